@@ -1,0 +1,95 @@
+"""Anyone's own rows: JSONL, CSV and Parquet files of factoids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid, make_factoid
+from memprobe.sources.rows import BadRow, BadRows, Row, read_rows, text_of, texts_of
+
+PROMPTS = ("prompt", "question")
+ANSWERS = ("answer", "answers")
+_BREAKS = ("\u2028", "\u2029", "\x85")
+
+
+def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
+    """Factoids of a JSONL, CSV or Parquet file, in order, repeated rows included.
+
+    Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
+    are aliases; optional ``aliases``, ``relation``, ``id``, ``subject``, ``popularity`` and ``source``. In a CSV
+    a list is written as JSON. A row keeps its own ``id``; its source is its ``source`` column or ``file``.
+
+    Raises:
+        MemprobeError: the file cannot be read or has no rows, one id stands twice, or a bad row under the
+            policy ``fail``.
+    """
+    places: dict[str, str] = {}
+    factoids = []
+    for row, factoid in _factoids(path, bad):
+        if row.columns.get("id") is not None:
+            if factoid.id in places:
+                raise MemprobeError(
+                    f"{row.where}: the id {factoid.id!r} stands at {places[factoid.id]} already"
+                )
+            places[factoid.id] = row.where
+        factoids.append(factoid)
+    if not factoids:
+        raise MemprobeError(f'{path}: no rows; give one fact a line, such as {{"prompt": …, "answer": …}}')
+    return factoids
+
+
+def _factoids(path: Path, bad: BadRows) -> Iterator[tuple[Row, Factoid]]:
+    for row in read_rows(path, bad):
+        try:
+            yield row, factoid_of(row.columns)
+        except (BadRow, MemprobeError) as problem:
+            bad.add(row.where, str(problem))
+
+
+def factoid_of(columns: dict[str, Any]) -> Factoid:
+    """One row of a file as a factoid.
+
+    Raises:
+        BadRow: a field is missing, empty, of a wrong type, or breaks a line inside the prompt or the answer.
+    """
+    answers = texts_of(columns, *ANSWERS)
+    aliases = texts_of(columns, "aliases") if columns.get("aliases") not in (None, [], "", "[]") else []
+    return make_factoid(
+        one_line(text_of(columns, *PROMPTS), "the prompt"),
+        one_line(answers[0], "the answer"),
+        optional(columns, "source") or "file",
+        aliases=[*answers[1:], *aliases],
+        relation=optional(columns, "relation"),
+        subject=optional(columns, "subject"),
+        popularity=_number(columns, "popularity"),
+        id=optional(columns, "id"),
+    )
+
+
+def one_line(text: str, field: str) -> str:
+    """The text as it is.
+
+    Raises:
+        BadRow: it holds a separator that some programs read as the end of a line, e.g. U+2028.
+    """
+    for character in _BREAKS:
+        if character in text:
+            raise BadRow(f"{field} holds the line separator U+{ord(character):04X}")
+    return text
+
+
+def optional(columns: dict[str, Any], name: str) -> str | None:
+    """A column's text, or None where the row has none."""
+    return None if columns.get(name) in (None, "") else text_of(columns, name)
+
+
+def _number(columns: dict[str, Any], name: str) -> float | None:
+    if (text := optional(columns, name)) is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRow(f"{name!r} is {text!r}, not a number") from None
