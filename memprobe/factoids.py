@@ -192,7 +192,9 @@ class Template:
         if not whole.startswith(context):  # some templates render the turn without the generation prompt
             start = whole.rfind(answer)
         if whole[start : start + len(answer)] != answer:
-            raise MemprobeError("template 'chat': the chat template does not place the answer after the prompt")
+            raise MemprobeError(
+                "template 'chat': the chat template does not place the answer after the prompt"
+            )
         return Rendered(whole[:start], answer, whole[start + len(answer) :] or None)
 
 

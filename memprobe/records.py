@@ -16,6 +16,7 @@ Every join is by id. No torch here: these tables open on any laptop.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -47,6 +48,7 @@ RECORDS = pl.Schema(
         "log_prob": pl.Float32,  # nats
         "entropy": pl.Float32,  # nats
         "top1": pl.Int32,
+        "ties": pl.Int32,  # other tokens with exactly the answer's logit
     }
 )
 CONTROLS = pl.Schema({**KEYS, "control": pl.String, "rank": pl.Int32})
@@ -118,8 +120,13 @@ class Probe:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Text of every token id that occurs in the records."""
+        """Text of every token id that occurs in the records; where tokenizers differ, see :meth:`token_text`."""
         return {int(key): text for key, text in self.run.get("tokens", {}).items()}
+
+    def token_text(self, label: str, token_id: int) -> str:
+        """Text of a token id as a checkpoint's own tokenizer writes it."""
+        own = self.run["checkpoints"][label].get("tokens", {})
+        return own.get(str(token_id), self.run["tokens"][str(token_id)])
 
     @property
     def n_layers(self) -> dict[str, int]:
@@ -132,13 +139,16 @@ class Probe:
         Raises:
             MemprobeError: the table is missing, truncated, or of another schema.
         """
-        if table not in TABLES:
-            raise ValueError(f"no table {table!r}")
-        files = [self.path / f"{table}.parquet", *sorted(self.path.glob(f"parts/*/{table}-*.parquet"))]
-        files = [file for file in files if file.exists()]
-        if not files:
-            raise MemprobeError(f"{self.path}: no {table}.parquet, so this is no probe directory")
-        return pl.concat([_scan(file, TABLES[table]) for file in files])
+        schema = TABLES[table]
+        whole = self.path / f"{table}.parquet"
+        if table == "factoids":
+            return _scan(whole, schema)
+        finished = [label for label, entry in self.run["checkpoints"].items() if entry["complete"]]
+        frames = [_scan(whole, schema).filter(pl.col("checkpoint").is_in(finished))] if finished else []
+        for label in self.run["checkpoints"]:
+            if label not in finished:
+                frames += [_scan(file, schema) for file in part_files(self.path, label, table)]
+        return pl.concat([pl.LazyFrame(schema=schema), *frames])
 
     def _read(self, table: str) -> pl.DataFrame:
         return self.scan(table).collect()
@@ -152,13 +162,25 @@ def open_probe(path: str | Path) -> Probe:
     """
     path = Path(path)
     if not (path / "run.json").exists():
-        raise MemprobeError(f"{path}: no run.json, so this is no probe directory (memprobe layers --out makes one)")
+        raise MemprobeError(
+            f"{path}: no run.json, so this is no probe directory (memprobe layers --out makes one)"
+        )
     run = read_json(path / "run.json")
     if run.get("schema") != SCHEMA_VERSION:
         raise MemprobeError(
             f"{path}: written under schema {run.get('schema')!r}, this memprobe reads {SCHEMA_VERSION}; probe again"
         )
     return Probe(path, run)
+
+
+def part_files(path: Path, label: str, table: str) -> list[Path]:
+    """The finished batches of a checkpoint under way, in order."""
+    return sorted(parts_dir(path, label).glob(f"{table}-*.parquet"))
+
+
+def parts_dir(path: Path, label: str) -> Path:
+    """Where a checkpoint's finished batches wait; a label may hold characters that a file name may not."""
+    return path / "parts" / hashlib.sha256(label.encode()).hexdigest()[:12]
 
 
 def factoids_frame(factoids: Iterable[Factoid]) -> pl.DataFrame:
@@ -171,11 +193,15 @@ def factoids_frame(factoids: Iterable[Factoid]) -> pl.DataFrame:
 
 def factoids_from_frame(frame: pl.DataFrame) -> list[Factoid]:
     """The inverse of :func:`factoids_frame`."""
-    return [Factoid(**(row | {"aliases": tuple(row["aliases"] or ())})) for row in frame.iter_rows(named=True)]
+    return [
+        Factoid(**(row | {"aliases": tuple(row["aliases"] or ())})) for row in frame.iter_rows(named=True)
+    ]
 
 
 def _scan(path: Path, schema: pl.Schema) -> pl.LazyFrame:
     """A Parquet file whose columns are checked against its schema before anything is read."""
+    if not path.exists():
+        raise MemprobeError(f"{path}: missing, so this probe directory is incomplete")
     try:
         found = pl.read_parquet_schema(path)
     except Exception as error:  # polars raises several kinds for a torn file

@@ -1,0 +1,423 @@
+"""A checkpoint becomes a model whose residual stream can be read at every depth.
+
+    load(spec) ─> Hugging Face model + tokenizer ─wrap─> LensModel: blocks, the Logit Lens, checked
+
+The blocks and what the model applies after them are found by watching one forward pass, so that no family
+needs code of its own; what was found is then held against the model's own logits, and a model that cannot be
+reproduced is refused. :func:`to_bridge` gives the same model to TransformerLens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from memprobe.checkpoints import Checkpoint, fingerprint, resolve
+from memprobe.errors import MemprobeError
+from memprobe.lenses import LogitLens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHECK_TEXT = "The capital of France is Paris, and 12 + 7 = 19."
+ATOL = 1e-4
+"""Largest difference allowed between lens and model in fp32; see :func:`tolerance`."""
+
+
+@dataclass(frozen=True)
+class LensModel:
+    """A model that can be read at every depth.
+
+    Attributes:
+        model: the Hugging Face causal LM, in eval mode.
+        tokenizer: its tokenizer.
+        blocks: the transformer blocks, in order; depth d is the residual stream after ``blocks[d - 1]``.
+        lens: the model's own readout.
+        label: its name in tables.
+        fingerprint: of its weights.
+        difference: largest |lens − model| over the logits of the check prompt.
+        checkpoint: where it came from; ``None`` for a model handed over in memory.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blocks: list[nn.Module]
+    lens: LogitLens
+    label: str
+    fingerprint: str
+    difference: float
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """The depth of the model's own readout."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return int(self.lens.unembedding.weight.shape[0])
+
+    @property
+    def max_length(self) -> int | None:
+        """The context in tokens; ``None`` where the architecture names none (ALiBi)."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def pad_id(self) -> int:
+        """A token to fill batches with. Any will do: padded positions are never read."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """``auto`` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        MemprobeError: no such device here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise MemprobeError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is fp32 on a CPU and bf16 on an accelerator.
+
+    Raises:
+        MemprobeError: unknown name.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in names:
+        raise MemprobeError(f"--dtype {dtype}: choose auto, {', '.join(names)}")
+    return names[dtype]
+
+
+def load(
+    checkpoint: str | Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LensModel:
+    """Loads a checkpoint and checks that it can be read.
+
+    Raises:
+        MemprobeError: the files are missing, torn or incomplete, the weights are not finite, or the readout
+            cannot be reproduced.
+    """
+    if isinstance(checkpoint, str):
+        checkpoint = resolve(checkpoint, allow_pickle=allow_pickle)
+    where = choose_device(device)
+    model, tokenizer = load_pretrained(checkpoint, choose_dtype(dtype, where), trust_remote_code)
+    return wrap(
+        model.to(where),
+        tokenizer,
+        label=checkpoint.label,
+        weights_fingerprint=fingerprint(checkpoint),
+        checkpoint=checkpoint,
+    )
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label: str = "model",
+    weights_fingerprint: str | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> LensModel:
+    """Makes a model in memory readable at every depth.
+
+    Args:
+        weights_fingerprint: computed from the weights where it is not given.
+
+    Raises:
+        MemprobeError: not a causal LM, weights that are not finite, or a readout that does not equal the
+            model's own logits.
+    """
+    with evaluating(model):
+        _check_finite(model, label)
+        blocks, parent = _blocks(model, label)
+        ids = _check_ids(tokenizer, model)
+        residual, logits, final = _watch(model, ids, blocks, parent, label)
+        lens = LogitLens.of(model, final)
+        difference = _compare(lens, residual, logits, model, label)
+    return LensModel(
+        model=model,
+        tokenizer=tokenizer,
+        blocks=blocks,
+        lens=lens,
+        label=label,
+        fingerprint=weights_fingerprint or fingerprint_model(model),
+        difference=difference,
+        checkpoint=checkpoint,
+    )
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a model's tensors, tied ones once."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def to_bridge(lens_model: LensModel) -> Any:
+    """The same weights as a TransformerLens ``TransformerBridge``: one vocabulary of hook points for every
+    architecture, and the way into interventions."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    path = str(lens_model.checkpoint.path) if lens_model.checkpoint else lens_model.model.config.name_or_path
+    return TransformerBridge.boot_transformers(
+        path, hf_model=lens_model.model, tokenizer=lens_model.tokenizer, device=lens_model.device
+    )
+
+
+def load_pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The Hugging Face model and tokenizer of a checkpoint, adapters merged.
+
+    Raises:
+        MemprobeError: they cannot be loaded, or weights are missing from the files.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
+    options["trust_remote_code"] = trust_remote_code
+    if checkpoint.kind == "adapter":
+        assert checkpoint.base is not None
+        model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
+        return _merge_adapter(model, checkpoint.path), tokenizer
+    with _quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                dtype=dtype,
+                use_safetensors=checkpoint.kind == "weights" or None,
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # transformers raises many kinds; every one means these files are unusable
+            raise MemprobeError(
+                f"{checkpoint.spec}: cannot be loaded as a causal LM ({_line(error)})"
+            ) from error
+        if missing := sorted(info["missing_keys"]):
+            raise MemprobeError(
+                f"{checkpoint.spec}: {len(missing)} weights are missing, the first is {missing[0]}"
+            )
+        if wrong := sorted(info["mismatched_keys"]):
+            raise MemprobeError(f"{checkpoint.spec}: the shape of {wrong[0]} does not fit config.json")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **options)
+        except Exception as error:
+            raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer ({_line(error)})") from error
+    return model, tokenizer
+
+
+def convert_gguf(source: Path, target: Path) -> None:
+    """Writes a GGUF file as a Hugging Face directory with dequantised fp32 weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar obeys no option
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        # The weights are plain fp32 now; only these marks make save_pretrained refuse.
+        del model.config.quantization_config
+        for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+            if mark in model.__dict__:
+                delattr(model, mark)
+        tokenizer.save_pretrained(target)
+        model.save_pretrained(target)
+
+
+def tolerance(logits: Float[Tensor, "..."], dtype: torch.dtype) -> float:
+    """How far lens and model may differ: fp32 rounding of large logits, or the model's own low precision."""
+    largest = float(logits.abs().max())
+    return max(ATOL, 1e-5 * largest) if dtype == torch.float32 else 0.02 * max(1.0, largest)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; a model in training goes back to training."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def residual_hooks(blocks: list[nn.Module], receive: Any) -> Iterator[None]:
+    """Calls ``receive(depth, residual [batch, position, d_model])`` for depths 0 … n_layers in a forward pass."""
+
+    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        receive(0, args[0] if args else kwargs["hidden_states"])
+
+    def leaving(depth: int) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            receive(depth, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
+    handles += [block.register_forward_hook(leaving(depth)) for depth, block in enumerate(blocks, 1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its output head: a forward pass through it computes no logits."""
+    return model.base_model
+
+
+def _blocks(model: PreTrainedModel, label: str) -> tuple[list[nn.Module], nn.Module]:
+    """The transformer blocks, and the module that holds their list."""
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if not found:
+        raise MemprobeError(f"{label}: {type(model).__name__} has no list of {n_layers} transformer blocks")
+    name, blocks = min(found, key=lambda item: item[0].count("."))
+    return list(blocks), model.get_submodule(name.rpartition(".")[0])
+
+
+def _watch(
+    model: PreTrainedModel, ids: Tensor, blocks: list[nn.Module], parent: nn.Module, label: str
+) -> tuple[Tensor, Tensor, list[nn.Module]]:
+    """One forward pass: the last residual stream, the logits, and the modules called after the last block."""
+    streams: dict[int, Tensor] = {}
+    order: list[nn.Module] = []
+    handles = [
+        child.register_forward_hook(lambda module, _, __: order.append(module))
+        for child in parent.children()
+        if child is not blocks and not isinstance(child, nn.ModuleList)
+    ]
+    handles.append(blocks[-1].register_forward_hook(lambda module, _, __: order.append(module)))
+    try:
+        with residual_hooks(blocks, streams.__setitem__):
+            logits = model(input_ids=ids, use_cache=False).logits
+    except (AttributeError, KeyError, TypeError) as error:
+        raise MemprobeError(
+            f"{label}: {type(model).__name__} is not a plain causal LM ({_line(error)})"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(streams) != len(blocks) + 1:
+        raise MemprobeError(
+            f"{label}: {type(model).__name__} does not call each of its blocks once, in order"
+        )
+    return streams[len(blocks)], logits, order[order.index(blocks[-1]) + 1 :]
+
+
+def _compare(lens: LogitLens, residual: Tensor, logits: Tensor, model: PreTrainedModel, label: str) -> float:
+    if not torch.isfinite(logits).all():
+        raise MemprobeError(f"{label}: the model's logits are not finite on the check prompt")
+    try:
+        read = lens(residual)
+        difference = float((read - logits.float()).abs().max())
+    except RuntimeError as error:
+        raise MemprobeError(
+            f"{label}: the readout of {type(model).__name__} cannot be rebuilt ({_line(error)})"
+        ) from error
+    if difference > tolerance(logits, model.dtype):
+        raise MemprobeError(
+            f"{label}: the lens does not equal the logits of {type(model).__name__} at full depth "
+            f"(largest difference {difference:.2g}), so its depths would be read wrongly"
+        )
+    return difference
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tensor:
+    ids = tokenizer.encode(CHECK_TEXT)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids)
+    largest = model.get_input_embeddings().weight.shape[0]
+    if not ids or max(ids) >= largest:
+        raise MemprobeError(
+            f"the tokenizer does not belong to this model (id {max(ids, default=0)} of {largest})"
+        )
+    return torch.tensor([ids[:limit]], device=model.device)
+
+
+def _check_finite(model: nn.Module, label: str) -> None:
+    for name, parameter in model.named_parameters():
+        # A sum is finite only if every term is, and needs no second tensor; overflow is then looked at closely.
+        if not torch.isfinite(parameter.detach().float().sum()) and not torch.isfinite(parameter).all():
+            raise MemprobeError(f"{label}: the weights hold NaN or infinity, first in {name}")
+
+
+def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    except Exception as error:
+        raise MemprobeError(f"{path}: the adapter does not fit its base model ({_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without progress bars and load reports: errors come as exceptions."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

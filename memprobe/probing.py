@@ -1,0 +1,314 @@
+"""Checkpoints × factoids → a probe directory: resumable, appendable, always readable.
+
+A checkpoint under way leaves finished batches in ``parts/``; when it is complete they are merged into the
+three tables, and only then does ``run.json`` call it complete. Killed at any moment, the same call goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe import __version__
+from memprobe.checkpoints import Checkpoint, Manifest, fingerprint, resolve
+from memprobe.errors import MemprobeError
+from memprobe.factoids import TOKENISATION, Factoid, Template, TokenRule, factoids_hash
+from memprobe.records import (
+    SCHEMA_VERSION,
+    TABLES,
+    Probe,
+    factoids_frame,
+    open_probe,
+    part_files,
+    parts_dir,
+    write_json,
+    write_parquet,
+)
+
+if TYPE_CHECKING:
+    from memprobe.capture import BatchSize, Tables
+    from memprobe.lenses import LogitLens
+    from memprobe.models import LensModel
+
+FLUSH_SECONDS = 20
+"""At most so much work is lost when a probe is killed."""
+
+_PACKAGES = ("torch", "transformers", "transformer-lens", "polars")
+_SAME = ("lens", "readout", "template", "tokenisation", "dtype", "seed", "factoids", "intrusions")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (label, factoids done, factoids in all)."""
+
+
+def probe(
+    checkpoints: Sequence[str | Checkpoint | LensModel],
+    factoids: Sequence[Factoid],
+    out: str | Path,
+    *,
+    template: str = "plain",
+    readout: str | Checkpoint | LensModel | None = None,
+    intrusions: Mapping[str, Sequence[Factoid]] | None = None,
+    k: int = 10,
+    token: TokenRule = "first",
+    batch_size: BatchSize = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    steps: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+) -> Probe:
+    """Probes checkpoints into a directory, one model in memory at a time.
+
+    A directory that already holds checkpoints probed in the same way keeps them; finished ones are not
+    probed again, so that the same call continues a killed one and further checkpoints can be added.
+
+    Args:
+        checkpoints: specs, resolved checkpoints, or models in memory.
+        factoids: what is asked.
+        out: the probe directory.
+        template: see :class:`memprobe.factoids.Template`.
+        readout: reads every checkpoint with this one's norm and unembedding instead of its own.
+        intrusions: by name, factoids whose answers are watched for.
+        k: the top-k of the summary.
+        token: the token rule of the summary.
+        batch_size: factoids a batch.
+        seed: of the shuffled controls.
+        allow_pickle, trust_remote_code: see :mod:`memprobe.models`.
+        steps: training steps by label, for probes along a training run.
+        progress: told of every batch.
+
+    Raises:
+        MemprobeError: bad input, ``out`` holds something else, or it cannot be written.
+    """
+    from memprobe import models
+    from memprobe.capture import capture_batches, plan_capture
+
+    out = Path(out)
+    parsed = Template.parse(template)
+    where = models.choose_device(device)
+    precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
+
+    def loaded(checkpoint: str | Checkpoint | LensModel) -> LensModel:
+        if isinstance(checkpoint, models.LensModel):
+            return checkpoint
+        return models.load(
+            checkpoint,
+            device=str(where),
+            dtype=precision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+
+    named = [
+        resolve(item, allow_pickle=allow_pickle) if isinstance(item, str) else item for item in checkpoints
+    ]
+    in_memory = [item for item in named if isinstance(item, models.LensModel)]
+    if in_memory:
+        precision = str(in_memory[0].model.dtype).removeprefix("torch.")
+    other = None if readout is None else loaded(readout)
+    run = _open_or_start(
+        out,
+        {
+            "schema": SCHEMA_VERSION,
+            "memprobe": __version__,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "lens": "logit",
+            "readout": "own" if other is None else other.label,
+            "template": parsed.name,
+            "tokenisation": TOKENISATION,
+            "dtype": precision,
+            "seed": seed,
+            "factoids": _describe(factoids),
+            "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
+            "k": k,
+            "token": token,
+            "checkpoints": {},
+            "tokens": {},
+        },
+        factoids,
+    )
+    for item in named:
+        mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
+        entry = run["checkpoints"].get(item.label)
+        if entry is not None and (entry["fingerprint"], entry["readout_fingerprint"]) != (
+            mark,
+            other.fingerprint if other else mark,
+        ):
+            raise MemprobeError(
+                f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
+            )
+        if entry is not None and entry["complete"]:
+            continue
+        lens_model = loaded(item)
+        _check_readout(lens_model, other)
+        plan = plan_capture(lens_model, factoids, parsed, intrusions=intrusions, seed=seed)
+        if entry is None:
+            entry = _entry(lens_model, other, (steps or {}).get(item.label))
+            run["checkpoints"][item.label] = entry
+            write_json(run, out / "run.json")
+        writer = _Parts(out, item.label)
+        if progress is not None:
+            progress(item.label, len(writer.done), len(plan.items))
+        batches = capture_batches(
+            lens_model,
+            plan,
+            readout=other.lens if other else None,
+            batch_size=batch_size,
+            done=frozenset(writer.done),
+        )
+        try:
+            for tables in batches:
+                writer.add(tables)
+                if progress is not None:
+                    progress(item.label, len(writer.done), len(plan.items))
+        finally:
+            writer.flush()  # what is finished stays, also after Ctrl-C
+        _finish(out, run, lens_model)
+        del lens_model  # one model at a time
+    summarise_run(out, run)
+    return open_probe(out)
+
+
+def summarise_run(out: Path, run: dict[str, Any]) -> None:
+    """Writes ``summary.json`` from the tables."""
+    from memprobe.statistics import summarise
+
+    opened = Probe(out, run)
+    checkpoints = summarise(opened, k=run["k"], token=run["token"])
+    summary = {"schema": SCHEMA_VERSION, "k": run["k"], "token": run["token"], "checkpoints": checkpoints}
+    write_json(summary, out / "summary.json")
+
+
+class _Parts:
+    """Collects batches and writes them out every :data:`FLUSH_SECONDS`."""
+
+    def __init__(self, out: Path, label: str):
+        self.out, self.label = out, label
+        self.waiting: list[Tables] = []
+        self.flushed = time.monotonic()
+        finished = part_files(out, label, "outcomes")
+        self.number = len(finished)
+        self.done = {name for file in finished for name in pl.read_parquet(file)["factoid"]}
+
+    def add(self, tables: Tables) -> None:
+        self.waiting.append(tables)
+        self.done |= set(tables.outcomes["factoid"])
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        from memprobe.capture import Tables
+
+        if self.waiting:
+            merged = Tables.concat(self.waiting)
+            for table in ("records", "controls", "outcomes"):  # outcomes last: they say that a part is whole
+                file = parts_dir(self.out, self.label) / f"{table}-{self.number:06}.parquet"
+                write_parquet(getattr(merged, table), file)
+            self.number += 1
+            self.waiting = []
+        self.flushed = time.monotonic()
+
+
+def _finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
+    """Merges a checkpoint's parts into the tables, then calls it complete."""
+    label = lens_model.label
+    for table in ("records", "controls", "outcomes"):
+        whole = out / f"{table}.parquet"
+        old = [pl.scan_parquet(whole).filter(pl.col("checkpoint") != label)] if whole.exists() else []
+        new = [pl.scan_parquet(file) for file in part_files(out, label, table)]
+        write_parquet(pl.concat([pl.LazyFrame(schema=TABLES[table]), *old, *new]), whole)
+    entry = run["checkpoints"][label]
+    texts = _token_texts(out, lens_model)
+    shared = run["tokens"]
+    entry["tokens"] = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
+    entry["complete"] = True
+    write_json(run, out / "run.json")
+    shutil.rmtree(parts_dir(out, label), ignore_errors=True)
+    if not any((out / "parts").glob("*")):
+        shutil.rmtree(out / "parts", ignore_errors=True)
+
+
+def _token_texts(out: Path, lens_model: LensModel) -> dict[str, str]:
+    own = pl.col("checkpoint") == lens_model.label
+    records = pl.scan_parquet(out / "records.parquet").filter(own)
+    controls = pl.scan_parquet(out / "controls.parquet").filter(own)
+    columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
+    ids = pl.concat(columns).unique().sort("id").collect()["id"].to_list()
+    texts = lens_model.tokenizer.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
+    return {str(index): text for index, text in zip(ids, texts, strict=True)}
+
+
+def _open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]) -> dict[str, Any]:
+    """The run.json to go on with.
+
+    Raises:
+        MemprobeError: ``out`` was probed otherwise, or holds other files.
+    """
+    if (out / "run.json").exists():
+        run = dict(open_probe(out).run)
+        for key in _SAME:
+            if run.get(key) != wanted[key]:
+                raise MemprobeError(
+                    f"{out}: probed with another {key} ({_short(run.get(key))}, now {_short(wanted[key])}); "
+                    "use another --out, or --fresh to start over"
+                )
+        return run | {key: wanted[key] for key in ("k", "token", "memprobe", "versions")}
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+    write_parquet(factoids_frame(factoids), out / "factoids.parquet")
+    write_json(wanted, out / "run.json")
+    return wanted
+
+
+def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> dict[str, Any]:
+    checkpoint = lens_model.checkpoint
+    manifest = checkpoint.manifest if checkpoint else None
+    return {
+        "spec": checkpoint.spec if checkpoint else None,
+        "note": checkpoint.note if checkpoint else None,
+        "architecture": type(lens_model.model).__name__,
+        "fingerprint": lens_model.fingerprint,
+        "readout_fingerprint": other.fingerprint if other else lens_model.fingerprint,
+        "n_layers": lens_model.n_layers,
+        "d_model": lens_model.d_model,
+        "vocab": lens_model.vocab_size,
+        "difference": lens_model.difference,
+        "manifest": _manifest_entry(manifest) if manifest else None,
+        "step": step,
+        "complete": False,
+    }
+
+
+def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
+    keys = ("arm", "seed", "stage", "stage_name", "steps", "template")
+    return {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
+
+
+def _check_readout(lens_model: LensModel, other: LensModel | None) -> None:
+    if other is None:
+        return
+    ours, theirs = (lens_model.d_model, lens_model.vocab_size), (other.d_model, other.vocab_size)
+    if ours != theirs:
+        raise MemprobeError(
+            f"--readout {other.label}: reads {theirs[0]} x {theirs[1]}, "
+            f"but {lens_model.label} is {ours[0]} x {ours[1]} (d_model x vocabulary)"
+        )
+
+
+def _describe(factoids: Sequence[Factoid]) -> dict[str, Any]:
+    sources = sorted({factoid.source for factoid in factoids})
+    return {"source": ", ".join(sources), "n": len(factoids), "hash": factoids_hash(factoids)}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "hash" in value:
+        return f"{value['n']} of {value['source']}, hash {value['hash'][:8]}"
+    return str(value)
