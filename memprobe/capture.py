@@ -11,7 +11,7 @@ position see what stands after it, so padding cannot reach a position that is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -164,7 +164,7 @@ def shuffled_answers(
             random = np.random.default_rng([seed, draw, number])
             place = dict(zip(values.tolist(), random.permutation(len(values)).tolist(), strict=True))
             within = random.permutation(len(group))
-            order = sorted(range(len(group)), key=lambda index: (place[int(firsts[index])], within[index]))  # noqa: B023
+            order = sorted(range(len(group)), key=lambda index: (place[int(firsts[index])], within[index]))
             last = len(group) - longest
             shift = int(random.integers(longest, last + 1)) if last >= longest else longest
             for position, index in enumerate(order):

@@ -331,9 +331,7 @@ def _from_hub(spec: str, allow_pickle: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = spec.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + list(
-        _PICKLES if allow_pickle else ()
-    )
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(_PICKLES if allow_pickle else ())]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

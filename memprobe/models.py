@@ -270,7 +270,7 @@ def convert_gguf(source: Path, target: Path) -> None:
         model.save_pretrained(target)
 
 
-def tolerance(logits: Float[Tensor, "..."], dtype: torch.dtype) -> float:
+def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
     """How far lens and model may differ: fp32 rounding of large logits, or the model's own low precision."""
     largest = float(logits.abs().max())
     return max(ATOL, 1e-5 * largest) if dtype == torch.float32 else 0.02 * max(1.0, largest)

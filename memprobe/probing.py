@@ -33,7 +33,6 @@ from memprobe.records import (
 
 if TYPE_CHECKING:
     from memprobe.capture import BatchSize, Tables
-    from memprobe.lenses import LogitLens
     from memprobe.models import LensModel
 
 FLUSH_SECONDS = 20

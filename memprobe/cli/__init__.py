@@ -7,10 +7,12 @@ One module per command. Heavy imports (torch, transformers, plotly) wait inside 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import Interrupted, MemprobeError
 
 app = typer.Typer(
     name="memprobe",
@@ -37,17 +39,28 @@ def _common(
     """Where, depth by depth, does a checkpoint hold the facts it memorised?"""
 
 
+@contextmanager
+def resumable(kept: object) -> Iterator[None]:
+    """Ctrl-C inside becomes one line that says where the finished part is.
+
+    Raises:
+        Interrupted: on Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted; what is finished is kept in {kept}, the same command goes on"
+        ) from error
+
+
 def main() -> None:
-    """Runs the command line; bad input becomes one line on standard error and exit code 2."""
+    """Runs the command line; bad input becomes one line on standard error and an exit code that is not 0."""
     try:
         app()
     except MemprobeError as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"memprobe: error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo("memprobe: interrupted; what is finished is kept, the same command goes on", err=True)
-        sys.exit(130)
+        word = "" if isinstance(error, Interrupted) else "error: "
+        typer.echo(f"memprobe: {word}{error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,107 @@
+"""Probes along anyone's training: a callback for ``transformers.Trainer``.
+
+trainer = Trainer(..., callbacks=[ProbeCallback(factoids, out="probes/run", every=100)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid, Template, TokenRule
+from memprobe.models import wrap
+from memprobe.probing import probe
+from memprobe.records import open_probe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProbeCallback(TrainerCallback):
+    """Probes given factoids every N steps and appends to one probe directory.
+
+    The checkpoint of step 200 is called ``NAME@200``; ``run.json`` has its step. Step 0, before training, and
+    the last step are always probed. Only the first process of a distributed run probes, and only models that
+    it holds whole.
+    """
+
+    def __init__(
+        self,
+        factoids: Sequence[Factoid],
+        out: str | Path,
+        *,
+        every: int,
+        name: str = "step",
+        template: str = "plain",
+        k: int = 10,
+        token: TokenRule = "first",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        """Makes a callback.
+
+        Args:
+            every: steps between two probes.
+            name: first part of the checkpoint labels.
+            tokenizer: the trainer's processing class where it is not given.
+
+        Raises:
+            MemprobeError: ``every`` is below 1, an unknown template, or no factoids.
+        """
+        if every < 1:
+            raise MemprobeError(f"every={every}: probe every 1 step or more")
+        if not factoids:
+            raise MemprobeError("there are no factoids to probe")
+        Template.parse(template)
+        self.factoids, self.out, self.every = factoids, Path(out), every
+        self.name, self.template, self.k, self.token = name, template, k, token
+        self.tokenizer = tokenizer
+        self.last = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probes before the first step."""
+        self._probe(state, kwargs)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probes every N steps."""
+        if state.global_step % self.every == 0:
+            self._probe(state, kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probes what training ended with."""
+        self._probe(state, kwargs)
+
+    def _probe(self, state: TrainerState, kwargs: dict[str, Any]) -> None:
+        if not state.is_world_process_zero or state.global_step == self.last:
+            return
+        self.last = state.global_step
+        tokenizer = self.tokenizer or kwargs.get("processing_class")
+        if tokenizer is None:
+            raise MemprobeError("ProbeCallback: give it a tokenizer, or give the Trainer a processing_class")
+        label = f"{self.name}@{state.global_step}"
+        if self._holds(label):  # a resumed run comes past steps that it has probed before
+            return
+        probe(
+            [wrap(kwargs["model"], tokenizer, label=label)],
+            self.factoids,
+            self.out,
+            template=self.template,
+            k=self.k,
+            token=self.token,
+            steps={label: state.global_step},
+        )
+
+    def _holds(self, label: str) -> bool:
+        if not (self.out / "run.json").exists():
+            return False
+        entry = open_probe(self.out).run["checkpoints"].get(label)
+        return entry is not None and entry["complete"]

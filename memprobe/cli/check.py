@@ -1,0 +1,79 @@
+"""``memprobe check``: can this checkpoint be read correctly?"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from memprobe.cli import app
+from memprobe.cli.options import AllowPickle, Checkpoints, Device, Dtype, TrustRemoteCode
+from memprobe.errors import MemprobeError
+
+
+@app.command()
+def check(
+    ckpt: Checkpoints,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Says whether checkpoints can be read correctly, and which hold the same weights.
+
+    A checkpoint passes when the lens at full depth equals the model's own logits on a real prompt.
+
+    Example: `memprobe check --ckpt smollm2-135m --ckpt runs/remix`
+    """
+    from memprobe.checkpoints import resolve_all
+    from memprobe.models import load
+
+    found = []
+    failures = 0
+    for checkpoint in resolve_all(ckpt, allow_pickle=allow_pickle):
+        entry: dict[str, object] = {"label": checkpoint.label, "spec": checkpoint.spec}
+        try:
+            model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        except MemprobeError as error:
+            found.append(entry | {"ok": False, "error": str(error)})
+            failures += 1
+            continue
+        entry |= {
+            "ok": True,
+            "architecture": type(model.model).__name__,
+            "depths": model.n_layers + 1,
+            "d_model": model.d_model,
+            "vocabulary": model.vocab_size,
+            "context": model.max_length,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "largest_difference": model.difference,
+            "fingerprint": model.fingerprint,
+            "note": checkpoint.note,
+            "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
+        }
+        found.append(entry)
+    same: dict[object, list[object]] = {}
+    for entry in found:
+        if entry["ok"]:
+            same.setdefault(entry["fingerprint"], []).append(entry["label"])
+    groups = [labels for labels in same.values() if len(labels) > 1]
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "checkpoints": found, "same_weights": groups}, indent=1))
+    else:
+        _print(found, groups)
+    if failures:
+        raise MemprobeError(f"{failures} of {len(found)} checkpoints cannot be read")
+
+
+def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
+    for entry in found:
+        typer.echo(entry["label"])
+        for key, value in entry.items():
+            if key != "label" and value is not None:
+                name = "can be read" if key == "ok" else key.replace("_", " ")
+                text = {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
+                typer.echo(f"  {name:20}{text}")
+    for labels in groups:
+        typer.echo(f"same weights: {', '.join(map(str, labels))}")

@@ -1,0 +1,264 @@
+"""``memprobe layers``: the main job, probing checkpoints on factoids."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memprobe.cli import app, resumable
+from memprobe.cli.options import AllowPickle, Checkpoints, Device, Dtype, TrustRemoteCode
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from memprobe.checkpoints import Checkpoint
+    from memprobe.factoids import Factoid
+    from memprobe.records import Probe
+
+
+class TokenChoice(StrEnum):
+    """The token rules; see the README."""
+
+    first = "first"
+    all = "all"
+    last = "last"
+
+
+@app.command()
+def layers(
+    ckpt: Checkpoints,
+    factoids: Annotated[
+        str | None,
+        typer.Option(
+            help="known, kvr:N, a dataset's name (memprobe sources), or a JSONL/CSV/Parquet file with "
+            "prompt|question and answer|answers. [default: what the checkpoint was trained on, else known]",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.")] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="A depth holds an answer whose rank is below this.")
+    ] = 10,
+    token: Annotated[
+        TokenChoice, typer.Option(help="Which answer tokens must be in the top k.")
+    ] = TokenChoice.first,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="plain, tulu, chat, or a text with {prompt}, {answer} and perhaps {eos}. "
+            "[default: the checkpoints' own, else plain]",
+            show_default=False,
+        ),
+    ] = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Read every checkpoint with this one's final norm and unembedding: "
+            "fine-tuning moves them, so a claim about placement must hold in both.",
+        ),
+    ] = None,
+    intrusion: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FACTOIDS", help="Also watch for the answers of another dataset (e.g. of stage 2)."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of the sample and of the shuffled answers.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Probes checkpoints: at which depth do the answers to factoids become readable?
+
+    Prints exact match, recall@k by depth beside its shuffled-answer level, first occurrence (LoF), settled
+    depth and diversity, and writes a probe directory with the records and an interactive report.
+
+    Examples:
+
+    `memprobe layers --ckpt smollm2-135m`
+
+    `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --factoids facts.jsonl --template chat`
+    """
+    if top_k < 1:
+        raise MemprobeError(f"--top-k {top_k}: at least 1")
+    if n is not None and n < 1:
+        raise MemprobeError(f"--n {n}: at least 1")
+    size = _batch_size(batch_size)
+    from memprobe.checkpoints import common_template, resolve_all
+
+    with _status("finding checkpoints"):
+        checkpoints = resolve_all(ckpt, allow_pickle=allow_pickle)
+        chosen_template = template or common_template(checkpoints) or "plain"
+        asked = _factoids(factoids, checkpoints, n, seed, data_dir)
+        watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
+    out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
+    if fresh:
+        _delete_probe(out)
+    from memprobe.probing import probe
+    from memprobe.records import replacing
+
+    with resumable(out), _Bars() as bars:
+        found = probe(
+            checkpoints,
+            asked,
+            out,
+            template=chosen_template,
+            readout=readout,
+            intrusions=watched,
+            k=top_k,
+            token=token.value,
+            batch_size=size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            progress=bars.update,
+        )
+    from memprobe.dashboard import write_report
+
+    with _status("writing the report"), replacing(out / "report.html") as path:
+        write_report(found, path)
+    if as_json:
+        typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
+    else:
+        from memprobe.cli.tables import print_summary
+
+        print_summary(found)
+    _say_where(found, out)
+
+
+def _factoids(
+    name: str | None, checkpoints: list[Checkpoint], n: int | None, seed: int, data_dir: Path | None
+) -> list[Factoid]:
+    from memprobe.sources import load_factoids
+
+    if name is None:
+        manifests = [checkpoint.manifest for checkpoint in checkpoints if checkpoint.manifest]
+        files = {str(manifest.stage_factoids()): manifest.data["stages"][0]["hash"] for manifest in manifests}
+        if len(set(files.values())) > 1:
+            raise MemprobeError(
+                "the checkpoints were trained on different factoids in stage 1; give --factoids"
+            )
+        name = next(iter(files), "known")
+    return load_factoids(name, n=n, seed=seed, data_dir=data_dir)
+
+
+def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:
+    from memprobe.sources import load_factoids
+
+    name, _, source = text.partition("=")
+    if not name or not source:
+        raise MemprobeError(f"--intrusion {text!r}: write NAME=FACTOIDS, as in lama=d_b.jsonl")
+    return name, load_factoids(source, seed=seed, data_dir=data_dir)
+
+
+def _batch_size(text: str) -> Any:
+    if text == "auto":
+        return "auto"
+    if not text.isdigit() or int(text) < 1:
+        raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
+    return int(text)
+
+
+def _slug(label: str) -> str:
+    return "".join(char if char.isalnum() or char in "._" else "-" for char in label)
+
+
+def _delete_probe(out: Path) -> None:
+    """Deletes the files of a probe, and nothing else."""
+    import shutil
+
+    from memprobe.records import TABLES
+
+    names = [f"{table}.parquet" for table in TABLES] + ["summary.json", "report.html", "run.json"]
+    if (out / "run.json").exists():
+        shutil.rmtree(out / "parts", ignore_errors=True)
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+
+
+def _say_where(found: Probe, out: Path) -> None:
+    incomplete = found.outcomes["error"].drop_nulls().len()
+    if incomplete:
+        typer.echo(
+            f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True
+        )
+    for label, entry in found.run["checkpoints"].items():
+        if entry["note"]:
+            typer.echo(f"note     {label}: {entry['note']}", err=True)
+    typer.echo(f"records  {out / 'records.parquet'}", err=True)
+    typer.echo(f"summary  {out / 'summary.json'}", err=True)
+    typer.echo(f"report   {out / 'report.html'}", err=True)
+
+
+def _status(text: str) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+class _Bars:
+    """A bar per checkpoint, with rate and time left, on standard error; plain lines where that is a file."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.starts: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, label: str, done: int, total: int) -> None:
+        import time
+
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(label, total=total, completed=done, rate="")
+            self.starts[label] = (time.monotonic(), done)
+            if done and done < total:
+                typer.echo(f"{label}: goes on after {done} of {total} factoids", err=True)
+            return
+        start, before = self.starts[label]
+        rate = f"{(done - before) / max(time.monotonic() - start, 1e-9):.0f}/s"
+        self.progress.update(self.tasks[label], completed=done, rate=rate)
+        if not self.console.is_terminal and done == total:
+            typer.echo(f"{label}: {total} factoids at {rate}", err=True)

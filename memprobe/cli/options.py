@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Checkpoints = Annotated[
+    list[str],
+    typer.Option(
+        "--ckpt",
+        metavar="[LABEL=]SPEC",
+        help="A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run "
+        "directory of `training`, a GGUF file, or smollm2-135m. Repeat it to compare.",
+        show_default=False,
+    ),
+]
+OneCheckpoint = Annotated[
+    str, typer.Option("--ckpt", metavar="SPEC", help="The checkpoint.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16, float16: the model's precision; the lens itself is always fp32."
+    ),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run model code that the checkpoint brings along.")
+]

@@ -1,0 +1,117 @@
+"""A probe's summary as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from memprobe.records import Probe
+
+
+def print_summary(probe: Probe) -> None:
+    """Prints one line per checkpoint, then recall and normalised frequency by depth."""
+    from rich.console import Console
+
+    summary = probe.summary
+    k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
+    facts = probe.run["factoids"]
+    console = Console()
+    console.print(
+        f"{facts['n']} factoids ({facts['source']}), template {probe.run['template']!r}, "
+        f"readout {probe.run['readout']}, a depth holds an answer when "
+        f"{_TOKENS[token]} in its top {k}; [95 % intervals]",
+        style="dim",
+        markup=False,
+    )
+    console.print(_headline(checkpoints))
+    console.print(_by_depth(checkpoints, k))
+
+
+_TOKENS = {
+    "first": "its first token is",
+    "last": "its last token is",
+    "all": "all of its tokens are",
+}
+
+
+def _headline(checkpoints: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for label in checkpoints:
+        table.add_column(Text(label), justify="right")
+    rows = {
+        "exact match": lambda e: _share(e, "exact_match"),
+        "exact tokens": lambda e: _share(e, "exact_tokens"),
+        "LoF, mean ± sd of those that occur": lambda e: _spread(e["lof"]),
+        "  never occurs": lambda e: _share(e["lof"], "never"),
+        "  mean with never as n_layers + 1": lambda e: _number(e["lof"], "restricted_mean"),
+        "  shuffled answers, mean ± sd": lambda e: _spread(e["shuffled_lof"]),
+        "  shuffled answers, never": lambda e: _share(e["shuffled_lof"], "never"),
+        "settled depth, mean ± sd": lambda e: _spread(e["settled"]),
+        "depths per factoid": lambda e: _number(e["diversity"], "depths_per_factoid"),
+        "effective number of layers": lambda e: _number(e["diversity"], "effective_layers"),
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(entry) for entry in checkpoints.values()))
+    return table
+
+
+def _by_depth(checkpoints: dict[str, Any], k: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("depth", justify="right")
+    ks = list(dict.fromkeys((1, k)))
+    for label in checkpoints:
+        prefix = f"{label}\n" if len(checkpoints) > 1 else ""
+        for one in ks:
+            table.add_column(Text(f"{prefix}recall@{one}"), justify="right")
+            table.add_column(Text("shuffled", "dim"), justify="right", style="dim", vertical="bottom")
+        table.add_column(Text(f"{prefix}normalised\nfrequency"), justify="right")
+    size = max(len(entry["recall"][str(k)]) for entry in checkpoints.values())
+    for depth in range(size):
+        cells = []
+        for entry in checkpoints.values():
+            for one in ks:
+                cells += [
+                    _at(entry["recall"][str(one)], depth, "{:.1%}"),
+                    _at(entry["shuffled"][str(one)], depth, "{:.1%}"),
+                ]
+            cells.append(_at([None, *entry["normalised_frequency"]], depth, "{:.3f}"))
+        table.add_row(str(depth), *cells)
+    return table
+
+
+def _at(values: list[float | None], depth: int, form: str) -> str:
+    value = values[depth] if depth < len(values) else None
+    return "–" if value is None else form.format(value)
+
+
+def _share(entry: dict[str, Any], name: str) -> str:
+    return _with_interval(entry, name, "{:.1%}")
+
+
+def _number(entry: dict[str, Any], name: str) -> str:
+    return _with_interval(entry, name, "{:.2f}")
+
+
+def _with_interval(entry: dict[str, Any], name: str, form: str) -> str:
+    value, low, high = (entry.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+
+
+def _spread(entry: dict[str, Any]) -> str:
+    if entry.get("mean") is None:
+        return "–"
+    sd = "–" if entry.get("sd") is None else f"{entry['sd']:.2f}"
+    return f"{entry['mean']:.2f} ± {sd}"

@@ -1,0 +1,81 @@
+"""One prompt, every position and depth: what ``memprobe lens`` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memprobe.capture import read_logits
+from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
+
+
+@dataclass(frozen=True)
+class PromptReading:
+    """A prompt read at every depth.
+
+    Attributes:
+        tokens: [position] the prompt's tokens.
+        top1: [depth][position] the most probable next token.
+        probability: [depth][position] its probability.
+        top: [depth] the top tokens after the last position, with probabilities.
+        answer_ranks: [depth][position] rank of the answer's first token; ``None`` without an answer.
+        answer_probability: [depth] its probability after the last position.
+    """
+
+    tokens: list[str]
+    top1: list[list[str]]
+    probability: list[list[float]]
+    top: list[list[tuple[str, float]]]
+    answer_ranks: list[list[int]] | None
+    answer_probability: list[float] | None
+
+
+def read_prompt(
+    lens_model: LensModel, prompt: str, *, answer: str | None = None, template: str = "plain", top_k: int = 5
+) -> PromptReading:
+    """Reads one prompt.
+
+    Raises:
+        MemprobeError: the prompt or answer cannot be tokenised, or exceeds the context.
+    """
+    tokenizer = lens_model.tokenizer
+    # Without an answer any will do to lay out the template: only the tokens before it are read.
+    item = tokenise(
+        make_factoid(prompt, answer if answer is not None else "a", "prompt"),
+        Template.parse(template),
+        tokenizer,
+        lens_model.max_length,
+    )
+    target = item.answer[0]
+    streams: dict[int, Tensor] = {}
+    ids = torch.tensor([item.prompt], device=lens_model.device)
+    with evaluating(lens_model.model):
+        with residual_hooks(lens_model.blocks, lambda depth, stream: streams.__setitem__(depth, stream[0])):
+            decoder_of(lens_model.model)(input_ids=ids, use_cache=False)
+        top1, probability, top, ranks, answer_probability = [], [], [], [], []
+        for depth in range(lens_model.n_layers + 1):
+            logits = lens_model.lens(streams[depth])
+            last = logits[-1].softmax(0)
+            best = last.topk(min(top_k, len(last)))
+            top.append(
+                [
+                    (tokenizer.decode([i]), p)
+                    for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                ]
+            )
+            answer_probability.append(float(last[target]))
+            probability.append(logits.softmax(1).amax(1).tolist())
+            reading = read_logits(logits, torch.full((len(logits), 1), target, device=logits.device))
+            ranks.append(reading.rank[:, 0].tolist())
+            top1.append(tokenizer.batch_decode([[i] for i in reading.top1.tolist()]))
+    return PromptReading(
+        tokens=tokenizer.batch_decode([[i] for i in item.prompt]),
+        top1=top1,
+        probability=probability,
+        top=top,
+        answer_ranks=ranks if answer is not None else None,
+        answer_probability=answer_probability if answer is not None else None,
+    )
