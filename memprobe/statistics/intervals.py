@@ -1,0 +1,137 @@
+"""Intervals: Wilson for shares, the bootstrap over factoids for all else, order statistics for medians.
+
+All are 95 % and two-sided. They speak of the checkpoints at hand; :mod:`memprobe.statistics.arms` is for
+claims about how checkpoints are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+LEVEL = 0.95
+_Z = float(special.ndtri(0.5 + LEVEL / 2))
+
+
+def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The score interval of a share (Wilson 1927), elementwise; NaN where ``n`` is 0."""
+    share, n = np.asarray(share, float), np.asarray(n, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = _Z**2 / n
+        centre = (share + spread / 2) / (1 + spread)
+        half = np.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    # At 0 and at 1 the interval ends exactly there; rounding must not push it past.
+    low, high = np.where(share == 0, 0.0, centre - half), np.where(share == 1, 1.0, centre + half)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """Bootstrap draws over ``n`` factoids, kept as how often each draw holds each factoid.
+
+    A statistic made of means then is one matrix product for all draws, and two checkpoints that are given
+    the same draws are compared factoid by factoid.
+
+    Attributes:
+        counts: uint8 [draw, factoid]; each row sums to ``n`` (multinomial).
+    """
+
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, n: int, *, draws: int = 10_000, seed: int = 0) -> Resamples:
+        """Draws under a seed."""
+        rng = np.random.default_rng(seed)
+        counts = np.empty((draws, n), np.uint8)
+        step = max(1, 4_000_000 // max(n, 1))
+        for start in range(0, draws, step):
+            rows = min(step, draws - start)
+            cells = (
+                rng.integers(0, n, (rows, n), dtype=np.int32) + n * np.arange(rows, dtype=np.int32)[:, None]
+            )
+            counts[start : start + rows] = np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n)
+        return cls(counts)
+
+    @property
+    def n(self) -> int:
+        """How many factoids."""
+        return self.counts.shape[1]
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """float64 [draw, column]: per draw, the sum of ``values`` [factoid, column] over its factoids."""
+        values = np.asarray(values, np.float64)
+        step = max(1, 4_000_000 // max(self.n, 1))
+        starts = range(0, len(self.counts), step)
+        return np.concatenate([self.counts[i : i + step].astype(np.float64) @ values for i in starts])
+
+    def interval(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:func:`percentile_interval` for this number of factoids."""
+        return percentile_interval(draws, self.n)
+
+
+def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The expanded percentile interval of bootstrap ``draws`` [draw, …] from a sample of ``n``.
+
+    The plain percentile interval is too narrow by about sqrt((n - 1) / n) and by the normal's quantile where
+    Student's belongs; the expanded one moves the percentiles out accordingly (Hesterberg 2015, "What Teachers
+    Should Know About the Bootstrap", section 5.3). Draws in which the statistic does not exist (NaN) are left
+    out. NaN for a sample of one.
+    """
+    draws = np.asarray(draws, float)
+    nothing = np.full(draws.shape[1:], np.nan)
+    if n < 2:
+        return nothing, nothing
+    tail = special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
+    if not np.isnan(draws).any():
+        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+        return low, high
+    exists = ~np.isnan(draws).all(axis=0)
+    low, high = nothing.copy(), nothing.copy()
+    if exists.any():
+        low[exists], high[exists] = np.nanquantile(draws[:, exists], [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def bootstrap_mean(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, low and high of each column of ``values`` [factoid, column]; NaN cells are left out."""
+    return bootstrap(values, resamples, lambda sums, counts: sums / counts)
+
+
+def bootstrap(
+    values: np.ndarray, resamples: Resamples, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value, low and high of ``statistic(sums, counts)``.
+
+    Both arguments are [draw, column]: the sums of the cells of ``values`` that are not NaN, and how many they
+    are; the statistic returns [draw, …]. The value itself comes from the sample taken once.
+    """
+    values = np.asarray(values, np.float64)
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = statistic(filled.sum(0)[None], present.sum(0)[None].astype(float))[0]
+        counts = present.sum(0)[None] if present.all() else resamples.sums(present)
+        low, high = resamples.interval(statistic(resamples.sums(filled), counts))
+    return value, low, high
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Median and the order statistics that enclose it with at least 95 % (Conover 1999, section 3.2).
+
+    Which order statistics they are follows from the binomial distribution alone, so no draws are needed. The
+    median is the lower one where the number of values is even, so that it is one of them; infinity is a value
+    like any other. NaN bounds where there are too few values (below 6) for any interval at this level.
+    """
+    values = np.sort(np.asarray(values, float))
+    n = len(values)
+    if n == 0:
+        return np.nan, np.nan, np.nan
+    median = float(values[(n - 1) // 2])
+    below = special.bdtr(np.arange(n // 2 + 1), n, 0.5)
+    outside = int((below <= (1 - LEVEL) / 2).sum())  # how many values each side stays clear of
+    if outside == 0:
+        return median, np.nan, np.nan
+    return median, float(values[outside - 1]), float(values[n - outside])

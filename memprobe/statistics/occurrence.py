@@ -1,0 +1,233 @@
+"""Where answers surface: first occurrence (LoF), settled depth, and how many depths hold them.
+
+Depth 0, the embedding, counts for none of these. A factoid that never gets into the top k has no first
+occurrence; the share of those stands beside every mean, and restricted means count it as n_layers + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.intervals import Resamples, bootstrap, median_interval, wilson
+
+DRAWS = 10_000
+
+
+def first_depth(held: np.ndarray) -> np.ndarray:
+    """First occurrence: the smallest depth >= 1 that holds the answer.
+
+    Args:
+        held: bool [factoid, depth 0 … n_layers].
+
+    Returns:
+        float64 [factoid]; NaN where there is none.
+    """
+    inner = held[:, 1:]
+    if inner.shape[1] == 0:
+        return np.full(len(held), np.nan)
+    return np.where(inner.any(1), inner.argmax(1) + 1.0, np.nan)
+
+
+def settled_depth(held: np.ndarray) -> np.ndarray:
+    """The smallest depth >= 1 from which every depth up to n_layers holds the answer.
+
+    Shapes as in :func:`first_depth`; NaN where the model's own readout does not hold it.
+    """
+    inner = held[:, 1:]
+    tail = np.logical_and.accumulate(inner[:, ::-1], axis=1).sum(1)
+    return np.where(tail > 0, inner.shape[1] + 1.0 - tail, np.nan)
+
+
+def restricted(depth: np.ndarray, n_layers: int) -> np.ndarray:
+    """Depths with "never" (NaN) as n_layers + 1: the restricted mean survival time at that horizon."""
+    return np.where(np.isnan(depth), n_layers + 1.0, depth)
+
+
+@dataclass(frozen=True, eq=False)
+class Occurrence:
+    """What :func:`occurrence` says, as arrays over one checkpoint's factoids.
+
+    Attributes:
+        factoids: ids.
+        n_layers: of the checkpoint.
+        lof: first occurrence, NaN = never.
+        settled: settled depth, NaN = never.
+        held: bool [factoid, depth].
+    """
+
+    factoids: np.ndarray
+    n_layers: int
+    lof: np.ndarray
+    settled: np.ndarray
+    held: np.ndarray
+
+    @classmethod
+    def of(cls, trajectory: Trajectories, k: int) -> Occurrence:
+        """From rank trajectories, at one k."""
+        held = trajectory.held(k)
+        return cls(trajectory.factoids, trajectory.n_layers, first_depth(held), settled_depth(held), held)
+
+    def select(self, rows: np.ndarray) -> Occurrence:
+        """Some of the factoids, by boolean mask or by row."""
+        parts = (self.lof[rows], self.settled[rows], self.held[rows])
+        return Occurrence(self.factoids[rows], self.n_layers, *parts)
+
+
+def occurrence(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+    """First occurrence, settled depth and number of depths (>= 1) that hold the answer, per factoid.
+
+    Returns:
+        [checkpoint, (control,) factoid, n_layers, lof, settled, n_depths]; null where there is none.
+    """
+    parts = []
+    for trajectory in trajectories(frame, token=token):
+        found = Occurrence.of(trajectory, k)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "checkpoint": [trajectory.checkpoint] * len(found.factoids),
+                    "control": [trajectory.control] * len(found.factoids),
+                    "factoid": found.factoids,
+                    "n_layers": np.full(len(found.factoids), found.n_layers),
+                    "lof": found.lof,
+                    "settled": found.settled,
+                    "n_depths": found.held[:, 1:].sum(1),
+                },
+                schema=_OCCURRENCE,
+                nan_to_null=True,
+            )
+        )
+    table = pl.concat(parts) if parts else pl.DataFrame(schema=_OCCURRENCE)
+    return table if "control" in frame.lazy().collect_schema() else table.drop("control")
+
+
+_OCCURRENCE = {
+    "checkpoint": pl.String,
+    "control": pl.String,
+    "factoid": pl.String,
+    "n_layers": pl.Int64,
+    "lof": pl.Int64,
+    "settled": pl.Int64,
+    "n_depths": pl.Int64,
+}
+
+
+def kaplan_meier(depth: np.ndarray, n_layers: int) -> pl.DataFrame:
+    """Share of factoids that have not surfaced by each depth (Kaplan & Meier 1958).
+
+    Censoring happens only at the end (a factoid that never surfaces is seen at every depth), so the estimator
+    is one minus the empirical share that has surfaced, and its interval is Wilson's.
+
+    Args:
+        depth: [factoid], NaN = never.
+
+    Returns:
+        [depth 0 … n_layers, at_risk, events, survival, low, high]
+    """
+    depths = np.arange(n_layers + 1)
+    events = np.array([(depth == d).sum() for d in depths])
+    n = len(depth)
+    at_risk = n - np.concatenate([[0], np.cumsum(events)[:-1]])
+    survival = 1 - np.cumsum(events) / n if n else np.full(n_layers + 1, np.nan)
+    low, high = wilson(survival, np.full(n_layers + 1, n))
+    columns = {"depth": depths, "at_risk": at_risk, "events": events, "survival": survival}
+    return pl.DataFrame(columns | {"low": low, "high": high}, nan_to_null=True)
+
+
+def median_depth(depth: np.ndarray) -> tuple[float, float, float]:
+    """Median and interval of a depth with "never" as infinity: the depth by which half has surfaced.
+
+    Infinite where half never do. By order statistics; see :func:`~memprobe.statistics.intervals.median_interval`.
+    """
+    return median_interval(np.where(np.isnan(depth), np.inf, depth))
+
+
+def effective_layers(frequency: np.ndarray) -> np.ndarray:
+    """exp of the entropy (nats) of a distribution over depths: the effective number of layers (Hill 1973).
+
+    Args:
+        frequency: [..., depth 1 … n_layers]; need not be normalised.
+
+    Returns:
+        [...]; NaN where nothing occurs.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = frequency / frequency.sum(-1, keepdims=True)
+        terms = np.where(share > 0, share * np.log(share), 0.0)
+    return np.where(frequency.sum(-1) > 0, np.exp(-terms.sum(-1)), np.nan)
+
+
+def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | None]:
+    """One row of :func:`placement`, without the checkpoint: ``None`` where a number does not exist."""
+    n = len(found.factoids)
+    row: dict[str, float | None] = {"n": n, "n_layers": found.n_layers}
+    for name, depth in (("lof", found.lof), ("settled", found.settled)):
+        centred = depth - found.n_layers / 2  # keeps the second moment well conditioned
+        moments = np.column_stack([centred, centred**2])
+        value, low, high = bootstrap(moments, resamples, _mean_and_sd)
+        for part, shift, position in (("mean", found.n_layers / 2, 0), ("sd", 0.0, 1)):
+            _put(row, f"{name}_{part}", *(float(edge[position]) + shift for edge in (value, low, high)))
+        horizon = restricted(depth, found.n_layers)
+        value, low, high = bootstrap(horizon[:, None], resamples, lambda sums, counts: sums / counts)
+        _put(row, f"{name}_restricted_mean", float(value[0]), float(low[0]), float(high[0]))
+        _put(row, f"{name}_median", *median_depth(depth))
+        _put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
+        if name == "lof":
+            _put_share(row, "share_only_full", depth == found.n_layers)
+    inner = found.held[:, 1:].astype(float)
+    value, low, high = bootstrap(
+        inner,
+        resamples,
+        lambda sums, counts: np.column_stack([(sums / counts).sum(1), effective_layers(sums)]),
+    )
+    for position, name in enumerate(("depths_per_factoid", "effective_layers")):
+        _put(row, name, *(float(edge[position]) for edge in (value, low, high)))
+    return row
+
+
+def placement(
+    frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str, draws: int = DRAWS, seed: int = 0
+) -> pl.DataFrame:
+    """Where a checkpoint's answers surface, in one row.
+
+    ``lof_mean`` and ``lof_sd`` (n - 1) are over the factoids that occur; ``lof_restricted_mean`` and
+    ``lof_median`` are over all, a median of null meaning that half never occur. ``share_only_full`` is the
+    share whose first occurrence is the model's own readout. ``settled_…`` are the same for the settled depth.
+    ``depths_per_factoid`` counts depths >= 1 that hold an answer; ``effective_layers`` is
+    exp(entropy of the normalised frequency).
+
+    Returns:
+        One row per checkpoint (and control); every statistic NAME has NAME_low and NAME_high beside it:
+        Wilson for shares, order statistics for medians, bootstrap over factoids for the others.
+    """
+    rows, cache = [], {}
+    for trajectory in trajectories(frame, token=token):
+        n = len(trajectory.factoids)
+        if n not in cache:
+            cache = {n: Resamples.of(n, draws=draws, seed=seed)}
+        names = {"checkpoint": trajectory.checkpoint, "control": trajectory.control}
+        rows.append(names | placement_of(Occurrence.of(trajectory, k), cache[n]))
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    return table if "control" in frame.lazy().collect_schema() else table.drop("control", strict=False)
+
+
+def _mean_and_sd(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[draw, 2] from sums of a value and of its square; the sd is the sample's, with n - 1."""
+    n, mean = counts[:, 0], sums[:, 0] / counts[:, 0]
+    spread = np.clip(sums[:, 1] - n * mean**2, 0, None) / np.where(n > 1, n - 1, np.nan)
+    return np.column_stack([mean, np.sqrt(spread)])
+
+
+def _put(row: dict[str, float | None], name: str, value: float, low: float, high: float) -> None:
+    for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
+        row[key] = float(number) if np.isfinite(number) else None
+
+
+def _put_share(row: dict[str, float | None], name: str, which: np.ndarray) -> None:
+    share = which.mean() if len(which) else np.nan
+    low, high = wilson(np.array(share), np.array(len(which)))
+    _put(row, name, float(share), float(low), float(high))

@@ -1,0 +1,158 @@
+"""Synthetic probe directories: records with a planted depth, no model needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from memprobe.factoids import Factoid, factoids_hash, make_factoid
+from memprobe.records import (
+    CONTROLS,
+    FACTOIDS,
+    OUTCOMES,
+    RECORDS,
+    SCHEMA_VERSION,
+    Probe,
+    factoids_frame,
+    open_probe,
+    write_json,
+    write_parquet,
+)
+from memprobe.statistics import summarise
+
+VOCABULARY = 1000
+RELATIONS = ("capital", "currency", "author")
+
+
+def synthetic_factoids(n: int) -> list[Factoid]:
+    """Invented facts in three relations; every answer is shared by a few of them."""
+    return [
+        make_factoid(
+            f"The {RELATIONS[i % 3]} of place {i} is",
+            f"answer{i // 4}",
+            "synthetic",
+            relation=RELATIONS[i % 3],
+            subject=f"place {i}",
+            popularity=float(i * i),
+        )
+        for i in range(n)
+    ]
+
+
+def write_probe(
+    path: Path,
+    depths: Mapping[str, float],
+    *,
+    n: int = 40,
+    n_layers: int = 8,
+    spread: float = 1.5,
+    never: float = 0.1,
+    tokens: Sequence[int] = (1, 2, 3),
+    manifests: Mapping[str, dict[str, Any]] | None = None,
+    intrusion: bool = False,
+    readout: str = "own",
+    factoids: Sequence[Factoid] | None = None,
+    seed: int = 0,
+    summary: bool = True,
+) -> Probe:
+    """Writes a probe directory whose checkpoints surface their facts around the given depths.
+
+    Args:
+        depths: by label, the mean first occurrence; a fact's own depth is drawn around it with ``spread``.
+        never: the share of facts that never surface.
+        tokens: how many answer tokens a factoid has, taken in turn.
+        manifests: by label, e.g. ``{"arm": "none", "seed": 1, "stage": 2}``; absent is null.
+        intrusion: adds ``intrusion:b`` controls, which win where the fact is lost.
+    """
+    rng = np.random.default_rng(seed)
+    asked = list(factoids) if factoids is not None else synthetic_factoids(n)
+    count = len(asked)
+    lengths = np.array([tokens[i % len(tokens)] for i in range(count)])
+    answers = {factoid.answer: i for i, factoid in enumerate(asked)}
+    token_ids = [[(answers[factoid.answer] * 7 + j) % VOCABULARY for j in range(4)] for factoid in asked]
+    own = rng.normal(0, spread, count)  # a fact that is deep in one checkpoint is deep in all
+    luck = rng.random(count)
+    records, controls, outcomes = [], [], []
+    for label, depth in depths.items():
+        surfaces = np.clip(np.round(depth + own + rng.normal(0, 0.5, count)), 1, n_layers)
+        surfaces[luck + rng.normal(0, 0.02, count) < never] = n_layers + 1
+        for i, factoid in enumerate(asked):
+            known = surfaces[i] <= n_layers
+            for j in range(lengths[i]):
+                d = np.arange(n_layers + 1)
+                there = d >= surfaces[i]
+                ranks = np.where(there, rng.integers(0, 5, len(d)), rng.integers(60, VOCABULARY, len(d)))
+                ranks[-1] = 0 if known else ranks[-1]
+                log_prob = -0.5 * np.log1p(ranks) - np.where(there, 0.5, 5.0) + rng.normal(0, 0.1, len(d))
+                keys = {
+                    "checkpoint": [label] * len(d),
+                    "factoid": [factoid.id] * len(d),
+                    "token": [j] * len(d),
+                    "token_id": [token_ids[i][j]] * len(d),
+                    "depth": d,
+                }
+                top1 = np.where(ranks == 0, token_ids[i][j], rng.integers(0, VOCABULARY, len(d)))
+                measures = {
+                    "rank": ranks,
+                    "log_prob": log_prob,
+                    "entropy": 6 - 5 * d / n_layers,
+                    "top1": top1,
+                }
+                measures["ties"] = np.zeros(len(d), int)
+                records.append(pl.DataFrame(keys | measures, schema_overrides=RECORDS))
+                for draw in range(5):
+                    control = {
+                        "control": [f"shuffled:{draw}"] * len(d),
+                        "rank": rng.integers(0, VOCABULARY, len(d)),
+                    }
+                    controls.append(pl.DataFrame(keys | control, schema_overrides=CONTROLS))
+                if intrusion:
+                    control = {
+                        "control": ["intrusion:b"] * len(d),
+                        "rank": np.full(len(d), 7 if known else 0),
+                    }
+                    controls.append(pl.DataFrame(keys | control, schema_overrides=CONTROLS))
+            said = factoid.answer if known else "something else"
+            outcomes.append([label, factoid.id, bool(known), bool(known), said, None])
+    write_parquet(pl.concat(records).select(list(RECORDS)), path / "records.parquet")
+    write_parquet(pl.concat(controls).select(list(CONTROLS)), path / "controls.parquet")
+    write_parquet(pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"), path / "outcomes.parquet")
+    write_parquet(factoids_frame(asked).select(list(FACTOIDS)), path / "factoids.parquet")
+    run = {
+        "schema": SCHEMA_VERSION,
+        "memprobe": "0.1.0",
+        "versions": {},
+        "lens": "logit",
+        "readout": readout,
+        "template": "plain",
+        "tokenisation": "joint-suffix-1",
+        "dtype": "float32",
+        "k": 10,
+        "token": "first",
+        "seed": seed,
+        "factoids": {"source": "synthetic", "n": count, "hash": factoids_hash(asked)},
+        "checkpoints": {
+            label: {
+                "spec": f"models/{label}",
+                "fingerprint": f"{position:064x}",
+                "readout_fingerprint": f"{position:064x}",
+                "n_layers": n_layers,
+                "d_model": 16,
+                "vocab": VOCABULARY,
+                "manifest": (manifests or {}).get(label),
+                "complete": True,
+            }
+            for position, label in enumerate(depths)
+        },
+        "tokens": {str(i): f" token{i}" for i in range(VOCABULARY)},
+    }
+    write_json(run, path / "run.json")
+    probe = open_probe(path)
+    if summary:
+        checkpoints = summarise(probe, draws=200)
+        write_json({"schema": SCHEMA_VERSION, "checkpoints": checkpoints}, path / "summary.json")
+    return probe

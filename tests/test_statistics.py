@@ -1,0 +1,310 @@
+"""Placement statistics against tables worked by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.records import CONTROLS, RECORDS
+from memprobe.statistics import (
+    held,
+    normalised_frequency,
+    occurrence,
+    placement,
+    recall_by_depth,
+    shuffled_recall,
+    summarise,
+)
+from memprobe.statistics.curves import area
+from memprobe.statistics.intervals import (
+    Resamples,
+    bootstrap_mean,
+    median_interval,
+    percentile_interval,
+    wilson,
+)
+from memprobe.statistics.occurrence import effective_layers, kaplan_meier, median_depth
+from tests.probes import write_probe
+
+
+def records(ranks: dict[str, dict[str, list[list[int | None]]]]) -> pl.DataFrame:
+    """{checkpoint: {factoid: [ranks by depth, one list for each answer token]}}; None leaves the row out."""
+    rows = [
+        [checkpoint, factoid, token, 100 + token, depth, rank, -float(rank), 1.0 + token, 0, 0]
+        for checkpoint, factoids in ranks.items()
+        for factoid, tokens in factoids.items()
+        for token, by_depth in enumerate(tokens)
+        for depth, rank in enumerate(by_depth)
+        if rank is not None
+    ]
+    return pl.DataFrame(rows, schema=RECORDS, orient="row")
+
+
+def controls(draws: dict[str, dict[str, list[list[int]]]]) -> pl.DataFrame:
+    """Like ``records`` for one checkpoint, {control: {factoid: …}}."""
+    parts = [
+        records({"m": factoids}).with_columns(control=pl.lit(name)).select(list(CONTROLS))
+        for name, factoids in draws.items()
+    ]
+    return pl.concat(parts)
+
+
+# Depths 0 … 3, k = 2. Rank 2 is out, whatever ties there are at it: rank < k.
+HAND = records(
+    {
+        "m": {
+            "a": [[0, 1, 2, 0]],  # held at 0, 1, 3: LoF 1 (depth 0 counts for nothing), settled 3
+            "b": [[9, 9, 9, 1], [9, 0, 0, 5]],  # first: LoF 3; last: 1, never settled; all: never
+            "c": [[9, 9, 9, 9]],  # never
+            "d": [[5, 5, 1, 0], [5, 1, 1, 1], [0, 0, 2, 0]],  # first: 2, 2; last: 1, 3; all: 3, 3
+        }
+    }
+)
+
+
+def test_held_by_each_token_rule():
+    def table(token):
+        frame = held(HAND, k=2, token=token)
+        return {
+            key[0]: part["held"].to_list()
+            for key, part in frame.partition_by("factoid", as_dict=True).items()
+        }
+
+    no, yes = False, True
+    assert table("first") == {
+        "a": [yes, yes, no, yes],
+        "b": [no, no, no, yes],
+        "c": [no] * 4,
+        "d": [no, no, yes, yes],
+    }
+    assert table("last") == {
+        "a": [yes, yes, no, yes],
+        "b": [no, yes, yes, no],
+        "c": [no] * 4,
+        "d": [yes, yes, no, yes],
+    }
+    assert table("all") == {"a": [yes, yes, no, yes], "b": [no] * 4, "c": [no] * 4, "d": [no, no, no, yes]}
+
+
+def test_the_end_token_belongs_to_no_rule():
+    end = records({"m": {"a": [[0, 0, 0, 0]]}}).with_columns(
+        token=pl.lit(-1, pl.Int16), rank=pl.lit(500, pl.Int32)
+    )
+    for token in ("first", "last", "all"):
+        assert held(pl.concat([HAND, end]), k=2, token=token).equals(held(HAND, k=2, token=token))
+
+
+def test_recall_by_depth():
+    table = recall_by_depth(HAND, k=2, token="first")
+    assert table.columns == ["checkpoint", "depth", "n", "recall", "low", "high"]
+    assert table["recall"].to_list() == [0.25, 0.25, 0.25, 0.75]
+    assert table["n"].to_list() == [4] * 4
+    # Wilson by hand: p = 1/4, n = 4, z = 1.96 -> centre 0.3724, half 0.3269
+    assert table["low"][0] == pytest.approx(0.0456, abs=1e-4)
+    assert table["high"][0] == pytest.approx(0.6994, abs=1e-4)
+
+
+def test_wilson_reaches_the_ends_and_has_none_without_factoids():
+    low, high = wilson(np.array([0.0, 1.0, np.nan]), np.array([10, 10, 0]))
+    assert (low[0], high[1]) == (0.0, 1.0)
+    assert high[0] == pytest.approx(0.2775, abs=1e-4)  # z²/(n + z²)
+    assert math.isnan(low[2]) and math.isnan(high[2])
+
+
+def test_normalised_frequency_is_over_depths_from_one():
+    table = normalised_frequency(HAND, k=2, token="first")
+    assert table["depth"].to_list() == [1, 2, 3]
+    assert table["frequency"].to_list() == [1 / 5, 1 / 5, 3 / 5]
+
+
+def test_normalised_frequency_is_null_where_nothing_occurs():
+    nothing = records({"m": {"a": [[0, 9, 9]]}})  # depth 0 alone holds it
+    assert normalised_frequency(nothing, k=2, token="first")["frequency"].to_list() == [None, None]
+
+
+def test_occurrence():
+    def rows(token):
+        return [row[1:] for row in occurrence(HAND, k=2, token=token).iter_rows()]
+
+    assert rows("first") == [("a", 3, 1, 3, 2), ("b", 3, 3, 3, 1), ("c", 3, None, None, 0), ("d", 3, 2, 2, 2)]
+    assert rows("last") == [
+        ("a", 3, 1, 3, 2),
+        ("b", 3, 1, None, 2),
+        ("c", 3, None, None, 0),
+        ("d", 3, 1, 3, 2),
+    ]
+    assert rows("all") == [
+        ("a", 3, 1, 3, 2),
+        ("b", 3, None, None, 0),
+        ("c", 3, None, None, 0),
+        ("d", 3, 3, 3, 1),
+    ]
+
+
+def test_a_missing_depth_holds_nothing_and_is_not_counted():
+    gap = records({"m": {"a": [[9, 0, None, 0]], "b": [[9, 9, 0, 0]], "c": [[9, 0, 0, None]]}})
+    assert [row[3:] for row in occurrence(gap, k=2, token="first").iter_rows()] == [
+        (1, 3, 2),
+        (2, 2, 2),
+        (1, None, 2),
+    ]
+    recall = recall_by_depth(gap, k=2, token="first")
+    assert recall["n"].to_list() == [3, 3, 2, 2]
+    assert recall["recall"].to_list() == [0, 2 / 3, 1, 1]
+    # Under "all", a depth at which one of the tokens is missing is missing.
+    torn = records({"m": {"a": [[0, 0, 0], [0, None, 0]]}})
+    assert held(torn, k=2, token="all")["depth"].to_list() == [0, 2]
+
+
+def test_placement():
+    row = placement(HAND, k=2, token="first", draws=2000).row(0, named=True)
+    assert row["n"] == 4 and row["n_layers"] == 3
+    assert row["lof_mean"] == pytest.approx(2)  # 1, 3, 2
+    assert row["lof_sd"] == pytest.approx(1)
+    assert row["share_never"] == 0.25
+    assert row["share_only_full"] == 0.25
+    assert row["lof_restricted_mean"] == pytest.approx(2.5)  # 1, 3, 4, 2
+    assert row["lof_median"] == 2
+    assert row["settled_mean"] == pytest.approx(8 / 3)  # 3, 3, 2
+    assert row["depths_per_factoid"] == pytest.approx(5 / 4)
+    shares = np.array([1, 1, 3]) / 5
+    assert row["effective_layers"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+    assert row["lof_restricted_mean_low"] < 2.5 < row["lof_restricted_mean_high"]
+
+
+def test_placement_when_nothing_ever_occurs():
+    row = placement(records({"m": {"a": [[9, 9, 9]], "b": [[9, 9, 9]]}}), k=2, token="first").row(
+        0, named=True
+    )
+    assert row["share_never"] == 1
+    assert row["lof_restricted_mean"] == 3
+    assert all(
+        row[name] is None for name in ("lof_mean", "lof_sd", "lof_median", "effective_layers", "lof_mean_low")
+    )
+    assert row["depths_per_factoid"] == 0
+
+
+def test_placement_of_one_factoid():
+    row = placement(records({"m": {"a": [[9, 9, 0]]}}), k=2, token="first").row(0, named=True)
+    assert (row["lof_mean"], row["lof_sd"], row["lof_mean_low"], row["lof_median_high"]) == (
+        2,
+        None,
+        None,
+        None,
+    )
+
+
+def test_checkpoints_with_unequal_factoids_and_depths_keep_their_own():
+    frame = records({"z": {"a": [[9, 0, 0]], "b": [[9, 9, 0]]}, "m": {"b": [[9, 9, 9, 0, 0]]}})
+    table = placement(frame, k=2, token="first")
+    assert table["checkpoint"].to_list() == ["z", "m"]  # in the order of the records
+    assert table["n"].to_list() == [2, 1]
+    assert table["lof_mean"].to_list() == [1.5, 3]
+    assert recall_by_depth(frame, k=2, token="first")["depth"].to_list() == [0, 1, 2, 0, 1, 2, 3, 4]
+
+
+def test_controls_keep_their_draws_apart_and_chance_is_their_mean():
+    frame = controls(
+        {
+            "shuffled:0": {"a": [[9, 0]], "b": [[9, 9], [9, 0]]},
+            "shuffled:1": {"a": [[9, 0]], "b": [[9, 0], [9, 9]]},
+            "intrusion:x": {"a": [[0, 0]], "b": [[0, 0]]},
+        }
+    )
+    table = recall_by_depth(frame, k=2, token="first")
+    assert table.filter(pl.col("depth") == 1)["recall"].to_list() == [0.5, 1, 1]
+    chance = shuffled_recall(frame, k=2, token="first")
+    assert chance["recall"].to_list() == [0, 0.75]
+    assert chance["n"].to_list() == [2, 2]
+    # The last token present at a control, which may be shorter than the answer it stands for.
+    assert shuffled_recall(frame, k=2, token="last")["recall"].to_list() == [0, 0.75]
+    assert occurrence(frame, k=2, token="first")["control"].unique(maintain_order=True).to_list() == [
+        "shuffled:0",
+        "shuffled:1",
+        "intrusion:x",
+    ]
+
+
+def test_kaplan_meier_agrees_with_statsmodels():
+    from statsmodels.duration.survfunc import SurvfuncRight
+
+    rng = np.random.default_rng(1)
+    depth = np.where(rng.random(80) < 0.2, np.nan, rng.integers(1, 9, 80)).astype(float)
+    ours = kaplan_meier(depth, 8)
+    theirs = SurvfuncRight(np.where(np.isnan(depth), 8.5, depth), ~np.isnan(depth))
+    at = ours.filter(pl.col("depth").is_in(theirs.surv_times.astype(int).tolist()))
+    np.testing.assert_allclose(at["survival"].to_numpy(), theirs.surv_prob, atol=1e-12)
+    assert at["at_risk"].to_list() == theirs.n_risk.tolist()
+    assert median_depth(depth)[0] == theirs.quantile(0.5)
+
+
+def test_kaplan_meier_by_hand():
+    table = kaplan_meier(np.array([1, 2, 2, np.nan]), 3)
+    assert table["survival"].to_list() == [1, 0.75, 0.25, 0.25]
+    assert table["at_risk"].to_list() == [4, 4, 3, 1]
+    assert table["events"].to_list() == [0, 1, 2, 0]
+
+
+def test_median_interval_takes_the_right_order_statistics():
+    # n = 10: P(X <= 1) = 11/1024 <= 0.025 < P(X <= 2), so the 2nd and the 9th value.
+    assert median_interval(np.arange(1, 11)) == (5, 2, 9)
+    assert all(math.isnan(edge) for edge in median_interval(np.arange(5))[1:])
+    median, low, high = median_depth(np.array([1, 2, 3, *[np.nan] * 5]))
+    assert (median, low, high) == (np.inf, 1, np.inf)
+
+
+def test_effective_layers():
+    assert effective_layers(np.array([5, 5, 5, 5])) == pytest.approx(4)
+    assert effective_layers(np.array([0, 7, 0])) == pytest.approx(1)
+    assert math.isnan(effective_layers(np.zeros(3)))
+
+
+def test_area_under_the_recall_curve():
+    assert area(np.array([0.0, 0.0, 1.0])) == 0.25
+    assert area(np.ones(5)) == 1
+
+
+def test_resamples_are_multinomial_and_seeded():
+    resamples = Resamples.of(30, draws=500, seed=3)
+    assert (resamples.counts.sum(1) == 30).all()
+    assert resamples.counts.mean(0) == pytest.approx(np.ones(30), abs=0.2)
+    assert (Resamples.of(30, draws=500, seed=3).counts == resamples.counts).all()
+    assert (Resamples.of(30, draws=500, seed=4).counts != resamples.counts).any()
+
+
+def test_bootstrap_interval_has_the_width_of_student():
+    values = np.random.default_rng(0).normal(size=(12, 1))
+    value, low, high = bootstrap_mean(values, Resamples.of(12, draws=40_000))
+    half = 2.201 * values.std(ddof=1) / math.sqrt(12)  # t(0.975, 11)
+    assert value[0] == pytest.approx(values.mean())
+    assert (high[0] - low[0]) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_intervals_leave_out_draws_without_the_statistic():
+    draws = np.column_stack([np.r_[np.full(10, np.nan), np.arange(990)], np.full(1000, np.nan)])
+    low, high = percentile_interval(draws, 1000)
+    assert low[0] == pytest.approx(24.4, abs=1) and high[0] == pytest.approx(964.6, abs=1)
+    assert math.isnan(low[1]) and math.isnan(high[1])
+
+
+def test_summary_is_json_with_every_curve(tmp_path):
+    probe = write_probe(tmp_path, {"base": 6, "tuned": 4}, n=24)
+    entry = json.loads((tmp_path / "summary.json").read_text())["checkpoints"]["tuned"]
+    assert list(summarise(probe, draws=50)) == ["base", "tuned"]
+    assert len(entry["recall"]["10"]) == 9 and len(entry["normalised_frequency"]) == 8
+    assert sum(entry["normalised_frequency"]) == pytest.approx(1)
+    assert entry["lof"]["mean"] == pytest.approx(4, abs=1.5)
+    assert entry["lof"]["mean_low"] < entry["lof"]["mean"] < entry["lof"]["mean_high"]
+    assert entry["shuffled"]["10"][4] < 0.1 < entry["recall"]["10"][8]
+    assert 0 < entry["exact_match"] <= 1 and entry["errors"] == 0
+
+
+@pytest.mark.parametrize(("k", "token"), [(0, "first"), (10, "third")])
+def test_bad_questions_are_refused(k, token):
+    with pytest.raises(MemprobeError):
+        held(HAND, k=k, token=token)
