@@ -29,9 +29,6 @@ def _register() -> None:
     from memprobe.cli import check, layers, lens  # noqa: F401
 
 
-_register()
-
-
 @app.callback()
 def _common(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
@@ -64,3 +61,6 @@ def main() -> None:
         word = "" if isinstance(error, Interrupted) else "error: "
         typer.echo(f"memprobe: {word}{error}", err=True)
         sys.exit(error.exit_code)
+
+
+_register()  # last: the commands import from here
