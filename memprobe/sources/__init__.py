@@ -1,17 +1,114 @@
-"""Names and paths -> factoids, task examples and texts."""
+"""Names and paths -> factoids, task examples and texts.
+
+::
+
+    known                the built-in facts                       kvr:N[:SPLIT]    made-up keys and values
+    NAME[:SPLIT]         a dataset of the catalogue, from --data-dir or the hub
+    FILE, jsonl:FILE     your own rows (JSONL, CSV, Parquet)
+    random-words         texts of dictionary words                self             the model's own passages
+
+:func:`load` gives the rows together with their origin and what cleaning took out; :func:`load_factoids`,
+:func:`load_tasks` and :func:`load_texts` give the rows alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.sources.builtin import read_known
+from memprobe.sources.catalogue import DATASETS, Dataset, messages_of
+from memprobe.sources.cleaning import Conflicts, clean, without_overlap
 from memprobe.sources.files import read_factoid_file
+from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.kvr import generate_kvr
-from memprobe.sources.rows import ROW_FILES, BadRows, OnBadRow
+from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
+from memprobe.sources.passages import WORDS_FILE, check_words, halve, random_words, vocabulary
+from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, OnBadRow, read_rows, text_of
+
+__all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
+
+R = TypeVar("R", Factoid, Task, Text)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rows, where they came from, and what was taken out.
+
+    Attributes:
+        rows: factoids, tasks or texts.
+        origin: which rows these are.
+        counts: ``read`` rows, those left out by rule (``bad``, ``unanswered``, ``short``, ``duplicate``,
+            ``merged``, ``conflict``, ``overlap``, ``not drawn``), and ``kept``; they add up.
+        bad: the bad rows left out, each named by file and line.
+    """
+
+    rows: list[AnyRow]
+    origin: Origin
+    counts: dict[str, int]
+    bad: list[str] = field(default_factory=list)
+
+
+def load(
+    name: str,
+    kind: Kind | None = None,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    on_bad_row: OnBadRow = "fail",
+    conflicts: Conflicts | None = None,
+    without: Iterable[Factoid] = (),
+    words: tuple[int, int] = (50, 50),
+    words_file: str | Path | None = None,
+    base: str | None = None,
+) -> Loaded:
+    """Rows by name or path.
+
+    Args:
+        name: see the module's table.
+        kind: what a file holds (default: factoids); for a name, what is expected of it.
+        n: a seeded subset of this size, the same for any order of the rows; a larger one holds the smaller.
+            A set too large to be fetched is streamed, shuffled within a buffer, up to this many rows.
+        seed: of the subset, and of all that is generated.
+        data_dir: folder with local files; default: the environment's ``MEMPROBE_DATA_DIR``, else the hub.
+        on_bad_row: ``fail``, or ``skip`` and count.
+        conflicts: for factoids that ask the same and answer differently; default: the dataset's own rule, and
+            ``keep`` for files.
+        without: factoids of an earlier set; rows that share a question or (subject, relation) are dropped.
+        words: for texts, words of the prompt and of the answer.
+        words_file: word list for ``random-words``.
+        base: checkpoint that speaks, for ``self``.
+
+    Raises:
+        MemprobeError: no such source, neither folder nor hub has it, fewer than ``n`` rows, or a bad row.
+    """
+    check_words(words)
+    bad, counts = BadRows(on_bad_row), Counter[str]()
+    rows, origin, rule = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base)
+    if kind is not None and origin.kind != kind:
+        raise MemprobeError(f"{name}: holds {origin.kind}, not {kind}")
+    if origin.kind == "factoids":
+        factoids = clean((row for row in rows if isinstance(row, Factoid)), conflicts or rule, counts)
+        kept: list[AnyRow] = [*without_overlap(factoids, without, counts)]
+    else:
+        kept = _unique(rows, counts, n if origin.via == "hub" and _is_large(name) else None)
+    counts["bad"] = len(bad.named)
+    if not kept:
+        raise MemprobeError(f"{name}: no rows are left ({_say(counts)})")
+    if n is not None and origin.via != "generated":
+        chosen = subset(kept, n, seed, name)
+        counts["not drawn"] = len(kept) - len(chosen)
+        kept = chosen
+    counts["kept"] = len(kept)
+    origin = replace(origin, n=len(kept), hash=rows_hash(kept))
+    return Loaded(kept, origin, dict(counts), bad.named)
 
 
 def load_factoids(
@@ -21,42 +118,247 @@ def load_factoids(
     seed: int = 0,
     data_dir: str | Path | None = None,
     on_bad_row: OnBadRow = "fail",
+    conflicts: Conflicts | None = None,
+    without: Iterable[Factoid] = (),
 ) -> list[Factoid]:
-    """Factoids by name (``known``, ``kvr:N``) or from a JSONL, CSV or Parquet file.
-
-    Args:
-        n: a seeded subset of this size, the same for any order of the rows; a larger one holds the smaller.
-        seed: of the subset, and of ``kvr``.
-
-    Raises:
-        MemprobeError: no such source, fewer than ``n`` rows, or a bad row.
-    """
-    name, _, argument = name_or_path.partition(":")
-    if name_or_path == "known":
-        factoids = read_known()
-    elif name == "kvr":
-        factoids = generate_kvr(_count(name_or_path, argument), seed=seed)
-    elif Path(name_or_path).suffix.lower() in ROW_FILES:
-        factoids = read_factoid_file(Path(name_or_path), BadRows(on_bad_row))
-    else:
-        raise MemprobeError(f"no source {name_or_path!r}; give known, kvr:N or a {', '.join(ROW_FILES)} file")
-    factoids = list({factoid.id: factoid for factoid in reversed(factoids)}.values())[::-1]
-    return factoids if n is None else subset(factoids, n, seed, name_or_path)
+    """The factoids of a source; see :func:`load`."""
+    loaded = load(
+        name_or_path,
+        "factoids",
+        n=n,
+        seed=seed,
+        data_dir=data_dir,
+        on_bad_row=on_bad_row,
+        conflicts=conflicts,
+        without=without,
+    )
+    return _of(loaded, Factoid)
 
 
-def subset(factoids: Sequence[Factoid], n: int, seed: int, name: str) -> list[Factoid]:
+def load_tasks(
+    name_or_path: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    on_bad_row: OnBadRow = "fail",
+) -> list[Task]:
+    """The task examples of a source; see :func:`load`."""
+    return _of(load(name_or_path, "tasks", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row), Task)
+
+
+def load_texts(
+    name_or_path: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    on_bad_row: OnBadRow = "fail",
+    words: tuple[int, int] = (50, 50),
+    words_file: str | Path | None = None,
+    base: str | None = None,
+) -> list[Text]:
+    """The texts of a source; see :func:`load`."""
+    loaded = load(
+        name_or_path,
+        "texts",
+        n=n,
+        seed=seed,
+        data_dir=data_dir,
+        on_bad_row=on_bad_row,
+        words=words,
+        words_file=words_file,
+        base=base,
+    )
+    return _of(loaded, Text)
+
+
+def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]:
     """``n`` of them, chosen by a hash of seed and id.
 
     Raises:
         MemprobeError: there are fewer.
     """
-    if not 1 <= n <= len(factoids):
-        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(factoids)} rows")
-    key = {factoid.id: hashlib.sha256(f"{seed} {factoid.id}".encode()).digest() for factoid in factoids}
-    return sorted(factoids, key=lambda factoid: key[factoid.id])[:n]
+    if not 1 <= n <= len(rows):
+        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(rows)} rows")
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())[:n]
 
 
-def _count(name: str, text: str) -> int:
-    if not text.isdecimal():
+_Opened = tuple[Iterable[AnyRow], Origin, Conflicts]
+
+
+def _open(
+    name: str,
+    kind: Kind | None,
+    n: int | None,
+    seed: int,
+    data_dir: str | Path | None,
+    bad: BadRows,
+    counts: Counter[str],
+    words: tuple[int, int],
+    words_file: str | Path | None,
+    base: str | None,
+) -> _Opened:
+    path = Path(name.removeprefix("jsonl:"))
+    head, _, tail = name.partition(":")
+    if name == "known":
+        return _counted(read_known(), counts), Origin("known", "factoids", "built-in"), "keep"
+    if head == "kvr":
+        return _open_kvr(name, tail, n, seed, counts)
+    if name == "random-words":
+        folder = None if words_file else data_folder(data_dir)
+        file = Path(words_file) if words_file else folder and folder / WORDS_FILE
+        texts = random_words(_needed(name, n), vocabulary(file), words=words[1], seed=seed)
+        revision = file_revision(file) if file else None
+        origin = Origin(name, "texts", "generated", file.name if file else None, revision=revision)
+        return _counted(texts, counts), origin, "keep"
+    if name == "self":
+        from memprobe.sources.replay import own_passages
+
+        if base is None:
+            raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
+        texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed)
+        origin = Origin(name, "texts", "generated", revision=f"sha256:{fingerprint[:16]}")
+        return _counted(texts, counts), origin, "keep"
+    if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
+        return _open_file(path, kind or "factoids", bad, counts, words)
+    if head in DATASETS:
+        return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, words)
+    raise MemprobeError(
+        f"no source {name!r}; give known, kvr:N, {', '.join(DATASETS)}, random-words, self, or a "
+        f"{', '.join(ROW_FILES)} file"
+    )
+
+
+def _open_kvr(name: str, tail: str, n: int | None, seed: int, counts: Counter[str]) -> _Opened:
+    size, _, split = tail.partition(":")
+    if not size.isdecimal():
         raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
-    return int(text)
+    factoids = generate_kvr(int(size), seed=seed, split=split or "train")
+    if n is not None:
+        if not 1 <= n <= len(factoids):
+            raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(factoids)} rows")
+        factoids = factoids[:n]
+    origin = Origin("kvr", "factoids", "generated", split=split or "train", revision=f"seed {seed}")
+    return _counted(factoids, counts), origin, "keep"
+
+
+def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], words: tuple[int, int]) -> _Opened:
+    readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
+        "factoids": lambda: _counted(read_factoid_file(path, bad), counts),
+        "tasks": lambda: _convert(read_rows(path, bad), _task_of, bad, counts),
+        "texts": lambda: _convert(read_rows(path, bad), _text_of(words), bad, counts),
+    }
+    rows = readers[kind]()
+    return rows, Origin("file", kind, "file", path.name, revision=file_revision(path)), "keep"
+
+
+def _open_dataset(
+    dataset: Dataset,
+    split: str | None,
+    n: int | None,
+    seed: int,
+    data_dir: str | Path | None,
+    bad: BadRows,
+    counts: Counter[str],
+    words: tuple[int, int],
+) -> _Opened:
+    folder = data_folder(data_dir)
+    if folder is None and dataset.hub and dataset.hub.large and n is None:
+        raise MemprobeError(f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give --n")
+    rows, origin = open_rows(dataset, split, folder, bad, seed)
+
+    def read(columns: dict[str, object]) -> AnyRow | None:
+        row = dataset.read(columns)
+        return halve(row, dataset.name, words) if isinstance(row, str) else row
+
+    converted = _convert(rows, read, bad, counts, "short" if dataset.kind == "texts" else "unanswered")
+    if folder is not None and dataset.popularity_file and (folder / dataset.popularity_file).is_file():
+        converted = _with_popularity(converted, dataset, folder / dataset.popularity_file)
+    return converted, origin, dataset.conflicts
+
+
+def _convert(
+    rows: Iterable,
+    read: Callable[[dict], AnyRow | None],
+    bad: BadRows,
+    counts: Counter[str],
+    nothing: str = "short",
+) -> Iterator[AnyRow]:
+    """Raw rows as factoids, tasks or texts; those that ``read`` gives None for are counted as ``nothing``."""
+    for row in rows:
+        counts["read"] += 1
+        try:
+            converted = read(row.columns)
+        except (BadRow, MemprobeError) as problem:
+            bad.add(row.where, str(problem))
+            continue
+        if converted is None:
+            counts[nothing] += 1
+        else:
+            yield converted
+
+
+def _with_popularity(rows: Iterable[AnyRow], dataset: Dataset, path: Path) -> Iterator[AnyRow]:
+    """PopQA's page views, which the local copy keeps in a file of their own, by question and answer."""
+    popularity: dict[tuple[str, str], float] = {}
+    for row in read_rows(path, BadRows("skip")):
+        metadata = row.columns.get("metadata") or {}
+        if "s_pop" in metadata:
+            popularity[row.columns["question"].strip(), metadata["obj"].strip()] = float(metadata["s_pop"])
+    for row in rows:
+        found = popularity.get((row.prompt, row.answer)) if isinstance(row, Factoid) else None
+        yield row if found is None else replace(row, popularity=found)
+
+
+def _task_of(columns: dict) -> Task:
+    if columns.get("messages") is not None:
+        return make_task(messages_of(columns), "file")
+    prompt = text_of(columns, "prompt", "question", "instruction")
+    answer = text_of(columns, "answer", "output", "completion")
+    return make_task([Message("user", prompt), Message("assistant", answer)], "file")
+
+
+def _text_of(words: tuple[int, int]) -> Callable[[dict], Text | None]:
+    def read(columns: dict) -> Text | None:
+        if columns.get("answer") is not None:
+            return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")
+        return halve(text_of(columns, "text", "content"), "file", words)
+
+    return read
+
+
+def _counted(rows: Sequence[R], counts: Counter[str]) -> Sequence[R]:
+    counts["read"] += len(rows)
+    return rows
+
+
+def _unique(rows: Iterable[AnyRow], counts: Counter[str], stop: int | None) -> list[AnyRow]:
+    """Rows without repeats, in order; at most ``stop`` of them."""
+    kept: dict[str, AnyRow] = {}
+    for row in rows:
+        if row.id in kept:
+            counts["duplicate"] += 1
+        kept.setdefault(row.id, row)
+        if len(kept) == stop:
+            break
+    return list(kept.values())
+
+
+def _is_large(name: str) -> bool:
+    dataset = DATASETS.get(name.partition(":")[0])
+    return dataset is not None and dataset.hub is not None and dataset.hub.large
+
+
+def _needed(name: str, n: int | None) -> int:
+    if n is None or n < 1:
+        raise MemprobeError(f"{name}: give how many texts with --n")
+    return n
+
+
+def _of(loaded: Loaded, kind: type[R]) -> list[R]:
+    return [row for row in loaded.rows if isinstance(row, kind)]
+
+
+def _say(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {rule}" for rule, count in counts.items() if count)

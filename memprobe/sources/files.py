@@ -12,7 +12,7 @@ from memprobe.sources.rows import BadRow, BadRows, Row, read_rows, text_of, text
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
-_BREAKS = ("\u2028", "\u2029", "\x85")
+_BREAKS = ("\u2028", "\u2029")
 
 
 def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:

@@ -1,0 +1,112 @@
+"""What is taken out of a dataset, each rule with its count.
+
+Two rows ask the same when their prompts agree after white space and case. Of rows that ask the same,
+
+- equal answers are one row (``duplicate``);
+- answers that accept each other (one is among the other's aliases) are one fact too, and become one row with
+  all aliases (``duplicate``);
+- other answers are in conflict. Under ``merge`` they are all right (LAMA: a country has several neighbours)
+  and become aliases of the answer that sorts first (``merged``), within one relation; what still differs,
+  and every conflict under ``drop``, goes with all its rows (``conflict``), for nobody can learn both;
+  under ``keep`` it stays.
+
+Nothing depends on the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from memprobe.factoids import Factoid, make_factoid
+from memprobe.metrics import normalise
+from memprobe.sources.wordings import property_of
+
+Conflicts = Literal["drop", "merge", "keep"]
+
+
+def clean(factoids: Iterable[Factoid], conflicts: Conflicts, counts: Counter[str]) -> list[Factoid]:
+    """Factoids without repeats and conflicts, in the order of their first appearance.
+
+    ``counts`` gains ``duplicate``, ``merged`` and ``conflict``: rows that are gone.
+    """
+    groups: dict[str, list[Factoid]] = defaultdict(list)
+    for factoid in factoids:
+        groups[_key(factoid.prompt)].append(factoid)
+    kept: list[Factoid] = []
+    for group in groups.values():
+        facts = _same_facts(group)
+        counts["duplicate"] += len(group) - len(facts)
+        if conflicts == "merge" and len(facts) > 1:
+            merged = _same_facts(_merge_relations(facts))
+            counts["merged"] += len(facts) - len(merged)
+            facts = merged
+        if conflicts == "keep" or len(facts) == 1:
+            kept.extend(facts)
+        else:
+            counts["conflict"] += len(facts)
+    return kept
+
+
+def without_overlap(
+    factoids: Sequence[Factoid], first: Iterable[Factoid], counts: Counter[str]
+) -> list[Factoid]:
+    """The factoids that share neither a question nor (subject, relation) with the set before them.
+
+    ``counts`` gains ``overlap``. Relations are compared as Wikidata properties, so that PopQA's ``capital``
+    is LAMA's ``P36``.
+    """
+    first = list(first)
+    prompts = {_key(factoid.prompt) for factoid in first}
+    facts = {fact for factoid in first if (fact := _fact(factoid))}
+    kept = [
+        factoid for factoid in factoids if _key(factoid.prompt) not in prompts and _fact(factoid) not in facts
+    ]
+    counts["overlap"] += len(factoids) - len(kept)
+    return kept
+
+
+def _key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _fact(factoid: Factoid) -> tuple[str, str] | None:
+    relation = property_of(factoid) or (factoid.relation and f"{factoid.source} {factoid.relation}")
+    return (_key(factoid.subject), relation) if factoid.subject and relation else None
+
+
+def _same_facts(group: Sequence[Factoid]) -> list[Factoid]:
+    """Rows of one question, with those united whose answers accept each other."""
+    facts: list[list[Factoid]] = []
+    for factoid in sorted(group, key=lambda row: (row.answer, row.id)):
+        for fact in facts:
+            if any(_accepts(one, factoid) or _accepts(factoid, one) for one in fact):
+                fact.append(factoid)
+                break
+        else:
+            facts.append([factoid])
+    return [_unite(fact) for fact in facts]
+
+
+def _accepts(one: Factoid, other: Factoid) -> bool:
+    return normalise(other.answer) in {normalise(answer) for answer in (one.answer, *one.aliases)}
+
+
+def _merge_relations(facts: Sequence[Factoid]) -> list[Factoid]:
+    by_relation: dict[str | None, list[Factoid]] = defaultdict(list)
+    for fact in facts:
+        by_relation[fact.relation].append(fact)
+    return [_unite(group) for group in by_relation.values()]
+
+
+def _unite(rows: Sequence[Factoid]) -> Factoid:
+    """One factoid with the answer that sorts first and every other answer and alias beside it."""
+    if len(rows) == 1:
+        return rows[0]
+    first, *others = sorted(rows, key=lambda row: (row.answer, row.prompt, row.id))
+    aliases = [*first.aliases, *sorted({text for row in others for text in (row.answer, *row.aliases)})]
+    united = make_factoid(first.prompt, first.answer, first.source, aliases=aliases, id=first.id)
+    popularity = next((row.popularity for row in (first, *others) if row.popularity is not None), None)
+    return replace(united, relation=first.relation, subject=first.subject, popularity=popularity)
