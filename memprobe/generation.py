@@ -7,11 +7,12 @@ the sentence, and an end token ends it too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,31 +29,41 @@ def generate(
     max_new_tokens: int,
     end: int | None = None,
     batch_tokens: int = 4096,
-    progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Greedy continuations of token prompts, in the order given.
+    """Greedy continuations of token prompts, in the order given; arguments as in :func:`generate_batches`."""
+    texts = [""] * len(prompts)
+    for indices, batch in generate_batches(
+        lens_model, prompts, max_new_tokens=max_new_tokens, end=end, batch_tokens=batch_tokens
+    ):
+        for index, text in zip(indices, batch, strict=True):
+            texts[index] = text
+    return texts
+
+
+def generate_batches(
+    lens_model: LensModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end: int | None = None,
+    batch_tokens: int = 4096,
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Greedy continuations as they get ready, batch by batch, shortest prompts first.
 
     Args:
         prompts: token ids, each at least one.
         max_new_tokens: at most so many new tokens for each.
         end: id of the token that ends an answer; ``None`` stops at the end of the line instead.
         batch_tokens: padded tokens of one batch.
-        progress: called with the number of prompts just finished.
 
-    Returns:
-        Texts without special tokens. Without ``end`` a text may run on past the sentence: see :func:`cut`.
+    Yields:
+        Indices into ``prompts``, and their texts without special tokens. Without ``end`` a text may run on past
+        the sentence: see :func:`cut`.
     """
-    texts = [""] * len(prompts)
-    tokenizer = lens_model.tokenizer
-    stops = stop_ids(tokenizer, end)
+    stops = stop_ids(lens_model.tokenizer, end)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + max_new_tokens, batch_tokens):
-        width = max(len(prompts[index]) for index in batch)
-        ids = torch.full((len(batch), width), lens_model.pad_id())
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(batch):
-            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[row, width - len(prompts[index]) :] = 1
+        ids, mask = left_padded([prompts[index] for index in batch], lens_model.pad_id())
         with torch.inference_mode():
             output = lens_model.model.generate(
                 input_ids=ids.to(lens_model.device),
@@ -67,18 +78,60 @@ def generate(
                 eos_token_id=sorted(stops) or None,
                 pad_token_id=lens_model.pad_id(),
             )
-        for index, new in zip(batch, output[:, width:].tolist(), strict=True):
-            kept = next((new[:position] for position, token in enumerate(new) if token in stops), new)
-            last = (
-                new[len(kept) : len(kept) + 1] if end is None else []
-            )  # a newline token may carry text before it
-            text = str(
-                tokenizer.decode(kept + last, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            )
-            texts[index] = text if end is not None else text.split("\n")[0]
-        if progress is not None:
-            progress(len(batch))
-    return texts
+        new_ids = output[:, ids.shape[1] :].tolist()
+        yield batch, [_text(new, stops, end, lens_model.tokenizer) for new in new_ids]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids of different lengths as ids and attention mask, both [row, position], filled at the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    return ids, mask
+
+
+def sample(
+    lens_model: LensModel, start: Sequence[int], n: int, *, max_new_tokens: int, seed: int
+) -> list[str]:
+    """``n`` continuations of one prompt at temperature 1 from the whole vocabulary, as one batch.
+
+    The same seed, n and device give the same texts; the global random state is left as it was.
+    """
+    ids = torch.tensor([list(start)] * n, device=lens_model.device)
+    eos = lens_model.tokenizer.eos_token_id
+    devices = [lens_model.device] if lens_model.device.type == "cuda" else []
+    with torch.inference_mode(), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        output = lens_model.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            repetition_penalty=1.0,
+            eos_token_id=eos,
+            pad_token_id=lens_model.pad_id(),
+        )
+    return [
+        _text(new, frozenset() if eos is None else frozenset([eos]), eos, lens_model.tokenizer)
+        for new in output[:, ids.shape[1] :].tolist()
+    ]
+
+
+def _text(
+    new: Sequence[int], stops: frozenset[int], end: int | None, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """New tokens up to the first stop, as text; without an end token, up to the end of the line."""
+    stop = next((position for position, token in enumerate(new) if token in stops), len(new))
+    kept = new[:stop] if end is not None else new[: stop + 1]  # a newline token may carry text before it
+    text = str(tokenizer.decode(list(kept), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text if end is not None else text.split("\n")[0]
 
 
 def cut(text: str, answer: str) -> str:

@@ -1,0 +1,222 @@
+"""``memprobe filter``: what a checkpoint already knows, and what it has yet to learn."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memprobe.cli import app, resumable
+from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from memprobe.filter import Answered
+    from memprobe.models import LensModel
+    from memprobe.sources import Loaded
+
+
+class Rule(StrEnum):
+    """What counts as known."""
+
+    alias = "alias"
+    strict = "strict"
+
+
+class BadRow(StrEnum):
+    """What happens to rows that cannot be read."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+@app.command("filter")
+def filter_(
+    ckpt: OneCheckpoint,
+    factoids: Annotated[
+        str, typer.Option(help="A source by name (memprobe sources) or a JSONL/CSV/Parquet file.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Where the factoids that the checkpoint does not know go (JSONL).")
+    ],
+    known: Annotated[
+        Path | None, typer.Option(help="Where those that it knows go.", show_default=False)
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Ask a seeded sample of so many.")] = None,
+    shots: Annotated[
+        int,
+        typer.Option(help="Solved examples before each prompt, 0 to 5: they show what an answer looks like."),
+    ] = 0,
+    rule: Annotated[
+        Rule,
+        typer.Option(
+            help="What is known: a match with the answer or an alias after SQuAD's normalisation, or a strict "
+            "match with the answer alone. Both are recorded."
+        ),
+    ] = Rule.alias,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="plain, tulu, chat, or a text with {prompt} and {answer}. [default: the checkpoint's own, else plain]",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    on_bad_row: Annotated[
+        BadRow, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
+    ] = BadRow.fail,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
+    seed: Annotated[int, typer.Option(help="Of the sample and of the solved examples.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Splits factoids into those that a checkpoint answers and those that it does not.
+
+    Each prompt is continued greedily, up to the end of the line or the sentence (or the template's end token).
+    Every row keeps the prediction and both verdicts; OUT.run.json says what was run. Interrupted, the same
+    command goes on.
+
+    Examples:
+
+    `memprobe filter --ckpt smollm2-135m --factoids popqa --n 2000 --out unknown.jsonl --known known.jsonl`
+
+    `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
+    """
+    from memprobe.checkpoints import common_template, resolve
+    from memprobe.filter import ask, write_rows
+    from memprobe.sources import load
+
+    if known is not None and known.resolve() == out.resolve():
+        raise MemprobeError(f"--known and --out are both {out}")
+    checkpoint = resolve(ckpt, allow_pickle=allow_pickle)
+    loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
+    for line in loaded.bad:
+        typer.echo(f"left out  {line}", err=True)
+    from memprobe.models import load as load_model
+
+    lens_model = load_model(
+        checkpoint, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    chosen = template or common_template([checkpoint]) or "plain"
+    journal = out.with_name(out.name + ".answers")
+    if fresh:
+        journal.unlink(missing_ok=True)
+    with resumable(journal), _Bar(checkpoint.label) as bar:
+        answered = ask(
+            lens_model,
+            loaded.rows,  # pyrefly: ignore  # load(…, "factoids") gives factoids alone
+            journal,
+            template=chosen,
+            shots=shots,
+            seed=seed,
+            batch_tokens=batch_tokens,
+            progress=bar.update,
+        )
+    knows = [one.strict if rule is Rule.strict else one.alias_aware for one in answered]
+    write_rows([one for one, known_ in zip(answered, knows, strict=True) if not known_], out)
+    if known is not None:
+        write_rows([one for one, known_ in zip(answered, knows, strict=True) if known_], known)
+    _write_run(out, lens_model, loaded, answered, template=chosen, shots=shots, rule=rule, seed=seed)
+    journal.unlink(missing_ok=True)
+    _print(answered, sum(knows), out, known)
+
+
+def _write_run(
+    out: Path,
+    lens_model: LensModel,
+    loaded: Loaded,
+    answered: list[Answered],
+    *,
+    template: str,
+    shots: int,
+    rule: Rule,
+    seed: int,
+) -> None:
+    from memprobe import __version__
+    from memprobe.records import write_json
+
+    checkpoint = lens_model.checkpoint
+    write_json(
+        {
+            "memprobe": __version__,
+            "checkpoint": {
+                "spec": checkpoint.spec if checkpoint else lens_model.label,
+                "fingerprint": lens_model.fingerprint,
+                "dtype": str(lens_model.model.dtype).removeprefix("torch."),
+            },
+            "factoids": loaded.origin.to_dict(),
+            "counts": loaded.counts,
+            "template": template,
+            "shots": shots,
+            "seed": seed,
+            "rule": rule.value,
+            "known": {
+                "alias_aware": sum(one.alias_aware for one in answered),
+                "strict": sum(one.strict for one in answered),
+                "n": len(answered),
+            },
+        },
+        out.with_name(out.name + ".run.json"),
+    )
+
+
+def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None) -> None:
+    n = len(answered)
+    strict, alias = sum(one.strict for one in answered), sum(one.alias_aware for one in answered)
+    typer.echo(
+        f"known    {alias} of {n} with aliases ({alias / n:.1%}), {strict} strictly ({strict / n:.1%})"
+    )
+    typer.echo(f"unknown  {n - n_known} in {out}")
+    if known is not None:
+        typer.echo(f"known    {n_known} in {known}")
+
+
+class _Bar:
+    """Progress with rate and time left on standard error; one plain line where that is a file."""
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.label = label
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}  {task.fields[known]} known"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task: Any = None
+        self.start, self.before = 0.0, 0
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, total: int, known: int) -> None:
+        if self.task is None:
+            self.task = self.progress.add_task(self.label, total=total, completed=done, rate="", known=known)
+            self.start, self.before = time.monotonic(), done
+            if done:
+                typer.echo(f"{self.label}: goes on after {done} of {total} factoids", err=True)
+            return
+        rate = f"{(done - self.before) / max(time.monotonic() - self.start, 1e-9):.1f}/s"
+        self.progress.update(self.task, completed=done, rate=rate, known=known)
+        if not self.console.is_terminal and done == total:
+            typer.echo(f"{self.label}: {total} factoids at {rate}", err=True)

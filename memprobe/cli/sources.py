@@ -1,0 +1,312 @@
+"""``memprobe sources``: what can be probed and trained on, where it would come from, and how it looks."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memprobe.cli import app
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memprobe.sources import Loaded
+    from memprobe.sources.kinds import AnyRow
+
+
+class KindChoice(StrEnum):
+    """What a file holds."""
+
+    factoids = "factoids"
+    tasks = "tasks"
+    texts = "texts"
+
+
+class Variant(StrEnum):
+    """Evaluation sets made from factoids."""
+
+    paraphrases = "paraphrases"
+    manipulations = "manipulations"
+
+
+class BadRow(StrEnum):
+    """What happens to rows that cannot be read."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class Conflict(StrEnum):
+    """What happens to factoids that ask the same and answer differently."""
+
+    drop = "drop"
+    merge = "merge"
+    keep = "keep"
+
+
+@app.command()
+def sources(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="NAME[:SPLIT], kvr:N, random-words, self, or a file. Without it, all are listed."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option(help="Rows to show (and to draw, with --out).", min=1)] = 5,
+    kind: Annotated[
+        KindChoice | None, typer.Option(help="What a file holds. [default: factoids]", show_default=False)
+    ] = None,
+    template: Annotated[str, typer.Option(help="Rows are shown as this template puts them.")] = "plain",
+    ckpt: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Count tokens as this checkpoint does; it speaks for `self`."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Drop factoids that share a question, or subject and relation, with this set: "
+            "D_B must not repeat D_A.",
+        ),
+    ] = None,
+    conflicts: Annotated[
+        Conflict | None,
+        typer.Option(
+            help="Factoids that ask the same and answer differently. [default: the set's own rule]",
+            show_default=False,
+        ),
+    ] = None,
+    variant: Annotated[
+        Variant | None,
+        typer.Option(
+            help="Other wordings of the factoids, or tasks that need their answers.", show_default=False
+        ),
+    ] = None,
+    words: Annotated[tuple[int, int], typer.Option(help="Texts: words of the prompt and of the answer.")] = (
+        50,
+        50,
+    ),
+    words_file: Annotated[
+        Path | None, typer.Option(help="Word list for random-words, one a line.", show_default=False)
+    ] = None,
+    on_bad_row: Annotated[
+        BadRow, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
+    ] = BadRow.fail,
+    seed: Annotated[int, typer.Option(help="Of the sample and of what is generated.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the rows as JSONL instead of showing them.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="With --out: all rows instead of --n.")] = False,
+) -> None:
+    """Lists the sources, or shows rows of one as the model would see them.
+
+    Examples:
+
+    `memprobe sources --data-dir data`
+
+    `memprobe sources popqa --n 5 --ckpt smollm2-135m --data-dir data`
+
+    `memprobe sources lama --without popqa --n 2000 --out d_b.jsonl --data-dir data`
+    """
+    if name is None:
+        _list(data_dir)
+        return
+    from memprobe.sources import load
+
+    generated = name in ("random-words", "self")
+    size = None if (not generated and (every or out is None)) else n
+    first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).rows]
+    loaded = load(
+        name,
+        kind.value if kind else None,
+        n=_streamed(name, size, n, data_dir),
+        seed=seed,
+        data_dir=data_dir,
+        on_bad_row=on_bad_row.value,
+        conflicts=conflicts.value if conflicts else None,
+        without=first,  # pyrefly: ignore  # load(…, "factoids") gives factoids alone
+        words=words,
+        words_file=words_file,
+        base=ckpt,
+    )
+    rows = _derive(loaded, variant, seed)
+    _say(name, loaded)
+    if out is not None:
+        from memprobe.records import write_text
+
+        write_text("".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows), out)
+        typer.echo(f"wrote    {len(rows)} rows to {out}", err=True)
+        return
+    tokenizer = _tokenizer(ckpt) if ckpt else None
+    from memprobe.sources import subset
+
+    for row in rows if len(rows) <= n else subset(rows, n, seed, name):
+        _show(row, template, tokenizer)
+
+
+def _streamed(name: str, size: int | None, n: int, data_dir: Path | None) -> int | None:
+    """Without a folder a large set is streamed, so only what is shown is fetched."""
+    from memprobe.sources.catalogue import DATASETS
+
+    dataset = DATASETS.get(name.partition(":")[0])
+    large = dataset is not None and dataset.hub is not None and dataset.hub.large
+    return n if large and data_dir is None else size
+
+
+def _derive(loaded: Loaded, variant: Variant | None, seed: int) -> list[AnyRow]:
+    if variant is None:
+        return loaded.rows
+    from memprobe.factoids import Factoid
+    from memprobe.sources.evaluation import manipulations, paraphrases
+
+    factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
+    if not factoids:
+        raise MemprobeError(
+            f"--variant {variant.value}: only factoids have variants, and these are {loaded.origin.kind}"
+        )
+    return [*(paraphrases(factoids) if variant is Variant.paraphrases else manipulations(factoids, seed))]
+
+
+def _list(data_dir: Path | None) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from memprobe.sources import load
+    from memprobe.sources.builtin import read_known
+    from memprobe.sources.catalogue import DATASETS
+    from memprobe.sources.origins import data_folder, expected, split_of
+
+    folder = data_folder(data_dir)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("source", "kind"):
+        table.add_column(column)
+    for column in ("rows", "kept"):
+        table.add_column(column, justify="right")
+    for column in ("licence", "from", "note"):
+        table.add_column(column, overflow="fold")
+    known = str(len(read_known()))
+    table.add_row("known", "factoids", known, known, "Apache-2.0", "built in", "written for memprobe")
+    table.add_row(
+        "kvr:N", "factoids", "N", "N", "none", "generated", "made-up keys and values; also kvr:N:test"
+    )
+    for dataset in DATASETS.values():
+        rows = kept = "?"
+        file = split_of(dataset, None)[1].file
+        if folder is not None and file is not None and (folder / file).is_file():
+            counts = load(dataset.name, data_dir=folder, on_bad_row="skip").counts
+            rows, kept = f"{counts['read']:,}", f"{counts['kept']:,}"
+        splits = list(dataset.splits)
+        named = f"splits {', '.join(splits)}" if len(splits) > 1 else ""
+        note = "; ".join(filter(None, (named, dataset.note)))
+        where = expected(dataset, folder)
+        table.add_row(dataset.name, dataset.kind, rows, kept, dataset.licence, where, note)
+    table.add_row(
+        "random-words",
+        "texts",
+        "--n",
+        "--n",
+        "public domain",
+        "generated",
+        "from a word list, or english-words",
+    )
+    table.add_row(
+        "self", "texts", "--n", "--n", "the model's", "generated", "sampled from --ckpt at temperature 1"
+    )
+    table.add_row("FILE", "any", "", "", "yours", "file", "JSONL, CSV, Parquet; jsonl:FILE for other names")
+    console = Console()
+    # In a file or a pipe nothing is folded, so that a line stays a row.
+    console.print(table) if console.is_terminal else Console(width=220).print(table)
+
+
+def _say(name: str, loaded: Loaded) -> None:
+    origin, counts = loaded.origin, dict(loaded.counts)
+    read, kept = counts.pop("read", 0), counts.pop("kept")
+    gone = ", ".join(f"{count:,} {rule}" for rule, count in counts.items() if count)
+    where = " ".join(filter(None, (origin.via, origin.location, origin.split, origin.revision)))
+    typer.echo(
+        f"{name}: {kept:,} {origin.kind} of {read:,} rows{f' (without {gone})' if gone else ''}", err=True
+    )
+    typer.echo(f"from     {where}; rows {origin.hash[:16]}", err=True)
+    for line in loaded.bad:
+        typer.echo(f"left out  {line}", err=True)
+
+
+def _show(row: AnyRow, template: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    from rich.console import Console
+    from rich.text import Text as Line
+
+    from memprobe.sources.kinds import Task
+
+    console = Console(highlight=False, soft_wrap=True)
+    facts: list[str] = [row.id]
+    if isinstance(row, Task):
+        body = Line()
+        for message in row.messages:
+            body.append(f"{message.role}: ", "bold").append(f"{message.content}\n")
+        if tokenizer is not None:
+            facts.append(f"{sum(_count(turn.content, tokenizer) for turn in row.messages)} tokens")
+        console.print(Line("  ".join(facts), "dim"))
+        console.print(body)
+        return
+    context, answer, end, size = _rendered(row, template, tokenizer)
+    facts += [
+        f"{label} {value}" for label in ("relation", "popularity") if (value := getattr(row, label, None))
+    ]
+    console.print(Line("  ".join([*facts, *size]), "dim"))
+    console.print(Line(context).append(answer, "bold green").append(end, "dim"))
+    if aliases := getattr(row, "aliases", ()):
+        console.print(Line(f"also     {', '.join(aliases)}", "dim"))
+    console.print()
+
+
+def _rendered(
+    row: Any, template: str, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[str, str, str, list[str]]:
+    """A factoid or text before, in and after its answer, and its size in tokens."""
+    from memprobe.factoids import PLAIN, Template, make_factoid, tokenise
+
+    parsed = Template.parse(template)
+    if tokenizer is None:
+        if parsed.name != PLAIN:
+            raise MemprobeError(f"--template {template}: its end token is the tokenizer's; give --ckpt")
+        return f"{row.prompt} ".lstrip(), row.answer, "", []
+    if not row.prompt:  # a text without a prompt is no question that a template could hold
+        return "", row.answer, "", [f"0 + {_count(row.answer, tokenizer)} tokens"]
+    rendered = parsed.render(row.prompt, row.answer, tokenizer)
+    tokens = tokenise(make_factoid(row.prompt, row.answer, row.source, id=row.id), parsed, tokenizer)
+    size = [f"{len(tokens.prompt)} + {len(tokens.answer)} tokens"]
+    return rendered.context, rendered.answer, rendered.end or "", size
+
+
+def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    from memprobe.checkpoints import resolve
+
+    checkpoint = resolve(spec)
+    while checkpoint.base is not None:
+        checkpoint = checkpoint.base
+    options = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, **options)
+    except Exception as error:  # transformers raises many kinds
+        raise MemprobeError(f"{spec}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+
+
+def _as_dict(row: AnyRow) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(row).items() if value not in (None, (), [], "")}
