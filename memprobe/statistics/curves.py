@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.holding import held, in_order
-from memprobe.statistics.intervals import wilson
+from memprobe.statistics.holding import Trajectories, held, in_order
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval, wilson
 
 
 def recall_by_depth(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
@@ -66,6 +66,45 @@ def area(recall: np.ndarray) -> np.ndarray:
         [...], in 0 … 1; the mean over depth of the share of facts that have surfaced there.
     """
     return np.trapezoid(recall, axis=-1) / (recall.shape[-1] - 1)
+
+
+def curves_of(
+    trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples: Resamples
+) -> pl.DataFrame:
+    """Every curve of one checkpoint, with its 95 % band.
+
+    ``recall`` (Wilson); ``chance`` the same of shuffled answers and ``net`` their difference, paired by
+    factoid; ``frequency`` the normalised frequency (null at depth 0); ``log_prob`` and ``entropy`` the means,
+    in nats; ``median_rank`` by order statistics. All but recall and rank are bootstrapped over factoids.
+
+    Args:
+        chance: [factoid, depth], how often shuffled answers are held; NaN where there are none.
+
+    Returns:
+        [depth, n, recall, recall_low, recall_high, chance, net…, frequency…, log_prob…, entropy…, median_rank…]
+    """
+    missing = trajectory.rank < 0
+    holds = np.where(missing, np.nan, trajectory.held(k).astype(float))
+    n = (~missing).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall = np.nansum(holds, axis=0) / n
+        chance_mean = np.nansum(chance, axis=0) / (~np.isnan(chance)).sum(0)
+    frequency = bootstrap(np.nan_to_num(holds)[:, 1:], resamples, lambda sums, counts: sums / sums.sum(1)[:, None])
+    medians = np.array([median_interval(column[column >= 0]) for column in trajectory.rank.T]).T
+    curves = {
+        "recall": (recall, *wilson(recall, n)),
+        "net": bootstrap_mean(holds - chance, resamples),
+        "frequency": tuple(np.concatenate([[np.nan], edge]) for edge in frequency),
+        "log_prob": bootstrap_mean(trajectory.log_prob, resamples),
+        "entropy": bootstrap_mean(trajectory.entropy, resamples),
+        "median_rank": tuple(medians),
+    }
+    columns = {"depth": np.arange(len(n)), "n": n}
+    for name, edges in curves.items():
+        columns |= {f"{name}{end}": edge for end, edge in zip(("", "_low", "_high"), edges, strict=True)}
+        if name == "recall":
+            columns["chance"] = chance_mean
+    return pl.DataFrame(columns, nan_to_null=True)
 
 
 def _with_wilson(shares: pl.DataFrame) -> pl.DataFrame:

@@ -96,8 +96,22 @@ def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarr
 
 
 def bootstrap_mean(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, low and high of each column of ``values`` [factoid, column]; NaN cells are left out."""
-    return bootstrap(values, resamples, lambda sums, counts: sums / counts)
+    """Mean, low and high of each column of ``values`` [factoid, column].
+
+    NaN cells are left out, and a column's interval is that of a sample of those that are left.
+    """
+    values = np.asarray(values, np.float64)
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+    n = present.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = filled.sum(0) / n
+        if present.all():
+            return mean, *resamples.interval(resamples.sums(filled) / resamples.n)
+        draws = resamples.sums(filled) / resamples.sums(present)
+    edges = [percentile_interval(column, int(size)) for column, size in zip(draws.T, n, strict=True)]
+    low, high = np.array(edges, float).reshape(-1, 2).T
+    return mean, low, high
 
 
 def bootstrap(

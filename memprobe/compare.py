@@ -1,0 +1,603 @@
+"""Do the same facts surface at different depths in these checkpoints, and how sure are we?
+
+Probe directories in, tables out; no model is needed.
+
+    open_probe ... -> _check_alike -> members, common factoids
+                         │
+                         └─ for each checkpoint: Reading -> curves, placement, differences, fates, groups
+
+One checkpoint's records are in memory at a time, besides those of the reference and the base model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.records import SCHEMA_VERSION, Probe, open_probe, write_json, write_text
+from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
+from memprobe.statistics.controls import answer_cover, chance_held, chance_lof, net_of, placement_claims
+from memprobe.statistics.curves import area, curves_of
+from memprobe.statistics.fates import fates, lost_facts, lost_in_short
+from memprobe.statistics.groups import by_group, group_labels
+from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.occurrence import DRAWS, Occurrence, kaplan_meier, placement_of, restricted
+from memprobe.statistics.paired import differences, differences_by_depth, overlap, spread_against_shift
+
+STATISTICS = (
+    "lof",
+    "lof_restricted",
+    "settled",
+    "settled_restricted",
+    "depths_per_factoid",
+    "area",
+    "recall_full",
+    "log_prob_full",
+    "exact",
+)
+"""Per-factoid values whose means are compared; see :func:`_values`."""
+
+_PLACEMENT = ("lof", "lof_restricted", "settled", "settled_restricted", "depths_per_factoid", "area")
+_ALIKE = ("template", "lens", "readout", "tokenisation")
+_EVERYONE, _BOTH = "all", "exact in both"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` finds.
+
+    Attributes:
+        settings: what was compared, and how.
+        notes: what a reader must know beside the numbers, one line each.
+        tables: polars frames by name. ``curves``, ``placement``, ``survival``, ``differences``,
+            ``differences_by_depth``, ``placement_exact_in_both``, ``spread``, ``overlap``, ``claims``, ``fates``, ``lost``, ``lost_facts``;
+            where there is something to say also ``paths``, ``arms``, ``arm_differences``, ``groups``, ``steps``.
+    """
+
+    settings: dict[str, Any]
+    notes: list[str]
+    tables: dict[str, pl.DataFrame]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON: tables are lists of rows."""
+        tables = {name: table.to_dicts() for name, table in self.tables.items()}
+        return {"schema": SCHEMA_VERSION, **self.settings, "notes": self.notes, "tables": tables}
+
+    def write(self, folder: Path) -> None:
+        """``comparison.json``, and each table as ``NAME.csv`` (lists joined by spaces)."""
+        write_json(self.as_json(), folder / "comparison.json")
+        for name, table in self.tables.items():
+            lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
+            joined = table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
+            write_text(joined.write_csv(), folder / f"{name}.csv")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of the comparison: its label here, where its records are, and how it was made."""
+
+    label: str
+    probe: Probe
+    name: str
+    arm: str | None
+    seed: str | None
+    stage: str | None
+    step: int | None
+
+    @property
+    def n_layers(self) -> int:
+        """Depth of the model's own readout."""
+        return self.probe.n_layers[self.name]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One checkpoint's records under the token rule, on the common factoids in their common order."""
+
+    member: Member
+    trajectory: Trajectories
+    found: Occurrence
+    values: np.ndarray  # [factoid, STATISTICS]
+    exact: np.ndarray  # bool [factoid]
+    tokens: pl.DataFrame  # [factoid, length, first]
+
+
+def compare(
+    probes: Sequence[Probe | str | Path],
+    *,
+    k: int = 10,
+    token: str = "first",
+    reference: str | None = None,
+    base: str | None = None,
+    fixed_readout: Sequence[Probe | str | Path] = (),
+    by: Iterable[str] = (),
+    arms: Mapping[str, tuple[str, str, str]] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Comparison:
+    """Compares every checkpoint of these probe directories with a reference.
+
+    Args:
+        k, token: what counts as holding an answer; see :func:`memprobe.statistics.held`.
+        reference: label of the checkpoint that differences are taken from (default: the first).
+        base: label of the base model (default: the one checkpoint without a manifest among others that have
+            one, or the one labelled ``base``); differences to it are given as well.
+        fixed_readout: probes of the same checkpoints read with the base model's unembedding
+            (``memprobe layers --readout``). Only with them can a placement claim be held.
+        by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
+        arms: (arm, seed, stage) by label, for checkpoints without a manifest or to overrule it.
+        draws: of the bootstrap and of the permutation test, under ``seed``.
+
+    Raises:
+        MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no factoid
+            in common), unknown labels, broken files.
+    """
+    if k < 1:
+        raise MemprobeError(f"top-k is {k}: give 1 or more")
+    if draws < 100:
+        raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
+    opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
+    fixed = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in fixed_readout]
+    if not opened:
+        raise MemprobeError("name at least one probe directory")
+    _check_alike(opened)
+    notes: list[str] = []
+    members = _members(opened, arms or {}, notes)
+    origin = _named(members, reference, "--reference") if reference else members[0]
+    root = _named(members, base, "--base") if base else _base(members)
+    ids, facts = _common_factoids(members, notes)
+    readings = {m.label: _read(m, ids, k, token) for m in {origin.label: origin, **_by_label(root)}.values()}
+    anchors = [readings[origin.label], *([readings[root.label]] if root and root is not origin else [])]
+    answers = np.array([answer.casefold() for answer in facts["answer"]])
+    resamples = _resamples(len(ids), draws, seed)
+    rows = _Rows()
+    runs, exact_by_label = [], {}
+    for member in members:
+        reading = readings.get(member.label) or _read(member, ids, k, token)
+        shuffled, intrusions = _controls(member, ids, token)
+        exact_by_label[member.label] = reading.exact
+        _describe(rows, reading, shuffled, k=k, token=token, resamples=resamples, is_base=member is root)
+        if member.arm is not None:
+            runs.append(_run(reading, resamples))
+        for anchor in anchors:
+            if anchor.member is not member:
+                both = {"reference": anchor.member.label, "checkpoint": member.label}
+                if anchor.member.n_layers == member.n_layers:
+                    _subtract(rows, both, reading, anchor, k=k, answers=answers, resamples=resamples, seed=seed)
+                else:
+                    notes.append(
+                        f"{member.label} has {member.n_layers} layers, {anchor.member.label} {anchor.member.n_layers}:"
+                        " their depths are not compared"
+                    )
+                _follow(rows, both, reading, anchor, k=k, intrusions=intrusions)
+        for grouping in by:
+            path = None
+            if member is not origin:
+                path = [f"{int(a)}→{int(b)}" for a, b in zip(anchors[0].exact, reading.exact, strict=True)]
+            elif grouping == "outcome" and len(members) > 1:
+                continue  # the reference itself has no outcome to go from
+            labels = group_labels(facts, reading.tokens, None if path is None else np.array(path), by=grouping)
+            keys = {"by": grouping, "checkpoint": member.label}
+            rows.add("groups", keys, by_group(reading.found, labels, resamples))
+    tables = rows.tables()
+    tables["claims"] = _claims(tables.get("differences"), members, fixed, ids, opened, k, token, answers, resamples)
+    _over_stages(tables, members, exact_by_label)
+    _over_arms(tables, runs, len(ids), origin, seed, notes)
+    _over_steps(tables, members)
+    if len(members) > 1 and not fixed:
+        notes.append(
+            "No placement claim is held yet: it must hold in the base model's readout too. Probe again with"
+            " memprobe layers --readout BASE and give that directory as --fixed-readout."
+        )
+    settings = {
+        "k": k,
+        "token": token,
+        "draws": draws,
+        "seed": seed,
+        "factoids": len(ids),
+        "reference": origin.label,
+        "base": root.label if root else None,
+        **{name: opened[0].run.get(name) for name in _ALIKE},
+        "checkpoints": [
+            {name: getattr(m, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")} for m in members
+        ],
+    }
+    return Comparison(settings, notes, tables)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is compared
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
+    first = probes[0]
+    for probe in probes[1:]:
+        for name in _ALIKE:
+            ours, theirs = first.run.get(name), probe.run.get(name)
+            if ours != theirs and name not in but:
+                mend = "; give it as --fixed-readout" if name == "readout" else "; probe both alike"
+                raise MemprobeError(
+                    f"{probe.path}: {name} {theirs!r}, but {first.path} has {ours!r}: ranks are not comparable{mend}"
+                )
+
+
+def _members(probes: list[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]) -> list[Member]:
+    named = [(probe, name) for probe in probes for name in probe.checkpoints]
+    times = {name: [other for _, other in named].count(name) for _, name in named}
+    members: list[Member] = []
+    for probe, name in named:
+        label = name if times[name] == 1 else f"{probe.path.name}/{name}"
+        if any(member.label == label for member in members):
+            raise MemprobeError(f"{probe.path}: checkpoint {name!r} is given twice; name each directory once")
+        entry = probe.run["checkpoints"][name]
+        if not entry.get("complete", True):
+            notes.append(f"{label} is not finished: what is there is compared.")
+        manifest = entry.get("manifest") or {}
+        told = arms.get(label)
+        made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
+        members.append(Member(label, probe, name, *made, step=_step(name, entry)))
+    if unknown := [label for label in arms if label not in {member.label for member in members}]:
+        raise MemprobeError(f"--arm: no checkpoint {unknown[0]!r}; there are {_listed(members)}")
+    return members
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _step(name: str, entry: Mapping[str, Any]) -> int | None:
+    """Of a probe along training: ``step`` in its entry, else in its label (``step-200``, ``step=200``)."""
+    if entry.get("step") is not None:
+        return int(entry["step"])
+    found = re.search(r"step[-_= ]?(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _base(members: list[Member]) -> Member | None:
+    bare = [m for m in members if not m.probe.run["checkpoints"][m.name].get("manifest")]
+    if len(bare) == 1 < len(members):
+        return bare[0]
+    called = [member for member in members if member.name == "base"]
+    return called[0] if len(called) == 1 else None
+
+
+def _named(members: list[Member], label: str, option: str) -> Member:
+    for member in members:
+        if member.label == label:
+            return member
+    raise MemprobeError(f"{option} {label!r}: no such checkpoint; there are {_listed(members)}")
+
+
+def _listed(members: list[Member]) -> str:
+    return ", ".join(member.label for member in members)
+
+
+def _by_label(member: Member | None) -> dict[str, Member]:
+    return {} if member is None else {member.label: member}
+
+
+def _common_factoids(members: list[Member], notes: list[str]) -> tuple[np.ndarray, pl.DataFrame]:
+    """Ids that every checkpoint has records of, in the order of the first probe, and their rows.
+
+    Raises:
+        MemprobeError: there is none.
+    """
+    facts = members[0].probe.factoids
+    common, most = None, 0
+    for member in members:
+        lazy = member.probe.scan("records").filter(pl.col("checkpoint") == member.name)
+        here = set(_collect(lazy.select(pl.col("factoid").unique()), member.probe)["factoid"])
+        if not here:
+            raise MemprobeError(f"{member.probe.path}: no records of {member.name!r}; probe it again")
+        most = max(most, len(here))
+        common = here if common is None else common & here
+        if not common:
+            raise MemprobeError(
+                f"{member.probe.path}: {member.label} shares no factoid with the checkpoints before it:"
+                " probe the same factoids"
+            )
+    assert common is not None
+    if len(common) < most:
+        notes.append(f"Compared on the {len(common)} factoids that every checkpoint has, of up to {most}.")
+    facts = facts.filter(pl.col("id").is_in(list(common)))
+    if facts.height < len(common):
+        raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")
+    return facts["id"].to_numpy(), facts
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading one checkpoint
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
+    try:
+        return lazy.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MemprobeError(f"{probe.path}: its tables cannot be read ({reason}); probe again") from error
+
+
+def _rows_of(member: Member, table: str, ids: np.ndarray, columns: Sequence[str]) -> pl.DataFrame:
+    wanted = pl.Series(ids, dtype=pl.String).implode()
+    lazy = member.probe.scan(table).filter(pl.col("checkpoint") == member.name, pl.col("factoid").is_in(wanted))
+    return _collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
+
+
+def _read(member: Member, ids: np.ndarray, k: int, token: str) -> Reading:
+    columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
+    records = _rows_of(member, "records", ids, columns)
+    found = [one for one in trajectories(records, token=token)]
+    if not found or len(found[0].factoids) < len(ids):
+        raise MemprobeError(f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again")
+    trajectory = found[0].select(ids)
+    occurrence = Occurrence.of(trajectory, k)
+    outcomes = _rows_of(member, "outcomes", ids, ("exact_match", "exact_tokens")).unique("factoid")
+    known = outcomes.select("factoid", pl.coalesce("exact_match", "exact_tokens").fill_null(False).alias("exact"))
+    joined = pl.DataFrame({"factoid": ids}).join(known, on="factoid", how="left", maintain_order="left")
+    exact = joined["exact"].fill_null(False).to_numpy().astype(bool)
+    answer = pl.col("token") >= 0
+    tokens = records.filter(answer).group_by("factoid").agg(
+        pl.col("token").n_unique().alias("length"),
+        pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
+    )
+    return Reading(member, trajectory, occurrence, _values(trajectory, occurrence, exact), exact, tokens)
+
+
+def _values(trajectory: Trajectories, found: Occurrence, exact: np.ndarray) -> np.ndarray:
+    """[factoid, STATISTICS]: first occurrence and settled depth (NaN = never), both with never as
+    n_layers + 1, the number of depths >= 1 that hold the answer, the area under the recall curve, whether the
+    model's own readout holds it, its log_prob there (nats), and exact match."""
+    columns = {
+        "lof": found.lof,
+        "lof_restricted": restricted(found.lof, found.n_layers),
+        "settled": found.settled,
+        "settled_restricted": restricted(found.settled, found.n_layers),
+        "depths_per_factoid": found.held[:, 1:].sum(1),
+        "area": area(found.held.astype(float)),
+        "recall_full": found.held[:, -1],
+        "log_prob_full": trajectory.log_prob[:, -1],
+        "exact": exact,
+    }
+    return np.column_stack([columns[name] for name in STATISTICS]).astype(float)
+
+
+def _controls(member: Member, ids: np.ndarray, token: str) -> tuple[list[Trajectories], list[Trajectories]]:
+    """The checkpoint's shuffled answers and its intrusions."""
+    frame = _rows_of(member, "controls", ids, ("control", "token", "depth", "rank"))
+    every = list(trajectories(frame, token=token))
+    kinds = ("shuffled:", "intrusion:")
+    shuffled, intrusions = ([t for t in every if (t.control or "").startswith(kind)] for kind in kinds)
+    return shuffled, intrusions
+
+
+@lru_cache(maxsize=3)
+def _resamples(n: int, draws: int, seed: int) -> Resamples:
+    return Resamples.of(n, draws=draws, seed=seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """Tables as they grow: parts with the same keys in front are stacked at the end."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[pl.DataFrame]] = {}
+
+    def add(self, name: str, keys: Mapping[str, Any], part: pl.DataFrame | Mapping[str, Any]) -> None:
+        frame = part if isinstance(part, pl.DataFrame) else pl.DataFrame([dict(part)])
+        front = [pl.lit(value, _dtype(value)).alias(key) for key, value in keys.items()]
+        self._parts.setdefault(name, []).append(frame.select(*front, *frame.columns))
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        return {name: pl.concat(parts, how="vertical_relaxed") for name, parts in self._parts.items()}
+
+
+def _dtype(value: Any) -> Any:
+    return pl.Boolean if isinstance(value, bool) else pl.Int64 if isinstance(value, int) else pl.String
+
+
+def _describe(
+    rows: _Rows,
+    reading: Reading,
+    shuffled: list[Trajectories],
+    *,
+    k: int,
+    token: str,
+    resamples: Resamples,
+    is_base: bool,
+) -> None:
+    """Curves, placement with its controls, and survival of one checkpoint."""
+    keys = {"checkpoint": reading.member.label}
+    found, ids = reading.found, reading.trajectory.factoids
+    chance = chance_held(shuffled, ids, found.n_layers + 1, k)
+    rows.add("curves", keys, curves_of(reading.trajectory, k=k, chance=chance, resamples=resamples))
+    records = _rows_of(reading.member, "records", ids, ("token", "token_id", "depth", "rank"))
+    by_chance = chance_lof(shuffled, ids, k)
+    net, low, high = net_of(restricted(found.lof, found.n_layers)[:, None], by_chance[:, None], resamples)
+    row = placement_of(found, resamples) | {
+        "exact": float(reading.exact.mean()),
+        "area": float(area(found.held.mean(0))),
+        "chance_lof_restricted_mean": _number(np.nanmean(by_chance) if len(shuffled) else np.nan),
+        "net_lof_restricted_mean": _number(net[0]),
+        "net_lof_restricted_mean_low": _number(low[0]),
+        "net_lof_restricted_mean_high": _number(high[0]),
+        "chance_recall_full": _number(np.nanmean(chance[:, -1]) if len(shuffled) else np.nan),
+        "answer_cover": answer_cover(records, k=k, token=token),
+    }
+    rows.add("placement", keys | {"base": is_base}, pl.DataFrame([row], schema=_placed(row)))
+    for name, depth in (("lof", found.lof), ("settled", found.settled)):
+        rows.add("survival", keys | {"of": name}, kaplan_meier(depth, found.n_layers))
+
+
+def _placed(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: pl.Int64 if name in ("n", "n_layers") else pl.Float64 for name in row}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _subtract(
+    rows: _Rows,
+    keys: dict[str, str],
+    reading: Reading,
+    anchor: Reading,
+    *,
+    k: int,
+    answers: np.ndarray,
+    resamples: Resamples,
+    seed: int,
+) -> None:
+    """Paired differences, overall and by depth, spread and overlap."""
+    values = reading.values - anchor.values
+    names = pl.Series("statistic", STATISTICS)
+    both = reading.exact & anchor.exact
+    for on, which in ((_EVERYONE, np.ones(len(both), bool)), (_BOTH, both)):
+        if not which.any():
+            continue
+        drawn = resamples if which.all() else _resamples(int(which.sum()), len(resamples.counts), seed)
+        table = differences(values[which], answers[which], drawn, seed=seed)
+        rows.add("differences", keys | {"on": on}, table.select(names, *table.columns))
+        spread = spread_against_shift(reading.found.select(which), anchor.found.select(which), drawn)
+        if on == _BOTH:
+            for one in (anchor, reading):
+                place = placement_of(one.found.select(which), drawn)
+                of = {"of": one.member.label}
+                rows.add("placement_exact_in_both", keys | of, pl.DataFrame([place], schema=_placed(place)))
+        rows.add("spread", keys | {"on": on}, pl.DataFrame([spread], schema=dict.fromkeys(spread, pl.Float64)))
+    by_depth = differences_by_depth(
+        reading.trajectory, anchor.trajectory, k=k, answers=answers, resamples=resamples, seed=seed
+    )
+    rows.add("differences_by_depth", keys, by_depth)
+    rows.add("overlap", keys, overlap(reading.found, anchor.found, resamples))
+
+
+def _follow(
+    rows: _Rows, keys: dict[str, str], reading: Reading, anchor: Reading, *, k: int, intrusions: list[Trajectories]
+) -> None:
+    """Fates of the facts from the anchor to this checkpoint."""
+    rows.add("fates", keys, fates(np.column_stack([anchor.exact, reading.exact])))
+    lost = lost_facts(
+        reading.trajectory, anchor.trajectory, anchor.exact & ~reading.exact, k=k, intrusions=intrusions
+    )
+    rows.add("lost_facts", keys, lost)
+    short = lost_in_short(lost)
+    rows.add("lost", keys, pl.DataFrame([short], schema={"n": pl.Int64} | dict.fromkeys([*short][1:], pl.Float64)))
+
+
+def _claims(
+    own: pl.DataFrame | None,
+    members: list[Member],
+    fixed: list[Probe],
+    ids: np.ndarray,
+    opened: list[Probe],
+    k: int,
+    token: str,
+    answers: np.ndarray,
+    resamples: Resamples,
+) -> pl.DataFrame:
+    """Placement differences in the own readout beside those in the fixed one."""
+    if own is None:
+        return pl.DataFrame()
+    own = own.filter(pl.col("on") == _EVERYONE, pl.col("statistic").is_in(_PLACEMENT))
+    if not fixed:
+        return placement_claims(own, None)
+    _check_alike([opened[0], *fixed], but=("readout",))
+    for probe in fixed:
+        if probe.run.get("readout") == "own":
+            raise MemprobeError(f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a"
+                                " probe made with memprobe layers --readout BASE")
+    notes: list[str] = []
+    readings = {}
+    for member in _members(fixed, {}, notes):
+        match = [other for other in members if other.label == member.label or other.name == member.name]
+        if len(match) == 1:
+            readings[match[0].label] = _read(member, ids, k, token)
+    rows = _Rows()
+    for reference, checkpoint in own.select("reference", "checkpoint").unique(maintain_order=True).iter_rows():
+        if reference in readings and checkpoint in readings:
+            values = readings[checkpoint].values - readings[reference].values
+            table = differences(values, answers, resamples)
+            keys = {"reference": reference, "checkpoint": checkpoint}
+            rows.add("fixed", keys, table.select(pl.Series("statistic", STATISTICS), *table.columns))
+    if "fixed" not in (tables := rows.tables()):
+        raise MemprobeError(f"{fixed[0].path}: holds no two of the checkpoints {_listed(members)} under their labels")
+    return placement_claims(own, tables["fixed"])
+
+
+def _run(reading: Reading, resamples: Resamples) -> Run:
+    present = ~np.isnan(reading.values)
+    filled = np.where(present, reading.values, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = (resamples.sums(filled) / resamples.sums(present)).astype(np.float32)
+        means = filled.sum(0) / present.sum(0)
+    member = reading.member
+    return Run(member.arm or "", member.stage or "", member.seed or "", member.label, means, draws)
+
+
+def _over_stages(tables: dict[str, pl.DataFrame], members: list[Member], exact: dict[str, np.ndarray]) -> None:
+    """Paths of facts through the stages of each run (same arm and seed)."""
+    rows = _Rows()
+    chains: dict[tuple[str, str], list[Member]] = {}
+    for member in members:
+        if member.arm is not None and member.stage is not None:
+            chains.setdefault((member.arm, member.seed or ""), []).append(member)
+    for (arm, seed), chain in chains.items():
+        ordered = sorted(chain, key=lambda member: _stage_order(member.stage or ""))
+        if len(ordered) > 1:
+            keys = {"arm": arm, "seed": seed, "stages": " → ".join(member.stage or "" for member in ordered)}
+            rows.add("paths", keys, fates(np.column_stack([exact[member.label] for member in ordered])))
+    tables |= rows.tables()
+
+
+def _stage_order(stage: str) -> tuple[int, str]:
+    number = re.match(r"\d+", stage)
+    return (int(number[0]) if number else 10**9, stage)
+
+
+def _over_arms(
+    tables: dict[str, pl.DataFrame], runs: list[Run], n: int, origin: Member, seed: int, notes: list[str]
+) -> None:
+    if not runs:
+        return
+    seen: dict[tuple[str, str, str], str] = {}
+    for run in runs:
+        key = (run.arm, run.stage, run.seed)
+        if key in seen:
+            raise MemprobeError(
+                f"{seen[key]} and {run.label} are both arm {run.arm!r}, stage {run.stage!r}, seed {run.seed!r}:"
+                " tell them apart with --arm LABEL=ARM:SEED:STAGE"
+            )
+        seen[key] = run.label
+    names = list(STATISTICS)
+    reference = origin.arm if origin.arm is not None else runs[0].arm
+    tables["arms"] = arm_means(runs, names, n, seed=seed)
+    tables["arm_differences"] = arm_differences(runs, names, n, reference=reference, seed=seed)
+    if (few := tables["arms"]["seeds"].min()) is not None and few < MIN_SEEDS:
+        notes.append(
+            f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
+        )
+
+
+def _over_steps(tables: dict[str, pl.DataFrame], members: list[Member]) -> None:
+    """Learning curves of depth: placement along training."""
+    steps = {member.label: member.step for member in members if member.step is not None}
+    if len(steps) < 2:
+        return
+    table = tables["placement"].filter(pl.col("checkpoint").is_in(list(steps)))
+    step = pl.col("checkpoint").replace_strict(steps, return_dtype=pl.Int64).alias("step")
+    tables["steps"] = table.select(step, *table.columns).sort("step", maintain_order=True)

@@ -1,0 +1,100 @@
+"""Fates: which facts are kept, lost or gained from one checkpoint to the next, and where lost ones went."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.intervals import wilson
+
+
+def fates(known: np.ndarray) -> pl.DataFrame:
+    """How many facts took which path through the checkpoints, e.g. ``1→0``: known, then lost.
+
+    Args:
+        known: bool [factoid, checkpoint], in the order of training.
+
+    Returns:
+        [path, n, share, low, high], every path in the order 1…1 down to 0…0; Wilson intervals.
+    """
+    count, steps = known.shape
+    code = known.astype(int) @ (1 << np.arange(steps)[::-1])
+    n = np.bincount(code, minlength=2**steps)[::-1]
+    paths = ["→".join(f"{number:0{steps}b}") for number in range(2**steps)][::-1]
+    share = n / count if count else np.full(len(n), np.nan)
+    low, high = wilson(share, np.full(len(n), count))
+    return pl.DataFrame({"path": paths, "n": n, "share": share, "low": low, "high": high}, nan_to_null=True)
+
+
+def lost_facts(
+    checkpoint: Trajectories,
+    reference: Trajectories,
+    lost: np.ndarray,
+    *,
+    k: int,
+    intrusions: list[Trajectories],
+) -> pl.DataFrame:
+    """Where the answers of lost facts went.
+
+    ``deepest`` is the largest depth >= 1 that still holds the answer: a fact lost with a deepest depth
+    surfaces inside the model and is overruled above. ``log_prob`` is what is left of it in the model's own
+    readout, ``log_prob_change`` the difference to the reference. ``intruder`` is the control (answers of
+    another dataset, e.g. the next stage's) with the best rank there, ``intruded`` whether that outranks the
+    fact's own answer; null without intrusion controls.
+
+    Args:
+        checkpoint, reference: with the same factoids in the same order.
+        lost: bool [factoid].
+        intrusions: the checkpoint's trajectories of ``intrusion:…`` controls; their factoids may be fewer.
+
+    Returns:
+        [factoid, deepest, rank, log_prob, log_prob_change, intruder, intruder_rank, intruded]
+    """
+    rows = np.flatnonzero(lost)
+    held = checkpoint.held(k)[rows, 1:]
+    deepest = np.where(held.any(1), held.shape[1] - held[:, ::-1].argmax(1), np.nan)
+    log_prob = checkpoint.log_prob[rows, -1].astype(float)
+    names: list[str | None] = [None] * len(rows)
+    best = np.full(len(rows), np.nan)
+    for control in intrusions:
+        ranks = dict(zip(control.factoids, control.rank[:, -1], strict=True))
+        for i, factoid in enumerate(checkpoint.factoids[rows]):
+            rank = ranks.get(factoid, -1)
+            if rank >= 0 and not rank >= best[i]:
+                names[i], best[i] = control.control, float(rank)
+    own = checkpoint.rank[rows, -1]
+    columns = {
+        "factoid": checkpoint.factoids[rows],
+        "deepest": deepest,
+        "rank": np.where(own >= 0, own, np.nan),
+        "log_prob": log_prob,
+        "log_prob_change": log_prob - reference.log_prob[rows, -1],
+        "intruder": names,
+        "intruder_rank": best,
+        "intruded": [None if np.isnan(rank) else bool(rank < mine) for rank, mine in zip(best, own, strict=True)],
+    }
+    schema = {"factoid": pl.String, "deepest": pl.Int64, "rank": pl.Int64, "log_prob": pl.Float64}
+    schema |= {"log_prob_change": pl.Float64, "intruder": pl.String, "intruder_rank": pl.Int64}
+    return pl.DataFrame(columns, schema=schema | {"intruded": pl.Boolean}, strict=False, nan_to_null=True)
+
+
+def lost_in_short(lost: pl.DataFrame) -> dict[str, float | int | None]:
+    """:func:`lost_facts` in one row: n, the share that still surfaces at some depth and the mean deepest depth
+    of those, mean log_prob (nats) and its change, and the share that an intruder outranks; shares with Wilson
+    intervals."""
+    n = len(lost)
+    row: dict[str, float | int | None] = {"n": n}
+    intruded = lost["intruded"].drop_nulls()
+    for name, hits, among in (
+        ("surfaces", int(lost["deepest"].is_not_null().sum()), n),
+        ("intruded", int(intruded.sum()), len(intruded)),
+    ):
+        share = hits / among if among else np.nan
+        low, high = wilson(np.array(share), np.array(among))
+        for key, value in ((name, share), (f"{name}_low", low), (f"{name}_high", high)):
+            row[key] = float(value) if among else None
+    for name in ("deepest", "log_prob", "log_prob_change"):
+        mean = lost[name].mean()
+        row[name] = float(mean) if isinstance(mean, int | float) else None
+    return row

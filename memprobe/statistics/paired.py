@@ -1,0 +1,234 @@
+"""Paired differences: the same facts in two checkpoints, factoid by factoid.
+
+A difference is always checkpoint minus reference, so a negative difference in depth means "surfaces earlier".
+Every table says how many factoids it rests on; a factoid without a value on one side is in neither.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from memprobe.errors import MemprobeError
+from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval
+from memprobe.statistics.occurrence import Occurrence
+
+
+def differences(values: np.ndarray, answers: np.ndarray, resamples: Resamples, *, seed: int = 0) -> pl.DataFrame:
+    """Mean paired differences, with everything that is said about them.
+
+    ``low`` and ``high`` are bootstrapped over factoids. ``p`` is of :func:`sign_flip`. ``effect`` is Cohen's
+    d_z, the mean difference over the sd of the differences (Lakens 2013, equation 6); ``dominance`` is the
+    share of factoids that go up minus the share that go down (Cliff 1993, within pairs).
+
+    Args:
+        values: [factoid, column], checkpoint minus reference, NaN where there is none.
+        answers: [factoid], whatever identifies the answer.
+
+    Returns:
+        [n, difference, low, high, p, effect, dominance], one row per column; null where it does not exist.
+    """
+    difference, low, high = bootstrap_mean(values, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = (~np.isnan(values)).sum(0)
+        centred = np.where(np.isnan(values), 0.0, values - difference)
+        sd = np.sqrt((centred**2).sum(0) / np.where(n > 1, n - 1, np.nan))
+        effect = np.where(sd > 0, difference / sd, np.where(difference == 0, 0.0, np.nan))
+        dominance = np.nansum(np.sign(values), axis=0) / n
+    columns = {
+        "n": n,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": sign_flip(values, answers, draws=len(resamples.counts), seed=seed),
+        "effect": np.where(n > 1, effect, np.nan),
+        "dominance": dominance,
+    }
+    return pl.DataFrame(columns, nan_to_null=True)
+
+
+def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Two-sided permutation p-values of mean paired differences (Fisher 1935; Pesarin & Salmaso 2010, ch. 2).
+
+    Under the null hypothesis a difference is as likely as its negative. Factoids that share an answer share
+    what makes it easy to reach, so they are flipped together. With few answers every pattern of signs is
+    taken once; else p = (1 + hits) / (1 + draws), which is never 0 (Phipson & Smyth 2010).
+
+    Args:
+        values: [factoid, column], NaN where there is none.
+        answers: [factoid].
+
+    Returns:
+        [column]; NaN where no factoid has a value.
+    """
+    _, group = np.unique(np.asarray(answers, dtype=str), return_inverse=True)
+    filled = np.where(np.isnan(values), 0.0, values)
+    sums = np.zeros((group.max() + 1 if len(group) else 0, values.shape[1]))
+    np.add.at(sums, group, filled)
+    observed = np.abs(sums.sum(0)) * (1 - 1e-12) - 1e-12  # sums in another order are equal all the same
+    if 2 ** len(sums) <= draws:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
+        p = (np.abs(signs @ sums) >= observed).mean(0)
+    else:
+        rng = np.random.default_rng(seed)
+        hits = np.zeros(values.shape[1], dtype=np.int64)
+        step = max(1, 4_000_000 // len(sums))
+        for start in range(0, draws, step):
+            signs = rng.integers(0, 2, (min(step, draws - start), len(sums)), dtype=np.int8) * 2.0 - 1.0
+            hits += (np.abs(signs @ sums) >= observed).sum(0)
+        p = (1 + hits) / (1 + draws)
+    return np.where(np.isnan(values).all(0), np.nan, p)
+
+
+def false_discovery(p: np.ndarray) -> np.ndarray:
+    """p-values adjusted for the false-discovery rate (Benjamini & Hochberg 1995); NaN stays NaN and is not
+    counted among the tests."""
+    q = np.full(len(p), np.nan)
+    tested = ~np.isnan(p)
+    if tested.any():
+        q[tested] = stats.false_discovery_control(p[tested])
+    return q
+
+
+def differences_by_depth(
+    checkpoint: Trajectories,
+    reference: Trajectories,
+    *,
+    k: int,
+    answers: np.ndarray,
+    resamples: Resamples,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Paired differences at each depth: recall (mean), log_prob (mean, nats), rank (median).
+
+    Columns as :func:`differences` gives them. For rank the difference is the median of the paired ones with
+    its order statistics, and p flips their signs (a sign test with answers together): a few facts at rank
+    40,000 decide nothing. ``q`` is p adjusted over the depths of that measure.
+
+    Args:
+        checkpoint: with the same factoids in the same order as the reference.
+
+    Returns:
+        [measure, depth, n, difference, low, high, p, q, effect, dominance]
+    """
+    missing = (checkpoint.rank < 0) | (reference.rank < 0)
+    recall = np.where(missing, np.nan, checkpoint.held(k).astype(float) - reference.held(k))
+    log_prob = checkpoint.log_prob.astype(float) - reference.log_prob
+    rank = np.where(missing, np.nan, checkpoint.rank - reference.rank.astype(float))
+    tables = []
+    for measure, values in (("recall", recall), ("log_prob", log_prob), ("rank", np.sign(rank))):
+        table = differences(values, answers, resamples, seed=seed)
+        if measure == "rank":
+            medians = np.array([median_interval(column[~np.isnan(column)]) for column in rank.T])
+            edges = {name: medians[:, i] for i, name in enumerate(("difference", "low", "high"))}
+            table = table.with_columns(pl.Series(name, edge, nan_to_null=True) for name, edge in edges.items())
+            table = table.with_columns(pl.lit(None, pl.Float64).alias("effect"))  # d_z belongs to means
+        q = false_discovery(table["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
+        tables.append(
+            table.with_columns(
+                pl.lit(measure).alias("measure"),
+                pl.Series("depth", np.arange(len(table))),
+                pl.Series("q", q, nan_to_null=True),
+            )
+        )
+    order = ["measure", "depth", "n", "difference", "low", "high", "p", "q", "effect", "dominance"]
+    return pl.concat(tables).select(order)
+
+
+def spread_against_shift(
+    checkpoint: Occurrence, reference: Occurrence, resamples: Resamples
+) -> dict[str, float | None]:
+    """Is the sd of the LoF larger than moving the reference would make it?
+
+    Depths end at n_layers, so a mean that falls away from that ceiling raises the sd by itself. The
+    reference's depths, shifted by the difference of the means and clipped to 1 … n_layers, have the sd to
+    expect (``sd_expected``); ``difference`` is the checkpoint's own sd minus that. Both are over the factoids
+    that occur in the checkpoint in question, with sd's n - 1.
+
+    Args:
+        checkpoint: with the same factoids in the same order as the reference.
+
+    Returns:
+        mean_difference, sd, sd_reference, sd_expected, difference, low, high; ``None`` where they do not exist.
+    """
+    depths = np.arange(1.0, reference.n_layers + 1)
+    ours, theirs = ((found.lof[:, None] == depths).astype(float) for found in (checkpoint, reference))
+    size = len(depths)
+
+    def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        del counts
+        mine, base = sums[:, :size], sums[:, size:]
+        shift = (mine @ depths) / mine.sum(1) - (base @ depths) / base.sum(1)
+        moved = np.clip(depths + shift[:, None], 1, size)
+        sd, expected = _sd(mine, np.broadcast_to(depths, mine.shape)), _sd(base, moved)
+        unmoved = _sd(base, np.broadcast_to(depths, base.shape))
+        return np.column_stack([shift, sd, unmoved, expected, sd - expected])
+
+    value, low, high = bootstrap(np.column_stack([ours, theirs]), resamples, statistic)
+    names = ("mean_difference", "sd", "sd_reference", "sd_expected", "difference")
+    row = dict(zip(names, value, strict=True)) | {"low": low[-1], "high": high[-1]}
+    return {name: float(number) if np.isfinite(number) else None for name, number in row.items()}
+
+
+def _sd(weights: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Weighted sample sd along the last axis, the weights being how often each value occurs."""
+    n = weights.sum(1)
+    mean = (weights * at).sum(1) / n
+    return np.sqrt((weights * (at - mean[:, None]) ** 2).sum(1) / np.where(n > 1, n - 1, np.nan))
+
+
+def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples) -> pl.DataFrame:
+    """Which depths hold a fact in both checkpoints.
+
+    ``jaccard`` is the share of the facts held in either that are held in both (Jaccard 1912), bootstrapped
+    over factoids. The row without a depth takes (factoid, depth >= 1) pairs together.
+
+    Returns:
+        [depth (null = all), both, either, jaccard, low, high]; both and either as shares of all factoids, in
+        the row for all depths as depths per factoid.
+    """
+    both = (checkpoint.held & reference.held).astype(float)
+    either = (checkpoint.held | reference.held).astype(float)
+    values = np.column_stack([both, both[:, 1:].sum(1), either, either[:, 1:].sum(1)])
+    half = values.shape[1] // 2
+    jaccard, low, high = bootstrap(values, resamples, lambda sums, counts: sums[:, :half] / sums[:, half:])
+    columns = {"both": values[:, :half].mean(0), "either": values[:, half:].mean(0)}
+    depth = pl.Series("depth", [*range(half - 1), None], pl.Int64)
+    frame = pl.DataFrame(columns | {"jaccard": jaccard, "low": low, "high": high}, nan_to_null=True)
+    return frame.select(depth, *frame.columns)
+
+
+def log_rank(sets: list[Occurrence]) -> tuple[float, float]:
+    """Log-rank test that sets of *different* factoids surface alike (Mantel 1966; k samples, Peto & Peto 1972).
+
+    Returns:
+        Chi squared with len(sets) - 1 degrees of freedom, and p; NaN where nothing surfaces or a set is empty.
+
+    Raises:
+        MemprobeError: two sets share factoids; those are compared in pairs instead.
+    """
+    ids = [set(found.factoids) for found in sets]
+    if len(set.union(*ids)) < sum(map(len, ids)):
+        raise MemprobeError("the log-rank test is for different factoids; compare the same ones in pairs")
+    depths = np.arange(1, max(found.n_layers for found in sets) + 1)
+    events = np.array([(found.lof[:, None] == depths).sum(0) for found in sets], float)  # [set, depth]
+    sizes = np.array([len(found.lof) for found in sets], float)
+    at_risk = sizes[:, None] - np.cumsum(events, axis=1) + events
+    total_events, total = events.sum(0), at_risk.sum(0)
+    use = (total > 1) & (total_events > 0)
+    if not use.any() or (sizes == 0).any():
+        return np.nan, np.nan
+    risk, total, total_events = at_risk[:, use], total[use], total_events[use]
+    excess = (events[:, use] - risk * total_events / total).sum(1)
+    scale = total_events * (total - total_events) / (total - 1) / total**2
+    covariance = np.diag((risk * total * scale).sum(1)) - (risk * scale) @ risk.T
+    # One set is the complement of the others, so it is left out.
+    inner, rest = covariance[:-1, :-1], excess[:-1]
+    if np.linalg.matrix_rank(inner) < len(rest):
+        return np.nan, np.nan
+    chi2 = float(rest @ np.linalg.solve(inner, rest))
+    return chi2, float(stats.chi2.sf(chi2, len(rest)))
