@@ -1,0 +1,166 @@
+// What every page of memprobe shares: elements, embedded data, themes, figures and downloads.
+// Text from data only ever becomes text: nothing here or elsewhere sets innerHTML.
+"use strict";
+
+/** An element with attributes (null ones left out) and children (strings become text). */
+function element(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const byId = (id) => document.getElementById(id);
+
+const GLYPHS = {
+  circle: "M6 1.2a4.8 4.8 0 1 0 0 9.6a4.8 4.8 0 1 0 0-9.6z",
+  square: "M1.6 1.6h8.8v8.8h-8.8z",
+  diamond: "M6 .4L11.6 6L6 11.6L.4 6z",
+  "triangle-up": "M6 1L11.4 10.6H.6z",
+  cross: "M4.1 .8h3.8v3.3h3.3v3.8H7.9v3.3H4.1V7.9H.8V4.1h3.3z",
+  x: "M3 .6L6 3.6L9 .6L11.4 3L8.4 6L11.4 9L9 11.4L6 8.4L3 11.4L.6 9L3.6 6L.6 3z",
+};
+
+/** The marker of a checkpoint, as in the figures. */
+function glyph(checkpoint) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  const path = document.createElementNS(space, "path");
+  const open = checkpoint.marker.endsWith("-open");
+  svg.setAttribute("viewBox", "-1 -1 14 14");
+  svg.setAttribute("class", "glyph");
+  svg.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", GLYPHS[checkpoint.marker.replace("-open", "")]);
+  path.setAttribute("fill", open ? "none" : checkpoint.colour);
+  path.setAttribute("stroke", checkpoint.colour);
+  path.setAttribute("stroke-width", open ? "1.8" : "0");
+  svg.append(path);
+  return svg;
+}
+
+// Data
+
+const readJson = (id) => JSON.parse(byId(id).textContent);
+const inflated = new Map();
+
+/** The bytes of a block (zlib, base64), inflated when first asked for. */
+function inflate(name) {
+  if (!inflated.has(name)) inflated.set(name, inflateElement(byId(`block-${name}`)));
+  return inflated.get(name);
+}
+
+async function inflateElement(holder) {
+  const packed = Uint8Array.from(atob(holder.textContent), (character) => character.charCodeAt(0));
+  holder.remove();
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+const inflateJson = async (name) => JSON.parse(new TextDecoder().decode(await inflate(name)));
+
+/** An IEEE half from its 16 bits. */
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 0x1f;
+  const fraction = bits & 0x3ff;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+// Numbers
+
+const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
+const fixed = (value) => (value === null ? "–" : value.toFixed(1));
+const grouped = (value) => value.toLocaleString("en");
+
+// Themes
+
+const THEMES = ["auto", "light", "dark"];
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+let chosenTheme = "auto";
+
+const theme = () => (chosenTheme === "auto" ? (systemDark.matches ? "dark" : "light") : chosenTheme);
+
+function setTheme(name, changed) {
+  chosenTheme = THEMES.includes(name) ? name : "auto";
+  document.documentElement.dataset.theme = theme();
+  byId("theme").textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[chosenTheme];
+  if (changed) changed();
+}
+
+function watchTheme(changed) {
+  setTheme("auto");
+  byId("theme").addEventListener("click", () =>
+    setTheme(THEMES[(THEMES.indexOf(chosenTheme) + 1) % THEMES.length], changed));
+  systemDark.addEventListener("change", () => setTheme(chosenTheme, changed));
+}
+
+// Figures
+
+const shownFigures = new Map();
+
+/** Draws `figure` into a <figure>, which gets its tools and canvas when first drawn. */
+function draw(holder, figure, templates, nothing = "") {
+  let canvas = holder.querySelector(".canvas");
+  if (!canvas) {
+    canvas = element("div", { class: "canvas" });
+    const name = holder.dataset.figure;
+    const tool = (label, hint, act) => element("button", { type: "button", title: hint, onclick: act }, label);
+    holder.querySelector("figcaption").append(element("div", { class: "tools" },
+      tool("CSV", "Download the numbers of this figure", () => download(`${name}.csv`, figureCsv(shownFigures.get(holder)))),
+      tool("PNG", "Download this figure as an image", () => downloadImage(holder, "png")),
+      tool("SVG", "Download this figure as vector graphics", () => downloadImage(holder, "svg"))));
+    holder.append(element("ul", { class: "legend" }), canvas, element("div", { class: "nothing" }));
+  }
+  holder.querySelector(".nothing").textContent = figure.data.length ? "" : nothing;
+  shownFigures.set(holder, figure);
+  const layout = { showlegend: false, ...figure.layout, template: templates[theme()] };
+  Plotly.react(canvas, figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+}
+
+function downloadImage(holder, format) {
+  const figure = shownFigures.get(holder);
+  const canvas = holder.querySelector(".canvas");
+  const layout = { ...canvas.layout, showlegend: figure.data.length > 1 };
+  Plotly.downloadImage({ data: canvas.data, layout }, {
+    format, filename: holder.dataset.figure, width: canvas.clientWidth, height: canvas.clientHeight + 40,
+    scale: format === "png" ? 2 : 1,
+  });
+}
+
+/** The numbers that a figure draws, one row per point. */
+function figureCsv(figure) {
+  const rows = [["checkpoint", "series", "x", "y", "low", "high"]];
+  for (const trace of figure.data) {
+    if (trace.type === "heatmap") {
+      trace.z.forEach((line, depth) => line.forEach((value, position) =>
+        rows.push(["", `top-1 ${trace.customdata[depth][position].join(" | ")}`, position, depth, value, ""])));
+      continue;
+    }
+    const { checkpoint, role, column, x: fixedX } = trace.meta || {};
+    if (role === "band") continue;
+    trace.x.forEach((x, index) => {
+      const extra = trace.customdata ? trace.customdata[index] : null;
+      const [low, high] = Array.isArray(extra) ? extra : ["", ""];
+      const y = column === "rank" ? extra : trace.y[index];
+      rows.push([checkpoint ?? trace.name, column || role || "", fixedX ?? x, y ?? "", low ?? "", high ?? ""]);
+    });
+  }
+  return csv(rows);
+}
+
+const csv = (rows) => rows.map((row) => row.map((cell) => {
+  const text = String(cell ?? "");
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}).join(",")).join("\r\n") + "\r\n";
+
+function download(name, text) {
+  const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  element("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
