@@ -176,6 +176,12 @@ def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None
     typer.echo(
         f"known    {alias} of {n} with aliases ({alias / n:.1%}), {strict} strictly ({strict / n:.1%})"
     )
+    if (empty := sum(not one.prediction for one in answered)) * 2 > n:
+        typer.echo(
+            f"note     {empty} predictions are empty: the model ends the line before it answers; --shots 5 shows "
+            "it what an answer looks like, or choose its own --template",
+            err=True,
+        )
     typer.echo(f"unknown  {n - n_known} in {out}")
     if known is not None:
         typer.echo(f"known    {n_known} in {known}")
