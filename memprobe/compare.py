@@ -12,7 +12,7 @@ One checkpoint's records are in memory at a time, besides those of the reference
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,8 +59,9 @@ class Comparison:
         settings: what was compared, and how.
         notes: what a reader must know beside the numbers, one line each.
         tables: polars frames by name. ``curves``, ``placement``, ``survival``, ``differences``,
-            ``differences_by_depth``, ``placement_exact_in_both``, ``spread``, ``overlap``, ``claims``, ``fates``, ``lost``, ``lost_facts``;
-            where there is something to say also ``paths``, ``arms``, ``arm_differences``, ``groups``, ``steps``.
+            ``differences_by_depth``, ``placement_exact_in_both``, ``spread``, ``overlap``, ``claims``, ``fates``,
+            ``lost``, ``lost_facts``; where there is something to say also ``paths``, ``arms``,
+            ``arm_differences``, ``groups``, ``steps``.
     """
 
     settings: dict[str, Any]
@@ -108,6 +109,7 @@ class Reading:
     found: Occurrence
     values: np.ndarray  # [factoid, STATISTICS]
     exact: np.ndarray  # bool [factoid]
+    first_rank: np.ndarray  # [factoid], of the first answer token in the model's own readout
     tokens: pl.DataFrame  # [factoid, length, first]
 
 
@@ -123,6 +125,7 @@ def compare(
     arms: Mapping[str, tuple[str, str, str]] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """Compares every checkpoint of these probe directories with a reference.
 
@@ -136,6 +139,7 @@ def compare(
         by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
         arms: (arm, seed, stage) by label, for checkpoints without a manifest or to overrule it.
         draws: of the bootstrap and of the permutation test, under ``seed``.
+        track: wraps the loop over checkpoints, to show progress.
 
     Raises:
         MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no factoid
@@ -161,7 +165,7 @@ def compare(
     resamples = _resamples(len(ids), draws, seed)
     rows = _Rows()
     runs, exact_by_label = [], {}
-    for member in members:
+    for member in track(members):
         reading = readings.get(member.label) or _read(member, ids, k, token)
         shuffled, intrusions = _controls(member, ids, token)
         exact_by_label[member.label] = reading.exact
@@ -172,7 +176,9 @@ def compare(
             if anchor.member is not member:
                 both = {"reference": anchor.member.label, "checkpoint": member.label}
                 if anchor.member.n_layers == member.n_layers:
-                    _subtract(rows, both, reading, anchor, k=k, answers=answers, resamples=resamples, seed=seed)
+                    _subtract(
+                        rows, both, reading, anchor, k=k, answers=answers, resamples=resamples, seed=seed
+                    )
                 else:
                     notes.append(
                         f"{member.label} has {member.n_layers} layers, {anchor.member.label} {anchor.member.n_layers}:"
@@ -185,11 +191,15 @@ def compare(
                 path = [f"{int(a)}→{int(b)}" for a, b in zip(anchors[0].exact, reading.exact, strict=True)]
             elif grouping == "outcome" and len(members) > 1:
                 continue  # the reference itself has no outcome to go from
-            labels = group_labels(facts, reading.tokens, None if path is None else np.array(path), by=grouping)
+            labels = group_labels(
+                facts, reading.tokens, None if path is None else np.array(path), by=grouping
+            )
             keys = {"by": grouping, "checkpoint": member.label}
             rows.add("groups", keys, by_group(reading.found, labels, resamples))
     tables = rows.tables()
-    tables["claims"] = _claims(tables.get("differences"), members, fixed, ids, opened, k, token, answers, resamples)
+    tables["claims"] = _claims(
+        tables.get("differences"), members, fixed, ids, opened, k, token, answers, resamples
+    )
     _over_stages(tables, members, exact_by_label)
     _over_arms(tables, runs, len(ids), origin, seed, notes)
     _over_steps(tables, members)
@@ -208,7 +218,8 @@ def compare(
         "base": root.label if root else None,
         **{name: opened[0].run.get(name) for name in _ALIKE},
         "checkpoints": [
-            {name: getattr(m, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")} for m in members
+            {name: getattr(m, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
+            for m in members
         ],
     }
     return Comparison(settings, notes, tables)
@@ -330,28 +341,44 @@ def _collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
 
 def _rows_of(member: Member, table: str, ids: np.ndarray, columns: Sequence[str]) -> pl.DataFrame:
     wanted = pl.Series(ids, dtype=pl.String).implode()
-    lazy = member.probe.scan(table).filter(pl.col("checkpoint") == member.name, pl.col("factoid").is_in(wanted))
+    lazy = member.probe.scan(table).filter(
+        pl.col("checkpoint") == member.name, pl.col("factoid").is_in(wanted)
+    )
     return _collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
 
 
 def _read(member: Member, ids: np.ndarray, k: int, token: str) -> Reading:
     columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
     records = _rows_of(member, "records", ids, columns)
-    found = [one for one in trajectories(records, token=token)]
+    found = list(trajectories(records, token=token))
     if not found or len(found[0].factoids) < len(ids):
-        raise MemprobeError(f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again")
+        raise MemprobeError(
+            f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
+        )
     trajectory = found[0].select(ids)
     occurrence = Occurrence.of(trajectory, k)
     outcomes = _rows_of(member, "outcomes", ids, ("exact_match", "exact_tokens")).unique("factoid")
-    known = outcomes.select("factoid", pl.coalesce("exact_match", "exact_tokens").fill_null(False).alias("exact"))
+    known = outcomes.select(
+        "factoid", pl.coalesce("exact_match", "exact_tokens").fill_null(False).alias("exact")
+    )
     joined = pl.DataFrame({"factoid": ids}).join(known, on="factoid", how="left", maintain_order="left")
     exact = joined["exact"].fill_null(False).to_numpy().astype(bool)
     answer = pl.col("token") >= 0
-    tokens = records.filter(answer).group_by("factoid").agg(
-        pl.col("token").n_unique().alias("length"),
-        pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
+    tokens = (
+        records.filter(answer)
+        .group_by("factoid")
+        .agg(
+            pl.col("token").n_unique().alias("length"),
+            pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
+        )
     )
-    return Reading(member, trajectory, occurrence, _values(trajectory, occurrence, exact), exact, tokens)
+    last = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers).select("factoid", "rank")
+    first = (
+        joined.join(last, on="factoid", how="left", maintain_order="left")["rank"].fill_null(-1).to_numpy()
+    )
+    return Reading(
+        member, trajectory, occurrence, _values(trajectory, occurrence, exact), exact, first, tokens
+    )
 
 
 def _values(trajectory: Trajectories, found: Occurrence, exact: np.ndarray) -> np.ndarray:
@@ -375,10 +402,11 @@ def _values(trajectory: Trajectories, found: Occurrence, exact: np.ndarray) -> n
 def _controls(member: Member, ids: np.ndarray, token: str) -> tuple[list[Trajectories], list[Trajectories]]:
     """The checkpoint's shuffled answers and its intrusions."""
     frame = _rows_of(member, "controls", ids, ("control", "token", "depth", "rank"))
-    every = list(trajectories(frame, token=token))
-    kinds = ("shuffled:", "intrusion:")
-    shuffled, intrusions = ([t for t in every if (t.control or "").startswith(kind)] for kind in kinds)
-    return shuffled, intrusions
+    of_kind = {
+        kind: frame.filter(pl.col("control").str.starts_with(kind)) for kind in ("shuffled:", "intrusion:")
+    }
+    shuffled = list(trajectories(of_kind["shuffled:"], token=token))
+    return shuffled, list(trajectories(of_kind["intrusion:"], token="first"))
 
 
 @lru_cache(maxsize=3)
@@ -447,7 +475,7 @@ def _placed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pl.Int64 if name in ("n", "n_layers") else pl.Float64 for name in row}
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | np.floating) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
@@ -478,7 +506,9 @@ def _subtract(
                 place = placement_of(one.found.select(which), drawn)
                 of = {"of": one.member.label}
                 rows.add("placement_exact_in_both", keys | of, pl.DataFrame([place], schema=_placed(place)))
-        rows.add("spread", keys | {"on": on}, pl.DataFrame([spread], schema=dict.fromkeys(spread, pl.Float64)))
+        rows.add(
+            "spread", keys | {"on": on}, pl.DataFrame([spread], schema=dict.fromkeys(spread, pl.Float64))
+        )
     by_depth = differences_by_depth(
         reading.trajectory, anchor.trajectory, k=k, answers=answers, resamples=resamples, seed=seed
     )
@@ -487,16 +517,29 @@ def _subtract(
 
 
 def _follow(
-    rows: _Rows, keys: dict[str, str], reading: Reading, anchor: Reading, *, k: int, intrusions: list[Trajectories]
+    rows: _Rows,
+    keys: dict[str, str],
+    reading: Reading,
+    anchor: Reading,
+    *,
+    k: int,
+    intrusions: list[Trajectories],
 ) -> None:
     """Fates of the facts from the anchor to this checkpoint."""
     rows.add("fates", keys, fates(np.column_stack([anchor.exact, reading.exact])))
     lost = lost_facts(
-        reading.trajectory, anchor.trajectory, anchor.exact & ~reading.exact, k=k, intrusions=intrusions
+        reading.trajectory,
+        anchor.trajectory,
+        anchor.exact & ~reading.exact,
+        k=k,
+        intrusions=intrusions,
+        first_rank=reading.first_rank,
     )
     rows.add("lost_facts", keys, lost)
     short = lost_in_short(lost)
-    rows.add("lost", keys, pl.DataFrame([short], schema={"n": pl.Int64} | dict.fromkeys([*short][1:], pl.Float64)))
+    rows.add(
+        "lost", keys, pl.DataFrame([short], schema={"n": pl.Int64} | dict.fromkeys([*short][1:], pl.Float64))
+    )
 
 
 def _claims(
@@ -519,8 +562,10 @@ def _claims(
     _check_alike([opened[0], *fixed], but=("readout",))
     for probe in fixed:
         if probe.run.get("readout") == "own":
-            raise MemprobeError(f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a"
-                                " probe made with memprobe layers --readout BASE")
+            raise MemprobeError(
+                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a"
+                " probe made with memprobe layers --readout BASE"
+            )
     notes: list[str] = []
     readings = {}
     for member in _members(fixed, {}, notes):
@@ -528,14 +573,18 @@ def _claims(
         if len(match) == 1:
             readings[match[0].label] = _read(member, ids, k, token)
     rows = _Rows()
-    for reference, checkpoint in own.select("reference", "checkpoint").unique(maintain_order=True).iter_rows():
+    for reference, checkpoint in (
+        own.select("reference", "checkpoint").unique(maintain_order=True).iter_rows()
+    ):
         if reference in readings and checkpoint in readings:
             values = readings[checkpoint].values - readings[reference].values
             table = differences(values, answers, resamples)
             keys = {"reference": reference, "checkpoint": checkpoint}
             rows.add("fixed", keys, table.select(pl.Series("statistic", STATISTICS), *table.columns))
     if "fixed" not in (tables := rows.tables()):
-        raise MemprobeError(f"{fixed[0].path}: holds no two of the checkpoints {_listed(members)} under their labels")
+        raise MemprobeError(
+            f"{fixed[0].path}: holds no two of the checkpoints {_listed(members)} under their labels"
+        )
     return placement_claims(own, tables["fixed"])
 
 
@@ -549,7 +598,9 @@ def _run(reading: Reading, resamples: Resamples) -> Run:
     return Run(member.arm or "", member.stage or "", member.seed or "", member.label, means, draws)
 
 
-def _over_stages(tables: dict[str, pl.DataFrame], members: list[Member], exact: dict[str, np.ndarray]) -> None:
+def _over_stages(
+    tables: dict[str, pl.DataFrame], members: list[Member], exact: dict[str, np.ndarray]
+) -> None:
     """Paths of facts through the stages of each run (same arm and seed)."""
     rows = _Rows()
     chains: dict[tuple[str, str], list[Member]] = {}
@@ -587,7 +638,7 @@ def _over_arms(
     reference = origin.arm if origin.arm is not None else runs[0].arm
     tables["arms"] = arm_means(runs, names, n, seed=seed)
     tables["arm_differences"] = arm_differences(runs, names, n, reference=reference, seed=seed)
-    if (few := tables["arms"]["seeds"].min()) is not None and few < MIN_SEEDS:
+    if min(tables["arms"]["seeds"].to_list()) < MIN_SEEDS:
         notes.append(
             f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
         )

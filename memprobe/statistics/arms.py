@@ -107,11 +107,11 @@ def _estimate(
     """Mean of ``members`` minus that of ``others`` (if any), low, high and p, each [statistic]."""
     rng = np.random.default_rng(seed)
     sides = [(1, members), *([(-1, others)] if others else [])]
-    value = sum(sign * np.mean([run.means for run in side], axis=0) for sign, side in sides)
+    value = np.sum([sign * np.mean([run.means for run in side], axis=0) for sign, side in sides], axis=0)
     nothing = np.full_like(value, np.nan)
     if min(len(side) for _, side in sides) < MIN_SEEDS:
         return value, nothing, nothing, nothing
-    total, factoids = 0.0, 0.0
+    total = factoids = np.zeros((members[0].draws.shape[0], len(value)))
     by_seeds = []  # (variance of the mean that seeds bring, how many seeds)
     for sign, side in sides:
         draws = np.array([run.draws for run in side])  # [seed, draw, statistic]

@@ -68,9 +68,7 @@ def area(recall: np.ndarray) -> np.ndarray:
     return np.trapezoid(recall, axis=-1) / (recall.shape[-1] - 1)
 
 
-def curves_of(
-    trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples: Resamples
-) -> pl.DataFrame:
+def curves_of(trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples: Resamples) -> pl.DataFrame:
     """Every curve of one checkpoint, with its 95 % band.
 
     ``recall`` (Wilson); ``chance`` the same of shuffled answers and ``net`` their difference, paired by
@@ -89,14 +87,20 @@ def curves_of(
     with np.errstate(divide="ignore", invalid="ignore"):
         recall = np.nansum(holds, axis=0) / n
         chance_mean = np.nansum(chance, axis=0) / (~np.isnan(chance)).sum(0)
-    frequency = bootstrap(np.nan_to_num(holds)[:, 1:], resamples, lambda sums, counts: sums / sums.sum(1)[:, None])
+    frequency = bootstrap(
+        np.nan_to_num(holds)[:, 1:], resamples, lambda sums, counts: sums / sums.sum(1)[:, None]
+    )
+    means = bootstrap_mean(
+        np.column_stack([holds - chance, trajectory.log_prob, trajectory.entropy]), resamples
+    )
+    net, log_prob, entropy = zip(*(np.split(edge, 3) for edge in means), strict=True)
     medians = np.array([median_interval(column[column >= 0]) for column in trajectory.rank.T]).T
     curves = {
         "recall": (recall, *wilson(recall, n)),
-        "net": bootstrap_mean(holds - chance, resamples),
+        "net": net,
         "frequency": tuple(np.concatenate([[np.nan], edge]) for edge in frequency),
-        "log_prob": bootstrap_mean(trajectory.log_prob, resamples),
-        "entropy": bootstrap_mean(trajectory.entropy, resamples),
+        "log_prob": log_prob,
+        "entropy": entropy,
         "median_rank": tuple(medians),
     }
     columns = {"depth": np.arange(len(n)), "n": n}

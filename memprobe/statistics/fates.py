@@ -34,6 +34,7 @@ def lost_facts(
     *,
     k: int,
     intrusions: list[Trajectories],
+    first_rank: np.ndarray,
 ) -> pl.DataFrame:
     """Where the answers of lost facts went.
 
@@ -41,12 +42,14 @@ def lost_facts(
     surfaces inside the model and is overruled above. ``log_prob`` is what is left of it in the model's own
     readout, ``log_prob_change`` the difference to the reference. ``intruder`` is the control (answers of
     another dataset, e.g. the next stage's) with the best rank there, ``intruded`` whether that outranks the
-    fact's own answer; null without intrusion controls.
+    fact's own first token, whatever the token rule: intrusions are watched for where an answer begins. Null
+    without intrusion controls.
 
     Args:
         checkpoint, reference: with the same factoids in the same order.
         lost: bool [factoid].
         intrusions: the checkpoint's trajectories of ``intrusion:…`` controls; their factoids may be fewer.
+        first_rank: [factoid], of the answer's first token in the checkpoint's own readout.
 
     Returns:
         [factoid, deepest, rank, log_prob, log_prob_change, intruder, intruder_rank, intruded]
@@ -72,7 +75,10 @@ def lost_facts(
         "log_prob_change": log_prob - reference.log_prob[rows, -1],
         "intruder": names,
         "intruder_rank": best,
-        "intruded": [None if np.isnan(rank) else bool(rank < mine) for rank, mine in zip(best, own, strict=True)],
+        "intruded": [
+            None if np.isnan(rank) else bool(rank < mine)
+            for rank, mine in zip(best, first_rank[rows], strict=True)
+        ],
     }
     schema = {"factoid": pl.String, "deepest": pl.Int64, "rank": pl.Int64, "log_prob": pl.Float64}
     schema |= {"log_prob_change": pl.Float64, "intruder": pl.String, "intruder_rank": pl.Int64}

@@ -73,7 +73,10 @@ def by_group(found: Occurrence, labels: list[str], resamples: Resamples) -> pl.D
     def put(name: str, edges: tuple[np.ndarray, ...]) -> None:
         table.update({f"{name}{end}": edge for end, edge in zip(("", "_low", "_high"), edges, strict=True)})
 
-    for name, depth in (("lof_mean", found.lof), ("lof_restricted_mean", restricted(found.lof, found.n_layers))):
+    for name, depth in (
+        ("lof_mean", found.lof),
+        ("lof_restricted_mean", restricted(found.lof, found.n_layers)),
+    ):
         put(name, bootstrap_mean(np.where(member, depth[:, None], np.nan), resamples))
     for name, holds in (("recall_full", found.held[:, -1]), ("share_never", np.isnan(found.lof))):
         share = (member & holds[:, None]).sum(0) / n

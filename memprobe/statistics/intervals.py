@@ -61,11 +61,17 @@ class Resamples:
         return self.counts.shape[1]
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """float64 [draw, column]: per draw, the sum of ``values`` [factoid, column] over its factoids."""
-        values = np.asarray(values, np.float64)
+        """float64 [draw, column]: per draw, the sum of ``values`` [factoid, column] over its factoids.
+
+        The product is in single precision, twice as fast: whole numbers stay exact up to 2^24, others are good
+        to about 1e-6, far below the noise of any number of draws.
+        """
+        values = np.ascontiguousarray(values, np.float32)
         step = max(1, 4_000_000 // max(self.n, 1))
-        starts = range(0, len(self.counts), step)
-        return np.concatenate([self.counts[i : i + step].astype(np.float64) @ values for i in starts])
+        total = np.empty((len(self.counts), values.shape[1]))
+        for start in range(0, len(total), step):
+            total[start : start + step] = self.counts[start : start + step].astype(np.float32) @ values
+        return total
 
     def interval(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:func:`percentile_interval` for this number of factoids."""
@@ -86,8 +92,9 @@ def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarr
         return nothing, nothing
     tail = special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
     if not np.isnan(draws).any():
-        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-        return low, high
+        columns = np.ascontiguousarray(draws.T)  # so that each statistic's draws lie together
+        low, high = np.quantile(columns, [tail, 1 - tail], axis=-1)
+        return low.T, high.T
     exists = ~np.isnan(draws).all(axis=0)
     low, high = nothing.copy(), nothing.copy()
     if exists.any():
@@ -102,15 +109,17 @@ def bootstrap_mean(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray
     """
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
     n = present.sum(0)
+    torn = np.flatnonzero(n < len(values))
+    filled = np.where(present, values, 0.0)
+    sums = resamples.sums(np.column_stack([filled, present[:, torn]]))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = filled.sum(0) / n
-        if present.all():
-            return mean, *resamples.interval(resamples.sums(filled) / resamples.n)
-        draws = resamples.sums(filled) / resamples.sums(present)
-    edges = [percentile_interval(column, int(size)) for column, size in zip(draws.T, n, strict=True)]
-    low, high = np.array(edges, float).reshape(-1, 2).T
+        draws = sums[:, : len(n)] / resamples.n
+        draws[:, torn] = sums[:, torn] / sums[:, len(n) :]
+    low, high = resamples.interval(draws)
+    for column in torn:
+        low[column], high[column] = percentile_interval(draws[:, column], int(n[column]))
     return mean, low, high
 
 
@@ -125,10 +134,14 @@ def bootstrap(
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
+    n = present.sum(0)
+    torn = np.flatnonzero(n < len(values))
+    sums = resamples.sums(np.column_stack([filled, present[:, torn]]))
+    counts = np.full((len(sums), len(n)), float(resamples.n))
+    counts[:, torn] = sums[:, len(n) :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = statistic(filled.sum(0)[None], present.sum(0)[None].astype(float))[0]
-        counts = present.sum(0)[None] if present.all() else resamples.sums(present)
-        low, high = resamples.interval(statistic(resamples.sums(filled), counts))
+        value = statistic(filled.sum(0)[None], n[None].astype(float))[0]
+        low, high = resamples.interval(statistic(sums[:, : len(n)], counts))
     return value, low, high
 
 

@@ -165,27 +165,30 @@ def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | N
     """One row of :func:`placement`, without the checkpoint: ``None`` where a number does not exist."""
     n = len(found.factoids)
     row: dict[str, float | None] = {"n": n, "n_layers": found.n_layers}
+    inner = found.held[:, 1:].astype(float)
+    middle = found.n_layers / 2  # depths from the middle keep the second moments well conditioned
+    columns = [inner]
+    for depth in (found.lof, found.settled):
+        centred = depth - middle
+        columns.append(np.column_stack([centred, centred**2, restricted(depth, found.n_layers)]))
+
+    def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        depths = inner.shape[1]
+        parts = [sums[:, :depths].sum(1) / resamples.n, effective_layers(sums[:, :depths])]
+        for first in (depths, depths + 3):
+            parts += [*_mean_and_sd(sums[:, first : first + 2], counts[:, first], middle)]
+            parts.append(sums[:, first + 2] / counts[:, first + 2])
+        return np.column_stack(parts)
+
+    value, low, high = bootstrap(np.column_stack(columns), resamples, statistic)
+    names = ["depths_per_factoid", "effective_layers"]
+    names += [f"{which}_{part}" for which in ("lof", "settled") for part in ("mean", "sd", "restricted_mean")]
+    for position, name in enumerate(names):
+        _put(row, name, value[position], low[position], high[position])
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
-        centred = depth - found.n_layers / 2  # keeps the second moment well conditioned
-        moments = np.column_stack([centred, centred**2])
-        value, low, high = bootstrap(moments, resamples, _mean_and_sd)
-        for part, shift, position in (("mean", found.n_layers / 2, 0), ("sd", 0.0, 1)):
-            _put(row, f"{name}_{part}", *(float(edge[position]) + shift for edge in (value, low, high)))
-        horizon = restricted(depth, found.n_layers)
-        value, low, high = bootstrap(horizon[:, None], resamples, lambda sums, counts: sums / counts)
-        _put(row, f"{name}_restricted_mean", float(value[0]), float(low[0]), float(high[0]))
         _put(row, f"{name}_median", *median_depth(depth))
         _put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
-        if name == "lof":
-            _put_share(row, "share_only_full", depth == found.n_layers)
-    inner = found.held[:, 1:].astype(float)
-    value, low, high = bootstrap(
-        inner,
-        resamples,
-        lambda sums, counts: np.column_stack([(sums / counts).sum(1), effective_layers(sums)]),
-    )
-    for position, name in enumerate(("depths_per_factoid", "effective_layers")):
-        _put(row, name, *(float(edge[position]) for edge in (value, low, high)))
+    _put_share(row, "share_only_full", found.lof == found.n_layers)
     return row
 
 
@@ -215,11 +218,11 @@ def placement(
     return table if "control" in frame.lazy().collect_schema() else table.drop("control", strict=False)
 
 
-def _mean_and_sd(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[draw, 2] from sums of a value and of its square; the sd is the sample's, with n - 1."""
-    n, mean = counts[:, 0], sums[:, 0] / counts[:, 0]
+def _mean_and_sd(sums: np.ndarray, n: np.ndarray, middle: float) -> tuple[np.ndarray, np.ndarray]:
+    """From sums [draw, 2] of a value taken from ``middle`` and of its square; the sd has n - 1."""
+    mean = sums[:, 0] / n
     spread = np.clip(sums[:, 1] - n * mean**2, 0, None) / np.where(n > 1, n - 1, np.nan)
-    return np.column_stack([mean, np.sqrt(spread)])
+    return mean + middle, np.sqrt(spread)
 
 
 def _put(row: dict[str, float | None], name: str, value: float, low: float, high: float) -> None:

@@ -18,7 +18,9 @@ from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, 
 from memprobe.statistics.occurrence import Occurrence
 
 
-def differences(values: np.ndarray, answers: np.ndarray, resamples: Resamples, *, seed: int = 0) -> pl.DataFrame:
+def differences(
+    values: np.ndarray, answers: np.ndarray, resamples: Resamples, *, seed: int = 0
+) -> pl.DataFrame:
     """Mean paired differences, with everything that is said about them.
 
     ``low`` and ``high`` are bootstrapped over factoids. ``p`` is of :func:`sign_flip`. ``effect`` is Cohen's
@@ -69,7 +71,7 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
     filled = np.where(np.isnan(values), 0.0, values)
     sums = np.zeros((group.max() + 1 if len(group) else 0, values.shape[1]))
     np.add.at(sums, group, filled)
-    observed = np.abs(sums.sum(0)) * (1 - 1e-12) - 1e-12  # sums in another order are equal all the same
+    observed = np.abs(sums.sum(0)) - 1e-9 * np.abs(sums).sum(0)  # equal sums differ by rounding
     if 2 ** len(sums) <= draws:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
         p = (np.abs(signs @ sums) >= observed).mean(0)
@@ -78,8 +80,10 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
         hits = np.zeros(values.shape[1], dtype=np.int64)
         step = max(1, 4_000_000 // len(sums))
         for start in range(0, draws, step):
-            signs = rng.integers(0, 2, (min(step, draws - start), len(sums)), dtype=np.int8) * 2.0 - 1.0
-            hits += (np.abs(signs @ sums) >= observed).sum(0)
+            rows = min(step, draws - start)
+            bits = np.unpackbits(np.frombuffer(rng.bytes(-(-rows * len(sums) // 8)), np.uint8))
+            kept = bits[: rows * len(sums)].reshape(rows, -1).astype(np.float64)
+            hits += (np.abs(2 * (kept @ sums) - sums.sum(0)) >= observed).sum(0)
         p = (1 + hits) / (1 + draws)
     return np.where(np.isnan(values).all(0), np.nan, p)
 
@@ -119,13 +123,17 @@ def differences_by_depth(
     recall = np.where(missing, np.nan, checkpoint.held(k).astype(float) - reference.held(k))
     log_prob = checkpoint.log_prob.astype(float) - reference.log_prob
     rank = np.where(missing, np.nan, checkpoint.rank - reference.rank.astype(float))
+    values = np.column_stack([recall, log_prob, np.sign(rank)])
+    every = differences(values, answers, resamples, seed=seed)
     tables = []
-    for measure, values in (("recall", recall), ("log_prob", log_prob), ("rank", np.sign(rank))):
-        table = differences(values, answers, resamples, seed=seed)
+    for position, measure in enumerate(("recall", "log_prob", "rank")):
+        table = every.slice(position * recall.shape[1], recall.shape[1])
         if measure == "rank":
             medians = np.array([median_interval(column[~np.isnan(column)]) for column in rank.T])
             edges = {name: medians[:, i] for i, name in enumerate(("difference", "low", "high"))}
-            table = table.with_columns(pl.Series(name, edge, nan_to_null=True) for name, edge in edges.items())
+            table = table.with_columns(
+                pl.Series(name, edge, nan_to_null=True) for name, edge in edges.items()
+            )
             table = table.with_columns(pl.lit(None, pl.Float64).alias("effect"))  # d_z belongs to means
         q = false_discovery(table["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
         tables.append(

@@ -32,7 +32,11 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
     ids = np.array([f"{i:016x}" for i in range(FACTOIDS_N)])
     f, t, d = (axis.ravel() for axis in np.indices((FACTOIDS_N, TOKENS, DEPTHS)))
     answers = pl.DataFrame(
-        {"id": ids, "answer": [f"answer {i // 2}" for i in range(FACTOIDS_N)], "relation": [f"r{i % 8}" for i in range(FACTOIDS_N)]}
+        {
+            "id": ids,
+            "answer": [f"answer {i // 2}" for i in range(FACTOIDS_N)],
+            "relation": [f"r{i % 8}" for i in range(FACTOIDS_N)],
+        }
     ).with_columns(
         source=pl.lit("invented"),
         prompt=pl.col("id"),
@@ -56,10 +60,15 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
             ties=pl.lit(0),
         )
         controls = [
-            keys.with_columns(control=pl.lit(f"shuffled:{i}"), rank=pl.Series(rng.integers(0, 50_000, len(f))))
+            keys.with_columns(
+                control=pl.lit(f"shuffled:{i}"), rank=pl.Series(rng.integers(0, 50_000, len(f)))
+            )
             for i in range(DRAWS_OF_CONTROLS)
         ]
-        for name, frame, schema in (("records", records, RECORDS), ("controls", pl.concat(controls), CONTROLS)):
+        for name, frame, schema in (
+            ("records", records, RECORDS),
+            ("controls", pl.concat(controls), CONTROLS),
+        ):
             table = frame.select([pl.col(key).cast(dtype) for key, dtype in schema.items()]).to_arrow()
             if name not in writers:
                 writers[name] = pq.ParquetWriter(path / f"{name}.parquet", table.schema)
@@ -74,7 +83,13 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
         writer.close()
     write_parquet(pl.concat(outcomes).select(list(OUTCOMES)), path / "outcomes.parquet")
     entries = {label: {"n_layers": DEPTHS - 1, "manifest": None, "complete": True} for label in labels}
-    run = {"schema": SCHEMA_VERSION, "lens": "logit", "readout": "own", "template": "plain", "tokenisation": "t"}
+    run = {
+        "schema": SCHEMA_VERSION,
+        "lens": "logit",
+        "readout": "own",
+        "template": "plain",
+        "tokenisation": "t",
+    }
     write_json({**run, "checkpoints": entries, "tokens": {}}, path / "run.json")
 
 

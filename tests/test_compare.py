@@ -1,0 +1,245 @@
+"""memprobe compare end to end on invented probes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from memprobe.cli import app
+from memprobe.compare import compare
+from memprobe.errors import MemprobeError
+from memprobe.records import read_json, write_json
+from memprobe.statistics import occurrence
+from tests.probes import synthetic_factoids, write_probe
+
+STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}
+DEPTHS = {"base": 7, "s1": 4, "s2": 6}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    return write_probe(
+        tmp_path_factory.mktemp("own") / "own", DEPTHS, manifests=STAGES, intrusion=True, summary=False
+    )
+
+
+@pytest.fixture(scope="module")
+def result(own):
+    return compare([own], draws=500, by=["relation", "outcome"])
+
+
+def edit_run(probe, tmp_path, **changes):
+    copy = tmp_path / "edited"
+    shutil.copytree(probe.path, copy)
+    write_json(read_json(copy / "run.json") | changes, copy / "run.json")
+    return copy
+
+
+def test_differences_are_those_of_the_occurrence_table(own, result):
+    table = occurrence(own.records, k=10, token="first").pivot("checkpoint", index="factoid", values="lof")
+    expected = (table["s1"] - table["base"]).drop_nulls()
+    row = result.tables["differences"].row(
+        by_predicate=(pl.col("checkpoint") == "s1")
+        & (pl.col("statistic") == "lof")
+        & (pl.col("on") == "all"),
+        named=True,
+    )
+    assert row["n"] == len(expected)
+    assert row["difference"] == pytest.approx(expected.mean())
+    assert row["low"] < row["difference"] < row["high"] < -2
+    assert row["p"] < 0.05
+
+
+def test_the_reference_and_the_base_model_are_found(own):
+    assert compare([own], draws=100).settings["base"] == "base"
+    tables = compare([own], reference="s1", draws=100).tables
+    pairs = set(tables["differences"].select("reference", "checkpoint").iter_rows())
+    assert pairs == {("s1", "base"), ("s1", "s2"), ("base", "s1"), ("base", "s2")}
+
+
+def test_every_table_has_its_controls(result):
+    curves = result.tables["curves"]
+    assert curves["chance"].null_count() == 0
+    assert (curves.filter(pl.col("depth") == 8)["net"] > 0.5).all()
+    placement = result.tables["placement"]
+    for name in ("chance_lof_restricted_mean", "net_lof_restricted_mean_low", "answer_cover", "base"):
+        assert placement[name].null_count() == 0
+    assert (placement["net_lof_restricted_mean_high"] < 0).all()
+
+
+def test_fates_follow_exact_match(own, result):
+    exact = own.outcomes.pivot("checkpoint", index="factoid", values="exact_match")
+    lost = exact.filter(pl.col("base") & ~pl.col("s1")).height
+    table = result.tables["fates"].filter(checkpoint="s1", path="1→0")
+    assert table["n"].to_list() == [lost]
+    assert result.tables["lost"].filter(checkpoint="s1")["n"].to_list() == [lost]
+    paths = result.tables["paths"]
+    assert paths["stages"].unique().to_list() == ["1 → 2"] and paths["n"].sum() == 40
+
+
+def test_no_claim_is_held_without_the_fixed_readout(own, result, tmp_path):
+    assert result.tables["claims"]["held"].to_list() == [None] * 12
+    assert any("readout" in note for note in result.notes)
+    same = write_probe(tmp_path / "same", DEPTHS, manifests=STAGES, readout="base", summary=False)
+    agreed = compare([own], fixed_readout=[same], draws=500).tables["claims"]
+    assert agreed.filter(checkpoint="s1", statistic="lof_restricted")["held"].to_list() == [True]
+    # Where the base readout shows no difference, the own readout's is no claim.
+    flat = write_probe(
+        tmp_path / "flat", dict.fromkeys(DEPTHS, 5), manifests=STAGES, readout="base", summary=False
+    )
+    refuted = compare([own], fixed_readout=[flat], draws=500).tables["claims"]
+    assert refuted.filter(checkpoint="s1", statistic="lof_restricted")["held"].to_list() == [False]
+    with pytest.raises(MemprobeError, match="own unembedding"):
+        compare([own], fixed_readout=[own], draws=100)
+
+
+def test_arms_over_seeds_from_several_probes(tmp_path):
+    probes = []
+    for seed in range(3):
+        depths = {f"none-{seed}": 6.0, f"remix-{seed}": 4.0}
+        manifests = {label: {"arm": label.split("-")[0], "seed": seed, "stage": 2} for label in depths}
+        probes.append(
+            write_probe(tmp_path / str(seed), depths, manifests=manifests, seed=seed, n=60, summary=False)
+        )
+    tables = compare(probes, draws=500).tables
+    row = tables["arm_differences"].row(by_predicate=pl.col("statistic") == "lof_restricted", named=True)
+    assert (row["arm"], row["reference"], row["seeds"], row["reference_seeds"]) == ("remix", "none", 3, 3)
+    assert row["difference"] == pytest.approx(-2, abs=0.5)
+    assert row["significant"] is True
+    few = compare(probes[:2], draws=500)
+    assert few.tables["arm_differences"]["significant"].to_list() == [None] * 9
+    assert any("fewer than 3 seeds" in note for note in few.notes)
+
+
+def test_arms_from_options_and_their_mistakes(own):
+    arms = {"s1": ("a", "0", "1"), "s2": ("b", "0", "1")}
+    assert set(compare([own], arms=arms, draws=100).tables["arms"]["arm"]) == {"a", "b"}
+    with pytest.raises(MemprobeError, match="no checkpoint 's9'"):
+        compare([own], arms={"s9": ("a", "0", "1")}, draws=100)
+    with pytest.raises(MemprobeError, match="tell them apart"):
+        compare([own], arms={"s1": ("a", "0", "1"), "s2": ("a", "0", "1")}, draws=100)
+
+
+def test_labels_that_repeat_take_their_directory(tmp_path):
+    probes = [write_probe(tmp_path / name, {"m": 5.0}, summary=False) for name in ("one", "two")]
+    assert [c["label"] for c in compare(probes, draws=100).settings["checkpoints"]] == ["one/m", "two/m"]
+    with pytest.raises(MemprobeError, match="given twice"):
+        compare([probes[0], probes[0]], draws=100)
+
+
+def test_steps_are_a_learning_curve(tmp_path):
+    probe = write_probe(tmp_path, {"step-200": 4.0, "step-100": 6.0, "step-50": 7.0}, summary=False)
+    steps = compare([probe], draws=200).tables["steps"]
+    assert steps["step"].to_list() == [50, 100, 200]
+    assert steps["lof_mean"].is_sorted(descending=True)
+
+
+def test_different_factoids_are_compared_on_the_intersection(tmp_path):
+    facts = synthetic_factoids(30)
+    first = write_probe(tmp_path / "a", {"a": 5.0}, factoids=facts[:20], summary=False)
+    second = write_probe(tmp_path / "b", {"b": 5.0}, factoids=facts[10:], summary=False)
+    result = compare([first, second], draws=200)
+    assert result.settings["factoids"] == 10
+    assert "10 factoids" in result.notes[0]
+    third = write_probe(tmp_path / "c", {"c": 5.0}, factoids=facts[20:], summary=False)
+    with pytest.raises(MemprobeError, match="shares no factoid"):
+        compare([first, third], draws=200)
+
+
+def test_order_of_rows_does_not_matter(own, tmp_path):
+    copy = tmp_path / "shuffled"
+    shutil.copytree(own.path, copy)
+    for name in ("records", "controls", "outcomes"):
+        frame = pl.read_parquet(copy / f"{name}.parquet").sample(fraction=1, shuffle=True, seed=1)
+        frame.write_parquet(copy / f"{name}.parquet")
+    before, after = (compare([path], draws=200).tables for path in (own, copy))
+    for name in before:
+        assert before[name].equals(after[name]), name
+
+
+def test_depths_of_models_with_other_layers_are_not_compared(tmp_path):
+    small = write_probe(tmp_path / "a", {"small": 4.0}, n_layers=6, summary=False)
+    large = write_probe(tmp_path / "b", {"large": 4.0}, n_layers=9, summary=False)
+    result = compare([small, large], draws=200)
+    assert any("not compared" in note for note in result.notes)
+    assert "differences" not in result.tables and "fates" in result.tables
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"template": "tulu"}, "template"), ({"lens": "tuned"}, "lens"), ({"readout": "base"}, "fixed-readout")],
+)
+def test_probes_made_otherwise_are_refused(own, tmp_path, changes, says):
+    with pytest.raises(MemprobeError, match=says):
+        compare([own, edit_run(own, tmp_path, **changes)], draws=100)
+
+
+def test_broken_probes_are_refused(own, tmp_path):
+    with pytest.raises(MemprobeError, match="schema 99"):
+        compare([edit_run(own, tmp_path, schema=99)], draws=100)
+    torn = tmp_path / "torn"
+    shutil.copytree(own.path, torn)
+    whole = (torn / "records.parquet").read_bytes()
+    (torn / "records.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MemprobeError, match=r"records\.parquet"):
+        compare([torn], draws=100)
+    # Pages that are broken under a good footer.
+    (torn / "records.parquet").write_bytes(
+        whole[:100] + bytes(len(whole) // 2 - 100) + whole[len(whole) // 2 :]
+    )
+    with pytest.raises(MemprobeError):
+        compare([torn], draws=100)
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 0}, {"token": "second"}, {"draws": 5}, {"reference": "x"}, {"by": ["x"]}]
+)
+def test_bad_options_are_refused(own, options):
+    with pytest.raises(MemprobeError):
+        compare([own], **{"draws": 100, **options})
+
+
+def test_everything_is_json_and_csv(result, tmp_path):
+    result.write(tmp_path)
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["schema"] == 1 and data["k"] == 10
+    assert {file.stem for file in tmp_path.glob("*.csv")} == set(result.tables)
+    assert len(data["tables"]["curves"]) == 27
+    assert pl.read_csv(tmp_path / "curves.csv").height == 27
+
+
+def test_command_line(own, tmp_path):
+    def run(*arguments):
+        return CliRunner(env={"COLUMNS": "160"}).invoke(
+            app, ["compare", str(own.path), "--draws", "200", *arguments]
+        )
+
+    shown = run("--reference", "base", "--by", "relation")
+    assert shown.exit_code == 0, shown.output
+    for words in (
+        "Recall by depth",
+        "shuffled answers",
+        "Minus base",
+        "held in both readouts",
+        "Fates",
+        "By group",
+    ):
+        assert words in shown.output
+    data = json.loads(run("--json", "--out", str(tmp_path / "out")).stdout)
+    assert data["reference"] == "base"
+    assert (tmp_path / "out" / "differences.csv").exists()
+    wrong = run("--arm", "s1")
+    assert isinstance(wrong.exception, MemprobeError) and "LABEL=ARM:SEED" in str(wrong.exception)
+
+
+def test_one_checkpoint_alone(tmp_path):
+    probe = write_probe(tmp_path, {"only": 5.0}, n=1, never=0.0, summary=False)
+    tables = compare([probe], draws=100).tables
+    assert tables["placement"]["n"].to_list() == [1]
+    assert "differences" not in tables
+    assert np.isfinite(tables["placement"]["lof_restricted_mean"][0])

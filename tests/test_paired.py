@@ -1,0 +1,139 @@
+"""Paired differences, permutation, spread, overlap and log-rank against hand-worked tables and statsmodels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.occurrence import Occurrence
+from memprobe.statistics.paired import (
+    differences,
+    differences_by_depth,
+    false_discovery,
+    log_rank,
+    overlap,
+    sign_flip,
+    spread_against_shift,
+)
+
+
+def trajectories(rank: list[list[int]], log_prob: list[list[float]] | None = None) -> Trajectories:
+    ranks = np.array(rank, np.int32)
+    ids = np.array([f"f{i}" for i in range(len(ranks))])
+    logs = np.array(log_prob, np.float32) if log_prob else -ranks.astype(np.float32)
+    return Trajectories("m", None, ids, ranks, logs, np.zeros_like(logs))
+
+
+def occurring(lof: list[float], n_layers: int, prefix: str = "f") -> Occurrence:
+    """Facts that hold from their LoF on; NaN never."""
+    depth = np.array(lof, float)
+    held = np.arange(n_layers + 1) >= np.where(np.isnan(depth), n_layers + 1, depth)[:, None]
+    return Occurrence(np.array([f"{prefix}{i}" for i in range(len(lof))]), n_layers, depth, depth, held)
+
+
+def test_differences_by_hand():
+    values = np.array([[1.0, np.nan], [2.0, 1.0], [-1.0, 1.0], [2.0, 1.0]])
+    table = differences(values, np.array(["a", "b", "c", "d"]), Resamples.of(4, draws=2000))
+    assert table["n"].to_list() == [4, 3]
+    assert table["difference"].to_list() == [1.0, 1.0]
+    assert table["effect"][0] == pytest.approx(1 / math.sqrt(2))  # sd of 1, 2, -1, 2 is sqrt 2
+    assert table["effect"][1] is None  # no spread at all: d_z does not exist
+    assert table["dominance"].to_list() == [0.5, 1.0]
+    # All 16 sign patterns of 1, 2, -1, 2: |sum| >= 4 has ±6 (1 each), ±4 (signs -1 on one 1: 2 each) = 6.
+    assert table["p"][0] == pytest.approx(6 / 16)
+    assert table["low"][0] < 1 < table["high"][0]
+
+
+def test_sign_flip_flips_one_answer_together():
+    values = np.array([[1.0]] * 6)
+    alone = sign_flip(values, np.array(list("abcdef")))
+    together = sign_flip(values, np.array(list("aaabbb")))
+    assert alone[0] == 2 / 64
+    assert together[0] == 2 / 4  # two answers: only ++ and -- reach 6
+
+
+def test_sign_flip_by_sampling_agrees_with_every_pattern():
+    values = np.random.default_rng(0).normal(0.4, 1, (12, 3))
+    answers = np.arange(12)
+    exact = sign_flip(values, answers, draws=5000)
+    sampled = sign_flip(values, answers, draws=4000, seed=1)
+    np.testing.assert_allclose(sampled, exact, atol=0.03)
+    assert sign_flip(np.zeros((30, 1)), np.arange(30), draws=500)[0] == 1
+    assert sign_flip(np.full((30, 1), 5.0), np.arange(30), draws=500)[0] == 1 / 501  # never 0
+    assert math.isnan(sign_flip(np.full((3, 1), np.nan), np.arange(3))[0])
+
+
+def test_false_discovery_by_hand():
+    # Benjamini-Hochberg: p(i) * m / i, made monotone from the top: 0.01*3, 0.03*3/2, 0.04*3/3 -> 0.03, 0.04, 0.04
+    q = false_discovery(np.array([0.04, np.nan, 0.01, 0.03]))
+    assert q[[0, 2, 3]] == pytest.approx([0.04, 0.03, 0.04])
+    assert math.isnan(q[1])
+
+
+def test_differences_by_depth():
+    reference = trajectories([[50, 9, 0], [50, 8, 3], [50, 7, 0]])
+    checkpoint = trajectories([[50, 1, 0], [50, 0, 3], [50, 9, -1]])
+    table = differences_by_depth(
+        checkpoint, reference, k=2, answers=np.array(["a", "b", "c"]), resamples=Resamples.of(3, draws=500)
+    )
+    recall = table.filter(measure="recall")
+    assert recall["difference"].to_list() == pytest.approx([0, 2 / 3, 0])
+    assert recall["n"].to_list() == [3, 3, 2]  # the missing depth is in neither
+    rank = table.filter(measure="rank")
+    assert rank["difference"].to_list() == [0, -8, 0]  # medians of 0s, (-8, -8, 2), (0, 0)
+    assert rank["dominance"][1] == pytest.approx(-1 / 3)
+    log_prob = table.filter(measure="log_prob")
+    assert log_prob["difference"][1] == pytest.approx(14 / 3)
+    assert (table["q"] >= table["p"]).all()
+
+
+def test_a_shift_into_the_floor_explains_its_own_sd():
+    reference = occurring([6, 7, 8, 8, 8, 8], 8)
+    shifted = occurring([2, 3, 4, 4, 4, 4], 8)
+    row = spread_against_shift(shifted, reference, Resamples.of(6, draws=500))
+    assert row["mean_difference"] == pytest.approx(-4)
+    assert row["sd"] == pytest.approx(row["sd_reference"])
+    assert row["difference"] == pytest.approx(0, abs=1e-9)
+    # A reference at 1 and 3 moved down by 1 is clipped: 1 and 2, whose sd is not the sqrt 2 it had.
+    low = spread_against_shift(occurring([1, 1], 8), occurring([1, 3], 8), Resamples.of(2, draws=200))
+    assert low["sd_reference"] == pytest.approx(math.sqrt(2))
+    assert low["sd_expected"] == pytest.approx(math.sqrt(0.5))
+    assert low["difference"] == pytest.approx(-math.sqrt(0.5))
+
+
+def test_spread_without_occurrences_has_no_numbers():
+    never = [np.nan, np.nan]
+    row = spread_against_shift(occurring(never, 4), occurring(never, 4), Resamples.of(2, draws=200))
+    assert set(row.values()) == {None}
+
+
+def test_overlap():
+    table = overlap(occurring([2, 4, np.nan], 4), occurring([3, 4, 4], 4), Resamples.of(3, draws=500))
+    assert table["depth"].to_list() == [0, 1, 2, 3, 4, None]
+    assert table["jaccard"].to_list() == pytest.approx([None, None, 0, 1, 2 / 3, 3 / 5])
+    assert table["both"][-1] == 1 and table["either"][-1] == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_log_rank_agrees_with_statsmodels(groups):
+    from statsmodels.duration.survfunc import survdiff
+
+    rng = np.random.default_rng(groups)
+    depths = [np.where(rng.random(40) < 0.2, np.nan, rng.integers(1 + i, 9, 40)) for i in range(groups)]
+    chi2, p = log_rank([occurring(list(depth), 8, prefix=f"{i}-") for i, depth in enumerate(depths)])
+    flat = np.concatenate(depths)
+    label = np.repeat(np.arange(groups), 40)
+    theirs = survdiff(np.where(np.isnan(flat), 9, flat), ~np.isnan(flat), label)
+    assert chi2 == pytest.approx(theirs[0])
+    assert p == pytest.approx(theirs[1])
+
+
+def test_log_rank_is_refused_for_the_same_factoids():
+    with pytest.raises(MemprobeError, match="in pairs"):
+        log_rank([occurring([1, 2], 4), occurring([2, 3], 4)])
+    assert math.isnan(log_rank([occurring([np.nan], 4), occurring([np.nan], 4, "g")])[1])
