@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,11 +61,12 @@ def generate_batches(
         the sentence: see :func:`cut`.
     """
     stops = stop_ids(lens_model.tokenizer, end)
+    run: Any = lens_model.model.generate
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + max_new_tokens, batch_tokens):
         ids, mask = left_padded([prompts[index] for index in batch], lens_model.pad_id())
         with torch.inference_mode():
-            output = lens_model.model.generate(
+            output = run(
                 input_ids=ids.to(lens_model.device),
                 attention_mask=mask.to(lens_model.device),
                 max_new_tokens=max_new_tokens,
@@ -102,10 +103,11 @@ def sample(
     """
     ids = torch.tensor([list(start)] * n, device=lens_model.device)
     eos = lens_model.tokenizer.eos_token_id
+    run: Any = lens_model.model.generate
     devices = [lens_model.device] if lens_model.device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        output = lens_model.model.generate(
+        output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,

@@ -114,7 +114,7 @@ def filter_(
     with resumable(journal), _Bar(checkpoint.label) as bar:
         answered = ask(
             lens_model,
-            loaded.rows,  # pyrefly: ignore  # load(…, "factoids") gives factoids alone
+            loaded.factoids,
             journal,
             template=chosen,
             shots=shots,

@@ -123,7 +123,7 @@ def sources(
 
     generated = name in ("random-words", "self")
     size = None if (not generated and (every or out is None)) else n
-    first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).rows]
+    first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).factoids]
     loaded = load(
         name,
         kind.value if kind else None,
@@ -132,7 +132,7 @@ def sources(
         data_dir=data_dir,
         on_bad_row=on_bad_row.value,
         conflicts=conflicts.value if conflicts else None,
-        without=first,  # pyrefly: ignore  # load(…, "factoids") gives factoids alone
+        without=first,
         words=words,
         words_file=words_file,
         base=ckpt,
@@ -164,10 +164,9 @@ def _streamed(name: str, size: int | None, n: int, data_dir: Path | None) -> int
 def _derive(loaded: Loaded, variant: Variant | None, seed: int) -> list[AnyRow]:
     if variant is None:
         return loaded.rows
-    from memprobe.factoids import Factoid
     from memprobe.sources.evaluation import manipulations, paraphrases
 
-    factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
+    factoids = loaded.factoids
     if not factoids:
         raise MemprobeError(
             f"--variant {variant.value}: only factoids have variants, and these are {loaded.origin.kind}"
@@ -299,11 +298,12 @@ def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
     checkpoint = resolve(spec)
     while checkpoint.base is not None:
         checkpoint = checkpoint.base
-    options = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
+    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, **options)
     except Exception as error:  # transformers raises many kinds
         raise MemprobeError(f"{spec}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+    return tokenizer
 
 
 def _as_dict(row: AnyRow) -> dict[str, Any]:

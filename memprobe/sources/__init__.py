@@ -30,7 +30,7 @@ from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task,
 from memprobe.sources.kvr import generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
 from memprobe.sources.passages import WORDS_FILE, check_words, halve, random_words, vocabulary
-from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, OnBadRow, read_rows, text_of
+from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 
 __all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
 
@@ -53,6 +53,11 @@ class Loaded:
     origin: Origin
     counts: dict[str, int]
     bad: list[str] = field(default_factory=list)
+
+    @property
+    def factoids(self) -> list[Factoid]:
+        """The rows, where they are factoids."""
+        return _of(self, Factoid)
 
 
 def load(
@@ -100,6 +105,7 @@ def load(
     else:
         kept = _unique(rows, counts, n if origin.via == "hub" and _is_large(name) else None)
     counts["bad"] = len(bad.named)
+    counts["read"] += len(bad.named)
     if not kept:
         raise MemprobeError(f"{name}: no rows are left ({_say(counts)})")
     if n is not None and origin.via != "generated":
@@ -132,7 +138,7 @@ def load_factoids(
         conflicts=conflicts,
         without=without,
     )
-    return _of(loaded, Factoid)
+    return loaded.factoids
 
 
 def load_tasks(
@@ -268,7 +274,7 @@ def _open_dataset(
         raise MemprobeError(f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give --n")
     rows, origin = open_rows(dataset, split, folder, bad, seed)
 
-    def read(columns: dict[str, object]) -> AnyRow | None:
+    def read(columns: Columns) -> AnyRow | None:
         row = dataset.read(columns)
         return halve(row, dataset.name, words) if isinstance(row, str) else row
 
@@ -279,20 +285,20 @@ def _open_dataset(
 
 
 def _convert(
-    rows: Iterable,
-    read: Callable[[dict], AnyRow | None],
+    rows: Iterable[Row],
+    read: Callable[[Columns], AnyRow | None],
     bad: BadRows,
     counts: Counter[str],
     nothing: str = "short",
 ) -> Iterator[AnyRow]:
     """Raw rows as factoids, tasks or texts; those that ``read`` gives None for are counted as ``nothing``."""
     for row in rows:
-        counts["read"] += 1
         try:
             converted = read(row.columns)
         except (BadRow, MemprobeError) as problem:
             bad.add(row.where, str(problem))
             continue
+        counts["read"] += 1
         if converted is None:
             counts[nothing] += 1
         else:
@@ -307,11 +313,12 @@ def _with_popularity(rows: Iterable[AnyRow], dataset: Dataset, path: Path) -> It
         if "s_pop" in metadata:
             popularity[row.columns["question"].strip(), metadata["obj"].strip()] = float(metadata["s_pop"])
     for row in rows:
-        found = popularity.get((row.prompt, row.answer)) if isinstance(row, Factoid) else None
-        yield row if found is None else replace(row, popularity=found)
+        if isinstance(row, Factoid) and (found := popularity.get((row.prompt, row.answer))) is not None:
+            row = replace(row, popularity=found)
+        yield row
 
 
-def _task_of(columns: dict) -> Task:
+def _task_of(columns: Columns) -> Task:
     if columns.get("messages") is not None:
         return make_task(messages_of(columns), "file")
     prompt = text_of(columns, "prompt", "question", "instruction")
@@ -319,8 +326,8 @@ def _task_of(columns: dict) -> Task:
     return make_task([Message("user", prompt), Message("assistant", answer)], "file")
 
 
-def _text_of(words: tuple[int, int]) -> Callable[[dict], Text | None]:
-    def read(columns: dict) -> Text | None:
+def _text_of(words: tuple[int, int]) -> Callable[[Columns], Text | None]:
+    def read(columns: Columns) -> Text | None:
         if columns.get("answer") is not None:
             return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")
         return halve(text_of(columns, "text", "content"), "file", words)

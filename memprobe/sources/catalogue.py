@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.sources.files import one_line, optional
 from memprobe.sources.kinds import Kind, Message, Task, make_task
-from memprobe.sources.rows import BadRow, text_of, texts_of
+from memprobe.sources.rows import BadRow, Columns, text_of, texts_of
 from memprobe.sources.wordings import lama_prompt, subject_and_relation
-
-Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,7 @@ class Dataset:
         read: columns -> row (for texts, the raw passage), or None for a row without an answer.
         conflicts: what happens to rows that ask the same and answer differently; see :mod:`cleaning`.
         note: what a reader must know.
+        popularity_file: a local file that holds page views by question and answer.
     """
 
     name: str
@@ -74,7 +73,7 @@ class Dataset:
     read: Callable[[Columns], Factoid | Task | str | None]
     conflicts: Literal["drop", "merge", "keep"] = "keep"
     note: str = ""
-    popularity_file: str | None = field(default=None)
+    popularity_file: str | None = None
 
     @property
     def default_split(self) -> str:
@@ -134,7 +133,7 @@ def _entityqa(columns: Columns) -> Factoid:
         one_line(answers[0], "the answer"),
         "entityqa",
         aliases=answers[1:],
-        relation=optional(dict(columns), "relation") or (found and found[1]),
+        relation=optional(columns, "relation") or (found and found[1]),
         subject=found and found[0],
     )
 
@@ -160,7 +159,7 @@ def _apps(columns: Columns) -> Task | None:
     if not columns.get("solutions") or columns["solutions"] == "[]":  # some problems have none
         return None
     question = text_of(columns, "question")
-    if starter := optional(dict(columns), "starter_code"):
+    if starter := optional(columns, "starter_code"):
         question = f"{question}\n\nStart from this code:\n{starter}"
     return _ask("apps", question, texts_of(columns, "solutions")[0])
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.sources.rows import BadRow, BadRows, Row, read_rows, text_of, texts_of
+from memprobe.sources.rows import BadRow, BadRows, Columns, Row, read_rows, text_of, texts_of
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
@@ -49,7 +48,7 @@ def _factoids(path: Path, bad: BadRows) -> Iterator[tuple[Row, Factoid]]:
             bad.add(row.where, str(problem))
 
 
-def factoid_of(columns: dict[str, Any]) -> Factoid:
+def factoid_of(columns: Columns) -> Factoid:
     """One row of a file as a factoid.
 
     Raises:
@@ -81,12 +80,12 @@ def one_line(text: str, field: str) -> str:
     return text
 
 
-def optional(columns: dict[str, Any], name: str) -> str | None:
+def optional(columns: Columns, name: str) -> str | None:
     """A column's text, or None where the row has none."""
     return None if columns.get(name) in (None, "") else text_of(columns, name)
 
 
-def _number(columns: dict[str, Any], name: str) -> float | None:
+def _number(columns: Columns, name: str) -> float | None:
     if (text := optional(columns, name)) is None:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 from memprobe.checkpoints import cache_dir, fingerprint, resolve
 from memprobe.errors import MemprobeError
@@ -63,7 +64,7 @@ def _halved(batches: list[list[str]], words: tuple[int, int]) -> list[Text]:
     return list({half.id: half for half in halves if half is not None}.values())
 
 
-def _read(path) -> list[list[str]]:
+def _read(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from memprobe.errors import MemprobeError
 
+Columns = Mapping[str, Any]
 OnBadRow = Literal["fail", "skip"]
 ROW_FILES = (".jsonl", ".csv", ".parquet")
 
@@ -23,7 +24,7 @@ ROW_FILES = (".jsonl", ".csv", ".parquet")
 class Row:
     """One row: column -> value, and where it stands, such as ``facts.jsonl line 3``."""
 
-    columns: dict[str, Any]
+    columns: Columns
     where: str
 
 
@@ -141,7 +142,7 @@ def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
         )
 
 
-def text_of(columns: dict[str, Any], *names: str) -> str:
+def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that the row has, as text without outer white space.
 
     Raises:
@@ -161,7 +162,7 @@ def text_of(columns: dict[str, Any], *names: str) -> str:
     raise BadRow(f"no {' or '.join(repr(name) for name in names)}")
 
 
-def texts_of(columns: dict[str, Any], *names: str) -> list[str]:
+def texts_of(columns: Columns, *names: str) -> list[str]:
     """The first of these columns that the row has, as a list of texts; a text that is a JSON list is read.
 
     Raises:

@@ -1,0 +1,70 @@
+import random
+
+import pytest
+
+from memprobe.metrics import alias_match, containment, normalise, rouge_l, strict_match
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "equal"),
+    [
+        (" Paris\n", "paris", True),
+        ("Paris.", "Paris", False),
+        ("the Paris", "Paris", False),
+        ("", "Paris", False),
+    ],
+)
+def test_strict_match_strips_and_lowers_and_nothing_more(said, answer, equal):
+    assert strict_match(said, answer) is equal
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  United States of America.", "united states of america"),
+        ("An apple, a pear", "apple pear"),
+        ("theatre", "theatre"),  # an article is a word, not a prefix
+        ("Ｐａｒｉｓ", "paris"),  # full-width letters
+        ("Straße", "strasse"),
+        ("“Hamlet”", "hamlet"),
+        ("A", "a"),  # an answer that is an article stays
+        ("+", "+"),
+        ("AC/DC", "acdc"),
+    ],
+)
+def test_normalise(text, normal):
+    assert normalise(text) == normal
+
+
+def test_alias_match_takes_answer_or_alias():
+    accepted = ["United States of America", "USA", "U.S."]
+    assert alias_match("the United States of America", accepted)
+    assert alias_match("us", accepted)
+    assert not alias_match("United States", accepted)
+    assert not alias_match("", accepted)
+
+
+def test_containment_is_of_whole_words():
+    assert containment("It is the Padmé Amidala of Naboo", ["Padmé Amidala"])
+    assert not containment("Parisian", ["Paris"])
+    assert containment("He spoke U.S. English", ["us english"])
+
+
+def test_rouge_l_by_hand():
+    # Words: the cat sat | the cat is here -> common subsequence "the cat", P = 2/3, R = 2/4, F1 = 4/7.
+    assert rouge_l("The cat sat", "the cat is here") == pytest.approx(4 / 7)
+    assert rouge_l("a b c", "c b a") == pytest.approx(1 / 3)
+    assert rouge_l("same words", "Same words!") == 1
+    assert rouge_l("", "words") == 0
+
+
+def test_rouge_l_agrees_with_rouge_score():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    draw = random.Random(0)
+    vocabulary = ["the", "Cat", "sat", "3.5", "on", "mat,", "—", "naïve", "x_y", "it's"]
+    for _ in range(200):
+        said, right = (" ".join(draw.choices(vocabulary, k=draw.randrange(12))) for _ in range(2))
+        expected = scorer.score(right, said)["rougeL"].fmeasure
+        assert rouge_l(said, right) == pytest.approx(expected, abs=1e-12), (said, right)

@@ -1,0 +1,182 @@
+"""Own files: JSONL, CSV and Parquet rows, good and bad."""
+
+import json
+
+import polars as pl
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import factoid_id
+from memprobe.sources import load, load_factoids, load_tasks, load_texts
+
+
+def jsonl(path, *rows):
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+FULL = {
+    "id": "mine",
+    "question": "Which colour is the Velm flag?",
+    "answers": ["green", "emerald"],
+    "aliases": ["dark green"],
+    "relation": "colour",
+    "subject": "the Velm flag",
+    "popularity": 12,
+    "source": "velm",
+}
+
+
+def test_jsonl_csv_and_parquet_hold_the_same_factoids(tmp_path):
+    plain = {"prompt": "Velm lies in", "answer": "Ostria"}
+    one = load_factoids(str(jsonl(tmp_path / "a.jsonl", FULL, plain)))
+    columns = {key: [FULL[key], None] for key in FULL if key not in ("question", "answers")}
+    pl.DataFrame(
+        {
+            **columns,
+            "question": [FULL["question"], "Velm lies in"],
+            "answers": [["green", "emerald"], ["Ostria"]],
+        }
+    ).write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(
+        "id,prompt,answers,aliases,relation,subject,popularity,source\r\n"
+        'mine,Which colour is the Velm flag?,"[""green"", ""emerald""]","[""dark green""]",colour,the Velm flag,12,'
+        "velm\r\n"
+        ",Velm lies in,Ostria,,,,,\r\n",
+        newline="",
+    )
+    assert one[0].id == "mine"
+    assert one[0].source == "velm"
+    assert one[0].aliases == ("emerald", "dark green")
+    assert one[0].popularity == 12.0
+    assert one[1].id == factoid_id("file", "Velm lies in", "Ostria")
+    assert load_factoids(str(tmp_path / "a.parquet")) == one
+    assert load_factoids(str(tmp_path / "a.csv")) == one
+
+
+def test_source_is_never_a_path_and_ids_do_not_depend_on_the_folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    row = {"prompt": "p", "answer": "a"}
+    here = load(str(jsonl(tmp_path / "a.jsonl", row)))
+    there = load(str(jsonl(tmp_path / "deep" / "b.jsonl", row)))
+    assert here.rows == there.rows
+    assert here.rows[0].source == "file"
+    assert "/" not in str(here.origin.location)
+    assert here.origin.hash == there.origin.hash
+
+
+def test_only_newlines_end_lines(tmp_path):
+    row = {"prompt": "what\u0085is it?", "answer": "a", "aliases": ["one\u2028two"]}
+    (factoid,) = load_factoids(str(jsonl(tmp_path / "a.jsonl", row)))
+    assert factoid.prompt == "what\u0085is it?"
+    task = {"prompt": "one\u2028two", "answer": "three\u2029four"}
+    (read,) = load_tasks(str(jsonl(tmp_path / "b.jsonl", task)))
+    assert (read.prompt, read.answer) == ("one\u2028two", "three\u2029four")
+
+
+GOOD = {"prompt": "p?", "answer": "a"}
+BAD_ROWS = {
+    "no 'answer'": {"prompt": "q?"},
+    "no 'prompt'": {"answer": "a"},
+    "'answer' is empty": {"prompt": "q?", "answer": "  "},
+    "'answers' is empty": {"prompt": "q?", "answers": []},
+    "'prompt' is a list": {"prompt": ["q?"], "answer": "a"},
+    "holds something other than text": {"prompt": "q?", "answers": [{"text": "a"}]},
+    "U+2028": {"prompt": "one\u2028two?", "answer": "a"},
+    "U+2029": {"prompt": "q?", "answer": "one\u2029two"},
+    "not a number": {"prompt": "q?", "answer": "a", "popularity": "high"},
+    "byte 13 is not UTF-8": b'{"prompt": "\xff", "answer": "a"}',
+    "not JSON": b'{"prompt": "q?", "answer": "a"',
+    "a JSON list": b"[1, 2]",
+}
+
+
+@pytest.mark.parametrize("problem", BAD_ROWS)
+def test_bad_rows_are_named_by_file_and_line(tmp_path, problem):
+    path = jsonl(tmp_path / "facts.jsonl", GOOD, b"", BAD_ROWS[problem])
+    with pytest.raises(MemprobeError) as caught:
+        load_factoids(str(path))
+    message = str(caught.value)
+    assert "facts.jsonl line 3" in message
+    assert problem in message
+    assert "\n" not in message
+    loaded = load(str(path), on_bad_row="skip")
+    assert [row.prompt for row in loaded.rows] == ["p?"]
+    assert loaded.counts["bad"] == 1
+    assert "facts.jsonl line 3" in loaded.bad[0]
+
+
+def test_bad_cells_of_a_csv_are_named_by_line(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_bytes(b'prompt,answer\n"two\nlines?",a\nq?\nr?,\xff\ns?,\n')
+    loaded = load(str(path), on_bad_row="skip")
+    assert [row.prompt for row in loaded.rows] == ["two\nlines?"]
+    assert [line.split(": ")[0].rsplit("/", 1)[-1] for line in loaded.bad] == [
+        "facts.csv line 4",
+        "facts.csv line 5",
+        "facts.csv line 6",
+    ]
+    with pytest.raises(MemprobeError, match="line 4"):
+        load(str(path))
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    for name, problem in {
+        "empty.jsonl": "no rows",
+        "torn.parquet": "cannot be read as Parquet",
+        "gone.jsonl": "no such file",
+    }.items():
+        with pytest.raises(MemprobeError, match=problem):
+            load_factoids(str(tmp_path / name))
+    with pytest.raises(MemprobeError, match="no source 'nonsense'"):
+        load_factoids("nonsense")
+
+
+def test_one_id_twice_is_an_error_and_a_repeated_row_without_id_is_not(tmp_path):
+    twice = jsonl(tmp_path / "a.jsonl", {**GOOD, "id": "x"}, GOOD, {"prompt": "q?", "answer": "b", "id": "x"})
+    with pytest.raises(MemprobeError, match=r"a\.jsonl line 3: the id 'x' stands at .*a\.jsonl line 1"):
+        load_factoids(str(twice))
+    loaded = load(str(jsonl(tmp_path / "b.jsonl", GOOD, GOOD)))
+    assert len(loaded.rows) == 1
+    assert loaded.counts["duplicate"] == 1
+
+
+def test_conflicting_answers_of_a_file_are_kept_unless_asked(tmp_path):
+    path = str(jsonl(tmp_path / "a.jsonl", GOOD, {"prompt": "p?", "answer": "b"}))
+    assert len(load(path).rows) == 2
+    assert load(path, conflicts="merge").rows[0].aliases == ("b",)
+    with pytest.raises(MemprobeError, match="no rows are left"):
+        load(path, conflicts="drop")
+
+
+def test_subsets_do_not_depend_on_the_order_and_grow(tmp_path):
+    rows = [{"prompt": f"p{number}?", "answer": "a"} for number in range(50)]
+    forward = str(jsonl(tmp_path / "a.jsonl", *rows))
+    backward = str(jsonl(tmp_path / "b.jsonl", *rows[::-1]))
+    assert load_factoids(forward, n=10) == load_factoids(backward, n=10)
+    assert load_factoids(forward, n=20)[:10] == load_factoids(forward, n=10)
+    assert load_factoids(forward, n=10, seed=1) != load_factoids(forward, n=10)
+    with pytest.raises(MemprobeError, match="--n 51 is not between 1 and its 50 rows"):
+        load_factoids(forward, n=51)
+
+
+def test_tasks_and_texts_of_a_file(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = jsonl(tmp_path / "t.jsonl", {"messages": turns}, {"instruction": "Add", "output": "Done"})
+    tasks = load_tasks(f"jsonl:{path}")
+    assert [(task.prompt, task.answer) for task in tasks] == [("Hi", "Hello"), ("Add", "Done")]
+    words = " ".join(f"w{number}" for number in range(7))
+    path = jsonl(
+        tmp_path / "x.jsonl", {"text": words}, {"text": "too short"}, {"prompt": "", "answer": "as it is"}
+    )
+    loaded = load(str(path), "texts", words=(3, 2))
+    assert [row.answer for row in loaded.rows] == ["w3 w4", "as it is"]
+    assert loaded.rows[0].prompt == "Complete the following partial passage:\n\nw0 w1 w2"
+    assert loaded.counts["short"] == 1
+    with pytest.raises(MemprobeError, match="assistant's turn"):
+        load_tasks(str(jsonl(tmp_path / "u.jsonl", {"messages": turns[:1]})))
+    with pytest.raises(MemprobeError, match="give at least"):
+        load_texts(str(path), words=(3, 0))
