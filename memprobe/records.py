@@ -230,8 +230,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be written ({error.strerror or _first_line(error)})") from error
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells of a full disk in the second way
+        raise MemprobeError(f"{path}: cannot be written ({_first_line(error)})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

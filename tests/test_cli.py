@@ -1,0 +1,437 @@
+"""The command line end to end on a tiny model: what it writes, what it says, and every kind of bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import memprobe
+from memprobe import capture as capturing
+from memprobe.checkpoints import MANIFEST
+from memprobe.cli import main
+from memprobe.records import TABLES
+
+FACTS = [
+    {"prompt": "The river of Oria is the", "answer": "Lunn", "relation": "river", "id": "a"},
+    {"prompt": "The river of Selva is the", "answer": "Brack", "relation": "river", "id": "b"},
+    {"prompt": "The river of Tolm is the", "answer": "Ister", "relation": "river", "id": "c"},
+    {"prompt": "The tallest hill of Oria is", "answer": "Mount Grey", "relation": "hill", "id": "d"},
+    {"prompt": "The tallest hill of Selva is", "answer": "Peak Nine", "relation": "hill", "id": "e"},
+]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs a command in this process; gives (exit code, standard output, standard error)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["memprobe", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def facts(tmp_path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in FACTS), encoding="utf-8")
+    return path
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """One line on standard error that names what and where, no traceback, an exit code that is not 0."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("memprobe: error:")]
+    assert code == 2 and len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def write_manifest(checkpoint: Path, template: str, factoids: Path | None = None) -> None:
+    import hashlib
+
+    stages = []
+    if factoids is not None:
+        shutil.copy(factoids, checkpoint / "factoids.jsonl")
+        mark = hashlib.sha256((checkpoint / "factoids.jsonl").read_bytes()).hexdigest()
+        stages = [{"index": 1, "name": "facts", "factoids": "factoids.jsonl", "hash": mark}]
+    manifest = {
+        "schema": 1,
+        "template": template,
+        "arm": "none",
+        "seed": 3,
+        "stage": 1,
+        "stage_name": "facts",
+    }
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest | {"steps": 10, "stages": stages}))
+
+
+def copied(checkpoint: Path, to: Path) -> Path:
+    shutil.copytree(checkpoint, to)
+    return to
+
+
+def test_layers_writes_a_probe_directory(cli, tiny_checkpoint, facts, tmp_path):
+    out = tmp_path / "probe"
+    code, text, err = cli("layers", "--ckpt", f"tiny={tiny_checkpoint}", "--factoids", facts, "--out", out)
+    assert code == 0, err
+    files = {f"{table}.parquet" for table in TABLES} | {"summary.json", "run.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == files
+    assert "recall@10" in text and "shuffled" in text and "exact match" in text
+    probe = memprobe.open_probe(out)
+    assert probe.checkpoints == ["tiny"]
+    assert set(probe.outcomes["factoid"]) == {row["id"] for row in FACTS}
+    depths = probe.n_layers["tiny"] + 1
+    assert probe.records.filter(pl.col("token") == 0).height == len(FACTS) * depths
+    assert str(out / "report.html") in err
+
+
+def test_json_is_the_summary(cli, tiny_checkpoint, facts, tmp_path):
+    out = tmp_path / "probe"
+    code, text, _ = cli(
+        "layers",
+        "--ckpt",
+        f"tiny={tiny_checkpoint}",
+        "--factoids",
+        facts,
+        "--out",
+        out,
+        "--json",
+        "--top-k",
+        3,
+    )
+    assert code == 0
+    assert json.loads(text) == json.loads((out / "summary.json").read_text())
+    assert json.loads(text)["k"] == 3
+
+
+def test_two_checkpoints_and_a_foreign_readout(cli, tiny_checkpoint, facts, tmp_path):
+    other = copied(tiny_checkpoint, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {name: tensor * 1.25 for name, tensor in weights.items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
+    out = tmp_path / "probe"
+    arguments = ("--ckpt", f"a={tiny_checkpoint}", "--ckpt", f"b={other}", "--factoids", facts)
+    code, _, err = cli("layers", *arguments, "--readout", f"base={tiny_checkpoint}", "--out", out)
+    assert code == 0, err
+    run = memprobe.open_probe(out).run
+    assert run["readout"] == "base"
+    assert run["checkpoints"]["b"]["readout_fingerprint"] == run["checkpoints"]["a"]["fingerprint"]
+
+
+def test_interrupted_work_stays_readable_and_goes_on(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    common = ("layers", "--ckpt", f"tiny={tiny_checkpoint}", "--factoids", facts, "--batch-size", 2)
+    assert cli(*common, "--out", whole)[0] == 0
+    one_batch = capturing._capture_batch
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return one_batch(*arguments)
+
+    monkeypatch.setattr(capturing, "_capture_batch", interrupted)
+    code, _, err = cli(*common, "--out", broken)
+    assert code == 130 and "the same command goes on" in err and "Traceback" not in err
+    half = memprobe.open_probe(broken)
+    assert half.outcomes.height == 2 and set(half.records["factoid"]) == set(half.outcomes["factoid"])
+
+    seen = []
+    monkeypatch.setattr(capturing, "_capture_batch", lambda *a: (seen.extend(a[2]), one_batch(*a))[1])
+    assert cli(*common, "--out", broken)[0] == 0
+    assert len(seen) == 3, "finished factoids are not probed again"
+    assert not (broken / "parts").exists()
+    keys = ["factoid", "token", "depth"]
+    first, second = (memprobe.open_probe(path) for path in (whole, broken))
+    assert first.records.sort(keys).equals(second.records.sort(keys))
+    assert first.controls.sort([*keys, "control"]).equals(second.controls.sort([*keys, "control"]))
+    assert first.outcomes.sort("factoid").equals(second.outcomes.sort("factoid"))
+
+
+def test_finished_probe_is_not_run_again_and_more_checkpoints_join(
+    cli, tiny_checkpoint, facts, tmp_path, monkeypatch
+):
+    out = tmp_path / "probe"
+    assert cli("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)[0] == 0
+    other = copied(tiny_checkpoint, tmp_path / "other")
+    assert cli("layers", "--ckpt", f"b={other}", "--factoids", facts, "--out", out)[0] == 0
+    probe = memprobe.open_probe(out)
+    assert probe.checkpoints == ["a", "b"]
+    a, b = (probe.records.filter(pl.col("checkpoint") == label).drop("checkpoint") for label in "ab")
+    assert a.equals(b), "the same weights give the same records"
+
+    def never(*_):
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(capturing, "_capture_batch", never)
+    assert cli("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)[0] == 0
+
+
+def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, tmp_path):
+    out = tmp_path / "probe"
+    common = ("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)
+    assert cli(*common)[0] == 0
+    refused(cli(*common, "--template", "{prompt}: {answer}"), str(out), "template")
+    refused(cli(*common, "--n", 2), str(out), "factoids")
+    assert cli(*common, "--n", 2, "--fresh")[0] == 0
+    assert memprobe.open_probe(out).outcomes.height == 2
+
+
+def test_manifest_gives_factoids_and_template(cli, tiny_checkpoint, facts, tmp_path):
+    checkpoint = copied(tiny_checkpoint, tmp_path / "trained")
+    write_manifest(checkpoint, "{prompt} -> {answer}", facts)
+    out = tmp_path / "probe"
+    code, _, err = cli("layers", "--ckpt", checkpoint, "--ckpt", f"base={tiny_checkpoint}", "--out", out)
+    assert code == 0, err
+    run = memprobe.open_probe(out).run
+    assert run["template"] == "{prompt} -> {answer}"
+    assert run["factoids"]["n"] == len(FACTS)
+    assert run["checkpoints"]["trained"]["manifest"]["seed"] == 3
+
+
+def test_help_imports_nothing_heavy():
+    script = """
+import sys
+from memprobe.cli import main
+sys.argv = ["memprobe", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+heavy = ("torch", "transformers", "polars", "plotly", "scipy", "numpy", "datasets")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_says_what_was_found(cli, tiny_checkpoint, tmp_path):
+    other = copied(tiny_checkpoint, tmp_path / "copy")
+    code, text, _ = cli("check", "--ckpt", f"a={tiny_checkpoint}", "--ckpt", f"b={other}", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["same_weights"] == [["a", "b"]]
+    assert found["checkpoints"][0]["ok"] and found["checkpoints"][0]["largest_difference"] <= 1e-4
+
+
+def test_check_goes_on_after_a_bad_checkpoint(cli, tiny_checkpoint, tmp_path):
+    broken = copied(tiny_checkpoint, tmp_path / "nan")
+    weights = load_file(broken / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    code, text, err = cli("check", "--ckpt", f"bad={broken}", "--ckpt", f"good={tiny_checkpoint}")
+    assert code == 2 and "1 of 2" in err
+    assert "NaN" in text and "good" in text
+
+
+def test_lens_prints_and_writes_a_heatmap(cli, tiny_checkpoint, tmp_path):
+    page = tmp_path / "lens.html"
+    code, text, err = cli(
+        "lens",
+        "--ckpt",
+        tiny_checkpoint,
+        "--prompt",
+        "The river of Oria is",
+        "--answer",
+        "Lunn",
+        "--html",
+        page,
+    )
+    assert code == 0, err
+    assert "p(answer)" in text and page.stat().st_size > 10_000
+
+
+# Bad input, a test each.
+
+
+def test_no_such_path(cli, tmp_path):
+    refused(cli("layers", "--ckpt", tmp_path / "nowhere"), "nowhere", "no such file or directory")
+
+
+def test_directory_without_config(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(cli("layers", "--ckpt", tmp_path / "empty"), "empty", "config.json")
+
+
+def test_truncated_safetensors(cli, tiny_checkpoint, tmp_path):
+    torn = copied(tiny_checkpoint, tmp_path / "torn")
+    file = torn / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(cli("layers", "--ckpt", torn), "model.safetensors", "truncated or corrupt")
+
+
+def test_missing_weights(cli, tiny_checkpoint, facts, tmp_path):
+    half = copied(tiny_checkpoint, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    dropped = next(name for name in weights if "mlp" in name)
+    del weights[dropped]
+    save_file(weights, half / "model.safetensors", {"format": "pt"})
+    refused(cli("layers", "--ckpt", half, "--factoids", facts, "--out", tmp_path / "p"), "missing", dropped)
+
+
+def test_nan_weights(cli, tiny_checkpoint, facts, tmp_path):
+    broken = copied(tiny_checkpoint, tmp_path / "nan")
+    weights = load_file(broken / "model.safetensors")
+    name = max(weights)
+    weights[name].view(-1)[-1] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    refused(cli("layers", "--ckpt", broken, "--factoids", facts, "--out", tmp_path / "p"), "NaN", name)
+
+
+def test_pickled_weights_need_the_option(cli, tiny_checkpoint, facts, tmp_path):
+    pickled = copied(tiny_checkpoint, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    refused(cli("layers", "--ckpt", pickled, "--factoids", facts), "pickled", "--allow-pickle")
+    code, _, err = cli(
+        "layers", "--ckpt", pickled, "--factoids", facts, "--allow-pickle", "--out", tmp_path / "probe"
+    )
+    assert code == 0, err
+
+
+def test_empty_factoid_file(cli, tiny_checkpoint, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    refused(cli("layers", "--ckpt", tiny_checkpoint, "--factoids", tmp_path / "none.jsonl"), "none.jsonl")
+
+
+def test_row_without_an_answer(cli, tiny_checkpoint, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a b", "answer": "c"}\n{"prompt": "only a prompt"}\n')
+    refused(
+        cli("layers", "--ckpt", tiny_checkpoint, "--factoids", tmp_path / "bad.jsonl"),
+        "bad.jsonl",
+        "2",
+        "answer",
+    )
+
+
+def test_one_id_twice(cli, tiny_checkpoint, tmp_path):
+    rows = [FACTS[0], FACTS[1] | {"id": "a"}]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(cli("layers", "--ckpt", tiny_checkpoint, "--factoids", tmp_path / "twice.jsonl"), "'a'")
+
+
+def test_answer_that_the_tokenizer_cannot_write(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
+    from memprobe import factoids
+
+    monkeypatch.setattr(factoids, "_answer_ids", lambda *_: [])
+    refused(
+        cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", tmp_path / "p"),
+        "has no tokens",
+        "factoid",
+    )
+
+
+def test_prompt_beyond_the_context(cli, tiny_checkpoint, tmp_path):
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"prompt": "river " * 3000, "answer": "Lunn", "id": "long"})
+    )
+    result = cli(
+        "layers", "--ckpt", tiny_checkpoint, "--factoids", tmp_path / "long.jsonl", "--out", tmp_path / "p"
+    )
+    refused(result, "factoid long", "context")
+
+
+def test_tokenizer_without_end_or_pad_token(cli, tiny_checkpoint, facts, tmp_path):
+    bare = copied(tiny_checkpoint, tmp_path / "bare")
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    for key in ("eos_token", "pad_token"):
+        config.pop(key, None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    (bare / "special_tokens_map.json").unlink(missing_ok=True)
+    common = ("layers", "--ckpt", bare, "--factoids", facts)
+    refused(cli(*common, "--template", "tulu", "--out", tmp_path / "p1"), "end token")
+    code, _, err = cli(*common, "--out", tmp_path / "p2")
+    assert code == 0, err
+
+
+def test_unknown_template_field(cli, tiny_checkpoint, facts):
+    refused(
+        cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--template", "{question} {answer}"),
+        "{question}",
+    )
+
+
+def test_top_k_zero(cli, tiny_checkpoint):
+    refused(cli("layers", "--ckpt", tiny_checkpoint, "--top-k", 0), "--top-k 0")
+
+
+def test_manifests_whose_templates_differ(cli, tiny_checkpoint, facts, tmp_path):
+    one, two = copied(tiny_checkpoint, tmp_path / "one"), copied(tiny_checkpoint, tmp_path / "two")
+    write_manifest(one, "plain")
+    write_manifest(two, "{prompt} = {answer}")
+    arguments = ("layers", "--ckpt", one, "--ckpt", two, "--factoids", facts)
+    refused(cli(*arguments), "one", "two", "--template")
+    assert cli(*arguments, "--template", "plain", "--out", tmp_path / "probe")[0] == 0
+
+
+def test_two_checkpoints_of_one_label(cli, tiny_checkpoint):
+    refused(cli("layers", "--ckpt", f"x={tiny_checkpoint}", "--ckpt", f"x={tiny_checkpoint}"), "'x'")
+
+
+def test_out_that_is_a_file(cli, tiny_checkpoint, facts, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    refused(
+        cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", tmp_path / "taken"), "taken"
+    )
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_out_below_a_file_cannot_be_written(cli, tiny_checkpoint, facts, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused(
+        cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", tmp_path / "file" / "p"),
+        "file",
+    )
+
+
+def test_full_disk_keeps_what_is_finished(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
+    out = tmp_path / "probe"
+    assert cli("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)[0] == 0
+    before = memprobe.open_probe(out).records
+
+    def full(self, *_, **__):
+        raise pl.exceptions.ComputeError("underlying IO error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", full)
+    refused(
+        cli("layers", "--ckpt", f"b={tiny_checkpoint}", "--factoids", facts, "--out", out), "No space left"
+    )
+    monkeypatch.undo()
+    after = memprobe.open_probe(out)
+    assert after.records.equals(before)
+    assert not list(out.glob(".*")), "no temporary files are left"
+
+
+def test_sigint_to_the_real_process(tiny_checkpoint, facts, tmp_path):
+    script = (
+        "import os, signal, sys; from memprobe import capture; one = capture._capture_batch\n"
+        "def first_then_interrupt(*a):\n"
+        "    tables = one(*a)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return tables\n"
+        "capture._capture_batch = first_then_interrupt\n"
+        f"sys.argv = ['memprobe', 'layers', '--ckpt', {str(tiny_checkpoint)!r}, '--factoids', {str(facts)!r},\n"
+        f"            '--batch-size', '2', '--out', {str(tmp_path / 'p')!r}]\n"
+        "from memprobe.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    assert "Traceback" not in done.stderr and "goes on" in done.stderr
