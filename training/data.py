@@ -1,0 +1,444 @@
+"""Sources -> rows -> examples: what each stage of a recipe trains on, loaded before anything is trained.
+
+The rows are written to the run directory first, so that a run that goes on has the very same ones, and the
+questions of the unknown-to-base filter are asked once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import CHAT, Factoid, Template, factoid_id, tokenise
+from memprobe.records import read_json, write_json
+from memprobe.sources import load
+from memprobe.sources.kinds import AnyRow, Message, Task, Text
+from training.mixing import IGNORED, Example, Part
+from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memprobe.models import LensModel
+
+PREPARED = ".prepared.json"
+_ASKED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """What one stage trains on.
+
+    Attributes:
+        rows: the stage's own.
+        mixing: rows of each mixing source, in the recipe's order.
+        origins: where ``rows`` and each of ``mixing`` came from.
+        counts: what was read and left out of ``rows``.
+        known: of the rows asked for the unknown-to-base filter, those that the base model answers.
+    """
+
+    rows: list[AnyRow]
+    mixing: list[list[AnyRow]]
+    origins: list[dict[str, Any]]
+    counts: dict[str, int]
+    known: list[Factoid]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The rows of a whole run: its stages', facts known before stage 1, and held-out text."""
+
+    stages: list[StageData]
+    known: list[Factoid]
+    texts: list[Text]
+
+
+def prepare(
+    recipe: Recipe,
+    run: Path,
+    base: Callable[[], LensModel],
+    *,
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """All rows of a run; from the run directory where they are there already.
+
+    Args:
+        base: loads the base model, for what it has to be asked.
+
+    Raises:
+        MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key.
+    """
+    path = run / PREPARED
+    if path.exists() and (kept := read_json(path))["recipe"] == to_toml(recipe):
+        return _from_json(kept)
+    stages: list[StageData] = []
+    for number, stage in enumerate(recipe.stages, 1):
+        say(f"stage {number} {stage.name}: reading {stage.data}")
+        earlier = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
+        stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, run, base, data_dir, say))
+    prepared = Prepared(
+        stages, _known(recipe, stages, run, base, data_dir, say), _texts(recipe, stages, data_dir)
+    )
+    write_json({"recipe": to_toml(recipe), **_to_json(prepared)}, path)
+    return prepared
+
+
+def _stage_data(
+    recipe: Recipe,
+    stage: Stage,
+    key: str,
+    earlier: Sequence[Factoid],
+    run: Path,
+    base: Callable[[], LensModel],
+    data_dir: Path | None,
+    say: Callable[[str], None],
+) -> StageData:
+    wanted = None if stage.unknown else stage.n
+    with _named(f"{key}.data"):
+        loaded = load(
+            stage.data,
+            stage.kind,
+            n=wanted,
+            seed=recipe.seed,
+            data_dir=data_dir,
+            without=earlier if stage.kind == "factoids" else (),
+            words=stage.words,
+            base=recipe.base,
+        )
+    rows, known = loaded.rows, []
+    counts = dict(loaded.counts)
+    if stage.unknown:
+        with _named(f"{key}.unknown"):
+            rows, known = _unknown(recipe, stage, rows, run, base, say)
+        counts |= {"known to the base model": len(known), "kept": len(rows)}
+    mixing, origins = [], [loaded.origin.to_dict()]
+    for place, part in enumerate(stage.mixing, 1):
+        with _named(f"{key}.mixing.{place}.source"):
+            texts, origin = _mixing_rows(recipe, stage, part, len(rows), data_dir)
+        mixing.append(texts)
+        origins.append(origin)
+    return StageData(list(rows), mixing, origins, counts, known)
+
+
+def _mixing_rows(
+    recipe: Recipe, stage: Stage, part: Mixing, n_own: int, data_dir: Path | None
+) -> tuple[list[AnyRow], dict[str, Any]]:
+    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch."""
+    needed = wanted_rows(part.ratio, n_own)
+    if not needed:
+        return [], {"source": part.source, "n": 0}
+    generated = part.source in ("random-words", "self")
+    n: int | None = needed * stage.epochs if part.redraw and generated else needed
+    if part.redraw and not generated:
+        n = None  # all there are
+    kind = None if _is_named(part.source) else "texts"
+    loaded = load(
+        part.source, kind, n=n, seed=recipe.seed, data_dir=data_dir, words=part.words, base=recipe.base
+    )
+    if len(loaded.rows) < needed:
+        raise MemprobeError(
+            f"{part.source}: has {len(loaded.rows)} rows, and ratio {part.ratio:g} × {n_own} own rows "
+            f"needs {needed}; lower the ratio or n"
+        )
+    return loaded.rows, loaded.origin.to_dict()
+
+
+def wanted_rows(ratio: float, n: int) -> int:
+    """Ratio × n, rounded half up."""
+    return math.floor(ratio * n + 0.5)
+
+
+def _is_named(source: str) -> bool:
+    return not source.startswith("jsonl:") and not Path(source).suffix
+
+
+def _unknown(
+    recipe: Recipe,
+    stage: Stage,
+    candidates: Sequence[AnyRow],
+    run: Path,
+    base: Callable[[], LensModel],
+    say: Callable[[str], None],
+) -> tuple[list[AnyRow], list[Factoid]]:
+    """Asks the base model, some at a time, until there are n factoids that it does not know."""
+    from memprobe.sources import subset
+
+    assert stage.unknown is not None
+    order = subset(candidates, len(candidates), recipe.seed, stage.data)
+    unknown: list[AnyRow] = []
+    known: list[Factoid] = []
+    for start in range(0, len(order), _ASKED_AT_ONCE):
+        if stage.n is not None and len(unknown) >= stage.n:
+            break
+        some = [row for row in order[start : start + _ASKED_AT_ONCE] if isinstance(row, Factoid)]
+        answers = _ask(base(), some, run / ".asked" / f"{stage.name}-{start}.jsonl", recipe, stage.unknown)
+        for factoid, knows in zip(some, answers, strict=True):
+            (known if knows else unknown).append(factoid)
+        say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
+    if stage.n is not None and len(unknown) < stage.n:
+        raise MemprobeError(
+            f"{stage.data}: the base model does not know {len(unknown)} of {len(order)}, and n is {stage.n}"
+        )
+    return unknown[: stage.n], known
+
+
+def _ask(
+    lens_model: LensModel, factoids: list[Factoid], journal: Path, recipe: Recipe, how: Unknown
+) -> list[bool]:
+    from memprobe.filter import ask
+
+    answered = ask(lens_model, factoids, journal, template=how.template, shots=how.shots, seed=recipe.seed)
+    return [one.alias_aware for one in answered]
+
+
+def _known(
+    recipe: Recipe,
+    stages: Sequence[StageData],
+    run: Path,
+    base: Callable[[], LensModel],
+    data_dir: Path | None,
+    say: Callable[[str], None],
+) -> list[Factoid]:
+    """Facts that the base model answers and that no stage trains on."""
+    limit = recipe.evaluate.known
+    if not limit:
+        return []
+    trained = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
+    with _named("evaluate.known_source"):
+        loaded = load(
+            recipe.evaluate.known_source, "factoids", seed=recipe.seed, data_dir=data_dir, without=trained
+        )
+    factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
+    found: list[Factoid] = []
+    for start in range(0, len(factoids), _ASKED_AT_ONCE):
+        some = factoids[start : start + _ASKED_AT_ONCE]
+        answers = _ask(base(), some, run / ".asked" / f"known-{start}.jsonl", recipe, Unknown())
+        found += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
+        if len(found) >= limit:
+            break
+    say(f"the base model knows {len(found[:limit])} facts of {recipe.evaluate.known_source} to watch")
+    return found[:limit]
+
+
+def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -> list[Text]:
+    """Passages for perplexity that no stage trains on."""
+    if recipe.evaluate.texts is None:
+        return []
+    trained = {row.id for data in stages for part in (data.rows, *data.mixing) for row in part}
+    wanted = recipe.evaluate.texts_n
+    drawn = wanted + len(trained) if recipe.evaluate.texts in ("self", "random-words") else None
+    kind = None if _is_named(recipe.evaluate.texts) else "texts"
+    with _named("evaluate.texts"):
+        loaded = load(
+            recipe.evaluate.texts, kind, n=drawn, seed=recipe.seed + 1, data_dir=data_dir, base=recipe.base
+        )
+        texts = [row for row in loaded.rows if isinstance(row, Text) and row.id not in trained]
+        if len(texts) < wanted:
+            raise MemprobeError(f"{recipe.evaluate.texts}: {len(texts)} texts are held out, not {wanted}")
+        from memprobe.sources import subset
+
+        return subset(texts, wanted, recipe.seed, recipe.evaluate.texts)
+
+
+class _named:
+    """Puts the recipe's key before an error's message."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemprobeError):
+            raise MemprobeError(f"{self.key}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------- examples
+
+
+def parts_of(
+    recipe: Recipe, prepared: Prepared, number: int, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[Part, list[Part], list[str]]:
+    """The own rows of a stage (counted from 1) as a part, its mixing and replay, and the ids of replayed rows.
+
+    With the arm ``joint`` the own rows are those of every stage.
+    """
+    stage, data = recipe.stages[number - 1], prepared.stages[number - 1]
+    rows = [row for one in prepared.stages for row in one.rows] if recipe.joint else data.rows
+    make = ExampleMaker(recipe.template, tokenizer, max_length)
+    own = Part([make(row) for row in rows], len(rows))
+    extra = []
+    for part, texts in zip(stage.mixing, data.mixing, strict=True):
+        examples = [make(text, own=False) for text in texts]
+        extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
+    replayed: list[str] = []
+    if stage.replay:
+        from memprobe.sources import subset
+
+        earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
+        wanted = max(1, wanted_rows(stage.replay.ratio, len(earlier)))
+        order = subset(earlier, len(earlier), recipe.seed, "replay")
+        chosen = order if stage.replay.redraw else order[:wanted]
+        replayed = [row.id for row in chosen]
+        extra.append(Part([make(row, own=False) for row in chosen], wanted, stage.replay.redraw))
+    return own, extra, replayed
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleMaker:
+    """Rows as tokens, with the loss on what the assistant says and on the end token alone.
+
+    Factoids and single turns go through :func:`memprobe.factoids.tokenise`, as when they are probed.
+    """
+
+    template: str
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def __call__(self, row: AnyRow, own: bool = True) -> Example:
+        """One row as an example; tasks and texts longer than ``max_length`` are cut, factoids are not.
+
+        Raises:
+            MemprobeError: a factoid is too long or cannot be written, or of a cut row nothing is left to learn.
+        """
+        if isinstance(row, Factoid):
+            whole, learned = self._turn(row)
+            if len(whole) - 1 > self.max_length:
+                raise MemprobeError(
+                    f"factoid {row.id} ({row.prompt[:60]!r}): {len(whole)} tokens do not fit "
+                    f"max_length {self.max_length}"
+                )
+        elif isinstance(row, Text):
+            whole, learned = self._text(row)
+        else:
+            whole, learned = self._task(row)
+        return self._example(row, whole, learned, own)
+
+    def _example(self, row: AnyRow, whole: list[int], learned: list[bool], own: bool) -> Example:
+        end = min(len(whole), self.max_length + 1)
+        labels = tuple(
+            token if carries else IGNORED for token, carries in zip(whole[1:end], learned[1:end], strict=True)
+        )
+        if all(label == IGNORED for label in labels):
+            raise MemprobeError(
+                f"row {row.id}: its prompt alone has {self.max_length} tokens or more; raise max_length"
+            )
+        return Example(tuple(whole[: end - 1]), labels, row.id, own)
+
+    def _turn(self, factoid: Factoid) -> tuple[list[int], list[bool]]:
+        item = tokenise(factoid, Template.parse(self.template), self.tokenizer)
+        whole = [*item.prompt, *item.targets]
+        return whole, [False] * len(item.prompt) + [True] * len(item.targets)
+
+    def _text(self, text: Text) -> tuple[list[int], list[bool]]:
+        if text.prompt:
+            return self._turn(_as_factoid(text.prompt, text.answer, text.source))
+        whole = list(self.tokenizer.encode(text.answer))
+        return whole, [True] * len(whole)
+
+    def _task(self, task: Task) -> tuple[list[int], list[bool]]:
+        if self.template == CHAT:
+            return self._chat(task.messages)
+        whole: list[int] = []
+        learned: list[bool] = []
+        before = ""
+        for message in task.messages:
+            if message.role != "assistant":
+                before = f"{before}\n\n{message.content}" if before else message.content
+                continue
+            ids, marks = self._turn(_as_factoid(before or "…", message.content, task.source))
+            if whole:
+                gap = list(self.tokenizer.encode("\n", add_special_tokens=False))
+                bos = self.tokenizer.bos_token_id
+                ids, marks = (ids[1:], marks[1:]) if ids[0] == bos == whole[0] else (ids, marks)
+                whole, learned = whole + gap, learned + [False] * len(gap)
+            whole, learned, before = whole + ids, learned + marks, ""
+        return whole, learned
+
+    def _chat(self, messages: Iterable[Message]) -> tuple[list[int], list[bool]]:
+        """Each assistant turn is what the chat template adds to the conversation before it."""
+        whole: list[int] = []
+        learned: list[bool] = []
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        for number, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            before = self._rendered(turns[:number], prompt=True)
+            after = self._rendered(turns[: number + 1], prompt=False)
+            if before[: len(whole)] != whole or after[: len(before)] != before:
+                raise MemprobeError("template 'chat': this chat template rewrites earlier turns; use tulu")
+            learned += [False] * (len(before) - len(whole)) + [True] * (len(after) - len(before))
+            whole = after
+        return whole, learned
+
+    def _rendered(self, turns: list[dict[str, str]], prompt: bool) -> list[int]:
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        return list(self.tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def _as_factoid(prompt: str, answer: str, source: str) -> Factoid:
+    return Factoid(prompt, answer, source, factoid_id(source, prompt, answer))
+
+
+# ---------------------------------------------------------------------------------------------- on disk
+
+
+def row_to_json(row: AnyRow) -> dict[str, Any]:
+    """A row's fields that are not empty: a line of the stage's file, which reads back as a source."""
+    return {key: value for key, value in asdict(row).items() if value not in (None, (), [])}
+
+
+def _tagged(row: AnyRow) -> dict[str, Any]:
+    return {"kind": type(row).__name__, **row_to_json(row)}
+
+
+def _untagged(data: dict[str, Any]) -> AnyRow:
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    if data["kind"] == "Task":
+        turns = tuple(Message(turn["role"], turn["content"]) for turn in fields["messages"])
+        return Task(turns, fields["source"], fields["id"])
+    if data["kind"] == "Text":
+        return Text(**{"prompt": "", **fields})
+    return Factoid(**fields | {"aliases": tuple(fields.get("aliases", ()))})
+
+
+def _to_json(prepared: Prepared) -> dict[str, Any]:
+    return {
+        "stages": [
+            {
+                "rows": [_tagged(row) for row in data.rows],
+                "mixing": [[_tagged(row) for row in rows] for rows in data.mixing],
+                "origins": data.origins,
+                "counts": data.counts,
+                "known": [_tagged(row) for row in data.known],
+            }
+            for data in prepared.stages
+        ],
+        "known": [_tagged(row) for row in prepared.known],
+        "texts": [_tagged(row) for row in prepared.texts],
+    }
+
+
+def _from_json(data: dict[str, Any]) -> Prepared:
+    stages = [
+        StageData(
+            [_untagged(row) for row in stage["rows"]],
+            [[_untagged(row) for row in rows] for rows in stage["mixing"]],
+            stage["origins"],
+            stage["counts"],
+            _factoids(stage["known"]),
+        )
+        for stage in data["stages"]
+    ]
+    texts = [row for row in map(_untagged, data["texts"]) if isinstance(row, Text)]
+    return Prepared(stages, _factoids(data["known"]), texts)
+
+
+def _factoids(rows: Iterable[dict[str, Any]]) -> list[Factoid]:
+    return [row for row in map(_untagged, rows) if isinstance(row, Factoid)]

@@ -1,0 +1,618 @@
+"""A recipe: which model learns what, in which stages, and what is done against forgetting.
+
+TOML, validated before anything is loaded. The arm is written once, as a text, and unfolds into the stages it
+names; or each stage says for itself what is mixed in, and the arm's name is read off.
+
+======================================  =============================================================
+``none``                                naive fine-tuning
+``joint``                               one stage on the rows of all stages together
+``remix(data=generic, stages=1)``       mixing rows beside the stage's own; ``data`` and ``stages`` always
+                                        both named; ``ratio`` (2) rows per own row; ``words`` (50) each
+``matched(to=steps, data=…, stages=…)``  naive, as long as that mixing would have taken (``steps``, ``tokens``)
+``replay(ratio=0.1)``                   rows of earlier stages beside the stage's own; ``redraw=true``
+``ewc(strength=…)``, ``kl(strength=…)``  a penalty in every later stage
+``lora(rank=16)``                       low-rank adapters, merged when a stage ends
+======================================  =============================================================
+
+Arms are combined with ``+``. ``stages`` is optional outside of remix and matched: all for lora, all but the
+first for what needs a stage before it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Template
+from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.rows import ROW_FILES
+
+Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Optimiser(_Part):
+    """AdamW and its learning rate over time; the defaults are the paper's (arXiv 2411.07175).
+
+    Attributes:
+        batch: rows of one optimiser step, over all processes.
+        micro_batch: at most so many rows go through the model at a time.
+        warmup: share of the steps in which the learning rate rises from 0.
+    """
+
+    lr: float = Field(5e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1)
+    batch: int = Field(32, ge=1)
+    micro_batch: int = Field(32, ge=1)
+
+
+class Precision(_Part):
+    """Number formats and the memory they cost.
+
+    Attributes:
+        weights: of the weights in training (optimiser state is kept in the same).
+        autocast: of the matrix products; ``none`` computes in the weights' own.
+        save_dtype: of the checkpoints, which the next stage starts from.
+        fsdp: shard the model over the processes.
+    """
+
+    weights: Dtype = "float32"
+    autocast: Literal["none", "bfloat16"] = "none"
+    save_dtype: Dtype = "float32"
+    gradient_checkpointing: bool = False
+    fsdp: bool = False
+
+
+class Mixing(_Part):
+    """Rows trained beside a stage's own.
+
+    Attributes:
+        ratio: rows per own row.
+        words: words of the prompt and of the answer; random words have an answer alone.
+        redraw: other rows in every epoch instead of one fixed set.
+    """
+
+    source: str
+    ratio: float = Field(2.0, ge=0)
+    words: Words = (50, 50)
+    redraw: bool = False
+
+
+class Replay(_Part):
+    """Rows of all earlier stages, trained again: ``ratio`` × their number.
+
+    One fixed seeded subset. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
+    """
+
+    ratio: float = Field(gt=0, le=1)
+    redraw: bool = False
+
+
+class Penalty(_Part):
+    """A term added to the loss, see :mod:`training.objectives`.
+
+    Attributes:
+        strength: to be chosen on a seed and a D_B that no result uses, such that D_B is still learned.
+        fisher_rows: for EWC: at most so many rows of the earlier stages make the Fisher information.
+    """
+
+    method: Literal["ewc", "kl"]
+    strength: float = Field(gt=0)
+    fisher_rows: int = Field(1024, ge=1)
+
+
+class Lora(_Part):
+    """Low-rank adapters (Hu et al. 2021) on every linear layer but the unembedding, merged when the stage ends."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+
+
+class Stop(_Part):
+    """Stops a stage before its last epoch. What comes first counts.
+
+    Attributes:
+        loss: stop after ``steps`` optimiser steps in a row with a lower loss.
+        exact_match: stop after an epoch when every answer token of the own rows is the argmax.
+    """
+
+    loss: float | None = Field(None, gt=0)
+    steps: int = Field(10, ge=1)
+    exact_match: bool = False
+
+
+class Unknown(_Part):
+    """Keep only factoids that the base model does not answer (the paper's filter).
+
+    Attributes:
+        shots: solved examples before each question.
+    """
+
+    template: str = "plain"
+    shots: int = Field(0, ge=0, le=5)
+
+
+class Along(_Part):
+    """Checkpoints along the way, for learning curves: every so many steps or epochs."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Along:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs, one of them")
+        return self
+
+
+class Stage(_Part):
+    """One fine-tuning run on one dataset, from the checkpoint before it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    data: str
+    kind: Literal["factoids", "tasks", "texts"] = "factoids"
+    n: int | None = Field(None, ge=1)
+    words: Words = (50, 50)
+    unknown: Unknown | None = None
+    epochs: int = Field(20, ge=1)
+    stop: Stop = Stop()
+    mixing: tuple[Mixing, ...] = ()
+    match: Literal["steps", "tokens"] | None = None
+    replay: Replay | None = None
+    penalty: Penalty | None = None
+    lora: Lora | None = None
+    checkpoints: Along | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if self.unknown is not None and self.kind != "factoids":
+            raise ValueError("unknown: only factoids can be asked")
+        if self.match is not None and not self.mixing:
+            raise ValueError("match: names the mixing whose length is matched; give mixing")
+        if self.match is not None and (self.stop.loss is not None or self.stop.exact_match):
+            raise ValueError("match: a stage that stops early matches nothing; leave out stop")
+        return self
+
+
+class Evaluate(_Part):
+    """What is measured after each stage, beside exact match on every stage's own rows.
+
+    Attributes:
+        known: factoids that the base model answers before stage 1, at most so many, from ``known_source``.
+        paraphrases, manipulations: stage 1's factoids asked in other words, and tasks that need their answers.
+        texts: held-out generic text for perplexity, with ``texts_n`` passages.
+        limit: rows of one evaluation at most, a seeded sample.
+        interference: gradients of the stages' rows held against each other; see :mod:`training.interference`.
+    """
+
+    known: int = Field(0, ge=0)
+    known_source: str = "known"
+    paraphrases: bool = False
+    manipulations: bool = False
+    texts: str | None = None
+    texts_n: int = Field(32, ge=1)
+    limit: int = Field(1000, ge=1)
+    interference: bool = False
+
+
+class Recipe(_Part):
+    """A whole run.
+
+    Attributes:
+        base: checkpoint spec.
+        template: how a factoid is put before the model.
+        max_length: tokens of one row; factoids that are longer are refused, tasks and texts are cut.
+        save_minutes: between two states from which a killed run goes on.
+        loggers: of transformers.Trainer, such as ``tensorboard`` or ``wandb``.
+    """
+
+    base: str
+    seed: int = Field(0, ge=0)
+    template: str = "tulu"
+    arm: str = "none"
+    max_length: int = Field(1024, ge=2)
+    save_minutes: float = Field(5.0, ge=0)
+    loggers: tuple[str, ...] = ()
+    optimiser: Optimiser = Optimiser()
+    precision: Precision = Precision()
+    evaluate: Evaluate = Evaluate()
+    joint: bool = False
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, text: str) -> str:
+        Template.parse(text)
+        return text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfold(cls, data: Any) -> Any:
+        return unfold_arm(data) if isinstance(data, dict) and isinstance(data.get("arm"), str) else data
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"stages: two are called {repeated[0]!r}")
+        first = self.stages[0]
+        if first.replay or first.penalty:
+            raise ValueError("stages.1: replay and penalties need a stage before it")
+        if self.joint and len(self.stages) < 2:
+            raise ValueError("joint: needs two stages or more")
+        if self.joint and any(stage.replay or stage.penalty for stage in self.stages):
+            raise ValueError("joint: its one stage has none before it, so no replay and no penalties")
+        for number, stage in enumerate(self.stages, 1):
+            if stage.penalty and stage.penalty.method == "ewc" and (self.precision.fsdp or stage.lora):
+                raise ValueError(
+                    f"stages.{number}.penalty: EWC holds every weight against its start, "
+                    "so it works neither on a sharded model nor with lora"
+                )
+            if stage.penalty and self.precision.fsdp:
+                raise ValueError(f"stages.{number}.penalty: not supported on a sharded model")
+        return self
+
+    @property
+    def arm_name(self) -> str:
+        """The arm in its one canonical spelling."""
+        return describe_arm(self)
+
+
+def read_recipe(path: Path, *, seed: int | None = None) -> Recipe:
+    """A validated recipe from a TOML file; source files are searched beside it first.
+
+    Args:
+        seed: instead of the recipe's own.
+
+    Raises:
+        MemprobeError: with the file, the key and what is wrong with it.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MemprobeError(f"{path}: is not TOML ({error})") from error
+    if seed is not None:
+        data["seed"] = seed
+    recipe = parse_recipe(data, str(path))
+    return _with_sources(recipe, path)
+
+
+def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A validated recipe from plain data.
+
+    Raises:
+        MemprobeError: with ``where``, the key and what is wrong with it.
+    """
+    try:
+        recipe = Recipe.model_validate(data)
+        return recipe.model_copy(update={"arm": recipe.arm_name})
+    except MemprobeError as error:
+        raise MemprobeError(f"{where}: {error}") from error
+    except ValidationError as error:
+        found = error.errors()
+        # A list with a broken item is also reported as too short, which says nothing.
+        found = [problem for problem in found if problem["type"] != "too_short"] or found
+        problems = [f"{_key(problem['loc'])}{_said(problem)}" for problem in found]
+        more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:3])})" if len(problems) > 1 else ""
+        raise MemprobeError(f"{where}: {problems[0]}{more}") from error
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    """``stages.2.mixing.1.ratio``, counted from 1 as the run directory does."""
+    parts = [str(part + 1) if isinstance(part, int) else part for part in loc]
+    return ".".join(parts) + ": " if parts else ""
+
+
+def _said(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    if problem["type"] == "missing":
+        return "missing"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem["input"]
+    return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
+
+
+def _with_sources(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with files by their place, after a look at every source that it names."""
+
+    def found(name: str, key: str) -> str:
+        bare = name.removeprefix("jsonl:")
+        if name.startswith("jsonl:") or Path(bare).suffix.lower() in ROW_FILES:
+            for candidate in (path.parent / bare, Path(bare)):
+                if candidate.is_file():
+                    return str(candidate)
+            raise MemprobeError(f"{path}: {key}: no file {bare} here or beside the recipe")
+        head = name.partition(":")[0]
+        if head not in (*DATASETS, "known", "kvr", "random-words", "self"):
+            raise MemprobeError(
+                f"{path}: {key}: no source {name!r}; `memprobe sources` lists them, or give a file"
+            )
+        return name
+
+    stages = []
+    for number, stage in enumerate(recipe.stages, 1):
+        mixing = [
+            part.model_copy(update={"source": found(part.source, f"stages.{number}.mixing.{place}.source")})
+            for place, part in enumerate(stage.mixing, 1)
+        ]
+        data = found(stage.data, f"stages.{number}.data")
+        stages.append(stage.model_copy(update={"data": data, "mixing": tuple(mixing)}))
+    evaluate = recipe.evaluate
+    found(evaluate.known_source, "evaluate.known_source")
+    if evaluate.texts is not None:
+        found(evaluate.texts, "evaluate.texts")
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+# ---------------------------------------------------------------------------------------------- arms
+
+_ARM = re.compile(r"\s*([a-z]+)\s*(?:\(([^()]*)\))?\s*")
+_ARGUMENT = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
+_ALLOWED = {
+    "none": set(),
+    "joint": set(),
+    "remix": {"data", "stages", "ratio", "words", "redraw"},
+    "matched": {"to", "data", "stages", "ratio", "words", "redraw"},
+    "replay": {"ratio", "stages", "redraw"},
+    "ewc": {"strength", "stages"},
+    "kl": {"strength", "stages"},
+    "lora": {"rank", "alpha", "stages"},
+}
+_NEEDED = {
+    "remix": ("data", "stages"),
+    "matched": ("to", "data", "stages"),
+    "replay": ("ratio",),
+    "ewc": ("strength",),
+    "kl": ("strength",),
+}
+
+
+def unfold_arm(data: dict[str, Any]) -> dict[str, Any]:
+    """Writes what the arm's text says into the stages that it names.
+
+    Raises:
+        MemprobeError: the text cannot be read, or a stage says something else already.
+    """
+    data = json.loads(json.dumps(data))
+    stages = data.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return data
+    additions: list[dict[str, Any]] = [{} for _ in stages]
+    joint = False
+    for name, arguments in _parse_arm(data["arm"]):
+        if name == "joint":
+            joint = True
+        elif name != "none":
+            for number in _stages_of(name, arguments, len(stages)):
+                _add(additions[number - 1], name, arguments)
+    if data["arm"].strip() == "none":
+        return data  # also the default: what the stages themselves say counts
+    data["joint"] = joint
+    for number, (stage, addition) in enumerate(zip(stages, additions, strict=True), 1):
+        for key, value in addition.items():
+            if key in stage and not _agrees(stage[key], value):
+                raise MemprobeError(
+                    f"stages.{number}.{key}: the arm {data['arm']!r} says this; leave one out"
+                )
+            stage.setdefault(key, value)
+    return data
+
+
+def _agrees(said: Any, value: Any) -> bool:
+    """Whether a stage's own table holds what the arm gives (a resolved recipe holds it with its defaults)."""
+    if isinstance(value, dict):
+        return isinstance(said, dict) and all(_agrees(said.get(key), item) for key, item in value.items())
+    if isinstance(value, list):
+        return (
+            isinstance(said, list)
+            and len(said) == len(value)
+            and all(_agrees(one, other) for one, other in zip(said, value, strict=True))
+        )
+    return said == value
+
+
+def _parse_arm(text: str) -> list[tuple[str, dict[str, str]]]:
+    parts = []
+    for piece in text.split("+"):
+        match = _ARM.fullmatch(piece)
+        if match is None or match[1] not in _ALLOWED:
+            raise MemprobeError(f"arm: {piece.strip()!r} is none of {', '.join(_ALLOWED)}")
+        name, inside = match[1], match[2] or ""
+        arguments = {key: value for key, value in _ARGUMENT.findall(inside)}
+        rest = _ARGUMENT.sub("", inside).strip()
+        if rest:
+            raise MemprobeError(f"arm: {name}: cannot read {rest!r}; write key=value, key=value")
+        if unknown := [key for key in arguments if key not in _ALLOWED[name]]:
+            raise MemprobeError(f"arm: {name}: no option {unknown[0]!r}")
+        for key in _NEEDED.get(name, ()):
+            if key not in arguments:
+                raise MemprobeError(f"arm: {name}: name its {key}, as in {_EXAMPLES[name]}")
+        parts.append((name, arguments))
+    if len(parts) > 1 and any(name == "none" for name, _ in parts):
+        raise MemprobeError("arm: none goes with nothing else")
+    return parts
+
+
+_EXAMPLES = {
+    "remix": "remix(data=random-words, stages=1)",
+    "matched": "matched(to=steps, data=random-words, stages=1)",
+    "replay": "replay(ratio=0.1)",
+    "ewc": "ewc(strength=1000)",
+    "kl": "kl(strength=1)",
+}
+
+
+def _stages_of(name: str, arguments: dict[str, str], n: int) -> list[int]:
+    given = arguments.get("stages")
+    if given is None:
+        return list(range(1 if name == "lora" else 2, n + 1))
+    numbers = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= n for part in numbers):
+        raise MemprobeError(f"arm: {name}: stages={given}: give numbers from 1 to {n}, as in stages=1,2")
+    if len(set(numbers)) < len(numbers):
+        raise MemprobeError(f"arm: {name}: stages={given}: a stage stands there twice")
+    return sorted(int(part) for part in numbers)
+
+
+def _add(addition: dict[str, Any], name: str, arguments: dict[str, str]) -> None:
+    values = {
+        key: _value(name, key, text) for key, text in arguments.items() if key not in ("data", "stages")
+    }
+    if name in ("remix", "matched"):
+        to = values.pop("to", None)
+        for source in arguments["data"].split(","):
+            if source.strip() == "both":
+                raise MemprobeError(f"arm: {name}: data=both is ambiguous; name the sources, one by one")
+            addition.setdefault("mixing", []).append({"source": source.strip(), **values})
+        if to is not None:
+            addition["match"] = to
+    elif name == "replay":
+        addition["replay"] = values
+    elif name == "lora":
+        addition["lora"] = values
+    else:
+        if "penalty" in addition:
+            raise MemprobeError("arm: ewc and kl in one stage are not supported")
+        addition["penalty"] = {"method": name, **values}
+
+
+def _value(name: str, key: str, text: str) -> Any:
+    if key == "to":
+        return text
+    if key == "redraw":
+        if text not in ("true", "false"):
+            raise MemprobeError(f"arm: {name}: redraw={text}: true or false")
+        return text == "true"
+    try:
+        numbers = [float(part) if key != "words" and key != "rank" else int(part) for part in text.split(",")]
+    except ValueError:
+        raise MemprobeError(f"arm: {name}: {key}={text}: not a number") from None
+    if key == "words":
+        return numbers * 2 if len(numbers) == 1 else numbers
+    if len(numbers) > 1:
+        raise MemprobeError(f"arm: {name}: {key}={text}: one number")
+    return numbers[0]
+
+
+def describe_arm(recipe: Recipe) -> str:
+    """The arm's name as it goes into the manifest, read off the stages; :func:`unfold_arm` reads it back."""
+    parts: dict[str, list[int]] = {}
+    if recipe.joint:
+        parts["joint"] = []
+    for number, stage in enumerate(recipe.stages, 1):
+        for one in _arms_of(stage):
+            parts.setdefault(one, []).append(number)
+    named = [text.replace("#", ",".join(map(str, stages))) for text, stages in parts.items()]
+    return "+".join(named) or "none"
+
+
+def _arms_of(stage: Stage) -> list[str]:
+    found = []
+    groups: dict[str, list[str]] = {}
+    for part in stage.mixing:
+        options = _changed(part, {"source"})
+        groups.setdefault(options, []).append(part.source)
+    for options, sources in groups.items():
+        head = f"matched(to={stage.match}, " if stage.match else "remix("
+        found.append(f"{head}data={','.join(sources)}, stages=#{options})")
+    if stage.replay:
+        redraw = ", redraw=true" if stage.replay.redraw else ""
+        found.append(f"replay(ratio={stage.replay.ratio:g}, stages=#{redraw})")
+    if stage.penalty:
+        found.append(f"{stage.penalty.method}(strength={stage.penalty.strength:g}, stages=#)")
+    if stage.lora:
+        found.append(f"lora(rank={stage.lora.rank}, alpha={stage.lora.alpha:g}, stages=#)")
+    return found
+
+
+def _changed(part: Mixing, without: set[str]) -> str:
+    """Options that differ from their defaults, as ``, key=value``."""
+    said = ""
+    for key, field in Mixing.model_fields.items():
+        value = getattr(part, key)
+        if key not in without and value != field.default:
+            said += f", {key}={_spelled(value)}"
+    return said
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
+# ---------------------------------------------------------------------------------------------- TOML out
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe, every default written out; reading it gives the same recipe."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    data["arm"] = recipe.arm_name
+    lines: list[str] = []
+    _write_table(data, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, dict) and not _is_tables(value):
+            lines.append(f"{key} = {_toml(value)}")
+    for key, value in table.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, dict):
+            lines += ["", f"[{name}]"]
+            _write_table(value, name, lines)
+        elif _is_tables(value):
+            for item in value:
+                lines += ["", f"[[{name}]]"]
+                _write_table(item, name, lines)
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: its strings, numbers, booleans and lists are written as in JSON."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
+    return list(_differ(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def _differ(old: Any, new: Any, key: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in dict.fromkeys([*old, *new])
+            for line in _differ(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True), 1)
+        return [line for number, (one, other) in pairs for line in _differ(one, other, f"{key}.{number}")]
+    return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"

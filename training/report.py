@@ -1,0 +1,71 @@
+"""What a run says while it works: a bar on a terminal, plain lines elsewhere and in ``log.txt``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+_EVERY = 15.0  # seconds between two plain lines of one stage
+
+
+class Report:
+    """Lines and bars of one run; silent in all processes but the first."""
+
+    def __init__(self, path: Path | None, *, quiet: bool = False):
+        """Says nothing at all with ``quiet``; ``path`` is the log file."""
+        from rich.console import Console
+
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.path = None if quiet else path
+        self.bar: Any = None
+        self.last = 0.0
+
+    def say(self, line: str) -> None:
+        """One line, to standard error and into the log file."""
+        self.console.print(line, markup=False, soft_wrap=True)
+        self._log(line)
+
+    def start(self, name: str, total: int, done: int) -> None:
+        """A bar for a stage of so many optimiser steps."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.name, self.total, self.first, self.began = name, total, done, time.monotonic()
+        self.last = self.began
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=total, completed=done, said="")
+        self.bar.start()
+
+    def step(self, done: int, loss: float, exact: float | None) -> None:
+        """After an optimiser step: its loss, and the share of own rows answered exactly so far."""
+        elapsed = max(time.monotonic() - self.began, 1e-9)
+        rate = (done - self.first) / elapsed
+        said = f"loss {loss:.4g}" + (f"  exact {exact:.0%}" if exact is not None else "")
+        said += f"  {rate:.2f} steps/s"
+        self.bar.update(self.task, completed=done, said=said)
+        if time.monotonic() - self.last >= _EVERY:
+            self.last = time.monotonic()
+            left = (self.total - done) / max(rate, 1e-9)
+            line = f"{self.name}: step {done}/{self.total}  {said}  {left:.0f} s left"
+            self._log(line)
+            if not self.console.is_terminal:
+                self.console.print(line, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Ends the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _log(self, line: str) -> None:
+        if self.path is not None and self.path.parent.is_dir():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
