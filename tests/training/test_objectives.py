@@ -190,7 +190,7 @@ def test_ewc_penalty_and_its_gradient():
     fisher = {name: torch.rand_like(p) for name, p in model.named_parameters()}
     penalty = ewc_penalty(model, anchor, fisher)
     by_hand = sum(
-        0.5 * float((fisher[name].double() * (p.double() - anchor[name].double()) ** 2).sum())
+        0.5 * float((fisher[name].double() * (p.detach().double() - anchor[name].double()) ** 2).sum())
         for name, p in model.named_parameters()
     )
     assert penalty.item() == pytest.approx(by_hand, rel=1e-5)
