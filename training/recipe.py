@@ -436,7 +436,7 @@ def _parse_arm(text: str) -> list[tuple[str, dict[str, str]]]:
         if match is None or match[1] not in _ALLOWED:
             raise MemprobeError(f"arm: {piece.strip()!r} is none of {', '.join(_ALLOWED)}")
         name, inside = match[1], match[2] or ""
-        arguments = {key: value for key, value in _ARGUMENT.findall(inside)}
+        arguments = dict(_ARGUMENT.findall(inside))
         rest = _ARGUMENT.sub("", inside).strip()
         if rest:
             raise MemprobeError(f"arm: {name}: cannot read {rest!r}; write key=value, key=value")

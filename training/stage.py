@@ -1,0 +1,468 @@
+"""One stage: a schedule of micro-batches through ``transformers.Trainer``.
+
+Trainer brings sharding, mixed precision, gradient checkpointing and loggers. It never decides data order: it
+reads the schedule item by item. The model computes its own loss, over the positions that carry one alone;
+only EWC and KL add to it.
+
+A stage can be killed at any moment. Its state is saved by time into ``checkpoint-N`` folders, of which only
+those count that hold the file ``complete``, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from memprobe.errors import MemprobeError
+from training.mixing import IGNORED, Example, Schedule
+from training.objectives import ewc_penalty, kept_logits, kl_to_frozen
+from training.report import Report
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from training.recipe import Recipe, Stop
+
+COMPLETE = "complete"
+METRICS = "metrics.jsonl"
+_KEPT = 2  # states from which a run can go on
+_STATE = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Progress:
+    """How far a stage is, beside what Trainer keeps: part of every saved state.
+
+    Attributes:
+        step: optimiser steps done.
+        below: steps in a row with a loss below the stop rule's.
+        tokens: input tokens seen, without padding.
+        right, seen: own rows answered exactly, and seen, in this epoch (by the first process).
+        stopped: why the stage ended.
+    """
+
+    step: int = 0
+    below: int = 0
+    tokens: int = 0
+    right: int = 0
+    seen: int = 0
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Ewc:
+    """Holds the weights to those at the stage's start, by Fisher information; see ``ewc_penalty``."""
+
+    strength: float
+    anchor: dict[str, Tensor]
+    fisher: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Kl:
+    """Holds the predictions to the frozen model's; see ``kl_to_frozen``."""
+
+    strength: float
+    frozen: nn.Module
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """All that training one stage needs.
+
+    Attributes:
+        name: for the bar.
+        folder: where the resumable state goes.
+        own: rows of the stop rule ``exact_match``.
+        along: called with the trainer and the step where a checkpoint along the way is due.
+    """
+
+    recipe: Recipe
+    name: str
+    folder: Path
+    schedule: Schedule
+    accumulation: int
+    seed: int
+    stop: Stop
+    own: Sequence[Example]
+    penalty: Ewc | Kl | None = None
+    due: Callable[[int], bool] = lambda _: False
+    along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
+    report: Report = field(default_factory=lambda: Report(None, quiet=True))
+
+
+def collate(items: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
+    """One micro-batch as tensors (``items`` is a list of one, for DataLoader).
+
+    Returns:
+        ``input_ids`` [row, position], filled at the right: in a causal model that changes nothing before.
+        ``logits_to_keep`` [row, position], true where the next token carries loss. ``labels`` and
+        ``shift_labels`` (the same, under the name that Hugging Face's loss does not shift again): those next
+        tokens, row after row. ``own`` [row]. Without rows: one position that carries no loss.
+    """
+    (rows,) = items
+    width = max((len(row.ids) for row in rows), default=1)
+    ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        labels[index, : len(row.labels)] = torch.tensor(row.labels)
+    keep = labels != IGNORED
+    return {
+        "input_ids": ids,
+        "logits_to_keep": keep,
+        "labels": labels[keep],
+        "shift_labels": labels[keep],
+        "own": torch.tensor([row.own for row in rows] or [False]),
+    }
+
+
+def micro_batches(examples: Sequence[Example], size: int) -> list[dict[str, Tensor]]:
+    """Examples as micro-batches of so many rows, for measurements: longest first."""
+    rows = sorted(examples, key=lambda example: -len(example.ids))
+    return [collate([rows[start : start + size]]) for start in range(0, len(rows), size)]
+
+
+def rows_exact(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """For each row [row] whether the argmax is right at every position that carries loss.
+
+    Args:
+        logits: [kept, vocab], labels: [kept], both row after row. keep: [row, position].
+    """
+    row = keep.nonzero()[:, 0]
+    wrong = torch.zeros(len(keep), device=keep.device)
+    wrong.index_add_(0, row, (logits.argmax(-1) != labels).to(wrong.dtype))
+    return (wrong == 0) & keep.any(1)
+
+
+class StageTrainer(Trainer):
+    """Trainer over a schedule. It adds penalties, counts exact rows, and saves states that are whole or absent."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, run: StageRun):
+        """Checks that the model can be trained this way.
+
+        Raises:
+            MemprobeError: its loss cannot be normalised over a whole step.
+        """
+        self.run = run
+        self.progress = Progress()
+        self.penalty_sum: Tensor | None = None
+        self.exact_share: float | None = None
+        super().__init__(
+            model,
+            _arguments(run),
+            data_collator=collate,
+            train_dataset=run.schedule,  # type: ignore[arg-type]
+            processing_class=tokenizer,
+            callbacks=[_Watch(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        if not self.model_accepts_loss_kwargs:
+            raise MemprobeError(
+                f"{type(model).__name__}: its loss cannot be normalised over a step, so it cannot train"
+            )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
+        own, keep, labels = inputs.pop("own"), inputs["logits_to_keep"], inputs["labels"]
+        inputs["use_cache"] = False
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        logits = outputs["logits"]
+        if logits.ndim != 2 or len(logits) != len(labels):
+            raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
+        self._count(logits.detach(), labels, keep, own)
+        penalty = self._penalty(inputs["input_ids"], keep, logits, num_items_in_batch)
+        if penalty is not None:
+            before = self.penalty_sum
+            self.penalty_sum = penalty.detach() if before is None else before + penalty.detach()
+            loss = loss + penalty
+        return (loss, outputs) if return_outputs else loss
+
+    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor, n_items: Any) -> Tensor | None:
+        """This micro-batch's share of the step's penalty, such that the shares add up to it."""
+        penalty = self.run.penalty
+        if isinstance(penalty, Ewc):
+            whole = ewc_penalty(self.accelerator.unwrap_model(self.model), penalty.anchor, penalty.fisher)
+            return penalty.strength * whole / self.run.accumulation
+        if isinstance(penalty, Kl) and len(logits):
+            with torch.no_grad():
+                frozen = kept_logits(penalty.frozen, ids, keep)
+            share = len(logits) / n_items * self.accelerator.num_processes
+            return penalty.strength * kl_to_frozen(frozen, logits) * share
+        return None
+
+    def _count(self, logits: Tensor, labels: Tensor, keep: Tensor, own: Tensor) -> None:
+        if bool(own.any()):
+            mine = own[:, None].expand_as(keep)[keep]
+            right = rows_exact(logits[mine], labels[mine], keep[own])
+            self.progress.right += int(right.sum())
+            self.progress.seen += len(right)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
+        if "loss" in logs:
+            if self.penalty_sum is not None:
+                penalty = float(self.accelerator.reduce(self.penalty_sum, "mean"))
+                logs = {**logs, "penalty": penalty, "data_loss": logs["loss"] - penalty}
+                self.penalty_sum = None
+            rows = self.run.schedule.step(self.state.global_step - 1)
+            self.progress.tokens += sum(len(row.ids) for row in rows)
+            logs = {**logs, "tokens": self.progress.tokens}
+        super().log(logs, start_time)
+
+    def own_exact(self) -> float:
+        """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights."""
+        right = 0
+        self.model.eval()
+        with torch.inference_mode():
+            for batch in micro_batches(self.run.own, self.run.recipe.optimiser.micro_batch):
+                batch = {key: value.to(self.args.device) for key, value in batch.items()}
+                logits = kept_logits(self.model_wrapped, batch["input_ids"], batch["logits_to_keep"])
+                right += int(rows_exact(logits, batch["labels"], batch["logits_to_keep"]).sum())
+        self.model.train()
+        return right / len(self.run.own)
+
+    def _save_checkpoint(self, model, trial):
+        """Saves a state and marks it complete; a state that could not be written is taken away again.
+
+        Raises:
+            MemprobeError: the disk is full or cannot be written; earlier states are untouched.
+        """
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self.progress.step = self.state.global_step
+                mark_complete(folder, asdict(self.progress))
+                for old in complete_states(folder.parent)[:-_KEPT]:
+                    remove_state(old)
+        except Exception as error:  # torch, safetensors and the file system each have their own
+            shutil.rmtree(folder, ignore_errors=True)
+            raise MemprobeError(
+                f"{folder.parent}: the state at step {self.state.global_step} could not be saved "
+                f"({_line(error)}); free some space, the same command goes on from the state before"
+            ) from error
+        self.accelerator.wait_for_everyone()
+
+
+class _Watch(TrainerCallback):
+    """Metrics, stop rules, and when to save."""
+
+    def __init__(self, trainer: StageTrainer):
+        self.trainer, self.run = trainer, trainer.run
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+        if state.is_world_process_zero:
+            self.run.report.start(self.run.name, state.max_steps, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Saving is decided by the first process's clock, for all."""
+        minutes = self.run.recipe.save_minutes
+        now = torch.tensor(
+            float(time.monotonic() - self.saved >= 60 * minutes), device=self.trainer.args.device
+        )
+        if self.trainer.accelerator.num_processes > 1:
+            torch.distributed.broadcast(now, 0)
+        if now and state.global_step < state.max_steps:
+            control.should_save = True
+            self.saved = time.monotonic()
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs is None or "loss" not in logs:
+            return control
+        step, run = state.global_step, self.run
+        loss = logs.get("data_loss", logs["loss"])
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise MemprobeError(
+                    f"{run.name}: {key} is {logs[key]} at step {step}, so training stops; the last state that was "
+                    "saved is kept. Lower optimiser.lr, or compute in float32"
+                )
+        progress = self.trainer.progress
+        progress.below = progress.below + 1 if run.stop.loss is not None and loss < run.stop.loss else 0
+        if run.stop.loss is not None and progress.below >= run.stop.steps:
+            progress.stopped = f"loss below {run.stop.loss:g} for {run.stop.steps} steps"
+        if run.schedule.ends_epoch(step):
+            self._end_epoch()
+        control.should_training_stop |= progress.stopped is not None
+        if state.is_world_process_zero:
+            line = {"step": step, "epoch": step / run.schedule.steps_per_epoch, **_numbers(logs)}
+            line |= {"exact": self.trainer.exact_share}
+            with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            share = progress.right / progress.seen if progress.seen else self.trainer.exact_share
+            run.report.step(step, loss, share)
+        if run.due(step):
+            run.along(self.trainer, step)
+        return control
+
+    def _end_epoch(self) -> None:
+        trainer = self.trainer
+        progress = trainer.progress
+        trainer.exact_share = progress.right / progress.seen if progress.seen else None
+        progress.right = progress.seen = 0
+        if self.run.stop.exact_match:
+            trainer.exact_share = trainer.own_exact()
+            if trainer.exact_share == 1.0:
+                progress.stopped = "every own row is exact"
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.run.report.stop()
+
+
+def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StageRun) -> StageTrainer:
+    """Trains a stage, from its newest complete state if there is one.
+
+    Returns:
+        The trainer, with the trained model and ``progress``.
+
+    Raises:
+        MemprobeError: the loss is not finite, or a state cannot be saved.
+    """
+    state = newest_state(run.folder)
+    trainer = StageTrainer(model, tokenizer, run)
+    if state is not None:
+        trainer.progress = Progress(**json.loads((state / COMPLETE).read_text(encoding="utf-8")))
+        run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
+    if trainer.is_world_process_zero():
+        _cut_metrics(run.folder / METRICS, trainer.progress.step)
+    try:
+        # A state saved at the very step that met the stop rule has nothing left to train.
+        if trainer.progress.stopped is None:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        else:
+            trainer._load_from_checkpoint(str(state))
+    finally:
+        run.report.stop()
+    if trainer.progress.stopped is None:
+        trainer.progress.stopped = "all epochs"
+    trainer.progress.step = max(trainer.progress.step, trainer.state.global_step)
+    return trainer
+
+
+def _arguments(run: StageRun) -> TrainingArguments:
+    recipe = run.recipe
+    optimiser, precision = recipe.optimiser, recipe.precision
+    return TrainingArguments(
+        output_dir=str(run.folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=run.accumulation,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        learning_rate=optimiser.lr,
+        adam_beta1=optimiser.betas[0],
+        adam_beta2=optimiser.betas[1],
+        adam_epsilon=optimiser.eps,
+        weight_decay=optimiser.weight_decay,
+        max_grad_norm=optimiser.clip,
+        lr_scheduler_type=optimiser.schedule,
+        warmup_steps=math.ceil(optimiser.warmup * run.schedule.steps),
+        optim="adamw_torch_fused",
+        bf16=precision.autocast == "bfloat16",
+        gradient_checkpointing=precision.gradient_checkpointing,
+        fsdp="full_shard" if precision.fsdp else None,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=list(recipe.loggers) or "none",
+        disable_tqdm=True,
+        seed=run.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """Folders of complete states, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if (match := _STATE.fullmatch(path.name)) and (path / COMPLETE).exists()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The newest complete state."""
+    states = complete_states(folder)
+    return states[-1] if states else None
+
+
+def remove_torn(folder: Path) -> list[str]:
+    """Deletes states that a kill left half-written; their names."""
+    torn = [path for path in folder.glob("checkpoint-*") if not (path / COMPLETE).exists()]
+    for path in torn:
+        shutil.rmtree(path)
+    return [path.name for path in torn]
+
+
+def remove_state(path: Path) -> None:
+    """Deletes a state, its mark first, so that a kill in between leaves a torn one."""
+    (path / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the mark, once all that it vouches for is on the disk."""
+    sync_folder(folder)
+    temporary = folder / f".{COMPLETE}"
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(folder / COMPLETE)
+    _sync(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until every file in a folder is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Takes out the lines of steps that will be done again, and a last line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            if line and json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in logs.items() if key != "epoch" and isinstance(value, int | float)}
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
