@@ -65,6 +65,7 @@ def arm_differences(
     variance of a mean of S seeds comes out too small by (S - 1) / S (Davison & Hinkley 1997, section 3.8).
     The interval is the difference ± Student's quantile times the draws' sd, with Satterthwaite's degrees of
     freedom from the seeds of both arms and from the factoids: percentiles of three seeds cannot reach 95 %.
+    What is peculiar to a factoid under one seed is drawn twice, which errs on the cautious side (Owen 2007).
     With fewer than three seeds on a side there is no interval and ``significant`` is null: the seeds are
     shown, and that is all they can say.
 

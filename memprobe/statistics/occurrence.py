@@ -174,7 +174,7 @@ def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | N
 
     def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         depths = inner.shape[1]
-        parts = [sums[:, :depths].sum(1) / resamples.n, effective_layers(sums[:, :depths])]
+        parts = [sums[:, :depths].sum(1) / counts[:, 0], effective_layers(sums[:, :depths])]
         for first in (depths, depths + 3):
             parts += [*_mean_and_sd(sums[:, first : first + 2], counts[:, first], middle)]
             parts.append(sums[:, first + 2] / counts[:, first + 2])
