@@ -1,0 +1,205 @@
+"""What a checkpoint knows: verdicts, shots, resuming, and the command."""
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memprobe import filter as filtering
+from memprobe.cli import main
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.filter import ask, judge, prepare
+from memprobe.models import load
+from memprobe.sources import load_factoids
+
+SAYS = {
+    "The river of Oria is the": "Lunn",
+    "The river of Selva is the": "Brack",
+    "The river of Tolm is the": "Ister",
+    "The tallest hill of Oria is": "Mount Grey",
+    "2 + 2 =": "4",
+    "The opposite of hot is": "cold",
+}
+FACTS = [
+    make_factoid("The river of Oria is the", "Lunn", "file"),
+    make_factoid("The river of Selva is the", "Nowhere", "file", aliases=["the Brack"]),
+    *(make_factoid(prompt, "Nowhere", "file", relation="r") for prompt in list(SAYS)[2:]),
+]
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_checkpoint, tmp_path_factory):
+    """The tiny model, trained until it says what SAYS says and ends the line."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    torch.manual_seed(0)
+    rows = [tokenizer.encode(f"{prompt} {answer}\n") for prompt, answer in SAYS.items()]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    path = tmp_path_factory.mktemp("taught") / "taught"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lens_model(taught):
+    return load(str(taught), device="cpu")
+
+
+@pytest.fixture
+def facts():
+    return list(FACTS)
+
+
+def test_facts_are_split_by_what_the_model_says(lens_model, facts, tmp_path):
+    answered = ask(lens_model, facts, tmp_path / "journal", batch_tokens=60)
+    assert [one.factoid for one in answered] == facts
+    assert [one.prediction for one in answered] == list(SAYS.values())
+    assert [one.strict for one in answered] == [True, False, False, False, False, False]
+    assert [one.alias_aware for one in answered] == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "alias_aware"),
+    [
+        (" the St. Lucia. It", False, True),
+        (" St. Lucia. It", True, True),
+        (" St. Lucy.", False, True),
+        (" Saint Lucia of old", False, False),
+    ],
+)
+def test_verdicts(lens_model, text, strict, alias_aware):
+    factoid = make_factoid("The island is", "St. Lucia", "file", aliases=["the St. Lucia", "St. Lucy"])
+    item = tokenise(factoid, Template.parse("plain"), lens_model.tokenizer)
+    one = judge(item, text)
+    assert (one.strict, one.alias_aware) == (strict, alias_aware)
+
+
+def test_a_template_with_an_end_token_is_not_cut_at_the_sentence(lens_model):
+    factoid = make_factoid("Who?", "Ana. Really", "file", aliases=["Ana"])
+    item = tokenise(factoid, Template.parse("tulu"), lens_model.tokenizer)
+    assert judge(item, "Ana. Really").strict
+    assert not judge(item, "Ana. Truly").alias_aware
+
+
+def test_shots_are_solved_examples_and_never_the_question_itself(lens_model, facts):
+    for shots in range(6):
+        for item in prepare(lens_model, facts, template="plain", shots=shots, seed=0):
+            text = lens_model.tokenizer.decode(item.prompt)
+            blocks = text.split("\n\n")
+            assert len(blocks) == shots + 1
+            assert blocks[-1] == item.factoid.prompt
+            assert all(not block.startswith(item.factoid.prompt) for block in blocks[:-1])
+    first, second = (
+        [item.prompt for item in prepare(lens_model, facts, template="plain", shots=2, seed=seed)]
+        for seed in (0, 1)
+    )
+    assert first != second
+    with pytest.raises(MemprobeError, match="too few"):
+        prepare(lens_model, facts[:3], template="plain", shots=3, seed=0)
+    with pytest.raises(MemprobeError, match="give 0 to 5"):
+        prepare(lens_model, facts, template="plain", shots=6, seed=0)
+
+
+def test_a_killed_run_goes_on(lens_model, facts, tmp_path, monkeypatch):
+    journal = tmp_path / "journal"
+    whole = ask(lens_model, facts, tmp_path / "other")
+
+    def interrupted(done, total, known):
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(lens_model, facts, journal, batch_tokens=1, progress=interrupted)
+    with journal.open("ab") as file:  # killed while it wrote a line
+        file.write(b'["half of a l')
+    asked = []
+    original = filtering.generate_answers
+
+    def counting(model, items, batch_tokens):
+        asked.extend(item.factoid.id for item in items)
+        return original(model, items, batch_tokens)
+
+    monkeypatch.setattr(filtering, "generate_answers", counting)
+    seen = []
+    again = ask(lens_model, facts, journal, progress=lambda *numbers: seen.append(numbers))
+    assert again == whole
+    assert len(asked) == 3
+    assert seen[0][0] == 3
+    assert seen[-1] == (6, 6, 2)
+    ask(lens_model, facts, journal)
+    assert len(asked) == 3
+    with pytest.raises(MemprobeError, match=r"another run \(other shots\)"):
+        ask(lens_model, facts, journal, shots=1)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"fingerpr', b'{"a": 1}\nno json\n'])
+def test_torn_journals(lens_model, facts, tmp_path, content):
+    journal = tmp_path / "journal"
+    journal.write_bytes(content)
+    if b"no json" in content:
+        with pytest.raises(MemprobeError, match="delete it"):
+            ask(lens_model, facts, journal)
+    else:
+        assert len(ask(lens_model, facts, journal)) == len(facts)
+
+
+def test_batches_and_order_do_not_change_the_answers(lens_model, facts, tmp_path):
+    one = ask(lens_model, facts, tmp_path / "a", batch_tokens=1)
+    two = ask(lens_model, facts[::-1], tmp_path / "b")
+    assert {row.factoid.id: row.prediction for row in one} == {row.factoid.id: row.prediction for row in two}
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["memprobe", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+        sys.exit(0)
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def test_the_command(taught, facts, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "facts.jsonl"
+    rows = [
+        {"prompt": f.prompt, "answer": f.answer, "aliases": list(f.aliases), "relation": f.relation}
+        for f in facts
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    unknown, known = tmp_path / "unknown.jsonl", tmp_path / "known.jsonl"
+    arguments = ("filter", "--ckpt", taught, "--factoids", path, "--out", unknown, "--device", "cpu")
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "facts.jsonl line 7: not JSON" in err
+    code, out, err = run(monkeypatch, capsys, *arguments, "--known", known, "--on-bad-row", "skip")
+    assert code == 0
+    assert "2 of 6 with aliases (33.3%), 1 strictly (16.7%)" in out
+    assert "facts.jsonl line 7" in err
+    assert load_factoids(str(unknown)) == facts[2:]
+    assert load_factoids(str(known)) == facts[:2]
+    row = json.loads(known.read_text().split("\n")[1])
+    assert (row["prediction"], row["strict"], row["alias_aware"]) == ("Brack", False, True)
+    record = json.loads((tmp_path / "unknown.jsonl.run.json").read_text())
+    assert record["known"] == {"alias_aware": 2, "strict": 1, "n": 6}
+    assert (record["factoids"]["location"], record["factoids"]["n"], record["counts"]["bad"]) == (
+        "facts.jsonl",
+        6,
+        1,
+    )
+    assert not (tmp_path / "unknown.jsonl.answers").exists()
+    code, _, err = run(monkeypatch, capsys, *arguments, "--on-bad-row", "skip", "--rule", "strict")
+    assert load_factoids(str(unknown)) == facts[1:]
+    code, _, err = run(monkeypatch, capsys, *arguments, "--known", unknown)
+    assert code == 2
+    assert "--known and --out are both" in err

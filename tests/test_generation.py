@@ -1,0 +1,104 @@
+"""Batched generation against one prompt at a time, and where an answer ends."""
+
+import pytest
+import torch
+
+from memprobe.generation import batches_by_tokens, cut, generate, generate_batches, sample
+from memprobe.models import load
+
+PROMPTS = ["The river of Oria is the", "2", "The tallest hill of Selva is", "The value of key q7x2 is?"]
+
+
+@pytest.fixture(scope="module")
+def lens_model(tiny_checkpoint):
+    return load(str(tiny_checkpoint), device="cpu")
+
+
+def alone(lens_model, ids, new_tokens):
+    """Greedy decoding without cache, batch or padding."""
+    ids = list(ids)
+    start = len(ids)
+    with torch.inference_mode():
+        for _ in range(new_tokens):
+            ids.append(int(lens_model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[start:]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
+def test_batches_say_what_each_prompt_says_alone(lens_model, batch_tokens):
+    tokenizer = lens_model.tokenizer
+    prompts = [tokenizer.encode(text) for text in PROMPTS]
+    ends = {}
+    for prompt, text in zip(
+        prompts, generate(lens_model, prompts, max_new_tokens=6, batch_tokens=batch_tokens), strict=True
+    ):
+        new = alone(lens_model, prompt, 6)
+        if tokenizer.eos_token_id in new:
+            new = new[: new.index(tokenizer.eos_token_id)]
+        ends[text] = tokenizer.decode(new, skip_special_tokens=True).split("\n")[0]
+    assert all(text == expected for text, expected in ends.items())
+
+
+def test_an_end_token_ends_the_text(lens_model):
+    prompt = lens_model.tokenizer.encode(PROMPTS[0])
+    new = alone(lens_model, prompt, 6)
+    end = next(token for token in new[1:] if token != new[0])
+    (text,) = generate(lens_model, [prompt], max_new_tokens=6, end=end)
+    assert text == lens_model.tokenizer.decode(new[: new.index(end)], skip_special_tokens=True)
+
+
+def test_every_prompt_comes_once_shortest_first(lens_model):
+    prompts = [lens_model.tokenizer.encode(text) for text in PROMPTS]
+    seen = [
+        index
+        for indices, _ in generate_batches(lens_model, prompts, max_new_tokens=2, batch_tokens=40)
+        for index in indices
+    ]
+    assert seen == sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+
+
+def test_batches_by_tokens():
+    lengths = [1, 2, 3, 10, 50]
+    assert batches_by_tokens(range(5), lengths.__getitem__, 10) == [[0, 1, 2], [3], [4]]
+    assert batches_by_tokens(range(5), lengths.__getitem__, 10, batch_size=2) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "until"),
+    [
+        (" Paris. It is", "Paris", "Paris"),
+        (" St. Lucia. It is", "St. Lucia", "St. Lucia"),
+        (" St. Lucia", "Paris", "St"),
+        ("3.5 million", "x", "3.5 million"),
+        ("yes!", "yes", "yes"),
+    ],
+)
+def test_cut_ends_with_the_sentence(text, answer, until):
+    assert cut(text, answer) == until
+
+
+def test_samples_are_seeded_and_leave_the_random_state_alone(lens_model):
+    before = torch.random.get_rng_state()
+    first = sample(lens_model, [0], 4, max_new_tokens=8, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    assert sample(lens_model, [0], 4, max_new_tokens=8, seed=3) == first
+    assert sample(lens_model, [0], 4, max_new_tokens=8, seed=4) != first
+    assert len(set(first)) > 1
+
+
+def test_samples_follow_the_model_at_temperature_1(lens_model):
+    prompt = lens_model.tokenizer.encode(PROMPTS[0])
+    with torch.inference_mode():
+        probabilities = lens_model.model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    texts = sample(lens_model, prompt, 4000, max_new_tokens=1, seed=0)
+    best = int(probabilities.argmax())
+    word = lens_model.tokenizer.decode([best], skip_special_tokens=True)
+    same = [
+        token
+        for token in range(len(probabilities))
+        if lens_model.tokenizer.decode([token], skip_special_tokens=True) == word
+    ]
+    share = sum(text == word for text in texts) / len(texts)
+    expected = float(probabilities[same].sum())
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / len(texts)) ** 0.5 + 1e-9
