@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -69,11 +70,11 @@ FAMILIES: dict[str, tuple[str, dict]] = {
 
 
 def tiny_model(
-    family: str = "llama", vocab_size: int = 320, seed: int = 0, n_layers: int = N_LAYERS
+    family: str = "llama", vocab_size: int = 320, seed: int = 0, n_layers: int = N_LAYERS, **changes: Any
 ) -> PreTrainedModel:
-    """A random model of a family, in eval mode."""
+    """A random model of a family, in eval mode; ``changes`` go over the family's settings."""
     kind, settings = FAMILIES[family]
-    settings = {"tie_word_embeddings": False, "max_position_embeddings": 256} | settings
+    settings = {"tie_word_embeddings": False, "max_position_embeddings": 256} | settings | changes
     layers = {"gpt2": "n_layer", "bloom": "n_layer"}.get(kind, "num_hidden_layers")
     config = AutoConfig.for_model(
         kind,
