@@ -63,7 +63,7 @@ class Manifest:
         Raises:
             MemprobeError: the manifest names none, or the file is gone or was changed.
         """
-        for entry in self.data["stages"]:
+        for entry in self.data.get("stages", []):
             if entry["index"] == stage:
                 path = self.path.parent / entry["factoids"]
                 if not path.exists():
