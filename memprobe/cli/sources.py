@@ -124,19 +124,21 @@ def sources(
     generated = name in ("random-words", "self")
     size = None if (not generated and (every or out is None)) else n
     first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).factoids]
-    loaded = load(
-        name,
-        kind.value if kind else None,
-        n=_streamed(name, size, n, data_dir),
-        seed=seed,
-        data_dir=data_dir,
-        on_bad_row=on_bad_row.value,
-        conflicts=conflicts.value if conflicts else None,
-        without=first,
-        words=words,
-        words_file=words_file,
-        base=ckpt,
-    )
+    with _Progress() as progress:
+        loaded = load(
+            name,
+            kind.value if kind else None,
+            n=_streamed(name, size, n, data_dir),
+            seed=seed,
+            data_dir=data_dir,
+            on_bad_row=on_bad_row.value,
+            conflicts=conflicts.value if conflicts else None,
+            without=first,
+            words=words,
+            words_file=words_file,
+            base=ckpt,
+            progress=progress.update,
+        )
     rows = _derive(loaded, variant, seed)
     _say(name, loaded)
     if out is not None:
@@ -304,6 +306,32 @@ def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # transformers raises many kinds
         raise MemprobeError(f"{spec}: no usable tokenizer ({str(error).splitlines()[0]})") from error
     return tokenizer
+
+
+class _Progress:
+    """Passages that ``self`` has spoken, with rate and time left, on standard error."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("passages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task("", total=total)
+        self.bar.update(self.task, completed=done)
 
 
 def _as_dict(row: AnyRow) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def load(
     words: tuple[int, int] = (50, 50),
     words_file: str | Path | None = None,
     base: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Rows by name or path.
 
@@ -90,13 +91,14 @@ def load(
         words: for texts, words of the prompt and of the answer.
         words_file: word list for ``random-words``.
         base: checkpoint that speaks, for ``self``.
+        progress: called with (passages so far, of how many) while ``self`` speaks.
 
     Raises:
         MemprobeError: no such source, neither folder nor hub has it, fewer than ``n`` rows, or a bad row.
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    rows, origin, rule = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base)
+    rows, origin, rule = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base, progress)
     if kind is not None and origin.kind != kind:
         raise MemprobeError(f"{name}: holds {origin.kind}, not {kind}")
     if origin.kind == "factoids":
@@ -204,6 +206,7 @@ def _open(
     words: tuple[int, int],
     words_file: str | Path | None,
     base: str | None,
+    progress: Callable[[int, int], None] | None,
 ) -> _Opened:
     path = Path(name.removeprefix("jsonl:"))
     head, _, tail = name.partition(":")
@@ -223,7 +226,7 @@ def _open(
 
         if base is None:
             raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
-        texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed)
+        texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed, progress=progress)
         origin = Origin(name, "texts", "generated", revision=f"sha256:{fingerprint[:16]}")
         return _counted(texts, counts), origin, "keep"
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:

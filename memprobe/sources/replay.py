@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from memprobe.checkpoints import cache_dir, fingerprint, resolve
@@ -13,17 +14,25 @@ from memprobe.sources.kinds import Text
 from memprobe.sources.passages import halve
 
 BATCH = 32  # passages sampled together; part of what a seed means
-_TOKENS_PER_WORD = 1.6
+_TOKENS_PER_WORD = 2.0
 _MAX_TRIES = 20  # batches sampled for each batch of passages that is long enough
 
 
 def own_passages(
-    base: str, n: int, *, words: tuple[int, int] = (50, 50), seed: int = 0
+    base: str,
+    n: int,
+    *,
+    words: tuple[int, int] = (50, 50),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Text], str]:
     """Passages sampled from a checkpoint at temperature 1, started from its BOS (else its end token).
 
     Passages that end before ``sum(words)`` words are dropped, and more are sampled. They are kept in the cache
     folder under the weights' fingerprint, so that the same call never samples twice.
+
+    Args:
+        progress: called with (passages so far, of how many).
 
     Returns:
         The texts (see :func:`memprobe.sources.passages.halve`) and the fingerprint.
@@ -52,6 +61,8 @@ def own_passages(
             batches.append(sample(lens_model, [start], BATCH, max_new_tokens=tokens, seed=batch_seed))
             write_text("".join(json.dumps(batch, ensure_ascii=False) + "\n" for batch in batches), path)
             kept = _halved(batches, words)
+            if progress is not None:
+                progress(min(len(kept), n), n)
     if len(kept) < n:
         raise MemprobeError(
             f"{base}: only {len(kept)} of {len(batches) * BATCH} passages reach {sum(words)} words; lower --words"
