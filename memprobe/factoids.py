@@ -12,6 +12,7 @@ No torch is needed; a tokenizer is any ``PreTrainedTokenizerBase``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import string
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,9 @@ TOKENISATION = "joint-suffix-1"
 PLAIN, TULU, CHAT = "plain", "tulu", "chat"
 _TULU = "<|user|>\n{prompt}\n<|assistant|>\n{answer}{eos}"
 _FIELDS = {"prompt", "answer", "eos"}
+_MARK = "@@the-answer@@"
+_Piece = tuple[str, str | None]
+"""Literal text of a template, and the field after it."""
 
 # Tried in order when an answer has to be encoded apart from its prompt: the tokenizer sees the answer in the
 # middle of a text, so that it adds no space of its own (SentencePiece would at the start of one).
@@ -140,13 +144,16 @@ class Template:
         if text in (PLAIN, TULU, CHAT):
             return cls(text)
         try:
-            fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+            pieces = [piece for piece in string.Formatter().parse(text) if piece[1] is not None]
         except ValueError as error:
             raise MemprobeError(f"template {text!r}: {error}") from error
+        fields = [name for _, name, _, _ in pieces]
         if unknown := [name for name in fields if name not in _FIELDS]:
             raise MemprobeError(
                 f"template {text!r}: unknown field {{{unknown[0]}}}; the fields are {{prompt}}, {{answer}}, {{eos}}"
             )
+        if formatted := [name for _, name, spec, conversion in pieces if spec or conversion]:
+            raise MemprobeError(f"template {text!r}: write {{{formatted[0]}}} without a format")
         if fields not in (["prompt", "answer"], ["prompt", "answer", "eos"]):
             raise MemprobeError(
                 f"template {text!r}: give plain, tulu, chat, or a text with {{prompt}} then {{answer}}, once each, "
@@ -168,14 +175,13 @@ class Template:
             return Rendered(prompt.rstrip(), " " + answer.strip(), None)
         if self.name == CHAT:
             return self._render_chat(prompt, answer, tokenizer)
-        before, after = self._pattern.split("{answer}")
-        context = _fill(before, prompt=prompt)
-        # A space before {answer} belongs to the answer, as in plain: that is how tokenizers merge it.
-        bare = context.rstrip(" ")
-        return Rendered(bare, context[len(bare) :] + answer, self._end(after, tokenizer))
+        pieces: list[_Piece] = [piece[:2] for piece in string.Formatter().parse(self._pattern)]
+        border = [name for _, name in pieces].index("answer") + 1
+        context = _fill(pieces[:border], prompt=prompt, answer="")
+        return _rendered(context, answer, self._end(pieces[border:], tokenizer))
 
-    def _end(self, after: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        if "{eos}" in after and tokenizer.eos_token is None:
+    def _end(self, after: list[_Piece], tokenizer: PreTrainedTokenizerBase) -> str | None:
+        if any(name == "eos" for _, name in after) and tokenizer.eos_token is None:
             raise MemprobeError(f"template {self.name!r} ends in the end token, and this tokenizer has none")
         return _fill(after, eos=tokenizer.eos_token or "") or None
 
@@ -183,25 +189,24 @@ class Template:
         if not tokenizer.chat_template:
             raise MemprobeError("template 'chat': this tokenizer has no chat template; use plain or tulu")
         user = {"role": "user", "content": prompt}
-        context = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(
-            [user, {"role": "assistant", "content": answer}], tokenize=False, add_generation_prompt=False
-        )
-        assert isinstance(context, str) and isinstance(whole, str)
-        start = len(context)
-        if not whole.startswith(context):  # some templates render the turn without the generation prompt
-            start = whole.rfind(answer)
-        if whole[start : start + len(answer)] != answer:
-            raise MemprobeError(
-                "template 'chat': the chat template does not place the answer after the prompt"
-            )
-        return Rendered(whole[:start], answer, whole[start + len(answer) :] or None)
+        # Searching for the answer itself could find it in what the template writes, such as "s" in "</s>".
+        assistant = {"role": "assistant", "content": _MARK}
+        whole = tokenizer.apply_chat_template([user, assistant], tokenize=False, add_generation_prompt=False)
+        assert isinstance(whole, str)
+        context, found, after = whole.rpartition(_MARK)
+        if not found:
+            raise MemprobeError("template 'chat': the chat template does not write what the assistant says")
+        return _rendered(context, answer, after or None)
 
 
-def _fill(text: str, **values: str) -> str:
-    return "".join(
-        literal + (values[name] if name else "") for literal, name, _, _ in string.Formatter().parse(text)
-    )
+def _rendered(context: str, answer: str, end: str | None) -> Rendered:
+    """A space before the answer belongs to it, as in plain: that is how tokenizers merge it."""
+    bare = context.rstrip(" ")
+    return Rendered(bare, context[len(bare) :] + answer, end)
+
+
+def _fill(pieces: list[_Piece], **values: str) -> str:
+    return "".join(literal + (values[name] if name else "") for literal, name in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +273,10 @@ def tokenise(
     prompt = _with_bos(context, tokenizer)
     if not prompt:
         raise MemprobeError(f"{where}: the prompt has no tokens, and the tokenizer adds no BOS")
-    end = _encode(rendered.end, tokenizer)[:1] if rendered.end else []
+    end: list[int] = []
+    if rendered.end:
+        before = rendered.context + rendered.answer
+        end = _following_ids(before, [*context, *answer], rendered.end, tokenizer)[:1]
     tokenised = TokenisedFactoid(factoid, tuple(prompt), tuple(answer), end[0] if end else None)
     if max_length is not None and len(tokenised.inputs) > max_length:
         raise MemprobeError(
@@ -288,15 +296,19 @@ def tokenise_all(
 
 
 def _answer_ids(rendered: Rendered, context: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    joint = _encode(rendered.context + rendered.answer, tokenizer)
-    if joint[: len(context)] == context:
-        return joint[len(context) :]
-    for anchor in _ANCHORS:
-        before = _encode(anchor, tokenizer)
-        both = _encode(anchor + rendered.answer, tokenizer)
-        if both[: len(before)] == before:
-            return both[len(before) :]
-    return _encode(rendered.answer, tokenizer)
+    return _following_ids(rendered.context, context, rendered.answer, tokenizer)
+
+
+def _following_ids(
+    before: str, before_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Ids of ``text`` as it stands after ``before``, never with a space of the tokenizer's own."""
+    anchors = ((anchor, _encode(anchor, tokenizer)) for anchor in _ANCHORS)
+    for start, ids in itertools.chain([(before, before_ids)], anchors):
+        joint = _encode(start + text, tokenizer)
+        if joint[: len(ids)] == ids:
+            return joint[len(ids) :]
+    return _encode(text, tokenizer)
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
