@@ -138,6 +138,8 @@ def sentencepiece(*, adds_bos: bool = True, **options: bool) -> PreTrainedTokeni
     """BPE over ``▁`` with byte fallback as in Llama 2: a space stands before the first word, and BOS by default."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # SentencePiece learns no token that runs over a space, though it splits nothing when it encodes.
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     characters = sorted({char for sentence in SENTENCES for char in sentence if char != " "} | {"▁"})
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=220, initial_alphabet=characters, show_progress=False)
