@@ -85,6 +85,7 @@ def capture(
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
     batch_size: BatchSize = "auto",
     seed: int = 0,
+    predictions: bool = True,
 ) -> Tables:
     """Probes one model on factoids, in memory.
 
@@ -93,13 +94,18 @@ def capture(
         readout: reads with another model's norm and unembedding instead of its own.
         intrusions: by name, factoids whose answers are watched for at the same positions.
         seed: of the shuffled controls.
+        predictions: also generate what the model says where teacher forcing has not shown it; without,
+            ``exact_match`` is null there.
 
     Raises:
         MemprobeError: a factoid that cannot be tokenised, or one that stands twice.
     """
     template = Template.parse(template) if isinstance(template, str) else template
     plan = plan_capture(lens_model, factoids, template, intrusions=intrusions, seed=seed)
-    return Tables.concat(list(capture_batches(lens_model, plan, readout=readout, batch_size=batch_size)))
+    batches = capture_batches(
+        lens_model, plan, readout=readout, batch_size=batch_size, predictions=predictions
+    )
+    return Tables.concat(list(batches))
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,7 @@ def capture_batches(
     readout: LogitLens | None = None,
     batch_size: BatchSize = "auto",
     done: frozenset[str] = frozenset(),
+    predictions: bool = True,
 ) -> Iterator[Tables]:
     """Probes a plan batch by batch, shortest factoids first.
 
@@ -190,6 +197,7 @@ def capture_batches(
         batch_size: factoids a batch; ``auto`` fills batches up to a number of tokens, fewer where a GPU runs
             out of memory.
         done: ids of factoids to leave out.
+        predictions: see :func:`capture`.
 
     Yields:
         The tables of one batch; ``error`` in the outcomes says where a logit was not finite.
@@ -206,7 +214,9 @@ def capture_batches(
         batch = waiting.pop()
         try:
             with evaluating(lens_model.model):
-                tables = _capture_batch(lens_model, lens, [items[index] for index in batch], plan)
+                tables = _capture_batch(
+                    lens_model, lens, [items[index] for index in batch], plan, predictions
+                )
         except torch.OutOfMemoryError:
             if size is not None or len(batch) == 1:
                 raise MemprobeError(
@@ -221,7 +231,11 @@ def capture_batches(
 
 
 def _capture_batch(
-    lens_model: LensModel, lens: LogitLens, batch: Sequence[TokenisedFactoid], plan: Plan
+    lens_model: LensModel,
+    lens: LogitLens,
+    batch: Sequence[TokenisedFactoid],
+    plan: Plan,
+    predictions: bool,
 ) -> Tables:
     positions = [(row, item, j) for row, item in enumerate(batch) for j in range(len(item.targets))]
     targets, names = _targets(positions, plan)
@@ -275,7 +289,7 @@ def _capture_batch(
     exact = {item.factoid.id: True for item in batch}
     for (_, item, _), rank in zip(positions, spoken.tolist(), strict=True):
         exact[item.factoid.id] &= rank == 0
-    outcomes = _outcomes(lens_model, batch, exact, failed)
+    outcomes = _outcomes(lens_model, batch, exact, failed, predictions)
     kept = ~pl.col("factoid").is_in(sorted(failed))
     beside = pl.concat(
         [
@@ -410,12 +424,16 @@ def _order(
 
 
 def _outcomes(
-    lens_model: LensModel, batch: Sequence[TokenisedFactoid], exact: Mapping[str, bool], failed: set[str]
+    lens_model: LensModel,
+    batch: Sequence[TokenisedFactoid],
+    exact: Mapping[str, bool],
+    failed: set[str],
+    predictions: bool,
 ) -> pl.DataFrame:
     """What the model says in full. Greedy generation runs only where teacher forcing has not shown it already."""
     open_items = [item for item in batch if item.factoid.id not in failed and not exact[item.factoid.id]]
     texts: Iterator[str] = iter(())
-    if open_items:
+    if open_items and predictions:
         longest = max(len(item.targets) for item in open_items)
         prompts = [item.prompt for item in open_items]
         texts = iter(generate(lens_model, prompts, max_new_tokens=longest + _SLACK, end=open_items[0].end))
@@ -426,6 +444,8 @@ def _outcomes(
             rows.append([lens_model.label, factoid.id, None, None, None, "a logit is not finite"])
         elif exact[factoid.id]:
             rows.append([lens_model.label, factoid.id, True, True, factoid.answer, None])
+        elif not predictions:
+            rows.append([lens_model.label, factoid.id, False, None, None, None])
         else:
             text = next(texts)
             said = cut(text, factoid.answer) if item.end is None else text.strip()
