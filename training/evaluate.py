@@ -28,8 +28,9 @@ from memprobe.metrics import rouge_l
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from training.data import ExampleMaker
-from training.mixing import IGNORED, Example
+from training.mixing import Example
 from training.objectives import in_eval_mode, kept_logits
+from training.stage import collate, rows_exact
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -368,20 +369,15 @@ def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: in
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     found: dict[int, _Forced] = {}
     for batch in batches_by_tokens(order, lambda index: len(examples[index].ids), batch_tokens):
-        width = len(examples[batch[-1]].ids)
-        ids = torch.full((len(batch), width), lens_model.pad_id())
-        labels = torch.full((len(batch), width), IGNORED)
-        for place, index in enumerate(batch):
-            ids[place, : len(examples[index].ids)] = torch.tensor(examples[index].ids)
-            labels[place, : len(examples[index].ids)] = torch.tensor(examples[index].labels)
-        keep = labels != IGNORED
-        logits = kept_logits(lens_model.model, ids, keep)
-        right = labels[keep].to(logits.device)
+        one = collate([[examples[index] for index in batch]])
+        keep = one["logits_to_keep"]
+        logits = kept_logits(lens_model.model, one["input_ids"], keep)
+        right = one["labels"].to(logits.device)
         counts = keep.sum(1).tolist()
         nats = F.cross_entropy(logits, right, reduction="none").cpu().double().split(counts)
-        hits = (logits.argmax(-1) == right).cpu().split(counts)
-        for index, some, all_, count in zip(batch, nats, hits, counts, strict=True):
-            found[index] = _Forced(float(some.sum()), count, bool(all_.all()))
+        exact = rows_exact(logits, right, keep.to(logits.device)).tolist()
+        for index, some, count, all_right in zip(batch, nats, counts, exact, strict=True):
+            found[index] = _Forced(float(some.sum()), count, all_right)
             if not math.isfinite(found[index].nats):
                 raise MemprobeError(f"the loss of row {examples[index].id} is not finite")
     for index in range(len(examples)):

@@ -9,7 +9,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from memprobe.errors import MemprobeError
-from training.objectives import ewc_penalty, fisher_diagonal, in_eval_mode, kl_to_frozen
+from tests.tiny import FAMILIES
+from tests.tiny import tiny_model as tiny_family
+from training.objectives import ewc_penalty, fisher_diagonal, in_eval_mode, kept_logits, kl_to_frozen
 
 VOCAB = 7
 # Rows of different length; the mask starts at the last token of the prompt.
@@ -247,3 +249,24 @@ def test_kl_takes_rows_of_positions_and_refuses_shapes_that_differ():
         kl_to_frozen(frozen, logits[:1])
     with pytest.raises(MemprobeError, match="no position"):
         kl_to_frozen(frozen[:, :0], logits[:, :0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_logits_are_the_models_own_at_the_positions_of_the_mask(family):
+    model = tiny_family(family, vocab_size=40, n_layers=2)
+    ids = torch.randint(3, 40, (3, 9), generator=torch.Generator().manual_seed(0))
+    lengths = (9, 4, 6)
+    keep = torch.tensor([[2 <= place < length for place in range(9)] for length in lengths])
+    with torch.no_grad():
+        found = kept_logits(model, ids, keep)
+        alone = [
+            model(input_ids=row[None, :length]).logits[0, 2:]
+            for row, length in zip(ids, lengths, strict=True)
+        ]
+    torch.testing.assert_close(found, torch.cat(alone).float(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_reads_the_mask_otherwise_is_refused():
+    model = tiny_model()
+    with pytest.raises(MemprobeError, match="boolean logits_to_keep"):
+        kept_logits(model, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]]))
