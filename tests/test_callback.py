@@ -1,0 +1,153 @@
+"""Probes along a tiny Trainer run: which steps are probed, and that training does not notice."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from memprobe.callback import ProbeCallback
+from memprobe.capture import capture
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.models import fingerprint_model, wrap
+from memprobe.records import open_probe
+from tests.tiny import tiny_model, tiny_tokenizer
+
+FACTS = [
+    make_factoid(f"The river of {land} is the", river, "test", relation="river")
+    for land, river in (("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister"))
+]
+
+
+class Rows(Dataset):
+    """Twelve rows, each the ids of a factoid."""
+
+    def __init__(self, tokenizer):
+        self.ids = [tokenise(fact, Template("tulu"), tokenizer) for fact in FACTS]
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        item = self.ids[index % len(self.ids)]
+        ids = torch.tensor([*item.inputs, item.targets[-1]])[:20]
+        return {"input_ids": ids, "labels": ids}
+
+
+def trainer(folder: Path, callbacks=(), steps: int = 5, save_every: int = 1000, **options) -> Trainer:
+    """A Trainer on a GPT-2 with dropout, so that a disturbed random state shows in the weights."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", len(tokenizer), resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        save_steps=save_every,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=0,
+    )
+    options = {"processing_class": tokenizer} | options
+    return Trainer(
+        model=model, args=arguments, train_dataset=Rows(tokenizer), callbacks=list(callbacks), **options
+    )
+
+
+def test_steps_0_every_n_and_the_last_are_probed(tmp_path):
+    callback = ProbeCallback(FACTS, tmp_path / "probe", every=2, template="tulu", k=3)
+    run = trainer(tmp_path / "run", [callback])
+    run.train()
+    probe = open_probe(tmp_path / "probe")
+    labels = ["step@0", "step@2", "step@4", "step@5"]
+    assert probe.checkpoints == labels
+    entries = probe.run["checkpoints"]
+    assert [entries[label]["step"] for label in labels] == [0, 2, 4, 5]
+    assert all(entry["complete"] for entry in entries.values())
+    assert len({entry["fingerprint"] for entry in entries.values()}) == 4
+    assert probe.run["template"] == "tulu" and probe.run["k"] == 3
+    assert list(probe.summary["checkpoints"]) == labels
+    counts = probe.outcomes.group_by("checkpoint").len()
+    assert dict(counts.iter_rows()) == dict.fromkeys(labels, len(FACTS))
+
+    # The last probe is of the weights that training ended with.
+    final = capture(wrap(run.model, tiny_tokenizer(), label="step@5"), FACTS, "tulu").records
+    keys = ["factoid", "token", "depth"]
+    recorded = probe.records.filter(pl.col("checkpoint") == "step@5").sort(keys)
+    assert recorded.equals(final.sort(keys))
+    first = probe.records.filter(pl.col("checkpoint") == "step@0").sort(keys)
+    assert not first["log_prob"].equals(recorded["log_prob"])
+
+
+def test_a_last_step_that_is_a_multiple_is_probed_once(tmp_path):
+    callback = ProbeCallback(FACTS, tmp_path / "probe", every=2, name="run")
+    trainer(tmp_path / "run", [callback], steps=4).train()
+    assert open_probe(tmp_path / "probe").checkpoints == ["run@0", "run@2", "run@4"]
+
+
+def test_training_is_undisturbed(tmp_path):
+    class Modes(TrainerCallback):
+        """Runs after the probe: the model must still be in training."""
+
+        seen: list[bool] = []  # noqa: RUF012
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seen.append(kwargs["model"].training)
+
+    results = []
+    for name, callbacks in (
+        ("plain", []),
+        ("probed", [ProbeCallback(FACTS, tmp_path / "p", every=1), Modes()]),
+    ):
+        run = trainer(tmp_path / name, callbacks)  # it seeds the global random state, so one after the other
+        start = fingerprint_model(run.model)
+        results.append((start, run.train().training_loss, fingerprint_model(run.model)))
+    assert results[0] == results[1]
+    assert start != results[1][2]
+    assert Modes.seen == [True] * 5
+
+
+def test_a_resumed_run_goes_on_in_the_same_probe(tmp_path):
+    out = tmp_path / "probe"
+    run, again = (tmp_path / name for name in ("run", "whole"))
+    trainer(run, [ProbeCallback(FACTS, out, every=2)], steps=3, save_every=3).train()
+    assert open_probe(out).checkpoints == ["step@0", "step@2", "step@3"]
+    before = {label: entry["fingerprint"] for label, entry in open_probe(out).run["checkpoints"].items()}
+    trainer(run, [ProbeCallback(FACTS, out, every=2)], steps=6, save_every=3).train(
+        resume_from_checkpoint=True
+    )
+    probe = open_probe(out)
+    assert probe.checkpoints == ["step@0", "step@2", "step@3", "step@4", "step@6"]
+    assert [entry["step"] for entry in probe.run["checkpoints"].values()] == [0, 2, 3, 4, 6]
+    assert {label: probe.run["checkpoints"][label]["fingerprint"] for label in before} == before
+    whole = trainer(again, [ProbeCallback(FACTS, tmp_path / "other", every=2)], steps=6)
+    whole.train()
+    marks = open_probe(tmp_path / "other").run["checkpoints"]
+    for label in ("step@0", "step@2", "step@4", "step@6"):
+        assert marks[label]["fingerprint"] == probe.run["checkpoints"][label]["fingerprint"]
+
+
+def test_the_tokenizer_comes_from_the_trainer_or_the_caller(tmp_path):
+    with pytest.raises(MemprobeError, match="give it a tokenizer"):
+        trainer(
+            tmp_path / "a", [ProbeCallback(FACTS, tmp_path / "p", every=9)], steps=1, processing_class=None
+        ).train()
+    callback = ProbeCallback(FACTS, tmp_path / "q", every=9, tokenizer=tiny_tokenizer())
+    trainer(tmp_path / "b", [callback], steps=1, processing_class=None).train()
+    assert open_probe(tmp_path / "q").checkpoints == ["step@0", "step@1"]
+
+
+def test_what_cannot_be_probed_is_refused_before_training(tmp_path):
+    with pytest.raises(MemprobeError, match="every=0"):
+        ProbeCallback(FACTS, tmp_path, every=0)
+    with pytest.raises(MemprobeError, match="no factoids"):
+        ProbeCallback([], tmp_path, every=1)
+    with pytest.raises(MemprobeError, match="unknown field"):
+        ProbeCallback(FACTS, tmp_path, every=1, template="{prompt}{answer}{nothing}")
