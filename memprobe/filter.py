@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,7 @@ def ask(
         "dtype": str(lens_model.model.dtype),
     }
     predictions = _read_journal(journal, settings)
+    apart = frozenset(row.id for row in _example_order(factoids, seed)[:shots])
     by_id = {item.factoid.id: item for item in prepared}
     known = sum(judge(by_id[key], text).alias_aware for key, text in predictions.items())
     if progress is not None:
@@ -87,7 +89,7 @@ def ask(
     with journal.open("a", encoding="utf-8") as file:
         if file.tell() == 0:
             file.write(json.dumps(settings) + "\n")
-        for batch in generate_answers(lens_model, open_items, batch_tokens):
+        for batch in generate_answers(lens_model, open_items, batch_tokens, apart):
             for key, text in batch.items():
                 file.write(json.dumps([key, text], ensure_ascii=False) + "\n")
             file.flush()
@@ -116,13 +118,23 @@ def prepare(
 
 
 def generate_answers(
-    lens_model: LensModel, items: Sequence[TokenisedFactoid], batch_tokens: int = 4096
+    lens_model: LensModel,
+    items: Sequence[TokenisedFactoid],
+    batch_tokens: int = 4096,
+    apart: frozenset[str] = frozenset(),
 ) -> Iterator[dict[str, str]]:
-    """Raw continuations by factoid id, batch by batch: items of like length together."""
+    """Raw continuations by factoid id, batch by batch: items of like length together.
+
+    Those whose ids are ``apart`` have other examples before them; without them, the prompts of the rest begin
+    alike, and that beginning is read once.
+    """
     from memprobe.generation import generate_batches
 
-    for new_tokens, end in sorted({_group(item) for item in items}, key=str):
-        group = [item for item in items if _group(item) == (new_tokens, end)]
+    groups: dict[tuple[int, int | None, bool], list[TokenisedFactoid]] = defaultdict(list)
+    for item in items:
+        new_tokens = max(NEW_TOKENS, len(item.targets) + SLACK)
+        groups[new_tokens, item.end, item.factoid.id in apart].append(item)
+    for (new_tokens, end, _), group in groups.items():
         prompts = [item.prompt for item in group]
         for indices, texts in generate_batches(
             lens_model, prompts, max_new_tokens=new_tokens, end=end, batch_tokens=batch_tokens
@@ -147,10 +159,6 @@ def write_rows(answered: Sequence[Answered], path: Path) -> None:
     write_text(rows_of(answered), path)
 
 
-def _group(item: TokenisedFactoid) -> tuple[int, int | None]:
-    return max(NEW_TOKENS, len(item.targets) + SLACK), item.end
-
-
 def judge(item: TokenisedFactoid, text: str) -> Answered:
     """A raw continuation held against the answer: plain text ends with the sentence, others with their token."""
     from memprobe.generation import cut
@@ -172,12 +180,16 @@ def _shots(factoids: Sequence[Factoid], shots: int, seed: int) -> list[str]:
         raise MemprobeError(f"--shots {shots}: give 0 to {MAX_SHOTS}")
     if shots and len(factoids) <= shots:
         raise MemprobeError(f"--shots {shots}: {len(factoids)} factoids are too few to draw examples from")
-    order = sorted(factoids, key=lambda row: hashlib.sha256(f"shots {seed} {row.id}".encode()).digest())
+    order = _example_order(factoids, seed)
     texts = []
     for factoid in factoids:
         examples = [row for row in order[: shots + 1] if row.id != factoid.id][:shots]
         texts.append("".join(f"{row.prompt} {row.answer}\n\n" for row in examples))
     return texts
+
+
+def _example_order(factoids: Sequence[Factoid], seed: int) -> list[Factoid]:
+    return sorted(factoids, key=lambda row: hashlib.sha256(f"shots {seed} {row.id}".encode()).digest())
 
 
 def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ the sentence, and an end token ends it too.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
 
+_SHARED = 16  # tokens: prompts that begin with so many alike (solved examples) have them read once
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
@@ -62,11 +64,21 @@ def generate_batches(
     """
     stops = stop_ids(lens_model.tokenizer, end)
     run: Any = lens_model.model.generate
+    shared = common_prefix(prompts)
+    prefix = _prefix_cache(lens_model, shared) if len(shared) >= _SHARED and len(prompts) > 1 else None
+    start = len(shared) if prefix is not None else 0
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + max_new_tokens, batch_tokens):
-        ids, mask = left_padded([prompts[index] for index in batch], lens_model.pad_id())
+        ids, mask = left_padded([prompts[index][start:] for index in batch], lens_model.pad_id())
+        cache: dict[str, Any] = {}
+        if prefix is not None:  # the filling stands between the prefix and the rest, and the mask hides it
+            ids = torch.cat([torch.tensor([shared] * len(batch)), ids], dim=1)
+            mask = torch.cat([torch.ones(len(batch), start, dtype=mask.dtype), mask], dim=1)
+            cache["past_key_values"] = copy.deepcopy(prefix)
+            cache["past_key_values"].batch_repeat_interleave(len(batch))
         with torch.inference_mode():
             output = run(
+                **cache,
                 input_ids=ids.to(lens_model.device),
                 attention_mask=mask.to(lens_model.device),
                 max_new_tokens=max_new_tokens,
@@ -81,6 +93,31 @@ def generate_batches(
             )
         new_ids = output[:, ids.shape[1] :].tolist()
         yield batch, [_text(new, stops, end, lens_model.tokenizer) for new in new_ids]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The longest prefix that all prompts share and that leaves each at least one token of its own."""
+    if not prompts:
+        return []
+    rows = [tuple(prompt) for prompt in prompts]
+    first, last = min(rows), max(rows)  # in lexical order, what these two share all share
+    limit = min(map(len, rows)) - 1
+    pairs = zip(first[:limit], last[:limit], strict=False)
+    return list(first[: next((place for place, (a, b) in enumerate(pairs) if a != b), limit)])
+
+
+def _prefix_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
+    """Keys and values of a prefix, computed once; ``None`` for models whose cache is of another kind.
+
+    A sliding window counts the filling that follows the prefix, so such caches are not shared.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    with torch.inference_mode():
+        ids = torch.tensor([list(shared)], device=lens_model.device)
+        cache = lens_model.model(input_ids=ids, use_cache=True).past_key_values
+    plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return cache if plain else None
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memprobe import filter as filtering
+from memprobe import generation
 from memprobe.cli import main
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Template, make_factoid, tokenise
@@ -112,6 +113,23 @@ def test_shots_are_solved_examples_and_never_the_question_itself(lens_model, fac
         prepare(lens_model, facts, template="plain", shots=6, seed=0)
 
 
+def test_examples_are_read_once(lens_model, facts, tmp_path, monkeypatch):
+    rows = facts + [make_factoid(f"The river {number} is", "x", "file") for number in range(30)]
+    with_prefix = ask(lens_model, rows, tmp_path / "a", shots=3)
+    read = []
+    original = generation._prefix_cache
+
+    def counting(model, shared):
+        read.append(len(shared))
+        return original(model, shared)
+
+    monkeypatch.setattr(generation, "_prefix_cache", counting)
+    assert ask(lens_model, rows, tmp_path / "b", shots=3) == with_prefix
+    assert max(read) > generation._SHARED
+    monkeypatch.setattr(generation, "_SHARED", 10_000)
+    assert ask(lens_model, rows, tmp_path / "c", shots=3, batch_tokens=1) == with_prefix
+
+
 def test_a_killed_run_goes_on(lens_model, facts, tmp_path, monkeypatch):
     journal = tmp_path / "journal"
     whole = ask(lens_model, facts, tmp_path / "other")
@@ -127,9 +145,9 @@ def test_a_killed_run_goes_on(lens_model, facts, tmp_path, monkeypatch):
     asked = []
     original = filtering.generate_answers
 
-    def counting(model, items, batch_tokens):
+    def counting(model, items, *rest):
         asked.extend(item.factoid.id for item in items)
-        return original(model, items, batch_tokens)
+        return original(model, items, *rest)
 
     monkeypatch.setattr(filtering, "generate_answers", counting)
     seen = []

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from memprobe import generation
 from memprobe.generation import batches_by_tokens, cut, generate, generate_batches, sample
-from memprobe.models import load
+from memprobe.models import load, wrap
+from tests.tiny import FAMILIES, byte_level, tiny_model
 
 PROMPTS = ["The river of Oria is the", "2", "The tallest hill of Selva is", "The value of key q7x2 is?"]
+
+SLIDING = ("llama", "gemma2", "mistral")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,34 @@ def test_batches_say_what_each_prompt_says_alone(lens_model, batch_tokens):
             new = new[: new.index(tokenizer.eos_token_id)]
         ends[text] = tokenizer.decode(new, skip_special_tokens=True).split("\n")[0]
     assert all(text == expected for text, expected in ends.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prefix_read_once_changes_nothing(family, monkeypatch):
+    lens_model = wrap(tiny_model(family), byte_level())
+    examples = "The opposite of hot is cold\n\n2 + 2 = 4\n\n"
+    prompts = [lens_model.tokenizer.encode(examples + text) for text in PROMPTS]
+    assert len(generation.common_prefix(prompts)) >= generation._SHARED
+    shared = generate(lens_model, prompts, max_new_tokens=6)
+    monkeypatch.setattr(generation, "_SHARED", 10_000)
+    assert shared == generate(lens_model, prompts, max_new_tokens=6)
+
+
+def test_only_plain_caches_are_shared():
+    prefix = list(range(10, 30))
+    used = {
+        family: generation._prefix_cache(wrap(tiny_model(family), byte_level()), prefix) for family in SLIDING
+    }
+    assert used["llama"] is not None
+    assert used["gemma2"] is used["mistral"] is None
+
+
+def test_common_prefix():
+    assert generation.common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == [1, 2]
+    assert generation.common_prefix([[1, 2], [1, 2, 3]]) == [1]
+    assert generation.common_prefix([[1, 2], [1, 2]]) == [1]
+    assert generation.common_prefix([[1, 2], [2]]) == []
+    assert generation.common_prefix([]) == []
 
 
 def test_an_end_token_ends_the_text(lens_model):
