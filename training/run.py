@@ -32,8 +32,8 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.records import read_json, write_json, write_text
 from memprobe.sources.kinds import AnyRow
-from training.data import PREPARED, Prepared, StageData, parts_of, prepare, row_to_json
-from training.mixing import Example, Part, Schedule
+from training.data import PREPARED, Prepared, parts_of, prepare, row_to_json
+from training.mixing import Part, Schedule
 from training.recipe import Recipe, differences, parse_recipe, to_toml
 from training.report import Report
 
@@ -70,7 +70,9 @@ def run(
     import torch
     from accelerate import PartialState
     from filelock import FileLock, Timeout
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar for the stage is enough
     state = PartialState(cpu=not torch.cuda.is_available())
     lock = FileLock(out / ".lock", timeout=0)
     if state.is_main_process:

@@ -212,8 +212,10 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
         if "loss" in logs:
-            if self.penalty_sum is not None:
-                penalty = float(self.accelerator.reduce(self.penalty_sum, "mean"))
+            if self.run.penalty is not None:  # also where this process had no row to be penalised for
+                mine = self.penalty_sum
+                mine = torch.zeros((), device=self.args.device) if mine is None else mine
+                penalty = float(self.accelerator.reduce(mine, "mean"))
                 logs = {**logs, "penalty": penalty, "data_loss": logs["loss"] - penalty}
                 self.penalty_sum = None
             rows = self.run.schedule.step(self.state.global_step - 1)
@@ -376,8 +378,9 @@ def _arguments(run: StageRun) -> TrainingArguments:
         warmup_steps=math.ceil(optimiser.warmup * run.schedule.steps),
         optim="adamw_torch_fused",
         bf16=precision.autocast == "bfloat16",
-        gradient_checkpointing=precision.gradient_checkpointing,
-        fsdp="full_shard" if precision.fsdp else None,
+        activation_checkpointing=precision.gradient_checkpointing,
+        fsdp=True if precision.fsdp else None,  # type: ignore[arg-type]
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -1,0 +1,69 @@
+"""Short runs on a tiny model, for the tests of stages and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from training.recipe import Recipe, parse_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def small(base: Path, arm: str = "none", **changes: Any) -> Recipe:
+    """Two stages of six keys, three epochs each, batches of four."""
+    stages = [
+        {"name": "a", "data": "kvr:6", "epochs": 3},
+        {"name": "b", "data": "kvr:6:validation", "epochs": 3},
+    ]
+    data: dict[str, Any] = {
+        "base": str(base),
+        "arm": arm,
+        "optimiser": {"lr": 1e-3, "batch": 4, "micro_batch": 4},
+        "stages": stages,
+    }
+    return parse_recipe(data | changes)
+
+
+def losses(checkpoint: Path) -> list[float]:
+    """The loss of every optimiser step."""
+    lines = (checkpoint / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether all weights are equal, bit for bit."""
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def environment() -> dict[str, str]:
+    """For a subprocess that reproduces this one's numbers: as many threads."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs a script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )

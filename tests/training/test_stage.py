@@ -1,0 +1,136 @@
+"""One stage: the loss is the model's own over the right tokens, however the rows are split."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from memprobe.sources import load_factoids
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training.runs import environment, losses, small
+from training.data import ExampleMaker
+from training.mixing import IGNORED
+from training.recipe import to_toml
+from training.run import run
+from training.stage import collate, micro_batches, rows_exact
+
+REMIX = "remix(data=kvr:20:test, stages=1,2)"
+ARMS = {
+    "none": "none",
+    "joint": "joint",
+    "remix": REMIX,
+    "replay": "replay(ratio=0.5)",
+    "redrawn": "replay(ratio=0.5, redraw=true)",
+    "ewc": "ewc(strength=100)",
+    "kl": "kl(strength=0.5)",
+    "lora": "lora(rank=4)",
+    "steps": "matched(to=steps, data=kvr:20:test, stages=1)",
+    "together": REMIX + " + replay(ratio=0.5) + kl(strength=0.5)",
+}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    make = ExampleMaker("tulu", tiny_tokenizer(), 256)
+    return [make(factoid) for factoid in load_factoids("kvr:9")]
+
+
+def plain_loss(model, example):
+    """Summed cross-entropy of one row, alone, by hand."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([example.ids])).logits[0].float()
+    labels = torch.tensor(example.labels)
+    return float(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+
+
+def test_a_micro_batch_gives_each_rows_own_loss(examples):
+    model = tiny_model()
+    batch = collate([examples[:5]])
+    own = batch.pop("own")
+    output = model(**batch, num_items_in_batch=1)
+    expected = sum(plain_loss(model, example) for example in examples[:5])
+    assert output.logits.shape[0] == len(batch["labels"]) == int(batch["logits_to_keep"].sum())
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert own.tolist() == [True] * 5
+
+
+def test_loss_stands_on_the_answer_and_the_end_alone(examples):
+    tokenizer = tiny_tokenizer()
+    factoid = load_factoids("kvr:9")[0]
+    learned = [label for label in examples[0].labels if label != IGNORED]
+    assert tokenizer.decode(learned) == factoid.answer + "</s>"
+    assert tokenizer.decode(examples[0].ids).endswith(f"<|assistant|>\n{factoid.answer}")
+
+
+def test_an_empty_micro_batch_carries_no_loss():
+    batch = collate([[]])
+    batch.pop("own")
+    model = tiny_model()
+    loss = model(**batch, num_items_in_batch=3).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_rows_exact(examples):
+    batch = collate([examples[:3]])
+    logits = F.one_hot(batch["labels"], 320).float()
+    keep = batch["logits_to_keep"]
+    assert rows_exact(logits, batch["labels"], keep).tolist() == [True] * 3
+    second = int(keep[0].sum())  # the first token of the second row
+    logits[second] = logits[second].roll(1)
+    assert rows_exact(logits, batch["labels"], keep).tolist() == [True, False, True]
+
+
+def test_micro_batches_hold_all_rows(examples):
+    batches = micro_batches(examples, 4)
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 1]
+
+
+@pytest.fixture(scope="module")
+def golden(tiny_checkpoint, tmp_path_factory):
+    """Losses of each arm with whole batches, trained once."""
+    known: dict[str, list[float]] = {}
+
+    def find(name: str) -> list[float]:
+        if name not in known:
+            out = run(small(tiny_checkpoint, ARMS[name]), tmp_path_factory.mktemp(name), quiet=True)
+            known[name] = losses(out)
+        return known[name]
+
+    return find
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_losses_do_not_depend_on_the_split(name, golden, tiny_checkpoint, tmp_path):
+    optimiser = {"lr": 1e-3, "batch": 4, "micro_batch": 1}
+    out = run(small(tiny_checkpoint, ARMS[name], optimiser=optimiser), tmp_path, quiet=True)
+    assert losses(out) == pytest.approx(golden(name), rel=2e-4)
+
+
+def test_arms_differ(golden):
+    found = {name: golden(name) for name in ("none", "replay", "ewc", "kl", "lora")}
+    assert found["none"][0] == pytest.approx(found["kl"][0], rel=1e-4)  # no divergence before the first step
+    assert found["none"][0] == pytest.approx(found["ewc"][0], rel=1e-4)
+    for name in ("ewc", "kl", "lora"):
+        assert found[name][-1] != pytest.approx(found["none"][-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["together", "ewc"])
+def test_two_processes_give_the_same_losses(name, golden, tiny_checkpoint, tmp_path):
+    optimiser = {"lr": 1e-3, "batch": 4, "micro_batch": 1}
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(to_toml(small(tiny_checkpoint, ARMS[name], optimiser=optimiser)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "training", "run", recipe, "--out", tmp_path / "run"],
+        env=environment() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "run" / "2-b") == pytest.approx(golden(name), rel=2e-4)
