@@ -265,7 +265,7 @@ def _capture_batch(
         entropy=readings.entropy,
         top1=readings.top1,
         ties=readings.ties,
-    ).cast(dict(RECORDS))
+    ).cast(RECORDS)
     controls = [
         keys.with_columns(
             token_id=pl.Series(targets[:, column].repeat(depths).numpy()),
@@ -294,7 +294,7 @@ def _capture_batch(
     beside = pl.concat(
         [
             pl.DataFrame(schema=CONTROLS),
-            *(table.select(list(CONTROLS)).cast(dict(CONTROLS)) for table in controls),
+            *(table.select(list(CONTROLS)).cast(CONTROLS) for table in controls),
         ]
     )
     return Tables(records.filter(kept), beside.filter(kept), outcomes)
@@ -437,7 +437,7 @@ def _outcomes(
         longest = max(len(item.targets) for item in open_items)
         prompts = [item.prompt for item in open_items]
         texts = iter(generate(lens_model, prompts, max_new_tokens=longest + _SLACK, end=open_items[0].end))
-    rows = []
+    rows: list[list[str | bool | None]] = []
     for item in batch:
         factoid = item.factoid
         if factoid.id in failed:

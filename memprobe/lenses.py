@@ -54,6 +54,13 @@ class LogitLens(nn.Module):
         config = model.config.get_text_config()
         return cls(final, head, _logit_scale(model, config), getattr(config, "final_logit_softcapping", None))
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        weight = self.unembedding.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0]
+
     def transform_hidden(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head"]:
         """The final norm (and projection), in fp32."""
         hidden = residual.float()

@@ -69,7 +69,7 @@ class LensModel:
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
-        return int(self.lens.unembedding.weight.shape[0])
+        return self.lens.vocab_size
 
     @property
     def max_length(self) -> int | None:
@@ -140,7 +140,7 @@ def load(
     where = choose_device(device)
     model, tokenizer = load_pretrained(checkpoint, choose_dtype(dtype, where), trust_remote_code)
     return wrap(
-        model.to(where),
+        model.to(where),  # pyrefly: ignore[bad-argument-type] (transformers wraps `to` without its self)
         tokenizer,
         label=checkpoint.label,
         weights_fingerprint=fingerprint(checkpoint),
@@ -249,6 +249,8 @@ def load_pretrained(
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **options)
         except Exception as error:
             raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer ({_line(error)})") from error
+    if tokenizer is None:
+        raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer")
     return model, tokenizer
 
 
@@ -266,6 +268,7 @@ def convert_gguf(source: Path, target: Path) -> None:
         for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
             if mark in model.__dict__:
                 delattr(model, mark)
+        assert tokenizer is not None
         tokenizer.save_pretrained(target)
         model.save_pretrained(target)
 
@@ -379,7 +382,9 @@ def _compare(lens: LogitLens, residual: Tensor, logits: Tensor, model: PreTraine
 def _check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tensor:
     ids = tokenizer.encode(CHECK_TEXT)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids)
-    largest = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)
+    largest = embeddings.shape[0]
     if not ids or max(ids) >= largest:
         raise MemprobeError(
             f"the tokenizer does not belong to this model (id {max(ids, default=0)} of {largest})"
