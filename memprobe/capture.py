@@ -282,13 +282,13 @@ def _capture_batch(
     ]
     failed = set(records.filter(~pl.col("entropy").is_finite())["factoid"])
     if lens is lens_model.lens:
-        spoken = readings.rank[-len(positions) :, 0]
+        spoken = readings.top1[-len(positions) :]
     else:  # what the model itself says is read with its own norm and unembedding, whatever the lens
         own = lens_model.lens.transform_hidden(residuals[-1])
-        spoken = _read(lens_model.lens, own, targets[:, :1], {})[0].rank[:, 0]
+        spoken = _read(lens_model.lens, own, targets[:, :1], {})[0].top1
     exact = {item.factoid.id: True for item in batch}
-    for (_, item, _), rank in zip(positions, spoken.tolist(), strict=True):
-        exact[item.factoid.id] &= rank == 0
+    for (_, item, j), token in zip(positions, spoken.tolist(), strict=True):
+        exact[item.factoid.id] &= token == item.targets[j]
     outcomes = _outcomes(lens_model, batch, exact, failed, predictions)
     kept = ~pl.col("factoid").is_in(sorted(failed))
     beside = pl.concat(
@@ -434,9 +434,9 @@ def _outcomes(
     open_items = [item for item in batch if item.factoid.id not in failed and not exact[item.factoid.id]]
     texts: Iterator[str] = iter(())
     if open_items and predictions:
-        longest = max(len(item.targets) for item in open_items)
         prompts = [item.prompt for item in open_items]
-        texts = iter(generate(lens_model, prompts, max_new_tokens=longest + _SLACK, end=open_items[0].end))
+        limits = [len(item.targets) + _SLACK for item in open_items]
+        texts = iter(generate(lens_model, prompts, max_new_tokens=limits, end=open_items[0].end))
     rows: list[list[str | bool | None]] = []
     for item in batch:
         factoid = item.factoid

@@ -28,7 +28,7 @@ def generate(
     lens_model: LensModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end: int | None = None,
     batch_tokens: int = 4096,
 ) -> list[str]:
@@ -46,7 +46,7 @@ def generate_batches(
     lens_model: LensModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     end: int | None = None,
     batch_tokens: int = 4096,
 ) -> Iterator[tuple[list[int], list[str]]]:
@@ -54,7 +54,7 @@ def generate_batches(
 
     Args:
         prompts: token ids, each at least one.
-        max_new_tokens: at most so many new tokens for each.
+        max_new_tokens: at most so many new tokens for each, or one number for each.
         end: id of the token that ends an answer; ``None`` stops at the end of the line instead.
         batch_tokens: padded tokens of one batch.
 
@@ -67,8 +67,11 @@ def generate_batches(
     shared = common_prefix(prompts)
     prefix = _prefix_cache(lens_model, shared) if len(shared) >= _SHARED and len(prompts) > 1 else None
     start = len(shared) if prefix is not None else 0
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if (context := lens_model.max_length) is not None:  # a prompt near the context's end has less to say
+        limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + max_new_tokens, batch_tokens):
+    for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + limits[index], batch_tokens):
         ids, mask = left_padded([prompts[index][start:] for index in batch], lens_model.pad_id())
         cache: dict[str, Any] = {}
         if prefix is not None:  # the filling stands between the prefix and the rest, and the mask hides it
@@ -81,7 +84,7 @@ def generate_batches(
                 **cache,
                 input_ids=ids.to(lens_model.device),
                 attention_mask=mask.to(lens_model.device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits[index] for index in batch),
                 do_sample=False,
                 num_beams=1,
                 temperature=None,
@@ -91,8 +94,9 @@ def generate_batches(
                 eos_token_id=sorted(stops) or None,
                 pad_token_id=lens_model.pad_id(),
             )
-        new_ids = output[:, ids.shape[1] :].tolist()
-        yield batch, [_text(new, stops, end, lens_model.tokenizer) for new in new_ids]
+        new_ids = zip(batch, output[:, ids.shape[1] :].tolist(), strict=True)
+        # Cut to each prompt's own limit: what it says must not depend on its neighbours.
+        yield batch, [_text(new[: limits[index]], stops, end, lens_model.tokenizer) for index, new in new_ids]
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
