@@ -313,3 +313,21 @@ def test_kinds_are_checked(tmp_path):
     write_jsonl(tmp_path / "gsm8k_train.jsonl", ROWS["gsm8k"][1])
     with pytest.raises(MemprobeError, match="gsm8k: holds tasks, not factoids"):
         load_factoids("gsm8k", data_dir=tmp_path)
+
+
+def test_any_hub_set_with_the_columns_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(origins, "hub_commit", lambda hub_id, revision: revision)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "test.jsonl", *({"question": f"{n}?", "answers": ["a", "b"]} for n in range(5)))
+    loaded = load("hub:owner/name@v1:test")
+    assert len(loaded.rows) == 5
+    assert {row.source for row in loaded.rows} == {"owner/name"}
+    assert (loaded.origin.location, loaded.origin.split, loaded.origin.revision) == ("owner/name", "test", "v1")
+    write_jsonl(folder / "train.jsonl", *({"text": f"{PASSAGE} {n}"} for n in range(30)))
+    texts = load("hub:owner/name", "texts", n=4, words=(10, 91))
+    assert len(texts.rows) == 4
+    with pytest.raises(MemprobeError, match="gone cannot be read from the hub"):
+        load("hub:owner/gone")

@@ -51,7 +51,8 @@ def test_kvr_refuses(name):
 
 def test_kvr_by_name_takes_split_and_n():
     assert load_factoids("kvr:9:test", seed=3) == generate_kvr(9, seed=3, split="test")
-    assert load_factoids("kvr:9", n=4) == generate_kvr(4)
+    assert load_factoids("kvr:9", n=4) == load_factoids("kvr", n=4) == generate_kvr(4)
+    assert load_factoids("kvr:test", n=4) == generate_kvr(4, split="test")
     with pytest.raises(MemprobeError, match="between 1 and its 9 rows"):
         load_factoids("kvr:9", n=10)
 

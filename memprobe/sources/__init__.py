@@ -4,7 +4,7 @@
 
     known                the built-in facts                       kvr:N[:SPLIT]    made-up keys and values
     NAME[:SPLIT]         a dataset of the catalogue, from --data-dir or the hub
-    FILE, jsonl:FILE     your own rows (JSONL, CSV, Parquet)
+    FILE, jsonl:FILE     your own rows (JSONL, CSV, Parquet)   hub:OWNER/NAME[@REVISION][:SPLIT]
     random-words         texts of dictionary words                self             the model's own passages
 
 :func:`load` gives the rows together with their origin and what cleaning took out; :func:`load_factoids`,
@@ -23,9 +23,9 @@ from typing import TypeVar
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.sources.builtin import read_known
-from memprobe.sources.catalogue import DATASETS, Dataset, messages_of
+from memprobe.sources.catalogue import DATASETS, Dataset, HubSet, Split, messages_of
 from memprobe.sources.cleaning import Conflicts, clean, without_overlap
-from memprobe.sources.files import read_factoid_file
+from memprobe.sources.files import factoid_of, read_factoid_file
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.kvr import generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
@@ -98,14 +98,16 @@ def load(
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    rows, origin, rule = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base, progress)
+    opened = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base, progress)
+    origin = opened.origin
     if kind is not None and origin.kind != kind:
         raise MemprobeError(f"{name}: holds {origin.kind}, not {kind}")
     if origin.kind == "factoids":
-        factoids = clean((row for row in rows if isinstance(row, Factoid)), conflicts or rule, counts)
+        rows = (row for row in opened.rows if isinstance(row, Factoid))
+        factoids = clean(rows, conflicts or opened.conflicts, counts)
         kept: list[AnyRow] = [*without_overlap(factoids, without, counts)]
     else:
-        kept = _unique(rows, counts, n if origin.via == "hub" and _is_large(name) else None)
+        kept = _unique(opened.rows, counts, n if opened.streamed else None)
     counts["bad"] = len(bad.named)
     counts["read"] += len(bad.named)
     if not kept:
@@ -192,7 +194,14 @@ def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())[:n]
 
 
-_Opened = tuple[Iterable[AnyRow], Origin, Conflicts]
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Rows before cleaning; ``streamed`` ones are shuffled already, and read only as far as they are needed."""
+
+    rows: Iterable[AnyRow]
+    origin: Origin
+    conflicts: Conflicts = "keep"
+    streamed: bool = False
 
 
 def _open(
@@ -211,7 +220,7 @@ def _open(
     path = Path(name.removeprefix("jsonl:"))
     head, _, tail = name.partition(":")
     if name == "known":
-        return _counted(read_known(), counts), Origin("known", "factoids", "built-in"), "keep"
+        return _Opened(_counted(read_known(), counts), Origin("known", "factoids", "built-in"))
     if head == "kvr":
         return _open_kvr(name, tail, n, seed, counts)
     if name == "random-words":
@@ -220,7 +229,7 @@ def _open(
         texts = random_words(_needed(name, n), vocabulary(file), words=words[1], seed=seed)
         revision = file_revision(file) if file else None
         origin = Origin(name, "texts", "generated", file.name if file else None, revision=revision)
-        return _counted(texts, counts), origin, "keep"
+        return _Opened(_counted(texts, counts), origin)
     if name == "self":
         from memprobe.sources.replay import own_passages
 
@@ -228,28 +237,55 @@ def _open(
             raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
         texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed, progress=progress)
         origin = Origin(name, "texts", "generated", revision=f"sha256:{fingerprint[:16]}")
-        return _counted(texts, counts), origin, "keep"
+        return _Opened(_counted(texts, counts), origin)
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
         return _open_file(path, kind or "factoids", bad, counts, words)
+    if head == "hub":
+        return _open_hub(name, kind or "factoids", n, seed, bad, counts, words)
     if head in DATASETS:
         return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, words)
     raise MemprobeError(
-        f"no source {name!r}; give known, kvr:N, {', '.join(DATASETS)}, random-words, self, or a "
-        f"{', '.join(ROW_FILES)} file"
+        f"no source {name!r}; give known, kvr:N, {', '.join(DATASETS)}, random-words, self, hub:OWNER/NAME, or "
+        f"a {', '.join(ROW_FILES)} file"
     )
 
 
 def _open_kvr(name: str, tail: str, n: int | None, seed: int, counts: Counter[str]) -> _Opened:
     size, _, split = tail.partition(":")
-    if not size.isdecimal():
+    if not size.isdecimal():  # kvr, kvr:test
+        size, split = "" if n is None else str(n), tail
+    if not size:
         raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
-    factoids = generate_kvr(int(size), seed=seed, split=split or "train")
-    if n is not None:
-        if not 1 <= n <= len(factoids):
-            raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(factoids)} rows")
-        factoids = factoids[:n]
-    origin = Origin("kvr", "factoids", "generated", split=split or "train", revision=f"seed {seed}")
-    return _counted(factoids, counts), origin, "keep"
+    split = split or "train"
+    if n is not None and not 1 <= n <= int(size):
+        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {int(size)} rows")
+    factoids = generate_kvr(int(size) if n is None else n, seed=seed, split=split)
+    origin = Origin("kvr", "factoids", "generated", split=split, revision=f"seed {seed}")
+    return _Opened(_counted(factoids, counts), origin)
+
+
+def _open_hub(
+    name: str,
+    kind: Kind,
+    n: int | None,
+    seed: int,
+    bad: BadRows,
+    counts: Counter[str],
+    words: tuple[int, int],
+) -> _Opened:
+    """Any hub dataset with the columns of a file: ``hub:OWNER/NAME[@REVISION][:SPLIT]``."""
+    place, _, split = name.removeprefix("hub:").partition(":")
+    hub_id, _, revision = place.partition("@")
+    readers: dict[Kind, Callable[[Columns], AnyRow | None]] = {
+        "factoids": lambda columns: factoid_of(columns, hub_id),
+        "tasks": _task_of,
+        "texts": _text_of(words),
+    }
+    split = split or "train"
+    hub = HubSet(hub_id, revision=revision or "main", large=n is not None and kind != "factoids")
+    dataset = Dataset(name, kind, "unknown", hub, {split: Split(None, (split,))}, readers[kind])
+    rows, origin = open_rows(dataset, None, None, bad, seed)
+    return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
 def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], words: tuple[int, int]) -> _Opened:
@@ -259,7 +295,7 @@ def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], words
         "texts": lambda: _convert(read_rows(path, bad), _text_of(words), bad, counts),
     }
     rows = readers[kind]()
-    return rows, Origin("file", kind, "file", path.name, revision=file_revision(path)), "keep"
+    return _Opened(rows, Origin("file", kind, "file", path.name, revision=file_revision(path)))
 
 
 def _open_dataset(
@@ -284,7 +320,8 @@ def _open_dataset(
     converted = _convert(rows, read, bad, counts, "short" if dataset.kind == "texts" else "unanswered")
     if folder is not None and dataset.popularity_file and (folder / dataset.popularity_file).is_file():
         converted = _with_popularity(converted, dataset, folder / dataset.popularity_file)
-    return converted, origin, dataset.conflicts
+    streamed = folder is None and dataset.hub is not None and dataset.hub.large
+    return _Opened(converted, origin, dataset.conflicts, streamed)
 
 
 def _convert(
@@ -353,11 +390,6 @@ def _unique(rows: Iterable[AnyRow], counts: Counter[str], stop: int | None) -> l
         if len(kept) == stop:
             break
     return list(kept.values())
-
-
-def _is_large(name: str) -> bool:
-    dataset = DATASETS.get(name.partition(":")[0])
-    return dataset is not None and dataset.hub is not None and dataset.hub.large
 
 
 def _needed(name: str, n: int | None) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.sources.files import one_line, optional
-from memprobe.sources.kinds import Kind, Message, Task, make_task
+from memprobe.sources.kinds import AnyRow, Kind, Message, Task, make_task
 from memprobe.sources.rows import BadRow, Columns, text_of, texts_of
 from memprobe.sources.wordings import lama_prompt, subject_and_relation
 
@@ -70,7 +70,7 @@ class Dataset:
     licence: str
     hub: HubSet | None
     splits: Mapping[str, Split]
-    read: Callable[[Columns], Factoid | Task | str | None]
+    read: Callable[[Columns], AnyRow | str | None]
     conflicts: Literal["drop", "merge", "keep"] = "keep"
     note: str = ""
     popularity_file: str | None = None

@@ -48,8 +48,8 @@ def _factoids(path: Path, bad: BadRows) -> Iterator[tuple[Row, Factoid]]:
             bad.add(row.where, str(problem))
 
 
-def factoid_of(columns: Columns) -> Factoid:
-    """One row of a file as a factoid.
+def factoid_of(columns: Columns, source: str = "file") -> Factoid:
+    """One row as a factoid; ``source`` stands where the row names none.
 
     Raises:
         BadRow: a field is missing, empty, of a wrong type, or breaks a line inside the prompt or the answer.
@@ -59,7 +59,7 @@ def factoid_of(columns: Columns) -> Factoid:
     return make_factoid(
         one_line(text_of(columns, *PROMPTS), "the prompt"),
         one_line(answers[0], "the answer"),
-        optional(columns, "source") or "file",
+        optional(columns, "source") or source,
         aliases=[*answers[1:], *aliases],
         relation=optional(columns, "relation"),
         subject=optional(columns, "subject"),
