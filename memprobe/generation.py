@@ -69,7 +69,9 @@ def generate_batches(
     start = len(shared) if prefix is not None else 0
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if (context := lens_model.max_length) is not None:  # a prompt near the context's end has less to say
-        limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
+        limits = [
+            min(limit, context + 1 - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)
+        ]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + limits[index], batch_tokens):
         ids, mask = left_padded([prompts[index][start:] for index in batch], lens_model.pad_id())

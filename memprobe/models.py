@@ -281,14 +281,15 @@ def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; a model in training goes back to training."""
-    training = model.training
+    """Eval mode without gradients; afterwards every module is back in its own mode."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager
