@@ -62,6 +62,7 @@ def probe(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     steps: Mapping[str, int] | None = None,
+    origin: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Probe:
     """Probes checkpoints into a directory, one model in memory at a time.
@@ -82,6 +83,7 @@ def probe(
         seed: of the shuffled controls.
         allow_pickle, trust_remote_code: see :mod:`memprobe.models`.
         steps: training steps by label, for probes along a training run.
+        origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
         progress: told of every batch.
 
     Raises:
@@ -126,6 +128,7 @@ def probe(
             "dtype": precision,
             "seed": seed,
             "factoids": _describe(factoids),
+            "origin": dict(origin) if origin is not None else None,
             "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
             "k": k,
             "token": token,

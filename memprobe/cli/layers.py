@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli import app, resumable
-from memprobe.cli.options import AllowPickle, Checkpoints, Device, Dtype, TrustRemoteCode
+from memprobe.cli.options import AllowPickle, BadRowChoice, Checkpoints, Device, Dtype, TrustRemoteCode
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
     from memprobe.factoids import Factoid
     from memprobe.records import Probe
+    from memprobe.sources import Loaded
+    from memprobe.sources.rows import OnBadRow
 
 
 class TokenChoice(StrEnum):
@@ -70,6 +72,9 @@ def layers(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
+    on_bad_row: Annotated[
+        BadRowChoice, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
+    ] = BadRowChoice.fail,
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -104,8 +109,10 @@ def layers(
     with _status("finding checkpoints"):
         checkpoints = resolve_all(ckpt, allow_pickle=allow_pickle)
         chosen_template = template or common_template(checkpoints) or "plain"
-        asked = _factoids(factoids, checkpoints, n, seed, data_dir)
+        asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
+    for line in asked.bad:
+        typer.echo(f"left out {line}", err=True)
     out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
     if fresh:
         _delete_probe(out)
@@ -115,7 +122,7 @@ def layers(
     with resumable(out), _Bars() as bars:
         found = probe(
             checkpoints,
-            asked,
+            asked.factoids,
             out,
             template=chosen_template,
             readout=readout,
@@ -128,6 +135,7 @@ def layers(
             seed=seed,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            origin=asked.origin.to_dict(),
             progress=bars.update,
         )
     from memprobe.dashboard import write_report
@@ -144,9 +152,14 @@ def layers(
 
 
 def _factoids(
-    name: str | None, checkpoints: list[Checkpoint], n: int | None, seed: int, data_dir: Path | None
-) -> list[Factoid]:
-    from memprobe.sources import load_factoids
+    name: str | None,
+    checkpoints: list[Checkpoint],
+    n: int | None,
+    seed: int,
+    data_dir: Path | None,
+    on_bad_row: OnBadRow,
+) -> Loaded:
+    from memprobe.sources import load
 
     if name is None:
         manifests = [checkpoint.manifest for checkpoint in checkpoints if checkpoint.manifest]
@@ -156,7 +169,7 @@ def _factoids(
                 "the checkpoints were trained on different factoids in stage 1; give --factoids"
             )
         name = next(iter(files), "known")
-    return load_factoids(name, n=n, seed=seed, data_dir=data_dir)
+    return load(name, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row)
 
 
 def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+class BadRowChoice(StrEnum):
+    """What happens to rows that cannot be read."""
+
+    fail = "fail"
+    skip = "skip"
+
 
 Checkpoints = Annotated[
     list[str],
