@@ -39,6 +39,12 @@ def run_(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.", min=0)] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            help="What is done against forgetting, instead of the recipe's own, e.g. replay(ratio=0.1)."
+        ),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Checkpoint to start from instead of the recipe's own.")
     ] = None,
@@ -54,15 +60,15 @@ def run_(
 
     Examples:
 
-    `python -m training run training/recipes/demo.toml --out runs/demo`
+    `python -m training run training/recipes/demo.toml --out runs/naive`
+
+    `python -m training run training/recipes/demo.toml --arm "remix(data=self, stages=1)" --out runs/remix`
 
     `torchrun --nproc-per-node 2 -m training run training/recipes/llama3-8b-paper.toml --seed 1`
     """
-    from training.recipe import parse_recipe, read_recipe
+    from training.recipe import read_recipe
 
-    chosen = read_recipe(recipe, seed=seed)
-    if base is not None:
-        chosen = parse_recipe(chosen.model_dump(mode="json") | {"base": base}, str(recipe))
+    chosen = read_recipe(recipe, seed=seed, arm=arm, base=base)
     name = recipe.stem if seed is None else f"{recipe.stem}-seed{seed}"
     folder = out or Path("runs") / name
     from training.run import run

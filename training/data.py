@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memprobe.errors import MemprobeError
 from memprobe.factoids import CHAT, Factoid, Template, factoid_id, tokenise
 from memprobe.records import read_json, write_json
-from memprobe.sources import load
+from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text
 from training.mixing import IGNORED, Example, Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
@@ -35,6 +35,7 @@ class StageData:
 
     Attributes:
         rows: the stage's own.
+        held_out: for tasks and texts, rows to evaluate on.
         mixing: rows of each mixing source, in the recipe's order.
         origins: where ``rows`` and each of ``mixing`` came from.
         counts: what was read and left out of ``rows``.
@@ -42,6 +43,7 @@ class StageData:
     """
 
     rows: list[AnyRow]
+    held_out: list[AnyRow]
     mixing: list[list[AnyRow]]
     origins: list[dict[str, Any]]
     counts: dict[str, int]
@@ -98,7 +100,8 @@ def _stage_data(
     data_dir: Path | None,
     say: Callable[[str], None],
 ) -> StageData:
-    wanted = None if stage.unknown else stage.n
+    learned = stage.kind == "factoids"
+    wanted = None if stage.unknown or stage.n is None else stage.n + (0 if learned else stage.held_out)
     with _named(f"{key}.data"):
         loaded = load(
             stage.data,
@@ -111,6 +114,10 @@ def _stage_data(
             base=recipe.base,
         )
     rows, known = loaded.rows, []
+    held_out: list[AnyRow] = []
+    if not learned:
+        with _named(f"{key}.held_out"):
+            rows, held_out = _split(rows, stage.held_out, recipe.seed, stage.data)
     counts = dict(loaded.counts)
     if stage.unknown:
         with _named(f"{key}.unknown"):
@@ -122,7 +129,15 @@ def _stage_data(
             texts, origin = _mixing_rows(recipe, stage, part, len(rows), data_dir)
         mixing.append(texts)
         origins.append(origin)
-    return StageData(list(rows), mixing, origins, counts, known)
+    return StageData(list(rows), held_out, mixing, origins, counts, known)
+
+
+def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple[list[AnyRow], list[AnyRow]]:
+    """All but the last rows of a seeded order, and those."""
+    if len(rows) <= held_out:
+        raise MemprobeError(f"{name}: has {len(rows)} rows, so {held_out} cannot be held out; lower held_out")
+    order = subset(rows, len(rows), seed, name)
+    return order[:-held_out], order[-held_out:]
 
 
 def _mixing_rows(
@@ -166,8 +181,6 @@ def _unknown(
     say: Callable[[str], None],
 ) -> tuple[list[AnyRow], list[Factoid]]:
     """Asks the base model, some at a time, until there are n factoids that it does not know."""
-    from memprobe.sources import subset
-
     assert stage.unknown is not None
     order = subset(candidates, len(candidates), recipe.seed, stage.data)
     unknown: list[AnyRow] = []
@@ -240,8 +253,6 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
         texts = [row for row in loaded.rows if isinstance(row, Text) and row.id not in trained]
         if len(texts) < wanted:
             raise MemprobeError(f"{recipe.evaluate.texts}: {len(texts)} texts are held out, not {wanted}")
-        from memprobe.sources import subset
-
         return subset(texts, wanted, recipe.seed, recipe.evaluate.texts)
 
 
@@ -279,8 +290,6 @@ def parts_of(
         extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
     replayed: list[str] = []
     if stage.replay:
-        from memprobe.sources import subset
-
         earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
         wanted = max(1, wanted_rows(stage.replay.ratio, len(earlier)))
         order = subset(earlier, len(earlier), recipe.seed, "replay")
@@ -413,6 +422,7 @@ def _to_json(prepared: Prepared) -> dict[str, Any]:
         "stages": [
             {
                 "rows": [_tagged(row) for row in data.rows],
+                "held_out": [_tagged(row) for row in data.held_out],
                 "mixing": [[_tagged(row) for row in rows] for rows in data.mixing],
                 "origins": data.origins,
                 "counts": data.counts,
@@ -429,6 +439,7 @@ def _from_json(data: dict[str, Any]) -> Prepared:
     stages = [
         StageData(
             [_untagged(row) for row in stage["rows"]],
+            [_untagged(row) for row in stage["held_out"]],
             [[_untagged(row) for row in rows] for rows in stage["mixing"]],
             stage["origins"],
             stage["counts"],

@@ -5,7 +5,7 @@ names; or each stage says for itself what is mixed in, and the arm's name is rea
 
 ======================================  =============================================================
 ``none``                                naive fine-tuning
-``joint``                               one stage on the rows of all stages together
+``joint``                               one stage on the rows of all stages; its epochs are the last one's
 ``remix(data=generic, stages=1)``       mixing rows beside the stage's own; ``data`` and ``stages`` always
                                         both named; ``ratio`` (2) rows per own row; ``words`` (50) each
 ``matched(to=steps, data=…, stages=…)``  naive, as long as that mixing would have taken (``steps``, ``tokens``)
@@ -161,12 +161,19 @@ class Along(_Part):
 
 
 class Stage(_Part):
-    """One fine-tuning run on one dataset, from the checkpoint before it."""
+    """One fine-tuning run on one dataset, from the checkpoint before it.
+
+    Attributes:
+        n: a seeded subset of so many rows; default: all.
+        held_out: rows of tasks and texts beside the n, never trained, on which the stage is evaluated
+            (factoids are to be memorised, so they are evaluated on the very rows).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     data: str
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
     n: int | None = Field(None, ge=1)
+    held_out: int = Field(64, ge=1)
     words: Words = (50, 50)
     unknown: Unknown | None = None
     epochs: int = Field(20, ge=1)
@@ -255,8 +262,8 @@ class Recipe(_Part):
             raise ValueError("stages.1: replay and penalties need a stage before it")
         if self.joint and len(self.stages) < 2:
             raise ValueError("joint: needs two stages or more")
-        if self.joint and any(stage.replay or stage.penalty for stage in self.stages):
-            raise ValueError("joint: its one stage has none before it, so no replay and no penalties")
+        if self.joint and any(stage.replay or stage.penalty or stage.mixing for stage in self.stages):
+            raise ValueError("joint: one stage on all rows goes with no mixing, replay or penalty")
         for number, stage in enumerate(self.stages, 1):
             if stage.penalty and stage.penalty.method == "ewc" and (self.precision.fsdp or stage.lora):
                 raise ValueError(
@@ -273,11 +280,13 @@ class Recipe(_Part):
         return describe_arm(self)
 
 
-def read_recipe(path: Path, *, seed: int | None = None) -> Recipe:
+def read_recipe(
+    path: Path, *, seed: int | None = None, arm: str | None = None, base: str | None = None
+) -> Recipe:
     """A validated recipe from a TOML file; source files are searched beside it first.
 
     Args:
-        seed: instead of the recipe's own.
+        seed, arm, base: instead of the recipe's own.
 
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
@@ -288,8 +297,9 @@ def read_recipe(path: Path, *, seed: int | None = None) -> Recipe:
         raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MemprobeError(f"{path}: is not TOML ({error})") from error
-    if seed is not None:
-        data["seed"] = seed
+    data |= {
+        key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
+    }
     recipe = parse_recipe(data, str(path))
     return _with_sources(recipe, path)
 

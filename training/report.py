@@ -13,11 +13,11 @@ class Report:
     """Lines and bars of one run; silent in all processes but the first."""
 
     def __init__(self, path: Path | None, *, quiet: bool = False):
-        """Says nothing at all with ``quiet``; ``path`` is the log file."""
+        """``path`` is the log file; with ``quiet`` there is nothing but that."""
         from rich.console import Console
 
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        self.path = None if quiet else path
+        self.path = path
         self.bar: Any = None
         self.last = 0.0
 

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def run(
     Args:
         out: the run directory; an interrupted run in it goes on.
         fresh: delete the run that is there.
-        quiet: say nothing.
+        quiet: say nothing but into the log file.
 
     Returns:
         The last stage's checkpoint.
@@ -73,7 +74,8 @@ def run(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar for the stage is enough
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # The others wait while the first process asks and evaluates.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     lock = FileLock(out / ".lock", timeout=0)
     if state.is_main_process:
         try:
@@ -88,7 +90,8 @@ def run(
     try:
         if state.is_main_process and fresh:
             _delete_run(out)
-        report = Report(out / LOG, quiet=quiet or not state.is_main_process)
+        main = state.is_main_process
+        report = Report(out / LOG if main else None, quiet=quiet or not main)
         if state.is_main_process:
             _check_directory(recipe, out)
         return _Run(recipe, out, data_dir, state, report).train()
@@ -217,6 +220,8 @@ class _Run:
         set_seed(seed)
         weights = getattr(torch, recipe.precision.weights)
         model, tokenizer = load_pretrained(parent, weights)
+        if not recipe.precision.fsdp:
+            model.to(self.device)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         max_length = min(recipe.max_length, limit or recipe.max_length)
         own, extra, replayed = parts_of(recipe, prepared, number, tokenizer, max_length)
@@ -237,7 +242,7 @@ class _Run:
             + (f" (matched by {stage.match}, not trained)" if stage.match else "")
             + f", {schedule.steps} steps at most"
         )
-        measure = _Interference(self, number, prepared, own, extra, tokenizer, max_length, state)
+        measure = _Interference(self, number, parent, prepared, own, tokenizer, max_length, state)
         measure.at_start(model)
         penalty = self._penalty(number, model, parent, prepared, tokenizer, max_length)
         if stage.lora:
@@ -298,7 +303,7 @@ class _Run:
         EWC takes the Fisher information over rows of all earlier stages there: it uses D_A once, at the
         boundary. Nothing of this is random beyond the seed, so a run that goes on makes the same again.
         """
-        from memprobe.models import choose_device, load_pretrained
+        from memprobe.models import load_pretrained
         from training.data import ExampleMaker
         from training.objectives import fisher_diagonal
         from training.stage import Ewc, Kl, micro_batches
@@ -306,25 +311,24 @@ class _Run:
         penalty = self.recipe.stages[number - 1].penalty
         if penalty is None:
             return None
-        device = choose_device("cuda" if self._cuda else "cpu")
         if penalty.method == "kl":
             frozen, _ = load_pretrained(parent, model.dtype)
-            return Kl(penalty.strength, frozen.to(device).eval().requires_grad_(False))
+            return Kl(penalty.strength, frozen.to(self.device).eval().requires_grad_(False))
         from memprobe.sources import subset
 
         earlier = list({row.id: row for data in prepared.stages[: number - 1] for row in data.rows}.values())
         chosen = subset(earlier, min(len(earlier), penalty.fisher_rows), self.recipe.seed, "fisher")
         make = ExampleMaker(self.recipe.template, tokenizer, max_length)
         self.report.say(f"{self.directory(number)}: Fisher information of {len(chosen)} earlier rows")
-        model.to(device)
         batches = micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
         fisher = fisher_diagonal(model, batches, seed=self.recipe.seed)
         named = dict(model.named_parameters())
         return Ewc(penalty.strength, {name: named[name].detach().clone() for name in fisher}, fisher)
 
     @property
-    def _cuda(self) -> bool:
-        return self.state.device.type == "cuda"
+    def device(self) -> Any:
+        """Where this process trains."""
+        return self.state.device
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -371,9 +375,7 @@ class _Run:
         from memprobe.models import load
         from training.evaluate import evaluate
 
-        lens_model = load(
-            str(partial), device="cuda" if self._cuda else "cpu", dtype=self.recipe.precision.save_dtype
-        )
+        lens_model = load(str(partial), device=str(self.device), dtype=self.recipe.precision.save_dtype)
         sets = _evaluation_sets(about.prepared, self.recipe, about.number)
         self.report.say(f"{about.name}: evaluating {', '.join(sets)}")
         results = evaluate(lens_model, sets)
@@ -476,17 +478,18 @@ class _Interference:
         self,
         run: _Run,
         number: int,
+        parent: Checkpoint,
         prepared: Prepared,
         own: Part,
-        extra: Sequence[Part],
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         state: Path,
     ):
         from training.data import ExampleMaker
 
+        self.number = number
         self.run, self.wanted = run, run.recipe.evaluate.interference and run.main
-        self.file, self.parent = state / "interference.json", None
+        self.file, self.parent = state / "interference.json", parent
         make = ExampleMaker(run.recipe.template, tokenizer, max_length)
         first: list[AnyRow] = prepared.stages[0].rows[:_INTERFERENCE_ROWS]
         mixing = prepared.stages[number - 1].mixing
@@ -494,28 +497,25 @@ class _Interference:
         self.a = [make(row) for row in first]
         self.b = list(own.examples[:_INTERFERENCE_ROWS]) if number > 1 else self.m
         self.m = self.m if number > 1 else []
-        self.start_weights: dict[str, Any] = {}
 
     def at_start(self, model: PreTrainedModel) -> None:
         """Before the stage; a run that goes on keeps what was measured then."""
-        if not self.wanted or not self.b:
-            return
-        self.start_weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
-        if not self.file.exists():
+        if self.wanted and self.b and not self.file.exists():
             write_json(self._measure(model, None), self.file)
 
     def at_end(self, model: PreTrainedModel) -> dict[str, Any] | None:
         """After the stage, with the change of the weights; both ends."""
         if not self.wanted or not self.b:
             return None
-        start = self.start_weights
+        from memprobe.models import load_pretrained
+
+        start = dict(load_pretrained(self.parent, model.dtype)[0].named_parameters())
         delta = {
-            name: p.detach().cpu().float() - start[name].float()
+            name: p.detach().cpu().float() - start[name].detach().float()
             for name, p in model.named_parameters()
-            if name in start
         }
         sets = {"a": "stage 1", "b": "own rows", "m": "mixing rows"}
-        if not self.m and self.b and self.run.recipe.stages[0].mixing:
+        if self.number == 1:
             sets = {"a": "stage 1", "b": "mixing rows"}
         return {"sets": sets, "start": read_json(self.file), "end": self._measure(model, delta)}
 
@@ -547,7 +547,7 @@ def _evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[st
         return EvaluationSet(kind, chosen, recipe.template, max_length=recipe.max_length)
 
     sets = {
-        f"{place}-{stage.name}": make(kinds[stage.kind], data.rows)
+        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows)
         for place, (stage, data) in enumerate(zip(recipe.stages, prepared.stages, strict=True), 1)
         if place <= number
     }
@@ -595,7 +595,12 @@ def _with_adapter(model: PreTrainedModel, rank: int, alpha: float, checkpointing
 
     if checkpointing:
         model.enable_input_require_grads()
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyrefly: ignore  # any number is taken
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, config)
 
 
@@ -603,11 +608,12 @@ def _weights(trainer: StageTrainer, dtype: Any) -> dict[str, Any]:
     """The trained weights as they are saved; adapters are merged into a copy. Every process takes part."""
     import copy
 
-    model = trainer.model
+    model: Any = trainer.model
     if trainer.is_fsdp_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     elif hasattr(model, "merge_and_unload"):
-        state = copy.deepcopy(trainer.accelerator.unwrap_model(model)).merge_and_unload().state_dict()
+        whole: Any = copy.deepcopy(trainer.accelerator.unwrap_model(model))
+        state = whole.merge_and_unload().state_dict()
     else:
         state = trainer.accelerator.unwrap_model(model).state_dict()
     converted: dict[int, Any] = {}
@@ -619,7 +625,7 @@ def _weights(trainer: StageTrainer, dtype: Any) -> dict[str, Any]:
 
 
 def _save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dtype: str) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.save_pretrained(folder, state_dict=weights)
     config = read_json(folder / "config.json")

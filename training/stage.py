@@ -178,6 +178,7 @@ class StageTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
         own, keep, labels = inputs.pop("own"), inputs["logits_to_keep"], inputs["labels"]
         inputs["use_cache"] = False
+        outputs: Any
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         logits = outputs["logits"]
         if logits.ndim != 2 or len(logits) != len(labels):
@@ -226,13 +227,14 @@ class StageTrainer(Trainer):
     def own_exact(self) -> float:
         """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights."""
         right = 0
-        self.model.eval()
-        with torch.inference_mode():
+        model: Any = self.model
+        model.eval()
+        with torch.no_grad():
             for batch in micro_batches(self.run.own, self.run.recipe.optimiser.micro_batch):
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}
                 logits = kept_logits(self.model_wrapped, batch["input_ids"], batch["logits_to_keep"])
                 right += int(rows_exact(logits, batch["labels"], batch["logits_to_keep"]).sum())
-        self.model.train()
+        model.train()
         return right / len(self.run.own)
 
     def _save_checkpoint(self, model, trial):
@@ -241,8 +243,7 @@ class StageTrainer(Trainer):
         Raises:
             MemprobeError: the disk is full or cannot be written; earlier states are untouched.
         """
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.run.folder / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()

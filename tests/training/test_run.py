@@ -1,0 +1,368 @@
+"""Whole runs: what they leave, how they go on after a kill, and what they refuse."""
+
+import json
+import re
+import shutil
+import signal
+import tomllib
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from memprobe.checkpoints import read_manifest, resolve
+from memprobe.cli import app as memprobe_app
+from memprobe.errors import MemprobeError
+from memprobe.records import open_probe
+from memprobe.sources import load_factoids
+from tests.training.runs import ROOT, losses, python, same_weights, small, weights
+from training.__main__ import app
+from training.recipe import parse_recipe, read_recipe, to_toml
+from training.run import run
+
+EVERYTHING = (
+    "remix(data=kvr:20:test, stages=1,2, ratio=1) + replay(ratio=0.5, redraw=true) + ewc(strength=10)"
+)
+STAGE_FILES = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "memprobe.json",
+    "factoids.jsonl",
+    "metrics.jsonl",
+    "evaluation.json",
+    "recipe.toml",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_checkpoint, tmp_path_factory):
+    """The shipped recipe `tiny`, as its comment says to run it."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    recipe = read_recipe(ROOT / "training" / "recipes" / "tiny.toml")
+    run(recipe.model_copy(update={"base": str(tiny_checkpoint)}), out, quiet=True)
+    return out
+
+
+def test_the_tiny_recipe_leaves_whole_checkpoints(tiny):
+    assert {path.name for path in tiny.iterdir() if path.is_dir()} == {"1-kvr", "2-others"}
+    for folder in (tiny / "1-kvr", tiny / "2-others"):
+        assert {path.name for path in folder.iterdir()} >= STAGE_FILES
+    assert not [path for path in tiny.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert tomllib.loads((tiny / "recipe.toml").read_text())["seed"] == 0
+
+
+def test_the_manifest_says_where_a_checkpoint_comes_from(tiny):
+    checkpoint = resolve(str(tiny))
+    manifest = checkpoint.manifest
+    assert manifest is not None and checkpoint.path.name == "2-others"
+    assert (manifest.stage, manifest.stage_name, manifest.seed) == (2, "others", 0)
+    assert manifest.arm == "remix(data=kvr:8:test, stages=1)" and manifest.template == "tulu"
+    assert manifest.steps == len(losses(tiny / "2-others"))
+    assert load_factoids(str(manifest.stage_factoids(1))) == load_factoids("kvr:4")
+    assert load_factoids(str(manifest.stage_factoids(2))) == load_factoids("kvr:4:validation")
+    first = read_manifest(tiny / "1-kvr")
+    assert first is not None and manifest.data["parent"]["spec"] == "../1-kvr"
+    assert first.data["parent"]["fingerprint"] == first.data["base"]["fingerprint"]
+    assert manifest.data["versions"]["torch"] == torch.__version__
+
+
+def test_the_tiny_recipe_learns_and_forgets(tiny):
+    first, second = (
+        json.loads((tiny / name / "evaluation.json").read_text()) for name in ("1-kvr", "2-others")
+    )
+    assert first["sets"]["1-kvr"]["scores"]["exact_match"]["value"] == 1.0
+    assert second["sets"]["1-kvr"]["scores"]["exact_match"]["value"] < 1.0
+    assert second["retention"]["1-kvr"]["unseen"]["n"] == 4
+    assert set(second["sets"]) == {"1-kvr", "2-others", "paraphrases", "manipulations"}
+    measured = second["interference"]
+    assert -1 <= measured["end"]["cosine_a_b"]["overall"] <= 1
+    assert measured["end"]["delta_norm"]["overall"] > 0 and "delta_norm" not in measured["start"]
+    assert len(measured["start"]["cosine_a_b"]["blocks"]) == 3
+
+
+def test_memprobe_reads_a_run_without_another_word(tiny, tmp_path):
+    out = tmp_path / "probe"
+    result = CliRunner().invoke(memprobe_app, ["layers", "--ckpt", str(tiny / "1-kvr"), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    probe = open_probe(out)
+    assert probe.factoids["id"].to_list() == [factoid.id for factoid in load_factoids("kvr:4")]
+    assert probe.outcomes["exact_match"].all() and probe.run["template"] == "tulu"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from training import run as module, stage
+from training.recipe import read_recipe
+
+where, count = sys.argv[4], 0
+def kill(after):
+    global count
+    count += 1
+    if count == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def before(owner, name, after):
+    inner = getattr(owner, name)
+    def wrapped(*arguments, **options):
+        kill(after)
+        return inner(*arguments, **options)
+    setattr(owner, name, wrapped)
+
+points = {
+    "in a step": (stage.StageTrainer, "compute_loss", 10),
+    "in a step of stage 2": (stage.StageTrainer, "compute_loss", 34),
+    "while saving": (stage.StageTrainer, "_save_scaler", 3),
+    "before the mark": (stage, "mark_complete", 4),
+    "while evaluating": (module._Run, "_finish", 1),
+    "between stages": (module._Run, "_penalty", 2),
+}
+before(*points[where])
+module.run(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), quiet=True)
+print("never reached")
+"""
+
+
+GOES_ON = {
+    "in a step": "1-a: goes on after step 4",
+    "in a step of stage 2": "1-a: done before(.|\n)*2-b: goes on after step",
+    "while saving": "1-a: checkpoint-3 was half-written, deleted\n.*\n.*1-a: goes on after step 2",
+    "before the mark": "1-a: checkpoint-4 was half-written, deleted",
+    "while evaluating": "1-a: goes on after step",
+    "between stages": "1-a: done before",
+}
+
+
+def eventful(base):
+    """Everything that has state: a redrawn replay, EWC, two micro-batches a step, a state after every step."""
+    return small(base, EVERYTHING, save_minutes=0, optimiser={"lr": 1e-3, "batch": 4, "micro_batch": 2})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_checkpoint, tmp_path_factory):
+    return run(eventful(tiny_checkpoint), tmp_path_factory.mktemp("unbroken"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "in a step",
+        "in a step of stage 2",
+        "while saving",
+        "before the mark",
+        "while evaluating",
+        "between stages",
+    ],
+)
+def test_killed_anywhere_the_same_command_ends_in_the_same_weights(
+    where, unbroken, tiny_checkpoint, tmp_path
+):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(to_toml(eventful(tiny_checkpoint)))
+    out = tmp_path / "run"
+    killed = python(KILLED, recipe, out, torch.get_num_threads(), where)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-1500:]
+    assert not (out / "2-b").exists()
+    last = run(read_recipe(recipe), out, quiet=True)
+    assert re.search(GOES_ON[where], (out / "log.txt").read_text())
+    assert same_weights(last, unbroken)
+    assert losses(last) == losses(unbroken)
+    assert not (out / ".state").exists()
+
+
+def test_a_run_that_is_done_is_left_alone(tiny, tiny_checkpoint):
+    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*.safetensors")}
+    recipe = read_recipe(ROOT / "training" / "recipes" / "tiny.toml")
+    run(recipe.model_copy(update={"base": str(tiny_checkpoint)}), tiny, quiet=True)
+    assert before == {path: path.stat().st_mtime_ns for path in tiny.rglob("*.safetensors")}
+
+
+def test_two_states_are_kept_and_all_go_at_the_end(tiny_checkpoint, tmp_path, monkeypatch):
+    from training import stage
+
+    seen = []
+    inner = stage.complete_states
+    monkeypatch.setattr(
+        stage,
+        "complete_states",
+        lambda folder: seen.append(len(list(folder.glob("checkpoint-*")))) or inner(folder),
+    )
+    run(small(tiny_checkpoint, save_minutes=0), tmp_path, quiet=True)
+    assert max(seen) == 3  # two, and the newest before the oldest goes
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+def test_a_torn_state_is_deleted_and_not_used(tiny_checkpoint, tmp_path):
+    from training.stage import COMPLETE, newest_state, remove_torn
+
+    for step in (2, 10, 9):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if step != 10:
+            (folder / COMPLETE).write_text("{}")
+    assert remove_torn(tmp_path) == ["checkpoint-10"]
+    newest = newest_state(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-9"
+
+
+def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path):
+    run(small(tiny_checkpoint), tmp_path, quiet=True)
+    with pytest.raises(MemprobeError, match=r"seed: 0 -> 5.*--fresh"):
+        run(small(tiny_checkpoint, seed=5), tmp_path, quiet=True)
+    last = run(small(tiny_checkpoint, seed=5), tmp_path, fresh=True, quiet=True)
+    manifest = read_manifest(last)
+    assert manifest is not None and manifest.seed == 5
+
+
+def test_a_directory_in_use_is_refused(tiny_checkpoint, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(MemprobeError, match="another process"):
+        run(small(tiny_checkpoint), tmp_path, quiet=True)
+
+
+def test_a_directory_with_other_things_is_refused_and_kept(tiny_checkpoint, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MemprobeError, match=r"thesis\.tex"):
+        run(small(tiny_checkpoint), tmp_path, fresh=True, quiet=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_checkpoints_along_the_way(tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "kvr:6", "epochs": 3, "checkpoints": {"epochs": 1}}]
+    last = run(small(tiny_checkpoint, stages=stages), tmp_path, quiet=True)
+    steps = [tmp_path / "along" / "1-a" / f"step-{step}" for step in (2, 4)]
+    assert sorted((tmp_path / "along" / "1-a").iterdir()) == steps
+    manifest = read_manifest(steps[0])
+    assert manifest is not None and manifest.steps == 2
+    assert not same_weights(steps[0], steps[1]) and not same_weights(steps[1], last)
+    assert len(losses(steps[1])) == 4
+
+
+def test_save_dtype(tiny_checkpoint, tmp_path):
+    last = run(small(tiny_checkpoint, precision={"save_dtype": "bfloat16"}), tmp_path, quiet=True)
+    assert {tensor.dtype for tensor in weights(last).values()} == {torch.bfloat16}
+    assert json.loads((last / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_joint_arm_trains_one_stage_on_all(tiny_checkpoint, tmp_path):
+    last = run(small(tiny_checkpoint, "joint"), tmp_path, quiet=True)
+    manifest = read_manifest(last)
+    assert manifest is not None and last.name == "2-joint" and manifest.arm == "joint"
+    assert manifest.data["parent"]["fingerprint"] == manifest.data["base"]["fingerprint"]
+    assert len(load_factoids(str(manifest.stage_factoids(1)))) == 6
+    assert manifest.steps == 9  # 12 rows, 3 epochs, batches of 4
+
+
+def test_replayed_and_unseen_rows_are_told_apart(tiny_checkpoint, tmp_path):
+    last = run(small(tiny_checkpoint, "replay(ratio=0.5)"), tmp_path, quiet=True)
+    found = json.loads((last / "evaluation.json").read_text())["retention"]["1-a"]
+    assert {name: part["n"] for name, part in found.items()} == {"all": 6, "replayed": 3, "unseen": 3}
+
+
+def test_stop_rules(tiny_checkpoint, tmp_path):
+    def stopped(name, stop, **changes):
+        stages = [{"name": "a", "data": "kvr:2", "epochs": 300, "stop": stop}]
+        last = run(small(tiny_checkpoint, stages=stages, **changes), tmp_path / name, quiet=True)
+        manifest = read_manifest(last)
+        assert manifest is not None
+        return manifest.steps, manifest.data["stopped"], last
+
+    quick = {"optimiser": {"lr": 5e-3, "batch": 2, "schedule": "constant"}}
+    steps, why, last = stopped("loss", {"loss": 0.5, "steps": 3}, **quick)
+    assert 3 <= steps < 300 and why == "loss below 0.5 for 3 steps"
+    found = losses(last)
+    assert all(loss < 0.5 for loss in found[-3:]) and found[-4] >= 0.5
+    steps, why, last = stopped("exact", {"exact_match": True}, **quick)
+    assert steps < 300 and why == "every own row is exact"
+    result = json.loads((last / "evaluation.json").read_text())
+    assert result["sets"]["1-a"]["scores"]["exact_tokens"]["value"] == 1.0
+
+
+def broken(base, path):
+    shutil.copytree(base, path)
+    return path
+
+
+def test_a_loss_that_turns_nan_stops_the_run(tiny_checkpoint, tmp_path):
+    optimiser = {"lr": 1e30, "batch": 4, "clip": 1e30}
+    with pytest.raises(MemprobeError, match=r"1-a: (loss|grad_norm) is (nan|inf) at step \d"):
+        run(small(tiny_checkpoint, optimiser=optimiser, save_minutes=0), tmp_path, quiet=True)
+    states = list((tmp_path / ".state" / "1-a").glob("checkpoint-*"))
+    for state in states:
+        tensors = load_file(state / "model.safetensors").values()
+        assert all(torch.isfinite(tensor).all() for tensor in tensors)
+
+
+def test_a_full_disk_leaves_the_run_resumable(tiny_checkpoint, tmp_path, monkeypatch, unbroken):
+    from training import stage
+
+    inner, calls = stage.mark_complete, []
+
+    def full(folder, content):
+        calls.append(folder)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        inner(folder, content)
+
+    monkeypatch.setattr(stage, "mark_complete", full)
+    with pytest.raises(MemprobeError, match=r"step 4 could not be saved .*No space left"):
+        run(eventful(tiny_checkpoint), tmp_path, quiet=True)
+    assert sorted(path.name for path in tmp_path.rglob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert same_weights(run(eventful(tiny_checkpoint), tmp_path, quiet=True), unbroken)
+
+
+def test_a_base_model_that_is_not_causal(tiny_checkpoint, tmp_path):
+    base = broken(tiny_checkpoint, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(MemprobeError, match="BertForMaskedLM, not a causal LM"):
+        run(small(base), tmp_path / "run", quiet=True)
+
+
+def test_a_torn_base_model(tiny_checkpoint, tmp_path):
+    base = broken(tiny_checkpoint, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MemprobeError, match=r"missing.*model\.norm\.weight"):
+        run(small(base), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"data": "kvr:6", "n": 7}, r"stages\.1\.data: .*7"),
+        (
+            {"data": "kvr:6", "mixing": [{"source": "kvr:5:test", "ratio": 2}]},
+            r"stages\.1\.mixing\.1\.source: .*12",
+        ),
+        ({"data": "kvr:6", "kind": "tasks"}, r"stages\.1\.data: .*not tasks"),
+    ],
+)
+def test_too_few_rows_are_named_by_key_before_anything_is_trained(stage, said, tiny_checkpoint, tmp_path):
+    with pytest.raises(MemprobeError, match=said):
+        run(small(tiny_checkpoint, stages=[{"name": "a"} | stage]), tmp_path, quiet=True)
+    assert not (tmp_path / "1-a").exists() and not (tmp_path / "recipe.toml").exists()
+
+
+def test_the_command_line(tiny_checkpoint, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(to_toml(small(tiny_checkpoint)))
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "run"), "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert any("exact_match" in line for line in lines) and "memprobe layers" in lines[-1]
+    assert parse_recipe(tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())).seed == 3
+
+
+def test_errors_are_one_line(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("colour = 3")
+    script = "import sys; from training.__main__ import main; sys.argv[1:] = ['run', sys.argv[1]]; main()"
+    done = python(script, path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("training: error: ") and "colour" in done.stderr
