@@ -85,18 +85,13 @@ def ask(
     if progress is not None:
         progress(len(predictions), len(factoids), known)
     open_items = [item for item in prepared if item.factoid.id not in predictions]
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write(json.dumps(settings) + "\n")
-        for batch in generate_answers(lens_model, open_items, batch_tokens, apart):
-            for key, text in batch.items():
-                file.write(json.dumps([key, text], ensure_ascii=False) + "\n")
-            file.flush()
-            predictions |= batch
-            known += sum(judge(by_id[key], text).alias_aware for key, text in batch.items())
-            if progress is not None:
-                progress(len(predictions), len(factoids), known)
+    for batch in _journalled(
+        generate_answers(lens_model, open_items, batch_tokens, apart), journal, settings
+    ):
+        predictions |= batch
+        known += sum(judge(by_id[key], text).alias_aware for key, text in batch.items())
+        if progress is not None:
+            progress(len(predictions), len(factoids), known)
     return [judge(item, predictions[item.factoid.id]) for item in prepared]
 
 
@@ -190,6 +185,23 @@ def _shots(factoids: Sequence[Factoid], shots: int, seed: int) -> list[str]:
 
 def _example_order(factoids: Sequence[Factoid], seed: int) -> list[Factoid]:
     return sorted(factoids, key=lambda row: hashlib.sha256(f"shots {seed} {row.id}".encode()).digest())
+
+
+def _journalled(
+    batches: Iterator[dict[str, str]], path: Path, settings: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """The batches, each written to the journal before it is handed on."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(json.dumps(settings) + "\n")
+            for batch in batches:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.items())
+                file.flush()
+                yield batch
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -173,6 +173,12 @@ def test_torn_journals(lens_model, facts, tmp_path, content):
         assert len(ask(lens_model, facts, journal)) == len(facts)
 
 
+def test_a_journal_that_cannot_be_written(lens_model, facts, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MemprobeError, match="cannot be written"):
+        ask(lens_model, facts, tmp_path / "file" / "journal")
+
+
 def test_batches_and_order_do_not_change_the_answers(lens_model, facts, tmp_path):
     one = ask(lens_model, facts, tmp_path / "a", batch_tokens=1)
     two = ask(lens_model, facts[::-1], tmp_path / "b")

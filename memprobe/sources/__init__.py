@@ -17,6 +17,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ from memprobe.sources.files import factoid_of, read_factoid_file
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.kvr import generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
-from memprobe.sources.passages import WORDS_FILE, check_words, halve, random_words, vocabulary
+from memprobe.sources.passages import WORDS_FILE, WORDS_PACKAGE, check_words, halve, random_words, vocabulary
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 
 __all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
@@ -227,8 +228,9 @@ def _open(
         folder = None if words_file else data_folder(data_dir)
         file = Path(words_file) if words_file else folder and folder / WORDS_FILE
         texts = random_words(_needed(name, n), vocabulary(file), words=words[1], seed=seed)
-        revision = file_revision(file) if file else None
-        origin = Origin(name, "texts", "generated", file.name if file else None, revision=revision)
+        revision = file_revision(file) if file else metadata.version(WORDS_PACKAGE)
+        place = file.name if file else WORDS_PACKAGE
+        origin = Origin(name, "texts", "generated", place, revision=f"{revision}, seed {seed}")
         return _Opened(_counted(texts, counts), origin)
     if name == "self":
         from memprobe.sources.replay import own_passages
@@ -236,7 +238,7 @@ def _open(
         if base is None:
             raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
         texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed, progress=progress)
-        origin = Origin(name, "texts", "generated", revision=f"sha256:{fingerprint[:16]}")
+        origin = Origin(name, "texts", "generated", revision=f"weights {fingerprint[:16]}, seed {seed}")
         return _Opened(_counted(texts, counts), origin)
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
         return _open_file(path, kind or "factoids", bad, counts, words)

@@ -109,7 +109,10 @@ def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
-    lines = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    try:
+        lines = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
     reader = csv.reader(io.StringIO(lines, newline=""), strict=True)
     try:
         header = next(reader, [])
