@@ -111,6 +111,7 @@ class Reading:
     exact: np.ndarray  # bool [factoid]
     first_rank: np.ndarray  # [factoid], of the first answer token in the model's own readout
     tokens: pl.DataFrame  # [factoid, length, first]
+    cover: float  # share that the k commonest answer tokens cover
 
 
 def compare(
@@ -169,7 +170,7 @@ def compare(
         reading = readings.get(member.label) or _read(member, ids, k, token)
         shuffled, intrusions = _controls(member, ids, token)
         exact_by_label[member.label] = reading.exact
-        _describe(rows, reading, shuffled, k=k, token=token, resamples=resamples, is_base=member is root)
+        _describe(rows, reading, shuffled, k=k, resamples=resamples, is_base=member is root)
         if member.arm is not None:
             runs.append(_run(reading, resamples))
         for anchor in anchors:
@@ -356,28 +357,34 @@ def _read(member: Member, ids: np.ndarray, k: int, token: str) -> Reading:
             f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
         )
     trajectory = found[0].select(ids)
+    if trajectory.n_layers != member.n_layers:
+        raise MemprobeError(
+            f"{member.probe.path}: records of {member.name!r} end at depth {trajectory.n_layers},"
+            f" run.json says {member.n_layers}; probe it again"
+        )
     occurrence = Occurrence.of(trajectory, k)
     outcomes = _rows_of(member, "outcomes", ids, ("exact_match", "exact_tokens")).unique("factoid")
-    known = outcomes.select(
-        "factoid", pl.coalesce("exact_match", "exact_tokens").fill_null(False).alias("exact")
+    said = outcomes.select("factoid", pl.coalesce("exact_match", "exact_tokens").alias("exact"))
+    starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
+    joined = (
+        pl.DataFrame({"factoid": ids})
+        .join(said, on="factoid", how="left", maintain_order="left")
+        .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
     )
-    joined = pl.DataFrame({"factoid": ids}).join(known, on="factoid", how="left", maintain_order="left")
     exact = joined["exact"].fill_null(False).to_numpy().astype(bool)
-    answer = pl.col("token") >= 0
-    tokens = (
-        records.filter(answer)
-        .group_by("factoid")
-        .agg(
+    answers = records.filter(pl.col("token") >= 0).group_by("factoid")
+    return Reading(
+        member=member,
+        trajectory=trajectory,
+        found=occurrence,
+        values=_values(trajectory, occurrence, exact),
+        exact=exact,
+        first_rank=joined["rank"].fill_null(-1).to_numpy(),
+        tokens=answers.agg(
             pl.col("token").n_unique().alias("length"),
             pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
-        )
-    )
-    last = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers).select("factoid", "rank")
-    first = (
-        joined.join(last, on="factoid", how="left", maintain_order="left")["rank"].fill_null(-1).to_numpy()
-    )
-    return Reading(
-        member, trajectory, occurrence, _values(trajectory, occurrence, exact), exact, first, tokens
+        ),
+        cover=answer_cover(records, k=k, token=token),
     )
 
 
@@ -444,7 +451,6 @@ def _describe(
     shuffled: list[Trajectories],
     *,
     k: int,
-    token: str,
     resamples: Resamples,
     is_base: bool,
 ) -> None:
@@ -453,7 +459,6 @@ def _describe(
     found, ids = reading.found, reading.trajectory.factoids
     chance = chance_held(shuffled, ids, found.n_layers + 1, k)
     rows.add("curves", keys, curves_of(reading.trajectory, k=k, chance=chance, resamples=resamples))
-    records = _rows_of(reading.member, "records", ids, ("token", "token_id", "depth", "rank"))
     by_chance = chance_lof(shuffled, ids, k)
     net, low, high = net_of(restricted(found.lof, found.n_layers)[:, None], by_chance[:, None], resamples)
     row = placement_of(found, resamples) | {
@@ -464,7 +469,7 @@ def _describe(
         "net_lof_restricted_mean_low": _number(low[0]),
         "net_lof_restricted_mean_high": _number(high[0]),
         "chance_recall_full": _number(np.nanmean(chance[:, -1]) if len(shuffled) else np.nan),
-        "answer_cover": answer_cover(records, k=k, token=token),
+        "answer_cover": reading.cover,
     }
     rows.add("placement", keys | {"base": is_base}, pl.DataFrame([row], schema=_placed(row)))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.holding import Trajectories, by_rule
+from memprobe.statistics.holding import Trajectories, check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap_mean
 from memprobe.statistics.occurrence import first_depth, restricted
 
@@ -19,7 +19,7 @@ def answer_cover(records: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) ->
     Args:
         records: of one checkpoint.
     """
-    by_rule(pl.DataFrame(schema=records.lazy().collect_schema()), token=token)  # refuses an unknown rule
+    check_rule(token)
     tokens = (
         records.lazy().filter(pl.col("token") >= 0).select("factoid", "token", "token_id").unique().collect()
     )

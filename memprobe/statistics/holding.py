@@ -23,6 +23,16 @@ K_VALUES = (1, 5, 10, 20, 50, 100)
 TOKEN_RULES: tuple[TokenRule, ...] = ("first", "last", "all")
 
 
+def check_rule(token: str) -> None:
+    """Refuses a token rule that does not exist.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if token not in TOKEN_RULES:
+        raise MemprobeError(f"token rule {token!r}: choose {', '.join(TOKEN_RULES)}")
+
+
 def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
     """One row per factoid and depth: the answer under a token rule.
 
@@ -38,8 +48,7 @@ def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
     Raises:
         MemprobeError: unknown rule.
     """
-    if token not in TOKEN_RULES:
-        raise MemprobeError(f"token rule {token!r}: choose {', '.join(TOKEN_RULES)}")
+    check_rule(token)
     lazy = frame.lazy()
     columns = lazy.collect_schema().names()
     keys = unit_keys(columns)
