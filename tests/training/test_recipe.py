@@ -1,0 +1,173 @@
+"""Recipes: what is read, what is refused, and that the shipped ones are valid."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import training
+from memprobe.errors import MemprobeError
+from training.recipe import differences, parse_recipe, read_recipe, to_toml
+
+SHIPPED = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
+
+
+def recipe(arm="none", **changes):
+    stages = [{"name": "a", "data": "kvr:8"}, {"name": "b", "data": "known"}, {"name": "c", "data": "known"}]
+    return {"base": "base", "arm": arm, "stages": stages} | changes
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_small_enough_to_read(path):
+    found = read_recipe(path)
+    assert parse_recipe(tomllib.loads(to_toml(found))) == found
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_the_shipped_set():
+    assert {"tiny", "demo", "llama3-8b-paper"} <= {path.stem for path in SHIPPED}
+    assert sum(path.stem.startswith("smollm2-") for path in SHIPPED) >= 2
+
+
+def test_the_papers_settings_are_the_defaults():
+    found = parse_recipe(recipe())
+    optimiser = found.optimiser
+    assert (optimiser.lr, optimiser.betas, optimiser.eps) == (5e-5, (0.9, 0.95), 1e-8)
+    assert (optimiser.weight_decay, optimiser.clip, optimiser.batch) == (0.0, 1.0, 32)
+    assert (optimiser.schedule, optimiser.warmup) == ("cosine", 0.05)
+    assert found.template == "tulu" and found.stages[0].epochs == 20
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    [
+        ("none", "none"),
+        ("joint", "joint"),
+        ("remix(stages=2,1, data=generic)", "remix(data=generic, stages=1,2)"),
+        ("remix(data=generic,random-words, stages=1)", "remix(data=generic,random-words, stages=1)"),
+        (
+            "remix(data=generic, stages=1, words=12, ratio=3)",
+            "remix(data=generic, stages=1, ratio=3, words=12,12)",
+        ),
+        ("matched(to=steps, data=generic, stages=2)", "matched(to=steps, data=generic, stages=2)"),
+        ("replay(ratio=0.1)", "replay(ratio=0.1, stages=2,3)"),
+        ("replay(ratio=0.1, redraw=true, stages=3)", "replay(ratio=0.1, stages=3, redraw=true)"),
+        ("ewc(strength=1000)", "ewc(strength=1000, stages=2,3)"),
+        ("kl(strength=0.5, stages=2)", "kl(strength=0.5, stages=2)"),
+        ("lora(rank=8)", "lora(rank=8, alpha=32, stages=1,2,3)"),
+        (
+            "remix(data=generic, stages=1) + replay(ratio=0.1)",
+            "remix(data=generic, stages=1)+replay(ratio=0.1, stages=2,3)",
+        ),
+    ],
+)
+def test_arms_unfold_and_are_named_the_same_again(arm, name):
+    found = parse_recipe(recipe(arm))
+    assert found.arm == found.arm_name == name
+    again = parse_recipe(recipe(name))
+    assert again == found
+    assert parse_recipe(tomllib.loads(to_toml(found))) == found
+
+
+def test_an_arm_reaches_the_stages_it_names():
+    found = parse_recipe(recipe("remix(data=random-words, stages=1,3, words=12)"))
+    assert [len(stage.mixing) for stage in found.stages] == [1, 0, 1]
+    assert found.stages[0].mixing[0].words == (12, 12) and found.stages[0].mixing[0].ratio == 2
+
+
+def test_stages_can_say_for_themselves():
+    stages = [
+        {"name": "a", "data": "kvr:8", "mixing": [{"source": "generic", "ratio": 1}]},
+        {"name": "b", "data": "known", "penalty": {"method": "kl", "strength": 2}},
+    ]
+    found = parse_recipe({"base": "base", "stages": stages})
+    assert found.arm == "remix(data=generic, stages=1, ratio=1)+kl(strength=2, stages=2)"
+
+
+def changed_stage(**changes):
+    return recipe(stages=[{"name": "a", "data": "kvr:8"} | changes])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (recipe(colour="red"), "colour: unknown key"),
+        (changed_stage(size=3), r"stages\.1\.size: unknown key"),
+        (recipe(optimiser={"lr": "high"}), r"optimiser\.lr: .*'high'"),
+        (recipe(optimiser={"lr": 0}), r"optimiser\.lr: .*greater than 0"),
+        (recipe(optimiser={"lr": float("nan")}), r"optimiser\.lr"),
+        (recipe(seed=-1), "seed"),
+        (recipe(template="{prompt}"), "template"),
+        (recipe(stages=[]), "stages"),
+        ({"stages": [{"name": "a", "data": "known"}]}, "base: missing"),
+        (changed_stage(mixing=[{"source": "generic", "ratio": -1}]), r"stages\.1\.mixing\.1\.ratio.*-1"),
+        (changed_stage(match="steps"), "match"),
+        (changed_stage(replay={"ratio": 0.1}), "stage before"),
+        (changed_stage(name="a/b"), r"stages\.1\.name"),
+        (changed_stage(kind="tasks", unknown={}), "only factoids"),
+        (changed_stage(checkpoints={"steps": 1, "epochs": 1}), "one of them"),
+        (recipe(stages=[{"name": "a", "data": "known"}] * 2), "'a'"),
+        (recipe("remix(data=both, stages=1)"), "both"),
+        (recipe("remix(data=generic)"), "stages"),
+        (recipe("remix(stages=1)"), "data"),
+        (recipe("remix(data=generic, stages=4)"), "1 to 3"),
+        (recipe("remix(data=generic, stages=both)"), "1 to 3"),
+        (recipe("remix(data=generic, stages=1, tokens=3)"), "tokens"),
+        (recipe("magic"), "magic"),
+        (recipe("none + joint"), "none"),
+        (recipe("joint + replay(ratio=0.1)"), "joint"),
+        (recipe("ewc(strength=high)"), "high"),
+        (recipe("ewc(strength=1) + kl(strength=1)"), "not supported"),
+        (recipe("ewc(strength=1) + lora(rank=2)"), "EWC"),
+        (recipe("replay(ratio=2)"), "ratio"),
+    ],
+)
+def test_bad_values_are_named_by_key(data, said):
+    with pytest.raises(MemprobeError, match=said) as error:
+        parse_recipe(data, "some.toml")
+    assert str(error.value).startswith("some.toml: ") and "\n" not in str(error.value)
+
+
+def test_a_stage_and_the_arm_cannot_contradict_each_other():
+    stages = [{"name": "a", "data": "known", "mixing": [{"source": "self"}]}]
+    with pytest.raises(MemprobeError, match=r"stages\.1\.mixing"):
+        parse_recipe({"base": "b", "arm": "remix(data=generic, stages=1)", "stages": stages})
+
+
+def write(path, data="kvr:4", extra=""):
+    path.write_text(f'base = "b"\n{extra}\n[[stages]]\nname = "a"\ndata = "{data}"\n')
+    return path
+
+
+def test_files_are_found_beside_the_recipe(tmp_path):
+    (tmp_path / "facts.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
+    found = read_recipe(write(tmp_path / "r.toml", "facts.jsonl"), seed=7)
+    assert found.stages[0].data == str(tmp_path / "facts.jsonl") and found.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "extra", "said"),
+    [
+        ("gone.jsonl", "", r"stages\.1\.data: no file gone\.jsonl"),
+        ("wikipedia", "", r"stages\.1\.data: no source 'wikipedia'"),
+        ("kvr:4", 'evaluate.texts = "prose"', r"evaluate\.texts: no source"),
+        ("kvr:4", 'arm = "remix(data=prose, stages=1)"', r"stages\.1\.mixing\.1\.source: no source"),
+        ("kvr:4", "seed = ", "is not TOML"),
+    ],
+)
+def test_missing_sources_are_named_by_file_and_key(tmp_path, data, extra, said):
+    path = write(tmp_path / "r.toml", data, extra)
+    with pytest.raises(MemprobeError, match=said) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(MemprobeError, match="No such file"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_differences_name_the_keys():
+    old, new = parse_recipe(recipe()), parse_recipe(recipe(seed=3, optimiser={"lr": 1e-3}))
+    assert differences(old, new) == ["seed: 0 -> 3", "optimiser.lr: 5e-05 -> 0.001"]
+    assert differences(old, old) == []
