@@ -282,13 +282,16 @@ def _capture_batch(
     ]
     failed = set(records.filter(~pl.col("entropy").is_finite())["factoid"])
     if lens is lens_model.lens:
-        spoken = readings.top1[-len(positions) :]
+        own = readings
     else:  # what the model itself says is read with its own norm and unembedding, whatever the lens
-        own = lens_model.lens.transform_hidden(residuals[-1])
-        spoken = _read(lens_model.lens, own, targets[:, :1], {})[0].top1
+        hidden = lens_model.lens.transform_hidden(residuals[-1])
+        own = _read(lens_model.lens, hidden, targets[:, :1], {})[0]
     exact = {item.factoid.id: True for item in batch}
-    for (_, item, j), token in zip(positions, spoken.tolist(), strict=True):
+    at_full_depth = own.top1[-len(positions) :].tolist(), np.isfinite(own.entropy[-len(positions) :]).tolist()
+    for (_, item, j), token, finite in zip(positions, *at_full_depth, strict=True):
         exact[item.factoid.id] &= token == item.targets[j]
+        if not finite:
+            failed.add(item.factoid.id)
     outcomes = _outcomes(lens_model, batch, exact, failed, predictions)
     kept = ~pl.col("factoid").is_in(sorted(failed))
     beside = pl.concat(
