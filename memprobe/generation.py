@@ -73,7 +73,19 @@ def generate_batches(
             min(limit, context + 1 - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)
         ]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for batch in batches_by_tokens(order, lambda index: len(prompts[index]) + limits[index], batch_tokens):
+    batches = batches_by_tokens(order, lambda index: len(prompts[index]) + limits[index], batch_tokens)
+    # A batch runs to its largest limit, for which its longest prompt may have no room.
+    batches = [
+        part
+        for batch in batches
+        for part in (
+            [[index] for index in batch]
+            if context is not None
+            and len(prompts[batch[-1]]) + max(limits[index] for index in batch) > context + 1
+            else [batch]
+        )
+    ]
+    for batch in batches:
         ids, mask = left_padded([prompts[index][start:] for index in batch], lens_model.pad_id())
         cache: dict[str, Any] = {}
         if prefix is not None:  # the filling stands between the prefix and the rest, and the mask hides it
