@@ -14,7 +14,7 @@ from memprobe.cli import app
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.records import read_json, write_json
-from memprobe.statistics import occurrence
+from memprobe.statistics import occurrence, summarise
 from tests.probes import synthetic_factoids, write_probe
 
 STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}
@@ -243,3 +243,12 @@ def test_one_checkpoint_alone(tmp_path):
     assert tables["placement"]["n"].to_list() == [1]
     assert "differences" not in tables
     assert np.isfinite(tables["placement"]["lof_restricted_mean"][0])
+
+
+def test_without_controls_chance_is_not_known(tmp_path):
+    probe = write_probe(tmp_path, {"a": 5.0, "b": 4.0}, n=6, summary=False)
+    pl.read_parquet(tmp_path / "controls.parquet").clear().write_parquet(tmp_path / "controls.parquet")
+    curves = compare([probe], draws=100).tables["curves"]
+    assert curves["chance"].null_count() == len(curves) and curves["recall"].null_count() == 0
+    entry = summarise(probe, draws=100)["a"]
+    assert entry["shuffled"]["10"] == [None] * 9 and entry["shuffled_lof"]["mean"] is None
