@@ -17,6 +17,7 @@ from memprobe.factoids import CHAT, Factoid, Template, factoid_id, tokenise
 from memprobe.records import read_json, write_json
 from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text
+from memprobe.sources.passages import COMPLETE
 from training.mixing import IGNORED, Example, Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
 
@@ -240,20 +241,31 @@ def _known(
 
 def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -> list[Text]:
     """Passages for perplexity that no stage trains on."""
-    if recipe.evaluate.texts is None:
+    source, wanted = recipe.evaluate.texts, recipe.evaluate.texts_n
+    if source is None:
         return []
-    trained = {row.id for data in stages for part in (data.rows, *data.mixing) for row in part}
-    wanted = recipe.evaluate.texts_n
-    drawn = wanted + len(trained) if recipe.evaluate.texts in ("self", "random-words") else None
-    kind = None if _is_named(recipe.evaluate.texts) else "texts"
+    trained = {
+        _opening(row)
+        for data in stages
+        for part in (data.rows, *data.mixing)
+        for row in part
+        if isinstance(row, Text)
+    }
+    drawn = wanted + len(trained) if source in ("self", "random-words") else None
+    kind = None if _is_named(source) else "texts"
     with _named("evaluate.texts"):
-        loaded = load(
-            recipe.evaluate.texts, kind, n=drawn, seed=recipe.seed + 1, data_dir=data_dir, base=recipe.base
-        )
-        texts = [row for row in loaded.rows if isinstance(row, Text) and row.id not in trained]
+        loaded = load(source, kind, n=drawn, seed=recipe.seed + 1, data_dir=data_dir, base=recipe.base)
+        order = subset(loaded.rows, len(loaded.rows), recipe.seed, source)
+        texts = [row for row in order if isinstance(row, Text) and _opening(row) not in trained]
         if len(texts) < wanted:
-            raise MemprobeError(f"{recipe.evaluate.texts}: {len(texts)} texts are held out, not {wanted}")
-        return subset(texts, wanted, recipe.seed, recipe.evaluate.texts)
+            raise MemprobeError(f"{source}: {len(texts)} texts are held out, and texts_n is {wanted}")
+        return texts[:wanted]
+
+
+def _opening(text: Text) -> str:
+    """A passage's first words, by which it is known however it is halved."""
+    passage = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}"
+    return " ".join(passage.split()[:5])
 
 
 class _named:

@@ -118,11 +118,11 @@ def test_arms_differ(golden):
         assert found[name][-1] != pytest.approx(found["none"][-1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["together", "ewc"])
-def test_two_processes_give_the_same_losses(name, golden, tiny_checkpoint, tmp_path):
-    optimiser = {"lr": 1e-3, "batch": 4, "micro_batch": 1}
+@pytest.mark.parametrize(("name", "fsdp"), [("together", False), ("ewc", False), ("remix", True)])
+def test_two_processes_give_the_same_losses(name, fsdp, golden, tiny_checkpoint, tmp_path):
+    settings = {"optimiser": {"lr": 1e-3, "batch": 4, "micro_batch": 1}, "precision": {"fsdp": fsdp}}
     recipe = tmp_path / "r.toml"
-    recipe.write_text(to_toml(small(tiny_checkpoint, ARMS[name], optimiser=optimiser)))
+    recipe.write_text(to_toml(small(tiny_checkpoint, ARMS[name], **settings)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "training", "run", recipe, "--out", tmp_path / "run"],

@@ -1,0 +1,158 @@
+"""Rows and their tokens: what a stage trains on."""
+
+import json
+
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Template, tokenise
+from memprobe.sources import load_factoids
+from memprobe.sources.kinds import Message, make_task, make_text
+from tests.tiny import tiny_tokenizer
+from tests.training.runs import losses, small
+from training.data import PREPARED, ExampleMaker, prepare, wanted_rows
+from training.mixing import IGNORED
+from training.run import run
+
+
+def never():
+    raise AssertionError("the base model is not needed")
+
+
+def learned(example, tokenizer):
+    return tokenizer.decode([label for label in example.labels if label != IGNORED])
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+@pytest.mark.parametrize("template", ["plain", "tulu", "chat"])
+def test_factoids_are_trained_as_they_are_probed(kind, template):
+    tokenizer = tiny_tokenizer(kind)
+    make = ExampleMaker(template, tokenizer, 256)
+    for factoid in load_factoids("known", n=5):
+        item = tokenise(factoid, Template.parse(template), tokenizer)
+        example = make(factoid)
+        assert example.ids == item.inputs
+        start = len(item.prompt) - 1
+        assert example.labels == (IGNORED,) * start + item.targets
+
+
+def test_each_label_is_the_token_after_its_position():
+    example = ExampleMaker("tulu", tiny_tokenizer(), 256)(load_factoids("kvr:1")[0])
+    for position, label in enumerate(example.labels[:-1]):
+        assert label in (IGNORED, example.ids[position + 1])
+
+
+@pytest.mark.parametrize("template", ["tulu", "chat"])
+def test_every_turn_of_the_assistant_is_learned_and_no_other(template):
+    tokenizer = tiny_tokenizer()
+    turns = [
+        ("system", "be brief"),
+        ("user", "hot?"),
+        ("assistant", "cold"),
+        ("user", "up?"),
+        ("assistant", "down"),
+    ]
+    task = make_task([Message(role, text) for role, text in turns], "file")
+    example = ExampleMaker(template, tokenizer, 256)(task)
+    said = learned(example, tokenizer).replace("</s>", "|").replace("\n", "")
+    assert said == "cold|down|"
+    whole = tokenizer.decode(example.ids)
+    assert whole.index("be brief") < whole.index("hot?") < whole.index("cold") < whole.index("up?")
+
+
+def test_texts_are_learned_after_their_prompt():
+    tokenizer = tiny_tokenizer()
+    make = ExampleMaker("tulu", tokenizer, 256)
+    assert learned(make(make_text("Go on:", "the river of", "generic")), tokenizer) == "the river of</s>"
+    bare = make(make_text("", "the river of", "generic"))
+    assert tokenizer.decode(bare.ids + bare.labels[-1:]) == "the river of"
+    assert IGNORED not in bare.labels
+
+
+def test_long_tasks_are_cut_and_long_factoids_refused():
+    tokenizer = tiny_tokenizer()
+    task = make_task([Message("user", "up?"), Message("assistant", "down " * 50)], "file")
+    assert len(ExampleMaker("tulu", tokenizer, 40)(task).ids) == 40
+    with pytest.raises(MemprobeError, match="prompt alone"):
+        ExampleMaker("tulu", tokenizer, 4)(task)
+    with pytest.raises(MemprobeError, match="do not fit"):
+        ExampleMaker("tulu", tokenizer, 10)(load_factoids("kvr:1")[0])
+
+
+def test_wanted_rows_round_half_up():
+    assert [wanted_rows(ratio, 5) for ratio in (0, 0.1, 0.3, 2)] == [0, 1, 2, 10]
+
+
+def test_prepared_rows_are_read_again_and_made_anew_for_another_recipe(tiny_checkpoint, tmp_path):
+    recipe = small(tiny_checkpoint, "remix(data=kvr:20:test, stages=1)")
+    first = prepare(recipe, tmp_path, never)
+    before = (tmp_path / PREPARED).read_bytes()
+    assert prepare(recipe, tmp_path, never) == first and (tmp_path / PREPARED).read_bytes() == before
+    other = prepare(small(tiny_checkpoint, seed=9), tmp_path, never)
+    assert other.stages[0].rows != first.stages[0].rows
+
+
+def test_stages_never_share_a_question(tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "known", "n": 60}, {"name": "b", "data": "known"}]
+    first, second = prepare(small(tiny_checkpoint, stages=stages), tmp_path, never).stages
+    assert not {row.prompt for row in first.rows} & {row.prompt for row in second.rows}
+    assert second.counts["overlap"] >= 60
+
+
+def test_tasks_hold_rows_out(tiny_checkpoint, tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{i}?", "answer": f"a{i}"}) + "\n" for i in range(9)))
+    stage = {"name": "a", "data": str(file), "kind": "tasks", "n": 5, "held_out": 4}
+    (data,) = prepare(small(tiny_checkpoint, stages=[stage]), tmp_path, never).stages
+    assert len(data.rows) == 5 and len(data.held_out) == 4
+    assert not {row.id for row in data.rows} & {row.id for row in data.held_out}
+    with pytest.raises(MemprobeError, match=r"stages\.1\.data"):
+        prepare(small(tiny_checkpoint, stages=[stage | {"n": 6}]), tmp_path, never)
+
+
+def test_all_that_can_be_evaluated(tiny_checkpoint, tmp_path):
+    """Three stages: unknown factoids, tasks, texts; facts known before, and held-out text."""
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps({"prompt": f"{i} up?", "answer": "down"}) + "\n" for i in range(8)))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"{i} " + "the river is big " * 30}) + "\n" for i in range(8))
+    )
+    stages = [
+        {"name": "facts", "data": "known", "n": 3, "unknown": {}, "epochs": 1},
+        {"name": "skill", "data": str(tasks), "kind": "tasks", "n": 4, "held_out": 4, "epochs": 1},
+        {
+            "name": "prose",
+            "data": str(texts),
+            "kind": "texts",
+            "n": 4,
+            "held_out": 2,
+            "words": [3, 5],
+            "epochs": 1,
+        },
+    ]
+    read = prepare(
+        small(tiny_checkpoint, stages=stages[2:], evaluate={"texts": str(texts), "texts_n": 4}),
+        tmp_path,
+        never,
+    )
+    trained = {row.prompt.split()[5] for row in read.stages[0].rows}  # the passage's number
+    assert len(trained) == 4 and not trained & {row.prompt.split()[5] for row in read.texts}
+    evaluate = {"known": 5, "paraphrases": True, "texts": str(texts), "texts_n": 1, "limit": 10}
+    recipe = small(tiny_checkpoint, "replay(ratio=0.5)", stages=stages, evaluate=evaluate, max_length=200)
+    last = run(recipe, tmp_path / "run", quiet=True)
+    result = json.loads((last / "evaluation.json").read_text())
+    sets = result["sets"]
+    # A random model knows no fact, so there is none to watch.
+    assert set(sets) == {"1-facts", "2-skill", "3-prose", "paraphrases", "texts"}
+    assert sets["2-skill"]["n"] == 4 and sets["2-skill"]["metric"] == "loss"
+    assert sets["3-prose"]["metric"] == sets["texts"]["metric"] == "perplexity"
+    assert result["retention"]["1-facts"]["all"]["n"] == 3
+    assert len(losses(last)) == 2  # 4 texts, and 4 of the 7 rows before
+    manifest = json.loads((last / "memprobe.json").read_text())
+    assert [stage["factoids"] for stage in manifest["stages"]] == [
+        "factoids-1-facts.jsonl",
+        "tasks-2-skill.jsonl",
+        "texts.jsonl",
+    ]
+    assert manifest["stages"][0]["counts"]["known to the base model"] == 0
