@@ -1,0 +1,245 @@
+"""A probe directory: through kills at every write, beside other probes, and when checkpoints join later."""
+
+import shutil
+from contextlib import contextmanager
+
+import polars as pl
+import pytest
+
+from memprobe import probing, records
+from memprobe.errors import MemprobeError
+from memprobe.factoids import make_factoid
+from memprobe.models import wrap
+from memprobe.probing import probe
+from memprobe.records import TABLES, open_probe
+from tests.tiny import tiny_model, tiny_tokenizer
+
+FACTS = [
+    make_factoid("The river of Oria is the", "Lunn", "test", relation="river", id="a"),
+    make_factoid("The river of Selva is the", "Brack", "test", relation="river", id="b"),
+    make_factoid("The river of Tolm is the", "Ister", "test", relation="river", id="c"),
+    make_factoid("Oria: hill?", "Mount Grey", "test", relation="hill", id="d"),
+    make_factoid("Selva: hill?", "Peak Nine", "test", relation="hill", id="e"),
+]
+LABELS = ["base", "step 10/é"]
+SORTED = {
+    "records": ["checkpoint", "factoid", "token", "depth"],
+    "controls": ["checkpoint", "factoid", "token", "depth", "control"],
+    "outcomes": ["checkpoint", "factoid"],
+    "factoids": ["id"],
+}
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Two tiny models in memory."""
+    tokenizer = tiny_tokenizer()
+    return [
+        wrap(tiny_model("llama", len(tokenizer), seed=seed), tokenizer, label=label)
+        for seed, label in enumerate(LABELS)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def flushed_at_once(monkeypatch):
+    monkeypatch.setattr(probing, "FLUSH_SECONDS", -1)
+
+
+@pytest.fixture(scope="module")
+def whole(two, tmp_path_factory):
+    """The same probe, undisturbed."""
+    return probe(two, FACTS, tmp_path_factory.mktemp("whole") / "probe", batch_size=2)
+
+
+class Killed(BaseException):
+    """As after SIGKILL: nothing is written from here on, and no handler can change that."""
+
+
+class Power:
+    """Lets so many writes and removals happen, then cuts the power before or after one of them."""
+
+    def __init__(self, monkeypatch, at: int | None = None, when: str = "before"):
+        self.events, self.at, self.when, self.dead = 0, at, when, False
+        replacing, rmtree = records.replacing, shutil.rmtree
+
+        @contextmanager
+        def write(path):
+            self.before(lambda: torn(path))
+            with replacing(path) as temporary:
+                yield temporary
+            self.after()
+
+        def torn(path):  # what a write leaves that never came to its end
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / f".{path.name}.torn").write_bytes(b"PAR1 torn")
+
+        def remove(path, **options):
+            self.before(lambda: [file.unlink() for file in sorted(path.glob("*.parquet"))[:2]])
+            rmtree(path, **options)
+            self.after()
+
+        monkeypatch.setattr(records, "replacing", write)
+        monkeypatch.setattr(shutil, "rmtree", remove)
+
+    def before(self, left) -> None:
+        if self.dead:
+            raise Killed
+        self.events += 1
+        if self.events == self.at and self.when == "before":
+            left()
+            self.after()
+
+    def after(self) -> None:
+        if self.events == self.at:
+            self.dead = True
+            raise Killed
+
+
+def hold_same(one, other) -> None:
+    for table, keys in SORTED.items():
+        assert getattr(one, table).sort(keys).equals(getattr(other, table).sort(keys)), table
+    assert one.summary == other.summary
+    assert one.run == other.run
+
+
+WRITES = 33  # and removals, of the whole probe; the next test says so when it changes
+
+
+def test_every_write_is_counted(two, whole, tmp_path, monkeypatch):
+    power = Power(monkeypatch)
+    hold_same(probe(two, FACTS, tmp_path / "probe", batch_size=2), whole)
+    assert power.events == WRITES
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("at", range(1, WRITES + 1))
+def test_killed_at_any_write_it_stays_readable_and_goes_on(two, whole, tmp_path, at, when):
+    out = tmp_path / "probe"
+    with pytest.MonkeyPatch.context() as patch:
+        Power(patch, at, when)
+        with pytest.raises(Killed):
+            probe(two, FACTS, out, batch_size=2)
+    if (out / "run.json").exists():
+        half = open_probe(out)
+        for table in ("records", "controls", "outcomes"):
+            rows, full = getattr(half, table), getattr(whole, table)
+            assert rows.schema == TABLES[table]
+            assert not rows.is_duplicated().any()
+            assert rows.join(full, on=rows.columns, how="anti", nulls_equal=True).is_empty()
+            for label, entry in half.run["checkpoints"].items():
+                if entry["complete"]:
+                    of = pl.col("checkpoint") == label
+                    assert rows.filter(of).height == full.filter(of).height
+    hold_same(probe(two, FACTS, out, batch_size=2), whole)
+    assert not (out / "parts").exists()
+
+
+def test_a_failed_write_keeps_what_is_finished(two, whole, tmp_path):
+    out = tmp_path / "probe"
+    with pytest.MonkeyPatch.context() as patch:
+        write = probing.write_parquet
+        written = []
+
+        def full(frame, path):
+            written.append(path)
+            if len(written) > 5:
+                raise MemprobeError(f"{path}: cannot be written (no space left on device)")
+            write(frame, path)
+
+        patch.setattr(probing, "write_parquet", full)
+        with pytest.raises(MemprobeError, match="no space left"):
+            probe(two, FACTS, out, batch_size=2)
+    assert open_probe(out).outcomes.height == 2
+    hold_same(probe(two, FACTS, out, batch_size=2), whole)
+
+
+def test_finished_batches_are_not_run_again(two, whole, tmp_path, monkeypatch):
+    from memprobe import capture
+
+    asked = []
+    real = capture._capture_batch
+
+    def counted(lens_model, lens, batch, *rest):
+        if len(asked) == 4 and len(batch) == 1:
+            raise KeyboardInterrupt
+        asked.extend((lens_model.label, item.factoid.id) for item in batch)
+        return real(lens_model, lens, batch, *rest)
+
+    monkeypatch.setattr(capture, "_capture_batch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        probe(two, FACTS, tmp_path / "probe", batch_size=2)
+    finished = list(asked)
+    assert len(finished) == 4
+    monkeypatch.setattr(capture, "_capture_batch", real)
+    asked.clear()
+    monkeypatch.setattr(
+        capture,
+        "_capture_batch",
+        lambda model, lens, batch, *rest: (
+            asked.extend((model.label, item.factoid.id) for item in batch),
+            real(model, lens, batch, *rest),
+        )[1],
+    )
+    hold_same(probe(two, FACTS, tmp_path / "probe", batch_size=2), whole)
+    assert len(asked) == 6 and not set(asked) & set(finished)
+    asked.clear()
+    hold_same(probe(two, FACTS, tmp_path / "probe", batch_size=2), whole)
+    assert asked == []
+
+
+def test_a_checkpoint_joins_and_the_others_stay(two, whole, tmp_path):
+    out = tmp_path / "probe"
+    before = probe(two[:1], FACTS, out, batch_size=2).records
+    both = probe(two[1:], FACTS, out, batch_size=2)
+    hold_same(both, whole)
+    assert both.records.filter(pl.col("checkpoint") == LABELS[0]).equals(before)
+
+
+def test_factoids_in_another_order_are_the_same_factoids(two, whole, tmp_path):
+    out = tmp_path / "probe"
+    probe(two[:1], FACTS, out, batch_size=2)
+    hold_same(probe(two, FACTS[::-1], out, batch_size=2), whole)
+
+
+def test_what_run_json_says(two, whole):
+    assert whole.checkpoints == LABELS
+    for label, model in zip(whole.checkpoints, two, strict=True):
+        entry = whole.run["checkpoints"][label]
+        assert entry["complete"] and entry["fingerprint"] == entry["readout_fingerprint"] == model.fingerprint
+        assert (entry["n_layers"], entry["d_model"], entry["vocab"]) == (3, 32, model.vocab_size)
+    used = pl.concat([whole.records["token_id"], whole.records["top1"], whole.controls["token_id"]]).unique()
+    assert set(used) <= set(whole.tokens)
+    assert all(whole.tokens[token] == two[0].tokenizer.decode([token]) for token in used)
+
+
+def test_what_would_mix_two_probes_is_refused(two, tmp_path):
+    out = tmp_path / "probe"
+    probe(two[:1], FACTS, out)
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    other = wrap(two[1].model, two[1].tokenizer, label="base")
+    for changes, word in (
+        ({"template": "tulu"}, "another template"),
+        ({"seed": 1}, "another seed"),
+        ({"readout": two[1]}, "another readout"),
+        ({"factoids": FACTS[:3]}, "another factoids"),
+        ({"intrusions": {"B": FACTS[:2]}}, "another intrusions"),
+        ({"checkpoints": [other]}, "holds other weights under the label 'base'"),
+    ):
+        with pytest.raises(MemprobeError, match=word):
+            probe(**({"checkpoints": two[:1], "factoids": FACTS, "out": out} | changes))
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["factoids.parquet", "thesis.tex", ".hidden"])
+def test_a_directory_with_other_files_is_left_alone(two, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(MemprobeError, match="no probe directory"):
+        probe(two[:1], FACTS, tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_readout_of_another_size_is_refused(two, tmp_path):
+    tokenizer = tiny_tokenizer()
+    wide = wrap(tiny_model("llama", vocab_size=len(tokenizer), hidden_size=64), tokenizer, label="wide")
+    with pytest.raises(MemprobeError, match=r"--readout wide: reads 64 x \d+, but base is 32 x"):
+        probe(two[:1], FACTS, tmp_path / "probe", readout=wide)
