@@ -148,6 +148,7 @@ def probe(
                 f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
             )
         if entry is not None and entry["complete"]:
+            _remove_parts(out, item.label)
             continue
         lens_model = loaded(item)
         _check_readout(lens_model, other)
@@ -233,8 +234,15 @@ def _finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
     entry["tokens"] = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
     entry["complete"] = True
     write_json(run, out / "run.json")
+    _remove_parts(out, label)
+
+
+def _remove_parts(out: Path, label: str) -> None:
+    """Removes what a finished checkpoint no longer needs; a kill in between leaves it to the next call."""
+    if not (out / "parts").exists():
+        return
     shutil.rmtree(parts_dir(out, label), ignore_errors=True)
-    if not any((out / "parts").glob("*")):
+    if not any((out / "parts").iterdir()):
         shutil.rmtree(out / "parts", ignore_errors=True)
 
 
@@ -262,12 +270,19 @@ def _open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid
                     f"{out}: probed with another {key} ({_short(run.get(key))}, now {_short(wanted[key])}); "
                     "use another --out, or --fresh to start over"
                 )
+        if not (out / "factoids.parquet").exists():  # killed between the two first writes
+            write_parquet(factoids_frame(factoids), out / "factoids.parquet")
         return run | {key: wanted[key] for key in ("k", "token", "memprobe", "versions")}
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not _unfinished(file) for file in out.iterdir())):
         raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+    write_json(wanted, out / "run.json")  # first: from here on the directory is a probe's, whatever happens
     write_parquet(factoids_frame(factoids), out / "factoids.parquet")
-    write_json(wanted, out / "run.json")
     return wanted
+
+
+def _unfinished(file: Path) -> bool:
+    """Whether a file is the first write of a probe, killed before it was whole."""
+    return file.name.startswith(".run.json.")
 
 
 def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> dict[str, Any]:
