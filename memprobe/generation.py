@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
 
+_CPU_ROWS = 32  # a processor gains nothing from more, and a batch goes on until its last row ends
 _SHARED = 16  # tokens: prompts that begin with so many alike (solved examples) have them read once
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
@@ -56,7 +57,7 @@ def generate_batches(
         prompts: token ids, each at least one.
         max_new_tokens: at most so many new tokens for each, or one number for each.
         end: id of the token that ends an answer; ``None`` stops at the end of the line instead.
-        batch_tokens: padded tokens of one batch.
+        batch_tokens: padded tokens of one batch; on a CPU it has 32 prompts at most.
 
     Yields:
         Indices into ``prompts``, and their texts without special tokens. Without ``end`` a text may run on past
@@ -73,7 +74,10 @@ def generate_batches(
             min(limit, context + 1 - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)
         ]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    batches = batches_by_tokens(order, lambda index: len(prompts[index]) + limits[index], batch_tokens)
+    most = _CPU_ROWS if lens_model.device.type == "cpu" else None
+    batches = batches_by_tokens(
+        order, lambda index: len(prompts[index]) + limits[index], batch_tokens, most=most
+    )
     # A batch runs to its largest limit, for which its longest prompt may have no room.
     batches = [
         part
@@ -215,7 +219,11 @@ def _newline_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def batches_by_tokens(
-    order: Sequence[int], length: Callable[[int], int], batch_tokens: int, batch_size: int | None = None
+    order: Sequence[int],
+    length: Callable[[int], int],
+    batch_tokens: int,
+    batch_size: int | None = None,
+    most: int | None = None,
 ) -> list[list[int]]:
     """Consecutive batches of at most ``batch_tokens`` padded tokens (at least one item each).
 
@@ -223,6 +231,7 @@ def batches_by_tokens(
         order: indices, sorted by length so that padding stays small.
         length: tokens of an index.
         batch_size: a fixed number of items instead.
+        most: at most so many items, however short.
     """
     batches: list[list[int]] = []
     width = 0
@@ -231,7 +240,7 @@ def batches_by_tokens(
         full = not batches or (
             len(batches[-1]) >= batch_size
             if batch_size is not None
-            else width * (len(batches[-1]) + 1) > batch_tokens
+            else width * (len(batches[-1]) + 1) > batch_tokens or len(batches[-1]) == most
         )
         if full:
             batches.append([])
