@@ -357,7 +357,7 @@ def _headings(probe: Probe, labels: list[str]) -> tuple[str, str]:
     waiting = [label for label in probe.checkpoints if label not in labels]
     if waiting:
         parts.append(f"no records yet of {', '.join(waiting)}")
-    return f"Where {title} holds {'its' if len(labels) == 1 else 'their'} facts", " · ".join(parts)
+    return f"Where facts surface in {title}", " · ".join(parts)
 
 
 def _what_was_run(probe: Probe) -> list[tuple[str, str]]:

@@ -176,16 +176,17 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
         figure.add_scatter(
             x=found["lof"].to_list(),
             y=found["share"].to_list(),
-            **_line(label, look, shape="hvh"),
+            **_line(label, look),
             **common,
-            fill="tozeroy",
-            fillcolor=_translucent(look["colour"], 0.10),
         )
         figure.add_bar(
             x=[never] * len(absent),
             y=absent["share"].to_list(),
             name=f"{_plain(label)}, never",
-            marker={"color": look["colour"], "opacity": 0.85},
+            marker={
+                "color": _translucent(look["colour"], 0.5),
+                "line": {"color": look["colour"], "width": 1},
+            },
             showlegend=False,
             meta={"checkpoint": label, "role": "line", "x": "never"},
             **common,
@@ -360,11 +361,11 @@ def _figure(*, x: str, y: str, percent: bool) -> Figure:
     return figure
 
 
-def _line(label: str, look: dict[str, str], shape: str = "linear") -> dict[str, Any]:
+def _line(label: str, look: dict[str, str]) -> dict[str, Any]:
     return {
         "mode": "lines+markers",
         "name": _plain(label),
-        "line": {"color": look["colour"], "width": 2, "shape": shape},
+        "line": {"color": look["colour"], "width": 2},
         "marker": {"symbol": look["marker"], "size": 6, "color": look["colour"]},
         "meta": {"checkpoint": label, "role": "line"},
     }

@@ -135,8 +135,10 @@ const NOTHING = {
   lof: "No records.",
 };
 
+let figures = null;
+
 async function showFigures() {
-  const figures = await inflateJson("figures");
+  figures ??= await inflateJson("figures");
   for (const holder of document.querySelectorAll(".plots [data-figure]")) {
     const figure = figures[holder.dataset.figure][state.rule][state.k];
     const data = figure.data.filter((trace) => state.checkpoints.includes(trace.meta.checkpoint)
