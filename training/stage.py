@@ -178,9 +178,9 @@ class StageTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
         own, keep, labels = inputs.pop("own"), inputs["logits_to_keep"], inputs["labels"]
         inputs["use_cache"] = False
-        outputs: Any
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        logits = outputs["logits"]
+        result: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = result
+        logits = outputs.logits
         if logits.ndim != 2 or len(logits) != len(labels):
             raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
         self._count(logits.detach(), labels, keep, own)

@@ -1,0 +1,194 @@
+"""A stage's checkpoint on the disk: weights, rows, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memprobe import __version__
+from memprobe.checkpoints import MANIFEST, MANIFEST_SCHEMA, Checkpoint, fingerprint
+from memprobe.errors import MemprobeError
+from memprobe.records import read_json, write_json, write_text
+from memprobe.sources.kinds import AnyRow
+from training.data import Prepared, row_to_json
+from training.recipe import Recipe, to_toml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from training.mixing import Schedule
+    from training.stage import Progress, StageTrainer
+
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        run: name of the run directory.
+        number: of the stage, from 1.
+        name: of the stage's directory.
+        parent: the checkpoint that the stage started from, which is ``base`` for the first.
+        replayed: ids of the rows of earlier stages that were trained again.
+        processes: that trained together.
+        metrics: the stage's log of every step so far.
+    """
+
+    run: str
+    recipe: Recipe
+    number: int
+    name: str
+    prepared: Prepared
+    base: Checkpoint
+    parent: Checkpoint
+    replayed: list[str]
+    schedule: Schedule
+    processes: int
+    metrics: Path
+
+    def write(self, folder: Path, progress: Progress, steps: int) -> None:
+        """Manifest, the rows of every stage up to this one, resolved recipe and metrics."""
+        stages = [self._stage(number, folder) for number in range(1, self.number + 1)]
+        recipe, first = self.recipe, self.parent is self.base
+        base = {"spec": recipe.base, "fingerprint": fingerprint(self.base)}
+        above = {"spec": f"../{self.parent.path.name}", "fingerprint": fingerprint(self.parent)}
+        manifest = {
+            "schema": MANIFEST_SCHEMA,
+            "run": self.run,
+            "template": recipe.template,
+            "arm": recipe.arm_name,
+            "seed": recipe.seed,
+            "stage": self.number,
+            "stage_name": "joint" if recipe.joint else recipe.stages[self.number - 1].name,
+            "steps": steps,
+            "steps_planned": self.schedule.steps,
+            "stopped": progress.stopped,
+            "tokens": progress.tokens,
+            "processes": self.processes,
+            "base": base,
+            "parent": base if first else above,
+            "stages": stages,
+            "replayed": self.replayed,
+            "recipe": recipe.model_dump(mode="json"),
+            "versions": _versions(),
+            "commit": _commit(),
+        }
+        write_json(manifest, folder / MANIFEST)
+        write_text(to_toml(recipe), folder / RECIPE)
+        if self.metrics.exists():
+            shutil.copyfile(self.metrics, folder / METRICS)
+
+    def _stage(self, number: int, folder: Path) -> dict[str, Any]:
+        """Writes a stage's rows; its entry in the manifest."""
+        stage, data = self.recipe.stages[number - 1], self.prepared.stages[number - 1]
+        last = number == self.number and not self.recipe.joint
+        file = f"{stage.kind}.jsonl" if last else f"{stage.kind}-{number}-{stage.name}.jsonl"
+        return {
+            "index": number,
+            "name": stage.name,
+            "factoids": file,
+            "hash": _write_rows(data.rows, folder / file),
+            "kind": stage.kind,
+            "n": len(data.rows),
+            "origins": data.origins,
+            "counts": data.counts,
+        }
+
+
+def weights_of(trainer: StageTrainer, dtype: str) -> dict[str, Any]:
+    """The trained weights as they are saved; adapters are merged into a copy. Every process takes part."""
+    import copy
+
+    import torch
+
+    model: Any = trainer.model
+    if trainer.is_fsdp_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    elif hasattr(model, "merge_and_unload"):
+        whole: Any = copy.deepcopy(trainer.accelerator.unwrap_model(model))
+        state = whole.merge_and_unload().state_dict()
+    else:
+        state = trainer.accelerator.unwrap_model(model).state_dict()
+    converted: dict[int, Any] = {}
+    # Tied weights stay one tensor, so that they are written once.
+    return {
+        name: converted.setdefault(tensor.data_ptr(), tensor.detach().cpu().to(getattr(torch, dtype)))
+        for name, tensor in state.items()
+    }
+
+
+def save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dtype: str) -> None:
+    """Writes weights and configuration in Hugging Face format."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model.save_pretrained(folder, state_dict=weights)
+    config = read_json(folder / "config.json")
+    write_json(config | {"dtype": dtype}, folder / "config.json")
+
+
+def _write_rows(rows: Sequence[AnyRow], path: Path) -> str:
+    """Writes rows as JSONL; the SHA-256 of the file."""
+    write_text("".join(json.dumps(row_to_json(row), ensure_ascii=False) + "\n" for row in rows), path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "accelerate", "peft")
+    return {"memprobe": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _commit() -> str | None:
+    """The commit of this code, with ``+`` where files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        if head.returncode:
+            return None
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def check_causal(base: Checkpoint) -> None:
+    """Raises a MemprobeError for a base model that does not predict the next token."""
+    if base.kind in ("gguf", "adapter"):
+        return
+    config = read_json(base.path / "config.json")
+    heads = config.get("architectures") or []
+    causal = [head for head in heads if head.endswith(("ForCausalLM", "LMHeadModel"))]
+    if config.get("is_encoder_decoder") or (heads and not causal):
+        raise MemprobeError(
+            f"base: {base.spec} is a {', '.join(heads) or 'encoder-decoder'}, not a causal LM"
+        )
+
+
+def with_adapter(model: PreTrainedModel, rank: int, alpha: float, checkpointing: bool) -> Any:
+    """The model with low-rank adapters, which alone are trained: W + (alpha / rank) B A (Hu et al. 2021)."""
+    from peft import LoraConfig, get_peft_model
+
+    if checkpointing:
+        model.enable_input_require_grads()
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyrefly: ignore  # any number is taken
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)

@@ -1,0 +1,130 @@
+"""What is measured at the ends of a stage: which sets are evaluated, what is kept, and how gradients interfere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memprobe.checkpoints import Checkpoint
+from memprobe.factoids import Factoid
+from memprobe.records import read_json, write_json
+from memprobe.sources.kinds import AnyRow
+from training.data import ExampleMaker, Prepared
+from training.mixing import Part
+from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from training.evaluate import EvaluationSet
+
+INTERFERENCE_ROWS = 64
+"""Of each dataset, the same at both ends of a stage."""
+
+
+def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str, EvaluationSet]:
+    """Every dataset seen so far, and what else the recipe watches."""
+    from memprobe.sources import subset
+    from memprobe.sources.evaluation import manipulations, paraphrases
+    from training.evaluate import EvaluationSet
+
+    wanted = recipe.evaluate
+    kinds: dict[str, Any] = {"factoids": "factoids", "tasks": "task", "texts": "text"}
+
+    def make(kind: Any, rows: Sequence[AnyRow]) -> EvaluationSet:
+        chosen = subset(rows, min(len(rows), wanted.limit), recipe.seed, "evaluation")
+        return EvaluationSet(kind, chosen, recipe.template, max_length=recipe.max_length)
+
+    sets = {
+        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows)
+        for place, (stage, data) in enumerate(zip(recipe.stages, prepared.stages, strict=True), 1)
+        if place <= number
+    }
+    first = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    if wanted.paraphrases and first:
+        sets["paraphrases"] = make("factoids", paraphrases(first))
+    if wanted.manipulations and first:
+        sets["manipulations"] = make("factoids", manipulations(first, recipe.seed))
+    if prepared.known:
+        sets["known"] = EvaluationSet("factoids", prepared.known, "plain")
+    if prepared.texts:
+        sets["texts"] = make("text", prepared.texts)
+    return sets
+
+
+def kept_of_earlier(
+    recipe: Recipe, number: int, results: dict[str, Any], replayed: Sequence[str]
+) -> dict[str, Any]:
+    """Earlier stages' factoids by stage, on replayed and on unseen rows apart; nothing for the arm joint."""
+    from training.evaluate import retention
+
+    found = {}
+    for place, stage in enumerate(recipe.stages[: number - 1], 1):
+        if stage.kind == "factoids" and not recipe.joint:
+            result = results[f"{place}-{stage.name}"]
+            ids = {row["id"] for row in result["rows"]}
+            found[f"{place}-{stage.name}"] = retention(result, ids & set(replayed))
+    return found
+
+
+class Interference:
+    """Gradients of D_A, D_B and mixing rows held against each other, at both ends of a stage.
+
+    In stage 1 D_A is the stage's own data and D_B the mixing rows, if any; later D_A is stage 1's and D_B the
+    stage's own. The batches are fixed, so that both ends measure the same rows.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        number: int,
+        parent: Checkpoint,
+        prepared: Prepared,
+        own: Part,
+        make: ExampleMaker,
+        state: Path,
+    ):
+        """Chooses the rows; ``state`` is the folder of what a run that goes on needs."""
+        self.size, self.number, self.parent = recipe.optimiser.micro_batch, number, parent
+        self.file = state / "interference.json"
+        mixing = [
+            make(row, own=False)
+            for rows in prepared.stages[number - 1].mixing
+            for row in rows[:INTERFERENCE_ROWS]
+        ]
+        self.a = [make(row) for row in prepared.stages[0].rows[:INTERFERENCE_ROWS]]
+        self.b = list(own.examples[:INTERFERENCE_ROWS]) if number > 1 else mixing
+        self.m = mixing if number > 1 else []
+        self.wanted = recipe.evaluate.interference and bool(self.b)
+
+    def at_start(self, model: PreTrainedModel) -> None:
+        """Before the stage; a run that goes on keeps what was measured then."""
+        if self.wanted and not self.file.exists():
+            write_json(self._measure(model, None), self.file)
+
+    def at_end(self, model: PreTrainedModel) -> dict[str, Any] | None:
+        """After the stage, with the change of the weights; both ends."""
+        if not self.wanted:
+            return None
+        from memprobe.models import load_pretrained
+
+        start = dict(load_pretrained(self.parent, model.dtype)[0].named_parameters())
+        delta = {
+            name: p.detach().cpu().float() - start[name].detach().float()
+            for name, p in model.named_parameters()
+        }
+        sets = {"a": "stage 1", "b": "mixing rows"}
+        if self.number > 1:
+            sets = {"a": "stage 1", "b": "own rows", "m": "mixing rows"}
+        return {"sets": sets, "start": read_json(self.file), "end": self._measure(model, delta)}
+
+    def _measure(self, model: PreTrainedModel, delta: dict[str, Any] | None) -> dict[str, Any]:
+        from training.interference import interference
+        from training.stage import micro_batches
+
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        m = micro_batches(self.m, self.size) if self.m else None
+        a, b = (micro_batches(rows, self.size) for rows in (self.a, self.b))
+        return interference(model, a, b, m, delta)
