@@ -7,4 +7,5 @@
   byId("title").textContent = title;
   watchTheme(show);
   show();
+  document.documentElement.setAttribute("data-ready", "");
 }
