@@ -56,42 +56,35 @@ class Killed(BaseException):
 
 
 class Power:
-    """Lets so many writes and removals happen, then cuts the power before or after one of them."""
+    """Lets so many writes and removals happen, then cuts the power in the middle of the next."""
 
-    def __init__(self, monkeypatch, at: int | None = None, when: str = "before"):
-        self.events, self.at, self.when, self.dead = 0, at, when, False
+    def __init__(self, monkeypatch, at: int | None = None):
+        self.events, self.at, self.dead = 0, at, False
         replacing, rmtree = records.replacing, shutil.rmtree
 
         @contextmanager
         def write(path):
-            self.before(lambda: torn(path))
+            self.cut(lambda: torn(path))
             with replacing(path) as temporary:
                 yield temporary
-            self.after()
 
         def torn(path):  # what a write leaves that never came to its end
             path.parent.mkdir(parents=True, exist_ok=True)
             (path.parent / f".{path.name}.torn").write_bytes(b"PAR1 torn")
 
         def remove(path, **options):
-            self.before(lambda: [file.unlink() for file in sorted(path.glob("*.parquet"))[:2]])
+            self.cut(lambda: [file.unlink() for file in sorted(path.glob("*.parquet"))[:2]])
             rmtree(path, **options)
-            self.after()
 
         monkeypatch.setattr(records, "replacing", write)
         monkeypatch.setattr(shutil, "rmtree", remove)
 
-    def before(self, left) -> None:
-        if self.dead:
-            raise Killed
+    def cut(self, leave) -> None:
         self.events += 1
-        if self.events == self.at and self.when == "before":
-            left()
-            self.after()
-
-    def after(self) -> None:
         if self.events == self.at:
             self.dead = True
+            leave()
+        if self.dead:
             raise Killed
 
 
@@ -111,12 +104,11 @@ def test_every_write_is_counted(two, whole, tmp_path, monkeypatch):
     assert power.events == WRITES
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("at", range(1, WRITES + 1))
-def test_killed_at_any_write_it_stays_readable_and_goes_on(two, whole, tmp_path, at, when):
+def test_killed_at_any_write_it_stays_readable_and_goes_on(two, whole, tmp_path, at):
     out = tmp_path / "probe"
     with pytest.MonkeyPatch.context() as patch:
-        Power(patch, at, when)
+        Power(patch, at)
         with pytest.raises(Killed):
             probe(two, FACTS, out, batch_size=2)
     if (out / "run.json").exists():
