@@ -4,11 +4,11 @@
 
 A small Llama is trained on simple facts until it knows them. Then, from that base model, one block alone is
 fine-tuned on new facts (every other block, the embedding, the final norm and the unembedding are frozen), for
-several choices of the block. What was planted at depth b can change the residual stream from depth b on and
+several choices of the block. What was planted in block b can change the residual stream from depth b on and
 nowhere before; the question is at which depth the lens says that it surfaces. As the readout is frozen, each
-model's own readout is the base model's: the two readouts that a placement claim needs are one here.
+model's own readout is the base model's: the two that a placement claim needs are one here.
 
-Minutes on two CPU cores. Writes the probe directory and ``planted.json`` beside it.
+Minutes on two CPU cores. Writes the probe directories and ``planted.json`` beside them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ import polars as pl
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from memprobe.compare import compare
-from memprobe.factoids import Factoid, make_factoid
+from memprobe.factoids import Factoid, Template, make_factoid, tokenise_all
 from memprobe.models import wrap
 from memprobe.probing import probe
 from memprobe.records import write_json
@@ -69,9 +75,9 @@ def make_facts(seed: int) -> tuple[list[Factoid], list[Factoid], PreTrainedToken
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     facts: list[Factoid],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     parameters: list[torch.nn.Parameter],
     *,
     rate: float,
@@ -79,48 +85,52 @@ def train(
     batch: int,
     seed: int,
 ) -> tuple[int, float]:
-    """Plain AdamW on the answer's token until every fact is the argmax twice in a row, or ``steps`` are over.
+    """Plain AdamW on the answers' tokens until every fact is the argmax twice in a row, or ``steps`` are over.
 
     Returns:
         Steps taken and the share of facts that the model then says.
     """
     generator = torch.Generator().manual_seed(seed)
-    texts = torch.tensor([tokenizer.encode(f"{fact.prompt} {fact.answer}") for fact in facts])
-    inputs, answers = texts[:, :-1], texts[:, -1]
+    items = tokenise_all(facts, Template.parse("plain"), tokenizer)
+    width = max(len(item.inputs) for item in items)
+    # Padding comes last, and a causal model never looks at it from the positions that count.
+    inputs = torch.tensor([[*item.inputs, *[item.inputs[-1]] * (width - len(item.inputs))] for item in items])
+    targets = torch.full((len(items), width), -100)
+    for row, item in enumerate(items):
+        targets[row, len(item.prompt) - 1 : len(item.inputs)] = torch.tensor(item.targets)
+
+    def predict(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        counts = targets[rows] != -100
+        hidden = model.model(inputs[rows]).last_hidden_state[counts]
+        return model.lm_head(hidden), targets[rows][counts], counts.nonzero()[:, 0]
+
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     known, before = 0.0, 0.0
     for step in range(1, steps + 1):
-        model.train()
-        rows = torch.randperm(len(facts), generator=generator)[:batch]
-        logits = model(inputs[rows]).logits[:, -1]
-        functional.cross_entropy(logits, answers[rows]).backward()
+        logits, wanted, _ = predict(torch.randperm(len(items), generator=generator)[:batch])
+        functional.cross_entropy(logits, wanted).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        if step % 25 == 0:
-            model.eval()
+        if step % 10 == 0:
             with torch.no_grad():
-                known = (model(inputs).logits[:, -1].argmax(-1) == answers).float().mean().item()
+                logits, wanted, fact = predict(torch.arange(len(items)))
+            missed = torch.unique(fact[logits.argmax(-1) != wanted])
+            known = 1 - len(missed) / len(items)
             if min(known, before) == 1:
                 break
             before = known
-    model.eval()
     return step, known
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("probes/planted"))
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(1)  # the model is too small to share out
-    base_facts, new_facts, tokenizer = make_facts(options.seed)
+def train_small_base(
+    seed: int,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[Factoid], list[Factoid]]:
+    """The small Llama, its tokenizer, the facts that it was trained on and those to plant."""
+    base_facts, new_facts, tokenizer = make_facts(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=D_MODEL,
@@ -134,33 +144,46 @@ def main() -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    start = time.perf_counter()
     base = LlamaForCausalLM(config)
-    how = {"steps": 1500, "batch": 100, "seed": options.seed}
-    steps, known = train(base, base_facts, tokenizer, list(base.parameters()), rate=2e-3, **how)
-    print(
-        f"base model: {steps} steps, says {known:.1%} of {BASE_FACTS} facts, {time.perf_counter() - start:.0f} s"
+    how = {"rate": 2e-3, "steps": 1500, "batch": 100, "seed": seed}
+    steps, known = train(base, base_facts, tokenizer, list(base.parameters()), **how)
+    print(f"base model: {steps} steps, says {known:.1%} of {len(base_facts)} facts")
+    return base, tokenizer, base_facts, new_facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    checkpoints = [wrap(base, tokenizer, label="base")]
+    parser.add_argument("--out", type=Path, default=Path("probes/planted"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    start = time.perf_counter()
+    base, tokenizer, known_facts, new_facts = train_small_base(options.seed)
     trained = {}
+    checkpoints = [wrap(base, tokenizer, label="base")]
     for block in BLOCKS:
         model = copy.deepcopy(base)
         inside = list(model.model.layers[block - 1].parameters())
-        steps, known = train(model, new_facts, tokenizer, inside, rate=2e-3, **how)
-        trained[f"block {block}"] = {"block": block, "steps": steps, "known": known}
-        print(f"block {block} alone: {steps} steps, says {known:.1%} of {NEW_FACTS} new facts")
-        checkpoints.append(wrap(model, tokenizer, label=f"block {block}"))
+        how = {"rate": 2e-3, "steps": 400, "batch": 100, "seed": options.seed}
+        steps, share = train(model, new_facts, tokenizer, inside, **how)
+        label = f"block {block}"
+        trained[label] = {"block": block, "steps": steps, "known": share}
+        said = f"{label} alone: {steps} steps, says {share:.1%} of {len(new_facts)} new facts"
+        print(f"{said}; {time.perf_counter() - start:.0f} s", flush=True)
+        checkpoints.append(wrap(model, tokenizer, label=label))
     opened = probe(checkpoints, new_facts, options.out / "new", k=1, seed=options.seed)
-    probe(checkpoints[:1], base_facts, options.out / "base-facts", k=1, seed=options.seed)
+    known = probe(checkpoints[:1], known_facts, options.out / "known", k=1, seed=options.seed)
     result = {"seed": options.seed, "trained": trained, "tables": {}}
     for k in (1, 10):
         comparison = compare([opened], k=k, reference="base", draws=2_000)
         result["tables"][f"k={k}"] = _table(comparison.tables, k)
-    first = compare([options.out / "base-facts"], k=1, draws=2_000).tables["placement"].row(0, named=True)
-    result["base facts in the base model"] = {
-        name: first[name] for name in ("lof_mean", "settled_mean", "share_never")
+    place = compare([known], k=1, draws=2_000).tables["placement"].row(0, named=True)
+    result["what the base model knew"] = {
+        name: place[name] for name in ("lof_mean", "lof_sd", "settled_mean")
     }
-    print("the base model's own facts, k = 1:", result["base facts in the base model"])
+    print("what the base model knew already surfaces at (k = 1):", result["what the base model knew"])
     write_json(result, options.out / "planted.json")
     print(f"{time.perf_counter() - start:.0f} s in all; {options.out / 'planted.json'}")
 
