@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM
 
 from memprobe.errors import MemprobeError
+from memprobe.lenses import LogitLens
 from memprobe.models import (
     ATOL,
     CHECK_TEXT,
@@ -190,3 +191,67 @@ def test_the_check_prompt_is_within_every_context():
     short = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=8)
     assert len(tokenizer.encode(CHECK_TEXT)) > 8
     assert wrap(short, tokenizer).max_length == 8
+
+
+class HarderCap(Gemma2ForCausalLM):
+    """Gemma 2 that caps its logits harder than its config says."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 2.5 * torch.tanh(output.logits / 2.5)
+        return output
+
+
+def test_a_softcap_that_no_config_tells_of_is_refused():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gemma2", len(tokenizer))
+    wrap(model, tokenizer)
+    model.__class__ = HarderCap
+    with pytest.raises(MemprobeError, match="does not equal the logits of HarderCap at full depth"):
+        wrap(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("final_logit_softcapping", 3.0), ("logits_scaling", 4.0), ("logit_scale", 0.5)]
+)
+def test_settings_that_a_model_does_not_obey_are_refused(setting, value):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    setattr(model.config, setting, value)
+    with pytest.raises(MemprobeError, match="does not equal the logits"):
+        wrap(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("gemma2", {"softcap": None}),
+        ("gemma2", {"softcap": 3.01}),
+        ("cohere", {"scale": 1.0}),
+        ("granite", {"scale": 4.0}),
+        ("granite", {"scale": 0.2501}),
+        ("llama", {"final": nn.ModuleList()}),
+        ("opt-projected", {"final": nn.ModuleList()}),
+    ],
+)
+def test_a_wrong_softcap_scale_or_norm_is_caught(family, change, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    true = LogitLens.of
+
+    def wrong(model, final):
+        lens = true(model, final)
+        for name, value in change.items():
+            setattr(lens, name, value)
+        return lens
+
+    monkeypatch.setattr(LogitLens, "of", staticmethod(wrong))
+    with pytest.raises(MemprobeError, match=r"does not equal the logits|cannot be rebuilt"):
+        wrap(tiny_model(family, len(tokenizer)), tokenizer)
+
+
+def test_large_finite_weights_are_not_mistaken_for_infinity():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    with torch.no_grad():  # their sum overflows, and no token of the check prompt uses them
+        model.model.embed_tokens.weight[4] = 3e38
+    assert wrap(model, tokenizer).difference <= ATOL
