@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
 
-PREPARED = ".prepared.json"
+PREPARED, ASKED = ".prepared.json", ".asked"
 _ASKED_AT_ONCE = 256
 
 
@@ -190,7 +190,7 @@ def _unknown(
         if stage.n is not None and len(unknown) >= stage.n:
             break
         some = [row for row in order[start : start + _ASKED_AT_ONCE] if isinstance(row, Factoid)]
-        answers = _ask(base(), some, run / ".asked" / f"{stage.name}-{start}.jsonl", recipe, stage.unknown)
+        answers = _ask(base(), some, run / ASKED / f"{stage.name}-{start}.jsonl", recipe, stage.unknown)
         for factoid, knows in zip(some, answers, strict=True):
             (known if knows else unknown).append(factoid)
         say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
@@ -231,7 +231,7 @@ def _known(
     found: list[Factoid] = []
     for start in range(0, len(factoids), _ASKED_AT_ONCE):
         some = factoids[start : start + _ASKED_AT_ONCE]
-        answers = _ask(base(), some, run / ".asked" / f"known-{start}.jsonl", recipe, Unknown())
+        answers = _ask(base(), some, run / ASKED / f"known-{start}.jsonl", recipe, Unknown())
         found += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
         if len(found) >= limit:
             break

@@ -258,8 +258,8 @@ class Recipe(_Part):
                     f"stages.{number}.penalty: EWC holds every weight against its start, "
                     "so it works neither on a sharded model nor with lora"
                 )
-            if stage.penalty and self.precision.fsdp:
-                raise ValueError(f"stages.{number}.penalty: not supported on a sharded model")
+            if (stage.penalty or stage.lora) and self.precision.fsdp:
+                raise ValueError(f"stages.{number}: penalties and lora are not supported on a sharded model")
         return self
 
     @property

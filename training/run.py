@@ -27,7 +27,7 @@ from memprobe.checkpoints import MANIFEST, Checkpoint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.records import write_json, write_text
 from training.checkpoint import METRICS, RECIPE, About, check_causal, save_model, weights_of, with_adapter
-from training.data import PREPARED, ExampleMaker, Prepared, parts_of, prepare
+from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
 from training.measures import Interference, evaluation_sets, kept_of_earlier
 from training.mixing import Schedule
 from training.recipe import Along, Recipe, differences, parse_recipe, to_toml
@@ -81,11 +81,10 @@ def run(
         except OSError as error:
             raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
     try:
-        if state.is_main_process and fresh:
-            _delete_run(out)
+        deleted = state.is_main_process and fresh and _delete_run(out)
         main = state.is_main_process
         report = Report(out / LOG if main else None, quiet=quiet or not main)
-        if state.is_main_process:
+        if main and not deleted:
             _check_directory(recipe, out)
         return _Run(recipe, out, data_dir, state, report).train()
     except OSError as error:
@@ -113,18 +112,18 @@ def _check_directory(recipe: Recipe, out: Path) -> None:
         )
 
 
-def _delete_run(out: Path) -> None:
-    """Deletes what runs write, and nothing else."""
+def _delete_run(out: Path) -> bool:
+    """Deletes what a run wrote, and nothing else; whether there was a run."""
     if not (out / RECIPE).exists() and not (out / PREPARED).exists():
-        return
+        return False
     for path in out.glob("*"):
         if path.is_dir() and ((path / MANIFEST).exists() or path.name == "along"):
             shutil.rmtree(path)
-    for path in out.glob(".*"):
-        if path.is_dir() and path.name != ".lock":
-            shutil.rmtree(path)
+    for name in (STATE, ASKED):
+        shutil.rmtree(out / name, ignore_errors=True)
     for name in (RECIPE, LOG, PREPARED):
         (out / name).unlink(missing_ok=True)
+    return True
 
 
 class _Run:
@@ -163,7 +162,7 @@ class _Run:
             parent = resolve(str(folder))
         if self.main:
             shutil.rmtree(self.out / STATE, ignore_errors=True)
-            shutil.rmtree(self.out / ".asked", ignore_errors=True)
+            shutil.rmtree(self.out / ASKED, ignore_errors=True)
         self.report.say(f"done: memprobe layers --ckpt {self.out}")
         return self.out / self.directory(numbers[-1])
 

@@ -303,7 +303,8 @@ class _Watch(TrainerCallback):
             progress.stopped = f"loss below {run.stop.loss:g} for {run.stop.steps} steps"
         if run.schedule.ends_epoch(step):
             self._end_epoch()
-        control.should_training_stop |= progress.stopped is not None
+        if progress.stopped is not None:  # the stage's checkpoint follows at once, so no state is needed
+            control.should_training_stop, control.should_save = True, False
         if state.is_world_process_zero:
             line = {"step": step, "epoch": step / run.schedule.steps_per_epoch, **_numbers(logs)}
             line |= {"exact": self.trainer.exact_share}
@@ -346,16 +347,12 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     if trainer.is_world_process_zero():
         _cut_metrics(run.folder / METRICS, trainer.progress.step)
     try:
-        # A state saved at the very step that met the stop rule has nothing left to train.
-        if trainer.progress.stopped is None:
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-        else:
-            trainer._load_from_checkpoint(str(state))
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:
         run.report.stop()
     if trainer.progress.stopped is None:
         trainer.progress.stopped = "all epochs"
-    trainer.progress.step = max(trainer.progress.step, trainer.state.global_step)
+    trainer.progress.step = trainer.state.global_step
     return trainer
 
 

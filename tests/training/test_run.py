@@ -175,6 +175,28 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_weights(
     assert not (out / ".state").exists()
 
 
+@pytest.mark.parametrize("arm", ["lora(rank=4)", "kl(strength=0.5)", "joint"])
+def test_other_arms_go_on_as_well(arm, tiny_checkpoint, tmp_path, monkeypatch):
+    from training import stage
+
+    recipe = small(tiny_checkpoint, arm, save_minutes=0)
+    whole = run(recipe, tmp_path / "whole", quiet=True)
+    inner, calls = stage.StageTrainer.compute_loss, []
+
+    def broken(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 8:
+            raise OSError("a fault")
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(stage.StageTrainer, "compute_loss", broken)
+    with pytest.raises(MemprobeError, match="a fault"):
+        run(recipe, tmp_path / "run", quiet=True)
+    last = run(recipe, tmp_path / "run", quiet=True)
+    assert "goes on after step" in (tmp_path / "run" / "log.txt").read_text()
+    assert same_weights(last, whole) and losses(last) == losses(whole)
+
+
 def test_a_run_that_is_done_is_left_alone(tiny, tiny_checkpoint):
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*.safetensors")}
     recipe = read_recipe(ROOT / "training" / "recipes" / "tiny.toml")
@@ -222,6 +244,15 @@ def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path
 def test_a_directory_in_use_is_refused(tiny_checkpoint, tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(MemprobeError, match="another process"):
         run(small(tiny_checkpoint), tmp_path, quiet=True)
+
+
+def test_fresh_deletes_what_runs_write_alone(tiny_checkpoint, tmp_path):
+    run(small(tiny_checkpoint), tmp_path, quiet=True)
+    for name in ("notes", ".git"):
+        (tmp_path / name).mkdir()
+    run(small(tiny_checkpoint, stages=[{"name": "c", "data": "kvr:3"}]), tmp_path, fresh=True, quiet=True)
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {"1-c", "notes", ".git"}
 
 
 def test_a_directory_with_other_things_is_refused_and_kept(tiny_checkpoint, tmp_path):
