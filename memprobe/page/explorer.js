@@ -352,7 +352,7 @@ function buildExplorer() {
       watcher.disconnect();
       openExplorer();
     }
-  }, { rootMargin: "400px" });
+  }, { rootMargin: "100px" });
   document.addEventListener("DOMContentLoaded", () => {
     if (state.factoid !== null) {
       openExplorer().then(() => byId("explorer").scrollIntoView());

@@ -178,7 +178,10 @@ function render(changed = null) {
 
 document.addEventListener("DOMContentLoaded", () => {
   // Plotly stands after this script, so that the table is there before it is parsed.
-  showFigures().then(() => document.documentElement.setAttribute("data-ready", ""));
+  showFigures().then(() => {
+    document.documentElement.setAttribute("data-ready", "");
+    performance.mark("figures");
+  });
 });
 window.addEventListener("hashchange", () => {
   state = stateFromHash();

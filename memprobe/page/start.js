@@ -11,3 +11,4 @@ buildExplorer();
 showRun();
 state = stateFromHash();
 render();
+performance.mark("table");
