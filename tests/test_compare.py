@@ -215,9 +215,7 @@ def test_everything_is_json_and_csv(result, tmp_path):
 
 def test_command_line(own, tmp_path):
     def run(*arguments):
-        return CliRunner(env={"COLUMNS": "160"}).invoke(
-            app, ["compare", str(own.path), "--draws", "200", *arguments]
-        )
+        return CliRunner().invoke(app, ["compare", str(own.path), "--draws", "200", *arguments])
 
     shown = run("--reference", "base", "--by", "relation")
     assert shown.exit_code == 0, shown.output

@@ -157,6 +157,8 @@ def print_comparison(result: Comparison) -> None:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width, so nothing need be folded
     settings = result.settings
     base = f", base model {settings['base']}" if settings["base"] else ""
     console.print(
