@@ -325,7 +325,11 @@ def test_any_hub_set_with_the_columns_of_a_file(tmp_path, monkeypatch):
     loaded = load("hub:owner/name@v1:test")
     assert len(loaded.rows) == 5
     assert {row.source for row in loaded.rows} == {"owner/name"}
-    assert (loaded.origin.location, loaded.origin.split, loaded.origin.revision) == ("owner/name", "test", "v1")
+    assert (loaded.origin.location, loaded.origin.split, loaded.origin.revision) == (
+        "owner/name",
+        "test",
+        "v1",
+    )
     write_jsonl(folder / "train.jsonl", *({"text": f"{PASSAGE} {n}"} for n in range(30)))
     texts = load("hub:owner/name", "texts", n=4, words=(10, 91))
     assert len(texts.rows) == 4
