@@ -64,7 +64,15 @@ class ProbeCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probes before the first step."""
+        """Probes before the first step.
+
+        Raises:
+            MemprobeError: ``out`` already holds probes of another training run under this name.
+        """
+        if state.global_step == 0 and any(self._is_later(label) for label in self._finished()):
+            raise MemprobeError(
+                f"{self.out}: already holds {self.name!r} of another training run; give another out or name"
+            )
         self._probe(state, kwargs)
 
     def on_step_end(
@@ -88,7 +96,7 @@ class ProbeCallback(TrainerCallback):
         if tokenizer is None:
             raise MemprobeError("ProbeCallback: give it a tokenizer, or give the Trainer a processing_class")
         label = f"{self.name}@{state.global_step}"
-        if self._holds(label):  # a resumed run comes past steps that it has probed before
+        if label in self._finished():  # a resumed run comes past steps that it has probed before
             return
         probe(
             [wrap(kwargs["model"], tokenizer, label=label)],
@@ -100,8 +108,13 @@ class ProbeCallback(TrainerCallback):
             steps={label: state.global_step},
         )
 
-    def _holds(self, label: str) -> bool:
+    def _finished(self) -> list[str]:
+        """Labels that the probe directory holds already."""
         if not (self.out / "run.json").exists():
-            return False
-        entry = open_probe(self.out).run["checkpoints"].get(label)
-        return entry is not None and entry["complete"]
+            return []
+        entries = open_probe(self.out).run["checkpoints"]
+        return [label for label, entry in entries.items() if entry["complete"]]
+
+    def _is_later(self, label: str) -> bool:
+        name, _, step = label.rpartition("@")
+        return name == self.name and step != "0"

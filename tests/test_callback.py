@@ -151,3 +151,15 @@ def test_what_cannot_be_probed_is_refused_before_training(tmp_path):
         ProbeCallback([], tmp_path, every=1)
     with pytest.raises(MemprobeError, match="unknown field"):
         ProbeCallback(FACTS, tmp_path, every=1, template="{prompt}{answer}{nothing}")
+
+
+def test_another_training_run_is_refused_before_its_first_step(tmp_path):
+    callback = ProbeCallback(FACTS, tmp_path / "probe", every=2)
+    trainer(tmp_path / "one", [callback], steps=2).train()
+    before = open_probe(tmp_path / "probe").records
+    with pytest.raises(MemprobeError, match="another training run"):
+        trainer(tmp_path / "two", [ProbeCallback(FACTS, tmp_path / "probe", every=2)], steps=2).train()
+    assert open_probe(tmp_path / "probe").records.equals(before)
+    again = ProbeCallback(FACTS, tmp_path / "probe", every=2, name="second")
+    trainer(tmp_path / "two", [again], steps=2).train()
+    assert open_probe(tmp_path / "probe").checkpoints == ["step@0", "step@2", "second@0", "second@2"]
