@@ -67,6 +67,7 @@ def run(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar for the stage is enough
+    logging.set_verbosity_error()  # a tied unembedding is no missing weight
     # The others wait while the first process asks and evaluates.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     lock = FileLock(out / ".lock", timeout=0)

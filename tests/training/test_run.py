@@ -279,6 +279,26 @@ def test_save_dtype(tiny_checkpoint, tmp_path):
     assert json.loads((last / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [{"weights": "bfloat16"}, {"autocast": "bfloat16", "gradient_checkpointing": True}],
+    ids=["bf16 weights", "bf16 autocast, gradient checkpointing"],
+)
+def test_precisions_come_close_to_fp32(precision, tiny_checkpoint, tmp_path):
+    plain = run(small(tiny_checkpoint), tmp_path / "plain", quiet=True)
+    other = run(small(tiny_checkpoint, precision=precision), tmp_path / "other", quiet=True)
+    assert losses(other) != losses(plain)
+    assert losses(other) == pytest.approx(losses(plain), rel=0.05)
+
+
+def test_a_tied_unembedding_is_written_once(tmp_path):
+    from tests.tiny import save_tiny
+
+    base = save_tiny(tmp_path / "base", "llama-tied")
+    last = run(small(base, precision={"save_dtype": "bfloat16"}), tmp_path / "run", quiet=True)
+    assert "lm_head.weight" not in weights(last) and weights(last).keys() == weights(base).keys()
+
+
 def test_the_joint_arm_trains_one_stage_on_all(tiny_checkpoint, tmp_path):
     last = run(small(tiny_checkpoint, "joint"), tmp_path, quiet=True)
     manifest = read_manifest(last)
