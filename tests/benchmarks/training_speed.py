@@ -1,0 +1,156 @@
+"""Training on mixed rows: our schedule against a stock Trainer at the same precision, with the same rows.
+
+    python -m tests.benchmarks.training_speed --base smollm2-135m --source generic --data-dir DIR
+
+Stock is ``transformers.Trainer`` with a padding collator, an attention mask and logits at every position. Each
+runs in a process of its own, in turns; a step's rows are the same, so the losses are too. The first step is
+left out of the rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ARMS = ("stock", "ours")
+
+
+def main() -> None:
+    """Runs both in turns and prints what they measured."""
+    options = _options()
+    if options.one:
+        print(json.dumps(_train(options)))
+        return
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for _ in range(options.repeats):
+        for arm in ARMS:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.training_speed", *sys.argv[1:], "--one", arm],
+                stdout=subprocess.PIPE,
+                check=True,
+                text=True,
+            )
+            results[arm].append(json.loads(done.stdout.splitlines()[-1]))
+    stock, ours = (median(one["rate"] for one in results[arm]) for arm in ARMS)
+    losses = [results[arm][0]["losses"] for arm in ARMS]
+    difference = max(abs(one - other) / one for one, other in zip(*losses, strict=True))
+    for arm in ARMS:
+        rates = ", ".join(f"{one['rate']:.3f}" for one in results[arm])
+        peak = max(one["peak_mib"] for one in results[arm])
+        print(f"{arm:6} {rates} examples/s, peak {peak:.0f} MiB")
+    print(f"ours / stock: {ours / stock:.2f} ×, losses differ by at most {difference:.1e} of their value")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--source", default="random-words", help="of the mixing rows, at ratio 2")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--own", type=int, default=32, help="KVR rows")
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", choices=ARMS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import TrainerCallback, set_seed
+
+    from memprobe.checkpoints import resolve
+    from memprobe.models import load_pretrained
+    from memprobe.sources import load
+    from training.data import ExampleMaker
+    from training.mixing import Part, Schedule
+    from training.recipe import Stop, parse_recipe
+    from training.stage import StageRun, StageTrainer
+
+    checkpoint = resolve(options.base)
+    model, tokenizer = load_pretrained(checkpoint, torch.float32)
+    make = ExampleMaker("tulu", tokenizer, 1024)
+    own = [make(row) for row in load(f"kvr:{options.own}").rows]
+    mixed = load(options.source, n=2 * options.own, data_dir=options.data_dir).rows
+    mixing = [make(row, own=False) for row in mixed]
+    accumulation = options.batch // options.micro_batch
+    schedule = Schedule(
+        Part(own, len(own)),
+        [Part(mixing, len(mixing))],
+        epochs=1 + options.steps * options.batch // (3 * options.own),
+        batch=options.batch,
+        micro_batches=accumulation,
+        seed=0,
+    )
+    schedule.steps = options.steps
+    recipe = parse_recipe(
+        {
+            "base": options.base,
+            "save_minutes": 1e6,
+            "optimiser": {"batch": options.batch, "micro_batch": options.micro_batch},
+            "stages": [{"name": "a", "data": "known"}],
+        }
+    )
+    times, losses = [], []
+
+    class Clock(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                times.append(time.perf_counter())
+                losses.append(logs["loss"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = StageRun(recipe, "a", Path(folder), schedule, accumulation, 0, Stop(), own)
+        set_seed(0)
+        if options.one == "ours":
+            trainer = StageTrainer(model, tokenizer, run)
+        else:
+            trainer = _stock(model, tokenizer, run, options)
+        trainer.add_callback(Clock())
+        trainer.train()
+    rows = sum(len(schedule.step(step)) for step in range(1, options.steps))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rate": rows / (times[-1] - times[0]), "losses": losses, "peak_mib": peak}
+
+
+def _stock(model: Any, tokenizer: Any, run: Any, options: argparse.Namespace) -> Any:
+    """A stock Trainer over the same rows in the same steps."""
+    import dataclasses
+
+    from transformers import DataCollatorForTokenClassification, Trainer
+    from transformers.trainer_callback import PrinterCallback
+
+    from training.mixing import IGNORED
+    from training.stage import _arguments
+
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rows = [row for step in range(options.steps) for row in run.schedule.step(step)]
+    # Stock labels are not shifted: label t is token t.
+    data = [
+        {
+            "input_ids": [*row.ids, row.labels[-1]],
+            "attention_mask": [1] * (len(row.ids) + 1),
+            "labels": [IGNORED, *row.labels],
+        }
+        for row in rows
+    ]
+    arguments = dataclasses.replace(_arguments(run), per_device_train_batch_size=options.micro_batch)
+    collator = DataCollatorForTokenClassification(tokenizer)
+    trainer = Trainer(
+        model, arguments, data_collator=collator, train_dataset=data, processing_class=tokenizer
+    )  # type: ignore[arg-type]
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
