@@ -22,7 +22,7 @@ demo: setup  ## Probe the pretrained SmolLM2-135M on the built-in factoids
 	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/demo
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: setup  ## Style
 	$(BIN)/ruff check .

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memprobe.cli import app, resumable
-from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.cli.options import (
+    AllowPickle,
+    BadRowChoice,
+    BadRows,
+    Device,
+    Dtype,
+    OneCheckpoint,
+    TrustRemoteCode,
+)
+from memprobe.cli.progress import Bars
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -24,13 +32,6 @@ class Rule(StrEnum):
 
     alias = "alias"
     strict = "strict"
-
-
-class BadRow(StrEnum):
-    """What happens to rows that cannot be read."""
-
-    fail = "fail"
-    skip = "skip"
 
 
 @app.command("filter")
@@ -67,9 +68,7 @@ def filter_(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
-    on_bad_row: Annotated[
-        BadRow, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
-    ] = BadRow.fail,
+    on_bad_row: BadRows = BadRowChoice.fail,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
     seed: Annotated[int, typer.Option(help="Of the sample and of the solved examples.")] = 0,
     device: Device = "auto",
@@ -111,7 +110,7 @@ def filter_(
     journal = out.with_name(out.name + ".answers")
     if fresh:
         journal.unlink(missing_ok=True)
-    with resumable(journal), _Bar(checkpoint.label) as bar:
+    with resumable(journal), Bars() as bars:
         answered = ask(
             lens_model,
             loaded.factoids,
@@ -120,7 +119,7 @@ def filter_(
             shots=shots,
             seed=seed,
             batch_tokens=batch_tokens,
-            progress=bar.update,
+            progress=lambda done, total, known: bars.update(checkpoint.label, done, total, f"{known} known"),
         )
     knows = [one.strict if rule is Rule.strict else one.alias_aware for one in answered]
     write_rows([one for one, known_ in zip(answered, knows, strict=True) if not known_], out)
@@ -185,44 +184,3 @@ def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None
     typer.echo(f"unknown  {n - n_known} in {out}")
     if known is not None:
         typer.echo(f"known    {n_known} in {known}")
-
-
-class _Bar:
-    """Progress with rate and time left on standard error; one plain line where that is a file."""
-
-    def __init__(self, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.label = label
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  {task.fields[known]} known"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task: Any = None
-        self.start, self.before = 0.0, 0
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def update(self, done: int, total: int, known: int) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task(self.label, total=total, completed=done, rate="", known=known)
-            self.start, self.before = time.monotonic(), done
-            if done:
-                typer.echo(f"{self.label}: goes on after {done} of {total} factoids", err=True)
-            return
-        rate = f"{(done - self.before) / max(time.monotonic() - self.start, 1e-9):.1f}/s"
-        self.progress.update(self.task, completed=done, rate=rate, known=known)
-        if not self.console.is_terminal and done == total:
-            typer.echo(f"{self.label}: {total} factoids at {rate}", err=True)

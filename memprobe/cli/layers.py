@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli import app, resumable
-from memprobe.cli.options import AllowPickle, BadRowChoice, Checkpoints, Device, Dtype, TrustRemoteCode
+from memprobe.cli.options import (
+    AllowPickle,
+    BadRowChoice,
+    BadRows,
+    Checkpoints,
+    Device,
+    Dtype,
+    TrustRemoteCode,
+)
+from memprobe.cli.progress import Bars
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -72,9 +81,7 @@ def layers(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
-    on_bad_row: Annotated[
-        BadRowChoice, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
-    ] = BadRowChoice.fail,
+    on_bad_row: BadRows = BadRowChoice.fail,
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -119,7 +126,7 @@ def layers(
     from memprobe.probing import probe
     from memprobe.records import replacing
 
-    with resumable(out), _Bars() as bars:
+    with resumable(out), Bars() as bars:
         found = probe(
             checkpoints,
             asked.factoids,
@@ -224,54 +231,3 @@ def _status(text: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(text)
-
-
-class _Bars:
-    """A bar per checkpoint, with rate and time left, on standard error; plain lines where that is a file."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.starts: dict[str, tuple[float, int]] = {}
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def update(self, label: str, done: int, total: int) -> None:
-        import time
-
-        if label not in self.tasks:
-            self.tasks[label] = self.progress.add_task(label, total=total, completed=done, rate="")
-            self.starts[label] = (time.monotonic(), done)
-            if done and done < total:
-                typer.echo(f"{label}: goes on after {done} of {total} factoids", err=True)
-            return
-        start, before = self.starts[label]
-        rate = f"{(done - before) / max(time.monotonic() - start, 1e-9):.0f}/s"
-        self.progress.update(self.tasks[label], completed=done, rate=rate)
-        if not self.console.is_terminal and done == total:
-            typer.echo(f"{label}: {total} factoids at {rate}", err=True)

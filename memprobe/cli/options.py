@@ -28,6 +28,10 @@ Checkpoints = Annotated[
 OneCheckpoint = Annotated[
     str, typer.Option("--ckpt", metavar="SPEC", help="The checkpoint.", show_default=False)
 ]
+BadRows = Annotated[
+    BadRowChoice,
+    typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
     str,

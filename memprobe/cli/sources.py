@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli import app
+from memprobe.cli.options import BadRowChoice, BadRows
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ class Variant(StrEnum):
 
     paraphrases = "paraphrases"
     manipulations = "manipulations"
-
-
-class BadRow(StrEnum):
-    """What happens to rows that cannot be read."""
-
-    fail = "fail"
-    skip = "skip"
 
 
 class Conflict(StrEnum):
@@ -97,9 +91,7 @@ def sources(
     words_file: Annotated[
         Path | None, typer.Option(help="Word list for random-words, one a line.", show_default=False)
     ] = None,
-    on_bad_row: Annotated[
-        BadRow, typer.Option(help="Refuse rows that cannot be read, or leave them out and count them.")
-    ] = BadRow.fail,
+    on_bad_row: BadRows = BadRowChoice.fail,
     seed: Annotated[int, typer.Option(help="Of the sample and of what is generated.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write the rows as JSONL instead of showing them.", show_default=False)

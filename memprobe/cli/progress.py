@@ -1,0 +1,58 @@
+"""Progress of long work on standard error: bars with rate and time left, plain lines where that is a file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import typer
+
+
+class Bars:
+    """A bar per label; ``done`` factoids of an earlier run do not count in the rate."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.starts: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Moves a bar; the first call for a label says where it starts."""
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(label, total=total, completed=done, rate="", note=note)
+            self.starts[label] = (time.monotonic(), done)
+            if done and done < total:
+                typer.echo(f"{label}: goes on after {done} of {total} factoids", err=True)
+            return
+        start, before = self.starts[label]
+        rate = f"{(done - before) / max(time.monotonic() - start, 1e-9):.1f}/s"
+        self.progress.update(self.tasks[label], completed=done, rate=rate, note=note)
+        if not self.console.is_terminal and done == total:
+            typer.echo(f"{label}: {total} factoids at {rate}", err=True)
