@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 COLOURS = ("#2577b8", "#d05a14", "#128a6e", "#b8569a", "#a67c00", "#6f6ad1")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
+# Dark enough throughout for white text in a cell.
+HEAT = ((0, "#241b45"), (0.5, "#2f5d8a"), (1, "#1a8a6c"))
+
 RANK_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
 TEMPLATES = {
     "light": {
@@ -318,7 +321,7 @@ def lens_heatmap(
             hovertemplate=hover + "<extra></extra>",
             zmin=0,
             zmax=1,
-            colorscale="Viridis",
+            colorscale=HEAT,
             colorbar={
                 "title": {"text": "probability"},
                 "tickformat": ".0%",
