@@ -295,10 +295,12 @@ def parts_of(
     stage, data = recipe.stages[number - 1], prepared.stages[number - 1]
     rows = [row for one in prepared.stages for row in one.rows] if recipe.joint else data.rows
     make = ExampleMaker(recipe.template, tokenizer, max_length)
-    own = Part([make(row) for row in rows], len(rows))
+    with _named(f"stages.{number}.data"):
+        own = Part([make(row) for row in rows], len(rows))
     extra = []
-    for part, texts in zip(stage.mixing, data.mixing, strict=True):
-        examples = [make(text, own=False) for text in texts]
+    for place, (part, texts) in enumerate(zip(stage.mixing, data.mixing, strict=True), 1):
+        with _named(f"stages.{number}.mixing.{place}"):
+            examples = [make(text, own=False) for text in texts]
         extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
     replayed: list[str] = []
     if stage.replay:

@@ -213,6 +213,8 @@ class _Run:
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         max_length = min(recipe.max_length, limit or recipe.max_length)
         own, extra, replayed = parts_of(recipe, prepared, number, tokenizer, max_length)
+        for later in range(number + 1, len(recipe.stages) + 1):  # a row that cannot be trained is found now
+            parts_of(recipe, prepared, later, tokenizer, max_length)
         per_step = math.ceil(
             recipe.optimiser.batch / (recipe.optimiser.micro_batch * self.state.num_processes)
         )

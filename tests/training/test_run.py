@@ -400,6 +400,18 @@ def test_too_few_rows_are_named_by_key_before_anything_is_trained(stage, said, t
     assert not (tmp_path / "1-a").exists() and not (tmp_path / "recipe.toml").exists()
 
 
+def test_rows_that_do_not_fit_are_found_before_the_first_stage(tiny_checkpoint, tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(
+        "".join(json.dumps({"prompt": f"{i} up " * 80, "answer": "down"}) + "\n" for i in range(4))
+    )
+    late = {"name": "b", "data": str(tasks), "kind": "tasks", "held_out": 1}
+    recipe = small(tiny_checkpoint, stages=[{"name": "a", "data": "kvr:6"}, late], max_length=100)
+    with pytest.raises(MemprobeError, match=r"stages\.2\.data: .*prompt alone has 100 tokens.*max_length"):
+        run(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "1-a").exists()
+
+
 def test_the_command_line(tiny_checkpoint, tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text(to_toml(small(tiny_checkpoint)))
