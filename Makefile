@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types check benchmark clean
+.PHONY: help setup demo demo-training test lint types check benchmark clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## Probe the pretrained SmolLM2-135M on the built-in factoids
 	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/demo
+
+	@echo 'Next: make demo-training trains this model naively and with REMIX, and probes every stage.'
+
+demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every stage (shows the tool, not evidence)
+	$(BIN)/python -m training run training/recipes/demo.toml --out runs/demo-naive
+	$(BIN)/python -m training run training/recipes/demo.toml --arm "remix(data=self, stages=1, words=12)" \
+		--out runs/demo-remix
+	$(BIN)/memprobe layers --out probes/demo-training --ckpt base=smollm2-135m \
+		--ckpt naive-1=runs/demo-naive/1-kvr --ckpt naive-2=runs/demo-naive/2-known \
+		--ckpt remix-1=runs/demo-remix/1-kvr --ckpt remix-2=runs/demo-remix/2-known
+	@echo 'These runs show the tool; 16 facts and one seed are no evidence.'
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -17,14 +17,9 @@ import polars as pl
 from memprobe import page, plots
 from memprobe.errors import MemprobeError
 from memprobe.records import Probe, write_text
-from memprobe.statistics import (
-    K_VALUES,
-    TOKEN_RULES,
-    normalised_frequency,
-    recall_by_depth,
-    shuffled_recall,
-)
-from memprobe.statistics.holding import by_rule, trajectories
+from memprobe.statistics import K_VALUES, TOKEN_RULES
+from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
+from memprobe.statistics.holding import trajectories
 from memprobe.statistics.intervals import Resamples, wilson
 from memprobe.statistics.occurrence import Occurrence, placement_of
 
@@ -125,20 +120,16 @@ class _Rule:
 
     def __init__(self, probe: Probe, rule: str, labels: list[str]) -> None:
         self.labels = labels
-        # A factoid's rank under the rule takes the place of its first token, which every function reads.
-        alone = pl.lit(0, pl.Int16).alias("token")
-        self.records = by_rule(probe.records, token=rule).with_columns(alone)
-        self.shuffled = by_rule(_shuffled(probe), token=rule).with_columns(alone)
-        self.answers = {part.checkpoint: part for part in trajectories(self.records, token="first")}
-        self.others = list(trajectories(self.shuffled, token="first"))
+        self.answers = {part.checkpoint: part for part in trajectories(probe.records, token=rule)}
+        self.others = list(trajectories(_shuffled(probe), token=rule))
         self.outcomes = {label: _outcomes(probe, label) for label in labels}
         self.resamples: dict[tuple[int, int], Resamples] = {}
 
     def tables(self, k: int, factoids: list[str]) -> tuple[dict[str, Figure], dict[str, Any], bytes]:
         """Figures by name, the numbers on top by checkpoint, and the explorer's columns of depths."""
-        recall = recall_by_depth(self.records, k=k, token="first")
-        chance = shuffled_recall(self.shuffled, k=k, token="first")
-        frequency = normalised_frequency(self.records, k=k, token="first")
+        recall = recall_of(self.answers.values(), k=k)
+        chance = shuffled_recall_of(self.others, k=k)
+        frequency = frequency_of(self.answers.values(), k=k)
         found = {label: Occurrence.of(self.answers[label], k) for label in self.labels}
         figures = {
             "recall": plots.recall_curves(recall, chance, checkpoints=self.labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ def print_summary(probe: Probe) -> None:
     k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
     console = Console()
+    if not console.is_terminal:  # a file has room for all checkpoints side by side
+        console.width = _UNFOLDED
     console.print(
         f"{facts['n']} factoids ({facts['source']}), template {probe.run['template']!r}, "
         f"readout {probe.run['readout']}, a depth holds an answer when "
@@ -25,15 +28,25 @@ def print_summary(probe: Probe) -> None:
         style="dim",
         markup=False,
     )
-    console.print(_headline(checkpoints))
-    console.print(_by_depth(checkpoints, k))
+    for group in _that_fit(checkpoints, console.width - 36, 24):
+        console.print(_headline(group))
+    for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
+        console.print(_by_depth(group, k, named=len(checkpoints) > 1))
 
 
+_UNFOLDED = 10_000
 _TOKENS = {
     "first": "its first token is",
     "last": "its last token is",
     "all": "all of its tokens are",
 }
+
+
+def _that_fit(checkpoints: dict[str, Any], room: int, width: int) -> Iterator[dict[str, Any]]:
+    """Checkpoints in groups whose columns fit side by side."""
+    labels, size = list(checkpoints), max(1, room // width)
+    for start in range(0, len(labels), size):
+        yield {label: checkpoints[label] for label in labels[start : start + size]}
 
 
 def _headline(checkpoints: dict[str, Any]) -> Table:
@@ -61,7 +74,7 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
     return table
 
 
-def _by_depth(checkpoints: dict[str, Any], k: int) -> Table:
+def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -69,7 +82,7 @@ def _by_depth(checkpoints: dict[str, Any], k: int) -> Table:
     table.add_column("depth", justify="right")
     ks = list(dict.fromkeys((1, k)))
     for label in checkpoints:
-        prefix = f"{label}\n" if len(checkpoints) > 1 else ""
+        prefix = f"{label}\n" if named else ""
         for one in ks:
             table.add_column(Text(f"{prefix}recall@{one}"), justify="right")
             table.add_column(Text("shuffled", "dim"), justify="right", style="dim", vertical="bottom")

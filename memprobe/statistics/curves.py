@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.holding import Trajectories, held, in_order
+from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval, wilson
 
 
@@ -15,12 +17,18 @@ def recall_by_depth(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -
     Returns:
         [checkpoint, (control,) depth, n, recall, low, high]; Wilson intervals; ``n`` factoids have that depth.
     """
-    table = held(frame, k=k, token=token)
-    keys = [name for name in ("checkpoint", "control") if name in table.columns]
-    shares = table.group_by(*keys, "depth", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("n"), pl.col("held").mean().alias("recall")
-    )
-    return _with_wilson(in_order(shares, keys))
+    return recall_of(trajectories(frame, token=token), k=k)
+
+
+def recall_of(found: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
+    """:func:`recall_by_depth` of trajectories, so that many k need the records only once."""
+    parts = []
+    for part in found:
+        n = (part.rank >= 0).sum(0)
+        depths = n.nonzero()[0]
+        recall = part.held(k).sum(0)[depths] / n[depths]
+        parts.append(_labelled(part, depths).with_columns(n=pl.Series(n[depths]), recall=pl.Series(recall)))
+    return _with_wilson(_concat(parts, {"n": pl.Int64, "recall": pl.Float64}))
 
 
 def shuffled_recall(controls: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
@@ -32,14 +40,32 @@ def shuffled_recall(controls: pl.DataFrame | pl.LazyFrame, *, k: int, token: str
     Returns:
         [checkpoint, depth, n, recall, low, high]
     """
-    table = held(controls.lazy().filter(pl.col("control").str.starts_with("shuffled:")), k=k, token=token)
-    per_factoid = table.group_by("checkpoint", "factoid", "depth", maintain_order=True).agg(
-        pl.col("held").mean()
-    )
-    shares = per_factoid.group_by("checkpoint", "depth", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("n"), pl.col("held").mean().alias("recall")
-    )
-    return _with_wilson(in_order(shares, ["checkpoint"]))
+    draws = controls.lazy().filter(pl.col("control").str.starts_with("shuffled:"))
+    return shuffled_recall_of(trajectories(draws, token=token), k=k)
+
+
+def shuffled_recall_of(draws: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
+    """:func:`shuffled_recall` of the draws' trajectories."""
+    by_checkpoint: dict[str, list[Trajectories]] = {}
+    for draw in draws:
+        by_checkpoint.setdefault(draw.checkpoint, []).append(draw)
+    parts = []
+    for label, group in by_checkpoint.items():
+        place = {
+            factoid: row
+            for row, factoid in enumerate(dict.fromkeys(np.concatenate([d.factoids for d in group])))
+        }
+        holds, drawn = np.zeros((2, len(place), group[0].rank.shape[1]))
+        for draw in group:  # a factoid may lack a control in some draws
+            rows = [place[factoid] for factoid in draw.factoids]
+            holds[rows] += draw.held(k)
+            drawn[rows] += draw.rank >= 0
+        n = (drawn > 0).sum(0)
+        depths = n.nonzero()[0]
+        recall = (holds / np.maximum(drawn, 1)).sum(0)[depths] / n[depths]
+        keys = pl.DataFrame({"checkpoint": [label] * len(depths), "depth": pl.Series(depths, dtype=pl.Int16)})
+        parts.append(keys.with_columns(n=pl.Series(n[depths]), recall=pl.Series(recall)))
+    return _with_wilson(_concat(parts, {"n": pl.Int64, "recall": pl.Float64}))
 
 
 def normalised_frequency(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
@@ -48,12 +74,35 @@ def normalised_frequency(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: s
     Returns:
         [checkpoint, (control,) depth, frequency] for depths >= 1; null where nothing occurs at any of them.
     """
-    table = held(frame, k=k, token=token).filter(pl.col("depth") >= 1)
-    keys = [name for name in ("checkpoint", "control") if name in table.columns]
-    counts = table.group_by(*keys, "depth", maintain_order=True).agg(pl.col("held").sum().alias("count"))
-    total = pl.col("count").sum().over(keys)
-    frequency = pl.when(total > 0).then(pl.col("count") / total).alias("frequency")
-    return in_order(counts, keys).select(*keys, "depth", frequency)
+    return frequency_of(trajectories(frame, token=token), k=k)
+
+
+def frequency_of(found: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
+    """:func:`normalised_frequency` of trajectories."""
+    parts = []
+    for part in found:
+        depths = (part.rank >= 0).sum(0).nonzero()[0]
+        depths = depths[depths >= 1]
+        counts = part.held(k).sum(0)[depths]
+        shares = counts / counts.sum() if counts.sum() else np.full(len(depths), np.nan)
+        parts.append(_labelled(part, depths).with_columns(frequency=pl.Series(shares).fill_nan(None)))
+    return _concat(parts, {"frequency": pl.Float64})
+
+
+def _labelled(part: Trajectories, depths: np.ndarray) -> pl.DataFrame:
+    """[checkpoint, (control,) depth] of one trajectory."""
+    names = {"checkpoint": part.checkpoint} | ({} if part.control is None else {"control": part.control})
+    columns = {name: [value] * len(depths) for name, value in names.items()}
+    return pl.DataFrame(columns | {"depth": pl.Series(depths, dtype=pl.Int16)})
+
+
+def _concat(parts: list[pl.DataFrame], measures: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    schema: dict[str, type[pl.DataType]] = {"checkpoint": pl.String, "depth": pl.Int16, **measures}
+    return (
+        pl.concat([part.cast({name: schema[name] for name in measures}) for part in parts])
+        if parts
+        else pl.DataFrame(schema=schema)
+    )
 
 
 def area(recall: np.ndarray) -> np.ndarray:

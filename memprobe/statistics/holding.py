@@ -33,6 +33,16 @@ def check_rule(token: str) -> None:
         raise MemprobeError(f"token rule {token!r}: choose {', '.join(TOKEN_RULES)}")
 
 
+def check_k(k: int) -> None:
+    """Refuses a top-k that nothing can be in.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if k < 1:
+        raise MemprobeError(f"top-k is {k}: give 1 or more")
+
+
 def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
     """One row per factoid and depth: the answer under a token rule.
 
@@ -90,8 +100,7 @@ def held(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFr
     Raises:
         MemprobeError: ``k`` is below 1, or the rule is unknown.
     """
-    if k < 1:
-        raise MemprobeError(f"top-k is {k}: give 1 or more")
+    check_k(k)
     ruled = by_rule(frame, token=token)
     return ruled.select(*unit_keys(ruled.columns), "depth", (pl.col("rank") < k).alias("held"))
 
@@ -122,7 +131,12 @@ class Trajectories:
         return self.rank.shape[1] - 1
 
     def held(self, k: int) -> np.ndarray:
-        """bool [factoid, depth]; a missing depth does not hold the answer."""
+        """bool [factoid, depth]; a missing depth does not hold the answer.
+
+        Raises:
+            MemprobeError: ``k`` is below 1.
+        """
+        check_k(k)
         return (self.rank >= 0) & (self.rank < k)
 
     def select(self, factoids: np.ndarray) -> Trajectories:
