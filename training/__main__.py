@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memprobe.errors import Interrupted, MemprobeError
+from memprobe.cli import resumable
+from memprobe.cli import run as run_commands
 
 app = typer.Typer(
     name="training",
@@ -73,24 +73,13 @@ def run_(
     folder = out or Path("runs") / name
     from training.run import run
 
-    try:
+    with resumable(folder):
         run(chosen, folder, fresh=fresh, data_dir=data_dir)
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            f"interrupted; what is finished is kept in {folder}, the same command goes on"
-        ) from error
 
 
 def main() -> None:
-    """Runs the command line; bad input becomes one line on standard error and an exit code that is not 0."""
-    try:
-        app()
-    except MemprobeError as error:
-        if "--debug" in sys.argv:
-            raise
-        word = "" if isinstance(error, Interrupted) else "error: "
-        typer.echo(f"training: {word}{error}", err=True)
-        sys.exit(error.exit_code)
+    """The command ``python -m training``."""
+    run_commands(app, "training")
 
 
 if __name__ == "__main__":

@@ -51,16 +51,21 @@ def resumable(kept: object) -> Iterator[None]:
         ) from error
 
 
-def main() -> None:
-    """Runs the command line; bad input becomes one line on standard error and an exit code that is not 0."""
+def run(commands: typer.Typer, name: str) -> None:
+    """Runs a command line; bad input becomes one line on standard error and an exit code that is not 0."""
     try:
-        app()
+        commands()
     except MemprobeError as error:
         if "--debug" in sys.argv:
             raise
         word = "" if isinstance(error, Interrupted) else "error: "
-        typer.echo(f"memprobe: {word}{error}", err=True)
+        typer.echo(f"{name}: {word}{error}", err=True)
         sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """The command ``memprobe``."""
+    run(app, "memprobe")
 
 
 _register()  # last: the commands import from here
