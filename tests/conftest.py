@@ -5,10 +5,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from memprobe.cli import main
 from tests.tiny import save_tiny
 
 
@@ -16,3 +18,19 @@ from tests.tiny import save_tiny
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A tiny Llama with a byte-level tokenizer, as a Hugging Face directory. Copy it before changing it."""
     return save_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs a command in this process; gives (exit code, standard output, standard error)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["memprobe", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run

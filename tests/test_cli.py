@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import memprobe
 from memprobe import capture as capturing
 from memprobe.checkpoints import MANIFEST
-from memprobe.cli import main
 from memprobe.records import TABLES
 
 FACTS = [
@@ -25,22 +24,6 @@ FACTS = [
     {"prompt": "The tallest hill of Oria is", "answer": "Mount Grey", "relation": "hill", "id": "d"},
     {"prompt": "The tallest hill of Selva is", "answer": "Peak Nine", "relation": "hill", "id": "e"},
 ]
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command in this process; gives (exit code, standard output, standard error)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["memprobe", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-            sys.exit(0)
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

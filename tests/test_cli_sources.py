@@ -1,31 +1,20 @@
 """``memprobe sources``: the list, rows as the model sees them, and rows written out."""
 
 import json
-import sys
 
 import pytest
 
 from memprobe import checkpoints
-from memprobe.cli import main
 from memprobe.sources import load_factoids, load_texts
 from memprobe.sources.evaluation import paraphrases
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
+def sources(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("MEMPROBE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MEMPROBE_DATA_DIR", raising=False)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["memprobe", "sources", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-            sys.exit(0)
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return run
+    return lambda *arguments: cli("sources", *arguments)
 
 
 @pytest.fixture
@@ -50,55 +39,55 @@ def folder(tmp_path):
     return data
 
 
-def test_the_list_says_rows_kind_licence_and_where_from(cli, folder):
-    code, out, _ = cli("--data-dir", folder)
+def test_the_list_says_rows_kind_licence_and_where_from(sources, folder):
+    code, out, _ = sources("--data-dir", folder)
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines() if line.split()}
     assert all(part in lines["popqa"] for part in ("factoids", "4", "3", "MIT", "folder: popqa.jsonl"))
     assert "missing in the folder (triviaqa.jsonl)" in lines["triviaqa"]
     assert {"known", "kvr:N", "gsm8k", "ultrachat", "generic", "random-words", "self"} <= set(lines)
-    code, out, _ = cli()
+    code, out, _ = sources()
     assert "hub: akariasai/PopQA" in out
 
 
-def test_rows_are_shown_in_the_template_with_token_counts(cli, folder, tiny_checkpoint):
-    code, out, err = cli("popqa", "--n", 1, "--data-dir", folder)
+def test_rows_are_shown_in_the_template_with_token_counts(sources, folder, tiny_checkpoint):
+    code, out, err = sources("popqa", "--n", 1, "--data-dir", folder)
     assert code == 0
     assert "What is the capital of Velm" in out
     assert "3 factoids of 4 rows (without 1 duplicate)" in err
     assert "sha256:" in err
-    code, out, err = cli(
+    code, out, err = sources(
         "popqa", "--n", 1, "--data-dir", folder, "--ckpt", tiny_checkpoint, "--template", "tulu"
     )
     assert code == 0, err
     assert "<|user|>\nWhat is the capital of Velm" in out
     assert "</s>" in out
     assert " tokens" in out
-    code, _, err = cli("popqa", "--data-dir", folder, "--template", "tulu")
+    code, _, err = sources("popqa", "--data-dir", folder, "--template", "tulu")
     assert code == 2
     assert "give --ckpt" in err
 
 
-def test_overlaps_are_dropped_and_rows_written(cli, folder, tmp_path):
+def test_overlaps_are_dropped_and_rows_written(sources, folder, tmp_path):
     out_file = tmp_path / "d_b.jsonl"
-    code, _, err = cli("lama", "--without", "popqa", "--data-dir", folder, "--all", "--out", out_file)
+    code, _, err = sources("lama", "--without", "popqa", "--data-dir", folder, "--all", "--out", out_file)
     assert code == 0
     assert "1 overlap" in err
     (row,) = load_factoids(str(out_file))
     assert row == load_factoids("lama", data_dir=folder)[1]
 
 
-def test_variants(cli, folder, tmp_path):
+def test_variants(sources, folder, tmp_path):
     out_file = tmp_path / "p.jsonl"
-    cli("popqa", "--variant", "paraphrases", "--data-dir", folder, "--all", "--out", out_file)
+    sources("popqa", "--variant", "paraphrases", "--data-dir", folder, "--all", "--out", out_file)
     assert load_factoids(str(out_file)) == paraphrases(load_factoids("popqa", data_dir=folder))
-    code, _, err = cli("random-words", "--variant", "manipulations", "--data-dir", folder)
+    code, _, err = sources("random-words", "--variant", "manipulations", "--data-dir", folder)
     assert code == 2
     assert "only factoids have variants" in err
 
 
-def test_the_models_own_passages_are_cached_by_fingerprint(cli, tiny_checkpoint, monkeypatch):
-    code, out, err = cli("self", "--ckpt", tiny_checkpoint, "--n", 3, "--words", 2, 2)
+def test_the_models_own_passages_are_cached_by_fingerprint(sources, tiny_checkpoint, monkeypatch):
+    code, out, err = sources("self", "--ckpt", tiny_checkpoint, "--n", 3, "--words", 2, 2)
     assert code == 0, err
     assert "Complete the following partial passage:" in out
     assert checkpoints.fingerprint(checkpoints.resolve(str(tiny_checkpoint)))[:16] in err
@@ -107,6 +96,6 @@ def test_the_models_own_passages_are_cached_by_fingerprint(cli, tiny_checkpoint,
     assert load_texts("self", n=3, words=(2, 2), base=str(tiny_checkpoint)) == first
     assert load_texts("self", n=2, words=(2, 2), base=str(tiny_checkpoint)) == first[:2]
     assert all(len(text.answer.split()) == 2 for text in first)
-    code, _, err = cli("self", "--n", 3)
+    code, _, err = sources("self", "--n", 3)
     assert code == 2
     assert "--ckpt" in err
