@@ -6,6 +6,7 @@ questions of the unknown-to-base filter are asked once.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import CHAT, Factoid, Template, factoid_id, tokenise
+from memprobe.factoids import CHAT, Factoid, Template, factoid_id, factoids_hash, tokenise
 from memprobe.records import read_json, write_json
 from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text
@@ -67,11 +68,13 @@ def prepare(
     *,
     data_dir: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
+    asked: Path | None = None,
 ) -> Prepared:
     """All rows of a run; from the run directory where they are there already.
 
     Args:
         base: loads the base model, for what it has to be asked.
+        asked: folder of the base model's answers (default: in the run directory); runs may share one.
 
     Raises:
         MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key.
@@ -79,13 +82,14 @@ def prepare(
     path = run / PREPARED
     if path.exists() and (kept := read_json(path))["recipe"] == to_toml(recipe):
         return _from_json(kept)
+    asked = asked or run / ASKED
     stages: list[StageData] = []
     for number, stage in enumerate(recipe.stages, 1):
         say(f"stage {number} {stage.name}: reading {stage.data}")
         earlier = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
-        stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, run, base, data_dir, say))
+        stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, asked, base, data_dir, say))
     prepared = Prepared(
-        stages, _known(recipe, stages, run, base, data_dir, say), _texts(recipe, stages, data_dir)
+        stages, _known(recipe, stages, asked, base, data_dir, say), _texts(recipe, stages, data_dir)
     )
     write_json({"recipe": to_toml(recipe), **_to_json(prepared)}, path)
     return prepared
@@ -96,7 +100,7 @@ def _stage_data(
     stage: Stage,
     key: str,
     earlier: Sequence[Factoid],
-    run: Path,
+    asked: Path,
     base: Callable[[], LensModel],
     data_dir: Path | None,
     say: Callable[[str], None],
@@ -122,7 +126,7 @@ def _stage_data(
     counts = dict(loaded.counts)
     if stage.unknown:
         with _named(f"{key}.unknown"):
-            rows, known = _unknown(recipe, stage, rows, run, base, say)
+            rows, known = _unknown(recipe, stage, rows, asked, base, say)
         counts |= {"known to the base model": len(known), "kept": len(rows)}
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
@@ -177,7 +181,7 @@ def _unknown(
     recipe: Recipe,
     stage: Stage,
     candidates: Sequence[AnyRow],
-    run: Path,
+    asked: Path,
     base: Callable[[], LensModel],
     say: Callable[[str], None],
 ) -> tuple[list[AnyRow], list[Factoid]]:
@@ -190,7 +194,7 @@ def _unknown(
         if stage.n is not None and len(unknown) >= stage.n:
             break
         some = [row for row in order[start : start + _ASKED_AT_ONCE] if isinstance(row, Factoid)]
-        answers = _ask(base(), some, run / ASKED / f"{stage.name}-{start}.jsonl", recipe, stage.unknown)
+        answers = _ask(base, some, asked, recipe, stage.unknown)
         for factoid, knows in zip(some, answers, strict=True):
             (known if knows else unknown).append(factoid)
         say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
@@ -202,18 +206,21 @@ def _unknown(
 
 
 def _ask(
-    lens_model: LensModel, factoids: list[Factoid], journal: Path, recipe: Recipe, how: Unknown
+    base: Callable[[], LensModel], factoids: list[Factoid], asked: Path, recipe: Recipe, how: Unknown
 ) -> list[bool]:
+    """Whether the base model answers each of these factoids; its answers are kept by what was asked."""
     from memprobe.filter import ask
 
-    answered = ask(lens_model, factoids, journal, template=how.template, shots=how.shots, seed=recipe.seed)
+    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, recipe.seed)
+    journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
+    answered = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=recipe.seed)
     return [one.alias_aware for one in answered]
 
 
 def _known(
     recipe: Recipe,
     stages: Sequence[StageData],
-    run: Path,
+    asked: Path,
     base: Callable[[], LensModel],
     data_dir: Path | None,
     say: Callable[[str], None],
@@ -231,7 +238,7 @@ def _known(
     found: list[Factoid] = []
     for start in range(0, len(factoids), _ASKED_AT_ONCE):
         some = factoids[start : start + _ASKED_AT_ONCE]
-        answers = _ask(base(), some, run / ASKED / f"known-{start}.jsonl", recipe, Unknown())
+        answers = _ask(base, some, asked, recipe, Unknown())
         found += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
         if len(found) >= limit:
             break

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,7 @@ from training.arms import describe_arm, unfold_arm
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Validated = TypeVar("Validated", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -289,7 +290,7 @@ def read_recipe(
         key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
     }
     recipe = parse_recipe(data, str(path))
-    return _with_sources(recipe, path)
+    return with_sources(recipe, path)
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -298,9 +299,18 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         MemprobeError: with ``where``, the key and what is wrong with it.
     """
+    recipe = validated(Recipe, data, where)
+    return recipe.model_copy(update={"arm": recipe.arm_name})
+
+
+def validated(part: type[Validated], data: dict[str, Any], where: str) -> Validated:
+    """Plain data as a pydantic model.
+
+    Raises:
+        MemprobeError: with ``where``, the key and what is wrong with it.
+    """
     try:
-        recipe = Recipe.model_validate(data)
-        return recipe.model_copy(update={"arm": recipe.arm_name})
+        return part.model_validate(data)
     except MemprobeError as error:
         raise MemprobeError(f"{where}: {error}") from error
     except ValidationError as error:
@@ -328,7 +338,7 @@ def _said(problem: Any) -> str:
     return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
 
 
-def _with_sources(recipe: Recipe, path: Path) -> Recipe:
+def with_sources(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with files by their place, after a look at every source that it names."""
 
     def found(name: str, key: str) -> str:

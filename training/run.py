@@ -100,9 +100,9 @@ def run(
 def _check_directory(recipe: Recipe, out: Path) -> None:
     """Raises a MemprobeError for a directory that holds something else, or a run of another recipe."""
     if not (out / RECIPE).exists():
-        if others := [
-            path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != LOG
-        ]:
+        # A link is a stage of another run, from which this one goes on (training.grid).
+        paths = [path for path in out.iterdir() if not path.is_symlink()]
+        if others := [path.name for path in paths if not path.name.startswith(".") and path.name != LOG]:
             raise MemprobeError(f"{out}: holds {others[0]!r} and is no run directory; give another --out")
         return
     old = parse_recipe(tomllib.loads((out / RECIPE).read_text(encoding="utf-8")), str(out / RECIPE))
@@ -118,7 +118,9 @@ def _delete_run(out: Path) -> bool:
     if not (out / RECIPE).exists() and not (out / PREPARED).exists():
         return False
     for path in out.glob("*"):
-        if path.is_dir() and ((path / MANIFEST).exists() or path.name == "along"):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir() and ((path / MANIFEST).exists() or path.name == "along"):
             shutil.rmtree(path)
     for name in (STATE, ASKED):
         shutil.rmtree(out / name, ignore_errors=True)
