@@ -112,7 +112,7 @@ def _stage_data(
             stage.data,
             stage.kind,
             n=wanted,
-            seed=recipe.seed,
+            seed=recipe.rows_seed,
             data_dir=data_dir,
             without=earlier if stage.kind == "factoids" else (),
             words=stage.words,
@@ -122,7 +122,7 @@ def _stage_data(
     held_out: list[AnyRow] = []
     if not learned:
         with _named(f"{key}.held_out"):
-            rows, held_out = _split(rows, stage.held_out, recipe.seed, stage.data)
+            rows, held_out = _split(rows, stage.held_out, recipe.rows_seed, stage.data)
     counts = dict(loaded.counts)
     if stage.unknown:
         with _named(f"{key}.unknown"):
@@ -158,7 +158,7 @@ def _mixing_rows(
         n = None  # all there are
     kind = None if _is_named(part.source) else "texts"
     loaded = load(
-        part.source, kind, n=n, seed=recipe.seed, data_dir=data_dir, words=part.words, base=recipe.base
+        part.source, kind, n=n, seed=recipe.rows_seed, data_dir=data_dir, words=part.words, base=recipe.base
     )
     if len(loaded.rows) < needed:
         raise MemprobeError(
@@ -187,7 +187,7 @@ def _unknown(
 ) -> tuple[list[AnyRow], list[Factoid]]:
     """Asks the base model, some at a time, until there are n factoids that it does not know."""
     assert stage.unknown is not None
-    order = subset(candidates, len(candidates), recipe.seed, stage.data)
+    order = subset(candidates, len(candidates), recipe.rows_seed, stage.data)
     unknown: list[AnyRow] = []
     known: list[Factoid] = []
     for start in range(0, len(order), _ASKED_AT_ONCE):
@@ -211,9 +211,9 @@ def _ask(
     """Whether the base model answers each of these factoids; its answers are kept by what was asked."""
     from memprobe.filter import ask
 
-    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, recipe.seed)
+    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, recipe.rows_seed)
     journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
-    answered = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=recipe.seed)
+    answered = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=recipe.rows_seed)
     return [one.alias_aware for one in answered]
 
 
@@ -232,7 +232,11 @@ def _known(
     trained = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
     with _named("evaluate.known_source"):
         loaded = load(
-            recipe.evaluate.known_source, "factoids", seed=recipe.seed, data_dir=data_dir, without=trained
+            recipe.evaluate.known_source,
+            "factoids",
+            seed=recipe.rows_seed,
+            data_dir=data_dir,
+            without=trained,
         )
     factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
     found: list[Factoid] = []
@@ -261,8 +265,8 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
     drawn = wanted + len(trained) if source in ("self", "random-words") else None
     kind = None if _is_named(source) else "texts"
     with _named("evaluate.texts"):
-        loaded = load(source, kind, n=drawn, seed=recipe.seed + 1, data_dir=data_dir, base=recipe.base)
-        order = subset(loaded.rows, len(loaded.rows), recipe.seed, source)
+        loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
+        order = subset(loaded.rows, len(loaded.rows), recipe.rows_seed, source)
         texts = [row for row in order if isinstance(row, Text) and _opening(row) not in trained]
         if len(texts) < wanted:
             raise MemprobeError(f"{source}: {len(texts)} texts are held out, and texts_n is {wanted}")
@@ -313,7 +317,7 @@ def parts_of(
     if stage.replay:
         earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
         wanted = max(1, wanted_rows(stage.replay.ratio, len(earlier)))
-        order = subset(earlier, len(earlier), recipe.seed, "replay")
+        order = subset(earlier, len(earlier), recipe.rows_seed, "replay")
         chosen = order if stage.replay.redraw else order[:wanted]
         replayed = [row.id for row in chosen]
         extra.append(Part([make(row, own=False) for row in chosen], wanted, stage.replay.redraw))

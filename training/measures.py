@@ -33,7 +33,7 @@ def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str
     kinds: dict[str, Any] = {"factoids": "factoids", "tasks": "task", "texts": "text"}
 
     def make(kind: Any, rows: Sequence[AnyRow]) -> EvaluationSet:
-        chosen = subset(rows, min(len(rows), wanted.limit), recipe.seed, "evaluation")
+        chosen = subset(rows, min(len(rows), wanted.limit), recipe.rows_seed, "evaluation")
         return EvaluationSet(kind, chosen, recipe.template, max_length=recipe.max_length)
 
     sets = {
@@ -45,7 +45,7 @@ def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str
     if wanted.paraphrases and first:
         sets["paraphrases"] = make("factoids", paraphrases(first))
     if wanted.manipulations and first:
-        sets["manipulations"] = make("factoids", manipulations(first, recipe.seed))
+        sets["manipulations"] = make("factoids", manipulations(first, recipe.rows_seed))
     if prepared.known:
         sets["known"] = EvaluationSet("factoids", prepared.known, "plain")
     if prepared.texts:

@@ -211,6 +211,9 @@ class Recipe(_Part):
 
     Attributes:
         base: checkpoint spec.
+        seed: of the order of rows and of everything drawn in training.
+        data_seed: of which rows are drawn from the sources (default: ``seed``); runs with one data_seed and
+            several seeds learn the same rows.
         template: how a factoid is put before the model.
         max_length: tokens of one row; factoids that are longer are refused, tasks and texts are cut.
         save_minutes: between two states from which a killed run goes on.
@@ -219,6 +222,7 @@ class Recipe(_Part):
 
     base: str
     seed: int = Field(0, ge=0)
+    data_seed: int | None = Field(None, ge=0)
     template: str = "tulu"
     arm: str = "none"
     max_length: int = Field(1024, ge=2)
@@ -262,6 +266,11 @@ class Recipe(_Part):
             if (stage.penalty or stage.lora) and self.precision.fsdp:
                 raise ValueError(f"stages.{number}: penalties and lora are not supported on a sharded model")
         return self
+
+    @property
+    def rows_seed(self) -> int:
+        """The seed that chooses rows."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def arm_name(self) -> str:

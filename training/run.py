@@ -312,7 +312,7 @@ class _Run:
             frozen, _ = load_pretrained(parent, model.dtype)
             return Kl(penalty.strength, frozen.to(self.device).eval().requires_grad_(False))
         earlier = list({row.id: row for data in prepared.stages[: number - 1] for row in data.rows}.values())
-        chosen = subset(earlier, min(len(earlier), penalty.fisher_rows), self.recipe.seed, "fisher")
+        chosen = subset(earlier, min(len(earlier), penalty.fisher_rows), self.recipe.rows_seed, "fisher")
         self.report.say(f"{self.directory(number)}: Fisher information of {len(chosen)} earlier rows")
         batches = micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
         fisher = fisher_diagonal(model, batches, seed=self.recipe.seed)

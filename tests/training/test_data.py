@@ -12,6 +12,7 @@ from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
 from training.data import PREPARED, ExampleMaker, prepare, wanted_rows
 from training.mixing import IGNORED
+from training.recipe import parse_recipe
 from training.run import run
 
 
@@ -156,3 +157,20 @@ def test_all_that_can_be_evaluated(tiny_checkpoint, tmp_path):
         "texts.jsonl",
     ]
     assert manifest["stages"][0]["counts"]["known to the base model"] == 0
+
+
+def test_runs_of_one_data_seed_learn_the_same_rows(tmp_path):
+    def rows(name, **seeds):
+        recipe = parse_recipe(
+            {
+                "base": "none",
+                "stages": [{"name": "a", "data": "known", "n": 8}, {"name": "b", "data": "kvr:4"}],
+            }
+            | seeds
+        )
+        prepared = prepare(recipe, tmp_path / name, never)
+        return [row.id for stage in prepared.stages for row in stage.rows]
+
+    fixed = rows("a", seed=1, data_seed=5)
+    assert fixed == rows("b", seed=2, data_seed=5) == rows("c", seed=5)
+    assert fixed != rows("d", seed=1) and fixed != rows("e", seed=5, data_seed=1)
