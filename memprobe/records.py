@@ -133,6 +133,11 @@ class Probe:
         """Depth of the model's own readout, by checkpoint."""
         return {label: entry["n_layers"] for label, entry in self.run["checkpoints"].items()}
 
+    def only(self, labels: Iterable[str]) -> Probe:
+        """This probe with some of its checkpoints, in the order given."""
+        entries = self.run["checkpoints"]
+        return Probe(self.path, self.run | {"checkpoints": {label: entries[label] for label in labels}})
+
     def scan(self, table: str) -> pl.LazyFrame:
         """A table as a lazy frame: finished checkpoints, and the finished batches of one under way.
 

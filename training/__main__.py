@@ -1,14 +1,21 @@
-"""``python -m training run recipe.toml``."""
+"""``python -m training run RECIPE | grid GRID | report DIR``."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memprobe.cli import resumable
 from memprobe.cli import run as run_commands
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from training.grid import Plan
 
 app = typer.Typer(
     name="training",
@@ -75,6 +82,149 @@ def run_(
 
     with resumable(folder):
         run(chosen, folder, fresh=fresh, data_dir=data_dir)
+
+
+@app.command("grid")
+def grid_(
+    grid: Annotated[Path, typer.Argument(help="A TOML file; those in training/grids show what one says.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where everything goes; a grid begun there goes on. [default: runs/GRID]", show_default=False
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="I/N: only the I-th of N parts, from 1. Parts share no training, so that each may run on a "
+            "machine of its own; on one machine they may share --out.",
+        ),
+    ] = "1/1",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only print the cells, what they share, and an estimate of time and disk."
+        ),
+    ] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+) -> None:
+    """Trains, evaluates and probes every cell of a study, in order of priority.
+
+    Stages that cells share are trained once. Killed at any moment, the same command goes on; a cell that
+    breaks is named and the others go on. Probes and evaluations are kept, and weights where the grid says so.
+
+    Examples:
+
+    `python -m training grid training/grids/tiny.toml`
+
+    `python -m training grid training/grids/study.toml --data-dir data --dry-run`
+
+    `python -m training grid training/grids/study.toml --shard $SLURM_ARRAY_TASK_ID/8 --data-dir data`
+    """
+    from training.grid import plan, read_grid, run_grid
+
+    part = _part(shard)
+    wanted = read_grid(grid)
+    folder = out or Path("runs") / grid.stem
+    if dry_run:
+        _print_plan(plan(wanted, grid, folder, shard=part, data_dir=data_dir))
+        return
+    with resumable(folder):
+        broken = run_grid(wanted, grid, folder, shard=part, data_dir=data_dir)
+    if broken:
+        raise MemprobeError(
+            f"{len(broken)} cells could not be trained, first {broken[0]}; the same command tries them again"
+        )
+
+
+@app.command("report")
+def report_(
+    folder: Annotated[
+        Path, typer.Argument(help="A grid's directory, or the results that this command left of one.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where results and tables go. [default: results in the grid's directory, or where they are]",
+            show_default=False,
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Of the bootstrap, where records are read.", min=100)] = 2000,
+) -> None:
+    """Writes a study's tables as CSV and Markdown, from a grid's directory or from its stored results.
+
+    Reads what is finished; nothing is trained or probed, and no weights are needed. `results/` holds all that
+    the tables are made from, small enough to publish.
+
+    Examples:
+
+    `python -m training report runs/smollm2-study --out analyses/results`
+
+    `python -m training report analyses/results`
+    """
+    from memprobe.records import write_text
+    from training.grid import GRID
+    from training.tables import collect, flat, markdown, read_results, tables
+
+    fresh = (folder / GRID).exists()
+    results = collect(folder, draws=draws) if fresh else read_results(folder)
+    target = out or (folder / "results" if fresh else folder)
+    results.write(target)
+    made = tables(results)
+    for name, table in made.items():
+        write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
+    write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
+    _print_tables({name: made[name] for name in ("forgetting", "claims") if name in made})
+    typer.echo(f"tables   {target / 'README.md'}", err=True)
+
+
+def _print_tables(made: dict[str, pl.DataFrame]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.tables import shown
+
+    for name, frame in made.items():
+        table = Table(*frame.columns, title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for row in frame.iter_rows():
+            table.add_row(*map(shown, row))
+        Console().print(table)
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise MemprobeError(f"--shard {text}: write I/N with I from 1 to N, as in 2/8")
+    return int(match[1]), int(match[2])
+
+
+def _print_plan(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))
+    for name, block, done in plan.cells:
+        table.add_row(name, block, "done" if done else "")
+    console = Console()
+    console.print(table)
+    for name, count in plan.shared.items():
+        console.print(f"shared   {name} by {count} cells", highlight=False)
+    hours = None if plan.per_second is None else plan.tokens / plan.per_second / 3600
+    time = (
+        "its rate is known after the first stage"
+        if hours is None
+        else f"about {hours:.1f} h at the {plan.per_second:.0f} tokens/s measured here"
+    )
+    console.print(
+        f"time     {plan.stages} stages to train, at most {plan.tokens:,} tokens: {time}", highlight=False
+    )
+    console.print(
+        f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "
+        f"({plan.peak_stages} stages)",
+        highlight=False,
+    )
 
 
 def main() -> None:

@@ -1,0 +1,232 @@
+"""Grids: which cells there are, what they share, and what a run of them leaves."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from memprobe.compare import compare
+from memprobe.errors import MemprobeError
+from memprobe.records import open_probe
+from tests.training.grids import AGAIN, write
+from tests.training.runs import ROOT, same_weights
+from training.__main__ import app
+from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
+from training.run import run
+
+
+def cells(path):
+    return cells_of(read_grid(path), path)
+
+
+def test_an_axis_multiplies_only_the_cells_that_use_it(tmp_path):
+    names = [cell.node.name for cell in cells(write(tmp_path, seeds="[0]"))]
+    assert names == [
+        "a-b-n4/naive-s0",
+        "a-b-n4/replay-s0",
+        "a-b-n4/remix-ratio1-s0",
+        "a-b-n4/remix-ratio2-s0",
+    ]
+    by_name = {cell.node.name: cell for cell in cells(write(tmp_path, seeds="[0]"))}
+    assert by_name["a-b-n4/naive-s0"].axes == {"n": 4}
+    assert by_name["a-b-n4/remix-ratio2-s0"].axes == {"n": 4, "ratio": 2}
+    assert by_name["a-b-n4/remix-ratio2-s0"].node.recipe.stages[0].mixing[0].ratio == 2
+
+
+def test_a_prefix_is_shared_by_all_that_train_it_alike(tmp_path):
+    parents = {cell.node.name: cell.node.parent for cell in cells(write(tmp_path))}
+    assert parents["a-b-n4/naive-s0"] is parents["a-b-n4/replay-s0"]
+    assert parents["a-b-n4/naive-s0"].name == "a-n4/naive-s0"
+    assert parents["a-b-n4/naive-s0"] is not parents["a-b-n4/naive-s1"]
+    assert parents["a-b-n4/naive-s0"] is not parents["a-b-n4/remix-ratio1-s0"]
+    joint = cells(write(tmp_path, arms='["joint"]'))[0].node
+    assert joint.parent is None and joint.stage == "2-joint"
+
+
+def test_three_stages_go_on_from_the_cell_of_two(tmp_path):
+    path = write(tmp_path, seeds="[0]")
+    path.write_text(path.read_text() + AGAIN)
+    found = cells(path)
+    longest = found[-1].node
+    assert [node.name for node in longest.chain] == ["a-n4/naive-s0", "a-b-n4/naive-s0", "a-b-c-n4/naive-s0"]
+    assert longest.parent is found[0].node and found[-1].block == "again"
+    assert [node.label for node in longest.chain] == ["naive-s0.1", "naive-s0.2", "naive-s0.3"]
+
+
+def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_path):
+    path = write(tmp_path, arms='["naive"]', seeds="[0]")
+    again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace('"naive"', '"replay", "naive"')
+    path.write_text(path.read_text() + again)
+    assert [(cell.node.arm, cell.block) for cell in cells(path)] == [("naive", "first"), ("replay", "again")]
+
+
+def test_parts_share_no_training_and_together_are_all(tmp_path):
+    found = cells(write(tmp_path))
+    parts = [deal(found, shard, 3) for shard in (1, 2, 3)]
+    assert sorted(c.node.name for part in parts for c in part) == sorted(c.node.name for c in found)
+    trained = [{node.name for cell in part for node in cell.node.chain} for part in parts]
+    assert all(trained) and not trained[0] & trained[1] and not trained[0] & trained[2]
+    assert max(map(len, trained)) <= 2 * min(map(len, trained))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data], which has a, b, c"),
+        ('["a", "b"]', '["a"]', "no chain of two or more"),
+        ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),
+        ("lr = 3e-3", "lrr = 3e-3", "optimiser.lrr: unknown key"),
+        ("[recipe]", "[recipe]\nseed = 1", "recipe.seed: the grid says this in its blocks"),
+        ("keep = ", "kept = ", "kept: unknown key"),
+        ("ratio={ratio}", "ratio={rate}", "ratio={rate}: not a number"),
+        ("[data.a]", '[data.a]\nunknown = "x"', "stages.1.unknown"),
+    ],
+)
+def test_a_bad_grid_is_named_by_file_and_key(tmp_path, old, new, said):
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(MemprobeError) as error:
+        cells(path)
+    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_cells_that_differ_under_one_name_are_refused(tmp_path):
+    path = write(tmp_path, arms='["naive"]', seeds="[0]")
+    text = path.read_text().replace(
+        '[data.b]\ndata = "kvr:{n}:validation"', '[data.b]\ndata = "kvr:{m}:validation"'
+    )
+    # {m} is an axis of the second block alone, and is written into its name.
+    text = text.replace("axes = {", "axes = { m = [4],")
+    again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace("n = [4]", "n = [4], m = [5]")
+    path.write_text(text + again)
+    assert [cell.node.name for cell in cells(path)] == ["a-b-n4-m4/naive-s0", "a-b-n4-m5/naive-s0"]
+    path.write_text(text + again.replace("m = [5]", 'm = ["4 "]'))
+    with pytest.raises(MemprobeError, match="another cell is called a-b-n4-m4/naive-s0"):
+        cells(path)
+
+
+def outcome(out, name):
+    return json.loads((out / "runs" / name / "cell.json").read_text())
+
+
+def test_a_grid_leaves_evaluations_and_records_and_no_weights(done):
+    path, out = done
+    for cell in cells(path):
+        folder = directory(out, cell.node)
+        assert (folder / "2-b" / "evaluation.json").exists() and (folder / "1-a" / "evaluation.json").exists()
+        ended = outcome(out, cell.node.name)
+        assert ended["learned"] and ended["arm"] == cell.node.arm and ended["axes"] == dict(cell.axes)
+        assert [stage["stage"] for stage in ended["stages"]] == ["1-a", "2-b"]
+        assert all(stage["tokens"] > 0 and stage["seconds"] > 0 for stage in ended["stages"])
+    assert not list(out.rglob("*.safetensors"))
+    assert not list(out.rglob(".state"))
+
+
+def test_stage_1_was_trained_once_for_both_arms(done):
+    _, out = done
+    naive, replay = (out / "runs" / "a-b-n4" / name / "1-a" for name in ("naive-s0", "replay-s0"))
+    assert (
+        naive.is_symlink()
+        and naive.resolve() == replay.resolve() == (out / "runs/a-n4/naive-s0/1-a").resolve()
+    )
+
+
+def test_every_stage_is_in_the_probe_in_both_readouts(done):
+    _, out = done
+    labels = {"base", "naive-s0.1", "naive-s0.2", "replay-s0.2"}
+    labels |= {f"remix-ratio{ratio}-s0.{stage}" for ratio in (1, 2) for stage in (1, 2)}
+    own, fixed = (out / "probes" / "a-b-n4" / name for name in ("own", "base-readout"))
+    for folder in (own, fixed):
+        assert set(open_probe(folder).checkpoints) == labels
+    entry = open_probe(own).run["checkpoints"]["replay-s0.2"]["manifest"]
+    assert (entry["arm"], entry["stage"]) == ("replay(ratio=0.5, stages=2)", 2)
+    assert "b" in open_probe(own).run["intrusions"]
+    tables = compare([own], reference="naive-s0.2", fixed_readout=[fixed], draws=100).tables
+    assert {"arms", "fates", "claims"} <= set(tables)
+
+
+def test_a_finished_grid_trains_nothing_again(done, monkeypatch):
+    path, out = done
+    monkeypatch.setattr("training.run.run", lambda *args, **options: pytest.fail("trained again"))
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+
+
+def test_what_a_grid_takes_is_known_before(done, tmp_path):
+    path, out = done
+    grid = read_grid(path)
+    ahead = plan(grid, path, tmp_path / "new")
+    assert (ahead.stages, ahead.per_second, ahead.shared) == (7, None, {"a-n4/naive-s0": 2})
+    # Nothing stops early here, so the tokens foreseen are those that were trained.
+    trained = {
+        (s["run"], s["tokens"]) for cell in cells(path) for s in outcome(out, cell.node.name)["stages"]
+    }
+    assert ahead.tokens == sum(tokens for _, tokens in trained)
+    after = plan(grid, path, out)
+    assert (after.stages, after.tokens) == (0, 0) and after.per_second > 0
+    assert all(is_done for _, _, is_done in after.cells)
+
+
+def test_a_shared_stage_changes_nothing(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, arms='["naive", "replay"]', seeds="[0]", keep="weights")
+    run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+    node = cells(path)[1].node
+    run(node.recipe, tmp_path / "alone", quiet=True)
+    assert same_weights(directory(tmp_path / "out", node) / "2-b", tmp_path / "alone" / "2-b")
+
+
+def test_a_stage_that_was_not_learned_marks_its_cell(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1)
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    ended = outcome(tmp_path / "out", "a-b-n4/naive-s0")
+    assert not ended["learned"] and "a ended at 0.0% exact match" in ended["why"]
+
+
+def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, tmp_path, monkeypatch):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["replay", "naive"]')
+    whole = run
+    broken = {"replay(ratio=0.5, stages=2)"}
+
+    def fails(recipe, *args, **options):
+        if recipe.arm_name in broken:
+            raise MemprobeError("the disk is full")
+        return whole(recipe, *args, **options)
+
+    monkeypatch.setattr("training.run.run", fails)
+    found = run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+    assert found == ["a-b-n4/replay-s0: the disk is full"]
+    assert (tmp_path / "out/runs/a-b-n4/naive-s0/cell.json").exists()
+    assert list((tmp_path / "out/runs/a-n4/replay-s0/1-a").glob("*.safetensors")), "still needed"
+    broken.clear()
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_the_function_after_a_cell_sees_its_weights(tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "own_module.py").write_text(
+        "def keep_size(run):\n    (run / 'size').write_text(str((run / '2-b/model.safetensors').stat().st_size))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1)
+    path.write_text('after = "own_module:keep_size"\n' + path.read_text())
+    run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+    assert int((tmp_path / "out/runs/a-b-n4/naive-s0/size").read_text()) > 1000
+    path.write_text(path.read_text().replace("keep_size", "absent"))
+    with pytest.raises(MemprobeError, match="after: no function 'own_module:absent'"):
+        run_grid(read_grid(path), path, tmp_path / "new", quiet=True)
+
+
+def test_the_command_plans_and_refuses_a_part_that_is_none(tmp_path, tiny_checkpoint):
+    path = write(tmp_path, tiny_checkpoint)
+    told = CliRunner().invoke(app, ["grid", str(path), "--dry-run", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 0 and "a-b-n4/naive-s1" in told.output and "14 stages to train" in told.output
+    assert not (tmp_path / "out").exists()
+    for shard in ("0/2", "3/2", "two"):
+        refused = CliRunner().invoke(app, ["grid", str(path), "--shard", shard])
+        assert isinstance(refused.exception, MemprobeError) and "--shard" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training" / "grids").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_shipped_grid_is_valid(path):
+    assert cells(path)

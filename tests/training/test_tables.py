@@ -1,0 +1,208 @@
+"""The study's tables: laid out by hand from made-up cells, and end to end from a grid."""
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from memprobe.errors import MemprobeError
+from training.__main__ import app
+from training.tables import Results, claims, collect, curve, forgetting, markdown, read_results, tables
+
+REMIX = "remix(data=generic, stages=1)"
+
+
+def cell(arm, seed, retention, text="none", learned=True, **more):
+    row = {
+        "setup": "kvr-lama",
+        "arm": arm,
+        "seed": seed,
+        "d_c": None,
+        "arm_text": text,
+        "mixing": None,
+        "mixing_ratio": None,
+        "mixing_words": None,
+        "replay_ratio": None,
+        "learned": learned,
+        "d_a_after_1": 1.0,
+        "retention": retention,
+        "last_metric": "exact_match",
+        "last_score": 1.0,
+        "known_after_1": 0.5,
+        "known": 0.25,
+        "perplexity_after_1": None,
+        "perplexity": None,
+        "steps": 160,
+        "tokens": 1000,
+        "seconds": 10.0,
+        "cosine_start": None,
+        "cosine_end": None,
+        "first_order_harm": None,
+        "weight_change": None,
+    }
+    return row | more
+
+
+def difference(statistic, low, high, readout="own", **more):
+    row = {
+        "setup": "kvr-lama",
+        "k": 10,
+        "token": "first",
+        "readout": readout,
+        "arm": REMIX,
+        "reference": "none",
+    }
+    row |= {"stage": "2", "statistic": statistic, "seeds": 3, "difference": 0.0, "low": low, "high": high}
+    return row | more
+
+
+def results(cells, differences=(), arms=(), spread=(), placement=()):
+    def frame(rows):
+        return pl.DataFrame(list(rows), infer_schema_length=None) if rows else pl.DataFrame()
+
+    return Results(frame(cells), frame([]), *map(frame, (placement, arms, differences, spread, [])))
+
+
+NAIVE = [cell("naive", seed, retention) for seed, retention in ((2, 0.25), (0, 0.0), (1, 0.125))]
+MIXED = [cell("remix", seed, 0.5, REMIX, tokens=3000, steps=320) for seed in (0, 1, 2)]
+
+
+def row_of(table, **where):
+    found = table.filter(**where)
+    assert len(found) == 1
+    return found.row(0, named=True)
+
+
+def test_forgetting_lays_seeds_and_costs_beside_retention():
+    failed = cell("remix", 3, 1.0, REMIX, learned=False)
+    arms = [difference("exact", 0.4, 0.6, arm=REMIX), difference("exact", 0.0, 0.3, arm="none")]
+    table = forgetting(results([*NAIVE, *MIXED, failed], arms=arms))
+    naive, remix = row_of(table, arm="naive"), row_of(table, arm="remix")
+    assert naive["retention"] == 0.125 and naive["by_seed"] == [0.0, 0.125, 0.25]
+    assert (remix["retention"], remix["cells"], remix["failed"]) == (0.5, 4, 1)
+    assert (remix["steps"], remix["tokens"], naive["tokens"]) == (2, 3, 1)
+    assert (remix["low"], remix["high"], naive["high"]) == (0.4, 0.6, 0.3)
+
+
+def test_a_curve_starts_at_naive_and_holds_all_else_equal():
+    replays = [
+        cell("r", s, x, f"replay(ratio={x}, stages=2)", replay_ratio=x) for s in (0, 1) for x in (0.1, 0.5)
+    ]
+    both = cell("b", 0, 0.9, f"{REMIX}+replay(ratio=0.2, stages=2)", replay_ratio=0.2, mixing="generic")
+    table = curve(results([*NAIVE, *replays, both]), "replay_ratio")
+    assert table["replay_ratio"].to_list() == [0, 0.1, 0.5] and table["seeds"].to_list() == [3, 2, 2]
+    assert table["retention"].to_list() == [0.125, 0.1, 0.5]
+    mixed = [
+        cell("m", 0, ratio / 10, REMIX, mixing="generic", mixing_ratio=ratio, mixing_words=12)
+        for ratio in (1, 2)
+    ]
+    other = cell("w", 0, 0.7, REMIX, mixing="generic", mixing_ratio=2, mixing_words=50)
+    by_ratio = curve(results([*NAIVE, *mixed, other]), "mixing_ratio")
+    assert by_ratio.select("mixing_words", "mixing_ratio").rows() == [(12, 0), (12, 1), (12, 2)]
+    by_words = curve(results([*NAIVE, *mixed, other]), "mixing_words")
+    assert by_words.select("mixing_ratio", "mixing_words").rows() == [(2, 0), (2, 12), (2, 50)]
+    assert not len(curve(results([*NAIVE, *replays[:1]]), "replay_ratio"))
+
+
+@pytest.mark.parametrize(
+    ("edges", "finding"),
+    [((0.1, 0.3), "seen"), ((-0.1, 0.3), "not seen at this scale"), ((None, None), "not tested")],
+)
+def test_an_arm_keeps_more_only_where_its_interval_says_so(edges, finding):
+    table = claims(results([*NAIVE, *MIXED], [difference("exact", *edges)]))
+    assert row_of(table, claim="keeps more")["finding"] == finding
+
+
+def test_naive_forgets_only_with_three_seeds():
+    assert row_of(claims(results(NAIVE)), claim="forgets")["finding"] == "seen"
+    assert row_of(claims(results(NAIVE[:2])), claim="forgets")["finding"] == "not tested"
+    kept = [cell("naive", seed, 0.9) for seed in range(3)]
+    assert row_of(claims(results(kept)), claim="forgets")["finding"] == "not seen at this scale"
+
+
+@pytest.mark.parametrize(
+    ("own", "fixed", "finding"),
+    [
+        ((-2.0, -1.0), (-2.0, -0.5), "seen"),
+        ((-2.0, -1.0), (-2.0, 0.5), "not seen at this scale"),
+        ((-2.0, -1.0), None, "not tested"),
+        ((None, None), (None, None), "not tested"),
+    ],
+)
+def test_earlier_must_hold_in_both_readouts(own, fixed, finding):
+    rows = [difference("lof_restricted", *own)]
+    if fixed is not None:
+        rows.append(difference("lof_restricted", *fixed, readout="base-readout"))
+    assert row_of(claims(results(NAIVE, rows)), claim="earlier after stage 2")["finding"] == finding
+
+
+def test_more_diverse_must_hold_in_every_seed_and_both_readouts():
+    keys = {"setup": "kvr-lama", "k": 10, "token": "first"}
+
+    def found(lows):
+        spread, placed = [], []
+        for place, low in enumerate(lows):
+            seed, readout = place % 3, ("own", "base-readout")[place // 3]
+            spread.append(
+                keys | {"readout": readout, "checkpoint": f"r{seed}", "difference": 1.0, "low": low}
+            )
+            placed.append(
+                keys | {"readout": readout, "checkpoint": f"r{seed}", "arm": REMIX, "stage": 2, "seed": seed}
+            )
+        table = claims(results(NAIVE, spread=spread, placement=_complete(placed)))
+        return row_of(table, claim="more diverse after stage 2")["finding"]
+
+    assert found([0.1] * 6) == "seen"
+    assert found([0.1] * 5 + [-0.1]) == "not seen at this scale"
+    assert found([0.1] * 3) == "not tested"
+
+
+def _complete(rows):
+    names = (
+        "exact",
+        "lof_mean",
+        "lof_sd",
+        "share_never",
+        "lof_restricted_mean",
+        "chance_lof_restricted_mean",
+    )
+    return [row | dict.fromkeys((*names, "effective_layers", "depths_per_factoid"), 0.5) for row in rows]
+
+
+def test_gradient_conflict_goes_with_forgetting_where_ranks_agree():
+    agree = [cell(f"a{i}", i % 3, i / 10, f"ewc(strength={i})", cosine_start=i - 5.0) for i in range(8)]
+    assert row_of(claims(results(agree)), claim="gradients")["finding"] == "seen"
+    against = [row | {"cosine_start": -row["cosine_start"]} for row in agree]
+    assert row_of(claims(results(against)), claim="gradients")["finding"] == "not seen at this scale"
+    assert row_of(claims(results(agree[:3])), claim="gradients")["finding"] == "not tested"
+
+
+def test_stored_results_give_the_same_tables(done, tmp_path):
+    _, out = done
+    found = collect(out, draws=100)
+    assert found.cells["labels"].to_list()[0][-1].endswith(".2")
+    assert set(found.placement["readout"]) == {"own", "base-readout"} and set(found.placement["k"]) == {1, 10}
+    assert found.spread["reference"].n_unique() == 2  # naive after each stage
+    found.write(tmp_path)
+    fresh, stored = tables(found), tables(read_results(tmp_path))
+    assert set(fresh) == set(stored) >= {"forgetting", "placement", "mixing_ratio", "cost", "claims"}
+    for name, table in fresh.items():
+        assert markdown({name: table}, "x") == markdown({name: stored[name]}, "x")
+    (tmp_path / "arms.csv").unlink()
+    with pytest.raises(MemprobeError, match=r"arms\.csv"):
+        read_results(tmp_path)
+
+
+def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, tmp_path):
+    _, out = done
+    first = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path), "--draws", "100"])
+    assert first.exit_code == 0 and "forgetting" in first.output
+    page = (tmp_path / "README.md").read_text()
+    assert "| a-b-n4 | naive | none |" in page and "## Placement" in page
+    csv = (tmp_path / "tables" / "forgetting.csv").read_text()
+    again = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert again.exit_code == 0
+    assert (tmp_path / "README.md").read_text() == page and (
+        tmp_path / "tables/forgetting.csv"
+    ).read_text() == csv
+    empty = CliRunner().invoke(app, ["report", str(tmp_path / "tables")])
+    assert isinstance(empty.exception, MemprobeError)
