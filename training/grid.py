@@ -604,7 +604,7 @@ def _tokens(node: Node, data_dir: Path | None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(plain, Path(folder), never, data_dir=data_dir)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.base).path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve(recipe.base).path)
     own, extra, _ = parts_of(plain, prepared, number, tokenizer, recipe.max_length)
     stage = recipe.stages[number - 1]
     schedule = Schedule(
