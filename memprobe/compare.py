@@ -11,6 +11,7 @@ One checkpoint's records are in memory at a time, besides those of the reference
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,31 +25,29 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.records import SCHEMA_VERSION, Probe, open_probe, write_json, write_text
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
-from memprobe.statistics.controls import answer_cover, chance_held, chance_lof, net_of, placement_claims
+from memprobe.statistics.controls import (
+    STATISTICS,
+    answer_cover,
+    by_control,
+    curve_values,
+    net_tables,
+    placement_claims,
+    values_of,
+)
 from memprobe.statistics.curves import area, curves_of
 from memprobe.statistics.fates import fates, lost_facts, lost_in_short
 from memprobe.statistics.groups import by_group, group_labels
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import Resamples
-from memprobe.statistics.occurrence import DRAWS, Occurrence, kaplan_meier, placement_of, restricted
+from memprobe.statistics.occurrence import DRAWS, Occurrence, kaplan_meier, placement_of
 from memprobe.statistics.paired import differences, differences_by_depth, overlap, spread_against_shift
-
-STATISTICS = (
-    "lof",
-    "lof_restricted",
-    "settled",
-    "settled_restricted",
-    "depths_per_factoid",
-    "area",
-    "recall_full",
-    "log_prob_full",
-    "exact",
-)
-"""Per-factoid values whose means are compared; see :func:`_values`."""
 
 _PLACEMENT = ("lof", "lof_restricted", "settled", "settled_restricted", "depths_per_factoid", "area")
 _ALIKE = ("template", "lens", "readout", "tokenisation")
 _EVERYONE, _BOTH = "all", "exact in both"
+SHUFFLED, BASE = "shuffled", "base"
+"""Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
+PAIRS = ("anchors", "all")
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Comparison:
     Attributes:
         settings: what was compared, and how.
         notes: what a reader must know beside the numbers, one line each.
-        tables: polars frames by name. ``curves``, ``placement``, ``survival``, ``differences``,
-            ``differences_by_depth``, ``placement_exact_in_both``, ``spread``, ``overlap``, ``claims``, ``fates``,
-            ``lost``, ``lost_facts``; where there is something to say also ``paths``, ``arms``,
-            ``arm_differences``, ``groups``, ``steps``.
+        tables: polars frames by name. ``curves``, ``placement``, ``survival``, ``net``, ``net_by_depth``,
+            ``differences``, ``differences_by_depth``, ``placement_exact_in_both``, ``spread``, ``overlap``,
+            ``claims``, ``fates``, ``lost``, ``lost_facts``; where there is something to say also ``paths``,
+            ``arms``, ``arm_differences``, ``groups``, ``steps``.
     """
 
     settings: dict[str, Any]
@@ -108,6 +107,7 @@ class Reading:
     trajectory: Trajectories
     found: Occurrence
     values: np.ndarray  # [factoid, STATISTICS]
+    curves: np.ndarray  # [factoid, CURVES x depth]
     exact: np.ndarray  # bool [factoid]
     first_rank: np.ndarray  # [factoid], of the first answer token in the model's own readout
     tokens: pl.DataFrame  # [factoid, length, first]
@@ -124,6 +124,7 @@ def compare(
     fixed_readout: Sequence[Probe | str | Path] = (),
     by: Iterable[str] = (),
     arms: Mapping[str, tuple[str, str, str]] | None = None,
+    pairs: str = "anchors",
     draws: int = DRAWS,
     seed: int = 0,
     track: Callable[[list[Member]], Iterable[Member]] = iter,
@@ -139,6 +140,8 @@ def compare(
             (``memprobe layers --readout``). Only with them can a placement claim be held.
         by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
         arms: (arm, seed, stage) by label, for checkpoints without a manifest or to overrule it.
+        pairs: ``overlap`` of every checkpoint with the ``anchors`` (the reference and the base model), or of
+            ``all`` pairs.
         draws: of the bootstrap and of the permutation test, under ``seed``.
         track: wraps the loop over checkpoints, to show progress.
 
@@ -148,6 +151,8 @@ def compare(
     """
     if k < 1:
         raise MemprobeError(f"top-k is {k}: give 1 or more")
+    if pairs not in PAIRS:
+        raise MemprobeError(f"pairs {pairs!r}: choose {' or '.join(PAIRS)}")
     if draws < 100:
         raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
     opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
@@ -165,12 +170,17 @@ def compare(
     answers = np.array([answer.casefold() for answer in facts["answer"]])
     resamples = _resamples(len(ids), draws, seed)
     rows = _Rows()
-    runs, exact_by_label = [], {}
+    runs, exact_by_label, placed, watched = [], {}, [], False
     for member in track(members):
         reading = readings.get(member.label) or _read(member, ids, k, token)
-        shuffled, intrusions = _controls(member, ids, token)
+        controls, intrusions = _controls(member, ids, k, token)
         exact_by_label[member.label] = reading.exact
-        _describe(rows, reading, shuffled, k=k, resamples=resamples, is_base=member is root)
+        if pairs == "all":
+            placed.append((member, reading.found))
+        if root and root is not member and root.n_layers == member.n_layers:
+            controls[BASE] = (readings[root.label].values, readings[root.label].curves)
+        watched = watched or bool(intrusions)
+        _describe(rows, reading, controls, k=k, resamples=resamples, is_base=member is root)
         if member.arm is not None:
             runs.append(_run(reading, resamples))
         for anchor in anchors:
@@ -180,6 +190,8 @@ def compare(
                     _subtract(
                         rows, both, reading, anchor, k=k, answers=answers, resamples=resamples, seed=seed
                     )
+                    if pairs == "anchors":
+                        rows.add("overlap", both, overlap(reading.found, anchor.found, resamples))
                 else:
                     notes.append(
                         f"{member.label} has {member.n_layers} layers, {anchor.member.label} {anchor.member.n_layers}:"
@@ -197,13 +209,21 @@ def compare(
             )
             keys = {"by": grouping, "checkpoint": member.label}
             rows.add("groups", keys, by_group(reading.found, labels, resamples))
+    for (one, first), (other, second) in itertools.combinations(placed, 2):
+        if one.n_layers == other.n_layers:
+            pair = {"reference": one.label, "checkpoint": other.label}
+            rows.add("overlap", pair, overlap(second, first, resamples))
     tables = rows.tables()
     tables["claims"] = _claims(
         tables.get("differences"), members, fixed, ids, opened, k, token, answers, resamples
     )
     _over_stages(tables, members, exact_by_label)
-    _over_arms(tables, runs, len(ids), origin, seed, notes)
+    _over_arms(tables, runs, len(ids), origin, notes)
     _over_steps(tables, members)
+    if watched and token != "first":
+        notes.append(
+            "Intrusions are watched for where an answer begins: values net of them are given under --token first."
+        )
     if len(members) > 1 and not fixed:
         notes.append(
             "No placement claim is held yet: it must hold in the base model's readout too. Probe again with"
@@ -217,6 +237,7 @@ def compare(
         "factoids": len(ids),
         "reference": origin.label,
         "base": root.label if root else None,
+        "pairs": pairs,
         **{name: opened[0].run.get(name) for name in _ALIKE},
         "checkpoints": [
             {name: getattr(m, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
@@ -377,7 +398,8 @@ def _read(member: Member, ids: np.ndarray, k: int, token: str) -> Reading:
         member=member,
         trajectory=trajectory,
         found=occurrence,
-        values=_values(trajectory, occurrence, exact),
+        values=values_of(trajectory, occurrence, exact),
+        curves=curve_values(trajectory, k),
         exact=exact,
         first_rank=joined["rank"].fill_null(-1).to_numpy(),
         tokens=answers.agg(
@@ -388,32 +410,26 @@ def _read(member: Member, ids: np.ndarray, k: int, token: str) -> Reading:
     )
 
 
-def _values(trajectory: Trajectories, found: Occurrence, exact: np.ndarray) -> np.ndarray:
-    """[factoid, STATISTICS]: first occurrence and settled depth (NaN = never), both with never as
-    n_layers + 1, the number of depths >= 1 that hold the answer, the area under the recall curve, whether the
-    model's own readout holds it, its log_prob there (nats), and exact match."""
-    columns = {
-        "lof": found.lof,
-        "lof_restricted": restricted(found.lof, found.n_layers),
-        "settled": found.settled,
-        "settled_restricted": restricted(found.settled, found.n_layers),
-        "depths_per_factoid": found.held[:, 1:].sum(1),
-        "area": area(found.held.astype(float)),
-        "recall_full": found.held[:, -1],
-        "log_prob_full": trajectory.log_prob[:, -1],
-        "exact": exact,
-    }
-    return np.column_stack([columns[name] for name in STATISTICS]).astype(float)
+_Cells = tuple[np.ndarray, np.ndarray]  # values_of and curve_values
 
 
-def _controls(member: Member, ids: np.ndarray, token: str) -> tuple[list[Trajectories], list[Trajectories]]:
-    """The checkpoint's shuffled answers and its intrusions."""
+def _controls(
+    member: Member, ids: np.ndarray, k: int, token: str
+) -> tuple[dict[str, _Cells], list[Trajectories]]:
+    """What the checkpoint's own controls are worth, by name, and its intrusions.
+
+    Intrusions are there for an answer's first token only: under another rule they are no like for like.
+    """
     frame = _rows_of(member, "controls", ids, ("control", "token", "depth", "rank"))
     of_kind = {
         kind: frame.filter(pl.col("control").str.starts_with(kind)) for kind in ("shuffled:", "intrusion:")
     }
     shuffled = list(trajectories(of_kind["shuffled:"], token=token))
-    return shuffled, list(trajectories(of_kind["intrusion:"], token="first"))
+    intrusions = list(trajectories(of_kind["intrusion:"], token="first"))
+    controls = {SHUFFLED: by_control(shuffled, ids, k)} if shuffled else {}
+    if token == "first":
+        controls |= {str(one.control): by_control([one], ids, k) for one in intrusions}
+    return controls, intrusions
 
 
 @lru_cache(maxsize=3)
@@ -448,40 +464,47 @@ def _dtype(value: Any) -> Any:
 def _describe(
     rows: _Rows,
     reading: Reading,
-    shuffled: list[Trajectories],
+    controls: Mapping[str, _Cells],
     *,
     k: int,
     resamples: Resamples,
     is_base: bool,
 ) -> None:
-    """Curves, placement with its controls, and survival of one checkpoint."""
+    """Curves, placement, both net of their controls, and survival of one checkpoint."""
     keys = {"checkpoint": reading.member.label}
-    found, ids = reading.found, reading.trajectory.factoids
-    chance = chance_held(shuffled, ids, found.n_layers + 1, k)
-    rows.add("curves", keys, curves_of(reading.trajectory, k=k, chance=chance, resamples=resamples))
-    by_chance = chance_lof(shuffled, ids, k)
-    net, low, high = net_of(restricted(found.lof, found.n_layers)[:, None], by_chance[:, None], resamples)
+    found = reading.found
+    net, by_depth = net_tables((reading.values, reading.curves), controls, resamples)
+    rows.add("net", keys, net)
+    rows.add("net_by_depth", keys, by_depth)
+    recall = by_depth.filter(control=SHUFFLED, measure="recall") if SHUFFLED in controls else None
+    rows.add("curves", keys, curves_of(reading.trajectory, k=k, net=recall, resamples=resamples))
     row = placement_of(found, resamples) | {
         "exact": float(reading.exact.mean()),
         "area": float(area(found.held.mean(0))),
-        "chance_lof_restricted_mean": _number(np.nanmean(by_chance) if len(shuffled) else np.nan),
-        "net_lof_restricted_mean": _number(net[0]),
-        "net_lof_restricted_mean_low": _number(low[0]),
-        "net_lof_restricted_mean_high": _number(high[0]),
-        "chance_recall_full": _number(np.nanmean(chance[:, -1]) if len(shuffled) else np.nan),
-        "answer_cover": reading.cover,
     }
+    beside = {row["statistic"]: row for row in net.filter(control=SHUFFLED).iter_rows(named=True)}
+    for statistic, name in _CHANCE.items():
+        row[f"chance_{name}"] = beside.get(statistic, {}).get("chance")
+    for end, part in (("", "net"), ("_low", "low"), ("_high", "high")):
+        row[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
+    row["answer_cover"] = reading.cover
     rows.add("placement", keys | {"base": is_base}, pl.DataFrame([row], schema=_placed(row)))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
         rows.add("survival", keys | {"of": name}, kaplan_meier(depth, found.n_layers))
 
 
+_CHANCE = {
+    "lof_restricted": "lof_restricted_mean",
+    "settled_restricted": "settled_restricted_mean",
+    "depths_per_factoid": "depths_per_factoid",
+    "area": "area",
+    "recall_full": "recall_full",
+}
+"""Chance levels that stand in the placement table: of which statistic, under which name."""
+
+
 def _placed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pl.Int64 if name in ("n", "n_layers") else pl.Float64 for name in row}
-
-
-def _number(value: float | np.floating) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _subtract(
@@ -495,7 +518,7 @@ def _subtract(
     resamples: Resamples,
     seed: int,
 ) -> None:
-    """Paired differences, overall and by depth, spread and overlap."""
+    """Paired differences, overall and by depth, and spread."""
     values = reading.values - anchor.values
     names = pl.Series("statistic", STATISTICS)
     both = reading.exact & anchor.exact
@@ -518,7 +541,6 @@ def _subtract(
         reading.trajectory, anchor.trajectory, k=k, answers=answers, resamples=resamples, seed=seed
     )
     rows.add("differences_by_depth", keys, by_depth)
-    rows.add("overlap", keys, overlap(reading.found, anchor.found, resamples))
 
 
 def _follow(
@@ -626,7 +648,7 @@ def _stage_order(stage: str) -> tuple[int, str]:
 
 
 def _over_arms(
-    tables: dict[str, pl.DataFrame], runs: list[Run], n: int, origin: Member, seed: int, notes: list[str]
+    tables: dict[str, pl.DataFrame], runs: list[Run], n: int, origin: Member, notes: list[str]
 ) -> None:
     if not runs:
         return
@@ -641,8 +663,8 @@ def _over_arms(
         seen[key] = run.label
     names = list(STATISTICS)
     reference = origin.arm if origin.arm is not None else runs[0].arm
-    tables["arms"] = arm_means(runs, names, n, seed=seed)
-    tables["arm_differences"] = arm_differences(runs, names, n, reference=reference, seed=seed)
+    tables["arms"] = arm_means(runs, names, n)
+    tables["arm_differences"] = arm_differences(runs, names, n, reference=reference)
     if min(tables["arms"]["seeds"].to_list()) < MIN_SEEDS:
         notes.append(
             f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."

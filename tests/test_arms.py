@@ -41,10 +41,40 @@ def test_seeds_count_not_factoids():
     )
     assert row["difference"] == pytest.approx(1, abs=0.02)
     assert row["low"] < 0 < row["high"] and row["significant"] is False
-    # Student's by hand: sd 2 in each arm, se = sqrt(4/3 + 4/3) = 1.63, t(0.975, 4) = 2.776 -> half 4.53
-    assert row["high"] - row["difference"] == pytest.approx(4.53, rel=0.1)
+    # By hand: sd 2 in each arm, v = 4/3 each, Welch's degrees (8/3)² / (2 (4/3)² / (2 + 2)) - 2 = 6,
+    # t(0.975, 6) = 2.447, half = 2.447 sqrt(8/3) = 3.996; the noise adds some thousandths.
+    assert row["high"] - row["difference"] == pytest.approx(3.996, rel=0.01)
     clear = arm_differences(runs("none", none, resamples) + runs("remix", remix + 50, resamples), ["x"], 2000)
     assert clear["significant"].to_list() == [True] and clear["p"][0] < 0.001
+
+
+def test_what_a_factoid_does_under_one_seed_counts_once():
+    """Of seeds that scatter by their factoids alone, the error is that of the factoids' noise: no more, no less."""
+    rng = np.random.default_rng(3)
+    n, seeds = 400, 40
+    resamples = Resamples.of(n, draws=2000)
+    common = rng.normal(0, 5, n)  # cancels in the difference of arms
+    values = [common + rng.normal(0, 2, (seeds, n)) for _ in range(2)]
+    members = runs("none", values[0], resamples) + runs("remix", values[1], resamples)
+    row = arm_differences(members, ["x"], n).row(0, named=True)
+    se = (row["high"] - row["difference"]) / 1.99
+    assert se == pytest.approx(2 * np.sqrt(2 / n / seeds), rel=0.15)  # counted twice it is 1.41 times that
+    # What a factoid does to a whole arm is in the factoids' part, and cannot cancel.
+    peculiar = rng.normal(0, 2, n)
+    members = runs("none", values[0], resamples) + runs("remix", values[1] + peculiar, resamples)
+    row = arm_differences(members, ["x"], n).row(0, named=True)
+    se = (row["high"] - row["difference"]) / 1.97
+    assert se == pytest.approx(2 * np.sqrt(2 / n / seeds + 1 / n), rel=0.15)
+
+
+def test_equal_runs_have_no_error_and_one_factoid_has_no_interval():
+    resamples = Resamples.of(10, draws=200)
+    members = runs("none", np.zeros((3, 10)), resamples) + runs("remix", np.ones((3, 10)), resamples)
+    row = arm_differences(members, ["x"], 10).row(0, named=True)
+    assert (row["difference"], row["low"], row["high"], row["p"]) == (1, 1, 1, 0)
+    alone = Resamples.of(1, draws=200)
+    members = runs("none", np.zeros((3, 1)), alone) + runs("remix", np.ones((3, 1)), alone)
+    assert arm_differences(members, ["x"], 1)["low"][0] is None
 
 
 def test_arms_are_compared_at_the_same_stage_only():

@@ -14,7 +14,7 @@ from memprobe.cli import app
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.records import read_json, write_json
-from memprobe.statistics import occurrence, summarise
+from memprobe.statistics import held, occurrence, summarise
 from tests.probes import synthetic_factoids, write_probe
 
 STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}
@@ -70,6 +70,68 @@ def test_every_table_has_its_controls(result):
     for name in ("chance_lof_restricted_mean", "net_lof_restricted_mean_low", "answer_cover", "base"):
         assert placement[name].null_count() == 0
     assert (placement["net_lof_restricted_mean_high"] < 0).all()
+
+
+def test_every_statistic_is_given_net_of_every_control(own, result):
+    net, by_depth = result.tables["net"], result.tables["net_by_depth"]
+    assert net.columns == ["checkpoint", "control", "statistic", "n", "value", "chance", "net", "low", "high"]
+    controls = net.group_by("checkpoint", maintain_order=True).agg(
+        pl.col("control").unique(maintain_order=True)
+    )
+    assert controls["control"].to_list() == [
+        ["shuffled", "intrusion:b"],
+        *[["shuffled", "intrusion:b", "base"]] * 2,
+    ]
+    np.testing.assert_allclose(net["value"] - net["chance"], net["net"], atol=1e-9)
+    # Net of the base model is the difference to it; shuffled answers and intrusions have ranks only.
+    of_base = net.filter(control="base").drop_nulls("low")
+    to_base = result.tables["differences"].filter(reference="base", on="all")
+    joined = of_base.join(to_base, on=["checkpoint", "statistic"])
+    assert len(joined) == 18 and joined["net"].to_list() == pytest.approx(joined["difference"].to_list())
+    assert joined["low"].to_list() == pytest.approx(joined["low_right"].to_list(), abs=1e-5)
+    ranks_only = set(net.filter(pl.col("control") != "base")["statistic"])
+    assert ranks_only == {
+        "lof",
+        "lof_restricted",
+        "settled",
+        "settled_restricted",
+        "depths_per_factoid",
+        "area",
+        "recall_full",
+    }
+    # One mechanism: the curves and the placement table quote it.
+    recall = by_depth.filter(control="shuffled", measure="recall")
+    for name in ("chance", "net"):
+        assert recall[name].to_list() == result.tables["curves"][name].to_list()
+    area = net.filter(control="shuffled", statistic="area")
+    assert area["chance"].to_list() == result.tables["placement"]["chance_area"].to_list()
+    # The intrusion has rank 7 where the fact is known and 0 where it is not: always in the top 10.
+    assert by_depth.filter(control="intrusion:b")["chance"].to_list() == [1.0] * 27
+    assert set(by_depth.filter(control="base")["measure"]) == {"recall", "log_prob"}
+
+
+def test_intrusions_are_no_control_of_whole_answers(own):
+    result = compare([own], token="all", draws=100)
+    assert set(result.tables["net"]["control"]) == {"shuffled", "base"}
+    assert any("where an answer begins" in note for note in result.notes)
+
+
+def test_overlap_of_all_pairs(own, result):
+    pairs = result.tables["overlap"].select("reference", "checkpoint").unique(maintain_order=True)
+    assert pairs.rows() == [("base", "s1"), ("base", "s2")]
+    every = compare([own], pairs="all", draws=500).tables["overlap"]
+    assert every.select("reference", "checkpoint").unique(maintain_order=True).rows() == [
+        ("base", "s1"),
+        ("base", "s2"),
+        ("s1", "s2"),
+    ]
+    assert every.filter(reference="base").equals(result.tables["overlap"])
+    # The share of (factoid, depth) pairs held in either that are held in both, by hand.
+    wide = held(own.records, k=10, token="first").filter(pl.col("depth") > 0)
+    wide = wide.pivot("checkpoint", index=["factoid", "depth"], values="held")
+    both, either = (wide["s1"] & wide["s2"]).sum(), (wide["s1"] | wide["s2"]).sum()
+    whole = every.filter(pl.col("depth").is_null(), reference="s1")
+    assert whole["jaccard"].to_list() == [pytest.approx(both / either)]
 
 
 def test_fates_follow_exact_match(own, result):
@@ -197,7 +259,8 @@ def test_broken_probes_are_refused(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 0}, {"token": "second"}, {"draws": 5}, {"reference": "x"}, {"by": ["x"]}]
+    "options",
+    [{"k": 0}, {"token": "second"}, {"draws": 5}, {"pairs": "some"}, {"reference": "x"}, {"by": ["x"]}],
 )
 def test_bad_options_are_refused(own, options):
     with pytest.raises(MemprobeError):
@@ -222,15 +285,20 @@ def test_command_line(own, tmp_path):
     for words in (
         "Recall by depth",
         "shuffled answers",
-        "Minus base",
-        "held in both readouts",
+        "s1 minus base",
+        "negative is earlier",
         "Fates",
-        "By group",
+        "s1 by relation",
     ):
         assert words in shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 100
     data = json.loads(run("--json", "--out", str(tmp_path / "out")).stdout)
     assert data["reference"] == "base"
     assert (tmp_path / "out" / "differences.csv").exists()
+    net = run("--reference", "base", "--net", "base").stdout
+    assert "Recall by depth, net of base" in net and "shuffled answers" not in net
+    wrong = run("--net", "chance", "--out", str(tmp_path / "nothing"))
+    assert "shuffled, intrusion:b, base" in str(wrong.exception) and not (tmp_path / "nothing").exists()
     wrong = run("--arm", "s1")
     assert isinstance(wrong.exception, MemprobeError) and "LABEL=ARM:SEED" in str(wrong.exception)
 

@@ -8,10 +8,20 @@ import pytest
 
 from memprobe.errors import MemprobeError
 from memprobe.records import RECORDS
-from memprobe.statistics.controls import answer_cover, chance_held, chance_lof, net_of, placement_claims
+from memprobe.statistics.controls import (
+    STATISTICS,
+    answer_cover,
+    by_control,
+    curve_values,
+    net_of,
+    net_tables,
+    placement_claims,
+    values_of,
+)
 from memprobe.statistics.groups import by_group, group_labels
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.intervals import Resamples, bootstrap_mean
+from memprobe.statistics.occurrence import Occurrence
 from tests.test_paired import occurring
 
 
@@ -31,20 +41,84 @@ def test_answer_cover():
         answer_cover(frame, k=1, token="some")
 
 
-def test_chance_is_the_mean_over_draws_by_factoid():
-    def draw(name, ids, ranks):
-        empty = np.empty((0, 0), np.float32)
-        return Trajectories("m", name, np.array(ids), np.array(ranks, np.int32), empty, empty)
+def trajectory(name, ids, ranks, log_prob=None):
+    logs = np.empty((0, 0), np.float32) if log_prob is None else np.array(log_prob, np.float32)
+    return Trajectories("m", name, np.array(ids), np.array(ranks, np.int32), logs, logs)
 
-    draws = [draw("shuffled:0", ["b", "a"], [[9, 9, 0], [9, 0, 0]]), draw("shuffled:1", ["a"], [[9, 9, 0]])]
-    order = np.array(["a", "b", "c"])
-    held = chance_held(draws, order, 3, k=2)
-    assert held[:2].tolist() == [[0, 0.5, 1], [0, 0, 1]]
-    assert np.isnan(held[2]).all()
-    lof = chance_lof(draws, order, k=2)
-    assert lof[:2].tolist() == [1.5, 2] and np.isnan(lof[2])
-    value, low, high = net_of(np.array([[2.0], [2.0], [2.0]]), lof[:, None], Resamples.of(3, draws=200))
-    assert value[0] == 0.25 and low[0] <= 0.25 <= high[0]
+
+DRAWS = [
+    trajectory("shuffled:0", ["b", "a"], [[9, 9, 0], [9, 0, 0]]),
+    trajectory("shuffled:1", ["a"], [[9, 9, 0]]),
+    trajectory("shuffled:2", ["a"], [[9, 9, -1]]),  # never, its last depth missing
+]
+
+
+def test_chance_is_the_mean_over_draws_by_factoid():
+    values, curves = by_control(DRAWS, np.array(["a", "b", "c"]), k=2)
+    of = dict(zip(STATISTICS, values.T, strict=True))
+    # "a" occurs at 1, at 2 and never (3 at the restricted mean): (1 + 2) / 2 and (1 + 2 + 3) / 3.
+    np.testing.assert_allclose(of["lof"], [1.5, 2, np.nan])
+    np.testing.assert_allclose(of["lof_restricted"], [2, 2, np.nan])
+    np.testing.assert_allclose(of["depths_per_factoid"], [1, 1, np.nan])  # 2, 1 and 0
+    np.testing.assert_allclose(of["recall_full"], [2 / 3, 1, np.nan])
+    assert np.isnan(of["log_prob_full"]).all() and np.isnan(of["exact"]).all()
+    # By depth a missing rank is in neither part: 1 of 3 draws at depth 1, 2 of 2 at depth 2.
+    np.testing.assert_allclose(curves[:, :3], [[0, 1 / 3, 1], [0, 0, 1], [np.nan] * 3])
+    assert np.isnan(curves[:, 3:]).all()
+
+
+def test_net_is_value_minus_chance_over_the_factoids_that_have_both():
+    resamples = Resamples.of(3, draws=200)
+    values = np.array([[2.0, 1.0], [4.0, np.nan], [9.0, 5.0]])
+    control = np.array([[1.5, np.nan], [2.0, 1.0], [np.nan, np.nan]])
+    table = net_of(values, control, resamples)
+    assert table.row(0)[:4] == (2, 3.0, 1.75, 1.25)  # a and b: (0.5 + 2) / 2
+    assert table["low"][0] <= 1.25 <= table["high"][0]
+    assert table.row(1) == (0, None, None, None, None, None)
+    one = net_of(values[:1], control[:1], Resamples.of(1, draws=200))
+    assert one.row(0) == (1, 2.0, 1.5, 0.5, None, None)  # no interval from one factoid
+
+
+def test_every_statistic_net_of_every_control():
+    own = trajectory(
+        None, ["a", "b", "c"], [[9, 0, 0], [9, 9, 0], [9, 9, 9]], [[-9, -1, -1], [-9, -9, -2], [-9] * 3]
+    )
+    base = trajectory(
+        None, ["a", "b", "c"], [[9, 9, 0], [9, 9, 9], [9, 9, 9]], [[-9, -9, -3], [-9] * 3, [-9] * 3]
+    )
+    cells = {
+        name: (values_of(one, Occurrence.of(one, 2), np.array(exact)), curve_values(one, 2))
+        for name, one, exact in (("own", own, [True, True, False]), ("base", base, [True, False, False]))
+    }
+    shuffled = by_control(DRAWS, own.factoids, k=2)
+    resamples = Resamples.of(3, draws=300)
+    net, by_depth = net_tables(cells["own"], {"shuffled": shuffled, "base": cells["base"]}, resamples)
+    row = {(r["control"], r["statistic"]): r for r in net.to_dicts()}
+
+    def numbers(control, statistic):
+        return tuple(row[control, statistic][name] for name in ("n", "value", "chance", "net"))
+
+    # "c" has no shuffled answer. LoF 1 and 2 against 1.5 and 2.
+    assert numbers("shuffled", "lof") == (2, 1.5, 1.75, -0.25)
+    assert numbers("shuffled", "recall_full") == pytest.approx((2, 1, 5 / 6, 1 / 6))
+    assert ("shuffled", "log_prob_full") not in row and ("shuffled", "exact") not in row
+    # Against the base model all three count: never is 3, so (1 + 2 + 3) / 3 against (2 + 3 + 3) / 3.
+    assert numbers("base", "lof_restricted") == pytest.approx((3, 2, 8 / 3, -2 / 3))
+    assert numbers("base", "lof") == (1, 1.0, 2.0, -1.0)
+    assert numbers("base", "exact") == pytest.approx((3, 2 / 3, 1 / 3, 1 / 3))
+    assert numbers("base", "log_prob_full") == pytest.approx((3, -4, -7, 3))
+    # The interval is that of the paired differences, whatever the control.
+    _, low, high = bootstrap_mean(cells["own"][0] - cells["base"][0], resamples)
+    at = STATISTICS.index("area")
+    edges = row["base", "area"]["low"], row["base", "area"]["high"]
+    assert edges == pytest.approx((low[at], high[at]))
+    recall = by_depth.filter(control="base", measure="recall")
+    assert recall["net"].to_list() == pytest.approx([0, 1 / 3, 1 / 3])
+    log_prob = by_depth.filter(measure="log_prob")
+    assert log_prob["control"].unique().to_list() == ["base"]
+    assert log_prob["net"].to_list() == pytest.approx([0, 8 / 3, 3])
+    nothing = net_tables(cells["own"], {}, resamples)
+    assert [len(table) for table in nothing] == [0, 0]
 
 
 def test_a_claim_is_held_only_where_both_readouts_agree():

@@ -44,8 +44,11 @@ def test_differences_by_hand():
     assert table["effect"][0] == pytest.approx(1 / math.sqrt(2))  # sd of 1, 2, -1, 2 is sqrt 2
     assert table["effect"][1] is None  # no spread at all: d_z does not exist
     assert table["dominance"].to_list() == [0.5, 1.0]
-    # All 16 sign patterns of 1, 2, -1, 2: |sum| >= 4 has ±6 (1 each), ±4 (signs -1 on one 1: 2 each) = 6.
-    assert table["p"][0] == pytest.approx(6 / 16)
+    # Of the 16 sign patterns of 1, 2, -1, 2, ±6 reach farther (1 each) and ±4 as far (2 each): the observed one and
+    # its mirror image count whole, the other two half.
+    assert table["p"][0] == pytest.approx((2 + 2 + 2 / 2) / 16)
+    # 1, 1, 1 and nothing: the 8 patterns of three, the two at ±3 whole.
+    assert table["p"][1] == pytest.approx(2 / 8)
     assert table["low"][0] < 1 < table["high"][0]
 
 
@@ -57,6 +60,20 @@ def test_sign_flip_flips_one_answer_together():
     assert together[0] == 2 / 4  # two answers: only ++ and -- reach 6
 
 
+def test_sign_flip_counts_ties_half():
+    # Seven facts gained, three lost: |sum| is 4. By hand with 2^10 = 1024 patterns: as far are C(10, 3) = 120 each
+    # way, farther (C(10, 2) + 10 + 1) = 56 each way. The observed one and its mirror image count whole.
+    values = np.array([[1.0]] * 7 + [[-1.0]] * 3)
+    expected = (112 + 2 + 238 / 2) / 1024
+    assert sign_flip(values, np.arange(10), draws=1024)[0] == pytest.approx(expected)
+    assert sign_flip(values, np.arange(10), draws=1000, seed=1)[0] == pytest.approx(expected, abs=0.04)
+    # Sampled or in full, what did not move changes nothing: 3 of one sign have 2 / 2^3.
+    few = np.array([[1.0]] * 3 + [[0.0]] * 40)
+    assert sign_flip(few[:5], np.arange(5))[0] == 0.25
+    assert sign_flip(few, np.arange(43), draws=4000)[0] == pytest.approx(0.25, abs=0.03)
+    assert sign_flip(np.array([[1.0], [-1.0]]), np.array(["a", "a"]))[0] == 1
+
+
 def test_sign_flip_by_sampling_agrees_with_every_pattern():
     values = np.random.default_rng(0).normal(0.4, 1, (12, 3))
     answers = np.arange(12)
@@ -64,7 +81,7 @@ def test_sign_flip_by_sampling_agrees_with_every_pattern():
     sampled = sign_flip(values, answers, draws=4000, seed=1)
     np.testing.assert_allclose(sampled, exact, atol=0.03)
     assert sign_flip(np.zeros((30, 1)), np.arange(30), draws=500)[0] == 1
-    assert sign_flip(np.full((30, 1), 5.0), np.arange(30), draws=500)[0] == 1 / 501  # never 0
+    assert sign_flip(np.full((30, 1), 5.0), np.arange(30), draws=500)[0] == pytest.approx(1 / 501)  # never 0
     assert math.isnan(sign_flip(np.full((3, 1), np.nan), np.arange(3))[0])
 
 

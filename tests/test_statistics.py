@@ -26,9 +26,15 @@ from memprobe.statistics.intervals import (
     bootstrap_mean,
     median_interval,
     percentile_interval,
+    studentised_interval,
     wilson,
 )
-from memprobe.statistics.occurrence import effective_layers, kaplan_meier, median_depth
+from memprobe.statistics.occurrence import (
+    effective_layers,
+    effective_layers_of,
+    kaplan_meier,
+    median_depth,
+)
 from tests.probes import write_probe
 
 
@@ -262,6 +268,50 @@ def test_effective_layers():
     assert effective_layers(np.array([5, 5, 5, 5])) == pytest.approx(4)
     assert effective_layers(np.array([0, 7, 0])) == pytest.approx(1)
     assert math.isnan(effective_layers(np.zeros(3)))
+
+
+def test_the_error_of_the_effective_layers_is_the_jackknifes():
+    held = np.random.default_rng(0).random((60, 5)) < [0.05, 0.2, 0.5, 0.7, 0.9]
+    # Bootstrap-t by hand, each draw in full: its entropy and the jackknife's error of that entropy.
+    resamples = Resamples.of(60, draws=300, seed=1)
+
+    def entropy_and_error(rows):
+        def entropy(counts):
+            shares = counts[counts > 0] / counts.sum()
+            return -(shares * np.log(shares)).sum()
+
+        sums = rows.sum(0)
+        without = np.array([entropy(sums - row) for row in rows])
+        return entropy(sums), math.sqrt(59 / 60 * ((without - without.mean()) ** 2).sum())
+
+    value, error = entropy_and_error(held)
+    drawn = [entropy_and_error(np.repeat(held, counts, axis=0)) for counts in resamples.counts]
+    distance = [(entropy - value) / its_error for entropy, its_error in drawn]
+    near, far = np.quantile(distance, [0.025, 0.975], method="weibull")
+    found, low, high = effective_layers_of(held, resamples)
+    assert found == pytest.approx(math.exp(value))
+    assert (low, high) == pytest.approx(
+        (math.exp(value - far * error), min(5, math.exp(value - near * error))), rel=0.01
+    )
+
+
+def test_effective_layers_that_tell_nothing_of_their_error_have_no_interval():
+    one_depth = np.zeros((4, 3))
+    one_depth[:, 1] = 1
+    resamples = Resamples.of(4, draws=200)
+    value, low, high = effective_layers_of(one_depth, resamples)
+    assert value == 1 and math.isnan(low) and math.isnan(high)
+    assert all(math.isnan(number) for number in effective_layers_of(np.zeros((4, 3)), resamples))
+
+
+def test_studentised_interval_turns_the_draws_around():
+    # Draws reach 3 errors above the value and 1 below: so may the truth lie, 1 above and 3 below.
+    draws, errors = np.linspace(8, 16, 999), np.full(999, 2.0)
+    assert studentised_interval(10, 1.0, draws, errors) == pytest.approx((10 - 2.9, 10 + 0.9), abs=0.01)
+    assert studentised_interval(10, 1.0, np.r_[draws, np.nan, 11], np.r_[errors, 2, 0]) == pytest.approx(
+        (10 - 2.9, 10 + 0.9), abs=0.01
+    )
+    assert all(math.isnan(edge) for edge in studentised_interval(10, 0.0, draws, errors))
 
 
 def test_area_under_the_recall_curve():

@@ -1,7 +1,7 @@
 """Arms: claims about how checkpoints are made, which need several training seeds.
 
 A bootstrap over factoids says how sure we are of *these* checkpoints. What another seed would have given is
-known only from other seeds: they are resampled first, then factoids.
+known only from other seeds: both are random here, and crossed, since every seed is asked the same factoids.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Run:
     draws: np.ndarray
 
 
-def arm_means(runs: list[Run], names: list[str], n: int, *, seed: int = 0) -> pl.DataFrame:
+def arm_means(runs: list[Run], names: list[str], n: int) -> pl.DataFrame:
     """Each arm's mean over seeds, at each stage, with its interval.
 
     See :func:`arm_differences` for the interval; under three seeds there is none.
@@ -45,7 +45,7 @@ def arm_means(runs: list[Run], names: list[str], n: int, *, seed: int = 0) -> pl
     """
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
-        mean, low, high, _ = _estimate(members, [], n, seed)
+        mean, low, high, _ = _estimate(members, [], n)
         values = np.array([run.means for run in members])
         for i, name in enumerate(names):
             by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
@@ -56,16 +56,27 @@ def arm_means(runs: list[Run], names: list[str], n: int, *, seed: int = 0) -> pl
 
 
 def arm_differences(
-    runs: list[Run], names: list[str], n: int, *, reference: str | None = None, seed: int = 0
+    runs: list[Run], names: list[str], n: int, *, reference: str | None = None
 ) -> pl.DataFrame:
     """Differences between arms at the same stage, over training seeds.
 
-    Hierarchical bootstrap: seeds are resampled within each arm, then factoids, the same ones for every run.
-    A resampled seed's deviation from its arm's mean is stretched by sqrt(S / (S - 1)), without which the
-    variance of a mean of S seeds comes out too small by (S - 1) / S (Davison & Hinkley 1997, section 3.8).
-    The interval is the difference ± Student's quantile times the draws' sd, with Satterthwaite's degrees of
-    freedom from the seeds of both arms and from the factoids: percentiles of three seeds cannot reach 95 %.
-    What is peculiar to a factoid under one seed is drawn twice, which errs on the cautious side (Owen 2007).
+    The interval is the difference ± Student's quantile times its standard error. The error is what resampling
+    seeds within each arm and then factoids (the same ones for every run) would give with draws without end,
+    less what that counts twice. Of an arm's S seeds, the variance of the run means over S holds what is peculiar
+    to a seed *and* what is peculiar to a factoid under one seed; the factoids' bootstrap of the difference holds
+    the latter once more, beside what a factoid does to the whole arm. So with s² over seeds of run means, F the
+    bootstrap variance of the difference of the arms' means, and I the bootstrap variance of a run's mean minus
+    its arm's, meaned over seeds with S - 1,
+
+        variance = Σ s² / S + max(0, F - Σ I / S),
+
+    the unbiased estimate for crossed random effects, which the two-level bootstrap exceeds (Owen 2007; Searle,
+    Casella & McCulloch 1992, section 5.3). Degrees of freedom are Welch's of 1947, V² / Σ (v² / (f + 2)) - 2 over
+    the terms v with f of their own: Satterthwaite's of 1946 come out too few where f is 2 or 4, as s⁴ is larger
+    than σ⁴ on average. With seeds that scatter alike in both arms this holds the truth in 95 % from three seeds
+    on; where one arm's scatter far more, three seeds cannot tell, and it is 93 % (the Behrens-Fisher problem;
+    tests/benchmarks/interval_coverage.json has both).
+
     With fewer than three seeds on a side there is no interval and ``significant`` is null: the seeds are
     shown, and that is all they can say.
 
@@ -83,7 +94,7 @@ def arm_differences(
         others = groups.get((reference, stage), [])
         if arm == reference or not others:
             continue
-        difference, low, high, p = _estimate(members, others, n, seed)
+        difference, low, high, p = _estimate(members, others, n)
         enough = min(len(members), len(others)) >= MIN_SEEDS
         for i, name in enumerate(names):
             significant = bool(low[i] > 0 or high[i] < 0) if enough else None
@@ -103,32 +114,31 @@ def _by_arm(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def _estimate(
-    members: list[Run], others: list[Run], n: int, seed: int
+    members: list[Run], others: list[Run], n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean of ``members`` minus that of ``others`` (if any), low, high and p, each [statistic]."""
-    rng = np.random.default_rng(seed)
     sides = [(1, members), *([(-1, others)] if others else [])]
     value = np.sum([sign * np.mean([run.means for run in side], axis=0) for sign, side in sides], axis=0)
     nothing = np.full_like(value, np.nan)
-    if min(len(side) for _, side in sides) < MIN_SEEDS:
+    if min(len(side) for _, side in sides) < MIN_SEEDS or n < 2:
         return value, nothing, nothing, nothing
-    total = factoids = np.zeros((members[0].draws.shape[0], len(value)))
-    by_seeds = []  # (variance of the mean that seeds bring, how many seeds)
+    unbiased = n / (n - 1)  # a bootstrap's variance is that of the sample with n below
+    arms = np.zeros((len(members[0].draws), len(value)))
+    twice = np.zeros_like(value)
+    terms = []  # (variance, its degrees of freedom)
     for sign, side in sides:
-        draws = np.array([run.draws for run in side])  # [seed, draw, statistic]
-        centre = draws.mean(0)
+        draws = np.array([run.draws for run in side], float)  # [seed, draw, statistic]
+        mean = draws.mean(0)
         count = len(side)
-        chosen = rng.integers(0, count, (count, draws.shape[1]))
-        resampled = draws[chosen, np.arange(draws.shape[1])].mean(0)
-        total = total + sign * (centre + np.sqrt(count / (count - 1)) * (resampled - centre))
-        factoids = factoids + sign * centre
-        by_seeds.append((np.var([run.means for run in side], axis=0, ddof=1) / count, count))
-    se = np.std(total, axis=0, ddof=1)
-    of_factoids = np.var(factoids, axis=0, ddof=1)
+        arms += sign * mean
+        terms.append((np.var([run.means for run in side], axis=0, ddof=1) / count, count - 1))
+        twice += np.var(draws - mean, axis=1).sum(0) / (count - 1) / count
+    terms.append((unbiased * np.clip(np.var(arms, axis=0) - twice, 0, None), n - 1))
+    variance = np.sum([term for term, _ in terms], axis=0)
+    se = np.sqrt(variance)
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = of_factoids + sum(variance for variance, _ in by_seeds)
-        parts = of_factoids**2 / (n - 1) + sum(variance**2 / (count - 1) for variance, count in by_seeds)
-        freedom = np.where(whole > 0, whole**2 / parts, n - 1)
+        parts = np.sum([term**2 / (freedom + 2) for term, freedom in terms], axis=0)
+        freedom = np.where(variance > 0, variance**2 / parts - 2, n - 1)
         half = special.stdtrit(freedom, 0.5 + LEVEL / 2) * se
         p = np.where(se > 0, 2 * special.stdtr(freedom, -np.abs(value) / se), np.where(value == 0, 1.0, 0.0))
     return value, value - half, value + half, p

@@ -1,13 +1,77 @@
-"""Controls: what a statistic would be by chance, and whether a placement holds in another readout."""
+"""Controls: what a statistic would be by chance, what is left of it net of that, and whether a placement holds
+in another readout.
+
+A control is read at the same positions as the fact: shuffled answers (another factoid's), the base model (the same
+answer, before training) or intrusions (answers of another dataset). It gives every factoid a value of the same
+statistic, so that "net" is always the mean of paired differences, see :func:`net_of`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 
+from memprobe.statistics.curves import area
 from memprobe.statistics.holding import Trajectories, check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap_mean
-from memprobe.statistics.occurrence import first_depth, restricted
+from memprobe.statistics.occurrence import Occurrence, restricted
+
+STATISTICS = (
+    "lof",
+    "lof_restricted",
+    "settled",
+    "settled_restricted",
+    "depths_per_factoid",
+    "area",
+    "recall_full",
+    "log_prob_full",
+    "exact",
+)
+"""Per-factoid values whose means are compared; see :func:`values_of`."""
+
+CURVES = ("recall", "log_prob")
+"""Per-factoid values by depth; see :func:`curve_values`."""
+
+
+def values_of(trajectory: Trajectories, found: Occurrence, exact: np.ndarray | None = None) -> np.ndarray:
+    """Every per-factoid statistic.
+
+    First occurrence and settled depth (NaN = never), both with never as n_layers + 1, the number of depths >= 1
+    that hold the answer, the area under the recall curve, whether the model's own readout holds it, its log_prob
+    there (nats), and exact match.
+
+    Args:
+        trajectory: whose ``found`` are the occurrences; controls have no log_prob.
+        exact: bool [factoid]; ``None`` for controls.
+
+    Returns:
+        float64 [factoid, STATISTICS]; NaN where there is none.
+    """
+    unknown = np.full(len(found.factoids), np.nan)
+    columns = {
+        "lof": found.lof,
+        "lof_restricted": restricted(found.lof, found.n_layers),
+        "settled": found.settled,
+        "settled_restricted": restricted(found.settled, found.n_layers),
+        "depths_per_factoid": found.held[:, 1:].sum(1),
+        "area": area(found.held.astype(float)),
+        "recall_full": found.held[:, -1],
+        "log_prob_full": trajectory.log_prob[:, -1] if trajectory.log_prob.size else unknown,
+        "exact": unknown if exact is None else exact,
+    }
+    return np.column_stack([columns[name] for name in STATISTICS]).astype(float)
+
+
+def curve_values(trajectory: Trajectories, k: int) -> np.ndarray:
+    """float64 [factoid, CURVES x depth]: whether each depth holds the answer, then its log_prob there (nats).
+
+    NaN where the depth is missing, and for the log_prob of controls, which have none.
+    """
+    recall = np.where(trajectory.rank < 0, np.nan, trajectory.held(k))
+    has_log_prob = trajectory.log_prob.size
+    return np.column_stack([recall, trajectory.log_prob if has_log_prob else np.full(recall.shape, np.nan)])
 
 
 def answer_cover(records: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> float:
@@ -41,35 +105,86 @@ def answer_cover(records: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) ->
     return float(np.mean(covered.to_numpy())) if len(covered) else float("nan")
 
 
-def chance_held(shuffled: list[Trajectories], factoids: np.ndarray, n_depths: int, k: int) -> np.ndarray:
-    """How often a factoid's shuffled answers are in the top k at each depth: the mean over draws.
+def by_control(draws: list[Trajectories], factoids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`values_of` and :func:`curve_values` are of a control: by factoid, the mean over its draws.
 
     Args:
-        shuffled: one checkpoint's ``shuffled:…`` controls.
+        draws: one checkpoint's trajectories of one control, such as ``shuffled:0`` … ``shuffled:4``.
         factoids: ids, giving the order of rows.
 
     Returns:
-        float64 [factoid, depth]; NaN where a factoid has no draw.
+        [factoid, STATISTICS] and [factoid, CURVES x depth]; NaN where no draw has a value. A mean first
+        occurrence is over the draws that occur.
     """
-    return _mean_over_draws(shuffled, factoids, lambda one: one.held(k).astype(float), n_depths)
+    position = {factoid: row for row, factoid in enumerate(factoids)}
+    parts = []
+    for draw in draws:
+        kept = np.array([factoid in position for factoid in draw.factoids], dtype=bool)
+        rows = np.array([position[factoid] for factoid in draw.factoids[kept]], dtype=np.int64)
+        cells = np.column_stack([values_of(draw, Occurrence.of(draw, k)), curve_values(draw, k)])
+        whole = np.full((len(factoids), cells.shape[1]), np.nan)
+        whole[rows] = cells[kept]
+        parts.append(whole)
+    total = np.sum([np.nan_to_num(part) for part in parts], axis=0)
+    count = np.sum([~np.isnan(part) for part in parts], axis=0)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(count > 0, total / count, np.nan)
+    return mean[:, : len(STATISTICS)], mean[:, len(STATISTICS) :]
 
 
-def chance_lof(shuffled: list[Trajectories], factoids: np.ndarray, k: int) -> np.ndarray:
-    """[factoid]: the first occurrence of shuffled answers, "never" as n_layers + 1, meaned over draws."""
-
-    def depth(one: Trajectories) -> np.ndarray:
-        return restricted(first_depth(one.held(k)), one.n_layers)[:, None]
-
-    return _mean_over_draws(shuffled, factoids, depth, 1)[:, 0]
-
-
-def net_of(values: np.ndarray, control: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, ...]:
-    """Any per-factoid statistic net of a control: the mean of ``values - control``, low and high by column.
+def net_of(values: np.ndarray, control: np.ndarray, resamples: Resamples) -> pl.DataFrame:
+    """Any per-factoid statistic net of a control: the mean of ``values - control``, bootstrapped over factoids.
 
     Args:
-        values, control: [factoid, column]; a factoid without one of them is left out.
+        values, control: [factoid, column]; a factoid without one of them is left out of all that is said.
+
+    Returns:
+        [n, value, chance, net, low, high], one row per column, net being value - chance; null where no factoid has
+        both.
     """
-    return bootstrap_mean(values - control, resamples)
+    paired = values - control
+    missing = np.isnan(paired)
+    n = (~missing).sum(0)
+    net, low, high = bootstrap_mean(paired, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, chance = (np.where(missing, 0.0, one).sum(0) / n for one in (values, control))
+    columns = {"n": n, "value": value, "chance": chance, "net": net, "low": low, "high": high}
+    return pl.DataFrame(columns, nan_to_null=True)
+
+
+def net_tables(
+    own: tuple[np.ndarray, np.ndarray],
+    controls: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    resamples: Resamples,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Every statistic and every curve of one checkpoint, net of each of its controls.
+
+    Args:
+        own: :func:`values_of` and :func:`curve_values` of the checkpoint.
+        controls: the same by name of control, of the same factoids in the same order.
+
+    Returns:
+        [control, statistic, n, value, chance, net, low, high] and [control, measure, depth, n, value, …]; without
+        the rows that the control has no values for.
+    """
+    parts: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
+    n_depths = own[1].shape[1] // len(CURVES)
+    keys = (
+        pl.DataFrame({"statistic": STATISTICS}),
+        pl.DataFrame(
+            {"measure": np.repeat(CURVES, n_depths), "depth": np.tile(range(n_depths), len(CURVES))}
+        ),
+    )
+    for name, control in controls.items():
+        for part, key, values, beside in zip(parts, keys, own, control, strict=True):
+            known = (~np.isnan(values - beside)).any(0)
+            table = net_of(values[:, known], beside[:, known], resamples)
+            labels = key.filter(pl.Series(known)).select(pl.lit(name).alias("control"), *key.columns)
+            part.append(pl.concat([labels, table], how="horizontal"))
+    numbers = {"n": pl.Int64} | dict.fromkeys(("value", "chance", "net", "low", "high"), pl.Float64)
+    overall = pl.DataFrame(schema={"control": pl.String, "statistic": pl.String, **numbers})
+    by_depth = pl.DataFrame(schema={"control": pl.String, "measure": pl.String, "depth": pl.Int64, **numbers})
+    return pl.concat([overall, *parts[0]]), pl.concat([by_depth, *parts[1]])
 
 
 def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFrame:
@@ -97,15 +212,3 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
     down = (pl.col("own_high") < 0) & (pl.col("fixed_high") < 0)
     known = pl.col("fixed_low").is_not_null() & pl.col("own_low").is_not_null()
     return joined.with_columns(pl.when(known).then(up | down).alias("held"))
-
-
-def _mean_over_draws(shuffled, factoids: np.ndarray, of, width: int) -> np.ndarray:
-    position = {factoid: row for row, factoid in enumerate(factoids)}
-    total, count = np.zeros((len(factoids), width)), np.zeros((len(factoids), 1))
-    for one in shuffled:
-        kept = np.array([factoid in position for factoid in one.factoids], dtype=bool)
-        rows = np.array([position[factoid] for factoid in one.factoids[kept]], dtype=np.int64)
-        total[rows] += of(one)[kept]
-        count[rows] += 1
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, total / count, np.nan)

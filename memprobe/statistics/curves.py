@@ -117,7 +117,9 @@ def area(recall: np.ndarray) -> np.ndarray:
     return np.trapezoid(recall, axis=-1) / (recall.shape[-1] - 1)
 
 
-def curves_of(trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples: Resamples) -> pl.DataFrame:
+def curves_of(
+    trajectory: Trajectories, *, k: int, net: pl.DataFrame | None, resamples: Resamples
+) -> pl.DataFrame:
     """Every curve of one checkpoint, with its 95 % band.
 
     ``recall`` (Wilson); ``chance`` the same of shuffled answers and ``net`` their difference, paired by
@@ -125,7 +127,8 @@ def curves_of(trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples
     in nats; ``median_rank`` by order statistics. All but recall and rank are bootstrapped over factoids.
 
     Args:
-        chance: [factoid, depth], how often shuffled answers are held; NaN where there are none.
+        net: [depth, chance, net, low, high], recall net of shuffled answers as
+            :func:`memprobe.statistics.controls.net_tables` gives it; ``None`` where there are none.
 
     Returns:
         [depth, n, recall, recall_low, recall_high, chance, net…, frequency…, log_prob…, entropy…, median_rank…]
@@ -135,18 +138,18 @@ def curves_of(trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples
     n = (~missing).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         recall = np.nansum(holds, axis=0) / n
-        chance_mean = np.nansum(chance, axis=0) / (~np.isnan(chance)).sum(0)
+    beside = np.full((4, len(n)), np.nan)
+    if net is not None:
+        beside[:, net["depth"].to_numpy()] = net.select("chance", "net", "low", "high").to_numpy().T
     frequency = bootstrap(
         np.nan_to_num(holds)[:, 1:], resamples, lambda sums, counts: sums / sums.sum(1)[:, None]
     )
-    means = bootstrap_mean(
-        np.column_stack([holds - chance, trajectory.log_prob, trajectory.entropy]), resamples
-    )
-    net, log_prob, entropy = zip(*(np.split(edge, 3) for edge in means), strict=True)
+    means = bootstrap_mean(np.column_stack([trajectory.log_prob, trajectory.entropy]), resamples)
+    log_prob, entropy = zip(*(np.split(edge, 2) for edge in means), strict=True)
     medians = np.array([median_interval(column[column >= 0]) for column in trajectory.rank.T]).T
     curves = {
         "recall": (recall, *wilson(recall, n)),
-        "net": net,
+        "net": tuple(beside[1:]),
         "frequency": tuple(np.concatenate([[np.nan], edge]) for edge in frequency),
         "log_prob": log_prob,
         "entropy": entropy,
@@ -156,7 +159,7 @@ def curves_of(trajectory: Trajectories, *, k: int, chance: np.ndarray, resamples
     for name, edges in curves.items():
         columns |= {f"{name}{end}": edge for end, edge in zip(("", "_low", "_high"), edges, strict=True)}
         if name == "recall":
-            columns["chance"] = chance_mean
+            columns["chance"] = beside[0]
     return pl.DataFrame(columns, nan_to_null=True)
 
 

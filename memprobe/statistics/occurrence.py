@@ -12,7 +12,13 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap, median_interval, wilson
+from memprobe.statistics.intervals import (
+    Resamples,
+    bootstrap,
+    median_interval,
+    studentised_interval,
+    wilson,
+)
 
 DRAWS = 10_000
 
@@ -161,30 +167,60 @@ def effective_layers(frequency: np.ndarray) -> np.ndarray:
     return np.where(frequency.sum(-1) > 0, np.exp(-terms.sum(-1)), np.nan)
 
 
+def effective_layers_of(held: np.ndarray, resamples: Resamples) -> tuple[float, float, float]:
+    """:func:`effective_layers` of all occurrences, with its interval.
+
+    A depth that few facts are held at, or by luck none, adds little to a sample's entropy and next to nothing to
+    its estimated error: entropy and error come out too small together, and percentiles of draws, BCa's too, held
+    the truth in 93.9 % of samples of 400 and 86.7 % of 40. The entropy's bootstrap-t holds it in 94.8 % and 92.7 %.
+    The error is the delta method's: factoid i, held at depths d, moves the entropy H of the shares p_d = T_d / N by
+    -Σ_d (log p_d + H) / N. The ends are clipped to 1 … n_layers, between which every truth lies.
+
+    Args:
+        held: [factoid, depth 1 … n_layers].
+
+    Returns:
+        value, low, high; NaN where nothing occurs or the error is 0.
+    """
+    held = held.astype(float)
+    sums = np.concatenate([held.sum(0)[None], resamples.sums(held)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = sums.sum(1, keepdims=True)
+        logs = np.where(sums > 0, np.log(sums / total), 0.0)
+        entropy = -(sums / total * logs).sum(1, keepdims=True)
+        weights = -(logs + entropy) / total
+    errors = np.sqrt(resamples.squares(held, weights[1:]))
+    error = float(np.sqrt(((held @ weights[0]) ** 2).sum()))
+    value = float(effective_layers(sums[0]))
+    ends = studentised_interval(float(entropy[0, 0]), error, entropy[1:, 0], errors)
+    low, high = np.clip(np.exp(ends), 1.0, held.shape[1])
+    return value, float(low), float(high)
+
+
 def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | None]:
     """One row of :func:`placement`, without the checkpoint: ``None`` where a number does not exist."""
     n = len(found.factoids)
     row: dict[str, float | None] = {"n": n, "n_layers": found.n_layers}
     inner = found.held[:, 1:].astype(float)
     middle = found.n_layers / 2  # depths from the middle keep the second moments well conditioned
-    columns = [inner]
+    columns = [inner.sum(1)]
     for depth in (found.lof, found.settled):
         centred = depth - middle
         columns.append(np.column_stack([centred, centred**2, restricted(depth, found.n_layers)]))
 
     def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        depths = inner.shape[1]
-        parts = [sums[:, :depths].sum(1) / counts[:, 0], effective_layers(sums[:, :depths])]
-        for first in (depths, depths + 3):
+        parts = [sums[:, 0] / counts[:, 0]]
+        for first in (1, 4):
             parts += [*_mean_and_sd(sums[:, first : first + 2], counts[:, first], middle)]
             parts.append(sums[:, first + 2] / counts[:, first + 2])
         return np.column_stack(parts)
 
     value, low, high = bootstrap(np.column_stack(columns), resamples, statistic)
-    names = ["depths_per_factoid", "effective_layers"]
+    names = ["depths_per_factoid"]
     names += [f"{which}_{part}" for which in ("lof", "settled") for part in ("mean", "sd", "restricted_mean")]
     for position, name in enumerate(names):
         _put(row, name, value[position], low[position], high[position])
+    _put(row, "effective_layers", *effective_layers_of(inner, resamples))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
         _put(row, f"{name}_median", *median_depth(depth))
         _put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
@@ -205,7 +241,8 @@ def placement(
 
     Returns:
         One row per checkpoint (and control); every statistic NAME has NAME_low and NAME_high beside it:
-        Wilson for shares, order statistics for medians, bootstrap over factoids for the others.
+        Wilson for shares, order statistics for medians, bootstrap over factoids for the others (BCa, for
+        ``effective_layers`` bootstrap-t).
     """
     rows, cache = [], {}
     for trajectory in trajectories(frame, token=token):

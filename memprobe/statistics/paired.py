@@ -57,8 +57,14 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
     """Two-sided permutation p-values of mean paired differences (Fisher 1935; Pesarin & Salmaso 2010, ch. 2).
 
     Under the null hypothesis a difference is as likely as its negative. Factoids that share an answer share
-    what makes it easy to reach, so they are flipped together. With few answers every pattern of signs is
-    taken once; else p = (1 + hits) / (1 + draws), which is never 0 (Phipson & Smyth 2010).
+    what makes it easy to reach, so they are flipped together. Patterns of signs that reach farther than the
+    observed one count whole, those that reach as far count half: the mid-p (Lancaster 1961; Agresti 2013, section
+    1.4.4). Recall moves in whole facts, so that many patterns reach exactly as far, and with all of them counted
+    a true null was rejected in 3.9 % instead of 5 %; measures that move smoothly have no such ties, and theirs is
+    the exact p. The observed pattern itself, its mirror image and what flipping a zero adds to them count whole,
+    so that few facts prove no more than they can: m differences of one sign, the others 0, have p = 2^(1 - m).
+    With few answers every pattern is taken once; else p = (1 + hits) / (1 + draws), which is never 0 (Phipson &
+    Smyth 2010).
 
     Args:
         values: [factoid, column], NaN where there is none.
@@ -71,20 +77,27 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
     filled = np.where(np.isnan(values), 0.0, values)
     sums = np.zeros((group.max() + 1 if len(group) else 0, values.shape[1]))
     np.add.at(sums, group, filled)
-    observed = np.abs(sums.sum(0)) - 1e-9 * np.abs(sums).sum(0)  # equal sums differ by rounding
+    rounding = 1e-9 * np.abs(sums).sum(0)  # equal sums differ by so much
+    farther, as_far = np.abs(sums.sum(0)) + rounding, np.abs(sums.sum(0)) - rounding
+    # The share of all patterns that are the observed one or its mirror image.
+    own = np.minimum(1.0, 2.0 ** (1 - (sums != 0).sum(0)))
     if 2 ** len(sums) <= draws:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
-        p = (np.abs(signs @ sums) >= observed).mean(0)
+        reach = np.abs(signs @ sums)
+        p = ((reach > farther).mean(0) + (reach >= as_far).mean(0) + own) / 2
     else:
         rng = np.random.default_rng(seed)
-        hits = np.zeros(values.shape[1], dtype=np.int64)
+        hits = np.zeros(values.shape[1])
         step = max(1, 4_000_000 // len(sums))
         for start in range(0, draws, step):
             rows = min(step, draws - start)
             bits = np.unpackbits(np.frombuffer(rng.bytes(-(-rows * len(sums) // 8)), np.uint8))
             kept = bits[: rows * len(sums)].reshape(rows, -1).astype(np.float64)
-            hits += (np.abs(2 * (kept @ sums) - sums.sum(0)) >= observed).sum(0)
-        p = (1 + hits) / (1 + draws)
+            reach = np.abs(2 * (kept @ sums) - sums.sum(0))
+            hits += ((reach > farther).sum(0) + (reach >= as_far).sum(0)) / 2
+        p = np.minimum(
+            1.0, (1 + hits + own / 2 * draws) / (1 + draws)
+        )  # of own, the expected number is known
     return np.where(np.isnan(values).all(0), np.nan, p)
 
 
