@@ -187,12 +187,13 @@ def blocks_from(model: LlamaForCausalLM, block: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Planted:
-    """How the training of one block stands."""
+    """How the training of one block stands; ``learnt`` is the step after which it said all facts twice in a row."""
 
     steps: int
     known: float
     seconds: float
     done: bool
+    learnt: int | None = None
 
 
 def plant(
@@ -204,8 +205,10 @@ def plant(
     *,
     rate: float,
     steps: int,
+    past: int = 0,
 ) -> Planted:
-    """Fine-tunes one block of a pretrained model, all facts in every step, until all are the argmax twice in a row.
+    """Fine-tunes one block of a pretrained model, all facts in every step, until all are the argmax twice in a row
+    and for ``past`` steps more.
 
     The blocks before it do not change, so the stream that enters it is computed once and a step costs only the
     blocks from there on. What is under way is kept in ``file`` (the block's weights and AdamW's moments), and a
@@ -226,7 +229,7 @@ def plant(
         stream = model.model(inputs, output_hidden_states=True, use_cache=False).hidden_states[block - 1]
     start = saved = time.perf_counter() - stood.seconds
     saved += stood.seconds
-    before, known = 0.0, stood.known
+    before, known, learnt = 0.0, stood.known, stood.learnt
     with blocks_from(model, block):
         for step in range(stood.steps + 1, steps + 1):
             for group in optimiser.param_groups:
@@ -236,8 +239,10 @@ def plant(
             missed = torch.unique(fact[logits.argmax(-1) != wanted])
             before, known = known, 1 - len(missed) / len(facts)
             now = time.perf_counter()
-            if min(before, known) == 1 or step == steps:
-                stood = Planted(step - 1, known, now - start, True)
+            if learnt is None and min(before, known) == 1:
+                learnt = step - 1
+            if step == steps or (learnt is not None and step > learnt + past):
+                stood = Planted(step - 1, known, now - start, True, learnt)
                 break
             loss = functional.cross_entropy(logits, wanted)
             loss.backward()
@@ -251,7 +256,7 @@ def plant(
                     flush=True,
                 )
             if now - saved > SAVE_SECONDS:
-                _save(file, names, parameters, optimiser, Planted(step, known, now - start, False))
+                _save(file, names, parameters, optimiser, Planted(step, known, now - start, False, learnt))
                 saved = now
     _save(file, names, parameters, None, stood)
     return stood
@@ -308,7 +313,7 @@ def plant_in_pretrained(spec: str, blocks: tuple[int, ...], options: argparse.Na
         layer = model.model.layers[block - 1]
         untouched = copy.deepcopy(layer.state_dict())
         file = options.out / "blocks" / f"block-{block:02}.safetensors"
-        how = {"rate": options.rate, "steps": options.steps}
+        how = {"rate": options.rate, "steps": options.steps, "past": options.past}
         stands = plant(model, block, facts, tokenizer, file, **how)
         label = f"block {block}"
         trained[label] = {
@@ -381,6 +386,7 @@ def main() -> None:
     )
     pretrained.add_argument("--facts", type=int, default=PRETRAINED_FACTS, help="how many keys")
     pretrained.add_argument("--steps", type=int, default=600, help="at most")
+    pretrained.add_argument("--past", type=int, default=0, help="steps to go on once all facts are said")
     pretrained.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     options = parser.parse_args()
     if options.base is None:

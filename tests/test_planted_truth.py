@@ -80,6 +80,16 @@ def test_planting_in_a_pretrained_model_goes_on_after_a_kill(tmp_path, monkeypat
     assert changed(finished, whole) == set()
 
 
+def test_training_goes_on_past_what_is_learnt(tmp_path):
+    _, facts, tokenizer = make_facts(0)
+    how = {"rate": 1e-2, "steps": 120}
+    until, past = (
+        plant(small_llama(len(tokenizer)), 2, facts[:4], tokenizer, tmp_path / str(more), past=more, **how)
+        for more in (0, 7)
+    )
+    assert past.learnt == until.learnt == until.steps and past.steps == until.steps + 7
+
+
 def test_what_is_not_learnt_is_reported_as_such(tmp_path):
     _, facts, tokenizer = make_facts(0)
     stands = plant(small_llama(len(tokenizer)), 2, facts[:4], tokenizer, tmp_path / "b", rate=1e-6, steps=3)
