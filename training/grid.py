@@ -577,7 +577,7 @@ def plan(
     return Plan(
         [(cell.node.name, cell.block, _is_done(out, cell)) for cell in cells],
         shared,
-        sum(_tokens(node, data_dir) for node in missing),
+        _tokens(missing, data_dir),
         _rate(nodes.values(), out),
         len(missing),
         max((_stage_bytes(node) for node in nodes.values()), default=0),
@@ -585,32 +585,38 @@ def plan(
     )
 
 
-def _tokens(node: Node, data_dir: Path | None) -> int:
-    """Input tokens of one stage, with rows as they come: what the base model knows is not asked."""
-    import tempfile
-
+def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
+    """Input tokens of the stages, with rows as they come: what the base model knows is not asked."""
     from transformers import AutoTokenizer
 
-    recipe, number = node.recipe, len(node.recipe.stages)
-    plain = recipe.model_copy(
-        update={
-            "evaluate": Evaluate(),
-            "stages": tuple(stage.model_copy(update={"unknown": None}) for stage in recipe.stages),
-        }
-    )
+    counted: dict[str, int] = {}
+    tokenizers: dict[str, Any] = {}
+    total = 0
+    for node in nodes:
+        # Another training seed learns as many tokens.
+        recipe = node.recipe.model_copy(update={"seed": 0, "data_seed": node.recipe.rows_seed})
+        plain = tuple(stage.model_copy(update={"unknown": None}) for stage in recipe.stages)
+        recipe = recipe.model_copy(update={"evaluate": Evaluate(), "stages": plain})
+        key = to_toml(recipe)
+        if key not in counted:
+            if recipe.base not in tokenizers:
+                tokenizers[recipe.base] = AutoTokenizer.from_pretrained(resolve(recipe.base).path)
+            counted[key] = _tokens_of_last(recipe, tokenizers[recipe.base], data_dir)
+        total += counted[key]
+    return total
+
+
+def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> int:
+    import tempfile
 
     def never() -> LensModel:
         raise AssertionError("nothing is asked")
 
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(plain, Path(folder), never, data_dir=data_dir)
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve(recipe.base).path)
-    own, extra, _ = parts_of(plain, prepared, number, tokenizer, recipe.max_length)
-    stage = recipe.stages[number - 1]
-    schedule = Schedule(
-        own, extra, epochs=stage.epochs, batch=recipe.optimiser.batch, seed=0, match=stage.match
-    )
-    return schedule.tokens
+        prepared = prepare(recipe, Path(folder), never, data_dir=data_dir)
+    own, extra, _ = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
+    stage, batch = recipe.stages[-1], recipe.optimiser.batch
+    return Schedule(own, extra, epochs=stage.epochs, batch=batch, seed=0, match=stage.match).tokens
 
 
 def _rate(nodes: Any, out: Path) -> float | None:

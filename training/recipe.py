@@ -93,7 +93,7 @@ class Replay(_Part):
 
 
 class Penalty(_Part):
-    """A term added to the loss, see :mod:`training.objectives`.
+    """A term added to the loss, see :mod:`training.objectives`; KL over the response tokens of own rows alone.
 
     Attributes:
         strength: to be chosen on a seed and a D_B that no result uses, such that D_B is still learned.
@@ -116,7 +116,8 @@ class Stop(_Part):
     """Stops a stage before its last epoch. What comes first counts.
 
     Attributes:
-        loss: stop after ``steps`` optimiser steps in a row with a lower loss.
+        loss: stop after ``steps`` optimiser steps in a row with a lower loss on the stage's own rows (mixing rows
+            may be past learning; a step without own rows neither counts nor breaks the row).
         exact_match: stop after an epoch when every answer token of the own rows is the argmax.
     """
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -160,6 +161,7 @@ class StageTrainer(Trainer):
         self.run = run
         self.progress = Progress()
         self.penalty_sum: Tensor | None = None
+        self.own_nats = torch.zeros(2, dtype=torch.float64)  # of this step: summed, and their number
         self.exact_share: float | None = None
         super().__init__(
             model,
@@ -183,33 +185,46 @@ class StageTrainer(Trainer):
         logits = outputs.logits
         if logits.ndim != 2 or len(logits) != len(labels):
             raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
-        self._count(logits.detach(), labels, keep, own)
-        penalty = self._penalty(inputs["input_ids"], keep, logits, num_items_in_batch)
+        mine = own[:, None].expand_as(keep)[keep]
+        self._count(logits.detach(), labels, keep, own, mine)
+        penalty = self._penalty(inputs["input_ids"], keep, logits, mine)
         if penalty is not None:
             before = self.penalty_sum
             self.penalty_sum = penalty.detach() if before is None else before + penalty.detach()
             loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor, n_items: Any) -> Tensor | None:
-        """This micro-batch's share of the step's penalty, such that the shares add up to it."""
+    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor, mine: Tensor) -> Tensor | None:
+        """This micro-batch's share of the step's penalty, such that the shares add up to it.
+
+        KL is the mean over the response tokens of the stage's own rows: mixing and replay rows have labels of
+        their own, and nothing is to hold the model back on them.
+
+        Args:
+            logits: [kept, vocab]. mine: [kept], whether a position belongs to an own row.
+        """
         penalty = self.run.penalty
         if isinstance(penalty, Ewc):
             whole = ewc_penalty(self.accelerator.unwrap_model(self.model), penalty.anchor, penalty.fisher)
             return penalty.strength * whole / self.run.accumulation
-        if isinstance(penalty, Kl) and len(logits):
+        if isinstance(penalty, Kl) and bool(mine.any()):
             with torch.no_grad():
-                frozen = kept_logits(penalty.frozen, ids, keep)
-            share = len(logits) / n_items * self.accelerator.num_processes
-            return penalty.strength * kl_to_frozen(frozen, logits) * share
+                frozen = kept_logits(penalty.frozen, ids, keep)[mine]
+            step = self.run.schedule.step(self.state.global_step)
+            of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
+            share = len(frozen) / of_step * self.accelerator.num_processes
+            return penalty.strength * kl_to_frozen(frozen, logits[mine]) * share
         return None
 
-    def _count(self, logits: Tensor, labels: Tensor, keep: Tensor, own: Tensor) -> None:
+    def _count(self, logits: Tensor, labels: Tensor, keep: Tensor, own: Tensor, mine: Tensor) -> None:
+        """What stop rules see: own rows alone, whatever is trained beside them."""
         if bool(own.any()):
-            mine = own[:, None].expand_as(keep)[keep]
             right = rows_exact(logits[mine], labels[mine], keep[own])
             self.progress.right += int(right.sum())
             self.progress.seen += len(right)
+        if self.run.stop.loss is not None and bool(mine.any()):
+            nats = F.cross_entropy(logits[mine].float(), labels[mine], reduction="sum")
+            self.own_nats += torch.tensor([float(nats), float(mine.sum())], dtype=torch.float64)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
         if "loss" in logs:
@@ -219,6 +234,11 @@ class StageTrainer(Trainer):
                 penalty = float(self.accelerator.reduce(mine, "mean"))
                 logs = {**logs, "penalty": penalty, "data_loss": logs["loss"] - penalty}
                 self.penalty_sum = None
+            if self.run.stop.loss is not None:
+                nats, tokens = self.accelerator.reduce(self.own_nats.float().to(self.args.device)).tolist()
+                if tokens:  # else the step holds mixing rows alone, and says nothing of the own ones
+                    logs = {**logs, "own_loss": nats / tokens}
+                self.own_nats.zero_()
             rows = self.run.schedule.step(self.state.global_step - 1)
             self.progress.tokens += sum(len(row.ids) for row in rows)
             logs = {**logs, "tokens": self.progress.tokens}
@@ -298,9 +318,11 @@ class _Watch(TrainerCallback):
                     "saved is kept. Lower optimiser.lr, or compute in float32"
                 )
         progress = self.trainer.progress
-        progress.below = progress.below + 1 if run.stop.loss is not None and loss < run.stop.loss else 0
-        if run.stop.loss is not None and progress.below >= run.stop.steps:
-            progress.stopped = f"loss below {run.stop.loss:g} for {run.stop.steps} steps"
+        own_loss = logs.get("own_loss")
+        if run.stop.loss is not None and own_loss is not None:
+            progress.below = progress.below + 1 if own_loss < run.stop.loss else 0
+            if progress.below >= run.stop.steps:
+                progress.stopped = f"loss below {run.stop.loss:g} for {run.stop.steps} steps"
         if run.schedule.ends_epoch(step):
             self._end_epoch()
         if progress.stopped is not None:  # the stage's checkpoint follows at once, so no state is needed

@@ -1,6 +1,6 @@
 """What a grid found: one row per cell, and the study's tables, from records and evaluations alone.
 
-    collect(OUT) -> Results ─ write, read ─> cells.csv, stages.csv, placement.csv, … (no weights, no records)
+    collect(OUT) -> Results ─ write, read ─> cells.parquet, stages.parquet, … (no weights, no records)
                         └─ tables -> forgetting, curves, three stages, placement, interference, cost, claims
 
 Statistics of placement are :mod:`memprobe.compare`'s; here they are laid out by arm and seed.
@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.records import Probe, open_probe, read_json, write_text
+from memprobe.records import Probe, open_probe, read_json, write_parquet
 from memprobe.statistics.arms import MIN_SEEDS
 from training.grid import CELL, GRID
 
@@ -67,9 +67,9 @@ class Results:
     lost: pl.DataFrame
 
     def write(self, folder: Path) -> None:
-        """One CSV per table."""
+        """One Parquet file per table."""
         for name, table in vars(self).items():
-            write_text(flat(table).write_csv(), folder / f"{name}.csv")
+            write_parquet(table, folder / f"{name}.parquet")
 
 
 def read_results(folder: Path) -> Results:
@@ -80,18 +80,16 @@ def read_results(folder: Path) -> Results:
     """
     found = {}
     for name in Results.__dataclass_fields__:
-        path = folder / f"{name}.csv"
+        path = folder / f"{name}.parquet"
         try:
-            found[name] = (
-                pl.read_csv(path, infer_schema_length=None) if path.stat().st_size > 1 else pl.DataFrame()
-            )
+            found[name] = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MemprobeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     return Results(**found)
 
 
 def flat(table: pl.DataFrame) -> pl.DataFrame:
-    """Lists as texts, joined by spaces; a missing number is ``-``."""
+    """Lists as texts, joined by spaces, for CSV; a missing number is ``-``."""
     lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
     texts = [
         pl.col(name).list.eval(pl.element().cast(pl.String).fill_null("-")).list.join(" ") for name in lists
@@ -600,10 +598,8 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{row['difference']:+.3f}{edges}, {row['seeds']} seeds"
 
 
-def _listed(values: Any, pattern: str = "{:.1%}") -> str:
-    """Numbers of a list, or of a stored table's text."""
-    numbers = [None if v == "-" else float(v) for v in values.split()] if isinstance(values, str) else values
-    return ", ".join("–" if value is None else pattern.format(value) for value in numbers)
+def _listed(values: Sequence[float | None], pattern: str = "{:.1%}") -> str:
+    return ", ".join("–" if value is None else pattern.format(value) for value in values)
 
 
 # ----------------------------------------------------------------------------------------------- Markdown

@@ -187,8 +187,8 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
     assert set(fresh) == set(stored) >= {"forgetting", "placement", "mixing_ratio", "cost", "claims"}
     for name, table in fresh.items():
         assert markdown({name: table}, "x") == markdown({name: stored[name]}, "x")
-    (tmp_path / "arms.csv").unlink()
-    with pytest.raises(MemprobeError, match=r"arms\.csv"):
+    (tmp_path / "arms.parquet").unlink()
+    with pytest.raises(MemprobeError, match=r"arms\.parquet"):
         read_results(tmp_path)
 
 
