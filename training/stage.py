@@ -161,7 +161,7 @@ class StageTrainer(Trainer):
         self.run = run
         self.progress = Progress()
         self.penalty_sum: Tensor | None = None
-        self.own_nats = torch.zeros(2, dtype=torch.float64)  # of this step: summed, and their number
+        self.own_nats = torch.zeros(2)  # of own rows in this step: their sum, and of how many tokens
         self.exact_share: float | None = None
         super().__init__(
             model,
@@ -187,33 +187,30 @@ class StageTrainer(Trainer):
             raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
         mine = own[:, None].expand_as(keep)[keep]
         self._count(logits.detach(), labels, keep, own, mine)
-        penalty = self._penalty(inputs["input_ids"], keep, logits, mine)
+        penalty = self._penalty(inputs["input_ids"][own], keep[own], logits[mine])
         if penalty is not None:
             before = self.penalty_sum
             self.penalty_sum = penalty.detach() if before is None else before + penalty.detach()
             loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor, mine: Tensor) -> Tensor | None:
+    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor) -> Tensor | None:
         """This micro-batch's share of the step's penalty, such that the shares add up to it.
 
-        KL is the mean over the response tokens of the stage's own rows: mixing and replay rows have labels of
-        their own, and nothing is to hold the model back on them.
-
-        Args:
-            logits: [kept, vocab]. mine: [kept], whether a position belongs to an own row.
+        Takes own rows alone: KL is the mean over the response tokens of the stage's own data, and mixing and
+        replay rows must not water it down.
         """
         penalty = self.run.penalty
         if isinstance(penalty, Ewc):
             whole = ewc_penalty(self.accelerator.unwrap_model(self.model), penalty.anchor, penalty.fisher)
             return penalty.strength * whole / self.run.accumulation
-        if isinstance(penalty, Kl) and bool(mine.any()):
+        if isinstance(penalty, Kl) and len(logits):
             with torch.no_grad():
-                frozen = kept_logits(penalty.frozen, ids, keep)[mine]
+                frozen = kept_logits(penalty.frozen, ids, keep)
             step = self.run.schedule.step(self.state.global_step)
             of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
-            share = len(frozen) / of_step * self.accelerator.num_processes
-            return penalty.strength * kl_to_frozen(frozen, logits[mine]) * share
+            share = len(logits) / of_step * self.accelerator.num_processes
+            return penalty.strength * kl_to_frozen(frozen, logits) * share
         return None
 
     def _count(self, logits: Tensor, labels: Tensor, keep: Tensor, own: Tensor, mine: Tensor) -> None:
@@ -224,7 +221,7 @@ class StageTrainer(Trainer):
             self.progress.seen += len(right)
         if self.run.stop.loss is not None and bool(mine.any()):
             nats = F.cross_entropy(logits[mine].float(), labels[mine], reduction="sum")
-            self.own_nats += torch.tensor([float(nats), float(mine.sum())], dtype=torch.float64)
+            self.own_nats += torch.tensor([float(nats), float(mine.sum())])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
         if "loss" in logs:
@@ -235,7 +232,7 @@ class StageTrainer(Trainer):
                 logs = {**logs, "penalty": penalty, "data_loss": logs["loss"] - penalty}
                 self.penalty_sum = None
             if self.run.stop.loss is not None:
-                nats, tokens = self.accelerator.reduce(self.own_nats.float().to(self.args.device)).tolist()
+                nats, tokens = self.accelerator.reduce(self.own_nats.to(self.args.device)).tolist()
                 if tokens:  # else the step holds mixing rows alone, and says nothing of the own ones
                     logs = {**logs, "own_loss": nats / tokens}
                 self.own_nats.zero_()

@@ -32,10 +32,14 @@ def small(base: Path, arm: str = "none", **changes: Any) -> Recipe:
     return parse_recipe(data | changes)
 
 
+def metrics(checkpoint: Path) -> list[dict[str, Any]]:
+    """What was logged of every optimiser step."""
+    return [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(checkpoint: Path) -> list[float]:
     """The loss of every optimiser step."""
-    lines = (checkpoint / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [step["loss"] for step in metrics(checkpoint)]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

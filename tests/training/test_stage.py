@@ -2,19 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from memprobe.checkpoints import read_manifest
 from memprobe.sources import load_factoids
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.training.runs import environment, losses, small
+from tests.training.runs import environment, losses, metrics, small
 from training.data import ExampleMaker
-from training.mixing import IGNORED
-from training.recipe import to_toml
+from training.mixing import IGNORED, Part, Schedule
+from training.recipe import Stop, to_toml
 from training.run import run
-from training.stage import collate, micro_batches, rows_exact
+from training.stage import Kl, StageRun, collate, micro_batches, rows_exact, train
 
 REMIX = "remix(data=kvr:20:test, stages=1,2)"
 ARMS = {
@@ -108,6 +110,58 @@ def test_losses_do_not_depend_on_the_split(name, golden, tiny_checkpoint, tmp_pa
     optimiser = {"lr": 1e-3, "batch": 4, "micro_batch": 1}
     out = run(small(tiny_checkpoint, ARMS[name], optimiser=optimiser), tmp_path, quiet=True)
     assert losses(out) == pytest.approx(golden(name), rel=2e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [6, 1])
+def test_kl_is_the_mean_over_the_own_rows_of_a_step(micro_batch, examples, tiny_checkpoint, tmp_path):
+    own, other = examples[:3], [replace(example, own=False) for example in examples[3:6]]
+    model, frozen = (tiny_model(vocab_size=len(tiny_tokenizer()), seed=seed) for seed in (0, 1))
+    by_hand = []
+    for row in own:
+        with torch.no_grad():
+            p, q = (
+                one(input_ids=torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
+                for one in (frozen, model)
+            )
+        kept = torch.tensor(row.labels) != IGNORED
+        by_hand.append((p.exp() * (p - q)).sum(-1)[kept])
+    stage = StageRun(
+        recipe=small(tiny_checkpoint, optimiser={"batch": 6, "micro_batch": micro_batch}),
+        name="b",
+        folder=tmp_path,
+        schedule=Schedule(
+            Part(own, 3), [Part(other, 3)], epochs=1, batch=6, micro_batches=6 // micro_batch, seed=0
+        ),
+        accumulation=6 // micro_batch,
+        seed=0,
+        stop=Stop(),
+        own=own,
+        penalty=Kl(0.5, frozen.requires_grad_(False)),
+    )
+    train(model, tiny_tokenizer(), stage)
+    (step,) = metrics(tmp_path)
+    assert step["penalty"] == pytest.approx(0.5 * float(torch.cat(by_hand).mean()), rel=1e-4)
+
+
+def test_stop_rules_see_own_rows_alone(tiny_checkpoint, tmp_path):
+    """Mixing rows are other ones in every epoch, so that their loss never falls."""
+    mixing = [{"source": "kvr:200:test", "ratio": 2, "redraw": True}]
+
+    def stopped(name, stop):
+        stage = {"name": "a", "data": "kvr:2", "epochs": 60, "stop": stop, "mixing": mixing}
+        optimiser = {"lr": 5e-3, "batch": 2, "micro_batch": 2, "schedule": "constant"}
+        out = run(small(tiny_checkpoint, stages=[stage], optimiser=optimiser), tmp_path / name, quiet=True)
+        manifest = read_manifest(out)
+        assert manifest is not None
+        return manifest.data["stopped"], metrics(out)
+
+    why, steps = stopped("loss", {"loss": 0.8, "steps": 3})
+    assert why == "loss below 0.8 for 3 steps"
+    assert all(step["own_loss"] < 0.8 for step in [one for one in steps if "own_loss" in one][-3:])
+    assert any("own_loss" not in step for step in steps)  # of mixing rows alone
+    assert max(step["loss"] for step in steps[-9:]) > 0.8
+    why, steps = stopped("exact", {"exact_match": True})
+    assert why == "every own row is exact" and steps[-1]["loss"] > 0.8
 
 
 def test_arms_differ(golden):
