@@ -10,7 +10,7 @@ nowhere before; the question is at which depth the lens says that it surfaces. A
 model's own readout is the base model's: the two that a placement claim needs are one here.
 
 ``--base`` plants in a pretrained Llama instead: made-up keys and values (KVR), which it cannot know. The small
-run takes minutes on two CPU cores, SmolLM2-135M about an hour on one; killed, the same command goes on. Writes the
+run and SmolLM2-135M take minutes each; killed, the pretrained one goes on with the same command. Writes the
 probe directories, the trained blocks and ``planted.json``.
 """
 
