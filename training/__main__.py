@@ -176,21 +176,60 @@ def report_(
     for name, table in made.items():
         write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
-    _print_tables({name: made[name] for name in ("forgetting", "claims") if name in made})
+    _print_results(made)
     typer.echo(f"tables   {target / 'README.md'}", err=True)
 
 
-def _print_tables(made: dict[str, pl.DataFrame]) -> None:
+def _print_results(made: dict[str, pl.DataFrame]) -> None:
+    """Retention by arm, and the claims that could be tested."""
+    import polars as pl
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from training.tables import shown
+    from training.tables import NOT_TESTED, shown
 
-    for name, frame in made.items():
-        table = Table(*frame.columns, title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for row in frame.iter_rows():
-            table.add_row(*map(shown, row))
-        Console().print(table)
+    console = Console()
+    columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]
+    for (setup,), group in made["forgetting"].group_by("setup", maintain_order=True):
+        table = Table(
+            Column("arm", overflow="fold"),
+            "learned",
+            *columns,
+            title=str(setup),
+            title_justify="left",
+            box=None,
+        )
+        for row in group.iter_rows(named=True):
+            edges = "–" if row["low"] is None else f"{row['low']:.1%} – {row['high']:.1%}"
+            shares = [_percent(row[name]) for name in ("d_a_after_1", "retention")]
+            seeds = " ".join(_percent(value) for value in row["by_seed"] or [])
+            metric = row["last_metric"]
+            last = (
+                _percent(row["last_score"])
+                if metric == "exact_match"
+                else f"{metric} {shown(row['last_score'])}"
+            )
+            learned = f"{row['cells'] - row['failed']}/{row['cells']}"
+            table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
+        console.print(table)
+    claims = made["claims"]
+    tested = claims.filter(pl.col("finding") != NOT_TESTED)
+    table = Table("claim", "", "finding", "evidence", title="Claims", title_justify="left", box=None)
+    for row in tested.iter_rows(named=True):
+        reading = "" if row["k"] is None else f", top {row['k']}, {row['token']}"
+        against = f" against {row['against']}" if row["against"] else ""
+        table.add_row(
+            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["finding"], row["evidence"]
+        )
+    if len(tested):
+        console.print(table)
+    console.print(
+        f"{len(claims) - len(tested)} claims are not tested: an arm needs three seeds", highlight=False
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _part(text: str) -> tuple[int, int]:

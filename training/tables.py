@@ -268,7 +268,7 @@ def _read_out(
         like = [label for label in trained if [made[label][key] for key in ("seed", "stage")] == same]
         if len(like) > 1:
             pair = compare([probe.only(like)], reference=reference, base=reference, **options).tables
-            yield "spread", pair["spread"]
+            yield "spread", pair["spread"].filter(pl.col("on") == "all").drop("on")
     for chain in chains:
         for before, after in itertools.pairwise(chain):
             if before in made and after in made:
@@ -303,7 +303,14 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "cost": cost(results),
         "claims": claims(results),
     }
-    return {name: table for name, table in made.items() if len(table)}
+    names = dict(results.cells.select("arm_text", "arm").iter_rows())
+    return {name: _with_names(table, names) for name, table in made.items() if len(table)}
+
+
+def _with_names(table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
+    """Arms by their names in the grid file, where a text stands for them."""
+    texts = [name for name in ("arm", "against") if name in table.columns]
+    return table.with_columns(pl.col(texts).replace(names))
 
 
 def forgetting(results: Results) -> pl.DataFrame:

@@ -195,7 +195,7 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
 def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, tmp_path):
     _, out = done
     first = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path), "--draws", "100"])
-    assert first.exit_code == 0 and "forgetting" in first.output
+    assert first.exit_code == 0 and "replay" in first.output
     page = (tmp_path / "README.md").read_text()
     assert "| a-b-n4 | naive | none |" in page and "## Placement" in page
     csv = (tmp_path / "tables" / "forgetting.csv").read_text()
