@@ -1,4 +1,4 @@
-"""The command line: ``memprobe layers | lens | check | compare | sources | filter``.
+"""The command line: ``memprobe layers | lens | check | compare | figures | sources | filter``.
 
 One module per command. Heavy imports (torch, transformers, plotly) wait inside the commands, so that
 ``memprobe --help`` answers at once.
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Imports the command modules, each of which adds its command to :data:`app`."""
-    from memprobe.cli import check, compare, filter, layers, lens, sources  # noqa: F401
+    from memprobe.cli import check, compare, figures, filter, layers, lens, sources  # noqa: F401
 
 
 @app.callback()

@@ -1,0 +1,51 @@
+"""Figures for papers: tables in, matplotlib figures out, and files beside the JSON of what made them.
+
+    figure = figures.recall(table, k=10, width=89)       # a pure function of a table
+    figures.write_figures(["probes/demo"], "figures")    # what ``memprobe figures`` does
+    figures.redraw("figures/recall.json")                # from the data kept beside a figure
+
+::
+
+    look      the style, the widths, the palette shared with the dashboard
+    drawing   table -> figure
+    tables    comparison -> tables
+    runs      training runs -> tables
+    writing   figures -> files
+"""
+
+from memprobe.figures.drawing import (
+    DRAWN,
+    differences,
+    first_occurrence,
+    forgetting,
+    frequency,
+    heatmap,
+    mixing_length,
+    mixing_ratio,
+    recall,
+    replay_ratio,
+    stages,
+    survival,
+)
+from memprobe.figures.look import STYLE, WIDTHS
+from memprobe.figures.writing import redraw, save, write_figures
+
+__all__ = [
+    "DRAWN",
+    "STYLE",
+    "WIDTHS",
+    "differences",
+    "first_occurrence",
+    "forgetting",
+    "frequency",
+    "heatmap",
+    "mixing_length",
+    "mixing_ratio",
+    "recall",
+    "redraw",
+    "replay_ratio",
+    "save",
+    "stages",
+    "survival",
+    "write_figures",
+]

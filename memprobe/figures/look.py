@@ -1,0 +1,174 @@
+"""How every paper figure looks: one style, two widths, the palette of :mod:`memprobe.plots`.
+
+Figures are made without pyplot, so that none is shown, and none stays open.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from memprobe import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = (89, 183)
+"""Millimetres: one column and two columns of a journal's page."""
+INK, FAINT, PALE = "#22262b", "#7d858f", "#c9ced5"
+MM = 1 / 25.4  # inches
+
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that a figure is the same on every machine
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 4,
+    "axes.labelpad": 2.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.columnspacing": 1.4,
+    "legend.labelspacing": 0.3,
+    "legend.borderpad": 0.1,
+    "legend.borderaxespad": 0.1,
+    "text.color": INK,
+    "text.parse_math": False,  # labels are text as it stands, whatever it holds
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "lines.markeredgewidth": 0.7,
+    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.w_pad": 0.03,
+    "pdf.fonttype": 42,  # TrueType, as journals ask
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "memprobe",  # ids that do not change from one call to the next
+    "savefig.dpi": 300,
+}
+_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
+_DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (2.5, 1.2)),
+    (0, (8, 2)),
+    (0, (4, 1, 1, 1, 1, 1)),
+)
+DOTTED = (0, (1, 1.3))  # chance levels alone are dotted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_style(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draws, or saves, in :data:`STYLE`, whatever the user's own settings are."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def look(position: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the line at ``position``, the colour and marker being those of the dashboard."""
+    shared = plots.style(position)
+    colour, marker = shared["colour"], shared["marker"]
+    return {
+        "color": colour,
+        "linestyle": _DASHES[position % len(_DASHES)],
+        "marker": _MARKERS[marker.removesuffix("-open")],
+        "markerfacecolor": "white" if marker.endswith("-open") else colour,
+        "markeredgecolor": colour,
+    }
+
+
+def panels(
+    n: int, width: int, *, columns: int, height: float, above: float = 0, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``n`` panels, ``width`` mm wide, each row of them ``height`` mm high.
+
+    Args:
+        columns: at most so many beside each other.
+        above: mm kept for a legend on top.
+        shared: ``sharex`` and ``sharey`` of the panels.
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(n / columns)
+    columns = math.ceil(n / rows)  # five panels are three and two, not four and one
+    figure = Figure(figsize=(width * MM, (height * rows + above) * MM), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
+    every = list(grid.flat)
+    for spare in every[n:]:
+        spare.set_axis_off()
+        over = every.index(spare) - columns
+        if over >= 0:
+            every[over].tick_params(labelbottom=True)
+    return figure, every[:n]
+
+
+def legend(figure: Figure, handles: Sequence[Any], width: int) -> None:
+    """One legend above all panels, in as many columns as fit."""
+    if handles:
+        figure.legend(handles=list(handles), loc="outside upper left", ncols=legend_columns(handles, width))
+
+
+def legend_columns(handles: Sequence[Any], width: int) -> int:
+    """How many entries fit beside each other, letters being 1.35 mm wide at most sizes of text used here."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return max(1, min(len(handles), int((width - 3) / (longest * 1.35 + 11))))
+
+
+def legend_height(handles: Sequence[Any], width: int) -> float:
+    """Millimetres that :func:`legend` takes."""
+    return 3.3 * math.ceil(len(handles) / legend_columns(handles, width)) + 2 if handles else 0
+
+
+def depth_axis(axes: Axes, last: float) -> None:
+    """Depths as whole numbers from the left edge to the model's own readout."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(-0.02 * last, last * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+
+
+def percent_axis(axis: Any, decimals: int | None = 0) -> None:
+    """Shares, written as per cent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals))
+
+
+def shortened(text: str, length: int) -> str:
+    """A label that is too long loses its middle."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"

@@ -1,0 +1,309 @@
+"""A study -> the tables that its figures draw. Laid out here, computed in :mod:`memprobe.statistics` and
+:mod:`memprobe.compare`.
+
+    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences
+    training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from memprobe.figures.drawing import DIFFERENCES, PLACEMENT
+
+MOST_LINES = 6
+"""In one panel: as many as there are colours."""
+MOST_ROWS = 24
+"""Checkpoints below each other, before a figure tells them by arm or by stage."""
+
+
+def of_comparison(
+    tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
+) -> dict[str, pl.DataFrame | str]:
+    """What a comparison can be drawn as.
+
+    Args:
+        tables, settings: of :class:`memprobe.compare.Comparison`, or as read from its ``comparison.json``.
+
+    Returns:
+        By figure, its table; or, in words, why there is none.
+    """
+    made = [dict(row) for row in settings["checkpoints"]]
+    order = [row["label"] for row in made]
+    placement = tables["placement"]
+    exact = placement.select("checkpoint", "exact")
+    layout = checkpoint_layout(made, settings.get("base"))
+    curves = _laid_out(tables["curves"], layout).join(
+        exact, on="checkpoint", how="left", maintain_order="left"
+    )
+    front = ["panel", "line", "seed", "exact", "depth"]
+    found: dict[str, pl.DataFrame | str] = {
+        "recall": curves.select(*front, "recall", "recall_low", "recall_high", "chance"),
+        "frequency": curves.filter(pl.col("depth") > 0).select(*front, "frequency"),
+        "heatmap": _heatmap(tables["curves"], made, settings.get("base")),
+        "lof": _first_occurrence(tables, made, order),
+    }
+    if curves.filter(pl.col("depth") > 0)["frequency"].drop_nulls().is_empty():
+        found["frequency"] = "no answer occurs at any depth"
+    surfaced = tables["survival"].filter(of="lof")
+    if (surfaced["events"] > 0).any():
+        surfaced = _laid_out(surfaced, layout).join(exact, on="checkpoint", how="left", maintain_order="left")
+        found["survival"] = surfaced.select(*front, "survival", "low", "high")
+    else:
+        found["survival"] = "no answer occurs at any depth"
+    found["differences"] = _differences(tables, settings)
+    return found
+
+
+def checkpoint_layout(checkpoints: Sequence[Mapping[str, Any]], base: str | None) -> pl.DataFrame:
+    """Which checkpoint is drawn where.
+
+    Up to six are lines of one panel. More of them get a panel by arm, with a line for each stage and its seeds,
+    the base model in every panel; where arms are not known, six to a panel.
+
+    Args:
+        checkpoints: with label, arm, seed and stage (``None`` where not known), in order.
+
+    Returns:
+        [panel, line, seed, checkpoint]; the base model may stand there several times.
+    """
+    rows: list[tuple[str, str, str | None, str]] = []
+    made = [row for row in checkpoints if row["label"] != base]
+    if len(checkpoints) <= MOST_LINES:
+        rows = [("", row["label"], None, row["label"]) for row in checkpoints]
+    elif all(row["arm"] for row in made) and made:
+        names = arm_names([row["arm"] for row in made])
+        several = _several_seeds(made)
+        for text in by_kind({row["arm"] for row in made}):
+            if base is not None:
+                rows.append((names[text], "base model", None, base))
+            mine = [row for row in made if row["arm"] == text]
+            for row in sorted(mine, key=lambda row: (_stage(row), row["seed"] or "")):
+                seed = row["seed"] if several else None
+                rows.append((names[text], _after(row), seed, row["label"]))
+    else:
+        for start in range(0, len(checkpoints), MOST_LINES):
+            part = checkpoints[start : start + MOST_LINES]
+            panel = f"checkpoints {start + 1}–{start + len(part)}"
+            rows += [(panel, row["label"], None, row["label"]) for row in part]
+    names_of = {"panel": pl.String, "line": pl.String, "seed": pl.String, "checkpoint": pl.String}
+    return pl.DataFrame(rows, schema=names_of, orient="row")
+
+
+def _several_seeds(made: Sequence[Mapping[str, Any]]) -> bool:
+    keys = [(row["arm"], row["stage"]) for row in made]
+    return len(set(keys)) < len(keys)
+
+
+def _stage(row: Mapping[str, Any]) -> tuple[int, str]:
+    number = re.match(r"\d+", row["stage"] or "")
+    return (int(number[0]) if number else 10**9, row["stage"] or "")
+
+
+def _after(row: Mapping[str, Any]) -> str:
+    return f"after stage {row['stage']}" if row["stage"] else "trained"
+
+
+def _laid_out(table: pl.DataFrame, layout: pl.DataFrame) -> pl.DataFrame:
+    return layout.join(table, on="checkpoint", how="inner", maintain_order="left_right")
+
+
+def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str | None) -> pl.DataFrame:
+    """[panel, row, depth, recall]: in one panel, or by stage where there are too many checkpoints for that."""
+    trained = [row for row in made if row["label"] != base]
+    rows = [("", row["label"], row["label"]) for row in made]
+    if len(made) > MOST_ROWS and trained and all(row["arm"] for row in trained):
+        names = arm_names([row["arm"] for row in trained])
+        kinds = by_kind({row["arm"] for row in trained})
+        rows = []
+        for stage in sorted({_stage(row) for row in trained}):
+            here = [row for row in trained if _stage(row) == stage]
+            here.sort(key=lambda row: (kinds.index(row["arm"]), row["seed"] or ""))
+            panel = _after(here[0])
+            rows += [(panel, "base model", base)] if base is not None else []
+            rows += [(panel, f"{names[row['arm']]}, seed {row['seed']}", row["label"]) for row in here]
+    layout = pl.DataFrame(rows, schema=["panel", "row", "checkpoint"], orient="row")
+    return _laid_out(curves, layout).select("panel", "row", "depth", "recall")
+
+
+def _first_occurrence(
+    tables: Mapping[str, pl.DataFrame], made: Sequence[Mapping[str, Any]], order: Sequence[str]
+) -> pl.DataFrame:
+    """[row, series, statistic, value, low, high, sd, by_seed], by checkpoint; by arm and stage where seeds repeat."""
+    placed = {row["checkpoint"]: row for row in tables["placement"].iter_rows(named=True)}
+    trained = [row for row in made if row["arm"] is not None]
+    rows: list[list[Any]] = []
+    if not _several_seeds(trained):
+        for label in order:
+            for name in PLACEMENT:
+                value, low, high = (placed[label][f"{name}{end}"] for end in ("", "_low", "_high"))
+                sd = placed[label]["lof_sd"] if name == "lof_mean" and value is not None else None
+                rows.append([label, "", name, value, low, high, sd, None])
+    else:
+        means = {
+            (row["arm"], row["stage"]): row
+            for row in tables["arms"].filter(statistic="lof").iter_rows(named=True)
+        }
+        names = arm_names([row["arm"] for row in trained])
+        for row in made:
+            if row["arm"] is None:
+                for name in PLACEMENT:
+                    value, low, high = (placed[row["label"]][f"{name}{end}"] for end in ("", "_low", "_high"))
+                    rows.append([row["label"], "not trained", name, value, low, high, None, None])
+        for arm in by_kind({row["arm"] for row in trained}):
+            mine = [row for row in trained if row["arm"] == arm]
+            for stage in sorted({_stage(row) for row in mine}):
+                here = sorted(
+                    (row for row in mine if _stage(row) == stage), key=lambda row: row["seed"] or ""
+                )
+                over = means.get((arm, here[0]["stage"] or ""), {})
+                for name in PLACEMENT:
+                    seeds = [placed[row["label"]][name] for row in here]
+                    mean = [over.get(key) if name == "lof_mean" else None for key in ("mean", "low", "high")]
+                    rows.append([names[arm], _after(here[0]), name, *mean, None, seeds])
+    numbers = dict.fromkeys(("value", "low", "high", "sd"), pl.Float64) | {"by_seed": pl.List(pl.Float64)}
+    schema = {"row": pl.String, "series": pl.String, "statistic": pl.String, **numbers}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def lof_table(placement: pl.DataFrame) -> pl.DataFrame:
+    """The LoF table: one row per checkpoint, every number with its interval beside it.
+
+    Args:
+        placement: of :func:`memprobe.compare.compare`.
+    """
+    names = ["lof_mean", "lof_sd", "share_never", "share_only_full", "lof_median", "lof_restricted_mean"]
+    names += ["effective_layers", "depths_per_factoid"]
+    ends = ("", "_low", "_high")
+    chance = [name for name in ("chance_lof_restricted_mean",) if name in placement.columns]
+    return placement.select(
+        "checkpoint", "n", "n_layers", "exact", *(f"{name}{end}" for name in names for end in ends), *chance
+    )
+
+
+def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
+    """:func:`lof_table` for a reader: mean ± sd, then each number [95 % interval]."""
+    head = ["checkpoint", "exact match", "LoF, mean ± sd", "never", "median", "mean, never as n + 1"]
+    head += ["by chance", "effective layers", "depths per factoid"]
+    lines = [f"Top {k}, token rule `{token}`; [95 % intervals] over factoids.", ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in table.iter_rows(named=True):
+        cells = [
+            row["checkpoint"].replace("|", "\\|"),
+            _cell(row["exact"], "{:.1%}"),
+            f"{_cell(row['lof_mean'])} ± {_cell(row['lof_sd'])}",
+            _edges(row, "share_never", "{:.1%}"),
+            _edges(row, "lof_median", "{:.0f}") if row["lof_median"] is not None else "half never",
+            _edges(row, "lof_restricted_mean"),
+            _cell(row.get("chance_lof_restricted_mean")),
+            _edges(row, "effective_layers"),
+            _edges(row, "depths_per_factoid"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, form: str = "{:.2f}") -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _edges(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value is None or low is None:
+        return _cell(value, form)
+    return f"{_cell(value, form)} [{_cell(low, form)}, {'∞' if high is None else _cell(high, form)}]"
+
+
+def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
+    """[row, reference, statistic, difference, low, high, held]: by checkpoint, or by arm where those are many."""
+    held = None
+    if "claims" in tables and len(tables["claims"]):
+        held = tables["claims"].select("reference", "checkpoint", "statistic", "held")
+    wanted = pl.col("statistic").is_in(list(DIFFERENCES))
+    numbers = ["difference", "low", "high"]
+    if "differences" not in tables:
+        return "there is one checkpoint only"
+    several = _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None])
+    if several and len(settings["checkpoints"]) > MOST_ROWS:
+        over = tables.get("arm_differences", pl.DataFrame())
+        over = over.filter(wanted, pl.col("low").is_not_null()) if len(over) else over
+        if not len(over):
+            return "no arm has three seeds, and there are too many checkpoints to draw one by one"
+        names = arm_names([*over["arm"], *over["reference"]])
+        kinds = by_kind(set(over["arm"]))
+        rank = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(kinds)})
+        row = pl.col("arm").replace_strict(names) + pl.format(", stage {}", "stage")
+        reference = pl.col("reference").replace_strict(names)
+        over = over.sort(rank, "stage", maintain_order=True)
+        return over.select(row.alias("row"), reference, "statistic", *numbers, held=pl.lit(None, pl.Boolean))
+    table = tables["differences"].filter(wanted, on="all", reference=settings["reference"])
+    if not len(table):
+        return f"no checkpoint is comparable with {settings['reference']}"
+    keys = ["reference", "checkpoint", "statistic"]
+    if held is None:
+        table = table.with_columns(held=pl.lit(None, pl.Boolean))
+    else:
+        table = table.join(held, on=keys, how="left", maintain_order="left")
+    return table.select(pl.col("checkpoint").alias("row"), "reference", "statistic", *numbers, "held")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Arms
+# ---------------------------------------------------------------------------------------------------------------
+
+_PART = re.compile(r"([a-z]+)(?:\(([^()]*)\))?")
+_ARGUMENT = re.compile(r"([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
+_SPELLED = {"remix": "REMIX", "ewc": "EWC", "kl": "KL", "lora": "LoRA"}
+_KINDS = ("none", "matched", "ewc", "kl", "lora", "remix", "replay", "joint")
+
+
+def arm_names(texts: Sequence[str]) -> dict[str, str]:
+    """Short names of arms: ``remix(data=generic, stages=1)`` is "REMIX generic".
+
+    Arms that would then have one name keep their options, and, if need be, their whole text.
+    """
+    every = list(dict.fromkeys(texts))
+    names = {text: _short(text, options=False) for text in every}
+    for options in (True, None):
+        taken = list(names.values())
+        for text in every:
+            if taken.count(names[text]) > 1:
+                names[text] = text if options is None else _short(text, options=True)
+    return names
+
+
+def _short(text: str, *, options: bool) -> str:
+    parts = []
+    for piece in re.split(r"\+(?![^(]*\))", text):  # a + in parentheses is a number's
+        match = _PART.fullmatch(piece.strip())
+        if match is None:
+            return text
+        name, told = match[1], dict(_ARGUMENT.findall(match[2] or ""))
+        if name == "none":
+            parts.append("naive")
+            continue
+        words = [_SPELLED.get(name, name)]
+        keys = ("to", "data", *(("ratio",) if name == "replay" else ()), "strength", "rank")
+        words += [told[key] for key in keys if key in told]
+        if name in ("remix", "matched") and told.get("stages", "1") != "1":
+            words.append(f"(stage {told['stages']})")
+        if name == "matched" and not options:
+            words = [word for word in words if word != told.get("data")]
+        if options:
+            words += [f"{key} {told[key]}" for key in ("ratio", "words") if key in told and name != "replay"]
+        parts.append(" ".join(words))
+    return " + ".join(parts)
+
+
+def by_kind(texts: set[str]) -> list[str]:
+    """Arms in the order of figures: naive and its controls, penalties, mixing, then what sees D_A again."""
+
+    def key(text: str) -> tuple[int, str]:
+        kinds = [_KINDS.index(m[0]) for m in re.finditer(r"[a-z]+(?=\(|\+|$)", text) if m[0] in _KINDS]
+        return (max(kinds, default=len(_KINDS)), text)
+
+    return sorted(texts, key=key)

@@ -1,0 +1,431 @@
+"""Figures of a study as files: PDF, PNG or SVG, each figure beside a JSON of what made it.
+
+    NAME.pdf  NAME.png    the figure
+    NAME.json             the command, the inputs with their hashes, the settings and the very data drawn;
+                          :func:`redraw` makes the figure of it again
+
+The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe import __version__
+from memprobe.errors import MemprobeError
+from memprobe.figures import runs, tables
+from memprobe.figures.drawing import DRAWN
+from memprobe.figures.look import WIDTHS, in_style
+from memprobe.records import Probe, read_json, replacing, write_json, write_text
+from memprobe.statistics.occurrence import DRAWS
+from memprobe.studies import Study, open_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION = 1
+FORMATS = ("pdf", "png", "svg")
+OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences")
+OF_RUNS = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length")
+PAGE = 230
+"""Millimetres that a figure may be high, before each pair of datasets gets one of its own."""
+_METADATA: dict[str, dict[str, None]] = {
+    "pdf": {"CreationDate": None, "ModDate": None},
+    "png": {"Software": None},
+    "svg": {"Date": None},
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn.
+
+    Attributes:
+        name: in :data:`~memprobe.figures.drawing.DRAWN`.
+        source: tells figures of one name apart; empty where there is one.
+        table: what it draws.
+        options: of the function that draws it, but for the width.
+        settings: how the table was made.
+        inputs: what it was made from, with hashes.
+        beside: further text files by suffix.
+    """
+
+    name: str
+    source: str
+    table: pl.DataFrame
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """Of its files' names."""
+        return f"{self.name}-{self.source}" if self.source else self.name
+
+
+def write_figures(
+    paths: Sequence[str | Path],
+    out: str | Path = "figures",
+    *,
+    only: Iterable[str] = (),
+    reference: str | None = None,
+    k: int = 10,
+    token: str = "first",
+    width: int | None = None,
+    formats: Sequence[str] = ("pdf", "png"),
+    draws: int = DRAWS,
+    say: Say = lambda text: None,
+) -> list[Path]:
+    """Draws everything that can be drawn of these directories.
+
+    Args:
+        paths: probe directories, training runs, folders with a ``comparison.json``, or anything above them; also the
+            JSON files beside figures, which are then drawn again from the data in them.
+        out: folder of the figures.
+        only: names of figures; all of them where empty.
+        reference: label that differences are taken from, where a probe has it.
+        k, token: what counts as holding an answer, where records are read; a ``comparison.json`` has its own.
+        width: millimetres, one of :data:`~memprobe.figures.look.WIDTHS`; ``None`` is 89, or as a JSON file says.
+        formats: some of :data:`FORMATS`.
+        draws: of the bootstrap.
+        say: called with one line about each figure that is left out.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        MemprobeError: nothing to draw, an unknown name, width or format, or files that are broken.
+    """
+    wanted = list(only) or list(DRAWN)
+    for name, given, allowed in (
+        ("--only", wanted, tuple(DRAWN)),
+        ("--width", [width or WIDTHS[0]], WIDTHS),
+        ("--format", list(formats), FORMATS),
+    ):
+        if unknown := [one for one in given if one not in allowed]:
+            raise MemprobeError(f"{name} {unknown[0]!r}: choose {', '.join(map(str, allowed))}")
+    stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
+    folders = [path for path in paths if Path(path) not in stored]
+    files: list[Path] = []
+    for path in stored:
+        made_of = _read(path)
+        if made_of["figure"] in wanted:
+            again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
+            files += _write(again, Path(out), path.stem, formats)
+    if folders:
+        asked = {"reference": reference, "k": k, "token": token, "draws": draws, "width": width or WIDTHS[0]}
+        command = _command(folders, out, asked, formats)
+        for drawing in _drawings(open_study(folders), wanted, asked, say):
+            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=command)
+    if not files:
+        raise MemprobeError(
+            f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
+        )
+    return files
+
+
+def write_figure(
+    drawing: Drawing, out: Path, *, width: int, formats: Sequence[str], command: str
+) -> list[Path]:
+    """Writes one figure, the JSON of what made it, and the texts beside it."""
+    made_of = {
+        "schema": SCHEMA_VERSION,
+        "figure": drawing.name,
+        "memprobe": __version__,
+        "command": f"{command} --only {drawing.name}",
+        "inputs": drawing.inputs,
+        "settings": drawing.settings,
+        "options": drawing.options | {"width": width},
+        "data": drawing.table.fill_nan(None).to_dict(as_series=False),
+    }
+    files = _write(made_of, out, drawing.stem, formats)
+    for suffix, text in drawing.beside.items():
+        files.append(out / f"{drawing.stem}.{suffix}")
+        write_text(text, files[-1])
+    return files
+
+
+def _write(made_of: dict[str, Any], out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+    """The figure of what its JSON says, in each format, and that JSON."""
+    figure = _draw(made_of)
+    files = [save(figure, out / f"{stem}.{kind}") for kind in formats]
+    files.append(out / f"{stem}.json")
+    write_json(made_of, files[-1])
+    return files
+
+
+@in_style
+def save(figure: Figure, path: str | Path) -> Path:
+    """Saves a figure as its suffix says, fonts embedded, without a date.
+
+    Raises:
+        MemprobeError: another suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise MemprobeError(f"{path}: figures are saved as {', '.join(FORMATS)}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=_METADATA[kind])
+    return path
+
+
+def redraw(path: str | Path) -> Figure:
+    """The figure that a JSON beside one describes, from the data in it.
+
+    Raises:
+        MemprobeError: it is no such file.
+    """
+    return _draw(_read(Path(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    made_of = read_json(path)
+    needed = {"schema", "figure", "options", "data"}
+    if not isinstance(made_of, dict) or not needed <= made_of.keys() or made_of["figure"] not in DRAWN:
+        raise MemprobeError(f"{path}: describes no figure of memprobe; give the JSON beside one")
+    if made_of["schema"] != SCHEMA_VERSION:
+        raise MemprobeError(
+            f"{path}: is of schema {made_of['schema']!r}, this memprobe reads {SCHEMA_VERSION}"
+        )
+    return made_of
+
+
+def _draw(made_of: dict[str, Any]) -> Figure:
+    return DRAWN[made_of["figure"]](pl.DataFrame(made_of["data"]), **made_of["options"])
+
+
+def _command(
+    paths: Sequence[str | Path], out: str | Path, asked: dict[str, Any], formats: Sequence[str]
+) -> str:
+    parts = ["memprobe", "figures", *map(str, paths), "--out", str(out)]
+    parts += ["--reference", asked["reference"]] if asked["reference"] else []
+    parts += ["--k", str(asked["k"]), "--token", asked["token"], "--draws", str(asked["draws"])]
+    return shlex.join([*parts, "--width", str(asked["width"]), "--format", ",".join(formats)])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What can be drawn of a study
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
+    if names := [name for name in OF_COMPARISONS if name in wanted]:
+        yield from _of_comparisons(study, names, asked, say)
+    if names := [name for name in OF_RUNS if name in wanted]:
+        yield from _of_runs(study, names, asked, say)
+
+
+def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
+    ended = runs.ended_runs(study.runs, say)
+    draws = asked["draws"]
+    found = runs.of_runs(ended, draws=draws)
+    for name in names:
+        made = found[name]
+        if isinstance(made, str):
+            say(f"{name}: left out, {made}")
+            continue
+        for source, table in _pages(name, made, asked["width"]).items():
+            used = [run for run in ended if run.setup in set(table["setup"])]
+            inputs = [_run_input(run.path) for run in used]
+            yield Drawing(name, source, table, {}, {"draws": draws}, inputs)
+
+
+def _pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:
+    """One figure, or one for each pair of datasets: of stages always, of forgetting where one would not fit a page."""
+    setups = table["setup"].unique(maintain_order=True).to_list()
+    rows = len(setups) if width < 120 else -(-len(setups) // 2)
+    fits = name == "forgetting" and rows * (4.6 * table["arm"].n_unique() + 13) <= PAGE
+    if len(setups) == 1 or fits or name not in ("stages", "forgetting"):
+        return {"": table}
+    return {_slug(Path(setup.replace(" → ", "-")), Path.cwd()): table.filter(setup=setup) for setup in setups}
+
+
+def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
+    groups = _alike(study.probes, say)
+    if not groups and not study.comparisons:
+        for name in names:
+            say(f"{name}: left out, there is no probe and no comparison")
+        return
+    compared = [*_compared(groups, asked, say), *_stored(study.comparisons, asked, say)]
+    for source, made, settings, inputs in compared:
+        found = tables.of_comparison(made, settings)
+        chosen = {name: settings[name] for name in ("k", "token")}
+        for name in names:
+            table, stem = found[name], source if len(groups) + len(study.comparisons) > 1 else ""
+            if isinstance(table, str):
+                say(f"{name}{f' of {source}' if stem else ''}: left out, {table}")
+                continue
+            beside = {}
+            if name == "lof":
+                whole = tables.lof_table(made["placement"])
+                beside = {"csv": whole.write_csv(), "md": tables.lof_markdown(whole, **chosen)}
+            yield Drawing(name, stem, table, chosen, settings, inputs, beside)
+
+
+def _compared(
+    groups: list[list[Probe]], asked: dict[str, Any], say: Say
+) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
+    """Each group of like probes through :func:`memprobe.compare.compare`."""
+    from memprobe.compare import compare
+
+    labels = {id(group): _labels(group) for group in groups}
+    reference = asked["reference"]
+    if reference and groups and not any(reference in known for known in labels.values()):
+        known = list(dict.fromkeys(label for group in groups for label in labels[id(group)]))
+        raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {', '.join(known)}")
+    shared = _shared_folder([probe.path for group in groups for probe in group])
+    for group in groups:
+        first = group[0].run
+        fixed = [
+            probe
+            for other in groups
+            for probe in other
+            if first["readout"] == "own"
+            and probe.run["readout"] != "own"
+            and _facts(probe, but="readout") == _facts(group[0], but="readout")
+        ]
+        source = _slug(group[0].path, shared)
+        if len(group) > 1:
+            source = _slug(_shared_folder([probe.path for probe in group]) or group[0].path, shared) or source
+        say(
+            f"{source or group[0].path}: comparing {sum(len(probe.checkpoints) for probe in group)} checkpoints"
+        )
+        result = compare(
+            group,
+            k=asked["k"],
+            token=asked["token"],
+            reference=reference if reference in labels[id(group)] else None,
+            fixed_readout=fixed if _two_shared(group, fixed) else (),
+            draws=asked["draws"],
+        )
+        inputs = [_probe_input(probe) for probe in [*group, *fixed]]
+        yield source, result.tables, result.settings, inputs
+
+
+def _two_shared(group: list[Probe], fixed: list[Probe]) -> bool:
+    """Whether the base readout holds two of the checkpoints, so that their difference can be read there too."""
+    names = {label for probe in group for label in probe.checkpoints}
+    return len(names & {label for probe in fixed for label in probe.checkpoints}) > 1
+
+
+def _stored(
+    comparisons: list[Path], asked: dict[str, Any], say: Say
+) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
+    """Each ``comparison.json``, as it was made."""
+    shared = _shared_folder([path.parent for path in comparisons])
+    for path in comparisons:
+        whole = read_json(path)
+        try:
+            made = {
+                name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in whole["tables"].items()
+            }
+            settings = {
+                key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")
+            }
+            for name in ("placement", "curves", "survival"):
+                made[name]
+            settings["checkpoints"], settings["reference"]
+        except (KeyError, AttributeError, TypeError) as error:
+            raise MemprobeError(
+                f"{path}: is no comparison ({error}); memprobe compare --out writes one"
+            ) from error
+        for name in ("k", "token"):
+            if settings[name] != asked[name]:
+                say(f"{path}: was made with {name} {settings[name]}, and is drawn so")
+        source = _slug(path.parent, shared) or "comparison"
+        yield source, made, settings, [{"kind": "comparison", "path": _named(path), "sha256": _sha256(path)}]
+
+
+def _alike(probes: list[Probe], say: Say) -> list[list[Probe]]:
+    """Probes that can be compared with each other, without their unfinished checkpoints."""
+    groups: dict[tuple[Any, ...], list[Probe]] = {}
+    for probe in probes:
+        finished = [label for label, entry in probe.run["checkpoints"].items() if entry["complete"]]
+        for label in probe.checkpoints:
+            if label not in finished:
+                say(f"{probe.path}: {label} is not finished, and left out")
+        if finished:
+            groups.setdefault(_facts(probe), []).append(probe.only(finished))
+    return list(groups.values())
+
+
+def _facts(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
+    """What two probes must have in common to be compared, and the factoids."""
+    names = ("template", "lens", "readout", "tokenisation")
+    return (*(probe.run.get(name) for name in names if name != but), probe.run["factoids"]["hash"])
+
+
+def _labels(group: list[Probe]) -> set[str]:
+    """How :func:`memprobe.compare.compare` may call the checkpoints."""
+    return {text for p in group for label in p.checkpoints for text in (label, f"{p.path.name}/{label}")}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Inputs
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _probe_input(probe: Probe) -> dict[str, Any]:
+    names = ("records.parquet", "controls.parquet", "outcomes.parquet", "factoids.parquet")
+    return {
+        "kind": "probe",
+        "path": _named(probe.path),
+        "readout": probe.run["readout"],
+        "factoids": probe.run["factoids"]["hash"],
+        "checkpoints": {label: probe.run["checkpoints"][label]["fingerprint"] for label in probe.checkpoints},
+        "sha256": {name: _sha256(probe.path / name) for name in names},
+    }
+
+
+def _run_input(folder: Path) -> dict[str, Any]:
+    names = ("recipe.toml", "*/evaluation.json", "*/memprobe.json")
+    files = sorted(path for name in names for path in folder.glob(name))
+    return {
+        "kind": "run",
+        "path": _named(folder),
+        "sha256": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(path: Path) -> str:
+    """A path as seen from here where it lies below, so that it says the same on another machine."""
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _shared_folder(paths: Sequence[Path]) -> Path | None:
+    """The deepest folder that holds all of them."""
+    if not paths:
+        return None
+    parents = [path.resolve().parts for path in paths]
+    common = []
+    for level in zip(*parents, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return Path(*common) if common else None
+
+
+def _slug(path: Path, shared: Path | None) -> str:
+    """A path below ``shared`` as part of a file name."""
+    parts = path.resolve().parts[len(shared.parts) if shared else 0 :]
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")

@@ -1,0 +1,490 @@
+"""Paper figures draw the numbers of their tables, and their files say what made them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.collections import Collection, QuadMesh
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from memprobe import figures
+from memprobe.compare import compare
+from memprobe.errors import MemprobeError
+from memprobe.figures import runs, tables
+from memprobe.figures.look import STYLE
+from memprobe.plots import COLOURS
+from memprobe.records import read_json
+from memprobe.studies import open_study
+from tests.probes import write_probe
+from tests.trained import write_run
+
+ARMS = {"none": 6.0, "remix(data=generic, stages=1)": 3.0}
+MIXING = '[[stages.mixing]]\nsource = "{}"\nratio = {}\nwords = [{}, {}]\n'
+REPLAY = "[stages.replay]\nratio = {}\n"
+
+
+def drawn(figure):
+    """What a figure shows, by gid: the numbers of lines, bars, bands and cells, and the words of texts."""
+    found = {}
+    for axes in figure.axes:
+        for artist in axes.get_children():
+            gid = artist.get_gid()
+            if gid is None:
+                continue
+            if isinstance(artist, Line2D):
+                found[gid] = artist.get_xydata().tolist()
+            elif isinstance(artist, QuadMesh):
+                found[gid] = np.asarray(artist.get_array()).tolist()
+            elif isinstance(artist, Collection):
+                found[gid] = [path.vertices.tolist() for path in artist.get_paths()]
+            elif isinstance(artist, Rectangle):
+                found[gid] = [artist.get_width()]
+            else:
+                found[gid] = artist.get_text()
+    return found
+
+
+def values(figure, gid):
+    return [y for _, y in drawn(figure)[gid]]
+
+
+def of_probe(*probes, **options):
+    result = compare(probes, draws=200, **options)
+    return result, tables.of_comparison(result.tables, result.settings)
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    return write_probe(
+        tmp_path_factory.mktemp("figures") / "two", {"late": 6, "early": 2}, n=24, summary=False
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A probe of a base model and of two arms with three seeds and two stages each."""
+    depths, manifests = {"base": 7.0}, {}
+    for arm, depth in ARMS.items():
+        for seed in range(3):
+            for stage in (1, 2):
+                label = f"{arm[:5]}-{seed}.{stage}"
+                depths[label] = depth + stage - 1
+                manifests[label] = {"arm": arm, "seed": seed, "stage": stage}
+    path = tmp_path_factory.mktemp("study") / "own"
+    return write_probe(path, depths, manifests=manifests, n=16, tokens=(1,), summary=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Run directories: three seeds of naive and two REMIX arms, one of them failed once, and two replay ratios."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        write_run(root / f"naive-{seed}", [[1.0], [0.25, 1.0]], seed=seed)
+        arm = "remix(data=generic, stages=1, words=12,12)"
+        last = [0.75, 1.0 if seed else 0.5]
+        mixing = {1: MIXING.format("generic", 2.0, 12, 12)}
+        write_run(root / f"remix-{seed}", [[1.0], last], arm=arm, seed=seed, additions=mixing, tokens=12_000)
+        for ratio, kept in ((0.1, 0.5), (0.5, 0.75)):
+            arm = f"replay(ratio={ratio:g}, stages=2)"
+            write_run(
+                root / f"replay-{ratio}-{seed}",
+                [[1.0], [kept, 1.0]],
+                arm=arm,
+                seed=seed,
+                additions={2: REPLAY.format(ratio)},
+                replayed=round(32 * ratio),
+            )
+    return root
+
+
+def ended(root, say=lambda text: None):
+    return runs.ended_runs(open_study([root]).runs, say)
+
+
+# By depth
+
+
+def test_recall_draws_recall_its_band_and_the_chance_level(probe):
+    result, found = of_probe(probe)
+    figure = figures.recall(found["recall"])
+    shown = drawn(figure)
+    for position, label in enumerate(("late", "early")):
+        rows = result.tables["curves"].filter(checkpoint=label)
+        assert shown[f"/{label}//line"] == [list(row) for row in rows.select("depth", "recall").rows()]
+        assert [y for _, y in shown[f"/{label}//chance"]] == rows["chance"].to_list()
+        band = np.array(shown[f"/{label}//band"][0])
+        assert {round(y, 9) for y in band[:, 1]} == {
+            round(y, 9) for name in ("recall_low", "recall_high") for y in rows[name]
+        }
+        (line,) = [line for line in figure.axes[0].lines if line.get_gid() == f"/{label}//line"]
+        assert line.get_color() == COLOURS[position]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["late", "early", "shuffled answers"]
+
+
+def test_lines_differ_without_colour(probe):
+    figure = figures.recall(of_probe(probe)[1]["recall"])
+    lines = [line for line in figure.axes[0].lines if line.get_gid().endswith("/line")]
+    assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
+
+
+def test_frequency_has_accuracy_in_the_legend_and_leaves_out_the_embedding(probe):
+    result, found = of_probe(probe)
+    figure = figures.frequency(found["frequency"])
+    rows = result.tables["curves"].filter(checkpoint="early").filter(pl.col("depth") > 0)
+    assert values(figure, "/early//line") == rows["frequency"].to_list()
+    exact = dict(result.tables["placement"].select("checkpoint", "exact").rows())
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [f"{label}, {100 * exact[label]:.3g}% exact" for label in ("late", "early")]
+
+
+def test_survival_and_heatmap_draw_their_tables(probe):
+    result, found = of_probe(probe)
+    rows = result.tables["survival"].filter(checkpoint="early", of="lof")
+    assert values(figures.survival(found["survival"]), "/early//line") == rows["survival"].to_list()
+    cells = drawn(figures.heatmap(found["heatmap"]))["/cells"]
+    curves = result.tables["curves"]
+    assert cells == [curves.filter(checkpoint=label)["recall"].to_list() for label in ("late", "early")]
+
+
+def test_many_checkpoints_get_a_panel_by_arm_with_every_seed(study):
+    result, found = of_probe(study)
+    figure = figures.recall(found["recall"], width=183)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["naive", "REMIX generic"]
+    shown = drawn(figure)
+    for seed in range(3):
+        rows = result.tables["curves"].filter(checkpoint=f"remix-{seed}.2")
+        line = shown[f"REMIX generic/after stage 2/{seed}/line"]
+        assert [y for _, y in line] == rows["recall"].to_list()
+    assert "naive/base model//line" in shown and "REMIX generic/base model//line" in shown
+    accuracy = drawn(figures.frequency(found["frequency"]))["after stage 2/exact"]
+    exact = dict(result.tables["placement"].select("checkpoint", "exact").rows())
+    assert accuracy == ", ".join(f"{100 * exact[f'remix-{seed}.2']:.3g}" for seed in range(3)) + " % exact"
+
+
+def test_many_checkpoints_of_unknown_arms_are_six_to_a_panel():
+    checkpoints = [{"label": f"c{i}", "arm": None, "seed": None, "stage": None} for i in range(8)]
+    layout = tables.checkpoint_layout(checkpoints, None)
+    assert layout.group_by("panel", maintain_order=True).len()["len"].to_list() == [6, 2]
+
+
+# First occurrence and differences
+
+
+def test_first_occurrence_of_checkpoints(probe):
+    result, found = of_probe(probe)
+    figure = figures.first_occurrence(found["lof"], width=183)
+    shown = drawn(figure)
+    for row in result.tables["placement"].iter_rows(named=True):
+        label = row["checkpoint"]
+        assert shown[f"{label}//lof_mean/value"][0][0] == row["lof_mean"]
+        edges = [x for x, _ in shown[f"{label}//effective_layers/interval"]]
+        assert edges == [row["effective_layers_low"], row["effective_layers_high"]]
+        spread = [x for x, _ in shown[f"{label}//lof_mean/sd"]]
+        assert spread == pytest.approx([row["lof_mean"] - row["lof_sd"], row["lof_mean"] + row["lof_sd"]])
+
+
+def test_first_occurrence_of_arms_shows_seeds_and_the_interval_over_them(study):
+    result, found = of_probe(study)
+    shown = drawn(figures.first_occurrence(found["lof"], width=183))
+    arm = result.tables["arms"].filter(statistic="lof", arm="none", stage="2").row(0, named=True)
+    seeds = [x for x, _ in shown["naive/after stage 2/lof_mean/seeds"]]
+    assert seeds == pytest.approx(arm["by_seed"])
+    assert shown["naive/after stage 2/lof_mean/value"][0][0] == arm["mean"]
+    assert [x for x, _ in shown["naive/after stage 2/lof_mean/interval"]] == [arm["low"], arm["high"]]
+    # No interval over seeds is computed for these: seeds alone.
+    assert "naive/after stage 2/share_never/seeds" in shown
+    assert "naive/after stage 2/share_never/value" not in shown
+
+
+def test_the_lof_table_as_markdown(probe):
+    result, _ = of_probe(probe)
+    table = tables.lof_table(result.tables["placement"])
+    text = tables.lof_markdown(table, k=10, token="first")
+    row = table.row(by_predicate=pl.col("checkpoint") == "early", named=True)
+    (line,) = [line for line in text.splitlines() if line.startswith("| early")]
+    assert f"{row['lof_mean']:.2f} ± {row['lof_sd']:.2f}" in line
+    assert f"{row['share_never']:.1%} [{row['share_never_low']:.1%}, {row['share_never_high']:.1%}]" in line
+    assert len({line.count("|") for line in text.splitlines()[2:]}) == 1
+
+
+def test_differences_are_filled_only_where_both_readouts_agree(tmp_path):
+    depths = {"base": 6, "deep": 6.2, "early": 2}
+    own = write_probe(tmp_path / "own", depths, n=40, summary=False)
+    fixed = write_probe(tmp_path / "fixed", depths, n=40, readout="base", summary=False)
+    for given, fill in (([fixed], COLOURS[0]), ([], "white")):
+        result, found = of_probe(own, fixed_readout=given)
+        figure = figures.differences(found["differences"], width=183)
+        row = result.tables["differences"].filter(
+            checkpoint="early", statistic="lof_restricted", on="all", reference="base"
+        )
+        shown = drawn(figure)
+        assert shown["early/lof_restricted/value"][0][0] == row["difference"][0]
+        assert [x for x, _ in shown["early/lof_restricted/interval"]] == [row["low"][0], row["high"][0]]
+        points = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
+        assert points["early/lof_restricted/value"].get_markerfacecolor() == fill
+
+
+def test_differences_of_many_checkpoints_are_between_arms(study, tmp_path):
+    result, _ = of_probe(study)
+    settings = result.settings | {"checkpoints": result.settings["checkpoints"] * 3}
+    table = tables.of_comparison(result.tables, settings)["differences"]
+    row = result.tables["arm_differences"].filter(statistic="lof_restricted", stage="2").row(0, named=True)
+    shown = drawn(figures.differences(table))
+    assert shown["REMIX generic, stage 2/lof_restricted/value"][0][0] == row["difference"]
+    assert table["reference"].unique().to_list() == ["naive"]
+
+
+# Training runs
+
+
+def test_forgetting_draws_means_from_three_seeds_on_and_counts_what_was_not_learned(trained):
+    table = runs.forgetting(ended(trained), draws=500)
+    shown = drawn(figures.forgetting(table))
+    assert shown["kvr → lama/naive/mean"] == pytest.approx([0.25])
+    low, high = (x for x, _ in shown["kvr → lama/naive/interval"])
+    assert 0 <= low < 0.25 < high <= 1
+    # One of three REMIX seeds has not learned D_B: two seeds are left, and no mean is drawn.
+    assert [x for x, _ in shown["kvr → lama/REMIX generic/seeds"]] == [0.75, 0.75]
+    assert "kvr → lama/REMIX generic/mean" not in shown
+    row = table.filter(arm="REMIX generic").row(0, named=True)
+    assert (row["failed"], row["tokens"], row["last_score"]) == (1, 3.0, 1.0)
+
+
+def test_the_interval_over_seeds_needs_the_same_rows_in_each(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), [[1.0], [0.5, 1.0]], seed=seed, n=32 if seed else 16)
+    table = runs.forgetting(ended(tmp_path), draws=500)
+    # Another size is another set-up.
+    assert set(table["setup"]) == {"kvr → lama, n = 16", "kvr → lama, n = 32"}
+    assert table["low"].to_list() == [None, None]
+
+
+def test_replay_ratio_tells_replayed_rows_apart(trained):
+    table = runs.of_runs(ended(trained), draws=500)["replay_ratio"]
+    shown = drawn(figures.replay_ratio(table))
+    assert shown["all rows of D_A/mean"] == [[0.0, 0.25], [0.1, 0.5], [0.5, 0.75]]
+    # Seed 0: the first 24 rows of 32 are kept and the first 16 are replayed, so that 8 of 16 others are kept.
+    assert shown["those not replayed/seed 0"][-1] == [0.5, 0.5]
+
+
+def test_mixing_curves_vary_one_setting_at_a_time(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"n{seed}", [[1.0], [0.125, 1.0]], seed=seed)
+        for source, ratio, words, kept in (
+            ("generic", 1, 12, 0.25),
+            ("generic", 2, 12, 0.5),
+            ("generic", 2, 50, 0.75),
+        ):
+            arm = f"remix(data={source}, stages=1, ratio={ratio}, words={words},{words})"
+            mixing = {1: MIXING.format(source, float(ratio), words, words)}
+            write_run(
+                tmp_path / f"{ratio}-{words}-{seed}",
+                [[1.0], [kept, 1.0]],
+                arm=arm,
+                seed=seed,
+                additions=mixing,
+            )
+    found = runs.of_runs(ended(tmp_path), draws=500)
+    assert drawn(figures.mixing_ratio(found["mixing_ratio"]))["generic/mean"] == [
+        [0, 0.125],
+        [1, 0.25],
+        [2, 0.5],
+    ]
+    assert drawn(figures.mixing_length(found["mixing_length"]))["generic/mean"] == [
+        [0, 0.125],
+        [12, 0.5],
+        [50, 0.75],
+    ]
+    assert isinstance(found["replay_ratio"], str)
+
+
+def test_stages_draw_each_dataset_after_each_stage(tmp_path):
+    for seed in range(2):
+        scores = [[1.0], [0.5, 1.0], [0.25, 0.75, 0.125]]
+        write_run(tmp_path / str(seed), scores, names=("kvr", "lama", "gsm8k"), tasks=("gsm8k",), seed=seed)
+    shown = drawn(figures.stages(runs.of_runs(ended(tmp_path), draws=500)["stages"]))
+    where = "kvr → lama → gsm8k/naive"
+    assert shown[f"{where}/kvr/seed 1"] == [[1, 1.0], [2, 0.5], [3, 0.25]]
+    assert shown[f"{where}/gsm8k/seed 0"] == [[3, 0.125]]
+    assert not any(gid.endswith("/mean") for gid in shown)
+
+
+def test_runs_that_have_not_ended_or_are_there_twice_are_named(tmp_path):
+    said = []
+    write_run(tmp_path / "a", [[1.0], [0.5, 1.0]])
+    write_run(tmp_path / "b", [[1.0], [0.5, 1.0]])
+    write_run(tmp_path / "c", [[1.0]], seed=1)
+    write_run(tmp_path / "d", [[0.5, 1.0]], arm="joint")
+    assert [run.path.name for run in ended(tmp_path, said.append)] == ["a", "d"]
+    assert len(said) == 2 and "again" in said[1] and "has not ended" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("none", "naive"),
+        ("remix(data=random-words, stages=1, words=12,12)", "REMIX random-words"),
+        ("remix(data=generic, stages=2)", "REMIX generic (stage 2)"),
+        ("matched(to=steps, data=generic, stages=1)", "matched steps"),
+        ("ewc(strength=1e+07, stages=2)", "EWC 1e+07"),
+        ("remix(data=generic, stages=1)+replay(ratio=0.1, stages=2)", "REMIX generic + replay 0.1"),
+        ("my own arm", "my own arm"),
+    ],
+)
+def test_arm_names(text, name):
+    assert tables.arm_names([text]) == {text: name}
+
+
+def test_arms_that_would_share_a_name_keep_their_options():
+    one, two = (f"remix(data=generic, stages=1, ratio={ratio})" for ratio in (1, 4))
+    assert tables.arm_names([one, two]) == {one: "REMIX generic ratio 1", two: "REMIX generic ratio 4"}
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def written(probe, trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    said = []
+    files = figures.write_figures([probe.path, trained], out, draws=200, say=said.append)
+    return out, files, said
+
+
+def test_every_figure_is_there_in_each_format_beside_its_json(written):
+    out, files, said = written
+    names = {path.stem for path in files}
+    assert names == set(figures.DRAWN) - {"mixing_ratio", "mixing_length"}
+    assert {path.name for path in out.iterdir()} == {path.name for path in files}
+    assert {path.suffix for path in files if path.stem == "recall"} == {".pdf", ".png", ".json"}
+    assert {path.suffix for path in files if path.stem == "lof"} == {".pdf", ".png", ".json", ".csv", ".md"}
+    for name in ("mixing_ratio", "mixing_length"):
+        assert any(text.startswith(f"{name}: left out") for text in said)
+
+
+def test_fonts_are_embedded_and_pages_have_the_width_asked_for(written, probe, tmp_path):
+    figures.write_figures([probe.path], tmp_path, width=183, formats=["pdf"], draws=200, only=["recall"])
+    for path, width in ((written[0] / "recall.pdf", 89), (tmp_path / "recall.pdf", 183)):
+        content = path.read_bytes()
+        assert b"/FontFile2" in content and b"/Type3" not in content
+        assert b"CreationDate" not in content
+        (box,) = re.findall(rb"/MediaBox \[ ([^\]]+) \]", content)
+        assert float(box.split()[2]) == pytest.approx(width / 25.4 * 72, abs=0.01)
+
+
+def test_the_same_inputs_give_the_same_bytes(written, probe, trained, tmp_path):
+    again = figures.write_figures([probe.path, trained], tmp_path, draws=200)
+    for path in again:
+        before = (written[0] / path.name).read_bytes()
+        if path.suffix == ".json":
+            before = before.replace(str(written[0]).encode(), str(tmp_path).encode())
+        assert path.read_bytes() == before, path.name
+
+
+def test_json_says_what_made_a_figure_and_draws_it_again(written, probe):
+    out, _, _ = written
+    whole = compare([probe], draws=200)
+    found = tables.of_comparison(whole.tables, whole.settings)
+    for name in ("recall", "frequency", "lof", "survival", "heatmap", "differences"):
+        made_of = read_json(out / f"{name}.json")
+        (made_from,) = made_of["inputs"]
+        assert set(made_from["checkpoints"]) == {"late", "early"}
+        assert len(made_from["sha256"]["records.parquet"]) == 64
+        assert made_of["settings"]["k"] == 10 and "--only " + name in made_of["command"]
+        first = drawn(figures.DRAWN[name](found[name], k=10, token="first", width=89))
+        assert json.dumps(drawn(figures.redraw(out / f"{name}.json"))) == json.dumps(first)
+    for name in ("forgetting", "stages", "replay_ratio"):
+        assert drawn(figures.redraw(out / f"{name}.json"))
+        assert len(read_json(out / f"{name}.json")["inputs"]) == 12
+    with pytest.raises(MemprobeError, match="describes no figure"):
+        figures.redraw(probe.path / "run.json")
+
+
+def test_the_command_draws_a_json_again_at_another_width(written, tmp_path):
+    out, _, _ = written
+    again = figures.write_figures(
+        [out / "recall.json", out / "stages.json"], tmp_path, width=183, formats=["pdf"]
+    )
+    assert [path.name for path in again] == ["recall.pdf", "recall.json", "stages.pdf", "stages.json"]
+    before, after = (read_json(folder / "recall.json") for folder in (out, tmp_path))
+    assert (before.pop("options")["width"], after.pop("options")["width"]) == (89, 183)
+    assert before == after
+    figures.write_figures([out / "recall.json"], tmp_path, formats=["pdf"])
+    assert (tmp_path / "recall.pdf").read_bytes() == (out / "recall.pdf").read_bytes()
+
+
+def test_a_stored_comparison_is_drawn_like_its_probe(written, probe, tmp_path):
+    compare([probe], draws=200).write(tmp_path / "tables")
+    figures.write_figures([tmp_path / "tables"], tmp_path / "out", only=["recall", "lof"], draws=200)
+    for name in ("recall", "lof"):
+        ours, theirs = (read_json(folder / f"{name}.json") for folder in (tmp_path / "out", written[0]))
+        assert ours["data"] == theirs["data"]
+        assert ours["inputs"][0]["kind"] == "comparison"
+
+
+def test_readouts_are_drawn_apart_and_meet_in_the_differences(tmp_path):
+    for name in ("own", "base"):
+        write_probe(tmp_path / "probes" / name, {"base": 6, "early": 2}, readout=name, summary=False)
+    out = tmp_path / "out"
+    figures.write_figures(
+        [tmp_path / "probes"], out, only=["differences", "recall"], formats=["pdf"], draws=200
+    )
+    names = {path.stem for path in out.glob("*.pdf")}
+    assert names == {"differences-own", "recall-own", "differences-base", "recall-base"}
+    assert True in read_json(out / "differences-own.json")["data"]["held"]
+    assert set(read_json(out / "differences-base.json")["data"]["held"]) == {None}
+
+
+def test_no_figure_stays_open_and_the_users_style_is_left_alone(probe, tmp_path):
+    before = dict(plt.rcParams)
+    figures.write_figures([probe.path], tmp_path, formats=["pdf"], only=["recall"], draws=200)
+    assert plt.get_fignums() == []
+    assert dict(plt.rcParams) == before
+    with plt.rc_context({"font.size": 30, "axes.facecolor": "black"}):
+        figure = figures.recall(of_probe(probe)[1]["recall"])
+    assert figure.axes[0].xaxis.label.get_size() == STYLE["axes.labelsize"]
+
+
+def test_labels_are_text_whatever_they_hold(tmp_path):
+    label = "$x^2 & <b>_{a}\\frac"
+    probe = write_probe(tmp_path / "probe", {label: 5, "b|c": 3}, n=8, summary=False)
+    figures.write_figures([probe.path], tmp_path / "out", draws=200)
+    figure = figures.redraw(tmp_path / "out" / "recall.json")
+    assert figure.legends[0].get_texts()[0].get_text() == label
+    assert "b\\|c" in (tmp_path / "out" / "lof.md").read_text()
+
+
+def test_command_line(cli, probe, tmp_path):
+    code, out, err = cli(
+        "figures", probe.path, "--out", tmp_path, "--draws", 200, "--format", "png", "--only", "recall"
+    )
+    assert code == 0, err
+    assert [line.rsplit("/")[-1] for line in out.splitlines()] == ["recall.png", "recall.json"]
+    code, out, err = cli("figures", probe.path, "--out", tmp_path, "--only", "forgetting")
+    assert code == 2 and "forgetting: left out" in err and "nothing there can be drawn" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"only": ["pie"]}, "--only 'pie'"),
+        ({"width": 100}, "--width 100"),
+        ({"formats": ["gif"]}, "--format 'gif'"),
+        ({"reference": "nobody"}, "no such checkpoint"),
+    ],
+)
+def test_bad_options_are_refused(probe, tmp_path, options, says):
+    with pytest.raises(MemprobeError, match=re.escape(says)):
+        figures.write_figures([probe.path], tmp_path, draws=200, **options)
+
+
+def test_a_figure_of_nothing_is_refused():
+    with pytest.raises(MemprobeError, match="needs a table"):
+        figures.recall(pl.DataFrame())
