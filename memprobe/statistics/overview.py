@@ -1,0 +1,129 @@
+"""What a page shows beside curves and placement: shares by depth, chance levels, differences, and flows of fates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from memprobe.statistics.controls import STATISTICS
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
+
+STATES = ("said", "surfaces", "absent")
+"""What has become of a fact: the model says it; it only surfaces at some depth; it does not even surface."""
+
+
+def depth_shares(depths: Mapping[str, tuple[np.ndarray, int]]) -> pl.DataFrame:
+    """The share of factoids whose first occurrence (or settled depth) is each depth 1 … n_layers.
+
+    Args:
+        depths: by checkpoint, the depth of each factoid (NaN = never) and n_layers.
+
+    Returns:
+        [checkpoint, depth, share]; depth null is never.
+    """
+    parts = []
+    for label, (depth, n_layers) in depths.items():
+        inner = np.arange(1, n_layers + 1)
+        shares = [*(depth[:, None] == inner).mean(0), np.isnan(depth).mean()]
+        schema = {"checkpoint": pl.String, "depth": pl.Int64, "share": pl.Float64}
+        columns = {"checkpoint": [label] * len(shares), "depth": [*inner.tolist(), None], "share": shares}
+        parts.append(pl.DataFrame(columns, schema=schema))
+    return pl.concat(parts)
+
+
+def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]:
+    """Shares of ``exact_match`` and ``exact_tokens``, with Wilson intervals, over the factoids that have them.
+
+    Args:
+        outcomes: rows of one checkpoint, of the OUTCOMES schema.
+
+    Returns:
+        By name, value, low and high; ``None`` where no factoid has it.
+    """
+    known = outcomes.filter(pl.col("error").is_null())
+    shares: dict[str, dict[str, float] | None] = {}
+    for name in ("exact_match", "exact_tokens"):
+        values = known[name].drop_nulls().to_numpy()
+        shares[name] = None
+        if len(values):
+            low, high = wilson(values.mean(), np.array(len(values)))
+            shares[name] = {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    return shares
+
+
+def mean_over_draws(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float | None]:
+    """Chance levels: each number of :func:`~memprobe.statistics.occurrence.placement_of` of the shuffled answers,
+    meaned over the draws in which it exists; ``None`` where it exists in none."""
+    means: dict[str, float | None] = {}
+    for name in names:
+        values = [draw[name] for draw in draws if draw[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return means
+
+
+def paired_means(values: np.ndarray, resamples: Resamples) -> pl.DataFrame:
+    """Means of paired differences with bootstrap intervals, and no test:
+    :func:`~memprobe.statistics.paired.differences` in short.
+
+    Args:
+        values: [factoid, STATISTICS], checkpoint minus reference; NaN where there is none.
+
+    Returns:
+        [statistic, n, difference, low, high]
+    """
+    difference, low, high = bootstrap_mean(values, resamples)
+    columns = {"statistic": STATISTICS, "n": (~np.isnan(values)).sum(0)}
+    return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}, nan_to_null=True)
+
+
+def resampled_means(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray]:
+    """Means over factoids, [column], and the same of each bootstrap draw, [draw, column]: what
+    :class:`memprobe.statistics.arms.Run` holds.
+
+    Args:
+        values: [factoid, column]; NaN where there is none.
+    """
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = resamples.sums(filled) / resamples.sums(present)
+        return filled.sum(0) / present.sum(0), draws.astype(np.float32)
+
+
+def states_of(exact: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """What has become of each fact in one checkpoint, as an index into :data:`STATES`.
+
+    Args:
+        exact: bool [factoid], the model says the answer.
+        held: bool [factoid, depth 0 … n_layers], see :func:`memprobe.statistics.held`.
+    """
+    return np.where(exact, 0, np.where(held[:, 1:].any(1), 1, 2))
+
+
+def flows(states: np.ndarray) -> pl.DataFrame:
+    """How many facts go from which state to which, from one checkpoint to the next.
+
+    Args:
+        states: int [factoid, checkpoint], see :func:`states_of`, in the order of training.
+
+    Returns:
+        [step, source, target, n, share, low, high], every pair of states; shares of all facts, Wilson intervals.
+    """
+    total, kinds = len(states), len(STATES)
+    parts = []
+    for step in range(states.shape[1] - 1):
+        pairs = states[:, step] * kinds + states[:, step + 1]
+        n = np.bincount(pairs, minlength=kinds**2)
+        share = n / total if total else np.full(len(n), np.nan)
+        low, high = wilson(share, np.full(len(n), total))
+        columns = {
+            "step": np.full(len(n), step),
+            "source": [source for source in STATES for _ in STATES],
+            "target": [target for _ in STATES for target in STATES],
+        }
+        columns |= {"n": n, "share": share, "low": low, "high": high}
+        parts.append(pl.DataFrame(columns, nan_to_null=True))
+    return pl.concat(parts)
