@@ -2,6 +2,7 @@
 
 A checkpoint under way leaves finished batches in ``parts/``; when it is complete they are merged into the
 three tables, and only then does ``run.json`` call it complete. Killed at any moment, the same call goes on.
+A second process on the same directory is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +35,18 @@ from memprobe.records import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from memprobe.capture import BatchSize, Tables
     from memprobe.models import LensModel
 
 FLUSH_SECONDS = 20
 """At most so much work is lost when a probe is killed."""
+
+PRECISION_SAMPLE = 16
+"""Factoids whose ranks are held against fp32 where a probe computes in less."""
+
+LOCK = ".lock"
 
 _PACKAGES = ("torch", "transformers", "transformer-lens", "polars")
 _SAME = ("lens", "readout", "template", "tokenisation", "dtype", "seed", "factoids", "intrusions")
@@ -70,6 +80,10 @@ def probe(
     A directory that already holds checkpoints probed in the same way keeps them; finished ones are not
     probed again, so that the same call continues a killed one and further checkpoints can be added.
 
+    In bf16 or fp16, a checkpoint is loaded once more in fp32 for its first :data:`PRECISION_SAMPLE` factoids, and
+    ``run.json`` says by checkpoint, under ``precision``, how many ranks the shorter numbers changed. Models in
+    memory are taken as they are.
+
     Args:
         checkpoints: specs, resolved checkpoints, or models in memory.
         factoids: what is asked.
@@ -87,7 +101,7 @@ def probe(
         progress: told of every batch.
 
     Raises:
-        MemprobeError: bad input, ``out`` holds something else, or it cannot be written.
+        MemprobeError: bad input, ``out`` holds something else, is in use, or cannot be written.
     """
     from memprobe import models
     from memprobe.capture import capture_batches, plan_capture
@@ -97,13 +111,13 @@ def probe(
     where = models.choose_device(device)
     precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
 
-    def loaded(checkpoint: str | Checkpoint | LensModel) -> LensModel:
+    def loaded(checkpoint: str | Checkpoint | LensModel, exactly: bool = False) -> LensModel:
         if isinstance(checkpoint, models.LensModel):
             return checkpoint
         return models.load(
             checkpoint,
             device=str(where),
-            dtype=precision,
+            dtype="float32" if exactly else precision,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
@@ -115,47 +129,31 @@ def probe(
     if in_memory:
         precision = str(in_memory[0].model.dtype).removeprefix("torch.")
     other = None if readout is None else loaded(readout)
-    run = _open_or_start(
-        out,
-        {
-            "schema": SCHEMA_VERSION,
-            "memprobe": __version__,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "lens": "logit",
-            "readout": "own" if other is None else other.label,
-            "template": parsed.name,
-            "tokenisation": TOKENISATION,
-            "dtype": precision,
-            "seed": seed,
-            "factoids": _describe(factoids),
-            "origin": dict(origin) if origin is not None else None,
-            "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
-            "k": k,
-            "token": token,
-            "checkpoints": {},
-            "tokens": {},
-        },
-        factoids,
-    )
-    for item in named:
-        mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
-        entry = run["checkpoints"].get(item.label)
-        if entry is not None and (entry["fingerprint"], entry["readout_fingerprint"]) != (
-            mark,
-            other.fingerprint if other else mark,
-        ):
-            raise MemprobeError(
-                f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
-            )
-        if entry is not None and entry["complete"]:
-            _remove_parts(out, item.label)
-            continue
+    wanted = {
+        "schema": SCHEMA_VERSION,
+        "memprobe": __version__,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "lens": "logit",
+        "readout": "own" if other is None else other.label,
+        "template": parsed.name,
+        "tokenisation": TOKENISATION,
+        "dtype": precision,
+        "seed": seed,
+        "factoids": _describe(factoids),
+        "origin": dict(origin) if origin is not None else None,
+        "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
+        "k": k,
+        "token": token,
+        "checkpoints": {},
+        "tokens": {},
+    }
+
+    def capture_one(item: Checkpoint | LensModel, run: dict[str, Any]) -> None:
         lens_model = loaded(item)
         _check_readout(lens_model, other)
         plan = plan_capture(lens_model, factoids, parsed, intrusions=intrusions, seed=seed)
-        if entry is None:
-            entry = _entry(lens_model, other, (steps or {}).get(item.label))
-            run["checkpoints"][item.label] = entry
+        if item.label not in run["checkpoints"]:
+            run["checkpoints"][item.label] = _entry(lens_model, other, (steps or {}).get(item.label))
             write_json(run, out / "run.json")
         writer = _Parts(out, item.label)
         if progress is not None:
@@ -175,9 +173,118 @@ def probe(
         finally:
             writer.flush()  # what is finished stays, also after Ctrl-C
         _finish(out, run, lens_model)
-        del lens_model  # one model at a time
-    summarise_run(out, run)
-    return open_probe(out)
+
+    with locked(out):
+        run = _open_or_start(out, wanted, factoids)
+        for item in named:
+            mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
+            entry = run["checkpoints"].get(item.label)
+            if entry is not None and (entry["fingerprint"], entry["readout_fingerprint"]) != (
+                mark,
+                other.fingerprint if other else mark,
+            ):
+                raise MemprobeError(
+                    f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
+                )
+            if entry is not None and entry["complete"]:
+                _remove_parts(out, item.label)
+            else:
+                capture_one(item, run)  # one model at a time: it is gone when this returns
+            entry = run["checkpoints"][item.label]
+            if isinstance(item, models.LensModel) or isinstance(readout, models.LensModel):
+                continue
+            if precision != "float32" and "precision" not in entry:
+                sample = factoids[:PRECISION_SAMPLE]
+                exact = partial(loaded, exactly=True)
+                entry["precision"] = _precision(out, run, item, readout, sample, exact, where)
+                write_json(run, out / "run.json")
+        summarise_run(out, run)
+        return open_probe(out)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a probe directory for one process; inside, the same thread may lock it again.
+
+    Raises:
+        MemprobeError: another process probes into it, it holds other files, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    _refuse_other_files(out)
+    lock = FileLock(out / LOCK, timeout=0, is_singleton=True)
+    outermost = not lock.is_locked
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise MemprobeError(f"{out}: another process is probing here; wait for it, or give --out") from error
+    except OSError as error:
+        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):  # Windows keeps a file that is open
+                (out / LOCK).unlink()
+                out.rmdir()  # where nothing came of it
+        lock.release()
+
+
+def _precision(
+    out: Path,
+    run: dict[str, Any],
+    item: Checkpoint,
+    readout: str | Checkpoint | None,
+    factoids: Sequence[Factoid],
+    exact: Callable[[str | Checkpoint], LensModel],
+    device: torch.device,
+) -> dict[str, Any]:
+    """How many of the stored ranks of some factoids are other ones in fp32.
+
+    Args:
+        exact: loads a checkpoint in fp32.
+
+    Returns:
+        ``dtype``, ``k``; ``factoids``, ``ranks``: how many were compared; ``changed``: share of ranks that differ;
+        ``crossed``: share in the top k in one of the two alone. Where fp32 weights do not fit into memory the
+        shares are null and ``why`` says so.
+    """
+    from memprobe.capture import capture
+
+    found = {
+        "dtype": run["dtype"],
+        "k": run["k"],
+        "factoids": 0,
+        "ranks": 0,
+        "changed": None,
+        "crossed": None,
+    }
+    needed = 4 * run["checkpoints"][item.label]["parameters"] * (1 if readout is None else 2)
+    if needed > (free := _free_memory(device)):
+        return found | {"why": f"fp32 weights need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free"}
+    lens = None if readout is None else exact(readout).lens
+    table = capture(exact(item), factoids, run["template"], readout=lens, seed=run["seed"], predictions=False)
+    stored = pl.scan_parquet(out / "records.parquet").filter(pl.col("checkpoint") == item.label)
+    keys = ["factoid", "token", "depth"]
+    both = table.records.lazy().join(stored, on=keys, suffix="_stored").collect()
+    ranks, k = (pl.col("rank"), pl.col("rank_stored")), run["k"]
+    shares = both.select(
+        changed=(ranks[0] != ranks[1]).mean(), crossed=((ranks[0] < k) != (ranks[1] < k)).mean()
+    )
+    return found | {"factoids": both["factoid"].n_unique(), "ranks": len(both)} | shares.row(0, named=True)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that weights may still take: they are read into main memory, then moved to the device."""
+    import psutil
+    import torch
+
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return free
 
 
 def summarise_run(out: Path, run: dict[str, Any]) -> None:
@@ -273,16 +380,23 @@ def _open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid
         if not (out / "factoids.parquet").exists():  # killed between the two first writes
             write_parquet(factoids_frame(factoids), out / "factoids.parquet")
         return run | {key: wanted[key] for key in ("k", "token", "memprobe", "versions")}
-    if out.exists() and (not out.is_dir() or any(not _unfinished(file) for file in out.iterdir())):
-        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+    _refuse_other_files(out)
     write_json(wanted, out / "run.json")  # first: from here on the directory is a probe's, whatever happens
     write_parquet(factoids_frame(factoids), out / "factoids.parquet")
     return wanted
 
 
+def _refuse_other_files(out: Path) -> None:
+    """Raises a MemprobeError for what exists and is no probe directory."""
+    if (out / "run.json").exists() or not out.exists():
+        return
+    if not out.is_dir() or any(not _unfinished(file) for file in out.iterdir()):
+        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+
+
 def _unfinished(file: Path) -> bool:
-    """Whether a file is the first write of a probe, killed before it was whole."""
-    return file.name.startswith(".run.json.")
+    """Whether a file is the lock or the first write of a probe, killed before it was whole."""
+    return file.name == LOCK or file.name.startswith(".run.json.")
 
 
 def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> dict[str, Any]:
@@ -297,6 +411,7 @@ def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> 
         "n_layers": lens_model.n_layers,
         "d_model": lens_model.d_model,
         "vocab": lens_model.vocab_size,
+        "parameters": lens_model.model.num_parameters(),
         "difference": lens_model.difference,
         "manifest": _manifest_entry(manifest) if manifest else None,
         "step": step,

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import memprobe
@@ -176,6 +177,36 @@ def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, t
     refused(cli(*common, "--n", 2), str(out), "factoids")
     assert cli(*common, "--n", 2, "--fresh")[0] == 0
     assert memprobe.open_probe(out).outcomes.height == 2
+
+
+def test_out_in_use_is_refused_and_kept(cli, tiny_checkpoint, facts, tmp_path):
+    probe = ["layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", tmp_path / "p"]
+    assert cli(*probe)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+    with FileLock(tmp_path / "p" / ".lock"):
+        refused(cli(*probe), str(tmp_path / "p"), "another process", "--out")
+        refused(cli(*probe, "--fresh"), "another process")
+    (tmp_path / "p" / ".lock").unlink(missing_ok=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
+    assert cli(*probe, "--fresh")[0] == 0
+
+
+def test_bf16_says_how_many_ranks_it_changes(cli, tiny_checkpoint, facts, tmp_path):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        arguments = ["--factoids", facts, "--top-k", 5, "--dtype", dtype, "--out", out]
+        code, _, err = cli("layers", "--ckpt", f"a={tiny_checkpoint}", *arguments)
+        assert code == 0, err
+        found[dtype] = memprobe.open_probe(out)
+    keys = ["factoid", "token", "depth"]
+    both = found["bfloat16"].records.join(found["float32"].records, on=keys)
+    entry = found["bfloat16"].run["checkpoints"]["a"]["precision"]
+    assert entry["changed"] == (both["rank"] != both["rank_right"]).mean() > 0
+    assert entry["crossed"] == ((both["rank"] < 5) != (both["rank_right"] < 5)).mean()
+    assert (entry["ranks"], entry["factoids"], entry["k"]) == (len(both), len(FACTS), 5)
+    assert f"a: in bfloat16; {entry['changed']:.1%} of {len(both)} ranks differ from fp32" in err
+    assert "precision" not in found["float32"].run["checkpoints"]["a"]
 
 
 def test_manifest_gives_factoids_and_template(cli, tiny_checkpoint, facts, tmp_path):

@@ -230,6 +230,33 @@ def test_a_directory_with_other_files_is_left_alone(two, tmp_path, name):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
 
 
+def test_precision_is_measured_on_a_sample_once(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "PRECISION_SAMPLE", 2)
+    base = f"base={tiny_checkpoint}"
+    options = {"out": tmp_path / "probe", "dtype": "bfloat16", "readout": str(tiny_checkpoint)}
+    found = probe([base], FACTS, **options).run["checkpoints"]["base"]["precision"]
+    assert found["factoids"] == 2 and found["ranks"] == 2 * (found["ranks"] // 2) > 0
+    assert 0 < found["changed"] < 1 and "why" not in found
+    monkeypatch.setattr(probing, "_precision", None)  # would fail if it were called again
+    assert probe([base], FACTS, **options).run["checkpoints"]["base"]["precision"] == found
+
+
+def test_without_memory_for_fp32_the_probe_says_so(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "_free_memory", lambda device: 1000)
+    found = probe([f"base={tiny_checkpoint}"], FACTS, out=tmp_path / "probe", dtype="bfloat16")
+    entry = found.run["checkpoints"]["base"]
+    assert entry["complete"] and entry["precision"]["changed"] is None
+    assert "GiB" in entry["precision"]["why"] and entry["parameters"] > 0
+
+
+def test_models_in_memory_are_taken_as_they_are(two, tmp_path):
+    import copy
+
+    short = wrap(copy.deepcopy(two[0].model).bfloat16(), two[0].tokenizer, label="short")
+    run = probe([short], FACTS, tmp_path / "probe").run
+    assert run["dtype"] == "bfloat16" and "precision" not in run["checkpoints"]["short"]
+
+
 def test_a_readout_of_another_size_is_refused(two, tmp_path):
     tokenizer = tiny_tokenizer()
     wide = wrap(tiny_model("llama", vocab_size=len(tokenizer), hidden_size=64), tokenizer, label="wide")

@@ -121,34 +121,34 @@ def layers(
     for line in asked.bad:
         typer.echo(f"left out {line}", err=True)
     out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
-    if fresh:
-        _delete_probe(out)
-    from memprobe.probing import probe
+    from memprobe.dashboard import write_report
+    from memprobe.probing import locked, probe
     from memprobe.records import replacing
 
-    with resumable(out), Bars() as bars:
-        found = probe(
-            checkpoints,
-            asked.factoids,
-            out,
-            template=chosen_template,
-            readout=readout,
-            intrusions=watched,
-            k=top_k,
-            token=token.value,
-            batch_size=size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            origin=asked.origin.to_dict(),
-            progress=bars.update,
-        )
-    from memprobe.dashboard import write_report
-
-    with _status("writing the report"), replacing(out / "report.html") as path:
-        write_report(found, path)
+    with locked(out):
+        if fresh:
+            _delete_probe(out)
+        with resumable(out), Bars() as bars:
+            found = probe(
+                checkpoints,
+                asked.factoids,
+                out,
+                template=chosen_template,
+                readout=readout,
+                intrusions=watched,
+                k=top_k,
+                token=token.value,
+                batch_size=size,
+                device=device,
+                dtype=dtype,
+                seed=seed,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+                origin=asked.origin.to_dict(),
+                progress=bars.update,
+            )
+        with _status("writing the report"), replacing(out / "report.html") as path:
+            write_report(found, path)
     if as_json:
         typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
     else:
@@ -222,9 +222,23 @@ def _say_where(found: Probe, out: Path) -> None:
     for label, entry in found.run["checkpoints"].items():
         if entry["note"]:
             typer.echo(f"note     {label}: {entry['note']}", err=True)
+        if "precision" in entry:
+            typer.echo(f"note     {label}: {_said_of(entry['precision'])}", err=True)
     typer.echo(f"records  {out / 'records.parquet'}", err=True)
     typer.echo(f"summary  {out / 'summary.json'}", err=True)
     typer.echo(f"report   {out / 'report.html'}", err=True)
+
+
+def _said_of(precision: dict[str, Any]) -> str:
+    """How far a probe in bf16 or fp16 can be trusted, as a line."""
+    dtype = precision["dtype"]
+    if precision["changed"] is None:
+        why = precision.get("why", "no rank to compare")
+        return f"in {dtype}; its ranks were not held against fp32 ({why})"
+    return (
+        f"in {dtype}; {precision['changed']:.1%} of {precision['ranks']:,} ranks differ from fp32, "
+        f"{precision['crossed']:.1%} across the top {precision['k']} ({precision['factoids']} factoids)"
+    )
 
 
 def _status(text: str) -> Any:
