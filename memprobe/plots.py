@@ -3,15 +3,16 @@
 Nothing is computed here but positions on a page: every number comes from a table of
 :mod:`memprobe.statistics` or from the records. The report and the notebooks draw with the same functions.
 
-Each trace says in ``meta`` which checkpoint it belongs to and its role (``line``, ``band`` or ``control``), so
-that a page can show some of a figure without drawing it anew.
+Each trace says in ``meta`` which checkpoint (or run) it belongs to and its role (``line``, ``band``, ``control`` …),
+so that a page can show some of a figure without drawing it anew. ``meta`` of a layout gives the height in pixels of
+figures that have a row for each checkpoint.
 
 A checkpoint is told by colour *and* marker, so that no figure needs colour vision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe.errors import MemprobeError
@@ -23,9 +24,19 @@ if TYPE_CHECKING:
 # After Okabe and Ito (2008), moved so that each is at least 3:1 against the light and the dark background.
 COLOURS = ("#2577b8", "#d05a14", "#128a6e", "#b8569a", "#a67c00", "#6f6ad1")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+DASHES = ("solid", "dash", "dashdot")
 
 # Dark enough throughout for white text in a cell.
 HEAT = ((0, "#241b45"), (0.5, "#2f5d8a"), (1, "#1a8a6c"))
+
+# Lightness goes evenly from that of the page, so that more stands out without colour vision.
+SEQUENTIAL = {
+    "light": ((0, "#eef3f7"), (0.25, "#b4d0e3"), (0.5, "#6ba3c9"), (0.75, "#2b6ca3"), (1, "#12325c")),
+    "dark": ((0, "#20262e"), (0.25, "#214362"), (0.5, "#2f6f9f"), (0.75, "#6db3ec"), (1, "#d8ecfb")),
+}
+
+# Of what becomes of a fact: said, only surfacing, absent.
+FATES = ("#128a6e", "#d49a1e", "#8a919c")
 
 RANK_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
 TEMPLATES = {
@@ -41,12 +52,14 @@ TEMPLATES = {
 
 
 def style(position: int) -> dict[str, str]:
-    """Colour and marker of the checkpoint at ``position`` in the order in which they were named."""
-    # The markers of each further round of colours are open.
-    suffix = "" if (position // len(COLOURS)) % 2 == 0 else "-open"
+    """Colour, marker and dash of the checkpoint at ``position`` in the order in which they were named."""
+    # Each further round of colours has other markers, open ones, and other dashes.
+    turn = position // len(COLOURS)
+    suffix = "" if turn % 2 == 0 else "-open"
     return {
         "colour": COLOURS[position % len(COLOURS)],
-        "marker": MARKERS[position % len(MARKERS)] + suffix,
+        "marker": MARKERS[(position + turn) % len(MARKERS)] + suffix,
+        "dash": DASHES[turn % len(DASHES)],
     }
 
 
@@ -77,6 +90,7 @@ def template(theme: str = "light") -> dict[str, Any]:
             "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["axis"], "font": font},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 52, "r": 12, "t": 12, "b": 44},
+            "colorscale": {"sequential": [list(stop) for stop in SEQUENTIAL[theme]]},
             "shapedefaults": {"line": {"color": ink["faint"], "width": 1}},
             "annotationdefaults": {"font": {"color": ink["faint"], "size": 11}},
         }
@@ -84,7 +98,11 @@ def template(theme: str = "light") -> dict[str, Any]:
 
 
 def recall_curves(
-    recall: pl.DataFrame, shuffled: pl.DataFrame | None = None, *, checkpoints: Sequence[str] | None = None
+    recall: pl.DataFrame,
+    shuffled: pl.DataFrame | None = None,
+    *,
+    checkpoints: Sequence[str] | None = None,
+    accuracy: Mapping[str, float | None] | None = None,
 ) -> Figure:
     """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
 
@@ -92,6 +110,7 @@ def recall_curves(
         recall: of :func:`memprobe.statistics.recall_by_depth`.
         shuffled: of :func:`memprobe.statistics.shuffled_recall`, at the same k and token rule.
         checkpoints: their order; as in the table where not given.
+        accuracy: share of exact answers by checkpoint, for the legend (as in the paper's figure 4).
     """
     figure = _figure(x="depth", y="recall", percent=True)
     figure.update_yaxes(range=[0, 1.02])
@@ -126,7 +145,7 @@ def recall_curves(
             x=depth,
             y=rows["recall"].to_list(),
             customdata=rows.select("low", "high").rows(),
-            **_line(label, look),
+            **_line(label, look) | {"name": _with_accuracy(label, accuracy)},
             hovertemplate=(
                 "<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
                 + _plain(label)
@@ -136,13 +155,19 @@ def recall_curves(
     return figure
 
 
-def normalised_frequency(frequency: pl.DataFrame, *, checkpoints: Sequence[str] | None = None) -> Figure:
+def normalised_frequency(
+    frequency: pl.DataFrame,
+    *,
+    checkpoints: Sequence[str] | None = None,
+    accuracy: Mapping[str, float | None] | None = None,
+) -> Figure:
     """Which share of all occurrences falls on each depth: sums to 1 over depths 1 … n_layers.
 
     Args:
         frequency: of :func:`memprobe.statistics.normalised_frequency`; a checkpoint in which nothing occurs
             has nulls and no line.
         checkpoints: their order; as in the table where not given.
+        accuracy: share of exact answers by checkpoint, for the legend.
     """
     figure = _figure(x="depth", y="share of occurrences", percent=True)
     figure.update_yaxes(rangemode="tozero")
@@ -150,7 +175,7 @@ def normalised_frequency(frequency: pl.DataFrame, *, checkpoints: Sequence[str] 
         figure.add_scatter(
             x=rows["depth"].to_list(),
             y=rows["frequency"].to_list(),
-            **_line(label, style(position)),
+            **_line(label, style(position)) | {"name": _with_accuracy(label, accuracy)},
             hovertemplate="<b>%{y:.1%}</b> " + _plain(label) + "<extra></extra>",
         )
     return figure
@@ -163,21 +188,37 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
         distribution: one row per (checkpoint, lof) with ``share`` of factoids; lof null is "never".
         checkpoints: their order; as in the table where not given.
     """
-    figure = _figure(x="layer of first occurrence", y="share of factoids", percent=True)
+    return depth_distribution(distribution.rename({"lof": "depth"}), checkpoints=checkpoints)
+
+
+def depth_distribution(
+    distribution: pl.DataFrame,
+    *,
+    of: str = "layer of first occurrence",
+    checkpoints: Sequence[str] | None = None,
+) -> Figure:
+    """How first occurrences or settled depths spread over the depths; factoids without one stand apart.
+
+    Args:
+        distribution: of :func:`memprobe.statistics.overview.depth_shares`; depth null is "never".
+        of: what the depths are, for the axis.
+        checkpoints: their order; as in the table where not given.
+    """
+    figure = _figure(x=of, y="share of factoids", percent=True)
     figure.update_yaxes(rangemode="tozero")
-    depths = distribution["lof"].max()
+    depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
     never = last + max(2, last // 12)
     for position, label, rows in _by_checkpoint(distribution, checkpoints):
         look = style(position)
-        found = rows.filter(rows["lof"].is_not_null()).sort("lof")
-        absent = rows.filter(rows["lof"].is_null())
+        found = rows.filter(rows["depth"].is_not_null())
+        absent = rows.filter(rows["depth"].is_null())
         common: dict[str, Any] = {
             "legendgroup": label,
             "hovertemplate": "<b>%{y:.1%}</b> " + _plain(label) + "<extra></extra>",
         }
         figure.add_scatter(
-            x=found["lof"].to_list(),
+            x=found["depth"].to_list(),
             y=found["share"].to_list(),
             **_line(label, look),
             **common,
@@ -191,7 +232,7 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
                 "line": {"color": look["colour"], "width": 1},
             },
             showlegend=False,
-            meta={"checkpoint": label, "role": "line", "x": "never"},
+            meta={"checkpoint": label, "role": "bar", "x": "never"},
             **common,
         )
     figure.update_layout(bargap=0.1, barmode="group")
@@ -199,6 +240,363 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
     figure.update_xaxes(
         tickvals=[*ticks, never], ticktext=[*map(str, ticks), "never"], range=[0, never + max(1, last / 20)]
     )
+    return figure
+
+
+def survival_curves(
+    survival: pl.DataFrame, *, of: str = "first occurrence", checkpoints: Sequence[str] | None = None
+) -> Figure:
+    """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
+
+    Args:
+        survival: of :func:`memprobe.statistics.occurrence.kaplan_meier`, with ``checkpoint``.
+        of: what is waited for, for the axis.
+        checkpoints: their order; as in the table where not given.
+    """
+    figure = _figure(x="depth", y=f"still without {of}", percent=True)
+    figure.update_yaxes(range=[0, 1.02])
+    for position, label, rows in _by_checkpoint(survival, checkpoints):
+        look = style(position)
+        depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
+        figure.add_scatter(
+            x=depth + depth[::-1],
+            y=high + low[::-1],
+            fill="toself",
+            fillcolor=_translucent(look["colour"], 0.12),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            meta={"checkpoint": label, "role": "band"},
+        )
+        line = _line(label, look)
+        line["line"] = line["line"] | {"shape": "hv"}
+        figure.add_scatter(
+            x=rows["depth"].to_list(),
+            y=rows["survival"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            **line,
+            hovertemplate="<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
+            + _plain(label)
+            + "<extra></extra>",
+        )
+    return figure
+
+
+def depth_heatmap(
+    table: pl.DataFrame,
+    column: str,
+    *,
+    title: str,
+    largest: float | None = 1.0,
+    checkpoints: Sequence[str] | None = None,
+) -> Figure:
+    """Depth by checkpoint, a row for each checkpoint.
+
+    Args:
+        table: with checkpoint, depth and ``column``, such as recall or the normalised frequency.
+        title: of the colours.
+        largest: where they end; ``None`` for the table's largest.
+        checkpoints: their order; as in the table where not given.
+    """
+    figure = _figure(x="depth", y="", percent=False)
+    for _, label, rows in _by_checkpoint(table, checkpoints):
+        figure.add_heatmap(
+            x=rows["depth"].to_list(),
+            y=[_clip(_plain(label), 28)],
+            z=[rows[column].to_list()],
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=2,
+            hovertemplate=f"<b>%{{z:.1%}}</b> {title} at depth %{{x}}<br>{_plain(label)}<extra></extra>",
+            meta={"checkpoint": label, "role": "cells"},
+        )
+    bar = {
+        "title": {"text": title, "side": "top"},
+        "tickformat": ".0%",
+        "thickness": 10,
+        "outlinewidth": 0,
+        "orientation": "h",
+        "y": 1.0,
+        "yanchor": "bottom",
+        "x": 0,
+        "xanchor": "left",
+        "len": 0.5,
+    }
+    scale = {"colorbar": bar, "cmin": 0} | ({"cmax": largest} if largest else {})
+    figure.update_layout(
+        coloraxis=scale,
+        hovermode="closest",
+        margin={"t": 56},
+        meta={"row": 26, "frame": 116},
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    return figure
+
+
+def difference_forest(
+    differences: pl.DataFrame,
+    *,
+    x: str,
+    percent: bool = False,
+    checkpoints: Sequence[str] | None = None,
+) -> Figure:
+    """Paired differences with 95 % intervals, a row for each checkpoint, and the line of no difference.
+
+    Args:
+        differences: [against, reference, checkpoint, n, difference, low, high] and, where a second readout was
+            probed, fixed_difference, fixed_low, fixed_high. ``against`` goes into ``meta`` for a page to choose by.
+        x: what differs, with its unit.
+        percent: shares, in percentage points.
+        checkpoints: their order, which gives each its look; as in the table where not given.
+    """
+    figure = _figure(x=x, y="", percent=False)
+    labels = (
+        list(checkpoints)
+        if checkpoints is not None
+        else differences["checkpoint"].unique(maintain_order=True).to_list()
+    )
+    scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
+    second = "fixed_difference" in differences.columns
+    for row in differences.iter_rows(named=True):
+        look = style(labels.index(row["checkpoint"]))
+        name = _clip(_plain(row["checkpoint"]), 28)
+        for prefix, marker, note in (
+            ("", look["marker"], ""),
+            *((("fixed_", "line-ns-open", ", read out by the base model"),) if second else ()),
+        ):
+            value, low, high = (row[f"{prefix}{end}"] for end in ("difference", "low", "high"))
+            if value is None:
+                continue
+            known = low is not None and high is not None
+            figure.add_scatter(
+                x=[value * scale],
+                y=[name],
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [(high - value) * scale if known else 0],
+                    "arrayminus": [(value - low) * scale if known else 0],
+                    "thickness": 1.2 if prefix else 2,
+                    "width": 4 if prefix else 0,
+                },
+                customdata=[[low * scale, high * scale] if known else [None, None]],
+                mode="markers",
+                name=name + note,
+                marker={"symbol": marker, "size": 9, "color": look["colour"], "line": {"width": 1.5}},
+                showlegend=False,
+                hovertemplate=f"<b>%{{x:+.{digits}f}}</b>{unit}"
+                + (f" (%{{customdata[0]:+.{digits}f}} … %{{customdata[1]:+.{digits}f}})" if known else "")
+                + f"<br>{_plain(row['checkpoint'])} − {_plain(row['reference'])}{note}"
+                + f", n = {row['n']:,}<extra></extra>",
+                meta={
+                    "checkpoint": row["checkpoint"],
+                    "role": "fixed" if prefix else "difference",
+                    "against": row["against"],
+                },
+            )
+    figure.add_shape(type="line", x0=0, x1=0, yref="paper", y0=0, y1=1, layer="below")
+    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(showgrid=True, showline=False, nticks=6)
+    return figure
+
+
+def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figure:
+    """A statistic from stage to stage, a line for each run, coloured by its arm.
+
+    Args:
+        values: [arm, seed, checkpoint, stage (0 = base model), stage_name, value, low, high], in order; a null
+            ``seed`` is the mean over an arm's seeds.
+        y: what it is, with its unit.
+        percent: shares.
+    """
+    figure = _figure(x="", y=y, percent=percent)
+    if percent:
+        figure.update_yaxes(range=[-0.02, 1.04])
+    arms = values["arm"].unique(maintain_order=True).to_list()
+    runs = values.select("arm", "seed").unique(maintain_order=True).rows()
+    form = ".1%" if percent else ".2f"
+    for arm, seed in runs:
+        rows = values.filter(_equal(values, "arm", arm) & _equal(values, "seed", seed))
+        look = style(arms.index(arm))
+        thin = seed is not None and (arm, None) in runs
+        known = rows["low"].is_not_null() & rows["high"].is_not_null()
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": [(high or 0) - v if k else 0 for v, high, k in _zipped(rows, "high", known)],
+            "arrayminus": [v - (low or 0) if k else 0 for v, low, k in _zipped(rows, "low", known)],
+            "thickness": 1.2,
+            "width": 3,
+        }
+        who = _clip(_plain(arm), 48) + ("" if seed is None else f", seed {seed}")
+        figure.add_scatter(
+            x=rows["stage"].to_list(),
+            y=rows["value"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            error_y=None if thin else bars,
+            mode="lines+markers",
+            name=who,
+            opacity=0.35 if thin else 1,
+            line={"color": look["colour"], "width": 1 if thin else 2, "dash": look["dash"]},
+            marker={"symbol": look["marker"], "size": 4 if thin else 8, "color": look["colour"]},
+            hovertemplate=f"<b>%{{y:{form}}}</b>"
+            + ("" if not known.all() else f" (%{{customdata[0]:{form}}} – %{{customdata[1]:{form}}})")
+            + f" {who}<extra></extra>",
+            meta={
+                "checkpoints": rows["checkpoint"].to_list(),
+                "role": "seed" if thin else "line",
+                "arm": arm,
+            },
+        )
+    stages = dict(values.select("stage", "stage_name").unique(maintain_order=True).rows())
+    figure.update_xaxes(
+        tickvals=sorted(stages),
+        ticktext=[_clip(_plain(stages[stage]), 16) for stage in sorted(stages)],
+        range=[min(stages) - 0.15, max(stages) + 0.15],
+    )
+    return figure
+
+
+def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str, str]) -> Figure:
+    """What becomes of the facts from checkpoint to checkpoint of one run: a band for each change of state.
+
+    Args:
+        flows: of :func:`memprobe.statistics.overview.flows`.
+        stages: a name for each checkpoint.
+        names: how each state is called, in the order in which they stand.
+    """
+    import plotly.graph_objects as go
+
+    states = list(names)
+    colours = dict(zip(states, FATES, strict=True))
+    total = float(flows.filter(flows["step"] == 0)["n"].sum())
+    sizes: dict[tuple[int, str], int] = {}
+    for row in flows.iter_rows(named=True):
+        sizes[row["step"], row["source"]] = sizes.get((row["step"], row["source"]), 0) + row["n"]
+        target = (row["step"] + 1, row["target"])
+        if row["step"] == len(stages) - 2:
+            sizes[target] = sizes.get(target, 0) + row["n"]
+    nodes = [(step, state) for step in range(len(stages)) for state in states if sizes.get((step, state))]
+    index = {node: at for at, node in enumerate(nodes)}
+    tops: list[float] = []
+    for step, state in nodes:
+        above = sum(sizes.get((step, other), 0) for other in states[: states.index(state)])
+        tops.append((above + sizes[step, state] / 2) / total)
+    links = flows.filter(flows["n"] > 0)
+    figure = go.Figure(
+        go.Sankey(
+            arrangement="fixed",
+            node={
+                "label": [f"{sizes[node]:,} {names[node[1]]}" for node in nodes],
+                "x": [0.001 + 0.998 * step / (len(stages) - 1) for step, _ in nodes],
+                "y": [min(max(top, 0.001), 0.999) for top in tops],
+                "color": [colours[state] for _, state in nodes],
+                "pad": 14,
+                "thickness": 12,
+                "line": {"width": 0},
+                "hovertemplate": "%{label}<extra></extra>",
+            },
+            link={
+                "source": [index[step, state] for step, state in links.select("step", "source").rows()],
+                "target": [index[step + 1, state] for step, state in links.select("step", "target").rows()],
+                "value": links["n"].to_list(),
+                "color": [_translucent(colours[state], 0.35) for state in links["source"]],
+                "customdata": links.select("share", "low", "high").rows(),
+                "hovertemplate": "<b>%{value:,}</b> facts, %{customdata[0]:.1%} "
+                "(%{customdata[1]:.1%} – %{customdata[2]:.1%})<br>%{source.label} → %{target.label}<extra></extra>",
+            },
+            meta={"role": "flows"},
+        )
+    )
+    figure.update_layout(template=template(), margin={"l": 8, "r": 8, "t": 30, "b": 8})
+    for step, name in enumerate(stages):
+        last = step == len(stages) - 1
+        figure.add_annotation(
+            x=step / (len(stages) - 1),
+            y=1,
+            xref="paper",
+            yref="paper",
+            yanchor="bottom",
+            yshift=8,
+            xanchor="left" if step == 0 else "right" if last else "center",
+            text=_clip(_plain(name), 24),
+            showarrow=False,
+        )
+    return figure
+
+
+def accuracy_matrix(scores: pl.DataFrame) -> Figure:
+    """Rows: a run after each stage; columns: the evaluated sets; each cell with its share of right answers.
+
+    Args:
+        scores: [row, dataset, value, low, high, n, metric], the shares only.
+    """
+    figure = _figure(x="", y="", percent=False)
+    rows = scores["row"].unique(maintain_order=True).to_list()
+    datasets = scores["dataset"].unique(maintain_order=True).to_list()
+    cells = {(row["row"], row["dataset"]): row for row in scores.iter_rows(named=True)}
+    grid = [[cells.get((row, dataset)) for dataset in datasets] for row in rows]
+    figure.add_heatmap(
+        x=[_clip(_plain(name), 22) for name in datasets],
+        y=[_clip(_plain(name), 44) for name in rows],
+        z=[[None if cell is None else cell["value"] for cell in line] for line in grid],
+        text=[["" if cell is None else f"{cell['value']:.0%}" for cell in line] for line in grid],
+        texttemplate="%{text}",
+        customdata=[
+            [
+                None if cell is None else [cell["low"], cell["high"], cell["n"], cell["metric"]]
+                for cell in line
+            ]
+            for line in grid
+        ],
+        hovertemplate="<b>%{z:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) %{customdata[3]},"
+        " n = %{customdata[2]:,}<br>%{x}, %{y}<extra></extra>",
+        zmin=0,
+        zmax=1,
+        colorscale=HEAT,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        textfont={"color": "#ffffff", "size": 13},
+        meta={"role": "matrix"},
+    )
+    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 30, "frame": 44})
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showline=False, type="category", side="bottom")
+    return figure
+
+
+def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> Figure:
+    """A measure of training over a stage's optimiser steps, a line for each run.
+
+    Args:
+        steps: [run, step, ``column``] of one stage.
+        column: such as loss or exact.
+        y: what it is.
+        log: whether its axis is logarithmic.
+    """
+    figure = _figure(x="optimiser step", y=y, percent=column == "exact")
+    if column == "exact":
+        figure.update_yaxes(range=[-0.02, 1.04])
+    figure.update_yaxes(type="log" if log else "linear", exponentformat="power" if log else None)
+    form = ".1%" if column == "exact" else ".3g"
+    for position, run in enumerate(steps["run"].unique(maintain_order=True).to_list()):
+        rows = steps.filter((steps["run"] == run) & steps[column].is_not_null())
+        look = style(position)
+        dash = DASHES[position % len(DASHES)]
+        if rows.is_empty():
+            continue
+        figure.add_scatter(
+            x=rows["step"].to_list(),
+            y=rows[column].to_list(),
+            mode="lines",
+            name=_plain(run),
+            line={"color": look["colour"], "width": 1.6, "dash": dash},
+            hovertemplate=f"<b>%{{y:{form}}}</b> {_plain(run)}<extra></extra>",
+            meta={"run": run, "role": "line"},
+        )
     return figure
 
 
@@ -368,10 +766,29 @@ def _line(label: str, look: dict[str, str]) -> dict[str, Any]:
     return {
         "mode": "lines+markers",
         "name": _plain(label),
-        "line": {"color": look["colour"], "width": 2},
+        "line": {"color": look["colour"], "width": 2, "dash": look["dash"]},
         "marker": {"symbol": look["marker"], "size": 6, "color": look["colour"]},
         "meta": {"checkpoint": label, "role": "line"},
     }
+
+
+def _with_accuracy(label: str, accuracy: Mapping[str, float | None] | None) -> str:
+    share = None if accuracy is None else accuracy.get(label)
+    return _plain(label) + ("" if share is None else f" ({share:.1%} exact)")
+
+
+def _stairs(values: list[float], name: str) -> list[float]:
+    """A column as stairs: each value holds until the next depth."""
+    twice = [value for value in values for _ in range(2)]
+    return twice[1:] if name == "depth" else twice[:-1]
+
+
+def _equal(table: pl.DataFrame, column: str, value: Any) -> pl.Series:
+    return table[column].is_null() if value is None else (table[column] == value).fill_null(value=False)
+
+
+def _zipped(rows: pl.DataFrame, edge: str, known: pl.Series) -> Iterator[tuple[float, float | None, bool]]:
+    return zip(rows["value"], rows[edge], known, strict=True)
 
 
 def _by_checkpoint(
