@@ -259,13 +259,19 @@ class Recipe(_Part):
         if self.joint and any(stage.replay or stage.penalty or stage.mixing for stage in self.stages):
             raise ValueError("joint: one stage on all rows goes with no mixing, replay or penalty")
         for number, stage in enumerate(self.stages, 1):
-            if stage.penalty and stage.penalty.method == "ewc" and (self.precision.fsdp or stage.lora):
+            if stage.penalty and self.precision.fsdp:
                 raise ValueError(
-                    f"stages.{number}.penalty: EWC holds every weight against its start, "
-                    "so it works neither on a sharded model nor with lora"
+                    f"stages.{number}.penalty: {stage.penalty.method} holds a whole model against a whole one, and "
+                    "precision.fsdp shards it; leave one out"
                 )
-            if (stage.penalty or stage.lora) and self.precision.fsdp:
-                raise ValueError(f"stages.{number}: penalties and lora are not supported on a sharded model")
+            if stage.lora and self.precision.fsdp:
+                raise ValueError(
+                    f"stages.{number}.lora: merging needs whole weights, and precision.fsdp shards them; leave one out"
+                )
+            if stage.penalty and stage.penalty.method == "ewc" and stage.lora:
+                raise ValueError(
+                    f"stages.{number}.penalty: EWC holds every weight against its start, and lora trains other ones"
+                )
         return self
 
     @property

@@ -118,7 +118,12 @@ def changed_stage(**changes):
         (recipe("joint + replay(ratio=0.1)"), "joint"),
         (recipe("ewc(strength=high)"), "high"),
         (recipe("ewc(strength=1) + kl(strength=1)"), "not supported"),
-        (recipe("ewc(strength=1) + lora(rank=2)"), "EWC"),
+        (recipe("ewc(strength=1) + lora(rank=2)"), r"stages\.2\.penalty: EWC.*lora"),
+        (recipe("ewc(strength=1)", precision={"fsdp": True}), r"stages\.2\.penalty: ewc .*precision\.fsdp"),
+        (recipe("kl(strength=1)", precision={"fsdp": True}), r"stages\.2\.penalty: kl .*precision\.fsdp"),
+        (recipe("lora(rank=2)", precision={"fsdp": True}), r"stages\.1\.lora: .*precision\.fsdp"),
+        (recipe("remix(data=generic, stages=1, ratio=-2)"), r"stages\.1\.mixing\.1\.ratio.*-2"),
+        (recipe("replay(ratio=-0.1)"), r"stages\.2\.replay\.ratio.*-0\.1"),
         (recipe("replay(ratio=2)"), "ratio"),
     ],
 )
@@ -170,4 +175,7 @@ def test_a_recipe_that_is_not_there(tmp_path):
 def test_differences_name_the_keys():
     old, new = parse_recipe(recipe()), parse_recipe(recipe(seed=3, optimiser={"lr": 1e-3}))
     assert differences(old, new) == ["seed: 0 -> 3", "optimiser.lr: 5e-05 -> 0.001"]
+    fixed = parse_recipe(recipe(seed=3, data_seed=0))
+    assert differences(old, fixed) == ["seed: 0 -> 3", "data_seed: null -> 0"]
+    assert parse_recipe(tomllib.loads(to_toml(fixed))) == fixed and fixed.rows_seed == old.rows_seed == 0
     assert differences(old, old) == []
