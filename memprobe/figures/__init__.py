@@ -7,7 +7,7 @@
 ::
 
     look      the style, the widths, the palette shared with the dashboard
-    drawing   table -> figure
+    drawing   table -> figure: by_depth, by_checkpoint, by_arm
     tables    comparison -> tables
     runs      training runs -> tables
     writing   figures -> files

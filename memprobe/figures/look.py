@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from memprobe import plots
+from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -20,6 +22,7 @@ WIDTHS = (89, 183)
 """Millimetres: one column and two columns of a journal's page."""
 INK, FAINT, PALE = "#22262b", "#7d858f", "#c9ced5"
 MM = 1 / 25.4  # inches
+TOKENS = {"first": "first token", "last": "last token", "all": "all tokens"}
 
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that a figure is the same on every machine
@@ -172,3 +175,71 @@ def shortened(text: str, length: int) -> str:
         return text
     head = (length - 1) // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What several figures need
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def rule(token: str) -> str:
+    """A token rule as part of an axis label; the usual one needs none."""
+    return "" if token == "first" else f" ({TOKENS[token]})"
+
+
+def name_axes(figure: Figure, every: Sequence[Axes], x: str, y: str) -> None:
+    """Labels of all panels together."""
+    if len(every) == 1:
+        every[0].set_xlabel(x)
+        every[0].set_ylabel(y)
+    else:
+        figure.supxlabel(x, fontsize=7, color=INK)
+        figure.supylabel(y, fontsize=7, color=INK)
+
+
+def name_rows(every: Sequence[Axes], rows: Sequence[str], width: int) -> None:
+    """Names of rows from top to bottom."""
+    for axes in every:
+        axes.set_yticks(range(len(rows)))
+        axes.set_yticklabels([shortened(row, 24 if width < 120 else 36) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+
+
+def rows_height(rows: int, series: int) -> float:
+    """Millimetres of so many rows with so many points below each other in each."""
+    return rows * (4.4 if series == 1 else 2.4 * series + 1)
+
+
+def dodge(position: int, n: int, over: float = 0.5) -> float:
+    """Where the ``position``-th of ``n`` points of one row stands, so that they do not cover each other."""
+    return 0.0 if n < 2 else over * (position / (n - 1) - 0.5)
+
+
+def groups(table: pl.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pl.DataFrame]]:
+    """Parts of a table, in order of appearance."""
+    yield from table.group_by(*keys, maintain_order=True)
+
+
+def numbers(rows: pl.DataFrame, column: str) -> list[float]:
+    """A column as matplotlib reads it."""
+    return [nan(value) for value in rows[column].to_list()]
+
+
+def nan(value: float | None) -> float:
+    """What is not known is not drawn."""
+    return float("nan") if value is None else float(value)
+
+
+def not_empty(table: pl.DataFrame, column: str) -> None:
+    """Raises a MemprobeError for a table without rows, or without that column."""
+    if column not in table.columns or not len(table):
+        raise MemprobeError(f"a figure of {column} needs a table with rows and that column")
+
+
+def handle(label: str, **marks: Any) -> Any:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=shortened(label, 44), **marks)

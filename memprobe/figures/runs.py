@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.figures.drawing import SHARES
+from memprobe.figures.by_arm import SHARES
 from memprobe.figures.tables import arm_names, by_kind
 from memprobe.records import read_json
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means

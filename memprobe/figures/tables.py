@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.figures.drawing import DIFFERENCES, PLACEMENT
+from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 
 MOST_LINES = 6
 """In one panel: as many as there are colours."""

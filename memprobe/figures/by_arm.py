@@ -1,0 +1,353 @@
+"""What training runs keep, by arm: retention, its curves over one setting, and scores after each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe.figures.look import (
+    FAINT,
+    INK,
+    PALE,
+    dodge,
+    groups,
+    handle,
+    in_style,
+    legend,
+    legend_height,
+    look,
+    name_axes,
+    name_rows,
+    nan,
+    not_empty,
+    panels,
+    percent_axis,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHARES = ("exact_match", "exact_tokens", "alias_match", "final_answer")
+
+
+@in_style
+def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention: exact match on D_A after the last stage, for each pair of datasets and arm; cost and D_B beside it.
+
+    Dots are seeds. The bar (mean) and its 95 % interval need three seeds. Grey: naive training and its matched
+    controls. Hollow: arms that see D_A again in a later stage.
+
+    Args:
+        table: [setup, arm, arm_text, retention, low, high, by_seed, failed, last_metric, last_score, steps, tokens].
+            ``retention`` is null under three seeds; ``failed`` counts seeds whose training did not learn its data
+            and which are in none of the numbers; ``steps`` and ``tokens`` are multiples of naive's.
+        width: millimetres.
+    """
+    not_empty(table, "by_seed")
+    setups = table["setup"].unique(maintain_order=True).to_list()
+    parts = sorted(table.partition_by("setup", maintain_order=True), key=len, reverse=True)
+    arms = list(dict.fromkeys(arm for part in parts for arm in part["arm"].to_list()))
+    beside = dict(_BESIDE)
+    if not any(table["failed"].to_list()):
+        del beside["failed"]
+    kinds = [_kind(row["arm_text"]) for row in table.iter_rows(named=True)]
+    handles = [_bar_handle(text, **_BARS[text]) for text in _BARS if text in kinds]
+    figure, every = panels(
+        len(setups),
+        width,
+        columns=1 if width < 120 else 2,
+        height=4.6 * len(arms) + 13,
+        above=legend_height(handles, width),
+        sharey=True,
+        sharex=True,
+    )
+    for axes, setup in zip(every, setups, strict=True):
+        part = table.filter(setup=setup)
+        for row in part.iter_rows(named=True):
+            at = arms.index(row["arm"])
+            _bar(axes, row, at, f"{setup}/{row['arm']}")
+            for name, offset in beside.items():
+                _beside(axes, _cost(row, name), at, offset)
+        for at in set(range(len(arms))) - {arms.index(arm) for arm in part["arm"]}:
+            axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=FAINT)
+        for name, offset in beside.items():
+            _beside(axes, name, -0.75, offset, FAINT)
+        axes.set_title(shortened(setup, 40))
+        axes.set_xlim(0, 1)
+        percent_axis(axes.xaxis)
+        axes.tick_params(axis="x", labelbottom=True)
+        axes.grid(axis="x", color=PALE, linewidth=0.4)
+    name_rows(every, arms, width)
+    figure.supxlabel("D_A exact match after the last stage", fontsize=7, color=INK)
+    legend(figure, handles, width)
+    return figure
+
+
+_BARS: dict[str, dict[str, Any]] = {
+    "naive and matched controls": {"color": "#b3bac3", "edgecolor": "#8a919c"},
+    "against forgetting": {"color": "#7fb0d8", "edgecolor": "#2577b8"},
+    "sees D_A again": {"color": "white", "edgecolor": "#2577b8"},
+}
+
+
+def _kind(arm: str) -> str:
+    if "replay(" in arm or arm.startswith("joint"):
+        return "sees D_A again"
+    return (
+        "naive and matched controls" if arm == "none" or arm.startswith("matched(") else "against forgetting"
+    )
+
+
+def _bar(axes: Axes, row: Mapping[str, Any], at: int, where: str) -> None:
+    seeds = [value for value in row["by_seed"] if value is not None]
+    style = _BARS[_kind(row["arm_text"])]
+    if row["retention"] is not None and row["low"] is not None:
+        (bar,) = axes.barh([at], [row["retention"]], height=0.62, linewidth=0.7, zorder=2, **style)
+        bar.set_gid(f"{where}/mean")
+        axes.plot(
+            [row["low"], row["high"]], [at, at], color=INK, linewidth=0.9, zorder=3, gid=f"{where}/interval"
+        )
+    dot = style["edgecolor"]
+    axes.plot(
+        seeds,
+        [at + dodge(i, len(seeds), 0.36) for i in range(len(seeds))],
+        linestyle="",
+        marker="o",
+        markersize=3.2,
+        markerfacecolor="white" if style["color"] == "white" else dot,
+        markeredgecolor=dot if style["color"] == "white" else "white",
+        markeredgewidth=0.7 if style["color"] == "white" else 0.4,
+        clip_on=False,
+        zorder=4,
+        gid=f"{where}/seeds",
+    )
+
+
+_BESIDE = {"D_B": 17, "steps": 38, "tokens": 60, "failed": 80}
+"""Columns right of the bars, and where each ends, in points from the panel's edge."""
+
+
+def _beside(axes: Axes, text: str, at: float, offset: float, colour: str = INK) -> None:
+    """Text right of the panel, ending ``offset`` points from its edge."""
+    axes.annotate(
+        text,
+        (1, at),
+        xycoords=("axes fraction", "data"),
+        xytext=(offset + 5, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=5.5,
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def _cost(row: Mapping[str, Any], name: str) -> str:
+    """What stands in one of the columns of :data:`_BESIDE`."""
+    value = row["last_score" if name == "D_B" else name]
+    if value is None:
+        return "–"
+    if name == "D_B":
+        return f"{value:.0%}" if row["last_metric"] in SHARES else f"{value:.2f}"
+    return f"{value}" if name == "failed" else f"×{value:.1f}"
+
+
+@in_style
+def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by how many of its rows are replayed in stage 2, as a share of D_B's.
+
+    Args:
+        table: [setup, rows, replay_ratio, retention, low, high, by_seed]; ratio 0 is naive. ``rows`` says of which
+            rows of D_A (all, or those not replayed). ``retention`` is the mean over seeds, null under three;
+            ``by_seed`` is in one order of seeds throughout.
+        width: millimetres.
+    """
+    return _setting(table, "replay_ratio", ["setup", "rows"], "replayed rows per row of D_B", width)
+
+
+@in_style
+def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by mixing rows per own row.
+
+    Args:
+        table: [setup, mixing, mixing_words, mixing_ratio, retention, low, high, by_seed]; as of :func:`replay_ratio`.
+        width: millimetres.
+    """
+    return _setting(
+        table, "mixing_ratio", ["setup", "mixing", "mixing_words"], "mixing rows per row of the stage", width
+    )
+
+
+@in_style
+def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by words in a mixing row.
+
+    Args:
+        table: [setup, mixing, mixing_ratio, mixing_words, retention, low, high, by_seed]; as of
+            :func:`replay_ratio`.
+        width: millimetres.
+    """
+    return _setting(
+        table, "mixing_words", ["setup", "mixing", "mixing_ratio"], "words in a mixing row", width
+    )
+
+
+def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width: int) -> Figure:
+    """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
+    not_empty(table, over)
+    keys = [key for key in keys if key in table.columns]
+    told = {key: table[key].n_unique() > 1 for key in keys}
+    if not any(told.values()):
+        told[keys[min(1, len(keys) - 1)]] = True
+    named = [key for key in keys if told[key]]
+    parts = list(groups(table, *keys))
+    texts = [
+        ", ".join(_told(key, value) for key, value in zip(keys, values, strict=True) if key in named)
+        for values, _ in parts
+    ]
+    handles = [handle(text, **look(i)) for i, text in enumerate(texts)]
+    handles.append(handle("one seed", color=FAINT, linewidth=0.6, marker="o", markersize=2))
+    figure, (axes,) = panels(
+        1, width, columns=1, height=52 if width < 120 else 62, above=legend_height(handles, width)
+    )
+    for position, (text, (_, rows)) in enumerate(zip(texts, parts, strict=True)):
+        rows, marks = rows.sort(over), look(position)
+        x = rows[over].to_list()
+        lists = rows["by_seed"].to_list()
+        if len({len(values) for values in lists}) == 1:
+            for seed, values in enumerate(zip(*lists, strict=True)):
+                axes.plot(
+                    x,
+                    [nan(value) for value in values],
+                    color=marks["color"],
+                    linewidth=0.5,
+                    marker="o",
+                    markersize=1.8,
+                    alpha=0.75,
+                    clip_on=False,
+                    gid=f"{text}/seed {seed}",
+                )
+        else:  # a seed that was not learned: which one is not told, so that dots are not joined
+            for at, values in zip(x, lists, strict=True):
+                axes.plot(
+                    [at] * len(values),
+                    [nan(value) for value in values],
+                    color=marks["color"],
+                    linestyle="",
+                    marker="o",
+                    markersize=1.8,
+                    alpha=0.75,
+                    clip_on=False,
+                    gid=f"{text}/seeds at {at}",
+                )
+        means = _with_interval(rows)
+        if len(means):
+            axes.vlines(means[over].to_list(), means["low"].to_list(), means["high"].to_list(),
+                        color=marks["color"], linewidth=1.0, gid=f"{text}/intervals")  # fmt: skip
+            axes.plot(
+                means[over].to_list(),
+                means["retention"].to_list(),
+                **marks | {"markersize": 4},
+                linewidth=1.3,
+                clip_on=False,
+                zorder=4,
+                gid=f"{text}/mean",
+            )
+    axes.set_xlabel(label)
+    axes.set_ylabel("D_A exact match\nafter the last stage")
+    axes.set_ylim(0, 1)
+    axes.margins(x=0.04)
+    axes.set_xlim(left=0)
+    percent_axis(axes.yaxis)
+    legend(figure, handles, width)
+    return figure
+
+
+def _told(key: str, value: Any) -> str:
+    if key == "mixing_words":
+        return f"{value:g} words"
+    return f"ratio {value:g}" if key == "mixing_ratio" else str(value)
+
+
+@in_style
+def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """What each dataset's score is after each stage, arm by arm; thin lines are seeds.
+
+    Args:
+        table: [setup, arm, dataset, metric, stage, value, low, high, by_seed], shares only; ``value``, the mean
+            over seeds, is null under three.
+        width: millimetres.
+    """
+    not_empty(table, "stage")
+    datasets = table.select("dataset", "metric").unique(maintain_order=True).rows()
+    names = [dataset for dataset, _ in datasets]
+    one_setup = table["setup"].n_unique() == 1
+    parts = list(groups(table, "setup", "arm"))
+    handles = [
+        handle(f"{name}, {metric.replace('_', ' ')}", **look(names.index(name))) for name, metric in datasets
+    ]
+    figure, every = panels(
+        len(parts),
+        width,
+        columns=1 if len(parts) == 1 else (2 if width < 120 else 4),
+        height=48 if len(parts) == 1 else 37,
+        above=legend_height(handles, width),
+        sharey=True,
+    )
+    for axes, ((setup, arm), part) in zip(every, parts, strict=True):
+        last = int(part["stage"].max())  # type: ignore[arg-type]
+        for (dataset,), rows in groups(part, "dataset"):
+            rows, marks = rows.sort("stage"), look(names.index(dataset))
+            where = f"{setup}/{arm}/{dataset}"
+            x, lists = rows["stage"].to_list(), rows["by_seed"].to_list()
+            joined = len({len(values) for values in lists}) == 1
+            for seed in range(max(map(len, lists))):
+                axes.plot(
+                    x if joined else [at for at, values in zip(x, lists, strict=True) if seed < len(values)],
+                    [nan(values[seed]) for values in lists if seed < len(values)],
+                    color=marks["color"],
+                    linewidth=0.7,
+                    linestyle=marks["linestyle"] if joined else "",
+                    marker=marks["marker"],
+                    markerfacecolor=marks["markerfacecolor"],
+                    markersize=2.6,
+                    clip_on=False,
+                    gid=f"{where}/seed {seed}",
+                )
+            means = _with_interval(rows)
+            if len(means):
+                at = means["stage"].to_list()
+                axes.vlines(at, means["low"].to_list(), means["high"].to_list(), color=marks["color"],
+                            linewidth=1.2, gid=f"{where}/intervals")  # fmt: skip
+                axes.plot(
+                    at,
+                    means["value"].to_list(),
+                    color=marks["color"],
+                    linestyle=marks["linestyle"],
+                    linewidth=1.6,
+                    gid=f"{where}/mean",
+                )
+        axes.set_title(shortened(arm if one_setup else f"{setup}: {arm}", 26))
+        axes.set_xticks(range(1, last + 1))
+        axes.set_xlim(0.85, last + 0.15)
+        axes.set_ylim(0, 1)
+        percent_axis(axes.yaxis)
+    name_axes(figure, every, "after stage", "score")
+    legend(figure, handles, width)
+    return figure
+
+
+def _with_interval(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose mean over seeds has an interval: three seeds or more."""
+    return rows.filter(pl.col("low").is_not_null()) if "low" in rows.columns else rows.clear()
+
+
+def _bar_handle(label: str, **style: Any) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(label=label, linewidth=0.7, facecolor=style["color"], edgecolor=style["edgecolor"])

@@ -1,0 +1,201 @@
+"""One number per checkpoint, or per arm with its seeds: first occurrence, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe.figures.look import (
+    FAINT,
+    INK,
+    PALE,
+    TOKENS,
+    dodge,
+    handle,
+    in_style,
+    legend,
+    legend_height,
+    look,
+    name_rows,
+    not_empty,
+    panels,
+    percent_axis,
+    rows_height,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLACEMENT = {
+    "lof_mean": "first occurrence\n(depth{sd})",
+    "lof_sd": "sd of\nfirst occurrence",
+    "share_never": "never in\nthe top {k}",
+    "effective_layers": "effective number\nof layers",
+}
+"""Panels of :func:`first_occurrence`."""
+DIFFERENCES = {
+    "lof_restricted": "first occurrence\n(depth)",
+    "depths_per_factoid": "depths\nper factoid",
+    "exact": "exact match",
+    "settled_restricted": "settled depth",
+    "area": "area under\nrecall",
+}
+"""Panels of :func:`differences`; one column of a page has room for the first three."""
+
+
+@in_style
+def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Layer of first occurrence and diversity, checkpoint by checkpoint or arm by arm (Chen et al., figure 4, right).
+
+    A pale line is the mean ± one standard deviation over factoids, a dark one a 95 % interval; seeds are dots.
+
+    Args:
+        table: [row, series, statistic, value, low, high, sd, by_seed]; ``series`` tells stages of one arm apart,
+            ``by_seed`` is a list, null where the row is one checkpoint.
+        k, token: named below.
+        width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
+    """
+    not_empty(table, "statistic")
+    shown = list(PLACEMENT) if width >= 120 else ["lof_mean", "share_never"]
+    shown = [name for name in shown if name in set(table["statistic"])]
+    series = table["series"].unique(maintain_order=True).to_list()
+    rows = table["row"].unique(maintain_order=True).to_list()
+    in_row = {row: table.filter(row=row)["series"].unique(maintain_order=True).to_list() for row in rows}
+    spread = any(value is not None for value in table["sd"].to_list())
+    handles = [handle(name, **look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name]
+    figure, every = panels(
+        len(shown),
+        width,
+        columns=len(shown),
+        height=rows_height(len(rows), max(map(len, in_row.values()))) + 13,
+        above=legend_height(handles, width),
+        sharey=True,
+    )
+    for axes, statistic in zip(every, shown, strict=True):
+        for row in table.filter(statistic=statistic).iter_rows(named=True):
+            here = in_row[row["row"]]
+            at = rows.index(row["row"]) + dodge(here.index(row["series"]), len(here))
+            where = f"{row['row']}/{row['series']}/{statistic}"
+            _point(axes, row, at, look(series.index(row["series"])), where)
+        axes.set_xlabel(PLACEMENT[statistic].format(k=k, sd=", mean ± sd" if spread else ""))
+        if statistic == "share_never":
+            percent_axis(axes.xaxis)
+            axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
+        axes.margins(x=0.08)
+        axes.grid(axis="x", color=PALE, linewidth=0.4)
+    name_rows(every, rows, width)
+    if token != "first":
+        figure.supxlabel(f"token rule: {TOKENS[token]}", fontsize=6.5, color=FAINT)
+    legend(figure, handles, width)
+    return figure
+
+
+@in_style
+def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Forest plot: differences from a reference, paired by factoid (checkpoints) or over seeds (arms).
+
+    Grey: the 95 % interval holds 0. Filled: the difference is on the same side in the checkpoints' own readout and
+    in the base model's; open: it is not, or the latter was not probed. Exact match needs no readout: it is filled
+    where its interval leaves 0 out.
+
+    Args:
+        table: [row, reference, statistic, difference, low, high, held]; one reference throughout.
+        k, token: named below.
+        width: millimetres; one column has room for the first three of :data:`DIFFERENCES`.
+    """
+    not_empty(table, "difference")
+    shown = [name for name in DIFFERENCES if name in set(table["statistic"])]
+    shown = shown if width >= 120 else shown[:3]
+    rows = table["row"].unique(maintain_order=True).to_list()
+    colour = look(0)["color"]
+    placed = table.filter(pl.col("statistic") != "exact")
+    handles = [
+        handle(text, color=colour, marker="o", linestyle="", markerfacecolor=fill, markeredgecolor=colour)
+        for text, fill, wanted in (
+            ("in both readouts", colour, any(placed["held"].to_list())),
+            ("in the own readout", "white", not all(placed["held"].to_list())),
+        )
+        if wanted
+    ]
+    handles.append(handle("interval holds 0", color=FAINT, marker="o", linestyle="", markerfacecolor="white"))
+    figure, every = panels(
+        len(shown),
+        width,
+        columns=len(shown),
+        height=rows_height(len(rows), 1) + 15,
+        above=legend_height(handles, width),
+        sharey=True,
+    )
+    for axes, statistic in zip(every, shown, strict=True):
+        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        for row in table.filter(statistic=statistic).iter_rows(named=True):
+            low, high = row["low"], row["high"]
+            sure = low is not None and (low > 0 or high < 0)
+            ink = colour if sure else FAINT
+            held = sure if statistic == "exact" else bool(row["held"])
+            at = rows.index(row["row"])
+            where = f"{row['row']}/{statistic}"
+            if low is not None:
+                axes.plot([low, high], [at, at], color=ink, linewidth=1.3, gid=f"{where}/interval")
+            axes.plot(
+                [row["difference"]],
+                [at],
+                marker="o",
+                color=ink,
+                markerfacecolor=ink if held and sure else "white",
+                markersize=4,
+                linestyle="",
+                zorder=3,
+                gid=f"{where}/value",
+            )
+        axes.set_xlabel(DIFFERENCES[statistic])
+        if statistic in ("exact", "area"):
+            percent_axis(axes.xaxis)
+        axes.margins(x=0.08)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="x", color=PALE, linewidth=0.4)
+    name_rows(every, rows, width)
+    minus = f"minus {shortened(table['reference'][0], 40)}"
+    figure.supxlabel(f"{minus}; top {k}, {TOKENS[token]}; never as n + 1", fontsize=6.5, color=FAINT)
+    legend(figure, handles, width)
+    return figure
+
+
+def _point(axes: Axes, row: Mapping[str, Any], at: float, marks: Mapping[str, Any], where: str) -> None:
+    """One number with what is known of its spread."""
+    value, colour = row["value"], marks["color"]
+    if row["sd"] is not None:
+        axes.plot(
+            [value - row["sd"], value + row["sd"]], [at, at], color=PALE, linewidth=2.6, gid=f"{where}/sd",
+            solid_capstyle="butt",
+        )  # fmt: skip
+    if row["low"] is not None:
+        axes.plot(
+            [row["low"], row["high"]],
+            [at, at],
+            color=colour,
+            linewidth=1.2,
+            clip_on=False,
+            gid=f"{where}/interval",
+        )
+    dot = {key: marks[key] for key in ("marker", "markerfacecolor", "markeredgecolor")}
+    seeds = [one for one in row["by_seed"] or [] if one is not None]
+    if seeds:
+        axes.plot(
+            seeds,
+            [at] * len(seeds),
+            **dot | {"markerfacecolor": "white"},
+            markersize=2.4,
+            linestyle="",
+            clip_on=False,
+            zorder=3,
+            gid=f"{where}/seeds",
+        )
+    if value is not None and (not seeds or row["low"] is not None):
+        axes.plot(
+            [value], [at], **dot, markersize=3.6, linestyle="", clip_on=False, zorder=4, gid=f"{where}/value"
+        )

@@ -1,0 +1,260 @@
+"""Curves over depth, and depth × checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe.figures.look import (
+    DOTTED,
+    FAINT,
+    depth_axis,
+    groups,
+    handle,
+    in_style,
+    legend,
+    legend_height,
+    look,
+    name_axes,
+    nan,
+    not_empty,
+    numbers,
+    panels,
+    percent_axis,
+    rule,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@in_style
+def recall(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Recall@k by depth; dotted, the level that shuffled answers reach.
+
+    The 95 % band is drawn where a line has no seeds beside it: there the seeds show how far to trust it.
+
+    Args:
+        table: [panel, line, seed, exact, depth, recall, recall_low, recall_high, chance]; ``seed`` is null where
+            a line is one checkpoint, ``exact`` the share of exact matches.
+        k, token: named on the axis.
+        width: millimetres.
+    """
+    return _curves(
+        table,
+        "recall",
+        width=width,
+        label=f"recall@{k}{rule(token)}",
+        edges=("recall_low", "recall_high"),
+        chance="chance",
+        top=1.0,
+    )
+
+
+@in_style
+def frequency(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Normalised frequency by depth, accuracy in the legend (Chen et al., figure 4, left).
+
+    Args:
+        table: as of :func:`recall`, with ``frequency``, null at depth 0 and where nothing occurs.
+        k, token, width: as there.
+    """
+    label = f"share of occurrences{rule(token)}\nin the top {k}"
+    return _curves(table, "frequency", width=width, label=label, accuracy=True)
+
+
+@in_style
+def survival(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Share of factoids that have not surfaced by each depth (Kaplan & Meier 1958), with its 95 % band.
+
+    Args:
+        table: as of :func:`recall`, with ``survival``, ``low`` and ``high``.
+        k, token, width: as there.
+    """
+    label = f"not yet in the top {k}{rule(token)}"
+    return _curves(table, "survival", width=width, label=label, edges=("low", "high"), top=1.0, stepwise=True)
+
+
+def _curves(
+    table: pl.DataFrame,
+    value: str,
+    *,
+    width: int,
+    label: str,
+    edges: tuple[str, str] | None = None,
+    chance: str | None = None,
+    top: float | None = None,
+    stepwise: bool = False,
+    accuracy: bool = False,
+) -> Figure:
+    """Lines over depth in panels: each line one checkpoint, or one stage of an arm with all its seeds."""
+    not_empty(table, value)
+    names = table["panel"].unique(maintain_order=True).to_list()
+    lines = table["line"].unique(maintain_order=True).to_list()
+    seeded = table["seed"].null_count() < len(table)
+    alone = len(names) == 1  # a legend above several panels has no room for what differs between them
+    handles = _line_handles(table, lines, accuracy=accuracy and alone and not seeded)
+    if chance is not None and table[chance].null_count() < len(table):
+        handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
+    figure, every = panels(
+        len(names),
+        width,
+        columns=1 if len(names) == 1 else (2 if width < 120 else 4),
+        height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 40),
+        above=legend_height(handles, width),
+        sharex=True,
+        sharey=True,
+    )
+    last = float(table["depth"].max())  # type: ignore[arg-type]
+    drawstyle = "steps-post" if stepwise else "default"
+    for axes, name in zip(every, names, strict=True):
+        for (line, seed), rows in groups(table.filter(panel=name), "line", "seed"):
+            marks = look(lines.index(line))
+            if seed is not None:
+                marks["linestyle"] = "-"
+            where = f"{name}/{line}/{'' if seed is None else seed}"
+            x, y = rows["depth"].to_list(), numbers(rows, value)
+            if edges is not None and seed is None:
+                low, high = (numbers(rows, edge) for edge in edges)
+                axes.fill_between(
+                    x,
+                    low,
+                    high,
+                    color=marks["color"],
+                    alpha=0.24 / max(1, len(lines)) ** 0.5,
+                    linewidth=0,
+                    step="post" if stepwise else None,
+                    gid=f"{where}/band",
+                )
+            if chance is not None:
+                axes.plot(
+                    x,
+                    numbers(rows, chance),
+                    color=marks["color"],
+                    linestyle=DOTTED,
+                    lw=0.9,
+                    gid=f"{where}/chance",
+                )
+            axes.plot(
+                x,
+                y,
+                **marks,
+                linewidth=1.1 if seed is None else 0.7,
+                markersize=3 if seed is None else 2,
+                markevery=_every(len(x), lines.index(line), 8 if len(names) > 1 else 16),
+                drawstyle=drawstyle,
+                clip_on=False,
+                zorder=3,
+                gid=f"{where}/line",
+            )
+        if name:
+            axes.set_title(shortened(name, 26 if len(names) > 1 else 60))
+        if accuracy and not (alone and not seeded):
+            _write_accuracy(axes, table.filter(panel=name), lines)
+        depth_axis(axes, last)
+        axes.set_ylim(0, top)
+        percent_axis(axes.yaxis, 0 if axes.get_ylim()[1] >= 0.1 else None)
+    name_axes(figure, every, "depth", label)
+    legend(figure, handles, width)
+    return figure
+
+
+def _every(n: int, position: int, wanted: int) -> list[int]:
+    """Which points of a line carry its marker: about ``wanted``, not the same ones as the next line's, and the last."""
+    step = max(1, round(n / wanted))
+    return sorted({*range(position % step, n, step), n - 1})
+
+
+def _line_handles(table: pl.DataFrame, lines: Sequence[str], *, accuracy: bool) -> list[Any]:
+    seeded = set(table.filter(pl.col("seed").is_not_null())["line"])
+    exact = {line: table.filter(line=line)["exact"].drop_nulls().to_list()[:1] for line in lines}
+    return [
+        handle(
+            line + (f", {100 * exact[line][0]:.3g}% exact" if accuracy and exact[line] else ""),
+            **look(position) | ({"linestyle": "-"} if line in seeded else {}),
+        )
+        for position, line in enumerate(lines)
+    ]
+
+
+def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> None:
+    """Exact match of each line's seeds, a row of numbers in the line's colour."""
+    row = 0
+    for (line,), rows in groups(table, "line"):
+        by_seed = rows.group_by("seed", maintain_order=True).agg(pl.col("exact").first())["exact"].to_list()
+        shares = ", ".join(f"{100 * value:.3g}" for value in by_seed if value is not None)
+        if shares:
+            axes.annotate(
+                f"{shares} % exact",
+                (0.03, 0.99),
+                xycoords="axes fraction",
+                xytext=(0, -7 * row),
+                textcoords="offset points",
+                va="top",
+                fontsize=5.5,
+                color=look(lines.index(line))["color"],
+                gid=f"{line}/exact",
+            )
+            row += 1
+
+
+@in_style
+def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Recall@k, depth × checkpoint.
+
+    Args:
+        table: [panel, row, depth, recall], rows in order from top to bottom.
+        k, token, width: as of :func:`recall`.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    not_empty(table, "recall")
+    names = table["panel"].unique(maintain_order=True).to_list()
+    rows_of = {name: table.filter(panel=name)["row"].unique(maintain_order=True).to_list() for name in names}
+    most = max(map(len, rows_of.values()))
+    row_height = max(1.9, min(5.0, 200 / most))
+    columns = 1 if width < 120 else 2
+    figure, every = panels(
+        len(names), width, columns=columns, height=row_height * most + (12 if names != [""] else 9), above=9
+    )
+    blues = LinearSegmentedColormap.from_list(
+        "memprobe", ["#f4f7fb", "#a9c8e2", "#2577b8", "#123a63", "#0a1c33"]
+    )
+    mesh = None
+    for axes, name in zip(every, names, strict=True):
+        part, labels = table.filter(panel=name), rows_of[name]
+        depths = sorted(part["depth"].unique().to_list())
+        found = {(row, depth): value for row, depth, value in part.select("row", "depth", "recall").rows()}
+        cells = [[nan(found.get((label, depth))) for depth in depths] for label in labels]
+        mesh = axes.pcolormesh(
+            [depth - 0.5 for depth in [*depths, depths[-1] + 1]],
+            range(len(labels) + 1),
+            cells,
+            cmap=blues,
+            vmin=0,
+            vmax=1,
+            edgecolors="white",
+            linewidth=0.25,
+            gid=f"{name}/cells",
+        )
+        axes.invert_yaxis()
+        axes.set_yticks([position + 0.5 for position in range(len(labels))])
+        axes.set_yticklabels(
+            [shortened(label, 30) for label in labels], fontsize=6.5 if row_height >= 2.8 else 5
+        )
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("depth")
+        if name:
+            axes.set_title(shortened(name, 40))
+    assert mesh is not None
+    bar = figure.colorbar(mesh, ax=every, location="top", aspect=40, shrink=0.6, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(f"recall@{k}{rule(token)}", fontsize=7)
+    bar.ax.tick_params(labelsize=6.5, width=0.6, length=2)
+    percent_axis(bar.ax.xaxis)
+    return figure
