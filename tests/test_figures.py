@@ -19,7 +19,7 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.plots import COLOURS
-from memprobe.records import read_json
+from memprobe.records import read_json, write_json
 from memprobe.studies import open_study
 from tests.probes import write_probe
 from tests.trained import write_run
@@ -440,6 +440,37 @@ def test_readouts_are_drawn_apart_and_meet_in_the_differences(tmp_path):
     assert names == {"differences-own", "recall-own", "differences-base", "recall-base"}
     assert True in read_json(out / "differences-own.json")["data"]["held"]
     assert set(read_json(out / "differences-base.json")["data"]["held"]) == {None}
+
+
+def test_a_grid_leaves_out_what_was_not_learned_and_shows_shared_stages(tmp_path):
+    depths, manifests, setup = {"base": 7.0}, {}, "kvr-lama-n32"
+    arms = {"naive": "none", "replay": "replay(ratio=0.1, stages=2)", "kl": "kl(strength=1, stages=2)"}
+    for seed in range(2):
+        depths[f"naive-s{seed}.1"] = 3.0
+        manifests[f"naive-s{seed}.1"] = {"arm": "none", "seed": seed, "stage": 1}
+        for name, arm in arms.items():
+            label = f"{name}-s{seed}.2"
+            depths[label], manifests[label] = 5.0, {"arm": arm, "seed": seed, "stage": 2}
+            learned = label != "kl-s1.2"
+            run = write_run(
+                tmp_path / "runs" / setup / f"{name}-s{seed}", [[1.0], [0.5, 1.0]], arm=arm, seed=seed
+            )
+            stages = [{"label": f"naive-s{seed}.1"}, {"label": label}]
+            write_json({"learned": learned, "stages": stages}, run / "cell.json")
+    write_probe(
+        tmp_path / "probes" / setup / "own", depths, manifests=manifests, n=12, tokens=(1,), summary=False
+    )
+    said = []
+    figures.write_figures(
+        [tmp_path], tmp_path / "out", only=["recall"], formats=["pdf"], draws=200, say=said.append
+    )
+    assert any("kl-s1.2 left out" in text for text in said)
+    data = pl.DataFrame(read_json(tmp_path / "out" / "recall.json")["data"])
+    lines = data.select("panel", "line", "seed").unique(maintain_order=True).rows()
+    of = {arm: [one[1:] for one in lines if one[0] == arm] for arm in ("KL 1", "replay 0.1")}
+    # Both start from naive's stage 1; the failed seed is there with neither stage.
+    assert of["KL 1"] == [("base model", None), ("after stage 1", "0"), ("after stage 2", "0")]
+    assert of["replay 0.1"][1:] == [(f"after stage {stage}", seed) for stage in (1, 2) for seed in "01"]
 
 
 def test_no_figure_stays_open_and_the_users_style_is_left_alone(probe, tmp_path):

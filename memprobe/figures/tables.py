@@ -22,12 +22,13 @@ MOST_ROWS = 24
 
 
 def of_comparison(
-    tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
+    tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any], *, chains: Sequence[Sequence[str]] = ()
 ) -> dict[str, pl.DataFrame | str]:
     """What a comparison can be drawn as.
 
     Args:
         tables, settings: of :class:`memprobe.compare.Comparison`, or as read from its ``comparison.json``.
+        chains: of :func:`checkpoint_layout`.
 
     Returns:
         By figure, its table; or, in words, why there is none.
@@ -36,7 +37,7 @@ def of_comparison(
     order = [row["label"] for row in made]
     placement = tables["placement"]
     exact = placement.select("checkpoint", "exact")
-    layout = checkpoint_layout(made, settings.get("base"))
+    layout = checkpoint_layout(made, settings.get("base"), chains)
     curves = _laid_out(tables["curves"], layout).join(
         exact, on="checkpoint", how="left", maintain_order="left"
     )
@@ -59,7 +60,9 @@ def of_comparison(
     return found
 
 
-def checkpoint_layout(checkpoints: Sequence[Mapping[str, Any]], base: str | None) -> pl.DataFrame:
+def checkpoint_layout(
+    checkpoints: Sequence[Mapping[str, Any]], base: str | None, chains: Sequence[Sequence[str]] = ()
+) -> pl.DataFrame:
     """Which checkpoint is drawn where.
 
     Up to six are lines of one panel. More of them get a panel by arm, with a line for each stage and its seeds,
@@ -67,6 +70,8 @@ def checkpoint_layout(checkpoints: Sequence[Mapping[str, Any]], base: str | None
 
     Args:
         checkpoints: with label, arm, seed and stage (``None`` where not known), in order.
+        chains: labels of the stages of one run each; an arm that differs from another in a later stage alone shares
+            the other's earlier checkpoints, and has them in its panel too.
 
     Returns:
         [panel, line, seed, checkpoint]; the base model may stand there several times.
@@ -78,11 +83,13 @@ def checkpoint_layout(checkpoints: Sequence[Mapping[str, Any]], base: str | None
     elif all(row["arm"] for row in made) and made:
         names = arm_names([row["arm"] for row in made])
         several = _several_seeds(made)
+        arms = {row["label"]: row["arm"] for row in made}
         for text in by_kind({row["arm"] for row in made}):
             if base is not None:
                 rows.append((names[text], "base model", None, base))
-            mine = [row for row in made if row["arm"] == text]
-            for row in sorted(mine, key=lambda row: (_stage(row), row["seed"] or "")):
+            shared = {label for chain in chains for label in chain if arms.get(chain[-1]) == text}
+            mine = [row for row in made if row["arm"] == text or row["label"] in shared]
+            for row in sorted(mine, key=_in_order):
                 seed = row["seed"] if several else None
                 rows.append((names[text], _after(row), seed, row["label"]))
     else:
@@ -104,6 +111,11 @@ def _stage(row: Mapping[str, Any]) -> tuple[int, str]:
     return (int(number[0]) if number else 10**9, row["stage"] or "")
 
 
+def _in_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    seed = row["seed"] or ""
+    return (*_stage(row), len(seed), seed)
+
+
 def _after(row: Mapping[str, Any]) -> str:
     return f"after stage {row['stage']}" if row["stage"] else "trained"
 
@@ -122,7 +134,7 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
         rows = []
         for stage in sorted({_stage(row) for row in trained}):
             here = [row for row in trained if _stage(row) == stage]
-            here.sort(key=lambda row: (kinds.index(row["arm"]), row["seed"] or ""))
+            here.sort(key=lambda row: (kinds.index(row["arm"]), *_in_order(row)))
             panel = _after(here[0])
             rows += [(panel, "base model", base)] if base is not None else []
             rows += [(panel, f"{names[row['arm']]}, seed {row['seed']}", row["label"]) for row in here]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1
+CELL = "cell.json"
+"""Beside the run of each cell of a grid."""
 FORMATS = ("pdf", "png", "svg")
 OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences")
 OF_RUNS = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length")
@@ -253,14 +255,19 @@ def _pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame
 
 
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
-    groups = _alike(study.probes, say)
+    cells = _cells(study)
+    groups = _alike([_learned(probe, cells, say) for probe in study.probes], say)
     if not groups and not study.comparisons:
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
         return
     compared = [*_compared(groups, asked, say), *_stored(study.comparisons, asked, say)]
     for source, made, settings, inputs in compared:
-        found = tables.of_comparison(made, settings)
+        labels = {row["label"] for row in settings["checkpoints"]}
+        chains = [
+            cell.labels for several in cells.values() for cell in several if labels.issuperset(cell.labels)
+        ]
+        found = tables.of_comparison(made, settings, chains=chains)
         chosen = {name: settings[name] for name in ("k", "token")}
         for name in names:
             table, stem = found[name], source if len(groups) + len(study.comparisons) > 1 else ""
@@ -272,6 +279,35 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
                 whole = tables.lof_table(made["placement"])
                 beside = {"csv": whole.write_csv(), "md": tables.lof_markdown(whole, **chosen)}
             yield Drawing(name, stem, table, chosen, settings, inputs, beside)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a grid says of a cell: whether it learned its data, and what its checkpoints are called in the probes."""
+
+    learned: bool
+    labels: list[str]
+
+
+def _cells(study: Study) -> dict[str, list[_Cell]]:
+    """The cells of grids by set-up, which names the folder of their runs and of their probes."""
+    cells: dict[str, list[_Cell]] = {}
+    for run in study.runs:
+        if (path := run.path / CELL).exists():
+            told = read_json(path)
+            cell = _Cell(told["learned"], [stage["label"] for stage in told["stages"]])
+            cells.setdefault(run.path.resolve().parent.name, []).append(cell)
+    return cells
+
+
+def _learned(probe: Probe, cells: dict[str, list[_Cell]], say: Say) -> Probe:
+    """A probe without the checkpoints of failed cells: what was not learned says nothing of what is kept."""
+    mine = cells.get(probe.path.resolve().parent.name, [])
+    learned = {label for cell in mine if cell.learned for label in cell.labels}
+    failed = {label for cell in mine for label in cell.labels} - learned
+    if gone := [label for label in probe.checkpoints if label in failed]:
+        say(f"{probe.path}: {', '.join(gone)} left out: the cell did not learn its data")
+    return probe.only([label for label in probe.checkpoints if label not in failed]) if gone else probe
 
 
 def _compared(
