@@ -269,7 +269,7 @@ def _fill(value: Any, axes: Mapping[str, Scalar], used: dict[str, Scalar]) -> An
 
     def put(match: re.Match[str]) -> str:
         used[match[1]] = axes[match[1]]
-        return str(axes[match[1]])
+        return _text(axes[match[1]])
 
     names = "|".join(map(re.escape, axes))
     if whole := re.fullmatch(rf"\{{({names})\}}", value):
@@ -281,8 +281,12 @@ def _fill(value: Any, axes: Mapping[str, Scalar], used: dict[str, Scalar]) -> An
 def _suffix(axes: Mapping[str, Scalar]) -> str:
     """``-n64-ratio2``, safe in a file name."""
     return "".join(
-        f"-{key}{re.sub(r'[^A-Za-z0-9.]+', '-', str(value)).strip('-')}" for key, value in axes.items()
+        f"-{key}{re.sub(r'[^A-Za-z0-9.+]+', '-', _text(value)).strip('-')}" for key, value in axes.items()
     )
+
+
+def _text(value: Scalar) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def deal(cells: Sequence[Cell], shard: int, shards: int) -> list[Cell]:
@@ -412,7 +416,7 @@ def _train(node: Node, out: Path, report: Report, *, data_dir: Path | None, quie
         )
     if not (folder / node.stage / MANIFEST).exists():
         began = time.monotonic()
-        run(node.recipe, folder, data_dir=data_dir, quiet=quiet)
+        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
         write_json({"seconds": round(time.monotonic() - began, 1)}, folder / f".{node.stage}.json")
     return prepared
 
