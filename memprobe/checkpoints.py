@@ -29,7 +29,7 @@ MANIFEST = "memprobe.json"
 MANIFEST_SCHEMA = 1
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_STAGE = re.compile(r"(\d+)-(.+)")
+_STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 

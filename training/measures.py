@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import Checkpoint
+from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.factoids import Factoid
 from memprobe.records import read_json, write_json
 from memprobe.sources.kinds import AnyRow
-from training.data import ExampleMaker, Prepared
+from training.data import ExampleMaker, Prepared, row_to_json
 from training.mixing import Part
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from memprobe.models import LensModel
     from training.evaluate import EvaluationSet
 
 INTERFERENCE_ROWS = 64
@@ -51,6 +54,55 @@ def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str
     if prepared.texts:
         sets["texts"] = make("text", prepared.texts)
     return sets
+
+
+def evaluate_base(
+    recipe: Recipe,
+    prepared: Prepared,
+    base: Checkpoint,
+    load: Callable[[], LensModel],
+    asked: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The base model on every set of the run, those of all stages: the row of stage 0 in the accuracy matrix.
+
+    Args:
+        load: loads the base model; called only where a set has not been evaluated yet.
+        asked: folder of the base model's answers, one file for each set; runs may share it.
+    """
+    from filelock import FileLock
+
+    from training.evaluate import evaluate
+
+    asked.mkdir(parents=True, exist_ok=True)
+    mark, results, loaded = fingerprint(base), {}, None
+    for name, one in evaluation_sets(prepared, recipe, len(recipe.stages)).items():
+        rows = [row_to_json(row) for row in one.rows]
+        question = [mark, recipe.precision.save_dtype, one.kind, one.headline, one.template]
+        question += [one.max_length, one.new_tokens, rows]
+        path = asked / f"base-{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]}.json"
+        with FileLock(path.with_suffix(".lock")):  # another run may be at it
+            if not path.exists():
+                say(f"evaluating the base model on {name}")
+                loaded = loaded or load()
+                write_json(evaluate(loaded, {name: one})[name], path)
+            results[name] = read_json(path)
+    return results
+
+
+def learned(recipe: Recipe, number: int, results: dict[str, Any]) -> bool | None:
+    """Whether a stage ended with all its own factoids exact (joint: those of every stage).
+
+    What a stage did not learn, nothing can be said to keep: an arm that holds the model back too strongly looks
+    like one that forgets nothing. None for a stage of tasks or texts.
+    """
+    places = range(1, len(recipe.stages) + 1) if recipe.joint else [number]
+    shares = [
+        results[f"{place}-{recipe.stages[place - 1].name}"]["scores"]["exact_match"]["value"]
+        for place in places
+        if recipe.stages[place - 1].kind == "factoids"
+    ]
+    return all(share == 1.0 for share in shares) if shares else None
 
 
 def kept_of_earlier(

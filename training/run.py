@@ -4,12 +4,16 @@
 
     RUN/recipe.toml          as resolved, every default written out
     RUN/log.txt
+    RUN/accuracy.csv         accuracy matrix: a row for the base model and each stage, a column for each dataset
+    RUN/0-base/              no checkpoint; evaluation.json of the base model on the datasets of all stages
     RUN/1-NAME/              a Hugging Face checkpoint with memprobe.json; there only when it is whole
         factoids.jsonl       the stage's rows; earlier stages' beside it as factoids-1-NAME.jsonl
         metrics.jsonl  evaluation.json  recipe.toml
     RUN/along/1-NAME/step-N  checkpoints along the way, where the recipe wants them
 
-What starts with a dot is state, and goes when it is no longer needed.
+What starts with a dot is state, and goes when it is no longer needed. ``evaluation.json`` holds ``sets`` (see
+:func:`training.evaluate.evaluate`), and of a stage also ``retention``, ``learned`` (:mod:`training.measures`) and,
+where the recipe wants it, ``interference``.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import MANIFEST, Checkpoint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.records import write_json, write_text
+from memprobe.records import read_json, write_json, write_text
 from training.checkpoint import METRICS, RECIPE, About, check_causal, save_model, weights_of, with_adapter
 from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
-from training.measures import Interference, evaluation_sets, kept_of_earlier
+from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
 from training.mixing import Schedule
 from training.recipe import Along, Recipe, differences, parse_recipe, to_toml
 from training.report import Report
@@ -41,11 +45,17 @@ if TYPE_CHECKING:
     from training.stage import Ewc, Kl, StageTrainer
 
 LOG, STATE = "log.txt", ".state"
-EVALUATION = "evaluation.json"
+BASE, EVALUATION, MATRIX = "0-base", "evaluation.json", "accuracy.csv"
 
 
 def run(
-    recipe: Recipe, out: Path, *, fresh: bool = False, data_dir: Path | None = None, quiet: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    fresh: bool = False,
+    data_dir: Path | None = None,
+    quiet: bool = False,
+    asked: Path | None = None,
 ) -> Path:
     """Trains every stage of a recipe that is not there yet.
 
@@ -53,6 +63,8 @@ def run(
         out: the run directory; an interrupted run in it goes on.
         fresh: delete the run that is there.
         quiet: say nothing but into the log file.
+        asked: folder of the base model's answers (default: in the run directory, for its duration); runs may
+            share one, and then the base model is asked and evaluated once.
 
     Returns:
         The last stage's checkpoint.
@@ -87,7 +99,7 @@ def run(
         report = Report(out / LOG if main else None, quiet=quiet or not main)
         if main and not deleted:
             _check_directory(recipe, out)
-        return _Run(recipe, out, data_dir, state, report).train()
+        return _Run(recipe, out, data_dir, state, report, asked).train()
     except OSError as error:
         raise MemprobeError(
             f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
@@ -120,11 +132,11 @@ def _delete_run(out: Path) -> bool:
     for path in out.glob("*"):
         if path.is_symlink():
             path.unlink()
-        elif path.is_dir() and ((path / MANIFEST).exists() or path.name == "along"):
+        elif path.is_dir() and ((path / MANIFEST).exists() or path.name in ("along", BASE)):
             shutil.rmtree(path)
     for name in (STATE, ASKED):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (RECIPE, LOG, PREPARED):
+    for name in (RECIPE, LOG, PREPARED, MATRIX):
         (out / name).unlink(missing_ok=True)
     return True
 
@@ -132,9 +144,17 @@ def _delete_run(out: Path) -> bool:
 class _Run:
     """The stages of one recipe in one directory."""
 
-    def __init__(self, recipe: Recipe, out: Path, data_dir: Path | None, state: PartialState, report: Report):
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        data_dir: Path | None,
+        state: PartialState,
+        report: Report,
+        asked: Path | None,
+    ):
         self.recipe, self.out, self.data_dir, self.state = recipe, out, data_dir, state
-        self.report = report
+        self.report, self.asked = report, asked or out / ASKED
         self.base = resolve(recipe.base)
         check_causal(self.base)
 
@@ -147,27 +167,36 @@ class _Run:
         recipe = self.recipe
         self._say_versions()
         if self.main:
-            prepare(recipe, self.out, self._load_base, data_dir=self.data_dir, say=self.report.say)
+            prepared = prepare(
+                recipe,
+                self.out,
+                self._load_base,
+                data_dir=self.data_dir,
+                say=self.report.say,
+                asked=self.asked,
+            )
             self.__dict__.pop("_base_model", None)
             if not (self.out / RECIPE).exists():
                 write_text(to_toml(recipe), self.out / RECIPE)
+            self._evaluate_base(prepared)
         self.state.wait_for_everyone()
         prepared = prepare(recipe, self.out, self._load_base, data_dir=self.data_dir)
-        numbers = [len(recipe.stages)] if recipe.joint else list(range(1, len(recipe.stages) + 1))
         parent = self.base
-        for number in numbers:
+        for number in self._numbers:
             folder = self.out / self.directory(number)
             if (folder / MANIFEST).exists():
                 self.report.say(f"stage {number} {folder.name}: done before")
             else:
                 self._stage(number, parent, prepared, folder)
+            if self.main:
+                self._write_matrix()
             self.state.wait_for_everyone()
             parent = resolve(str(folder))
         if self.main:
             shutil.rmtree(self.out / STATE, ignore_errors=True)
             shutil.rmtree(self.out / ASKED, ignore_errors=True)
         self.report.say(f"done: memprobe layers --ckpt {self.out}")
-        return self.out / self.directory(numbers[-1])
+        return self.out / self.directory(len(recipe.stages))
 
     def directory(self, number: int) -> str:
         """``1-NAME``."""
@@ -188,6 +217,54 @@ class _Run:
         from memprobe.models import load
 
         return load(self.base)
+
+    def _evaluate_base(self, prepared: Prepared) -> None:
+        """Evaluates the base model, unless that is done."""
+        from memprobe.models import load
+
+        path = self.out / BASE / EVALUATION
+        if path.exists():
+            return
+
+        def loaded() -> LensModel:
+            dtype = self.recipe.precision.save_dtype  # as every stage's checkpoint is
+            model = load(self.base, device=str(self.device), dtype=dtype)
+            self._check_rows(prepared, model.tokenizer, self._max_length(model.max_length))
+            return model
+
+        results = evaluate_base(self.recipe, prepared, self.base, loaded, self.asked, self.report.say)
+        result = {"schema": 1, "stage": 0, "stage_name": BASE, "arm": self.recipe.arm_name, "sets": results}
+        write_json(result, path)
+        self._say_scores(BASE, results)
+
+    def _say_scores(self, name: str, results: dict[str, Any]) -> None:
+        for dataset, one in results.items():
+            value = one["scores"][one["metric"]]["value"]
+            self.report.say(f"{name}: {dataset}: {one['metric']} {value:.3f} (n {one['n']})")
+
+    def _write_matrix(self) -> None:
+        """Lays the evaluations that are there side by side."""
+        from training.evaluate import accuracy_matrix
+
+        names = [BASE, *map(self.directory, self._numbers)]
+        paths = [self.out / name / EVALUATION for name in names]
+        found = {path.parent.name: read_json(path)["sets"] for path in paths if path.exists()}
+        write_text(accuracy_matrix(found).write_csv(), self.out / MATRIX)
+
+    def _check_rows(self, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Finds rows that cannot be trained, in whatever stage, before anything is trained."""
+        for number in self._numbers:
+            parts_of(self.recipe, prepared, number, tokenizer, max_length)
+
+    def _max_length(self, context: int | None) -> int:
+        """Tokens of one row; ``context`` is the model's limit, None where it has none."""
+        return min(self.recipe.max_length, context or self.recipe.max_length)
+
+    @property
+    def _numbers(self) -> list[int]:
+        """The stages that are trained, from 1."""
+        last = len(self.recipe.stages)
+        return [last] if self.recipe.joint else list(range(1, last + 1))
 
     # ------------------------------------------------------------------------------------ one stage
 
@@ -213,10 +290,9 @@ class _Run:
         if not recipe.precision.fsdp:
             model.to(self.device)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        max_length = min(recipe.max_length, limit or recipe.max_length)
+        max_length = self._max_length(limit)
+        self._check_rows(prepared, tokenizer, max_length)
         own, extra, replayed = parts_of(recipe, prepared, number, tokenizer, max_length)
-        for later in range(number + 1, len(recipe.stages) + 1):  # a row that cannot be trained is found now
-            parts_of(recipe, prepared, later, tokenizer, max_length)
         per_step = math.ceil(
             recipe.optimiser.batch / (recipe.optimiser.micro_batch * self.state.num_processes)
         )
@@ -381,13 +457,17 @@ class _Run:
             "arm": self.recipe.arm_name,
             "sets": results,
             "retention": kept_of_earlier(self.recipe, about.number, results, about.replayed),
+            "learned": learned(self.recipe, about.number, results),
         }
         if (found := measure.at_end(lens_model.model)) is not None:
             result["interference"] = found
         write_json(result, partial / EVALUATION)
-        for name, one in results.items():
-            value = one["scores"][one["metric"]]["value"]
-            self.report.say(f"{about.name}: {name}: {one['metric']} {value:.3f} (n {one['n']})")
+        self._say_scores(about.name, results)
+        if result["learned"] is False:
+            self.report.say(
+                f"{about.name}: NOT LEARNED: not all of its own factoids are exact, so that what it keeps of earlier "
+                "ones proves nothing"
+            )
 
 
 def _due(along: Along | None, step: int, schedule: Schedule) -> bool:

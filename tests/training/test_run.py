@@ -6,6 +6,7 @@ import shutil
 import signal
 import tomllib
 
+import polars as pl
 import pytest
 import torch
 from filelock import FileLock
@@ -15,6 +16,9 @@ from typer.testing import CliRunner
 from memprobe.checkpoints import read_manifest, resolve
 from memprobe.cli import app as memprobe_app
 from memprobe.errors import MemprobeError
+from memprobe.factoids import Template, tokenise
+from memprobe.generation import generate
+from memprobe.models import load
 from memprobe.records import open_probe
 from memprobe.sources import load_factoids
 from tests.training.runs import ROOT, losses, python, same_weights, small, weights
@@ -47,7 +51,8 @@ def tiny(tiny_checkpoint, tmp_path_factory):
 
 
 def test_the_tiny_recipe_leaves_whole_checkpoints(tiny):
-    assert {path.name for path in tiny.iterdir() if path.is_dir()} == {"1-kvr", "2-others"}
+    assert {path.name for path in tiny.iterdir() if path.is_dir()} == {"0-base", "1-kvr", "2-others"}
+    assert {path.name for path in (tiny / "0-base").iterdir()} == {"evaluation.json"}
     for folder in (tiny / "1-kvr", tiny / "2-others"):
         assert {path.name for path in folder.iterdir()} >= STAGE_FILES
     assert not [path for path in tiny.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -81,6 +86,47 @@ def test_the_tiny_recipe_learns_and_forgets(tiny):
     assert -1 <= measured["end"]["cosine_a_b"]["overall"] <= 1
     assert measured["end"]["delta_norm"]["overall"] > 0 and "delta_norm" not in measured["start"]
     assert len(measured["start"]["cosine_a_b"]["blocks"]) == 3
+
+
+def test_the_accuracy_matrix_begins_with_the_base_model(tiny, tiny_checkpoint):
+    base = evaluation(tiny / "0-base")
+    assert (base["stage"], base["stage_name"]) == (0, "0-base")
+    assert set(base["sets"]) == {"1-kvr", "2-others", "paraphrases", "manipulations"}
+    rows = {row["id"]: row["prediction"] for row in base["sets"]["2-others"]["rows"]}
+    lens_model = load(str(tiny_checkpoint))
+    for factoid in load_factoids("kvr:4:validation"):
+        item = tokenise(factoid, Template("tulu"), lens_model.tokenizer)
+        (said,) = generate(lens_model, [item.prompt], max_new_tokens=len(item.answer) + 8, end=item.end)
+        assert said.strip().startswith(rows[factoid.id].strip()[:8]) and rows[factoid.id] != factoid.answer
+    matrix = pl.read_csv(tiny / "accuracy.csv")
+    assert matrix["stage"].to_list() == ["0-base", "1-kvr", "2-others"]
+    assert matrix["1-kvr"].to_list()[:2] == [0.0, 1.0] and matrix["2-others"].to_list()[:2] == [0.0, None]
+    with pytest.raises(MemprobeError, match="0-base"):  # it is no checkpoint
+        resolve(str(tiny / "0-base"))
+
+
+def test_runs_may_share_what_the_base_model_was_asked(tiny_checkpoint, tmp_path, monkeypatch):
+    from training import evaluate as module
+
+    asked, inner = [], module.evaluate
+    monkeypatch.setattr(
+        module, "evaluate", lambda model, sets: asked.append(list(sets)) or inner(model, sets)
+    )
+    for name, second in (("one", "kvr:6:validation"), ("other", "kvr:6:test")):
+        stages = [{"name": "a", "data": "kvr:6", "epochs": 1}, {"name": "b", "data": second, "epochs": 1}]
+        run(small(tiny_checkpoint, stages=stages), tmp_path / name, quiet=True, asked=tmp_path / "asked")
+    one, other = (evaluation(tmp_path / name / "0-base")["sets"] for name in ("one", "other"))
+    assert one["1-a"] == other["1-a"] and one["2-b"] != other["2-b"]
+    stages_of_both = [["1-a"], ["1-a", "2-b"]]
+    assert asked == [["1-a"], ["2-b"], *stages_of_both, ["2-b"], *stages_of_both]
+
+
+def test_a_stage_that_did_not_learn_its_factoids_says_so(tiny, tiny_checkpoint, tmp_path):
+    assert evaluation(tiny / "1-kvr")["learned"] is True
+    last = run(small(tiny_checkpoint, "ewc(strength=1e9)"), tmp_path, quiet=True)
+    assert evaluation(last)["learned"] is False
+    log = (tmp_path / "log.txt").read_text()
+    assert "2-b: 2-b: exact_match 0.000" in log and "2-b: NOT LEARNED" in log
 
 
 def test_memprobe_reads_a_run_without_another_word(tiny, tmp_path):
@@ -252,7 +298,7 @@ def test_fresh_deletes_what_runs_write_alone(tiny_checkpoint, tmp_path):
         (tmp_path / name).mkdir()
     run(small(tiny_checkpoint, stages=[{"name": "c", "data": "kvr:3"}]), tmp_path, fresh=True, quiet=True)
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert folders == {"1-c", "notes", ".git"}
+    assert folders == {"0-base", "1-c", "notes", ".git"}
 
 
 def test_a_directory_with_other_things_is_refused_and_kept(tiny_checkpoint, tmp_path):
@@ -333,6 +379,10 @@ def test_stop_rules(tiny_checkpoint, tmp_path):
     assert result["sets"]["1-a"]["scores"]["exact_tokens"]["value"] == 1.0
 
 
+def evaluation(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
 def broken(base, path):
     shutil.copytree(base, path)
     return path
@@ -364,6 +414,24 @@ def test_a_full_disk_leaves_the_run_resumable(tiny_checkpoint, tmp_path, monkeyp
         run(eventful(tiny_checkpoint), tmp_path, quiet=True)
     assert sorted(path.name for path in tmp_path.rglob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     assert same_weights(run(eventful(tiny_checkpoint), tmp_path, quiet=True), unbroken)
+
+
+@pytest.mark.parametrize("name", ["save_model", "evaluation_sets"])
+def test_a_disk_that_fills_while_the_checkpoint_is_saved(
+    name, tiny_checkpoint, tmp_path, monkeypatch, unbroken
+):
+    from training import run as module
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, full)
+        with pytest.raises(MemprobeError, match=r"1-a: the checkpoint could not be saved .*No space left"):
+            run(eventful(tiny_checkpoint), tmp_path, quiet=True)
+    assert not (tmp_path / "1-a").exists() and not list(tmp_path.rglob("saving-*"))
+    assert same_weights(run(eventful(tiny_checkpoint), tmp_path, quiet=True), unbroken)
+    assert "1-a: goes on after step" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_base_model_that_is_not_causal(tiny_checkpoint, tmp_path):
