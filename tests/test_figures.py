@@ -85,7 +85,7 @@ def trained(tmp_path_factory):
     """Run directories: three seeds of naive and two REMIX arms, one of them failed once, and two replay ratios."""
     root = tmp_path_factory.mktemp("runs")
     for seed in range(3):
-        write_run(root / f"naive-{seed}", [[1.0], [0.25, 1.0]], seed=seed)
+        write_run(root / f"naive-{seed}", [[1.0], [0.25, 1.0]], seed=seed, cosine=-0.5)
         arm = "remix(data=generic, stages=1, words=12,12)"
         last = [0.75, 1.0 if seed else 0.5]
         mixing = {1: MIXING.format("generic", 2.0, 12, 12)}
@@ -272,6 +272,11 @@ def test_replay_ratio_tells_replayed_rows_apart(trained):
     assert shown["all rows of D_A/mean"] == [[0.0, 0.25], [0.1, 0.5], [0.5, 0.75]]
     # Seed 0: the first 24 rows of 32 are kept and the first 16 are replayed, so that 8 of 16 others are kept.
     assert shown["those not replayed/seed 0"][-1] == [0.5, 0.5]
+
+
+def test_interference_has_a_point_for_each_learned_run_that_measured_it(trained):
+    shown = drawn(figures.interference(runs.of_runs(ended(trained), draws=500)["interference"]))
+    assert shown == {f"kvr → lama/naive/{seed}": [[-0.5, 0.25]] for seed in range(3)}
 
 
 def test_mixing_curves_vary_one_setting_at_a_time(tmp_path):

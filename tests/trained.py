@@ -25,6 +25,7 @@ def write_run(
     n: int = 32,
     steps: int = 80,
     tokens: int = 4000,
+    cosine: float | None = None,
 ) -> Path:
     """Writes the files of a run that a study is read from.
 
@@ -34,6 +35,7 @@ def write_run(
         additions: by stage (from 1), lines of TOML after it, such as ``[stages.replay]``.
         tasks: names of stages that are skills, not factoids.
         replayed: how many rows of D_A the last stage trained on again.
+        cosine: of the gradients of D_A and of the last stage's rows, as that stage began.
     """
     stages = []
     for number, name in enumerate(names, 1):
@@ -55,9 +57,10 @@ def write_run(
         }
         again = [f"row {i}" for i in range(replayed)] if stage == len(names) else []
         keys = {"schema": 1, "stage": stage, "arm": arm}
-        write_json(
-            keys | {"stage_name": folder.name, "sets": sets, "retention": {}}, folder / "evaluation.json"
-        )
+        measured = {"sets": sets, "retention": {}}
+        if cosine is not None and stage == len(names):
+            measured["interference"] = {"start": {"cosine_a_b": {"overall": cosine}}}
+        write_json(keys | {"stage_name": folder.name} | measured, folder / "evaluation.json")
         made = {"run": path.name, "seed": seed, "steps": steps, "tokens": tokens, "replayed": again}
         write_json(keys | {"stage_name": names[stage - 1]} | made, folder / "memprobe.json")
     return path

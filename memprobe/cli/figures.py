@@ -11,7 +11,7 @@ from memprobe.cli import app
 
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences (of probes and comparisons); "
-    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length (of training runs)"
+    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs)"
 )
 
 

@@ -158,6 +158,63 @@ def _cost(row: Mapping[str, Any], name: str) -> str:
 
 
 @in_style
+def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention by how D_A's gradient lies to the last stage's before that stage begins (Chen et al., figure 2).
+
+    Each point is a run. A cosine below 0: a step that lowers the loss of the new data raises that of D_A.
+
+    Args:
+        table: [setup, arm, arm_text, seed, cosine, retention].
+        width: millimetres.
+    """
+    not_empty(table, "cosine")
+    parts = list(groups(table, "setup"))
+    kinds = [kind for kind in _BARS if kind in {_kind(text) for text in table["arm_text"]}]
+    handles = [handle(kind, **_dot(kind)) for kind in kinds]
+    figure, every = panels(
+        len(parts),
+        width,
+        columns=1 if len(parts) == 1 else (2 if width < 120 else 3),
+        height=50 if len(parts) == 1 else 42,
+        above=legend_height(handles, width),
+        sharex=True,
+        sharey=True,
+    )
+    for axes, ((setup,), rows) in zip(every, parts, strict=True):
+        axes.axvline(0, color=PALE, linewidth=0.6, zorder=1)
+        for row in rows.iter_rows(named=True):
+            axes.plot(
+                [row["cosine"]],
+                [row["retention"]],
+                clip_on=False,
+                gid=f"{setup}/{row['arm']}/{row['seed']}",
+                **_dot(_kind(row["arm_text"])),
+            )
+        axes.set_title(shortened(setup, 40))
+        axes.set_ylim(0, 1)
+        axes.margins(x=0.08)
+        percent_axis(axes.yaxis)
+    label = "cosine of the gradients of D_A and of the last stage's rows"
+    name_axes(figure, every, label, "D_A exact match\nafter the last stage")
+    legend(figure, handles, width)
+    return figure
+
+
+_SHAPES = {"naive and matched controls": "s", "against forgetting": "o", "sees D_A again": "D"}
+
+
+def _dot(kind: str) -> dict[str, Any]:
+    edge, fill = _BARS[kind]["edgecolor"], _BARS[kind]["color"]
+    return {
+        "linestyle": "",
+        "marker": _SHAPES[kind],
+        "markersize": 3.2,
+        "markerfacecolor": "white" if fill == "white" else edge,
+        "markeredgecolor": edge,
+    }
+
+
+@in_style
 def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention of D_A by how many of its rows are replayed in stage 2, as a share of D_B's.
 

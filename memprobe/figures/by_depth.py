@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -207,7 +208,8 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     """Recall@k, depth × checkpoint.
 
     Args:
-        table: [panel, row, depth, recall], rows in order from top to bottom.
+        table: [panel, group, row, depth, recall], rows in order from top to bottom; those of a group (an arm's seeds)
+            stand together under its name.
         k, token, width: as of :func:`recall`.
     """
     from matplotlib.colors import LinearSegmentedColormap
@@ -216,8 +218,8 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     names = table["panel"].unique(maintain_order=True).to_list()
     rows_of = {name: table.filter(panel=name)["row"].unique(maintain_order=True).to_list() for name in names}
     most = max(map(len, rows_of.values()))
-    row_height = max(1.9, min(5.0, 200 / most))
     columns = 1 if width < 120 else 2
+    row_height = max(1.7, min(5.0, 200 / most / -(-len(names) // columns)))
     figure, every = panels(
         len(names), width, columns=columns, height=row_height * most + (12 if names != [""] else 9), above=9
     )
@@ -242,10 +244,20 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
             gid=f"{name}/cells",
         )
         axes.invert_yaxis()
-        axes.set_yticks([position + 0.5 for position in range(len(labels))])
-        axes.set_yticklabels(
-            [shortened(label, 30) for label in labels], fontsize=6.5 if row_height >= 2.8 else 5
+        sizes = (
+            part.select("group", "row")
+            .unique(maintain_order=True)
+            .group_by("group", maintain_order=True)
+            .len()
         )
+        ends = [0, *sizes["len"].cum_sum().to_list()]
+        axes.set_yticks([(start + end) / 2 for start, end in pairwise(ends)])
+        axes.set_yticklabels(
+            [shortened(group, 24 if width < 120 else 30) for group in sizes["group"]],
+            fontsize=6.5 if min(sizes["len"]) * row_height >= 2.8 else 5,
+        )
+        if any(size > 1 for size in sizes["len"]):
+            axes.hlines(ends[1:-1], depths[0] - 0.5, depths[-1] + 0.5, color="white", linewidth=1.4)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("depth")

@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memprobe.figures.by_arm import forgetting, mixing_length, mixing_ratio, replay_ratio, stages
+from memprobe.figures.by_arm import (
+    forgetting,
+    interference,
+    mixing_length,
+    mixing_ratio,
+    replay_ratio,
+    stages,
+)
 from memprobe.figures.by_checkpoint import differences, first_occurrence
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 
@@ -31,5 +38,6 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "mixing_ratio": mixing_ratio,
     "mixing_length": mixing_length,
     "stages": stages,
+    "interference": interference,
 }
 """Every figure by the name that its files have."""

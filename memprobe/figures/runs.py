@@ -23,6 +23,8 @@ from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.intervals import Resamples
 from memprobe.studies import TrainingRun
 
+NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length", "interference")
+"""Figures of training runs."""
 NAIVE = "none"
 _EXACT = "exact_match"
 
@@ -158,10 +160,11 @@ def of_runs(runs: Sequence[Ended], *, draws: int) -> dict[str, pl.DataFrame | st
     """
     if not runs:
         why = "no training run of two stages or more has ended there"
-        return dict.fromkeys(("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length"), why)
+        return dict.fromkeys(NAMES, why)
     with_facts = [run for run in runs if run.last[run.names[0]]["kind"] == "factoids"]
     found: dict[str, pl.DataFrame | str] = {"stages": _stages(runs, draws)}
     tables = {
+        "interference": (_interference(with_facts), "no run measured how its gradients interfere"),
         "forgetting": (forgetting(with_facts, draws=draws), "no run has factoids as D_A"),
         "replay_ratio": (_replay(with_facts, draws), "there are not two replay ratios with all else equal"),
         "mixing_ratio": (
@@ -224,6 +227,20 @@ def _stages(runs: Sequence[Ended], draws: int) -> pl.DataFrame | str:
                     keys = {"setup": setup, "arm": names[arm], "dataset": dataset.partition("-")[2]}
                     rows.append(keys | {"metric": metric, "stage": stage} | _over_seeds(sets, "value", draws))
     return _frame(rows) if rows else "no run has learned all its stages"
+
+
+def _interference(runs: Sequence[Ended]) -> pl.DataFrame:
+    """[setup, arm, arm_text, seed, cosine, retention] of the learned runs that measured it as the last stage began."""
+    names = arm_names(by_kind({run.arm for run in runs}))
+    rows = []
+    for run in sorted(runs, key=lambda run: (run.setup, run.arm, run.seed)):
+        measured = run.evaluations[len(run.names)].get("interference") or {}
+        cosine = measured.get("start", {}).get("cosine_a_b", {}).get("overall")
+        if run.learned and cosine is not None:
+            kept = run.last[run.names[0]]["scores"][_EXACT]["value"]
+            keys = {"setup": run.setup, "arm": names[run.arm], "arm_text": run.arm, "seed": str(run.seed)}
+            rows.append(keys | {"cosine": float(cosine), "retention": float(kept)})
+    return pl.DataFrame(rows)
 
 
 def _replay(runs: Sequence[Ended], draws: int) -> pl.DataFrame:

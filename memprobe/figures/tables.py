@@ -125,9 +125,9 @@ def _laid_out(table: pl.DataFrame, layout: pl.DataFrame) -> pl.DataFrame:
 
 
 def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str | None) -> pl.DataFrame:
-    """[panel, row, depth, recall]: in one panel, or by stage where there are too many checkpoints for that."""
+    """[panel, group, row, depth, recall]: in one panel; by stage, and seeds together, where checkpoints are many."""
     trained = [row for row in made if row["label"] != base]
-    rows = [("", row["label"], row["label"]) for row in made]
+    rows = [("", row["label"], row["label"], row["label"]) for row in made]
     if len(made) > MOST_ROWS and trained and all(row["arm"] for row in trained):
         names = arm_names([row["arm"] for row in trained])
         kinds = by_kind({row["arm"] for row in trained})
@@ -136,10 +136,12 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
             here = [row for row in trained if _stage(row) == stage]
             here.sort(key=lambda row: (kinds.index(row["arm"]), *_in_order(row)))
             panel = _after(here[0])
-            rows += [(panel, "base model", base)] if base is not None else []
-            rows += [(panel, f"{names[row['arm']]}, seed {row['seed']}", row["label"]) for row in here]
-    layout = pl.DataFrame(rows, schema=["panel", "row", "checkpoint"], orient="row")
-    return _laid_out(curves, layout).select("panel", "row", "depth", "recall")
+            rows += [(panel, "base model", "base model", base)] if base is not None else []
+            for row in here:
+                arm = names[row["arm"]]
+                rows.append((panel, arm, f"{arm}, seed {row['seed']}", row["label"]))
+    layout = pl.DataFrame(rows, schema=["panel", "group", "row", "checkpoint"], orient="row")
+    return _laid_out(curves, layout).select("panel", "group", "row", "depth", "recall")
 
 
 def _first_occurrence(

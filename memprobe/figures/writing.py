@@ -36,7 +36,6 @@ CELL = "cell.json"
 """Beside the run of each cell of a grid."""
 FORMATS = ("pdf", "png", "svg")
 OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences")
-OF_RUNS = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length")
 PAGE = 230
 """Millimetres that a figure may be high, before each pair of datasets gets one of its own."""
 _METADATA: dict[str, dict[str, None]] = {
@@ -225,7 +224,7 @@ def _command(
 def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     if names := [name for name in OF_COMPARISONS if name in wanted]:
         yield from _of_comparisons(study, names, asked, say)
-    if names := [name for name in OF_RUNS if name in wanted]:
+    if names := [name for name in runs.NAMES if name in wanted]:
         yield from _of_runs(study, names, asked, say)
 
 
