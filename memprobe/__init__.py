@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from memprobe import plots, statistics
+    from memprobe import figures, plots, statistics
     from memprobe.callback import ProbeCallback
     from memprobe.capture import capture
     from memprobe.dashboard import write_report
@@ -43,7 +43,7 @@ _HOMES = {
     "wrap": "models",
     "write_report": "dashboard",
 }
-_MODULES = ("plots", "statistics")
+_MODULES = ("figures", "plots", "statistics")
 
 __all__ = [
     "Factoid",
@@ -52,6 +52,7 @@ __all__ = [
     "ProbeCallback",
     "Template",
     "capture",
+    "figures",
     "load",
     "load_factoids",
     "make_factoid",

@@ -497,6 +497,19 @@ def test_labels_are_text_whatever_they_hold(tmp_path):
     assert "b\\|c" in (tmp_path / "out" / "lof.md").read_text()
 
 
+def test_a_probe_of_one_checkpoint_in_which_nothing_surfaces(tmp_path):
+    probe = write_probe(tmp_path / "probe", {"only": 5}, n=6, never=2.0, summary=False)
+    pl.read_parquet(probe.path / "controls.parquet").clear().write_parquet(probe.path / "controls.parquet")
+    said = []
+    files = figures.write_figures([probe.path], tmp_path / "out", formats=["png"], draws=200, say=said.append)
+    assert {path.stem for path in files} == {"recall", "heatmap", "lof"}
+    for path in (tmp_path / "out").glob("*.json"):
+        figures.redraw(path)
+    assert "half never" in (tmp_path / "out" / "lof.md").read_text()
+    reasons = {text.split(":")[0]: text for text in said}
+    assert "no answer occurs" in reasons["frequency"] and "one checkpoint" in reasons["differences"]
+
+
 def test_command_line(cli, probe, tmp_path):
     code, out, err = cli(
         "figures", probe.path, "--out", tmp_path, "--draws", 200, "--format", "png", "--only", "recall"
