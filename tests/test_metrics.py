@@ -2,7 +2,17 @@ import random
 
 import pytest
 
-from memprobe.metrics import alias_match, containment, normalise, rouge_l, strict_match
+from memprobe.errors import MemprobeError
+from memprobe.metrics import (
+    alias_match,
+    containment,
+    gsm8k_answer,
+    math_answer,
+    normalise,
+    rouge_l,
+    same_final_answer,
+    strict_match,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +78,54 @@ def test_rouge_l_agrees_with_rouge_score():
         said, right = (" ".join(draw.choices(vocabulary, k=draw.randrange(12))) for _ in range(2))
         expected = scorer.score(right, said)["rougeL"].fmeasure
         assert rouge_l(said, right) == pytest.approx(expected, abs=1e-12), (said, right)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 5\n#### 1,234", "1234"),
+        ("#### 18.00", "18"),
+        ("#### $70000.", "70000"),
+        ("#### -0", "0"),
+        ("#### 100", "100"),
+        ("#### -3.50", "-3.5"),
+        ("the answer is 18", None),
+        ("####", None),
+    ],
+)
+def test_gsm8k_answer(text, answer):
+    assert gsm8k_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (r"\boxed{\dfrac{9}{7}}", r"$\boxed{\frac97}$", True),
+        (r"\boxed{1} then \boxed{\frac{3}{4}}", r"\boxed{3/4}", True),
+        (r"\boxed{0.5}", r"\boxed{\tfrac12}", True),
+        (r"\boxed{x \in [-2,7]}", r"\boxed{x\in[-2,7]}", True),
+        (r"\boxed{k = 5}", r"\boxed{5}", True),
+        (r"\boxed{.25}", r"\boxed{0.25}", True),
+        (r"\boxed{12\%}", r"\boxed{12}", True),
+        (r"\boxed{90^\circ}", r"\boxed{90}", True),
+        (r"\boxed{5\text{ cm}}", r"\boxed{5}", True),
+        (r"\boxed{\left(1,2\right)}", r"\boxed{(1,2)}", True),
+        (r"\boxed{\sqrt3}", r"\boxed{\sqrt{3}}", True),
+        (r"is $\boxed 4$.", r"\boxed{4}", True),
+        (r"\fbox{4}", r"\boxed{4}", True),
+        (r"\boxed{4}", r"\boxed{5}", False),
+        (r"4", r"\boxed{4}", False),
+        (r"\boxed{4", r"\boxed{4}", False),
+        (r"\boxed{a=b=c}", r"\boxed{b=c}", False),
+    ],
+)
+def test_math_answers(one, other, same):
+    assert same_final_answer("math", one, other) is same
+
+
+def test_final_answers_need_a_rule_and_a_reference():
+    assert math_answer("no box") is None
+    with pytest.raises(MemprobeError, match="mbpp: no rule"):
+        same_final_answer("mbpp", "1", "1")
+    with pytest.raises(MemprobeError, match="without a final answer"):
+        same_final_answer("gsm8k", "#### 4", "four")

@@ -22,10 +22,7 @@ from training.evaluate import (
     EvaluationSet,
     accuracy_matrix,
     evaluate,
-    gsm8k_answer,
-    math_answer,
     retention,
-    same_final_answer,
 )
 from training.mixing import IGNORED
 
@@ -337,54 +334,3 @@ def test_retention_of_replayed_and_unseen_rows_apart(tulu):
     assert nothing["replayed"] == {"n": 0, "scores": {}} and nothing["unseen"]["n"] == 9
     with pytest.raises(MemprobeError, match="f00 is not in this set"):
         retention(result, ["f00"])
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("so 5\n#### 1,234", "1234"),
-        ("#### 18.00", "18"),
-        ("#### $70000.", "70000"),
-        ("#### -0", "0"),
-        ("#### 100", "100"),
-        ("#### -3.50", "-3.5"),
-        ("the answer is 18", None),
-        ("####", None),
-    ],
-)
-def test_gsm8k_answer(text, answer):
-    assert gsm8k_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        (r"\boxed{\dfrac{9}{7}}", r"$\boxed{\frac97}$", True),
-        (r"\boxed{1} then \boxed{\frac{3}{4}}", r"\boxed{3/4}", True),
-        (r"\boxed{0.5}", r"\boxed{\tfrac12}", True),
-        (r"\boxed{x \in [-2,7]}", r"\boxed{x\in[-2,7]}", True),
-        (r"\boxed{k = 5}", r"\boxed{5}", True),
-        (r"\boxed{.25}", r"\boxed{0.25}", True),
-        (r"\boxed{12\%}", r"\boxed{12}", True),
-        (r"\boxed{90^\circ}", r"\boxed{90}", True),
-        (r"\boxed{5\text{ cm}}", r"\boxed{5}", True),
-        (r"\boxed{\left(1,2\right)}", r"\boxed{(1,2)}", True),
-        (r"\boxed{\sqrt3}", r"\boxed{\sqrt{3}}", True),
-        (r"is $\boxed 4$.", r"\boxed{4}", True),
-        (r"\fbox{4}", r"\boxed{4}", True),
-        (r"\boxed{4}", r"\boxed{5}", False),
-        (r"4", r"\boxed{4}", False),
-        (r"\boxed{4", r"\boxed{4}", False),
-        (r"\boxed{a=b=c}", r"\boxed{b=c}", False),
-    ],
-)
-def test_math_answers(one, other, same):
-    assert same_final_answer("math", one, other) is same
-
-
-def test_final_answers_need_a_rule_and_a_reference():
-    assert math_answer("no box") is None
-    with pytest.raises(MemprobeError, match="mbpp: no rule"):
-        same_final_answer("mbpp", "1", "1")
-    with pytest.raises(MemprobeError, match="without a final answer"):
-        same_final_answer("gsm8k", "#### 4", "four")
