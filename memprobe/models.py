@@ -167,7 +167,8 @@ def wrap(
     """
     with evaluating(model):
         _check_finite(model, label)
-        blocks, parent = _blocks(model, label)
+        parent, listed = _block_list(model, label)
+        blocks = list(listed)
         ids = _check_ids(tokenizer, model)
         residual, logits, final = _watch(model, ids, blocks, parent, label)
         lens = LogitLens.of(model, final)
@@ -319,8 +320,20 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return model.base_model
 
 
-def _blocks(model: PreTrainedModel, label: str) -> tuple[list[nn.Module], nn.Module]:
-    """The transformer blocks, and the module that holds their list."""
+def blocks_of(model: PreTrainedModel, label: str = "model") -> list[nn.Module]:
+    """The transformer blocks of a model, in order.
+
+    Args:
+        label: names the model in the error.
+
+    Raises:
+        MemprobeError: it holds no list of as many modules as its configuration names layers.
+    """
+    return list(_block_list(model, label)[1])
+
+
+def _block_list(model: PreTrainedModel, label: str) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of transformer blocks (the outermost one of the right length), behind the module that holds it."""
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     found = [
         (name, module)
@@ -330,7 +343,7 @@ def _blocks(model: PreTrainedModel, label: str) -> tuple[list[nn.Module], nn.Mod
     if not found:
         raise MemprobeError(f"{label}: {type(model).__name__} has no list of {n_layers} transformer blocks")
     name, blocks = min(found, key=lambda item: item[0].count("."))
-    return list(blocks), model.get_submodule(name.rpartition(".")[0])
+    return model.get_submodule(name.rpartition(".")[0]), blocks
 
 
 def _watch(
@@ -342,7 +355,7 @@ def _watch(
     handles = [
         child.register_forward_hook(lambda module, _, __: order.append(module))
         for child in parent.children()
-        if child is not blocks and not isinstance(child, nn.ModuleList)
+        if not isinstance(child, nn.ModuleList)
     ]
     handles.append(blocks[-1].register_forward_hook(lambda module, _, __: order.append(module)))
     try:

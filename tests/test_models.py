@@ -11,6 +11,7 @@ from memprobe.lenses import LogitLens
 from memprobe.models import (
     ATOL,
     CHECK_TEXT,
+    blocks_of,
     evaluating,
     fingerprint_model,
     load,
@@ -97,6 +98,18 @@ class Shifted(LlamaForCausalLM):
         output = super().forward(*args, **kwargs)
         output.logits = output.logits + torch.linspace(0, 1, output.logits.shape[-1])
         return output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_the_ones_that_the_lens_reads_between(family):
+    model = tiny_model(family, vocab_size=len(tiny_tokenizer()))
+    blocks = blocks_of(model)
+    assert len(blocks) == N_LAYERS and blocks == wrap(model, tiny_tokenizer()).blocks
+    counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    assert len(set(counts)) == 1 and counts[0] > 0  # like modules, and no part of one
+    model.config.get_text_config().num_hidden_layers = 7
+    with pytest.raises(MemprobeError, match=r"mine: .* no list of 7 transformer blocks"):
+        blocks_of(model, "mine")
 
 
 def test_unknown_transform_of_the_logits_is_refused():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memprobe.errors import MemprobeError
+from memprobe.models import blocks_of
 from training.objectives import gradients_of, in_eval_mode, kept_logits, trained_parameters
 
 if TYPE_CHECKING:
@@ -144,11 +145,6 @@ def _cosine(inner: float, square_a: float, square_b: float) -> float | None:
 
 def _places(model: PreTrainedModel, parameters: list[nn.Parameter]) -> tuple[list[int | None], int]:
     """For each parameter the index of its transformer block, or None outside; and the number of blocks."""
-    n_blocks = model.config.get_text_config().num_hidden_layers
-    lists = [
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_blocks
-    ]
-    if not lists:
-        raise MemprobeError(f"{type(model).__name__} has no list of {n_blocks} transformer blocks")
-    found = {id(p): index for index, block in enumerate(lists[0]) for p in block.parameters()}
-    return [found.get(id(parameter)) for parameter in parameters], n_blocks
+    blocks = blocks_of(model)
+    found = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
+    return [found.get(id(parameter)) for parameter in parameters], len(blocks)
