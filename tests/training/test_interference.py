@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from memprobe.errors import MemprobeError
+from tests.training.batches import SILENT, assert_unchanged, microbatch, perturbed, state
 from training.interference import interference
 
 VOCAB = 11
@@ -23,22 +24,7 @@ def tiny_model() -> LlamaForCausalLM:
         vocab_size=VOCAB, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=16, attention_dropout=0.4, attn_implementation="eager",
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.train()
-
-
-def microbatch(rows, pad: int = 0, extra: int = 0) -> dict[str, torch.Tensor]:
-    width = max(len(ids) for ids, _ in rows) - 1 + extra
-    inputs = torch.full((len(rows), width), pad)
-    keep = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, (ids, prompt) in enumerate(rows):
-        inputs[index, : len(ids) - 1] = torch.tensor(ids[:-1])
-        keep[index, prompt - 1 : len(ids) - 1] = True
-    labels = torch.tensor([token for ids, prompt in rows for token in ids[prompt:]])
-    return {"input_ids": inputs, "logits_to_keep": keep, "labels": labels}
+    return perturbed(LlamaForCausalLM(config))
 
 
 def by_hand(model, rows) -> tuple[float, dict[str, torch.Tensor]]:
@@ -132,16 +118,10 @@ def test_it_never_touches_the_model_or_the_random_state():
     model.model.layers[1].eval()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    weights = [p.detach().clone() for p in model.parameters()]
-    gradients = [p.grad.clone() for p in model.parameters()]
-    modes = [module.training for module in model.modules()]
     delta = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    random = torch.get_rng_state()
+    before = state(model)
     first = interference(model, [microbatch(A)], [microbatch(B)], [microbatch(M)], delta)
-    assert torch.equal(random, torch.get_rng_state())
-    assert modes == [module.training for module in model.modules()]
-    assert all(torch.equal(a, p.detach()) for a, p in zip(weights, model.parameters(), strict=True))
-    assert all(torch.equal(a, p.grad) for a, p in zip(gradients, model.parameters(), strict=True))
+    assert_unchanged(before, model)
     assert all(bool((value == 1).all()) for value in delta.values())
     torch.manual_seed(123)  # with dropout on, another random state would give other numbers
     assert interference(model, [microbatch(A)], [microbatch(B)], [microbatch(M)], delta) == first
@@ -161,12 +141,7 @@ def test_only_trained_parameters_count():
 
 def test_a_set_without_loss_is_named():
     model = tiny_model()
-    silent = {
-        "input_ids": torch.tensor([[1, 2]]),
-        "logits_to_keep": torch.zeros((1, 2), dtype=torch.bool),
-        "labels": torch.tensor([], dtype=torch.long),
-    }
     with pytest.raises(MemprobeError, match="D_B"):
-        interference(model, [microbatch(A)], [silent])
-    both = interference(model, [microbatch(A)], [silent, microbatch(B)])
+        interference(model, [microbatch(A)], [SILENT])
+    both = interference(model, [microbatch(A)], [SILENT, microbatch(B)])
     assert both == interference(model, [microbatch(A)], [microbatch(B)])

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from memprobe.errors import MemprobeError
 from tests.tiny import FAMILIES
 from tests.tiny import tiny_model as tiny_family
+from tests.training.batches import SILENT, assert_unchanged, microbatch, perturbed, state
 from training.objectives import ewc_penalty, fisher_diagonal, in_eval_mode, kept_logits, kl_to_frozen
 
 VOCAB = 7
@@ -25,23 +26,7 @@ def tiny_model(seed: int = 0, dropout: float = 0.3) -> GPT2LMHeadModel:
         vocab_size=VOCAB, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, attn_implementation="eager",
     )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.train()
-
-
-def microbatch(rows, pad: int = 0, extra: int = 0) -> dict[str, torch.Tensor]:
-    """(token ids, length of the prompt) as a micro-batch: all tokens after the prompt carry loss."""
-    width = max(len(ids) for ids, _ in rows) - 1 + extra
-    inputs = torch.full((len(rows), width), pad)
-    keep = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, (ids, prompt) in enumerate(rows):
-        inputs[index, : len(ids) - 1] = torch.tensor(ids[:-1])
-        keep[index, prompt - 1 : len(ids) - 1] = True
-    labels = torch.tensor([token for ids, prompt in rows for token in ids[prompt:]])
-    return {"input_ids": inputs, "logits_to_keep": keep, "labels": labels}
+    return perturbed(GPT2LMHeadModel(config))
 
 
 def exact_fisher(model, rows) -> dict[str, torch.Tensor]:
@@ -58,24 +43,6 @@ def exact_fisher(model, rows) -> dict[str, torch.Tensor]:
                 for name, gradient in zip(named, gradients, strict=True):
                     total[name] += value.detach().exp() * gradient**2
     return {name: value / len(rows) for name, value in total.items()}
-
-
-def state(model) -> dict:
-    return {
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "modes": [module.training for module in model.modules()],
-        "random": torch.get_rng_state(),
-    }
-
-
-def assert_unchanged(before: dict, model) -> None:
-    after = state(model)
-    for key in ("weights", "gradients"):
-        for old, new in zip(before[key], after[key], strict=True):
-            assert (old is None and new is None) or torch.equal(old, new), key
-    assert before["modes"] == after["modes"]
-    assert torch.equal(before["random"], after["random"])
 
 
 def test_fisher_in_expectation_is_the_sum_over_the_vocabulary():
@@ -140,17 +107,12 @@ def test_fisher_does_not_count_padding_or_rows_without_loss():
     model = tiny_model()
     plain = fisher_diagonal(model, [microbatch(ROWS)], seed=0)
     padded = fisher_diagonal(model, [microbatch(ROWS, pad=6, extra=4)], seed=0)
-    silent = {
-        "input_ids": torch.tensor([[1, 2]]),
-        "logits_to_keep": torch.zeros((1, 2), dtype=torch.bool),
-        "labels": torch.tensor([], dtype=torch.long),
-    }
-    beside = fisher_diagonal(model, [silent, microbatch(ROWS)], seed=0)
+    beside = fisher_diagonal(model, [SILENT, microbatch(ROWS)], seed=0)
     for name in plain:
         assert torch.equal(plain[name], padded[name])
         assert torch.equal(plain[name], beside[name])
     with pytest.raises(MemprobeError, match="no row"):
-        fisher_diagonal(model, [silent], seed=0)
+        fisher_diagonal(model, [SILENT], seed=0)
 
 
 def test_fisher_leaves_the_model_and_the_random_state_alone():
