@@ -45,7 +45,7 @@ from transformers import (
 
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, make_factoid, tokenise_all
+from memprobe.factoids import Factoid, Template, factoids_hash, make_factoid, tokenise_all
 from memprobe.models import load, wrap
 from memprobe.probing import probe
 from memprobe.records import Probe, replacing, write_json
@@ -222,7 +222,8 @@ def plant(
     names, parameters = zip(*layer.named_parameters(), strict=True)
     layer.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
-    stood = _restore(file, names, parameters, optimiser)
+    how = json.dumps({"rate": rate, "steps": steps, "past": past, "facts": factoids_hash(facts)})
+    stood = _restore(file, how, names, parameters, optimiser)
     if stood.done:
         return stood
     with torch.no_grad():
@@ -256,14 +257,17 @@ def plant(
                     flush=True,
                 )
             if now - saved > SAVE_SECONDS:
-                _save(file, names, parameters, optimiser, Planted(step, known, now - start, False, learnt))
+                _save(
+                    file, how, names, parameters, optimiser, Planted(step, known, now - start, False, learnt)
+                )
                 saved = now
-    _save(file, names, parameters, None, stood)
+    _save(file, how, names, parameters, None, stood)
     return stood
 
 
 def _save(
     file: Path,
+    how: str,
     names: tuple[str, ...],
     parameters: tuple[torch.nn.Parameter, ...],
     optimiser: torch.optim.Optimizer | None,
@@ -275,11 +279,12 @@ def _save(
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path:
-        save_file(tensors, path, {"stands": json.dumps(vars(stands))})
+        save_file(tensors, path, {"stands": json.dumps(vars(stands)), "how": how})
 
 
 def _restore(
     file: Path,
+    how: str,
     names: tuple[str, ...],
     parameters: tuple[torch.nn.Parameter, ...],
     optimiser: torch.optim.Optimizer,
@@ -287,7 +292,10 @@ def _restore(
     if not file.exists():
         return Planted(0, 0.0, 0.0, False)
     with safe_open(file, "pt") as tensors:
-        stands = Planted(**json.loads(tensors.metadata()["stands"]))
+        metadata = tensors.metadata()
+        if metadata["how"] != how:
+            raise MemprobeError(f"{file}: planted with {metadata['how']}, now {how}; use another --out")
+        stands = Planted(**json.loads(metadata["stands"]))
         for name, parameter in zip(names, parameters, strict=True):
             parameter.data.copy_(tensors.get_tensor(name))
             if not stands.done:
@@ -318,6 +326,7 @@ def plant_in_pretrained(spec: str, blocks: tuple[int, ...], options: argparse.Na
         label = f"block {block}"
         trained[label] = {
             "block": block,
+            "learnt": stands.learnt,
             "steps": stands.steps,
             "known": stands.known,
             "seconds": stands.seconds,
@@ -328,12 +337,8 @@ def plant_in_pretrained(spec: str, blocks: tuple[int, ...], options: argparse.Na
             [wrap(model, tokenizer, label=label)], facts, options.out / "new", k=1, seed=options.seed
         )
         layer.load_state_dict(untouched)
-    summarise(
-        {"seed": options.seed, "base": spec, "facts": len(facts), "trained": trained},
-        opened,
-        known,
-        options.out,
-    )
+    result = {"seed": options.seed, "base": spec, "facts": len(facts), "trained": trained}
+    summarise(result, opened, known, options.out, tokens=("first", "all"))
     print(f"{time.perf_counter() - start:.0f} s in this run; {options.out / 'planted.json'}")
 
 
@@ -360,10 +365,16 @@ def plant_in_small(options: argparse.Namespace) -> None:
     print(f"{time.perf_counter() - start:.0f} s in all; {options.out / 'planted.json'}")
 
 
-def summarise(result: dict[str, object], new: Probe, known: Probe, out: Path) -> None:
-    """What the statistics say about every planted block, printed and written to ``planted.json``."""
+def summarise(
+    result: dict[str, object], new: Probe, known: Probe, out: Path, *, tokens: tuple[str, ...] = ("first",)
+) -> None:
+    """What the statistics say about every planted block, printed and written to ``planted.json``.
+
+    Args:
+        tokens: the token rules; answers of one token need one only.
+    """
     tables = {}
-    for token in ("first", "all"):
+    for token in tokens:
         for k in (1, 10):
             comparison = compare([new], k=k, token=token, reference="base", draws=2_000)
             tables[f"k={k}, {token}"] = _table(comparison.tables, f"k = {k}, answer tokens: {token}")

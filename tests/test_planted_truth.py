@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from analyses import planted_truth
 from analyses.planted_truth import blocks_from, make_facts, plant, tokens_of, train
+from memprobe.errors import MemprobeError
 
 
 def small_llama(vocab: int) -> LlamaForCausalLM:
@@ -78,6 +79,8 @@ def test_planting_in_a_pretrained_model_goes_on_after_a_kill(tmp_path, monkeypat
     finished = copy.deepcopy(base)
     assert plant(finished, 2, facts[:4], tokenizer, tmp_path / "killed", **how) == resumed
     assert changed(finished, whole) == set()
+    with pytest.raises(MemprobeError, match="another --out"):
+        plant(finished, 2, facts[:4], tokenizer, tmp_path / "killed", rate=1e-3, steps=120)
 
 
 def test_training_goes_on_past_what_is_learnt(tmp_path):

@@ -1,13 +1,14 @@
 """How long ``compare`` takes, and how much memory: ``python tests/benchmarks/compare_speed.py [CHECKPOINTS]``.
 
 Invented records of 2,000 factoids x 33 depths x 3 answer tokens, five shuffled controls, 10,000 draws; 6
-checkpoints unless told otherwise. Prints seconds and the process's peak resident memory. Nothing is asserted:
-times depend on the machine.
+checkpoints unless told otherwise. Prints seconds (by the clock, and of CPU: others use the machine too) and the
+process's peak resident memory. Nothing is asserted: times depend on the machine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -101,9 +102,9 @@ def main() -> None:
         write_big_probe(path, [f"checkpoint-{i}" for i in range(count)])
         written = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = compare([path])
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
     print(
         json.dumps(
             {
@@ -113,6 +114,8 @@ def main() -> None:
                 "tokens": TOKENS,
                 "draws": result.settings["draws"],
                 "seconds": round(seconds, 1),
+                "cpu_seconds": round(busy, 1),
+                "load_average": round(os.getloadavg()[0], 1),
                 "probe_mib": round(size),
                 "peak_rss_mib_after_writing": round(written),
                 "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
