@@ -327,6 +327,7 @@ def test_runs_that_have_not_ended_or_are_there_twice_are_named(tmp_path):
     write_run(tmp_path / "b", [[1.0], [0.5, 1.0]])
     write_run(tmp_path / "c", [[1.0]], seed=1)
     write_run(tmp_path / "d", [[0.5, 1.0]], arm="joint")
+    write_json({"stage": 0, "sets": {}}, tmp_path / "a" / "0-base" / "evaluation.json")  # of the base model
     assert [run.path.name for run in ended(tmp_path, said.append)] == ["a", "d"]
     assert len(said) == 2 and "again" in said[1] and "has not ended" in said[0]
 

@@ -97,7 +97,9 @@ def ended_runs(found: Iterable[TrainingRun], say: Callable[[str], None] = lambda
         if len(names) < 2:
             continue
         folders = {
-            number: folder for number, _, folder in run.stages if (folder / "evaluation.json").exists()
+            number: folder
+            for number, _, folder in run.stages
+            if number and (folder / "evaluation.json").exists()  # 0 is the base model
         }
         wanted = {len(names)} if recipe.get("joint") else set(range(1, len(names) + 1))
         if set(folders) != wanted:
