@@ -93,7 +93,7 @@ def _agrees(said: Any, value: Any) -> bool:
 
 def _parse_arm(text: str) -> list[tuple[str, dict[str, str]]]:
     parts = []
-    for piece in text.split("+"):
+    for piece in re.split(r"\+(?![^(]*\))", text):  # in brackets a + belongs to a number, as in 1e+07
         match = _ARM.fullmatch(piece)
         if match is None or match[1] not in _ALLOWED:
             raise MemprobeError(f"arm: {piece.strip()!r} is none of {', '.join(_ALLOWED)}")

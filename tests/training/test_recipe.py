@@ -53,6 +53,7 @@ def test_the_papers_settings_are_the_defaults():
         ("replay(ratio=0.1)", "replay(ratio=0.1, stages=2,3)"),
         ("replay(ratio=0.1, redraw=true, stages=3)", "replay(ratio=0.1, stages=3, redraw=true)"),
         ("ewc(strength=1000)", "ewc(strength=1000, stages=2,3)"),
+        ("ewc(strength=1e7)", "ewc(strength=1e+07, stages=2,3)"),
         ("kl(strength=0.5, stages=2)", "kl(strength=0.5, stages=2)"),
         ("lora(rank=8)", "lora(rank=8, alpha=32, stages=1,2,3)"),
         (
