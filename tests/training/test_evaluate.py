@@ -197,7 +197,7 @@ def test_final_answers_of_generated_solutions(tulu):
     assert [row["final_answer"] for row in result["rows"]] == [True, True, False]
     assert result["rows"][1]["prediction"] == "9 + 3 = 12\n#### 12"
     assert result["rows"][2]["prediction"] == "9 + 3 = 12\n#### 12"
-    assert result["rows"][0]["rouge_l"] == 1
+    assert result["rows"][0]["rouge_l"] == 1 and set(result["scores"]) == {"final_answer", "rouge_l", "loss"}
     short = evaluate(tulu, {"gsm8k": replace(sets["gsm8k"], new_tokens=2)})["gsm8k"]
     assert short["scores"]["final_answer"]["value"] == 0
 
