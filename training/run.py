@@ -181,17 +181,18 @@ class _Run:
             self._evaluate_base(prepared)
         self.state.wait_for_everyone()
         prepared = prepare(recipe, self.out, self._load_base, data_dir=self.data_dir)
-        parent = self.base
+        before: Path | None = None
         for number in self._numbers:
             folder = self.out / self.directory(number)
             if (folder / MANIFEST).exists():
                 self.report.say(f"stage {number} {folder.name}: done before")
             else:
+                parent = self.base if before is None else resolve(str(before))
                 self._stage(number, parent, prepared, folder)
             if self.main:
                 self._write_matrix()
             self.state.wait_for_everyone()
-            parent = resolve(str(folder))
+            before = folder
         if self.main:
             shutil.rmtree(self.out / STATE, ignore_errors=True)
             shutil.rmtree(self.out / ASKED, ignore_errors=True)

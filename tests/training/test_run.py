@@ -250,6 +250,17 @@ def test_a_run_that_is_done_is_left_alone(tiny, tiny_checkpoint):
     assert before == {path: path.stat().st_mtime_ns for path in tiny.rglob("*.safetensors")}
 
 
+def test_a_run_that_is_done_needs_no_weights_to_get_its_base_row(tiny, tiny_checkpoint, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(
+        tiny, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "0-base", "*.csv")
+    )
+    recipe = read_recipe(ROOT / "training" / "recipes" / "tiny.toml")
+    run(recipe.model_copy(update={"base": str(tiny_checkpoint)}), out, quiet=True)
+    assert evaluation(out / "0-base") == evaluation(tiny / "0-base")
+    assert (out / "accuracy.csv").read_text() == (tiny / "accuracy.csv").read_text()
+
+
 def test_two_states_are_kept_and_all_go_at_the_end(tiny_checkpoint, tmp_path, monkeypatch):
     from training import stage
 
