@@ -4,7 +4,7 @@ Nothing is computed here but positions on a page: every number comes from a tabl
 :mod:`memprobe.statistics` or from the records. The report and the notebooks draw with the same functions.
 
 Each trace says in ``meta`` which checkpoint (or run) it belongs to and its role (``line``, ``band``, ``control`` …),
-so that a page can show some of a figure without drawing it anew. ``meta`` of a layout gives the height in pixels of
+so that a page can show some of a figure without drawing it anew. ``meta`` of a layout gives the size in pixels of
 figures that have a row for each checkpoint.
 
 A checkpoint is told by colour *and* marker, so that no figure needs colour vision.
@@ -12,14 +12,18 @@ A checkpoint is told by colour *and* marker, so that no figure needs colour visi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     import polars as pl
     from plotly.graph_objects import Figure
+
+P = ParamSpec("P")
 
 # After Okabe and Ito (2008), moved so that each is at least 3:1 against the light and the dark background.
 COLOURS = ("#2577b8", "#d05a14", "#128a6e", "#b8569a", "#a67c00", "#6f6ad1")
@@ -49,6 +53,65 @@ TEMPLATES = {
     },
     "dark": {"text": "#b4bac4", "grid": "#2a2f37", "axis": "#474d57", "paper": "#181b20", "faint": "#7d8591"},
 }
+
+
+class Sketch:
+    """A figure as plain JSON while it is drawn: a page holds hundreds, and plotly's objects check each number.
+
+    Attributes:
+        data: traces.
+        layout: without the template.
+    """
+
+    def __init__(self) -> None:
+        self.data: list[dict[str, Any]] = []
+        self.layout: dict[str, Any] = {"xaxis": {}, "yaxis": {}}
+
+    def add(self, kind: str, **trace: Any) -> None:
+        """A trace."""
+        self.data.append({"type": kind} | {key: value for key, value in trace.items() if value is not None})
+
+    def add_scatter(self, **trace: Any) -> None:
+        """Lines or markers."""
+        self.add("scatter", **trace)
+
+    def add_shape(self, **shape: Any) -> None:
+        """A line on the page."""
+        self.layout.setdefault("shapes", []).append(shape)
+
+    def add_annotation(self, **annotation: Any) -> None:
+        """A text on the page."""
+        self.layout.setdefault("annotations", []).append(annotation)
+
+    def update_layout(self, **layout: Any) -> None:
+        """Replaces parts of the layout."""
+        self.layout |= layout
+
+    def update_xaxes(self, **axis: Any) -> None:
+        """Adds to the x axis."""
+        self.layout["xaxis"] |= axis
+
+    def update_yaxes(self, **axis: Any) -> None:
+        """Adds to the y axis."""
+        self.layout["yaxis"] |= axis
+
+
+class _Drawn(Generic[P]):
+    """A function that draws: called, it gives a plotly figure; ``sketch`` gives the same as plain JSON."""
+
+    def __init__(self, draw: Callable[P, Sketch]) -> None:
+        self.sketch = draw
+        functools.update_wrapper(self, draw)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Figure:
+        import plotly.graph_objects as go
+
+        drawn = self.sketch(*args, **kwargs)
+        return go.Figure(data=drawn.data, layout=drawn.layout | {"template": template()})
+
+
+def _drawn(draw: Callable[P, Sketch]) -> _Drawn[P]:
+    return _Drawn(draw)
 
 
 def style(position: int) -> dict[str, str]:
@@ -97,13 +160,14 @@ def template(theme: str = "light") -> dict[str, Any]:
     }
 
 
+@_drawn
 def recall_curves(
     recall: pl.DataFrame,
     shuffled: pl.DataFrame | None = None,
     *,
     checkpoints: Sequence[str] | None = None,
     accuracy: Mapping[str, float | None] | None = None,
-) -> Figure:
+) -> Sketch:
     """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
 
     Args:
@@ -121,7 +185,7 @@ def recall_curves(
             x=depth + depth[::-1],
             y=high + low[::-1],
             fill="toself",
-            fillcolor=_translucent(look["colour"], 0.14),
+            fillcolor=_translucent(look["colour"], 0.1),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -155,12 +219,13 @@ def recall_curves(
     return figure
 
 
+@_drawn
 def normalised_frequency(
     frequency: pl.DataFrame,
     *,
     checkpoints: Sequence[str] | None = None,
     accuracy: Mapping[str, float | None] | None = None,
-) -> Figure:
+) -> Sketch:
     """Which share of all occurrences falls on each depth: sums to 1 over depths 1 … n_layers.
 
     Args:
@@ -191,12 +256,13 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
     return depth_distribution(distribution.rename({"lof": "depth"}), checkpoints=checkpoints)
 
 
+@_drawn
 def depth_distribution(
     distribution: pl.DataFrame,
     *,
     of: str = "layer of first occurrence",
     checkpoints: Sequence[str] | None = None,
-) -> Figure:
+) -> Sketch:
     """How first occurrences or settled depths spread over the depths; factoids without one stand apart.
 
     Args:
@@ -223,7 +289,8 @@ def depth_distribution(
             **_line(label, look),
             **common,
         )
-        figure.add_bar(
+        figure.add(
+            "bar",
             x=[never] * len(absent),
             y=absent["share"].to_list(),
             name=f"{_plain(label)}, never",
@@ -243,9 +310,10 @@ def depth_distribution(
     return figure
 
 
+@_drawn
 def survival_curves(
     survival: pl.DataFrame, *, of: str = "first occurrence", checkpoints: Sequence[str] | None = None
-) -> Figure:
+) -> Sketch:
     """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
 
     Args:
@@ -262,7 +330,7 @@ def survival_curves(
             x=depth + depth[::-1],
             y=high + low[::-1],
             fill="toself",
-            fillcolor=_translucent(look["colour"], 0.12),
+            fillcolor=_translucent(look["colour"], 0.08),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -283,6 +351,7 @@ def survival_curves(
     return figure
 
 
+@_drawn
 def depth_heatmap(
     table: pl.DataFrame,
     column: str,
@@ -290,7 +359,7 @@ def depth_heatmap(
     title: str,
     largest: float | None = 1.0,
     checkpoints: Sequence[str] | None = None,
-) -> Figure:
+) -> Sketch:
     """Depth by checkpoint, a row for each checkpoint.
 
     Args:
@@ -300,52 +369,59 @@ def depth_heatmap(
         checkpoints: their order; as in the table where not given.
     """
     figure = _figure(x="depth", y="", percent=False)
-    for _, label, rows in _by_checkpoint(table, checkpoints):
-        figure.add_heatmap(
-            x=rows["depth"].to_list(),
-            y=[_clip(_plain(label), 28)],
-            z=[rows[column].to_list()],
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=2,
-            hovertemplate=f"<b>%{{z:.1%}}</b> {title} at depth %{{x}}<br>{_plain(label)}<extra></extra>",
-            meta={"checkpoint": label, "role": "cells"},
-        )
+    parts = _by_checkpoint(table, checkpoints)
+    depths = sorted(table["depth"].unique().to_list())
+    cells = [dict(rows.select("depth", column).iter_rows()) for _, _, rows in parts]
+    figure.add(
+        "heatmap",
+        x=depths,
+        y=[_clip(_plain(label), 28) for _, label, _ in parts],
+        z=[[line.get(depth) for depth in depths] for line in cells],
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=2,
+        hovertemplate=f"<b>%{{z:.1%}}</b> {title} at depth %{{x}}<br>%{{y}}<extra></extra>",
+        meta={"rows": [label for _, label, _ in parts], "role": "cells"},
+    )
     bar = {
-        "title": {"text": title, "side": "top"},
         "tickformat": ".0%",
-        "thickness": 10,
+        "thickness": 8,
         "outlinewidth": 0,
         "orientation": "h",
         "y": 1.0,
         "yanchor": "bottom",
+        "ypad": 2,
         "x": 0,
         "xanchor": "left",
-        "len": 0.5,
+        "xpad": 0,
+        "len": 0.4,
+        "nticks": 4,
     }
     scale = {"colorbar": bar, "cmin": 0} | ({"cmax": largest} if largest else {})
     figure.update_layout(
         coloraxis=scale,
         hovermode="closest",
-        margin={"t": 56},
-        meta={"row": 26, "frame": 116},
+        margin={"t": 34},
+        meta={"row": 26, "frame": 82},
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure
 
 
+@_drawn
 def difference_forest(
     differences: pl.DataFrame,
     *,
     x: str,
     percent: bool = False,
     checkpoints: Sequence[str] | None = None,
-) -> Figure:
+) -> Sketch:
     """Paired differences with 95 % intervals, a row for each checkpoint, and the line of no difference.
 
     Args:
-        differences: [against, reference, checkpoint, n, difference, low, high] and, where a second readout was
-            probed, fixed_difference, fixed_low, fixed_high. ``against`` goes into ``meta`` for a page to choose by.
+        differences: of one statistic; [against, reference, checkpoint, n, difference, low, high] and, where a second
+            readout was probed, fixed_difference, fixed_low, fixed_high. ``against`` goes into ``meta`` for a page to
+            choose by.
         x: what differs, with its unit.
         percent: shares, in percentage points.
         checkpoints: their order, which gives each its look; as in the table where not given.
@@ -358,9 +434,12 @@ def difference_forest(
     )
     scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
     second = "fixed_difference" in differences.columns
+    most = max(differences["n"], default=0)
     for row in differences.iter_rows(named=True):
         look = style(labels.index(row["checkpoint"]))
         name = _clip(_plain(row["checkpoint"]), 28)
+        if row["n"] < most:
+            name += f" (n = {row['n']:,})"
         for prefix, marker, note in (
             ("", look["marker"], ""),
             *((("fixed_", "line-ns-open", ", read out by the base model"),) if second else ()),
@@ -383,7 +462,12 @@ def difference_forest(
                 customdata=[[low * scale, high * scale] if known else [None, None]],
                 mode="markers",
                 name=name + note,
-                marker={"symbol": marker, "size": 9, "color": look["colour"], "line": {"width": 1.5}},
+                marker={
+                    "symbol": marker,
+                    "size": 9,
+                    "color": look["colour"],
+                    "line": {"width": 1.5, "color": look["colour"]},
+                },
                 showlegend=False,
                 hovertemplate=f"<b>%{{x:+.{digits}f}}</b>{unit}"
                 + (f" (%{{customdata[0]:+.{digits}f}} … %{{customdata[1]:+.{digits}f}})" if known else "")
@@ -402,14 +486,18 @@ def difference_forest(
     return figure
 
 
-def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figure:
-    """A statistic from stage to stage, a line for each run, coloured by its arm.
+@_drawn
+def stage_lines(
+    values: pl.DataFrame, *, y: str, percent: bool = False, looks: Mapping[str, int] | None = None
+) -> Sketch:
+    """A statistic from stage to stage, a line for each run, coloured by its arm; arms stand a little apart.
 
     Args:
         values: [arm, seed, checkpoint, stage (0 = base model), stage_name, value, low, high], in order; a null
             ``seed`` is the mean over an arm's seeds.
         y: what it is, with its unit.
         percent: shares.
+        looks: by arm, the position whose :func:`style` it has; in order of the arms where not given.
     """
     figure = _figure(x="", y=y, percent=percent)
     if percent:
@@ -419,7 +507,7 @@ def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figur
     form = ".1%" if percent else ".2f"
     for arm, seed in runs:
         rows = values.filter(_equal(values, "arm", arm) & _equal(values, "seed", seed))
-        look = style(arms.index(arm))
+        look = style(arms.index(arm) if looks is None else looks[arm])
         thin = seed is not None and (arm, None) in runs
         known = rows["low"].is_not_null() & rows["high"].is_not_null()
         bars = {
@@ -432,7 +520,7 @@ def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figur
         }
         who = _clip(_plain(arm), 48) + ("" if seed is None else f", seed {seed}")
         figure.add_scatter(
-            x=rows["stage"].to_list(),
+            x=[stage + 0.04 * (arms.index(arm) - (len(arms) - 1) / 2) for stage in rows["stage"]],
             y=rows["value"].to_list(),
             customdata=rows.select("low", "high").rows(),
             error_y=None if thin else bars,
@@ -446,6 +534,7 @@ def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figur
             + f" {who}<extra></extra>",
             meta={
                 "checkpoints": rows["checkpoint"].to_list(),
+                "x": rows["stage"].to_list(),
                 "role": "seed" if thin else "line",
                 "arm": arm,
             },
@@ -459,7 +548,8 @@ def stage_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Figur
     return figure
 
 
-def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str, str]) -> Figure:
+@_drawn
+def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str, str]) -> Sketch:
     """What becomes of the facts from checkpoint to checkpoint of one run: a band for each change of state.
 
     Args:
@@ -467,8 +557,6 @@ def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str
         stages: a name for each checkpoint.
         names: how each state is called, in the order in which they stand.
     """
-    import plotly.graph_objects as go
-
     states = list(names)
     colours = dict(zip(states, FATES, strict=True))
     total = float(flows.filter(flows["step"] == 0)["n"].sum())
@@ -485,32 +573,32 @@ def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str
         above = sum(sizes.get((step, other), 0) for other in states[: states.index(state)])
         tops.append((above + sizes[step, state] / 2) / total)
     links = flows.filter(flows["n"] > 0)
-    figure = go.Figure(
-        go.Sankey(
-            arrangement="fixed",
-            node={
-                "label": [f"{sizes[node]:,} {names[node[1]]}" for node in nodes],
-                "x": [0.001 + 0.998 * step / (len(stages) - 1) for step, _ in nodes],
-                "y": [min(max(top, 0.001), 0.999) for top in tops],
-                "color": [colours[state] for _, state in nodes],
-                "pad": 14,
-                "thickness": 12,
-                "line": {"width": 0},
-                "hovertemplate": "%{label}<extra></extra>",
-            },
-            link={
-                "source": [index[step, state] for step, state in links.select("step", "source").rows()],
-                "target": [index[step + 1, state] for step, state in links.select("step", "target").rows()],
-                "value": links["n"].to_list(),
-                "color": [_translucent(colours[state], 0.35) for state in links["source"]],
-                "customdata": links.select("share", "low", "high").rows(),
-                "hovertemplate": "<b>%{value:,}</b> facts, %{customdata[0]:.1%} "
-                "(%{customdata[1]:.1%} – %{customdata[2]:.1%})<br>%{source.label} → %{target.label}<extra></extra>",
-            },
-            meta={"role": "flows"},
-        )
+    figure = _figure(x="", y="", percent=False)
+    figure.add(
+        "sankey",
+        arrangement="fixed",
+        node={
+            "label": [f"{sizes[node]:,} {names[node[1]]}" for node in nodes],
+            "x": [0.001 + 0.998 * step / (len(stages) - 1) for step, _ in nodes],
+            "y": [min(max(top, 0.001), 0.999) for top in tops],
+            "color": [colours[state] for _, state in nodes],
+            "pad": 14,
+            "thickness": 12,
+            "line": {"width": 0},
+            "hovertemplate": "%{label}<extra></extra>",
+        },
+        link={
+            "source": [index[step, state] for step, state in links.select("step", "source").rows()],
+            "target": [index[step + 1, state] for step, state in links.select("step", "target").rows()],
+            "value": links["n"].to_list(),
+            "color": [_translucent(colours[state], 0.35) for state in links["source"]],
+            "customdata": links.select("share", "low", "high").rows(),
+            "hovertemplate": "<b>%{value:,}</b> facts, %{customdata[0]:.1%} "
+            "(%{customdata[1]:.1%} – %{customdata[2]:.1%})<br>%{source.label} → %{target.label}<extra></extra>",
+        },
+        meta={"role": "flows"},
     )
-    figure.update_layout(template=template(), margin={"l": 8, "r": 8, "t": 30, "b": 8})
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 30, "b": 8})
     for step, name in enumerate(stages):
         last = step == len(stages) - 1
         figure.add_annotation(
@@ -527,7 +615,8 @@ def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str
     return figure
 
 
-def accuracy_matrix(scores: pl.DataFrame) -> Figure:
+@_drawn
+def accuracy_matrix(scores: pl.DataFrame) -> Sketch:
     """Rows: a run after each stage; columns: the evaluated sets; each cell with its share of right answers.
 
     Args:
@@ -538,11 +627,12 @@ def accuracy_matrix(scores: pl.DataFrame) -> Figure:
     datasets = scores["dataset"].unique(maintain_order=True).to_list()
     cells = {(row["row"], row["dataset"]): row for row in scores.iter_rows(named=True)}
     grid = [[cells.get((row, dataset)) for dataset in datasets] for row in rows]
-    figure.add_heatmap(
+    figure.add(
+        "heatmap",
         x=[_clip(_plain(name), 22) for name in datasets],
         y=[_clip(_plain(name), 44) for name in rows],
         z=[[None if cell is None else cell["value"] for cell in line] for line in grid],
-        text=[["" if cell is None else f"{cell['value']:.0%}" for cell in line] for line in grid],
+        text=[["" if cell is None else _rounded(cell["value"]) for cell in line] for line in grid],
         texttemplate="%{text}",
         customdata=[
             [
@@ -562,13 +652,14 @@ def accuracy_matrix(scores: pl.DataFrame) -> Figure:
         textfont={"color": "#ffffff", "size": 13},
         meta={"role": "matrix"},
     )
-    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 30, "frame": 44})
+    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 30, "frame": 44, "column": 130})
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(showline=False, type="category", side="bottom")
     return figure
 
 
-def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> Figure:
+@_drawn
+def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> Sketch:
     """A measure of training over a stage's optimiser steps, a line for each run.
 
     Args:
@@ -580,7 +671,13 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
     figure = _figure(x="optimiser step", y=y, percent=column == "exact")
     if column == "exact":
         figure.update_yaxes(range=[-0.02, 1.04])
-    figure.update_yaxes(type="log" if log else "linear", exponentformat="power" if log else None)
+    if log:
+        decades = range(-8, 7)
+        ticks = {
+            "tickvals": [10.0**power for power in decades],
+            "ticktext": [f"{10.0**power:,g}" for power in decades],
+        }
+        figure.update_yaxes(type="log", **ticks)
     form = ".1%" if column == "exact" else ".3g"
     for position, run in enumerate(steps["run"].unique(maintain_order=True).to_list()):
         rows = steps.filter((steps["run"] == run) & steps[column].is_not_null())
@@ -753,12 +850,10 @@ def visible(token: str) -> str:
     return "·" * (len(text) - len(stripped)) + stripped
 
 
-def _figure(*, x: str, y: str, percent: bool) -> Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure(layout={"template": template()})
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y, tickformat=".0%" if percent else None)
+def _figure(*, x: str, y: str, percent: bool) -> Sketch:
+    figure = Sketch()
+    figure.update_xaxes(title={"text": x})
+    figure.update_yaxes(title={"text": y}, **({"tickformat": ".0%"} if percent else {}))
     return figure
 
 
@@ -774,7 +869,12 @@ def _line(label: str, look: dict[str, str]) -> dict[str, Any]:
 
 def _with_accuracy(label: str, accuracy: Mapping[str, float | None] | None) -> str:
     share = None if accuracy is None else accuracy.get(label)
-    return _plain(label) + ("" if share is None else f" ({share:.1%} exact)")
+    return _plain(label) + ("" if share is None else f" ({_rounded(share)} exact)")
+
+
+def _rounded(share: float) -> str:
+    """A percentage as the page writes it: halves go up."""
+    return f"{math.floor(1000 * share + 0.5) / 10:g} %"
 
 
 def _stairs(values: list[float], name: str) -> list[float]:

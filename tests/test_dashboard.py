@@ -1,4 +1,4 @@
-"""The report: what it embeds, and what a reader sees of it in a browser."""
+"""The page: what it embeds, and what a reader sees of it in a browser."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import zlib
 import polars as pl
 import pytest
 
-from memprobe import dashboard, page, plots, statistics
+from memprobe import dashboard, explorer, page, plots, statistics
+from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.records import Probe
+from memprobe.records import Probe, write_json
+from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
 from tests.probes import synthetic_factoids, write_probe
+from tests.test_studies import write_metrics, write_stage
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2><!-- {{title}}"
 
@@ -32,6 +35,13 @@ def hostile_factoids(n):
     facts = synthetic_factoids(n)
     facts[1] = make_factoid(f"Who said {HOSTILE}", HOSTILE, HOSTILE, relation=HOSTILE, aliases=[HOSTILE])
     return facts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "DRAWS", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +64,53 @@ def six(tmp_path_factory):
     return probe
 
 
+REMIX = f"remix(data=self){HOSTILE[:9]}"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two sets of factoids, one of them from two directories that share a label, and two training runs."""
+    top = tmp_path_factory.mktemp("study")
+    manifests = {
+        f"{name}-{stage}": {"arm": arm, "seed": 0, "stage": stage, "stage_name": ("kvr", "known")[stage - 1]}
+        for name, arm in (("naive", "none"), ("remix", REMIX))
+        for stage in (1, 2)
+    }
+    depths = {"base": 7, "naive-1": 3, "naive-2": 5, "remix-1": 2, "remix-2": 3}
+    write_probe(top / "a", depths, n=24, manifests=manifests)
+    write_probe(top / "b", {"base": 6, "other": 4}, n=24, seed=1)
+    write_probe(top / "c", {"base": 4}, n=9)
+    for name, arm in (("naive", "none"), ("remix", REMIX)):
+        run = top / "runs" / name
+        (run / "1-kvr").mkdir(parents=True)
+        (run / "recipe.toml").write_text(f"arm = {json.dumps(arm)}\nseed = 0\n", encoding="utf-8")
+        write_stage(run / "1-kvr", {"1-kvr": (1.0, 0.8, 1.0)})
+        write_stage(run / "2-known", {"1-kvr": (0.25, 0.1, 0.5), "2-known": (1.0, 0.8, 1.0)}, steps=2)
+    write_metrics(top / "runs" / "naive" / ".state" / "3-pop" / "metrics.jsonl", 4)
+    found = compare([top / "a"], draws=200)
+    write_json(found.as_json(), top / "compared" / "comparison.json")
+    dashboard.write_dashboard(open_study([top]), top / "page.html")
+    return top
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as launched:
         yield launched
 
 
-def embedded(probe, name="report-data"):
-    text = (probe.path / "report.html").read_text(encoding="utf-8")
+def page_of(made):
+    return made.path / "report.html" if isinstance(made, Probe) else made / "page.html"
+
+
+def embedded(made, name="report-data"):
+    text = page_of(made).read_text(encoding="utf-8")
     found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', text, re.DOTALL)
     return json.loads(found[1])
 
 
-def block(probe, name):
-    text = (probe.path / "report.html").read_text(encoding="utf-8")
+def block(made, name):
+    text = page_of(made).read_text(encoding="utf-8")
     return zlib.decompress(base64.b64decode(re.search(rf'id="block-{name}">(.*?)</script>', text)[1]))
 
 
@@ -75,7 +118,7 @@ def block(probe, name):
 
 
 def test_numbers_on_top_are_those_of_statistics(six):
-    headline = embedded(six)["headline"]
+    headline = embedded(six)["sets"][0]["headline"]
     for rule, k in (("first", 10), ("all", 1)):
         placement = statistics.placement(six.records, k=k, token=rule, draws=10)
         recall = statistics.recall_by_depth(six.records, k=k, token=rule).filter(pl.col("depth") == 8)
@@ -102,7 +145,7 @@ def test_numbers_on_top_are_those_of_statistics(six):
 
 
 def test_the_lof_figure_shares_are_those_of_occurrence(six):
-    figure = json.loads(block(six, "figures"))["lof"]["first"]["10"]
+    figure = json.loads(block(six, "s0-lof"))["first"]["10"]
     lof = statistics.occurrence(six.records, k=10, token="first").filter(pl.col("checkpoint") == "base")[
         "lof"
     ]
@@ -125,25 +168,25 @@ def test_every_script_that_runs_is_named_by_the_policy_and_nothing_else_may(one)
 def test_hostile_text_cannot_leave_its_script_element(one):
     text = (one.path / "report.html").read_text(encoding="utf-8")
     assert HOSTILE not in text
-    assert "window.pwned" in embedded(one)["checkpoints"][0]["label"]
+    assert "window.pwned" in embedded(one)["sets"][0]["checkpoints"][0]["label"]
     assert page.embedded_json("</script><!--") == '"\\u003c/script>\\u003c!--"'
     with pytest.raises(ValueError, match="JSON"):
         page.embedded_json(float("nan"))
 
 
 def test_what_does_not_fit_the_explorer_is_left_out_of_it_and_said(six, tmp_path, monkeypatch):
-    monkeypatch.setattr(dashboard, "MAX_CELLS", 6 * 9 * 45)
+    monkeypatch.setattr(explorer, "MAX_CELLS", 6 * 9 * 45)
     dashboard.write_report(six, tmp_path / "report.html")
     small = Probe(tmp_path, six.run)
-    data = embedded(small)
+    data = embedded(small)["sets"][0]
     assert {part["token"] for part in data["records"]} == {0}
     assert "only the first answer token is shown" in data["left_out"]
-    monkeypatch.setattr(dashboard, "MAX_CELLS", 6 * 9 * 10)
+    monkeypatch.setattr(explorer, "MAX_CELLS", 6 * 9 * 10)
     dashboard.write_report(six, tmp_path / "report.html")
-    data = embedded(small)
+    data = embedded(small)["sets"][0]
     assert "first 10 of 45 factoids" in data["left_out"]
     assert {part["rows"] for part in data["records"]} == {10}
-    assert embedded(six)["left_out"] == ""
+    assert embedded(six)["sets"][0]["left_out"] == ""
 
 
 def test_a_probe_without_records_is_refused(tmp_path):
@@ -152,6 +195,111 @@ def test_a_probe_without_records_is_refused(tmp_path):
     empty = Probe(probe.path, probe.run)
     with pytest.raises(MemprobeError, match="no records"):
         dashboard.write_report(empty, tmp_path / "report.html")
+
+
+def test_survival_differences_and_flows_are_those_of_statistics(study):
+    probe = Probe(study / "a", json.loads((study / "a" / "run.json").read_text(encoding="utf-8")))
+    found = compare([probe], k=5, token="all", reference="base", draws=200)
+    survival = found.tables["survival"].filter(of="lof", checkpoint="remix-2")
+    (line,) = [
+        trace
+        for trace in json.loads(block(study, "s0-lof-survival"))["all"]["5"]["data"]
+        if trace["meta"] == {"checkpoint": "a/remix-2", "role": "line"}
+        or trace["meta"] == {"checkpoint": "remix-2", "role": "line"}
+    ]
+    assert line["y"] == pytest.approx(survival["survival"].to_list())
+    forest = json.loads(block(study, "s0-difference-lof_restricted"))["all"]["5"]["data"]
+    drawn = {
+        trace["meta"]["checkpoint"]: trace for trace in forest if trace["meta"]["against"] == "reference"
+    }
+    rows = found.tables["differences"].filter(on="all", statistic="lof_restricted", reference="base")
+    for row in rows.iter_rows(named=True):
+        assert drawn[row["checkpoint"]]["x"] == pytest.approx([row["difference"]]), row["checkpoint"]
+    flows = json.loads(block(study, "s0-fate-0"))["all"]["5"]["data"][0]
+    before = [
+        value
+        for value, source in zip(flows["link"]["value"], flows["link"]["source"], strict=True)
+        if flows["node"]["x"][source] < 0.1
+    ]
+    assert sum(before) == 24
+
+
+def test_stages_draw_the_values_of_each_checkpoint(study):
+    figure = json.loads(block(study, "s0-stage-exact"))["first"]["10"]
+    (naive,) = [trace for trace in figure["data"] if trace["meta"]["arm"] == "naive"]
+    assert naive["meta"]["checkpoints"] == ["a/base", "naive-1", "naive-2"]
+    headline = embedded(study)["sets"][0]["headline"]["first"]["10"]
+    expected = [headline[label]["exact_match"]["value"] for label in naive["meta"]["checkpoints"]]
+    assert naive["y"] == pytest.approx(expected)
+    high = headline["naive-2"]["exact_match"]["high"]
+    assert naive["y"][-1] + naive["error_y"]["array"][-1] == pytest.approx(high)
+
+
+def test_sets_go_by_what_was_asked_and_equal_labels_are_told_apart(study):
+    sets = embedded(study)["sets"]
+    assert [[entry["label"] for entry in one["checkpoints"]] for one in sets] == [
+        ["a/base", "naive-1", "naive-2", "remix-1", "remix-2", "b/base", "other"],
+        ["base"],
+    ]
+    assert len({one["name"] for one in sets}) == 2
+    assert [key for key, _ in sets[0]["against"]] == ["reference", "before", "naive"]
+    assert sets[1]["against"] == sets[1]["chains"] == []
+
+
+def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
+    manifests = {
+        f"{arm}-{seed}": {"arm": arm, "seed": seed, "stage": 1, "stage_name": "kvr"}
+        for arm in ("none", "ewc")
+        for seed in range(3)
+    }
+    depths = {"base": 6} | {label: 3 + 0.2 * at for at, label in enumerate(manifests)}
+    probe = write_probe(tmp_path / "probe", depths, n=16, manifests=manifests)
+    dashboard.write_report(probe, probe.path / "report.html")
+    found = compare([probe], draws=200).tables["arms"].filter(arm="ewc", statistic="depths_per_factoid")
+    rows = embedded(probe)["sets"][0]["arms"]["first"]["10"]
+    (row,) = [row for row in rows if row["arm"] == "ewc"]
+    assert row["seeds"] == 3
+    assert row["depths_per_factoid"]["mean"] == pytest.approx(found["mean"].item())
+    assert row["depths_per_factoid"]["by_seed"] == pytest.approx(found["by_seed"].item().to_list())
+    assert row["depths_per_factoid"]["low"] == pytest.approx(found["low"].item(), abs=0.2)
+    drawn = json.loads(block(probe, "s0-stage-depths_per_factoid"))["first"]["10"]["data"]
+    assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "ewc"] == ["seed"] * 3 + [
+        "line"
+    ]
+
+
+def test_a_second_readout_stands_beside_the_first(tmp_path):
+    depths = {"base": 6, "tuned": 3}
+    probe = write_probe(tmp_path / "own", depths, n=12)
+    fixed = write_probe(tmp_path / "fixed", depths, n=12, readout="base", seed=3)
+    dashboard.write_dashboard(
+        open_study([tmp_path]), tmp_path / "page.html", reference="base", fixed_readout=[fixed.path]
+    )
+    assert len(embedded(tmp_path)["sets"]) == 1
+    forest = json.loads(block(tmp_path, "s0-difference-depths_per_factoid"))["first"]["10"]["data"]
+    held = [
+        one.records.filter(pl.col("token") == 0, pl.col("depth") > 0, pl.col("rank") < 10)
+        for one in (probe, fixed)
+    ]
+    for trace, rows in zip(forest, held, strict=True):
+        counts = dict(rows.group_by("checkpoint").len().iter_rows())
+        assert trace["x"] == pytest.approx([(counts["tuned"] - counts["base"]) / 12])
+    with pytest.raises(MemprobeError, match="--readout BASE"):
+        dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", fixed_readout=[probe])
+    with pytest.raises(MemprobeError, match="--reference 'nobody'"):
+        dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", reference="nobody")
+
+
+def test_long_training_is_thinned_and_that_is_said(tmp_path, monkeypatch):
+    (tmp_path / "recipe.toml").write_text("seed = 0\n", encoding="utf-8")
+    write_metrics(tmp_path / ".state" / "1-kvr" / "metrics.jsonl", 30)
+    monkeypatch.setattr(dashboard, "MAX_POINTS", 10)
+    dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html")
+    training = embedded(tmp_path)["training"]
+    assert "every 3th step" not in training["note"]
+    assert "one step in 3" in training["note"]
+    (name, _) = training["curves"]["loss"][0]
+    assert json.loads(block(tmp_path, name))["data"][0]["x"] == list(range(1, 31, 3))
 
 
 # What a reader sees
@@ -163,11 +311,16 @@ class TestBrowser:
     def test_one_checkpoint_opens_and_hostile_text_stays_text(self, browser, one):
         with opened(browser, one.path / "report.html", hash=f"#factoid={one.factoids['id'][1]}") as shown:
             shown.wait_for_selector("#explorer[data-ready]", state="attached")
-            assert shown.evaluate("window.pwned") is None
             assert HOSTILE in shown.inner_text("#detail h3")
+            for tab in shown.locator("#rooms button").all():
+                tab.click()
+            shown.wait_for_timeout(100)
+            shown.locator("#tab-overview").click()
             assert HOSTILE in shown.inner_text("#headline tbody th")
+            assert shown.evaluate("window.pwned") is None
             assert shown.locator("img").count() == 0
-            assert shown.locator(".js-plotly-plot").count() == 4
+            rooms = shown.locator("#rooms button").all_inner_texts()
+            assert rooms == ["Overview", "Curves", "Depths", "Factoids", "What was run"]
 
     def test_every_control_changes_what_is_shown(self, browser, six):
         with opened(browser, six.path / "report.html") as shown:
@@ -180,11 +333,12 @@ class TestBrowser:
             assert row.inner_text() != before
             shown.get_by_text("shuffled answers", exact=True).click()
             assert "shuffled" not in shown.inner_text("#headline")
-            count = "document.querySelector('[data-figure=recall] .canvas').data.length"
+            shown.locator("#tab-curves").click()
+            count = "document.querySelector('#room-curves [data-figure=recall] .canvas')?.data.length"
             shown.wait_for_function(f"{count} === 12")
             shown.locator("#checkpoints label").nth(2).click()
-            assert shown.locator("#headline tbody tr").count() == 5
             shown.wait_for_function(f"{count} === 10")
+            assert shown.locator("#headline tbody tr").count() == 5
             shown.locator("#theme").click()
             shown.locator("#theme").click()
             assert shown.get_attribute("html", "data-theme") == "dark"
@@ -192,9 +346,12 @@ class TestBrowser:
             assert all(part in query for part in ("k=1", "rule=all", "control=0", "theme=dark"))
 
     def test_the_recall_that_is_drawn_is_that_of_statistics(self, browser, six):
-        with opened(browser, six.path / "report.html", hash="#k=5&rule=last&ckpt=remix-1") as shown:
+        with opened(
+            browser, six.path / "report.html", hash="#room=curves&k=5&rule=last&ckpt=remix-1"
+        ) as shown:
             drawn = shown.evaluate(
-                "document.querySelector('[data-figure=recall] .canvas').data.find(t => t.meta.role === 'line').y"
+                "document.querySelector('#room-curves [data-figure=recall] .canvas').data"
+                ".find(t => t.meta.role === 'line').y"
             )
             rows = statistics.recall_by_depth(six.records, k=5, token="last")
             assert drawn == pytest.approx(rows.filter(pl.col("checkpoint") == "remix-1")["recall"].to_list())
@@ -202,7 +359,7 @@ class TestBrowser:
     def test_a_click_on_a_factoid_shows_the_numbers_of_its_records(self, browser, six):
         chosen = six.factoids.row(5, named=True)
         with opened(browser, six.path / "report.html") as shown:
-            shown.locator("#explorer").scroll_into_view_if_needed()
+            shown.locator("#tab-factoids").click()
             shown.wait_for_selector("#explorer[data-ready]", state="attached")
             shown.locator(f"tr[data-factoid='{chosen['id']}']").click()
             shown.wait_for_function(
@@ -234,7 +391,7 @@ class TestBrowser:
 
     def test_search_sort_pages_and_the_keyboard(self, browser, six):
         with opened(browser, six.path / "report.html") as shown:
-            shown.locator("#explorer").scroll_into_view_if_needed()
+            shown.locator("#tab-factoids").click()
             shown.wait_for_selector("#explorer[data-ready]", state="attached")
             assert shown.inner_text("#page") == "1–20"
             shown.click("#next")
@@ -254,7 +411,7 @@ class TestBrowser:
             )
             ids = six.factoids.filter(pl.col("relation") == "author")["id"]
             expected = lof.filter(pl.col("factoid").is_in(ids.implode()))["lof"].sort(nulls_last=True)
-            marks = shown.locator("#factoids tbody td:nth-child(3)").all_text_contents()
+            marks = shown.locator("#factoids tbody td:nth-child(4)").all_text_contents()
             assert [mark.lstrip("✓") for mark in marks] == [str(value or "–") for value in expected]
             assert shown.get_attribute("#factoids th.mark", "aria-sort") == "ascending"
             shown.locator("#factoids tbody button").first.focus()
@@ -284,9 +441,11 @@ class TestBrowser:
             assert shown.evaluate("state") == state
 
     def test_a_plot_downloads_its_numbers_and_its_picture(self, browser, six):
-        with opened(browser, six.path / "report.html", hash="#ckpt=base", accept_downloads=True) as shown:
+        with opened(
+            browser, six.path / "report.html", hash="#room=curves&ckpt=base", accept_downloads=True
+        ) as shown:
             with shown.expect_download() as csv:
-                shown.locator("[data-figure=recall] .tools button", has_text="CSV").click()
+                shown.locator("#room-curves [data-figure=recall] .tools button", has_text="CSV").click()
             table = pl.read_csv(csv.value.path())
             rows = statistics.recall_by_depth(six.records, k=10, token="first").filter(
                 pl.col("checkpoint") == "base"
@@ -295,15 +454,78 @@ class TestBrowser:
             assert line["y"].to_list() == pytest.approx(rows["recall"].to_list())
             assert line["low"].to_list() == pytest.approx(rows["low"].to_list())
             with shown.expect_download() as image:
-                shown.locator("[data-figure=lof] .tools button", has_text="SVG").click()
+                shown.locator(
+                    "#room-curves [data-figure=recall-heatmap] .tools button", has_text="SVG"
+                ).click()
             assert "<svg" in image.value.path().read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize(("width", "theme"), [(1440, "light"), (390, "dark")])
-    def test_it_fits_a_laptop_and_a_phone(self, browser, six, width, theme):
-        with opened(browser, six.path / "report.html", width=width, color_scheme=theme) as shown:
-            shown.locator("#explorer").scroll_into_view_if_needed()
+    def test_every_room_of_a_study_opens_and_keeps_the_selection(self, browser, study):
+        with opened(browser, page_of(study)) as shown:
+            assert shown.locator("#rooms button").all_inner_texts() == [
+                "Overview", "Curves", "Depths", "Differences", "Fates", "Training", "Factoids", "What was run",
+            ]  # fmt: skip
+            assert shown.locator("#stages .js-plotly-plot").count() == 4
+            shown.locator("#rooms button").first.focus()
+            shown.keyboard.press("ArrowRight")
+            assert shown.locator("#room-curves").is_visible()
+            assert not shown.locator("#room-overview").is_visible()
+            shown.locator("#checkpoints label", has_text="remix-1").click()
+            for room in ("depths", "differences", "fates", "training", "factoids", "run", "curves"):
+                shown.locator(f"#tab-{room}").click()
+                assert shown.locator(f"#room-{room}").is_visible()
+                assert shown.evaluate("state.checkpoints.length") == 6
+            shown.locator("#tab-differences").click()
+            shown.locator("#against label", has_text="stage before").click()
+            drawn = "document.querySelector('[data-figure=difference-exact] .canvas').data"
+            shown.wait_for_function(f"{drawn}.length === 3")
+            assert shown.evaluate(f"{drawn}.map((trace) => trace.meta.against)") == ["before"] * 3
+            assert "against=before" in shown.evaluate("location.hash")
+            assert shown.locator("#comparisons .js-plotly-plot").count() >= 5
+            shown.locator("#tab-training").click()
+            assert "naive, stage 3 pop" in shown.inner_text("#running")
+            shown.locator("#measure label", has_text="exact").click()
+            shown.wait_for_selector("#training .js-plotly-plot")
+            assert shown.locator("#matrix .js-plotly-plot, #matrix.js-plotly-plot").count() == 1
+
+    def test_another_set_of_factoids_has_its_own_checkpoints_and_rooms(self, browser, study):
+        with opened(browser, page_of(study), hash="#room=fates&k=5") as shown:
+            shown.select_option("#set", index=1)
+            assert shown.locator("#rooms button").all_inner_texts().count("Fates") == 0
+            assert shown.evaluate("[state.k, state.checkpoints]") == [5, ["base"]]
+            shown.locator("#tab-factoids").click()
             shown.wait_for_selector("#explorer[data-ready]", state="attached")
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            assert shown.inner_text("#found") == "9 of 9"
+            shown.reload()
+            shown.wait_for_selector("#explorer[data-ready]", state="attached")
+            assert shown.inner_text("#found") == "9 of 9"
+            shown.select_option("#set", index=0)
+            shown.wait_for_function("document.getElementById('found').textContent === '24 of 24'")
+
+    def test_factoids_are_found_by_fate_and_popularity(self, browser, study):
+        with opened(browser, page_of(study), hash="#room=factoids") as shown:
+            shown.wait_for_selector("#explorer[data-ready]", state="attached")
+            outcomes = Probe(study / "a", json.loads((study / "a" / "run.json").read_text())).outcomes
+            by_label = {
+                label: set(outcomes.filter(pl.col("checkpoint") == label, pl.col("exact_match"))["factoid"])
+                for label in ("base", "naive-1", "naive-2")
+            }
+            kept = set.intersection(*by_label.values())
+            shown.select_option("#fate", "naive, seed 0|1→1→1")
+            assert shown.inner_text("#found") == f"{len(kept)} of 24"
+            shown.select_option("#fate", "")
+            shown.select_option("#quarter", "quarter 4")
+            assert shown.inner_text("#found") == "6 of 24"
+            shown.click("[data-sort=popularity]")
+            first = shown.locator("#factoids tbody .popularity").all_text_contents()
+            assert first == ["324", "361", "400", "441", "484", "529"]
+
+    @pytest.mark.parametrize(("width", "theme"), [(1440, "light"), (390, "dark")])
+    def test_every_room_fits_a_laptop_and_a_phone(self, browser, study, width, theme):
+        with opened(browser, page_of(study), width=width, color_scheme=theme) as shown:
+            for tab in shown.locator("#rooms button").all():
+                tab.click()
+                shown.wait_for_timeout(150)
+                assert shown.evaluate("document.documentElement.scrollWidth") <= width, tab.inner_text()
             assert shown.get_attribute("html", "data-theme") == theme
 
     def test_a_figure_has_a_page_of_its_own(self, browser, tmp_path):

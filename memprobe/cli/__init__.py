@@ -26,7 +26,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Imports the command modules, each of which adds its command to :data:`app`."""
-    from memprobe.cli import check, compare, figures, filter, layers, lens, sources  # noqa: F401
+    from memprobe.cli import check, compare, dashboard, figures, filter, layers, lens, sources  # noqa: F401
 
 
 @app.callback()

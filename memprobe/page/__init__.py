@@ -1,7 +1,7 @@
 """The files of the page, and how one HTML file is put together from them.
 
     shell.html    head, security policy, the order of the parts
-    report.html   markup of the report            report.js  explorer.js  start.js
+    report.html   markup of the report            report.js  explorer.js  start.js  watch.js
     figure.html   markup of a page with one figure                        figure.js
     style.css     the look of both                core.js    what both share
 
@@ -27,7 +27,13 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
 def assemble(
-    *, title: str, body: str, scripts: Sequence[str], data: Mapping[str, Any], blocks: Mapping[str, bytes]
+    *,
+    title: str,
+    body: str,
+    scripts: Sequence[str],
+    data: Mapping[str, Any],
+    blocks: Mapping[str, bytes],
+    connects: bool = False,
 ) -> str:
     """One HTML file.
 
@@ -38,10 +44,11 @@ def assemble(
             installed plotly package.
         data: element id -> what the scripts read at once, as JSON.
         blocks: name -> bytes that the scripts inflate when they need them.
+        connects: whether the page may ask the server that it came from, and no other.
     """
     sources = [_plotly() if name == PLOTLY else _file(name) for name in scripts]
     parts = {
-        "policy": html.escape(_policy(sources)),
+        "policy": html.escape(_policy(sources, connects)),
         "title": html.escape(title),
         "style": _file("style.css"),
         "body": _file(body),
@@ -69,14 +76,15 @@ def embedded_json(value: Any) -> str:
     )
 
 
-def _policy(sources: Sequence[str]) -> str:
+def _policy(sources: Sequence[str], connects: bool) -> str:
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in sources
     )
+    own = "connect-src 'self'; " if connects else ""
     # plotly.js sets styles from script and makes images of figures from blob: and data: addresses.
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"{own}base-uri 'none'; form-action 'none'"
     )
 
 

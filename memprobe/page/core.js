@@ -44,6 +44,22 @@ function glyph(checkpoint) {
 
 // Data
 
+/** A piece of a line as it is drawn in a figure. */
+function dash(line) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  const path = document.createElementNS(space, "path");
+  svg.setAttribute("viewBox", "0 0 26 10");
+  svg.setAttribute("class", "dash");
+  svg.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", "M0 5H26");
+  path.setAttribute("stroke", line.color);
+  path.setAttribute("stroke-width", "2");
+  path.setAttribute("stroke-dasharray", { dash: "7 4", dashdot: "7 3 2 3" }[line.dash] ?? "none");
+  svg.append(path);
+  return svg;
+}
+
 const readJson = (id) => JSON.parse(byId(id).textContent);
 const inflated = new Map();
 
@@ -119,38 +135,78 @@ function draw(holder, figure, templates, nothing = "") {
   }
   holder.querySelector(".nothing").textContent = figure.data.length ? "" : nothing;
   shownFigures.set(holder, figure);
-  const layout = { showlegend: false, ...figure.layout, template: templates[theme()] };
+  const { meta, ...given } = figure.layout;
+  const layout = { showlegend: false, ...given, template: templates[theme()] };
+  if (meta?.row) {
+    // A row for each name on the y axis.
+    layout.height = meta.frame + meta.row * Math.max(1, new Set(figure.data.flatMap((trace) => trace.y)).size);
+    canvas.style.height = `${layout.height}px`;
+    if (meta.column) canvas.style.maxWidth = `${260 + meta.column * figure.data[0].x.length}px`;
+  }
+  showLegend(holder.querySelector(".legend"), figure);
   Plotly.react(canvas, figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
 }
+
+/** The lines of a figure by name, where there are several. */
+function showLegend(list, figure) {
+  const lines = new Map(figure.data.filter((trace) => trace.meta?.role === "line" && trace.showlegend !== false)
+    .map((trace) => [trace.name, trace]));
+  list.replaceChildren(...(lines.size < 2 ? [] : [...lines].map(([name, trace]) => element("li", {},
+    trace.mode === "lines" ? dash(trace.line) : glyph({ colour: trace.marker.color, marker: trace.marker.symbol }),
+    unplain(name)))));
+}
+
+/** A label that plotly draws as it stands. */
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+/** The text behind what plotly is given as a label. */
+const unplain = (text) => text.replaceAll("% {", "%{").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 
 function downloadImage(holder, format) {
   const figure = shownFigures.get(holder);
   const canvas = holder.querySelector(".canvas");
-  const layout = { ...canvas.layout, showlegend: figure.data.length > 1 };
+  const heading = holder.querySelector("h2, h3, h4")?.textContent ?? "";
+  const layout = { ...canvas.layout, title: { text: plain(heading), font: { size: 14 }, x: 0, xref: "paper" },
+    margin: { ...canvas.layout.margin, t: (canvas.layout.margin?.t ?? 12) + 56 }, showlegend: figure.data.filter((trace) => trace.meta?.role === "line").length > 1 };
   Plotly.downloadImage({ data: canvas.data, layout }, {
-    format, filename: holder.dataset.figure, width: canvas.clientWidth, height: canvas.clientHeight + 40,
+    format, filename: holder.dataset.figure, width: canvas.clientWidth, height: canvas.clientHeight + 56,
     scale: format === "png" ? 2 : 1,
   });
 }
 
 /** The numbers that a figure draws, one row per point. */
 function figureCsv(figure) {
+  if (figure.data[0]?.type === "sankey") return flowsCsv(figure.data[0]);
   const rows = [["checkpoint", "series", "x", "y", "low", "high"]];
   for (const trace of figure.data) {
+    const { checkpoint, checkpoints: several, run, role, column, against, x: fixedX } = trace.meta || {};
+    if (role === "band") continue;
+    const edges = (extra) => (Array.isArray(extra) ? extra : ["", ""]);
     if (trace.type === "heatmap") {
-      trace.z.forEach((line, depth) => line.forEach((value, position) =>
-        rows.push(["", `top-1 ${trace.customdata[depth][position].join(" | ")}`, position, depth, value, ""])));
+      trace.z.forEach((line, row) => line.forEach((value, at) => {
+        const extra = trace.customdata?.[row][at];
+        if (role === "cells") rows.push([trace.meta.rows[row], "cell", trace.x[at], value, "", ""]);
+        else if (role === "matrix") {
+          if (extra) rows.push([unplain(trace.y[row]), extra[3], unplain(trace.x[at]), value, extra[0], extra[1]]);
+        } else rows.push(["", `top-1 ${extra.join(" | ")}`, at, row, value, ""]);
+      }));
       continue;
     }
-    const { checkpoint, role, column, x: fixedX } = trace.meta || {};
-    if (role === "band") continue;
     trace.x.forEach((x, index) => {
       const extra = trace.customdata ? trace.customdata[index] : null;
-      const [low, high] = Array.isArray(extra) ? extra : ["", ""];
-      const y = column === "rank" ? extra : trace.y[index];
-      rows.push([checkpoint ?? trace.name, column || role || "", fixedX ?? x, y ?? "", low ?? "", high ?? ""]);
+      const [low, high] = edges(extra);
+      const who = several ? several[index] || trace.name : checkpoint ?? run ?? trace.name;
+      // A forest has its numbers on the x axis, and names on the other.
+      if (against !== undefined) rows.push([who, role, x, "", low ?? "", high ?? ""]);
+      else rows.push([who, column || role || "", Array.isArray(fixedX) ? fixedX[index] : fixedX ?? x, (column === "rank" ? extra : trace.y[index]) ?? "", low ?? "", high ?? ""]);
     });
   }
+  return csv(rows);
+}
+
+function flowsCsv({ node, link }) {
+  const rows = [["from", "to", "facts", "share", "low", "high"]];
+  link.value.forEach((value, at) => rows.push([node.label[link.source[at]], node.label[link.target[at]], value, ...link.customdata[at]]));
   return csv(rows);
 }
 

@@ -6,28 +6,55 @@ const NEVER = 0xffff; // of first occurrence and settled depth
 const ABSENT = 0xfffe; // no records: the factoid is an error
 const CLIPPED = 0xffff; // of rank
 
-const explorer = { factoids: null, occurrence: null, order: [], haystack: [], shown: null, records: null };
+const explorers = new Map(); // of each set that was opened
+let explorer = emptyExplorer();
+
+function emptyExplorer() {
+  return { factoids: null, occurrence: null, order: [], haystack: [], shown: null, records: null, opening: null };
+}
 
 // Data
 
-async function openTable() {
-  explorer.factoids = await inflateJson("factoids");
-  explorer.occurrence = new Uint16Array(await inflate("occurrence"));
+async function openTable(prefix) {
+  explorer.factoids = await figuresOf(`${prefix}factoids`);
+  explorer.occurrence = new Uint16Array(await inflate(`${prefix}occurrence`));
   const { prompt, answer, aliases, id } = explorer.factoids;
   explorer.haystack = prompt.map((text, row) => [text, answer[row], id[row], ...aliases[row]].join("\n").toLowerCase());
   explorer.rows = new Map(id.map((name, row) => [name, row]));
-  const relations = [...new Set(explorer.factoids.relation)].filter((name) => name !== null).sort();
-  byId("relation").replaceChildren(element("option", { value: "" }, "all relations"),
-    ...relations.map((name) => element("option", { value: name }, name)));
-  byId("relation").hidden = relations.length < 2;
+  buildFilters();
 }
+
+const FATE_WORDS = { 1: "exact", 0: "not" };
+const fateText = (path) => path.split("→").map((known) => FATE_WORDS[known]).join(" → ");
+
+/** The choices of the filters; hidden where there is nothing to choose. */
+function buildFilters() {
+  const { relation, quarter, fates } = explorers.get(set.prefix)?.factoids ?? { relation: [], quarter: null, fates: {} };
+  const options = (id, first, children) => {
+    byId(id).replaceChildren(element("option", { value: "" }, first), ...children);
+    byId(id).hidden = !children.length;
+  };
+  const distinct = (values) => [...new Set(values ?? [])].filter((name) => name !== null).sort();
+  const relations = distinct(relation);
+  options("relation", "all relations", relations.length < 2 ? [] : relations.map((name) => element("option", { value: name }, name)));
+  options("quarter", "any popularity", distinct(quarter).map((name) => element("option", { value: name }, POPULARITY[name] ?? name)));
+  options("fate", "any fate", Object.entries(fates).map(([chain, paths]) => element("optgroup", { label: `${chain}: ${chainStages(chain)}` },
+    ...distinct(paths).reverse().map((path) => element("option", { value: `${chain}|${path}` },
+      `${fateText(path)} (${grouped(paths.filter((other) => other === path).length)})`)))));
+}
+
+const POPULARITY = {
+  "quarter 1": "least popular quarter", "quarter 2": "second quarter", "quarter 3": "third quarter",
+  "quarter 4": "most popular quarter", unknown: "popularity unknown",
+};
+const chainStages = (name) => set.chains.find((chain) => chain.name === name).stages.join(" → ");
 
 /** First occurrence and settled depth of every factoid: [checkpoint label] -> { lof, settled }. */
 function occurrences() {
   const n = explorer.factoids.id.length;
   const setting = report.rules.indexOf(state.rule) * report.k.length + report.k.indexOf(state.k);
-  return Object.fromEntries(report.checkpoints.map(({ label }, position) => {
-    const start = (setting * report.checkpoints.length + position) * 2 * n;
+  return Object.fromEntries(set.checkpoints.map(({ label }, position) => {
+    const start = (setting * set.checkpoints.length + position) * 2 * n;
     return [label, {
       lof: explorer.occurrence.subarray(start, start + n),
       settled: explorer.occurrence.subarray(start + n, start + 2 * n),
@@ -36,9 +63,9 @@ function occurrences() {
 }
 
 async function openRecords() {
-  explorer.tokens ??= await inflateJson("tokens");
-  explorer.trajectory ??= await inflateJson("trajectory");
-  explorer.records ??= await Promise.all(report.records.map(async (part) => {
+  explorer.tokens ??= await figuresOf(`${set.prefix}tokens`);
+  explorer.trajectory ??= await figuresOf(`${set.prefix}trajectory`);
+  explorer.records ??= await Promise.all(set.records.map(async (part) => {
     const bytes = await inflate(part.block);
     const cells = part.rows * part.depths;
     let at = 0;
@@ -87,15 +114,21 @@ function visible(token) {
 
 // Table
 
+const compact = (value) => value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
 const COLLATOR = new Intl.Collator("en", { numeric: true });
 
-/** Rows that match the search and the relation, in the chosen order. */
+/** Rows that match the search and the filters, in the chosen order. */
 function findRows() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
-  const { relation } = explorer.factoids;
+  const { relation, quarter, fates, popularity } = explorer.factoids;
+  const cut = state.fate.lastIndexOf("|");
+  const paths = fates[state.fate.slice(0, cut)];
+  const path = state.fate.slice(cut + 1);
   const rows = [];
   explorer.haystack.forEach((text, row) => {
     if (state.relation && relation[row] !== state.relation) return;
+    if (state.quarter && quarter?.[row] !== state.quarter) return;
+    if (paths && paths[row] !== path) return;
     if (words.every((word) => text.includes(word))) rows.push(row);
   });
   const [column, direction] = splitSort();
@@ -104,6 +137,11 @@ function findRows() {
   if (column === "prompt" || column === "answer") {
     const values = explorer.factoids[column];
     return rows.sort((a, b) => sign * COLLATOR.compare(values[a], values[b]));
+  }
+  if (column === "popularity") {
+    if (!popularity) return rows;
+    // Factoids without one stand last either way.
+    return rows.sort((a, b) => (popularity[a] === null) - (popularity[b] === null) || sign * (popularity[a] - popularity[b]));
   }
   const entry = occurrences()[column.slice("lof:".length)];
   if (!entry) return rows;
@@ -160,10 +198,12 @@ function showTable() {
   const page = Math.min(Math.max(state.page, 0), pages - 1);
   const rows = explorer.order.slice(page * PAGE, (page + 1) * PAGE);
   const depths = occurrences();
-  const { prompt, answer, id } = explorer.factoids;
+  const { prompt, answer, id, popularity } = explorer.factoids;
+  byId("explorer").classList.toggle("stacked", state.checkpoints.length > 6);
   const head = element("tr", {},
     headerCell("prompt", "Prompt", "prompt", "Sort by prompt", "Prompt"),
     headerCell("answer", "Answer", "answer", "Sort by answer", "Answer"),
+    popularity ? headerCell("popularity", "Popularity", "popularity", "Sort by popularity", "Pop.") : null,
     ...state.checkpoints.map((label) => headerCell(`lof:${label}`, `First occurrence in ${label}`, "mark",
       `Sort by first occurrence in ${label}`, glyph(checkpoints.get(label)))));
   const body = rows.map((row) => element("tr", {
@@ -174,6 +214,7 @@ function showTable() {
   element("td", { class: "prompt", title: prompt[row] },
     element("button", { type: "button" }, prompt[row], element("small", {}, answer[row]))),
   element("td", { class: "answer", title: answer[row] }, answer[row]),
+  popularity ? element("td", { class: "popularity" }, popularity[row] === null ? "" : compact(popularity[row])) : null,
   ...state.checkpoints.map((label) => depthCell(row, label, depths[label]))));
   byId("factoids").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   byId("found").textContent = `${grouped(explorer.order.length)} of ${grouped(id.length)}`;
@@ -182,7 +223,7 @@ function showTable() {
   byId("previous").disabled = page === 0;
   byId("next").disabled = page >= pages - 1;
   byId("search").value = state.search;
-  byId("relation").value = state.relation;
+  for (const name of ["relation", "fate", "quarter"]) byId(name).value = state[name];
 }
 
 function chooseFactoid(row) {
@@ -192,11 +233,11 @@ function chooseFactoid(row) {
 
 function factoidsCsv() {
   const depths = occurrences();
-  const { id, source, relation, prompt, answer, outcomes } = explorer.factoids;
+  const { id, source, relation, prompt, answer, popularity, outcomes } = explorer.factoids;
   const perCheckpoint = state.checkpoints.flatMap((label) => [`${label} lof`, `${label} settled`, `${label} exact_match`]);
   const depth = (value) => (value >= ABSENT ? "" : value);
-  return csv([["id", "source", "relation", "prompt", "answer", ...perCheckpoint],
-    ...explorer.order.map((row) => [id[row], source[row], relation[row], prompt[row], answer[row],
+  return csv([["id", "source", "relation", "prompt", "answer", "popularity", ...perCheckpoint],
+    ...explorer.order.map((row) => [id[row], source[row], relation[row], prompt[row], answer[row], popularity?.[row] ?? "",
       ...state.checkpoints.flatMap((label) => [depth(depths[label].lof[row]), depth(depths[label].settled[row]),
         outcomes[label].exact_match[row]])])]);
 }
@@ -217,7 +258,7 @@ async function showDetail() {
   const records = recordsOf(factoid);
   const tokens = [...records.keys()];
   const token = records.has(state.token) ? state.token : tokens[0];
-  const facts = [relation[factoid], source[factoid],
+  const facts = [...new Set([relation[factoid], source[factoid]]),
     aliases[factoid].length ? `also: ${aliases[factoid].join(", ")}` : null, id[factoid]];
   const children = [
     element("header", {},
@@ -308,8 +349,8 @@ function topTokens(records) {
 
 // Turns
 
-const TABLE = ["checkpoints", "k", "rule", "search", "relation", "sort", "page"];
-const DETAIL = ["checkpoints", "k", "rule", "factoid", "token"];
+const TABLE = ["room", "checkpoints", "k", "rule", "search", "relation", "fate", "quarter", "sort", "page"];
+const DETAIL = ["room", "checkpoints", "k", "rule", "factoid", "token"];
 
 async function showExplorer(changed = null) {
   if (!explorer.factoids) return;
@@ -318,19 +359,23 @@ async function showExplorer(changed = null) {
   if (any(DETAIL)) await showDetail();
 }
 
-/** Inflates the explorer's data when it first comes into view, or at once for a link to a factoid. */
-async function openExplorer() {
-  if (explorer.opening) return;
-  explorer.opening = true;
-  await openTable();
-  await showExplorer();
+/** Inflates a set's columns when its explorer is first opened, and shows them. */
+async function openExplorer(changed = null) {
+  if (!explorers.has(set.prefix)) explorers.set(set.prefix, emptyExplorer());
+  const other = explorer !== explorers.get(set.prefix);
+  explorer = explorers.get(set.prefix);
+  explorer.opening ??= openTable(set.prefix);
+  await explorer.opening;
+  byId("left-out").textContent = set.left_out;
+  await showExplorer(other || explorer.order.length === 0 ? null : changed);
   byId("explorer").setAttribute("data-ready", "");
 }
 
 function buildExplorer() {
-  byId("left-out").textContent = report.left_out;
   byId("search").addEventListener("input", (event) => change({ search: event.target.value, page: 0 }));
-  byId("relation").addEventListener("change", (event) => change({ relation: event.target.value, page: 0 }));
+  for (const name of ["relation", "fate", "quarter"]) {
+    byId(name).addEventListener("change", (event) => change({ [name]: event.target.value, page: 0 }));
+  }
   byId("previous").addEventListener("click", () => change({ page: state.page - 1 }));
   byId("next").addEventListener("click", () => change({ page: state.page + 1 }));
   byId("factoids-csv").addEventListener("click", () => download("factoids.csv", factoidsCsv()));
@@ -344,18 +389,9 @@ function buildExplorer() {
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || ["INPUT", "SELECT", "TEXTAREA"].includes(document.activeElement?.tagName)) return;
+    if (!set) return;
     event.preventDefault();
+    if (state.room !== "factoids") change({ room: "factoids" });
     byId("search").focus();
-  });
-  const watcher = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) {
-      watcher.disconnect();
-      openExplorer();
-    }
-  }, { rootMargin: "100px" });
-  document.addEventListener("DOMContentLoaded", () => {
-    if (state.factoid !== null) {
-      openExplorer().then(() => byId("explorer").scrollIntoView());
-    } else watcher.observe(byId("explorer"));
   });
 }

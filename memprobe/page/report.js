@@ -1,55 +1,100 @@
-// The report: its state, the URL hash that keeps it, the controls, the table on top and the figures.
+// The page: its state, the URL hash that keeps it, rooms, controls, tables and figures.
 "use strict";
 
 const report = readJson("report-data");
-const checkpoints = new Map(report.checkpoints.map((entry) => [entry.label, entry]));
 
-const DEFAULTS = {
+// What the state of a set depends on; `set` is null where there are training runs or comparisons only.
+let set = report.sets[0] ?? null;
+let checkpoints = new Map();
+
+function chooseSet(chosen) {
+  set = chosen;
+  checkpoints = new Map((set?.checkpoints ?? []).map((entry) => [entry.label, entry]));
+}
+chooseSet(set);
+
+const ROOMS = [
+  ["overview", "Overview", () => set],
+  ["curves", "Curves", () => set],
+  ["depths", "Depths", () => set],
+  ["differences", "Differences", () => set?.against.length || report.comparisons.length],
+  ["fates", "Fates", () => set?.chains.length],
+  ["training", "Training", () => report.training],
+  ["factoids", "Factoids", () => set],
+  ["run", "What was run", () => set],
+];
+const openRooms = () => ROOMS.filter(([, , has]) => has()).map(([name]) => name);
+
+const defaults = () => ({
+  set: set?.name ?? "",
+  room: openRooms()[0],
   checkpoints: [...checkpoints.keys()],
-  k: report.default.k,
-  rule: report.default.rule,
-  control: report.controls,
+  k: set?.default.k ?? report.k[0],
+  rule: set?.default.rule ?? report.rules[0],
+  control: Boolean(set?.controls),
+  against: set?.against[0]?.[0] ?? "",
+  measure: Object.keys(report.training?.curves ?? {})[0] ?? "",
   search: "",
   relation: "",
+  fate: "",
+  quarter: "",
   sort: "",
   page: 0,
   factoid: null,
   token: 0,
-};
-let state = { ...DEFAULTS };
+});
+let state = defaults();
 
 // The hash holds what differs from the defaults, by name, so that links stay short and outlive new controls.
 
+const NAMES = ["k", "rule", "against", "measure", "search", "relation", "fate", "quarter", "sort", "page", "factoid", "token"];
+
 function stateFromHash() {
   const query = new URLSearchParams(location.hash.slice(1));
-  const found = { ...DEFAULTS };
+  chooseSet(report.sets.find((entry) => entry.name === query.get("set")) ?? report.sets[0] ?? null);
+  const found = defaults();
   const listed = query.getAll("ckpt").filter((label) => checkpoints.has(label));
-  if (listed.length) found.checkpoints = DEFAULTS.checkpoints.filter((label) => listed.includes(label));
+  if (listed.length) found.checkpoints = found.checkpoints.filter((label) => listed.includes(label));
   if (report.k.includes(Number(query.get("k")))) found.k = Number(query.get("k"));
   if (report.rules.includes(query.get("rule"))) found.rule = query.get("rule");
-  if (query.has("control")) found.control = report.controls && query.get("control") === "1";
-  for (const name of ["search", "relation", "sort"]) found[name] = query.get(name) ?? "";
+  if (query.has("control")) found.control = Boolean(set?.controls) && query.get("control") === "1";
+  if (set?.against.some(([key]) => key === query.get("against"))) found.against = query.get("against");
+  if (query.get("measure") in (report.training?.curves ?? {})) found.measure = query.get("measure");
+  for (const name of ["search", "relation", "fate", "quarter", "sort"]) found[name] = query.get(name) ?? "";
   for (const name of ["page", "token"]) found[name] = Math.trunc(Number(query.get(name))) || 0;
   found.factoid = query.get("factoid");
+  // A link to a factoid opens the room that shows it.
+  if (openRooms().includes(query.get("room"))) found.room = query.get("room");
+  else if (found.factoid !== null && set) found.room = "factoids";
   return found;
 }
 
 function hashFromState() {
   const query = new URLSearchParams();
+  const usual = defaults();
+  if (report.sets.length > 1 && set !== report.sets[0]) query.set("set", set.name);
+  if (state.room !== usual.room || state.factoid !== null) query.set("room", state.room);
   if (state.checkpoints.length !== checkpoints.size) state.checkpoints.forEach((label) => query.append("ckpt", label));
-  if (state.control !== DEFAULTS.control) query.set("control", state.control ? "1" : "0");
-  for (const name of ["k", "rule", "search", "relation", "sort", "page", "factoid", "token"]) {
-    if (state[name] !== DEFAULTS[name]) query.set(name, state[name]);
-  }
+  if (state.control !== usual.control) query.set("control", state.control ? "1" : "0");
+  for (const name of NAMES) if (state[name] !== usual[name]) query.set(name, state[name]);
   if (chosenTheme !== "auto") query.set("theme", chosenTheme);
   return query.size ? `#${query}` : "";
 }
 
 /** Changes the state, the hash and what depends on them. */
 function change(part) {
+  if ("set" in part) {
+    chooseSet(report.sets.find((entry) => entry.name === part.set));
+    const kept = Object.fromEntries(["room", "k", "rule", "measure"].map((name) => [name, state[name]]));
+    state = { ...defaults(), ...kept };
+    if (!openRooms().includes(state.room)) state.room = openRooms()[0];
+    keepHash();
+    buildSet();
+    return render();
+  }
   state = { ...state, ...part };
   keepHash();
-  render(Object.keys(part));
+  return render(Object.keys(part));
 }
 
 function keepHash() {
@@ -58,22 +103,68 @@ function keepHash() {
 
 // Controls
 
-function buildControls() {
-  byId("checkpoints").append(...report.checkpoints.map((entry) => element("label", { class: "chip" },
-    element("input", { type: "checkbox", name: "checkpoint", value: entry.label, onchange: chooseCheckpoints }),
-    element("span", {}, glyph(entry), entry.label))));
-  byId("k").append(...segments("k", report.k, (k) => change({ k: Number(k) })));
-  byId("rule").append(...segments("rule", report.rules, (rule) => change({ rule })));
-  const control = byId("control");
-  control.disabled = !report.controls;
-  if (!report.controls) control.parentElement.title = "This probe holds no shuffled controls";
-  control.addEventListener("change", () => change({ control: control.checked }));
-  byId("controls").addEventListener("submit", (event) => event.preventDefault());
-}
-
 const segments = (name, values, choose, texts = values) => values.map((value, index) => element("label", {},
   element("input", { type: "radio", name, value, onchange: () => choose(value) }),
   element("span", {}, String(texts[index]))));
+
+/** What stays the same whichever set is shown. */
+function buildControls() {
+  byId("title").textContent = report.title;
+  byId("subtitle").textContent = report.subtitle;
+  byId("k").append(...segments("k", report.k, (k) => change({ k: Number(k) })));
+  byId("rule").append(...segments("rule", report.rules, (rule) => change({ rule })));
+  byId("control").addEventListener("change", (event) => change({ control: event.target.checked }));
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("set").append(...report.sets.map(({ name }) => element("option", { value: name }, name)));
+  byId("set").addEventListener("change", (event) => change({ set: event.target.value }));
+  byId("sets").hidden = report.sets.length < 2;
+  byId("headline-csv").addEventListener("click", () => download("checkpoints.csv", headlineCsv()));
+  const curves = Object.keys(report.training?.curves ?? {});
+  byId("measure").append(...segments("measure", curves, (measure) => change({ measure }), curves.map((name) => name.replace("_", " "))));
+  byId("rooms").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const open = openRooms();
+    change({ room: open[(open.indexOf(state.room) + step + open.length) % open.length] });
+    byId(`tab-${state.room}`).focus();
+  });
+  buildTraining();
+  buildComparisons();
+  buildSet();
+}
+
+/** What each set has of its own. */
+function buildSet() {
+  byId("rooms").replaceChildren(...ROOMS.filter(([, , has]) => has()).map(([name, title]) => element("button", {
+    type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, onclick: () => change({ room: name }),
+  }, title)));
+  if (!set) return;
+  byId("asked").textContent = set.subtitle;
+  byId("checkpoints").replaceChildren(...set.checkpoints.map((entry) => element("label", { class: "chip" },
+    element("input", { type: "checkbox", name: "checkpoint", value: entry.label, onchange: chooseCheckpoints }),
+    element("span", {}, glyph(entry), entry.label))));
+  byId("control").disabled = !set.controls;
+  byId("control").parentElement.title = set.controls ? "" : "These probes hold no shuffled controls";
+  byId("against").replaceChildren(...segments("against", set.against.map(([key]) => key), (against) => change({ against }),
+    set.against.map(([, text]) => text)));
+  byId("fixed-note").hidden = !set.fixed;
+  const named = (prefix) => set.figures.filter((name) => name.startsWith(prefix));
+  const small = (name, title) => element("figure", { class: "plot", "data-figure": name }, element("figcaption", {}, element("h2", {}, title)));
+  const titles = { ...set.statistics, recall_full: "recall at full depth" };
+  titles.depths_per_factoid = "depths held";
+  byId("stages").replaceChildren(...named("stage-").map((name) => small(name, titled(titles[name.slice("stage-".length)]))));
+  byId("stages").hidden = !named("stage-").length;
+  byId("stages").append(element("ul", { class: "legend shared", id: "stages-legend" }));
+  byId("overview-plots").hidden = named("stage-").length > 0;
+  byId("stages-note").textContent = named("stage-").length
+    ? "After each training stage, on the factoids probed here. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean." : "";
+  byId("differences").replaceChildren(...named("difference-").map((name) => small(name, titled(titles[name.slice("difference-".length)]))));
+  byId("differences-note").hidden = !named("difference-").length;
+  byId("fates").replaceChildren(...named("fate-").map((name) => small(name, set.chains[name.slice("fate-".length)].name)));
+  showRun();
+  buildFilters();
+}
 
 function chooseCheckpoints(event) {
   const chosen = [...byId("checkpoints").querySelectorAll("input:checked")].map((input) => input.value);
@@ -83,17 +174,34 @@ function chooseCheckpoints(event) {
 
 function showControls() {
   for (const input of byId("checkpoints").querySelectorAll("input")) input.checked = state.checkpoints.includes(input.value);
-  for (const name of ["k", "rule"]) {
+  for (const name of ["k", "rule", "against", "measure"]) {
     for (const input of byId(name).querySelectorAll("input")) input.checked = input.value === String(state[name]);
   }
   byId("control").checked = state.control;
+  if (set) byId("set").value = set.name;
 }
 
-// The table on top
+function showRoom() {
+  for (const [name] of ROOMS) {
+    byId(`room-${name}`).hidden = name !== state.room;
+    const tab = byId(`tab-${name}`);
+    if (!tab) continue;
+    tab.setAttribute("aria-selected", String(name === state.room));
+    tab.tabIndex = name === state.room ? 0 : -1;
+  }
+  for (const field of byId("controls").querySelectorAll("[data-rooms]")) {
+    const here = field.dataset.rooms.split(" ").includes(state.room);
+    const empty = { sets: report.sets.length < 2, "against-field": (set?.against.length ?? 0) < 1 }[field.id];
+    field.hidden = !here || !(set || field.dataset.rooms === "training") || Boolean(empty);
+  }
+  byId(`tab-${state.room}`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+// Tables of the overview
 
 const span = (low, high, show) => (low === null || low === undefined ? null : `${show(low)} – ${show(high)}`);
 const share = (entry) => (entry ? [percent(entry.value), span(entry.low, entry.high, percent)] : ["–", null]);
-const spread = (mean, sd) => (mean === null ? "–" : `${fixed(mean)} ± ${fixed(sd)}`);
+const spread = (mean, sd) => (mean === null ? "–" : sd === null ? fixed(mean) : `${fixed(mean)} ± ${fixed(sd)}`);
 const named = (row, name, show) => [show(row[name]), span(row[`${name}_low`], row[`${name}_high`], show)];
 
 // Title, number, its interval, what shuffled answers give
@@ -111,7 +219,7 @@ const COLUMNS = [
 ];
 
 function showHeadline() {
-  const rows = report.headline[state.rule][state.k];
+  const rows = set.headline[state.rule][state.k];
   const head = element("tr", {}, element("th", { scope: "col" }, "Checkpoint"),
     ...COLUMNS.map(([title]) => element("th", { scope: "col" }, title.replace("{k}", state.k))));
   const body = state.checkpoints.map((label) => {
@@ -127,63 +235,174 @@ function showHeadline() {
   byId("headline").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
 }
 
+function headlineCsv() {
+  const rows = set.headline[state.rule][state.k];
+  const flat = (entry, prefix = "") => Object.entries(entry).flatMap(([key, value]) =>
+    (value && typeof value === "object" ? flat(value, `${prefix}${key}_`) : [[prefix + key, value]]));
+  const names = [...new Set(state.checkpoints.flatMap((label) => flat(rows[label]).map(([key]) => key)))];
+  return csv([["checkpoint", "k", "token", ...names], ...state.checkpoints.map((label) => {
+    const cells = new Map(flat(rows[label]));
+    return [label, state.k, state.rule, ...names.map((name) => cells.get(name))];
+  })]);
+}
+
+// Title, statistic, how it is written
+const OVER_SEEDS = [
+  ["Exact match", "exact", percent],
+  ["Recall@{k}", "recall_full", percent],
+  ["First occurrence", "lof", fixed],
+  ["Depths held", "depths_per_factoid", fixed],
+];
+
+function showArms() {
+  const rows = set.arms?.[state.rule][state.k] ?? [];
+  byId("arms-part").hidden = !rows.length;
+  if (!rows.length) return;
+  const head = ["Arm", "After", "Seeds", ...OVER_SEEDS.map(([title]) => title.replace("{k}", state.k))];
+  byId("arms").replaceChildren(
+    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {},
+      element("th", { scope: "row" }, row.arm), element("td", {}, row.stage), element("td", {}, String(row.seeds)),
+      ...OVER_SEEDS.map(([, name, show]) => {
+        const { mean, low, high, by_seed } = row[name];
+        return element("td", {}, element("span", { class: "value" }, show(mean)),
+          element("small", {}, low === null ? `seeds ${by_seed.map(show).join(", ")}` : span(low, high, show)));
+      })))));
+}
+
+/** A table of texts, the first row its head. */
+const plainTable = ([head, ...rows]) => element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
+  element("table", { class: "plain" },
+    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text)))))));
+
 // Figures
 
 const NOTHING = {
-  recall: "No records.",
   frequency: "No answer is among the top k at any depth.",
-  lof: "No records.",
+  "frequency-heatmap": "No answer is among the top k at any depth.",
 };
+const parsed = new Map();
 
-let figures = null;
+/** The JSON of a block, inflated and parsed once. */
+function figuresOf(block) {
+  if (!parsed.has(block)) parsed.set(block, inflateJson(block));
+  return parsed.get(block);
+}
 
+/** Which part of a figure the state asks for. */
+function isShown({ meta = {} }) {
+  if (meta.checkpoint !== undefined && !state.checkpoints.includes(meta.checkpoint)) return false;
+  if (meta.checkpoints && !meta.checkpoints.some((label) => !checkpoints.get(label)?.base && (label === "" || state.checkpoints.includes(label)))) return false;
+  if (meta.against !== undefined && meta.against !== state.against) return false;
+  return meta.role !== "control" || state.control;
+}
+
+/** Of a heatmap with a row for each checkpoint, those rows that are chosen. */
+function shownRows(trace) {
+  if (!trace.meta?.rows) return trace;
+  const chosen = trace.meta.rows.flatMap((label, row) => (state.checkpoints.includes(label) ? [row] : []));
+  const rows = (list) => chosen.map((row) => list[row]);
+  return { ...trace, y: rows(trace.y), z: rows(trace.z), meta: { ...trace.meta, rows: rows(trace.meta.rows) } };
+}
+
+/** Draws the figures of the room that is open; those in other rooms wait until theirs is. */
 async function showFigures() {
-  figures ??= await inflateJson("figures");
-  for (const holder of document.querySelectorAll(".plots [data-figure]")) {
-    const figure = figures[holder.dataset.figure][state.rule][state.k];
-    const data = figure.data.filter((trace) => state.checkpoints.includes(trace.meta.checkpoint)
-      && (state.control || trace.meta.role !== "control"));
-    const empty = data.every((trace) => trace.y.every((value) => value === null));
-    draw(holder, { data: empty ? [] : data, layout: figure.layout }, report.templates, NOTHING[holder.dataset.figure]);
-    holder.querySelector(".legend").replaceChildren(...state.checkpoints.map((label) =>
-      element("li", {}, glyph(checkpoints.get(label)), label)));
+  const room = byId(`room-${state.room}`);
+  const holders = [...room.querySelectorAll("[data-figure]:not([data-figure=trajectory])")].filter((holder) => !holder.closest("[hidden]"));
+  for (const holder of holders) {
+    const name = holder.dataset.figure;
+    let figure;
+    if (holder.dataset.free !== undefined) figure = await figuresOf(name);
+    else {
+      if (name.startsWith("fate-")) {
+        const chain = set.chains[name.slice("fate-".length)];
+        holder.hidden = !chain.checkpoints.slice(1).some((label) => state.checkpoints.includes(label));
+        if (holder.hidden) continue;
+      }
+      const every = (await figuresOf(set.prefix + name))[state.rule][state.k];
+      figure = { ...every, data: every.data.filter(isShown).map(shownRows) };
+    }
+    if (holder.closest(".room").hidden) return; // another room was opened meanwhile
+    const empty = figure.data.length === 0
+      || figure.data.every((trace) => trace.type !== "sankey" && (trace.z?.flat() ?? trace.y).every((value) => value === null));
+    draw(holder, { ...figure, data: empty ? [] : figure.data }, report.templates, NOTHING[name] ?? "Nothing to show for these checkpoints.");
+    if (name.startsWith("stage-")) showLegend(byId("stages-legend"), figure);
   }
+}
+
+// Training and comparisons
+
+function buildTraining() {
+  const training = report.training;
+  if (!training) return;
+  byId("matrix").hidden = !training.matrix;
+  if (training.others.length) byId("others").append(element("h2", { class: "above" }, "Other scores"), plainTable(training.others));
+  byId("running").textContent = training.running.length ? `Under way: ${training.running.join("; ")}.` : "";
+  byId("training-note").textContent = training.note;
+  byId("training-title").hidden = !Object.keys(training.curves).length;
+}
+
+function showTraining() {
+  const curves = report.training?.curves[state.measure] ?? [];
+  byId("training").replaceChildren(...curves.map(([block, title]) => element("figure", {
+    class: "plot", "data-figure": block, "data-free": "", "data-legend": "",
+  }, element("figcaption", {}, element("h3", {}, `${title} – ${report.training.measures[state.measure]}`)))));
+}
+
+function buildComparisons() {
+  byId("comparisons").append(...report.comparisons.map((entry) => element("section", {},
+    element("h2", {}, `Comparison: ${entry.name}`),
+    element("p", { class: "note" }, entry.about),
+    ...entry.notes.map((note) => element("p", { class: "note" }, note)),
+    element("div", { class: "plots three" }, ...entry.figures.map(([block, label]) => element("figure", {
+      class: "plot", "data-figure": block, "data-free": "",
+    }, element("figcaption", {}, element("h3", {}, titled(label)))))),
+    ...(entry.claims.length ? [element("h3", { class: "above" }, "Placement claims: do they hold in both readouts?"), plainTable(entry.claims)] : []))));
 }
 
 // What was run
 
 function showRun() {
-  byId("title").textContent = report.title;
-  byId("subtitle").textContent = report.subtitle;
-  byId("run").append(...report.run.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
-  const [head, ...rows] = report.run_checkpoints;
-  byId("run-checkpoints").append(
+  byId("run").replaceChildren(...set.run.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]));
+  const [head, ...rows] = set.run_checkpoints;
+  byId("run-checkpoints").replaceChildren(
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text))))));
 }
 
 // One turn: everything, or what the changed parts of the state concern
 
-const SHARED = ["checkpoints", "k", "rule"];
+const titled = (text) => text[0].toUpperCase() + text.slice(1).replace(/(, never as.*| \(.*\))/, "");
+
+const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "control"];
 
 function render(changed = null) {
   const any = (names) => changed === null || changed.some((name) => names.includes(name));
-  if (any([...SHARED, "control"])) {
+  if (any(["measure"])) showTraining();
+  let drawn = null;
+  if (any(SHARED)) {
+    showRoom();
     showControls();
-    showHeadline();
-    if (window.Plotly) showFigures();
+    if (set) {
+      showHeadline();
+      showArms();
+    }
+    if (window.Plotly) drawn = showFigures();
   }
-  showExplorer(changed);
+  return Promise.all([drawn, state.room === "factoids" ? openExplorer(changed) : null]);
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   // Plotly stands after this script, so that the table is there before it is parsed.
-  showFigures().then(() => {
+  render().then(() => {
     document.documentElement.setAttribute("data-ready", "");
     performance.mark("figures");
   });
 });
 window.addEventListener("hashchange", () => {
+  const before = set;
   state = stateFromHash();
+  if (set !== before) buildSet();
   render();
 });

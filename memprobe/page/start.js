@@ -1,4 +1,4 @@
-// The first turn of the report: everything but the figures, which wait for plotly.
+// The first turn of the page: everything but the figures, which wait for plotly.
 "use strict";
 
 watchTheme(() => {
@@ -6,9 +6,13 @@ watchTheme(() => {
   if (window.Plotly) render();
 });
 setTheme(new URLSearchParams(location.hash.slice(1)).get("theme") ?? "auto");
+state = stateFromHash();
 buildControls();
 buildExplorer();
-showRun();
-state = stateFromHash();
-render();
+showRoom();
+showControls();
+if (set) {
+  showHeadline();
+  showArms();
+}
 performance.mark("table");

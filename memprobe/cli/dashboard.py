@@ -1,0 +1,113 @@
+"""``memprobe dashboard``: one interactive page over probes, training runs and comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memprobe.cli import app
+from memprobe.errors import MemprobeError
+
+
+@app.command("dashboard")
+def dashboard_command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR…",
+            help="Probe directories, training runs, folders of memprobe compare --out, or what lies above them.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("dashboard.html"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show a running job: a server on this machine alone makes the page anew when files change, "
+            "until Ctrl-C. No file is written.",
+        ),
+    ] = False,
+    port: Annotated[int, typer.Option(help="With --watch; 0 takes a free one.", min=0, max=65535)] = 0,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Differences are taken from this checkpoint. [default: the first]",
+            show_default=False,
+        ),
+    ] = None,
+    fixed_readout: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PROBE",
+            help="The same checkpoints, probed with --readout BASE: their differences stand beside the others. "
+            "Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Writes one interactive page over a study: a file that opens offline, in any browser.
+
+    It holds what there is: curves, distributions, differences, fates and every factoid of the probes; scores and
+    learning curves of the training runs; the tables of comparisons. Its address keeps what a reader has chosen, so
+    that a view can be sent as a link.
+
+    Examples:
+
+    `memprobe dashboard probes/demo-training runs/demo-naive runs/demo-remix --open`
+
+    `memprobe dashboard --watch runs/my-run`
+    """
+    from memprobe.dashboard import write_dashboard
+    from memprobe.studies import open_study
+
+    options: dict[str, Any] = {"reference": reference, "fixed_readout": fixed_readout or []}
+    if watch:
+        _watch(paths, port, open_page, options)
+        return
+    if out.is_dir():
+        raise MemprobeError(f"--out {out}: a directory; name the file")
+    study = open_study(paths)
+    write_dashboard(study, out, say=_say, **options)
+    held = [
+        f"{len(found)} {name}{'s' * (len(found) != 1)}"
+        for name, found in (
+            ("probe", study.probes),
+            ("training run", study.runs),
+            ("comparison", study.comparisons),
+        )
+        if found
+    ]
+    _say(f"{', '.join(held)}; {out.stat().st_size / 1e6:.1f} MB")
+    typer.echo(str(out))
+    if open_page:
+        _open(out.resolve().as_uri())
+
+
+def _watch(paths: list[Path], port: int, open_page: bool, options: dict[str, Any]) -> None:
+    from memprobe.watch import Watch, run
+
+    for path in paths:
+        if not path.exists():
+            raise MemprobeError(f"{path}: no such directory")
+
+    def started(address: str) -> None:
+        typer.echo(address)
+        _say("Ctrl-C stops it")
+        if open_page:
+            _open(address)
+
+    run(Watch(paths, **options), port=port, started=started, say=_say)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _open(address: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(address):
+        _say("no browser found; open it yourself")

@@ -1,0 +1,154 @@
+"""The page of a running job: a small server, for this machine alone, that makes the page anew when files change.
+
+    files ── every few seconds: names, sizes, times ── changed? ── page ──> GET /   GET /version
+
+Half-written files are no fault here: the page stays as it was until they can be read.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from memprobe.dashboard import dashboard_text
+from memprobe.errors import MemprobeError
+from memprobe.studies import open_study
+
+SECONDS = 2.0
+"""Between two looks at the files."""
+_WATCHED = {
+    "run.json", "records.parquet", "controls.parquet", "outcomes.parquet", "recipe.toml", "evaluation.json",
+    "metrics.jsonl", "memprobe.json", "comparison.json",
+}  # fmt: skip
+_WAITING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
+<meta name="color-scheme" content="light dark"><title>memprobe</title>
+<body style="font: 16px/1.5 system-ui; margin: 4em auto; max-width: 40em; padding: 0 1em">
+<p>Waiting for the first results.</p><p style="opacity: .6; overflow-wrap: anywhere">{}</p>"""
+
+
+class Watch:
+    """The newest page that could be made of some directories.
+
+    Attributes:
+        text: the page; ``None`` as long as there has been nothing to show.
+        version: changes with the page.
+        note: why the page is older than the files, else empty.
+    """
+
+    def __init__(self, paths: Sequence[Path], **options: Any) -> None:
+        """Options are those of :func:`memprobe.dashboard.dashboard_text`."""
+        self.paths, self.options = list(paths), options
+        self.text: str | None = None
+        self.version, self.note = "", ""
+        self._seen: object = None
+        self._count = 0
+
+    def look(self) -> bool:
+        """Makes the page anew if the files have changed; whether there is a new one."""
+        seen = files_of(self.paths)
+        if seen == self._seen:
+            return False
+        try:
+            text = dashboard_text(open_study(self.paths), version=str(self._count + 1), **self.options)
+        except (MemprobeError, OSError, pl.exceptions.PolarsError) as error:
+            # Looked at again: what is being written may be whole by then.
+            self._seen = None
+            self.note = (str(error).splitlines() or [type(error).__name__])[0]
+            return False
+        self._count += 1
+        self.text, self.version, self.note, self._seen = text, str(self._count), "", seen
+        return True
+
+
+def files_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """(name, size, time) of the files that a page is made of."""
+    found = []
+    for top in paths:
+        for name, folders, files in os.walk(top):
+            folder = Path(name)
+            folders[:] = [inner for inner in folders if not inner.startswith(".") or inner == ".state"]
+            unfinished = folder.parent.name == "parts"
+            for file in files:
+                if file in _WATCHED or (unfinished and file.endswith(".parquet")):
+                    try:
+                        status = (folder / file).stat()
+                    except OSError:  # gone since it was listed
+                        continue
+                    found.append((str(folder / file), status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+def serve(watch: Watch, *, port: int = 0) -> ThreadingHTTPServer:
+    """A server on the loopback address that shows the page; the caller runs it.
+
+    Raises:
+        MemprobeError: the port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # A page elsewhere that had its name point here would come with that name.
+            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            if host not in ("127.0.0.1", "localhost"):
+                self.send_error(HTTPStatus.FORBIDDEN)
+            elif self.path == "/":
+                self._send(watch.text or _WAITING.format(html.escape(watch.note)), "text/html")
+            elif self.path == "/version":
+                self._send(json.dumps({"version": watch.version, "note": watch.note}), "application/json")
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
+
+        def _send(self, text: str, kind: str) -> None:
+            body = text.encode()
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise MemprobeError(
+            f"--port {port}: cannot be used ({error.strerror}); choose another, or 0"
+        ) from error
+
+
+def run(watch: Watch, *, port: int = 0, started: Callable[[str], None], say: Callable[[str], None]) -> None:
+    """Shows the page until Ctrl-C.
+
+    Args:
+        started: called with the address.
+        say: called with one line when the page is new, or cannot be made.
+    """
+    server = serve(watch, port=port)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    started(f"http://127.0.0.1:{server.server_address[1]}/")
+    stop = threading.Event()
+    told = ""
+    try:
+        while True:
+            if watch.look():
+                say(f"page {watch.version}")
+            elif watch.note and watch.note != told:
+                say(f"waiting: {watch.note}")
+            told = watch.note
+            stop.wait(SECONDS)
+    except KeyboardInterrupt:
+        say("stopped")
+    finally:
+        server.shutdown()
+        server.server_close()
