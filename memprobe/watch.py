@@ -136,10 +136,10 @@ def run(watch: Watch, *, port: int = 0, started: Callable[[str], None], say: Cal
     """
     server = serve(watch, port=port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    started(f"http://127.0.0.1:{server.server_address[1]}/")
     stop = threading.Event()
     told = ""
     try:
+        started(f"http://127.0.0.1:{server.server_address[1]}/")
         while True:
             if watch.look():
                 say(f"page {watch.version}")

@@ -535,3 +535,19 @@ class TestBrowser:
             assert shown.inner_text("h1") == HOSTILE
             assert shown.evaluate("window.pwned") is None
             assert shown.evaluate("document.querySelector('.canvas').data[0].z[2][1]") == 0.9
+
+
+def test_the_command_writes_the_page_and_says_what_it_holds(study, tmp_path, cli):
+    code, printed, said = cli("dashboard", study, "--out", tmp_path / "page.html")
+    assert (code, printed.strip()) == (0, str(tmp_path / "page.html"))
+    assert "3 probes, 2 training runs, 1 comparison" in said
+    assert (tmp_path / "page.html").stat().st_size > 1e6
+    for arguments, problem in (
+        ([tmp_path / "nowhere"], "no such directory"),
+        ([study, "--reference", "nobody"], "--reference 'nobody'"),
+        ([study, "--out", tmp_path], "a directory"),
+    ):
+        code, _, said = cli("dashboard", *arguments)
+        assert code == 2
+        assert problem in said
+        assert len(said.strip().splitlines()) == 1
