@@ -318,3 +318,18 @@ def test_without_controls_chance_is_not_known(tmp_path):
     assert curves["chance"].null_count() == len(curves) and curves["recall"].null_count() == 0
     entry = summarise(probe, draws=100)["a"]
     assert entry["shuffled"]["10"] == [None] * 9 and entry["shuffled_lof"]["mean"] is None
+
+
+def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
+    depths = {"base": 8.0, "tuned": 5.0}
+    write_probe(tmp_path / "set" / "own", depths)
+    write_probe(tmp_path / "set" / "base-readout", depths, readout="base")
+    code, out, _ = cli("compare", tmp_path / "set", "--draws", "200", "--json")
+    claims = json.loads(out)["tables"]["claims"]
+    assert code == 0 and claims and all(row["held"] is not None for row in claims)
+    write_probe(tmp_path / "other" / "own", depths, factoids=synthetic_factoids(8))
+    code, _, said = cli("compare", tmp_path, "--draws", "200")
+    assert code != 0 and "different factoids; name one of" in said
+    (tmp_path / "empty").mkdir()
+    code, _, said = cli("compare", tmp_path / "empty")
+    assert code != 0 and "nothing to show" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from memprobe.compare import Comparison, Member
+    from memprobe.records import Probe
 
 
 @app.command("compare")
 def compare_command(
     probes: Annotated[
         list[Path],
-        typer.Argument(metavar="PROBE…", help="Probe directories (memprobe layers --out makes them)."),
+        typer.Argument(
+            metavar="PROBE…",
+            help="Probe directories (memprobe layers --out makes them), or a directory with one set-up's probes in all "
+            "readouts, as in a grid's probes/SETUP.",
+        ),
     ],
     reference: Annotated[
         str | None,
@@ -100,16 +105,19 @@ def compare_command(
     `memprobe compare probes/none-0 probes/remix-0 --by relation --out tables/`
 
     `memprobe compare probes/stages --net base --pairs all`
+
+    `memprobe compare runs/study/probes/kvr-lama-n64 --reference naive-s0.2`
     """
     from memprobe.compare import compare
 
+    opened, others = _found(probes)
     result = compare(
-        probes,
+        opened,
         k=top_k,
         token=token,
         reference=reference,
         base=base,
-        fixed_readout=fixed_readout or (),
+        fixed_readout=fixed_readout or others,
         by=by or (),
         arms=dict(_arm(text) for text in arm or ()),
         pairs=pairs,
@@ -125,6 +133,33 @@ def compare_command(
     else:
         print_comparison(result, net)
     _say(result, out)
+
+
+def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
+    """The probes in their own readout, and those in another one that were found beside them.
+
+    Raises:
+        MemprobeError: a directory holds no probe, or probes of different factoids.
+    """
+    from memprobe.records import open_probe
+    from memprobe.studies import open_study
+
+    own: list[Probe] = []
+    others: list[Probe] = []
+    for path in paths:
+        if (path / "run.json").exists() or not path.is_dir():
+            own.append(open_probe(path))
+            continue
+        inside = open_study([path]).probes
+        asked = {probe.run["factoids"]["hash"]: probe.path for probe in inside}
+        if len(asked) > 1:
+            names = ", ".join(str(one.parent) for one in asked.values())
+            raise MemprobeError(f"{path}: holds probes of different factoids; name one of {names}")
+        own += [probe for probe in inside if probe.run["readout"] == "own"]
+        others += [probe for probe in inside if probe.run["readout"] != "own"]
+        if not inside:
+            raise MemprobeError(f"{path}: holds no probe directory (memprobe layers --out makes one)")
+    return own, others
 
 
 def _arm(text: str) -> tuple[str, tuple[str, str, str]]:
