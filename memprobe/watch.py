@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -137,10 +138,16 @@ def run(watch: Watch, *, port: int = 0, started: Callable[[str], None], say: Cal
     server = serve(watch, port=port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stop = threading.Event()
+
+    def asked(number: int, frame: object) -> None:
+        stop.set()  # an exception here could land in the middle of anything
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    before = signal.signal(signal.SIGINT, asked)
     told = ""
     try:
         started(f"http://127.0.0.1:{server.server_address[1]}/")
-        while True:
+        while not stop.is_set():
             if watch.look():
                 say(f"page {watch.version}")
             elif watch.note and watch.note != told:
@@ -148,7 +155,9 @@ def run(watch: Watch, *, port: int = 0, started: Callable[[str], None], say: Cal
             told = watch.note
             stop.wait(SECONDS)
     except KeyboardInterrupt:
-        say("stopped")
+        pass
     finally:
+        signal.signal(signal.SIGINT, before)
         server.shutdown()
         server.server_close()
+    say("stopped")
