@@ -552,20 +552,23 @@ class _Rule:
             label: values_of(part, Occurrence.of(part, k), self.exact[label])
             for label, part in self.fixed.items()
         }
-        parts = []
-        for against, one, other in self.pairs:
-            keys = {"against": against, "reference": one, "checkpoint": other}
-            front = [pl.lit(value, pl.String).alias(name) for name, value in keys.items()]
-            table = paired_means(values[other] - values[one], resamples).select(*front, pl.all())
-            if self.fixed:
-                numbers = ("difference", "low", "high")
-                empty = [pl.lit(None, pl.Float64).alias(f"fixed_{name}") for name in numbers]
-                table = table.with_columns(empty)
-                if one in beside and other in beside:
-                    second = paired_means(beside[other] - beside[one], resamples)
-                    table = table.with_columns(second[name].alias(f"fixed_{name}") for name in numbers)
-            parts.append(table)
-        table = pl.concat(parts)
+        pairs = pl.DataFrame(
+            [[at, *pair] for at, pair in enumerate(self.pairs)],
+            schema=["pair", "against", "reference", "checkpoint"],
+            orient="row",
+        )
+
+        def subtracted(of: Mapping[str, np.ndarray]) -> pl.DataFrame:
+            """One product with the draws for all pairs."""
+            unknown = np.full((len(self.everyone), len(STATISTICS)), np.nan)
+            values = [of.get(other, unknown) - of.get(one, unknown) for _, one, other in self.pairs]
+            return paired_means(np.stack(values, axis=1), resamples)
+
+        table = pairs.join(subtracted(values), on="pair", how="left", maintain_order="left_right")
+        if self.fixed:
+            names = {name: f"fixed_{name}" for name in ("difference", "low", "high")}
+            second = subtracted(beside).select("pair", "statistic", *names).rename(names)
+            table = table.join(second, on=["pair", "statistic"], how="left", maintain_order="left")
         return {
             f"difference-{name}": plots.difference_forest.sketch(
                 table.filter(pl.col("statistic") == name),
@@ -589,14 +592,28 @@ class _Rule:
         """A line for each run; with three seeds of an arm or more, their mean and its interval as well."""
         n = len(self.everyone)
         resamples = self._draws(n, DRAWS)
-        edges = {label: bootstrap_mean(cells, resamples) for label, cells in values.items()}
+        together = np.column_stack([values[label] for label in self.labels])
+        # [edge, label, statistic] and so on: one product with the draws for all checkpoints.
+        shape = (len(self.labels), len(STATISTICS))
+        edges = np.reshape(bootstrap_mean(together, resamples), (3, *shape))
+        means_of, draws_of = (
+            part.reshape(*part.shape[:-1], *shape) for part in resampled_means(together, resamples)
+        )
+        place = {label: at for at, label in enumerate(self.labels)}
         names = {
             stage: name
             for chain in self.chains
             for stage, name in zip(chain.stages, chain.stage_names, strict=True)
         }
         runs = [
-            Run(chain.arm, str(stage), chain.seed or "", label, *resampled_means(values[label], resamples))
+            Run(
+                chain.arm,
+                str(stage),
+                chain.seed or "",
+                label,
+                means_of[place[label]],
+                draws_of[:, place[label]],
+            )
             for chain in self.chains
             for stage, label in zip(chain.stages, chain.labels, strict=True)
             if stage > 0
@@ -612,7 +629,7 @@ class _Rule:
             rows = []
             for chain in self.chains:
                 for stage, checkpoint in zip(chain.stages, chain.labels, strict=True):
-                    value = [edge[column] for edge in edges[checkpoint]]
+                    value = edges[:, place[checkpoint], column].tolist()
                     if share:
                         value[1:] = map(float, wilson(value[0], np.array(n)))
                     rows.append([chain.arm, chain.seed, checkpoint, stage, names[stage], *value])

@@ -505,6 +505,7 @@ def stage_lines(
     arms = values["arm"].unique(maintain_order=True).to_list()
     runs = values.select("arm", "seed").unique(maintain_order=True).rows()
     form = ".1%" if percent else ".2f"
+    apart = min(0.04, 0.24 / max(1, len(arms) - 1))
     for arm, seed in runs:
         rows = values.filter(_equal(values, "arm", arm) & _equal(values, "seed", seed))
         look = style(arms.index(arm) if looks is None else looks[arm])
@@ -520,7 +521,7 @@ def stage_lines(
         }
         who = _clip(_plain(arm), 48) + ("" if seed is None else f", seed {seed}")
         figure.add_scatter(
-            x=[stage + 0.04 * (arms.index(arm) - (len(arms) - 1) / 2) for stage in rows["stage"]],
+            x=[stage + apart * (arms.index(arm) - (len(arms) - 1) / 2) for stage in rows["stage"]],
             y=rows["value"].to_list(),
             customdata=rows.select("low", "high").rows(),
             error_y=None if thin else bars,

@@ -38,12 +38,13 @@ def test_chance_levels_are_means_over_the_draws_that_have_them():
 
 
 def test_paired_means_leave_out_factoids_without_a_value():
-    values = np.zeros((3, len(STATISTICS)))
-    values[:, 0] = [1, np.nan, 3]
+    values = np.zeros((3, 2, len(STATISTICS)))
+    values[:, 1, 0] = [1, np.nan, 3]
     table = overview.paired_means(values, Resamples.of(3, draws=200))
-    first = table.row(0, named=True)
-    assert (first["statistic"], first["n"], first["difference"]) == ("lof", 2, 2.0)
-    assert table["difference"].to_list()[1:] == [0.0] * (len(STATISTICS) - 1)
+    other = table.filter(pair=1).row(0, named=True)
+    assert (other["statistic"], other["n"], other["difference"]) == ("lof", 2, 2.0)
+    assert table["difference"].drop_nulls().sum() == 2.0
+    assert table.filter(pair=0)["n"].to_list() == [3] * len(STATISTICS)
 
 
 def test_resampled_means_are_those_of_the_sample_and_of_each_draw():

@@ -144,6 +144,7 @@ function buildSet() {
   byId("checkpoints").replaceChildren(...set.checkpoints.map((entry) => element("label", { class: "chip" },
     element("input", { type: "checkbox", name: "checkpoint", value: entry.label, onchange: chooseCheckpoints }),
     element("span", {}, glyph(entry), entry.label))));
+  byId("checkpoints").parentElement.classList.toggle("many", set.checkpoints.length > 6);
   byId("control").disabled = !set.controls;
   byId("control").parentElement.title = set.controls ? "" : "These probes hold no shuffled controls";
   byId("against").replaceChildren(...segments("against", set.against.map(([key]) => key), (against) => change({ against }),

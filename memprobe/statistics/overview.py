@@ -66,16 +66,22 @@ def mean_over_draws(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) ->
 
 def paired_means(values: np.ndarray, resamples: Resamples) -> pl.DataFrame:
     """Means of paired differences with bootstrap intervals, and no test:
-    :func:`~memprobe.statistics.paired.differences` in short.
+    :func:`~memprobe.statistics.paired.differences` in short, of several pairs at once.
 
     Args:
-        values: [factoid, STATISTICS], checkpoint minus reference; NaN where there is none.
+        values: [factoid, pair, STATISTICS], checkpoint minus reference; NaN where there is none.
 
     Returns:
-        [statistic, n, difference, low, high]
+        [pair, statistic, n, difference, low, high]; ``pair`` is the position.
     """
-    difference, low, high = bootstrap_mean(values, resamples)
-    columns = {"statistic": STATISTICS, "n": (~np.isnan(values)).sum(0)}
+    pairs = values.shape[1]
+    cells = values.reshape(len(values), -1)
+    difference, low, high = bootstrap_mean(cells, resamples)
+    columns = {
+        "pair": np.repeat(np.arange(pairs), len(STATISTICS)),
+        "statistic": list(STATISTICS) * pairs,
+        "n": (~np.isnan(cells)).sum(0),
+    }
     return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}, nan_to_null=True)
 
 
