@@ -193,7 +193,8 @@ def effective_layers_of(held: np.ndarray, resamples: Resamples) -> tuple[float, 
     error = float(np.sqrt(((held @ weights[0]) ** 2).sum()))
     value = float(effective_layers(sums[0]))
     ends = studentised_interval(float(entropy[0, 0]), error, entropy[1:, 0], errors)
-    low, high = np.clip(np.exp(ends), 1.0, held.shape[1])
+    with np.errstate(over="ignore"):  # infinity is clipped too
+        low, high = np.clip(np.exp(ends), 1.0, held.shape[1])
     return value, float(low), float(high)
 
 
