@@ -777,7 +777,7 @@ def _comparisons(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str,
                 infer_schema_length=None,
             )
             held = [["Checkpoint", "Against", "Statistic", "Own readout", "Base model’s readout", "Held"]]
-            held += [_claim(row) for row in claims]
+            held += [_claim(row) for row in claims if row["held"] is not None]
         except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise MemprobeError(
                 f"{path}: not as memprobe compare writes it ({error}); compare again"
@@ -810,7 +810,8 @@ def _claim(row: Mapping[str, Any]) -> list[str]:
         return f"{value:+.2f}" + ("" if low is None else f" ({low:+.2f} … {high:+.2f})")
 
     held = {True: "yes", False: "no", None: "not known"}[row["held"]]
-    return [row["checkpoint"], row["reference"], row["statistic"], interval("own"), interval("fixed"), held]
+    statistic = SHOWN.get(row["statistic"], (row["statistic"],))[0]
+    return [row["checkpoint"], row["reference"], statistic, interval("own"), interval("fixed"), held]
 
 
 # What was run

@@ -440,24 +440,27 @@ def difference_forest(
         name = _clip(_plain(row["checkpoint"]), 28)
         if row["n"] < most:
             name += f" (n = {row['n']:,})"
-        for prefix, marker, note in (
-            ("", look["marker"], ""),
-            *((("fixed_", "line-ns-open", ", read out by the base model"),) if second else ()),
-        ):
+        opened = look["marker"].removesuffix("-open")
+        opened += "" if opened != look["marker"] else "-open"
+        # Rows of the second readout have one name, made distinct by what cannot be seen.
+        below = "base model’s readout" + "\u200b" * labels.index(row["checkpoint"])
+        own = ("", name, look["marker"], "")
+        fixed = ("fixed_", below, opened, ", read out by the base model")
+        for prefix, place, marker, note in (own, fixed) if second else (own,):
             value, low, high = (row[f"{prefix}{end}"] for end in ("difference", "low", "high"))
             if value is None:
                 continue
             known = low is not None and high is not None
             figure.add_scatter(
                 x=[value * scale],
-                y=[name],
+                y=[place],
                 error_x={
                     "type": "data",
                     "symmetric": False,
                     "array": [(high - value) * scale if known else 0],
                     "arrayminus": [(value - low) * scale if known else 0],
                     "thickness": 1.2 if prefix else 2,
-                    "width": 4 if prefix else 0,
+                    "width": 0,
                 },
                 customdata=[[low * scale, high * scale] if known else [None, None]],
                 mode="markers",

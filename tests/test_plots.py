@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 
 from memprobe import plots, statistics
 from memprobe.errors import MemprobeError
+from memprobe.statistics.occurrence import kaplan_meier
+from memprobe.statistics.overview import flows
 from tests.probes import write_probe
 
 
@@ -78,3 +81,87 @@ def test_lens_heatmap_holds_each_cell_and_refuses_other_shapes():
     assert list(heat.customdata[2][1]) == ["·capital", "f", 10]
     with pytest.raises(MemprobeError, match=r"\[depth\]\[position\]"):
         plots.lens_heatmap(["The"], [["a", "b"]], [[0.1, 0.2]])
+
+
+def test_thirty_six_checkpoints_look_apart():
+    looks = [plots.style(position) for position in range(36)]
+    assert len({(look["colour"], look["marker"]) for look in looks}) == 36
+    assert {look["dash"] for look in looks} == set(plots.DASHES)
+
+
+def test_a_sketch_and_its_figure_are_the_same(probe):
+    recall = statistics.recall_by_depth(probe.records, k=10, token="first")
+    sketch = plots.recall_curves.sketch(recall, accuracy={"late": 0.5625})
+    figure = plots.recall_curves(recall, accuracy={"late": 0.5625})
+    assert [trace.name for trace in figure.data] == [trace.get("name") for trace in sketch.data]
+    assert figure.data[1].name == "late (56.3 % exact)"
+    assert figure.data[3].name == "early"
+
+
+def test_survival_curves_are_stairs_and_so_are_their_bands():
+    table = kaplan_meier(np.array([1.0, 2.0, np.nan]), 2).with_columns(checkpoint=pl.lit("a"))
+    band, line = plots.survival_curves(table).data
+    assert list(line.y) == table["survival"].to_list()
+    assert line.line.shape == "hv"
+    assert list(band.x) == [0, 1, 1, 2, 2, 2, 2, 1, 1, 0]
+    high = table["high"].to_list()
+    assert list(band.y)[:5] == [high[0], high[0], high[1], high[1], high[2]]
+
+
+def test_a_forest_has_a_row_for_each_checkpoint_and_each_readout():
+    row = {"against": "reference", "reference": "base", "checkpoint": "a", "n": 8}
+    row |= {"difference": -0.25, "low": -0.5, "high": 0.125}
+    table = pl.DataFrame([row, row | {"checkpoint": "b", "n": 3, "low": None, "high": None}])
+    one, two = plots.difference_forest(table, x="points", percent=True).data
+    assert (one.x[0], one.error_x.arrayminus[0], one.error_x.array[0]) == (-25, 25, 37.5)
+    assert (one.y[0], two.y[0], two.error_x.array[0]) == ("a", "b (n = 3)", 0)
+    both = table.with_columns(fixed_difference=pl.lit(0.5), fixed_low=pl.lit(0.25), fixed_high=pl.lit(1.0))
+    figure = plots.difference_forest(both, x="depths")
+    assert [trace.meta["role"] for trace in figure.data] == ["difference", "fixed"] * 2
+    assert len({trace.y[0] for trace in figure.data}) == 4
+
+
+def test_a_heatmap_leaves_depths_blank_that_a_checkpoint_lacks():
+    table = pl.DataFrame({"checkpoint": ["a", "a", "b"], "depth": [0, 1, 0], "recall": [0.0, 1.0, 0.5]})
+    (cells,) = plots.depth_heatmap(table, "recall", title="recall").data
+    assert [list(line) for line in cells.z] == [[0.0, 1.0], [0.5, None]]
+    assert list(cells.y) == ["a", "b"]
+
+
+def test_stage_lines_draw_seeds_thin_beside_their_mean():
+    rows = [
+        ["ewc", seed, f"ewc-{seed}", 1, "1 kvr", value, value - 0.1, value + 0.1]
+        for seed, value in (("0", 0.5), ("1", 0.7))
+    ]
+    rows.append(["ewc", None, "", 1, "1 kvr", 0.6, None, None])
+    names = ["arm", "seed", "checkpoint", "stage", "stage_name", "value", "low", "high"]
+    figure = plots.stage_lines(pl.DataFrame(rows, schema=names, orient="row"), y="", percent=True)
+    assert [(trace.meta["role"], trace.y[0]) for trace in figure.data] == [
+        ("seed", 0.5),
+        ("seed", 0.7),
+        ("line", 0.6),
+    ]
+    assert list(figure.layout.xaxis.ticktext) == ["1 kvr"]
+
+
+def test_flows_are_bands_between_the_states_that_occur():
+    states = np.array([[0, 0], [0, 1], [2, 0]])
+    names = {"said": "exact", "surfaces": "surfaces only", "absent": "absent"}
+    (trace,) = plots.fate_flows(flows(states), ["one", "two"], names=names).data
+    assert list(trace.node.label) == ["2 exact", "1 absent", "2 exact", "1 surfaces only"]
+    bands = zip(trace.link.source, trace.link.target, trace.link.value, strict=True)
+    assert sorted(bands) == [(0, 2, 1), (0, 3, 1), (1, 2, 1)]
+
+
+def test_a_matrix_has_a_blank_where_nothing_was_evaluated():
+    cell = {"row": "run, 1 kvr", "dataset": "1-kvr", "value": 0.125, "low": 0.0, "high": 0.4, "n": 16}
+    table = pl.DataFrame([cell, cell | {"row": "run, 2 b"}, cell | {"row": "run, 2 b", "dataset": "2-b"}])
+    (trace,) = plots.accuracy_matrix(table.with_columns(metric=pl.lit("exact_match"))).data
+    assert [list(line) for line in trace.z] == [[0.125, None], [0.125, 0.125]]
+    assert trace.text[0][0] == "12.5 %"
+
+
+def test_training_curves_leave_out_steps_without_the_measure():
+    table = pl.DataFrame({"run": ["a"] * 3, "step": [1, 2, 3], "exact": [None, 0.5, 1.0]})
+    (line,) = plots.training_curves(table, "exact", y="own rows exact").data
+    assert (list(line.x), list(line.y)) == ([2, 3], [0.5, 1.0])
