@@ -298,6 +298,7 @@ class _Chain:
 
     name: str
     arm: str
+    plain: str  # the arm without the dataset that tells it from others of the same arm
     seed: str | None
     stages: list[int]
     stage_names: list[str]
@@ -315,7 +316,7 @@ def _set_of(
     chains = _chains(asked, base)
     origin = reference if reference in labels else labels[0]
     followed = chains or [
-        _Chain(f"{origin} → {label}", label, None, [0, 1], [origin, label], [origin, label])
+        _Chain(f"{origin} → {label}", label, label, None, [0, 1], [origin, label], [origin, label])
         for label in labels
         if label != origin
     ]
@@ -390,32 +391,40 @@ def _base_of(asked: Asked) -> str | None:
 
 def _chains(asked: Asked, base: str | None) -> list[_Chain]:
     """The training runs that the manifests tell of, each from the base model on."""
-    made: dict[tuple[str, str], dict[int, str]] = {}
+    made: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
     names: dict[str, str] = {}
     for label in asked.labels:
         manifest = asked.entry(label).get("manifest") or {}
         if manifest.get("arm") is None or not str(manifest.get("stage", "")).isdigit():
             continue
         names[label] = f"{manifest['stage']} {manifest.get('stage_name') or ''}".strip()
-        key = (str(manifest["arm"]), str(manifest.get("seed", "")))
+        stages = made.setdefault((str(manifest["arm"]), str(manifest.get("seed", ""))), {})
         # Of checkpoints along the way, the last one stands for the stage.
-        made.setdefault(key, {})[int(manifest["stage"])] = label
+        stages.setdefault(int(manifest["stage"]), {})[names[label]] = label
     short = arm_names([arm for arm, _ in made])
     chains = []
     for (arm, seed), stages in made.items():
         numbers = sorted(stages)
-        labels = [stages[number] for number in numbers]
-        first = [] if base is None or base in labels else [base]
-        chains.append(
-            _Chain(
-                name=f"{short[arm]}, seed {seed}" if seed else short[arm],
-                arm=short[arm],
-                seed=seed or None,
-                stages=[0] * len(first) + numbers,
-                stage_names=["base"] * len(first) + [names[label] for label in labels],
-                labels=first + labels,
+        # Runs that share their first stages end on different datasets: one chain for each.
+        for last in stages[numbers[-1]]:
+            several = len(stages[numbers[-1]]) > 1
+            labels = [
+                stages[number][last if number == numbers[-1] else next(iter(stages[number]))]
+                for number in numbers
+            ]
+            named = f"{short[arm]} → {last}" if several else short[arm]
+            first = [] if base is None or base in labels else [base]
+            chains.append(
+                _Chain(
+                    name=f"{named}, seed {seed}" if seed else named,
+                    arm=named,
+                    plain=short[arm],
+                    seed=seed or None,
+                    stages=[0] * len(first) + numbers,
+                    stage_names=["base"] * len(first) + [names[label] for label in labels],
+                    labels=first + labels,
+                )
             )
-        )
     return [chain for chain in chains if len(chain.labels) > 1]
 
 
@@ -434,14 +443,14 @@ def _pairs(asked: Asked, chains: Sequence[_Chain], origin: str) -> list[tuple[st
     for chain in chains:
         pairs += [("before", one, other) for one, other in zip(chain.labels, chain.labels[1:], strict=False)]
     naive = {
-        (chain.seed, stage): label
+        (chain.seed, stage, name): label
         for chain in chains
-        if chain.arm == "naive"
-        for stage, label in zip(chain.stages, chain.labels, strict=True)
+        if chain.plain == "naive"
+        for stage, name, label in zip(chain.stages, chain.stage_names, chain.labels, strict=True)
     }
     for chain in chains:
-        for stage, label in zip(chain.stages, chain.labels, strict=True):
-            other = naive.get((chain.seed, stage))
+        for stage, name, label in zip(chain.stages, chain.stage_names, chain.labels, strict=True):
+            other = naive.get((chain.seed, stage, name))
             if stage > 0 and other is not None and other != label:
                 pairs.append(("naive", other, label))
     depth = asked.n_layers

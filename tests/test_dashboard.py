@@ -553,3 +553,23 @@ def test_the_command_writes_the_page_and_says_what_it_holds(study, tmp_path, cli
         assert code == 2
         assert problem in said
         assert len(said.strip().splitlines()) == 1
+
+
+def test_runs_that_share_a_stage_and_end_on_different_datasets_are_chains_of_their_own(tmp_path):
+    manifests = {
+        f"{arm}-{name}": {"arm": arm, "seed": 0, "stage": stage, "stage_name": name}
+        for arm in ("none", "ewc")
+        for stage, name in ((1, "kvr"), (2, "lama"), (2, "webqa"))
+    }
+    probe = write_probe(
+        tmp_path / "probe", {"base": 6} | dict.fromkeys(manifests, 4), n=8, manifests=manifests
+    )
+    (asked,) = dashboard.asked_alike([probe])
+    chains = dashboard._chains(asked, "base")
+    assert [(chain.name, chain.labels) for chain in chains[:2]] == [
+        ("naive → 2 lama, seed 0", ["base", "none-kvr", "none-lama"]),
+        ("naive → 2 webqa, seed 0", ["base", "none-kvr", "none-webqa"]),
+    ]
+    naive = [pair[1:] for pair in dashboard._pairs(asked, chains, "base") if pair[0] == "naive"]
+    assert sorted(naive) == [("none-kvr", "ewc-kvr"), ("none-lama", "ewc-lama"), ("none-webqa", "ewc-webqa")]
+    dashboard.write_report(probe, probe.path / "report.html")
