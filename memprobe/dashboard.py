@@ -609,10 +609,12 @@ class _Rule:
             part.reshape(*part.shape[:-1], *shape) for part in resampled_means(together, resamples)
         )
         place = {label: at for at, label in enumerate(self.labels)}
+        called: dict[int, set[str]] = {}
+        for chain in self.chains:
+            for stage, name in zip(chain.stages, chain.stage_names, strict=True):
+                called.setdefault(stage, set()).add(name)
         names = {
-            stage: name
-            for chain in self.chains
-            for stage, name in zip(chain.stages, chain.stage_names, strict=True)
+            stage: min(found) if len(found) == 1 else f"stage {stage}" for stage, found in called.items()
         }
         runs = [
             Run(

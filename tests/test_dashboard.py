@@ -573,3 +573,5 @@ def test_runs_that_share_a_stage_and_end_on_different_datasets_are_chains_of_the
     naive = [pair[1:] for pair in dashboard._pairs(asked, chains, "base") if pair[0] == "naive"]
     assert sorted(naive) == [("none-kvr", "ewc-kvr"), ("none-lama", "ewc-lama"), ("none-webqa", "ewc-webqa")]
     dashboard.write_report(probe, probe.path / "report.html")
+    figure = json.loads(block(probe, "s0-stage-exact"))["first"]["10"]
+    assert figure["layout"]["xaxis"]["ticktext"] == ["base", "1 kvr", "stage 2"]
