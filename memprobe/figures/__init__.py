@@ -29,6 +29,7 @@ from memprobe.figures.drawing import (
     survival,
 )
 from memprobe.figures.look import STYLE, WIDTHS
+from memprobe.figures.tables import of_comparison
 from memprobe.figures.writing import redraw, save, write_figures
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "interference",
     "mixing_length",
     "mixing_ratio",
+    "of_comparison",
     "recall",
     "redraw",
     "replay_ratio",
