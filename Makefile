@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training test lint types check benchmark clean
+.PHONY: help setup demo demo-training notebooks test lint types check benchmark clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,14 +23,22 @@ demo: setup  ## Probe the pretrained SmolLM2-135M on the built-in factoids
 
 	@echo 'Next: make demo-training trains this model naively and with REMIX, and probes every stage.'
 
+# The answers of the second stage are watched for, as what takes the place of a forgotten one.
+DEMO_STAGES := --intrusion known=runs/demo-naive/2-known/factoids.jsonl --ckpt base=smollm2-135m \
+	--ckpt naive-1=runs/demo-naive/1-kvr --ckpt naive-2=runs/demo-naive/2-known \
+	--ckpt remix-1=runs/demo-remix/1-kvr --ckpt remix-2=runs/demo-remix/2-known
+
 demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every stage (shows the tool, not evidence)
 	$(BIN)/python -m training run training/recipes/demo.toml --out runs/demo-naive
 	$(BIN)/python -m training run training/recipes/demo.toml --arm "remix(data=self, stages=1, words=12)" \
 		--out runs/demo-remix
-	$(BIN)/memprobe layers --out probes/demo-training --ckpt base=smollm2-135m \
-		--ckpt naive-1=runs/demo-naive/1-kvr --ckpt naive-2=runs/demo-naive/2-known \
-		--ckpt remix-1=runs/demo-remix/1-kvr --ckpt remix-2=runs/demo-remix/2-known
+	$(BIN)/memprobe layers --out probes/demo-training $(DEMO_STAGES)
+	$(BIN)/memprobe dashboard probes/demo-training runs/demo-naive runs/demo-remix --out probes/demo-training/dashboard.html
 	@echo 'These runs show the tool; 16 facts and one seed are no evidence.'
+
+notebooks: demo demo-training  ## Run the notebooks in analyses/ on the demos, and keep their outputs
+	$(BIN)/memprobe layers --out probes/demo-training-base-readout --readout smollm2-135m $(DEMO_STAGES)
+	$(BIN)/python analyses/run_notebooks.py
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
