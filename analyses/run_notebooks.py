@@ -1,12 +1,15 @@
 """Runs the notebooks in this folder and keeps their outputs: ``python analyses/run_notebooks.py [NAME…]``.
 
 Tables are kept as text and figures as PNG, without times and counters, so that a second run changes only what
-the probes changed.
+the probes changed. On other probes, into another folder (paths are as seen from this folder)::
+
+    python analyses/run_notebooks.py 04 --set 'PROBES=["../runs/GRID/probes/SETUP"]' --out runs/GRID/notebooks
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,25 +22,49 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Runs all notebooks, or those whose names begin as an argument does."""
-    wanted = tuple(sys.argv[1:])
-    for path in sorted(HERE.glob("*.ipynb")):
-        if not wanted or path.name.startswith(wanted):
-            print(path.name, flush=True)
-            nbformat.write(executed(nbformat.read(path, as_version=4), HERE), path)
+    parser = argparse.ArgumentParser(description="Runs the notebooks and keeps their outputs.")
+    parser.add_argument("names", nargs="*", help="how the notebooks' names begin, such as 04 [all]")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the notebooks [this one]")
+    asked = parser.parse_args()
+    paths = [path for path in sorted(HERE.glob("*.ipynb")) if path.name.startswith(tuple(asked.names) or "")]
+    if not paths:
+        parser.error(f"no notebook begins with {' or '.join(asked.names)}")
+    try:
+        parameters = {
+            name: ast.literal_eval(value) for name, value in (one.split("=", 1) for one in asked.set)
+        }
+    except (SyntaxError, ValueError):
+        parser.error("--set takes NAME=VALUE with a Python value, a text in quotes")
+    if parameters and asked.out.resolve() == HERE.resolve():
+        parser.error("--set needs --out: what is kept here was found on the demos")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        print(path.name, flush=True)
+        done = executed(nbformat.read(path, as_version=4), HERE, **parameters)
+        nbformat.write(done, asked.out / path.name)
 
 
 def executed(notebook: nbformat.NotebookNode, folder: Path, **parameters: Any) -> nbformat.NotebookNode:
     """The notebook with its outputs, run in ``folder``.
 
     Args:
-        parameters: instead of what the cell tagged ``parameters`` sets.
+        parameters: instead of what the cell tagged ``parameters`` sets. The opening then says that its answer
+            is of other data.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
+        ValueError: the notebook has no such parameter.
     """
     if parameters:
         cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+        known = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+        if unknown := sorted(set(parameters) - known):
+            raise ValueError(f"no parameter {unknown[0]}: choose {', '.join(sorted(known))}")
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+        notebook.cells[
+            0
+        ].source += "\n\n**Run again on other data: the answer above was found on the demos.**"
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

@@ -113,7 +113,8 @@ def write_dashboard(
         reference: label of the checkpoint that differences are taken from, where a probe has it (default: the
             first checkpoint).
         fixed_readout: probes of the same checkpoints read with the base model's unembedding
-            (``memprobe layers --readout``): their differences stand beside the others.
+            (``memprobe layers --readout``): their differences stand beside the others. Those that the study
+            holds are taken as well, and can be looked at on their own.
         say: called with one line about each thing that is left out.
 
     Raises:
@@ -136,8 +137,17 @@ def dashboard_text(
         version: of a page that a server shows: it asks for a newer one, see :mod:`memprobe.watch`.
     """
     fixed = [one if isinstance(one, Probe) else open_probe(one) for one in fixed_readout]
+    for probe in fixed:
+        if probe.run["readout"] == "own":
+            raise MemprobeError(
+                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
+                "made with memprobe layers --readout BASE"
+            )
     second = {probe.path.resolve() for probe in fixed}
-    groups = asked_alike([probe for probe in study.probes if probe.path.resolve() not in second], say)
+    shown = [probe for probe in study.probes if probe.path.resolve() not in second]
+    shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
+    groups = asked_alike(shown, say)
+    fixed += [probe for probe in shown if probe.run["readout"] != "own"]
     if not (groups or study.runs or study.comparisons):
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in outcomes.parquet")
@@ -272,12 +282,7 @@ def _question_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _fixed_of(group: Asked, fixed: Sequence[Probe]) -> Asked | None:
     """The same checkpoints and factoids in the base model's readout, under the labels of the group."""
-    for probe in fixed:
-        if probe.run["readout"] == "own":
-            raise MemprobeError(
-                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
-                "made with memprobe layers --readout BASE"
-            )
+    for probe in fixed if group.run["readout"] == "own" else ():
         if probe.run["factoids"]["hash"] != group.run["factoids"]["hash"]:
             continue
         sources = {

@@ -181,7 +181,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 comparisons.add(folder / COMPARISON)
     if not (probes or runs or comparisons):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
-    found = sorted(runs)
+    found = _without_beginnings(sorted(runs))
     return Study(
         probes=[open_probe(path) for path in sorted(probes)],
         runs=[
@@ -190,6 +190,16 @@ def open_study(paths: Sequence[Path | str]) -> Study:
         ],
         comparisons=sorted(comparisons),
     )
+
+
+def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
+    """Leaves out finished runs whose every stage is, by link, a longer run's (a grid shares first stages so)."""
+    stages = {run: {folder.resolve() for _, _, folder in _stages(run)} for run in runs}
+    return [
+        run
+        for run in runs
+        if (run / _STATE).is_dir() or not any(stages[run] < others for others in stages.values())
+    ]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -279,6 +279,9 @@ def test_a_second_readout_stands_beside_the_first(tmp_path):
     )
     assert len(embedded(tmp_path)["sets"]) == 1
     forest = json.loads(block(tmp_path, "s0-difference-depths_per_factoid"))["first"]["10"]["data"]
+    dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", reference="base")
+    assert ["read out by" in one["name"] for one in embedded(tmp_path)["sets"]] == [False, True]
+    assert json.loads(block(tmp_path, "s0-difference-depths_per_factoid"))["first"]["10"]["data"] == forest
     held = [
         one.records.filter(pl.col("token") == 0, pl.col("depth") > 0, pl.col("rank") < 10)
         for one in (probe, fixed)

@@ -116,6 +116,17 @@ def test_what_is_missing_or_broken_is_said(study, tmp_path):
         open_study([study])
 
 
+def test_a_run_that_a_longer_one_goes_on_from_is_not_told_twice(tmp_path):
+    for name in ("prefix", "longer", "apart"):
+        write_text('base = "x"\n', tmp_path / name / "recipe.toml")
+    for run in ("prefix", "apart"):
+        write_stage(tmp_path / run / "1-a", {"1-a": (1.0, 0.9, 1.0)})
+    (tmp_path / "longer" / "1-a").symlink_to(tmp_path / "prefix" / "1-a", target_is_directory=True)
+    assert [run.name for run in open_study([tmp_path]).runs] == ["apart", "longer", "prefix"]
+    write_stage(tmp_path / "longer" / "2-b", {"2-b": (1.0, 0.9, 1.0)})
+    assert [run.name for run in open_study([tmp_path]).runs] == ["apart", "longer"]
+
+
 def test_short_names_are_as_long_as_they_must_be():
     paths = [Path("/a/x/run"), Path("/a/y/run"), Path("/a/z")]
     assert short_names(paths) == ["x/run", "y/run", "z"]

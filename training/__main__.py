@@ -204,11 +204,8 @@ def _print_results(made: dict[str, pl.DataFrame]) -> None:
             shares = [_percent(row[name]) for name in ("d_a_after_1", "retention")]
             seeds = " ".join(_percent(value) for value in row["by_seed"] or [])
             metric = row["last_metric"]
-            last = (
-                _percent(row["last_score"])
-                if metric == "exact_match"
-                else f"{metric} {shown(row['last_score'])}"
-            )
+            percent = metric in ("exact_match", None)
+            last = _percent(row["last_score"]) if percent else f"{metric} {shown(row['last_score'])}"
             learned = f"{row['cells'] - row['failed']}/{row['cells']}"
             table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
         console.print(table)
