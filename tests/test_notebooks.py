@@ -135,7 +135,6 @@ def test_the_numbers_of_its_answer_are_those_of_its_outputs(path):
     shown = texts(notebook)
     known = {float(number) for number in re.findall(NUMBER, shown + parameters(notebook).source)}
     known |= {number * 100 for number in known}  # a share may be written as per cent
-    known |= {float(len(part.splitlines()) - 4) for part in re.split(r"\n(?=┌)", shown)}  # rows of a table
     for number in re.findall(NUMBER, answer):
         digits = len(number.partition(".")[2])
         # Half a unit of the last digit, and what the tables have rounded off themselves.
