@@ -36,7 +36,6 @@ import os
 import re
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +49,7 @@ from memprobe.factoids import Factoid
 from memprobe.records import read_json, write_json, write_text
 from training.data import Prepared, parts_of, prepare
 from training.mixing import Schedule
-from training.recipe import Evaluate, Recipe, parse_recipe, to_toml, validated, with_sources
+from training.recipe import Evaluate, Recipe, parse_recipe, read_toml, to_toml, validated, with_sources
 from training.report import Report
 
 if TYPE_CHECKING:
@@ -157,13 +156,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MemprobeError(f"{path}: is not TOML ({error})") from error
-    grid = validated(Grid, data, str(path))
+    grid = validated(Grid, read_toml(path), str(path))
     for key in ("seed", "arm", "stages"):
         if key in grid.recipe:
             raise MemprobeError(f"{path}: recipe.{key}: the grid says this in its blocks; leave it out")

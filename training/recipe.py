@@ -296,17 +296,26 @@ def read_recipe(
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MemprobeError(f"{path}: is not TOML ({error})") from error
+    data = read_toml(path)
     data |= {
         key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
     }
     recipe = parse_recipe(data, str(path))
     return with_sources(recipe, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        MemprobeError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MemprobeError(f"{path}: is not TOML ({error})") from error
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
