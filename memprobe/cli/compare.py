@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli import app
+from memprobe.cli.options import Reference
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -30,14 +31,7 @@ def compare_command(
             "readouts, as in a grid's probes/SETUP.",
         ),
     ],
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL",
-            help="Differences are taken from this checkpoint. [default: the first]",
-            show_default=False,
-        ),
-    ] = None,
+    reference: Reference = None,
     base: Annotated[
         str | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli import app
+from memprobe.cli.options import Reference
 from memprobe.errors import MemprobeError
 
 
@@ -31,14 +32,7 @@ def dashboard_command(
         ),
     ] = False,
     port: Annotated[int, typer.Option(help="With --watch; 0 takes a free one.", min=0, max=65535)] = 0,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL",
-            help="Differences are taken from this checkpoint. [default: the first]",
-            show_default=False,
-        ),
-    ] = None,
+    reference: Reference = None,
     fixed_readout: Annotated[
         list[Path] | None,
         typer.Option(

@@ -28,6 +28,14 @@ Checkpoints = Annotated[
 OneCheckpoint = Annotated[
     str, typer.Option("--ckpt", metavar="SPEC", help="The checkpoint.", show_default=False)
 ]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABEL",
+        help="Differences are taken from this checkpoint. [default: the first]",
+        show_default=False,
+    ),
+]
 BadRows = Annotated[
     BadRowChoice,
     typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),
