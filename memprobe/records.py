@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 
 SCHEMA_VERSION = 1
+_STALE = 3600.0  # seconds after which a temporary file is nobody's
 
 KEYS: dict[str, Any] = {
     "checkpoint": pl.String,
@@ -227,10 +229,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(
-            f".{path.name}.*"
-        ):  # by a process that was killed while it wrote this file
-            left.unlink()
+        for left in path.parent.glob(f".{path.name}.*"):
+            # An old one is left by a process that was killed; a young one may be another's, at work.
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)

@@ -1,5 +1,6 @@
 """A probe directory: through kills at every write, beside other probes, and when checkpoints join later."""
 
+import os
 import shutil
 from contextlib import contextmanager
 
@@ -86,6 +87,18 @@ class Power:
             leave()
         if self.dead:
             raise Killed
+
+
+def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path):
+    """Two processes may write one file at once; what a killed one left there long ago is taken away."""
+    path = tmp_path / "run.json"
+    stale = tmp_path / ".run.json.torn"
+    stale.write_text("{")
+    os.utime(stale, (0, 0))
+    with records.replacing(path) as first, records.replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and sorted(tmp_path.iterdir()) == [path]
 
 
 def hold_same(one, other) -> None:

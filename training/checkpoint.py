@@ -74,6 +74,7 @@ class About:
             "steps_planned": self.schedule.steps,
             "stopped": progress.stopped,
             "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
             "processes": self.processes,
             "base": base,
             "parent": base if first else above,

@@ -25,7 +25,8 @@ Each distinct prefix of stages is trained once::
     OUT/probes/SETUP/base-readout/        the same read with the base model's unembedding
 
 SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
-goes on. Weights go as soon as nothing needs them, except where ``keep`` says so.
+goes on. Processes that share OUT share the work: each takes the first cell that no other is at. Weights go as soon
+as nothing needs them, except where ``keep`` says so.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 CELL, GRID = "cell.json", "grid.toml"
 RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
+
+_POLL = 10.0  # seconds between two looks at cells that other processes are training
 
 Scalar = int | float | str
 
@@ -130,6 +134,10 @@ class Node:
     def chain(self) -> list[Node]:
         """The nodes from stage 1 to this one."""
         return [*(self.parent.chain if self.parent else []), self]
+
+
+class _Taken(Exception):
+    """Another process trains this stage or cell."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +323,8 @@ def run_grid(
 ) -> list[str]:
     """Trains, probes and evaluates every cell that is not there yet.
 
+    Several processes may do this in one ``out``; each returns when all cells are done.
+
     Args:
         path: of the grid file.
         shard: (i, n): only the i-th of n parts.
@@ -337,21 +347,56 @@ def run_grid(
     part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
     done = sum(_is_done(out, cell) for cell in mine)
     report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
-    broken = []
-    for number, cell in enumerate(mine, 1):
-        if not _is_done(out, cell):
-            report.say(f"[{number}/{len(mine)}] {cell.node.name}: {cell.node.recipe.arm_name}")
+    broken: dict[str, str] = {}
+    waiting = False
+    while left := [cell for cell in mine if not _is_done(out, cell) and cell.node.name not in broken]:
+        for cell in left:
             try:
-                _finish_cell(grid, cell, out, after, report, data_dir=data_dir, quiet=quiet)
-            except MemprobeError as error:
-                broken.append(f"{cell.node.name}: {error}")
-                report.say(f"{cell.node.name}: {error}")
+                with _claim(out, cell.node):
+                    if not _is_done(out, cell):  # by another process, since the list was made
+                        place = f"[{mine.index(cell) + 1}/{len(mine)}]"
+                        report.say(f"{place} {cell.node.name}: {cell.node.recipe.arm_name}")
+                        _finish_cell(grid, cell, out, after, report, data_dir=data_dir, quiet=quiet)
+            except _Taken:
                 continue
-        _drop_weights(mine, out)
+            except MemprobeError as error:
+                broken[cell.node.name] = f"{cell.node.name}: {error}"
+                report.say(f"{cell.node.name}: {error}")
+            waiting = False
+            _drop_weights(mine, out)
+            break  # the first cell that is free now may be one that was not
+        else:
+            if not waiting:
+                report.say(f"{len(left)} cells are being trained by other processes; waiting for them")
+            waiting = True
+            time.sleep(_POLL)
+    _drop_weights(mine, out)
     report.say(
         f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
     )
-    return broken
+    return list(broken.values())
+
+
+@contextmanager
+def _claim(out: Path, node: Node) -> Iterator[None]:
+    """Holds a stage for this process; the system gives it up when the process ends, however it ends.
+
+    Raises:
+        _Taken: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = out / ".claims" / f"{node.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise _Taken from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def directory(out: Path, node: Node) -> Path:
@@ -373,11 +418,17 @@ def _finish_cell(
     data_dir: Path | None,
     quiet: bool,
 ) -> None:
-    """Trains the nodes of a cell that are missing, probes its stages, and says how it ended."""
-    prepared = None
-    for node in cell.node.chain:
-        prepared = _train(node, out, report, data_dir=data_dir, quiet=quiet)
-    assert prepared is not None
+    """Trains the nodes of a cell that are missing, probes its stages, and says how it ended.
+
+    Raises:
+        _Taken: another process trains one of its earlier stages.
+    """
+    *before, last = cell.node.chain
+    for node in before:
+        if not _is_trained(out, node):
+            with _claim(out, node):
+                _train(node, out, report, data_dir=data_dir, quiet=quiet)
+    prepared = _train(last, out, report, data_dir=data_dir, quiet=quiet)
     seconds = _probe(grid, cell, out, prepared, report)
     folder = directory(out, cell.node)
     if after is not None:
@@ -407,11 +458,13 @@ def _train(node: Node, out: Path, report: Report, *, data_dir: Path | None, quie
             say=report.say,
             asked=out / ".asked",
         )
-    if not (folder / node.stage / MANIFEST).exists():
-        began = time.monotonic()
+    if not _is_trained(out, node):
         run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
-        write_json({"seconds": round(time.monotonic() - began, 1)}, folder / f".{node.stage}.json")
     return prepared
+
+
+def _is_trained(out: Path, node: Node) -> bool:
+    return (directory(out, node) / node.stage / MANIFEST).exists()
 
 
 def _base_model(spec: str) -> LensModel:
@@ -480,7 +533,6 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
                 share = sets[f"{number}-{stage.name}"]["scores"]["exact_match"]["value"]
                 if share < 1:
                     problems.append(f"{stage.name} ended at {share:.1%} exact match, not 100 %")
-        timing = folder / f".{node.stage}.json"
         stages.append(
             {
                 "stage": node.stage,
@@ -488,7 +540,7 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
                 "label": node.label,
                 "steps": manifest["steps"],
                 "tokens": manifest["tokens"],
-                "seconds": read_json(timing)["seconds"] if timing.exists() else None,
+                "seconds": manifest.get("seconds"),  # older runs did not count them
             }
         )
     return {
@@ -565,7 +617,7 @@ def plan(
     """
     cells = deal(cells_of(grid, path), *shard)
     nodes = {node.name: node for cell in cells for node in cell.node.chain}
-    missing = [node for node in nodes.values() if not (directory(out, node) / node.stage / MANIFEST).exists()]
+    missing = [node for node in nodes.values() if not _is_trained(out, node)]
     shared = {
         name: count
         for name in nodes
@@ -619,11 +671,11 @@ def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> in
 def _rate(nodes: Any, out: Path) -> float | None:
     tokens = seconds = 0.0
     for node in nodes:
-        folder = directory(out, node)
-        timing, manifest = folder / f".{node.stage}.json", folder / node.stage / MANIFEST
-        if timing.exists() and manifest.exists():
-            tokens += read_json(manifest)["tokens"]
-            seconds += read_json(timing)["seconds"]
+        if _is_trained(out, node):
+            manifest = read_json(directory(out, node) / node.stage / MANIFEST)
+            if manifest.get("seconds"):
+                tokens += manifest["tokens"]
+                seconds += manifest["seconds"]
     return tokens / seconds if seconds else None
 
 

@@ -51,6 +51,7 @@ class Progress:
         step: optimiser steps done.
         below: steps in a row with a loss below the stop rule's.
         tokens: input tokens seen, without padding.
+        seconds: spent training, in every process that worked on the stage up to its last saved state.
         right, seen: own rows answered exactly, and seen, in this epoch (by the first process).
         stopped: why the stage ended.
     """
@@ -58,6 +59,7 @@ class Progress:
     step: int = 0
     below: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     right: int = 0
     seen: int = 0
     stopped: str | None = None
@@ -163,6 +165,7 @@ class StageTrainer(Trainer):
         self.penalty_sum: Tensor | None = None
         self.own_nats = torch.zeros(2)  # of own rows in this step: their sum, and of how many tokens
         self.exact_share: float | None = None
+        self.counted = time.monotonic()
         super().__init__(
             model,
             _arguments(run),
@@ -241,6 +244,12 @@ class StageTrainer(Trainer):
             logs = {**logs, "tokens": self.progress.tokens}
         super().log(logs, start_time)
 
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since this process began to train."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.counted
+        self.counted = now
+
     def own_exact(self) -> float:
         """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights."""
         right = 0
@@ -266,6 +275,7 @@ class StageTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 self.progress.step = self.state.global_step
+                self.count_seconds()
                 mark_complete(folder, asdict(self.progress))
                 for old in complete_states(folder.parent)[:-_KEPT]:
                     remove_state(old)
@@ -286,7 +296,7 @@ class _Watch(TrainerCallback):
         self.saved = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.saved = time.monotonic()
+        self.saved = self.trainer.counted = time.monotonic()
         if state.is_world_process_zero:
             self.run.report.start(self.run.name, state.max_steps, state.global_step)
 
@@ -372,6 +382,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     if trainer.progress.stopped is None:
         trainer.progress.stopped = "all epochs"
     trainer.progress.step = trainer.state.global_step
+    trainer.count_seconds()
     return trainer
 
 

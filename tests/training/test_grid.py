@@ -1,6 +1,10 @@
 """Grids: which cells there are, what they share, and what a run of them leaves."""
 
 import json
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +15,7 @@ from memprobe.records import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
+from training.grid import _claim, cells_of, deal, directory, plan, read_grid, run_grid
 from training.run import run
 
 
@@ -199,6 +203,46 @@ def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, t
     broken.clear()
     assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_what_another_process_trains_is_left_to_it_and_waited_for(tiny_checkpoint, tmp_path, monkeypatch):
+    """The other process holds naive's stage 1, which replay needs too, and gives it up without having trained it."""
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
+    out = tmp_path / "out"
+    shared = cells(path)[0].node.parent
+    seen = []
+    sleep, poll = time.sleep, 0.0123
+
+    def waits(seconds):
+        if seconds != poll:  # others sleep too
+            return sleep(seconds)
+        seen.append(
+            {cell.node.arm for cell in cells(path) if (directory(out, cell.node) / "cell.json").exists()}
+        )
+        return held.close()
+
+    with ExitStack() as held:
+        held.enter_context(_claim(out, shared))
+        monkeypatch.setattr("training.grid._POLL", poll)
+        monkeypatch.setattr("training.grid.time.sleep", waits)
+        assert run_grid(read_grid(path), path, out, quiet=True) == []
+    assert seen == [{"remix-ratio1", "remix-ratio2"}], (
+        "the others were trained before it waited, and it waited once"
+    )
+    assert "2 cells are being trained by other processes" in (out / "log.txt").read_text()
+    assert outcome(out, "a-b-n4/replay-s0")["stages"][0]["run"] == shared.name
+
+
+def test_two_processes_share_a_grid(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
+    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(tmp_path / "out")]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    log = (tmp_path / "out" / "log.txt").read_text()
+    for cell in cells(path):
+        assert log.count(f"{cell.node.name}: FAILED") == 1, "one of them, once"
+    assert all("4 of 4 cells are done" in text for text in said)
 
 
 def test_the_function_after_a_cell_sees_its_weights(tiny_checkpoint, tmp_path, monkeypatch):
