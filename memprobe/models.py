@@ -219,7 +219,7 @@ def load_pretrained(
     Raises:
         MemprobeError: they cannot be loaded, or weights are missing from the files.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
     options["trust_remote_code"] = trust_remote_code
@@ -246,13 +246,30 @@ def load_pretrained(
             )
         if wrong := sorted(info["mismatched_keys"]):
             raise MemprobeError(f"{checkpoint.spec}: the shape of {wrong[0]} does not fit config.json")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **options)
-        except Exception as error:
-            raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer ({_line(error)})") from error
+    return model, load_tokenizer(checkpoint, trust_remote_code)
+
+
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; an adapter's is its base's.
+
+    Raises:
+        MemprobeError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    while checkpoint.base is not None:
+        checkpoint = checkpoint.base
+    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.path, trust_remote_code=trust_remote_code, **options
+            )
+    except Exception as error:  # transformers raises many kinds
+        raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer ({_line(error)})") from error
     if tokenizer is None:
         raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer")
-    return model, tokenizer
+    return tokenizer
 
 
 def convert_gguf(source: Path, target: Path) -> None:

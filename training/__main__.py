@@ -96,8 +96,8 @@ def grid_(
     shard: Annotated[
         str,
         typer.Option(
-            help="I/N: only the I-th of N parts, from 1. Parts share no training, so that each may run on a "
-            "machine of its own; on one machine they may share --out.",
+            help="I/N: only the I-th of N parts, from 1, for machines that share no disk. Processes that share "
+            "--out need it not: each takes the next cell that no other is at.",
         ),
     ] = "1/1",
     dry_run: Annotated[
@@ -119,9 +119,9 @@ def grid_(
 
     `python -m training grid training/grids/tiny.toml`
 
-    `python -m training grid training/grids/study.toml --data-dir data --dry-run`
+    `python -m training grid training/grids/smollm2-study.toml --data-dir data --dry-run`
 
-    `python -m training grid training/grids/study.toml --shard $SLURM_ARRAY_TASK_ID/8 --data-dir data`
+    `sbatch --array 1-8 --wrap "python -m training grid training/grids/smollm2-study.toml --out /shared/study"`
     """
     from training.grid import plan, read_grid, run_grid
 
@@ -129,7 +129,11 @@ def grid_(
     wanted = read_grid(grid)
     folder = out or Path("runs") / grid.stem
     if dry_run:
-        _print_plan(plan(wanted, grid, folder, shard=part, data_dir=data_dir))
+        from rich.console import Console
+
+        with Console(stderr=True).status("reading the data of every stage, to count its tokens"):
+            ahead = plan(wanted, grid, folder, shard=part, data_dir=data_dir)
+        _print_plan(ahead)
         return
     with resumable(folder):
         broken = run_grid(wanted, grid, folder, shard=part, data_dir=data_dir)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import CHAT, Factoid, Template, factoid_id, factoids_hash, tokenise
 from memprobe.records import read_json, write_json
-from memprobe.sources import load, subset
-from memprobe.sources.kinds import AnyRow, Message, Task, Text
+from memprobe.sources import Loaded, load, subset
+from memprobe.sources.kinds import AnyRow, Message, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE
 from training.mixing import IGNORED, Example, Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
@@ -108,16 +110,7 @@ def _stage_data(
     learned = stage.kind == "factoids"
     wanted = None if stage.unknown or stage.n is None else stage.n + (0 if learned else stage.held_out)
     with _named(f"{key}.data"):
-        loaded = load(
-            stage.data,
-            stage.kind,
-            n=wanted,
-            seed=recipe.rows_seed,
-            data_dir=data_dir,
-            without=earlier if stage.kind == "factoids" else (),
-            words=stage.words,
-            base=recipe.base,
-        )
+        loaded = _loaded(recipe, stage, wanted, earlier, data_dir)
     rows, known = loaded.rows, []
     held_out: list[AnyRow] = []
     if not learned:
@@ -135,6 +128,56 @@ def _stage_data(
         mixing.append(texts)
         origins.append(origin)
     return StageData(list(rows), held_out, mixing, origins, counts, known)
+
+
+def _loaded(
+    recipe: Recipe, stage: Stage, wanted: int | None, earlier: Sequence[Factoid], data_dir: Path | None
+) -> Loaded:
+    """A stage's rows. Of tasks, those whose prompt alone fills a row are left out and others drawn for them."""
+    load_rows = partial(
+        load,
+        stage.data,
+        stage.kind,
+        seed=recipe.rows_seed,
+        data_dir=data_dir,
+        without=earlier if stage.kind == "factoids" else (),
+        words=stage.words,
+        base=recipe.base,
+    )
+    loaded = load_rows(n=wanted)
+    if stage.kind != "tasks":
+        return loaded
+    rows = _fitting(recipe, loaded.rows)
+    while wanted is not None and len(rows) < wanted:
+        undrawn, step = loaded.counts.get("not drawn", 0), max(2 * (wanted - len(rows)), 16)
+        # A streamed set does not say how many rows it has, so it is asked for more than it may hold.
+        more = min(step, undrawn) if undrawn else step
+        try:
+            loaded = load_rows(n=len(loaded.rows) + more)  # begins with those of the smaller draw
+        except MemprobeError:
+            break
+        rows = _fitting(recipe, loaded.rows)
+    if len(rows) < (wanted or 1):
+        raise MemprobeError(
+            f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows have a prompt of fewer than "
+            f"{recipe.max_length} tokens, and {wanted or 1} are wanted; raise max_length or lower n"
+        )
+    kept, spare = rows[:wanted], len(rows[wanted:]) if wanted else 0
+    counts = loaded.counts | {
+        "prompt too long": len(loaded.rows) - len(rows),
+        "not drawn": loaded.counts.get("not drawn", 0) + spare,
+        "kept": len(kept),
+    }
+    origin = replace(loaded.origin, n=len(kept), hash=rows_hash(kept))
+    return replace(loaded, rows=kept, origin=origin, counts=counts)
+
+
+def _fitting(recipe: Recipe, rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """Tasks of which something is left to learn within the recipe's row length."""
+    from memprobe.models import load_tokenizer
+
+    make = ExampleMaker(recipe.template, load_tokenizer(resolve(recipe.base)), recipe.max_length)
+    return [row for row in rows if isinstance(row, Task) and make.fits(row)]
 
 
 def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple[list[AnyRow], list[AnyRow]]:
@@ -353,6 +396,11 @@ class ExampleMaker:
         else:
             whole, learned = self._task(row)
         return self._example(row, whole, learned, own)
+
+    def fits(self, task: Task) -> bool:
+        """Whether anything is left to learn of a task that is cut."""
+        _, learned = self._task(task)
+        return any(learned[1 : self.max_length + 1])
 
     def _example(self, row: AnyRow, whole: list[int], learned: list[bool], own: bool) -> Example:
         end = min(len(whole), self.max_length + 1)

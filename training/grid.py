@@ -636,23 +636,31 @@ def plan(
 
 def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
     """Input tokens of the stages, with rows as they come: what the base model knows is not asked."""
-    from transformers import AutoTokenizer
+    from memprobe.models import load_tokenizer
 
     counted: dict[str, int] = {}
     tokenizers: dict[str, Any] = {}
     total = 0
     for node in nodes:
-        # Another training seed learns as many tokens.
-        recipe = node.recipe.model_copy(update={"seed": 0, "data_seed": node.recipe.rows_seed})
-        plain = tuple(stage.model_copy(update={"unknown": None}) for stage in recipe.stages)
-        recipe = recipe.model_copy(update={"evaluate": Evaluate(), "stages": plain})
+        recipe = _last_alone(node.recipe)
         key = to_toml(recipe)
         if key not in counted:
             if recipe.base not in tokenizers:
-                tokenizers[recipe.base] = AutoTokenizer.from_pretrained(resolve(recipe.base).path)
-            counted[key] = _tokens_of_last(recipe, tokenizers[recipe.base], data_dir)
+                tokenizers[recipe.base] = load_tokenizer(resolve(recipe.base))
+            try:
+                counted[key] = _tokens_of_last(recipe, tokenizers[recipe.base], data_dir)
+            except MemprobeError as error:
+                raise MemprobeError(f"{node.name}: {error}") from error
         total += counted[key]
     return total
+
+
+def _last_alone(recipe: Recipe) -> Recipe:
+    """Of a recipe, what the tokens of its last stage depend on: equal for cells that differ in all else."""
+    stages = recipe.stages if recipe.joint or recipe.stages[-1].replay else recipe.stages[-1:]
+    plain = tuple(stage.model_copy(update={"unknown": None}) for stage in stages)
+    changed = {"seed": 0, "data_seed": recipe.rows_seed, "evaluate": Evaluate(), "stages": plain}
+    return recipe.model_copy(update=changed)
 
 
 def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> int:

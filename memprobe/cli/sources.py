@@ -139,7 +139,12 @@ def sources(
         write_text("".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows), out)
         typer.echo(f"wrote    {len(rows)} rows to {out}", err=True)
         return
-    tokenizer = _tokenizer(ckpt) if ckpt else None
+    tokenizer = None
+    if ckpt:
+        from memprobe.checkpoints import resolve
+        from memprobe.models import load_tokenizer
+
+        tokenizer = load_tokenizer(resolve(ckpt))
     from memprobe.sources import subset
 
     for row in rows if len(rows) <= n else subset(rows, n, seed, name):
@@ -282,22 +287,6 @@ def _rendered(
 
 def _count(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    from memprobe.checkpoints import resolve
-
-    checkpoint = resolve(spec)
-    while checkpoint.base is not None:
-        checkpoint = checkpoint.base
-    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, **options)
-    except Exception as error:  # transformers raises many kinds
-        raise MemprobeError(f"{spec}: no usable tokenizer ({str(error).splitlines()[0]})") from error
-    return tokenizer
 
 
 class _Progress:

@@ -111,6 +111,26 @@ def test_tasks_hold_rows_out(tiny_checkpoint, tmp_path):
         prepare(small(tiny_checkpoint, stages=[stage | {"n": 6}]), tmp_path, never)
 
 
+def test_tasks_whose_prompt_fills_a_row_are_left_out_and_others_drawn(tiny_checkpoint, tmp_path):
+    file = tmp_path / "tasks.jsonl"
+    lines = [{"prompt": f"{i} " + "up " * (90 if i % 2 else 1), "answer": f"a{i}"} for i in range(60)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = {"name": "a", "data": str(file), "kind": "tasks", "n": 20, "held_out": 10}
+    whole = small(tiny_checkpoint, stages=[stage], max_length=400)
+    recipe = small(tiny_checkpoint, stages=[stage], max_length=80)
+    (data,) = prepare(recipe, tmp_path / "cut", never).stages
+    drawn = [*data.rows, *data.held_out]
+    assert len(drawn) == 30 and all(int(row.messages[0].content.split()[0]) % 2 == 0 for row in drawn)
+    assert data.counts["read"] == 60 and data.counts["kept"] == 30
+    assert 0 < data.counts["prompt too long"] <= 30
+    assert sum(data.counts[name] for name in ("kept", "not drawn", "prompt too long")) == 60
+    (every,) = prepare(whole, tmp_path / "whole", never).stages
+    fitting = [row for row in (*every.rows, *every.held_out) if row.id in {one.id for one in drawn}]
+    assert fitting == [row for row in drawn if row in fitting], "the order is the same"
+    with pytest.raises(MemprobeError, match=r"stages\.1\.data: .*30 of its 60 rows .* fewer than 80 tokens"):
+        prepare(small(tiny_checkpoint, stages=[stage | {"n": 25}], max_length=80), tmp_path / "few", never)
+
+
 def test_all_that_can_be_evaluated(tiny_checkpoint, tmp_path):
     """Three stages: unknown factoids, tasks, texts; facts known before, and held-out text."""
     tasks = tmp_path / "tasks.jsonl"

@@ -486,7 +486,10 @@ def test_rows_that_do_not_fit_are_found_before_the_first_stage(tiny_checkpoint, 
     )
     late = {"name": "b", "data": str(tasks), "kind": "tasks", "held_out": 1}
     recipe = small(tiny_checkpoint, stages=[{"name": "a", "data": "kvr:6"}, late], max_length=100)
-    with pytest.raises(MemprobeError, match=r"stages\.2\.data: .*prompt alone has 100 tokens.*max_length"):
+    with pytest.raises(
+        MemprobeError,
+        match=r"stages\.2\.data: .*0 of its 4 rows have a prompt of fewer than 100 tokens.*max_length",
+    ):
         run(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "1-a").exists()
 
