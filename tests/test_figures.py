@@ -241,6 +241,32 @@ def test_differences_of_many_checkpoints_are_between_arms(study, tmp_path):
     assert table["reference"].unique().to_list() == ["naive"]
 
 
+def test_spread_draws_each_checkpoint_against_the_reference(probe, study):
+    result, found = of_probe(probe)
+    rows = result.tables["spread"].filter(on="all", reference=result.settings["reference"])
+    (row,) = rows.iter_rows(named=True)
+    shown = drawn(figures.spread(found["spread"]))
+    assert shown[f"/{row['checkpoint']}//0/value"][0][0] == row["difference"]
+    assert [x for x, _ in shown[f"/{row['checkpoint']}//0/interval"]] == [row["low"], row["high"]]
+    _, found = of_probe(study)
+    assert "naive of its own" in found["spread"], "one reference cannot serve several seeds"
+
+
+def test_spread_of_seeds_and_readouts_stands_in_one_row():
+    keys = {"row": "remix", "reference": "naive of the same seed"}
+    points = [
+        keys | {"panel": panel, "series": series, "difference": value, "low": value - 1, "high": value + 1}
+        for panel in ("after stage 1", "after stage 2")
+        for series, values in (("own", (0.5, 1.5)), ("base", (2.5, 3.5)))
+        for value in values
+    ]
+    shown = drawn(figures.spread(pl.DataFrame(points), width=183))
+    places = [("own", 0), ("own", 1), ("base", 2), ("base", 3)]
+    found = [shown[f"after stage 2/remix/{series}/{place}/value"][0] for series, place in places]
+    assert [x for x, _ in found] == [0.5, 1.5, 2.5, 3.5]
+    assert len({y for _, y in found}) == 4 and all(abs(y) < 0.5 for _, y in found)
+
+
 # Training runs
 
 

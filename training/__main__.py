@@ -155,20 +155,26 @@ def report_(
             show_default=False,
         ),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Where figures go. [default: figures, below the tables]", show_default=False),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Of the bootstrap, where records are read.", min=100)] = 2000,
 ) -> None:
-    """Writes a study's tables as CSV and Markdown, from a grid's directory or from its stored results.
+    """Writes a study's tables as CSV and Markdown, and its figures, from a grid's directory or its stored results.
 
-    Reads what is finished; nothing is trained or probed, and no weights are needed. `results/` holds all that
-    the tables are made from, small enough to publish.
+    Reads what is finished; nothing is trained or probed, and no weights are needed. `--out` holds all that the
+    tables are made from, and each figure's JSON what it is drawn from, small enough to publish: from these the same
+    command makes tables and figures again.
 
     Examples:
 
-    `python -m training report runs/smollm2-study --out analyses/results`
+    `python -m training report runs/smollm2-study --out analyses/study --figures figures/study`
 
-    `python -m training report analyses/results`
+    `python -m training report analyses/study --figures figures/study`
     """
     from memprobe.records import write_text
+    from training.drawing import draw
     from training.grid import GRID
     from training.tables import collect, flat, markdown, read_results, tables
 
@@ -180,8 +186,14 @@ def report_(
     for name, table in made.items():
         write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
+    drawn = draw(made, folder if fresh else None, figures or target / "figures", draws=draws, say=_aside)
     _print_results(made)
-    typer.echo(f"tables   {target / 'README.md'}", err=True)
+    _aside(f"tables   {target / 'README.md'}")
+    _aside(f"figures  {len(drawn)} in {drawn[0].parent}" if drawn else "figures  none")
+
+
+def _aside(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _print_results(made: dict[str, pl.DataFrame]) -> None:

@@ -294,6 +294,7 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
     made = {
         "forgetting": forgetting(results),
         "placement": placement(results),
+        "spread": spread(results),
         "replay_ratio": curve(results, "replay_ratio"),
         "mixing_ratio": curve(results, "mixing_ratio"),
         "mixing_words": curve(results, "mixing_words"),
@@ -431,6 +432,33 @@ def curve(results: Results, over: str) -> pl.DataFrame:
     return pl.concat([zeros, found], how="diagonal_relaxed").sort(*keys, over)
 
 
+def spread(results: Results) -> pl.DataFrame:
+    """Spread of the LoF over depths, seed by seed: its sd minus the sd that the ceiling explains, against naive's.
+
+    Returns:
+        [setup, k, token, readout, arm, stage, seed, sd, sd_expected, difference, low, high]; see
+        :func:`memprobe.statistics.paired.spread_against_shift`.
+    """
+    if not len(results.spread):
+        return pl.DataFrame()
+    who = results.placement.select(*_KEYS, "checkpoint", "arm", "stage", "seed").drop_nulls()
+    order = list(dict.fromkeys(results.cells["arm_text"]))
+    table = results.spread.join(who, on=[*_KEYS, "checkpoint"], how="inner", maintain_order="left")
+    rank = pl.col("arm").replace_strict({arm: place for place, arm in enumerate(order)}, default=len(order))
+    table = table.sort(
+        "setup",
+        "k",
+        "token",
+        "readout",
+        "stage",
+        rank,
+        "seed",
+        descending=[False, True, False, True, False, False, False],
+    )
+    numbers = ["sd", "sd_expected", "difference", "low", "high"]
+    return table.select(*_KEYS, "arm", "stage", "seed", *numbers)
+
+
 def three_stages(results: Results) -> pl.DataFrame:
     """Every dataset's score after every stage, for cells of three stages; means over seeds.
 
@@ -496,6 +524,14 @@ def _of_arms(table: pl.DataFrame, statistic: str, *, last: bool) -> pl.DataFrame
 
 
 SEEN, NOT_SEEN, NOT_TESTED = "seen", "not seen at this scale", "not tested"
+PAPER = {
+    "naive": {"kvr": 17.8, "popqa": 46.0, "triviaqa": 37.8},
+    "kl": {"kvr": 17.5, "popqa": 40.7, "triviaqa": 38.9},
+    "ewc": {"kvr": 27.3, "popqa": 52.1, "triviaqa": 48.9},
+    "remix": {"kvr": 67.4, "popqa": 85.7, "triviaqa": 88.4},
+}
+"""Per cent of D_A kept after stage 2 by Llama-3-8B, over D_B, in Chen et al. 2024 (arXiv 2411.07175); as others
+quote it."""
 
 
 def claims(results: Results) -> pl.DataFrame:
@@ -512,7 +548,8 @@ def claims(results: Results) -> pl.DataFrame:
     ============  =============================================================================================
 
     Returns:
-        [setup, claim, arm, against, k, token, finding, evidence]
+        [setup, claim, arm, against, k, token, finding, evidence, paper]; ``paper`` is what it says of the same D_A
+        (:data:`PAPER`), where it says anything.
     """
     rows: list[dict[str, Any]] = []
     for row in forgetting(results).filter(pl.col("arm_text") == NAIVE).iter_rows(named=True):
@@ -521,8 +558,22 @@ def claims(results: Results) -> pl.DataFrame:
         evidence = f"retention {_listed(row['by_seed'])}" if seeds else "no learned cell"
         rows.append(_claim(row["setup"], "forgets", NAIVE, "", finding, evidence))
     rows += _differences_found(results) + _spread_found(results) + _gradients_found(results)
-    schema = ["setup", "claim", "arm", "against", "k", "token", "finding", "evidence"]
+    d_a = dict(results.cells.select("setup", "d_a").iter_rows())
+    rows = [row | {"paper": _in_paper(row["claim"], d_a[row["setup"]], row["arm"])} for row in rows]
+    schema = ["setup", "claim", "arm", "against", "k", "token", "finding", "evidence", "paper"]
     return pl.DataFrame(rows, schema=schema, infer_schema_length=None)
+
+
+def _in_paper(claim: str, d_a: str, arm: str) -> str:
+    """What the paper says of a claim: of naive training, and of single methods against it."""
+    family = "naive" if arm == NAIVE else arm.partition("(")[0]
+    if claim in ("forgets", "keeps more") and "+" not in arm and d_a in PAPER.get(family, {}):
+        return f"{PAPER[family][d_a]:.1f} % kept" + (
+            "" if arm == NAIVE else f", naive {PAPER['naive'][d_a]:.1f} %"
+        )
+    if family == "remix" and claim.startswith(("earlier", "more diverse")):
+        return "so in its figure 4"
+    return "so in its figure 2" if claim == "gradients" else ""
 
 
 def _claim(
@@ -566,11 +617,9 @@ def _differences_found(results: Results) -> list[dict[str, Any]]:
 
 
 def _spread_found(results: Results) -> list[dict[str, Any]]:
-    if not len(results.spread):
+    table, rows = spread(results), []
+    if not len(table):
         return []
-    who = results.placement.select(*_KEYS, "checkpoint", "arm", "stage", "seed").drop_nulls()
-    table = results.spread.join(who, on=[*_KEYS, "checkpoint"], how="inner")
-    rows = []
     for key, group in table.group_by("setup", "k", "token", "stage", "arm", maintain_order=True):
         setup, k, token, stage, arm = key
         seeds = group.group_by("readout").agg(pl.col("seed").n_unique())["seed"].to_list()

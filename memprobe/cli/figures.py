@@ -10,7 +10,7 @@ import typer
 from memprobe.cli import app
 
 _NAMES = (
-    "recall, frequency, lof, survival, heatmap, differences (of probes and comparisons); "
+    "recall, frequency, lof, survival, heatmap, differences, spread (of probes and comparisons); "
     "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs)"
 )
 

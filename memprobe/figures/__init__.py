@@ -25,6 +25,7 @@ from memprobe.figures.drawing import (
     mixing_ratio,
     recall,
     replay_ratio,
+    spread,
     stages,
     survival,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "redraw",
     "replay_ratio",
     "save",
+    "spread",
     "stages",
     "survival",
     "write_figures",

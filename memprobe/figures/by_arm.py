@@ -82,7 +82,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         axes.tick_params(axis="x", labelbottom=True)
         axes.grid(axis="x", color=PALE, linewidth=0.4)
     name_rows(every, arms, width)
-    figure.supxlabel("D_A exact match after the last stage", fontsize=7, color=INK)
+    name_axes(figure, every, "D_A exact match after the last stage", "")
     legend(figure, handles, width)
     return figure
 

@@ -1,8 +1,9 @@
-"""One number per checkpoint, or per arm with its seeds: first occurrence, and paired differences."""
+"""One number per checkpoint, or per arm with its seeds: first occurrence, paired differences, and spread."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,6 +14,7 @@ from memprobe.figures.look import (
     PALE,
     TOKENS,
     dodge,
+    groups,
     handle,
     in_style,
     legend,
@@ -23,6 +25,7 @@ from memprobe.figures.look import (
     panels,
     percent_axis,
     rows_height,
+    rule,
     shortened,
 )
 
@@ -161,6 +164,53 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     name_rows(every, rows, width)
     minus = f"minus {shortened(table['reference'][0], 40)}"
     figure.supxlabel(f"{minus}; top {k}, {TOKENS[token]}; never as n + 1", fontsize=6.5, color=FAINT)
+    legend(figure, handles, width)
+    return figure
+
+
+@in_style
+def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Whether facts surface in more diverse depths: sd of the first occurrence minus the sd that the ceiling explains.
+
+    The latter is the reference's sd, its depths shifted by the mean difference and clipped at the last depth. Right of
+    0: more diverse than that. Points are checkpoints (of an arm: seeds) with 95 % intervals over factoids.
+
+    Args:
+        table: [panel, row, series, reference, difference, low, high]; a row of one panel and series may hold several
+            points.
+        k, token: named below.
+        width: millimetres.
+    """
+    not_empty(table, "difference")
+    names = table["panel"].unique(maintain_order=True).to_list()
+    rows = table["row"].unique(maintain_order=True).to_list()
+    series = table["series"].unique(maintain_order=True).to_list()
+    handles = [handle(name, **look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name]
+    most = max(len(part) for _, part in groups(table, "panel", "row"))
+    figure, every = panels(
+        len(names),
+        width,
+        columns=len(names) if width >= 120 else 1,
+        height=rows_height(len(rows), min(most, 3)) + 13,
+        above=legend_height(handles, width),
+        sharey=True,
+        sharex=True,
+    )
+    for axes, name in zip(every, names, strict=True):
+        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        for (row,), part in groups(table.filter(panel=name), "row"):
+            for position, point in enumerate(part.iter_rows(named=True)):
+                at = rows.index(str(row)) + dodge(position, len(part))
+                value = point | {"value": point["difference"], "sd": None, "by_seed": None}
+                where = f"{name}/{row}/{point['series']}/{position}"
+                _point(axes, value, at, look(series.index(point["series"])), where)
+        axes.set_title(name)
+        axes.tick_params(axis="x", labelbottom=True)
+        axes.grid(axis="x", color=PALE, linewidth=0.4)
+    name_rows(every, rows, width)
+    against = shortened(table["reference"][0], 40)
+    words = f"sd of first occurrence minus what the ceiling explains, against {against} (depths; top {k}{rule(token)})"
+    figure.supxlabel("\n".join(wrap(words, 62 if width < 120 else 120)), fontsize=6.5, color=FAINT)
     legend(figure, handles, width)
     return figure
 

@@ -20,7 +20,7 @@ from memprobe.figures.by_arm import (
     replay_ratio,
     stages,
 )
-from memprobe.figures.by_checkpoint import differences, first_occurrence
+from memprobe.figures.by_checkpoint import differences, first_occurrence, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "survival": survival,
     "heatmap": heatmap,
     "differences": differences,
+    "spread": spread,
     "forgetting": forgetting,
     "replay_ratio": replay_ratio,
     "mixing_ratio": mixing_ratio,

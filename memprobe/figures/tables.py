@@ -1,7 +1,7 @@
 """A study -> the tables that its figures draw. Laid out here, computed in :mod:`memprobe.statistics` and
 :mod:`memprobe.compare`.
 
-    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences
+    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread
     training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
 """
 
@@ -57,6 +57,7 @@ def of_comparison(
     else:
         found["survival"] = "no answer occurs at any depth"
     found["differences"] = _differences(tables, settings)
+    found["spread"] = _spread(tables, settings)
     return found
 
 
@@ -263,6 +264,21 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
     else:
         table = table.join(held, on=keys, how="left", maintain_order="left")
     return table.select(pl.col("checkpoint").alias("row"), "reference", "statistic", *numbers, "held")
+
+
+def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
+    """[panel, row, series, reference, difference, low, high], by checkpoint."""
+    if "spread" not in tables:
+        return "there is one checkpoint only"
+    if _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None]):
+        return "each seed is held against naive of its own (python -m training report GRID draws that)"
+    table = tables["spread"].filter(on="all", reference=settings["reference"])
+    table = table.filter(pl.col("difference").is_not_null())
+    if not len(table):
+        return f"no checkpoint's spread is comparable with {settings['reference']}'s"
+    blank = [pl.lit("").alias(name) for name in ("panel", "series")]
+    row = pl.col("checkpoint").alias("row")
+    return table.select(blank[0], row, blank[1], "reference", "difference", "low", "high")
 
 
 # ---------------------------------------------------------------------------------------------------------------

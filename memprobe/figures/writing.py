@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 CELL = "cell.json"
 """Beside the run of each cell of a grid."""
 FORMATS = ("pdf", "png", "svg")
-OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences")
+OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread")
 PAGE = 230
 """Millimetres that a figure may be high, before each pair of datasets gets one of its own."""
 _METADATA: dict[str, dict[str, None]] = {

@@ -16,6 +16,7 @@ def cell(arm, seed, retention, text="none", learned=True, **more):
         "setup": "kvr-lama",
         "arm": arm,
         "seed": seed,
+        "d_a": "kvr",
         "d_c": None,
         "arm_text": text,
         "mixing": None,
@@ -143,7 +144,9 @@ def test_more_diverse_must_hold_in_every_seed_and_both_readouts():
         for place, low in enumerate(lows):
             seed, readout = place % 3, ("own", "base-readout")[place // 3]
             spread.append(
-                keys | {"readout": readout, "checkpoint": f"r{seed}", "difference": 1.0, "low": low}
+                keys
+                | {"readout": readout, "checkpoint": f"r{seed}", "difference": 1.0, "low": low}
+                | dict.fromkeys(("sd", "sd_expected", "high"), 2.0)
             )
             placed.append(
                 keys | {"readout": readout, "checkpoint": f"r{seed}", "arm": REMIX, "stage": 2, "seed": seed}
@@ -176,6 +179,18 @@ def test_gradient_conflict_goes_with_forgetting_where_ranks_agree():
     assert row_of(claims(results(agree[:3])), claim="gradients")["finding"] == "not tested"
 
 
+def test_a_claim_stands_beside_what_the_paper_says_of_the_same_facts():
+    both = f"{REMIX}+replay(ratio=0.1, stages=2)"
+    arms = [difference("exact", 0.1, 0.3, arm=arm) for arm in (REMIX, both, "kl(strength=0.1)")]
+    table = claims(results([*NAIVE, *MIXED], arms))
+    assert row_of(table, claim="forgets")["paper"] == "17.8 % kept"
+    assert row_of(table, claim="keeps more", arm=REMIX)["paper"] == "67.4 % kept, naive 17.8 %"
+    assert row_of(table, claim="keeps more", arm="kl(strength=0.1)")["paper"] == "17.5 % kept, naive 17.8 %"
+    assert row_of(table, claim="keeps more", arm=both)["paper"] == "", "the paper did not run it"
+    other = claims(results([row | {"d_a": "known"} for row in (*NAIVE, *MIXED)], arms))
+    assert set(other.filter(claim="keeps more")["paper"]) == {""}
+
+
 def test_stored_results_give_the_same_tables(done, tmp_path):
     _, out = done
     found = collect(out, draws=100)
@@ -199,8 +214,16 @@ def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, 
     page = (tmp_path / "README.md").read_text()
     assert "| a-b-n4 | naive | none |" in page and "## Placement" in page
     csv = (tmp_path / "tables" / "forgetting.csv").read_text()
+    drawn = sorted((tmp_path / "figures").glob("*.png"))
+    names = {path.stem for path in drawn}
+    assert names >= {"forgetting", "stages", "mixing_ratio", "lof-own", "lof-base-readout"}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.json")} == names
+    images = {path: path.read_bytes() for path in drawn}
+    for path in drawn:
+        path.unlink()
     again = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert again.exit_code == 0
+    assert again.exit_code == 0 and f"{len(drawn)} in" in again.output
+    assert {path: path.read_bytes() for path in drawn} == images
     assert (tmp_path / "README.md").read_text() == page and (
         tmp_path / "tables/forgetting.csv"
     ).read_text() == csv
