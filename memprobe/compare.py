@@ -45,6 +45,9 @@ from memprobe.statistics.paired import differences, differences_by_depth, overla
 _PLACEMENT = ("lof", "lof_restricted", "settled", "settled_restricted", "depths_per_factoid", "area")
 _ALIKE = ("template", "lens", "readout", "tokenisation")
 _EVERYONE, _BOTH = "all", "exact in both"
+_NET_OF_SHUFFLED = ("lof_restricted", "settled_restricted", "depths_per_factoid", "area", "recall_full")
+ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in _NET_OF_SHUFFLED))
+"""Of the tables ``arms`` and ``arm_differences``; ``NAME_net`` is net of shuffled answers."""
 SHUFFLED, BASE = "shuffled", "base"
 """Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
 PAIRS = ("anchors", "all")
@@ -182,7 +185,7 @@ def compare(
         watched = watched or bool(intrusions)
         _describe(rows, reading, controls, k=k, resamples=resamples, is_base=member is root)
         if member.arm is not None:
-            runs.append(_run(reading, resamples))
+            runs.append(_run(reading, controls.get(SHUFFLED), resamples))
         for anchor in anchors:
             if anchor.member is not member:
                 both = {"reference": anchor.member.label, "checkpoint": member.label}
@@ -615,9 +618,13 @@ def _claims(
     return placement_claims(own, tables["fixed"])
 
 
-def _run(reading: Reading, resamples: Resamples) -> Run:
-    present = ~np.isnan(reading.values)
-    filled = np.where(present, reading.values, 0.0)
+def _run(reading: Reading, shuffled: _Cells | None, resamples: Resamples) -> Run:
+    """A checkpoint's :data:`ARM_STATISTICS`; net of shuffled answers they are unknown where none were probed."""
+    level = np.full_like(reading.values, np.nan) if shuffled is None else shuffled[0]
+    net = [STATISTICS.index(name) for name in _NET_OF_SHUFFLED]
+    values = np.hstack([reading.values, (reading.values - level)[:, net]])
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = (resamples.sums(filled) / resamples.sums(present)).astype(np.float32)
         means = filled.sum(0) / present.sum(0)
@@ -661,7 +668,7 @@ def _over_arms(
                 " tell them apart with --arm LABEL=ARM:SEED:STAGE"
             )
         seen[key] = run.label
-    names = list(STATISTICS)
+    names = list(ARM_STATISTICS)
     reference = origin.arm if origin.arm is not None else runs[0].arm
     tables["arms"] = arm_means(runs, names, n)
     tables["arm_differences"] = arm_differences(runs, names, n, reference=reference)

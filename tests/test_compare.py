@@ -173,8 +173,16 @@ def test_arms_over_seeds_from_several_probes(tmp_path):
     assert (row["arm"], row["reference"], row["seeds"], row["reference_seeds"]) == ("remix", "none", 3, 3)
     assert row["difference"] == pytest.approx(-2, abs=0.5)
     assert row["significant"] is True
+    net = tables["net"].filter(control="shuffled", statistic="lof_restricted")
+    of_arm = tables["arms"].filter(arm="remix", statistic="lof_restricted_net").row(0, named=True)
+    assert of_arm["by_seed"] == pytest.approx(
+        net.filter(pl.col("checkpoint").str.starts_with("remix"))["net"].to_list()
+    )
+    gap = tables["arm_differences"].filter(statistic="lof_restricted_net")["difference"][0]
+    naive = net.filter(pl.col("checkpoint").str.starts_with("none"))["net"].mean()
+    assert gap == pytest.approx(of_arm["mean"] - naive) and gap != row["difference"]
     few = compare(probes[:2], draws=500)
-    assert few.tables["arm_differences"]["significant"].to_list() == [None] * 9
+    assert few.tables["arm_differences"]["significant"].to_list() == [None] * 14
     assert any("fewer than 3 seeds" in note for note in few.notes)
 
 

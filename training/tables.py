@@ -541,7 +541,8 @@ def claims(results: Results) -> pl.DataFrame:
     forgets       naive keeps less than half of D_A
     keeps more    retention above naive's: the interval of the difference lies above 0
     beats tokens  retention above that of naive with as many steps or tokens, likewise
-    earlier       restricted mean LoF below naive's in the checkpoints' own readout and in the base model's
+    earlier       restricted mean LoF below naive's in the checkpoints' own readout, in the base model's, and in the
+                  own one net of shuffled answers (the base model's LoF is the same for every arm)
     more diverse  sd of the LoF above what the ceiling explains in every seed, in both readouts
     gradients     over cells, a larger cosine of gradients at the start of the last stage goes with more
                   retention (Spearman's rank correlation, p < 0.05)
@@ -602,11 +603,19 @@ def _differences_found(results: Results) -> list[dict[str, Any]]:
         finding = NOT_TESTED if row["low"] is None else SEEN if row["low"] > 0 else NOT_SEEN
         claim = "keeps more" if row["reference"] == NAIVE else "beats its matched control"
         rows.append(_claim(row["setup"], claim, row["arm_text"], row["reference"], finding, _interval(row)))
-    depths = table.filter(pl.col("statistic") == "lof_restricted", pl.col("reference") == NAIVE)
+    net = pl.lit("net of shuffled answers").alias("readout")
+    depths = pl.concat(
+        [
+            table.filter(pl.col("statistic") == "lof_restricted"),
+            table.filter(
+                pl.col("difference").is_not_null(), statistic="lof_restricted_net", readout=READOUTS[0]
+            ).with_columns(net),
+        ]
+    ).filter(pl.col("reference") == NAIVE)
     for key, group in depths.group_by("setup", "k", "token", "stage", "arm", maintain_order=True):
         setup, k, token, stage, arm = key
         both = {row["readout"]: row for row in group.iter_rows(named=True)}
-        if set(both) != set(READOUTS) or any(row["low"] is None for row in both.values()):
+        if not both.keys() >= set(READOUTS) or any(row["low"] is None for row in both.values()):
             finding = NOT_TESTED
         else:
             finding = SEEN if all(row["high"] < 0 for row in both.values()) else NOT_SEEN

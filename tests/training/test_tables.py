@@ -136,6 +136,18 @@ def test_earlier_must_hold_in_both_readouts(own, fixed, finding):
     assert row_of(claims(results(NAIVE, rows)), claim="earlier after stage 2")["finding"] == finding
 
 
+@pytest.mark.parametrize(
+    ("edges", "finding"), [((-2.0, -0.5), "seen"), ((-2.0, 0.5), "not seen at this scale")]
+)
+def test_earlier_must_hold_net_of_shuffled_answers(edges, finding):
+    rows = [difference("lof_restricted", -2.0, -1.0, readout=name) for name in ("own", "base-readout")]
+    rows += [difference("lof_restricted_net", *edges)]
+    # What shuffled answers do in the base readout is not asked.
+    rows += [difference("lof_restricted_net", -1.0, 1.0, readout="base-readout")]
+    row = row_of(claims(results(NAIVE, rows)), claim="earlier after stage 2")
+    assert row["finding"] == finding and "net of shuffled answers" in row["evidence"]
+
+
 def test_more_diverse_must_hold_in_every_seed_and_both_readouts():
     keys = {"setup": "kvr-lama", "k": 10, "token": "first"}
 
