@@ -11,7 +11,6 @@ The report of one probe is the same page, with fewer rooms.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from memprobe import explorer, page, plots
+from memprobe.arms import arm_names
 from memprobe.errors import MemprobeError
 from memprobe.explorer import Asked
 from memprobe.plots import Sketch
@@ -431,15 +431,6 @@ def _chains(asked: Asked, base: str | None) -> list[_Chain]:
                 )
             )
     return [chain for chain in chains if len(chain.labels) > 1]
-
-
-def arm_names(arms: Sequence[str]) -> dict[str, str]:
-    """Short names: ``remix(data=self, stages=1)`` is ``remix`` unless another arm would be called so too."""
-    every = list(dict.fromkeys(arms))
-    heads = {arm: re.sub(r"\([^()]*\)", "", arm) for arm in every}
-    taken = list(heads.values())
-    named = {arm: heads[arm] if taken.count(heads[arm]) == 1 else arm for arm in every}
-    return {arm: "naive" if name == "none" else name for arm, name in named.items()}
 
 
 def _pairs(asked: Asked, chains: Sequence[_Chain], origin: str) -> list[tuple[str, str, str]]:

@@ -259,13 +259,13 @@ def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     dashboard.write_report(probe, probe.path / "report.html")
     found = compare([probe], draws=200).tables["arms"].filter(arm="ewc", statistic="depths_per_factoid")
     rows = embedded(probe)["sets"][0]["arms"]["first"]["10"]
-    (row,) = [row for row in rows if row["arm"] == "ewc"]
+    (row,) = [row for row in rows if row["arm"] == "EWC"]
     assert row["seeds"] == 3
     assert row["depths_per_factoid"]["mean"] == pytest.approx(found["mean"].item())
     assert row["depths_per_factoid"]["by_seed"] == pytest.approx(found["by_seed"].item().to_list())
     assert row["depths_per_factoid"]["low"] == pytest.approx(found["low"].item(), abs=0.2)
     drawn = json.loads(block(probe, "s0-stage-depths_per_factoid"))["first"]["10"]["data"]
-    assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "ewc"] == ["seed"] * 3 + [
+    assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "EWC"] == ["seed"] * 3 + [
         "line"
     ]
 

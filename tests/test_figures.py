@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from memprobe import figures
+from memprobe.arms import arm_names
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
@@ -371,12 +372,12 @@ def test_runs_that_have_not_ended_or_are_there_twice_are_named(tmp_path):
     ],
 )
 def test_arm_names(text, name):
-    assert tables.arm_names([text]) == {text: name}
+    assert arm_names([text]) == {text: name}
 
 
 def test_arms_that_would_share_a_name_keep_their_options():
     one, two = (f"remix(data=generic, stages=1, ratio={ratio})" for ratio in (1, 4))
-    assert tables.arm_names([one, two]) == {one: "REMIX generic ratio 1", two: "REMIX generic ratio 4"}
+    assert arm_names([one, two]) == {one: "REMIX generic ratio 1", two: "REMIX generic ratio 4"}
 
 
 # Files

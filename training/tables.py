@@ -42,6 +42,8 @@ _PLACED = (
     "chance_lof_restricted_mean",
 )
 _KEYS = ["setup", "k", "token", "readout"]
+_AGAINST = ("mixing", "match", "replay", "penalty", "lora")
+"""Of a stage in a recipe, what makes it more than training on its own rows."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "mixing_ratio": mixing[0]["ratio"] if mixing else None,
         "mixing_words": mixing[0]["words"][-1] if mixing else None,
         "replay_ratio": replay[0] if replay else None,
+        "plain_last": not recipe["joint"] and not any(recipe["stages"][-1][key] for key in _AGAINST),
         "labels": [stage["label"] for stage in ended["stages"]],
         "learned": ended["learned"],
         "why": ended["why"],
@@ -544,8 +547,9 @@ def claims(results: Results) -> pl.DataFrame:
     earlier       restricted mean LoF below naive's in the checkpoints' own readout, in the base model's, and in the
                   own one net of shuffled answers (the base model's LoF is the same for every arm)
     more diverse  sd of the LoF above what the ceiling explains in every seed, in both readouts
-    gradients     over cells, a larger cosine of gradients at the start of the last stage goes with more
-                  retention (Spearman's rank correlation, p < 0.05)
+    gradients     a larger cosine of gradients at the start of the last stage goes with more retention (Spearman's rank
+                  correlation, p < 0.05), over cells whose last stage is plain training: what is done in the last
+                  stage alone does not change the cosine at its start
     ============  =============================================================================================
 
     Returns:
@@ -645,7 +649,8 @@ def _spread_found(results: Results) -> list[dict[str, Any]]:
 
 def _gradients_found(results: Results) -> list[dict[str, Any]]:
     rows = []
-    table = interference(results)
+    cells = results.cells.filter("plain_last")
+    table = interference(results).join(cells, on=["setup", "arm", "seed"], how="semi")
     for (setup,), group in table.group_by("setup", maintain_order=True):
         enough = group["seed"].n_unique() >= MIN_SEEDS and len(group) >= 4
         if enough:

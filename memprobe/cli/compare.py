@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli import app
-from memprobe.cli.options import Reference
+from memprobe.cli.options import FixedReadout, Reference, TokenRule, TopK
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -40,19 +40,9 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
-    fixed_readout: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PROBE",
-            help="The same checkpoints, probed with --readout BASE. Without it no placement claim is held. Repeatable.",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option("--top-k", "-k", help="A depth holds an answer whose rank is below this.")
-    ] = 10,
-    token: Annotated[
-        str, typer.Option(help="Which answer tokens must be in the top k: first, last or all.")
-    ] = "first",
+    fixed_readout: FixedReadout = None,
+    top_k: TopK = 10,
+    token: TokenRule = "first",
     by: Annotated[
         list[str] | None,
         typer.Option(

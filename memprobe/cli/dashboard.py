@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli import app
-from memprobe.cli.options import Reference
+from memprobe.cli.options import FixedReadout, Reference
 from memprobe.errors import MemprobeError
 
 
@@ -33,14 +33,7 @@ def dashboard_command(
     ] = False,
     port: Annotated[int, typer.Option(help="With --watch; 0 takes a free one.", min=0, max=65535)] = 0,
     reference: Reference = None,
-    fixed_readout: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PROBE",
-            help="The same checkpoints, probed with --readout BASE: their differences stand beside the others. "
-            "Repeatable.",
-        ),
-    ] = None,
+    fixed_readout: FixedReadout = None,
 ) -> None:
     """Writes one interactive page over a study: a file that opens offline, in any browser.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memprobe.cli import app
+from memprobe.cli.options import TokenRule, TopK
 
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences, spread (of probes and comparisons); "
@@ -37,12 +38,8 @@ def figures_command(
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[
-        int, typer.Option("--k", "--top-k", "-k", help="A depth holds an answer whose rank is below this.")
-    ] = 10,
-    token: Annotated[
-        str, typer.Option(help="Which answer tokens must be in the top k: first, last or all.")
-    ] = "first",
+    top_k: TopK = 10,
+    token: TokenRule = "first",
     width: Annotated[
         int | None,
         typer.Option(

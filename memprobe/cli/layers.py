@@ -17,6 +17,7 @@ from memprobe.cli.options import (
     Checkpoints,
     Device,
     Dtype,
+    TopK,
     TrustRemoteCode,
 )
 from memprobe.cli.progress import Bars
@@ -50,9 +51,7 @@ def layers(
         ),
     ] = None,
     n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.")] = None,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="A depth holds an answer whose rank is below this.")
-    ] = 10,
+    top_k: TopK = 10,
     token: Annotated[
         TokenChoice, typer.Option(help="Which answer tokens must be in the top k.")
     ] = TokenChoice.first,

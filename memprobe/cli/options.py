@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,17 @@ Reference = Annotated[
         show_default=False,
     ),
 ]
+FixedReadout = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PROBE",
+        help="The same checkpoints, probed with --readout BASE. Without it no placement claim is held. Repeatable.",
+    ),
+]
+TopK = Annotated[
+    int, typer.Option("--k", "--top-k", "-k", help="A depth holds an answer whose rank is below this.")
+]
+TokenRule = Annotated[str, typer.Option(help="Which answer tokens must be in the top k: first, last or all.")]
 BadRows = Annotated[
     BadRowChoice,
     typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),

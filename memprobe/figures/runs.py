@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.figures.by_arm import SHARES
-from memprobe.figures.tables import arm_names, by_kind
 from memprobe.records import read_json
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.intervals import Resamples

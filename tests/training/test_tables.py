@@ -19,6 +19,7 @@ def cell(arm, seed, retention, text="none", learned=True, **more):
         "d_a": "kvr",
         "d_c": None,
         "arm_text": text,
+        "plain_last": True,
         "mixing": None,
         "mixing_ratio": None,
         "mixing_words": None,
@@ -189,6 +190,8 @@ def test_gradient_conflict_goes_with_forgetting_where_ranks_agree():
     against = [row | {"cosine_start": -row["cosine_start"]} for row in agree]
     assert row_of(claims(results(against)), claim="gradients")["finding"] == "not seen at this scale"
     assert row_of(claims(results(agree[:3])), claim="gradients")["finding"] == "not tested"
+    penalised = [row | {"plain_last": False, "retention": 0.0, "arm": f"p{i}"} for i, row in enumerate(agree)]
+    assert row_of(claims(results([*agree, *penalised])), claim="gradients")["evidence"].endswith("8 cells")
 
 
 def test_a_claim_stands_beside_what_the_paper_says_of_the_same_facts():
