@@ -58,6 +58,14 @@ def run_(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
+    asked: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the base model's answers; runs that give the same one ask it once. "
+            "[default: in the run directory, while it trains]",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that --out already holds.")] = False,
 ) -> None:
     """Trains a recipe's stages, one checkpoint each.
@@ -81,7 +89,7 @@ def run_(
     from training.run import run
 
     with resumable(folder):
-        run(chosen, folder, fresh=fresh, data_dir=data_dir)
+        run(chosen, folder, fresh=fresh, data_dir=data_dir, asked=asked)
 
 
 @app.command("grid")

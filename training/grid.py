@@ -35,7 +35,9 @@ import importlib
 import itertools
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +59,7 @@ from training.report import Report
 if TYPE_CHECKING:
     from memprobe.models import LensModel
 
-CELL, GRID = "cell.json", "grid.toml"
+CELL, GRID, LOG = "cell.json", "grid.toml", "log.txt"
 RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
 
@@ -93,6 +95,8 @@ class Grid(BaseModel):
         keep: what stays of a finished cell: its probe and evaluations, or its weights too.
         after: ``module:function``, called with a finished cell's run directory before its weights go.
         base_readout: also probe with the base model's unembedding.
+        launch: for stages that several processes train, what stands before ``-m training run …``, such as
+            ``torchrun --standalone --nproc-per-node 4``; default: this process trains them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,6 +107,7 @@ class Grid(BaseModel):
     keep: Literal["records", "weights"] = "records"
     after: str | None = None
     base_readout: bool = True
+    launch: str | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,7 @@ def run_grid(
         write_text(path.read_text(encoding="utf-8"), out / GRID)
     except OSError as error:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    report = Report(out / "log.txt", quiet=quiet)
+    report = Report(out / LOG, quiet=quiet)
     part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
     done = sum(_is_done(out, cell) for cell in mine)
     report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
@@ -427,8 +432,8 @@ def _finish_cell(
     for node in before:
         if not _is_trained(out, node):
             with _claim(out, node):
-                _train(node, out, report, data_dir=data_dir, quiet=quiet)
-    prepared = _train(last, out, report, data_dir=data_dir, quiet=quiet)
+                _train(grid, node, out, report, data_dir=data_dir, quiet=quiet)
+    prepared = _train(grid, last, out, report, data_dir=data_dir, quiet=quiet)
     seconds = _probe(grid, cell, out, prepared, report)
     folder = directory(out, cell.node)
     if after is not None:
@@ -438,7 +443,9 @@ def _finish_cell(
     report.say(f"{cell.node.name}: {'learned' if ended['learned'] else 'FAILED: ' + ended['why']}")
 
 
-def _train(node: Node, out: Path, report: Report, *, data_dir: Path | None, quiet: bool) -> Prepared:
+def _train(
+    grid: Grid, node: Node, out: Path, report: Report, *, data_dir: Path | None, quiet: bool
+) -> Prepared:
     """Trains one stage, unless it is there; the rows of the run."""
     from filelock import FileLock
 
@@ -459,8 +466,31 @@ def _train(node: Node, out: Path, report: Report, *, data_dir: Path | None, quie
             asked=out / ".asked",
         )
     if not _is_trained(out, node):
-        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
+        if grid.launch:
+            _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
+        else:
+            run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
     return prepared
+
+
+def _launch(launch: str, node: Node, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
+    """Trains a stage in processes of its own.
+
+    Raises:
+        MemprobeError: they cannot be started, or end with an error.
+    """
+    folder = directory(out, node)
+    recipe = folder / ".recipe.toml"
+    write_text(to_toml(node.recipe), recipe)
+    command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
+    command += ["--out", str(folder), "--asked", str(out / ".asked")]
+    command += ["--data-dir", str(data_dir)] if data_dir is not None else []
+    try:
+        ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
+    except OSError as error:
+        raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
+    if ended.returncode:
+        raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
 
 
 def _is_trained(out: Path, node: Node) -> bool:
