@@ -52,6 +52,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.records import read_json, write_json, write_text
 from training.data import Prepared, parts_of, prepare
+from training.measures import shares_learned
 from training.mixing import Schedule
 from training.recipe import Evaluate, Recipe, parse_recipe, read_toml, to_toml, validated, with_sources
 from training.report import Report
@@ -556,13 +557,9 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
         folder = directory(out, node)
         manifest = read_json(folder / node.stage / MANIFEST)
         sets = read_json(folder / node.stage / "evaluation.json")["sets"]
-        numbers = range(1, len(recipe.stages) + 1) if recipe.joint else [len(node.recipe.stages)]
-        for number in numbers:
-            stage = recipe.stages[number - 1]
-            if stage.kind == "factoids":
-                share = sets[f"{number}-{stage.name}"]["scores"]["exact_match"]["value"]
-                if share < 1:
-                    problems.append(f"{stage.name} ended at {share:.1%} exact match, not 100 %")
+        for name, share in shares_learned(recipe, len(node.recipe.stages), sets).items():
+            if share < 1:
+                problems.append(f"{name} ended at {share:.1%} exact match, not 100 %")
         stages.append(
             {
                 "stage": node.stage,

@@ -96,13 +96,18 @@ def learned(recipe: Recipe, number: int, results: dict[str, Any]) -> bool | None
     What a stage did not learn, nothing can be said to keep: an arm that holds the model back too strongly looks
     like one that forgets nothing. None for a stage of tasks or texts.
     """
+    shares = shares_learned(recipe, number, results)
+    return all(share == 1.0 for share in shares.values()) if shares else None
+
+
+def shares_learned(recipe: Recipe, number: int, results: dict[str, Any]) -> dict[str, float]:
+    """By name, the share of a factoid stage's own rows that are exact when it ends (joint: of every stage's)."""
     places = range(1, len(recipe.stages) + 1) if recipe.joint else [number]
-    shares = [
-        results[f"{place}-{recipe.stages[place - 1].name}"]["scores"]["exact_match"]["value"]
+    return {
+        stage.name: results[f"{place}-{stage.name}"]["scores"]["exact_match"]["value"]
         for place in places
-        if recipe.stages[place - 1].kind == "factoids"
-    ]
-    return all(share == 1.0 for share in shares) if shares else None
+        if (stage := recipe.stages[place - 1]).kind == "factoids"
+    }
 
 
 def kept_of_earlier(
