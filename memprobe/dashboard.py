@@ -702,9 +702,11 @@ def _training(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
     """Scores after each stage and the curves of training."""
     if not study.runs:
         return None, {}
-    scores = study.evaluations().with_columns(
-        row=pl.format("{}, {} {}", "run", "stage", "stage_name"),
-        share=pl.col("metric").is_in(_SHARES),
+    scores = _base_once(
+        study.evaluations().with_columns(
+            row=pl.format("{}, {} {}", "run", "stage", "stage_name"),
+            share=pl.col("metric").is_in(_SHARES),
+        )
     )
     blocks, others, note = {}, [], ""
     shares = scores.filter("share", "headline")
@@ -747,6 +749,23 @@ def _training(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
         "note": note,
     }
     return entry, blocks
+
+
+def _base_once(scores: pl.DataFrame) -> pl.DataFrame:
+    """Scores with the base model's first: those of one run, where the others' are among them."""
+    base = scores.filter(stage=0)
+    found = {
+        run: set(part.select("dataset", "metric", "value").iter_rows())
+        for (run,), part in base.group_by("run", maintain_order=True)
+    }
+    kept: list[Any] = []
+    for run in sorted(found, key=lambda run: -len(found[run])):
+        if not any(found[run] <= found[other] for other in kept):
+            kept.append(run)
+    base = base.filter(pl.col("run").is_in(kept))
+    if len(kept) == 1:
+        base = base.with_columns(row=pl.lit("base model"))
+    return pl.concat([base, scores.filter(pl.col("stage") > 0)])
 
 
 # Comparisons

@@ -194,7 +194,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
 
 def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
     """Leaves out finished runs whose every stage is, by link, a longer run's (a grid shares first stages so)."""
-    stages = {run: {folder.resolve() for _, _, folder in _stages(run)} for run in runs}
+    stages = {run: {folder.resolve() for number, _, folder in _stages(run) if number} for run in runs}
     return [
         run
         for run in runs

@@ -270,6 +270,24 @@ def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     ]
 
 
+def test_the_base_model_is_told_once_where_runs_agree_on_it():
+    def rows(run, stage, **scores):
+        names = ("dataset", "metric", "value")
+        keys = {"run": run, "stage": stage, "row": f"{run}, {stage}"}
+        return [
+            keys | dict(zip(names, (name, "exact_match", value), strict=True))
+            for name, value in scores.items()
+        ]
+
+    one = [*rows("a", 0, kvr=0.0), *rows("a", 1, kvr=1.0)]
+    two = [*rows("b", 0, kvr=0.0, lama=0.25), *rows("b", 1, kvr=1.0)]
+    merged = dashboard._base_once(pl.DataFrame([*one, *two]))
+    assert merged["row"].to_list() == ["base model"] * 2 + ["a, 1", "b, 1"]
+    other = rows("c", 0, kvr=0.5)
+    apart = dashboard._base_once(pl.DataFrame([*one, *two, *other]))
+    assert apart["row"].to_list() == ["b, 0"] * 2 + ["c, 0", "a, 1", "b, 1"]
+
+
 def test_a_second_readout_stands_beside_the_first(tmp_path):
     depths = {"base": 6, "tuned": 3}
     probe = write_probe(tmp_path / "own", depths, n=12)

@@ -125,6 +125,9 @@ def test_a_run_that_a_longer_one_goes_on_from_is_not_told_twice(tmp_path):
     assert [run.name for run in open_study([tmp_path]).runs] == ["apart", "longer", "prefix"]
     write_stage(tmp_path / "longer" / "2-b", {"2-b": (1.0, 0.9, 1.0)})
     assert [run.name for run in open_study([tmp_path]).runs] == ["apart", "longer"]
+    for run in ("prefix", "longer"):  # the base model's scores are each run's own files
+        write_stage(tmp_path / run / "0-base", {"1-a": (0.0, 0.0, 0.1)})
+    assert [run.name for run in open_study([tmp_path]).runs] == ["apart", "longer"]
 
 
 def test_short_names_are_as_long_as_they_must_be():
