@@ -187,7 +187,7 @@ def report_(
     from training.tables import collect, flat, markdown, read_results, tables
 
     fresh = (folder / GRID).exists()
-    results = collect(folder, draws=draws) if fresh else read_results(folder)
+    results = collect(folder, draws=draws, say=_aside) if fresh else read_results(folder)
     target = out or (folder / "results" if fresh else folder)
     results.write(target)
     made = tables(results)

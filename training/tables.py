@@ -9,7 +9,7 @@ Statistics of placement are :mod:`memprobe.compare`'s; here they are laid out by
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,12 @@ def flat(table: pl.DataFrame) -> pl.DataFrame:
 # --------------------------------------------------------------------------------------------- collecting
 
 
-def collect(out: Path, *, draws: int = 2000) -> Results:
+def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda line: None) -> Results:
     """Gathers a grid's finished cells; those that are not finished are not there.
+
+    Args:
+        draws: of the bootstrap.
+        say: called with one line about each set-up, before its records are read.
 
     Raises:
         MemprobeError: the directory holds no grid, or no finished cell.
@@ -122,6 +126,7 @@ def collect(out: Path, *, draws: int = 2000) -> Results:
     parts: dict[str, list[pl.DataFrame]] = {}
     for (setup,), group in frame.group_by("setup", maintain_order=True):
         learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
+        say(f"{setup}: {len(group)} cells, {len(learned)} of them learned; reading where their facts surface")
         for name, table in _placed(out, str(setup), learned["labels"].to_list(), draws):
             parts.setdefault(name, []).append(table)
     placed = {
