@@ -194,7 +194,9 @@ def report_(
     for name, table in made.items():
         write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
-    drawn = draw(made, folder if fresh else None, figures or target / "figures", draws=draws, say=_aside)
+    drawn = draw(
+        results, made, folder if fresh else None, figures or target / "figures", draws=draws, say=_aside
+    )
     _print_results(made)
     _aside(f"tables   {target / 'README.md'}")
     _aside(f"figures  {len(drawn)} in {drawn[0].parent}" if drawn else "figures  none")

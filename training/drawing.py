@@ -9,7 +9,7 @@ import polars as pl
 
 from memprobe.figures import write_figures
 from memprobe.figures.writing import Drawing, write_figure
-from training.tables import READOUTS, SETTINGS
+from training.tables import NAIVE, READOUTS, SETTINGS, Results
 
 OF_GRIDS = (
     "forgetting",
@@ -26,6 +26,7 @@ WIDTH, FORMATS = 183, ("png",)
 
 
 def draw(
+    results: Results,
     tables: Mapping[str, pl.DataFrame],
     grid: Path | None,
     out: Path,
@@ -36,7 +37,7 @@ def draw(
     """Draws a study.
 
     Args:
-        tables: of :func:`training.tables.tables`.
+        results, tables: of :mod:`training.tables`.
         grid: the grid's directory; ``None`` draws the figures that ``out`` holds again, from the JSON beside each.
         out: folder of the figures.
         draws: of the bootstrap.
@@ -49,7 +50,9 @@ def draw(
         stored = sorted(out.glob("*.json"))
         files = write_figures(stored, out, formats=FORMATS) if stored else []
     else:
-        files = write_figures([grid], out, only=OF_GRIDS, width=WIDTH, formats=FORMATS, draws=draws, say=say)
+        naive = results.cells.filter("learned", arm_text=NAIVE)["labels"].to_list()
+        options = {"reference": naive[0][-1] if naive else None, "draws": draws, "say": say}
+        files = write_figures([grid], out, only=OF_GRIDS, width=WIDTH, formats=FORMATS, **options)
         for drawing in _spread(tables, grid):
             command = f"python -m training report {grid} --figures {out}"
             files += write_figure(drawing, out, width=WIDTH, formats=FORMATS, command=command)

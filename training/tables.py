@@ -341,7 +341,8 @@ def forgetting(results: Results) -> pl.DataFrame:
     counts = results.cells.group_by("setup", "arm", maintain_order=True).agg(
         cells=pl.len(), failed=pl.col("learned").not_().sum()
     )
-    edges = _of_arms(results.arms, "exact", last=True).select("setup", "arm_text", "low", "high")
+    limits = [pl.col(name).clip(0, 1) for name in ("low", "high")]  # Student's interval knows no shares
+    edges = _of_arms(results.arms, "exact", last=True).select("setup", "arm_text", *limits)
     naive = found.filter(pl.col("arm_text") == NAIVE).select(
         "setup", naive_steps="steps", naive_tokens="tokens"
     )
@@ -550,7 +551,9 @@ def claims(results: Results) -> pl.DataFrame:
     keeps more    retention above naive's: the interval of the difference lies above 0
     beats tokens  retention above that of naive with as many steps or tokens, likewise
     earlier       restricted mean LoF below naive's in the checkpoints' own readout, in the base model's, and in the
-                  own one net of shuffled answers (the base model's LoF is the same for every arm)
+                  own one net of shuffled answers (the base model's LoF is the same for every arm). Never counts as
+                  one more than the last depth, so after a later stage an arm is earlier by keeping more alone;
+                  after stage 1, where every arm has all facts, it is not
     more diverse  sd of the LoF above what the ceiling explains in every seed, in both readouts
     gradients     a larger cosine of gradients at the start of the last stage goes with more retention (Spearman's rank
                   correlation, p < 0.05), over cells whose last stage is plain training: what is done in the last
@@ -640,11 +643,12 @@ def _spread_found(results: Results) -> list[dict[str, Any]]:
         return []
     for key, group in table.group_by("setup", "k", "token", "stage", "arm", maintain_order=True):
         setup, k, token, stage, arm = key
-        seeds = group.group_by("readout").agg(pl.col("seed").n_unique())["seed"].to_list()
+        known = group.filter(pl.col("low").is_not_null())  # else too few facts occur at any depth
+        seeds = known.group_by("readout").agg(pl.col("seed").n_unique())["seed"].to_list()
         if len(seeds) < len(READOUTS) or min(seeds) < MIN_SEEDS:
             finding = NOT_TESTED
         else:
-            finding = SEEN if (group["low"].fill_null(0) > 0).all() else NOT_SEEN
+            finding = SEEN if (known["low"] > 0).all() else NOT_SEEN
         own = group.filter(pl.col("readout") == READOUTS[0]).sort("seed")
         evidence = f"sd - expected (own readout, by seed) {_listed(own['difference'].to_list(), '{:+.2f}')}"
         name = f"more diverse after stage {stage}"

@@ -170,6 +170,7 @@ def test_more_diverse_must_hold_in_every_seed_and_both_readouts():
     assert found([0.1] * 6) == "seen"
     assert found([0.1] * 5 + [-0.1]) == "not seen at this scale"
     assert found([0.1] * 3) == "not tested"
+    assert found([0.1, 0.1, None] * 2) == "not tested", "two seeds have facts that occur at all"
 
 
 def _complete(rows):
