@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.records import SCHEMA_VERSION, Probe, open_probe, write_json, write_text
+from memprobe.records import ALIKE, SCHEMA_VERSION, Probe, open_probe, write_json, write_text
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
 from memprobe.statistics.controls import (
     STATISTICS,
@@ -43,7 +43,6 @@ from memprobe.statistics.occurrence import DRAWS, Occurrence, kaplan_meier, plac
 from memprobe.statistics.paired import differences, differences_by_depth, overlap, spread_against_shift
 
 _PLACEMENT = ("lof", "lof_restricted", "settled", "settled_restricted", "depths_per_factoid", "area")
-_ALIKE = ("template", "lens", "readout", "tokenisation")
 _EVERYONE, _BOTH = "all", "exact in both"
 _NET_OF_SHUFFLED = ("lof_restricted", "settled_restricted", "depths_per_factoid", "area", "recall_full")
 ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in _NET_OF_SHUFFLED))
@@ -241,7 +240,7 @@ def compare(
         "reference": origin.label,
         "base": root.label if root else None,
         "pairs": pairs,
-        **{name: opened[0].run.get(name) for name in _ALIKE},
+        **{name: opened[0].run.get(name) for name in ALIKE},
         "checkpoints": [
             {name: getattr(m, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
             for m in members
@@ -258,7 +257,7 @@ def compare(
 def _check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
     first = probes[0]
     for probe in probes[1:]:
-        for name in _ALIKE:
+        for name in ALIKE:
             ours, theirs = first.run.get(name), probe.run.get(name)
             if ours != theirs and name not in but:
                 mend = "; give it as --fixed-readout" if name == "readout" else "; probe both alike"
@@ -601,6 +600,11 @@ def _claims(
     for member in _members(fixed, {}, notes):
         match = [other for other in members if other.label == member.label or other.name == member.name]
         if len(match) == 1:
+            if member.probe.fingerprint(member.name) != match[0].probe.fingerprint(match[0].name):
+                raise MemprobeError(
+                    f"{member.probe.path}: {member.name!r} has other weights than {match[0].label!r} in "
+                    f"{match[0].probe.path}; probe both again, or give the same checkpoints"
+                )
             readings[match[0].label] = _read(member, ids, k, token)
     rows = _Rows()
     for reference, checkpoint in (

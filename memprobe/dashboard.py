@@ -24,7 +24,7 @@ from memprobe.arms import arm_names
 from memprobe.errors import MemprobeError
 from memprobe.explorer import Asked
 from memprobe.plots import Sketch
-from memprobe.records import Probe, open_probe, read_json, write_text
+from memprobe.records import ALIKE, Probe, open_probe, read_json, write_text
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.controls import STATISTICS, values_of
@@ -42,7 +42,7 @@ from memprobe.statistics.overview import (
     resampled_means,
     states_of,
 )
-from memprobe.studies import Study, short_names
+from memprobe.studies import Study, setup_of, short_names
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,7 +84,6 @@ _AGAINST = {
     "before": "stage before",
     "naive": "naive arm",
 }
-_ALIKE = ("template", "lens", "readout", "tokenisation")
 
 
 def write_report(probe: Probe, path: str | Path) -> None:
@@ -209,11 +208,12 @@ def write_figure(figure: Figure, path: str | Path, title: str) -> None:
 def asked_alike(probes: Sequence[Probe], say: Callable[[str], None] = lambda text: None) -> list[Asked]:
     """Checkpoints by what they were asked: the same factoids, template, lens, readout and tokenisation.
 
-    A label that several directories use is told apart by their names. Checkpoints without records are left out.
+    Set-ups of a grid stay apart (:func:`memprobe.studies.setup_of`). A label that several directories use is told
+    apart by their names. Checkpoints without records are left out.
     """
     by_question: dict[tuple[Any, ...], list[Probe]] = {}
     for probe in probes:
-        key = (probe.run["factoids"]["hash"], *(probe.run.get(name) for name in _ALIKE))
+        key = (probe.run["factoids"]["hash"], setup_of(probe.path), *(probe.run.get(name) for name in ALIKE))
         by_question.setdefault(key, []).append(probe)
     groups = []
     for together in by_question.values():
@@ -233,7 +233,7 @@ def asked_alike(probes: Sequence[Probe], say: Callable[[str], None] = lambda tex
             for probe, label in present
         }
         groups.append((together, sources))
-    names = _question_names([together[0].run for together, _ in groups])
+    names = _question_names([together[0] for together, _ in groups])
     return [
         Asked(
             name=name,
@@ -259,11 +259,17 @@ def _under(sources: Mapping[str, tuple[Probe, str]], table: str) -> pl.DataFrame
     return pl.concat(parts)
 
 
-def _question_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _question_names(probes: Sequence[Probe]) -> list[str]:
     """A short name for each set: the factoids' source and number, with what else tells it from the others."""
+    runs = [probe.run for probe in probes]
+    setups = [setup_of(probe.path) for probe in probes]
     names = [
         f"{run['factoids'].get('source') or 'a file'}, {run['factoids']['n']:,} factoids" for run in runs
     ]
+    if len(set(setups)) > 1:
+        names = [
+            name + (f", {setup.name}" if setup else "") for name, setup in zip(names, setups, strict=True)
+        ]
     for key, form in (("readout", "read out by {}"), ("template", "template {}"), ("lens", "{} lens")):
         if len({run.get(key) for run in runs}) > 1:
             for at, run in enumerate(runs):
@@ -286,7 +292,9 @@ def _fixed_of(group: Asked, fixed: Sequence[Probe]) -> Asked | None:
         if probe.run["factoids"]["hash"] != group.run["factoids"]["hash"]:
             continue
         sources = {
-            label: (probe, name) for label, (_, name) in group.sources.items() if name in probe.checkpoints
+            label: (probe, name)
+            for label, (own, name) in group.sources.items()
+            if name in probe.checkpoints and probe.fingerprint(name) == own.fingerprint(name)
         }
         if sources:
             parts = [_under(sources, table) for table in ("records", "controls", "outcomes")]

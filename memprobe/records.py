@@ -76,6 +76,8 @@ FACTOIDS = pl.Schema(
         "popularity": pl.Float64,
     }
 )
+ALIKE = ("template", "lens", "readout", "tokenisation")
+"""In ``run``, what two probes must have in common for their ranks to be comparable."""
 TABLES = {"records": RECORDS, "controls": CONTROLS, "outcomes": OUTCOMES, "factoids": FACTOIDS}
 
 
@@ -134,6 +136,10 @@ class Probe:
     def n_layers(self) -> dict[str, int]:
         """Depth of the model's own readout, by checkpoint."""
         return {label: entry["n_layers"] for label, entry in self.run["checkpoints"].items()}
+
+    def fingerprint(self, label: str) -> str:
+        """Of the checkpoint's weights, however they are read out."""
+        return str(self.run["checkpoints"][label]["fingerprint"])
 
     def only(self, labels: Iterable[str]) -> Probe:
         """This probe with some of its checkpoints, in the order given."""

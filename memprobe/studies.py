@@ -29,6 +29,8 @@ from memprobe.records import Probe, open_probe, read_json
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 COMPARISON = "comparison.json"
+GRID, CELL = "grid.toml", "cell.json"
+"""In a grid's directory, and beside the run of each of its cells."""
 _STATE = ".state"
 _STAGE = re.compile(r"(\d+)-(.+)")
 _NOTHING = (
@@ -212,6 +214,15 @@ def short_names(paths: Sequence[Path]) -> list[str]:
             length += 1
         names.append("/".join(mine[-length:]))
     return names
+
+
+def setup_of(probe: Path) -> Path | None:
+    """The set-up that a probe belongs to in a grid, ``OUT/probes/SETUP`` of ``OUT/probes/SETUP/READOUT``.
+
+    Set-ups share labels, and those of one D_A share factoids too, though their checkpoints are others.
+    """
+    folder = probe.resolve().parent
+    return folder if (folder.parent.parent / GRID).exists() else None
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def write_probe(
     factoids: Sequence[Factoid] | None = None,
     seed: int = 0,
     summary: bool = True,
+    weights: str = "",
 ) -> Probe:
     """Writes a probe directory whose checkpoints surface their facts around the given depths.
 
@@ -67,6 +69,7 @@ def write_probe(
         tokens: how many answer tokens a factoid has, taken in turn.
         manifests: by label, e.g. ``{"arm": "none", "seed": 1, "stage": 2}``; absent is null.
         intrusion: adds ``intrusion:b`` controls, which win where the fact is lost.
+        weights: tells checkpoints of one label apart, as their fingerprints do.
     """
     rng = np.random.default_rng(seed)
     asked = list(factoids) if factoids is not None else synthetic_factoids(n)
@@ -138,15 +141,15 @@ def write_probe(
         "checkpoints": {
             label: {
                 "spec": f"models/{label}",
-                "fingerprint": f"{position:064x}",
-                "readout_fingerprint": f"{position:064x}",
+                "fingerprint": hashlib.sha256(f"{weights}{label}".encode()).hexdigest(),
+                "readout_fingerprint": hashlib.sha256(f"{weights}{label}".encode()).hexdigest(),
                 "n_layers": n_layers,
                 "d_model": 16,
                 "vocab": VOCABULARY,
                 "manifest": (manifests or {}).get(label),
                 "complete": True,
             }
-            for position, label in enumerate(depths)
+            for label in depths
         },
         "tokens": {str(i): f" token{i}" for i in range(VOCABULARY)},
     }
@@ -156,3 +159,15 @@ def write_probe(
         checkpoints = summarise(probe, draws=200)
         write_json({"schema": SCHEMA_VERSION, "checkpoints": checkpoints}, path / "summary.json")
     return probe
+
+
+def write_setups(out: Path) -> None:
+    """A grid whose two set-ups share factoids and labels; training made its facts early in one, late in the other."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "grid.toml").touch()
+    for setup, depth in (("a-b", 2.0), ("a-c", 7.0)):
+        for readout in ("own", "base"):
+            path = out / "probes" / setup / readout
+            write_probe(
+                path, {"start": 5.0, "end": depth}, n=12, readout=readout, weights=setup, summary=False
+            )

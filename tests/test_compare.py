@@ -15,7 +15,7 @@ from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.records import read_json, write_json
 from memprobe.statistics import held, occurrence, summarise
-from tests.probes import synthetic_factoids, write_probe
+from tests.probes import synthetic_factoids, write_probe, write_setups
 
 STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}
 DEPTHS = {"base": 7, "s1": 4, "s2": 6}
@@ -328,6 +328,13 @@ def test_without_controls_chance_is_not_known(tmp_path):
     assert entry["shuffled"]["10"] == [None] * 9 and entry["shuffled_lof"]["mean"] is None
 
 
+def test_a_second_readout_is_of_the_same_weights(tmp_path):
+    own = write_probe(tmp_path / "own", DEPTHS, summary=False)
+    other = write_probe(tmp_path / "fixed", DEPTHS, readout="base", weights="other", summary=False)
+    with pytest.raises(MemprobeError, match=r"fixed: 'base' has other weights than 'base' in .*own"):
+        compare([own], fixed_readout=[other], draws=100)
+
+
 def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
     depths = {"base": 8.0, "tuned": 5.0}
     write_probe(tmp_path / "set" / "own", depths)
@@ -338,6 +345,9 @@ def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
     write_probe(tmp_path / "other" / "own", depths, factoids=synthetic_factoids(8))
     code, _, said = cli("compare", tmp_path, "--draws", "200")
     assert code != 0 and "different factoids; name one of" in said
+    write_setups(tmp_path / "grid")
+    code, _, said = cli("compare", tmp_path / "grid", "--draws", "200")
+    assert code != 0 and "2 set-ups; name one of" in said and "probes/a-c" in said
     (tmp_path / "empty").mkdir()
     code, _, said = cli("compare", tmp_path / "empty")
     assert code != 0 and "nothing to show" in said

@@ -18,7 +18,7 @@ from memprobe.factoids import make_factoid
 from memprobe.records import Probe, write_json
 from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
-from tests.probes import synthetic_factoids, write_probe
+from tests.probes import synthetic_factoids, write_probe, write_setups
 from tests.test_studies import write_metrics, write_stage
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2><!-- {{title}}"
@@ -286,6 +286,22 @@ def test_the_base_model_is_told_once_where_runs_agree_on_it():
     other = rows("c", 0, kvr=0.5)
     apart = dashboard._base_once(pl.DataFrame([*one, *two, *other]))
     assert apart["row"].to_list() == ["b, 0"] * 2 + ["c, 0", "a, 1", "b, 1"]
+
+
+def test_set_ups_of_a_grid_are_sets_of_their_own_with_their_own_second_readout(tmp_path):
+    write_setups(tmp_path)
+    study = open_study([tmp_path])
+    groups = dashboard.asked_alike([probe for probe in study.probes if probe.run["readout"] == "own"])
+    assert [group.name for group in groups] == ["synthetic, 12 factoids, a-b", "synthetic, 12 factoids, a-c"]
+    second = [probe for probe in study.probes if probe.run["readout"] != "own"]
+    for group, probe in zip(groups, second, strict=True):
+        assert group.labels == ["start", "end"]
+        fixed = dashboard._fixed_of(group, second)
+        assert fixed.records.equals(probe.records)
+    assert not groups[0].records.equals(groups[1].records)
+    dashboard.write_dashboard(study, tmp_path / "page.html")
+    names = [one["name"].removeprefix("synthetic, 12 factoids, ") for one in embedded(tmp_path)["sets"]]
+    assert names == ["a-b", "a-c", "a-b, read out by base", "a-c, read out by base"]
 
 
 def test_a_second_readout_stands_beside_the_first(tmp_path):

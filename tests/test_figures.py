@@ -22,7 +22,7 @@ from memprobe.figures.look import STYLE
 from memprobe.plots import COLOURS
 from memprobe.records import read_json, write_json
 from memprobe.studies import open_study
-from tests.probes import write_probe
+from tests.probes import write_probe, write_setups
 from tests.trained import write_run
 
 ARMS = {"none": 6.0, "remix(data=generic, stages=1)": 3.0}
@@ -473,6 +473,21 @@ def test_readouts_are_drawn_apart_and_meet_in_the_differences(tmp_path):
     assert names == {"differences-own", "recall-own", "differences-base", "recall-base"}
     assert True in read_json(out / "differences-own.json")["data"]["held"]
     assert set(read_json(out / "differences-base.json")["data"]["held"]) == {None}
+
+
+def test_set_ups_of_a_grid_are_drawn_apart_and_meet_their_own_second_readout(tmp_path):
+    write_setups(tmp_path / "grid")
+    figures.write_figures(
+        [tmp_path / "grid"], tmp_path / "out", only=["differences"], formats=["pdf"], draws=200
+    )
+    names = {path.stem for path in (tmp_path / "out").glob("*.pdf")}
+    assert names == {
+        f"differences-{setup}-{readout}" for setup in ("a-b", "a-c") for readout in ("own", "base")
+    }
+    for setup, sign in (("a-b", -1), ("a-c", 1)):
+        data = pl.DataFrame(read_json(tmp_path / "out" / f"differences-{setup}-own.json")["data"])
+        row = data.row(by_predicate=pl.col("statistic") == "lof_restricted", named=True)
+        assert row["difference"] * sign > 1 and row["held"] is True
 
 
 def test_a_grid_leaves_out_what_was_not_learned_and_shows_shared_stages(tmp_path):

@@ -182,8 +182,8 @@ def report_(
     `python -m training report analyses/study --figures figures/study`
     """
     from memprobe.records import write_text
+    from memprobe.studies import GRID
     from training.drawing import draw
-    from training.grid import GRID
     from training.tables import collect, flat, markdown, read_results, tables
 
     fresh = (folder / GRID).exists()

@@ -51,6 +51,7 @@ from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.records import read_json, write_json, write_text
+from memprobe.studies import CELL, GRID
 from training.data import Prepared, parts_of, prepare
 from training.measures import shares_learned
 from training.mixing import Schedule
@@ -60,7 +61,7 @@ from training.report import Report
 if TYPE_CHECKING:
     from memprobe.models import LensModel
 
-CELL, GRID, LOG = "cell.json", "grid.toml", "log.txt"
+LOG = "log.txt"
 RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
 

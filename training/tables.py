@@ -21,7 +21,7 @@ from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.records import Probe, open_probe, read_json, write_parquet
 from memprobe.statistics.arms import MIN_SEEDS
-from training.grid import CELL, GRID
+from memprobe.studies import CELL, GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
 """(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a

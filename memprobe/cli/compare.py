@@ -123,10 +123,10 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
     """The probes in their own readout, and those in another one that were found beside them.
 
     Raises:
-        MemprobeError: a directory holds no probe, or probes of different factoids.
+        MemprobeError: a directory holds no probe, or probes of different factoids or set-ups.
     """
     from memprobe.records import open_probe
-    from memprobe.studies import open_study
+    from memprobe.studies import open_study, setup_of
 
     own: list[Probe] = []
     others: list[Probe] = []
@@ -139,6 +139,11 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
         if len(asked) > 1:
             names = ", ".join(str(one.parent) for one in asked.values())
             raise MemprobeError(f"{path}: holds probes of different factoids; name one of {names}")
+        setups = {setup_of(probe.path): str(probe.path.parent) for probe in inside}
+        if len(setups) > 1:
+            raise MemprobeError(
+                f"{path}: holds {len(setups)} set-ups; name one of {', '.join(setups.values())}"
+            )
         own += [probe for probe in inside if probe.run["readout"] == "own"]
         others += [probe for probe in inside if probe.run["readout"] != "own"]
         if not inside:

@@ -24,16 +24,14 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
-from memprobe.records import Probe, read_json, replacing, write_json, write_text
+from memprobe.records import ALIKE, Probe, read_json, replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import Study, open_study
+from memprobe.studies import CELL, Study, open_study, setup_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1
-CELL = "cell.json"
-"""Beside the run of each cell of a grid."""
 FORMATS = ("pdf", "png", "svg")
 OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread")
 PAGE = 230
@@ -320,7 +318,11 @@ def _compared(
     if reference and groups and not any(reference in known for known in labels.values()):
         known = list(dict.fromkeys(label for group in groups for label in labels[id(group)]))
         raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {', '.join(known)}")
-    shared = _shared_folder([probe.path for group in groups for probe in group])
+    setups = [setup_of(probe.path) for group in groups for probe in group]
+    above = [
+        setup.parent for setup in setups if setup
+    ]  # a grid's figures name their set-up, be it the only one
+    shared = _shared_folder([*above, *(probe.path for group in groups for probe in group)])
     for group in groups:
         first = group[0].run
         fixed = [
@@ -397,9 +399,9 @@ def _alike(probes: list[Probe], say: Say) -> list[list[Probe]]:
 
 
 def _facts(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
-    """What two probes must have in common to be compared, and the factoids."""
-    names = ("template", "lens", "readout", "tokenisation")
-    return (*(probe.run.get(name) for name in names if name != but), probe.run["factoids"]["hash"])
+    """What two probes must have in common to be compared, the factoids, and the set-up of a grid."""
+    alike = [probe.run.get(name) for name in ALIKE if name != but]
+    return (*alike, probe.run["factoids"]["hash"], setup_of(probe.path))
 
 
 def _labels(group: list[Probe]) -> set[str]:

@@ -232,7 +232,7 @@ def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, 
     csv = (tmp_path / "tables" / "forgetting.csv").read_text()
     drawn = sorted((tmp_path / "figures").glob("*.png"))
     names = {path.stem for path in drawn}
-    assert names >= {"forgetting", "stages", "mixing_ratio", "lof-own", "lof-base-readout"}
+    assert names >= {"forgetting", "stages", "mixing_ratio", "lof-a-b-n4-own", "lof-a-b-n4-base-readout"}
     assert {path.stem for path in (tmp_path / "figures").glob("*.json")} == names
     images = {path: path.read_bytes() for path in drawn}
     for path in drawn:
