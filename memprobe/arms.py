@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+BEYOND_NAIVE = ("mixing", "match", "replay", "penalty", "lora")
+"""Of a stage in a recipe, what makes it more than training on its own rows."""
 _PART = re.compile(r"([a-z]+)(?:\(([^()]*)\))?")
 _ARGUMENT = re.compile(r"([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
 _SPELLED = {"remix": "REMIX", "ewc": "EWC", "kl": "KL", "lora": "LoRA"}

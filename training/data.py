@@ -409,7 +409,7 @@ class ExampleMaker:
         )
         if all(label == IGNORED for label in labels):
             raise MemprobeError(
-                f"row {row.id}: its prompt alone has {self.max_length} tokens or more; raise max_length"
+                f"row {row.id}: its prompt alone fills {self.max_length} tokens, all of max_length or of the model"
             )
         return Example(tuple(whole[: end - 1]), labels, row.id, own)
 

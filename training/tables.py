@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
+from memprobe.arms import BEYOND_NAIVE
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.records import Probe, open_probe, read_json, write_parquet
@@ -42,8 +43,6 @@ _PLACED = (
     "chance_lof_restricted_mean",
 )
 _KEYS = ["setup", "k", "token", "readout"]
-_AGAINST = ("mixing", "match", "replay", "penalty", "lora")
-"""Of a stage in a recipe, what makes it more than training on its own rows."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "mixing_ratio": mixing[0]["ratio"] if mixing else None,
         "mixing_words": mixing[0]["words"][-1] if mixing else None,
         "replay_ratio": replay[0] if replay else None,
-        "plain_last": not recipe["joint"] and not any(recipe["stages"][-1][key] for key in _AGAINST),
+        "plain_last": not recipe["joint"] and not any(recipe["stages"][-1][key] for key in BEYOND_NAIVE),
         "labels": [stage["label"] for stage in ended["stages"]],
         "learned": ended["learned"],
         "why": ended["why"],

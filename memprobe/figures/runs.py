@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.arms import arm_names, by_kind
+from memprobe.arms import BEYOND_NAIVE, arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.figures.by_arm import SHARES
 from memprobe.records import read_json
@@ -305,9 +305,7 @@ def _extras(run: Ended) -> list[dict[str, Any]]:
         return []
     found = []
     for stage in run.recipe["stages"]:
-        extra = {
-            key: stage[key] for key in ("mixing", "match", "replay", "penalty", "lora") if stage.get(key)
-        }
+        extra = {key: stage[key] for key in BEYOND_NAIVE if stage.get(key)}
         found += [extra] if extra else []
     return found
 
