@@ -35,7 +35,7 @@ from memprobe.statistics.controls import (
     values_of,
 )
 from memprobe.statistics.curves import area, curves_of
-from memprobe.statistics.fates import fates, lost_facts, lost_in_short
+from memprobe.statistics.fates import fates, kept_against_lost, lost_facts, lost_in_short
 from memprobe.statistics.groups import by_group, group_labels
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import Resamples
@@ -167,7 +167,9 @@ def compare(
     origin = _named(members, reference, "--reference") if reference else members[0]
     root = _named(members, base, "--base") if base else _base(members)
     ids, facts = _common_factoids(members, notes)
-    readings = {m.label: _read(m, ids, k, token) for m in {origin.label: origin, **_by_label(root)}.values()}
+    first = {origin.label: origin, **_by_label(root)}
+    readings = {label: _read(member, ids, k, token) for label, member in first.items()}
+    found = {label: _controls(member, ids, k, token) for label, member in first.items()}
     anchors = [readings[origin.label], *([readings[root.label]] if root and root is not origin else [])]
     answers = np.array([answer.casefold() for answer in facts["answer"]])
     resamples = _resamples(len(ids), draws, seed)
@@ -175,7 +177,7 @@ def compare(
     runs, exact_by_label, placed, watched = [], {}, [], False
     for member in track(members):
         reading = readings.get(member.label) or _read(member, ids, k, token)
-        controls, intrusions = _controls(member, ids, k, token)
+        controls, intrusions = found.get(member.label) or _controls(member, ids, k, token)
         exact_by_label[member.label] = reading.exact
         if pairs == "all":
             placed.append((member, reading.found))
@@ -200,6 +202,8 @@ def compare(
                         " their depths are not compared"
                     )
                 _follow(rows, both, reading, anchor, k=k, intrusions=intrusions)
+                shuffled = found[anchor.member.label][0].get(SHUFFLED)
+                _before(rows, both, reading, anchor, shuffled, resamples)
         for grouping in by:
             path = None
             if member is not origin:
@@ -247,6 +251,66 @@ def compare(
         ],
     }
     return Comparison(settings, notes, tables)
+
+
+def kept_facts(
+    probe: Probe,
+    arms: Mapping[str, Sequence[tuple[str, str]]],
+    *,
+    k: int = 10,
+    token: str = "first",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Whether the facts that further training left had surfaced earlier, before it, than those that it took.
+
+    An arm that keeps more also has more facts to read afterwards, so that comparing arms there compares retention
+    once more. This compares facts with facts: in the checkpoint *before*, where all compared ones are said, the mean
+    over those still said after, minus the mean over the lost (:func:`memprobe.statistics.fates.kept_against_lost`).
+
+    Args:
+        arms: by arm, for each of its seeds the labels (before, after).
+        k, token: what counts as holding an answer.
+        draws: of the bootstrap over factoids, under ``seed``.
+
+    Returns:
+        [arm, seeds, kept, lost, statistic, difference, low, high, by_seed], of :data:`ARM_STATISTICS` but exact
+        match; ``kept`` and ``lost`` count facts in each seed. The interval is of
+        :func:`memprobe.statistics.arms.arm_means` and needs three seeds. Seeds without a kept or a lost fact are not
+        in it.
+
+    Raises:
+        MemprobeError: an unknown label, broken files.
+    """
+    members = {member.label: member for member in _members([probe], {}, [])}
+    ids, _ = _common_factoids(list(members.values()), [])
+    resamples = _resamples(len(ids), draws, seed)
+    chosen = [i for i, name in enumerate(ARM_STATISTICS) if name != "exact"]
+    before: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    runs, counts = [], {}
+    for arm, pairs in arms.items():
+        for first, then in pairs:
+            if first not in before:
+                member = _named(list(members.values()), first, "before")
+                reading = _read(member, ids, k, token)
+                controls, _ = _controls(member, ids, k, token)
+                before[first] = _with_net(reading, controls.get(SHUFFLED))[:, chosen], reading.exact
+            values, said = before[first]
+            still = _read(_named(list(members.values()), then, "after"), ids, k, token).exact
+            kept, lost = said & still, said & ~still
+            if kept.any() and lost.any():
+                difference, drawn = kept_against_lost(values, kept, lost, resamples)
+                runs.append(Run(arm, "", then, then, difference, drawn))
+                counts.setdefault(arm, []).append((int(kept.sum()), int(lost.sum())))
+    if not runs:
+        return pl.DataFrame()
+    table = arm_means(runs, [ARM_STATISTICS[i] for i in chosen], len(ids)).rename({"mean": "difference"})
+    sizes = [[[n for n, _ in found], [n for _, n in found]] for found in counts.values()]
+    numbers = pl.DataFrame(
+        {"arm": list(counts), "kept": [kept for kept, _ in sizes], "lost": [lost for _, lost in sizes]}
+    )
+    columns = ["arm", "seeds", "kept", "lost", "statistic", "difference", "low", "high", "by_seed"]
+    return table.join(numbers, on="arm", how="left", maintain_order="left").select(columns)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -571,6 +635,26 @@ def _follow(
     )
 
 
+def _before(
+    rows: _Rows,
+    keys: dict[str, str],
+    reading: Reading,
+    anchor: Reading,
+    shuffled: _Cells | None,
+    resamples: Resamples,
+) -> None:
+    """Whether the anchor's facts that this checkpoint still says had surfaced there earlier than the others."""
+    kept, lost = anchor.exact & reading.exact, anchor.exact & ~reading.exact
+    if min(kept.sum(), lost.sum()) < 2:
+        return
+    difference, drawn = kept_against_lost(_with_net(anchor, shuffled), kept, lost, resamples)
+    low, high = resamples.interval(drawn)
+    counts = {"n_kept": int(kept.sum()), "n_lost": int(lost.sum())}
+    columns = {"statistic": ARM_STATISTICS, "difference": difference, "low": low, "high": high}
+    table = pl.DataFrame(columns, nan_to_null=True).filter(pl.col("statistic") != "exact")
+    rows.add("kept", keys | counts, table)
+
+
 def _claims(
     own: pl.DataFrame | None,
     members: list[Member],
@@ -622,11 +706,15 @@ def _claims(
     return placement_claims(own, tables["fixed"])
 
 
-def _run(reading: Reading, shuffled: _Cells | None, resamples: Resamples) -> Run:
-    """A checkpoint's :data:`ARM_STATISTICS`; net of shuffled answers they are unknown where none were probed."""
+def _with_net(reading: Reading, shuffled: _Cells | None) -> np.ndarray:
+    """[factoid, ARM_STATISTICS] of a checkpoint; net of shuffled answers unknown where none were probed."""
     level = np.full_like(reading.values, np.nan) if shuffled is None else shuffled[0]
     net = [STATISTICS.index(name) for name in _NET_OF_SHUFFLED]
-    values = np.hstack([reading.values, (reading.values - level)[:, net]])
+    return np.hstack([reading.values, (reading.values - level)[:, net]])
+
+
+def _run(reading: Reading, shuffled: _Cells | None, resamples: Resamples) -> Run:
+    values = _with_net(reading, shuffled)
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.cli import app
-from memprobe.compare import compare
+from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.records import read_json, write_json
+from memprobe.records import open_probe, read_json, write_json, write_parquet
 from memprobe.statistics import held, occurrence, summarise
 from tests.probes import synthetic_factoids, write_probe, write_setups
 
@@ -326,6 +326,72 @@ def test_without_controls_chance_is_not_known(tmp_path):
     assert curves["chance"].null_count() == len(curves) and curves["recall"].null_count() == 0
     entry = summarise(probe, draws=100)["a"]
     assert entry["shuffled"]["10"] == [None] * 9 and entry["shuffled_lof"]["mean"] is None
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Three seeds in which a later stage takes, of facts that are all said, mostly those that surfaced deep."""
+    labels = [f"{seed}.{stage}" for seed in range(3) for stage in (1, 2)]
+    manifests = {label: {"arm": "none", "seed": int(label[0]), "stage": int(label[2])} for label in labels}
+    probe = write_probe(
+        tmp_path_factory.mktemp("kept") / "own",
+        dict.fromkeys(labels, 4.0),
+        manifests=manifests,
+        never=0.0,
+        tokens=(1,),
+        summary=False,
+    )
+    depth = dict(
+        occurrence(probe.records, k=10, token="first")
+        .select(pl.concat_str("checkpoint", "factoid"), "lof")
+        .rows()
+    )
+    rng = np.random.default_rng(0)
+    said = [
+        stage == "1" or depth[f"{seed}.1{factoid}"] + rng.normal(0, 1) < 4.5
+        for seed, stage, factoid in (
+            (label[0], label[2], factoid)
+            for label, factoid in probe.outcomes.select("checkpoint", "factoid").iter_rows()
+        )
+    ]
+    outcomes = probe.outcomes.with_columns(pl.Series("exact_match", said), pl.Series("exact_tokens", said))
+    write_parquet(outcomes, probe.path / "outcomes.parquet")
+    return probe.path, depth, outcomes
+
+
+def test_kept_facts_are_held_against_lost_ones_where_both_were_said(kept):
+    path, depth, outcomes = kept
+    pairs = [(f"{seed}.1", f"{seed}.2") for seed in range(3)]
+    table = kept_facts(open_probe(path), {"none": pairs, "one": pairs[:1]}, draws=300)
+    row = table.row(by_predicate=(pl.col("arm") == "none") & (pl.col("statistic") == "lof"), named=True)
+    by_hand = []
+    for before, after in pairs:
+        still = dict(outcomes.filter(checkpoint=after).select("factoid", "exact_match").rows())
+        mean = [np.mean([depth[before + f] for f, kept in still.items() if kept == side]) for side in (1, 0)]
+        by_hand.append(mean[0] - mean[1])
+    assert row["by_seed"] == pytest.approx(by_hand) and row["difference"] == pytest.approx(np.mean(by_hand))
+    assert row["low"] < row["difference"] < row["high"] < -0.5
+    assert [k + n for k, n in zip(row["kept"], row["lost"], strict=True)] == [40] * 3
+    assert "exact" not in table["statistic"].to_list()
+    net = table.row(
+        by_predicate=(pl.col("arm") == "none") & (pl.col("statistic") == "lof_restricted_net"), named=True
+    )
+    assert net["difference"] != row["difference"] and net["high"] < 0
+    assert table.filter(arm="one")["low"].null_count() == len(table.filter(arm="one"))
+    assert len(kept_facts(open_probe(path), {"none": [("0.1", "0.1")]})) == 0, "nothing was lost"
+    with pytest.raises(MemprobeError, match=r"'9\.2': no such checkpoint"):
+        kept_facts(open_probe(path), {"none": [("0.1", "9.2")]})
+
+
+def test_a_pair_of_checkpoints_says_so_too(kept):
+    path, _, _ = kept
+    probe = open_probe(path)
+    tables = compare([probe.only(["1.1", "1.2"])], reference="1.1", draws=300).tables
+    arms = kept_facts(probe, {"none": [("1.1", "1.2")]}, draws=300)
+    assert tables["kept"]["difference"].to_list() == pytest.approx(arms["difference"].to_list(), nan_ok=True)
+    lof = tables["kept"].row(by_predicate=pl.col("statistic") == "lof", named=True)
+    assert lof["low"] < lof["difference"] < lof["high"] < 0 and lof["n_kept"] + lof["n_lost"] == 40
+    assert "kept" not in compare([probe.only(["1.1", "2.1"])], draws=100).tables, "nothing was lost"
 
 
 def test_a_second_readout_is_of_the_same_weights(tmp_path):

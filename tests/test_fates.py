@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from memprobe.statistics.fates import fates, lost_facts, lost_in_short
+from memprobe.statistics.fates import fates, kept_against_lost, lost_facts, lost_in_short
 from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.intervals import Resamples
 
 
 def test_paths_are_counted():
@@ -15,6 +16,27 @@ def test_paths_are_counted():
     assert table["n"].to_list() == [1, 2, 1, 0]
     assert table["share"].to_list() == [0.25, 0.5, 0.25, 0]
     assert fates(np.ones((2, 3), bool))["path"].to_list()[:2] == ["1→1→1", "1→1→0"]
+
+
+def test_kept_facts_against_lost_ones_draw_by_draw():
+    values = np.array([[1.0, 2], [3, np.nan], [8, 6], [np.nan, 9], [5, 1]])
+    kept, lost = (
+        np.array([1, 1, 0, 0, 0], bool),
+        np.array([0, 0, 1, 1, 0], bool),
+    )  # the last was not there before
+    resamples = Resamples.of(5, draws=50, seed=1)
+    difference, draws = kept_against_lost(values, kept, lost, resamples)
+    assert difference.tolist() == [2 - 8, 2 - 7.5]
+    empty = 0
+    for drawn, counts in zip(draws, resamples.counts, strict=True):
+        rows = np.repeat(np.arange(5), counts)
+        for column in (0, 1):
+            sides = [[values[i, column] for i in rows if which[i]] for which in (kept, lost)]
+            one, other = ([x for x in side if not np.isnan(x)] for side in sides)
+            empty += not (one and other)
+            wanted = np.mean(one) - np.mean(other) if one and other else np.nan
+            np.testing.assert_allclose(drawn[column], wanted, rtol=1e-6)
+    assert 0 < empty < 60
 
 
 def made(ranks, control=None, ids=("a", "b", "c")):

@@ -18,7 +18,7 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from memprobe.arms import BEYOND_NAIVE
-from memprobe.compare import compare
+from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.records import Probe, open_probe, read_json, write_parquet
 from memprobe.statistics.arms import MIN_SEEDS
@@ -56,7 +56,8 @@ class Results:
         arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
         differences: over seeds, against naive; see :func:`memprobe.statistics.arms.arm_differences`.
         spread: sd of the LoF against what the ceiling explains, seed by seed against naive.
-        lost: of the facts lost to stage 2, what the lens still reads.
+        lost: of the facts lost to a later stage, what the lens still reads.
+        kept: of the facts kept by it, where they had surfaced before; see :func:`memprobe.compare.kept_facts`.
     """
 
     cells: pl.DataFrame
@@ -66,6 +67,7 @@ class Results:
     differences: pl.DataFrame
     spread: pl.DataFrame
     lost: pl.DataFrame
+    kept: pl.DataFrame
 
     def write(self, folder: Path) -> None:
         """One Parquet file per table."""
@@ -130,7 +132,7 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
             parts.setdefault(name, []).append(table)
     placed = {
         name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
-        for name in ("placement", "arms", "differences", "spread", "lost")
+        for name in ("placement", "arms", "differences", "spread", "lost", "kept")
     }
     return Results(frame, pl.DataFrame(stages, infer_schema_length=None), **placed)
 
@@ -287,6 +289,16 @@ def _read_out(
                 )
                 gone = gone.drop("path", "low", "high")
                 yield "lost", gone.join(pair["lost"], on=["reference", "checkpoint"], how="left")
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for chain in chains:
+        for before, after in itertools.pairwise(chain):
+            if before in made and after in made:
+                stage = pairs.setdefault(str(made[after]["stage"]), {})
+                stage.setdefault(made[after]["arm"], []).append((before, after))
+    for stage_name, arms in pairs.items():
+        kept = kept_facts(probe.only(made), arms, **options)
+        if len(kept):
+            yield "kept", kept.select(pl.lit(stage_name).alias("stage"), pl.all())
 
 
 def _keyed(table: pl.DataFrame, keys: dict[str, Any]) -> pl.DataFrame:
@@ -302,6 +314,8 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "forgetting": forgetting(results),
         "placement": placement(results),
         "spread": spread(results),
+        "kept_facts": kept_before(results),
+        "lost_facts": lost_facts(results),
         "replay_ratio": curve(results, "replay_ratio"),
         "mixing_ratio": curve(results, "mixing_ratio"),
         "mixing_words": curve(results, "mixing_words"),
@@ -467,6 +481,50 @@ def spread(results: Results) -> pl.DataFrame:
     return table.select(*_KEYS, "arm", "stage", "seed", *numbers)
 
 
+def kept_before(results: Results) -> pl.DataFrame:
+    """Where the facts that a stage left had surfaced before it, against those that it took; negative is earlier.
+
+    Returns:
+        [setup, k, token, readout, stage, arm, seeds, kept, lost, lof, low, high, by_seed, lof_net, net_low, net_high];
+        ``lof`` is the difference of mean LoF in depths (never as n + 1), ``lof_net`` the same net of shuffled answers.
+    """
+    if not len(results.kept):
+        return pl.DataFrame()
+    keys = [*_KEYS, "stage", "arm"]
+    rows = results.kept.filter(statistic="lof_restricted").rename({"difference": "lof"}).drop("statistic")
+    net = results.kept.filter(statistic="lof_restricted_net").select(
+        *keys, pl.col("difference").alias("lof_net"), net_low="low", net_high="high"
+    )
+    table = rows.join(net, on=keys, how="left", maintain_order="left")
+    counts = ["seeds", "kept", "lost"]
+    edges = ["lof", "low", "high", "by_seed", "lof_net", "net_low", "net_high"]
+    return table.select(*keys, *counts, *edges).sort(
+        _KEYS, descending=[False, True, False, True], maintain_order=True
+    )
+
+
+def lost_facts(results: Results) -> pl.DataFrame:
+    """Of the facts that a stage took, those that still surface at some depth, and those that D_B's answers outrank.
+
+    Returns:
+        [setup, k, token, readout, stage, arm, seeds, lost, surfaces, deepest, intruded]: ``lost`` counts facts in each
+        seed; ``surfaces``, ``deepest`` (mean depth of those that surface) and ``intruded`` are means over seeds.
+    """
+    if not len(results.lost):
+        return pl.DataFrame()
+    who = results.placement.select(*_KEYS, "checkpoint", "arm", "stage", "seed").drop_nulls()
+    table = results.lost.join(who, on=[*_KEYS, "checkpoint"], how="inner", maintain_order="left")
+    return (
+        table.group_by(*_KEYS, "stage", "arm", maintain_order=True)
+        .agg(
+            pl.len().alias("seeds"),
+            pl.col("n_lost").sort_by("seed").alias("lost"),
+            pl.col("surfaces", "deepest", "intruded").mean(),
+        )
+        .sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
+    )
+
+
 def three_stages(results: Results) -> pl.DataFrame:
     """Every dataset's score after every stage, for cells of three stages; means over seeds.
 
@@ -553,6 +611,8 @@ def claims(results: Results) -> pl.DataFrame:
                   own one net of shuffled answers (the base model's LoF is the same for every arm). Never counts as
                   one more than the last depth, so after a later stage an arm is earlier by keeping more alone;
                   after stage 1, where every arm has all facts, it is not
+    kept earlier  the facts that a stage left had surfaced earlier before it than those that it took, all of them said
+                  then: mean LoF, in both readouts, and net of shuffled answers
     more diverse  sd of the LoF above what the ceiling explains in every seed, in both readouts
     gradients     a larger cosine of gradients at the start of the last stage goes with more retention (Spearman's rank
                   correlation, p < 0.05), over cells whose last stage is plain training: what is done in the last
@@ -569,7 +629,12 @@ def claims(results: Results) -> pl.DataFrame:
         finding = NOT_TESTED if seeds < MIN_SEEDS else SEEN if row["retention"] < 0.5 else NOT_SEEN
         evidence = f"retention {_listed(row['by_seed'])}" if seeds else "no learned cell"
         rows.append(_claim(row["setup"], "forgets", NAIVE, "", finding, evidence))
-    rows += _differences_found(results) + _spread_found(results) + _gradients_found(results)
+    rows += (
+        _differences_found(results)
+        + _kept_found(results)
+        + _spread_found(results)
+        + _gradients_found(results)
+    )
     d_a = dict(results.cells.select("setup", "d_a").iter_rows())
     rows = [row | {"paper": _in_paper(row["claim"], d_a[row["setup"]], row["arm"])} for row in rows]
     schema = ["setup", "claim", "arm", "against", "k", "token", "finding", "evidence", "paper"]
@@ -636,6 +701,35 @@ def _differences_found(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
+def _kept_found(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    table = kept_before(results)
+    for key, group in (
+        table.group_by("setup", "k", "token", "stage", "arm", maintain_order=True) if len(table) else ()
+    ):
+        setup, k, token, stage, arm = key
+        both = {row["readout"]: row for row in group.iter_rows(named=True)}
+        own = both.get(READOUTS[0])
+        if own is None:
+            continue
+        highs = [row["high"] for row in both.values()] + [own["net_high"]]
+        if not both.keys() >= set(READOUTS) or any(high is None for high in highs):
+            finding = NOT_TESTED
+        else:
+            finding = SEEN if max(highs) < 0 else NOT_SEEN
+        told = [f"{readout}: {_interval(row | {'difference': row['lof']})}" for readout, row in both.items()]
+        net = {
+            "difference": own["lof_net"],
+            "low": own["net_low"],
+            "high": own["net_high"],
+            "seeds": own["seeds"],
+        }
+        told += [] if own["lof_net"] is None else [f"net of shuffled answers: {_interval(net)}"]
+        name = f"kept facts were earlier before stage {stage}"
+        rows.append(_claim(str(setup), name, str(arm), "", finding, "; ".join(told), k, str(token)))  # type: ignore[arg-type]
+    return rows
+
+
 def _spread_found(results: Results) -> list[dict[str, Any]]:
     table, rows = spread(results), []
     if not len(table):
@@ -673,7 +767,7 @@ def _gradients_found(results: Results) -> list[dict[str, Any]]:
 
 def _interval(row: dict[str, Any]) -> str:
     edges = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return f"{row['difference']:+.3f}{edges}, {row['seeds']} seeds"
+    return f"{row['difference']:+.3f}{edges}, {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
 
 
 def _listed(values: Sequence[float | None], pattern: str = "{:.1%}") -> str:

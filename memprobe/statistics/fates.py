@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import wilson
+from memprobe.statistics.intervals import Resamples, wilson
 
 
 def fates(known: np.ndarray) -> pl.DataFrame:
@@ -25,6 +25,31 @@ def fates(known: np.ndarray) -> pl.DataFrame:
     share = n / count if count else np.full(len(n), np.nan)
     low, high = wilson(share, np.full(len(n), count))
     return pl.DataFrame({"path": paths, "n": n, "share": share, "low": low, "high": high}, nan_to_null=True)
+
+
+def kept_against_lost(
+    values: np.ndarray, kept: np.ndarray, lost: np.ndarray, resamples: Resamples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the facts that were kept minus mean over those that were lost, of one checkpoint's values.
+
+    A negative difference in depth says that the kept ones surface earlier there. Being two groups of facts they
+    make no pairs; a draw resamples all facts at once, so that the groups' sizes vary as well.
+
+    Args:
+        values: [factoid, column], NaN where there is none.
+        kept, lost: bool [factoid].
+
+    Returns:
+        The difference [column] and its draws [draw, column]; NaN where a group is empty.
+    """
+    means, drawn = [], []
+    for which in (kept, lost):
+        there = which[:, None] & ~np.isnan(values)
+        filled = np.where(there, values, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means.append(filled.sum(0) / there.sum(0))
+            drawn.append(resamples.sums(filled) / resamples.sums(there))
+    return means[0] - means[1], drawn[0] - drawn[1]
 
 
 def lost_facts(

@@ -6,7 +6,18 @@ from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
 from training.__main__ import app
-from training.tables import Results, claims, collect, curve, forgetting, markdown, read_results, tables
+from training.tables import (
+    Results,
+    claims,
+    collect,
+    curve,
+    forgetting,
+    kept_before,
+    lost_facts,
+    markdown,
+    read_results,
+    tables,
+)
 
 REMIX = "remix(data=generic, stages=1)"
 
@@ -57,11 +68,11 @@ def difference(statistic, low, high, readout="own", **more):
     return row | more
 
 
-def results(cells, differences=(), arms=(), spread=(), placement=()):
+def results(cells, differences=(), arms=(), spread=(), placement=(), lost=(), kept=()):
     def frame(rows):
         return pl.DataFrame(list(rows), infer_schema_length=None) if rows else pl.DataFrame()
 
-    return Results(frame(cells), frame([]), *map(frame, (placement, arms, differences, spread, [])))
+    return Results(frame(cells), frame([]), *map(frame, (placement, arms, differences, spread, lost, kept)))
 
 
 NAIVE = [cell("naive", seed, retention) for seed, retention in ((2, 0.25), (0, 0.0), (1, 0.125))]
@@ -183,6 +194,55 @@ def _complete(rows):
         "chance_lof_restricted_mean",
     )
     return [row | dict.fromkeys((*names, "effective_layers", "depths_per_factoid"), 0.5) for row in rows]
+
+
+def kept(difference, high, readout="own", statistic="lof_restricted", **more):
+    numbers = {"difference": difference, "low": None if high is None else 2 * difference - high, "high": high}
+    keys = {"setup": "kvr-lama", "k": 10, "token": "first", "readout": readout, "stage": "2", "arm": REMIX}
+    counts = {"seeds": 3, "kept": [30, 31, 32], "lost": [34, 33, 32], "by_seed": [difference] * 3}
+    return keys | counts | {"statistic": statistic} | numbers | more
+
+
+@pytest.mark.parametrize(
+    "highs, finding",
+    [
+        ((-0.1, -0.1, -0.1), "seen"),
+        ((-0.1, -0.1, 0.1), "not seen at this scale"),
+        ((-0.1, 0.1, -0.1), "not seen at this scale"),
+        ((-0.1, None, -0.1), "not tested"),
+    ],
+)
+def test_kept_facts_were_earlier_only_where_readouts_and_control_say_so(highs, finding):
+    rows = [
+        kept(-0.5, highs[0]),
+        kept(-0.5, highs[1], readout="base-readout"),
+        kept(-0.4, highs[2], statistic="lof_restricted_net"),
+        kept(-0.9, -0.5, statistic="settled_restricted"),
+    ]
+    table = kept_before(results([*NAIVE, *MIXED], kept=rows))
+    assert table["readout"].to_list() == ["own", "base-readout"] and table["lof_net"].to_list() == [
+        -0.4,
+        None,
+    ]
+    row = row_of(claims(results([*NAIVE, *MIXED], kept=rows)), claim="kept facts were earlier before stage 2")
+    assert (row["finding"], row["arm"], row["k"]) == (finding, REMIX, 10)
+    assert "net of shuffled answers: -0.400" in row["evidence"]
+
+
+def test_lost_facts_are_means_over_the_seeds_of_an_arm():
+    keys = {"setup": "kvr-lama", "k": 10, "token": "first", "readout": "own"}
+    seeds = [2, 0, 1]
+    placement = [keys | {"checkpoint": f"r.{s}", "arm": REMIX, "stage": 2, "seed": s} for s in seeds]
+    numbers = {"surfaces": [0.2, 0.4, None], "deepest": [28.0, 29.0, None], "intruded": [0.5, 1.0, None]}
+    lost = [
+        keys
+        | {"checkpoint": f"r.{s}", "n_lost": 10 * s}
+        | {name: found[i] for name, found in numbers.items()}
+        for i, s in enumerate(seeds)
+    ]
+    row = row_of(lost_facts(results([*MIXED], placement=placement, lost=lost)))
+    assert row["lost"] == [0, 10, 20] and row["seeds"] == 3
+    assert (row["surfaces"], row["deepest"], row["intruded"]) == pytest.approx((0.3, 28.5, 0.75))
 
 
 def test_gradient_conflict_goes_with_forgetting_where_ranks_agree():
