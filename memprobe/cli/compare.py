@@ -228,7 +228,7 @@ def print_comparison(result: Comparison, net: str | None = None) -> None:
     for show in (_differences, _by_depth, _spread):
         show(console, result.tables)
     _overlap(console, result)
-    for show in (_fates, _paths, _arms, _groups, _steps):
+    for show in (_fates, _kept, _paths, _arms, _groups, _steps):
         show(console, result.tables)
 
 
@@ -518,6 +518,22 @@ def _fates(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         "log-prob left (nats), the share outranked by an answer of another dataset."
     )
     _table(console, "Fates: exact match before → after, and where the lost went", columns, rows, says=says)
+
+
+def _kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    if "kept" not in tables:
+        return
+    shown = ("lof_restricted", "lof_restricted_net", "settled_restricted")
+    rows = []
+    for key, part in tables["kept"].group_by("reference", "checkpoint", maintain_order=True):
+        found = {row["statistic"]: row for row in part.to_dicts()}
+        counts = found[shown[0]]
+        differences = [found[name] for name in shown]
+        edges = [_interval(row["difference"], row["low"], row["high"], ".2f") for row in differences]
+        rows.append([" → ".join(map(str, key)), str(counts["n_kept"]), str(counts["n_lost"]), *edges])
+    columns = ["", "1→1", "1→0", "LoF", "LoF, net of shuffled", "settled"]
+    says = "In the reference: mean of 1→1 minus mean of 1→0, never as n+1. Negative: kept facts were earlier."
+    _table(console, "Where kept facts were before, against lost ones", columns, rows, says=says)
 
 
 def _paths(console: Console, tables: dict[str, pl.DataFrame]) -> None:
