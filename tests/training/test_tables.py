@@ -196,6 +196,16 @@ def _complete(rows):
     return [row | dict.fromkeys((*names, "effective_layers", "depths_per_factoid"), 0.5) for row in rows]
 
 
+def test_only_mixing_arms_are_held_against_matched_controls():
+    control = "matched(to=steps, data=generic, stages=1)"
+    rows = [
+        difference("exact", 0.1, 0.3, arm=arm, reference=control)
+        for arm in (REMIX, "none", "kl(strength=0.1)")
+    ]
+    table = claims(results([*NAIVE, *MIXED], rows))
+    assert row_of(table, claim="beats its matched control")["arm"] == REMIX
+
+
 def kept(difference, high, readout="own", statistic="lof_restricted", **more):
     numbers = {"difference": difference, "low": None if high is None else 2 * difference - high, "high": high}
     keys = {"setup": "kvr-lama", "k": 10, "token": "first", "readout": readout, "stage": "2", "arm": REMIX}
