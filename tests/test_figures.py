@@ -20,7 +20,7 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.plots import COLOURS
-from memprobe.records import read_json, write_json
+from memprobe.records import open_probe, read_json, write_json, write_parquet
 from memprobe.studies import open_study
 from tests.probes import write_probe, write_setups
 from tests.trained import write_run
@@ -62,9 +62,14 @@ def of_probe(*probes, **options):
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    return write_probe(
+    """Two checkpoints, of which the second does not say what the first says of a third of the facts."""
+    made = write_probe(
         tmp_path_factory.mktemp("figures") / "two", {"late": 6, "early": 2}, n=24, summary=False
     )
+    lost = pl.col("factoid").is_in(made.factoids["id"][::3].implode()) & (pl.col("checkpoint") == "early")
+    outcomes = made.outcomes.with_columns(pl.col("exact_match", "exact_tokens") & ~lost)
+    write_parquet(outcomes, made.path / "outcomes.parquet")
+    return open_probe(made.path)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +256,18 @@ def test_spread_draws_each_checkpoint_against_the_reference(probe, study):
     assert [x for x, _ in shown[f"/{row['checkpoint']}//0/interval"]] == [row["low"], row["high"]]
     _, found = of_probe(study)
     assert "naive of its own" in found["spread"], "one reference cannot serve several seeds"
+
+
+def test_kept_facts_are_drawn_where_some_were_lost(probe, tmp_path):
+    result, found = of_probe(probe)
+    rows = result.tables["kept"].filter(statistic="lof_restricted")
+    shown = drawn(figures.kept(found["kept"]))
+    for row in rows.iter_rows(named=True):
+        where = f"/{row['checkpoint']}/first occurrence/0"
+        assert shown[f"{where}/value"][0][0] == pytest.approx(row["difference"])
+        assert [x for x, _ in shown[f"{where}/interval"]] == pytest.approx([row["low"], row["high"]])
+    whole = write_probe(tmp_path / "whole", {"a": 3, "b": 3}, n=8, never=0.0, summary=False)
+    assert "keeps some and loses some" in of_probe(whole)[1]["kept"]
 
 
 def test_spread_of_seeds_and_readouts_stands_in_one_row():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from memprobe.arms import arm_names, by_kind
 from memprobe.figures import write_figures
 from memprobe.figures.writing import Drawing, write_figure
 from training.tables import NAIVE, READOUTS, SETTINGS, Results
@@ -53,20 +54,23 @@ def draw(
         naive = results.cells.filter("learned", arm_text=NAIVE)["labels"].to_list()
         options = {"reference": naive[0][-1] if naive else None, "draws": draws, "say": say}
         files = write_figures([grid], out, only=OF_GRIDS, width=WIDTH, formats=FORMATS, **options)
-        for drawing in _spread(tables, grid):
+        texts = dict(results.cells.select("arm", "arm_text").iter_rows())
+        names = arm_names(by_kind(set(texts.values())))
+        called = {arm: names[text] for arm, text in texts.items()}
+        for drawing in [*_spread(tables, called, grid), *_kept(tables, called, grid)]:
             command = f"python -m training report {grid} --figures {out}"
             files += write_figure(drawing, out, width=WIDTH, formats=FORMATS, command=command)
     return [path for path in files if path.suffix.removeprefix(".") in FORMATS]
 
 
-def _spread(tables: Mapping[str, pl.DataFrame], grid: Path) -> list[Drawing]:
+def _spread(tables: Mapping[str, pl.DataFrame], names: Mapping[str, str], grid: Path) -> list[Drawing]:
     """Spread by arm and seed, a figure for each pair of datasets and reading."""
     if "spread" not in tables:
         return []
     drawings = []
     named = tables["spread"].with_columns(
         pl.format("after stage {}", "stage").alias("panel"),
-        pl.col("arm").alias("row"),
+        pl.col("arm").replace(names).alias("row"),
         pl.col("readout")
         .replace(dict(zip(READOUTS, ("own readout", "base readout"), strict=True)))
         .alias("series"),
@@ -80,4 +84,37 @@ def _spread(tables: Mapping[str, pl.DataFrame], grid: Path) -> list[Drawing]:
                 options = {"k": k, "token": token}
                 inputs = [{"kind": "grid", "path": grid.as_posix()}]
                 drawings.append(Drawing("spread", f"{setup}-k{k}-{token}", table, options, options, inputs))
+    return drawings
+
+
+def _kept(tables: Mapping[str, pl.DataFrame], names: Mapping[str, str], grid: Path) -> list[Drawing]:
+    """Kept facts against lost ones by arm, a figure for each pair of datasets and later stage."""
+    if "kept_facts" not in tables:
+        return []
+    named = tables["kept_facts"].with_columns(
+        pl.col("arm").replace(names).alias("row"),
+        pl.format(
+            "top {}{}", "k", pl.when(token="first").then(pl.lit("")).otherwise(pl.lit(", whole answer"))
+        ).alias("panel"),
+    )
+    drawings = []
+    for (setup, stage), table in named.group_by("setup", "stage", maintain_order=True):
+        own = table.filter(readout=READOUTS[0])
+        numbers = {"lof_net": "lof", "net_low": "low", "net_high": "high", "net_by_seed": "by_seed"}
+        net = own.drop(numbers.values()).rename(numbers)
+        parts = [
+            (own, "own readout"),
+            (table.filter(readout=READOUTS[1]), "base readout"),
+            (net, "own, net of shuffled answers"),
+        ]
+        whole = pl.concat(
+            [part.with_columns(series=pl.lit(name)) for part, name in parts], how="diagonal_relaxed"
+        )
+        rows = pl.Enum(own["row"].unique(maintain_order=True))
+        shown = whole.rename({"lof": "difference"}).sort(pl.col("row").cast(rows), maintain_order=True)
+        shown = shown.filter(pl.col("difference").is_not_null())
+        columns = ["panel", "row", "series", "difference", "low", "high", "by_seed"]
+        inputs = [{"kind": "grid", "path": grid.as_posix()}]
+        stem = str(setup) if stage == "2" else f"{setup}-stage{stage}"
+        drawings.append(Drawing("kept", stem, shown.select(columns), {"k": None}, {}, inputs))
     return drawings

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from memprobe.arms import BEYOND_NAIVE
+from memprobe.arms import BEYOND_NAIVE, by_kind
 from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.records import Probe, open_probe, read_json, write_parquet
@@ -124,6 +124,10 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
         cells.append(cell)
         stages += rows
     frame = pl.DataFrame(cells, infer_schema_length=None)
+    rank = pl.col("arm_text").replace_strict(
+        {arm: i for i, arm in enumerate(by_kind(set(frame["arm_text"])))}
+    )
+    frame = frame.sort("setup", rank, "seed", maintain_order=True)
     parts: dict[str, list[pl.DataFrame]] = {}
     for (setup,), group in frame.group_by("setup", maintain_order=True):
         learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
@@ -485,19 +489,20 @@ def kept_before(results: Results) -> pl.DataFrame:
     """Where the facts that a stage left had surfaced before it, against those that it took; negative is earlier.
 
     Returns:
-        [setup, k, token, readout, stage, arm, seeds, kept, lost, lof, low, high, by_seed, lof_net, net_low, net_high];
-        ``lof`` is the difference of mean LoF in depths (never as n + 1), ``lof_net`` the same net of shuffled answers.
+        [setup, k, token, readout, stage, arm, seeds, kept, lost, lof, low, high, by_seed, lof_net, net_low, net_high,
+        net_by_seed]; ``lof`` is the difference of mean LoF in depths (never as n + 1), ``lof_net`` the same net of
+        shuffled answers.
     """
     if not len(results.kept):
         return pl.DataFrame()
     keys = [*_KEYS, "stage", "arm"]
     rows = results.kept.filter(statistic="lof_restricted").rename({"difference": "lof"}).drop("statistic")
     net = results.kept.filter(statistic="lof_restricted_net").select(
-        *keys, pl.col("difference").alias("lof_net"), net_low="low", net_high="high"
+        *keys, lof_net="difference", net_low="low", net_high="high", net_by_seed="by_seed"
     )
     table = rows.join(net, on=keys, how="left", maintain_order="left")
     counts = ["seeds", "kept", "lost"]
-    edges = ["lof", "low", "high", "by_seed", "lof_net", "net_low", "net_high"]
+    edges = ["lof", "low", "high", "by_seed", "lof_net", "net_low", "net_high", "net_by_seed"]
     return table.select(*keys, *counts, *edges).sort(
         _KEYS, descending=[False, True, False, True], maintain_order=True
     )

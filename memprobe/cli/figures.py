@@ -11,7 +11,7 @@ from memprobe.cli import app
 from memprobe.cli.options import TokenRule, TopK
 
 _NAMES = (
-    "recall, frequency, lof, survival, heatmap, differences, spread (of probes and comparisons); "
+    "recall, frequency, lof, survival, heatmap, differences, spread, kept (of probes and comparisons); "
     "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs)"
 )
 

@@ -1,4 +1,4 @@
-"""One number per checkpoint, or per arm with its seeds: first occurrence, paired differences, and spread."""
+"""One number per checkpoint, or per arm with its seeds: first occurrence, paired differences, spread, kept facts."""
 
 from __future__ import annotations
 
@@ -182,6 +182,30 @@ def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         width: millimetres.
     """
     not_empty(table, "difference")
+    against = shortened(table["reference"][0], 40)
+    words = f"sd of first occurrence minus what the ceiling explains, against {against} (depths; top {k}{rule(token)})"
+    return _points(table.with_columns(by_seed=pl.lit(None)), words, width)
+
+
+@in_style
+def kept(table: pl.DataFrame, *, k: int | None = 10, token: str = "first", width: int = 89) -> Figure:
+    """Whether the facts that a stage left had surfaced earlier, before it, than those that it took.
+
+    Left of 0: earlier. With 95 % intervals where there are any; hollow points are seeds.
+
+    Args:
+        table: [panel, row, series, difference, low, high, by_seed]; ``by_seed`` is null where there are none.
+        k, token: named below; ``k`` is ``None`` where the panels name them.
+        width: millimetres.
+    """
+    not_empty(table, "difference")
+    reading = "" if k is None else f"; top {k}{rule(token)}"
+    words = f"first occurrence before, facts kept minus lost (depths, never as n + 1{reading}); left: kept earlier"
+    return _points(table, words, width)
+
+
+def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
+    """Differences with their intervals around 0: a panel each, rows by name, series side by side in a row."""
     names = table["panel"].unique(maintain_order=True).to_list()
     rows = table["row"].unique(maintain_order=True).to_list()
     series = table["series"].unique(maintain_order=True).to_list()
@@ -201,15 +225,13 @@ def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         for (row,), part in groups(table.filter(panel=name), "row"):
             for position, point in enumerate(part.iter_rows(named=True)):
                 at = rows.index(str(row)) + dodge(position, len(part))
-                value = point | {"value": point["difference"], "sd": None, "by_seed": None}
+                value = point | {"value": point["difference"], "sd": None}
                 where = f"{name}/{row}/{point['series']}/{position}"
                 _point(axes, value, at, look(series.index(point["series"])), where)
         axes.set_title(name)
         axes.tick_params(axis="x", labelbottom=True)
         axes.grid(axis="x", color=PALE, linewidth=0.4)
     name_rows(every, rows, width)
-    against = shortened(table["reference"][0], 40)
-    words = f"sd of first occurrence minus what the ceiling explains, against {against} (depths; top {k}{rule(token)})"
     figure.supxlabel("\n".join(wrap(words, 62 if width < 120 else 120)), fontsize=6.5, color=FAINT)
     legend(figure, handles, width)
     return figure

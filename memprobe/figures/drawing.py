@@ -20,7 +20,7 @@ from memprobe.figures.by_arm import (
     replay_ratio,
     stages,
 )
-from memprobe.figures.by_checkpoint import differences, first_occurrence, spread
+from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "heatmap": heatmap,
     "differences": differences,
     "spread": spread,
+    "kept": kept,
     "forgetting": forgetting,
     "replay_ratio": replay_ratio,
     "mixing_ratio": mixing_ratio,

@@ -1,7 +1,7 @@
 """A study -> the tables that its figures draw. Laid out here, computed in :mod:`memprobe.statistics` and
 :mod:`memprobe.compare`.
 
-    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread
+    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept
     training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
 """
 
@@ -59,6 +59,7 @@ def of_comparison(
         found["survival"] = "no answer occurs at any depth"
     found["differences"] = _differences(tables, settings)
     found["spread"] = _spread(tables, settings)
+    found["kept"] = _kept(tables, settings)
     return found
 
 
@@ -280,3 +281,23 @@ def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> 
     blank = [pl.lit("").alias(name) for name in ("panel", "series")]
     row = pl.col("checkpoint").alias("row")
     return table.select(blank[0], row, blank[1], "reference", "difference", "low", "high")
+
+
+def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
+    """[panel, row, series, difference, low, high, by_seed], by checkpoint."""
+    table = tables.get("kept", pl.DataFrame())
+    table = table.filter(reference=settings["reference"]) if len(table) else table
+    series = {"lof_restricted": "first occurrence", "lof_restricted_net": "net of shuffled answers"}
+    if len(table):
+        table = table.filter(pl.col("statistic").is_in(list(series)), pl.col("difference").is_not_null())
+    if not len(table):
+        return f"no checkpoint keeps some and loses some of the facts that {settings['reference']} says"
+    return table.select(
+        pl.lit("").alias("panel"),
+        pl.col("checkpoint").alias("row"),
+        pl.col("statistic").replace(series).alias("series"),
+        "difference",
+        "low",
+        "high",
+        pl.lit(None, pl.List(pl.Float64)).alias("by_seed"),
+    )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FORMATS = ("pdf", "png", "svg")
-OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread")
+OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
 PAGE = 230
 """Millimetres that a figure may be high, before each pair of datasets gets one of its own."""
 _METADATA: dict[str, dict[str, None]] = {
