@@ -323,6 +323,14 @@ def test_interference_has_a_point_for_each_learned_run_that_measured_it(trained)
     assert shown == {f"kvr → lama/naive/{seed}": [[-0.5, 0.25]] for seed in range(3)}
 
 
+def test_joint_training_has_no_conflict_of_gradients(tmp_path):
+    write_run(tmp_path / "naive", [[1.0], [0.25, 1.0]], cosine=-0.5)
+    write_run(tmp_path / "joint", [[1.0, 1.0]], arm="joint", cosine=1.0)
+    found = runs.of_runs(ended(tmp_path), draws=500)
+    assert found["interference"]["arm"].to_list() == ["naive"]
+    assert set(found["forgetting"]["arm"]) == {"naive", "joint"}
+
+
 def test_mixing_curves_vary_one_setting_at_a_time(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"n{seed}", [[1.0], [0.125, 1.0]], seed=seed)

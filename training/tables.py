@@ -166,7 +166,8 @@ def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     d_a = _score(last["sets"].get(f"1-{names[0]}"))
     mixing = [part for stage in recipe["stages"] for part in stage["mixing"]]
     replay = [stage["replay"]["ratio"] for stage in recipe["stages"] if stage.get("replay")]
-    interference = last.get("interference") or {}
+    # Joint training has no second dataset whose gradient could pull against the first one's.
+    interference = {} if recipe["joint"] else last.get("interference") or {}
     cell = {
         "block": ended["block"],
         **keys,

@@ -238,7 +238,7 @@ def _interference(runs: Sequence[Ended]) -> pl.DataFrame:
     for run in sorted(runs, key=lambda run: (run.setup, run.arm, run.seed)):
         measured = run.evaluations[len(run.names)].get("interference") or {}
         cosine = measured.get("start", {}).get("cosine_a_b", {}).get("overall")
-        if run.learned and cosine is not None:
+        if run.learned and cosine is not None and not run.recipe.get("joint"):  # joint has no D_B of its own
             kept = run.last[run.names[0]]["scores"][_EXACT]["value"]
             keys = {"setup": run.setup, "arm": names[run.arm], "arm_text": run.arm, "seed": str(run.seed)}
             rows.append(keys | {"cosine": float(cosine), "retention": float(kept)})
