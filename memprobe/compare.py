@@ -26,6 +26,7 @@ from memprobe.errors import MemprobeError
 from memprobe.records import ALIKE, SCHEMA_VERSION, Probe, open_probe, write_json, write_text
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
 from memprobe.statistics.controls import (
+    SHARES,
     STATISTICS,
     answer_cover,
     by_control,
@@ -762,7 +763,7 @@ def _over_arms(
         seen[key] = run.label
     names = list(ARM_STATISTICS)
     reference = origin.arm if origin.arm is not None else runs[0].arm
-    tables["arms"] = arm_means(runs, names, n)
+    tables["arms"] = arm_means(runs, names, n, shares=SHARES)
     tables["arm_differences"] = arm_differences(runs, names, n, reference=reference)
     if min(tables["arms"]["seeds"].to_list()) < MIN_SEEDS:
         notes.append(

@@ -27,7 +27,7 @@ from memprobe.plots import Sketch
 from memprobe.records import ALIKE, Probe, open_probe, read_json, write_text
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
-from memprobe.statistics.controls import STATISTICS, values_of
+from memprobe.statistics.controls import SHARES, STATISTICS, values_of
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.holding import trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
@@ -42,7 +42,7 @@ from memprobe.statistics.overview import (
     resampled_means,
     states_of,
 )
-from memprobe.studies import Study, setup_of, short_names
+from memprobe.studies import Study, cells_of, learned, setup_of, short_names
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -143,7 +143,8 @@ def dashboard_text(
                 "made with memprobe layers --readout BASE"
             )
     second = {probe.path.resolve() for probe in fixed}
-    shown = [probe for probe in study.probes if probe.path.resolve() not in second]
+    trained = cells_of(study)
+    shown = [learned(probe, trained, say) for probe in study.probes if probe.path.resolve() not in second]
     shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
     groups = asked_alike(shown, say)
     fixed += [probe for probe in shown if probe.run["readout"] != "own"]
@@ -633,7 +634,7 @@ class _Rule:
             for stage, label in zip(chain.stages, chain.labels, strict=True)
             if stage > 0
         ]
-        means = arm_means(runs, list(STATISTICS), n)
+        means = arm_means(runs, list(STATISTICS), n, shares=SHARES)
         several = means.filter(pl.col("seeds") >= MIN_SEEDS)
         figures = {}
         # An arm looks like the last checkpoint of its first run.

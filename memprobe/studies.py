@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -223,6 +223,37 @@ def setup_of(probe: Path) -> Path | None:
     """
     folder = probe.resolve().parent
     return folder if (folder.parent.parent / GRID).exists() else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a grid says of a cell: whether it learned its data, and what its checkpoints are called in the probes."""
+
+    learned: bool
+    labels: list[str]
+
+
+def cells_of(study: Study) -> dict[str, list[Cell]]:
+    """The cells of grids by set-up, which names the folder of their runs and of their probes."""
+    cells: dict[str, list[Cell]] = {}
+    for run in study.runs:
+        if (path := run.path / CELL).exists():
+            told = read_json(path)
+            cell = Cell(told["learned"], [stage["label"] for stage in told["stages"]])
+            cells.setdefault(run.path.resolve().parent.name, []).append(cell)
+    return cells
+
+
+def learned(
+    probe: Probe, cells: Mapping[str, list[Cell]], say: Callable[[str], None] = lambda text: None
+) -> Probe:
+    """A probe without the checkpoints of failed cells: what was not learned says nothing of what is kept."""
+    mine = cells.get(probe.path.resolve().parent.name, [])
+    kept = {label for cell in mine if cell.learned for label in cell.labels}
+    failed = {label for cell in mine for label in cell.labels} - kept
+    if gone := [label for label in probe.checkpoints if label in failed]:
+        say(f"{probe.path}: {', '.join(gone)} left out: the cell did not learn its data")
+    return probe.only([label for label in probe.checkpoints if label not in failed]) if gone else probe
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:

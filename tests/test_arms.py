@@ -84,3 +84,13 @@ def test_arms_are_compared_at_the_same_stage_only():
         for r in runs("remix", np.zeros((3, 10)), resamples)
     ]
     assert arm_differences(runs("none", np.zeros((3, 10)), resamples) + later, ["x"], 10).is_empty()
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    values = (np.random.default_rng(0).random((3, 40)) < [[0.02], [0.1], [0.3]]).astype(float)
+    resamples = Resamples.of(40, draws=500)
+    wide = arm_means(runs("none", values, resamples), ["exact"], 40).row(0, named=True)
+    share = arm_means(runs("none", values, resamples), ["exact"], 40, shares=["exact"]).row(0, named=True)
+    assert wide["low"] < 0 == share["low"] and share["high"] == wide["high"] < 1
+    none = arm_means(runs("none", values[:2], resamples), ["exact"], 40, shares=["exact"])
+    assert none["low"].to_list() == [None]

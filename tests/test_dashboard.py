@@ -20,6 +20,7 @@ from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
 from tests.probes import synthetic_factoids, write_probe, write_setups
 from tests.test_studies import write_metrics, write_stage
+from tests.trained import write_run
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2><!-- {{title}}"
 
@@ -302,6 +303,20 @@ def test_set_ups_of_a_grid_are_sets_of_their_own_with_their_own_second_readout(t
     dashboard.write_dashboard(study, tmp_path / "page.html")
     names = [one["name"].removeprefix("synthetic, 12 factoids, ") for one in embedded(tmp_path)["sets"]]
     assert names == ["a-b", "a-c", "a-b, read out by base", "a-c, read out by base"]
+
+
+def test_cells_that_did_not_learn_their_data_are_left_out_and_named(tmp_path):
+    depths = {"base": 6.0, "naive-s0.1": 3.0, "naive-s0.2": 4.0, "lora-s0.2": 4.0}
+    write_probe(tmp_path / "probes" / "a-b" / "own", depths, n=8, summary=False)
+    for arm, fine in (("naive", True), ("lora", False)):
+        run = write_run(tmp_path / "runs" / "a-b" / f"{arm}-s0", [[1.0], [0.5, 1.0 if fine else 0.5]])
+        stages = [{"label": "naive-s0.1"}, {"label": f"{arm}-s0.2"}]
+        write_json({"learned": fine, "stages": stages}, run / "cell.json")
+    said = []
+    dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", say=said.append)
+    (one,) = embedded(tmp_path)["sets"]
+    assert [entry["label"] for entry in one["checkpoints"]] == ["base", "naive-s0.1", "naive-s0.2"]
+    assert any("lora-s0.2 left out" in text for text in said)
 
 
 def test_a_second_readout_stands_beside_the_first(tmp_path):

@@ -359,8 +359,7 @@ def forgetting(results: Results) -> pl.DataFrame:
     counts = results.cells.group_by("setup", "arm", maintain_order=True).agg(
         cells=pl.len(), failed=pl.col("learned").not_().sum()
     )
-    limits = [pl.col(name).clip(0, 1) for name in ("low", "high")]  # Student's interval knows no shares
-    edges = _of_arms(results.arms, "exact", last=True).select("setup", "arm_text", *limits)
+    edges = _of_arms(results.arms, "exact", last=True).select("setup", "arm_text", "low", "high")
     naive = found.filter(pl.col("arm_text") == NAIVE).select(
         "setup", naive_steps="steps", naive_tokens="tokens"
     )

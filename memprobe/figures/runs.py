@@ -348,14 +348,9 @@ def _over_seeds(sets: Sequence[dict[str, Any]], name: str, draws: int) -> dict[s
             values = np.array([[column[key]] for key in ids])
             drawn = (resamples.sums(values) / len(ids)).astype(np.float32)
             runs.append(Run("", "", str(seed), str(seed), values.mean(0), drawn))
-        row = arm_means(runs, [name], len(ids)).row(0, named=True)
+        row = arm_means(runs, [name], len(ids), shares=[name]).row(0, named=True)
         mean, low, high = row["mean"], row["low"], row["high"]
-    return {name: mean, "low": _within(low), "high": _within(high), "by_seed": by_seed}
-
-
-def _within(edge: float | None) -> float | None:
-    """A share's interval ends where shares do."""
-    return None if edge is None else min(1.0, max(0.0, edge))
+    return {name: mean, "low": low, "high": high, "by_seed": by_seed}
 
 
 def _by_seed(runs: Iterable[Ended]) -> list[Ended]:

@@ -26,7 +26,7 @@ from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.records import ALIKE, Probe, read_json, replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import CELL, Study, open_study, setup_of
+from memprobe.studies import Study, cells_of, learned, open_study, setup_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,8 +252,8 @@ def _pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame
 
 
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
-    cells = _cells(study)
-    groups = _alike([_learned(probe, cells, say) for probe in study.probes], say)
+    cells = cells_of(study)
+    groups = _alike([learned(probe, cells, say) for probe in study.probes], say)
     if not groups and not study.comparisons:
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
@@ -276,35 +276,6 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
                 whole = tables.lof_table(made["placement"])
                 beside = {"csv": whole.write_csv(), "md": tables.lof_markdown(whole, **chosen)}
             yield Drawing(name, stem, table, chosen, settings, inputs, beside)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """What a grid says of a cell: whether it learned its data, and what its checkpoints are called in the probes."""
-
-    learned: bool
-    labels: list[str]
-
-
-def _cells(study: Study) -> dict[str, list[_Cell]]:
-    """The cells of grids by set-up, which names the folder of their runs and of their probes."""
-    cells: dict[str, list[_Cell]] = {}
-    for run in study.runs:
-        if (path := run.path / CELL).exists():
-            told = read_json(path)
-            cell = _Cell(told["learned"], [stage["label"] for stage in told["stages"]])
-            cells.setdefault(run.path.resolve().parent.name, []).append(cell)
-    return cells
-
-
-def _learned(probe: Probe, cells: dict[str, list[_Cell]], say: Say) -> Probe:
-    """A probe without the checkpoints of failed cells: what was not learned says nothing of what is kept."""
-    mine = cells.get(probe.path.resolve().parent.name, [])
-    learned = {label for cell in mine if cell.learned for label in cell.labels}
-    failed = {label for cell in mine for label in cell.labels} - learned
-    if gone := [label for label in probe.checkpoints if label in failed]:
-        say(f"{probe.path}: {', '.join(gone)} left out: the cell did not learn its data")
-    return probe.only([label for label in probe.checkpoints if label not in failed]) if gone else probe
 
 
 def _compared(

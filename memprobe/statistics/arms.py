@@ -6,6 +6,7 @@ known only from other seeds: both are random here, and crossed, since every seed
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +36,13 @@ class Run:
     draws: np.ndarray
 
 
-def arm_means(runs: list[Run], names: list[str], n: int) -> pl.DataFrame:
+def arm_means(runs: list[Run], names: list[str], n: int, *, shares: Collection[str] = ()) -> pl.DataFrame:
     """Each arm's mean over seeds, at each stage, with its interval.
 
     See :func:`arm_differences` for the interval; under three seeds there is none.
+
+    Args:
+        shares: names of those that lie between 0 and 1; their intervals end there, of which Student's knows nothing.
 
     Returns:
         [arm, stage, seeds, statistic, mean, low, high, by_seed]
@@ -47,6 +51,8 @@ def arm_means(runs: list[Run], names: list[str], n: int) -> pl.DataFrame:
     for (arm, stage), members in _by_arm(runs).items():
         mean, low, high, _ = _estimate(members, [], n)
         values = np.array([run.means for run in members])
+        bounded = [i for i, name in enumerate(names) if name in shares]
+        low[bounded], high[bounded] = np.clip(low[bounded], 0, 1), np.clip(high[bounded], 0, 1)
         for i, name in enumerate(names):
             by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
             rows.append([arm, stage, len(members), name, mean[i], low[i], high[i], by_seed])

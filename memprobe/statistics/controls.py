@@ -30,6 +30,8 @@ STATISTICS = (
     "exact",
 )
 """Per-factoid values whose means are compared; see :func:`values_of`."""
+SHARES = ("area", "recall_full", "exact")
+"""Those of them whose means are shares."""
 
 CURVES = ("recall", "log_prob")
 """Per-factoid values by depth; see :func:`curve_values`."""
