@@ -1,0 +1,157 @@
+"""Spread of first occurrences beyond what a shift explains: a latent depth, seen through the model's last block.
+
+A first occurrence can be no deeper than the model. Where facts move away from the last depth, their sd grows for that
+reason alone, and where they move towards it, it shrinks; no comparison of the sds of what is seen can tell. So each
+fact has a latent depth, which the model's blocks cut off: one that lies beyond block n - 1 is first read at the last
+depth, if training made the model say the answer, or never. How many of those say it is of no interest here, so both
+count alike, as "deeper than n - 1": a likelihood with one free mass at the last depth and one at never, of which the
+share of either cancels. A latent depth within (d - 1, d] is seen as d, one of at most 1 as 1.
+
+The latent depths of checkpoint and reference have one shape, a location and a scale each. The shape is sinh-arcsinh
+(Jones & Pewsey 2009): the normal's with skewness and weight of tails to fit, shrunk towards the normal by normal priors
+on both, since lucky hits at early depths are no rarity and a normal takes them for spread. What is tested is the log of
+the ratio of the scales, whose error is of the sandwich kind over facts, so that a fact in both checkpoints counts once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special
+
+from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.occurrence import Occurrence
+
+MOST_CENSORED = 0.5
+"""Share of facts at the last depth or never, in either checkpoint, beyond which the scale is not estimable."""
+FEWEST_SEEN = 20
+"""Facts below the last depth that either checkpoint needs."""
+FEWEST_DEPTHS = 4
+"""Depths below the last one at which either checkpoint needs facts: two or three fit any scale."""
+_SKEW_SD, _TAIL_SD = 1.0, 0.5
+_STEP, _LEAST = 1e-3, 1e-12
+_PARAMETERS = 6  # location and log scale of the reference, shift, log ratio, skewness, log tail weight
+
+
+@dataclass(frozen=True)
+class LatentSpread:
+    """What two checkpoints' first occurrences say of the spread of their latent depths.
+
+    Attributes:
+        n: facts that are in both.
+        censored, reference_censored: share of them at the last depth or never.
+        shift: of the location, in depths.
+        ratio: of the scales, checkpoint over reference; 1 where the reference was only moved.
+        low, high, p: of the ratio against 1; NaN, as are shift and ratio, where ``why`` says why not.
+        why: why it is not estimable, or "".
+    """
+
+    n: int
+    censored: float
+    reference_censored: float
+    shift: float
+    ratio: float
+    low: float
+    high: float
+    p: float
+    why: str = ""
+
+
+def latent_spread(checkpoint: Occurrence, reference: Occurrence) -> LatentSpread:
+    """Whether the checkpoint's latent depths spread more widely than the reference's.
+
+    Args:
+        checkpoint: with the same factoids in the same order as the reference, of as many layers.
+
+    Returns:
+        Not estimable where more than half of the facts are censored, or fewer than 20 are seen at fewer than 4
+        depths below the last, in either checkpoint. In simulation (``tests/benchmarks/interval_coverage.py``) a pure
+        shift is called "more" or "less" as rarely as a test at 5 % may, for normal, skewed and heavy-tailed depths and
+        with lucky hits; depths of two separate groups break it.
+    """
+    n = reference.n_layers
+    seen = [np.where(np.isnan(one.lof), n, one.lof).astype(int) for one in (reference, checkpoint)]
+    histograms = [np.bincount(depth - 1, minlength=n) for depth in seen]
+    censored = [float(counts[-1] / len(seen[0])) if len(seen[0]) else np.nan for counts in histograms]
+    why = _not_estimable(histograms)
+    fitted, error = (np.full(_PARAMETERS, np.nan), np.nan) if why else _fit(seen, histograms)
+    if not why and not (np.isfinite(error) and error > 0):
+        why, fitted = "the fit does not settle", np.full(_PARAMETERS, np.nan)
+    freedom = len(seen[0]) - _PARAMETERS
+    half = special.stdtrit(max(freedom, 1), 0.5 + LEVEL / 2) * error
+    low, ratio, high = np.exp([fitted[3] - half, fitted[3], fitted[3] + half])
+    return LatentSpread(
+        n=len(seen[0]),
+        censored=censored[1],
+        reference_censored=censored[0],
+        shift=float(fitted[2]),
+        ratio=float(ratio),
+        low=float(low),
+        high=float(high),
+        p=float(2 * special.stdtr(max(freedom, 1), -abs(fitted[3]) / error)),
+        why=why,
+    )
+
+
+def _not_estimable(histograms: list[np.ndarray]) -> str:
+    total = histograms[0].sum()
+    if total == 0:
+        return "no facts"
+    for counts in histograms:
+        if counts[-1] > MOST_CENSORED * total:
+            return f"{counts[-1] / total:.0%} at the last depth or never"
+        if counts[:-1].sum() < FEWEST_SEEN:
+            return f"{counts[:-1].sum()} facts below the last depth"
+        if (counts[:-1] > 0).sum() < FEWEST_DEPTHS:
+            return f"facts at {(counts[:-1] > 0).sum()} depths below the last"
+    return ""
+
+
+def _fit(seen: list[np.ndarray], histograms: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    """The parameters at the posterior's mode, and the standard error of the log ratio."""
+    edges = np.arange(1.0, len(histograms[0]))
+
+    def logs(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = (float(at[4]), float(at[5]))
+        return (
+            _log_cells(edges, float(at[0]), float(at[1]), *shape),
+            _log_cells(edges, float(at[0] + at[2]), float(at[1] + at[3]), *shape),
+        )
+
+    def loss(at: np.ndarray) -> float:
+        fits = sum(float(counts @ log) for counts, log in zip(histograms, logs(at), strict=True))
+        return -fits + 0.5 * ((at[4] / _SKEW_SD) ** 2 + (at[5] / _TAIL_SD) ** 2)
+
+    middle = [float(np.median(depth)) - 0.5 for depth in seen]
+    wide = max(float(np.std(seen[0])), 0.5)
+    start = np.array([middle[0], np.log(wide), middle[1] - middle[0], 0.0, 0.0, 0.0])
+    at = optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-4, "maxiter": 300}).x
+    steps = np.eye(_PARAMETERS) * _STEP
+
+    def slope(at: np.ndarray) -> np.ndarray:
+        return np.array([(loss(at + step) - loss(at - step)) / (2 * _STEP) for step in steps])
+
+    curvature = np.array([(slope(at + step) - slope(at - step)) / (2 * _STEP) for step in steps])
+    sides = [(logs(at + step), logs(at - step)) for step in steps]
+    scores = np.column_stack(
+        [
+            sum((up[i] - down[i])[seen[i] - 1] for i in (0, 1)) / (2 * _STEP)
+            for up, down in sides  # [factoid, parameter]
+        ]
+    )
+    scores -= scores.mean(0)
+    try:
+        inverse = np.linalg.inv((curvature + curvature.T) / 2)
+    except np.linalg.LinAlgError:
+        return at, np.nan
+    n = len(scores)
+    variance = (inverse @ (scores.T @ scores) @ inverse)[3, 3] * n / (n - 1)
+    return at, float(np.sqrt(variance)) if variance > 0 else np.nan
+
+
+def _log_cells(edges: np.ndarray, place: float, log_scale: float, skew: float, log_tail: float) -> np.ndarray:
+    """Log-probability of each depth 1 … n, the last one being all that is deeper than n - 1."""
+    at = np.sinh(np.clip(np.exp(log_tail) * np.arcsinh((edges - place) / np.exp(log_scale)) - skew, -50, 50))
+    below = np.concatenate([[0.0], special.ndtr(at), [1.0]])
+    return np.log(np.maximum(np.diff(below), _LEAST))

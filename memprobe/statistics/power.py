@@ -1,0 +1,106 @@
+"""Power: which difference a design can see."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from memprobe.statistics.intervals import LEVEL
+
+POWER = 0.8
+MOST_SEEDS = 200
+"""Beyond which :func:`seeds_needed` gives up."""
+
+
+def power_of(difference: np.ndarray | float, error: np.ndarray | float, freedom: float) -> np.ndarray:
+    """How likely a two-sided t-test at 5 % sees a difference of this size (noncentral t; Cohen 1988, ch. 2).
+
+    Args:
+        difference: the true one.
+        error: standard error of its estimate.
+        freedom: its degrees of freedom.
+    """
+    apart = np.abs(difference) / np.asarray(error, float)
+    edge = special.stdtrit(freedom, 0.5 + LEVEL / 2)
+    other_side = np.nan_to_num(
+        stats.nct.cdf(-edge, freedom, apart)
+    )  # NaN far out, where there is next to nothing
+    return stats.nct.sf(edge, freedom, apart) + other_side
+
+
+def detectable(error: float, freedom: float, *, power: float = POWER) -> float:
+    """The smallest difference that a two-sided t-test at 5 % sees with this probability.
+
+    Args:
+        error, freedom: as in :func:`power_of`; NaN where there is no error.
+    """
+    if not (np.isfinite(error) and error > 0 and np.isfinite(freedom)):
+        return np.nan
+    return float(error) * _apart(max(1.0, round(float(freedom), 1)), power)
+
+
+@lru_cache(maxsize=4096)
+def _apart(freedom: float, power: float) -> float:
+    """How many standard errors the truth must be from 0."""
+    normal = special.ndtri(0.5 + LEVEL / 2) + special.ndtri(power)
+    if freedom > 1e4:
+        return float(normal)
+    highest = 2 * normal * special.stdtrit(freedom, 0.5 + LEVEL / 2)
+    found = optimize.root_scalar(
+        lambda apart: float(power_of(apart, 1.0, freedom)) - power, bracket=(0.01, highest), method="brentq"
+    )
+    return float(found.root)
+
+
+def detectable_over_seeds(
+    seeds: int, between: float, within: float, *, facts: float = 1.0, power: float = POWER
+) -> float:
+    """The difference between two arms that so many pairs of seeds can see.
+
+    Args:
+        between: variance of a pair's difference by what is peculiar to its seed.
+        within: that by its facts, at the size that it was measured at.
+        facts: how many times as many facts each seed is asked: ``within`` falls by this factor.
+    """
+    if seeds < 2:
+        return np.nan
+    return detectable(np.sqrt((between + within / facts) / seeds), seeds - 1, power=power)
+
+
+def seeds_needed(
+    difference: float, between: float, within: float, *, facts: float = 1.0, power: float = POWER
+) -> int | None:
+    """How many pairs of seeds see this difference; ``None`` beyond :data:`MOST_SEEDS`.
+
+    Args:
+        between, within, facts: as in :func:`detectable_over_seeds`.
+    """
+    return next(
+        (
+            seeds
+            for seeds in range(2, MOST_SEEDS + 1)
+            if detectable_over_seeds(seeds, between, within, facts=facts, power=power) <= difference
+        ),
+        None,
+    )
+
+
+def scatter(pairs: list[np.ndarray], shares: list[np.ndarray], n: int) -> tuple[float, float]:
+    """How paired differences of shares scatter over seeds, pooled over pairs of arms: (between, within).
+
+    ``within`` is the binomial variance of a pair's difference, of facts that are answered independently;
+    ``between`` is what the variance over seeds has beyond that, 0 where it has nothing.
+
+    Args:
+        pairs: of each pair of arms, [seed] differences.
+        shares: of each pair, [2, seed].
+        n: facts of each seed.
+    """
+    total = np.array([np.var(pair, ddof=1) for pair in pairs if len(pair) > 1])
+    freedom = np.array([len(pair) - 1 for pair in pairs if len(pair) > 1], float)
+    if not len(total):
+        return np.nan, np.nan
+    within = float(np.mean([(one * (1 - one)).sum(0).mean() / n for one in shares]))
+    return max(0.0, float(total @ freedom / freedom.sum()) - within), within

@@ -1,0 +1,136 @@
+"""Shares over training seeds: how many of an arm's facts are kept, near 0 and near 1 too.
+
+Student's t over seeds breaks down at the ends: three seeds that keep nothing scatter by nothing, so that their
+interval is [0, 0], and every difference from them is "significant". What is known there is binomial. Seed s keeps y_s
+of n facts, y_s ~ Binomial(n, p_s), with p_s ~ Beta of mean m and intraclass correlation ρ: a beta-binomial (Skellam
+1948; Williams 1975). The interval is that of the posterior of m, by summation over a grid: Jeffreys' prior for m, which
+is flat in the angle θ = arcsin √m (Brown, Cai & DasGupta 2001), and ρ ~ Beta(1, 6), by which seeds scatter about as
+widely as those of fine-tuning runs do: their variance is one seventh of its largest value on average.
+
+Seeds that are asked the same facts have those in common: what a fact adds to every seed does not shrink with the number
+of seeds. Its variance v (of the mean over seeds; :mod:`memprobe.statistics.arms`) is taken out of each seed's binomial
+noise and added to the posterior as a normal on the scale of θ, where the variance of a share is about 1 / (4 n).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage, special
+
+from memprobe.statistics.intervals import LEVEL
+
+SCATTER = 6.0
+"""Of the prior Beta(1, SCATTER) of the correlation of two facts of one seed."""
+_ANGLES, _SCATTERS, _STEPS = 400, 32, 2001
+_ANGLE = (np.arange(_ANGLES) + 0.5) / _ANGLES * np.pi / 2
+_MEAN = np.sin(_ANGLE) ** 2
+_QUANTILE = (np.arange(_SCATTERS) + 0.5) / _SCATTERS
+_RHO = -np.expm1(
+    np.log1p(-(_QUANTILE**2)) / SCATTER
+)  # closer together towards 0; each stands for 2 q of the prior
+_A = _MEAN[:, None] * (1 - _RHO) / _RHO
+_B = (1 - _MEAN)[:, None] * (1 - _RHO) / _RHO
+_EDGES = np.linspace(-1, 1, _STEPS)
+_PLACE = np.rint((_MEAN[:, None] - _MEAN + 1) / 2 * (_STEPS - 1)).astype(np.int64).ravel()
+_TAIL = (1 - LEVEL) / 2
+_MOST_COMMON = (
+    0.95  # of a seed's binomial variance, what facts can have in common: else nothing is left for the seed
+)
+
+
+class Share(NamedTuple):
+    """A share, or a difference of two: the posterior's median, its interval, and its two-sided tail at 0 (NaN for a
+    single share)."""
+
+    median: float
+    low: float
+    high: float
+    p: float
+
+
+def share_over_seeds(counts: np.ndarray, n: int, *, fact_variance: float = 0.0) -> Share:
+    """An arm's share, in runs of other seeds.
+
+    Args:
+        counts: [seed], how many of ``n`` facts each seed keeps.
+        fact_variance: of the mean over seeds, by what facts do to every seed; 0 where it is not known.
+
+    Returns:
+        The interval begins at 0 where no seed keeps a fact, and ends at 1 where each keeps all.
+    """
+    weights, common = _posterior(counts, n, fact_variance)
+    if common:
+        spread = np.sqrt(common / (4 * n)) / (np.pi / 2 / _ANGLES)
+        weights = ndimage.gaussian_filter1d(weights, spread, mode="reflect")
+    low, median, high = np.sin(np.interp([_TAIL, 0.5, 1 - _TAIL], _cumulative(weights), _ANGLE)) ** 2
+    total = np.sum(counts)
+    low, high = (0.0 if total == 0 else low), (1.0 if total == n * len(counts) else high)
+    return Share(float(median), float(low), float(high), np.nan)
+
+
+def share_difference(
+    counts: np.ndarray,
+    others: np.ndarray,
+    n: int,
+    *,
+    fact_variances: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Share:
+    """The share of one arm minus that of another, their seeds being independent.
+
+    Args:
+        counts, others: [seed], how many of the same ``n`` facts each seed keeps.
+        fact_variances: as in :func:`share_over_seeds`, of either arm and of the difference.
+    """
+    one, _ = _posterior(counts, n, fact_variances[0])
+    other, _ = _posterior(others, n, fact_variances[1])
+    weights = np.bincount(_PLACE, weights=np.outer(one, other).ravel(), minlength=_STEPS)
+    if fact_variances[2] > 0:
+        spread = np.sqrt(fact_variances[2]) / (2 / (_STEPS - 1))
+        weights = ndimage.gaussian_filter1d(weights, spread, mode="constant")
+        weights /= weights.sum()
+    low, median, high = np.interp([_TAIL, 0.5, 1 - _TAIL], _cumulative(weights), _EDGES)
+    below = float(np.interp(0.0, _EDGES, _cumulative(weights)))
+    return Share(float(median), float(low), float(high), min(1.0, 2 * min(below, 1 - below)))
+
+
+def discordant_variance(difference: np.ndarray) -> float:
+    """The binomial variance of a mean paired difference of two yes-or-no answers, with one fact gained and one lost
+    added to those that were, so that it is not 0 where none differs (Agresti & Min 2005).
+
+    Args:
+        difference: [factoid] of -1, 0 and 1.
+    """
+    n = len(difference) + 2
+    moved = float(np.abs(difference).sum()) + 2
+    return (moved / n - (float(difference.sum()) / n) ** 2) / n
+
+
+def _posterior(counts: np.ndarray, n: int, fact_variance: float) -> tuple[np.ndarray, float]:
+    """Weights of the angles, and which part of a seed's binomial variance its facts have in common with other seeds."""
+    share = float(np.mean(counts)) / n
+    whole = share * (1 - share) / n
+    common = min(_MOST_COMMON, max(0.0, fact_variance / whole)) if whole > 0 else 0.0
+    # To two digits, so that what was computed before can be looked up.
+    return _weights(tuple(sorted(float(y) for y in counts)), n, round(common, 2)), common
+
+
+@lru_cache(maxsize=4096)
+def _weights(counts: tuple[float, ...], n: int, common: float) -> np.ndarray:
+    log = sum(_seed(count, n, common) for count in counts) + np.log(_QUANTILE)
+    weights = np.exp(log - log.max()).sum(1)
+    return weights / weights.sum()
+
+
+@lru_cache(maxsize=1024)
+def _seed(count: float, n: int, common: float) -> np.ndarray:
+    """Log-likelihood [angle, ρ] of one seed, without the binomial coefficient."""
+    kept, size = count / (1 - common), n / (1 - common)
+    return special.betaln(_A + kept, _B + size - kept) - special.betaln(_A, _B)
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    """Up to the middle of each cell."""
+    return np.cumsum(weights) - weights / 2

@@ -1,0 +1,90 @@
+"""Shares over seeds, against numbers that another implementation gave and an integration by quadrature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import integrate, special
+
+from memprobe.statistics.shares import SCATTER, discordant_variance, share_difference, share_over_seeds
+
+NAIVE, NONE, ALL = np.array([2, 0, 0]), np.array([0, 0, 0]), np.array([64, 64, 64])
+GENERIC, REPLAY = np.array([37, 24, 35]), np.array([28, 14, 17])
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"), [(NAIVE, 0.002, 0.15), (NONE, 0.0, 0.085), (ALL, 0.915, 1.0)]
+)
+def test_shares_near_the_ends_agree_with_a_beta_binomial_of_another_hand(counts, low, high):
+    found = share_over_seeds(counts, 64)
+    assert found.low == pytest.approx(low, abs=0.002 if low < 0.5 else 0.01)
+    assert found.high == pytest.approx(high, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("counts", "median", "low", "high"), [(GENERIC, 0.47, 0.26, 0.65), (REPLAY, 0.28, 0.10, 0.50)]
+)
+def test_differences_agree_with_a_beta_binomial_of_another_hand(counts, median, low, high):
+    found = share_difference(counts, NAIVE, 64)
+    assert found[:3] == pytest.approx([median, low, high], abs=0.01)
+    assert found.p < 0.05
+
+
+def test_the_posterior_is_what_integration_gives():
+    """The mean of (5, 9, 3) of 20, with both priors written out."""
+    counts, n = (5, 9, 3), 20
+
+    def density(rho: float, m: float) -> float:
+        a, b = m * (1 - rho) / rho, (1 - m) * (1 - rho) / rho
+        log = sum(special.betaln(a + y, b + n - y) - special.betaln(a, b) for y in counts)
+        return np.exp(log + 40) * (1 - rho) ** (SCATTER - 1) / np.sqrt(m * (1 - m))
+
+    def below(edge: float) -> float:
+        return integrate.dblquad(density, 1e-6, edge, 1e-6, 1 - 1e-6, epsabs=1e-9, epsrel=1e-6)[0]
+
+    found = share_over_seeds(np.array(counts), n)
+    whole = below(1 - 1e-6)
+    assert below(found.low) / whole == pytest.approx(0.025, abs=0.002)
+    assert below(found.high) / whole == pytest.approx(0.975, abs=0.002)
+
+
+def test_no_arm_differs_by_keeping_nothing_thrice():
+    """Two arms at 0 of 64 in each seed, and one of them with two facts in one seed: none is significant."""
+    for counts in (NONE, NAIVE, np.array([3, 2, 3])):
+        found = share_difference(NONE, counts, 64)
+        assert found.low < 0 < found.high and found.p > 0.05
+    same = share_difference(NONE, NONE, 64)
+    assert same.p == pytest.approx(1, abs=0.05)
+    assert same.median == pytest.approx(0, abs=1e-3)
+
+
+def test_a_difference_turned_round_is_its_negative():
+    one, other = share_difference(GENERIC, NAIVE, 64), share_difference(NAIVE, GENERIC, 64)
+    assert other[:3] == pytest.approx([-one.median, -one.high, -one.low], abs=1e-3)
+    assert other.p == pytest.approx(one.p, abs=1e-3)
+
+
+def test_more_seeds_and_more_facts_say_more():
+    widths = [
+        (found := share_over_seeds(np.array(counts), n)).high - found.low
+        for counts, n in (([6] * 3, 64), ([6] * 10, 64), ([60] * 10, 640))
+    ]
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_what_facts_do_to_every_seed_does_not_shrink_with_seeds():
+    """Facts that are all kept or lost alike in ten seeds: one seed's binomial interval and no less."""
+    counts, n = np.full(10, 32), 64
+    apart = share_over_seeds(counts, n)
+    together = share_over_seeds(counts, n, fact_variance=0.25 / n)
+    assert apart.high - apart.low < 0.14
+    assert together.high - together.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / n), rel=0.12)
+    wide = share_difference(counts, counts, n, fact_variances=(0.0, 0.0, 0.25 / n))
+    assert wide.high - wide.low > 1.5 * (apart.high - apart.low)
+
+
+def test_discordant_pairs_are_never_without_noise():
+    assert discordant_variance(np.zeros(64)) == pytest.approx(2 / 66 / 66)
+    # 10 gained, 4 lost of 64: (16 / 66 - (6 / 66)²) / 66
+    moved = np.array([1.0] * 10 + [-1.0] * 4 + [0.0] * 50)
+    assert discordant_variance(moved) == pytest.approx((16 / 66 - (6 / 66) ** 2) / 66)

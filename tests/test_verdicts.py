@@ -1,0 +1,83 @@
+"""Five verdicts, families of claims, arms that do nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from memprobe.statistics.verdicts import (
+    ABOVE,
+    BELOW,
+    CONTRADICTED,
+    EQUIVALENT,
+    NOT_TESTED,
+    SEEN,
+    UNDECIDED,
+    holm,
+    is_inert,
+    together,
+    verdict,
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "wanted"),
+    [
+        (0.1, 0.5, ABOVE, SEEN),
+        (0.1, 0.5, BELOW, CONTRADICTED),
+        (-0.5, -0.1, BELOW, SEEN),
+        (-0.5, -0.1, ABOVE, CONTRADICTED),
+        (-0.04, 0.03, ABOVE, EQUIVALENT),
+        (-0.04, 0.03, BELOW, EQUIVALENT),
+        (-0.14, 0.46, ABOVE, UNDECIDED),  # wide: no evidence of no difference
+        (-0.04, 0.06, ABOVE, UNDECIDED),
+        (None, None, ABOVE, NOT_TESTED),
+        (float("nan"), 0.3, ABOVE, NOT_TESTED),
+    ],
+)
+def test_five_verdicts(low, high, side, wanted):
+    assert verdict(low, high, side=side, equivalent=0.05) == wanted
+
+
+def test_nothing_is_equivalent_without_bounds_and_nothing_seen_without_its_family():
+    assert verdict(-0.01, 0.01, side=ABOVE, equivalent=None) == UNDECIDED
+    assert verdict(0.1, 0.5, side=ABOVE, equivalent=0.05, p=0.06) == UNDECIDED
+    assert verdict(0.01, 0.04, side=ABOVE, equivalent=0.05, p=0.06) == EQUIVALENT
+    assert verdict(0.1, 0.5, side=ABOVE, equivalent=0.05, p=0.04) == SEEN
+
+
+def test_holm_by_hand():
+    # 0.01 × 3, 0.03 × 2, then 0.04 × 1, which may not fall below the one before.
+    assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.06, None, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_agrees_with_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p = [0.001, 0.2, 0.013, 0.04, 0.04, 0.7, 0.02]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "wanted"),
+    [
+        ([SEEN, SEEN], SEEN),
+        ([SEEN, UNDECIDED], UNDECIDED),
+        ([CONTRADICTED, UNDECIDED], CONTRADICTED),
+        ([CONTRADICTED, SEEN], UNDECIDED),
+        ([EQUIVALENT, EQUIVALENT], EQUIVALENT),
+        ([EQUIVALENT, SEEN], UNDECIDED),
+        ([SEEN, NOT_TESTED], NOT_TESTED),
+        ([], NOT_TESTED),
+    ],
+)
+def test_a_claim_over_several_readings(verdicts, wanted):
+    assert together(verdicts) == wanted
+
+
+def test_an_arm_that_moves_the_weights_as_far_as_naive_does_nothing():
+    naive = [4.911, 4.957, 5.013]
+    assert is_inert([5.537, 4.956, 5.012], naive)  # one seed took another path
+    assert not is_inert([6.774, 6.697, 5.668], naive)
+    assert not is_inert([None, None, None], naive)
