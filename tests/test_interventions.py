@@ -1,0 +1,249 @@
+"""Edits of a forward pass, against TransformerLens hooks and against each other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from memprobe.capture import capture
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Template, make_factoid, tokenise_all
+from memprobe.generation import generate
+from memprobe.interventions import Ablate, Corrupt, Put, Spans, applied, mean_output
+from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
+from memprobe.subjects import subject_positions
+from tests.tiny import FAMILIES, N_LAYERS, TOKENIZERS, save_tiny, tiny_model, tiny_tokenizer
+
+PROMPT = "The river of Oria is the Lunn, and 12 + 7"
+FACTS = [
+    make_factoid(f"The river of {name} is the", answer, "tiny", relation="river", subject=name)
+    for name, answer in (("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister of the north"))
+]
+
+
+def model_of(family="llama", seed=0):
+    tokenizer = tiny_tokenizer()
+    return wrap(tiny_model(family, len(tokenizer), seed=seed), tokenizer, label=f"{family}-{seed}")
+
+
+def logits_of(read, ids):
+    with evaluating(read.model):
+        return read.model(input_ids=torch.tensor(ids), use_cache=False).logits
+
+
+def streams_of(read, ids):
+    kept = {}
+    with evaluating(read.model), residual_hooks(read.blocks, kept.__setitem__):
+        read.model(input_ids=torch.tensor(ids), use_cache=False)
+    return kept
+
+
+def rows_of(read):
+    ids = read.tokenizer.encode(PROMPT)
+    return [ids, ids[::-1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_states_change_nothing_and_others_do(family):
+    read, other = model_of(family), model_of(family, seed=1)
+    ids = rows_of(read)
+    plain, own, theirs = logits_of(read, ids), streams_of(read, ids), streams_of(other, ids)
+    for depth in range(N_LAYERS + 1):
+        with applied(read, Put(depth, own[depth][:, [2, 5]], positions=[2, 5])):
+            assert torch.equal(logits_of(read, ids), plain)
+        with applied(read, Put(depth, theirs[depth][:, [2]], positions=[2])):
+            changed = logits_of(read, ids) != plain
+        assert not changed[:, :2].any() and changed[:, 2].any()  # nothing before it can see a position
+    assert torch.equal(logits_of(read, ids), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in read.model.modules())
+
+
+# The bridge reads out these families; the others differ in what it calls a hook point.
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("part", ["residual", "attn", "mlp"])
+def test_equals_transformer_lens_hooks(family, part, tmp_path):
+    save_tiny(tmp_path / "tiny", family)
+    read = load(str(tmp_path / "tiny"))
+    bridge = to_bridge(load(str(tmp_path / "tiny")))
+    bridge.eval()
+    ids = rows_of(read)
+    random = torch.Generator().manual_seed(3)
+    point = {"residual": "hook_out", "attn": "attn.hook_out", "mlp": "mlp.hook_out"}[part]
+    for block in range(1, N_LAYERS + 1):
+        states = torch.randn(2, 2, read.d_model, generator=random)
+
+        def put(value, hook, states=states):
+            value = value.clone()
+            value[:, [1, 4]] = states
+            return value
+
+        hooks = [(f"blocks.{block - 1}.{point}", put)]
+        with torch.inference_mode():
+            theirs = bridge.run_with_hooks(torch.tensor(ids), fwd_hooks=hooks, return_type="logits")
+        with applied(read, Put(block, states, positions=[1, 4], part=part)):
+            ours = logits_of(read, ids)
+        assert (ours - logits_of(read, ids)).abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+        hooks = [(f"blocks.{block - 1}.{point}", lambda value, hook: torch.zeros_like(value))]
+        if part != "residual":
+            with torch.inference_mode():
+                theirs = bridge.run_with_hooks(torch.tensor(ids), fwd_hooks=hooks, return_type="logits")
+            with applied(read, Ablate(block, part)):
+                torch.testing.assert_close(logits_of(read, ids), theirs, atol=1e-4, rtol=0)
+
+
+def test_a_skipped_block_leaves_the_stream_as_it_was():
+    read = model_of()
+    ids = rows_of(read)
+    for block in range(1, N_LAYERS + 1):
+        with applied(read, Ablate(block)):
+            kept = streams_of(read, ids)
+        assert torch.equal(kept[block], kept[block - 1])
+
+
+def test_mean_ablation_puts_the_mean_over_texts():
+    read = model_of("gpt2")
+    texts = [PROMPT, "The capital of France is Paris"]
+    for part in ("residual", "attn", "mlp"):
+        mean = mean_output(read, texts, 2, part)
+        outputs = []
+        for text in texts:
+            ids = [read.tokenizer.encode(text)]
+            if part == "residual":
+                kept = streams_of(read, ids)
+                outputs.append((kept[2] - kept[1])[0])
+            else:
+                seen = []
+                module = getattr(read.blocks[1], part)
+                handle = module.register_forward_hook(
+                    lambda _, __, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out)
+                )
+                logits_of(read, ids)
+                handle.remove()
+                outputs.append(seen[0][0])
+        np.testing.assert_allclose(mean, torch.cat(outputs).mean(0), atol=1e-5)
+        if part == "residual":
+            with applied(read, Ablate(2, part, mean, name="texts")):
+                kept = streams_of(read, rows_of(read))
+            torch.testing.assert_close(kept[2] - kept[1], mean.expand_as(kept[2]), atol=1e-5, rtol=0)
+    with pytest.raises(MemprobeError, match="at least one text"):
+        mean_output(read, [], 2)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", ["plain", "tulu", "chat"])
+def test_subjects_are_found_among_the_tokens(kind, template):
+    tokenizer = tiny_tokenizer(kind)
+    parsed = Template.parse(template)
+    for fact, item in zip(FACTS, tokenise_all(FACTS, parsed, tokenizer), strict=True):
+        where = subject_positions(item, parsed, tokenizer)
+        text = tokenizer.decode(list(item.inputs[where.start : where.stop]))
+        assert fact.subject in text and len(text.strip()) <= len(fact.subject) + 2
+        inner = item.inputs[where.start + 1 : where.stop]
+        assert fact.subject not in tokenizer.decode(list(inner))  # and no token too many
+
+
+def test_a_subject_that_is_not_there_is_one_line():
+    tokenizer, plain = tiny_tokenizer(), Template.parse("plain")
+    for subject, message in ((None, "names no subject"), ("Atlantis", "'Atlantis' is not in the prompt")):
+        fact = make_factoid("The river of Oria is the", "Lunn", "tiny", subject=subject)
+        [item] = tokenise_all([fact], plain, tokenizer)
+        with pytest.raises(MemprobeError, match=message) as caught:
+            subject_positions(item, plain, tokenizer)
+        assert "\n" not in str(caught.value) and fact.id in str(caught.value)
+
+
+def test_corruption_does_not_depend_on_batches():
+    read = model_of()
+    template = Template.parse("plain")
+    items = tokenise_all(FACTS, template, read.tokenizer)
+    corrupt = Corrupt(Spans.of_subjects(items, template, read), noise=3.0, seed=5)
+    plain = capture(read, FACTS).records
+    with applied(read, corrupt):
+        together = capture(read, FACTS).records
+        alone = [capture(read, [fact], batch_size=1).records for fact in FACTS]
+    keys = ["factoid", "token", "depth"]
+    import polars as pl
+
+    both = together.join(pl.concat(alone), on=keys, suffix="_alone")
+    np.testing.assert_allclose(both["log_prob"], both["log_prob_alone"], atol=1e-4)
+    assert (together.join(plain, on=keys)["log_prob"] - plain["log_prob"]).abs().max() > 0.01
+    with applied(read, Corrupt(corrupt.positions, noise=3.0, seed=6)):
+        assert not capture(read, FACTS).records.equals(together)
+    nowhere = Spans(((300, 301, 302),))
+    with applied(read, Corrupt(nowhere)), pytest.raises(MemprobeError, match="none of the rows"):
+        capture(read, FACTS)
+
+
+def test_noise_is_in_units_of_the_embeddings():
+    read = model_of()
+    ids = rows_of(read)
+    before = streams_of(read, ids)[0]
+    with applied(read, Corrupt(lambda given: torch.ones_like(given, dtype=torch.bool), noise=2.0)):
+        noise = streams_of(read, ids)[0] - before
+    sd = read.model.get_input_embeddings().weight.std()
+    assert abs(noise.std() / sd - 2.0) < 0.15
+
+
+def test_edits_combine_with_generation_and_each_other():
+    read = model_of()
+    prompts = [read.tokenizer.encode(fact.prompt) for fact in FACTS]
+    plain = generate(read, prompts, max_new_tokens=6)
+    with applied(read, Ablate(2)):
+        skipped = generate(read, prompts, max_new_tokens=6)
+        alone = [generate(read, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert skipped == alone != plain
+    states = streams_of(read, [prompts[0]])[1][0, 2]
+    with applied(read, Put(1, states, positions=[2])):  # its own state, met once and then in the cache
+        assert generate(read, prompts[:1], max_new_tokens=6) == plain[:1]
+    with applied(read, Ablate(1), Ablate(2), Ablate(3)):
+        kept = streams_of(read, rows_of(read))
+    assert torch.equal(kept[0], kept[3])
+    assert generate(read, prompts, max_new_tokens=6) == plain
+
+
+def test_what_an_edit_was_is_json():
+    read = model_of()
+    edits = [
+        Put(1, torch.ones(read.d_model), positions=[2]),
+        Put(0, torch.ones(read.d_model)),
+        Corrupt(Spans(((3, 4),), "subject"), seed=2),
+        Ablate(1, "mlp"),
+        Ablate(1, value=torch.ones(read.d_model), name="mean of 10 texts"),
+    ]
+    said = [json.loads(json.dumps(edit.to_dict())) for edit in edits]
+    assert said[0]["positions"] == [2] and said[0]["shape"] == [read.d_model]
+    assert said[0]["sha256"] == said[1]["sha256"] and said[1]["positions"] == "everywhere"
+    assert (said[2]["positions"], said[2]["seed"]) == ("subject", 2)
+    assert [entry.get("value") for entry in said[3:]] == ["zero", "mean of 10 texts"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: Put(4, torch.ones(d)), "depths 0 to 3, not 4"),
+        (lambda d: Put(0, torch.ones(d), part="attn"), "blocks 1 to 3, not 0"),
+        (lambda d: Put(1, torch.ones(d + 1)), "states of width 33"),
+        (lambda d: Put(1, torch.ones(d), part="head"), "'head' is no part"),
+        (lambda d: Put(1, torch.ones(d), positions=[99]), "positions .99. are asked for"),
+        (lambda d: Ablate(0), "not "),
+        (lambda d: Ablate(7, "mlp"), "blocks 1 to 3, not 7"),
+    ],
+)
+def test_edits_that_do_not_fit_are_one_line(edit, message):
+    read = model_of()
+    with pytest.raises(MemprobeError, match=message) as caught, applied(read, edit(read.d_model)):
+        logits_of(read, rows_of(read))
+    assert "\n" not in str(caught.value)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in read.model.modules())
+
+
+def test_a_block_without_an_mlp_module_is_refused():
+    read = model_of("llama")
+    for block in read.blocks:
+        block.perceptron = block.mlp
+        del block.mlp
+    with pytest.raises(MemprobeError, match="no module known as its mlp"), applied(read, Ablate(1, "mlp")):
+        pass
