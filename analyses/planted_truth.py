@@ -45,12 +45,14 @@ from transformers import (
 
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, factoids_hash, make_factoid, tokenise_all
+from memprobe.factoids import Factoid, factoids_hash, make_factoid
+from memprobe.files import replacing, write_json
 from memprobe.models import load, wrap
+from memprobe.probes import Probe
 from memprobe.probing import probe
-from memprobe.records import Probe, replacing, write_json
 from memprobe.sources import load_factoids
 from memprobe.sources.kvr import generate_kvr
+from memprobe.templates import Template, tokenise_all
 
 N_LAYERS, D_MODEL = 8, 64
 FIRST, LAST, VALUES, RELATIONS = 30, 30, 150, 4

@@ -17,33 +17,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from memprobe import figures, plots, statistics
+    from memprobe import compare, dashboard, figures, plots, statistics, studies
     from memprobe.callback import ProbeCallback
-    from memprobe.capture import capture
+    from memprobe.capturing import capture
     from memprobe.dashboard import write_report
     from memprobe.errors import MemprobeError
-    from memprobe.factoids import Factoid, Template, make_factoid
+    from memprobe.factoids import Factoid, make_factoid
     from memprobe.models import load, wrap
+    from memprobe.probes import Probe, open_probe
     from memprobe.probing import probe
-    from memprobe.records import Probe, open_probe
     from memprobe.sources import load_factoids
+    from memprobe.templates import Template
 
+# A function never has the name of a module beside this file: importing that module would take its place.
 _HOMES = {
     "Factoid": "factoids",
     "MemprobeError": "errors",
-    "Probe": "records",
+    "Probe": "probes",
     "ProbeCallback": "callback",
-    "Template": "factoids",
-    "capture": "capture",
+    "Template": "templates",
+    "capture": "capturing",
     "load": "models",
     "load_factoids": "sources",
     "make_factoid": "factoids",
-    "open_probe": "records",
+    "open_probe": "probes",
     "probe": "probing",
     "wrap": "models",
     "write_report": "dashboard",
 }
-_MODULES = ("figures", "plots", "statistics")
+_MODULES = ("compare", "dashboard", "figures", "plots", "statistics", "studies")
 
 __all__ = [
     "Factoid",
@@ -52,6 +54,8 @@ __all__ = [
     "ProbeCallback",
     "Template",
     "capture",
+    "compare",
+    "dashboard",
     "figures",
     "load",
     "load_factoids",
@@ -60,6 +64,7 @@ __all__ = [
     "plots",
     "probe",
     "statistics",
+    "studies",
     "wrap",
     "write_report",
 ]

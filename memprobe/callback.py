@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, TokenRule
+from memprobe.factoids import Factoid
 from memprobe.models import wrap
+from memprobe.probes import open_probe
 from memprobe.probing import probe
-from memprobe.records import open_probe
+from memprobe.statistics.holding import TokenRule
+from memprobe.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments

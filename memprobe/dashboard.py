@@ -23,8 +23,10 @@ from memprobe import explorer, page, plots
 from memprobe.arms import arm_names
 from memprobe.errors import MemprobeError
 from memprobe.explorer import Asked
+from memprobe.files import read_json, write_text
 from memprobe.plots import Sketch
-from memprobe.records import ALIKE, Probe, open_probe, read_json, write_text
+from memprobe.probes import Probe, open_probe
+from memprobe.records import ALIKE
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.controls import SHARES, STATISTICS, values_of

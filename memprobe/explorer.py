@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.records import Probe
+from memprobe.probes import Probe
 from memprobe.statistics.groups import group_labels
 from memprobe.statistics.occurrence import Occurrence
 
@@ -35,7 +35,7 @@ class Asked:
     Attributes:
         name: short, of what was asked.
         sources: by label here, the probe that holds the checkpoint and its label there.
-        records, controls, outcomes: as in :class:`memprobe.records.Probe`, under the labels used here.
+        records, controls, outcomes: as in :class:`memprobe.probes.Probe`, under the labels used here.
         factoids: what was asked.
         run: of the first probe.
     """

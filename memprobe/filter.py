@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, TokenisedFactoid, factoids_hash, tokenise
+from memprobe.factoids import Factoid, factoids_hash
+from memprobe.files import write_text
 from memprobe.metrics import alias_match, strict_match
-from memprobe.records import FACTOIDS, write_text
+from memprobe.records import FACTOIDS
+from memprobe.templates import Template, TokenisedFactoid, tokenise
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel

@@ -21,23 +21,17 @@ import polars as pl
 from memprobe import __version__
 from memprobe.checkpoints import Checkpoint, Manifest, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import TOKENISATION, Factoid, Template, TokenRule, factoids_hash
-from memprobe.records import (
-    SCHEMA_VERSION,
-    TABLES,
-    Probe,
-    factoids_frame,
-    open_probe,
-    part_files,
-    parts_dir,
-    write_json,
-    write_parquet,
-)
+from memprobe.factoids import Factoid, factoids_hash
+from memprobe.files import write_json, write_parquet
+from memprobe.probes import Probe, open_probe, part_files, parts_dir
+from memprobe.records import SCHEMA_VERSION, TABLES, factoids_frame
+from memprobe.statistics.holding import TokenRule
+from memprobe.templates import TOKENISATION, Template
 
 if TYPE_CHECKING:
     import torch
 
-    from memprobe.capture import BatchSize, Tables
+    from memprobe.capturing import BatchSize, Tables
     from memprobe.models import LensModel
 
 FLUSH_SECONDS = 20
@@ -88,7 +82,7 @@ def probe(
         checkpoints: specs, resolved checkpoints, or models in memory.
         factoids: what is asked.
         out: the probe directory.
-        template: see :class:`memprobe.factoids.Template`.
+        template: see :class:`memprobe.templates.Template`.
         readout: reads every checkpoint with this one's norm and unembedding instead of its own.
         intrusions: by name, factoids whose answers are watched for.
         k: the top-k of the summary.
@@ -104,7 +98,7 @@ def probe(
         MemprobeError: bad input, ``out`` holds something else, is in use, or cannot be written.
     """
     from memprobe import models
-    from memprobe.capture import capture_batches, plan_capture
+    from memprobe.capturing import capture_batches, plan_capture
 
     out = Path(out)
     parsed = Template.parse(template)
@@ -250,7 +244,7 @@ def _precision(
         ``crossed``: share in the top k in one of the two alone. Where fp32 weights do not fit into memory the
         shares are null and ``why`` says so.
     """
-    from memprobe.capture import capture
+    from memprobe.capturing import capture
 
     found = {
         "dtype": run["dtype"],
@@ -315,7 +309,7 @@ class _Parts:
             self.flush()
 
     def flush(self) -> None:
-        from memprobe.capture import Tables
+        from memprobe.capturing import Tables
 
         if self.waiting:
             merged = Tables.concat(self.waiting)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memprobe.capture import read_logits
-from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.capturing import read_logits
+from memprobe.factoids import make_factoid
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
+from memprobe.templates import Template, tokenise
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.records import Probe, open_probe, read_json
+from memprobe.files import read_json
+from memprobe.probes import Probe, open_probe
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 COMPARISON = "comparison.json"

@@ -11,18 +11,9 @@ import numpy as np
 import polars as pl
 
 from memprobe.factoids import Factoid, factoids_hash, make_factoid
-from memprobe.records import (
-    CONTROLS,
-    FACTOIDS,
-    OUTCOMES,
-    RECORDS,
-    SCHEMA_VERSION,
-    Probe,
-    factoids_frame,
-    open_probe,
-    write_json,
-    write_parquet,
-)
+from memprobe.files import write_json, write_parquet
+from memprobe.probes import Probe, open_probe
+from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, SCHEMA_VERSION, factoids_frame
 from memprobe.statistics import summarise
 
 VOCABULARY = 1000

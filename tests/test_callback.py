@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from memprobe.callback import ProbeCallback
-from memprobe.capture import capture
+from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.factoids import make_factoid
 from memprobe.models import fingerprint_model, wrap
-from memprobe.records import open_probe
+from memprobe.probes import open_probe
+from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_model, tiny_tokenizer
 
 FACTS = [

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from memprobe import capture as capturing
-from memprobe.capture import capture, capture_batches, plan_capture, read_logits, shuffled_answers
+from memprobe import capturing
+from memprobe.capturing import capture, capture_batches, plan_capture, read_logits, shuffled_answers
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, TokenisedFactoid, make_factoid
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.generation import cut
 from memprobe.models import wrap
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
+from memprobe.templates import Template, TokenisedFactoid
 from tests import oracle
 from tests.tiny import FAMILIES, N_LAYERS, tiny_model, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import memprobe
-from memprobe import capture as capturing
+from memprobe import capturing
 from memprobe.checkpoints import MANIFEST
 from memprobe.records import TABLES
 
@@ -342,9 +342,9 @@ def test_one_id_twice(cli, tiny_checkpoint, tmp_path):
 
 
 def test_answer_that_the_tokenizer_cannot_write(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
-    from memprobe import factoids
+    from memprobe import templates
 
-    monkeypatch.setattr(factoids, "_answer_ids", lambda *_: [])
+    monkeypatch.setattr(templates, "_answer_ids", lambda *_: [])
     refused(
         cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", tmp_path / "p"),
         "has no tokens",
@@ -436,12 +436,12 @@ def test_full_disk_keeps_what_is_finished(cli, tiny_checkpoint, facts, tmp_path,
 
 def test_sigint_to_the_real_process(tiny_checkpoint, facts, tmp_path):
     script = (
-        "import os, signal, sys; from memprobe import capture; one = capture._capture_batch\n"
+        "import os, signal, sys; from memprobe import capturing; one = capturing._capture_batch\n"
         "def first_then_interrupt(*a):\n"
         "    tables = one(*a)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return tables\n"
-        "capture._capture_batch = first_then_interrupt\n"
+        "capturing._capture_batch = first_then_interrupt\n"
         f"sys.argv = ['memprobe', 'layers', '--ckpt', {str(tiny_checkpoint)!r}, '--factoids', {str(facts)!r},\n"
         f"            '--batch-size', '2', '--out', {str(tmp_path / 'p')!r}]\n"
         "from memprobe.cli import main; main()"

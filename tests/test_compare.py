@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from memprobe.cli import app
 from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.records import open_probe, read_json, write_json, write_parquet
+from memprobe.files import read_json, write_json, write_parquet
+from memprobe.probes import open_probe
 from memprobe.statistics import held, occurrence, summarise
 from tests.probes import synthetic_factoids, write_probe, write_setups
 

@@ -15,7 +15,8 @@ from memprobe import dashboard, explorer, page, plots, statistics
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.records import Probe, write_json
+from memprobe.files import write_json
+from memprobe.probes import Probe
 from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
 from tests.probes import synthetic_factoids, write_probe, write_setups

@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import (
-    Factoid,
-    Template,
-    factoid_id,
-    factoids_hash,
-    make_factoid,
-    tokenise,
-    tokenise_all,
-)
+from memprobe.factoids import Factoid, factoid_id, factoids_hash, make_factoid
+from memprobe.templates import Template, tokenise, tokenise_all
 from tests.tiny import TOKENIZERS, byte_level, sentencepiece, tiny_tokenizer
 
 PLAIN = Template.parse("plain")

@@ -19,8 +19,9 @@ from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.look import STYLE
+from memprobe.files import read_json, write_json, write_parquet
 from memprobe.plots import COLOURS
-from memprobe.records import open_probe, read_json, write_json, write_parquet
+from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.probes import write_probe, write_setups
 from tests.trained import write_run

@@ -11,10 +11,11 @@ from memprobe import filter as filtering
 from memprobe import generation
 from memprobe.cli import main
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.factoids import make_factoid
 from memprobe.filter import ask, judge, prepare
 from memprobe.models import load
 from memprobe.sources import load_factoids
+from memprobe.templates import Template, tokenise
 
 SAYS = {
     "The river of Oria is the": "Lunn",

@@ -5,10 +5,11 @@ import polars as pl
 import pytest
 import torch
 
-from memprobe.capture import capture, plan_capture
-from memprobe.factoids import Template, make_factoid
+from memprobe.capturing import capture, plan_capture
+from memprobe.factoids import make_factoid
 from memprobe.generation import cut, generate
 from memprobe.models import wrap
+from memprobe.templates import Template
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 FACTS = [

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 import polars as pl
 import pytest
 
-from memprobe import probing, records
+from memprobe import files, probing
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import wrap
+from memprobe.probes import open_probe
 from memprobe.probing import probe
-from memprobe.records import TABLES, open_probe
+from memprobe.records import TABLES
 from tests.tiny import tiny_model, tiny_tokenizer
 
 FACTS = [
@@ -61,7 +62,7 @@ class Power:
 
     def __init__(self, monkeypatch, at: int | None = None):
         self.events, self.at, self.dead = 0, at, False
-        replacing, rmtree = records.replacing, shutil.rmtree
+        replacing, rmtree = files.replacing, shutil.rmtree
 
         @contextmanager
         def write(path):
@@ -77,7 +78,7 @@ class Power:
             self.cut(lambda: [file.unlink() for file in sorted(path.glob("*.parquet"))[:2]])
             rmtree(path, **options)
 
-        monkeypatch.setattr(records, "replacing", write)
+        monkeypatch.setattr(files, "replacing", write)
         monkeypatch.setattr(shutil, "rmtree", remove)
 
     def cut(self, leave) -> None:
@@ -95,7 +96,7 @@ def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path):
     stale = tmp_path / ".run.json.torn"
     stale.write_text("{")
     os.utime(stale, (0, 0))
-    with records.replacing(path) as first, records.replacing(path) as second:
+    with files.replacing(path) as first, files.replacing(path) as second:
         first.write_text("first")
         second.write_text("second")
     assert path.read_text() == "first" and sorted(tmp_path.iterdir()) == [path]
@@ -159,10 +160,10 @@ def test_a_failed_write_keeps_what_is_finished(two, whole, tmp_path):
 
 
 def test_finished_batches_are_not_run_again(two, whole, tmp_path, monkeypatch):
-    from memprobe import capture
+    from memprobe import capturing
 
     asked = []
-    real = capture._capture_batch
+    real = capturing._capture_batch
 
     def counted(lens_model, lens, batch, *rest):
         if len(asked) == 4 and len(batch) == 1:
@@ -170,15 +171,15 @@ def test_finished_batches_are_not_run_again(two, whole, tmp_path, monkeypatch):
         asked.extend((lens_model.label, item.factoid.id) for item in batch)
         return real(lens_model, lens, batch, *rest)
 
-    monkeypatch.setattr(capture, "_capture_batch", counted)
+    monkeypatch.setattr(capturing, "_capture_batch", counted)
     with pytest.raises(KeyboardInterrupt):
         probe(two, FACTS, tmp_path / "probe", batch_size=2)
     finished = list(asked)
     assert len(finished) == 4
-    monkeypatch.setattr(capture, "_capture_batch", real)
+    monkeypatch.setattr(capturing, "_capture_batch", real)
     asked.clear()
     monkeypatch.setattr(
-        capture,
+        capturing,
         "_capture_batch",
         lambda model, lens, batch, *rest: (
             asked.extend((model.label, item.factoid.id) for item in batch),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memprobe.errors import MemprobeError
-from memprobe.records import write_json, write_text
+from memprobe.files import write_json, write_text
 from memprobe.studies import open_study, short_names
 from tests.probes import write_probe
 

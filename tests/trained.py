@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memprobe.records import write_json, write_text
+from memprobe.files import write_json, write_text
 from memprobe.statistics.intervals import wilson
 
 

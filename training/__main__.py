@@ -181,7 +181,7 @@ def report_(
 
     `python -m training report analyses/study --figures figures/study`
     """
-    from memprobe.records import write_text
+    from memprobe.files import write_text
     from memprobe.studies import GRID
     from training.drawing import draw
     from training.tables import collect, flat, markdown, read_results, tables

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memprobe import __version__
 from memprobe.checkpoints import MANIFEST, MANIFEST_SCHEMA, Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
-from memprobe.records import read_json, write_json, write_text
+from memprobe.files import read_json, write_json, write_text
 from memprobe.sources.kinds import AnyRow
 from training.data import Prepared, row_to_json
 from training.recipe import Recipe, to_toml

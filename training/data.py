@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import CHAT, Factoid, Template, factoid_id, factoids_hash, tokenise
-from memprobe.records import read_json, write_json
+from memprobe.factoids import Factoid, factoid_id, factoids_hash
+from memprobe.files import read_json, write_json
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE
+from memprobe.templates import CHAT, Template, tokenise
 from training.mixing import IGNORED, Example, Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
 
@@ -371,7 +372,7 @@ def parts_of(
 class ExampleMaker:
     """Rows as tokens, with the loss on what the assistant says and on the end token alone.
 
-    Factoids and single turns go through :func:`memprobe.factoids.tokenise`, as when they are probed.
+    Factoids and single turns go through :func:`memprobe.templates.tokenise`, as when they are probed.
     """
 
     template: str

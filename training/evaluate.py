@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import PLAIN, TULU, Factoid, Template, make_factoid, tokenise, tokenise_all
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.filter import generate_answers, judge
 from memprobe.generation import batches_by_tokens, generate_batches
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
+from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
 from training.data import ExampleMaker
 from training.mixing import Example
 from training.objectives import in_eval_mode, kept_logits
@@ -134,7 +135,7 @@ def evaluate(
     Only factoids without ``exact_tokens`` are generated: greedy decoding of the others can only repeat the
     tokens that teacher forcing has shown to be the argmax, up to the end token. A plain template has no end
     token, and a model may well go on after the answer; there ``exact_match`` takes the answer alone, as
-    :mod:`memprobe.capture` does.
+    :mod:`memprobe.capturing` does.
 
     Args:
         batch_tokens: padded tokens of one batch.

@@ -50,7 +50,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.records import read_json, write_json, write_text
+from memprobe.files import read_json, write_json, write_text
 from memprobe.studies import CELL, GRID
 from training.data import Prepared, parts_of, prepare
 from training.measures import shares_learned

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.factoids import Factoid
-from memprobe.records import read_json, write_json
+from memprobe.files import read_json, write_json
 from memprobe.sources.kinds import AnyRow
 from training.data import ExampleMaker, Prepared, row_to_json
 from training.mixing import Part

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.rows import ROW_FILES
+from memprobe.templates import Template
 from training.arms import describe_arm, unfold_arm
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]

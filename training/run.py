@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import MANIFEST, Checkpoint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.records import read_json, write_json, write_text
+from memprobe.files import read_json, write_json, write_text
 from training.checkpoint import METRICS, RECIPE, About, check_causal, save_model, weights_of, with_adapter
 from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned

@@ -20,7 +20,8 @@ from scipy.stats import spearmanr
 from memprobe.arms import BEYOND_NAIVE, by_kind
 from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.records import Probe, open_probe, read_json, write_parquet
+from memprobe.files import read_json, write_parquet
+from memprobe.probes import Probe, open_probe
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.studies import CELL, GRID
 

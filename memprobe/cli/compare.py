@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from memprobe.compare import Comparison, Member
-    from memprobe.records import Probe
+    from memprobe.probes import Probe
 
 
 @app.command("compare")
@@ -125,7 +125,7 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
     Raises:
         MemprobeError: a directory holds no probe, or probes of different factoids or set-ups.
     """
-    from memprobe.records import open_probe
+    from memprobe.probes import open_probe
     from memprobe.studies import open_study, setup_of
 
     own: list[Probe] = []

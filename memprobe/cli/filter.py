@@ -142,7 +142,7 @@ def _write_run(
     seed: int,
 ) -> None:
     from memprobe import __version__
-    from memprobe.records import write_json
+    from memprobe.files import write_json
 
     checkpoint = lens_model.checkpoint
     write_json(

@@ -26,7 +26,7 @@ from memprobe.errors import MemprobeError
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
     from memprobe.factoids import Factoid
-    from memprobe.records import Probe
+    from memprobe.probes import Probe
     from memprobe.sources import Loaded
     from memprobe.sources.rows import OnBadRow
 
@@ -121,8 +121,8 @@ def layers(
         typer.echo(f"left out {line}", err=True)
     out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
     from memprobe.dashboard import write_report
+    from memprobe.files import replacing
     from memprobe.probing import locked, probe
-    from memprobe.records import replacing
 
     with locked(out):
         if fresh:

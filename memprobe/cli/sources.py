@@ -134,7 +134,7 @@ def sources(
     rows = _derive(loaded, variant, seed)
     _say(name, loaded)
     if out is not None:
-        from memprobe.records import write_text
+        from memprobe.files import write_text
 
         write_text("".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows), out)
         typer.echo(f"wrote    {len(rows)} rows to {out}", err=True)
@@ -270,7 +270,8 @@ def _rendered(
     row: Any, template: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[str, str, str, list[str]]:
     """A factoid or text before, in and after its answer, and its size in tokens."""
-    from memprobe.factoids import PLAIN, Template, make_factoid, tokenise
+    from memprobe.factoids import make_factoid
+    from memprobe.templates import PLAIN, Template, tokenise
 
     parsed = Template.parse(template)
     if tokenizer is None:

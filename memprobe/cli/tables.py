@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from memprobe.records import Probe
+    from memprobe.probes import Probe
 
 
 def print_summary(probe: Probe) -> None:

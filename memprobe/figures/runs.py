@@ -18,7 +18,7 @@ import polars as pl
 from memprobe.arms import BEYOND_NAIVE, arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.figures.by_arm import SHARES
-from memprobe.records import read_json
+from memprobe.files import read_json
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.intervals import Resamples
 from memprobe.studies import TrainingRun

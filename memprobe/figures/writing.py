@@ -24,7 +24,9 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
-from memprobe.records import ALIKE, Probe, read_json, replacing, write_json, write_text
+from memprobe.files import read_json, replacing, write_json, write_text
+from memprobe.probes import Probe
+from memprobe.records import ALIKE
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import Study, cells_of, learned, open_study, setup_of
 

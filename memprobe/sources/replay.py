@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memprobe.checkpoints import cache_dir, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.records import write_text
+from memprobe.files import write_text
 from memprobe.sources.kinds import Text
 from memprobe.sources.passages import halve
 

@@ -7,7 +7,7 @@ Functions take a frame in the schema of records or of controls; with controls, r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
@@ -17,9 +17,9 @@ from memprobe.errors import MemprobeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from memprobe.factoids import TokenRule
-
 K_VALUES = (1, 5, 10, 20, 50, 100)
+TokenRule = Literal["first", "last", "all"]
+"""Which answer tokens must be in the top k for a factoid to be held at a depth."""
 TOKEN_RULES: tuple[TokenRule, ...] = ("first", "last", "all")
 
 

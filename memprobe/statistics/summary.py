@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.records import Probe
+from memprobe.probes import Probe
 from memprobe.statistics.curves import area, normalised_frequency, recall_by_depth, shuffled_recall
 from memprobe.statistics.holding import K_VALUES, trajectories
 from memprobe.statistics.intervals import Resamples, wilson

@@ -21,10 +21,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from memprobe.capture import Plan, capture_batches, plan_capture
-from memprobe.factoids import Factoid, Template, make_factoid
+from memprobe.capturing import Plan, capture_batches, plan_capture
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.models import LensModel, load, to_bridge
 from memprobe.sources import load_factoids
+from memprobe.templates import Template
 
 Batch = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, list[str]

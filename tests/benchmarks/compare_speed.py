@@ -22,7 +22,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from memprobe.compare import compare
-from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, SCHEMA_VERSION, write_json, write_parquet
+from memprobe.files import write_json, write_parquet
+from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, SCHEMA_VERSION
 
 FACTOIDS_N, DEPTHS, TOKENS, DRAWS_OF_CONTROLS = 2000, 33, 3, 5
 

@@ -21,16 +21,9 @@ import polars as pl
 
 from memprobe.dashboard import write_report
 from memprobe.factoids import factoids_hash, make_factoid
-from memprobe.records import (
-    CONTROLS,
-    OUTCOMES,
-    RECORDS,
-    SCHEMA_VERSION,
-    Probe,
-    factoids_frame,
-    write_json,
-    write_parquet,
-)
+from memprobe.files import write_json, write_parquet
+from memprobe.probes import Probe
+from memprobe.records import CONTROLS, OUTCOMES, RECORDS, SCHEMA_VERSION, factoids_frame
 from tests.pages import chromium, opened
 
 VOCABULARY = 49_152

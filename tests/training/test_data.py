@@ -5,9 +5,9 @@ import json
 import pytest
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, tokenise
 from memprobe.sources import load_factoids
 from memprobe.sources.kinds import Message, make_task, make_text
+from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
 from training.data import PREPARED, ExampleMaker, prepare, wanted_rows

@@ -10,12 +10,13 @@ import polars as pl
 import pytest
 import torch
 
-from memprobe.capture import capture
+from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, make_factoid, tokenise
+from memprobe.factoids import make_factoid
 from memprobe.metrics import strict_match
 from memprobe.models import wrap
 from memprobe.sources.kinds import Message, make_task, make_text
+from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.data import ExampleMaker
 from training.evaluate import (

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.records import open_probe
+from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from memprobe.checkpoints import read_manifest, resolve
 from memprobe.cli import app as memprobe_app
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, tokenise
 from memprobe.generation import generate
 from memprobe.models import load
-from memprobe.records import open_probe
+from memprobe.probes import open_probe
 from memprobe.sources import load_factoids
+from memprobe.templates import Template, tokenise
 from tests.training.runs import ROOT, losses, python, same_weights, small, weights
 from training.__main__ import app
 from training.recipe import parse_recipe, read_recipe, to_toml

@@ -23,11 +23,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, Template, TokenisedFactoid, tokenise_all
+from memprobe.factoids import Factoid
 from memprobe.generation import batches_by_tokens, cut, generate
 from memprobe.lenses import LogitLens
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
+from memprobe.templates import Template, TokenisedFactoid, tokenise_all
 
 if TYPE_CHECKING:
     BatchSize = int | Literal["auto"]

@@ -1,0 +1,5 @@
+"""``python -m memprobe``: the command line."""
+
+from memprobe.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""Prompt templates, and how an answer becomes tokens.
+
+Training and probing both come through here, so that a model is asked exactly what it was taught.
+
+    Factoid ── Template.render ──> Rendered (text before the answer, answer text, end text)
+                     │
+                     └─ tokenise ──> TokenisedFactoid (prompt ids, answer ids, end id)
+
+No torch is needed; a tokenizer is any ``PreTrainedTokenizerBase``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENISATION = "joint-suffix-1"
+"""Name of the rule in :func:`tokenise`; it goes into every probe's ``run.json``."""
+
+PLAIN, TULU, CHAT = "plain", "tulu", "chat"
+_TULU = "<|user|>\n{prompt}\n<|assistant|>\n{answer}{eos}"
+_FIELDS = {"prompt", "answer", "eos"}
+_MARK = "@@the-answer@@"
+_Piece = tuple[str, str | None]
+"""Literal text of a template, and the field after it."""
+
+# Tried in order when an answer has to be encoded apart from its prompt: the tokenizer sees the answer in the
+# middle of a text, so that it adds no space of its own (SentencePiece would at the start of one).
+_ANCHORS = ("\n", ":", "1", "a", ")")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A factoid as the model sees it: ``context + answer + end`` is the whole training text.
+
+    ``answer`` carries its own leading space in the plain template. ``end`` is the text right after the
+    answer that ends it (``None`` in plain, where an answer simply runs on).
+    """
+
+    context: str
+    answer: str
+    end: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a factoid is put before a model.
+
+    ``plain`` is the prompt, a space and the answer. ``tulu`` is the format of the paper's released code.
+    ``chat`` is the tokenizer's own chat template. Anything with ``{prompt}`` and ``{answer}`` is taken
+    literally, with ``{eos}`` for the end token.
+    """
+
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """A template from what ``--template`` says.
+
+        Raises:
+            MemprobeError: unknown name, unknown field, or a field that is missing, repeated or out of order.
+        """
+        if text in (PLAIN, TULU, CHAT):
+            return cls(text)
+        try:
+            pieces = [piece for piece in string.Formatter().parse(text) if piece[1] is not None]
+        except ValueError as error:
+            raise MemprobeError(f"template {text!r}: {error}") from error
+        fields = [name for _, name, _, _ in pieces]
+        if unknown := [name for name in fields if name not in _FIELDS]:
+            raise MemprobeError(
+                f"template {text!r}: unknown field {{{unknown[0]}}}; the fields are {{prompt}}, {{answer}}, {{eos}}"
+            )
+        if formatted := [name for _, name, spec, conversion in pieces if spec or conversion]:
+            raise MemprobeError(f"template {text!r}: write {{{formatted[0]}}} without a format")
+        if fields not in (["prompt", "answer"], ["prompt", "answer", "eos"]):
+            raise MemprobeError(
+                f"template {text!r}: give plain, tulu, chat, or a text with {{prompt}} then {{answer}}, once each, "
+                "and {eos} at most once after them"
+            )
+        return cls(text)
+
+    @property
+    def _pattern(self) -> str:
+        return _TULU if self.name == TULU else self.name
+
+    def render(self, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+        """The texts before, of and after the answer.
+
+        Raises:
+            MemprobeError: the template needs an end token or a chat template that the tokenizer lacks.
+        """
+        if self.name == PLAIN:
+            return Rendered(prompt.rstrip(), " " + answer.strip(), None)
+        if self.name == CHAT:
+            return self._render_chat(prompt, answer, tokenizer)
+        pieces: list[_Piece] = [piece[:2] for piece in string.Formatter().parse(self._pattern)]
+        border = [name for _, name in pieces].index("answer") + 1
+        context = _fill(pieces[:border], prompt=prompt, answer="")
+        return _rendered(context, answer, self._end(pieces[border:], tokenizer))
+
+    def _end(self, after: list[_Piece], tokenizer: PreTrainedTokenizerBase) -> str | None:
+        if any(name == "eos" for _, name in after) and tokenizer.eos_token is None:
+            raise MemprobeError(f"template {self.name!r} ends in the end token, and this tokenizer has none")
+        return _fill(after, eos=tokenizer.eos_token or "") or None
+
+    def _render_chat(self, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+        if not tokenizer.chat_template:
+            raise MemprobeError("template 'chat': this tokenizer has no chat template; use plain or tulu")
+        user = {"role": "user", "content": prompt}
+        # Searching for the answer itself could find it in what the template writes, such as "s" in "</s>".
+        assistant = {"role": "assistant", "content": _MARK}
+        whole = tokenizer.apply_chat_template([user, assistant], tokenize=False, add_generation_prompt=False)
+        assert isinstance(whole, str)
+        context, found, after = whole.rpartition(_MARK)
+        if not found:
+            raise MemprobeError("template 'chat': the chat template does not write what the assistant says")
+        return _rendered(context, answer, after or None)
+
+
+def _rendered(context: str, answer: str, end: str | None) -> Rendered:
+    """A space before the answer belongs to it, as in plain: that is how tokenizers merge it."""
+    bare = context.rstrip(" ")
+    return Rendered(bare, context[len(bare) :] + answer, end)
+
+
+def _fill(pieces: list[_Piece], **values: str) -> str:
+    return "".join(literal + (values[name] if name else "") for literal, name in pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedFactoid:
+    """A factoid's token ids.
+
+    Attributes:
+        factoid: the factoid.
+        prompt: ids of everything before the answer, BOS included; at least one.
+        answer: ids of the answer; at least one.
+        end: id of the token that ends the answer, where the template has one.
+    """
+
+    factoid: Factoid
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    end: int | None
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The ids to be predicted, in order: the answer, then the end token where there is one."""
+        return self.answer if self.end is None else (*self.answer, self.end)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The teacher-forced input: all but the last target, so that position ``len(prompt) - 1 + j`` predicts
+        target ``j``."""
+        return (*self.prompt, *self.targets[:-1])
+
+    @property
+    def target_indices(self) -> tuple[int, ...]:
+        """The ``token`` column of the records: 0, 1, … for the answer and -1 for the end token."""
+        indices = tuple(range(len(self.answer)))
+        return indices if self.end is None else (*indices, -1)
+
+
+def tokenise(
+    factoid: Factoid, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> TokenisedFactoid:
+    """Token ids of a factoid under a template.
+
+    The answer's ids are the suffix of the joint encoding where the context's ids are its prefix; where the
+    two merge at the border, the answer is encoded apart, without a space added by the tokenizer. BOS stands
+    once, if the tokenizer adds it by default, also after a chat template that writes it itself.
+
+    Args:
+        max_length: the model's context in tokens.
+
+    Raises:
+        MemprobeError: no tokens for the answer, an answer that does not survive decoding, or a factoid that
+            exceeds ``max_length``; the message names the factoid.
+    """
+    rendered = template.render(factoid.prompt, factoid.answer, tokenizer)
+    where = f"factoid {factoid.id} ({factoid.prompt[:60]!r})"
+    context = _encode(rendered.context, tokenizer)
+    answer = _answer_ids(rendered, context, tokenizer)
+    if not answer:
+        raise MemprobeError(f"{where}: the answer {factoid.answer!r} has no tokens under this tokenizer")
+    spoken = _decode([*context, *answer], tokenizer)[len(_decode(context, tokenizer)) :]
+    if spoken.strip() != rendered.answer.strip():
+        raise MemprobeError(
+            f"{where}: the answer {factoid.answer!r} cannot be written in this tokenizer (it decodes to {spoken!r})"
+        )
+    prompt = _with_bos(context, tokenizer)
+    if not prompt:
+        raise MemprobeError(f"{where}: the prompt has no tokens, and the tokenizer adds no BOS")
+    end: list[int] = []
+    if rendered.end:
+        before = rendered.context + rendered.answer
+        end = _following_ids(before, [*context, *answer], rendered.end, tokenizer)[:1]
+    tokenised = TokenisedFactoid(factoid, tuple(prompt), tuple(answer), end[0] if end else None)
+    if max_length is not None and len(tokenised.inputs) > max_length:
+        raise MemprobeError(
+            f"{where}: {len(tokenised.inputs)} tokens do not fit the model's context of {max_length}"
+        )
+    return tokenised
+
+
+def tokenise_all(
+    factoids: Sequence[Factoid],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+) -> list[TokenisedFactoid]:
+    """:func:`tokenise` for each, in order."""
+    return [tokenise(factoid, template, tokenizer, max_length) for factoid in factoids]
+
+
+def _answer_ids(rendered: Rendered, context: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return _following_ids(rendered.context, context, rendered.answer, tokenizer)
+
+
+def _following_ids(
+    before: str, before_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Ids of ``text`` as it stands after ``before``, never with a space of the tokenizer's own."""
+    anchors = ((anchor, _encode(anchor, tokenizer)) for anchor in _ANCHORS)
+    for start, ids in itertools.chain([(before, before_ids)], anchors):
+        joint = _encode(start + text, tokenizer)
+        if joint[: len(ids)] == ids:
+            return joint[len(ids) :]
+    return _encode(text, tokenizer)
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
+    return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
