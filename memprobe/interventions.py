@@ -29,9 +29,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, TokenisedFactoid
 from memprobe.models import LensModel, decoder_of, evaluating
 from memprobe.subjects import subject_positions
+from memprobe.templates import Template, TokenisedFactoid
 
 Part = Literal["residual", "attn", "mlp"]
 """The residual stream, or what a block's attention or MLP gives."""

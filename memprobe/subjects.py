@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, TokenisedFactoid
+from memprobe.templates import Template, TokenisedFactoid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

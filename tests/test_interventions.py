@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from memprobe.capture import capture
+
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Template, make_factoid, tokenise_all
+from memprobe.factoids import make_factoid
 from memprobe.generation import generate
 from memprobe.interventions import Ablate, Corrupt, Put, Spans, applied, mean_output
 from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
 from memprobe.subjects import subject_positions
+from memprobe.templates import Template, tokenise_all
 from tests.tiny import FAMILIES, N_LAYERS, TOKENIZERS, save_tiny, tiny_model, tiny_tokenizer
 
 PROMPT = "The river of Oria is the Lunn, and 12 + 7"
