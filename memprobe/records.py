@@ -39,6 +39,27 @@ OUTCOMES = pl.Schema(
         "error": pl.String,  # why the factoid has no records; null for all others
     }
 )
+PATCHES = pl.Schema(
+    {
+        "source": pl.String,  # label of the checkpoint whose states or weights are put in
+        "target": pl.String,  # label of the checkpoint that they are put into
+        "what": pl.String,  # residual, attn, mlp: states; weights: a graft
+        "positions": pl.String,  # last, subject, prompt; all for weights
+        "parts": pl.String,  # of the blocks, for weights; empty for states
+        "control": pl.String,  # empty for the patch itself; other, random
+        "depth": pl.Int16,  # depth of the stream; the block of attn and mlp; the first block of weights
+        "last": pl.Int16,  # the last block of weights; else the depth
+        "factoid": pl.String,
+        "token": pl.Int16,
+        "token_id": pl.Int32,
+        "rank": pl.Int32,  # after the patch, in the target's own readout
+        "log_prob": pl.Float32,  # nats
+        "source_rank": pl.Int32,  # what the source itself says
+        "source_log_prob": pl.Float32,
+        "target_rank": pl.Int32,  # what the target itself says, corrupted where it is
+        "target_log_prob": pl.Float32,
+    }
+)
 FACTOIDS = pl.Schema(
     {
         "id": pl.String,

@@ -1,0 +1,486 @@
+"""Source × target × depth × positions → patches: what a fact's log-probability becomes when states of one run stand
+in another.
+
+    source's run ──states at the patched positions──┐
+    target's run ──everything else──────────────────┴─> the blocks above ─> log_prob and rank of every answer token
+
+Activation patching (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; practice after Zhang &
+Nanda 2024, arXiv 2309.16042). Source and target may be two checkpoints that differ by a stage of training: then no
+noise is to be chosen and both see the same prompt. Or they are one checkpoint whose target run has its subject
+corrupted: causal tracing.
+
+Every answer token is asked, teacher-forced. A set of positions is of the input that the model is given, prompt and
+forced answer tokens together, so that each token is asked under the same patch:
+
+    last     the prompt's last token and, after it, the forced answer tokens: the positions that predict an answer
+    subject  the subject's tokens
+    prompt   every position: with it, a patch at depth d runs the source up to d and the target from there
+
+Each patch has its controls: the source's states of another factoid (``other``), and random states of the same norm
+(``random``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from memprobe.capture import read_logits
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.generation import batches_by_tokens
+from memprobe.interventions import NOISE, PARTS, Corrupt, Part, Spans, applied
+from memprobe.lenses import LogitLens
+from memprobe.models import LensModel, evaluating
+from memprobe.partial import Copy, Inside, Whole, check_partial, finish, run_whole
+from memprobe.records import PATCHES
+from memprobe.subjects import subject_positions
+from memprobe.templates import Template, TokenisedFactoid, tokenise_all
+
+Positions = Literal["last", "subject", "prompt"]
+POSITIONS: tuple[Positions, ...] = ("last", "subject", "prompt")
+Control = Literal["other", "random"]
+CONTROLS: tuple[Control, ...] = ("other", "random")
+
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
+_READ_ROWS, _CPU_BLOCK_ROWS = 256, 32  # reading what the unembedding made is fastest while it fits the cache
+
+
+@dataclass(frozen=True)
+class Question:
+    """A factoid as it is asked, with the positions of each set and the factoid whose states are its control.
+
+    Attributes:
+        item: its tokens.
+        sets: by name of the set, positions in ``item.inputs``.
+        other: the control's tokens and sets; ``None`` where no other factoid has another answer.
+    """
+
+    item: TokenisedFactoid
+    sets: dict[Positions, tuple[int, ...]]
+    other: Question | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be patched, before any model runs.
+
+    Attributes:
+        questions: in the order of the factoids given.
+        what: residual stream, attention or MLP outputs.
+        positions: the sets.
+        depths: depths of the stream; for attention and MLP the blocks of the same number.
+        controls: which controls stand beside.
+        corrupt: applied to the target's run.
+        seed: of the controls.
+        reuse: whether both models' keys and values can be used again.
+    """
+
+    questions: list[Question]
+    what: tuple[Part, ...]
+    positions: tuple[Positions, ...]
+    depths: tuple[int, ...]
+    controls: tuple[Control, ...]
+    corrupt: Corrupt | None
+    seed: int
+    reuse: bool
+
+
+def plan_patches(
+    source: LensModel,
+    target: LensModel,
+    factoids: Sequence[Factoid],
+    template: str | Template = "plain",
+    *,
+    what: Sequence[Part] = ("residual",),
+    positions: Sequence[Positions] = ("last",),
+    depths: Sequence[int] | None = None,
+    controls: Sequence[Control] = CONTROLS,
+    corrupt: bool = False,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> Plan:
+    """Tokenises factoids, finds their positions and draws their controls.
+
+    Args:
+        depths: all of them by default.
+        corrupt: the target's run has noise on the subject's embeddings.
+        noise: in standard deviations of the embeddings.
+
+    Raises:
+        MemprobeError: models that do not fit together, a factoid that cannot be asked, one without a subject where that
+            is needed, a depth that is none, or blocks that cannot be run from a depth on.
+    """
+    template = Template.parse(template) if isinstance(template, str) else template
+    _check_choices(what, PARTS, "--what")
+    _check_choices(positions, POSITIONS, "--positions")
+    _check_choices(controls, CONTROLS, "--controls")
+    items = fitting_items(source, target, factoids, template)
+    chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
+    if wrong := [depth for depth in chosen if not 0 <= depth <= target.n_layers]:
+        raise MemprobeError(f"--depths {wrong[0]}: {target.label} has depths 0 to {target.n_layers}")
+    plain = [
+        Question(item, {name: _columns(name, item, template, target) for name in positions}) for item in items
+    ]
+    others = draw_others(items, seed) if "other" in controls else [None] * len(items)
+    questions = [
+        Question(question.item, question.sets, None if other is None else plain[other])
+        for question, other in zip(plain, others, strict=True)
+    ]
+    spans = Spans.of_subjects(items, template, target) if corrupt else None
+    return Plan(
+        questions,
+        tuple(dict.fromkeys(what)),
+        tuple(dict.fromkeys(positions)),
+        chosen,
+        tuple(dict.fromkeys(controls)),
+        None if spans is None else Corrupt(spans, noise, seed),
+        seed,
+        check_partial(target),
+    )
+
+
+def patch_batches(
+    source: LensModel,
+    target: LensModel,
+    plan: Plan,
+    *,
+    batch_size: int | None = None,
+    at_once: int | None = None,
+    reuse: bool = True,
+    done: frozenset[str] = frozenset(),
+) -> Iterator[pl.DataFrame]:
+    """Patches batch by batch, shortest factoids first; the source's states of a batch are captured once for all depths.
+
+    Args:
+        batch_size: factoids a batch; by default as many as fill one.
+        at_once: copies of the batch that go through the blocks together; see :func:`memprobe.partial.finish`.
+        reuse: use keys and values before the patched positions again; without, every position above the patch is
+            computed anew.
+        done: ids of factoids to leave out.
+
+    Yields:
+        Rows of :data:`memprobe.records.PATCHES`, without the order of factoids given.
+    """
+    questions = sorted(
+        (question for question in plan.questions if question.item.factoid.id not in done),
+        key=lambda question: (len(question.item.inputs), len(question.item.prompt), question.item.factoid.id),
+    )
+    tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
+    for batch in batches_by_tokens(
+        range(len(questions)), lambda index: len(questions[index].item.inputs), tokens, batch_size
+    ):
+        with evaluating(source.model), evaluating(target.model):
+            yield _patch_batch(
+                source, target, plan, [questions[index] for index in batch], at_once, reuse and plan.reuse
+            )
+
+
+def own_log_probs(
+    lens_model: LensModel, items: Sequence[TokenisedFactoid], *, batch_size: int | None = None
+) -> pl.DataFrame:
+    """What a model itself gives every answer token.
+
+    Returns:
+        [factoid, token, rank, log_prob]
+    """
+    order = sorted(range(len(items)), key=lambda index: len(items[index].inputs))
+    tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
+    frames = []
+    for batch in batches_by_tokens(order, lambda index: len(items[index].inputs), tokens, batch_size):
+        asked = [items[index] for index in batch]
+        with evaluating(lens_model.model):
+            run = run_whole(lens_model, padded(asked, lens_model.pad_id()))
+            rank, log_prob = read_answers(lens_model.lens, run.streams[-1:], asked)
+        frames.append(
+            pl.DataFrame(answer_keys(asked) | {"rank": rank[0], "log_prob": log_prob[0]}).drop("token_id")
+        )
+    return pl.concat(frames)
+
+
+def fitting_items(
+    source: LensModel, target: LensModel, factoids: Sequence[Factoid], template: Template
+) -> list[TokenisedFactoid]:
+    """Factoids' tokens, which must be the same in both models.
+
+    Raises:
+        MemprobeError: the models differ in shape or tokenizer, or a factoid cannot be asked.
+    """
+    pair = f"{source.label} into {target.label}"
+    for name in ("n_layers", "d_model"):
+        ours, theirs = getattr(source, name), getattr(target, name)
+        if ours != theirs:
+            said = {"n_layers": "blocks", "d_model": "wide"}[name]
+            raise MemprobeError(
+                f"{pair}: one has {ours} {said}, the other {theirs}; nothing can be put across"
+            )
+    ids = [factoid.id for factoid in factoids]
+    if not ids:
+        raise MemprobeError("there are no factoids to patch")
+    if len(set(ids)) < len(ids):
+        repeated = next(name for name in ids if ids.count(name) > 1)
+        raise MemprobeError(f"the factoid id {repeated!r} stands twice")
+    items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
+    theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+    for ours, other in zip(items, theirs, strict=True):
+        if ours.inputs != other.inputs or ours.targets != other.targets:
+            raise MemprobeError(
+                f"{pair}: their tokenizers differ (first in factoid {ours.factoid.id}), so that positions do not "
+                "correspond"
+            )
+    return items
+
+
+def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None]:
+    """For each factoid the index of another one whose states are its control.
+
+    It has another first answer token; of these one of the same source and relation is taken if there is any, and of
+    these one with as many prompt tokens if there is any. Which, the seed and the factoid's id decide.
+    """
+    chosen: list[int | None] = []
+    for item in items:
+        fit = [index for index, other in enumerate(items) if other.answer[0] != item.answer[0]]
+        for same in (
+            lambda other, item=item: (
+                (other.factoid.source, other.factoid.relation) == (item.factoid.source, item.factoid.relation)
+            ),
+            lambda other, item=item: len(other.prompt) == len(item.prompt),
+        ):
+            fit = [index for index in fit if same(items[index])] or fit
+        fit.sort(key=lambda index: items[index].factoid.id)
+        chosen.append(fit[_number(seed, item.factoid.id, "other") % len(fit)] if fit else None)
+    return chosen
+
+
+def _check_choices(chosen: Sequence[str], among: Sequence[str], option: str) -> None:
+    if wrong := [name for name in chosen if name not in among]:
+        raise MemprobeError(f"{option} {wrong[0]}: choose {', '.join(among)}")
+
+
+def _columns(
+    name: Positions, item: TokenisedFactoid, template: Template, lens_model: LensModel
+) -> tuple[int, ...]:
+    if name == "prompt":
+        return tuple(range(len(item.inputs)))
+    if name == "last":
+        return tuple(range(len(item.prompt) - 1, len(item.inputs)))
+    return tuple(subject_positions(item, template, lens_model.tokenizer))
+
+
+def padded(items: Sequence[TokenisedFactoid], pad: int) -> Int[Tensor, "row position"]:
+    """Inputs as a batch, padded on the right."""
+    ids = torch.full((len(items), max(len(item.inputs) for item in items)), pad)
+    for row, item in enumerate(items):
+        ids[row, : len(item.inputs)] = torch.tensor(item.inputs)
+    return ids
+
+
+def _patch_batch(
+    source: LensModel,
+    target: LensModel,
+    plan: Plan,
+    batch: Sequence[Question],
+    at_once: int | None,
+    reuse: bool,
+) -> pl.DataFrame:
+    items = [question.item for question in batch]
+    ids = padded(items, target.pad_id())
+    parts = [part for part in plan.what if part != "residual"]
+    edits = [plan.corrupt] if plan.corrupt else []
+    with applied(target, *edits):
+        base = run_whole(target, ids, parts=parts, keys_values=reuse)
+    given = run_whole(source, ids, parts=parts)
+    own = {
+        "source": read_answers(source.lens, given.streams[-1:], items),
+        "target": read_answers(target.lens, base.streams[-1:], items),
+    }
+    others = None
+    if "other" in plan.controls:
+        partners = [question.other or question for question in batch]
+        others = run_whole(
+            source, padded([partner.item for partner in partners], source.pad_id()), parts=parts
+        )
+
+    keys = answer_keys(items)
+    frames: list[pl.DataFrame] = []
+    for name in plan.positions:
+        mask = _mask([question.sets[name] for question in batch], ids.shape[1]).to(target.device)
+        start = min(min(question.sets[name]) for question in batch) if base.keys_values else 0
+        aligned = _aligned(batch, name, ids.shape[1]).to(target.device)
+        made: list[tuple[Part, int, str]] = []
+        copies: list[Copy] = []
+        for part in plan.what:
+            for depth in plan.depths:
+                if part != "residual" and depth == 0:
+                    continue
+                for control in ("", *plan.controls):
+                    put = partial(
+                        _states, given, others, part, depth, control, mask, aligned, _seeds(batch, plan.seed)
+                    )
+                    copies.append(_copy(base, part, depth, mask, start, put, target.device))
+                    made.append((part, depth, control))
+        numbers = iter(made)
+        for finished in finish(target, base, copies, start=start, at_once=at_once):
+            rank, log_prob = read_answers(target.lens, finished, items, start=start)
+            for row in range(len(finished)):
+                part, depth, control = next(numbers)
+                frames.append(
+                    pl.DataFrame(keys | {"rank": rank[row], "log_prob": log_prob[row]}).with_columns(
+                        what=pl.lit(part),
+                        positions=pl.lit(name),
+                        control=pl.lit(control),
+                        depth=pl.lit(depth),
+                    )
+                )
+    table = pl.concat(frames).with_columns(
+        source=pl.lit(source.label),
+        target=pl.lit(target.label if plan.corrupt is None else f"{target.label} corrupted"),
+        parts=pl.lit(""),
+        last=pl.col("depth"),
+    )
+    lonely = [question.item.factoid.id for question in batch if question.other is None]
+    table = table.filter(~((pl.col("control") == "other") & pl.col("factoid").is_in(lonely)))
+    return with_own(table, keys, own)
+
+
+def with_own(
+    table: pl.DataFrame,
+    keys: Mapping[str, Sequence[str | int]],
+    own: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> pl.DataFrame:
+    """Adds what source and target themselves say, and the schema's types."""
+    columns = {}
+    for side, (rank, log_prob) in own.items():
+        columns |= {f"{side}_rank": rank[0], f"{side}_log_prob": log_prob[0]}
+    beside = pl.DataFrame(dict(keys) | columns).drop("token_id")
+    return (
+        table.join(beside, on=["factoid", "token"], maintain_order="left").select(list(PATCHES)).cast(PATCHES)
+    )  # pyrefly: ignore
+
+
+def _copy(
+    base: Whole,
+    part: Part,
+    depth: int,
+    mask: Bool[Tensor, "row position"],
+    start: int,
+    put: partial[Tensor],
+    device: torch.device,
+) -> Copy:
+    if part == "residual":
+        return Copy(
+            depth,
+            lambda: torch.where(mask[:, start:, None], put()[:, start:], base.streams[depth][:, start:]),
+        )
+    # Inside block `depth`: the copy leaves the run below that block.
+    values = put().to(device)[:, start:]
+    return Copy(depth - 1, lambda: base.streams[depth - 1][:, start:], Inside(part, values, mask[:, start:]))
+
+
+def _states(
+    given: Whole,
+    others: Whole | None,
+    part: Part,
+    depth: int,
+    control: str,
+    mask: Bool[Tensor, "row position"],
+    aligned: Int[Tensor, "row position"],
+    seeds: Sequence[int],
+) -> Float[Tensor, "row position d_model"]:
+    """What is put in: the source's states, or a control's."""
+
+    def of(run: Whole) -> Tensor:
+        return run.streams[depth] if part == "residual" else run.outputs[part][depth - 1]
+
+    own = of(given).to(mask.device)
+    if control == "other" and others is not None:
+        states = of(others).to(mask.device)
+        return states.gather(1, aligned[..., None].expand(-1, -1, states.shape[-1]))
+    if control == "random":
+        random = torch.zeros(own.shape)
+        for row, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed + PARTS.index(part) * 1_000_003 + depth)
+            columns = mask[row].nonzero()[:, 0].cpu()
+            random[row, columns] = torch.randn(len(columns), own.shape[-1], generator=generator)
+        random = random.to(own.device)
+        norm = random.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        return (random / norm * own.float().norm(dim=-1, keepdim=True)).to(own.dtype)
+    return own
+
+
+def _mask(columns: Sequence[Sequence[int]], width: int) -> Bool[Tensor, "row position"]:
+    mask = torch.zeros(len(columns), width, dtype=torch.bool)
+    for row, wanted in enumerate(columns):
+        mask[row, list(wanted)] = True
+    return mask
+
+
+def _aligned(batch: Sequence[Question], name: Positions, width: int) -> Int[Tensor, "row position"]:
+    """Which position of the control's factoid stands for each position: counted from the end of the prompt, in
+    ``subject`` from the end of the subject; the nearest one where the control is shorter."""
+    places = torch.zeros(len(batch), width, dtype=torch.int64)
+    for row, question in enumerate(batch):
+        other = question.other or question
+        anchor = (lambda q: q.sets[name][-1]) if name == "subject" else (lambda q: len(q.item.prompt) - 1)
+        moved = torch.arange(width) - anchor(question) + anchor(other)
+        first, last = 0, len(other.item.inputs) - 1
+        if name == "subject":
+            first, last = other.sets[name][0], other.sets[name][-1]
+        places[row] = moved.clamp(first, last)
+    return places
+
+
+def _seeds(batch: Sequence[Question], seed: int) -> list[int]:
+    return [_number(seed, question.item.factoid.id, "random") for question in batch]
+
+
+def _number(seed: int, factoid: str, purpose: str) -> int:
+    return int(hashlib.sha256(f"{purpose} {seed} {factoid}".encode()).hexdigest()[:12], 16)
+
+
+def answer_keys(items: Sequence[TokenisedFactoid]) -> dict[str, list[str] | list[int]]:
+    """factoid, token and token_id of every target of a batch, in the order in which :func:`read_answers` reads."""
+    asked = [(item, j) for item in items for j in range(len(item.targets))]
+    return {
+        "factoid": [item.factoid.id for item, _ in asked],
+        "token": [item.target_indices[j] for item, j in asked],
+        "token_id": [item.targets[j] for item, j in asked],
+    }
+
+
+def read_answers(
+    lens: LogitLens,
+    streams: Float[Tensor, "copy row position d_model"],
+    items: Sequence[TokenisedFactoid],
+    *,
+    start: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank and log_prob of every target, [copy, target], read from streams of full depth."""
+    asked = [(row, len(item.prompt) - 1 + j, item.targets[j]) for row, item in enumerate(items)
+             for j in range(len(item.targets))]  # fmt: skip
+    rows, columns, targets = torch.tensor(asked, device=streams.device).unbind(1)
+    hidden = lens.transform_hidden(streams[:, rows, columns - start])
+    copies, count, width = hidden.shape
+    hidden = hidden.reshape(copies * count, width)
+    wanted = targets.repeat(copies)[:, None]
+    rank, log_prob = [], []
+    step = _CPU_BLOCK_ROWS if hidden.device.type == "cpu" else _READ_ROWS
+    for first in range(0, len(hidden), _READ_ROWS):
+        logits, asked_here = (
+            lens.unembed(hidden[first : first + _READ_ROWS]),
+            wanted[first : first + _READ_ROWS],
+        )
+        for offset in range(0, len(logits), step):
+            reading = read_logits(logits[offset : offset + step], asked_here[offset : offset + step])
+            rank.append(reading.rank[:, 0])
+            log_prob.append(reading.log_prob)
+    return np.concatenate(rank).reshape(copies, count), np.concatenate(log_prob).reshape(copies, count)
