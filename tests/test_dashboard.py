@@ -11,8 +11,10 @@ import zlib
 import polars as pl
 import pytest
 
-from memprobe import dashboard, explorer, page, plots, statistics
+from memprobe import dashboard, plots, statistics
 from memprobe.compare import compare
+from memprobe.dashboard import explorer, page, questions, rules, training, writing
+from memprobe.dashboard.chains import chains_of, pairs_of
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.files import write_json
@@ -43,8 +45,8 @@ def hostile_factoids(n):
 def fewer():
     """Fewer draws and k than a page has: these tests make many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dashboard, "DRAWS", 200)
-        patch.setattr(dashboard, "K_VALUES", (1, 5, 10, 50))
+        patch.setattr(rules, "DRAWS", 200)
+        patch.setattr(writing, "K_VALUES", (1, 5, 10, 50))
         yield
 
 
@@ -283,22 +285,22 @@ def test_the_base_model_is_told_once_where_runs_agree_on_it():
 
     one = [*rows("a", 0, kvr=0.0), *rows("a", 1, kvr=1.0)]
     two = [*rows("b", 0, kvr=0.0, lama=0.25), *rows("b", 1, kvr=1.0)]
-    merged = dashboard._base_once(pl.DataFrame([*one, *two]))
+    merged = training._base_once(pl.DataFrame([*one, *two]))
     assert merged["row"].to_list() == ["base model"] * 2 + ["a, 1", "b, 1"]
     other = rows("c", 0, kvr=0.5)
-    apart = dashboard._base_once(pl.DataFrame([*one, *two, *other]))
+    apart = training._base_once(pl.DataFrame([*one, *two, *other]))
     assert apart["row"].to_list() == ["b, 0"] * 2 + ["c, 0", "a, 1", "b, 1"]
 
 
 def test_set_ups_of_a_grid_are_sets_of_their_own_with_their_own_second_readout(tmp_path):
     write_setups(tmp_path)
     study = open_study([tmp_path])
-    groups = dashboard.asked_alike([probe for probe in study.probes if probe.run["readout"] == "own"])
+    groups = questions.asked_alike([probe for probe in study.probes if probe.run["readout"] == "own"])
     assert [group.name for group in groups] == ["synthetic, 12 factoids, a-b", "synthetic, 12 factoids, a-c"]
     second = [probe for probe in study.probes if probe.run["readout"] != "own"]
     for group, probe in zip(groups, second, strict=True):
         assert group.labels == ["start", "end"]
-        fixed = dashboard._fixed_of(group, second)
+        fixed = questions.fixed_of(group, second)
         assert fixed.records.equals(probe.records)
     assert not groups[0].records.equals(groups[1].records)
     dashboard.write_dashboard(study, tmp_path / "page.html")
@@ -348,12 +350,12 @@ def test_a_second_readout_stands_beside_the_first(tmp_path):
 def test_long_training_is_thinned_and_that_is_said(tmp_path, monkeypatch):
     (tmp_path / "recipe.toml").write_text("seed = 0\n", encoding="utf-8")
     write_metrics(tmp_path / ".state" / "1-kvr" / "metrics.jsonl", 30)
-    monkeypatch.setattr(dashboard, "MAX_POINTS", 10)
+    monkeypatch.setattr(training, "MAX_POINTS", 10)
     dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html")
-    training = embedded(tmp_path)["training"]
-    assert "every 3th step" not in training["note"]
-    assert "one step in 3" in training["note"]
-    (name, _) = training["curves"]["loss"][0]
+    shown = embedded(tmp_path)["training"]
+    assert "every 3th step" not in shown["note"]
+    assert "one step in 3" in shown["note"]
+    (name, _) = shown["curves"]["loss"][0]
     assert json.loads(block(tmp_path, name))["data"][0]["x"] == list(range(1, 31, 3))
 
 
@@ -617,13 +619,13 @@ def test_runs_that_share_a_stage_and_end_on_different_datasets_are_chains_of_the
     probe = write_probe(
         tmp_path / "probe", {"base": 6} | dict.fromkeys(manifests, 4), n=8, manifests=manifests
     )
-    (asked,) = dashboard.asked_alike([probe])
-    chains = dashboard._chains(asked, "base")
+    (asked,) = questions.asked_alike([probe])
+    chains = chains_of(asked, "base")
     assert [(chain.name, chain.labels) for chain in chains[:2]] == [
         ("naive → 2 lama, seed 0", ["base", "none-kvr", "none-lama"]),
         ("naive → 2 webqa, seed 0", ["base", "none-kvr", "none-webqa"]),
     ]
-    naive = [pair[1:] for pair in dashboard._pairs(asked, chains, "base") if pair[0] == "naive"]
+    naive = [pair[1:] for pair in pairs_of(asked, chains, "base") if pair[0] == "naive"]
     assert sorted(naive) == [("none-kvr", "ewc-kvr"), ("none-lama", "ewc-lama"), ("none-webqa", "ewc-webqa")]
     dashboard.write_report(probe, probe.path / "report.html")
     figure = json.loads(block(probe, "s0-stage-exact"))["first"]["10"]

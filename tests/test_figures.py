@@ -20,7 +20,7 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.files import read_json, write_json, write_parquet
-from memprobe.plots import COLOURS
+from memprobe.palette import COLOURS
 from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.probes import write_probe, write_setups

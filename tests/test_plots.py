@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from memprobe import plots, statistics
+from memprobe import palette, plots, statistics
 from memprobe.errors import MemprobeError
 from memprobe.statistics.occurrence import kaplan_meier
 from memprobe.statistics.overview import flows
@@ -45,7 +45,7 @@ def test_a_checkpoint_keeps_its_look_where_another_has_no_rows(probe):
     recall = statistics.recall_by_depth(probe.records, k=10, token="first")
     alone = plots.recall_curves(recall.filter(pl.col("checkpoint") == "early"), checkpoints=["late", "early"])
     (line,) = traces(alone, "early", "line")
-    assert (line.line.color, line.marker.symbol) == (plots.COLOURS[1], plots.MARKERS[1])
+    assert (line.line.color, line.marker.symbol) == (palette.COLOURS[1], palette.MARKERS[1])
 
 
 def test_lof_distribution_sets_never_apart():
@@ -84,9 +84,9 @@ def test_lens_heatmap_holds_each_cell_and_refuses_other_shapes():
 
 
 def test_thirty_six_checkpoints_look_apart():
-    looks = [plots.style(position) for position in range(36)]
+    looks = [palette.style(position) for position in range(36)]
     assert len({(look["colour"], look["marker"]) for look in looks}) == 36
-    assert {look["dash"] for look in looks} == set(plots.DASHES)
+    assert {look["dash"] for look in looks} == set(palette.DASHES)
 
 
 def test_a_sketch_and_its_figure_are_the_same(probe):

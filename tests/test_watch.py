@@ -15,8 +15,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from memprobe import dashboard
+from memprobe.dashboard.watch import Watch, serve
 from memprobe.errors import MemprobeError
-from memprobe.watch import Watch, serve
 from tests.pages import chromium, find_chromium
 from tests.test_studies import write_metrics, write_stage
 

@@ -74,7 +74,7 @@ def dashboard_command(
 
 
 def _watch(paths: list[Path], port: int, open_page: bool, options: dict[str, Any]) -> None:
-    from memprobe.watch import Watch, run
+    from memprobe.dashboard.watch import Watch, run
 
     for path in paths:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""How every paper figure looks: one style, two widths, the palette of :mod:`memprobe.plots`.
+"""How every paper figure looks: one style, two widths, the palette of :mod:`memprobe.palette`.
 
 Figures are made without pyplot, so that none is shown, and none stays open.
 """
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from memprobe import plots
+from memprobe import palette
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def in_style(draw: Callable[P, R]) -> Callable[P, R]:
 
 def look(position: int) -> dict[str, Any]:
     """Colour, marker and dashes of the line at ``position``, the colour and marker being those of the dashboard."""
-    shared = plots.style(position)
+    shared = palette.style(position)
     colour, marker = shared["colour"], shared["marker"]
     return {
         "color": colour,

@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.dashboard import dashboard_text
+from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError
 from memprobe.studies import open_study
 

@@ -7,14 +7,13 @@ as uint16 into a list of token texts; ``page/explorer.js`` reads the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from memprobe.dashboard.questions import Asked
 from memprobe.errors import MemprobeError
-from memprobe.probes import Probe
 from memprobe.statistics.groups import group_labels
 from memprobe.statistics.occurrence import Occurrence
 
@@ -26,52 +25,6 @@ that with plotly.js (4.8 MB) and the figures a file stays below 25 MB whatever t
 NEVER, ABSENT = 0xFFFF, 0xFFFE  # of depths: never in the top k; no records
 MAX_RANK = 0xFFFF
 MAX_TOKENS = 0xFFFF  # an index beyond the list of tokens stands for one of the rarer ones
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Checkpoints that were asked the same factoids in the same way, from one probe directory or several.
-
-    Attributes:
-        name: short, of what was asked.
-        sources: by label here, the probe that holds the checkpoint and its label there.
-        records, controls, outcomes: as in :class:`memprobe.probes.Probe`, under the labels used here.
-        factoids: what was asked.
-        run: of the first probe.
-    """
-
-    name: str
-    sources: dict[str, tuple[Probe, str]]
-    records: pl.DataFrame
-    controls: pl.DataFrame
-    outcomes: pl.DataFrame
-    factoids: pl.DataFrame
-    run: dict[str, Any]
-
-    @property
-    def labels(self) -> list[str]:
-        """Of the checkpoints, in order."""
-        return list(self.sources)
-
-    def entry(self, label: str) -> dict[str, Any]:
-        """What run.json says of a checkpoint."""
-        probe, name = self.sources[label]
-        return probe.run["checkpoints"][name]
-
-    @property
-    def n_layers(self) -> dict[str, int]:
-        """Depth of the model's own readout, by label."""
-        return {label: self.entry(label)["n_layers"] for label in self.sources}
-
-    def token_text(self, label: str, token_id: int) -> str:
-        """Text of a token id as a checkpoint's own tokenizer writes it."""
-        probe, name = self.sources[label]
-        return probe.token_text(name, token_id)
-
-    @property
-    def shuffled(self) -> pl.DataFrame:
-        """Controls whose answers are other factoids'."""
-        return self.controls.filter(pl.col("control").str.starts_with("shuffled:"))
 
 
 def explored(asked: Asked, cells: int) -> tuple[pl.DataFrame, list[int], str]:

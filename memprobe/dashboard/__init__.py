@@ -1,0 +1,5 @@
+"""A study as one HTML page that opens from disk: rooms, explorer, page, and a server that keeps it new."""
+
+from memprobe.dashboard.writing import dashboard_text, write_dashboard, write_figure, write_report
+
+__all__ = ["dashboard_text", "write_dashboard", "write_figure", "write_report"]

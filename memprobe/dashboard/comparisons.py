@@ -1,0 +1,88 @@
+"""The room of comparisons that ``memprobe compare`` has written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe import plots
+from memprobe.dashboard.embedding import embedded, figure_json
+from memprobe.dashboard.shown import COMPARED, SHOWN, difference_unit
+from memprobe.errors import MemprobeError
+from memprobe.files import read_json
+from memprobe.studies import short_names
+
+if TYPE_CHECKING:
+    pass
+
+
+def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Differences and placement claims as ``memprobe compare`` wrote them."""
+    entries, blocks = [], {}
+    for position, (path, name) in enumerate(
+        zip(paths, short_names([one.parent for one in paths]), strict=True)
+    ):
+        found = read_json(path)
+        try:
+            labels = [row["label"] for row in found["checkpoints"]]
+            rows = [row for row in found["tables"].get("differences", []) if row["on"] == "all"]
+            about = (
+                f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} factoids, "
+                f"{found['draws']:,} draws, against {found['reference']}"
+            )
+            if found.get("base") not in (None, found["reference"]):
+                about += f" and {found['base']}"
+            claims = found["tables"].get("claims", [])
+            notes = found["notes"]
+            table = pl.DataFrame(
+                [
+                    [
+                        f"comparison-{position}",
+                        *(row[key] for key in ("reference", "checkpoint", "statistic", "n")),
+                    ]
+                    + [row[key] for key in ("difference", "low", "high")]
+                    for row in rows
+                ],
+                schema=["against", "reference", "checkpoint", "statistic", "n", "difference", "low", "high"],
+                orient="row",
+                infer_schema_length=None,
+            )
+            held = [["Checkpoint", "Against", "Statistic", "Own readout", "Base model’s readout", "Held"]]
+            held += [_claim(row) for row in claims if row["held"] is not None]
+        except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise MemprobeError(
+                f"{path}: not as memprobe compare writes it ({error}); compare again"
+            ) from error
+        figures = []
+        for statistic in COMPARED:
+            label, share = SHOWN[statistic]
+            part = table.filter(pl.col("statistic") == statistic) if len(table) else table
+            if len(part):
+                several = part["reference"].n_unique() > 1
+                if several:
+                    part = part.filter(pl.col("reference") == found["reference"])
+                block = f"comparison-{position}-{statistic}"
+                figure = plots.difference_forest.sketch(
+                    part, x=difference_unit(statistic), percent=share, checkpoints=labels
+                )
+                blocks[block] = embedded(figure_json(figure))
+                figures.append([block, label])
+        entries.append(
+            {"name": name, "about": about, "notes": notes, "figures": figures, "claims": held[1:] and held}
+        )
+    return entries, blocks
+
+
+def _claim(row: Mapping[str, Any]) -> list[str]:
+    def interval(which: str) -> str:
+        value, low, high = (row[f"{which}_{end}"] for end in ("difference", "low", "high"))
+        if value is None:
+            return "–"
+        return f"{value:+.2f}" + ("" if low is None else f" ({low:+.2f} … {high:+.2f})")
+
+    held = {True: "yes", False: "no", None: "not known"}[row["held"]]
+    statistic = SHOWN.get(row["statistic"], (row["statistic"],))[0]
+    return [row["checkpoint"], row["reference"], statistic, interval("own"), interval("fixed"), held]

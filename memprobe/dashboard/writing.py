@@ -1,0 +1,149 @@
+"""A study -> one HTML file that opens from disk, needs no network, and runs no script but its own.
+
+    probes ──── grouped by what was asked ─── statistics for every k and token rule ──┐
+    training runs ─── evaluations, steps ─────────────────────────────────────────────┼─ figures, tables ── page
+    comparisons ─── comparison.json ──────────────────────────────────────────────────┘
+
+Statistics become figures and tables here; the scripts in ``page/`` choose among them and compute none.
+The report of one probe is the same page, with fewer rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memprobe import palette
+from memprobe.dashboard import explorer, page
+from memprobe.dashboard.checkpoints import set_of
+from memprobe.dashboard.comparisons import comparisons_room
+from memprobe.dashboard.embedding import figure_json, rounded
+from memprobe.dashboard.questions import asked_alike, fixed_of
+from memprobe.dashboard.setup import headings
+from memprobe.dashboard.training import training_room
+from memprobe.errors import MemprobeError
+from memprobe.files import write_text
+from memprobe.probes import Probe, open_probe
+from memprobe.statistics import K_VALUES, TOKEN_RULES
+from memprobe.studies import Study, cells_of, learned
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def write_report(probe: Probe, path: str | Path) -> None:
+    """Writes the interactive report on a probe directory, with all its checkpoints, as one HTML file.
+
+    Statistics are over all factoids. The explorer leaves out what is beyond
+    :data:`memprobe.dashboard.explorer.MAX_CELLS` (later answer tokens first, then factoids), and the page says so.
+
+    Raises:
+        MemprobeError: the probe has no records, or ``path`` cannot be written.
+    """
+    write_dashboard(Study([probe], [], []), path)
+
+
+def write_dashboard(
+    study: Study,
+    path: str | Path,
+    *,
+    reference: str | None = None,
+    fixed_readout: Sequence[Probe | str | Path] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Writes the page on a study as one HTML file.
+
+    Args:
+        reference: label of the checkpoint that differences are taken from, where a probe has it (default: the
+            first checkpoint).
+        fixed_readout: probes of the same checkpoints read with the base model's unembedding
+            (``memprobe layers --readout``): their differences stand beside the others. Those that the study
+            holds are taken as well, and can be looked at on their own.
+        say: called with one line about each thing that is left out.
+
+    Raises:
+        MemprobeError: there is nothing to show, an unknown reference, broken files, or ``path`` cannot be written.
+    """
+    write_text(dashboard_text(study, reference=reference, fixed_readout=fixed_readout, say=say), Path(path))
+
+
+def dashboard_text(
+    study: Study,
+    *,
+    reference: str | None = None,
+    fixed_readout: Sequence[Probe | str | Path] = (),
+    say: Callable[[str], None] = lambda text: None,
+    version: str | None = None,
+) -> str:
+    """The page of :func:`write_dashboard`.
+
+    Args:
+        version: of a page that a server shows: it asks for a newer one, see :mod:`memprobe.dashboard.watch`.
+    """
+    fixed = [one if isinstance(one, Probe) else open_probe(one) for one in fixed_readout]
+    for probe in fixed:
+        if probe.run["readout"] == "own":
+            raise MemprobeError(
+                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
+                "made with memprobe layers --readout BASE"
+            )
+    second = {probe.path.resolve() for probe in fixed}
+    trained = cells_of(study)
+    shown = [learned(probe, trained, say) for probe in study.probes if probe.path.resolve() not in second]
+    shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
+    groups = asked_alike(shown, say)
+    fixed += [probe for probe in shown if probe.run["readout"] != "own"]
+    if not (groups or study.runs or study.comparisons):
+        where = ", ".join(str(probe.path) for probe in study.probes)
+        raise MemprobeError(f"{where}: no records to report on; see the errors in outcomes.parquet")
+    if reference and not any(reference in group.labels for group in groups):
+        known = ", ".join(label for group in groups for label in group.labels)
+        raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {known or 'none'}")
+    ks = sorted({*K_VALUES, *(int(group.run["k"]) for group in groups)})
+    sets, blocks = [], {}
+    cells = explorer.MAX_CELLS // max(1, len(groups))
+    for position, group in enumerate(groups):
+        entry, own = set_of(group, f"s{position}-", ks, reference, fixed_of(group, fixed), cells)
+        sets.append(entry)
+        blocks |= own
+    training, own = training_room(study)
+    blocks |= own
+    comparisons, own = comparisons_room(study.comparisons)
+    blocks |= own
+    title, subtitle = headings(study, groups)
+    data = {
+        "title": title,
+        "subtitle": subtitle,
+        "k": ks,
+        "rules": list(TOKEN_RULES),
+        "templates": {theme: palette.template(theme) for theme in ("light", "dark")},
+        "sets": sets,
+        "training": training,
+        "comparisons": comparisons,
+        "version": version,
+    }
+    watching = ["watch.js"] if version is not None else []
+    return page.assemble(
+        title=f"{title} · memprobe",
+        body="report.html",
+        scripts=("core.js", "report.js", "explorer.js", "start.js", *watching, page.PLOTLY),
+        data={"report-data": rounded(data)},
+        blocks=blocks,
+        connects=version is not None,
+    )
+
+
+def write_figure(figure: Figure, path: str | Path, title: str) -> None:
+    """Writes one figure as a self-contained page in the look of the report.
+
+    Raises:
+        MemprobeError: ``path`` cannot be written.
+    """
+    templates = {theme: palette.template(theme) for theme in ("light", "dark")}
+    data = {"title": title, "figure": figure_json(figure), "templates": templates}
+    scripts = ("core.js", page.PLOTLY, "figure.js")
+    text = page.assemble(
+        title=title, body="figure.html", scripts=scripts, data={"figure-data": data}, blocks={}
+    )
+    write_text(text, Path(path))

@@ -1,0 +1,270 @@
+"""Curves by depth, by stage and by training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memprobe.palette import DASHES, style, translucent
+from memprobe.plots.sketch import (
+    Sketch,
+    by_checkpoint,
+    clip,
+    drawn,
+    figure_of,
+    line_of,
+    percentage,
+    plain,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@drawn
+def recall_curves(
+    recall: pl.DataFrame,
+    shuffled: pl.DataFrame | None = None,
+    *,
+    checkpoints: Sequence[str] | None = None,
+    accuracy: Mapping[str, float | None] | None = None,
+) -> Sketch:
+    """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
+
+    Args:
+        recall: of :func:`memprobe.statistics.recall_by_depth`.
+        shuffled: of :func:`memprobe.statistics.shuffled_recall`, at the same k and token rule.
+        checkpoints: their order; as in the table where not given.
+        accuracy: share of exact answers by checkpoint, for the legend (as in the paper's figure 4).
+    """
+    figure = figure_of(x="depth", y="recall", percent=True)
+    figure.update_yaxes(range=[0, 1.02])
+    for position, label, rows in by_checkpoint(recall, checkpoints):
+        look = style(position)
+        depth, low, high = rows["depth"].to_list(), rows["low"].to_list(), rows["high"].to_list()
+        figure.add_scatter(
+            x=depth + depth[::-1],
+            y=high + low[::-1],
+            fill="toself",
+            fillcolor=translucent(look["colour"], 0.1),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            meta={"checkpoint": label, "role": "band"},
+        )
+        chance = None if shuffled is None else rows_of(shuffled, label)
+        if chance is not None and len(chance):
+            figure.add_scatter(
+                x=chance["depth"].to_list(),
+                y=chance["recall"].to_list(),
+                customdata=chance.select("low", "high").rows(),
+                mode="lines",
+                line={"color": look["colour"], "width": 1.5, "dash": "dot"},
+                name=f"{plain(label)}, shuffled",
+                hovertemplate="%{y:.1%} <i>shuffled answers</i><extra></extra>",
+                showlegend=False,
+                meta={"checkpoint": label, "role": "control"},
+            )
+        figure.add_scatter(
+            x=depth,
+            y=rows["recall"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            **line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
+            hovertemplate=(
+                "<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
+                + plain(label)
+                + "<extra></extra>"
+            ),
+        )
+    return figure
+
+
+@drawn
+def normalised_frequency(
+    frequency: pl.DataFrame,
+    *,
+    checkpoints: Sequence[str] | None = None,
+    accuracy: Mapping[str, float | None] | None = None,
+) -> Sketch:
+    """Which share of all occurrences falls on each depth: sums to 1 over depths 1 … n_layers.
+
+    Args:
+        frequency: of :func:`memprobe.statistics.normalised_frequency`; a checkpoint in which nothing occurs
+            has nulls and no line.
+        checkpoints: their order; as in the table where not given.
+        accuracy: share of exact answers by checkpoint, for the legend.
+    """
+    figure = figure_of(x="depth", y="share of occurrences", percent=True)
+    figure.update_yaxes(rangemode="tozero")
+    for position, label, rows in by_checkpoint(frequency, checkpoints):
+        figure.add_scatter(
+            x=rows["depth"].to_list(),
+            y=rows["frequency"].to_list(),
+            **line_of(label, style(position)) | {"name": _with_accuracy(label, accuracy)},
+            hovertemplate="<b>%{y:.1%}</b> " + plain(label) + "<extra></extra>",
+        )
+    return figure
+
+
+@drawn
+def survival_curves(
+    survival: pl.DataFrame, *, of: str = "first occurrence", checkpoints: Sequence[str] | None = None
+) -> Sketch:
+    """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
+
+    Args:
+        survival: of :func:`memprobe.statistics.occurrence.kaplan_meier`, with ``checkpoint``.
+        of: what is waited for, for the axis.
+        checkpoints: their order; as in the table where not given.
+    """
+    figure = figure_of(x="depth", y=f"still without {of}", percent=True)
+    figure.update_yaxes(range=[0, 1.02])
+    for position, label, rows in by_checkpoint(survival, checkpoints):
+        look = style(position)
+        depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
+        figure.add_scatter(
+            x=depth + depth[::-1],
+            y=high + low[::-1],
+            fill="toself",
+            fillcolor=translucent(look["colour"], 0.08),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            meta={"checkpoint": label, "role": "band"},
+        )
+        line = line_of(label, look)
+        line["line"] = line["line"] | {"shape": "hv"}
+        figure.add_scatter(
+            x=rows["depth"].to_list(),
+            y=rows["survival"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            **line,
+            hovertemplate="<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
+            + plain(label)
+            + "<extra></extra>",
+        )
+    return figure
+
+
+@drawn
+def stage_lines(
+    values: pl.DataFrame, *, y: str, percent: bool = False, looks: Mapping[str, int] | None = None
+) -> Sketch:
+    """A statistic from stage to stage, a line for each run, coloured by its arm; arms stand a little apart.
+
+    Args:
+        values: [arm, seed, checkpoint, stage (0 = base model), stage_name, value, low, high], in order; a null
+            ``seed`` is the mean over an arm's seeds.
+        y: what it is, with its unit.
+        percent: shares.
+        looks: by arm, the position whose :func:`style` it has; in order of the arms where not given.
+    """
+    figure = figure_of(x="", y=y, percent=percent)
+    if percent:
+        figure.update_yaxes(range=[-0.02, 1.04])
+    arms = values["arm"].unique(maintain_order=True).to_list()
+    runs = values.select("arm", "seed").unique(maintain_order=True).rows()
+    form = ".1%" if percent else ".2f"
+    apart = min(0.04, 0.24 / max(1, len(arms) - 1))
+    for arm, seed in runs:
+        rows = values.filter(_equal(values, "arm", arm) & _equal(values, "seed", seed))
+        look = style(arms.index(arm) if looks is None else looks[arm])
+        thin = seed is not None and (arm, None) in runs
+        known = rows["low"].is_not_null() & rows["high"].is_not_null()
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": [(high or 0) - v if k else 0 for v, high, k in _zipped(rows, "high", known)],
+            "arrayminus": [v - (low or 0) if k else 0 for v, low, k in _zipped(rows, "low", known)],
+            "thickness": 1.2,
+            "width": 3,
+        }
+        who = clip(plain(arm), 48) + ("" if seed is None else f", seed {seed}")
+        figure.add_scatter(
+            x=[stage + apart * (arms.index(arm) - (len(arms) - 1) / 2) for stage in rows["stage"]],
+            y=rows["value"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            error_y=None if thin else bars,
+            mode="lines+markers",
+            name=who,
+            opacity=0.35 if thin else 1,
+            line={"color": look["colour"], "width": 1 if thin else 2, "dash": look["dash"]},
+            marker={"symbol": look["marker"], "size": 4 if thin else 8, "color": look["colour"]},
+            hovertemplate=f"<b>%{{y:{form}}}</b>"
+            + ("" if not known.all() else f" (%{{customdata[0]:{form}}} – %{{customdata[1]:{form}}})")
+            + f" {who}<extra></extra>",
+            meta={
+                "checkpoints": rows["checkpoint"].to_list(),
+                "x": rows["stage"].to_list(),
+                "role": "seed" if thin else "line",
+                "arm": arm,
+            },
+        )
+    stages = dict(values.select("stage", "stage_name").unique(maintain_order=True).rows())
+    figure.update_xaxes(
+        tickvals=sorted(stages),
+        ticktext=[clip(plain(stages[stage]), 16) for stage in sorted(stages)],
+        range=[min(stages) - 0.15, max(stages) + 0.15],
+    )
+    return figure
+
+
+@drawn
+def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> Sketch:
+    """A measure of training over a stage's optimiser steps, a line for each run.
+
+    Args:
+        steps: [run, step, ``column``] of one stage.
+        column: such as loss or exact.
+        y: what it is.
+        log: whether its axis is logarithmic.
+    """
+    figure = figure_of(x="optimiser step", y=y, percent=column == "exact")
+    if column == "exact":
+        figure.update_yaxes(range=[-0.02, 1.04])
+    if log:
+        decades = range(-8, 7)
+        ticks = {
+            "tickvals": [10.0**power for power in decades],
+            "ticktext": [f"{10.0**power:,g}" for power in decades],
+        }
+        figure.update_yaxes(type="log", **ticks)
+    form = ".1%" if column == "exact" else ".3g"
+    for position, run in enumerate(steps["run"].unique(maintain_order=True).to_list()):
+        rows = steps.filter((steps["run"] == run) & steps[column].is_not_null())
+        look = style(position)
+        dash = DASHES[position % len(DASHES)]
+        if rows.is_empty():
+            continue
+        figure.add_scatter(
+            x=rows["step"].to_list(),
+            y=rows[column].to_list(),
+            mode="lines",
+            name=plain(run),
+            line={"color": look["colour"], "width": 1.6, "dash": dash},
+            hovertemplate=f"<b>%{{y:{form}}}</b> {plain(run)}<extra></extra>",
+            meta={"run": run, "role": "line"},
+        )
+    return figure
+
+
+def _with_accuracy(label: str, accuracy: Mapping[str, float | None] | None) -> str:
+    share = None if accuracy is None else accuracy.get(label)
+    return plain(label) + ("" if share is None else f" ({percentage(share)} exact)")
+
+
+def _stairs(values: list[float], name: str) -> list[float]:
+    """A column as stairs: each value holds until the next depth."""
+    twice = [value for value in values for _ in range(2)]
+    return twice[1:] if name == "depth" else twice[:-1]
+
+
+def _equal(table: pl.DataFrame, column: str, value: Any) -> pl.Series:
+    return table[column].is_null() if value is None else (table[column] == value).fill_null(value=False)
+
+
+def _zipped(rows: pl.DataFrame, edge: str, known: pl.Series) -> Iterator[tuple[float, float | None, bool]]:
+    return zip(rows["value"], rows[edge], known, strict=True)

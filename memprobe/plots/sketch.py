@@ -1,0 +1,135 @@
+"""A figure as plain JSON while it is drawn, and the pieces that several figures share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from memprobe.palette import template
+
+if TYPE_CHECKING:
+    import polars as pl
+    from plotly.graph_objects import Figure
+
+P = ParamSpec("P")
+
+
+class Sketch:
+    """A figure as plain JSON while it is drawn: a page holds hundreds, and plotly's objects check each number.
+
+    Attributes:
+        data: traces.
+        layout: without the template.
+    """
+
+    def __init__(self) -> None:
+        self.data: list[dict[str, Any]] = []
+        self.layout: dict[str, Any] = {"xaxis": {}, "yaxis": {}}
+
+    def add(self, kind: str, **trace: Any) -> None:
+        """A trace."""
+        self.data.append({"type": kind} | {key: value for key, value in trace.items() if value is not None})
+
+    def add_scatter(self, **trace: Any) -> None:
+        """Lines or markers."""
+        self.add("scatter", **trace)
+
+    def add_shape(self, **shape: Any) -> None:
+        """A line on the page."""
+        self.layout.setdefault("shapes", []).append(shape)
+
+    def add_annotation(self, **annotation: Any) -> None:
+        """A text on the page."""
+        self.layout.setdefault("annotations", []).append(annotation)
+
+    def update_layout(self, **layout: Any) -> None:
+        """Replaces parts of the layout."""
+        self.layout |= layout
+
+    def update_xaxes(self, **axis: Any) -> None:
+        """Adds to the x axis."""
+        self.layout["xaxis"] |= axis
+
+    def update_yaxes(self, **axis: Any) -> None:
+        """Adds to the y axis."""
+        self.layout["yaxis"] |= axis
+
+
+class Drawn(Generic[P]):
+    """A function that draws: called, it gives a plotly figure; ``sketch`` gives the same as plain JSON."""
+
+    def __init__(self, draw: Callable[P, Sketch]) -> None:
+        self.sketch = draw
+        functools.update_wrapper(self, draw)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Figure:
+        """A plotly figure."""
+        import plotly.graph_objects as go
+
+        drawn = self.sketch(*args, **kwargs)
+        return go.Figure(data=drawn.data, layout=drawn.layout | {"template": template()})
+
+
+def drawn(draw: Callable[P, Sketch]) -> Drawn[P]:
+    """Makes a function that sketches into one that gives a figure."""
+    return Drawn(draw)
+
+
+def figure_of(*, x: str, y: str, percent: bool) -> Sketch:
+    """An empty figure with titled axes."""
+    figure = Sketch()
+    figure.update_xaxes(title={"text": x})
+    figure.update_yaxes(title={"text": y}, **({"tickformat": ".0%"} if percent else {}))
+    return figure
+
+
+def line_of(label: str, look: dict[str, str]) -> dict[str, Any]:
+    """The trace of a checkpoint's line in its look."""
+    return {
+        "mode": "lines+markers",
+        "name": plain(label),
+        "line": {"color": look["colour"], "width": 2, "dash": look["dash"]},
+        "marker": {"symbol": look["marker"], "size": 6, "color": look["colour"]},
+        "meta": {"checkpoint": label, "role": "line"},
+    }
+
+
+def percentage(share: float) -> str:
+    """A percentage as the page writes it: halves go up."""
+    return f"{math.floor(1000 * share + 0.5) / 10:g} %"
+
+
+def by_checkpoint(
+    table: pl.DataFrame, checkpoints: Sequence[str] | None
+) -> list[tuple[int, str, pl.DataFrame]]:
+    """(position, label, rows by depth) in order; a checkpoint without rows is left out and keeps its colour."""
+    labels = (
+        list(checkpoints)
+        if checkpoints is not None
+        else table["checkpoint"].unique(maintain_order=True).to_list()
+    )
+    parts = [(position, label, rows_of(table, label)) for position, label in enumerate(labels)]
+    return [part for part in parts if len(part[2])]
+
+
+def rows_of(table: pl.DataFrame, label: str) -> pl.DataFrame:
+    """A checkpoint's rows, by depth where there is one."""
+    rows = table.filter(table["checkpoint"] == label)
+    return rows.sort("depth") if "depth" in rows.columns else rows
+
+
+def plain(text: str) -> str:
+    """Text that plotly draws as it stands: its labels read a subset of HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
+
+
+def clip(text: str, length: int) -> str:
+    """Text of at most so many characters, the last an ellipsis where some are left out."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def tick_step(last: int) -> int:
+    """Distance between depth ticks: about eight of them."""
+    return max(1, round(last / 8))
