@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memprobe.capture import read_logits
+from memprobe.capturing import read_logits
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.generation import batches_by_tokens

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from memprobe.capture import capture
 
+from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.generation import generate
