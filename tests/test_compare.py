@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json, write_parquet

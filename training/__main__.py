@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memprobe.cli import resumable
-from memprobe.cli import run as run_commands
+from memprobe.cli.app import resumable
+from memprobe.cli.app import run as run_commands
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.cli.options import AllowPickle, Checkpoints, Device, Dtype, TrustRemoteCode
 from memprobe.errors import MemprobeError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.cli.options import FixedReadout, Reference, TokenRule, TopK
 from memprobe.errors import MemprobeError
 

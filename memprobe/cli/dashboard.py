@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.cli.options import FixedReadout, Reference
 from memprobe.errors import MemprobeError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.cli.options import TokenRule, TopK
 
 _NAMES = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memprobe.cli import app, resumable
+from memprobe.cli.app import app, resumable
 from memprobe.cli.options import (
     AllowPickle,
     BadRowChoice,

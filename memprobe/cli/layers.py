@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memprobe.cli import app, resumable
+from memprobe.cli.app import app, resumable
 from memprobe.cli.options import (
     AllowPickle,
     BadRowChoice,

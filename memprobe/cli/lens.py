@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memprobe.cli import app
+from memprobe.cli.app import app
 from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
 from memprobe.errors import MemprobeError
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from memprobe.checkpoints import read_manifest, resolve
-from memprobe.cli import app as memprobe_app
+from memprobe.cli.app import app as memprobe_app
 from memprobe.errors import MemprobeError
 from memprobe.generation import generate
 from memprobe.models import load
