@@ -15,7 +15,8 @@ from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import _claim, cells_of, deal, directory, plan, read_grid, run_grid
+from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
+from training.grid.work import _claim
 from training.run import run
 
 
@@ -223,8 +224,8 @@ def test_what_another_process_trains_is_left_to_it_and_waited_for(tiny_checkpoin
 
     with ExitStack() as held:
         held.enter_context(_claim(out, shared))
-        monkeypatch.setattr("training.grid._POLL", poll)
-        monkeypatch.setattr("training.grid.time.sleep", waits)
+        monkeypatch.setattr("training.grid.work._POLL", poll)
+        monkeypatch.setattr("training.grid.work.time.sleep", waits)
         assert run_grid(read_grid(path), path, out, quiet=True) == []
     assert seen == [{"remix-ratio1", "remix-ratio2"}], (
         "the others were trained before it waited, and it waited once"

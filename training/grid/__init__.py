@@ -1,0 +1,54 @@
+"""A grid: many runs that share their first stages, in order of priority, on one machine or on several.
+
+A grid file says what all runs have in common, and which are wanted::
+
+    keep = "records"                      # or "weights"
+    [recipe]                              # every key of a recipe but seed, arm and stages
+    base = "smollm2-135m"
+    [data.kvr]                            # a stage of a recipe, by name
+    data = "kvr:{n}"
+    [arms]
+    naive = "none"
+    [[blocks]]                            # the first block is complete before the second begins
+    name = "kvr-lama"
+    stages = [["kvr", "lama"]]            # each a chain of two or three names in [data]
+    arms = ["naive"]
+    seeds = [0, 1, 2]
+    axes = { n = [64] }                   # what {n} stands for, anywhere in [recipe], [data] and [arms]
+
+Each distinct prefix of stages is trained once::
+
+    OUT/grid.toml  log.txt
+    OUT/runs/SETUP/ARM-sSEED/             a run directory; earlier stages are links to the run that they come from
+        cell.json                         how it ended, and what it cost
+    OUT/probes/SETUP/own/                 a probe directory: the base model and every cell's stages, on D_A
+    OUT/probes/SETUP/base-readout/        the same read with the base model's unembedding
+
+SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
+goes on. Processes that share OUT share the work: each takes the first cell that no other is at. Weights go as soon
+as nothing needs them, except where ``keep`` says so.
+
+::
+
+    file.py -> cells.py -> work.py        what is wanted -> cells and the stages they share -> trained, probed
+                        -> planning.py    what that takes
+"""
+
+from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.file import Block, Grid, read_grid
+from training.grid.planning import Plan, plan
+from training.grid.work import directory, run_grid
+
+__all__ = [
+    "Block",
+    "Cell",
+    "Grid",
+    "Node",
+    "Plan",
+    "cells_of",
+    "deal",
+    "directory",
+    "plan",
+    "read_grid",
+    "run_grid",
+]

@@ -1,0 +1,182 @@
+"""A grid's cells, and the nodes (stages to be trained) that they share."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memprobe.errors import MemprobeError
+from training.grid.file import Block, Grid, Scalar
+from training.recipe import Recipe, parse_recipe, to_toml, with_sources
+
+
+@dataclass(frozen=True)
+class Node:
+    """One training stage: a run of a recipe whose earlier stages are another node's.
+
+    Attributes:
+        name: ``SETUP/ARM-sSEED``, its directory under ``runs``.
+        arm: its name in the grid file.
+    """
+
+    name: str
+    setup: str
+    arm: str
+    recipe: Recipe
+    parent: Node | None
+
+    @property
+    def stage(self) -> str:
+        """The directory of the stage that it trains, ``2-lama``."""
+        return stage_directory(self.recipe, len(self.recipe.stages))
+
+    @property
+    def label(self) -> str:
+        """Of its checkpoint in probes: ``naive-s0.2``."""
+        return f"{self.arm}-s{self.recipe.seed}.{len(self.recipe.stages)}"
+
+    @property
+    def chain(self) -> list[Node]:
+        """The nodes from stage 1 to this one."""
+        return [*(self.parent.chain if self.parent else []), self]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A wanted run: a node, the block that wants it, and its place on the axes."""
+
+    node: Node
+    block: str
+    keep: str
+    axes: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def stage_directory(recipe: Recipe, number: int) -> str:
+    """``2-lama``, as in a run directory."""
+    return f"{number}-joint" if recipe.joint else f"{number}-{recipe.stages[number - 1].name}"
+
+
+def cells_of(grid: Grid, path: Path) -> list[Cell]:
+    """Every cell in order of priority, each once, with the nodes that they share.
+
+    Args:
+        path: of the grid file; names of files are looked for beside it.
+
+    Raises:
+        MemprobeError: a cell's recipe is not valid, or two that differ have one name.
+    """
+    nodes: dict[str, Node] = {}
+    cells: dict[str, Cell] = {}
+    for block in grid.blocks:
+        keep = block.keep or grid.keep
+        for chain in block.stages:
+            for values in itertools.product(*block.axes.values()):
+                axes = dict(zip(block.axes, values, strict=True))
+                for seed, arm in itertools.product(block.seeds, block.arms):
+                    node, used = _node(grid, path, block, chain, axes, seed, arm, nodes)
+                    cells.setdefault(node.name, Cell(node, block.name, keep, used))
+    return list(cells.values())
+
+
+def _node(
+    grid: Grid,
+    path: Path,
+    block: Block,
+    chain: Sequence[str],
+    axes: Mapping[str, Scalar],
+    seed: int,
+    arm: str,
+    nodes: dict[str, Node],
+) -> tuple[Node, dict[str, Scalar]]:
+    """The node of a cell, made with those before it where they are new, and the axes that it uses."""
+    in_arm: dict[str, Scalar] = {}
+    in_common: dict[str, Scalar] = {}
+    common = _fill(grid.recipe, axes, in_common)
+    stages, marks = [], [in_common]
+    for name in chain:
+        in_stage: dict[str, Scalar] = {}
+        stages.append({"name": name, **_fill(grid.data[name], axes, in_stage)})
+        marks.append(marks[-1] | in_stage)
+    text = _fill(grid.arms[arm], axes, in_arm)
+    where = f"{path}: block {block.name}: {arm}"
+    recipe = parse_recipe({"data_seed": 0, **common, "seed": seed, "arm": text, "stages": stages}, where)
+    recipe = with_sources(recipe, path)
+    suffixes = [_suffix(one) for one in marks]
+    return _shared(recipe, arm + _suffix(in_arm), suffixes, nodes, where), marks[-1] | in_arm
+
+
+def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node], where: str) -> Node:
+    """The node that trains this recipe's last stage; the same recipe is the same node, whoever wants it.
+
+    Args:
+        suffixes: of the name of the data of the first 0, 1, 2, … stages.
+    """
+    key = to_toml(recipe)
+    if key in nodes:
+        return nodes[key]
+    parent = None
+    if not recipe.joint and len(recipe.stages) > 1:
+        shorter = recipe.model_copy(update={"stages": recipe.stages[:-1]})
+        parent = _shared(shorter.model_copy(update={"arm": shorter.arm_name}), arm, suffixes, nodes, where)
+    setup = "-".join(stage.name for stage in recipe.stages) + suffixes[len(recipe.stages)]
+    name = f"{setup}/{arm}-s{recipe.seed}"
+    if any(node.name == name for node in nodes.values()):
+        raise MemprobeError(
+            f"{where}: another cell is called {name} already and differs; rename the arm or data"
+        )
+    nodes[key] = Node(name, setup, arm, recipe, parent)
+    return nodes[key]
+
+
+def _fill(value: Any, axes: Mapping[str, Scalar], used: dict[str, Scalar]) -> Any:
+    """Puts the axes' values for ``{name}``; what was needed is added to ``used``."""
+    if isinstance(value, dict):
+        return {key: _fill(item, axes, used) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, axes, used) for item in value]
+    if not isinstance(value, str) or not axes:
+        return value
+
+    def put(match: re.Match[str]) -> str:
+        used[match[1]] = axes[match[1]]
+        return _text(axes[match[1]])
+
+    names = "|".join(map(re.escape, axes))
+    if whole := re.fullmatch(rf"\{{({names})\}}", value):
+        used[whole[1]] = axes[whole[1]]
+        return axes[whole[1]]  # a number stays a number
+    return re.sub(rf"\{{({names})\}}", put, value)
+
+
+def _suffix(axes: Mapping[str, Scalar]) -> str:
+    """``-n64-ratio2``, safe in a file name."""
+    return "".join(
+        f"-{key}{re.sub(r'[^A-Za-z0-9.+]+', '-', _text(value)).strip('-')}" for key, value in axes.items()
+    )
+
+
+def _text(value: Scalar) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def deal(cells: Sequence[Cell], shard: int, shards: int) -> list[Cell]:
+    """The cells of one of ``shards`` machines (counted from 1), in order.
+
+    Cells that share stages stay together, so that machines need nothing of each other; each such group goes
+    to the machine that has the fewest stages to train so far.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.node.chain[0].name, []).append(cell)
+    loads = [0] * shards
+    mine: set[str] = set()
+    for group in groups.values():
+        machine = loads.index(min(loads))
+        loads[machine] += len({node.name for cell in group for node in cell.node.chain})
+        if machine == shard - 1:
+            mine |= {cell.node.name for cell in group}
+    return [cell for cell in cells if cell.node.name in mine]

@@ -1,0 +1,144 @@
+"""What a grid takes: tokens, time and disk, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memprobe.checkpoints import MANIFEST, resolve
+from memprobe.errors import MemprobeError
+from memprobe.files import read_json
+from training.data import parts_of, prepare
+from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.file import Grid
+from training.grid.work import directory, is_done, is_trained
+from training.mixing import Schedule
+from training.recipe import Evaluate, Recipe, to_toml
+
+if TYPE_CHECKING:
+    from memprobe.models import LensModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a grid takes.
+
+    Attributes:
+        cells: name, block, whether it is done.
+        shared: node -> how many cells start from it.
+        tokens: input tokens of all stages that are still to be trained.
+        per_second: tokens trained a second, measured on the stages that are there; None while there are none.
+        stages: to be trained.
+        stage_bytes: of one stage's weights on the disk.
+        peak_stages: whose weights lie there at once, at most.
+    """
+
+    cells: list[tuple[str, str, bool]]
+    shared: dict[str, int]
+    tokens: int
+    per_second: float | None
+    stages: int
+    stage_bytes: int
+    peak_stages: int
+
+
+def plan(
+    grid: Grid, path: Path, out: Path, *, shard: tuple[int, int] = (1, 1), data_dir: Path | None = None
+) -> Plan:
+    """What is to be done, and what it takes at the rate of what is done. Loads rows and a tokenizer, no model.
+
+    Tokens are those of the longest course that a stage may take; a stop rule may end it before.
+    """
+    cells = deal(cells_of(grid, path), *shard)
+    nodes = {node.name: node for cell in cells for node in cell.node.chain}
+    missing = [node for node in nodes.values() if not is_trained(out, node)]
+    shared = {
+        name: count
+        for name in nodes
+        if (count := sum(name in [node.name for node in cell.node.chain[:-1]] for cell in cells)) > 1
+    }
+    return Plan(
+        [(cell.node.name, cell.block, is_done(out, cell)) for cell in cells],
+        shared,
+        _tokens(missing, data_dir),
+        _rate(nodes.values(), out),
+        len(missing),
+        max((_stage_bytes(node) for node in nodes.values()), default=0),
+        _peak(cells),
+    )
+
+
+def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
+    """Input tokens of the stages, with rows as they come: what the base model knows is not asked."""
+    from memprobe.models import load_tokenizer
+
+    counted: dict[str, int] = {}
+    tokenizers: dict[str, Any] = {}
+    total = 0
+    for node in nodes:
+        recipe = _last_alone(node.recipe)
+        key = to_toml(recipe)
+        if key not in counted:
+            if recipe.base not in tokenizers:
+                tokenizers[recipe.base] = load_tokenizer(resolve(recipe.base))
+            try:
+                counted[key] = _tokens_of_last(recipe, tokenizers[recipe.base], data_dir)
+            except MemprobeError as error:
+                raise MemprobeError(f"{node.name}: {error}") from error
+        total += counted[key]
+    return total
+
+
+def _last_alone(recipe: Recipe) -> Recipe:
+    """Of a recipe, what the tokens of its last stage depend on: equal for cells that differ in all else."""
+    stages = recipe.stages if recipe.joint or recipe.stages[-1].replay else recipe.stages[-1:]
+    plain = tuple(stage.model_copy(update={"unknown": None}) for stage in stages)
+    changed = {"seed": 0, "data_seed": recipe.rows_seed, "evaluate": Evaluate(), "stages": plain}
+    return recipe.model_copy(update=changed)
+
+
+def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> int:
+    import tempfile
+
+    def never() -> LensModel:
+        raise AssertionError("nothing is asked")
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(recipe, Path(folder), never, data_dir=data_dir)
+    own, extra, _ = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
+    stage, batch = recipe.stages[-1], recipe.optimiser.batch
+    return Schedule(own, extra, epochs=stage.epochs, batch=batch, seed=0, match=stage.match).tokens
+
+
+def _rate(nodes: Any, out: Path) -> float | None:
+    tokens = seconds = 0.0
+    for node in nodes:
+        if is_trained(out, node):
+            manifest = read_json(directory(out, node) / node.stage / MANIFEST)
+            if manifest.get("seconds"):
+                tokens += manifest["tokens"]
+                seconds += manifest["seconds"]
+    return tokens / seconds if seconds else None
+
+
+def _stage_bytes(node: Node) -> int:
+    """Of the base model's weights; a stage has as many."""
+    weights = resolve(node.recipe.base).path
+    return sum(file.stat().st_size for file in weights.glob("*.safetensors"))
+
+
+def _peak(cells: Sequence[Cell]) -> int:
+    """The most stages whose weights lie on the disk at once, when cells are done in order."""
+    most, there = 0, set()
+    for place, cell in enumerate(cells):
+        there |= {node.name for node in cell.node.chain}
+        most = max(most, len(there))
+        there &= {
+            node.name
+            for position, other in enumerate(cells)
+            if position > place or other.keep == "weights"
+            for node in other.node.chain
+        }
+    return most

@@ -1,0 +1,332 @@
+"""A grid's work: every cell trained, evaluated and probed, in this process, beside others that share the disk."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memprobe.checkpoints import MANIFEST, resolve
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.files import read_json, write_json, write_text
+from memprobe.studies import CELL, GRID
+from training.data import Prepared, prepare
+from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.file import Grid
+from training.measures import shares_learned
+from training.recipe import to_toml
+from training.report import Report
+
+if TYPE_CHECKING:
+    from memprobe.models import LensModel
+
+LOG = "log.txt"
+RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
+"""Of a stage, what stays when its weights go; so do the rows of its datasets."""
+
+_POLL = 10.0  # seconds between two looks at cells that other processes are training
+
+
+class _Taken(Exception):
+    """Another process trains this stage or cell."""
+
+
+def run_grid(
+    grid: Grid,
+    path: Path,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    data_dir: Path | None = None,
+    quiet: bool = False,
+) -> list[str]:
+    """Trains, probes and evaluates every cell that is not there yet.
+
+    Several processes may do this in one ``out``; each returns when all cells are done.
+
+    Args:
+        path: of the grid file.
+        shard: (i, n): only the i-th of n parts.
+
+    Returns:
+        One line for each cell that could not be trained; the others are there.
+
+    Raises:
+        MemprobeError: bad input before anything is trained, or a directory that cannot be written.
+    """
+    cells = cells_of(grid, path)
+    mine = deal(cells, *shard)
+    after = _function(grid.after, path) if grid.after else None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path.read_text(encoding="utf-8"), out / GRID)
+    except OSError as error:
+        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
+    report = Report(out / LOG, quiet=quiet)
+    part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
+    done = sum(is_done(out, cell) for cell in mine)
+    report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
+    broken: dict[str, str] = {}
+    waiting = False
+    while left := [cell for cell in mine if not is_done(out, cell) and cell.node.name not in broken]:
+        for cell in left:
+            try:
+                with _claim(out, cell.node):
+                    if not is_done(out, cell):  # by another process, since the list was made
+                        place = f"[{mine.index(cell) + 1}/{len(mine)}]"
+                        report.say(f"{place} {cell.node.name}: {cell.node.recipe.arm_name}")
+                        _finish_cell(grid, cell, out, after, report, data_dir=data_dir, quiet=quiet)
+            except _Taken:
+                continue
+            except MemprobeError as error:
+                broken[cell.node.name] = f"{cell.node.name}: {error}"
+                report.say(f"{cell.node.name}: {error}")
+            waiting = False
+            _drop_weights(mine, out)
+            break  # the first cell that is free now may be one that was not
+        else:
+            if not waiting:
+                report.say(f"{len(left)} cells are being trained by other processes; waiting for them")
+            waiting = True
+            time.sleep(_POLL)
+    _drop_weights(mine, out)
+    report.say(
+        f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
+    )
+    return list(broken.values())
+
+
+@contextmanager
+def _claim(out: Path, node: Node) -> Iterator[None]:
+    """Holds a stage for this process; the system gives it up when the process ends, however it ends.
+
+    Raises:
+        _Taken: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = out / ".claims" / f"{node.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise _Taken from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def directory(out: Path, node: Node) -> Path:
+    """A node's run directory."""
+    return out / "runs" / node.name
+
+
+def is_done(out: Path, cell: Cell) -> bool:
+    """Whether a cell has ended, learned or not."""
+    return (directory(out, cell.node) / CELL).exists()
+
+
+def _finish_cell(
+    grid: Grid,
+    cell: Cell,
+    out: Path,
+    after: Callable[[Path], object] | None,
+    report: Report,
+    *,
+    data_dir: Path | None,
+    quiet: bool,
+) -> None:
+    """Trains the nodes of a cell that are missing, probes its stages, and says how it ended.
+
+    Raises:
+        _Taken: another process trains one of its earlier stages.
+    """
+    *before, last = cell.node.chain
+    for node in before:
+        if not is_trained(out, node):
+            with _claim(out, node):
+                _train(grid, node, out, report, data_dir=data_dir, quiet=quiet)
+    prepared = _train(grid, last, out, report, data_dir=data_dir, quiet=quiet)
+    seconds = _probe(grid, cell, out, prepared, report)
+    folder = directory(out, cell.node)
+    if after is not None:
+        after(folder)
+    ended = _outcome(cell, out) | {"seconds_probed": seconds}
+    write_json(ended, folder / CELL)
+    report.say(f"{cell.node.name}: {'learned' if ended['learned'] else 'FAILED: ' + ended['why']}")
+
+
+def _train(
+    grid: Grid, node: Node, out: Path, report: Report, *, data_dir: Path | None, quiet: bool
+) -> Prepared:
+    """Trains one stage, unless it is there; the rows of the run."""
+    from filelock import FileLock
+
+    from training.run import run
+
+    folder = directory(out, node)
+    folder.mkdir(parents=True, exist_ok=True)
+    if node.parent is not None:
+        _link_stages(directory(out, node.parent), folder)
+    # What the base model knows is asked once for the whole grid, by one process at a time.
+    with FileLock(out / ".asked.lock"):
+        prepared = prepare(
+            node.recipe,
+            folder,
+            lambda: _base_model(node.recipe.base),
+            data_dir=data_dir,
+            say=report.say,
+            asked=out / ".asked",
+        )
+    if not is_trained(out, node):
+        if grid.launch:
+            _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
+        else:
+            run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
+    return prepared
+
+
+def _launch(launch: str, node: Node, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
+    """Trains a stage in processes of its own.
+
+    Raises:
+        MemprobeError: they cannot be started, or end with an error.
+    """
+    folder = directory(out, node)
+    recipe = folder / ".recipe.toml"
+    write_text(to_toml(node.recipe), recipe)
+    command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
+    command += ["--out", str(folder), "--asked", str(out / ".asked")]
+    command += ["--data-dir", str(data_dir)] if data_dir is not None else []
+    try:
+        ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
+    except OSError as error:
+        raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
+    if ended.returncode:
+        raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
+
+
+def is_trained(out: Path, node: Node) -> bool:
+    """Whether a node's stage has ended; its weights may be gone."""
+    return (directory(out, node) / node.stage / MANIFEST).exists()
+
+
+def _base_model(spec: str) -> LensModel:
+    from memprobe.models import load
+
+    return load(spec)
+
+
+def _link_stages(parent: Path, folder: Path) -> None:
+    """Makes a parent run's stages those of this run."""
+    for stage in sorted(parent.iterdir()):
+        link = folder / stage.name
+        if (stage / MANIFEST).exists() and not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
+
+
+def _probe(grid: Grid, cell: Cell, out: Path, prepared: Prepared, report: Report) -> float:
+    """Probes the base model and the cell's stages on D_A; seconds. What the probe has already is kept."""
+    from filelock import FileLock
+
+    from memprobe.probing import probe
+
+    factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    if not factoids:
+        report.say(f"{cell.node.name}: stage 1 has no factoids to probe")
+        return 0.0
+    recipe = cell.node.recipe
+    intrusions = {
+        stage.name: [row for row in data.rows if isinstance(row, Factoid)]
+        for stage, data in zip(recipe.stages[1:], prepared.stages[1:], strict=True)
+        if stage.kind == "factoids"
+    }
+    checkpoints = [resolve(f"base={recipe.base}")]
+    checkpoints += [resolve(f"{node.label}={directory(out, node) / node.stage}") for node in cell.node.chain]
+    began = time.monotonic()
+    readouts = {"own": None} | ({"base-readout": recipe.base} if grid.base_readout else {})
+    for name, readout in readouts.items():
+        folder = out / "probes" / cell.node.setup / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        report.say(f"{cell.node.name}: probing {', '.join(c.label for c in checkpoints)} ({name})")
+        with FileLock(folder.parent / f".{name}.lock"):
+            probe(
+                checkpoints,
+                factoids,
+                folder,
+                template=recipe.template,
+                readout=readout,
+                intrusions=intrusions,
+                origin=prepared.stages[0].origins[0],
+            )
+    return round(time.monotonic() - began, 1)
+
+
+def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
+    """How a cell ended: whether each factoid stage was learned, and what every stage cost."""
+    recipe, problems, stages = cell.node.recipe, [], []
+    for node in cell.node.chain:
+        folder = directory(out, node)
+        manifest = read_json(folder / node.stage / MANIFEST)
+        sets = read_json(folder / node.stage / "evaluation.json")["sets"]
+        for name, share in shares_learned(recipe, len(node.recipe.stages), sets).items():
+            if share < 1:
+                problems.append(f"{name} ended at {share:.1%} exact match, not 100 %")
+        stages.append(
+            {
+                "stage": node.stage,
+                "run": node.name,
+                "label": node.label,
+                "steps": manifest["steps"],
+                "tokens": manifest["tokens"],
+                "seconds": manifest.get("seconds"),  # older runs did not count them
+            }
+        )
+    return {
+        "block": cell.block,
+        "setup": cell.node.setup,
+        "arm": cell.node.arm,
+        "seed": recipe.seed,
+        "axes": dict(cell.axes),
+        "learned": not problems,
+        "why": "; ".join(problems),
+        "stages": stages,
+    }
+
+
+def _drop_weights(cells: Sequence[Cell], out: Path) -> None:
+    """Removes the weights that no cell keeps and none still needs."""
+    needed = {
+        node.name
+        for cell in cells
+        if cell.keep == "weights" or not is_done(out, cell)
+        for node in cell.node.chain
+    }
+    for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
+        folder = directory(out, node) / node.stage
+        if node.name not in needed and (folder / "config.json").exists():
+            for file in folder.iterdir():
+                if file.name not in RECORDS and file.suffix != ".jsonl":
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _function(spec: str, path: Path) -> Callable[[Path], object]:
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MemprobeError(
+            f"{path}: after: no function {spec!r} ({error}); write module:function"
+        ) from error
+    return found
