@@ -183,8 +183,9 @@ def report_(
     """
     from memprobe.files import write_text
     from memprobe.studies import GRID
-    from training.drawing import draw
-    from training.tables import collect, flat, markdown, read_results, tables
+    from training.study.collect import collect, read_results
+    from training.study.figures import draw
+    from training.study.published import flat, markdown, tables
 
     fresh = (folder / GRID).exists()
     results = collect(folder, draws=draws, say=_aside) if fresh else read_results(folder)
@@ -212,7 +213,8 @@ def _print_results(made: dict[str, pl.DataFrame]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from training.tables import NOT_TESTED, shown
+    from training.study.claims import NOT_TESTED
+    from training.study.published import shown
 
     console = Console()
     columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]

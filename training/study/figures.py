@@ -10,7 +10,7 @@ import polars as pl
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures import write_figures
 from memprobe.figures.writing import Drawing, write_figure
-from training.tables import NAIVE, READOUTS, SETTINGS, Results
+from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
 OF_GRIDS = (
     "forgetting",
@@ -38,7 +38,7 @@ def draw(
     """Draws a study.
 
     Args:
-        results, tables: of :mod:`training.tables`.
+        results, tables: of :mod:`training.study`.
         grid: the grid's directory; ``None`` draws the figures that ``out`` holds again, from the JSON beside each.
         out: folder of the figures.
         draws: of the bootstrap.

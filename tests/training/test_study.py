@@ -6,18 +6,10 @@ from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
 from training.__main__ import app
-from training.tables import (
-    Results,
-    claims,
-    collect,
-    curve,
-    forgetting,
-    kept_before,
-    lost_facts,
-    markdown,
-    read_results,
-    tables,
-)
+from training.study.claims import claims
+from training.study.collect import Results, collect, read_results
+from training.study.published import markdown, tables
+from training.study.tables import curve, forgetting, kept_before, lost_facts
 
 REMIX = "remix(data=generic, stages=1)"
 

@@ -1,0 +1,293 @@
+"""A grid's directory becomes results: one row per cell, and statistics of placement by arm and seed.
+
+Statistics of placement are :mod:`memprobe.compare`'s; here they are laid out by arm and seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from memprobe.arms import BEYOND_NAIVE, by_kind
+from memprobe.compare import compare, kept_facts
+from memprobe.errors import MemprobeError
+from memprobe.files import read_json, write_parquet
+from memprobe.probes import Probe, open_probe
+from memprobe.studies import CELL, GRID
+
+SETTINGS = ((10, "first"), (1, "all"))
+"""(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
+small alphabet needs."""
+READOUTS = ("own", "base-readout")
+NAIVE = "none"
+
+_PLACED = (
+    "exact",
+    "lof_mean",
+    "lof_sd",
+    "share_never",
+    "lof_median",
+    "lof_restricted_mean",
+    "settled_restricted_mean",
+    "depths_per_factoid",
+    "effective_layers",
+    "chance_lof_restricted_mean",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is published of a grid; :func:`tables` needs no more.
+
+    Attributes:
+        cells: one row per finished cell.
+        stages: one row per cell, stage and evaluated dataset.
+        placement: one row per set-up, reading, readout and checkpoint.
+        arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
+        differences: over seeds, against naive; see :func:`memprobe.statistics.arms.arm_differences`.
+        spread: sd of the LoF against what the ceiling explains, seed by seed against naive.
+        lost: of the facts lost to a later stage, what the lens still reads.
+        kept: of the facts kept by it, where they had surfaced before; see :func:`memprobe.compare.kept_facts`.
+    """
+
+    cells: pl.DataFrame
+    stages: pl.DataFrame
+    placement: pl.DataFrame
+    arms: pl.DataFrame
+    differences: pl.DataFrame
+    spread: pl.DataFrame
+    lost: pl.DataFrame
+    kept: pl.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """One Parquet file per table."""
+        for name, table in vars(self).items():
+            write_parquet(table, folder / f"{name}.parquet")
+
+
+def read_results(folder: Path) -> Results:
+    """Results as :meth:`Results.write` left them.
+
+    Raises:
+        MemprobeError: a table is missing or broken.
+    """
+    found = {}
+    for name in Results.__dataclass_fields__:
+        path = folder / f"{name}.parquet"
+        try:
+            found[name] = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise MemprobeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    return Results(**found)
+
+
+def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda line: None) -> Results:
+    """Gathers a grid's finished cells; those that are not finished are not there.
+
+    Args:
+        draws: of the bootstrap.
+        say: called with one line about each set-up, before its records are read.
+
+    Raises:
+        MemprobeError: the directory holds no grid, or no finished cell.
+    """
+    if not (out / GRID).exists():
+        raise MemprobeError(f"{out}: holds no {GRID}, so this is no grid (python -m training grid makes one)")
+    found = sorted((out / "runs").glob(f"*/*/{CELL}"))
+    if not found:
+        raise MemprobeError(f"{out}: no cell is finished yet")
+    cells, stages = [], []
+    for path in found:
+        cell, rows = _cell(path, out)
+        cells.append(cell)
+        stages += rows
+    frame = pl.DataFrame(cells, infer_schema_length=None)
+    rank = pl.col("arm_text").replace_strict(
+        {arm: i for i, arm in enumerate(by_kind(set(frame["arm_text"])))}
+    )
+    frame = frame.sort("setup", rank, "seed", maintain_order=True)
+    parts: dict[str, list[pl.DataFrame]] = {}
+    for (setup,), group in frame.group_by("setup", maintain_order=True):
+        learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
+        say(f"{setup}: {len(group)} cells, {len(learned)} of them learned; reading where their facts surface")
+        for name, table in _placed(out, str(setup), learned["labels"].to_list(), draws):
+            parts.setdefault(name, []).append(table)
+    placed = {
+        name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
+        for name in ("placement", "arms", "differences", "spread", "lost", "kept")
+    }
+    return Results(frame, pl.DataFrame(stages, infer_schema_length=None), **placed)
+
+
+def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A cell's row, and one for each stage and dataset."""
+    ended = read_json(path)
+    run = path.parent
+    folders = [run / stage["stage"] for stage in ended["stages"]]
+    manifest = read_json(folders[-1] / "memprobe.json")
+    recipe = manifest["recipe"]
+    evaluations = [read_json(folder / "evaluation.json") for folder in folders]
+    names = [stage["name"] for stage in recipe["stages"]]
+    keys = {"setup": ended["setup"], "arm": ended["arm"], "seed": ended["seed"]}
+    rows = []
+    for evaluation in evaluations:
+        for dataset, one in evaluation["sets"].items():
+            score = one["scores"][one["metric"]]
+            rows.append(
+                keys
+                | {"stage": evaluation["stage"], "dataset": dataset, "metric": one["metric"], "n": one["n"]}
+                | score
+            )
+    first, last = evaluations[0]["sets"], evaluations[-1]
+    kept = last["retention"].get(f"1-{names[0]}", {})
+    own = last["sets"][f"{len(names)}-{names[-1]}"]
+    d_a = _score(last["sets"].get(f"1-{names[0]}"))
+    mixing = [part for stage in recipe["stages"] for part in stage["mixing"]]
+    replay = [stage["replay"]["ratio"] for stage in recipe["stages"] if stage.get("replay")]
+    # Joint training has no second dataset whose gradient could pull against the first one's.
+    interference = {} if recipe["joint"] else last.get("interference") or {}
+    cell = {
+        "block": ended["block"],
+        **keys,
+        "d_a": names[0],
+        "d_b": names[1],
+        "d_c": names[2] if len(names) > 2 else None,
+        "n": first[f"1-{names[0]}"]["n"],
+        "arm_text": manifest["arm"],
+        "mixing": ",".join(part["source"] for part in mixing) or None,
+        "mixing_ratio": mixing[0]["ratio"] if mixing else None,
+        "mixing_words": mixing[0]["words"][-1] if mixing else None,
+        "replay_ratio": replay[0] if replay else None,
+        "plain_last": not recipe["joint"] and not any(recipe["stages"][-1][key] for key in BEYOND_NAIVE),
+        "labels": [stage["label"] for stage in ended["stages"]],
+        "learned": ended["learned"],
+        "why": ended["why"],
+        # A joint run has one stage, which is its first and its last.
+        "d_a_after_1": None if recipe["joint"] else _score(first[f"1-{names[0]}"])["value"],
+        "retention": d_a["value"],
+        "retention_low": d_a["low"],
+        "retention_high": d_a["high"],
+        "retention_replayed": _part(kept, "replayed"),
+        "retention_unseen": _part(kept, "unseen"),
+        "last_metric": own["metric"],
+        "last_score": _score(own)["value"],
+        "known_after_1": _score(first.get("known"))["value"],
+        "known": _score(last["sets"].get("known"))["value"],
+        "perplexity_after_1": _score(first.get("texts"))["value"],
+        "perplexity": _score(last["sets"].get("texts"))["value"],
+        "steps": sum(stage["steps"] for stage in ended["stages"]),
+        "tokens": sum(stage["tokens"] for stage in ended["stages"]),
+        "seconds": _total(stage["seconds"] for stage in ended["stages"]),
+        "cosine_start": _overall(interference, "start", "cosine_a_b"),
+        "cosine_end": _overall(interference, "end", "cosine_a_b"),
+        "first_order_harm": _overall(interference, "end", "gradient_a_delta"),
+        "weight_change": _overall(interference, "end", "delta_norm"),
+    }
+    return cell, rows
+
+
+def _score(result: dict[str, Any] | None) -> dict[str, Any]:
+    if result is None:
+        return {"value": None, "low": None, "high": None}
+    return result["scores"][result["metric"]]
+
+
+def _part(kept: dict[str, Any], name: str) -> float | None:
+    part = kept.get(name)
+    return part["scores"]["exact_match"]["value"] if part and part["n"] else None
+
+
+def _overall(interference: dict[str, Any], end: str, name: str) -> float | None:
+    return interference.get(end, {}).get(name, {}).get("overall")
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    given = list(values)
+    return None if any(value is None for value in given) else sum(value or 0 for value in given)
+
+
+def _placed(
+    out: Path, setup: str, chains: Sequence[list[str]], draws: int
+) -> Iterable[tuple[str, pl.DataFrame]]:
+    """Tables of placement of one set-up, for each readout and reading.
+
+    Args:
+        chains: labels of each cell's stages, from stage 1 on.
+    """
+    for readout in READOUTS if chains else ():
+        folder = out / "probes" / setup / readout
+        if not (folder / "run.json").exists():
+            continue  # D_A has no factoids, or the grid wants no second readout
+        probe = open_probe(folder)
+        made = {
+            label: entry["manifest"] or {}
+            for label, entry in probe.run["checkpoints"].items()
+            if entry["complete"] and (entry["manifest"] is None or any(label in chain for chain in chains))
+        }
+        for k, token in SETTINGS:
+            keys = {"setup": setup, "k": k, "token": token, "readout": readout}
+            for name, table in _read_out(probe, made, chains, {"k": k, "token": token, "draws": draws}):
+                yield name, _keyed(table, keys)
+
+
+def _read_out(
+    probe: Probe, made: dict[str, dict[str, Any]], chains: Sequence[list[str]], options: dict[str, Any]
+) -> Iterable[tuple[str, pl.DataFrame]]:
+    """Tables of one readout and reading; ``made`` holds each checkpoint's manifest, nothing for the base."""
+    naive = [label for label, manifest in made.items() if manifest.get("arm") == NAIVE]
+    trained = [label for label in made if made[label]]
+    whole = compare([probe.only(made)], reference=(naive or trained)[0], **options).tables
+    named = [
+        {"checkpoint": label} | {key: made[label][key] for key in ("arm", "seed", "stage")}
+        for label in trained
+    ]
+    yield (
+        "placement",
+        whole["placement"]
+        .select("checkpoint", *_PLACED)
+        .join(pl.DataFrame(named), on="checkpoint", how="left", maintain_order="left"),
+    )
+    yield "arms", whole["arms"]
+    firsts = {made[label]["arm"]: label for label in reversed(trained)}
+    for arm, label in firsts.items():
+        if arm == NAIVE or arm.startswith("matched("):  # what an arm is held against
+            yield (
+                "differences",
+                compare([probe.only(made)], reference=label, **options).tables["arm_differences"],
+            )
+    for reference in naive:  # an arm's spread is held against naive of the same seed, after the same stage
+        same = [made[reference][key] for key in ("seed", "stage")]
+        like = [label for label in trained if [made[label][key] for key in ("seed", "stage")] == same]
+        if len(like) > 1:
+            pair = compare([probe.only(like)], reference=reference, base=reference, **options).tables
+            yield "spread", pair["spread"].filter(pl.col("on") == "all").drop("on")
+    for chain in chains:
+        for before, after in itertools.pairwise(chain):
+            if before in made and after in made:
+                pair = compare([probe.only([before, after])], reference=before, base=before, **options).tables
+                gone = (
+                    pair["fates"]
+                    .filter(pl.col("path") == "1→0")
+                    .rename({"n": "n_lost", "share": "share_lost"})
+                )
+                gone = gone.drop("path", "low", "high")
+                yield "lost", gone.join(pair["lost"], on=["reference", "checkpoint"], how="left")
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for chain in chains:
+        for before, after in itertools.pairwise(chain):
+            if before in made and after in made:
+                stage = pairs.setdefault(str(made[after]["stage"]), {})
+                stage.setdefault(made[after]["arm"], []).append((before, after))
+    for stage_name, arms in pairs.items():
+        kept = kept_facts(probe.only(made), arms, **options)
+        if len(kept):
+            yield "kept", kept.select(pl.lit(stage_name).alias("stage"), pl.all())
+
+
+def _keyed(table: pl.DataFrame, keys: dict[str, Any]) -> pl.DataFrame:
+    return table.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())

@@ -1,0 +1,70 @@
+"""A study's tables as files and text: CSV, and one Markdown page with the command that makes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from training.study import tables as made_of
+from training.study.claims import claims
+from training.study.collect import Results
+
+
+def tables(results: Results) -> dict[str, pl.DataFrame]:
+    """The study's tables by name, each from stored results alone; those without data are left out."""
+    made = {
+        "forgetting": made_of.forgetting(results),
+        "placement": made_of.placement(results),
+        "spread": made_of.spread(results),
+        "kept_facts": made_of.kept_before(results),
+        "lost_facts": made_of.lost_facts(results),
+        "replay_ratio": made_of.curve(results, "replay_ratio"),
+        "mixing_ratio": made_of.curve(results, "mixing_ratio"),
+        "mixing_words": made_of.curve(results, "mixing_words"),
+        "three_stages": made_of.three_stages(results),
+        "interference": made_of.interference(results),
+        "other_losses": made_of.other_losses(results),
+        "cost": made_of.cost(results),
+        "claims": claims(results),
+    }
+    names = dict(results.cells.select("arm_text", "arm").iter_rows())
+    return {name: _with_names(table, names) for name, table in made.items() if len(table)}
+
+
+def _with_names(table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
+    """Arms by their names in the grid file, where a text stands for them."""
+    texts = [name for name in ("arm", "against") if name in table.columns]
+    return table.with_columns(pl.col(texts).replace(names))
+
+
+def flat(table: pl.DataFrame) -> pl.DataFrame:
+    """Lists as texts, joined by spaces, for CSV; a missing number is ``-``."""
+    lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
+    texts = [
+        pl.col(name).list.eval(pl.element().cast(pl.String).fill_null("-")).list.join(" ") for name in lists
+    ]
+    return table.with_columns(texts)
+
+
+def markdown(made: dict[str, pl.DataFrame], command: str) -> str:
+    """All tables as one Markdown page, with the command that makes it."""
+    parts = [f"Made by `{command}`.\n"]
+    for name, table in made.items():
+        parts.append(f"## {name.replace('_', ' ').capitalize()}\n")
+        parts.append("| " + " | ".join(table.columns) + " |")
+        parts.append("|" + "|".join("---:" if dtype.is_numeric() else "---" for dtype in table.dtypes) + "|")
+        parts += ["| " + " | ".join(shown(value) for value in row) + " |" for row in table.iter_rows()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def shown(value: Any) -> str:
+    """A cell of a table as text: three digits, lists joined by commas."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(shown(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value).replace("|", "\\|")
