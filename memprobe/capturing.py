@@ -25,7 +25,7 @@ from torch import Tensor
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.generation import batches_by_tokens, cut, generate
-from memprobe.lenses import LogitLens
+from memprobe.lenses import Lens
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
 from memprobe.templates import Template, TokenisedFactoid, tokenise_all
@@ -82,7 +82,7 @@ def capture(
     factoids: Sequence[Factoid],
     template: str | Template = "plain",
     *,
-    readout: LogitLens | None = None,
+    readout: Lens | None = None,
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
     batch_size: BatchSize = "auto",
     seed: int = 0,
@@ -186,7 +186,7 @@ def capture_batches(
     lens_model: LensModel,
     plan: Plan,
     *,
-    readout: LogitLens | None = None,
+    readout: Lens | None = None,
     batch_size: BatchSize = "auto",
     done: frozenset[str] = frozenset(),
     predictions: bool = True,
@@ -233,7 +233,7 @@ def capture_batches(
 
 def _capture_batch(
     lens_model: LensModel,
-    lens: LogitLens,
+    lens: Lens,
     batch: Sequence[TokenisedFactoid],
     plan: Plan,
     predictions: bool,
@@ -341,7 +341,7 @@ def _residuals(
 
 
 def _read(
-    lens: LogitLens,
+    lens: Lens,
     hidden: Float[Tensor, "row d_head"],
     targets: Int[Tensor, "row target"],
     intrusions: Mapping[str, Sequence[int]],

@@ -1,28 +1,44 @@
-"""Residual vectors → logits. The Logit Lens reads any depth with the model's own final norm and unembedding.
+"""The lens family: residual vectors → logits, by one affine map for each depth and one readout.
 
-    residual [rows, d_model] ──final norm──> ──unembedding──> ──scale, softcap──> logits [rows, vocab]
+    residual [rows, d_model] ──map of the depth──> ──final norm──> ──unembedding──> ──scale, softcap──> logits
 
-nostalgebraist (2020), "interpreting GPT: the logit lens". The readout is computed in fp32 whatever the
-model's own precision; :func:`memprobe.models.wrap` checks it against the model's logits.
+    logit      no map: what the depth would say if it were the last (nostalgebraist 2020)
+    linear     least squares to the last stream (Din et al. 2023, arXiv 2303.09435)
+    tuned      least KL to the model's own output (Belrose et al. 2023, arXiv 2303.08112)
+    jacobian   the mean Jacobian of the last stream (Gurnee et al. 2026, Transformer Circuits)
+
+The readout is the model's own, or another checkpoint's; at full depth there is no map. The readout is computed in
+fp32 whatever the model's own precision; :func:`memprobe.models.wrap` checks it against the model's logits.
+:mod:`memprobe.fitting` makes fitted lenses, :mod:`memprobe.lens_files` keeps them.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
+from memprobe.lens_files import AffineMap, LensFile, read_lens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from memprobe.models import LensModel
 
-class LogitLens(nn.Module):
-    """The model's own readout as a function of one residual vector.
+LensKind = Literal["logit", "tuned", "linear", "jacobian"]
+LENS_KINDS: tuple[LensKind, ...] = get_args(LensKind)
+
+
+class Readout(nn.Module):
+    """What a model makes of its last residual vector: final norm and unembedding.
 
     Attributes:
         final: what the model applies after its last block, in order: the final norm, and for OPT the
@@ -40,7 +56,7 @@ class LogitLens(nn.Module):
         self.softcap = softcap
 
     @classmethod
-    def of(cls, model: PreTrainedModel, final: list[nn.Module]) -> LogitLens:
+    def of(cls, model: PreTrainedModel, final: list[nn.Module]) -> Readout:
         """The readout of a model whose modules after the last block are ``final``.
 
         Raises:
@@ -61,7 +77,7 @@ class LogitLens(nn.Module):
         assert isinstance(weight, Tensor)
         return weight.shape[0]
 
-    def transform_hidden(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head"]:
+    def norm(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_head"]:
         """The final norm (and projection), in fp32."""
         hidden = residual.float()
         for module in self.final:
@@ -79,7 +95,265 @@ class LogitLens(nn.Module):
 
     def forward(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model would give if this residual stream were its last."""
-        return self.unembed(self.transform_hidden(residual))
+        return self.unembed(self.norm(residual))
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """An affine map for each depth, and a readout.
+
+    Attributes:
+        name: what tables call it: ``logit``, ``logit@base``, ``tuned`` …
+        readout: final norm and unembedding.
+        kind: which of the family it is.
+        maps: by depth; a depth without one is read as by the Logit Lens. Full depth never has one.
+        about: what a fitted lens says of itself: weights, corpus, tokens, floor.
+        other: label of the checkpoint whose readout it is; ``None`` for the model's own.
+        digest: SHA-256 of a fitted lens's file.
+        notes: what a reader of its results must know, a line each.
+    """
+
+    name: str
+    readout: Readout
+    kind: LensKind = "logit"
+    maps: Mapping[int, AffineMap] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    other: str | None = None
+    digest: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self.readout.vocab_size
+
+    def transform_hidden(
+        self, residual: Float[Tensor, "*batch d_model"], depth: int | None = None
+    ) -> Float[Tensor, "*batch d_head"]:
+        """The map of a depth, then the final norm (and projection), in fp32.
+
+        Args:
+            depth: 0 … n_layers; ``None`` stands for full depth, which has no map.
+        """
+        hidden = residual.float()
+        if depth is not None and (map_ := self.maps.get(depth)) is not None:
+            hidden = map_(hidden)
+        return self.readout.norm(hidden)
+
+    def unembed(self, hidden: Float[Tensor, "*batch d_head"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of what :meth:`transform_hidden` gives."""
+        return self.readout.unembed(hidden)
+
+    def __call__(
+        self, residual: Float[Tensor, "*batch d_model"], depth: int | None = None
+    ) -> Float[Tensor, "*batch vocab"]:
+        """What the lens says of residual vectors at a depth."""
+        return self.unembed(self.transform_hidden(residual, depth))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the lens is, as JSON: the same for every model that it reads."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "readout": self.other or "own",
+            "sha256": self.digest,
+            "fitted": {key: value for key, value in self.about.items() if key not in _LONG},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LensSpec:
+    """A lens as asked for; :meth:`build` makes it for a model.
+
+    Attributes:
+        kind: which of the family.
+        path: where a fitted one is.
+        readout: spec of the checkpoint whose norm and unembedding it reads with; ``None`` for the model's own.
+        label: its name in tables; ``None`` for the kind's, as in ``tuned@base``.
+    """
+
+    kind: LensKind = "logit"
+    path: Path | None = None
+    readout: str | None = None
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables call it.
+
+        Raises:
+            MemprobeError: there is no such checkpoint to read with.
+        """
+        if self.label is not None:
+            return self.label
+        return self.kind if self.readout is None else f"{self.kind}@{resolve(self.readout).label}"
+
+    def build(self, lens_model: LensModel, load: Callable[[str], LensModel] | None = None) -> Lens:
+        """The lens for a model.
+
+        Args:
+            load: gives the checkpoint of a spec, for lenses with another readout.
+
+        Raises:
+            MemprobeError: the file cannot be read, or lens or readout are of another width, depth or vocabulary.
+        """
+        other = None
+        if self.readout is not None:
+            if load is None:
+                raise MemprobeError(f"{self.kind}@{self.readout}: no way to load that checkpoint was given")
+            other = load(self.readout)
+        file = None if self.path is None or self.kind == "logit" else read_lens(self.path, self.kind)
+        return make_lens(lens_model, file, other, self.label)
+
+
+def make_lens(
+    lens_model: LensModel,
+    file: LensFile | None = None,
+    other: LensModel | None = None,
+    name: str | None = None,
+) -> Lens:
+    """The lens that reads a model with some maps and a readout, after checking that they fit.
+
+    Args:
+        file: the maps; ``None`` for the Logit Lens.
+        other: the checkpoint whose readout is used; ``None`` for the model's own.
+        name: what tables call it; by default its kind, and ``@`` with the label of ``other``.
+
+    Raises:
+        MemprobeError: maps or readout are of another width, depth or vocabulary.
+    """
+    kind: LensKind = "logit" if file is None else file.kind
+    name = name or (kind if other is None else f"{kind}@{other.label}")
+    if other is not None and (mine := _size(lens_model)) != (theirs := _size(other)):
+        raise MemprobeError(
+            f"lens {name}: {other.label} reads {theirs[0]} x {theirs[1]}, "
+            f"but {lens_model.label} is {mine[0]} x {mine[1]} (d_model x vocabulary)"
+        )
+    readout = (lens_model if other is None else other).lens.readout
+    label = None if other is None else other.label
+    if file is None:
+        return Lens(name, readout, other=label)
+    _check_size(name, file, lens_model)
+    device = lens_model.device
+    return Lens(
+        name,
+        readout,
+        kind,
+        {depth: map_.to(device) for depth, map_ in file.maps.items()},
+        file.about,
+        label,
+        file.digest,
+        tuple(_notes(name, file, lens_model)),
+    )
+
+
+def parse_lens(text: str) -> LensSpec:
+    """A lens from ``[LABEL=]logit[@SPEC]`` or ``[LABEL=]KIND=PATH[@SPEC]``, KIND being tuned, linear or jacobian.
+
+    Raises:
+        MemprobeError: an unknown kind, or a path or checkpoint that is missing.
+    """
+    asked, label = text.strip(), None
+    head, equals, rest = asked.partition("=")
+    if equals and head.partition("@")[0] not in LENS_KINDS and _begins_with_kind(rest):
+        label, asked = head.strip(), rest.strip()
+    kind = asked.partition("@")[0].partition("=")[0]
+    if kind not in LENS_KINDS or label == "":
+        raise MemprobeError(
+            f"--lens {text}: write logit, logit@SPEC, or KIND=PATH with KIND one of {', '.join(LENS_KINDS[1:])}, "
+            "each perhaps with @SPEC"
+        )
+    tail = asked[len(kind) :]
+    if kind == "logit":
+        if tail and (tail[0] != "@" or not tail[1:].strip()):
+            raise MemprobeError(f"--lens {text}: the Logit Lens is written logit or logit@SPEC")
+        return LensSpec(kind, None, tail[1:].strip() or None, label)
+    if not tail.startswith("="):
+        raise MemprobeError(
+            f"--lens {text}: a {kind} lens is fitted; write {kind}=PATH (memprobe fit makes one)"
+        )
+    path, readout = _split_path(tail[1:])
+    if not path or readout == "":
+        raise MemprobeError(f"--lens {text}: write {kind}=PATH or {kind}=PATH@SPEC")
+    return LensSpec(kind, Path(path), readout, label)
+
+
+def parse_lenses(texts: Iterable[str]) -> list[LensSpec]:
+    """:func:`parse_lens` for each; no text at all stands for the Logit Lens.
+
+    Raises:
+        MemprobeError: see :func:`parse_lens`; or two lenses share a name.
+    """
+    specs = [parse_lens(text) for text in texts] or [LensSpec()]
+    names = [spec.name for spec in specs]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise MemprobeError(f"two lenses are called {repeated!r}; name them, as in --lens LABEL=tuned=PATH")
+    return specs
+
+
+_LONG = ("depths", "factoids")  # tables of lens.json that a probe's run.json can do without
+
+
+def _begins_with_kind(text: str) -> bool:
+    return text.strip().partition("@")[0].partition("=")[0] in LENS_KINDS
+
+
+def _split_path(text: str) -> tuple[str, str | None]:
+    """PATH and SPEC; an ``@`` may belong to either, so the longest path that exists counts."""
+    places = [index for index, character in enumerate(text) if character == "@"]
+    for end in [len(text), *reversed(places)]:
+        if Path(text[:end]).expanduser().exists() and text[:end]:
+            return text[:end], text[end + 1 :].strip() if end < len(text) else None
+    path, at, readout = text.partition("@")
+    return path.strip(), readout.strip() if at else None
+
+
+def _size(lens_model: LensModel) -> tuple[int, int]:
+    return lens_model.d_model, lens_model.vocab_size
+
+
+def _check_size(name: str, file: LensFile, lens_model: LensModel) -> None:
+    """Raises a MemprobeError for a lens of another width or depth."""
+    label, n_layers = lens_model.label, lens_model.n_layers
+    if file.d_model != lens_model.d_model:
+        raise MemprobeError(
+            f"lens {name}: fitted on a model of width {file.d_model}; {label} is {lens_model.d_model} wide"
+        )
+    # Jacobian lenses made elsewhere have no map for the embeddings; every depth between must have one.
+    between = set(range(1, n_layers))
+    if (file.n_layers or n_layers) != n_layers or not between <= set(file.maps) <= between | {0}:
+        fitted = file.n_layers or max(file.maps) + 1
+        raise MemprobeError(f"lens {name}: fitted on a model of {fitted} blocks; {label} has {n_layers}")
+
+
+def _notes(name: str, file: LensFile, lens_model: LensModel) -> list[str]:
+    notes = []
+    fitted_on = file.about.get("fingerprint")
+    unembedding = file.about.get("unembedding hash")
+    told = file.about.get("model") or "weights that its file does not name"
+    if fitted_on is None and unembedding is None:
+        notes.append(
+            f"lens {name}: fitted on {told}; nothing in its file can say whether those are the weights read"
+        )
+    elif fitted_on not in (None, lens_model.fingerprint) or unembedding not in (
+        None,
+        _hash_unembedding(lens_model),
+    ):
+        notes.append(f"lens {name}: fitted on other weights ({told}) than those of {lens_model.label}")
+    if missing := sorted(set(range(lens_model.n_layers)) - set(file.maps)):
+        notes.append(f"lens {name}: no map for depth {missing[0]}, which is read as by the Logit Lens")
+    return notes
+
+
+def _hash_unembedding(lens_model: LensModel) -> str:
+    """The hash by which tuned-lens knows an unembedding (its ``tensor_hash``): of numpy's abridged print."""
+    import hashlib
+
+    import numpy as np
+
+    weight = lens_model.lens.readout.unembedding.weight
+    assert isinstance(weight, Tensor)
+    return hashlib.sha256(np.array_str(weight.detach().cpu().numpy(), precision=1).encode()).hexdigest()
 
 
 def _logit_scale(model: PreTrainedModel, config: Any) -> float:

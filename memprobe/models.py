@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.lenses import LogitLens
+from memprobe.lenses import Lens, Readout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class LensModel:
         model: the Hugging Face causal LM, in eval mode.
         tokenizer: its tokenizer.
         blocks: the transformer blocks, in order; depth d is the residual stream after ``blocks[d - 1]``.
-        lens: the model's own readout.
+        lens: the Logit Lens, with the model's own readout.
         label: its name in tables.
         fingerprint: of its weights.
         difference: largest |lens − model| over the logits of the check prompt.
@@ -50,7 +50,7 @@ class LensModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     blocks: list[nn.Module]
-    lens: LogitLens
+    lens: Lens
     label: str
     fingerprint: str
     difference: float
@@ -171,7 +171,7 @@ def wrap(
         blocks = list(listed)
         ids = _check_ids(tokenizer, model)
         residual, logits, final = _watch(model, ids, blocks, parent, label)
-        lens = LogitLens.of(model, final)
+        lens = Lens("logit", Readout.of(model, final))
         difference = _compare(lens, residual, logits, model, label)
     return LensModel(
         model=model,
@@ -392,7 +392,7 @@ def _watch(
     return streams[len(blocks)], logits, order[order.index(blocks[-1]) + 1 :]
 
 
-def _compare(lens: LogitLens, residual: Tensor, logits: Tensor, model: PreTrainedModel, label: str) -> float:
+def _compare(lens: Lens, residual: Tensor, logits: Tensor, model: PreTrainedModel, label: str) -> float:
     if not torch.isfinite(logits).all():
         raise MemprobeError(f"{label}: the model's logits are not finite on the check prompt")
     try:

@@ -236,7 +236,7 @@ def test_one_logit_that_is_not_finite_is_an_error(value):
     tokenizer = tiny_tokenizer()
     read = wrap(tiny_model("phi", vocab_size=len(tokenizer)), tokenizer)
     with torch.no_grad():
-        read.lens.unembedding.bias[200] = value
+        read.lens.readout.unembedding.bias[200] = value
     assert not any(200 in item.targets for item in items_of(read, FACTS, "plain"))
     tables = capture(read, FACTS)
     assert tables.records.is_empty() and tables.controls.is_empty()
@@ -469,7 +469,7 @@ def test_one_forward_pass_and_the_vocabulary_at_answer_positions_only():
     read = tiny()
     rows, sequences = [], []
     hooks = [
-        read.lens.unembedding.register_forward_hook(
+        read.lens.readout.unembedding.register_forward_hook(
             lambda _, __, output: rows.append(output.shape[:-1].numel())
         ),
         read.model.model.register_forward_hook(

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM
 
 from memprobe.errors import MemprobeError
-from memprobe.lenses import LogitLens
+from memprobe.lenses import Readout
 from memprobe.models import (
     ATOL,
     CHECK_TEXT,
@@ -249,7 +249,7 @@ def test_settings_that_a_model_does_not_obey_are_refused(setting, value):
 )
 def test_a_wrong_softcap_scale_or_norm_is_caught(family, change, monkeypatch):
     tokenizer = tiny_tokenizer()
-    true = LogitLens.of
+    true = Readout.of
 
     def wrong(model, final):
         lens = true(model, final)
@@ -257,7 +257,7 @@ def test_a_wrong_softcap_scale_or_norm_is_caught(family, change, monkeypatch):
             setattr(lens, name, value)
         return lens
 
-    monkeypatch.setattr(LogitLens, "of", staticmethod(wrong))
+    monkeypatch.setattr(Readout, "of", staticmethod(wrong))
     with pytest.raises(MemprobeError, match=r"does not equal the logits|cannot be rebuilt"):
         wrap(tiny_model(family, len(tokenizer)), tokenizer)
 

@@ -133,7 +133,7 @@ def test_own_logits_that_are_not_finite_are_an_error_under_another_readout_too()
     tokenizer = tiny_tokenizer()
     lens_model, other = (wrap(tiny_model("phi", len(tokenizer), seed=seed), tokenizer) for seed in (0, 1))
     with torch.no_grad():
-        lens_model.lens.unembedding.bias[5] = torch.nan
+        lens_model.lens.readout.unembedding.bias[5] = torch.nan
     tables = capture(lens_model, FACTS, readout=other.lens)
     assert tables.outcomes["error"].to_list() == ["a logit is not finite"] * len(FACTS)
     assert tables.outcomes["exact_tokens"].null_count() == len(FACTS)

@@ -34,7 +34,7 @@ Batch = tuple[
 
 def floor(model: LensModel, batches: list[Batch]) -> None:
     """The least that any implementation must do."""
-    decoder, head = model.model.base_model, model.lens.unembedding.weight
+    decoder, head = model.model.base_model, model.lens.readout.unembedding.weight
     with torch.inference_mode():
         for ids, last, _, _ in batches:
             decoder(input_ids=ids, use_cache=False)
