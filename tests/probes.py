@@ -111,7 +111,7 @@ def write_probe(
                     }
                     controls.append(pl.DataFrame(keys | control, schema_overrides=CONTROLS))
             said = factoid.answer if known else "something else"
-            outcomes.append([label, factoid.id, bool(known), bool(known), said, None])
+            outcomes.append([label, factoid.id, bool(known), bool(known), said, None, bool(known)])
     write_parquet(pl.concat(records).select(list(RECORDS)), path / "records.parquet")
     write_parquet(pl.concat(controls).select(list(CONTROLS)), path / "controls.parquet")
     write_parquet(pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"), path / "outcomes.parquet")

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from memprobe import capturing
+from memprobe.answers import budget, cut
 from memprobe.capturing import capture, capture_batches, plan_capture, read_logits, shuffled_answers
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.generation import cut
 from memprobe.models import wrap
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
 from memprobe.templates import Template, TokenisedFactoid
@@ -386,7 +386,7 @@ def test_exact_match_is_what_the_model_says_one_by_one(family):
     )
     for item in items_of(read, factoids, "plain"):
         row, answer = outcomes[item.factoid.id], item.factoid.answer
-        new = oracle.greedy(read.model, item.prompt, len(item.answer) + 4, newlines | {1})
+        new = oracle.greedy(read.model, item.prompt, budget(item, read.tokenizer), newlines | {1})
         said = tuple(new[: len(item.answer)]) == item.answer
         assert row["exact_tokens"] == said
         assert row["exact_match"] or not row["exact_tokens"], "exact_tokens implies exact_match"
@@ -489,11 +489,11 @@ def test_generation_runs_only_where_it_is_needed(monkeypatch):
     read = tiny()
     factoids = spoken_factoids(read, "plain")
     asked = []
-    generate = capturing.generate
+    answer = capturing.answer
     monkeypatch.setattr(
         capturing,
-        "generate",
-        lambda model, prompts, **options: (asked.extend(prompts), generate(model, prompts, **options))[1],
+        "answer",
+        lambda model, items, **options: (asked.extend(items), answer(model, items, **options))[1],
     )
     outcomes = capture(read, factoids).outcomes
     assert len(asked) == outcomes.filter(~pl.col("exact_tokens")).height

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memprobe import filter as filtering
-from memprobe import generation
+from memprobe import answers as answering
+from memprobe.answers import Continuation, judge
 from memprobe.cli import main
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.filter import ask, judge, prepare
+from memprobe.filter import ask, prepare
 from memprobe.models import load
 from memprobe.sources import load_factoids
 from memprobe.templates import Template, tokenise
@@ -59,6 +59,11 @@ def lens_model(taught):
     return load(str(taught), device="cpu")
 
 
+def said(text):
+    """A continuation that does not begin with the answer's own tokens."""
+    return Continuation((), text)
+
+
 @pytest.fixture
 def facts():
     return list(FACTS)
@@ -67,9 +72,9 @@ def facts():
 def test_facts_are_split_by_what_the_model_says(lens_model, facts, tmp_path):
     answered = ask(lens_model, facts, tmp_path / "journal", batch_tokens=60)
     assert [one.factoid for one in answered] == facts
-    assert [one.prediction for one in answered] == list(SAYS.values())
-    assert [one.strict for one in answered] == [True, False, False, False, False, False]
-    assert [one.alias_aware for one in answered] == [True, True, False, False, False, False]
+    assert [one.verdict.prediction for one in answered] == list(SAYS.values())
+    assert [one.verdict.exact_match for one in answered] == [True, False, False, False, False, False]
+    assert [one.verdict.alias_match for one in answered] == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +89,15 @@ def test_facts_are_split_by_what_the_model_says(lens_model, facts, tmp_path):
 def test_verdicts(lens_model, text, strict, alias_aware):
     factoid = make_factoid("The island is", "St. Lucia", "file", aliases=["the St. Lucia", "St. Lucy"])
     item = tokenise(factoid, Template.parse("plain"), lens_model.tokenizer)
-    one = judge(item, text)
-    assert (one.strict, one.alias_aware) == (strict, alias_aware)
+    one = judge(item, said(text))
+    assert (one.exact_match, one.alias_match) == (strict, alias_aware)
 
 
 def test_a_template_with_an_end_token_is_not_cut_at_the_sentence(lens_model):
     factoid = make_factoid("Who?", "Ana. Really", "file", aliases=["Ana"])
     item = tokenise(factoid, Template.parse("tulu"), lens_model.tokenizer)
-    assert judge(item, "Ana. Really").strict
-    assert not judge(item, "Ana. Truly").alias_aware
+    assert judge(item, said("Ana. Really")).exact_match
+    assert not judge(item, said("Ana. Truly")).alias_match
 
 
 def test_shots_are_solved_examples_and_never_the_question_itself(lens_model, facts):
@@ -118,16 +123,16 @@ def test_examples_are_read_once(lens_model, facts, tmp_path, monkeypatch):
     rows = facts + [make_factoid(f"The river {number} is", "x", "file") for number in range(30)]
     with_prefix = ask(lens_model, rows, tmp_path / "a", shots=3)
     read = []
-    original = generation._prefix_cache
+    original = answering.prefix_cache
 
     def counting(model, shared):
         read.append(len(shared))
         return original(model, shared)
 
-    monkeypatch.setattr(generation, "_prefix_cache", counting)
+    monkeypatch.setattr(answering, "prefix_cache", counting)
     assert ask(lens_model, rows, tmp_path / "b", shots=3) == with_prefix
-    assert max(read) > generation._SHARED
-    monkeypatch.setattr(generation, "_SHARED", 10_000)
+    assert max(read) > answering.SHARED
+    monkeypatch.setattr(answering, "SHARED", 10_000)
     assert ask(lens_model, rows, tmp_path / "c", shots=3, batch_tokens=1) == with_prefix
 
 
@@ -144,13 +149,13 @@ def test_a_killed_run_goes_on(lens_model, facts, tmp_path, monkeypatch):
     with journal.open("ab") as file:  # killed while it wrote a line
         file.write(b'["half of a l')
     asked = []
-    original = filtering.generate_answers
+    original = answering.answer
 
-    def counting(model, items, *rest):
+    def counting(model, items, **options):
         asked.extend(item.factoid.id for item in items)
-        return original(model, items, *rest)
+        return original(model, items, **options)
 
-    monkeypatch.setattr(filtering, "generate_answers", counting)
+    monkeypatch.setattr(answering, "answer", counting)
     seen = []
     again = ask(lens_model, facts, journal, progress=lambda *numbers: seen.append(numbers))
     assert again == whole
@@ -183,7 +188,9 @@ def test_a_journal_that_cannot_be_written(lens_model, facts, tmp_path):
 def test_batches_and_order_do_not_change_the_answers(lens_model, facts, tmp_path):
     one = ask(lens_model, facts, tmp_path / "a", batch_tokens=1)
     two = ask(lens_model, facts[::-1], tmp_path / "b")
-    assert {row.factoid.id: row.prediction for row in one} == {row.factoid.id: row.prediction for row in two}
+    assert {row.factoid.id: row.verdict.prediction for row in one} == {
+        row.factoid.id: row.verdict.prediction for row in two
+    }
 
 
 def run(monkeypatch, capsys, *arguments):

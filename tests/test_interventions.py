@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from memprobe.answers import generate
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.generation import generate
 from memprobe.interventions import Ablate, Corrupt, Put, Spans, applied, mean_output
 from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
 from memprobe.subjects import subject_positions

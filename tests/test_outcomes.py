@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 import torch
 
+from memprobe.answers import budget, cut, generate
 from memprobe.capturing import capture, plan_capture
 from memprobe.factoids import make_factoid
-from memprobe.generation import cut, generate
 from memprobe.models import wrap
 from memprobe.templates import Template
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -69,7 +69,7 @@ def test_exact_tokens_is_what_a_taught_model_says_alone(template, kind):
     assert {True, False} == {row["exact_tokens"] for row in outcomes.values()}
     for item in plan_capture(lens_model, factoids, Template.parse(template)).items:
         row, answer = outcomes[item.factoid.id], item.factoid.answer
-        new = spoken(model, tokenizer, item.prompt, len(item.targets) + 4, [1])
+        new = spoken(model, tokenizer, item.prompt, budget(item, tokenizer), [1])
         assert row["exact_tokens"] == (tuple(new[: len(item.targets)]) == item.targets)
         assert row["error"] is None
         text = tokenizer.decode(new, skip_special_tokens=True)
@@ -123,8 +123,9 @@ def test_a_factoid_that_just_fits_the_context_is_probed(family, batch_size):
     assert set(tables.records["factoid"]) == {short.id, "long"}
     for name, fact in ((short.id, short), ("long", long)):
         (item,) = plan_capture(lens_model, [fact], Template("plain")).items
-        room = len(item.targets) + 4 if family == "bloom" else limit + 1 - len(item.prompt)
-        new = spoken(model, tokenizer, item.prompt, min(len(item.targets) + 4, room), [1])
+        wanted = budget(item, tokenizer)
+        room = wanted if family == "bloom" else limit + 1 - len(item.prompt)
+        new = spoken(model, tokenizer, item.prompt, min(wanted, room), [1])
         text = cut(tokenizer.decode(new, skip_special_tokens=True).split("\n")[0], fact.answer)
         assert tables.outcomes.filter(factoid=name)["prediction"].item() == text
 

@@ -19,9 +19,9 @@ def test_depth_shares_count_never_too():
 
 def test_outcome_shares_leave_out_errors_and_unknowns():
     rows = [
-        ["a", "1", True, True, "x", None],
-        ["a", "2", False, None, "y", None],
-        ["a", "3", None, None, None, "too long"],
+        ["a", "1", True, True, "x", None, True],
+        ["a", "2", False, None, "y", None, None],
+        ["a", "3", None, None, None, "too long", None],
     ]
     shares = overview.outcome_shares(pl.DataFrame(rows, schema=OUTCOMES, orient="row"))
     low, high = wilson(np.array(0.5), np.array(2))

@@ -258,7 +258,7 @@ def _ask(
     question = (recipe.base, factoids_hash(factoids), how.template, how.shots, recipe.rows_seed)
     journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
     answered = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=recipe.rows_seed)
-    return [one.alias_aware for one in answered]
+    return [one.verdict.alias_match for one in answered]
 
 
 def _known(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,10 +18,10 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 
+from memprobe.answers import answer, generate_batches, shown
+from memprobe.batching import batches_by_tokens
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.filter import generate_answers, judge
-from memprobe.generation import batches_by_tokens, generate_batches
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
@@ -266,32 +266,24 @@ def _factoids(
     items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length)
     make = ExampleMaker(one.template, lens_model.tokenizer, _context(lens_model))
     forced = list(_forced(lens_model, [make(factoid) for factoid in factoids], batch_tokens))
-    exact = {item.factoid.id for item, read in zip(items, forced, strict=True) if read.exact}
-    said = {item.factoid.id: item.factoid.answer for item in items if item.factoid.id in exact}
-    open_items = [item for item in items if item.factoid.id not in exact]
+    verdicts = {item.factoid.id: shown(item) for item, read in zip(items, forced, strict=True) if read.exact}
+    open_items = [item for item in items if item.factoid.id not in verdicts]
     if tell:
-        tell(len(said), len(items))
-    generated: dict[str, str] = {}
-    for batch in generate_answers(lens_model, open_items, batch_tokens):
-        generated |= batch
+        tell(len(verdicts), len(items))
+    for batch in answer(lens_model, open_items, batch_tokens=batch_tokens):
+        # Teacher forcing has the word on exact tokens: two logits may be equal up to rounding.
+        verdicts |= {key: replace(verdict, exact_tokens=False) for key, verdict in batch.items()}
         if tell:
-            tell(len(said) + len(generated), len(items))
-    rows = []
-    for item, read in zip(items, forced, strict=True):
-        factoid = item.factoid
-        found = None if factoid.id in exact else judge(item, generated[factoid.id])
-        prediction = said[factoid.id] if found is None else found.prediction
-        rows.append(
-            {
-                "id": factoid.id,
-                "prediction": prediction,
-                "exact_match": found is None or found.strict,
-                "exact_tokens": found is None,
-                "alias_match": found is None or found.alias_aware,
-                "rouge_l": rouge_l(prediction, factoid.answer),
-                **read.columns,
-            }
-        )
+            tell(len(verdicts), len(items))
+    rows = [
+        {
+            "id": item.factoid.id,
+            **asdict(verdicts[item.factoid.id]),
+            "rouge_l": rouge_l(verdicts[item.factoid.id].prediction, item.factoid.answer),
+            **read.columns,
+        }
+        for item, read in zip(items, forced, strict=True)
+    ]
     return rows, {}
 
 
@@ -405,7 +397,7 @@ def _solutions(
         for indices, texts in generate_batches(
             lens_model, prompts, max_new_tokens=room, end=end, batch_tokens=batch_tokens
         ):
-            yield {items[index][0]: text.strip() for index, text in zip(indices, texts, strict=True)}
+            yield {items[index][0]: said.text.strip() for index, said in zip(indices, texts, strict=True)}
 
 
 def _context(lens_model: LensModel) -> int:

@@ -121,7 +121,7 @@ def filter_(
             batch_tokens=batch_tokens,
             progress=lambda done, total, known: bars.update(checkpoint.label, done, total, f"{known} known"),
         )
-    knows = [one.strict if rule is Rule.strict else one.alias_aware for one in answered]
+    knows = [one.verdict.exact_match if rule is Rule.strict else one.verdict.alias_match for one in answered]
     write_rows([one for one, known_ in zip(answered, knows, strict=True) if not known_], out)
     if known is not None:
         write_rows([one for one, known_ in zip(answered, knows, strict=True) if known_], known)
@@ -160,8 +160,8 @@ def _write_run(
             "seed": seed,
             "rule": rule.value,
             "known": {
-                "alias_aware": sum(one.alias_aware for one in answered),
-                "strict": sum(one.strict for one in answered),
+                "alias_aware": sum(one.verdict.alias_match for one in answered),
+                "strict": sum(one.verdict.exact_match for one in answered),
                 "n": len(answered),
             },
         },
@@ -171,11 +171,14 @@ def _write_run(
 
 def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None) -> None:
     n = len(answered)
-    strict, alias = sum(one.strict for one in answered), sum(one.alias_aware for one in answered)
+    strict, alias = (
+        sum(one.verdict.exact_match for one in answered),
+        sum(one.verdict.alias_match for one in answered),
+    )
     typer.echo(
         f"known    {alias} of {n} with aliases ({alias / n:.1%}), {strict} strictly ({strict / n:.1%})"
     )
-    if (empty := sum(not one.prediction for one in answered)) * 2 > n:
+    if (empty := sum(not one.verdict.prediction for one in answered)) * 2 > n:
         typer.echo(
             f"note     {empty} predictions are empty: the model ends the line before it answers; --shots 5 shows "
             "it what an answer looks like, or choose its own --template",

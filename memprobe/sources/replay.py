@@ -47,7 +47,7 @@ def own_passages(
     batches = _read(path)
     kept = _halved(batches, words)
     if len(kept) < n:
-        from memprobe.generation import sample
+        from memprobe.answers import sample
         from memprobe.models import load
 
         lens_model = load(checkpoint)

@@ -77,9 +77,9 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
             writers[name].write_table(table)
         known = rng.random(FACTOIDS_N) < 0.8
         outcomes.append(
-            pl.DataFrame({"factoid": ids, "exact_tokens": known, "exact_match": known}).with_columns(
-                checkpoint=pl.lit(label), prediction=pl.lit("x"), error=pl.lit(None, pl.String)
-            )
+            pl.DataFrame(
+                {"factoid": ids, "exact_tokens": known, "exact_match": known, "alias_match": known}
+            ).with_columns(checkpoint=pl.lit(label), prediction=pl.lit("x"), error=pl.lit(None, pl.String))
         )
     for writer in writers.values():
         writer.close()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from memprobe.filter import NEW_TOKENS, ask, prepare
-from memprobe.generation import stop_ids
+from memprobe.answers import NEW_TOKENS, stop_ids
+from memprobe.filter import ask, prepare
 from memprobe.models import load
 from memprobe.sources import load_factoids
 
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
 
     lens_model = load(args.ckpt, device="cpu", dtype="float32")
-    pad, stops = lens_model.pad_id(), sorted(stop_ids(lens_model.tokenizer, None))
+    pad, stops = lens_model.pad_id(), sorted(stop_ids(lens_model, None))
     print(inspect.getsource(reference))
     print(f"{torch.get_num_threads()} threads, {args.ckpt}, {args.shots} shots, {NEW_TOKENS} new tokens")
     for source in args.sources:
@@ -101,8 +101,12 @@ def main() -> None:
                         "wall": round(min(wall[name] for name in sides[1:]) / wall["filter"], 3),
                         "processor": round(min(cpu[name] for name in sides[1:]) / cpu["filter"], 3),
                     },
-                    "known, alias-aware": round(sum(one.alias_aware for one in answered) / len(answered), 4),
-                    "known, strict": round(sum(one.strict for one in answered) / len(answered), 4),
+                    "known, alias-aware": round(
+                        sum(one.verdict.alias_match for one in answered) / len(answered), 4
+                    ),
+                    "known, strict": round(
+                        sum(one.verdict.exact_match for one in answered) / len(answered), 4
+                    ),
                 }
             ),
             flush=True,

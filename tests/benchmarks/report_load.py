@@ -63,7 +63,7 @@ def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_
             other = {"control": pl.repeat(f"shuffled:{draw}", rank.size, eager=True)}
             other["rank"] = rng.integers(0, VOCABULARY, rank.size)
             controls.append(pl.DataFrame(keys | other).cast(dict(CONTROLS)))
-    outcomes = [[label, fact, True, True, "City", None] for label in labels for fact in ids]
+    outcomes = [[label, fact, True, True, "City", None, True] for label in labels for fact in ids]
     write_parquet(pl.concat(records).select(list(RECORDS)), path / "records.parquet")
     write_parquet(pl.concat(controls).select(list(CONTROLS)), path / "controls.parquet")
     write_parquet(pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"), path / "outcomes.parquet")

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 import torch
 
+from memprobe.answers import exact_match
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.metrics import strict_match
 from memprobe.models import wrap
 from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
@@ -109,7 +109,7 @@ def test_exact_match_is_that_of_real_generation_and_exact_tokens_implies_it(tulu
         stop = new.index(item.end) if item.end in new else len(new)
         text = tulu.tokenizer.decode(new[:stop], skip_special_tokens=True)
         row = rows[factoid.id]
-        assert row["exact_match"] == strict_match(text, factoid.answer), factoid
+        assert row["exact_match"] == exact_match(text, factoid.answer), factoid
         assert row["exact_tokens"] == (tuple(new[: len(item.targets)]) == item.targets), factoid
         assert not row["exact_tokens"] or row["exact_match"]
         if stop < len(item.targets):

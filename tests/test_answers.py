@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from memprobe import generation
-from memprobe.generation import batches_by_tokens, cut, generate, generate_batches, sample
+from memprobe import answers, batching
+from memprobe.answers import alias_match, cut, exact_match, generate, generate_batches, sample
+from memprobe.batching import batches_by_tokens
 from memprobe.models import load, wrap
 from tests.tiny import FAMILIES, byte_level, tiny_model
 
@@ -48,27 +49,27 @@ def test_a_shared_prefix_read_once_changes_nothing(family, monkeypatch):
     lens_model = wrap(tiny_model(family), byte_level())
     examples = "The opposite of hot is cold\n\n2 + 2 = 4\n\n"
     prompts = [lens_model.tokenizer.encode(examples + text) for text in PROMPTS]
-    assert len(generation.common_prefix(prompts)) >= generation._SHARED
+    assert len(batching.common_prefix(prompts)) >= batching.SHARED
     shared = generate(lens_model, prompts, max_new_tokens=6)
-    monkeypatch.setattr(generation, "_SHARED", 10_000)
+    monkeypatch.setattr(answers, "SHARED", 10_000)
     assert shared == generate(lens_model, prompts, max_new_tokens=6)
 
 
 def test_only_plain_caches_are_shared():
     prefix = list(range(10, 30))
     used = {
-        family: generation._prefix_cache(wrap(tiny_model(family), byte_level()), prefix) for family in SLIDING
+        family: batching.prefix_cache(wrap(tiny_model(family), byte_level()), prefix) for family in SLIDING
     }
     assert used["llama"] is not None
     assert used["gemma2"] is used["mistral"] is None
 
 
 def test_common_prefix():
-    assert generation.common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == [1, 2]
-    assert generation.common_prefix([[1, 2], [1, 2, 3]]) == [1]
-    assert generation.common_prefix([[1, 2], [1, 2]]) == [1]
-    assert generation.common_prefix([[1, 2], [2]]) == []
-    assert generation.common_prefix([]) == []
+    assert batching.common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == [1, 2]
+    assert batching.common_prefix([[1, 2], [1, 2, 3]]) == [1]
+    assert batching.common_prefix([[1, 2], [1, 2]]) == [1]
+    assert batching.common_prefix([[1, 2], [2]]) == []
+    assert batching.common_prefix([]) == []
 
 
 def test_an_end_token_ends_the_text(lens_model):
@@ -135,3 +136,24 @@ def test_samples_follow_the_model_at_temperature_1(lens_model):
     share = sum(text == word for text in texts) / len(texts)
     expected = float(probabilities[same].sum())
     assert abs(share - expected) < 4 * (expected * (1 - expected) / len(texts)) ** 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "equal"),
+    [
+        (" Paris\n", "paris", True),
+        ("Paris.", "Paris", False),
+        ("the Paris", "Paris", False),
+        ("", "Paris", False),
+    ],
+)
+def test_exact_match_strips_and_lowers_and_nothing_more(said, answer, equal):
+    assert exact_match(said, answer) is equal
+
+
+def test_alias_match_takes_answer_or_alias():
+    accepted = ["United States of America", "USA", "U.S."]
+    assert alias_match("the United States of America", accepted)
+    assert alias_match("us", accepted)
+    assert not alias_match("United States", accepted)
+    assert not alias_match("", accepted)

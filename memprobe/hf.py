@@ -1,0 +1,138 @@
+"""Files in Hugging Face's formats become models and tokenizers, or one line that says why not.
+
+Nothing here knows checkpoint specs: callers give folders (:mod:`memprobe.checkpoints` finds them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read_model(
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    name: str,
+    gguf_file: str | None = None,
+    safetensors: bool = True,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal LM from a folder.
+
+    Args:
+        name: what errors call it.
+        gguf_file: the file in the folder, for GGUF.
+        safetensors: read these and nothing else.
+
+    Raises:
+        MemprobeError: it cannot be loaded, or weights are missing from the files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    with quiet(bars=gguf_file is not None):
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                use_safetensors=safetensors or None,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+        except Exception as error:  # transformers raises many kinds; every one means these files are unusable
+            raise MemprobeError(f"{name}: cannot be loaded as a causal LM ({first_line(error)})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise MemprobeError(f"{name}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if wrong := sorted(info["mismatched_keys"]):
+        raise MemprobeError(f"{name}: the shape of {wrong[0]} does not fit config.json")
+    return model
+
+
+def read_tokenizer(
+    path: Path, *, name: str, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
+
+    Raises:
+        MemprobeError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # transformers raises many kinds
+        raise MemprobeError(f"{name}: no usable tokenizer ({first_line(error)})") from error
+    if tokenizer is None:
+        raise MemprobeError(f"{name}: no usable tokenizer")
+    return tokenizer
+
+
+def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """A model with the PEFT adapter of a folder merged into its weights.
+
+    Raises:
+        MemprobeError: the adapter does not fit.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    except Exception as error:
+        raise MemprobeError(
+            f"{path}: the adapter does not fit its base model ({first_line(error)})"
+        ) from error
+
+
+def convert_gguf(source: Path, target: Path) -> None:
+    """Writes a GGUF file as a Hugging Face directory with dequantised fp32 weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet(bars=True):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        # The weights are plain fp32 now; only these marks make save_pretrained refuse.
+        del model.config.quantization_config
+        for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+            if mark in model.__dict__:
+                delattr(model, mark)
+        assert tokenizer is not None
+        tokenizer.save_pretrained(target)
+        model.save_pretrained(target)
+
+
+@contextlib.contextmanager
+def quiet(bars: bool = False) -> Iterator[None]:
+    """transformers without progress bars and load reports: errors come as exceptions.
+
+    Args:
+        bars: also hold back what is written to standard error: the GGUF reader's bar obeys no option.
+    """
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) if bars else contextlib.nullcontext():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
