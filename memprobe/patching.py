@@ -39,7 +39,7 @@ from memprobe.capturing import read_logits
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.interventions import NOISE, PARTS, Corrupt, Part, Spans, applied
-from memprobe.lenses import LogitLens
+from memprobe.lenses import Lens
 from memprobe.models import LensModel, evaluating
 from memprobe.partial import Copy, Inside, Whole, check_partial, finish, run_whole
 from memprobe.records import PATCHES
@@ -458,7 +458,7 @@ def answer_keys(items: Sequence[TokenisedFactoid]) -> dict[str, list[str] | list
 
 
 def read_answers(
-    lens: LogitLens,
+    lens: Lens,
     streams: Float[Tensor, "copy row position d_model"],
     items: Sequence[TokenisedFactoid],
     *,
