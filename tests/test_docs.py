@@ -1,0 +1,131 @@
+"""README and site: links resolve, commands run as they stand, and the built site asks nobody for anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+
+
+def generated_pages() -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("generated", ROOT / "docs" / "generated.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pages()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    made = {(ROOT / "docs" / name).resolve() for name in generated_pages()}
+    figures = (ROOT / "docs" / "figures").resolve()  # the site has the published figures below its own root
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        path = (page.parent / target.split("#")[0]).resolve()
+        if path.is_relative_to(figures):
+            path = ROOT / "figures" / path.relative_to(figures)
+        assert path.exists() or path in made, f"{page.name}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_has_its_options(page):
+    """Each ``memprobe …`` and ``python -m training …`` line names commands and options that there are."""
+    for block in blocks(page, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            known = options_of(words)
+            for word in words:
+                if known is not None and word.startswith("--"):
+                    assert word.split("=")[0] in known, f"{page.name}: {line}"
+
+
+def options_of(words: list[str]) -> set[str] | None:
+    import typer
+
+    from memprobe.cli import app
+    from training.__main__ import app as training
+
+    if words[:1] and words[0].endswith("memprobe") and "/" not in words[0].removesuffix("bin/memprobe"):
+        group, rest = typer.main.get_command(app), words[1:]
+    elif words[:3] == ["python", "-m", "training"]:
+        group, rest = typer.main.get_command(training), words[3:]
+    else:
+        return None
+    command = group.commands[rest[0]]
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+
+
+def test_the_commands_of_the_readme_run(tiny_checkpoint, tmp_path):
+    """As they stand, with a tiny model where the README has one of its reader's."""
+    (tmp_path / "facts.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"The river {i} flows to", "answer": f"Lunn {i}"}) + "\n" for i in range(4)
+        )
+    )
+    run = 0
+    for block in blocks(ROOT / "README.md", ""):
+        for line in block.splitlines():
+            words = [
+                word.replace("./base", str(tiny_checkpoint)).replace("./tuned", str(tiny_checkpoint))
+                for word in shlex.split(line, comments=True)
+            ]
+            if words[:1] != ["memprobe"]:
+                continue
+            done = subprocess.run(
+                [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            run += 1
+    assert run >= 5 and (tmp_path / "page.html").exists() and (tmp_path / "lens.html").exists()
+
+
+def test_the_python_of_the_readme_runs_twice(tiny_checkpoint, tmp_path):
+    (snippet,) = blocks(ROOT / "README.md", "python")
+    code = snippet.replace("smollm2-135m", str(tiny_checkpoint))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code + code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 15
+    loads = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=\"(https?:[^\"]+)\"")
+    for page in pages:
+        found = [
+            url for url in loads.findall(page.read_text(encoding="utf-8")) if 'rel="canonical"' not in url
+        ]
+        assert not found, (page.name, found)
