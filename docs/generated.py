@@ -34,11 +34,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path below ``docs``."""
-    from memprobe.cli import app
+    from memprobe.cli import app as commands
     from training.__main__ import app as training
 
     return {
-        "reference/cli.md": command_line(app, "memprobe"),
+        "reference/cli.md": command_line(commands.app, "memprobe"),
         "reference/training-cli.md": command_line(training, "python -m training"),
         "findings/study-tables.md": (ROOT / "analyses" / "study" / "README.md").read_text(encoding="utf-8"),
         "gallery.md": gallery(),

@@ -62,11 +62,11 @@ def test_every_command_has_its_options(page):
 def options_of(words: list[str]) -> set[str] | None:
     import typer
 
-    from memprobe.cli import app
+    from memprobe.cli import app as commands
     from training.__main__ import app as training
 
     if words[:1] and words[0].endswith("memprobe") and "/" not in words[0].removesuffix("bin/memprobe"):
-        group, rest = typer.main.get_command(app), words[1:]
+        group, rest = typer.main.get_command(commands.app), words[1:]
     elif words[:3] == ["python", "-m", "training"]:
         group, rest = typer.main.get_command(training), words[3:]
     else:
