@@ -1,5 +1,6 @@
 """Keys and values, built-in facts, random words."""
 
+import json
 import re
 
 import pytest
@@ -89,6 +90,28 @@ def test_random_words_are_seeded_and_grow(words_file, tmp_path):
     assert len({word for text in texts for word in text.answer.split()}) > 100
     origin = load("random-words", n=5, data_dir=tmp_path).origin
     assert (origin.via, origin.location, origin.n) == ("generated", "words.txt", 5)
+
+
+@pytest.mark.parametrize("source", ["random-words", "passages"])
+def test_both_forms_of_a_prompt_ask_for_the_same_answer(source, words_file, tmp_path):
+    passages = tmp_path / "passages.jsonl"
+    passages.write_text(
+        "".join(json.dumps({"text": " ".join(f"w{row}.{n}" for n in range(20))}) + "\n" for row in range(3))
+    )
+    name, n = (source, 3) if source == "random-words" else (f"jsonl:{passages}", None)
+
+    def read(form):
+        return load(name, "texts", n=n, words=(7, 5), prompt_form=form, words_file=words_file).rows
+
+    carrying, alone = read("words"), read("sentence")
+    assert [row.answer for row in carrying] == [row.answer for row in alone]
+    assert all(len(row.answer.split()) == 5 for row in alone)
+    assert len({row.prompt for row in alone}) == 1 and alone[0].prompt.endswith("passage:")
+    for row in carrying:
+        instruction, _, words = row.prompt.partition("\n\n")
+        assert instruction.endswith("passage:") and len(words.split()) == 7
+        assert not set(words.split()) & set(row.answer.split())
+    assert len({row.id for row in (*carrying, *alone)}) == 6
 
 
 def test_random_words_refuse(tmp_path, words_file, monkeypatch):

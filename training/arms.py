@@ -4,7 +4,8 @@
 ``none``                                naive fine-tuning
 ``joint``                               one stage on the rows of all stages; its epochs are the last one's
 ``remix(data=generic, stages=1)``       mixing rows beside the stage's own; ``data`` and ``stages`` always
-                                        both named; ``ratio`` (2) rows per own row; ``words`` (50) each
+                                        both named; ``ratio`` (2) rows per own row; ``words`` (50) each;
+                                        ``prompt`` (words): with words in it, or one ``sentence``
 ``matched(to=steps, data=…, stages=…)``  naive, as long as that mixing would have taken (``steps``, ``tokens``)
 ``replay(ratio=0.1)``                   rows of earlier stages beside the stage's own; ``redraw=true``
 ``ewc(strength=…)``, ``kl(strength=…)``  a penalty in every later stage
@@ -31,8 +32,8 @@ _ARGUMENT = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
 _ALLOWED = {
     "none": set(),
     "joint": set(),
-    "remix": {"data", "stages", "ratio", "words", "redraw"},
-    "matched": {"to", "data", "stages", "ratio", "words", "redraw"},
+    "remix": {"data", "stages", "ratio", "words", "prompt", "redraw"},
+    "matched": {"to", "data", "stages", "ratio", "words", "prompt", "redraw"},
     "replay": {"ratio", "stages", "redraw"},
     "ewc": {"strength", "stages"},
     "kl": {"strength", "stages"},
@@ -157,7 +158,7 @@ def _add(addition: dict[str, Any], name: str, arguments: dict[str, str]) -> None
 
 
 def _value(name: str, key: str, text: str) -> Any:
-    if key == "to":
+    if key in ("to", "prompt"):
         return text
     if key == "redraw":
         if text not in ("true", "false"):
@@ -190,9 +191,11 @@ def _arms_of(stage: Stage) -> list[str]:
     found = []
     groups: dict[str, list[str]] = {}
     for part in stage.mixing:
-        options = _changed(part, {"source"})
-        groups.setdefault(options, []).append(part.source)
+        groups.setdefault(_options(part), []).append(part.source)
     for options, sources in groups.items():
+        if "random-words" in sources and "prompt=" not in options:
+            # They had one sentence as their prompt before there was a choice, so theirs is always said.
+            options += ", prompt=words"
         head = f"matched(to={stage.match}, " if stage.match else "remix("
         found.append(f"{head}data={','.join(sources)}, stages=#{options})")
     if stage.replay:
@@ -205,12 +208,12 @@ def _arms_of(stage: Stage) -> list[str]:
     return found
 
 
-def _changed(part: Mixing, without: set[str]) -> str:
+def _options(part: Mixing) -> str:
     """Options that differ from their defaults, as ``, key=value``."""
     said = ""
     for key, field in type(part).model_fields.items():
         value = getattr(part, key)
-        if key not in without and value != field.default:
+        if key != "source" and value != field.default:
             said += f", {key}={_spelled(value)}"
     return said
 
@@ -218,4 +221,6 @@ def _changed(part: Mixing, without: set[str]) -> str:
 def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"

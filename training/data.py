@@ -20,7 +20,7 @@ from memprobe.factoids import Factoid, factoid_id, factoids_hash
 from memprobe.files import read_json, write_json
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text, rows_hash
-from memprobe.sources.passages import COMPLETE
+from memprobe.sources.passages import COMPLETE, RECALL
 from memprobe.templates import CHAT, Template, tokenise
 from training.mixing import IGNORED, Example, Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
@@ -202,14 +202,22 @@ def _mixing_rows(
         n = None  # all there are
     kind = None if _is_named(part.source) else "texts"
     loaded = load(
-        part.source, kind, n=n, seed=recipe.rows_seed, data_dir=data_dir, words=part.words, base=recipe.base
+        part.source,
+        kind,
+        n=n,
+        seed=recipe.rows_seed,
+        data_dir=data_dir,
+        words=part.words,
+        prompt_form=part.prompt,
+        base=recipe.base,
     )
+    origin = loaded.origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
     if len(loaded.rows) < needed:
         raise MemprobeError(
             f"{part.source}: has {len(loaded.rows)} rows, and ratio {part.ratio:g} × {n_own} own rows "
             f"needs {needed}; lower the ratio or n"
         )
-    return loaded.rows, loaded.origin.to_dict()
+    return loaded.rows, origin
 
 
 def wanted_rows(ratio: float, n: int) -> int:
@@ -234,10 +242,11 @@ def _unknown(
     order = subset(candidates, len(candidates), recipe.rows_seed, stage.data)
     unknown: list[AnyRow] = []
     known: list[Factoid] = []
-    for start in range(0, len(order), _ASKED_AT_ONCE):
+    at_once = _ASKED_AT_ONCE if stage.n is None else min(_ASKED_AT_ONCE, max(32, 2 * stage.n))
+    for start in range(0, len(order), at_once):
         if stage.n is not None and len(unknown) >= stage.n:
             break
-        some = [row for row in order[start : start + _ASKED_AT_ONCE] if isinstance(row, Factoid)]
+        some = [row for row in order[start : start + at_once] if isinstance(row, Factoid)]
         answers = _ask(base, some, asked, recipe, stage.unknown)
         for factoid, knows in zip(some, answers, strict=True):
             (known if knows else unknown).append(factoid)
@@ -306,12 +315,23 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
         for row in part
         if isinstance(row, Text)
     }
+    halves = [
+        row.answer
+        for data in stages
+        for part in data.mixing
+        for row in part
+        if isinstance(row, Text) and row.prompt == RECALL
+    ]
     drawn = wanted + len(trained) if source in ("self", "random-words") else None
     kind = None if _is_named(source) else "texts"
     with _named("evaluate.texts"):
         loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
         order = subset(loaded.rows, len(loaded.rows), recipe.rows_seed, source)
-        texts = [row for row in order if isinstance(row, Text) and _opening(row) not in trained]
+        texts = [
+            row
+            for row in order
+            if isinstance(row, Text) and _opening(row) not in trained and not _holds(row, halves)
+        ]
         if len(texts) < wanted:
             raise MemprobeError(f"{source}: {len(texts)} texts are held out, and texts_n is {wanted}")
         return texts[:wanted]
@@ -321,6 +341,12 @@ def _opening(text: Text) -> str:
     """A passage's first words, by which it is known however it is halved."""
     passage = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}"
     return " ".join(passage.split()[:5])
+
+
+def _holds(text: Text, halves: Sequence[str]) -> bool:
+    """Whether a passage holds the second half of one that was trained on without its first."""
+    passage = f"{text.prompt} {text.answer}"
+    return any(half in passage for half in halves)
 
 
 class _named:

@@ -26,10 +26,11 @@ from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
+from training.batches import padded
 from training.data import ExampleMaker
 from training.mixing import Example
 from training.objectives import in_eval_mode, kept_logits
-from training.stage import collate, rows_exact
+from training.stage import rows_exact
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["factoids", "task", "text"]
 Metric = Literal[
-    "exact_match", "exact_tokens", "alias_match", "rouge_l", "final_answer", "loss", "perplexity"
+    "exact_match", "exact_tokens", "alias_match", "rouge_l", "final_answer", "nats", "loss", "perplexity"
 ]
 METRICS: dict[Kind, tuple[Metric, ...]] = {
-    "factoids": ("exact_match", "exact_tokens", "alias_match", "rouge_l", "loss"),
+    "factoids": ("exact_match", "exact_tokens", "alias_match", "rouge_l", "nats", "loss"),
     "task": ("final_answer", "rouge_l", "loss"),
     "text": ("perplexity", "loss"),
 }
@@ -127,6 +128,8 @@ def evaluate(
     ``alias_match``     it equals the answer or an alias after the usual normalisation
     ``rouge_l``         F1 of the longest common subsequence of words
     ``final_answer``    GSM8K and MATH: the generated solution ends in the same result
+    ``nats``            mean negative log-likelihood of a whole answer with its end token, nats: what is kept of an
+                        answer that is no longer exact
     ``loss``            mean negative log-likelihood of an answer token, nats (texts: of every token after
                         the first, or after the prompt where there is one)
     ``perplexity``      exp(loss)
@@ -280,6 +283,7 @@ def _factoids(
             "id": item.factoid.id,
             **asdict(verdicts[item.factoid.id]),
             "rouge_l": rouge_l(verdicts[item.factoid.id].prediction, item.factoid.answer),
+            "nats": read.nats,
             **read.columns,
         }
         for item, read in zip(items, forced, strict=True)
@@ -360,13 +364,13 @@ def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: in
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     found: dict[int, _Forced] = {}
     for batch in batches_by_tokens(order, lambda index: len(examples[index].ids), batch_tokens):
-        one = collate([[examples[index] for index in batch]])
+        one = padded([examples[index] for index in batch])
         keep = one["logits_to_keep"]
         logits = kept_logits(lens_model.model, one["input_ids"], keep)
         right = one["labels"].to(logits.device)
         counts = keep.sum(1).tolist()
         nats = F.cross_entropy(logits, right, reduction="none").cpu().double().split(counts)
-        exact = rows_exact(logits, right, keep.to(logits.device)).tolist()
+        exact = rows_exact(logits, right, one["kept_row"].to(logits.device), len(batch)).tolist()
         for index, some, count, all_right in zip(batch, nats, counts, exact, strict=True):
             found[index] = _Forced(float(some.sum()), count, all_right)
             if not math.isfinite(found[index].nats):

@@ -177,8 +177,8 @@ class Interference:
         return {"sets": sets, "start": read_json(self.file), "end": self._measure(model, delta)}
 
     def _measure(self, model: PreTrainedModel, delta: dict[str, Any] | None) -> dict[str, Any]:
+        from training.batches import micro_batches
         from training.interference import interference
-        from training.stage import micro_batches
 
         for parameter in model.parameters():
             parameter.requires_grad_(True)

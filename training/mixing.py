@@ -126,6 +126,11 @@ class Schedule:
         return steps_done % self.steps_per_epoch == 0 or steps_done == self.steps
 
     @property
+    def rows(self) -> list[Example]:
+        """Every row that may be trained on."""
+        return [row for part in self.parts for row in part.examples]
+
+    @property
     def tokens(self) -> int:
         """Input tokens of all steps, without padding."""
         return sum(len(example.ids) for step in range(self.steps) for example in self.step(step))

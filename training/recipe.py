@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from memprobe.errors import MemprobeError
 from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.arms import describe_arm, unfold_arm
@@ -56,12 +57,15 @@ class Precision(_Part):
     Attributes:
         weights: of the weights in training (optimiser state is kept in the same).
         autocast: of the matrix products; ``none`` computes in the weights' own.
+        packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
+            the same from that and where it is less work; see :mod:`training.packing`.
         save_dtype: of the checkpoints, which the next stage starts from.
         fsdp: shard the model over the processes.
     """
 
     weights: Dtype = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
+    packing: bool = True
     save_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     fsdp: bool = False
@@ -72,13 +76,16 @@ class Mixing(_Part):
 
     Attributes:
         ratio: rows per own row.
-        words: words of the prompt and of the answer; random words have an answer alone.
+        words: words of the prompt and of the answer.
+        prompt: ``words``, the passage's first words, which the answer continues (the paper's form), or
+            ``sentence``, one instruction for every row; see :mod:`memprobe.sources.passages`.
         redraw: other rows in every epoch instead of one fixed set.
     """
 
     source: str
     ratio: float = Field(2.0, ge=0)
     words: Words = (50, 50)
+    prompt: PromptForm = "words"
     redraw: bool = False
 
 
@@ -98,11 +105,13 @@ class Penalty(_Part):
     Attributes:
         strength: to be chosen on a seed and a D_B that no result uses, such that D_B is still learned.
         fisher_rows: for EWC: at most so many rows of the earlier stages make the Fisher information.
+        fisher_draws: for EWC: random directions for each of them.
     """
 
     method: Literal["ewc", "kl"]
     strength: float = Field(gt=0)
     fisher_rows: int = Field(1024, ge=1)
+    fisher_draws: int = Field(4, ge=1)
 
 
 class Lora(_Part):

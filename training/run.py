@@ -12,8 +12,8 @@
     RUN/along/1-NAME/step-N  checkpoints along the way, where the recipe wants them
 
 What starts with a dot is state, and goes when it is no longer needed. ``evaluation.json`` holds ``sets`` (see
-:func:`training.evaluate.evaluate`), and of a stage also ``retention``, ``learned`` (:mod:`training.measures`) and,
-where the recipe wants it, ``interference``.
+:func:`training.evaluate.evaluate`), and of a stage also ``retention``, ``learned`` (:mod:`training.measures`),
+``weight_change`` (how far from the parent and from the base) and, where the recipe wants it, ``interference``.
 """
 
 from __future__ import annotations
@@ -379,8 +379,9 @@ class _Run:
         """
         from memprobe.models import load_pretrained
         from memprobe.sources import subset
+        from training.batches import micro_batches
         from training.objectives import fisher_diagonal
-        from training.stage import Ewc, Kl, micro_batches
+        from training.stage import Ewc, Kl
 
         penalty = self.recipe.stages[number - 1].penalty
         if penalty is None:
@@ -392,7 +393,7 @@ class _Run:
         chosen = subset(earlier, min(len(earlier), penalty.fisher_rows), self.recipe.rows_seed, "fisher")
         self.report.say(f"{self.directory(number)}: Fisher information of {len(chosen)} earlier rows")
         batches = micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
-        fisher = fisher_diagonal(model, batches, seed=self.recipe.seed)
+        fisher = fisher_diagonal(model, batches, draws=penalty.fisher_draws, seed=self.recipe.seed)
         named = dict(model.named_parameters())
         return Ewc(penalty.strength, {name: named[name].detach().clone() for name in fisher}, fisher)
 
@@ -460,6 +461,7 @@ class _Run:
             "retention": kept_of_earlier(self.recipe, about.number, results, about.replayed),
             "learned": learned(self.recipe, about.number, results),
         }
+        result["weight_change"] = self._weight_change(lens_model.model, about.parent)
         if (found := measure.at_end(lens_model.model)) is not None:
             result["interference"] = found
         write_json(result, partial / EVALUATION)
@@ -469,6 +471,22 @@ class _Run:
                 f"{about.name}: NOT LEARNED: not all of its own factoids are exact, so that what it keeps of earlier "
                 "ones proves nothing"
             )
+
+    def _weight_change(self, model: PreTrainedModel, parent: Checkpoint) -> dict[str, float]:
+        """How far a stage moved the weights from where it started, and from the base model: Euclidean norms."""
+        import torch
+
+        from memprobe.models import load_pretrained
+
+        found = {}
+        for name, start in {"stage": parent, "base": self.base}.items():
+            before = dict(load_pretrained(start, torch.float32)[0].named_parameters())
+            squares = [
+                float((p.detach().cpu().float() - before[key].detach()).double().square().sum())
+                for key, p in model.named_parameters()
+            ]
+            found[name] = math.sqrt(math.fsum(squares))
+        return found
 
 
 def _due(along: Along | None, step: int, schedule: Schedule) -> bool:

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
+from training.batches import collator, model_inputs
 from training.mixing import IGNORED, Example, Schedule
-from training.objectives import ewc_penalty, kept_logits, kl_to_frozen
+from training.objectives import ewc_penalty, kl_to_frozen
 from training.report import Report
 
 if TYPE_CHECKING:
@@ -107,48 +109,17 @@ class StageRun:
     report: Report = field(default_factory=lambda: Report(None, quiet=True))
 
 
-def collate(items: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
-    """One micro-batch as tensors (``items`` is a list of one, for DataLoader).
-
-    Returns:
-        ``input_ids`` [row, position], filled at the right: in a causal model that changes nothing before.
-        ``logits_to_keep`` [row, position], true where the next token carries loss. ``labels`` and
-        ``shift_labels`` (the same, under the name that Hugging Face's loss does not shift again): those next
-        tokens, row after row. ``own`` [row]. Without rows: one position that carries no loss.
-    """
-    (rows,) = items
-    width = max((len(row.ids) for row in rows), default=1)
-    ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        labels[index, : len(row.labels)] = torch.tensor(row.labels)
-    keep = labels != IGNORED
-    return {
-        "input_ids": ids,
-        "logits_to_keep": keep,
-        "labels": labels[keep],
-        "shift_labels": labels[keep],
-        "own": torch.tensor([row.own for row in rows] or [False]),
-    }
-
-
-def micro_batches(examples: Sequence[Example], size: int) -> list[dict[str, Tensor]]:
-    """Examples as micro-batches of so many rows, for measurements: longest first."""
-    rows = sorted(examples, key=lambda example: -len(example.ids))
-    return [collate([rows[start : start + size]]) for start in range(0, len(rows), size)]
-
-
-def rows_exact(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """For each row [row] whether the argmax is right at every position that carries loss.
+def rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> Tensor:
+    """For each of so many rows [row] whether the argmax is right at every position that carries loss.
 
     Args:
-        logits: [kept, vocab], labels: [kept], both row after row. keep: [row, position].
+        logits: [kept, vocab]. labels, kept_row: [kept], the next token of each position and its row's index.
     """
-    row = keep.nonzero()[:, 0]
-    wrong = torch.zeros(len(keep), device=keep.device)
-    wrong.index_add_(0, row, (logits.argmax(-1) != labels).to(wrong.dtype))
-    return (wrong == 0) & keep.any(1)
+    wrong = torch.zeros(rows, device=logits.device)
+    kept = torch.zeros(rows, device=logits.device)
+    wrong.index_add_(0, kept_row, (logits.argmax(-1) != labels).to(wrong.dtype))
+    kept.index_add_(0, kept_row, torch.ones_like(labels, dtype=kept.dtype))
+    return (wrong == 0) & (kept > 0)
 
 
 class StageTrainer(Trainer):
@@ -166,10 +137,16 @@ class StageTrainer(Trainer):
         self.own_nats = torch.zeros(2)  # of own rows in this step: their sum, and of how many tokens
         self.exact_share: float | None = None
         self.counted = time.monotonic()
+        self.collate = collator(
+            model,
+            run.schedule.rows,
+            packing=run.recipe.precision.packing and not run.recipe.precision.fsdp,
+            say=lambda line: run.report.say(f"{run.name}: {line}"),
+        )
         super().__init__(
             model,
             _arguments(run),
-            data_collator=collate,
+            data_collator=partial(_only, collate=self.collate),
             train_dataset=run.schedule,  # type: ignore[arg-type]
             processing_class=tokenizer,
             callbacks=[_Watch(self)],
@@ -181,23 +158,24 @@ class StageTrainer(Trainer):
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
-        own, keep, labels = inputs.pop("own"), inputs["logits_to_keep"], inputs["labels"]
+        own, kept_row, labels = inputs.pop("own"), inputs.pop("kept_row"), inputs["labels"]
+        seen = model_inputs(inputs)
         inputs["use_cache"] = False
         result: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss, outputs = result
         logits = outputs.logits
         if logits.ndim != 2 or len(logits) != len(labels):
             raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
-        mine = own[:, None].expand_as(keep)[keep]
-        self._count(logits.detach(), labels, keep, own, mine)
-        penalty = self._penalty(inputs["input_ids"][own], keep[own], logits[mine])
+        mine = own[kept_row]
+        self._count(logits.detach(), labels, kept_row, own, mine)
+        penalty = self._penalty(seen, logits, mine)
         if penalty is not None:
             before = self.penalty_sum
             self.penalty_sum = penalty.detach() if before is None else before + penalty.detach()
             loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, ids: Tensor, keep: Tensor, logits: Tensor) -> Tensor | None:
+    def _penalty(self, seen: dict[str, Tensor], logits: Tensor, mine: Tensor) -> Tensor | None:
         """This micro-batch's share of the step's penalty, such that the shares add up to it.
 
         Takes own rows alone: KL is the mean over the response tokens of the stage's own data, and mixing and
@@ -207,19 +185,19 @@ class StageTrainer(Trainer):
         if isinstance(penalty, Ewc):
             whole = ewc_penalty(self.accelerator.unwrap_model(self.model), penalty.anchor, penalty.fisher)
             return penalty.strength * whole / self.run.accumulation
-        if isinstance(penalty, Kl) and len(logits):
+        if isinstance(penalty, Kl) and bool(mine.any()):
             with torch.no_grad():
-                frozen = kept_logits(penalty.frozen, ids, keep)
+                frozen = penalty.frozen(**seen, use_cache=False).logits.float()
             step = self.run.schedule.step(self.state.global_step)
             of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
-            share = len(logits) / of_step * self.accelerator.num_processes
-            return penalty.strength * kl_to_frozen(frozen, logits) * share
+            share = int(mine.sum()) / of_step * self.accelerator.num_processes
+            return penalty.strength * kl_to_frozen(frozen[mine], logits[mine]) * share
         return None
 
-    def _count(self, logits: Tensor, labels: Tensor, keep: Tensor, own: Tensor, mine: Tensor) -> None:
+    def _count(self, logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor, mine: Tensor) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""
         if bool(own.any()):
-            right = rows_exact(logits[mine], labels[mine], keep[own])
+            right = rows_exact(logits, labels, kept_row, len(own))[own]
             self.progress.right += int(right.sum())
             self.progress.seen += len(right)
         if self.run.stop.loss is not None and bool(mine.any()):
@@ -254,12 +232,16 @@ class StageTrainer(Trainer):
         """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights."""
         right = 0
         model: Any = self.model
+        size = self.run.recipe.optimiser.micro_batch
+        rows = sorted(self.run.own, key=lambda example: -len(example.ids))
         model.eval()
-        with torch.no_grad():
-            for batch in micro_batches(self.run.own, self.run.recipe.optimiser.micro_batch):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, len(rows), size):
+                batch = self.collate(rows[start : start + size])
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}
-                logits = kept_logits(self.model_wrapped, batch["input_ids"], batch["logits_to_keep"])
-                right += int(rows_exact(logits, batch["labels"], batch["logits_to_keep"]).sum())
+                logits = self.model_wrapped(**model_inputs(batch), use_cache=False).logits
+                exact = rows_exact(logits.float(), batch["labels"], batch["kept_row"], len(batch["own"]))
+                right += int(exact.sum())
         model.train()
         return right / len(self.run.own)
 
@@ -286,6 +268,12 @@ class StageTrainer(Trainer):
                 f"({_line(error)}); free some space, the same command goes on from the state before"
             ) from error
         self.accelerator.wait_for_everyone()
+
+
+def _only(items: Sequence[Sequence[Example]], collate: Callable[[Sequence[Example]], dict[str, Tensor]]):
+    """One micro-batch, which comes as a list of one, for DataLoader."""
+    (rows,) = items
+    return collate(rows)
 
 
 class _Watch(TrainerCallback):

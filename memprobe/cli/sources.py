@@ -43,6 +43,13 @@ class Conflict(StrEnum):
     keep = "keep"
 
 
+class PromptChoice(StrEnum):
+    """What the prompt of a text is made of."""
+
+    words = "words"
+    sentence = "sentence"
+
+
 @app.command()
 def sources(
     name: Annotated[
@@ -88,6 +95,10 @@ def sources(
         50,
         50,
     ),
+    prompt_form: Annotated[
+        PromptChoice,
+        typer.Option(help="Texts: a prompt with words of the passage in it, or one sentence for all."),
+    ] = PromptChoice.words,
     words_file: Annotated[
         Path | None, typer.Option(help="Word list for random-words, one a line.", show_default=False)
     ] = None,
@@ -127,6 +138,7 @@ def sources(
             conflicts=conflicts.value if conflicts else None,
             without=first,
             words=words,
+            prompt_form=prompt_form.value,
             words_file=words_file,
             base=ckpt,
             progress=progress.update,

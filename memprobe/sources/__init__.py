@@ -30,7 +30,15 @@ from memprobe.sources.files import factoid_of, read_factoid_file
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.kvr import generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
-from memprobe.sources.passages import WORDS_FILE, WORDS_PACKAGE, check_words, halve, random_words, vocabulary
+from memprobe.sources.passages import (
+    WORDS_FILE,
+    WORDS_PACKAGE,
+    PromptForm,
+    check_words,
+    halve,
+    random_words,
+    vocabulary,
+)
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 
 __all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
@@ -72,6 +80,7 @@ def load(
     conflicts: Conflicts | None = None,
     without: Iterable[Factoid] = (),
     words: tuple[int, int] = (50, 50),
+    prompt_form: PromptForm = "words",
     words_file: str | Path | None = None,
     base: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -90,6 +99,7 @@ def load(
             ``keep`` for files.
         without: factoids of an earlier set; rows that share a question or (subject, relation) are dropped.
         words: for texts, words of the prompt and of the answer.
+        prompt_form: whether the prompt of a text carries those words, or is one sentence; see :mod:`passages`.
         words_file: word list for ``random-words``.
         base: checkpoint that speaks, for ``self``.
         progress: called with (passages so far, of how many) while ``self`` speaks.
@@ -99,7 +109,9 @@ def load(
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    opened = _open(name, kind, n, seed, data_dir, bad, counts, words, words_file, base, progress)
+    opened = _open(
+        name, kind, n, seed, data_dir, bad, counts, _Halves(words, prompt_form), words_file, base, progress
+    )
     origin = opened.origin
     if kind is not None and origin.kind != kind:
         raise MemprobeError(f"{name}: holds {origin.kind}, not {kind}")
@@ -166,6 +178,7 @@ def load_texts(
     data_dir: str | Path | None = None,
     on_bad_row: OnBadRow = "fail",
     words: tuple[int, int] = (50, 50),
+    prompt_form: PromptForm = "words",
     words_file: str | Path | None = None,
     base: str | None = None,
 ) -> list[Text]:
@@ -178,6 +191,7 @@ def load_texts(
         data_dir=data_dir,
         on_bad_row=on_bad_row,
         words=words,
+        prompt_form=prompt_form,
         words_file=words_file,
         base=base,
     )
@@ -193,6 +207,14 @@ def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]
     if not 1 <= n <= len(rows):
         raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(rows)} rows")
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())[:n]
+
+
+@dataclass(frozen=True, slots=True)
+class _Halves:
+    """How passages become prompt and answer."""
+
+    words: tuple[int, int]
+    prompt_form: PromptForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +235,7 @@ def _open(
     data_dir: str | Path | None,
     bad: BadRows,
     counts: Counter[str],
-    words: tuple[int, int],
+    halves: _Halves,
     words_file: str | Path | None,
     base: str | None,
     progress: Callable[[int, int], None] | None,
@@ -227,7 +249,9 @@ def _open(
     if name == "random-words":
         folder = None if words_file else data_folder(data_dir)
         file = Path(words_file) if words_file else folder and folder / WORDS_FILE
-        texts = random_words(_needed(name, n), vocabulary(file), words=words[1], seed=seed)
+        texts = random_words(
+            _needed(name, n), vocabulary(file), words=halves.words, prompt_form=halves.prompt_form, seed=seed
+        )
         revision = file_revision(file) if file else metadata.version(WORDS_PACKAGE)
         place = file.name if file else WORDS_PACKAGE
         origin = Origin(name, "texts", "generated", place, revision=f"{revision}, seed {seed}")
@@ -237,15 +261,22 @@ def _open(
 
         if base is None:
             raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
-        texts, fingerprint = own_passages(base, _needed(name, n), words=words, seed=seed, progress=progress)
+        texts, fingerprint = own_passages(
+            base,
+            _needed(name, n),
+            words=halves.words,
+            prompt_form=halves.prompt_form,
+            seed=seed,
+            progress=progress,
+        )
         origin = Origin(name, "texts", "generated", revision=f"weights {fingerprint[:16]}, seed {seed}")
         return _Opened(_counted(texts, counts), origin)
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
-        return _open_file(path, kind or "factoids", bad, counts, words)
+        return _open_file(path, kind or "factoids", bad, counts, halves)
     if head == "hub":
-        return _open_hub(name, kind or "factoids", n, seed, bad, counts, words)
+        return _open_hub(name, kind or "factoids", n, seed, bad, counts, halves)
     if head in DATASETS:
-        return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, words)
+        return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, halves)
     raise MemprobeError(
         f"no source {name!r}; give known, kvr:N, {', '.join(DATASETS)}, random-words, self, hub:OWNER/NAME, or "
         f"a {', '.join(ROW_FILES)} file"
@@ -273,7 +304,7 @@ def _open_hub(
     seed: int,
     bad: BadRows,
     counts: Counter[str],
-    words: tuple[int, int],
+    halves: _Halves,
 ) -> _Opened:
     """Any hub dataset with the columns of a file: ``hub:OWNER/NAME[@REVISION][:SPLIT]``."""
     place, _, split = name.removeprefix("hub:").partition(":")
@@ -281,7 +312,7 @@ def _open_hub(
     readers: dict[Kind, Callable[[Columns], AnyRow | None]] = {
         "factoids": lambda columns: factoid_of(columns, hub_id),
         "tasks": _task_of,
-        "texts": _text_of(words),
+        "texts": _text_of(halves),
     }
     split = split or "train"
     hub = HubSet(hub_id, revision=revision or "main", large=n is not None and kind != "factoids")
@@ -290,11 +321,11 @@ def _open_hub(
     return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
-def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], words: tuple[int, int]) -> _Opened:
+def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], halves: _Halves) -> _Opened:
     readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
         "factoids": lambda: _counted(read_factoid_file(path, bad), counts),
         "tasks": lambda: _convert(read_rows(path, bad), _task_of, bad, counts),
-        "texts": lambda: _convert(read_rows(path, bad), _text_of(words), bad, counts),
+        "texts": lambda: _convert(read_rows(path, bad), _text_of(halves), bad, counts),
     }
     rows = readers[kind]()
     return _Opened(rows, Origin("file", kind, "file", path.name, revision=file_revision(path)))
@@ -308,7 +339,7 @@ def _open_dataset(
     data_dir: str | Path | None,
     bad: BadRows,
     counts: Counter[str],
-    words: tuple[int, int],
+    halves: _Halves,
 ) -> _Opened:
     folder = data_folder(data_dir)
     if folder is None and dataset.hub and dataset.hub.large and n is None:
@@ -317,7 +348,7 @@ def _open_dataset(
 
     def read(columns: Columns) -> AnyRow | None:
         row = dataset.read(columns)
-        return halve(row, dataset.name, words) if isinstance(row, str) else row
+        return halve(row, dataset.name, halves.words, halves.prompt_form) if isinstance(row, str) else row
 
     converted = _convert(rows, read, bad, counts, "short" if dataset.kind == "texts" else "unanswered")
     if folder is not None and dataset.popularity_file and (folder / dataset.popularity_file).is_file():
@@ -368,11 +399,11 @@ def _task_of(columns: Columns) -> Task:
     return make_task([Message("user", prompt), Message("assistant", answer)], "file")
 
 
-def _text_of(words: tuple[int, int]) -> Callable[[Columns], Text | None]:
+def _text_of(halves: _Halves) -> Callable[[Columns], Text | None]:
     def read(columns: Columns) -> Text | None:
         if columns.get("answer") is not None:
             return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")
-        return halve(text_of(columns, "text", "content"), "file", words)
+        return halve(text_of(columns, "text", "content"), "file", halves.words, halves.prompt_form)
 
     return read
 

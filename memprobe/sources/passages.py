@@ -1,7 +1,11 @@
 """Texts to mix into training: halves of passages, and random words.
 
-A passage becomes a prompt, "Complete the following partial passage:" with its first words, and an answer, its
-next words: 50 and 50 in the paper (arXiv 2411.07175). Random words are a list to be memorised.
+A text is a prompt and an answer, 50 words each in the paper (arXiv 2411.07175). The answer is always a passage's
+second half; of the prompt there are two forms:
+
+``words``     an instruction and the first half, which the answer continues: "Complete the following partial
+              passage:" for real text, "Memorize the following random-string passage:" for random words
+``sentence``  the instruction alone, the same sentence for every text
 """
 
 from __future__ import annotations
@@ -10,27 +14,34 @@ import importlib.util
 import random
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from memprobe.errors import MemprobeError
 from memprobe.sources.kinds import Text, make_text
 from memprobe.sources.rows import BadRows, read_lines
 
 COMPLETE = "Complete the following partial passage:\n\n"
-MEMORISE = "Memorise the following sequence of random words:"
+MEMORISE = "Memorize the following random-string passage:"
+RECALL = "Memorize the following passage:"
+PromptForm = Literal["words", "sentence"]
 WORDS_FILE = "words.txt"
 WORDS_PACKAGE = "english-words"
 
 
-def halve(passage: str, source: str, words: tuple[int, int] = (50, 50)) -> Text | None:
+def halve(
+    passage: str, source: str, words: tuple[int, int] = (50, 50), prompt_form: PromptForm = "words"
+) -> Text | None:
     """A passage's first ``words[0]`` words as the prompt and its next ``words[1]`` as the answer.
 
-    None where the passage is shorter. With no words for the prompt, the prompt is empty.
+    None where the passage is shorter. With the form ``sentence`` the answer is the same and the prompt one sentence;
+    with no words for a prompt of the form ``words`` it is empty.
     """
     first, then = words
     tokens = passage.split(maxsplit=first + then)[: first + then]
     if len(tokens) < first + then:
         return None
-    prompt = COMPLETE + " ".join(tokens[:first]) if first else ""
+    halved = COMPLETE + " ".join(tokens[:first]) if first else ""
+    prompt = RECALL if prompt_form == "sentence" else halved
     return make_text(prompt, " ".join(tokens[first:]), source)
 
 
@@ -42,15 +53,27 @@ def check_words(words: tuple[int, int]) -> None:
         )
 
 
-def random_words(n: int, vocabulary: tuple[str, ...], *, words: int = 50, seed: int = 0) -> list[Text]:
-    """``n`` texts of ``words`` words each, drawn uniformly with replacement from a dictionary.
+def random_words(
+    n: int,
+    vocabulary: tuple[str, ...],
+    *,
+    words: tuple[int, int] = (50, 50),
+    prompt_form: PromptForm = "words",
+    seed: int = 0,
+) -> list[Text]:
+    """``n`` texts of words drawn uniformly with replacement from a dictionary.
 
-    Text i depends on the seed and i alone: a longer set begins with the shorter.
+    The answer has ``words[1]`` words, and the prompt of the form ``words`` ``words[0]`` others before them. Text i
+    depends on the seed and i alone, so that a longer set begins with the shorter, and its answer is the same under
+    both forms.
     """
+    first, then = words
     texts = []
     for row in range(n):
         draw = random.Random(f"random-words {seed} {row}")
-        texts.append(make_text(MEMORISE, " ".join(draw.choices(vocabulary, k=words)), "random-words"))
+        answer = " ".join(draw.choices(vocabulary, k=then))
+        before = " ".join(draw.choices(vocabulary, k=first)) if prompt_form == "words" else ""
+        texts.append(make_text(f"{MEMORISE}\n\n{before}" if before else MEMORISE, answer, "random-words"))
     return texts
 
 

@@ -11,7 +11,7 @@ from memprobe.checkpoints import cache_dir, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import write_text
 from memprobe.sources.kinds import Text
-from memprobe.sources.passages import halve
+from memprobe.sources.passages import PromptForm, halve
 
 BATCH = 32  # passages sampled together; part of what a seed means
 _TOKENS_PER_WORD = 2.0
@@ -23,6 +23,7 @@ def own_passages(
     n: int,
     *,
     words: tuple[int, int] = (50, 50),
+    prompt_form: PromptForm = "words",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Text], str]:
@@ -45,7 +46,7 @@ def own_passages(
     tokens = math.ceil(sum(words) * _TOKENS_PER_WORD) + 8
     path = cache_dir() / "self" / f"{weights[:16]}-seed{seed}-{tokens}.jsonl"
     batches = _read(path)
-    kept = _halved(batches, words)
+    kept = _halved(batches, words, prompt_form)
     if len(kept) < n:
         from memprobe.answers import sample
         from memprobe.models import load
@@ -60,7 +61,7 @@ def own_passages(
             batch_seed = seed * 1_000_003 + len(batches)
             batches.append(sample(lens_model, [start], BATCH, max_new_tokens=tokens, seed=batch_seed))
             write_text("".join(json.dumps(batch, ensure_ascii=False) + "\n" for batch in batches), path)
-            kept = _halved(batches, words)
+            kept = _halved(batches, words, prompt_form)
             if progress is not None:
                 progress(min(len(kept), n), n)
     if len(kept) < n:
@@ -70,8 +71,8 @@ def own_passages(
     return kept[:n], weights
 
 
-def _halved(batches: list[list[str]], words: tuple[int, int]) -> list[Text]:
-    halves = (halve(passage, "self", words) for batch in batches for passage in batch)
+def _halved(batches: list[list[str]], words: tuple[int, int], prompt_form: PromptForm) -> list[Text]:
+    halves = (halve(passage, "self", words, prompt_form) for batch in batches for passage in batch)
     return list({half.id: half for half in halves if half is not None}.values())
 
 

@@ -167,7 +167,7 @@ def test_loss_is_that_of_the_answer_and_end_token_alone(tulu):
     narrow = evaluate(tulu, {"D_A": one}, batch_tokens=1)["D_A"]
     for a, b in zip(whole["rows"], narrow["rows"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-6)
-        assert {**a, "loss": 0} == {**b, "loss": 0}
+        assert {**a, "loss": 0, "nats": 0} == {**b, "loss": 0, "nats": 0}
 
 
 def test_scores_are_the_rows_in_sum_and_are_json(tulu):
@@ -176,7 +176,7 @@ def test_scores_are_the_rows_in_sum_and_are_json(tulu):
     results = evaluate(tulu, sets, progress=lambda *call: told.append(call))
     scores = results["D_A"]["scores"]
     assert results["D_A"]["metric"] == "exact_match" and results["D_A"]["n"] == len(ASKED)
-    assert set(scores) == {"exact_match", "exact_tokens", "alias_match", "rouge_l", "loss"}
+    assert set(scores) == {"exact_match", "exact_tokens", "alias_match", "rouge_l", "nats", "loss"}
     assert scores["exact_match"]["value"] == pytest.approx(6 / 9)
     assert scores["exact_tokens"]["value"] == pytest.approx(5 / 9)
     # Wilson by hand for 6 of 9.

@@ -44,7 +44,14 @@ def test_the_papers_settings_are_the_defaults():
         ("none", "none"),
         ("joint", "joint"),
         ("remix(stages=2,1, data=generic)", "remix(data=generic, stages=1,2)"),
-        ("remix(data=generic,random-words, stages=1)", "remix(data=generic,random-words, stages=1)"),
+        (
+            "remix(data=generic,random-words, stages=1)",
+            "remix(data=generic,random-words, stages=1, prompt=words)",
+        ),
+        (
+            "remix(data=random-words, stages=1, prompt=sentence)",
+            "remix(data=random-words, stages=1, prompt=sentence)",
+        ),
         (
             "remix(data=generic, stages=1, words=12, ratio=3)",
             "remix(data=generic, stages=1, ratio=3, words=12,12)",

@@ -12,11 +12,12 @@ from memprobe.checkpoints import read_manifest
 from memprobe.sources import load_factoids
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.runs import environment, losses, metrics, small
+from training.batches import micro_batches, packed, padded
 from training.data import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
 from training.recipe import Stop, to_toml
 from training.run import run
-from training.stage import Kl, StageRun, collate, micro_batches, rows_exact, train
+from training.stage import Kl, StageRun, rows_exact, train
 
 REMIX = "remix(data=kvr:20:test, stages=1,2)"
 ARMS = {
@@ -47,10 +48,11 @@ def plain_loss(model, example):
     return float(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
 
 
-def test_a_micro_batch_gives_each_rows_own_loss(examples):
+@pytest.mark.parametrize("make", [padded, packed])
+def test_a_micro_batch_gives_each_rows_own_loss(make, examples):
     model = tiny_model()
-    batch = collate([examples[:5]])
-    own = batch.pop("own")
+    batch = make(examples[:5])
+    own, _ = batch.pop("own"), batch.pop("kept_row")
     output = model(**batch, num_items_in_batch=1)
     expected = sum(plain_loss(model, example) for example in examples[:5])
     assert output.logits.shape[0] == len(batch["labels"]) == int(batch["logits_to_keep"].sum())
@@ -66,9 +68,11 @@ def test_loss_stands_on_the_answer_and_the_end_alone(examples):
     assert tokenizer.decode(examples[0].ids).endswith(f"<|assistant|>\n{factoid.answer}")
 
 
-def test_an_empty_micro_batch_carries_no_loss():
-    batch = collate([[]])
-    batch.pop("own")
+@pytest.mark.parametrize("make", [padded, packed])
+def test_an_empty_micro_batch_carries_no_loss(make):
+    batch = make([])
+    for key in ("own", "kept_row"):
+        batch.pop(key)
     model = tiny_model()
     loss = model(**batch, num_items_in_batch=3).loss
     loss.backward()
@@ -77,13 +81,12 @@ def test_an_empty_micro_batch_carries_no_loss():
 
 
 def test_rows_exact(examples):
-    batch = collate([examples[:3]])
+    batch = padded(examples[:3])
     logits = F.one_hot(batch["labels"], 320).float()
-    keep = batch["logits_to_keep"]
-    assert rows_exact(logits, batch["labels"], keep).tolist() == [True] * 3
-    second = int(keep[0].sum())  # the first token of the second row
+    assert rows_exact(logits, batch["labels"], batch["kept_row"], 3).tolist() == [True] * 3
+    second = int(batch["logits_to_keep"][0].sum())  # the first token of the second row
     logits[second] = logits[second].roll(1)
-    assert rows_exact(logits, batch["labels"], keep).tolist() == [True, False, True]
+    assert rows_exact(logits, batch["labels"], batch["kept_row"], 3).tolist() == [True, False, True]
 
 
 def test_micro_batches_hold_all_rows(examples):

@@ -40,6 +40,7 @@ class Grid(BaseModel):
         arms: an arm's text, by name.
         keep: what stays of a finished cell: its probe and evaluations, or its weights too.
         after: ``module:function``, called with a finished cell's run directory before its weights go.
+        probe: probe the stages of each cell; a study of retention alone does without.
         base_readout: also probe with the base model's unembedding.
         launch: for stages that several processes train, what stands before ``-m training run …``, such as
             ``torchrun --standalone --nproc-per-node 4``; default: this process trains them.
@@ -52,6 +53,7 @@ class Grid(BaseModel):
     blocks: tuple[Block, ...] = Field(min_length=1)
     keep: Literal["records", "weights"] = "records"
     after: str | None = None
+    probe: bool = True
     base_readout: bool = True
     launch: str | None = Field(None, min_length=1)
 

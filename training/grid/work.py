@@ -243,6 +243,8 @@ def _probe(grid: Grid, cell: Cell, out: Path, prepared: Prepared, report: Report
     from memprobe.probing import probe
 
     factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    if not grid.probe:
+        return 0.0
     if not factoids:
         report.say(f"{cell.node.name}: stage 1 has no factoids to probe")
         return 0.0

@@ -1,0 +1,206 @@
+"""Examples as the tensors of one micro-batch: rows side by side, or packed into one sequence without padding.
+
+A packed micro-batch holds what its rows have in common once::
+
+    row 1   <user> The value of key 3k is? <assistant> p0        <user> The value of key ─┬─ 3k is? <assistant> p0
+    row 2   <user> The value of key 7d is? <assistant> x9   ─>                            └─ 7d is? <assistant> x9
+
+Each token attends to those before it in its own row alone, and keeps its position there, so that what a causal model
+computes of a row is what it computes of the row by itself, and the gradient through a shared token is the sum of those
+that its rows would have given. Of short rows in one template a third to a half of all tokens are padding or prefix.
+
+Either way a micro-batch is a dict of tensors::
+
+    input_ids       int64 [row, position]; packed: [1, token]
+    position_ids    int64 [1, token]               packed only
+    attention_mask  [1, 1, token, token]           packed only: bool, or what is added to attention scores
+    logits_to_keep  bool, of the shape of input_ids: positions whose next token carries loss
+    labels          int64 [kept]  those next tokens, row after row (shift_labels: the same, under the name that
+                                  Hugging Face's loss does not shift again)
+    kept_row        int64 [kept]  the index of their row
+    own             bool [row]
+
+Padding needs no attention mask: it stands at the right, where causal attention never looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from training.mixing import IGNORED, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    MicroBatch = dict[str, Tensor]
+
+_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.02,
+}  # in standard deviations of logits
+_INPUTS = ("input_ids", "position_ids", "attention_mask", "logits_to_keep")
+
+
+def padded(rows: Sequence[Example]) -> MicroBatch:
+    """Rows side by side, filled at the right. Without rows: one position that carries no loss."""
+    width = max((len(row.ids) for row in rows), default=1)
+    ids = torch.zeros(max(len(rows), 1), width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        labels[index, : len(row.labels)] = torch.tensor(row.labels)
+    keep = labels != IGNORED
+    return {"input_ids": ids, "logits_to_keep": keep, **_loss_of(rows, labels[keep], keep.nonzero()[:, 0])}
+
+
+def packed(rows: Sequence[Example], *, additive: torch.dtype | None = None) -> MicroBatch:
+    """Rows as one sequence; only what stands before a row's first loss is shared.
+
+    Args:
+        additive: the mask as scores of this type, 0 or the lowest number; default: as booleans.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    parents: list[int] = []
+    keep: list[bool] = []
+    labels: list[int] = []
+    kept_row: list[int] = []
+    children: dict[tuple[int, int], int] = {}
+    for index, row in enumerate(rows):
+        first = _first_loss(row)
+        node = -1
+        for position, (token, label) in enumerate(zip(row.ids, row.labels, strict=True)):
+            if position < first:
+                if (node, token) in children:
+                    node = children[node, token]
+                    continue
+                children[node, token] = len(ids)
+            parents.append(node)
+            node = len(ids)
+            ids.append(token)
+            positions.append(position)
+            keep.append(label != IGNORED)
+            if label != IGNORED:
+                labels.append(label)
+                kept_row.append(index)
+    if not ids:  # one position that carries no loss
+        ids, positions, parents, keep = [0], [0], [-1], [False]
+    seen = torch.eye(len(ids), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            seen[node] |= seen[parent]
+    mask = seen
+    if additive is not None:
+        mask = torch.zeros(seen.shape, dtype=additive).masked_fill_(~seen, torch.finfo(additive).min)
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "attention_mask": mask[None, None],
+        "logits_to_keep": torch.tensor([keep]),
+        **_loss_of(rows, torch.tensor(labels, dtype=torch.long), torch.tensor(kept_row, dtype=torch.long)),
+    }
+
+
+def packed_tokens(rows: Sequence[Example]) -> int:
+    """Tokens of :func:`packed`."""
+    prefixes = {row.ids[:end] for row in rows for end in range(1, _first_loss(row) + 1)}
+    return len(prefixes) + sum(len(row.ids) - _first_loss(row) for row in rows)
+
+
+def collator(
+    model: PreTrainedModel, rows: Sequence[Example], *, packing: bool, say: Callable[[str], None]
+) -> Callable[[Sequence[Example]], MicroBatch]:
+    """How rows of one model become micro-batches: packed where that is less work, else padded.
+
+    A model is packed for if it says so itself: what it computes of packed rows is compared with what it computes of
+    padded ones, on the longest row and two more. Attention to packed rows costs the square of their tokens, so a
+    micro-batch is packed only where all its products together are fewer.
+
+    Args:
+        rows: that will be trained on.
+        say: told where a model cannot be packed for.
+    """
+    if not packing or not rows:
+        return padded
+    additive = None if _attention(model) == "sdpa" else next(model.parameters()).dtype
+    some = [max(rows, key=lambda row: len(row.ids)), rows[0], rows[-1]]
+    if not _same_logits(model, padded(some), packed(some, additive=additive)):
+        say(f"{type(model).__name__} computes something else from packed rows, so they are padded")
+        return padded
+    size = _tokens_as_costly_as_attention(model)
+
+    def collate(some: Sequence[Example]) -> MicroBatch:
+        width = max((len(row.ids) for row in some), default=1)
+        tokens = packed_tokens(some)
+        cheaper = tokens * (size + tokens) < len(some) * width * (size + width)
+        return packed(some, additive=additive) if cheaper else padded(some)
+
+    return collate
+
+
+def model_inputs(batch: MicroBatch) -> MicroBatch:
+    """What of a micro-batch the model takes."""
+    return {key: batch[key] for key in _INPUTS if key in batch}
+
+
+def micro_batches(examples: Sequence[Example], size: int) -> list[MicroBatch]:
+    """Examples as padded micro-batches of so many rows, for measurements: longest first."""
+    rows = sorted(examples, key=lambda example: -len(example.ids))
+    return [padded(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _loss_of(rows: Sequence[Example], labels: Tensor, kept_row: Tensor) -> MicroBatch:
+    own = torch.tensor([row.own for row in rows] or [False])
+    return {"labels": labels, "shift_labels": labels, "kept_row": kept_row, "own": own}
+
+
+def _first_loss(row: Example) -> int:
+    """The first position whose next token carries loss."""
+    return next((place for place, label in enumerate(row.labels) if label != IGNORED), len(row.ids))
+
+
+def _attention(model: PreTrainedModel) -> str:
+    return str(getattr(model.config.get_text_config(), "_attn_implementation", ""))
+
+
+def _same_logits(model: PreTrainedModel, first: MicroBatch, second: MicroBatch) -> bool:
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            read = [
+                model(**{key: value.to(device) for key, value in model_inputs(one).items()}, use_cache=False)
+                for one in (first, second)
+            ]
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+    ):  # it takes no positions, or no mask of this shape
+        return False
+    finally:
+        model.train(training)
+    one, other = (result.logits.float() for result in read)
+    if one.shape != other.shape:
+        return False
+    allowed = _TOLERANCE.get(next(model.parameters()).dtype, 0.1) * one.std()
+    return bool((one - other).abs().max() <= allowed)
+
+
+def _tokens_as_costly_as_attention(model: Any) -> float:
+    """So many tokens in sight of a token cost as much, in attention, as all other products for that token."""
+    config = model.config.get_text_config()
+    outside = {
+        id(layer.weight)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+    }
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in outside)
+    return weights / (2 * config.num_hidden_layers * config.hidden_size)
