@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from memprobe.statistics.latent import MOST_CENSORED, _log_cells, latent_spread
+from memprobe.statistics.latent import MOST_CENSORED, _log_cells, latent_spread, ratio_over_seeds, unlucky
 from memprobe.statistics.occurrence import Occurrence
 
 N_LAYERS = 30
@@ -91,14 +91,55 @@ def test_too_much_censored_is_not_estimable():
 def test_cells_are_those_of_the_normal_without_skewness():
     """With no skewness and tails as the normal's, sinh-arcsinh is the normal; by scipy's own density elsewhere."""
     edges = np.arange(1.0, 10)
-    cells = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.0, 0.0))
+    cells = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.0, 0.0, np.ones(10)))
     wanted = np.diff(np.concatenate([[0], special.ndtr((edges - 6.2) / 1.7), [1]]))
     np.testing.assert_allclose(cells, np.maximum(wanted, 1e-12), atol=1e-12)
-    skewed = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.5, -0.2))
+    skewed = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.5, -0.2, np.ones(10)))
     assert skewed.sum() == pytest.approx(1)
     # The median is where the transformed depth is 0: sinh(arcsinh(0.5) / δ) scales away.
     median = 6.2 + 1.7 * math.sinh(0.5 / math.exp(-0.2))
     at = optimize.brentq(
-        lambda x: _log_cells(np.array([x]), 6.2, math.log(1.7), 0.5, -0.2)[0] - math.log(0.5), 1, 20
+        lambda x: _log_cells(np.array([x]), 6.2, math.log(1.7), 0.5, -0.2, np.ones(10))[0] - math.log(0.5),
+        1,
+        20,
     )
     assert at == pytest.approx(median)
+
+
+def test_luck_that_shuffled_answers_share_is_no_spread():
+    """A tenth of the facts named by luck at depths 7 to 11, in both checkpoints, while the rest move deeper."""
+    rng = np.random.default_rng(5)
+    told = {"with": 0, "without": 0}
+    for _ in range(20):
+        checkpoint, reference = pair(rng, 500, 1.5, 1.0)
+        luck = np.where(rng.random(500) < 0.1, rng.uniform(7, 11, 500), np.inf)
+        found = [occurring(np.minimum(luck, one)) for one in (checkpoint, reference)]
+        at = np.where(rng.random(2500) < 0.1, rng.uniform(7, 11, 2500), 99.0)
+        chance = unlucky([shuffled(at)])
+        told["with"] += latent_spread(*found, chance=chance, reference_chance=chance).low > 1
+        told["without"] += latent_spread(*found).low > 1
+    assert told["without"] > 5
+    assert told["with"] <= 2
+
+
+def shuffled(at: np.ndarray) -> Occurrence:
+    lof = np.where(at > N_LAYERS, np.nan, np.ceil(at))
+    return Occurrence(np.arange(len(at)), N_LAYERS, lof, lof, np.zeros((len(at), N_LAYERS + 1), bool))
+
+
+def test_unlucky_counts_every_draw():
+    found = unlucky([shuffled(np.array([3.0, 99.0])), shuffled(np.array([1.0, 3.0]))])
+    assert found is not None
+    assert found[:4].tolist() == [0.75, 0.75, 0.25, 0.25] and found[-1] == 0.25
+    assert unlucky([]) is None
+
+
+def test_seeds_that_agree_by_chance_are_no_surer_than_their_fits():
+    agree = ratio_over_seeds([0.30, 0.30, 0.30], [0.1, 0.1, 0.1])
+    # By hand: error 0.1 / sqrt 3, t(0.975, 2) = 4.303.
+    assert agree[:3] == pytest.approx((0.3, 0.3 - 0.2484, 0.3 + 0.2484), abs=1e-3)
+    scattered = ratio_over_seeds([0.1, 0.3, 0.5], [0.01] * 3)
+    assert scattered.high - scattered.log_ratio == pytest.approx(4.303 * 0.2 / math.sqrt(3), rel=1e-3)
+    two = ratio_over_seeds([0.1, 0.3], [0.1, 0.1])
+    assert two.seeds == 2 and two.log_ratio == pytest.approx(0.2) and math.isnan(two.low)
+    assert math.isnan(ratio_over_seeds([], []).log_ratio)

@@ -7,19 +7,26 @@ depth, if training made the model say the answer, or never. How many of those sa
 count alike, as "deeper than n - 1": a likelihood with one free mass at the last depth and one at never, of which the
 share of either cancels. A latent depth within (d - 1, d] is seen as d, one of at most 1 as 1.
 
+A lens also names answers by luck, at depths that no fact's own depth moves. What is seen is the earlier of a fact's
+latent depth and such a hit (competing risks; Prentice et al. 1978), of which shuffled answers tell: they have the lucky
+hits and no fact.
+
 The latent depths of checkpoint and reference have one shape, a location and a scale each. The shape is sinh-arcsinh
 (Jones & Pewsey 2009): the normal's with skewness and weight of tails to fit, shrunk towards the normal by normal priors
-on both, since lucky hits at early depths are no rarity and a normal takes them for spread. What is tested is the log of
-the ratio of the scales, whose error is of the sandwich kind over facts, so that a fact in both checkpoints counts once.
+on both. What is tested is the log of the ratio of the scales, whose error is of the sandwich kind over facts, so that a
+fact in both checkpoints counts once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 
+from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.intervals import LEVEL
 from memprobe.statistics.occurrence import Occurrence
 
@@ -44,6 +51,7 @@ class LatentSpread:
         shift: of the location, in depths.
         ratio: of the scales, checkpoint over reference; 1 where the reference was only moved.
         low, high, p: of the ratio against 1; NaN, as are shift and ratio, where ``why`` says why not.
+        error: standard error of the ratio's logarithm.
         why: why it is not estimable, or "".
     """
 
@@ -55,27 +63,37 @@ class LatentSpread:
     low: float
     high: float
     p: float
+    error: float
     why: str = ""
 
 
-def latent_spread(checkpoint: Occurrence, reference: Occurrence) -> LatentSpread:
+def latent_spread(
+    checkpoint: Occurrence,
+    reference: Occurrence,
+    *,
+    chance: np.ndarray | None = None,
+    reference_chance: np.ndarray | None = None,
+) -> LatentSpread:
     """Whether the checkpoint's latent depths spread more widely than the reference's.
 
     Args:
         checkpoint: with the same factoids in the same order as the reference, of as many layers.
+        chance, reference_chance: [depth 1 … n_layers], share of shuffled answers that no depth up to this one holds
+            (:func:`unlucky`); without them no hit is held to be luck.
 
     Returns:
         Not estimable where more than half of the facts are censored, or fewer than 20 are seen at fewer than 4
         depths below the last, in either checkpoint. In simulation (``tests/benchmarks/interval_coverage.py``) a pure
         shift is called "more" or "less" as rarely as a test at 5 % may, for normal, skewed and heavy-tailed depths and
-        with lucky hits; depths of two separate groups break it.
+        with lucky hits that shuffled answers share; depths of two separate groups break it.
     """
     n = reference.n_layers
     seen = [np.where(np.isnan(one.lof), n, one.lof).astype(int) for one in (reference, checkpoint)]
     histograms = [np.bincount(depth - 1, minlength=n) for depth in seen]
     censored = [float(counts[-1] / len(seen[0])) if len(seen[0]) else np.nan for counts in histograms]
     why = _not_estimable(histograms)
-    fitted, error = (np.full(_PARAMETERS, np.nan), np.nan) if why else _fit(seen, histograms)
+    lucky = [np.ones(n) if one is None else one for one in (reference_chance, chance)]
+    fitted, error = (np.full(_PARAMETERS, np.nan), np.nan) if why else _fit(seen, histograms, lucky)
     if not why and not (np.isfinite(error) and error > 0):
         why, fitted = "the fit does not settle", np.full(_PARAMETERS, np.nan)
     freedom = len(seen[0]) - _PARAMETERS
@@ -90,8 +108,51 @@ def latent_spread(checkpoint: Occurrence, reference: Occurrence) -> LatentSpread
         low=float(low),
         high=float(high),
         p=float(2 * special.stdtr(max(freedom, 1), -abs(fitted[3]) / error)),
+        error=float(error),
         why=why,
     )
+
+
+class RatioOverSeeds(NamedTuple):
+    """Log ratio of the scales over seeds, with its interval; NaN under three seeds."""
+
+    log_ratio: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+
+def ratio_over_seeds(log_ratios: Sequence[float], errors: Sequence[float]) -> RatioOverSeeds:
+    """One ratio from those of several seeds, each against the reference of its own seed.
+
+    Student's t over seeds, whose variance is at least what the fits say of themselves: a few seeds may agree by chance,
+    and the facts that they share make them agree more.
+
+    Args:
+        log_ratios, errors: of the seeds where it is estimable.
+    """
+    values, own = np.asarray(log_ratios, float), np.asarray(errors, float)
+    seeds = len(values)
+    mean = float(values.mean()) if seeds else np.nan
+    if seeds < MIN_SEEDS:
+        return RatioOverSeeds(mean, np.nan, np.nan, np.nan, seeds)
+    error = float(np.sqrt(max(np.var(values, ddof=1) / seeds, (own**2).mean() / seeds)))
+    half = special.stdtrit(seeds - 1, 0.5 + LEVEL / 2) * error
+    p = 2 * special.stdtr(seeds - 1, -abs(mean) / error)
+    return RatioOverSeeds(mean, mean - half, mean + half, float(p), seeds)
+
+
+def unlucky(shuffled: Sequence[Occurrence]) -> np.ndarray | None:
+    """Share of shuffled answers that no depth up to this one holds, over all draws; [depth 1 … n_layers].
+
+    ``None`` where there are none.
+    """
+    if not shuffled:
+        return None
+    depths = np.arange(1, shuffled[0].n_layers + 1)
+    lof = np.concatenate([one.lof for one in shuffled])
+    return np.mean(~(lof[:, None] <= depths), axis=0)
 
 
 def _not_estimable(histograms: list[np.ndarray]) -> str:
@@ -108,15 +169,17 @@ def _not_estimable(histograms: list[np.ndarray]) -> str:
     return ""
 
 
-def _fit(seen: list[np.ndarray], histograms: list[np.ndarray]) -> tuple[np.ndarray, float]:
+def _fit(
+    seen: list[np.ndarray], histograms: list[np.ndarray], lucky: list[np.ndarray]
+) -> tuple[np.ndarray, float]:
     """The parameters at the posterior's mode, and the standard error of the log ratio."""
     edges = np.arange(1.0, len(histograms[0]))
 
     def logs(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shape = (float(at[4]), float(at[5]))
         return (
-            _log_cells(edges, float(at[0]), float(at[1]), *shape),
-            _log_cells(edges, float(at[0] + at[2]), float(at[1] + at[3]), *shape),
+            _log_cells(edges, float(at[0]), float(at[1]), *shape, lucky[0]),
+            _log_cells(edges, float(at[0] + at[2]), float(at[1] + at[3]), *shape, lucky[1]),
         )
 
     def loss(at: np.ndarray) -> float:
@@ -150,8 +213,10 @@ def _fit(seen: list[np.ndarray], histograms: list[np.ndarray]) -> tuple[np.ndarr
     return at, float(np.sqrt(variance)) if variance > 0 else np.nan
 
 
-def _log_cells(edges: np.ndarray, place: float, log_scale: float, skew: float, log_tail: float) -> np.ndarray:
+def _log_cells(
+    edges: np.ndarray, place: float, log_scale: float, skew: float, log_tail: float, lucky: np.ndarray
+) -> np.ndarray:
     """Log-probability of each depth 1 … n, the last one being all that is deeper than n - 1."""
     at = np.sinh(np.clip(np.exp(log_tail) * np.arcsinh((edges - place) / np.exp(log_scale)) - skew, -50, 50))
-    below = np.concatenate([[0.0], special.ndtr(at), [1.0]])
-    return np.log(np.maximum(np.diff(below), _LEAST))
+    beyond = np.concatenate([[1.0], special.ndtr(-at) * lucky[: len(edges)], [0.0]])
+    return np.log(np.maximum(-np.diff(beyond), _LEAST))
