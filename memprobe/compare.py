@@ -24,10 +24,12 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import write_json, write_text
+from memprobe.lineage import lineage
 from memprobe.probes import Probe, open_probe
 from memprobe.records import ALIKE, SCHEMA_VERSION
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
 from memprobe.statistics.controls import (
+    BINARY,
     SHARES,
     STATISTICS,
     answer_cover,
@@ -189,7 +191,7 @@ def compare(
         watched = watched or bool(intrusions)
         _describe(rows, reading, controls, k=k, resamples=resamples, is_base=member is root)
         if member.arm is not None:
-            runs.append(_run(reading, controls.get(SHUFFLED), resamples))
+            runs.append(_run(reading, controls.get(SHUFFLED)))
         for anchor in anchors:
             if anchor.member is not member:
                 both = {"reference": anchor.member.label, "checkpoint": member.label}
@@ -277,8 +279,8 @@ def kept_facts(
         draws: of the bootstrap over factoids, under ``seed``.
 
     Returns:
-        [arm, seeds, kept, lost, statistic, difference, low, high, by_seed], of :data:`ARM_STATISTICS` but exact
-        match; ``kept`` and ``lost`` count facts in each seed. The interval is of
+        [arm, seeds, kept, lost, statistic, difference, low, high, p, detectable, by_seed], of
+        :data:`ARM_STATISTICS` but exact match; ``kept`` and ``lost`` count facts in each seed. The interval is of
         :func:`memprobe.statistics.arms.arm_means` and needs three seeds. Seeds without a kept or a lost fact are not
         in it.
 
@@ -287,7 +289,6 @@ def kept_facts(
     """
     members = {member.label: member for member in _members([probe], {}, [])}
     ids, _ = _common_factoids(list(members.values()), [])
-    resamples = _resamples(len(ids), draws, seed)
     chosen = [i for i, name in enumerate(ARM_STATISTICS) if name != "exact"]
     before: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     runs, counts = [], {}
@@ -302,8 +303,8 @@ def kept_facts(
             still = _read(_named(list(members.values()), then, "after"), ids, k, token).exact
             kept, lost = said & still, said & ~still
             if kept.any() and lost.any():
-                difference, drawn = kept_against_lost(values, kept, lost, resamples)
-                runs.append(Run(arm, "", then, then, difference, drawn))
+                found = kept_against_lost(values, kept, lost)
+                runs.append(Run(arm, "", then, then, found.difference, found.influence))
                 counts.setdefault(arm, []).append((int(kept.sum()), int(lost.sum())))
     if not runs:
         return pl.DataFrame()
@@ -312,7 +313,19 @@ def kept_facts(
     numbers = pl.DataFrame(
         {"arm": list(counts), "kept": [kept for kept, _ in sizes], "lost": [lost for _, lost in sizes]}
     )
-    columns = ["arm", "seeds", "kept", "lost", "statistic", "difference", "low", "high", "by_seed"]
+    columns = [
+        "arm",
+        "seeds",
+        "kept",
+        "lost",
+        "statistic",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "detectable",
+        "by_seed",
+    ]
     return table.join(numbers, on="arm", how="left", maintain_order="left").select(columns)
 
 
@@ -573,7 +586,7 @@ _CHANCE = {
 
 
 def _placed(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: pl.Int64 if name in ("n", "n_layers") else pl.Float64 for name in row}
+    return {name: pl.Int64 if name in ("n", "n_layers", "lof_n", "settled_n") else pl.Float64 for name in row}
 
 
 def _subtract(
@@ -650,10 +663,10 @@ def _before(
     kept, lost = anchor.exact & reading.exact, anchor.exact & ~reading.exact
     if min(kept.sum(), lost.sum()) < 2:
         return
-    difference, drawn = kept_against_lost(_with_net(anchor, shuffled), kept, lost, resamples)
-    low, high = resamples.interval(drawn)
+    found = kept_against_lost(_with_net(anchor, shuffled), kept, lost)
     counts = {"n_kept": int(kept.sum()), "n_lost": int(lost.sum())}
-    columns = {"statistic": ARM_STATISTICS, "difference": difference, "low": low, "high": high}
+    columns = {"statistic": ARM_STATISTICS, "difference": found.difference}
+    columns |= {"low": found.low, "high": found.high, "detectable": found.detectable}
     table = pl.DataFrame(columns, nan_to_null=True).filter(pl.col("statistic") != "exact")
     rows.add("kept", keys | counts, table)
 
@@ -716,15 +729,11 @@ def _with_net(reading: Reading, shuffled: _Cells | None) -> np.ndarray:
     return np.hstack([reading.values, (reading.values - level)[:, net]])
 
 
-def _run(reading: Reading, shuffled: _Cells | None, resamples: Resamples) -> Run:
-    values = _with_net(reading, shuffled)
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = (resamples.sums(filled) / resamples.sums(present)).astype(np.float32)
-        means = filled.sum(0) / present.sum(0)
+def _run(reading: Reading, shuffled: _Cells | None) -> Run:
     member = reading.member
-    return Run(member.arm or "", member.stage or "", member.seed or "", member.label, means, draws)
+    before, rows = lineage(member.probe.run["checkpoints"], member.name)
+    names = (member.arm or "", member.stage or "", member.seed or "", member.label)
+    return Run.of(*names, _with_net(reading, shuffled), before=before, rows=rows)
 
 
 def _over_stages(
@@ -765,8 +774,8 @@ def _over_arms(
         seen[key] = run.label
     names = list(ARM_STATISTICS)
     reference = origin.arm if origin.arm is not None else runs[0].arm
-    tables["arms"] = arm_means(runs, names, n, shares=SHARES)
-    tables["arm_differences"] = arm_differences(runs, names, n, reference=reference)
+    tables["arms"] = arm_means(runs, names, n, shares=SHARES, binary=BINARY)
+    tables["arm_differences"] = arm_differences(runs, names, n, reference=reference, binary=BINARY)
     if min(tables["arms"]["seeds"].to_list()) < MIN_SEEDS:
         notes.append(
             f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."

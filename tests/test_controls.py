@@ -73,10 +73,11 @@ def test_net_is_value_minus_chance_over_the_factoids_that_have_both():
     control = np.array([[1.5, np.nan], [2.0, 1.0], [np.nan, np.nan]])
     table = net_of(values, control, resamples)
     assert table.row(0)[:4] == (2, 3.0, 1.75, 1.25)  # a and b: (0.5 + 2) / 2
-    assert table["low"][0] <= 1.25 <= table["high"][0]
+    many = net_of(np.tile(values, (6, 1)), np.tile(control, (6, 1)), Resamples.of(18, draws=200))
+    assert many.row(0)[:4] == (12, 3.0, 1.75, 1.25) and many["low"][0] < 1.25 < many["high"][0]
     assert table.row(1) == (0, None, None, None, None, None)
     one = net_of(values[:1], control[:1], Resamples.of(1, draws=200))
-    assert one.row(0) == (1, 2.0, 1.5, 0.5, None, None)  # no interval from one factoid
+    assert one.row(0) == (1, 2.0, 1.5, 0.5, None, None)  # no interval from one factoid, nor from few
 
 
 def test_every_statistic_net_of_every_control():
@@ -107,10 +108,13 @@ def test_every_statistic_net_of_every_control():
     assert numbers("base", "lof") == (1, 1.0, 2.0, -1.0)
     assert numbers("base", "exact") == pytest.approx((3, 2 / 3, 1 / 3, 1 / 3))
     assert numbers("base", "log_prob_full") == pytest.approx((3, -4, -7, 3))
-    # The interval is that of the paired differences, whatever the control.
-    _, low, high = bootstrap_mean(cells["own"][0] - cells["base"][0], resamples)
+    # The interval is that of the paired differences, whatever the control; here of twelve factoids.
+    own_12, base_12 = (tuple(np.tile(part, (4, 1)) for part in cells[name]) for name in ("own", "base"))
+    many = Resamples.of(12, draws=300)
+    _, low, high = bootstrap_mean(own_12[0] - base_12[0], many)
     at = STATISTICS.index("area")
-    edges = row["base", "area"]["low"], row["base", "area"]["high"]
+    area, _ = net_tables(own_12, {"base": base_12}, many)
+    edges = area.filter(statistic="area").select("low", "high").row(0)
     assert edges == pytest.approx((low[at], high[at]))
     recall = by_depth.filter(control="base", measure="recall")
     assert recall["net"].to_list() == pytest.approx([0, 1 / 3, 1 / 3])

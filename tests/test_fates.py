@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import stats
 
 from memprobe.statistics.fates import fates, kept_against_lost, lost_facts, lost_in_short
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples
 
 
 def test_paths_are_counted():
@@ -18,25 +19,40 @@ def test_paths_are_counted():
     assert fates(np.ones((2, 3), bool))["path"].to_list()[:2] == ["1→1→1", "1→1→0"]
 
 
-def test_kept_facts_against_lost_ones_draw_by_draw():
-    values = np.array([[1.0, 2], [3, np.nan], [8, 6], [np.nan, 9], [5, 1]])
-    kept, lost = (
-        np.array([1, 1, 0, 0, 0], bool),
-        np.array([0, 0, 1, 1, 0], bool),
-    )  # the last was not there before
-    resamples = Resamples.of(5, draws=50, seed=1)
-    difference, draws = kept_against_lost(values, kept, lost, resamples)
-    assert difference.tolist() == [2 - 8, 2 - 7.5]
-    empty = 0
-    for drawn, counts in zip(draws, resamples.counts, strict=True):
-        rows = np.repeat(np.arange(5), counts)
-        for column in (0, 1):
-            sides = [[values[i, column] for i in rows if which[i]] for which in (kept, lost)]
-            one, other = ([x for x in side if not np.isnan(x)] for side in sides)
-            empty += not (one and other)
-            wanted = np.mean(one) - np.mean(other) if one and other else np.nan
-            np.testing.assert_allclose(drawn[column], wanted, rtol=1e-6)
-    assert 0 < empty < 60
+def test_kept_facts_against_lost_ones_are_welch_s():
+    rng = np.random.default_rng(0)
+    values = rng.normal(25, 2, (40, 2))
+    values[3, 1] = np.nan
+    kept = np.arange(40) < 12
+    lost = (np.arange(40) >= 12) & (np.arange(40) < 37)  # the last three were not there before
+    found = kept_against_lost(values, kept, lost)
+    for column in (0, 1):
+        one, other = (values[which, column][~np.isnan(values[which, column])] for which in (kept, lost))
+        theirs = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+        assert found.difference[column] == pytest.approx(one.mean() - other.mean())
+        assert found.low[column] == pytest.approx(theirs.low, abs=0.02)
+        assert found.high[column] == pytest.approx(theirs.high, abs=0.02)
+        assert found.high[column] - found.difference[column] < found.detectable[column]
+
+
+def test_influence_is_what_leaving_a_fact_out_does():
+    values = np.array([[1.0], [3], [8], [6], [5]])
+    kept, lost = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    found = kept_against_lost(values, kept, lost)
+    assert found.difference.tolist() == [2 - 7]
+    # By hand: (1 - 2) / 2, (3 - 2) / 2, -(8 - 7) / 2, -(6 - 7) / 2, and nothing of a fact in neither group.
+    assert found.influence[:, 0].tolist() == [-0.5, 0.5, -0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize(("n_kept", "interval"), [(1, False), (2, True)])
+def test_a_group_of_one_has_no_interval_and_an_empty_one_no_difference(n_kept, interval):
+    values = np.arange(12.0)[:, None] ** 1.5
+    kept = np.arange(12) < n_kept
+    found = kept_against_lost(values, kept, ~kept)
+    assert bool(np.isfinite(found.low[0])) == interval
+    assert np.isfinite(found.difference[0]) and np.isfinite(found.influence).all()
+    none = kept_against_lost(values, kept & ~kept, ~kept)
+    assert np.isnan(none.difference[0])
 
 
 def made(ranks, control=None, ids=("a", "b", "c")):

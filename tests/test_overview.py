@@ -47,14 +47,6 @@ def test_paired_means_leave_out_factoids_without_a_value():
     assert table.filter(pair=0)["n"].to_list() == [3] * len(STATISTICS)
 
 
-def test_resampled_means_are_those_of_the_sample_and_of_each_draw():
-    values = np.array([[1.0], [np.nan], [3.0]])
-    resamples = Resamples(np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0]], np.uint8))
-    means, draws = overview.resampled_means(values, resamples)
-    assert means.tolist() == [2.0]
-    assert draws[:, 0] == pytest.approx([2.0, 1.0, np.nan], nan_ok=True)
-
-
 def test_flows_follow_each_fact_from_state_to_state():
     held = np.array([[1, 0], [1, 1], [0, 1], [1, 0]], bool)  # depth 0 counts for nothing
     states = overview.states_of(np.array([True, False, False, False]), held)

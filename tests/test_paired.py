@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
@@ -49,7 +50,26 @@ def test_differences_by_hand():
     assert table["p"][0] == pytest.approx((2 + 2 + 2 / 2) / 16)
     # 1, 1, 1 and nothing: the 8 patterns of three, the two at ±3 whole.
     assert table["p"][1] == pytest.approx(2 / 8)
-    assert table["low"][0] < 1 < table["high"][0]
+    assert table["low"].to_list() == [None, None]  # too few for an interval
+
+
+def test_few_pairs_have_student_s_interval_and_very_few_none():
+    values = np.random.default_rng(0).normal(0.5, 1, (29, 1))
+    values[10:, 0] = np.nan
+    for n in (9, 10, 29, 30):
+        some = np.random.default_rng(1).normal(0.5, 1, (n, 1))
+        row = differences(some, np.arange(n), Resamples.of(n, draws=400)).row(0, named=True)
+        theirs = stats.ttest_1samp(some[:, 0], 0).confidence_interval()
+        if n < 10:
+            assert (row["low"], row["high"]) == (None, None) and row["p"] is not None
+        elif n < 30:
+            assert [row["low"], row["high"]] == pytest.approx([theirs.low, theirs.high])
+        else:
+            assert row["low"] != pytest.approx(theirs.low, abs=1e-6)
+    # What counts are the pairs that have a value, not the factoids.
+    torn = differences(values, np.arange(29), Resamples.of(29, draws=400)).row(0, named=True)
+    theirs = stats.ttest_1samp(values[:10, 0], 0).confidence_interval()
+    assert [torn["n"], torn["low"], torn["high"]] == pytest.approx([10, theirs.low, theirs.high])
 
 
 def test_sign_flip_flips_one_answer_together():

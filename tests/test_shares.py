@@ -22,12 +22,31 @@ def test_shares_near_the_ends_agree_with_a_beta_binomial_of_another_hand(counts,
 
 
 @pytest.mark.parametrize(
-    ("counts", "median", "low", "high"), [(GENERIC, 0.47, 0.26, 0.65), (REPLAY, 0.28, 0.10, 0.50)]
+    ("counts", "value", "low", "high"), [(GENERIC, 0.47, 0.26, 0.65), (REPLAY, 0.28, 0.10, 0.50)]
 )
-def test_differences_agree_with_a_beta_binomial_of_another_hand(counts, median, low, high):
+def test_differences_agree_with_a_beta_binomial_of_another_hand(counts, value, low, high):
+    """Its values are medians of posteriors, a little nearer to 0 than the differences as they are."""
     found = share_difference(counts, NAIVE, 64)
-    assert found[:3] == pytest.approx([median, low, high], abs=0.01)
+    assert found[:3] == pytest.approx([value, low, high], abs=0.025)
+    assert found.low == pytest.approx(low, abs=0.005)
+    assert found.value == pytest.approx((counts.sum() - 2) / 192)
     assert found.p < 0.05
+
+
+def test_a_difference_near_1_reaches_as_far_as_it_may():
+    """Shares of 0.99 and 0.01, as they come in three seeds of 64."""
+    found = share_difference(np.array([64, 63, 63]), np.array([0, 1, 1]), 64)
+    assert found.low < 0.98 < found.high < 1
+    assert share_difference(ALL, NONE, 64).high == 1
+
+
+def test_p_is_where_the_interval_ends_at_0():
+    """An arm at the edge of significance: its interval ends near 0, and p is near 0.05."""
+    found = [share_difference(np.array([k, k + 2, k + 4]), NAIVE, 64) for k in range(4, 16)]
+    for one in found:
+        assert (one.low > 0) == (one.p < 0.05)
+    assert sorted(one.p for one in found) == [one.p for one in found][::-1]
+    assert found[0].p > 0.05 > found[-1].p > 1e-9
 
 
 def test_the_posterior_is_what_integration_gives():
@@ -54,13 +73,12 @@ def test_no_arm_differs_by_keeping_nothing_thrice():
         found = share_difference(NONE, counts, 64)
         assert found.low < 0 < found.high and found.p > 0.05
     same = share_difference(NONE, NONE, 64)
-    assert same.p == pytest.approx(1, abs=0.05)
-    assert same.median == pytest.approx(0, abs=1e-3)
+    assert same.p == 1 and same.value == 0 and same.low == pytest.approx(-same.high)
 
 
 def test_a_difference_turned_round_is_its_negative():
     one, other = share_difference(GENERIC, NAIVE, 64), share_difference(NAIVE, GENERIC, 64)
-    assert other[:3] == pytest.approx([-one.median, -one.high, -one.low], abs=1e-3)
+    assert other[:3] == pytest.approx([-one.value, -one.high, -one.low], abs=1e-3)
     assert other.p == pytest.approx(one.p, abs=1e-3)
 
 

@@ -30,10 +30,12 @@ from memprobe.statistics.intervals import (
     wilson,
 )
 from memprobe.statistics.occurrence import (
+    Occurrence,
     effective_layers,
     effective_layers_of,
     kaplan_meier,
     median_depth,
+    placement_of,
 )
 from tests.probes import write_probe
 
@@ -262,6 +264,29 @@ def test_median_interval_takes_the_right_order_statistics():
     assert all(math.isnan(edge) for edge in median_interval(np.arange(5))[1:])
     median, low, high = median_depth(np.array([1, 2, 3, *[np.nan] * 5]))
     assert (median, low, high) == (np.inf, 1, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("occur", "without"),
+    [(19, ["lof_mean", "lof_sd", "effective_layers"]), (59, ["lof_sd", "effective_layers"]), (60, [])],
+)
+def test_too_few_occurrences_have_no_interval(occur, without):
+    """Of 100 facts so many occur; restricted means and shares are over all of them."""
+    rng = np.random.default_rng(0)
+    lof = np.where(np.arange(100) < occur, rng.integers(3, 12, 100), np.nan)
+    held = np.arange(13) >= np.where(np.isnan(lof), 99, lof)[:, None]
+    row = placement_of(Occurrence(np.arange(100), 12, lof, lof, held), Resamples.of(100, draws=300))
+    assert row["lof_n"] == row["settled_n"] == occur
+    names = (
+        "lof_mean",
+        "lof_sd",
+        "effective_layers",
+        "lof_restricted_mean",
+        "depths_per_factoid",
+        "share_never",
+    )
+    assert [name for name in names if row[f"{name}_low"] is None] == without
+    assert all(row[name] is not None for name in names)
 
 
 def test_effective_layers():

@@ -15,7 +15,7 @@ from memprobe.dashboard.questions import Asked
 from memprobe.dashboard.shown import COMPARED, DRAWS, SHOWN, STAGED, difference_unit
 from memprobe.plots import Sketch
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
-from memprobe.statistics.controls import SHARES, STATISTICS, values_of
+from memprobe.statistics.controls import BINARY, SHARES, STATISTICS, values_of
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.holding import trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
@@ -27,7 +27,6 @@ from memprobe.statistics.overview import (
     mean_over_draws,
     outcome_shares,
     paired_means,
-    resampled_means,
     states_of,
 )
 
@@ -182,12 +181,8 @@ class UnderRule:
         n = len(self.everyone)
         resamples = self._draws(n, DRAWS)
         together = np.column_stack([values[label] for label in self.labels])
-        # [edge, label, statistic] and so on: one product with the draws for all checkpoints.
-        shape = (len(self.labels), len(STATISTICS))
-        edges = np.reshape(bootstrap_mean(together, resamples), (3, *shape))
-        means_of, draws_of = (
-            part.reshape(*part.shape[:-1], *shape) for part in resampled_means(together, resamples)
-        )
+        # [edge, label, statistic]: one product with the draws for all checkpoints.
+        edges = np.reshape(bootstrap_mean(together, resamples), (3, len(self.labels), len(STATISTICS)))
         place = {label: at for at, label in enumerate(self.labels)}
         called: dict[int, set[str]] = {}
         for chain in self.chains:
@@ -197,19 +192,12 @@ class UnderRule:
             stage: min(found) if len(found) == 1 else f"stage {stage}" for stage, found in called.items()
         }
         runs = [
-            Run(
-                chain.arm,
-                str(stage),
-                chain.seed or "",
-                label,
-                means_of[place[label]],
-                draws_of[:, place[label]],
-            )
+            Run.of(chain.arm, str(stage), chain.seed or "", label, values[label])
             for chain in self.chains
             for stage, label in zip(chain.stages, chain.labels, strict=True)
             if stage > 0
         ]
-        means = arm_means(runs, list(STATISTICS), n, shares=SHARES)
+        means = arm_means(runs, list(STATISTICS), n, shares=SHARES, binary=BINARY)
         several = means.filter(pl.col("seeds") >= MIN_SEEDS)
         figures = {}
         # An arm looks like the last checkpoint of its first run.

@@ -20,7 +20,6 @@ from memprobe.errors import MemprobeError
 from memprobe.figures.by_arm import SHARES
 from memprobe.files import read_json
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
-from memprobe.statistics.intervals import Resamples
 from memprobe.studies import TrainingRun
 
 NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length", "interference")
@@ -154,34 +153,30 @@ def _told_apart(found: list[Ended]) -> list[Ended]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def of_runs(runs: Sequence[Ended], *, draws: int) -> dict[str, pl.DataFrame | str]:
-    """What training runs can be drawn as: by figure its table or, in words, why there is none.
-
-    Args:
-        draws: of the bootstrap over factoids, in intervals of three seeds or more.
-    """
+def of_runs(runs: Sequence[Ended]) -> dict[str, pl.DataFrame | str]:
+    """What training runs can be drawn as: by figure its table or, in words, why there is none."""
     if not runs:
         why = "no training run of two stages or more has ended there"
         return dict.fromkeys(NAMES, why)
     with_facts = [run for run in runs if run.last[run.names[0]]["kind"] == "factoids"]
-    found: dict[str, pl.DataFrame | str] = {"stages": _stages(runs, draws)}
+    found: dict[str, pl.DataFrame | str] = {"stages": _stages(runs)}
     tables = {
         "interference": (_interference(with_facts), "no run measured how its gradients interfere"),
-        "forgetting": (forgetting(with_facts, draws=draws), "no run has factoids as D_A"),
-        "replay_ratio": (_replay(with_facts, draws), "there are not two replay ratios with all else equal"),
+        "forgetting": (forgetting(with_facts), "no run has factoids as D_A"),
+        "replay_ratio": (_replay(with_facts), "there are not two replay ratios with all else equal"),
         "mixing_ratio": (
-            _mixing(with_facts, "mixing_ratio", draws),
+            _mixing(with_facts, "mixing_ratio"),
             "there are not two mixing ratios with all else equal",
         ),
         "mixing_length": (
-            _mixing(with_facts, "mixing_words", draws),
+            _mixing(with_facts, "mixing_words"),
             "there are not two lengths of mixing rows with all else equal",
         ),
     }
     return found | {name: table if len(table) else why for name, (table, why) in tables.items()}
 
 
-def forgetting(runs: Sequence[Ended], *, draws: int) -> pl.DataFrame:
+def forgetting(runs: Sequence[Ended]) -> pl.DataFrame:
     """Retention of D_A after the last stage, by pair of datasets and arm, with D_B's score and the cost.
 
     Returns:
@@ -202,7 +197,7 @@ def forgetting(runs: Sequence[Ended], *, draws: int) -> pl.DataFrame:
                     "setup": setup,
                     "arm": names[arm],
                     "arm_text": arm,
-                    **_over_seeds([run.last[run.names[0]] for run in learned], "retention", draws),
+                    **_over_seeds([run.last[run.names[0]] for run in learned], "retention"),
                     "failed": len(every) - len(learned),
                     "last_metric": own[0]["metric"] if own else None,
                     "last_score": _mean([one["scores"][one["metric"]]["value"] for one in own]),
@@ -213,7 +208,7 @@ def forgetting(runs: Sequence[Ended], *, draws: int) -> pl.DataFrame:
     return _frame(rows)
 
 
-def _stages(runs: Sequence[Ended], draws: int) -> pl.DataFrame | str:
+def _stages(runs: Sequence[Ended]) -> pl.DataFrame | str:
     """[setup, arm, dataset, metric, stage, value, low, high, by_seed] of the runs that have the most stages."""
     most = max(len(run.names) for run in runs)
     long = [run for run in runs if len(run.names) == most and run.learned and not run.recipe.get("joint")]
@@ -227,7 +222,7 @@ def _stages(runs: Sequence[Ended], draws: int) -> pl.DataFrame | str:
                 for stage in range(i, most + 1) if metric in SHARES else ():
                     sets = [run.evaluations[stage]["sets"][dataset] for run in group]
                     keys = {"setup": setup, "arm": names[arm], "dataset": dataset.partition("-")[2]}
-                    rows.append(keys | {"metric": metric, "stage": stage} | _over_seeds(sets, "value", draws))
+                    rows.append(keys | {"metric": metric, "stage": stage} | _over_seeds(sets, "value"))
     return _frame(rows) if rows else "no run has learned all its stages"
 
 
@@ -245,7 +240,7 @@ def _interference(runs: Sequence[Ended]) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def _replay(runs: Sequence[Ended], draws: int) -> pl.DataFrame:
+def _replay(runs: Sequence[Ended]) -> pl.DataFrame:
     """[setup, rows, replay_ratio, retention, low, high, by_seed]; of all rows, and of those not replayed."""
     found = []
     for run in runs:
@@ -261,7 +256,7 @@ def _replay(runs: Sequence[Ended], draws: int) -> pl.DataFrame:
             if which != "all rows of D_A" and at:
                 sets = [_unseen(run) for run in group]
             if all(one["rows"] for one in sets):
-                over = _over_seeds(sets, "retention", draws)
+                over = _over_seeds(sets, "retention")
                 rows.append(keys | {"rows": which, "replay_ratio": at} | over)
     return _frame(rows)
 
@@ -275,7 +270,7 @@ def _unseen(run: Ended) -> dict[str, Any]:
     return one | {"rows": [row for row in one["rows"] if row["id"] not in again]}
 
 
-def _mixing(runs: Sequence[Ended], over: str, draws: int) -> pl.DataFrame:
+def _mixing(runs: Sequence[Ended], over: str) -> pl.DataFrame:
     """[setup, mixing, the other setting, over, retention, low, high, by_seed], of mixing in stage 1 alone."""
     other = "mixing_words" if over == "mixing_ratio" else "mixing_ratio"
     found, naive = [], [run for run in runs if run.arm == NAIVE]
@@ -293,7 +288,7 @@ def _mixing(runs: Sequence[Ended], over: str, draws: int) -> pl.DataFrame:
         found += [(run, keys, 0.0) for run in naive if run.setup == keys["setup"]]
     return _frame(
         [
-            keys | {over: at} | _over_seeds([run.last[run.names[0]] for run in group], "retention", draws)
+            keys | {over: at} | _over_seeds([run.last[run.names[0]] for run in group], "retention")
             for keys, at, group in _settings(found)
         ]
     )
@@ -331,7 +326,7 @@ def _settings(
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _over_seeds(sets: Sequence[dict[str, Any]], name: str, draws: int) -> dict[str, Any]:
+def _over_seeds(sets: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """Each seed's score, and from three seeds on their mean and its interval.
 
     The interval needs the same rows in every seed; where they differ there is none, and no mean either.
@@ -342,13 +337,10 @@ def _over_seeds(sets: Sequence[dict[str, Any]], name: str, draws: int) -> dict[s
     alike = all(column.keys() == columns[0].keys() for column in columns)
     if len(columns) >= MIN_SEEDS and alike and len(columns[0]) > 1:
         ids = list(columns[0])
-        resamples = Resamples.of(len(ids), draws=draws)
-        runs = []
-        for seed, column in enumerate(columns):
-            values = np.array([[column[key]] for key in ids])
-            drawn = (resamples.sums(values) / len(ids)).astype(np.float32)
-            runs.append(Run("", "", str(seed), str(seed), values.mean(0), drawn))
-        row = arm_means(runs, [name], len(ids), shares=[name]).row(0, named=True)
+        values = np.array([[column[key] for key in ids] for column in columns])
+        runs = [Run.of("", "", str(seed), str(seed), one[:, None]) for seed, one in enumerate(values)]
+        binary = [name] if np.isin(values, (0, 1)).all() else []
+        row = arm_means(runs, [name], len(ids), shares=[name], binary=binary).row(0, named=True)
         mean, low, high = row["mean"], row["low"], row["high"]
     return {name: mean, "low": low, "high": high, "by_seed": by_seed}
 

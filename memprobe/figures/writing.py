@@ -230,8 +230,7 @@ def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) 
 
 def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     ended = runs.ended_runs(study.runs, say)
-    draws = asked["draws"]
-    found = runs.of_runs(ended, draws=draws)
+    found = runs.of_runs(ended)
     for name in names:
         made = found[name]
         if isinstance(made, str):
@@ -240,7 +239,7 @@ def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) ->
         for source, table in _pages(name, made, asked["width"]).items():
             used = [run for run in ended if run.setup in set(table["setup"])]
             inputs = [_run_input(run.path) for run in used]
-            yield Drawing(name, source, table, {}, {"draws": draws}, inputs)
+            yield Drawing(name, source, table, {}, {"draws": asked["draws"]}, inputs)
 
 
 def _pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:

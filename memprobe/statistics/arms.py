@@ -1,13 +1,18 @@
 """Arms: claims about how checkpoints are made, which need several training seeds.
 
-A bootstrap over factoids says how sure we are of *these* checkpoints. What another seed would have given is
-known only from other seeds: both are random here, and crossed, since every seed is asked the same factoids.
+An interval over factoids says how sure we are of *these* checkpoints. What another seed would have given is known only
+from other seeds: both are random here, and crossed, since every seed is asked the same factoids.
+
+    Run ─ _in_common ─┬─ seeds paired ───> Student's t over pairs        _paired
+                      └─ independent ──┬─> yes-or-no: beta-binomial      statistics.shares
+                                       └─> else: Welch's t               _estimate
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,8 +20,20 @@ import polars.selectors as cs
 from scipy import special
 
 from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.power import detectable
+from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
 
 MIN_SEEDS = 3
+MIN_SHARE_PAIRS = 5
+"""Pairs of seeds below which a yes-or-no statistic's difference has the share model's interval all the same: Student's
+quantile for two or three degrees of freedom is worth less than what is known of binomial noise, and what pairs have in
+common makes their difference more certain than that of independent seeds, not less."""
+PREFIX, ROWS_BY_SEED, ROWS, NOTHING = "stage before", "rows of each seed", "rows", "nothing"
+"""What two arms' runs have in common: the checkpoint that a seed's runs start from, rows that differ between seeds, the
+same rows in every seed, or nothing. In the first two cases seeds are pairs."""
+
+
+_NORMAL = 1e9  # degrees of freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +42,10 @@ class Run:
 
     Attributes:
         means: [statistic], over factoids.
-        draws: [draw, statistic], the same over resampled factoids; the draws of all runs are the same ones.
+        influence: [factoid, statistic]: by how much each factoid moves the mean. Summed squares are the variance of
+            the mean over factoids that a bootstrap estimates, without its noise.
+        before: fingerprints of the checkpoints that this one was trained from, the base model's among them.
+        rows: what identifies the factoids that were trained on.
     """
 
     arm: str
@@ -33,65 +53,127 @@ class Run:
     seed: str
     label: str
     means: np.ndarray
-    draws: np.ndarray
+    influence: np.ndarray
+    before: tuple[str, ...] = ()
+    rows: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        arm: str,
+        stage: str,
+        seed: str,
+        label: str,
+        values: np.ndarray,
+        *,
+        before: Sequence[str] = (),
+        rows: str = "",
+    ) -> Run:
+        """From the values themselves, [factoid, statistic]; NaN where a factoid has none."""
+        present = ~np.isnan(values)
+        n = present.sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means = np.where(present, values, 0.0).sum(0) / n
+            influence = np.where(present, values - means, 0.0) / n
+        return cls(arm, stage, seed, label, means, influence, tuple(before), rows)
 
 
-def arm_means(runs: list[Run], names: list[str], n: int, *, shares: Collection[str] = ()) -> pl.DataFrame:
+class _Estimate(NamedTuple):
+    """Each [statistic]; NaN where there is none. ``error`` and ``freedom`` are of the t-test that power is said of."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    detectable: np.ndarray
+
+
+def arm_means(
+    runs: list[Run],
+    names: list[str],
+    n: int,
+    *,
+    shares: Collection[str] = (),
+    binary: Collection[str] = (),
+) -> pl.DataFrame:
     """Each arm's mean over seeds, at each stage, with its interval.
 
     See :func:`arm_differences` for the interval; under three seeds there is none.
 
     Args:
         shares: names of those that lie between 0 and 1; their intervals end there, of which Student's knows nothing.
+        binary: those of them that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
 
     Returns:
-        [arm, stage, seeds, statistic, mean, low, high, by_seed]
+        [arm, stage, seeds, statistic, mean, low, high, p, detectable, by_seed]; ``p`` and ``detectable`` as in
+        :func:`arm_differences`, of the mean against 0, for those that are no shares.
     """
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
-        mean, low, high, _ = _estimate(members, [], n)
+        found = _estimate(members, [], n)
+        low, high = found.low.copy(), found.high.copy()
         values = np.array([run.means for run in members])
         bounded = [i for i, name in enumerate(names) if name in shares]
         low[bounded], high[bounded] = np.clip(low[bounded], 0, 1), np.clip(high[bounded], 0, 1)
         for i, name in enumerate(names):
+            if name in binary and len(members) >= MIN_SEEDS and n and not np.isnan(values[:, i]).any():
+                variance = _fact_variance([(1, members)], n)[i]
+                _, low[i], high[i], _ = share_over_seeds(_counts(members, i, n), n, fact_variance=variance)
             by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
-            rows.append([arm, stage, len(members), name, mean[i], low[i], high[i], by_seed])
+            against_0 = (np.nan, np.nan) if name in shares else (found.p[i], found.detectable[i])
+            edges = [found.value[i], low[i], high[i], *against_0]
+            rows.append([arm, stage, len(members), name, *edges, by_seed])
     schema = {"arm": pl.String, "stage": pl.String, "seeds": pl.Int64, "statistic": pl.String}
-    schema |= {"mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "by_seed": pl.List(pl.Float64)}
+    schema |= dict.fromkeys(("mean", "low", "high", "p", "detectable"), pl.Float64)
+    schema |= {"by_seed": pl.List(pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(cs.float().fill_nan(None))
 
 
 def arm_differences(
-    runs: list[Run], names: list[str], n: int, *, reference: str | None = None
+    runs: list[Run],
+    names: list[str],
+    n: int,
+    *,
+    reference: str | None = None,
+    binary: Collection[str] = (),
 ) -> pl.DataFrame:
     """Differences between arms at the same stage, over training seeds.
 
     The interval is the difference ± Student's quantile times its standard error. The error is what resampling
     seeds within each arm and then factoids (the same ones for every run) would give with draws without end,
     less what that counts twice. Of an arm's S seeds, the variance of the run means over S holds what is peculiar
-    to a seed *and* what is peculiar to a factoid under one seed; the factoids' bootstrap of the difference holds
+    to a seed *and* what is peculiar to a factoid under one seed; the factoids' variance of the difference holds
     the latter once more, beside what a factoid does to the whole arm. So with s² over seeds of run means, F the
-    bootstrap variance of the difference of the arms' means, and I the bootstrap variance of a run's mean minus
-    its arm's, meaned over seeds with S - 1,
+    variance over factoids of the difference of the arms' means, and I that of a run's mean minus its arm's, meaned
+    over seeds with S - 1,
 
         variance = Σ s² / S + max(0, F - Σ I / S),
 
     the unbiased estimate for crossed random effects, which the two-level bootstrap exceeds (Owen 2007; Searle,
-    Casella & McCulloch 1992, section 5.3). Degrees of freedom are Welch's of 1947, V² / Σ (v² / (f + 2)) - 2 over
-    the terms v with f of their own: Satterthwaite's of 1946 come out too few where f is 2 or 4, as s⁴ is larger
-    than σ⁴ on average. In simulation the interval holds the truth in 94.5 % with three and with five seeds; where one
-    arm's seeds scatter three times as widely as the other's, in 92.9 % and 93.8 %: how wide each arm scatters is
-    known from so few seeds alone (the Behrens-Fisher problem; tests/benchmarks/interval_coverage.json).
+    Casella & McCulloch 1992, section 5.3). Degrees of freedom are Satterthwaite's of 1946, V² / Σ (v² / f) over the
+    terms v with f of their own, which are few enough where one arm's seeds scatter three times as widely as the
+    other's, and a little too few where they scatter alike. The interval is never narrower than that over seeds without
+    the factoids' part.
 
-    With fewer than three seeds on a side there is no interval and ``significant`` is null: the seeds are
-    shown, and that is all they can say.
+    Two cases have a rule of their own. Where the runs of a seed start from one checkpoint, or are trained on rows
+    that no other seed has, seeds are pairs: s² is then that of the pairs' differences. For yes-or-no statistics it is
+    at least what binomial noise alone would give, since a few pairs may agree by chance. And yes-or-no statistics of
+    independent seeds, or of fewer than :data:`MIN_SHARE_PAIRS` pairs, have the interval of
+    :func:`~memprobe.statistics.shares.share_difference`.
+
+    With fewer than three seeds on a side, or three pairs, there is no interval and ``significant`` is null: the seeds
+    are shown, and that is all they can say. Nor is there one where nothing scatters at all.
 
     Args:
         runs: all runs; arms are compared with ``reference`` (default: the first arm).
         n: how many factoids the means are over.
+        binary: names of the statistics that each factoid has or has not.
 
     Returns:
-        [arm, reference, stage, statistic, seeds, reference_seeds, difference, low, high, p, significant]
+        [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
+        significant, detectable]; ``in_common`` is one of :data:`PREFIX`, :data:`ROWS_BY_SEED`, :data:`ROWS` and
+        :data:`NOTHING`, ``paired`` whether the interval is one over pairs, ``detectable`` the difference that so many
+        seeds, scattering as these do, see in 80 %.
     """
     groups = _by_arm(runs)
     reference = reference if reference is not None else runs[0].arm
@@ -100,16 +182,62 @@ def arm_differences(
         others = groups.get((reference, stage), [])
         if arm == reference or not others:
             continue
-        difference, low, high, p = _estimate(members, others, n)
+        shared = in_common(members, others)
+        pairs = _pairs(members, others) if shared in (PREFIX, ROWS_BY_SEED) else []
+        paired = len(pairs) >= MIN_SEEDS
+        plain = _paired(pairs, names, n, binary) if paired else _estimate(members, others, n)
         enough = min(len(members), len(others)) >= MIN_SEEDS
         for i, name in enumerate(names):
-            significant = bool(low[i] > 0 or high[i] < 0) if enough else None
-            edges = [difference[i], low[i], high[i], p[i]]
-            rows.append([arm, reference, stage, name, len(members), len(others), *edges, significant])
-    schema = {"arm": pl.String, "reference": pl.String, "stage": pl.String, "statistic": pl.String}
-    schema |= {"seeds": pl.Int64, "reference_seeds": pl.Int64}
-    schema |= dict.fromkeys(("difference", "low", "high", "p"), pl.Float64) | {"significant": pl.Boolean}
+            found = [part[i] for part in plain]
+            share = name in binary and len(pairs) < MIN_SHARE_PAIRS
+            if share and enough and n and not np.isnan(found[0]):
+                found[1:] = _independent_shares(members, others, i, n)
+            known = not np.isnan(found[1])
+            significant = bool(found[1] > 0 or found[2] < 0) if known else None
+            counts = [len(members), len(others)]
+            rows.append(
+                [
+                    arm,
+                    reference,
+                    stage,
+                    name,
+                    *counts,
+                    shared,
+                    paired and not share,
+                    *found[:4],
+                    significant,
+                    found[4],
+                ]
+            )
+    schema: dict[str, type[pl.DataType]] = {
+        "arm": pl.String,
+        "reference": pl.String,
+        "stage": pl.String,
+        "statistic": pl.String,
+        "seeds": pl.Int64,
+        "reference_seeds": pl.Int64,
+        "in_common": pl.String,
+        "paired": pl.Boolean,
+        **dict.fromkeys(("difference", "low", "high", "p"), pl.Float64),
+        "significant": pl.Boolean,
+        "detectable": pl.Float64,
+    }
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(cs.float().fill_nan(None))
+
+
+def in_common(members: Sequence[Run], others: Sequence[Run]) -> str:
+    """What the runs of two arms have in common; see :data:`PREFIX`."""
+    by_seed = {run.seed: run for run in others}
+    pairs = [(run, by_seed[run.seed]) for run in members if run.seed in by_seed]
+    if not pairs:
+        return NOTHING
+    every = [set(run.before) for run in (*members, *others)]
+    constant = set.intersection(*every)  # the base model is no block
+    if len(pairs) > 1 and all((set(one.before) & set(other.before)) - constant for one, other in pairs):
+        return PREFIX
+    if all(one.rows and one.rows == other.rows for one, other in pairs):
+        return ROWS if len({one.rows for one, _ in pairs}) == 1 else ROWS_BY_SEED
+    return NOTHING
 
 
 def _by_arm(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -119,32 +247,88 @@ def _by_arm(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
-def _estimate(
-    members: list[Run], others: list[Run], n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of ``members`` minus that of ``others`` (if any), low, high and p, each [statistic]."""
+def _pairs(members: list[Run], others: list[Run]) -> list[Run]:
+    """One run per seed that both arms have, holding the difference."""
+    by_seed = {run.seed: run for run in others}
+    return [
+        Run(run.arm, run.stage, run.seed, run.label, run.means - other.means, run.influence - other.influence)
+        for run in members
+        if (other := by_seed.get(run.seed)) is not None
+    ]
+
+
+def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str]) -> _Estimate:
+    """Student's t over pairs of seeds, each holding a difference."""
+    floor = np.zeros(len(names))
+    for i, name in enumerate(names):
+        if name in binary:
+            answers = [np.rint(run.influence[:, i] * n + run.means[i]) for run in pairs]
+            floor[i] = np.mean([discordant_variance(one) for one in answers])
+    found = _estimate(pairs, [], n, floor=floor)
+    bounded = np.array([name in binary for name in names])
+    low = np.where(bounded, np.clip(found.low, -1, 1), found.low)
+    high = np.where(bounded, np.clip(found.high, -1, 1), found.high)
+    return found._replace(low=low, high=high)
+
+
+def _independent_shares(members: list[Run], others: list[Run], i: int, n: int) -> list[float]:
+    """[low, high, p, detectable] of one statistic."""
+    sides = [[(1, members)], [(1, others)], [(1, members), (-1, others)]]
+    one, other, both = (float(_fact_variance(side, n)[i]) for side in sides)
+    counts = _counts(members, i, n), _counts(others, i, n)
+    _, low, high, p = share_difference(*counts, n, fact_variances=(one, other, both))
+    error = (high - low) / 2 / special.ndtri(0.5 + LEVEL / 2)
+    return [low, high, p, detectable(error, _NORMAL)]
+
+
+def _counts(members: list[Run], i: int, n: int) -> np.ndarray:
+    return np.array([run.means[i] * n for run in members])
+
+
+def _fact_variance(sides: list[tuple[int, list[Run]]], n: int) -> np.ndarray:
+    """[statistic]: variance of the (difference of the) arms' means by what factoids do under every seed."""
+    if n < 2:
+        return np.zeros_like(sides[0][1][0].means)
+    arms = np.zeros_like(sides[0][1][0].influence)
+    twice = np.zeros(arms.shape[1])
+    for sign, side in sides:
+        influence = np.array([run.influence for run in side])  # [seed, factoid, statistic]
+        mean = influence.mean(0)
+        arms += sign * mean
+        if len(side) > 1:
+            twice += ((influence - mean) ** 2).sum((0, 1)) / (len(side) - 1) / len(side)
+    unbiased = n / (n - 1)  # the sum of squared influences is the variance with n below
+    return unbiased * np.clip((arms**2).sum(0) - twice, 0, None)
+
+
+def _estimate(members: list[Run], others: list[Run], n: int, *, floor: np.ndarray | float = 0.0) -> _Estimate:
+    """Mean of ``members`` minus that of ``others`` (if any); ``floor`` is the least variance over seeds."""
     sides = [(1, members), *([(-1, others)] if others else [])]
     value = np.sum([sign * np.mean([run.means for run in side], axis=0) for sign, side in sides], axis=0)
     nothing = np.full_like(value, np.nan)
     if min(len(side) for _, side in sides) < MIN_SEEDS or n < 2:
-        return value, nothing, nothing, nothing
-    unbiased = n / (n - 1)  # a bootstrap's variance is that of the sample with n below
-    arms = np.zeros((len(members[0].draws), len(value)))
-    twice = np.zeros_like(value)
-    terms = []  # (variance, its degrees of freedom)
-    for sign, side in sides:
-        draws = np.array([run.draws for run in side], float)  # [seed, draw, statistic]
-        mean = draws.mean(0)
-        count = len(side)
-        arms += sign * mean
-        terms.append((np.var([run.means for run in side], axis=0, ddof=1) / count, count - 1))
-        twice += np.var(draws - mean, axis=1).sum(0) / (count - 1) / count
-    terms.append((unbiased * np.clip(np.var(arms, axis=0) - twice, 0, None), n - 1))
-    variance = np.sum([term for term, _ in terms], axis=0)
-    se = np.sqrt(variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = np.sum([term**2 / (freedom + 2) for term, freedom in terms], axis=0)
-        freedom = np.where(variance > 0, variance**2 / parts - 2, n - 1)
-        half = special.stdtrit(freedom, 0.5 + LEVEL / 2) * se
-        p = np.where(se > 0, 2 * special.stdtr(freedom, -np.abs(value) / se), np.where(value == 0, 1.0, 0.0))
-    return value, value - half, value + half, p
+        return _Estimate(value, nothing, nothing, nothing, nothing)
+    terms: list[tuple[np.ndarray, int]] = []  # (variance, its degrees of freedom)
+    for _, side in sides:
+        over = np.maximum(np.var([run.means for run in side], axis=0, ddof=1), floor)
+        terms.append((over / len(side), len(side) - 1))
+    terms.append((_fact_variance(sides, n), n - 1))
+    rounding = (1e-9 * np.maximum(1.0, np.abs(value))) ** 2
+    half, p, seen = np.zeros_like(value), np.zeros_like(value), np.zeros_like(value)
+    # Facts may seem to matter, and lend their many degrees of freedom, where they do not: the interval is no narrower
+    # than that over seeds alone.
+    for some in (terms, terms[:-1]):
+        variance = np.sum([term for term, _ in some], axis=0)
+        error = np.where(
+            variance > rounding, np.sqrt(variance), np.nan
+        )  # without scatter there is no error to tell of
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = np.sum([term**2 / freedom for term, freedom in some], axis=0)
+            freedom = variance**2 / parts
+            half = np.fmax(half, special.stdtrit(freedom, 0.5 + LEVEL / 2) * error)
+            p = np.fmax(p, 2 * special.stdtr(freedom, -np.abs(value) / error))
+        far = np.array([detectable(one, f) for one, f in zip(error, freedom, strict=True)])
+        seen = np.fmax(seen, far)
+    known = half > 0
+    half, p, seen = (np.where(known, one, np.nan) for one in (half, p, seen))
+    return _Estimate(value, value - half, value + half, p, seen)

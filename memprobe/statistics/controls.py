@@ -32,6 +32,8 @@ STATISTICS = (
 """Per-factoid values whose means are compared; see :func:`values_of`."""
 SHARES = ("area", "recall_full", "exact")
 """Those of them whose means are shares."""
+BINARY = ("recall_full", "exact")
+"""Those of them that a factoid has or has not."""
 
 CURVES = ("recall", "log_prob")
 """Per-factoid values by depth; see :func:`curve_values`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
+from scipy import special
 
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, wilson
+from memprobe.statistics.intervals import LEVEL, wilson
+from memprobe.statistics.power import detectable
 
 
 def fates(known: np.ndarray) -> pl.DataFrame:
@@ -27,29 +31,56 @@ def fates(known: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame({"path": paths, "n": n, "share": share, "low": low, "high": high}, nan_to_null=True)
 
 
-def kept_against_lost(
-    values: np.ndarray, kept: np.ndarray, lost: np.ndarray, resamples: Resamples
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class KeptAgainstLost:
+    """Two groups of facts, compared; each [column], NaN where a group is empty, or has one fact and so no interval.
+
+    Attributes:
+        difference: mean over the facts kept minus mean over those lost.
+        low, high: Welch's interval.
+        detectable: the difference that groups of these sizes see in 80 %.
+        influence: [factoid, column], as in :class:`memprobe.statistics.arms.Run`.
+    """
+
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    detectable: np.ndarray
+    influence: np.ndarray
+
+
+def kept_against_lost(values: np.ndarray, kept: np.ndarray, lost: np.ndarray) -> KeptAgainstLost:
     """Mean over the facts that were kept minus mean over those that were lost, of one checkpoint's values.
 
     A negative difference in depth says that the kept ones surface earlier there. Being two groups of facts they
-    make no pairs; a draw resamples all facts at once, so that the groups' sizes vary as well.
+    make no pairs, and often few: Welch's t (1947) with each group's own variance, which exists whenever both groups
+    have two facts.
 
     Args:
         values: [factoid, column], NaN where there is none.
         kept, lost: bool [factoid].
-
-    Returns:
-        The difference [column] and its draws [draw, column]; NaN where a group is empty.
     """
-    means, drawn = [], []
-    for which in (kept, lost):
+    means, variances, counts = [], [], []
+    influence = np.zeros_like(values, float)
+    for sign, which in ((1, kept), (-1, lost)):
         there = which[:, None] & ~np.isnan(values)
-        filled = np.where(there, values, 0.0)
+        n = there.sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means.append(filled.sum(0) / there.sum(0))
-            drawn.append(resamples.sums(filled) / resamples.sums(there))
-    return means[0] - means[1], drawn[0] - drawn[1]
+            mean = np.where(there, values, 0.0).sum(0) / n
+            apart = np.where(there, values - mean, 0.0)
+            influence += sign * np.where(there, apart / n, 0.0)
+            variances.append((apart**2).sum(0) / np.where(n > 1, n - 1, np.nan) / n)
+        means.append(mean)
+        counts.append(n)
+    difference = means[0] - means[1]
+    variance = variances[0] + variances[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [v**2 / (n + 1) for v, n in zip(variances, counts, strict=True)]
+        freedom = np.maximum(variance**2 / (parts[0] + parts[1]) - 2, 1.0)
+        error = np.where(variance > 0, np.sqrt(variance), np.nan)
+        half = special.stdtrit(freedom, 0.5 + LEVEL / 2) * error
+    seen = np.array([detectable(one, f) for one, f in zip(error, freedom, strict=True)])
+    return KeptAgainstLost(difference, difference - half, difference + half, seen, influence)
 
 
 def lost_facts(

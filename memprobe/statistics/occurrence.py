@@ -13,6 +13,7 @@ import polars as pl
 
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import (
+    FEWEST,
     Resamples,
     bootstrap,
     median_interval,
@@ -21,6 +22,7 @@ from memprobe.statistics.intervals import (
 )
 
 DRAWS = 10_000
+_FEWEST = {"mean": FEWEST["mean of those that occur"], "sd": FEWEST["sd"]}
 
 
 def first_depth(held: np.ndarray) -> np.ndarray:
@@ -219,9 +221,16 @@ def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | N
     value, low, high = bootstrap(np.column_stack(columns), resamples, statistic)
     names = ["depths_per_factoid"]
     names += [f"{which}_{part}" for which in ("lof", "settled") for part in ("mean", "sd", "restricted_mean")]
+    occur = {"lof": int((~np.isnan(found.lof)).sum()), "settled": int((~np.isnan(found.settled)).sum())}
+    for which, count in occur.items():
+        row[f"{which}_n"] = count
     for position, name in enumerate(names):
-        _put(row, name, value[position], low[position], high[position])
-    _put(row, "effective_layers", *effective_layers_of(inner, resamples))
+        enough = occur.get(name.partition("_")[0], n) >= _FEWEST.get(name.partition("_")[2], 0)
+        edges = (low[position], high[position]) if enough else (np.nan, np.nan)
+        _put(row, name, value[position], *edges)
+    layers, *edges = effective_layers_of(inner, resamples)
+    enough = occur["lof"] >= FEWEST["effective layers"]
+    _put(row, "effective_layers", layers, *(edges if enough else (np.nan, np.nan)))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
         _put(row, f"{name}_median", *median_depth(depth))
         _put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
@@ -237,6 +246,8 @@ def placement(
     ``lof_mean`` and ``lof_sd`` (n - 1) are over the factoids that occur; ``lof_restricted_mean`` and
     ``lof_median`` are over all, a median of null meaning that half never occur. ``share_only_full`` is the
     share whose first occurrence is the model's own readout. ``settled_…`` are the same for the settled depth.
+    ``lof_n`` and ``settled_n`` count those that occur: a mean of fewer than 20 of them, an sd or effective layers of
+    fewer than 60, have no interval (:data:`memprobe.statistics.intervals.FEWEST`).
     ``depths_per_factoid`` counts depths >= 1 that hold an answer; ``effective_layers`` is
     exp(entropy of the normalised frequency).
 

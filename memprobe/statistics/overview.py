@@ -85,20 +85,6 @@ def paired_means(values: np.ndarray, resamples: Resamples) -> pl.DataFrame:
     return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}, nan_to_null=True)
 
 
-def resampled_means(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray]:
-    """Means over factoids, [column], and the same of each bootstrap draw, [draw, column]: what
-    :class:`memprobe.statistics.arms.Run` holds.
-
-    Args:
-        values: [factoid, column]; NaN where there is none.
-    """
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = resamples.sums(filled) / resamples.sums(present)
-        return filled.sum(0) / present.sum(0), draws.astype(np.float32)
-
-
 def states_of(exact: np.ndarray, held: np.ndarray) -> np.ndarray:
     """What has become of each fact in one checkpoint, as an index into :data:`STATES`.
 

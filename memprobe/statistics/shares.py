@@ -18,13 +18,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import ndimage, optimize, special
 
 from memprobe.statistics.intervals import LEVEL
 
 SCATTER = 6.0
 """Of the prior Beta(1, SCATTER) of the correlation of two facts of one seed."""
-_ANGLES, _SCATTERS, _STEPS = 400, 32, 2001
+_ANGLES, _SCATTERS = 400, 32
 _ANGLE = (np.arange(_ANGLES) + 0.5) / _ANGLES * np.pi / 2
 _MEAN = np.sin(_ANGLE) ** 2
 _QUANTILE = (np.arange(_SCATTERS) + 0.5) / _SCATTERS
@@ -33,8 +33,6 @@ _RHO = -np.expm1(
 )  # closer together towards 0; each stands for 2 q of the prior
 _A = _MEAN[:, None] * (1 - _RHO) / _RHO
 _B = (1 - _MEAN)[:, None] * (1 - _RHO) / _RHO
-_EDGES = np.linspace(-1, 1, _STEPS)
-_PLACE = np.rint((_MEAN[:, None] - _MEAN + 1) / 2 * (_STEPS - 1)).astype(np.int64).ravel()
 _TAIL = (1 - LEVEL) / 2
 _MOST_COMMON = (
     0.95  # of a seed's binomial variance, what facts can have in common: else nothing is left for the seed
@@ -42,10 +40,9 @@ _MOST_COMMON = (
 
 
 class Share(NamedTuple):
-    """A share, or a difference of two: the posterior's median, its interval, and its two-sided tail at 0 (NaN for a
-    single share)."""
+    """A share, or a difference of two, with its interval; ``p`` is of the difference against 0, NaN for a share."""
 
-    median: float
+    value: float
     low: float
     high: float
     p: float
@@ -65,10 +62,8 @@ def share_over_seeds(counts: np.ndarray, n: int, *, fact_variance: float = 0.0) 
     if common:
         spread = np.sqrt(common / (4 * n)) / (np.pi / 2 / _ANGLES)
         weights = ndimage.gaussian_filter1d(weights, spread, mode="reflect")
-    low, median, high = np.sin(np.interp([_TAIL, 0.5, 1 - _TAIL], _cumulative(weights), _ANGLE)) ** 2
-    total = np.sum(counts)
-    low, high = (0.0 if total == 0 else low), (1.0 if total == n * len(counts) else high)
-    return Share(float(median), float(low), float(high), np.nan)
+    share, low, high = _ends(weights, counts, n, _TAIL)
+    return Share(share, low, high, np.nan)
 
 
 def share_difference(
@@ -76,24 +71,56 @@ def share_difference(
     others: np.ndarray,
     n: int,
     *,
+    others_n: int | None = None,
     fact_variances: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Share:
     """The share of one arm minus that of another, their seeds being independent.
 
+    The interval reaches from the difference as far as the squared distances of the two shares from their own ends add
+    up to (Newcombe 1998, method 10; Donner & Zou 2012). That of the posteriors' difference falls short of the truth
+    where one share is near 0 and the other near 1, each posterior being drawn inwards.
+
     Args:
-        counts, others: [seed], how many of the same ``n`` facts each seed keeps.
+        counts, others: [seed], how many of ``n`` facts each seed keeps.
+        others_n: of the other arm, where it is asked another number of them.
         fact_variances: as in :func:`share_over_seeds`, of either arm and of the difference.
+
+    Returns:
+        ``p`` is twice the tail at which the interval ends at 0.
     """
-    one, _ = _posterior(counts, n, fact_variances[0])
-    other, _ = _posterior(others, n, fact_variances[1])
-    weights = np.bincount(_PLACE, weights=np.outer(one, other).ravel(), minlength=_STEPS)
-    if fact_variances[2] > 0:
-        spread = np.sqrt(fact_variances[2]) / (2 / (_STEPS - 1))
-        weights = ndimage.gaussian_filter1d(weights, spread, mode="constant")
-        weights /= weights.sum()
-    low, median, high = np.interp([_TAIL, 0.5, 1 - _TAIL], _cumulative(weights), _EDGES)
-    below = float(np.interp(0.0, _EDGES, _cumulative(weights)))
-    return Share(float(median), float(low), float(high), min(1.0, 2 * min(below, 1 - below)))
+    sides = [
+        (_posterior(one, size, variance)[0], one, size)
+        for one, size, variance in zip((counts, others), (n, others_n or n), fact_variances[:2], strict=True)
+    ]
+
+    def interval(tail: float) -> tuple[float, float, float]:
+        (one, low, high), (other, other_low, other_high) = (_ends(*side, tail) for side in sides)
+        facts = special.ndtri(tail) ** 2 * fact_variances[2]
+        down = np.sqrt((one - low) ** 2 + (other_high - other) ** 2 + facts)
+        up = np.sqrt((high - one) ** 2 + (other - other_low) ** 2 + facts)
+        return one - other, max(-1.0, one - other - down), min(1.0, one - other + up)
+
+    def apart(log_tail: float) -> float:
+        """How far the interval's nearer end is from 0; negative where it holds 0."""
+        value, low, high = interval(np.exp(log_tail))
+        return low if value > 0 else -high
+
+    value, low, high = interval(_TAIL)
+    least, most = np.log(1e-9), np.log(0.5)
+    if value == 0 or apart(most) <= 0:
+        p = 1.0
+    elif apart(least) > 0:
+        p = 2e-9
+    else:
+        p = 2 * float(np.exp(optimize.brentq(apart, least, most, xtol=1e-4)))
+    return Share(value, low, high, p)
+
+
+def _ends(weights: np.ndarray, counts: np.ndarray, n: int, tail: float) -> tuple[float, float, float]:
+    """The share as it is, and the posterior's quantiles, which do not leave it outside."""
+    share = float(np.mean(counts)) / n
+    low, high = np.sin(np.interp([tail, 1 - tail], np.cumsum(weights) - weights / 2, _ANGLE)) ** 2
+    return share, min(share, float(low)) if share > 0 else 0.0, max(share, float(high)) if share < 1 else 1.0
 
 
 def discordant_variance(difference: np.ndarray) -> float:
@@ -129,8 +156,3 @@ def _seed(count: float, n: int, common: float) -> np.ndarray:
     """Log-likelihood [angle, ρ] of one seed, without the binomial coefficient."""
     kept, size = count / (1 - common), n / (1 - common)
     return special.betaln(_A + kept, _B + size - kept) - special.betaln(_A, _B)
-
-
-def _cumulative(weights: np.ndarray) -> np.ndarray:
-    """Up to the middle of each cell."""
-    return np.cumsum(weights) - weights / 2

@@ -1,0 +1,29 @@
+"""From which checkpoints and rows a checkpoint was made, as manifests say: what two runs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple[str, ...], str]:
+    """Ancestors and rows of a probed checkpoint.
+
+    Args:
+        entries: ``checkpoints`` of a probe's ``run.json``, each with its fingerprint and manifest.
+        label: of the checkpoint.
+
+    Returns:
+        Fingerprints of the checkpoints it was trained from, as far as these manifests go back, and the hash of its
+        first stage's rows; both empty without a manifest.
+    """
+    made = {str(entry.get("fingerprint")): entry.get("manifest") or {} for entry in entries.values()}
+    manifest = entries[label].get("manifest") or {}
+    rows = str((manifest.get("stages") or [{}])[0].get("hash") or "")
+    before: list[str] = []
+    while parent := str((manifest.get("parent") or {}).get("fingerprint") or ""):
+        if parent in before:
+            break  # manifests that name each other in a ring say nothing further
+        before.append(parent)
+        manifest = made.get(parent, {})
+    return tuple(before), rows
