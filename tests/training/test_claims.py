@@ -1,0 +1,286 @@
+"""The book of claims, and what a study's tables say of them."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from memprobe.errors import MemprobeError
+from training.claims import BOOK, Book, Tables, claims, read_book, specification
+
+BOTH = ("own", "base-readout")
+GENERIC, CONTROL = "remix(data=generic, stages=1)", "matched(to=steps, stages=1)"
+
+
+def difference(arm: str, value: float, half: float | None, p: float | None, **told) -> dict:
+    row = {
+        "setup": "s",
+        "k": 10,
+        "token": "first",
+        "readout": "own",
+        "arm": arm,
+        "reference": "none",
+        "stage": "2",
+        "statistic": "exact",
+        "seeds": 3,
+        "reference_seeds": 3,
+        "in_common": "rows",
+        "paired": False,
+        "difference": value,
+        "low": None if half is None else value - half,
+        "high": None if half is None else value + half,
+        "p": p,
+        "detectable": 0.2,
+    }
+    return row | told
+
+
+def cell(arm: str, seed: int, **told) -> dict:
+    row = {"setup": "s", "arm": arm, "arm_text": arm, "seed": seed, "learned": True, "plain_last": True}
+    return row | {"weight_change": 5.0 + seed, "cosine_start": 0.1, "retention": 0.5} | told
+
+
+CELLS = [cell("none", seed) for seed in range(3)]
+NUMBERS = dict.fromkeys(("ratio", "error"), pl.Float64)
+
+
+def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Tables:
+    return Tables(
+        pl.DataFrame(cells, infer_schema_length=None),
+        pl.DataFrame(list(arms), infer_schema_length=None),
+        pl.DataFrame(list(differences), infer_schema_length=None),
+        pl.DataFrame(list(kept), infer_schema_length=None),
+        pl.DataFrame(list(spread), infer_schema_length=None, schema_overrides=NUMBERS if spread else None),
+    )
+
+
+def book(*claims: dict, readings=((10, "first"),)) -> Book:
+    base = {"family": "f", "says": "", "about": "difference", "side": "above", "statistic": "exact"}
+    return Book(
+        schema_=1,
+        readings=[{"k": k, "token": token} for k, token in readings],
+        families={"f": "", "g": ""},
+        claims=[{"against": "naive", **base, **claim} for claim in claims],
+    )
+
+
+def verdicts(found: pl.DataFrame) -> dict:
+    return dict(found.select("arm", "verdict").iter_rows())
+
+
+def test_the_shipped_book_is_whole():
+    found = read_book(BOOK)
+    assert found.readings[0].k == 10 and len(found.readings) == 2
+    assert {claim.family for claim in found.claims} == set(found.families)
+    assert all(
+        claim.equivalent is not None
+        for claim in found.claims
+        if claim.about != "gradients" and not claim.threshold
+    )
+
+
+def test_five_verdicts_of_arms():
+    rows = [
+        difference(GENERIC, 0.4, 0.1, 0.001),
+        difference("kl(strength=1)", -0.3, 0.1, 0.001),
+        difference("replay(ratio=0.1)", 0.01, 0.03, 0.6),
+        difference("lora(rank=1)", 0.15, 0.3, 0.3),
+        difference("joint", 0.9, None, None),
+    ]
+    found = claims(tables(rows), book({"name": "keeps more", "equivalent": 0.05}))
+    assert list(verdicts(found).values()) == ["seen", "contradicted", "equivalent", "undecided", "not tested"]
+    assert found["evidence"][0] == "+0.400 [+0.300, +0.500]; 3 seeds"
+
+
+def test_an_inert_arm_is_not_tested_and_says_why():
+    cells = [
+        *CELLS,
+        *(cell("ewc(strength=1)", seed, weight_change=(5.0 + seed) * 1.0002) for seed in range(3)),
+    ]
+    found = claims(
+        tables([difference("ewc(strength=1)", 0.0, 0.01, 0.9)], cells),
+        book({"name": "x", "equivalent": 0.05}),
+    )
+    assert found["verdict"].to_list() == ["not tested"]
+    assert "inert" in found["evidence"][0]
+
+
+def test_a_family_is_tested_together():
+    """Three arms with p of 0.03: alone each is seen, together none."""
+    rows = [difference(arm, 0.4, 0.1, 0.03) for arm in (GENERIC, "joint", "kl(strength=1)")]
+    one = claims(tables(rows[:1]), book({"name": "x"}))
+    every = claims(tables(rows), book({"name": "x"}))
+    assert set(one["verdict"]) == {"seen"} and set(every["verdict"]) == {"undecided"}
+    assert every["p_family"].to_list() == pytest.approx([0.09] * 3)
+    apart = claims(
+        tables(rows),
+        book({"name": "x", "arms": "mixing"}, {"name": "y", "family": "g", "arms": "not mixing"}),
+    )
+    assert verdicts(apart)[GENERIC] == "seen"
+
+
+def test_a_claim_must_hold_in_every_lens():
+    lenses = {"lenses": ["own", "base-readout", "net"], "statistic": "lof_restricted", "side": "below"}
+    told = {"statistic": "lof_restricted"}
+    rows = [
+        difference(GENERIC, -1.0, 0.2, 0.001, **told),
+        difference(GENERIC, -0.9, 0.2, 0.001, readout="base-readout", **told),
+        difference(GENERIC, -0.1, 0.2, 0.3, statistic="lof_restricted_net"),
+    ]
+    assert verdicts(claims(tables(rows), book({"name": "x", **lenses})))[GENERIC] == "undecided"
+    rows[2] = difference(GENERIC, -0.8, 0.2, 0.001, statistic="lof_restricted_net")
+    found = claims(tables(rows), book({"name": "x", **lenses}))
+    assert verdicts(found)[GENERIC] == "seen"
+    assert found["evidence"][0].startswith("own: -1.000") and "net: -0.800" in found["evidence"][0]
+    without = claims(tables(rows[:2]), book({"name": "x", **lenses}))
+    assert without["verdict"].to_list() == ["not tested"] and "not read in: net" in without["evidence"][0]
+
+
+def test_replay_is_asked_of_what_it_does_not_show_again():
+    rows = [
+        difference("replay(ratio=0.1)", 0.3, 0.1, 0.001),
+        difference("replay(ratio=0.1)", 0.02, 0.1, 0.7, statistic="exact_unseen"),
+    ]
+    found = claims(tables(rows), book({"name": "x", "equivalent": 0.05}))
+    assert found["verdict"].to_list() == ["undecided"] and found["estimate"].to_list() == [0.02]
+
+
+def test_matched_controls_and_mixing_arms():
+    rows = [
+        difference(GENERIC, 0.4, 0.1, 0.001, reference=CONTROL),
+        difference("joint", 0.4, 0.1, 0.001, reference=CONTROL),
+        difference(CONTROL, 0.1, 0.01, 0.001),
+    ]
+    found = claims(tables(rows), book({"name": "x", "against": "matched", "arms": "mixing"}, {"name": "y"}))
+    assert found.select("claim", "arm", "against").rows() == [("x", GENERIC, CONTROL)]
+
+
+def test_readings_stand_beside_each_other():
+    told = {"statistic": "lof_restricted", "arm": GENERIC}
+    rows = [
+        difference(value=-1.0, half=0.2, p=0.001, **told),
+        difference(value=0.5, half=0.2, p=0.001, k=1, token="all", **told),
+    ]
+    readings = ((10, "first"), (1, "all"))
+    of = book({"name": "x", "statistic": "lof_restricted", "side": "below"}, readings=readings)
+    found = claims(tables(rows), of)
+    assert found.select("headline", "verdict").rows() == [(True, "seen"), (False, "contradicted")]
+    page = specification(found, of)
+    assert page.columns[-2:] == ["top 10, first", "top 1, all"]
+    assert page.row(0)[-2:] == ("seen -1.00 [-1.20, -0.80]", "contradicted +0.50 [+0.30, +0.70]")
+
+
+def test_a_mean_against_a_threshold():
+    row = {"setup": "s", "k": 10, "token": "first", "readout": "own", "arm": "none", "stage": "2", "seeds": 3}
+    row |= {"statistic": "exact", "mean": 0.01, "low": 0.0, "high": 0.15}
+    of = {
+        "name": "forgets",
+        "about": "mean",
+        "against": None,
+        "arms": "naive",
+        "threshold": 0.5,
+        "side": "below",
+    }
+    assert claims(tables(arms=[row]), book(of))["verdict"].to_list() == ["seen"]
+    wide = claims(tables(arms=[row | {"mean": 0.3, "high": 0.6}]), book(of))
+    assert wide["verdict"].to_list() == ["undecided"]
+
+
+def test_spread_over_seeds():
+    def seed(i: int, ratio: float | None, lens: str, why: str = "") -> dict:
+        keys = {
+            "setup": "s",
+            "k": 10,
+            "token": "first",
+            "readout": lens,
+            "arm": GENERIC,
+            "stage": "1",
+            "seed": i,
+        }
+        return keys | {"ratio": ratio, "error": 0.05, "why": why}
+
+    of = book(
+        {
+            "name": "x",
+            "about": "spread",
+            "against": None,
+            "lenses": BOTH,
+            "stages": "every",
+            "equivalent": 0.18,
+        }
+    )
+    wide = [seed(i, 1.5 + 0.05 * i, lens) for i in range(3) for lens in BOTH]
+    assert claims(tables(spread=wide), of)["verdict"].to_list() == ["seen"]
+    none = [seed(i, None, lens, "70% at the last depth or never") for i in range(3) for lens in BOTH]
+    found = claims(tables(spread=none), of)
+    assert found["verdict"].to_list() == ["not tested"]
+    assert "not estimable: 70% at the last depth or never" in found["evidence"][0]
+
+
+def test_kept_facts_without_an_interval_say_why():
+    row = {
+        "setup": "s",
+        "k": 10,
+        "token": "first",
+        "readout": "own",
+        "arm": GENERIC,
+        "stage": "2",
+        "seeds": 2,
+    }
+    row |= {
+        "statistic": "lof_restricted",
+        "difference": -0.4,
+        "low": None,
+        "high": None,
+        "p": None,
+        "detectable": None,
+    }
+    of = book({"name": "x", "about": "kept", "against": None, "statistic": "lof_restricted", "side": "below"})
+    found = claims(tables(kept=[row]), of)
+    assert found["verdict"].to_list() == ["not tested"] and "fewer than 3 seeds" in found["evidence"][0]
+
+
+def test_gradients_count_arms():
+    of = book({"name": "gradients", "about": "gradients", "against": None, "statistic": None})
+    few = [
+        cell(arm, seed, cosine_start=0.1 * i, retention=0.1 * i)
+        for i, arm in enumerate("abc")
+        for seed in range(5)
+    ]
+    assert claims(tables(cells=few), of)["verdict"].to_list() == ["not tested"]
+    many = [
+        cell(arm, seed, cosine_start=0.1 * i, retention=0.1 * i)
+        for i, arm in enumerate("abcdef")
+        for seed in range(3)
+    ]
+    assert claims(tables(cells=many), of)["verdict"].to_list() == ["seen"]
+    mixed = [row | {"retention": [0.3, 0.1, 0.4, 0.0, 0.5, 0.2][i // 3]} for i, row in enumerate(many)]
+    assert claims(tables(cells=mixed), of)["verdict"].to_list() == ["undecided"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("schema = 2", "schema_"),
+        ("no toml", "cannot be read"),
+        ("schema = 1\nreadings = []\nclaims = []\n[families]", "no reading"),
+        (
+            'schema = 1\nreadings = [{k = 1, token = "all"}]\n[families]\n[[claims]]\nname = "x"\nfamily = "f"\n'
+            'says = ""\nabout = "gradients"\nside = "above"',
+            "family 'f'",
+        ),
+        (
+            'schema = 1\nreadings = [{k = 1, token = "all"}]\n[families]\nf = ""\n[[claims]]\nname = "x"\n'
+            'family = "f"\nsays = ""\nabout = "mean"\nside = "above"\nbounds = 3',
+            "bounds",
+        ),
+    ],
+)
+def test_a_broken_book_is_one_line(tmp_path, text, told):
+    path = tmp_path / "claims.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(MemprobeError, match=told) as error:
+        read_book(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(MemprobeError, match="cannot be read"):
+        read_book(tmp_path / "none.toml")
