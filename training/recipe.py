@@ -3,7 +3,7 @@
 TOML, validated before anything is loaded. The arm is written once, as a text, and unfolds into the stages it
 names; or each stage says for itself what is mixed in, and the arm's name is read off.
 
-See :mod:`training.arms` for how arms are written.
+See :mod:`memprobe.arms` for how arms are written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
-from training.arms import describe_arm, unfold_arm
+from training.arms import arm_of, unfold_arm
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -291,7 +291,7 @@ class Recipe(_Part):
     @property
     def arm_name(self) -> str:
         """The arm in its one canonical spelling."""
-        return describe_arm(self)
+        return arm_of(self.stages, joint=self.joint).text
 
 
 def read_recipe(

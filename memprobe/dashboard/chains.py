@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from memprobe.arms import arm_names
+from memprobe.arms import Arm, arm_names
 from memprobe.dashboard.questions import Asked
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -19,7 +15,7 @@ class Chain:
 
     name: str
     arm: str
-    plain: str  # the arm without the dataset that tells it from others of the same arm
+    naive: bool
     seed: str | None
     stages: list[int]
     stage_names: list[str]
@@ -64,7 +60,7 @@ def chains_of(asked: Asked, base: str | None) -> list[Chain]:
                 Chain(
                     name=f"{named}, seed {seed}" if seed else named,
                     arm=named,
-                    plain=short[arm],
+                    naive=Arm.of(arm).is_naive,
                     seed=seed or None,
                     stages=[0] * len(first) + numbers,
                     stage_names=["base"] * len(first) + [names[label] for label in labels],
@@ -82,7 +78,7 @@ def pairs_of(asked: Asked, chains: Sequence[Chain], origin: str) -> list[tuple[s
     naive = {
         (chain.seed, stage, name): label
         for chain in chains
-        if chain.plain == "naive"
+        if chain.naive
         for stage, name, label in zip(chain.stages, chain.stage_names, chain.labels, strict=True)
     }
     for chain in chains:

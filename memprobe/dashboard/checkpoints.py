@@ -39,7 +39,7 @@ def set_of(
     chains = chains_of(asked, base)
     origin = reference if reference in labels else labels[0]
     followed = chains or [
-        Chain(f"{origin} → {label}", label, label, None, [0, 1], [origin, label], [origin, label])
+        Chain(f"{origin} → {label}", label, False, None, [0, 1], [origin, label], [origin, label])
         for label in labels
         if label != origin
     ]

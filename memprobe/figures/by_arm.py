@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from memprobe.arms import Arm
 from memprobe.figures.look import (
     FAINT,
     INK,
@@ -95,11 +96,10 @@ _BARS: dict[str, dict[str, Any]] = {
 
 
 def _kind(arm: str) -> str:
-    if "replay(" in arm or arm.startswith("joint"):
+    what = Arm.of(arm)
+    if what.sees_again:
         return "sees D_A again"
-    return (
-        "naive and matched controls" if arm == "none" or arm.startswith("matched(") else "against forgetting"
-    )
+    return "naive and matched controls" if what.is_naive or what.is_control else "against forgetting"
 
 
 def _bar(axes: Axes, row: Mapping[str, Any], at: int, where: str) -> None:

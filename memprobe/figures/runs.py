@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.arms import BEYOND_NAIVE, arm_names, by_kind
+from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.figures.by_arm import SHARES
 from memprobe.files import read_json
@@ -26,6 +26,8 @@ NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length"
 """Figures of training runs."""
 NAIVE = "none"
 _EXACT = "exact_match"
+BEYOND_NAIVE = ("mixing", "match", "replay", "penalty", "lora")
+"""Of a stage in a recipe, what makes it more than training on its own rows."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
+from memprobe.arms import Arm
 from memprobe.statistics.arms import MIN_SEEDS
 from training.study.collect import NAIVE, READOUTS, Results
 from training.study.tables import forgetting, interference, kept_before, of_arms, spread
@@ -66,12 +67,13 @@ def claims(results: Results) -> pl.DataFrame:
 
 def _in_paper(claim: str, d_a: str, arm: str) -> str:
     """What the paper says of a claim: of naive training, and of single methods against it."""
-    family = "naive" if arm == NAIVE else arm.partition("(")[0]
-    if claim in ("forgets", "keeps more") and "+" not in arm and d_a in PAPER.get(family, {}):
+    alone = Arm.of(arm).alone
+    family = "naive" if arm == NAIVE else alone.name if alone else ""
+    if claim in ("forgets", "keeps more") and d_a in PAPER.get(family, {}):
         return f"{PAPER[family][d_a]:.1f} % kept" + (
             "" if arm == NAIVE else f", naive {PAPER['naive'][d_a]:.1f} %"
         )
-    if family == "remix" and claim.startswith(("earlier", "more diverse")):
+    if Arm.of(arm).mixes and claim.startswith(("earlier", "more diverse")):
         return "so in its figure 4"
     return "so in its figure 2" if claim == "gradients" else ""
 
@@ -99,8 +101,8 @@ def _differences_found(results: Results) -> list[dict[str, Any]]:
     table = results.differences.with_columns(pl.col("stage").cast(pl.Int64))
     exact = of_arms(table, "exact", last=True)
     for row in exact.iter_rows(named=True):
-        if row["reference"] != NAIVE and not row["arm_text"].startswith("remix("):
-            continue  # a matched control is what a mixing arm is held against
+        if not Arm.of(row["arm_text"]).is_held_against(Arm.of(row["reference"])):
+            continue
         finding = NOT_TESTED if row["low"] is None else SEEN if row["low"] > 0 else NOT_SEEN
         claim = "keeps more" if row["reference"] == NAIVE else "beats its matched control"
         rows.append(_claim(row["setup"], claim, row["arm_text"], row["reference"], finding, _interval(row)))

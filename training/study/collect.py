@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.arms import BEYOND_NAIVE, by_kind
+from memprobe.arms import Arm, by_kind
 from memprobe.compare import compare, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_parquet
@@ -163,7 +163,7 @@ def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "mixing_ratio": mixing[0]["ratio"] if mixing else None,
         "mixing_words": mixing[0]["words"][-1] if mixing else None,
         "replay_ratio": replay[0] if replay else None,
-        "plain_last": not recipe["joint"] and not any(recipe["stages"][-1][key] for key in BEYOND_NAIVE),
+        "plain_last": Arm.of(manifest["arm"]).is_plain_in(len(names), len(names)),
         "labels": [stage["label"] for stage in ended["stages"]],
         "learned": ended["learned"],
         "why": ended["why"],
@@ -239,7 +239,7 @@ def _read_out(
     probe: Probe, made: dict[str, dict[str, Any]], chains: Sequence[list[str]], options: dict[str, Any]
 ) -> Iterable[tuple[str, pl.DataFrame]]:
     """Tables of one readout and reading; ``made`` holds each checkpoint's manifest, nothing for the base."""
-    naive = [label for label, manifest in made.items() if manifest.get("arm") == NAIVE]
+    naive = [label for label, manifest in made.items() if manifest and Arm.of(manifest["arm"]).is_naive]
     trained = [label for label in made if made[label]]
     whole = compare([probe.only(made)], reference=(naive or trained)[0], **options).tables
     named = [
@@ -255,7 +255,7 @@ def _read_out(
     yield "arms", whole["arms"]
     firsts = {made[label]["arm"]: label for label in reversed(trained)}
     for arm, label in firsts.items():
-        if arm == NAIVE or arm.startswith("matched("):  # what an arm is held against
+        if Arm.of(arm).is_naive or Arm.of(arm).is_control:  # what an arm is held against
             yield (
                 "differences",
                 compare([probe.only(made)], reference=label, **options).tables["arm_differences"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from memprobe.arms import Arm
 from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
@@ -89,17 +90,13 @@ def curve(results: Results, over: str) -> pl.DataFrame:
         [setup, kind, other settings, over, seeds, retention, by_seed, last_score, tokens]
     """
     learned = results.cells.filter("learned")
-    plain = pl.col("arm_text").str.starts_with("remix(") & ~pl.col("arm_text").str.contains("+", literal=True)
     if over == "replay_ratio":
-        some = learned.filter(pl.col("arm_text").str.contains(r"^replay\([^+]*$"))
+        wanted = {text for text in learned["arm_text"] if Arm.of(text).kinds == ("replay",)}
         keys = ["setup"]
     else:
-        other = "mixing_words" if over == "mixing_ratio" else "mixing_ratio"
-        stage_1 = pl.col("arm_text").str.contains(r"stages=1[,)]") & ~pl.col("arm_text").str.contains(
-            "stages=1,2"
-        )
-        some = learned.filter(plain & stage_1)
-        keys = ["setup", "mixing", other]
+        wanted = {text for text in learned["arm_text"] if Arm.of(text).mixes_in_stage_1_alone()}
+        keys = ["setup", "mixing", "mixing_words" if over == "mixing_ratio" else "mixing_ratio"]
+    some = learned.filter(pl.col("arm_text").is_in(wanted))
     groups = some.group_by(keys, maintain_order=True).agg(pl.col(over).n_unique().alias("values"))
     some = some.join(groups.filter(pl.col("values") > 1).drop("values"), on=keys, how="semi")
     if not len(some):

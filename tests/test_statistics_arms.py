@@ -1,0 +1,189 @@
+"""Claims over training seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from memprobe.statistics.arms import (
+    NOTHING,
+    PREFIX,
+    ROWS,
+    ROWS_BY_SEED,
+    Run,
+    arm_differences,
+    arm_means,
+    in_common,
+)
+from memprobe.statistics.shares import share_difference, share_over_seeds
+
+
+def runs(arm: str, values: np.ndarray, *, start: str = "", rows: str = "") -> list[Run]:
+    """One run per row of values [seed, factoid]; ``{}`` in start and rows is the seed."""
+    return [
+        Run.of(
+            arm,
+            "2",
+            str(i),
+            f"{arm}-{i}",
+            row[:, None],
+            before=("base", start.format(i)) if start else ("base",),
+            rows=rows.format(i),
+        )
+        for i, row in enumerate(values)
+    ]
+
+
+def only(members: list[Run], n: int, **options) -> dict:
+    return arm_differences(members, ["x"], n, **options).row(0, named=True)
+
+
+def kept(counts: list[int], n: int = 64, seed: int = 0) -> np.ndarray:
+    """[seed, factoid] yes-or-no with these counts, at places of its own in each seed."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.permutation(np.arange(n) < count) for count in counts], float)
+
+
+def test_under_three_seeds_nothing_is_significant_and_each_is_shown():
+    a, b = np.zeros((2, 50)), np.full((3, 50), 100.0)
+    members = runs("none", a) + runs("remix", b)
+    row = only(members, 50)
+    assert row["difference"] == 100
+    assert (row["low"], row["high"], row["p"], row["significant"]) == (None, None, None, None)
+    shown = arm_means(members, ["x"], 50)
+    assert shown["by_seed"].to_list() == [[0, 0], [100, 100, 100]]
+    assert shown["low"].to_list()[0] is None
+    assert only(members, 50, binary=["x"])["low"] is None
+
+
+def test_seeds_count_not_factoids():
+    """Two arms whose seeds scatter widely do not differ, however many factoids each seed has."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, (6, 2000))
+    none, remix = np.array([[1.0], [5.0], [3.0]]) + noise[:3], np.array([[2.0], [6.0], [4.0]]) + noise[3:]
+    row = only(runs("none", none) + runs("remix", remix), 2000)
+    assert row["difference"] == pytest.approx(1, abs=0.02)
+    assert row["low"] < 0 < row["high"] and row["significant"] is False
+    # By hand: sd 2 in each arm, v = 4/3 each, Satterthwaite's degrees (8/3)² / (2 (4/3)² / 2) = 4,
+    # t(0.975, 4) = 2.776, half = 2.776 sqrt(8/3) = 4.534; the noise adds some thousandths.
+    assert row["high"] - row["difference"] == pytest.approx(4.534, rel=0.01)
+    clear = only(runs("none", none) + runs("remix", remix + 50), 2000)
+    assert clear["significant"] and clear["p"] < 0.001
+
+
+def test_what_a_factoid_does_under_one_seed_counts_once():
+    """Of seeds that scatter by their factoids alone, the error is that of the factoids' noise: no more, no less."""
+    rng = np.random.default_rng(3)
+    n, seeds = 400, 40
+    common = rng.normal(0, 5, n)  # cancels in the difference of arms
+    values = [common + rng.normal(0, 2, (seeds, n)) for _ in range(2)]
+    row = only(runs("none", values[0]) + runs("remix", values[1]), n)
+    error = (row["high"] - row["difference"]) / 1.99
+    assert error == pytest.approx(2 * np.sqrt(2 / n / seeds), rel=0.15)  # counted twice it is 1.41 times that
+    # What a factoid does to a whole arm is in the factoids' part, and cannot cancel.
+    peculiar = rng.normal(0, 2, n)
+    row = only(runs("none", values[0]) + runs("remix", values[1] + peculiar), n)
+    error = (row["high"] - row["difference"]) / 1.97
+    assert error == pytest.approx(2 * np.sqrt(2 / n / seeds + 1 / n), rel=0.15)
+
+
+def test_nothing_that_does_not_scatter_is_significant():
+    """Equal runs have no standard error, so that there is no interval, no p and no verdict; one factoid has none."""
+    for apart in (0.0, 1.0):
+        row = only(runs("none", np.zeros((3, 10))) + runs("remix", np.full((3, 10), apart)), 10)
+        assert row["difference"] == apart
+        assert {row[name] for name in ("low", "high", "p", "significant", "detectable")} == {None}
+    assert only(runs("none", np.zeros((3, 1))) + runs("remix", np.ones((3, 1))), 1)["low"] is None
+
+
+def test_arms_are_compared_at_the_same_stage_only():
+    later = [Run(r.arm, "3", r.seed, r.label, r.means, r.influence) for r in runs("remix", np.zeros((3, 10)))]
+    assert arm_differences(runs("none", np.zeros((3, 10))) + later, ["x"], 10).is_empty()
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    values = (np.random.default_rng(0).random((3, 40)) < [[0.02], [0.1], [0.3]]).astype(float)
+    wide = arm_means(runs("none", values), ["exact"], 40).row(0, named=True)
+    share = arm_means(runs("none", values), ["exact"], 40, shares=["exact"]).row(0, named=True)
+    assert wide["low"] < 0 == share["low"] and share["high"] == wide["high"] < 1
+    none = arm_means(runs("none", values[:2]), ["exact"], 40, shares=["exact"])
+    assert none["low"].to_list() == [None]
+
+
+def test_three_seeds_that_keep_nothing_have_an_interval_of_some_width():
+    """[0, 0] it was, and any arm that kept a fact differed "significantly"."""
+    none, some = kept([0, 0, 0]), kept([2, 3, 2])
+    row = arm_means(runs("ewc", none), ["x"], 64, shares=["x"], binary=["x"]).row(0, named=True)
+    assert (row["mean"], row["low"]) == (0, 0)
+    assert row["high"] == pytest.approx(share_over_seeds(np.zeros(3), 64).high)
+    row = only(runs("none", some) + runs("ewc", none), 64, binary=["x"])
+    assert row["low"] < 0 < row["high"] and row["significant"] is False
+    plain = only(runs("none", some) + runs("ewc", none), 64)
+    assert plain["significant"]  # by Student's t
+
+
+def test_independent_seeds_and_few_pairs_take_the_share_model():
+    remix, none = kept([37, 24, 35], seed=1), kept([2, 0, 0], seed=2)
+    model = share_difference(np.array([37, 24, 35]), np.array([2, 0, 0]), 64)
+    for start, common in (("base", NOTHING), ("stage-1 of seed {}", PREFIX)):
+        row = only(runs("none", none, start=start) + runs("remix", remix, start=start), 64, binary=["x"])
+        assert (row["in_common"], row["paired"]) == (common, False)
+        assert [row["low"], row["high"]] == pytest.approx([model.low, model.high], abs=0.02)
+        assert row["difference"] == pytest.approx(94 / 192)
+
+
+def test_five_pairs_take_student_s():
+    remix, none = kept([37, 24, 35, 30, 29], seed=1), kept([12, 3, 9, 7, 6], seed=2)
+    start = {"start": "stage-1 of seed {}"}
+    row = only(runs("none", none, **start) + runs("remix", remix, **start), 64, binary=["x"])
+    assert row["paired"] and row["in_common"] == PREFIX
+    theirs = stats.ttest_1samp((remix - none).mean(1), 0).confidence_interval()
+    # Binomial noise and facts answered alike in all seeds may widen it, never narrow it.
+    assert row["low"] <= theirs.low and row["high"] >= theirs.high
+    alone = only(runs("none", none) + runs("remix", remix), 64, binary=["x"])
+    assert not alone["paired"] and alone["high"] - alone["low"] > row["high"] - row["low"]
+
+
+def test_pairs_of_seeds_see_what_independent_ones_cannot():
+    rng = np.random.default_rng(4)
+    seeds = np.array([0.0, 10.0, -10.0])[:, None]
+    none = seeds + rng.normal(0, 1, (3, 64))
+    remix = none + 2 + rng.normal(0, 1, (3, 64))
+    alone = only(runs("none", none) + runs("remix", remix), 64)
+    assert not alone["significant"] and alone["detectable"] > 10
+    start = {"start": "stage-1 of seed {}"}
+    pairs = only(runs("none", none, **start) + runs("remix", remix, **start), 64)
+    assert pairs["significant"] and pairs["detectable"] < 2
+    assert pairs["difference"] == pytest.approx(alone["difference"])
+
+
+def test_pairs_that_agree_by_chance_are_not_certain():
+    """Five pairs that keep three facts more each: no scatter over seeds, but facts are few."""
+    none, some = kept([2, 1, 2, 1, 3], seed=5), kept([5, 4, 5, 4, 6], seed=6)
+    start = {"start": "stage-1 of seed {}"}
+    row = only(runs("none", none, **start) + runs("replay", some, **start), 64, binary=["x"])
+    plain = only(runs("none", none, **start) + runs("replay", some, **start), 64)
+    # Discordant facts: 5 at least of 64, with one each way a variance of (5 + 2) / 66 / 66 or more, over five seeds.
+    assert row["high"] - row["difference"] > 1.96 * np.sqrt((5 + 2) / 66 / 66 / 5)
+    assert row["high"] - row["low"] > 1.2 * (plain["high"] - plain["low"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ({"start": "s{}"}, {"start": "s{}"}, PREFIX),
+        ({"start": "s{}"}, {"start": "t{}"}, NOTHING),
+        ({"start": "same"}, {"start": "same"}, NOTHING),  # as the base model is every seed's
+        ({"rows": "r"}, {"rows": "r"}, ROWS),
+        ({"rows": "r{}"}, {"rows": "r{}"}, ROWS_BY_SEED),
+        ({"rows": "r{}"}, {"rows": "q{}"}, NOTHING),
+        ({"rows": "r", "start": "s{}"}, {"rows": "r", "start": "s{}"}, PREFIX),
+        ({}, {}, NOTHING),
+    ],
+)
+def test_what_runs_have_in_common(first, second, wanted):
+    values = np.zeros((3, 4))
+    assert in_common(runs("a", values, **first), runs("b", values, **second)) == wanted
+    other = [Run.of("b", "2", f"x{i}", "", values[:1].T) for i in range(3)]
+    assert in_common(runs("a", values, **first), other) == NOTHING
