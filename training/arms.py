@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from memprobe.arms import KINDS, Arm, Part
@@ -126,7 +126,7 @@ def _parts_of(stage: Any) -> Iterator[Part]:
     """What a stage does, with ``stages`` still to be filled in."""
     groups: dict[str, tuple[dict[str, str], list[str]]] = {}
     for mixing in stage.mixing:
-        options = _changed(mixing)
+        options = _changed(mixing, without={"source"})
         groups.setdefault(str(options), (options, []))[1].append(mixing.source)
     for options, sources in groups.values():
         if "random-words" in sources:
@@ -139,18 +139,19 @@ def _parts_of(stage: Any) -> Iterator[Part]:
         redraw = {"redraw": "true"} if stage.replay.redraw else {}
         yield Part("replay", {"ratio": f"{stage.replay.ratio:g}", "stages": ""} | redraw)
     if stage.penalty:
-        yield Part(stage.penalty.method, {"strength": f"{stage.penalty.strength:g}", "stages": ""})
+        head = {"strength": f"{stage.penalty.strength:g}", "stages": ""}
+        yield Part(stage.penalty.method, head | _changed(stage.penalty, without={"method", "strength"}))
     if stage.lora:
         alpha = f"{stage.lora.alpha:g}"
         yield Part("lora", {"rank": str(stage.lora.rank), "alpha": alpha, "stages": ""})
 
 
-def _changed(mixing: Any) -> dict[str, str]:
-    """Options of mixing that differ from their defaults."""
+def _changed(part: Any, *, without: Collection[str]) -> dict[str, str]:
+    """Options of a part of a stage that differ from their defaults."""
     return {
         key: _spelled(value)
-        for key, field in type(mixing).model_fields.items()
-        if key != "source" and (value := getattr(mixing, key)) != field.default
+        for key, field in type(part).model_fields.items()
+        if key not in without and (value := getattr(part, key)) != field.default
     }
 
 

@@ -28,8 +28,8 @@ from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, 
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
 from training.batches import padded
 from training.data import ExampleMaker
+from training.gradients import in_eval_mode, kept_logits
 from training.mixing import Example
-from training.objectives import in_eval_mode, kept_logits
 from training.stage import rows_exact
 
 if TYPE_CHECKING:

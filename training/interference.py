@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from memprobe.errors import MemprobeError
 from memprobe.models import blocks_of
-from training.objectives import gradients_of, in_eval_mode, kept_logits, trained_parameters
+from training.gradients import gradients_of, in_eval_mode, kept_logits, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def interference(
         gradient_norm_a   ‖∇L_A‖, and so _b and _m
 
     Args:
-        microbatches_a, microbatches_b, microbatches_m: see :mod:`training.objectives`.
+        microbatches_a, microbatches_b, microbatches_m: see :mod:`training.batches`.
         delta: by parameter name, the change Δθ of the weights; parameters that are not named did not change.
 
     Returns:

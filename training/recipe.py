@@ -21,6 +21,7 @@ from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.arms import arm_of, unfold_arm
+from training.penalties import AnyPenalty
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -99,21 +100,6 @@ class Replay(_Part):
     redraw: bool = False
 
 
-class Penalty(_Part):
-    """A term added to the loss, see :mod:`training.objectives`; KL over the response tokens of own rows alone.
-
-    Attributes:
-        strength: to be chosen on a seed and a D_B that no result uses, such that D_B is still learned.
-        fisher_rows: for EWC: at most so many rows of the earlier stages make the Fisher information.
-        fisher_draws: for EWC: random directions for each of them.
-    """
-
-    method: Literal["ewc", "kl"]
-    strength: float = Field(gt=0)
-    fisher_rows: int = Field(1024, ge=1)
-    fisher_draws: int = Field(4, ge=1)
-
-
 class Lora(_Part):
     """Low-rank adapters (Hu et al. 2021) on every linear layer but the unembedding, merged when the stage ends."""
 
@@ -180,7 +166,7 @@ class Stage(_Part):
     mixing: tuple[Mixing, ...] = ()
     match: Literal["steps", "tokens"] | None = None
     replay: Replay | None = None
-    penalty: Penalty | None = None
+    penalty: AnyPenalty | None = None
     lora: Lora | None = None
     checkpoints: Along | None = None
 
@@ -277,9 +263,10 @@ class Recipe(_Part):
                 raise ValueError(
                     f"stages.{number}.lora: merging needs whole weights, and precision.fsdp shards them; leave one out"
                 )
-            if stage.penalty and stage.penalty.method == "ewc" and stage.lora:
+            if stage.penalty and stage.penalty.holds_weights and stage.lora:
                 raise ValueError(
-                    f"stages.{number}.penalty: EWC holds every weight against its start, and lora trains other ones"
+                    f"stages.{number}.penalty: {stage.penalty.method} holds every weight to its start, and lora "
+                    "trains other ones"
                 )
         return self
 

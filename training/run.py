@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from memprobe.models import LensModel
-    from training.stage import Ewc, Kl, StageTrainer
+    from training.batches import MicroBatch
+    from training.penalties import Term
+    from training.stage import StageTrainer
 
 LOG, STATE = "log.txt", ".state"
 BASE, EVALUATION, MATRIX = "0-base", "evaluation.json", "accuracy.csv"
@@ -371,31 +373,30 @@ class _Run:
         parent: Checkpoint,
         prepared: Prepared,
         make: ExampleMaker,
-    ) -> Ewc | Kl | None:
-        """What holds the stage to the one before it, made from the checkpoint at the boundary.
-
-        EWC takes the Fisher information over rows of all earlier stages there: it uses D_A once, at the
-        boundary. Nothing of this is random beyond the seed, so a run that goes on makes the same again.
-        """
+    ) -> tuple[float, Term] | None:
+        """What holds the stage to the one before it: its strength, and the term made at the boundary."""
         from memprobe.models import load_pretrained
         from memprobe.sources import subset
         from training.batches import micro_batches
-        from training.objectives import fisher_diagonal
-        from training.stage import Ewc, Kl
+        from training.penalties import Boundary
 
         penalty = self.recipe.stages[number - 1].penalty
         if penalty is None:
             return None
-        if penalty.method == "kl":
-            frozen, _ = load_pretrained(parent, model.dtype)
-            return Kl(penalty.strength, frozen.to(self.device).eval().requires_grad_(False))
-        earlier = list({row.id: row for data in prepared.stages[: number - 1] for row in data.rows}.values())
-        chosen = subset(earlier, min(len(earlier), penalty.fisher_rows), self.recipe.rows_seed, "fisher")
-        self.report.say(f"{self.directory(number)}: Fisher information of {len(chosen)} earlier rows")
-        batches = micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
-        fisher = fisher_diagonal(model, batches, draws=penalty.fisher_draws, seed=self.recipe.seed)
-        named = dict(model.named_parameters())
-        return Ewc(penalty.strength, {name: named[name].detach().clone() for name in fisher}, fisher)
+
+        def earlier(most: int) -> list[MicroBatch]:
+            rows = list({row.id: row for data in prepared.stages[: number - 1] for row in data.rows}.values())
+            chosen = subset(rows, min(len(rows), most), self.recipe.rows_seed, "penalty")
+            return micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
+
+        boundary = Boundary(
+            model=model,
+            copy=lambda: load_pretrained(parent, model.dtype)[0],
+            earlier=earlier,
+            seed=self.recipe.seed,
+            say=lambda line: self.report.say(f"{self.directory(number)}: {line}"),
+        )
+        return penalty.strength, penalty.term(boundary)
 
     @property
     def device(self) -> Any:

@@ -24,19 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
 from training.batches import collator, model_inputs
 from training.mixing import IGNORED, Example, Schedule
-from training.objectives import ewc_penalty, kl_to_frozen
+from training.penalties import Step, Term
 from training.report import Report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from training.batches import MicroBatch
     from training.recipe import Recipe, Stop
 
 COMPLETE = "complete"
@@ -68,28 +69,12 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Ewc:
-    """Holds the weights to those at the stage's start, by Fisher information; see ``ewc_penalty``."""
-
-    strength: float
-    anchor: dict[str, Tensor]
-    fisher: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Kl:
-    """Holds the predictions to the frozen model's; see ``kl_to_frozen``."""
-
-    strength: float
-    frozen: nn.Module
-
-
-@dataclass(frozen=True)
 class StageRun:
     """All that training one stage needs.
 
     Attributes:
         name: for the bar.
+        penalty: strength and term.
         folder: where the resumable state goes.
         own: rows of the stop rule ``exact_match``.
         along: called with the trainer and the step where a checkpoint along the way is due.
@@ -103,7 +88,7 @@ class StageRun:
     seed: int
     stop: Stop
     own: Sequence[Example]
-    penalty: Ewc | Kl | None = None
+    penalty: tuple[float, Term] | None = None
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
     report: Report = field(default_factory=lambda: Report(None, quiet=True))
@@ -175,24 +160,17 @@ class StageTrainer(Trainer):
             loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, seen: dict[str, Tensor], logits: Tensor, mine: Tensor) -> Tensor | None:
-        """This micro-batch's share of the step's penalty, such that the shares add up to it.
-
-        Takes own rows alone: KL is the mean over the response tokens of the stage's own data, and mixing and
-        replay rows must not water it down.
-        """
-        penalty = self.run.penalty
-        if isinstance(penalty, Ewc):
-            whole = ewc_penalty(self.accelerator.unwrap_model(self.model), penalty.anchor, penalty.fisher)
-            return penalty.strength * whole / self.run.accumulation
-        if isinstance(penalty, Kl) and bool(mine.any()):
-            with torch.no_grad():
-                frozen = penalty.frozen(**seen, use_cache=False).logits.float()
-            step = self.run.schedule.step(self.state.global_step)
-            of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
-            share = int(mine.sum()) / of_step * self.accelerator.num_processes
-            return penalty.strength * kl_to_frozen(frozen[mine], logits[mine]) * share
-        return None
+    def _penalty(self, seen: MicroBatch, logits: Tensor, mine: Tensor) -> Tensor | None:
+        """This micro-batch's share of the step's penalty, such that the shares add up to it."""
+        if self.run.penalty is None:
+            return None
+        strength, term = self.run.penalty
+        step = self.run.schedule.step(self.state.global_step)
+        of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
+        share = int(mine.sum()) / of_step * self.accelerator.num_processes if of_step else 0.0
+        model = self.accelerator.unwrap_model(self.model)
+        found = term(Step(model, seen, logits, mine, share, self.run.accumulation))
+        return None if found is None else strength * found
 
     def _count(self, logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor, mine: Tensor) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""

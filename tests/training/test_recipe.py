@@ -126,7 +126,7 @@ def changed_stage(**changes):
         (recipe("joint + replay(ratio=0.1)"), "joint"),
         (recipe("ewc(strength=high)"), "high"),
         (recipe("ewc(strength=1) + kl(strength=1)"), "not supported"),
-        (recipe("ewc(strength=1) + lora(rank=2)"), r"stages\.2\.penalty: EWC.*lora"),
+        (recipe("ewc(strength=1) + lora(rank=2)"), r"stages\.2\.penalty: ewc .*lora"),
         (recipe("ewc(strength=1)", precision={"fsdp": True}), r"stages\.2\.penalty: ewc .*precision\.fsdp"),
         (recipe("kl(strength=1)", precision={"fsdp": True}), r"stages\.2\.penalty: kl .*precision\.fsdp"),
         (recipe("lora(rank=2)", precision={"fsdp": True}), r"stages\.1\.lora: .*precision\.fsdp"),

@@ -15,9 +15,11 @@ from tests.training.runs import environment, losses, metrics, small
 from training.batches import micro_batches, packed, padded
 from training.data import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
+from training.penalties import Boundary
+from training.penalties.kl import Kl
 from training.recipe import Stop, to_toml
 from training.run import run
-from training.stage import Kl, StageRun, rows_exact, train
+from training.stage import StageRun, rows_exact, train
 
 REMIX = "remix(data=kvr:20:test, stages=1,2)"
 ARMS = {
@@ -128,6 +130,7 @@ def test_kl_is_the_mean_over_the_own_rows_of_a_step(micro_batch, examples, tiny_
             )
         kept = torch.tensor(row.labels) != IGNORED
         by_hand.append((p.exp() * (p - q)).sum(-1)[kept])
+    boundary = Boundary(model, lambda: frozen, lambda most: [], 0, lambda line: None)
     stage = StageRun(
         recipe=small(tiny_checkpoint, optimiser={"batch": 6, "micro_batch": micro_batch}),
         name="b",
@@ -139,7 +142,7 @@ def test_kl_is_the_mean_over_the_own_rows_of_a_step(micro_batch, examples, tiny_
         seed=0,
         stop=Stop(),
         own=own,
-        penalty=Kl(0.5, frozen.requires_grad_(False)),
+        penalty=(0.5, Kl(strength=0.5).term(boundary)),
     )
     train(model, tiny_tokenizer(), stage)
     (step,) = metrics(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import numpy as np
 import pytest
 import scipy.special
@@ -12,7 +14,11 @@ from memprobe.errors import MemprobeError
 from tests.tiny import FAMILIES
 from tests.tiny import tiny_model as tiny_family
 from tests.training.batches import SILENT, assert_unchanged, microbatch, perturbed, state
-from training.objectives import ewc_penalty, fisher_diagonal, in_eval_mode, kept_logits, kl_to_frozen
+from training.gradients import in_eval_mode, kept_logits
+from training.penalties import penalties
+from training.penalties.ewc import Ewc, ewc_penalty, fisher_diagonal
+from training.penalties.kl import kl_to_frozen
+from training.recipe import parse_recipe, to_toml
 
 VOCAB = 7
 # Rows of different length; the mask starts at the last token of the prompt.
@@ -278,3 +284,22 @@ def test_a_model_that_reads_the_mask_otherwise_is_refused():
     model = tiny_model()
     with pytest.raises(MemprobeError, match="boolean logits_to_keep"):
         kept_logits(model, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]]))
+
+
+def test_a_penalty_is_a_module_of_its_package():
+    """What one says of itself is what recipes and arms may say: nothing else lists them."""
+    assert set(penalties()) == {"ewc", "kl"}
+    arm = "ewc(strength=100, stages=2, fisher_draws=2)"
+    stages = [{"name": "a", "data": "known"}, {"name": "b", "data": "known"}]
+    recipe = parse_recipe({"base": "x", "arm": arm, "stages": stages})
+    assert recipe.stages[1].penalty == Ewc(strength=100, fisher_draws=2) and recipe.arm_name == arm
+    assert parse_recipe(tomllib.loads(to_toml(recipe))) == recipe
+    for arm, said in (
+        ("ewc(fisher_rows=1)", "names its strength"),
+        ("kl(strength=1, fisher_rows=1)", "fisher_rows: unknown key"),
+    ):
+        with pytest.raises(MemprobeError, match=said):
+            parse_recipe({"base": "x", "arm": arm, "stages": stages})
+    stages[1] = stages[1] | {"penalty": {"method": "si", "strength": 1}}
+    with pytest.raises(MemprobeError, match=r"stages\.2\.penalty: method: choose ewc or kl"):
+        parse_recipe({"base": "x", "stages": stages})

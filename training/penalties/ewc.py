@@ -1,32 +1,53 @@
-"""What EWC and the KL arm add to the loss, and the batches that these and the interference numbers are read from.
+"""Elastic weight consolidation: weights that mattered for the earlier stages are held to where they were.
 
-A micro-batch is a dict of three tensors::
-
-    input_ids       int64 [row, position]  padded on the right
-    logits_to_keep  bool  [row, position]  positions whose next token carries loss
-    labels          int64 [kept]           those next tokens, row after row
-
-No attention mask is needed: causal attention never lets a position see what stands after it. Under a boolean
-``logits_to_keep`` a Hugging Face model computes logits [kept, vocab] for these positions alone, in that order.
+Source: Kirkpatrick et al. 2017 (arXiv 1612.00796).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from pydantic import Field
 
 from memprobe.errors import MemprobeError
+from training.penalties import Boundary, Penalty, Step, Term
 
 if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    MicroBatch = Mapping[str, Tensor]
+    from training.batches import MicroBatch
+
+
+class Ewc(Penalty):
+    """½ Σ_i F_i (θ_i − θ*_i)², with the Fisher information F of rows of all earlier stages, read once, at the boundary.
+
+    Attributes:
+        fisher_rows: at most so many rows of the earlier stages make the Fisher information.
+        fisher_draws: random directions for each of them, see :func:`fisher_diagonal`.
+    """
+
+    holds_weights: ClassVar[bool] = True
+
+    method: Literal["ewc"] = "ewc"
+    fisher_rows: int = Field(1024, ge=1)
+    fisher_draws: int = Field(4, ge=1)
+
+    def term(self, boundary: Boundary) -> Term:  # noqa: D102
+        rows = boundary.earlier(self.fisher_rows)
+        boundary.say(f"Fisher information of {sum(len(one['own']) for one in rows)} earlier rows")
+        fisher = fisher_diagonal(boundary.model, rows, draws=self.fisher_draws, seed=boundary.seed)
+        boundary.say(f"its trace is {sum(float(part.sum()) for part in fisher.values()):.4g}")
+        named = dict(boundary.model.named_parameters())
+        anchor = {name: named[name].detach().clone() for name in fisher}
+
+        def held(step: Step) -> Tensor:
+            return ewc_penalty(step.model, anchor, fisher) / step.accumulation
+
+        return held
 
 
 def fisher_diagonal(
@@ -68,6 +89,10 @@ def fisher_diagonal(
     Raises:
         MemprobeError: no row has a position that carries loss, or a logit or gradient is not finite.
     """
+    import torch
+
+    from training.gradients import gradients_of, in_eval_mode, kept_logits, trained_parameters
+
     names, parameters = trained_parameters(model)
     generator = torch.Generator(device=parameters[0].device).manual_seed(seed)
     total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
@@ -97,6 +122,8 @@ def _directions(
     logits: Float[Tensor, "kept vocab"], generator: torch.Generator
 ) -> Float[Tensor, "kept vocab"]:
     """For each position a random direction of logits whose covariance is diag(p) − p pᵀ."""
+    import torch
+
     probabilities = logits.softmax(-1)
     signs = torch.randint(0, 2, logits.shape, generator=generator, device=logits.device) * 2 - 1
     weighed = probabilities.sqrt() * signs
@@ -118,6 +145,10 @@ def ewc_penalty(
     Raises:
         MemprobeError: the model trains other parameters than those in ``anchor`` and ``fisher``.
     """
+    import torch
+
+    from training.gradients import trained_parameters
+
     names, parameters = trained_parameters(model)
     for what, given in (("anchor", anchor), ("Fisher information", fisher)):
         if unmatched := sorted(set(names) ^ set(given)):
@@ -130,77 +161,6 @@ def ewc_penalty(
         for name, p in zip(names, parameters, strict=True)
     ]
     return 0.5 * torch.stack([term.to(terms[0].device) for term in terms]).sum()
-
-
-def kl_to_frozen(
-    frozen_logits: Float[Tensor, "*kept vocab"], logits: Float[Tensor, "*kept vocab"]
-) -> Float[Tensor, ""]:
-    """Mean over kept positions of KL(p_A ‖ p_θ) = Σ_v p_A(v) (log p_A(v) − log p_θ(v)), nats, in fp32.
-
-    p_A is the frozen model's distribution and p_θ the trained one's: the mean is taken under the model that is
-    to be kept, so that θ must cover all that it says. No gradient reaches ``frozen_logits``.
-
-    Source: the term of Learning without Forgetting at temperature 1 (Li and Hoiem 2016, arXiv 1606.09282),
-    which is Hinton et al. 2015 (arXiv 1503.02531) up to the constant entropy of p_A.
-
-    Raises:
-        MemprobeError: the two differ in shape, or no position is kept.
-    """
-    if frozen_logits.shape != logits.shape:
-        raise MemprobeError(
-            f"KL: logits {list(logits.shape)} against {list(frozen_logits.shape)} of the frozen model; "
-            "both need the same positions and vocabulary"
-        )
-    if logits.numel() == 0:
-        raise MemprobeError("KL: no position carries loss")
-    frozen = frozen_logits.detach().float().log_softmax(-1).flatten(0, -2)
-    trained = logits.float().log_softmax(-1).flatten(0, -2)
-    return F.kl_div(trained, frozen, reduction="batchmean", log_target=True)
-
-
-def kept_logits(model: nn.Module, ids: Tensor, keep: Tensor) -> Float[Tensor, "kept vocab"]:
-    """Logits in fp32 at the positions of a boolean mask [row, position], row after row."""
-    device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), logits_to_keep=keep.to(device), use_cache=False).logits
-    if logits.ndim != 2:  # a mask of another type, or a family that reads it otherwise, would go unnoticed
-        raise MemprobeError(
-            f"{type(model).__name__} does not take a boolean logits_to_keep (logits {list(logits.shape)}); "
-            "this needs transformers 5.22 or later and a family that supports it"
-        )
-    return logits.float()
-
-
-def trained_parameters(model: nn.Module) -> tuple[list[str], list[nn.Parameter]]:
-    """Names and parameters that are trained, tied ones once.
-
-    Raises:
-        MemprobeError: there are none.
-    """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named:
-        raise MemprobeError("the model has no parameter that is trained")
-    return [name for name, _ in named], [parameter for _, parameter in named]
-
-
-def gradients_of(
-    loss: Tensor, parameters: list[nn.Parameter], *, keep_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    """Gradients that leave every ``.grad`` alone; None for a parameter that the loss does not depend on."""
-    return torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=keep_graph)
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients, so that dropout neither blurs a measurement nor draws; then every module's own
-    mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _rows(microbatches: Iterable[MicroBatch]) -> Iterator[tuple[Tensor, Tensor]]:
