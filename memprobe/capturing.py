@@ -24,6 +24,7 @@ from torch import Tensor
 
 from memprobe.answers import answer, shown
 from memprobe.batching import batches_by_tokens, rope_border
+from memprobe.checkpoints import checkpoints_of, default_template
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lenses import Lens
@@ -80,7 +81,7 @@ class Reading:
 def capture(
     lens_model: LensModel,
     factoids: Sequence[Factoid],
-    template: str | Template = "plain",
+    template: str | Template | None = None,
     *,
     readout: Lens | None = None,
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
@@ -91,7 +92,7 @@ def capture(
     """Probes one model on factoids, in memory.
 
     Args:
-        template: how a factoid is put before the model.
+        template: how a factoid is put before the model; ``None``: as the checkpoint's manifest says, else plain.
         readout: reads with another model's norm and unembedding instead of its own.
         intrusions: by name, factoids whose answers are watched for at the same positions.
         seed: of the shuffled controls.
@@ -101,7 +102,8 @@ def capture(
     Raises:
         MemprobeError: a factoid that cannot be tokenised, or one that stands twice.
     """
-    template = Template.parse(template) if isinstance(template, str) else template
+    if not isinstance(template, Template):
+        template = Template.parse(template or default_template(checkpoints_of([lens_model])))
     plan = plan_capture(lens_model, factoids, template, intrusions=intrusions, seed=seed)
     batches = capture_batches(
         lens_model, plan, readout=readout, batch_size=batch_size, predictions=predictions

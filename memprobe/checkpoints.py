@@ -8,24 +8,45 @@ directory, a run directory of ``training`` or one of its stages, a GGUF file or 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from memprobe import smollm2
+from memprobe import adapters, smollm2
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
+from memprobe.files import first_line, read_json
+from memprobe.templates import PLAIN
+from memprobe.weights import (
+    PICKLES,
+    check_config,
+    files_like,
+    has_tokenizer,
+    hash_files,
+    hash_tensors,
+    is_beside,
+    safetensors_in,
+    sha256,
+)
 
 MANIFEST = "memprobe.json"
 MANIFEST_SCHEMA = 1
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Models from before the hub had owners, by what everyone still calls them.
+_OLD_NAMES = {
+    name: f"{owner}/{name}"
+    for owner, names in {
+        "openai-community": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt"),
+        "distilbert": ("distilgpt2",),
+        "Salesforce": ("ctrl",),
+    }.items()
+    for name in names
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +74,24 @@ class Manifest:
     data: dict[str, Any]
 
     def stage_factoids(self, stage: int = 1) -> Path:
-        """The factoid file of a stage.
+        """The factoid file of a stage, which stands beside the manifest.
 
         Raises:
-            MemprobeError: the manifest names none, or the file is gone or was changed.
+            MemprobeError: the manifest names none, or one elsewhere, or the file is gone or was changed.
         """
-        for entry in self.data.get("stages", []):
+        for entry in self.data["stages"]:
             if entry["index"] == stage:
+                if not is_beside(entry["factoids"]):
+                    raise MemprobeError(
+                        f"{self.path}: stage {stage}'s factoids {entry['factoids']!r} are not in its folder; "
+                        "give --factoids"
+                    )
                 path = self.path.parent / entry["factoids"]
-                if not path.exists():
+                if not path.is_file():
                     raise MemprobeError(
                         f"{self.path}: stage {stage}'s factoids {path} are gone; give --factoids"
                     )
-                if hashlib.sha256(path.read_bytes()).hexdigest() != entry["hash"]:
+                if sha256(path) != entry["hash"]:
                     raise MemprobeError(
                         f"{path}: changed since {self.path.name} was written; give --factoids"
                     )
@@ -86,6 +112,7 @@ class Checkpoint:
         base: the checkpoint that an adapter is merged onto.
         manifest: what training left there, if anything.
         note: what a reader of results must know about the weights.
+        tokenizer: the checkpoint whose tokenizer is taken; ``None`` for its own.
     """
 
     spec: str
@@ -96,61 +123,156 @@ class Checkpoint:
     base: Checkpoint | None = None
     manifest: Manifest | None = None
     note: str | None = None
+    tokenizer: Checkpoint | None = None
 
 
 def split_label(text: str) -> tuple[str | None, str]:
-    """``LABEL=SPEC`` as (label, spec); a text without ``=`` (or an existing path) has no label."""
-    label, equals, spec = text.partition("=")
-    if not equals or Path(text).exists():
+    """``LABEL=SPEC`` as (label, spec); a text without ``=`` (or an existing path) has no label.
+
+    A label may hold ``=`` itself: the split is at the last one that leaves something that exists, or a hub id after
+    a label without slashes; else at the first.
+    """
+    parts = text.split("=")
+    if len(parts) == 1 or _exists(text):
         return None, text
+    splits = [("=".join(parts[:cut]), "=".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
+    label, spec = next(
+        (
+            (label, spec)
+            for label, spec in splits
+            if _exists(spec.strip())
+            or spec.strip() == smollm2.ALIAS
+            or ("/" not in label and _HUB_ID.fullmatch(spec.strip()))
+        ),
+        splits[-1],
+    )
     if not label.strip() or not spec.strip():
         raise MemprobeError(f"--ckpt {text!r}: write SPEC or LABEL=SPEC")
     return label.strip(), spec.strip()
 
 
-def resolve(spec: str, *, allow_pickle: bool = False) -> Checkpoint:
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; a text that no file can be called is none."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def resolve(
+    spec: str,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    base: str | None = None,
+    tokenizer: str | None = None,
+) -> Checkpoint:
     """Finds a checkpoint's files, fetching them where the spec is a hub id.
 
     Args:
         spec: ``SPEC`` or ``LABEL=SPEC``.
         allow_pickle: read pickled weights, which can run code.
+        trust_remote_code: also fetch the code that a hub model brings along.
+        base: spec of the base model, where this is an adapter, in place of the one that its configuration names.
+        tokenizer: spec of the checkpoint whose tokenizer is taken in place of its own.
 
     Raises:
-        MemprobeError: nothing there, no config, no weights, pickled weights without the option, a torn file.
+        MemprobeError: nothing there, no config, no weights, pickled weights without the option, a torn file, or an
+            adapter whose base is not here.
     """
-    label, spec = split_label(spec)
+    how = _How(allow_pickle, trust_remote_code, base)
+    found = _resolve(spec, how)
+    if tokenizer is None:
+        return found
+    return replace(found, tokenizer=_resolve_tokenizer(tokenizer, how))
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What a user allowed, and whether the hub may be asked: only where a spec of the user's names it."""
+
+    allow_pickle: bool
+    trust_remote_code: bool
+    base: str | None
+    offline: bool = False
+    above: tuple[Path, ...] = ()  # adapters that led here
+
+
+def _resolve(text: str, how: _How) -> Checkpoint:
+    label, spec = split_label(text)
     if spec == smollm2.ALIAS:
         return Checkpoint(spec, label or spec, smollm2.folder(cache_dir()), "weights", note=smollm2.NOTE)
-    path = Path(spec).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    path = Path(spec).expanduser() if _exists(spec) else Path(spec)
+    if path.suffix == ".gguf" and _is_file(path):
         return Checkpoint(spec, label or path.stem, path.parent, "gguf", gguf_file=path.name)
-    if not path.exists():
-        path = _stage_by_name(path) or _from_hub(spec, allow_pickle)
+    fetched = False
+    if not _exists(spec):
+        if (stage := _stage_by_name(path)) is not None:
+            path = stage
+        else:
+            path, fetched = _from_hub(spec, how), True
     if not path.is_dir():
         raise MemprobeError(f"{spec}: not a directory, a GGUF file or a hub id")
     path = _last_stage(path)
-    name = label or (spec if _HUB_ID.fullmatch(spec) and not Path(spec).exists() else path.resolve().name)
-    return _inspect(spec, name, path, allow_pickle)
+    name = label or (spec if fetched else path.resolve().name)
+    return _inspect(spec, name, path, how if fetched else replace(how, offline=True))
 
 
-def resolve_all(specs: Iterable[str], *, allow_pickle: bool = False) -> list[Checkpoint]:
-    """:func:`resolve` for each.
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # links in a circle
+        return False
+
+
+def _resolve_tokenizer(text: str, how: _How) -> Checkpoint:
+    """A checkpoint, or a folder with a tokenizer alone."""
+    path = Path(text).expanduser()
+    if _exists(text) and path.is_dir() and not (path / "config.json").exists():
+        return Checkpoint(text, path.resolve().name, path, "weights")
+    return _resolve(text, replace(how, base=None))
+
+
+def resolve_all(specs: Iterable[str], **options: Any) -> list[Checkpoint]:
+    """:func:`resolve` for each, with its options.
 
     Raises:
         MemprobeError: two checkpoints share a label.
     """
-    checkpoints = [resolve(spec, allow_pickle=allow_pickle) for spec in specs]
-    labels = [checkpoint.label for checkpoint in checkpoints]
-    if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise MemprobeError(f"two checkpoints are called {repeated[0]!r}; name them, as in --ckpt LABEL=SPEC")
+    checkpoints = [resolve(spec, **options) for spec in specs]
+    check_labels(checkpoint.label for checkpoint in checkpoints)
     return checkpoints
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuses labels that stand twice.
+
+    Raises:
+        MemprobeError: so.
+    """
+    counts = Counter(labels)
+    if repeated := [label for label, count in counts.items() if count > 1]:
+        raise MemprobeError(
+            f"two checkpoints are called {repeated[0]!r}; name them, as in --ckpt LABEL=SPEC or wrap(label=...)"
+        )
+
+
+def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
+    """The checkpoints themselves, and those that models in memory were loaded from."""
+    found = [item if isinstance(item, Checkpoint) else item.checkpoint for item in items]
+    return [checkpoint for checkpoint in found if checkpoint is not None]
+
+
+_MANIFEST_TYPES = {"template": str, "arm": str, "seed": int, "stage": int, "stage_name": str, "steps": int}
+_KINDS = {str: "a text", int: "a whole number"}
+_STAGE_TYPES = {"index": int, "factoids": str, "hash": str}
 
 
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest in a checkpoint directory; ``None`` where there is none.
 
     Raises:
-        MemprobeError: it is broken, or of another schema.
+        MemprobeError: it is broken, or of another schema; the message names the key.
     """
     file = path / MANIFEST
     if not file.exists():
@@ -159,19 +281,23 @@ def read_manifest(path: Path) -> Manifest | None:
     if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
         raise MemprobeError(f"{file}: manifest schema {found!r}; this memprobe reads {MANIFEST_SCHEMA}")
-    try:
-        return Manifest(
-            path=file,
-            template=data["template"],
-            arm=data["arm"],
-            seed=data["seed"],
-            stage=data["stage"],
-            stage_name=data["stage_name"],
-            steps=data["steps"],
-            data=data,
-        )
-    except KeyError as error:
-        raise MemprobeError(f"{file}: the manifest lacks {error.args[0]!r}") from error
+    _check_types(data, _MANIFEST_TYPES, f"{file}: the manifest")
+    stages = data.setdefault("stages", [])
+    if not isinstance(stages, list):
+        raise MemprobeError(f"{file}: the manifest's stages are {stages!r}, not a list")
+    for number, entry in enumerate(stages, 1):
+        if not isinstance(entry, dict):
+            raise MemprobeError(f"{file}: the manifest's stages: number {number} is {entry!r}, not an object")
+        _check_types(entry, _STAGE_TYPES, f"{file}: the manifest's stages: number {number}")
+    return Manifest(path=file, **{key: data[key] for key in _MANIFEST_TYPES}, data=data)
+
+
+def _check_types(data: dict[str, Any], types: dict[str, type], where: str) -> None:
+    for key, kind in types.items():
+        if key not in data:
+            raise MemprobeError(f"{where} lacks {key!r}")
+        if not isinstance(data[key], kind) or isinstance(data[key], bool):
+            raise MemprobeError(f"{where}: {key} is {data[key]!r}, not {_KINDS[kind]}")
 
 
 def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:
@@ -191,6 +317,15 @@ def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:
     return next(iter(named.values()), None)
 
 
+def default_template(checkpoints: Iterable[Checkpoint]) -> str:
+    """The template that is taken where the user names none: the manifests' own, else ``plain``.
+
+    Raises:
+        MemprobeError: the manifests differ.
+    """
+    return common_template(checkpoints) or PLAIN
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over the tensors' names, types, shapes and bytes, in the order of their names.
 
@@ -201,93 +336,84 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
         digest.update(fingerprint(checkpoint.base).encode())
+        if not (checkpoint.path / adapters.SAFETENSORS).is_file():
+            hash_files([checkpoint.path / adapters.PICKLE], digest)
+            return digest.hexdigest()
     if checkpoint.kind == "gguf":
         assert checkpoint.gguf_file is not None
-        return _hash_files([checkpoint.path / checkpoint.gguf_file], digest)
-    if checkpoint.kind == "pickle":
-        return _hash_files(_weight_files(checkpoint.path, _PICKLES), digest)
-    for name, meta, content in sorted(_tensors(_weight_files(checkpoint.path, ("*.safetensors",)))):
-        digest.update(f"{name} {meta}".encode())
-        file, start, end = content
-        with file.open("rb") as handle:
-            handle.seek(start)
-            left = end - start
-            while left > 0:
-                block = handle.read(min(left, 1 << 24))
-                digest.update(block)
-                left -= len(block)
+        hash_files([checkpoint.path / checkpoint.gguf_file], digest)
+    elif checkpoint.kind == "pickle":
+        hash_files(files_like(checkpoint.path, PICKLES), digest)
+    else:
+        hash_tensors(files_like(checkpoint.path, ("*.safetensors",)), digest)
     return digest.hexdigest()
 
 
-def _tensors(files: Iterable[Path]) -> Iterable[tuple[str, str, tuple[Path, int, int]]]:
-    """(name, dtype and shape, where its bytes are), read from the safetensors headers."""
-    for file in files:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = (8 + length + offset for offset in entry["data_offsets"])
-                yield name, f"{entry['dtype']} {entry['shape']}", (file, start, end)
-
-
-def _hash_files(files: Iterable[Path], digest: Any) -> str:
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _weight_files(path: Path, patterns: Iterable[str]) -> list[Path]:
-    skip = {"training_args.bin"}
-    return sorted(file for pattern in patterns for file in path.glob(pattern) if file.name not in skip)
-
-
-def _inspect(spec: str, label: str, path: Path, allow_pickle: bool) -> Checkpoint:
+def _inspect(spec: str, label: str, path: Path, how: _How) -> Checkpoint:
     manifest = read_manifest(path)
-    safetensors = _weight_files(path, ("*.safetensors",))
-    for file in safetensors:
-        _check_safetensors(file)
-    for index in path.glob("*.safetensors.index.json"):
-        for name in set(read_json(index)["weight_map"].values()):
-            if not (path / name).exists():
-                raise MemprobeError(f"{path}: {index.name} names {name}, which is missing")
-    if (path / "adapter_config.json").exists():
-        base_spec = read_json(path / "adapter_config.json").get("base_model_name_or_path")
-        if not base_spec:
-            raise MemprobeError(f"{path / 'adapter_config.json'}: names no base model")
-        if not safetensors:
-            raise MemprobeError(f"{path}: an adapter without safetensors weights")
-        beside = path / base_spec
-        base = resolve(str(beside) if beside.is_dir() else base_spec, allow_pickle=allow_pickle)
-        return Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest)
-    ggufs = sorted(path.glob("*.gguf"))
+    safetensors = safetensors_in(path)
+    if (path / adapters.CONFIG).exists():
+        return _inspect_adapter(spec, label, path, manifest, how)
+    ggufs = sorted(file for file in path.glob("*.gguf") if _is_file(file))
     if not (path / "config.json").exists():
         if len(ggufs) == 1:
             return Checkpoint(spec, label, path, "gguf", gguf_file=ggufs[0].name, manifest=manifest)
-        raise MemprobeError(f"{path}: no config.json, so this is no Hugging Face checkpoint")
-    read_json(path / "config.json")
+        many = f", and {len(ggufs)} GGUF files: name one" if ggufs else ""
+        raise MemprobeError(f"{path}: no config.json, so this is no Hugging Face checkpoint{many}")
+    check_config(path, safetensors)
     if safetensors:
         return Checkpoint(spec, label, path, "weights", manifest=manifest)
-    if pickles := _weight_files(path, _PICKLES):
-        if not allow_pickle:
-            raise MemprobeError(
-                f"{path}: the weights are pickled ({pickles[0].name}), which can run code; "
-                "--allow-pickle reads them if you trust their origin"
-            )
+    if pickles := files_like(path, PICKLES):
+        _refuse_pickle(path, pickles[0].name, how)
         return Checkpoint(spec, label, path, "pickle", manifest=manifest)
     raise MemprobeError(f"{path}: has a config.json but no weights (*.safetensors)")
 
 
-def _check_safetensors(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+def _refuse_pickle(path: Path, name: str, how: _How) -> None:
+    if not how.allow_pickle:
+        raise MemprobeError(
+            f"{path}: the weights are pickled ({name}), which can run code; "
+            "--allow-pickle reads them if you trust their origin"
+        )
 
+
+def _inspect_adapter(spec: str, label: str, path: Path, manifest: Manifest | None, how: _How) -> Checkpoint:
+    config = adapters.read_config(path)
+    if config.pickled:
+        _refuse_pickle(path, adapters.PICKLE, how)
+    here = path.resolve()
+    if here in how.above:
+        raise MemprobeError(f"{path}: the adapter is, in the end, its own base model")
+    base = _adapter_base(path, config, replace(how, above=(*how.above, here)))
+    found = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest)
+    own = Checkpoint(spec, label, path, "weights")  # as a folder with a tokenizer
+    return replace(found, tokenizer=own) if has_tokenizer(path) else found
+
+
+def _adapter_base(path: Path, config: adapters.AdapterConfig, how: _How) -> Checkpoint:
+    """The base model that the user names, else the one that the adapter's configuration names, if it is here.
+
+    The hub is not asked for a model that only a file names.
+    """
+    if how.base is not None:
+        return _resolve(how.base, replace(how, base=None, offline=False))
+    name = config.base
+    if name is None:
+        raise MemprobeError(f"{path / adapters.CONFIG}: names no base model; give --base SPEC")
+    beside = path / name
+    if _exists(str(beside)) and beside.is_dir():
+        return _resolve(str(beside), how)
+    if _exists(name) or name == smollm2.ALIAS:
+        return _resolve(name, how)
+    if not _HUB_ID.fullmatch(name) or _is_local(name):
+        raise MemprobeError(f"{path}: its base model {name!r} is not here; give --base SPEC")
+    revised = f"{name}@{config.revision}" if config.revision and "@" not in name else name
     try:
-        with safe_open(file, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise MemprobeError(f"{file}: truncated or corrupt ({error})") from error
+        return _resolve(revised, how)
+    except _NotCached as error:
+        raise MemprobeError(
+            f"{path}: its base model is {name} on the hub, which is fetched only when you name it: --base {revised}"
+        ) from error
 
 
 def _last_stage(path: Path) -> Path:
@@ -306,7 +432,7 @@ def _last_stage(path: Path) -> Path:
 
 def _stage_by_name(path: Path) -> Path | None:
     """``RUN/NAME`` for the stage directory ``RUN/2-NAME``."""
-    if not (path.parent / "recipe.toml").exists():
+    if not _exists(str(path.parent / "recipe.toml")):
         return None
     matches = [
         child
@@ -316,20 +442,41 @@ def _stage_by_name(path: Path) -> Path | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _from_hub(spec: str, allow_pickle: bool) -> Path:
+class _NotCached(MemprobeError):
+    """A hub model that has not been fetched before, where the hub may not be asked."""
+
+
+def _is_local(spec: str) -> bool:
+    """Whether a text that could be a hub id begins with a folder that exists, so that it means a path."""
     first = Path(spec).parts[0] if Path(spec).parts else ""
-    if not _HUB_ID.fullmatch(spec) or first in (".", "..") or Path(first).exists():
-        raise MemprobeError(f"{spec}: no such file or directory")
+    return first in (".", "..") or _exists(first)
+
+
+def _from_hub(spec: str, how: _How) -> Path:
+    spec = _OLD_NAMES.get(spec, spec)
+    if not _HUB_ID.fullmatch(spec) or _is_local(spec):
+        hint = "; a hub id has an owner: OWNER/NAME" if re.fullmatch(r"[\w.-]+", spec) else ""
+        raise MemprobeError(f"{spec[:200]}: no such file or directory{hint}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = spec.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(_PICKLES if allow_pickle else ())]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+    patterns += [*(PICKLES if how.allow_pickle else ()), *(("*.py",) if how.trust_remote_code else ())]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=patterns, local_files_only=how.offline
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        kind = _NotCached if how.offline else MemprobeError
+        raise kind(
+            f"{spec}: no such directory, and the hub gave no model of that id ({first_line(error)})"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise MemprobeError(
-            f"{spec}: no such directory, and the hub gave no model of that id ({str(error).splitlines()[0]})"
+            f"{spec}: no such directory, and the hub gave no model of that id ({first_line(error)})"
         ) from error
 
 

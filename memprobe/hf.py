@@ -15,6 +15,7 @@ import torch
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
+from memprobe.weights import has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def read_model(
         safetensors: read these and nothing else.
 
     Raises:
-        MemprobeError: it cannot be loaded, or weights are missing from the files.
+        MemprobeError: it cannot be loaded, or the files hold fewer or more weights than its configuration names.
     """
     from transformers import AutoModelForCausalLM
 
@@ -56,6 +57,11 @@ def read_model(
             raise MemprobeError(f"{name}: cannot be loaded as a causal LM ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise MemprobeError(f"{name}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if unexpected := sorted(map(str, info["unexpected_keys"])):
+        raise MemprobeError(
+            f"{name}: {len(unexpected)} weights belong to no part of {type(model).__name__} as config.json describes "
+            f"it, the first is {unexpected[0]}"
+        )
     if wrong := sorted(info["mismatched_keys"]):
         raise MemprobeError(f"{name}: the shape of {wrong[0]} does not fit config.json")
     return model
@@ -67,35 +73,33 @@ def read_tokenizer(
     """The tokenizer in a folder.
 
     Raises:
-        MemprobeError: it cannot be loaded.
+        MemprobeError: its files are not there (some families would get an empty one), or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
+    if gguf_file is None and not has_tokenizer(path):
+        raise MemprobeError(_said_of_missing(name, path))
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        with quiet():
+        with quiet(bars=gguf_file is not None):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many kinds
-        raise MemprobeError(f"{name}: no usable tokenizer ({first_line(error)})") from error
+        raise MemprobeError(
+            f"{name}: no usable tokenizer ({first_line(error)}); --tokenizer SPEC takes another's"
+        ) from error
     if tokenizer is None:
-        raise MemprobeError(f"{name}: no usable tokenizer")
+        raise MemprobeError(f"{name}: no usable tokenizer; --tokenizer SPEC takes another's")
+    files = [*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"]
+    if gguf_file is None and len(files) > 1 and not any((path / str(file)).is_file() for file in files):
+        raise MemprobeError(_said_of_missing(name, path))
     return tokenizer
 
 
-def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """A model with the PEFT adapter of a folder merged into its weights.
-
-    Raises:
-        MemprobeError: the adapter does not fit.
-    """
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    except Exception as error:
-        raise MemprobeError(
-            f"{path}: the adapter does not fit its base model ({first_line(error)})"
-        ) from error
+def _said_of_missing(name: str, path: Path) -> str:
+    return (
+        f"{name}: no tokenizer files in {path} (tokenizer.json, or tokenizer.model or another vocabulary); "
+        "--tokenizer SPEC takes another checkpoint's, such as that of the base model"
+    )
 
 
 def convert_gguf(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ reproduced is refused. :func:`to_bridge` gives the same model to TransformerLens
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memprobe.adapters import check_in_memory
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
-from memprobe.hf import merge_adapter, read_model, read_tokenizer
+from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
+from memprobe.merging import merge_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECK_TEXT = "The capital of France is Paris, and 12 + 7 = 19."
+CHAT_TEMPLATE = "chat_template.jinja"
 ATOL = 1e-4
 """Largest difference allowed between lens and model in fp32; see :func:`tolerance`."""
 
@@ -75,6 +79,13 @@ class LensModel:
     def max_length(self) -> int | None:
         """The context in tokens; ``None`` where the architecture names none (ALiBi)."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def n_ids(self) -> int:
+        """Token ids below this have a row in the embedding and a logit; a tokenizer may know more."""
+        embeddings = self.model.get_input_embeddings().weight
+        assert isinstance(embeddings, Tensor)
+        return min(embeddings.shape[0], self.vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +147,7 @@ def load(
             cannot be reproduced.
     """
     if isinstance(checkpoint, str):
-        checkpoint = resolve(checkpoint, allow_pickle=allow_pickle)
+        checkpoint = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     where = choose_device(device)
     model, tokenizer = load_pretrained(checkpoint, choose_dtype(dtype, where), trust_remote_code)
     return wrap(
@@ -158,13 +169,23 @@ def wrap(
 ) -> LensModel:
     """Makes a model in memory readable at every depth.
 
+    Wrappers of a training loop (``torch.compile``, PEFT, accelerate's mixed precision) are looked through: what is
+    read is the model's own forward pass in the precision of its weights.
+
     Args:
+        tokenizer: or a processor that holds one.
         weights_fingerprint: computed from the weights where it is not given.
 
     Raises:
-        MemprobeError: not a causal LM, weights that are not finite, or a readout that does not equal the
-            model's own logits.
+        MemprobeError: not a causal LM, one with virtual tokens, weights that are not finite, logits that do not
+            depend on the token, or a readout that does not equal the model's own logits.
     """
+    model = check_in_memory(getattr(model, "_orig_mod", model), label)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise MemprobeError(f"{label}: a {type(model).__name__} is no Hugging Face model")
+    if not hasattr(tokenizer, "encode"):
+        raise MemprobeError(f"{label}: a {type(tokenizer).__name__} is no Hugging Face tokenizer")
     with evaluating(model):
         _check_finite(model, label)
         parent, listed = _block_list(model, label)
@@ -219,11 +240,14 @@ def load_pretrained(
     Raises:
         MemprobeError: they cannot be loaded, or weights are missing from the files.
     """
+    return _load_model(checkpoint, dtype, trust_remote_code), load_tokenizer(checkpoint, trust_remote_code)
+
+
+def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
-        model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
-        return merge_adapter(model, checkpoint.path), tokenizer
-    model = read_model(
+        return merge_adapter(_load_model(checkpoint.base, dtype, trust_remote_code), checkpoint.path)
+    return read_model(
         checkpoint.path,
         dtype,
         name=checkpoint.spec,
@@ -231,23 +255,36 @@ def load_pretrained(
         safetensors=checkpoint.kind == "weights",
         trust_remote_code=trust_remote_code,
     )
-    return model, load_tokenizer(checkpoint, trust_remote_code)
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint; an adapter's is its base's.
+    """The tokenizer of a checkpoint: the one that it was resolved with, its own, or an adapter's base's.
+
+    An adapter's own chat template goes over that of the base's tokenizer.
 
     Raises:
         MemprobeError: it cannot be loaded.
     """
-    while checkpoint.base is not None:
-        checkpoint = checkpoint.base
-    return read_tokenizer(
+    template = None
+    while checkpoint.tokenizer is not None or checkpoint.base is not None:
+        if checkpoint.tokenizer is not None:
+            checkpoint = checkpoint.tokenizer
+            template = None
+        else:
+            assert checkpoint.base is not None
+            own = checkpoint.path / CHAT_TEMPLATE
+            if template is None and own.is_file():
+                template = own.read_text(encoding="utf-8")
+            checkpoint = checkpoint.base
+    tokenizer = read_tokenizer(
         checkpoint.path,
         name=checkpoint.spec,
         gguf_file=checkpoint.gguf_file,
         trust_remote_code=trust_remote_code,
     )
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
@@ -258,15 +295,40 @@ def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is back in its own mode."""
+    """Eval mode, without gradients and autocast, by the model's own forward pass; then all is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _plain_forward(model), _without_autocast():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _plain_forward(model: nn.Module) -> Iterator[None]:
+    """Takes accelerate's wrapper off: mixed precision would compute in bf16 what the weights hold in fp32."""
+    wrapped = model.__dict__.get("forward")
+    original = model.__dict__.get("_original_forward")
+    if wrapped is None or original is None:
+        yield
+        return
+    bound = original if hasattr(original, "__self__") else types.MethodType(original, model)
+    model.__dict__["forward"] = bound
+    try:
+        yield
+    finally:
+        model.__dict__["forward"] = wrapped
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextlib.contextmanager
@@ -278,7 +340,7 @@ def residual_hooks(blocks: list[nn.Module], receive: Any) -> Iterator[None]:
 
     def leaving(depth: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            receive(depth, output[0] if isinstance(output, tuple) else output)
+            receive(depth, output[0] if isinstance(output, tuple | list) else output)
 
         return hook
 
@@ -337,7 +399,7 @@ def _watch(
     try:
         with residual_hooks(blocks, streams.__setitem__):
             logits = model(input_ids=ids, use_cache=False).logits
-    except (AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a forward pass can raise means that this model cannot be read
         raise MemprobeError(
             f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)})"
         ) from error
@@ -354,6 +416,10 @@ def _watch(
 def _compare(lens: Lens, residual: Tensor, logits: Tensor, model: PreTrainedModel, label: str) -> float:
     if not torch.isfinite(logits).all():
         raise MemprobeError(f"{label}: the model's logits are not finite on the check prompt")
+    if (logits.amax(-1) == logits.amin(-1)).all():
+        raise MemprobeError(
+            f"{label}: the model gives every token the same logit, as weights of zeros do; were they written?"
+        )
     try:
         read = lens(residual)
         difference = float((read - logits.float()).abs().max())

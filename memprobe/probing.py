@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
-from memprobe.checkpoints import Checkpoint, Manifest, fingerprint, resolve
+from memprobe.checkpoints import (
+    Checkpoint,
+    Manifest,
+    check_labels,
+    checkpoints_of,
+    default_template,
+    fingerprint,
+    resolve,
+)
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_json, write_parquet
 from memprobe.probes import Probe, open_probe, part_files, parts_dir, scan_table
 from memprobe.records import SCHEMA_VERSION, TABLES, factoids_frame
+from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
 from memprobe.templates import TOKENISATION, Template
 
@@ -51,10 +60,10 @@ Progress = Callable[[str, int, int], None]
 
 def probe(
     checkpoints: Sequence[str | Checkpoint | LensModel],
-    factoids: Sequence[Factoid],
+    factoids: Sequence[Factoid] | str,
     out: str | Path,
     *,
-    template: str = "plain",
+    template: str | None = None,
     readout: str | Checkpoint | LensModel | None = None,
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
     k: int = 10,
@@ -80,9 +89,9 @@ def probe(
 
     Args:
         checkpoints: specs, resolved checkpoints, or models in memory.
-        factoids: what is asked.
+        factoids: what is asked; a text is a source's name or a file.
         out: the probe directory.
-        template: see :class:`memprobe.templates.Template`.
+        template: see :class:`memprobe.templates.Template`; ``None``: that of the manifests, else ``plain``.
         readout: reads every checkpoint with this one's norm and unembedding instead of its own.
         intrusions: by name, factoids whose answers are watched for.
         k: the top-k of the summary.
@@ -101,7 +110,6 @@ def probe(
     from memprobe.capturing import capture_batches, plan_capture
 
     out = Path(out)
-    parsed = Template.parse(template)
     where = models.choose_device(device)
     precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
 
@@ -116,9 +124,10 @@ def probe(
             trust_remote_code=trust_remote_code,
         )
 
-    named = [
-        resolve(item, allow_pickle=allow_pickle) if isinstance(item, str) else item for item in checkpoints
-    ]
+    if isinstance(factoids, str):
+        factoids = load_factoids(factoids, seed=seed)
+    named = _named(checkpoints, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    parsed = Template.parse(template or default_template(checkpoints_of(named)))
     in_memory = [item for item in named if isinstance(item, models.LensModel)]
     if in_memory:
         precision = str(in_memory[0].model.dtype).removeprefix("torch.")
@@ -194,6 +203,28 @@ def probe(
                 write_json(run, out / "run.json")
         summarise_run(out, run)
         return open_probe(out)
+
+
+def _named(items: Sequence[str | Checkpoint | LensModel], **options: Any) -> list[Checkpoint | LensModel]:
+    """Checkpoints and models with labels of their own.
+
+    Raises:
+        MemprobeError: a spec that cannot be resolved, something else than a spec or a model to read, or one label
+            twice.
+    """
+    from memprobe.models import LensModel
+
+    if isinstance(items, str | Checkpoint | LensModel):
+        raise MemprobeError("give checkpoints as a list, also a single one: [checkpoint]")
+    named: list[Checkpoint | LensModel] = []
+    for item in items:
+        if not isinstance(item, str | Checkpoint | LensModel):
+            raise MemprobeError(
+                f"a {type(item).__name__} is no checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
+            )
+        named.append(resolve(item, **options) if isinstance(item, str) else item)
+    check_labels(item.label for item in named)
+    return named
 
 
 @contextmanager

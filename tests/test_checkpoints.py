@@ -76,6 +76,9 @@ def test_a_directory_is_called_by_its_name_or_by_its_label(tiny_checkpoint, monk
 
 def test_labels_are_split_at_the_first_equals_sign_unless_the_path_exists(tmp_path):
     assert split_label("a=b=c") == ("a", "b=c")
+    assert split_label(f"lr=1e-4={tmp_path}") == ("lr=1e-4", str(tmp_path))
+    assert split_label("lr=1e-4=org/name") == ("lr=1e-4", "org/name")
+    assert split_label("run=runs/lr=0.1/1-kvr") == ("run", "runs/lr=0.1/1-kvr")
     assert split_label("org/name") == (None, "org/name")
     odd = tmp_path / "lr=0.1"
     odd.mkdir()
@@ -221,6 +224,103 @@ def test_an_adapter_of_another_shape_is_refused(adapter, tmp_path):
         load(str(path), device="cpu")
 
 
+# What the files hold, and where they are
+
+
+def test_weights_that_no_part_of_the_model_holds_are_refused(copy):
+    """More layers than the configuration names, or an adapter's tensors among the model's own."""
+    for name, shape in (
+        ("model.layers.3.mlp.up_proj.weight", (48, 32)),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (4, 32)),
+    ):
+        folder = copy(name)
+        weights = load_file(folder / "model.safetensors")
+        assert name not in weights
+        weights[name] = torch.zeros(shape)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(MemprobeError, match=f"1 weights belong to no part of LlamaForCausalLM.*{name}"):
+            load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen2"])
+def test_a_checkpoint_without_a_tokenizer_says_so_and_takes_anothers(family, tiny_checkpoint, tmp_path):
+    """As a Trainer without a processing class leaves it; some families would be given an empty tokenizer."""
+    tiny_model(family, len(tiny_tokenizer())).save_pretrained(tmp_path / "bare")
+    for left in ([], ["tokenizer_config.json"]):
+        for name in left:
+            shutil.copy(tiny_checkpoint / name, tmp_path / "bare" / name)
+        with pytest.raises(MemprobeError, match=r"no (usable tokenizer|tokenizer files).*--tokenizer SPEC"):
+            load(str(tmp_path / "bare"), device="cpu")
+    found = resolve(str(tmp_path / "bare"), tokenizer=str(tiny_checkpoint))
+    assert len(load(found, device="cpu").tokenizer) == len(tiny_tokenizer())
+    (tmp_path / "words").mkdir()
+    tiny_tokenizer().save_pretrained(tmp_path / "words")  # a folder with nothing else
+    found = resolve(str(tmp_path / "bare"), tokenizer=str(tmp_path / "words"))
+    assert len(load(found, device="cpu").tokenizer) == len(tiny_tokenizer())
+
+
+def test_configurations_that_could_never_be_built_are_refused(copy):
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    one_line(str(folder), "config.json", "num_hidden_layers is 1000000000", "the files hold")
+    (folder / "config.json").write_text(json.dumps([config]))
+    one_line(str(folder), "config.json: holds no JSON object")
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({}, "weight_map"),
+        ([], "weight_map"),
+        ({"weight_map": {"a": 3}}, "weight_map"),
+        ({"weight_map": {"a": "/dev/zero"}}, "not in this folder"),
+        ({"weight_map": {"a": "../other.safetensors"}}, "not in this folder"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
+    ],
+)
+def test_broken_indexes_are_named(copy, index, words):
+    folder = copy()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    one_line(str(folder), "model.safetensors.index.json", words)
+
+
+def test_a_gguf_that_is_no_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "a" / "m.gguf").mkdir(parents=True)
+    one_line(str(tmp_path / "a"), "no config.json")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "m.gguf").symlink_to("m.gguf")
+    one_line(str(tmp_path / "b"), "no config.json")
+    one_line(str(tmp_path / "b" / "m.gguf"))
+    (tmp_path / "b" / "n.gguf").symlink_to("nowhere")
+    one_line(str(tmp_path / "b"), "no config.json")
+
+
+def test_hub_ids(monkeypatch, tiny_checkpoint):
+    """Names from before the hub had owners; code is fetched where it is trusted; other words are no ids."""
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(name, *, allow_patterns, **_):
+        asked.append((name, "*.py" in allow_patterns))
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert resolve("gpt2").label == "gpt2"
+    resolve("someone/model", trust_remote_code=True)
+    resolve("a=1=someone/model")
+    assert asked == [("openai-community/gpt2", False), ("someone/model", True), ("someone/model", False)]
+    one_line("gpt3", "gpt3: no such file or directory", "OWNER/NAME")
+    assert len(asked) == 3
+
+
+def test_specs_that_no_file_can_be_called(tmp_path):
+    one_line("x" * 300, "no such file or directory")
+    one_line(f"{'l' * 300}={tmp_path / 'nowhere'}", "no such file or directory")
+    one_line("a\0b")
+
+
 # Fingerprints
 
 
@@ -343,6 +443,32 @@ def test_a_manifest_without_stages_names_no_factoids(copy):
     assert manifest is not None
     with pytest.raises(MemprobeError, match="names no factoids of stage 1; give --factoids"):
         manifest.stage_factoids(1)
+
+
+@pytest.mark.parametrize(
+    "factoids", ["/dev/zero", "../../elsewhere.jsonl", "config.json/../../x", "a/../../b", ""]
+)
+def test_a_manifest_names_files_beside_itself_alone(copy, factoids):
+    entry = {"index": 1, "name": "facts", "factoids": factoids, "hash": "0"}
+    manifest = resolve(str(write_manifest(copy(), stages=[entry]))).manifest
+    with pytest.raises(MemprobeError, match="are not in its folder; give --factoids"):
+        manifest.stage_factoids(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": 5}, "stages are 5, not a list"),
+        ({"stages": [1]}, "stages: number 1 is 1"),
+        ({"stages": [{"index": 1}]}, "number 1 lacks 'factoids'"),
+        ({"stages": [{"index": 1, "factoids": 3, "hash": "x"}]}, "factoids is 3, not a text"),
+        ({"seed": "three"}, "seed is 'three', not a whole number"),
+        ({"steps": True}, "steps is True, not a whole number"),
+        ({"template": None}, "template is None, not a text"),
+    ],
+)
+def test_manifests_of_another_form_are_named(copy, changes, words):
+    one_line(str(write_manifest(copy(), **changes)), MANIFEST, words)
 
 
 def test_the_common_template_is_that_of_the_manifests(copy, tiny_checkpoint):

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import AllowPickle, Checkpoints, Device, Dtype, TrustRemoteCode
+from memprobe.cli.options import (
+    AllowPickle,
+    BaseModel,
+    Checkpoints,
+    Device,
+    Dtype,
+    TokenizerFrom,
+    TrustRemoteCode,
+)
 from memprobe.errors import MemprobeError
 
 
@@ -17,6 +25,8 @@ def check(
     ckpt: Checkpoints,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    base: BaseModel = None,
+    tokenizer: TokenizerFrom = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -32,7 +42,9 @@ def check(
 
     found = []
     failures = 0
-    for checkpoint in resolve_all(ckpt, allow_pickle=allow_pickle):
+    for checkpoint in resolve_all(
+        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
+    ):
         entry: dict[str, object] = {"label": checkpoint.label, "spec": checkpoint.spec}
         try:
             model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -13,9 +13,11 @@ from memprobe.cli.options import (
     AllowPickle,
     BadRowChoice,
     BadRows,
+    BaseModel,
     Device,
     Dtype,
     OneCheckpoint,
+    TokenizerFrom,
     TrustRemoteCode,
 )
 from memprobe.cli.progress import Bars
@@ -76,6 +78,8 @@ def filter_(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
     ] = False,
+    base: BaseModel = None,
+    tokenizer: TokenizerFrom = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -91,13 +95,15 @@ def filter_(
 
     `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
     """
-    from memprobe.checkpoints import common_template, resolve
+    from memprobe.checkpoints import default_template, resolve
     from memprobe.filter import ask, write_rows
     from memprobe.sources import load
 
     if known is not None and known.resolve() == out.resolve():
         raise MemprobeError(f"--known and --out are both {out}")
-    checkpoint = resolve(ckpt, allow_pickle=allow_pickle)
+    checkpoint = resolve(
+        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
+    )
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     for line in loaded.bad:
         typer.echo(f"left out  {line}", err=True)
@@ -106,7 +112,7 @@ def filter_(
     lens_model = load_model(
         checkpoint, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    chosen = template or common_template([checkpoint]) or "plain"
+    chosen = template or default_template([checkpoint])
     journal = out.with_name(out.name + ".answers")
     if fresh:
         journal.unlink(missing_ok=True)

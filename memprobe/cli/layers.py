@@ -14,9 +14,11 @@ from memprobe.cli.options import (
     AllowPickle,
     BadRowChoice,
     BadRows,
+    BaseModel,
     Checkpoints,
     Device,
     Dtype,
+    TokenizerFrom,
     TopK,
     TrustRemoteCode,
 )
@@ -91,6 +93,8 @@ def layers(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
+    base: BaseModel = None,
+    tokenizer: TokenizerFrom = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -110,11 +114,17 @@ def layers(
     if n is not None and n < 1:
         raise MemprobeError(f"--n {n}: at least 1")
     size = _batch_size(batch_size)
-    from memprobe.checkpoints import common_template, resolve_all
+    from memprobe.checkpoints import default_template, resolve_all
 
     with _status("finding checkpoints"):
-        checkpoints = resolve_all(ckpt, allow_pickle=allow_pickle)
-        chosen_template = template or common_template(checkpoints) or "plain"
+        checkpoints = resolve_all(
+            ckpt,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            base=base,
+            tokenizer=tokenizer,
+        )
+        chosen_template = template or default_template(checkpoints)
         asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
     for line in asked.bad:

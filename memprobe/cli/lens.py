@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.cli.options import (
+    AllowPickle,
+    BaseModel,
+    Device,
+    Dtype,
+    OneCheckpoint,
+    TokenizerFrom,
+    TrustRemoteCode,
+)
 from memprobe.errors import MemprobeError
 
 
@@ -19,13 +27,21 @@ def lens(
     answer: Annotated[
         str | None, typer.Option(help="Show the rank and probability of this answer's first token.")
     ] = None,
-    template: Annotated[str, typer.Option(help="plain, tulu, chat, or '…{prompt}…{answer}…'.")] = "plain",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="plain, tulu, chat, or '…{prompt}…{answer}…'. [default: the checkpoint's own, else plain]",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Tokens shown at each depth.")] = 5,
     html: Annotated[
         Path | None, typer.Option(help="Also write the layer × position heatmap to this file.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    base: BaseModel = None,
+    tokenizer: TokenizerFrom = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -37,13 +53,16 @@ def lens(
         raise MemprobeError(f"--top-k {top_k}: show at least 1 token")
     if not prompt.strip():
         raise MemprobeError("--prompt is empty")
+    from memprobe.checkpoints import default_template, resolve
     from memprobe.models import load
     from memprobe.prompt_lens import read_prompt
 
-    model = load(
-        ckpt, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    checkpoint = resolve(
+        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
     )
-    reading = read_prompt(model, prompt, answer=answer, template=template, top_k=top_k)
+    model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    chosen = template or default_template([checkpoint])
+    reading = read_prompt(model, prompt, answer=answer, template=chosen, top_k=top_k)
     _print(reading, model.label)
     if html is not None:
         from memprobe.dashboard import write_figure

@@ -59,6 +59,24 @@ Dtype = Annotated[
         help="auto, float32, bfloat16, float16: the model's precision; the lens itself is always fp32."
     ),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="SPEC",
+        help="The base model of adapters, in place of the one that they name; a hub id is fetched.",
+        show_default=False,
+    ),
+]
+TokenizerFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="SPEC",
+        help="Take the tokenizer of this checkpoint or folder, for checkpoints saved without one.",
+        show_default=False,
+    ),
+]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
 ]
