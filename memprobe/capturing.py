@@ -64,7 +64,7 @@ class Reading:
     """Numbers read from logits [rows, vocab].
 
     Attributes:
-        rank: [rows, targets] tokens with a strictly larger logit than the target.
+        rank: [rows, targets] other tokens whose logit is at least the target's: a tie counts against it.
         ties: [rows] other tokens with exactly the first target's logit.
         log_prob: [rows] of the first target, nats.
         entropy: [rows], nats; not finite where any logit is not.
@@ -293,9 +293,12 @@ def _capture_batch(
         hidden = lens_model.lens.transform_hidden(residuals[-1])
         own = _read(lens_model.lens, hidden, targets[:, :1], {})[0]
     exact = {item.factoid.id: True for item in batch}
-    at_full_depth = own.top1[-len(positions) :].tolist(), np.isfinite(own.entropy[-len(positions) :]).tolist()
-    for (_, item, j), token, finite in zip(positions, *at_full_depth, strict=True):
-        exact[item.factoid.id] &= token == item.targets[j]
+    at_full_depth = (
+        own.rank[-len(positions) :, 0].tolist(),
+        np.isfinite(own.entropy[-len(positions) :]).tolist(),
+    )
+    for (_, item, _), rank, finite in zip(positions, *at_full_depth, strict=True):
+        exact[item.factoid.id] &= rank == 0
         if not finite:
             failed.add(item.factoid.id)
     outcomes = _outcomes(lens_model, batch, exact, failed, predictions)
@@ -410,9 +413,9 @@ def _order(
     values: Float[Tensor, "row target"],
     wanted: Bool[Tensor, "row target"],
 ) -> tuple[Int[Tensor, "row target"], Int[Tensor, " row"], Int[Tensor, "row 1"]]:
-    """Logits above each value (-1 where not wanted), others equal to the first value, and the argmax."""
+    """Other logits that reach each value (-1 where not wanted), those equal to the first, and the argmax."""
     if logits.device.type != "cpu":
-        larger = [(logits > column[:, None]).sum(1) for column in values.unbind(1)]
+        larger = [(logits >= column[:, None]).sum(1) - 1 for column in values.unbind(1)]
         rank = torch.where(wanted, torch.stack(larger, 1), -1)
         return (
             rank.to(torch.int32),
@@ -426,7 +429,7 @@ def _order(
     asked = wanted.numpy()
     for row, (line, thresholds) in enumerate(zip(logits.numpy(), values.numpy(), strict=True)):
         for target in asked[row].nonzero()[0]:
-            rank[row, target] = np.count_nonzero(np.greater(line, thresholds[target], out=mask))
+            rank[row, target] = np.count_nonzero(np.greater_equal(line, thresholds[target], out=mask)) - 1
         ties[row] = np.count_nonzero(np.equal(line, thresholds[0], out=mask)) - 1
         top1[row] = line.argmax()
     return torch.from_numpy(rank), torch.from_numpy(ties), torch.from_numpy(top1)

@@ -21,7 +21,7 @@ KEYS: dict[str, Any] = {
 RECORDS = pl.Schema(
     KEYS
     | {
-        "rank": pl.Int32,  # tokens with a strictly larger logit: 0 is the argmax
+        "rank": pl.Int32,  # other tokens whose logit is at least as large: 0 is the argmax alone
         "log_prob": pl.Float32,  # nats
         "entropy": pl.Float32,  # nats
         "top1": pl.Int32,

@@ -44,7 +44,7 @@ class Row:
 
     @property
     def rank(self) -> int:
-        return sum(1 for logit in self.logits.tolist() if logit > self.logits[self.target])
+        return sum(1 for logit in self.logits.tolist() if logit >= self.logits[self.target]) - 1
 
     @property
     def rank_bounds(self) -> tuple[int, int]:

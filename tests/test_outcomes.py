@@ -91,15 +91,22 @@ def test_other_tokens_of_the_same_text_match_without_being_exact():
     assert not outcomes["exact_tokens"].any() and outcomes["exact_match"].all()
 
 
-def test_a_tie_at_the_top_is_decided_as_generation_decides_it():
-    """All logits equal: every rank is 0, and yet the model says token 0, not the answer."""
+def test_a_tie_at_the_top_counts_against_the_answer():
+    """Two tokens share the largest logit: what the model says is then a matter of their ids, not of its weights."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model("llama", len(tokenizer))
+    model = taught("llama", "tulu", tokenizer)
+    read = wrap(model, tokenizer)
+    before = capture(read, FACTS[:1], "tulu")
+    assert before.outcomes["exact_tokens"].all()
+    first = int(before.records.filter(token=0)["token_id"][0])
+    spare = len(tokenizer) - 1
     with torch.no_grad():
-        model.lm_head.weight.zero_()
-    tables = capture(wrap(model, tokenizer), FACTS)
-    assert (tables.records["rank"] == 0).all() and (tables.records["ties"] == len(tokenizer) - 1).all()
-    assert not tables.outcomes["exact_tokens"].any() and not tables.outcomes["exact_match"].any()
+        model.lm_head.weight[spare] = model.lm_head.weight[first]
+    after = capture(read, FACTS[:1], "tulu")
+    top = after.records.filter(token=0, depth=read.n_layers)
+    assert top["rank"].item() == top["ties"].item() == 1
+    assert not after.outcomes["exact_tokens"].any()
+    assert after.outcomes["exact_match"].all(), "the smaller id is the one that greedy decoding takes"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom"])
