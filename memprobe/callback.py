@@ -13,9 +13,12 @@ from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
+from memprobe.lens_set import LensSet
 from memprobe.models import wrap
-from memprobe.probes import open_probe
+from memprobe.planning import check_positions
+from memprobe.probes import RUN, probe_of, read_run
 from memprobe.probing import probe
+from memprobe.records import POSITION
 from memprobe.statistics.holding import TokenRule
 from memprobe.templates import Template
 
@@ -39,6 +42,8 @@ class ProbeCallback(TrainerCallback):
         every: int,
         name: str = "step",
         template: str = "plain",
+        lenses: Sequence[str] = (),
+        positions: Sequence[str] = (POSITION,),
         k: int = 10,
         token: TokenRule = "first",
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -48,16 +53,19 @@ class ProbeCallback(TrainerCallback):
         Args:
             every: steps between two probes.
             name: first part of the checkpoint labels.
+            lenses, positions: see :func:`memprobe.probing.probe`; another checkpoint's readout is loaded once.
             tokenizer: the trainer's processing class where it is not given.
 
         Raises:
-            MemprobeError: ``every`` is below 1, an unknown template, or no factoids.
+            MemprobeError: ``every`` is below 1, an unknown template, lens or position, or no factoids.
         """
         if every < 1:
             raise MemprobeError(f"every={every}: probe every 1 step or more")
         if not factoids:
             raise MemprobeError("there are no factoids to probe")
         Template.parse(template)
+        check_positions(positions)
+        self.lenses, self.positions = LensSet.of(lenses), tuple(positions)
         self.factoids, self.out, self.every = factoids, Path(out), every
         self.name, self.template, self.k, self.token = name, template, k, token
         self.tokenizer = tokenizer
@@ -105,6 +113,8 @@ class ProbeCallback(TrainerCallback):
             self.factoids,
             self.out,
             template=self.template,
+            lenses=self.lenses,
+            positions=self.positions,
             k=self.k,
             token=self.token,
             steps={label: state.global_step},
@@ -112,10 +122,9 @@ class ProbeCallback(TrainerCallback):
 
     def _finished(self) -> list[str]:
         """Labels that the probe directory holds already."""
-        if not (self.out / "run.json").exists():
+        if not (self.out / RUN).exists():
             return []
-        entries = open_probe(self.out).run["checkpoints"]
-        return [label for label, entry in entries.items() if entry["complete"]]
+        return probe_of(self.out, read_run(self.out)).finished
 
     def _is_later(self, label: str) -> bool:
         name, _, step = label.rpartition("@")

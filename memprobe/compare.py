@@ -25,8 +25,8 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.files import write_json, write_text
 from memprobe.lineage import lineage
-from memprobe.probes import Probe, open_probe
-from memprobe.records import ALIKE, SCHEMA_VERSION
+from memprobe.probes import Probe, in_another_readout, open_probe
+from memprobe.records import ALIKE
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_differences, arm_means
 from memprobe.statistics.controls import (
     BINARY,
@@ -57,6 +57,10 @@ SHUFFLED, BASE = "shuffled", "base"
 PAIRS = ("anchors", "all")
 
 
+COMPARISON_SCHEMA = 1
+"""Of ``comparison.json``."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What :func:`compare` finds.
@@ -77,7 +81,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""
         tables = {name: table.to_dicts() for name, table in self.tables.items()}
-        return {"schema": SCHEMA_VERSION, **self.settings, "notes": self.notes, "tables": tables}
+        return {"schema": COMPARISON_SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
 
     def write(self, folder: Path) -> None:
         """``comparison.json``, and each table as ``NAME.csv`` (lists joined by spaces)."""
@@ -163,12 +167,17 @@ def compare(
     if draws < 100:
         raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
     opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
-    fixed = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in fixed_readout]
+    fixed = [in_another_readout(probe) for probe in fixed_readout]
+    fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]
     if not opened:
         raise MemprobeError("name at least one probe directory")
     _check_alike(opened)
     notes: list[str] = []
     members = _members(opened, arms or {}, notes)
+    if not members:
+        raise MemprobeError(
+            f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
+        )
     origin = _named(members, reference, "--reference") if reference else members[0]
     root = _named(members, base, "--base") if base else _base(members)
     ids, facts = _common_factoids(members, notes)
@@ -689,12 +698,6 @@ def _claims(
     if not fixed:
         return placement_claims(own, None)
     _check_alike([opened[0], *fixed], but=("readout",))
-    for probe in fixed:
-        if probe.run.get("readout") == "own":
-            raise MemprobeError(
-                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a"
-                " probe made with memprobe layers --readout BASE"
-            )
     notes: list[str] = []
     readings = {}
     for member in _members(fixed, {}, notes):

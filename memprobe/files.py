@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _STALE = 3600.0  # seconds after which a temporary file is nobody's
 
@@ -75,8 +78,37 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: cannot be read as JSON ({first_line(error)})") from error
+
+
+def read_valid(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    """Reads JSON that must fit a schema; what is returned is as it stands in the file.
+
+    Raises:
+        MemprobeError: the file is missing or broken, or does not fit; it names the key and what is wrong there.
+    """
+    value = read_json(path)
+    check_valid(value, schema, path)
+    return value
+
+
+def check_valid(value: Any, schema: type[BaseModel], path: Path) -> None:
+    """Holds what a JSON file says against a schema.
+
+    Raises:
+        MemprobeError: naming the file, the key and what is wrong there.
+    """
+    from pydantic import ValidationError
+
+    try:
+        schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise MemprobeError(f"{path}: {key + ': ' if key else ''}{said}{more}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -35,11 +35,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memprobe.batching import batches_by_tokens
-from memprobe.capturing import read_logits
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.interventions import NOISE, PARTS, Corrupt, Part, Spans, applied
 from memprobe.lenses import Lens
+from memprobe.logits import read_logits
 from memprobe.models import LensModel, evaluating
 from memprobe.partial import Copy, Inside, Whole, check_partial, finish, run_whole
 from memprobe.records import PATCHES

@@ -2,14 +2,17 @@
 
 A probe directory holds::
 
-    records.parquet    one row per (checkpoint, factoid, answer token, depth)
-    controls.parquet   the same keys and `control`: ranks of other tokens at the same positions
-    outcomes.parquet   one row per (checkpoint, factoid): what the model says in full
+    records/           one row per (checkpoint, lens, factoid, position, answer token, depth)
+    controls/          the same keys and `control`: ranks of other tokens at the same positions
+    outcomes/          one row per (checkpoint, factoid): what the model says in full
     factoids.parquet   what was asked
     summary.json       the numbers in short
     run.json           what was run
     report.html        the interactive report
     parts/             only while a checkpoint is being probed: finished batches
+
+The folders hold one file per checkpoint, which is never written again. Under schema 1 they were one file each
+(``records.parquet`` …), with one lens and one position; such directories open alike.
 
 No torch here: these tables open on any laptop.
 """
@@ -17,8 +20,9 @@ No torch here: these tables open on any laptop.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,50 +30,78 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
-from memprobe.records import ADDED, SCHEMA_VERSION, TABLES
+from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
+from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES
+from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
+
+RUN, SUMMARY, FACTOIDS_FILE, PARTS = "run.json", "summary.json", "factoids.parquet", "parts"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe directory, opened. Tables are read when first asked for.
+    """A probe directory, opened, and looked at through one of its lenses at one position.
 
-    ``run`` says what was run: per checkpoint its fingerprint and n_layers, the template, lens, readout,
-    tokenisation rule, factoid hash and versions. ``tokens`` in it maps token ids to their text.
+    Tables are read when first asked for. ``run`` says what was run: per checkpoint its fingerprint and n_layers, the
+    template, lens, readout, tokenisation rule, factoid hash and versions. ``tokens`` in it maps token ids to their
+    text.
+
+    Attributes:
+        path: the directory.
+        run: ``run.json``; ``lens`` and ``readout`` in it are those of :attr:`lens`.
+        lens: name of the lens that is looked through; at first the first one (:meth:`under` changes it).
+        position: where it is read; at first the position that predicts the answer.
     """
 
     path: Path
     run: dict[str, Any]
+    lens: str
+    position: str = POSITION
+    _checked: set[tuple[Path, str]] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def checkpoints(self) -> list[str]:
         """Labels, in the order in which they were named."""
         return list(self.run["checkpoints"])
 
+    @property
+    def finished(self) -> list[str]:
+        """Labels of the checkpoints that were probed to the end."""
+        return [label for label, entry in self.run["checkpoints"].items() if entry["complete"]]
+
+    @property
+    def lenses(self) -> list[str]:
+        """Names of the lenses that were read, in order."""
+        return list(self.run["lenses"])
+
+    @property
+    def positions(self) -> list[str]:
+        """Where they were read, in order; see :data:`memprobe.records.POSITIONS`."""
+        return list(self.run["positions"])
+
     @cached_property
     def records(self) -> pl.DataFrame:
-        """One row per (checkpoint, factoid, answer token, depth); see :data:`RECORDS`."""
-        return self._read("records")
+        """One row per (checkpoint, factoid, answer token, depth) under the lens; see :data:`RECORDS`."""
+        return self._collect("records")
 
     @cached_property
     def controls(self) -> pl.DataFrame:
-        """Ranks of control tokens at the same positions; see :data:`CONTROLS`."""
-        return self._read("controls")
+        """Ranks of control tokens at the same positions under the lens; see :data:`CONTROLS`."""
+        return self._collect("controls")
 
     @cached_property
     def outcomes(self) -> pl.DataFrame:
         """One row per (checkpoint, factoid); see :data:`OUTCOMES`."""
-        return self._read("outcomes")
+        return self._collect("outcomes")
 
     @cached_property
     def factoids(self) -> pl.DataFrame:
         """What was asked; see :data:`FACTOIDS`."""
-        return self._read("factoids")
+        return self._collect("factoids")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json``."""
-        return read_json(self.path / "summary.json")
+        return read_summary(self.path)
 
     @property
     def tokens(self) -> dict[int, str]:
@@ -77,9 +109,10 @@ class Probe:
         return {int(key): text for key, text in self.run.get("tokens", {}).items()}
 
     def token_text(self, label: str, token_id: int) -> str:
-        """Text of a token id as a checkpoint's own tokenizer writes it."""
+        """Text of a token id as a checkpoint's own tokenizer writes it; ``[id]`` while that is being probed."""
+        key = str(token_id)
         own = self.run["checkpoints"][label].get("tokens", {})
-        return own.get(str(token_id), self.run["tokens"][str(token_id)])
+        return own.get(key, self.run.get("tokens", {}).get(key, f"[{token_id}]"))
 
     @property
     def n_layers(self) -> dict[str, int]:
@@ -93,69 +126,230 @@ class Probe:
     def only(self, labels: Iterable[str]) -> Probe:
         """This probe with some of its checkpoints, in the order given."""
         entries = self.run["checkpoints"]
-        return Probe(self.path, self.run | {"checkpoints": {label: entries[label] for label in labels}})
+        return replace(self, run=self.run | {"checkpoints": {label: entries[label] for label in labels}})
 
-    def scan(self, table: str) -> pl.LazyFrame:
-        """A table as a lazy frame: finished checkpoints, and the finished batches of one under way.
+    def under(self, lens: str | None = None, position: str | None = None) -> Probe:
+        """This probe through another of its lenses, or at another position.
 
         Raises:
-            MemprobeError: the table is missing, truncated, or of another schema.
+            MemprobeError: it was not read so.
         """
-        schema = TABLES[table]
-        whole = self.path / f"{table}.parquet"
+        lens, position = lens or self.lens, position or self.position
+        for name, known, what in ((lens, self.lenses, "lens"), (position, self.positions, "position")):
+            if name not in known:
+                raise MemprobeError(
+                    f"{self.path}: not read with {what} {name!r}; there are {', '.join(known)}"
+                )
+        return replace(self, run=self.run | _told(self.run["lenses"][lens]), lens=lens, position=position)
+
+    def views(self) -> list[Probe]:
+        """This probe through each of its lenses, in order."""
+        return [self.under(lens) for lens in self.lenses]
+
+    def second_readouts(self) -> list[Probe]:
+        """This probe through each lens that differs from its own in whose norm and unembedding it reads with."""
+        if self.run["readout"] != "own":
+            return []
+        return [
+            view
+            for view in self.views()
+            if view.run["lens"] == self.run["lens"] and view.run["readout"] != "own"
+        ]
+
+    def read(
+        self,
+        table: str,
+        *,
+        lens: str | Sequence[str] | None = None,
+        position: str | Sequence[str] | None = None,
+        checkpoints: Iterable[str] | None = None,
+    ) -> pl.LazyFrame:
+        """A table as a lazy frame: finished checkpoints, and the finished batches of those under way.
+
+        Args:
+            table: records, controls, outcomes or factoids.
+            lens, position: one or several; by default those of this view.
+            checkpoints: labels, by default all; only their files are touched.
+
+        Raises:
+            MemprobeError: a table is missing, torn, changed, of another schema, or says what cannot be; a lens,
+                position or checkpoint that the probe does not have.
+        """
         if table == "factoids":
-            return scan_table(whole, schema)
-        finished = [label for label, entry in self.run["checkpoints"].items() if entry["complete"]]
-        frames = [scan_table(whole, schema).filter(pl.col("checkpoint").is_in(finished))] if finished else []
-        for label in self.run["checkpoints"]:
+            return self.scan_file(self.path / FACTOIDS_FILE, table)
+        labels = self.checkpoints if checkpoints is None else list(checkpoints)
+        if unknown := [label for label in labels if label not in self.run["checkpoints"]]:
+            raise MemprobeError(
+                f"{self.path}: no checkpoint {unknown[0]!r}; there are {', '.join(self.checkpoints)}"
+            )
+        frames = [self.scan_file(file, table, only) for file, only in self._files(table, labels)]
+        rows = pl.concat([pl.LazyFrame(schema=TABLES[table]), *frames])
+        if table not in ("records", "controls"):
+            return rows
+        for name, chosen in (("lens", lens or self.lens), ("position", position or self.position)):
+            wanted = [chosen] if isinstance(chosen, str) else list(chosen)
+            known = self.run["lenses" if name == "lens" else "positions"]
+            if unknown := [one for one in wanted if one not in known]:
+                raise MemprobeError(
+                    f"{self.path}: not read with {name} {unknown[0]!r}; there are {', '.join(known)}"
+                )
+            if len(known) > 1:
+                rows = rows.filter(pl.col(name).is_in(wanted))
+        return rows
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """:meth:`read` of everything in this view."""
+        return self.read(table)
+
+    def files(self) -> list[Path]:
+        """The tables of finished checkpoints and the factoids, as paths within the directory."""
+        files = [file for table in BY_CHECKPOINT for file, _ in self._files(table, self.finished)]
+        return [file.relative_to(self.path) for file in [*files, self.path / FACTOIDS_FILE]]
+
+    def check(self) -> None:
+        """Holds every finished table against its mark in ``run.json``; schema 1 has none.
+
+        Raises:
+            MemprobeError: a table is missing or was changed.
+        """
+        marks = {self.path / FACTOIDS_FILE: self.run.get("tables", {}).get("factoids")}
+        for label in self.finished:
+            for table in BY_CHECKPOINT if self.run["schema"] > 1 else ():
+                mark = self.run["checkpoints"][label].get("tables", {}).get(table)
+                if mark is None:
+                    raise MemprobeError(
+                        f"{self.path / RUN}: checkpoints.{label}.tables: says nothing of {table}; probe again"
+                    )
+                marks[table_file(self.path, label, table)] = mark
+        for file, mark in marks.items():
+            if mark is not None:
+                check_mark(file, mark)
+
+    def _files(self, table: str, labels: Sequence[str]) -> list[tuple[Path, list[str]]]:
+        """Files that hold a table of some checkpoints, with the labels that count in each."""
+        finished = [label for label in labels if self.run["checkpoints"][label]["complete"]]
+        if self.run["schema"] == 1:
+            files = [(self.path / f"{table}.parquet", finished)] if finished else []
+        else:
+            files = [(table_file(self.path, label, table), [label]) for label in finished]
+        for label in labels:
             if label not in finished:
-                frames += [scan_table(file, schema) for file in part_files(self.path, label, table)]
-        return pl.concat([pl.LazyFrame(schema=schema), *frames])
+                files += [(file, [label]) for file in part_files(self.path, label, table)]
+        return files
 
-    def _read(self, table: str) -> pl.DataFrame:
-        return self.scan(table).collect()
+    def scan_file(self, path: Path, table: str, labels: Sequence[str] = ()) -> pl.LazyFrame:
+        """One file of the directory, under the present schema; what it says is checked the first time.
+
+        Raises:
+            MemprobeError: see :meth:`read`.
+        """
+        rows = scan_table(path, table, ADDED | {"lens": next(iter(self.run["lenses"]))})
+        if table == "factoids":
+            return rows
+        if self.run["schema"] == 1:
+            rows = rows.filter(pl.col("checkpoint").is_in(list(labels)))
+        for label in labels:
+            if (path, label) not in self._checked:
+                entries = {label: self.run["checkpoints"][label] for label in labels}
+                check_rows(
+                    rows,
+                    table,
+                    path,
+                    last={label: entry["n_layers"] for label, entry in entries.items()},
+                    vocabulary={label: entry.get("vocab", MAX_TOKENS) for label, entry in entries.items()},
+                    lenses=self.lenses,
+                    positions=self.positions,
+                )
+                self._checked.update((path, label) for label in labels)
+        return rows
+
+    def _collect(self, table: str) -> pl.DataFrame:
+        rows = self.read(table)
+        with parquet_errors(self.path):
+            return rows.collect()
 
 
-def open_probe(path: str | Path) -> Probe:
-    """Opens a probe directory.
+def open_probe(path: str | Path, *, lens: str | None = None, position: str | None = None) -> Probe:
+    """Opens a probe directory, through its first lens at the position that predicts the answer.
+
+    Args:
+        lens, position: another view of it; see :meth:`Probe.under`.
 
     Raises:
-        MemprobeError: there is none, or it was written under another schema version.
+        MemprobeError: there is none, it was written under another schema version, or its files were changed.
     """
-    path = Path(path)
-    if not (path / "run.json").exists():
+    opened = probe_of(Path(path), read_run(Path(path)))
+    opened.check()
+    return opened.under(lens, position) if lens or position else opened
+
+
+def in_another_readout(probe: Probe | str | Path) -> Probe:
+    """A probe as it was read with another checkpoint's norm and unembedding.
+
+    Raises:
+        MemprobeError: it was not.
+    """
+    opened = probe if isinstance(probe, Probe) else open_probe(probe)
+    if opened.run["readout"] != "own":
+        return opened
+    if not (others := opened.second_readouts()):
+        raise MemprobeError(
+            f"{opened.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
+            "made with memprobe layers --readout BASE"
+        )
+    return others[0]
+
+
+def probe_of(path: Path, run: Mapping[str, Any]) -> Probe:
+    """A probe directory by what its ``run.json`` says; nothing else is read.
+
+    Schema 1 named one lens and its readout; it is read as a probe of that lens.
+    """
+    told = dict(run)
+    if run["schema"] == 1:
+        kind, readout = run.get("lens", "logit"), run.get("readout", "own")
+        name = kind if readout == "own" else f"{kind}@{readout}"
+        told |= {"lenses": {name: {"kind": kind, "readout": readout}}, "positions": [POSITION]}
+    first = next(iter(told["lenses"]))
+    return Probe(path, told | _told(told["lenses"][first]), first, told["positions"][0])
+
+
+def _told(lens: Mapping[str, Any]) -> dict[str, Any]:
+    """``lens`` and ``readout`` of a view: two fitted lenses of one kind are two lenses."""
+    mark = f" {lens['sha256'][:8]}" if lens.get("sha256") else ""
+    return {"lens": f"{lens['kind']}{mark}", "readout": lens["readout"]}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """``run.json`` of a directory that should be a probe's.
+
+    Raises:
+        MemprobeError: it is not, or it was written by a later memprobe.
+    """
+    if not (path / RUN).exists():
         raise MemprobeError(
             f"{path}: no run.json, so this is no probe directory (memprobe layers --out makes one)"
         )
-    run = read_json(path / "run.json")
-    if run.get("schema") != SCHEMA_VERSION:
-        raise MemprobeError(
-            f"{path}: written under schema {run.get('schema')!r}, this memprobe reads {SCHEMA_VERSION}; probe again"
-        )
-    return Probe(path, run)
+    return read_run_file(path)
+
+
+def table_file(path: Path, label: str, table: str) -> Path:
+    """The file of a finished checkpoint; a label may hold characters that a file name may not."""
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")[:60]
+    return path / table / f"{plain}-{_short_hash(label)}.parquet".lstrip("-")
 
 
 def part_files(path: Path, label: str, table: str) -> list[Path]:
     """The finished batches of a checkpoint under way, in order."""
-    return sorted(parts_dir(path, label).glob(f"{table}-*.parquet"))
+    folder = parts_dir(path, label)  # the outcomes of a batch are written last, and say that it is whole
+    names = sorted(file.name for file in folder.glob("outcomes-*.parquet"))
+    return [folder / name.replace("outcomes", table, 1) for name in names]
 
 
 def parts_dir(path: Path, label: str) -> Path:
-    """Where a checkpoint's finished batches wait; a label may hold characters that a file name may not."""
-    return path / "parts" / hashlib.sha256(label.encode()).hexdigest()[:12]
+    """Where a checkpoint's finished batches wait."""
+    return path / PARTS / _short_hash(label)
 
 
-def scan_table(path: Path, schema: pl.Schema) -> pl.LazyFrame:
-    """A Parquet file whose columns are checked against its schema before anything is read."""
-    if not path.exists():
-        raise MemprobeError(f"{path}: missing, so this probe directory is incomplete")
-    try:
-        found = pl.read_parquet_schema(path)
-    except Exception as error:  # polars raises several kinds for a torn file
-        raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
-    added = [name for name in ADDED if name in schema and name not in found]
-    for name, dtype in schema.items():
-        if name not in added and found.get(name) != dtype:
-            raise MemprobeError(f"{path}: column {name!r} is {found.get(name)}, not {dtype}")
-    empty = {name: pl.lit(None, schema[name]) for name in added}
-    return pl.scan_parquet(path).with_columns(**empty).select(list(schema))
+def _short_hash(label: str) -> str:
+    return hashlib.sha256(label.encode()).hexdigest()[:12]

@@ -1,17 +1,14 @@
 """Checkpoints × factoids → a probe directory: resumable, appendable, always readable.
 
-A checkpoint under way leaves finished batches in ``parts/``; when it is complete they are merged into the
-three tables, and only then does ``run.json`` call it complete. Killed at any moment, the same call goes on.
-A second process on the same directory is refused.
+A checkpoint under way leaves finished batches in ``parts/``; when it is complete they are merged into its own
+tables, and only then does ``run.json`` call it complete (:mod:`memprobe.probe_writer`). Killed at any moment, the
+same call goes on. A second process on the same directory is refused.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +27,18 @@ from memprobe.checkpoints import (
 )
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
-from memprobe.files import write_json, write_parquet
-from memprobe.probes import Probe, open_probe, part_files, parts_dir, scan_table
-from memprobe.records import SCHEMA_VERSION, TABLES, factoids_frame
+from memprobe.planning import check_positions, plan_capture
+from memprobe.probe_writer import (
+    Parts,
+    finish,
+    locked,
+    open_or_start,
+    remove_parts,
+    write_run,
+    write_summary,
+)
+from memprobe.probes import Probe, probe_of
+from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
 from memprobe.templates import TOKENISATION, Template
@@ -40,19 +46,15 @@ from memprobe.templates import TOKENISATION, Template
 if TYPE_CHECKING:
     import torch
 
-    from memprobe.capturing import BatchSize, Tables
+    from memprobe.capturing import BatchSize
+    from memprobe.lens_set import AskedLens, LensSet
     from memprobe.models import LensModel
-
-FLUSH_SECONDS = 20
-"""At most so much work is lost when a probe is killed."""
 
 PRECISION_SAMPLE = 16
 """Factoids whose ranks are held against fp32 where a probe computes in less."""
 
-LOCK = ".lock"
-
+_NAMED = 3  # factoids that are named where many are counted
 _PACKAGES = ("torch", "transformers", "transformer-lens", "polars")
-_SAME = ("lens", "readout", "template", "tokenisation", "dtype", "seed", "factoids", "intrusions")
 
 Progress = Callable[[str, int, int], None]
 """Called with (label, factoids done, factoids in all)."""
@@ -64,7 +66,9 @@ def probe(
     out: str | Path,
     *,
     template: str | None = None,
+    lenses: Sequence[str] | LensSet = (),
     readout: str | Checkpoint | LensModel | None = None,
+    positions: Sequence[str] = (POSITION,),
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
     k: int = 10,
     token: TokenRule = "first",
@@ -84,15 +88,21 @@ def probe(
     probed again, so that the same call continues a killed one and further checkpoints can be added.
 
     In bf16 or fp16, a checkpoint is loaded once more in fp32 for its first :data:`PRECISION_SAMPLE` factoids, and
-    ``run.json`` says by checkpoint, under ``precision``, how many ranks the shorter numbers changed. Models in
-    memory are taken as they are.
+    ``run.json`` says by checkpoint, under ``precision``, how many ranks of the first lens the shorter numbers changed.
+    Models in memory are taken as they are.
 
     Args:
         checkpoints: specs, resolved checkpoints, or models in memory.
         factoids: what is asked; a text is a source's name or a file.
         out: the probe directory.
         template: see :class:`memprobe.templates.Template`; ``None``: that of the manifests, else ``plain``.
-        readout: reads every checkpoint with this one's norm and unembedding instead of its own.
+        lenses: what reads the residual stream, all in one forward pass, see :func:`memprobe.lenses.parse_lens`;
+            by default the Logit Lens. The spec after ``@`` may be the label of one of the checkpoints. The first
+            one is what is looked through first when the probe is opened.
+        readout: short for the one lens ``logit@SPEC``: reads every checkpoint with this one's norm and unembedding
+            instead of its own.
+        positions: where, see :data:`memprobe.records.POSITIONS`; a factoid whose subject is not known or not in its
+            prompt is not read there, and ``run.json`` counts those under ``without_subject``.
         intrusions: by name, factoids whose answers are watched for.
         k: the top-k of the summary.
         token: the token rule of the summary.
@@ -107,9 +117,11 @@ def probe(
         MemprobeError: bad input, ``out`` holds something else, is in use, or cannot be written.
     """
     from memprobe import models
-    from memprobe.capturing import capture_batches, plan_capture
+    from memprobe.capturing import capture_batches
+    from memprobe.lens_set import LensSet
 
     out = Path(out)
+    check_positions(positions)
     where = models.choose_device(device)
     precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
 
@@ -131,13 +143,17 @@ def probe(
     in_memory = [item for item in named if isinstance(item, models.LensModel)]
     if in_memory:
         precision = str(in_memory[0].model.dtype).removeprefix("torch.")
-    other = None if readout is None else loaded(readout)
+    asked = lenses
+    if not isinstance(asked, LensSet):
+        asked = LensSet.of(asked, readout, named, allow_pickle=allow_pickle)
     wanted = {
         "schema": SCHEMA_VERSION,
         "memprobe": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "lens": "logit",
-        "readout": "own" if other is None else other.label,
+        "lens": asked.first.spec.kind,
+        "readout": asked.first.readout,
+        "lenses": {lens.name: lens.entry() for lens in asked.lenses},
+        "positions": list(positions),
         "template": parsed.name,
         "tokenisation": TOKENISATION,
         "dtype": precision,
@@ -147,62 +163,62 @@ def probe(
         "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
         "k": k,
         "token": token,
+        "tables": {},
         "checkpoints": {},
         "tokens": {},
     }
 
     def capture_one(item: Checkpoint | LensModel, run: dict[str, Any]) -> None:
         lens_model = loaded(item)
-        _check_readout(lens_model, other)
-        plan = plan_capture(lens_model, factoids, parsed, intrusions=intrusions, seed=seed)
+        read_by = asked.build(lens_model, loaded)
+        plan = plan_capture(
+            lens_model, factoids, parsed, positions=positions, intrusions=intrusions, seed=seed
+        )
         if item.label not in run["checkpoints"]:
-            run["checkpoints"][item.label] = _entry(lens_model, other, (steps or {}).get(item.label))
-            write_json(run, out / "run.json")
-        writer = _Parts(out, item.label)
+            entry = _entry(lens_model, asked.first, (steps or {}).get(item.label))
+            entry["notes"] = [note for lens in read_by for note in lens.notes]
+            if len(plan.positions) > 1:
+                entry["without_subject"] = _without_subject(plan.without_subject)
+            run["checkpoints"][item.label] = entry
+            write_run(run, out)
+        parts = Parts(out, item.label)
         if progress is not None:
-            progress(item.label, len(writer.done), len(plan.items))
+            progress(item.label, len(parts.done), len(plan.items))
         batches = capture_batches(
-            lens_model,
-            plan,
-            readout=other.lens if other else None,
-            batch_size=batch_size,
-            done=frozenset(writer.done),
+            lens_model, plan, lenses=read_by, batch_size=batch_size, done=frozenset(parts.done)
         )
         try:
             for tables in batches:
-                writer.add(tables)
+                parts.add(tables)
                 if progress is not None:
-                    progress(item.label, len(writer.done), len(plan.items))
+                    progress(item.label, len(parts.done), len(plan.items))
         finally:
-            writer.flush()  # what is finished stays, also after Ctrl-C
-        _finish(out, run, lens_model)
+            parts.flush()  # what is finished stays, also after Ctrl-C
+        finish(out, run, lens_model)
 
     with locked(out):
-        run = _open_or_start(out, wanted, factoids)
+        run = open_or_start(out, wanted, factoids)
         for item in named:
             mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
             entry = run["checkpoints"].get(item.label)
-            if entry is not None and (entry["fingerprint"], entry["readout_fingerprint"]) != (
-                mark,
-                other.fingerprint if other else mark,
-            ):
+            if entry is not None and entry["fingerprint"] != mark:
                 raise MemprobeError(
                     f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
                 )
             if entry is not None and entry["complete"]:
-                _remove_parts(out, item.label)
+                remove_parts(out, item.label)
             else:
                 capture_one(item, run)  # one model at a time: it is gone when this returns
             entry = run["checkpoints"][item.label]
-            if isinstance(item, models.LensModel) or isinstance(readout, models.LensModel):
+            if isinstance(item, models.LensModel) or asked.first.in_memory:
                 continue
             if precision != "float32" and "precision" not in entry:
-                sample = factoids[:PRECISION_SAMPLE]
                 exact = partial(loaded, exactly=True)
-                entry["precision"] = _precision(out, run, item, readout, sample, exact, where)
-                write_json(run, out / "run.json")
-        summarise_run(out, run)
-        return open_probe(out)
+                sample = factoids[:PRECISION_SAMPLE]
+                entry["precision"] = _precision(out, run, item, asked.first, sample, exact, where)
+                write_run(run, out)
+        write_summary(out, run)
+        return probe_of(out, run)
 
 
 def _named(items: Sequence[str | Checkpoint | LensModel], **options: Any) -> list[Checkpoint | LensModel]:
@@ -227,47 +243,19 @@ def _named(items: Sequence[str | Checkpoint | LensModel], **options: Any) -> lis
     return named
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Holds a probe directory for one process; inside, the same thread may lock it again.
-
-    Raises:
-        MemprobeError: another process probes into it, it holds other files, or it cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    _refuse_other_files(out)
-    lock = FileLock(out / LOCK, timeout=0, is_singleton=True)
-    outermost = not lock.is_locked
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise MemprobeError(f"{out}: another process is probing here; wait for it, or give --out") from error
-    except OSError as error:
-        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield
-    finally:
-        if outermost:
-            with suppress(OSError):  # Windows keeps a file that is open
-                (out / LOCK).unlink()
-                out.rmdir()  # where nothing came of it
-        lock.release()
-
-
 def _precision(
     out: Path,
     run: dict[str, Any],
     item: Checkpoint,
-    readout: str | Checkpoint | None,
+    lens: AskedLens,
     factoids: Sequence[Factoid],
-    exact: Callable[[str | Checkpoint], LensModel],
+    exact: Callable[[Checkpoint], LensModel],
     device: torch.device,
 ) -> dict[str, Any]:
     """How many of the stored ranks of some factoids are other ones in fp32.
 
     Args:
+        lens: the first one, which is compared.
         exact: loads a checkpoint in fp32.
 
     Returns:
@@ -285,12 +273,13 @@ def _precision(
         "changed": None,
         "crossed": None,
     }
-    needed = 4 * run["checkpoints"][item.label]["parameters"] * (1 if readout is None else 2)
+    needed = 4 * run["checkpoints"][item.label]["parameters"] * (1 if lens.other is None else 2)
     if needed > (free := _free_memory(device)):
         return found | {"why": f"fp32 weights need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free"}
-    lens = None if readout is None else exact(readout).lens
-    table = capture(exact(item), factoids, run["template"], readout=lens, seed=run["seed"], predictions=False)
-    stored = pl.scan_parquet(out / "records.parquet").filter(pl.col("checkpoint") == item.label)
+    lens_model = exact(item)
+    made = lens.make(lens_model, exact)
+    table = capture(lens_model, factoids, run["template"], lenses=[made], seed=run["seed"], predictions=False)
+    stored = probe_of(out, run).read("records", checkpoints=[item.label])
     keys = ["factoid", "token", "depth"]
     both = table.records.lazy().join(stored, on=keys, suffix="_stored").collect()
     ranks, k = (pl.col("rank"), pl.col("rank_stored")), run["k"]
@@ -312,121 +301,7 @@ def _free_memory(device: torch.device) -> int:
     return free
 
 
-def summarise_run(out: Path, run: dict[str, Any]) -> None:
-    """Writes ``summary.json`` from the tables."""
-    from memprobe.statistics import summarise
-
-    opened = Probe(out, run)
-    checkpoints = summarise(opened, k=run["k"], token=run["token"])
-    summary = {"schema": SCHEMA_VERSION, "k": run["k"], "token": run["token"], "checkpoints": checkpoints}
-    write_json(summary, out / "summary.json")
-
-
-class _Parts:
-    """Collects batches and writes them out every :data:`FLUSH_SECONDS`."""
-
-    def __init__(self, out: Path, label: str):
-        self.out, self.label = out, label
-        self.waiting: list[Tables] = []
-        self.flushed = time.monotonic()
-        finished = part_files(out, label, "outcomes")
-        self.number = len(finished)
-        self.done = {name for file in finished for name in pl.read_parquet(file)["factoid"]}
-
-    def add(self, tables: Tables) -> None:
-        self.waiting.append(tables)
-        self.done |= set(tables.outcomes["factoid"])
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        from memprobe.capturing import Tables
-
-        if self.waiting:
-            merged = Tables.concat(self.waiting)
-            for table in ("records", "controls", "outcomes"):  # outcomes last: they say that a part is whole
-                file = parts_dir(self.out, self.label) / f"{table}-{self.number:06}.parquet"
-                write_parquet(getattr(merged, table), file)
-            self.number += 1
-            self.waiting = []
-        self.flushed = time.monotonic()
-
-
-def _finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
-    """Merges a checkpoint's parts into the tables, then calls it complete."""
-    label = lens_model.label
-    for table in ("records", "controls", "outcomes"):
-        whole = out / f"{table}.parquet"
-        old = (
-            [scan_table(whole, TABLES[table]).filter(pl.col("checkpoint") != label)] if whole.exists() else []
-        )
-        new = [pl.scan_parquet(file) for file in part_files(out, label, table)]
-        write_parquet(pl.concat([pl.LazyFrame(schema=TABLES[table]), *old, *new]), whole)
-    entry = run["checkpoints"][label]
-    texts = _token_texts(out, lens_model)
-    shared = run["tokens"]
-    entry["tokens"] = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
-    entry["complete"] = True
-    write_json(run, out / "run.json")
-    _remove_parts(out, label)
-
-
-def _remove_parts(out: Path, label: str) -> None:
-    """Removes what a finished checkpoint no longer needs; a kill in between leaves it to the next call."""
-    if not (out / "parts").exists():
-        return
-    shutil.rmtree(parts_dir(out, label), ignore_errors=True)
-    if not any((out / "parts").iterdir()):
-        shutil.rmtree(out / "parts", ignore_errors=True)
-
-
-def _token_texts(out: Path, lens_model: LensModel) -> dict[str, str]:
-    own = pl.col("checkpoint") == lens_model.label
-    records = pl.scan_parquet(out / "records.parquet").filter(own)
-    controls = pl.scan_parquet(out / "controls.parquet").filter(own)
-    columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
-    ids = pl.concat(columns).unique().sort("id").collect()["id"].to_list()
-    texts = lens_model.tokenizer.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
-    return {str(index): text for index, text in zip(ids, texts, strict=True)}
-
-
-def _open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]) -> dict[str, Any]:
-    """The run.json to go on with.
-
-    Raises:
-        MemprobeError: ``out`` was probed otherwise, or holds other files.
-    """
-    if (out / "run.json").exists():
-        run = dict(open_probe(out).run)
-        for key in _SAME:
-            if run.get(key) != wanted[key]:
-                raise MemprobeError(
-                    f"{out}: probed with another {key} ({_short(run.get(key))}, now {_short(wanted[key])}); "
-                    "use another --out, or --fresh to start over"
-                )
-        if not (out / "factoids.parquet").exists():  # killed between the two first writes
-            write_parquet(factoids_frame(factoids), out / "factoids.parquet")
-        return run | {key: wanted[key] for key in ("k", "token", "memprobe", "versions")}
-    _refuse_other_files(out)
-    write_json(wanted, out / "run.json")  # first: from here on the directory is a probe's, whatever happens
-    write_parquet(factoids_frame(factoids), out / "factoids.parquet")
-    return wanted
-
-
-def _refuse_other_files(out: Path) -> None:
-    """Raises a MemprobeError for what exists and is no probe directory."""
-    if (out / "run.json").exists() or not out.exists():
-        return
-    if not out.is_dir() or any(not _unfinished(file) for file in out.iterdir()):
-        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
-
-
-def _unfinished(file: Path) -> bool:
-    """Whether a file is the lock or the first write of a probe, killed before it was whole."""
-    return file.name == LOCK or file.name.startswith(".run.json.")
-
-
-def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> dict[str, Any]:
+def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[str, Any]:
     checkpoint = lens_model.checkpoint
     manifest = checkpoint.manifest if checkpoint else None
     return {
@@ -434,7 +309,7 @@ def _entry(lens_model: LensModel, other: LensModel | None, step: int | None) -> 
         "note": checkpoint.note if checkpoint else None,
         "architecture": type(lens_model.model).__name__,
         "fingerprint": lens_model.fingerprint,
-        "readout_fingerprint": other.fingerprint if other else lens_model.fingerprint,
+        "readout_fingerprint": first.fingerprint or lens_model.fingerprint,
         "n_layers": lens_model.n_layers,
         "d_model": lens_model.d_model,
         "vocab": lens_model.vocab_size,
@@ -451,23 +326,11 @@ def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
     return {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
 
 
-def _check_readout(lens_model: LensModel, other: LensModel | None) -> None:
-    if other is None:
-        return
-    ours, theirs = (lens_model.d_model, lens_model.vocab_size), (other.d_model, other.vocab_size)
-    if ours != theirs:
-        raise MemprobeError(
-            f"--readout {other.label}: reads {theirs[0]} x {theirs[1]}, "
-            f"but {lens_model.label} is {ours[0]} x {ours[1]} (d_model x vocabulary)"
-        )
+def _without_subject(reasons: Mapping[str, str]) -> dict[str, Any]:
+    """How many factoids are not read at their subject, and the first of them."""
+    return {"n": len(reasons), "first": list(reasons.values())[:_NAMED]}
 
 
 def _describe(factoids: Sequence[Factoid]) -> dict[str, Any]:
     sources = sorted({factoid.source for factoid in factoids})
     return {"source": ", ".join(sources), "n": len(factoids), "hash": factoids_hash(factoids)}
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "hash" in value:
-        return f"{value['n']} of {value['source']}, hash {value['hash'][:8]}"
-    return str(value)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memprobe.capturing import read_logits
 from memprobe.factoids import make_factoid
+from memprobe.logits import read_logits
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
 from memprobe.templates import Template, tokenise
 

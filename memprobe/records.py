@@ -9,11 +9,18 @@ import polars as pl
 
 from memprobe.factoids import Factoid
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is written. Probes of schema 1 (one lens, one position, one file a table) are read as well."""
+
+LENS, POSITION, SUBJECT = "logit", "answer", "subject"
+POSITIONS = (POSITION, SUBJECT)
+"""``answer``: the position that predicts the token; ``subject``: the subject's last token in the prompt."""
 
 KEYS: dict[str, Any] = {
     "checkpoint": pl.String,
+    "lens": pl.String,  # logit, logit@base, tuned …
     "factoid": pl.String,
+    "position": pl.String,  # one of POSITIONS
     "token": pl.Int16,  # index of the answer token; -1 is the end token after the answer
     "token_id": pl.Int32,
     "depth": pl.Int16,  # 0 … n_layers
@@ -73,11 +80,18 @@ FACTOIDS = pl.Schema(
         "popularity": pl.Float64,
     }
 )
-ADDED = ("alias_match",)
-"""Columns that probes written before them lack; they are read as null."""
 ALIKE = ("template", "lens", "readout", "tokenisation")
 """In ``run``, what two probes must have in common for their ranks to be comparable."""
 TABLES = {"records": RECORDS, "controls": CONTROLS, "outcomes": OUTCOMES, "factoids": FACTOIDS}
+BY_CHECKPOINT = ("records", "controls", "outcomes")
+"""The tables that have a file for each checkpoint."""
+UNITS = {
+    "records": ("checkpoint", "lens", "factoid", "position", "token"),
+    "controls": ("checkpoint", "lens", "factoid", "position", "token", "control"),
+}
+"""What tells one trajectory over depth from another."""
+ADDED: dict[str, Any] = {"lens": None, "position": POSITION, "alias_match": None}
+"""Columns that older probes lack, and what stands for them; a lens is that of the whole probe."""
 
 
 def factoids_frame(factoids: Iterable[Factoid]) -> pl.DataFrame:

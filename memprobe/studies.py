@@ -26,7 +26,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
-from memprobe.probes import Probe, open_probe
+from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 COMPARISON = "comparison.json"
@@ -35,7 +35,7 @@ GRID, CELL = "grid.toml", "cell.json"
 _STATE = ".state"
 _STAGE = re.compile(r"(\d+)-(.+)")
 _NOTHING = (
-    "nothing to show: a study holds probe directories (run.json, records.parquet), training runs (recipe.toml "
+    "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
     "with stages N-NAME) or comparisons (comparison.json)"
 )
 
@@ -174,9 +174,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
             comparisons.add(given)
             continue
         for folder, names in _walk(given):
-            if "run.json" in names and (
-                "records.parquet" in names or "parts" in names or "factoids.parquet" in names
-            ):
+            if RUN in names and names & {FACTOIDS_FILE, PARTS, "records", "records.parquet"}:
                 probes.add(folder)
             if RECIPE in names and (_stages(folder) or _STATE in names):
                 runs.add(folder)

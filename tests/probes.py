@@ -12,8 +12,9 @@ import polars as pl
 
 from memprobe.factoids import Factoid, factoids_hash, make_factoid
 from memprobe.files import write_json, write_parquet
-from memprobe.probes import Probe, open_probe
-from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, SCHEMA_VERSION, factoids_frame
+from memprobe.parquet import mark_of
+from memprobe.probes import Probe, open_probe, table_file
+from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, TABLES, factoids_frame
 from memprobe.statistics import summarise
 
 VOCABULARY = 1000
@@ -51,6 +52,7 @@ def write_probe(
     seed: int = 0,
     summary: bool = True,
     weights: str = "",
+    schema: int = 1,
 ) -> Probe:
     """Writes a probe directory whose checkpoints surface their facts around the given depths.
 
@@ -61,6 +63,7 @@ def write_probe(
         manifests: by label, e.g. ``{"arm": "none", "seed": 1, "stage": 2}``; absent is null.
         intrusion: adds ``intrusion:b`` controls, which win where the fact is lost.
         weights: tells checkpoints of one label apart, as their fingerprints do.
+        schema: of the directory: 1 has a file a table, 2 a file a checkpoint.
     """
     rng = np.random.default_rng(seed)
     asked = list(factoids) if factoids is not None else synthetic_factoids(n)
@@ -112,12 +115,9 @@ def write_probe(
                     controls.append(pl.DataFrame(keys | control, schema_overrides=CONTROLS))
             said = factoid.answer if known else "something else"
             outcomes.append([label, factoid.id, bool(known), bool(known), said, None, bool(known)])
-    write_parquet(pl.concat(records).select(list(RECORDS)), path / "records.parquet")
-    write_parquet(pl.concat(controls).select(list(CONTROLS)), path / "controls.parquet")
-    write_parquet(pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"), path / "outcomes.parquet")
     write_parquet(factoids_frame(asked).select(list(FACTOIDS)), path / "factoids.parquet")
     run = {
-        "schema": SCHEMA_VERSION,
+        "schema": 1,
         "memprobe": "0.1.0",
         "versions": {},
         "lens": "logit",
@@ -144,12 +144,44 @@ def write_probe(
         },
         "tokens": {str(i): f" token{i}" for i in range(VOCABULARY)},
     }
+    tables = {
+        "records": pl.concat(records),
+        "controls": pl.concat(controls),
+        "outcomes": pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"),
+    }
+    write_tables(path, tables, run, schema)
     write_json(run, path / "run.json")
     probe = open_probe(path)
     if summary:
         checkpoints = summarise(probe, draws=200)
-        write_json({"schema": SCHEMA_VERSION, "checkpoints": checkpoints}, path / "summary.json")
+        write_json(
+            {"schema": schema, "k": 10, "token": "first", "checkpoints": checkpoints}, path / "summary.json"
+        )
     return probe
+
+
+def write_tables(path: Path, tables: Mapping[str, pl.DataFrame], run: dict[str, Any], schema: int) -> None:
+    """Writes the tables of one lens at the answer's position under a schema, and into ``run`` what it says of them."""
+    if schema == 1:
+        for name, table in tables.items():
+            write_parquet(table.drop("lens", "position", strict=False), path / f"{name}.parquet")
+        return
+    lens = "logit" if run["readout"] == "own" else f"logit@{run['readout']}"
+    run |= {
+        "schema": schema,
+        "lenses": {lens: {"kind": "logit", "readout": run["readout"]}},
+        "positions": ["answer"],
+        "tables": {"factoids": mark_of(path / "factoids.parquet")},
+    }
+    for label, entry in run["checkpoints"].items():
+        entry["tables"] = {}
+        for name, table in tables.items():
+            rows = table.filter(pl.col("checkpoint") == label)
+            if name != "outcomes":
+                rows = rows.with_columns(lens=pl.lit(lens), position=pl.lit("answer"))
+            file = table_file(path, label, name)
+            write_parquet(rows.select(list(TABLES[name])).cast(dict(TABLES[name])), file)
+            entry["tables"][name] = mark_of(file)
 
 
 def write_setups(out: Path) -> None:

@@ -13,11 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from memprobe import capturing
+from memprobe import logits as logits_module
 from memprobe.answers import budget, cut
-from memprobe.capturing import capture, capture_batches, plan_capture, read_logits, shuffled_answers
+from memprobe.capturing import capture, capture_batches
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
+from memprobe.lenses import make_lens
+from memprobe.logits import read_logits
 from memprobe.models import wrap
+from memprobe.planning import plan_capture, shuffled_answers
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
 from memprobe.templates import Template, TokenisedFactoid
 from tests import oracle
@@ -105,7 +109,7 @@ def test_records_and_controls_are_the_oracles(family, kind, template):
 def test_another_checkpoints_readout(family):
     """Residuals of one, norm and unembedding of the other; exact_tokens stays what the model itself says."""
     read, other = tiny(family), tiny(family, "byte-level", 1)
-    tables = capture(read, FACTS, "tulu", readout=other.lens, predictions=False)
+    tables = capture(read, FACTS, "tulu", lenses=[make_lens(read, None, other)], predictions=False)
     hold_against(tables, oracle_logits(family, "byte-level", "tulu", reader=1))
     own = capture(read, FACTS, "tulu", predictions=False)
     assert tables.outcomes.equals(own.outcomes)
@@ -214,7 +218,7 @@ def test_the_way_of_counting_on_an_accelerator_is_the_same():
     logits = torch.randint(-9, 9, (40, 200), generator=random).float()
     targets = torch.randint(-1, 200, (40, 4), generator=random)
     values = logits.gather(1, targets.clamp(min=0))
-    rank, ties, top1 = capturing._order(logits, values, targets >= 0)
+    rank, ties, top1 = logits_module._order(logits, values, targets >= 0)
     larger = torch.stack([(logits >= column[:, None]).sum(1) - 1 for column in values.unbind(1)], 1)
     assert torch.equal(rank.long(), torch.where(targets >= 0, larger, -1))
     assert torch.equal(ties.long(), (logits == values[:, :1]).sum(1) - 1)
@@ -457,7 +461,7 @@ def many(n):
 
 @pytest.mark.parametrize("batch_size", ["auto", 400])
 def test_nothing_with_a_vocabulary_axis_grows_with_depths_or_factoids(monkeypatch, batch_size):
-    monkeypatch.setattr(capturing, "_CHUNK_ROWS", 64)
+    monkeypatch.setattr(logits_module, "_CHUNK_ROWS", 64)
     read = tiny("gemma2")
     sizes = []
     for n in (40, 400):

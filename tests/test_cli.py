@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import memprobe
 from memprobe import capturing
 from memprobe.checkpoints import MANIFEST
-from memprobe.records import TABLES
+from memprobe.records import BY_CHECKPOINT
 
 FACTS = [
     {"prompt": "The river of Oria is the", "answer": "Lunn", "relation": "river", "id": "a"},
@@ -72,7 +72,7 @@ def test_layers_writes_a_probe_directory(cli, tiny_checkpoint, facts, tmp_path):
     out = tmp_path / "probe"
     code, text, err = cli("layers", "--ckpt", f"tiny={tiny_checkpoint}", "--factoids", facts, "--out", out)
     assert code == 0, err
-    files = {f"{table}.parquet" for table in TABLES} | {"summary.json", "run.json", "report.html"}
+    files = {*BY_CHECKPOINT, "factoids.parquet", "summary.json", "run.json", "report.html"}
     assert {path.name for path in out.iterdir()} == files
     assert "recall@10" in text and "shuffled" in text and "exact match" in text
     probe = memprobe.open_probe(out)
@@ -182,12 +182,12 @@ def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, t
 def test_out_in_use_is_refused_and_kept(cli, tiny_checkpoint, facts, tmp_path):
     probe = ["layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", tmp_path / "p"]
     assert cli(*probe)[0] == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()}
     with FileLock(tmp_path / "p" / ".lock"):
         refused(cli(*probe), str(tmp_path / "p"), "another process", "--out")
         refused(cli(*probe, "--fresh"), "another process")
     (tmp_path / "p" / ".lock").unlink(missing_ok=True)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()} == before
     assert cli(*probe, "--fresh")[0] == 0
 
 

@@ -26,7 +26,11 @@ from tests.test_paired import occurring
 
 
 def answers(ids: dict[str, list[int]]) -> pl.DataFrame:
-    rows = [["m", f, j, t, 0, 0, 0.0, 0.0, 0, 0] for f, tokens in ids.items() for j, t in enumerate(tokens)]
+    rows = [
+        ["m", "logit", f, "answer", j, t, 0, 0, 0.0, 0.0, 0, 0]
+        for f, tokens in ids.items()
+        for j, t in enumerate(tokens)
+    ]
     return pl.DataFrame(rows, schema=RECORDS, orient="row")
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from memprobe.answers import budget, cut, generate
-from memprobe.capturing import capture, plan_capture
+from memprobe.capturing import capture
 from memprobe.factoids import make_factoid
+from memprobe.lenses import make_lens
 from memprobe.models import wrap
+from memprobe.planning import plan_capture
 from memprobe.templates import Template
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -142,7 +144,7 @@ def test_own_logits_that_are_not_finite_are_an_error_under_another_readout_too()
     lens_model, other = (wrap(tiny_model("phi", len(tokenizer), seed=seed), tokenizer) for seed in (0, 1))
     with torch.no_grad():
         lens_model.lens.readout.unembedding.bias[5] = torch.nan
-    tables = capture(lens_model, FACTS, readout=other.lens)
+    tables = capture(lens_model, FACTS, lenses=[make_lens(lens_model, None, other)])
     assert tables.outcomes["error"].to_list() == ["a logit is not finite"] * len(FACTS)
     assert tables.outcomes["exact_tokens"].null_count() == len(FACTS)
     assert tables.records.is_empty()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import polars as pl
 import pytest
 
-from memprobe import files, probing
+from memprobe import files, probe_writer, probing
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import wrap
@@ -25,8 +25,8 @@ FACTS = [
 ]
 LABELS = ["base", "step 10/é"]
 SORTED = {
-    "records": ["checkpoint", "factoid", "token", "depth"],
-    "controls": ["checkpoint", "factoid", "token", "depth", "control"],
+    "records": ["checkpoint", "lens", "factoid", "position", "token", "depth"],
+    "controls": ["checkpoint", "lens", "factoid", "position", "token", "depth", "control"],
     "outcomes": ["checkpoint", "factoid"],
     "factoids": ["id"],
 }
@@ -44,7 +44,7 @@ def two():
 
 @pytest.fixture(autouse=True)
 def flushed_at_once(monkeypatch):
-    monkeypatch.setattr(probing, "FLUSH_SECONDS", -1)
+    monkeypatch.setattr(probe_writer, "FLUSH_SECONDS", -1)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_killed_at_any_write_it_stays_readable_and_goes_on(two, whole, tmp_path,
 def test_a_failed_write_keeps_what_is_finished(two, whole, tmp_path):
     out = tmp_path / "probe"
     with pytest.MonkeyPatch.context() as patch:
-        write = probing.write_parquet
+        write = probe_writer.write_parquet
         written = []
 
         def full(frame, path):
@@ -152,7 +152,7 @@ def test_a_failed_write_keeps_what_is_finished(two, whole, tmp_path):
                 raise MemprobeError(f"{path}: cannot be written (no space left on device)")
             write(frame, path)
 
-        patch.setattr(probing, "write_parquet", full)
+        patch.setattr(probe_writer, "write_parquet", full)
         with pytest.raises(MemprobeError, match="no space left"):
             probe(two, FACTS, out, batch_size=2)
     assert open_probe(out).outcomes.height == 2
@@ -221,19 +221,19 @@ def test_what_run_json_says(two, whole):
 def test_what_would_mix_two_probes_is_refused(two, tmp_path):
     out = tmp_path / "probe"
     probe(two[:1], FACTS, out)
-    before = {file: file.read_bytes() for file in out.iterdir()}
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     other = wrap(two[1].model, two[1].tokenizer, label="base")
     for changes, word in (
         ({"template": "tulu"}, "another template"),
         ({"seed": 1}, "another seed"),
-        ({"readout": two[1]}, "another readout"),
-        ({"factoids": FACTS[:3]}, "another factoids"),
-        ({"intrusions": {"B": FACTS[:2]}}, "another intrusions"),
+        ({"readout": two[1]}, "other lenses"),
+        ({"factoids": FACTS[:3]}, "other factoids"),
+        ({"intrusions": {"B": FACTS[:2]}}, "other intrusions"),
         ({"checkpoints": [other]}, "holds other weights under the label 'base'"),
     ):
         with pytest.raises(MemprobeError, match=word):
             probe(**({"checkpoints": two[:1], "factoids": FACTS, "out": out} | changes))
-    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["factoids.parquet", "thesis.tex", ".hidden"])
@@ -274,5 +274,5 @@ def test_models_in_memory_are_taken_as_they_are(two, tmp_path):
 def test_a_readout_of_another_size_is_refused(two, tmp_path):
     tokenizer = tiny_tokenizer()
     wide = wrap(tiny_model("llama", vocab_size=len(tokenizer), hidden_size=64), tokenizer, label="wide")
-    with pytest.raises(MemprobeError, match=r"--readout wide: reads 64 x \d+, but base is 32 x"):
+    with pytest.raises(MemprobeError, match=r"lens logit@wide: wide reads 64 x \d+, but base is 32 x"):
         probe(two[:1], FACTS, tmp_path / "probe", readout=wide)

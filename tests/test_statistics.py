@@ -43,7 +43,20 @@ from tests.probes import write_probe
 def records(ranks: dict[str, dict[str, list[list[int | None]]]]) -> pl.DataFrame:
     """{checkpoint: {factoid: [ranks by depth, one list for each answer token]}}; None leaves the row out."""
     rows = [
-        [checkpoint, factoid, token, 100 + token, depth, rank, -float(rank), 1.0 + token, 0, 0]
+        [
+            checkpoint,
+            "logit",
+            factoid,
+            "answer",
+            token,
+            100 + token,
+            depth,
+            rank,
+            -float(rank),
+            1.0 + token,
+            0,
+            0,
+        ]
         for checkpoint, factoids in ranks.items()
         for factoid, tokens in factoids.items()
         for token, by_depth in enumerate(tokens)

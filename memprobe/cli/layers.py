@@ -18,6 +18,7 @@ from memprobe.cli.options import (
     Checkpoints,
     Device,
     Dtype,
+    Lenses,
     TokenizerFrom,
     TopK,
     TrustRemoteCode,
@@ -65,14 +66,21 @@ def layers(
             show_default=False,
         ),
     ] = None,
+    lens: Lenses = None,
     readout: Annotated[
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Read every checkpoint with this one's final norm and unembedding: "
-            "fine-tuning moves them, so a claim about placement must hold in both.",
+            help="Short for --lens logit@SPEC alone: read every checkpoint with this one's final norm and unembedding. "
+            "Fine-tuning moves them, so a claim about placement must hold in both.",
         ),
     ] = None,
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="answer: where each answer token is predicted; answer,subject: also at the subject's last token."
+        ),
+    ] = "answer",
     intrusion: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,6 +116,8 @@ def layers(
     `memprobe layers --ckpt smollm2-135m`
 
     `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --factoids facts.jsonl --template chat`
+
+    `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --lens logit --lens logit@base`
     """
     if top_k < 1:
         raise MemprobeError(f"--top-k {top_k}: at least 1")
@@ -132,18 +142,21 @@ def layers(
     out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
-    from memprobe.probing import locked, probe
+    from memprobe.probe_writer import delete_probe, locked
+    from memprobe.probing import probe
 
     with locked(out):
         if fresh:
-            _delete_probe(out)
+            delete_probe(out)
         with resumable(out), Bars() as bars:
             found = probe(
                 checkpoints,
                 asked.factoids,
                 out,
                 template=chosen_template,
+                lenses=lens or (),
                 readout=readout,
+                positions=[name.strip() for name in positions.split(",")],
                 intrusions=watched,
                 k=top_k,
                 token=token.value,
@@ -209,19 +222,6 @@ def _slug(label: str) -> str:
     return "".join(char if char.isalnum() or char in "._" else "-" for char in label)
 
 
-def _delete_probe(out: Path) -> None:
-    """Deletes the files of a probe, and nothing else."""
-    import shutil
-
-    from memprobe.records import TABLES
-
-    names = [f"{table}.parquet" for table in TABLES] + ["summary.json", "report.html", "run.json"]
-    if (out / "run.json").exists():
-        shutil.rmtree(out / "parts", ignore_errors=True)
-        for name in names:
-            (out / name).unlink(missing_ok=True)
-
-
 def _say_where(found: Probe, out: Path) -> None:
     incomplete = found.outcomes["error"].drop_nulls().len()
     if incomplete:
@@ -229,11 +229,20 @@ def _say_where(found: Probe, out: Path) -> None:
             f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True
         )
     for label, entry in found.run["checkpoints"].items():
-        if entry["note"]:
-            typer.echo(f"note     {label}: {entry['note']}", err=True)
+        for note in [entry["note"], *entry.get("notes", [])]:
+            if note:
+                typer.echo(f"note     {label}: {note}", err=True)
+        without = entry.get("without_subject") or {"n": 0}
+        if without["n"]:
+            more = "" if without["n"] <= len(without["first"]) else " …"
+            typer.echo(
+                f"note     {label}: {without['n']} factoids are not read at their subject: "
+                f"{'; '.join(without['first'])}{more}",
+                err=True,
+            )
         if "precision" in entry:
             typer.echo(f"note     {label}: {_said_of(entry['precision'])}", err=True)
-    typer.echo(f"records  {out / 'records.parquet'}", err=True)
+    typer.echo(f"records  {out / 'records'}", err=True)
     typer.echo(f"summary  {out / 'summary.json'}", err=True)
     typer.echo(f"report   {out / 'report.html'}", err=True)
 

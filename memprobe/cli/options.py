@@ -37,6 +37,17 @@ Reference = Annotated[
         show_default=False,
     ),
 ]
+Lenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lens",
+        metavar="LENS",
+        help="logit, logit@SPEC (with the norm and unembedding of another checkpoint; SPEC may be a label of --ckpt), "
+        "or a fitted one: tuned=PATH, linear=PATH, jacobian=PATH, each perhaps with @SPEC. Repeat it: all are read in "
+        "one forward pass. [default: logit]",
+        show_default=False,
+    ),
+]
 FixedReadout = Annotated[
     list[Path] | None,
     typer.Option(

@@ -48,7 +48,7 @@ def explored(asked: Asked, cells: int) -> tuple[pl.DataFrame, list[int], str]:
         shown = "the first answer token is" if tokens == [0] else f"the first {len(tokens)} answer tokens are"
         notes.append(f"To keep this page small, only {shown} shown token by token")
     if notes:
-        notes.append("All other numbers are over everything, and records.parquet holds the rest")
+        notes.append("All other numbers are over everything, and the probe's records hold the rest")
     return factoids, tokens, ". ".join([*notes, ""]).strip()
 
 

@@ -22,6 +22,8 @@ import polars as pl
 
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError
+from memprobe.probes import PARTS
+from memprobe.records import BY_CHECKPOINT
 from memprobe.studies import open_study
 
 SECONDS = 2.0
@@ -77,9 +79,9 @@ def files_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
         for name, folders, files in os.walk(top):
             folder = Path(name)
             folders[:] = [inner for inner in folders if not inner.startswith(".") or inner == ".state"]
-            unfinished = folder.parent.name == "parts"
+            tables = folder.parent.name == PARTS or folder.name in BY_CHECKPOINT
             for file in files:
-                if file in _WATCHED or (unfinished and file.endswith(".parquet")):
+                if file in _WATCHED or (tables and file.endswith(".parquet")):
                     try:
                         status = (folder / file).stat()
                     except OSError:  # gone since it was listed

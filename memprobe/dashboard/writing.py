@@ -24,7 +24,7 @@ from memprobe.dashboard.setup import headings
 from memprobe.dashboard.training import training_room
 from memprobe.errors import MemprobeError
 from memprobe.files import write_text
-from memprobe.probes import Probe, open_probe
+from memprobe.probes import Probe, in_another_readout
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.studies import Study, cells_of, learned
 
@@ -81,22 +81,17 @@ def dashboard_text(
     Args:
         version: of a page that a server shows: it asks for a newer one, see :mod:`memprobe.dashboard.watch`.
     """
-    fixed = [one if isinstance(one, Probe) else open_probe(one) for one in fixed_readout]
-    for probe in fixed:
-        if probe.run["readout"] == "own":
-            raise MemprobeError(
-                f"{probe.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
-                "made with memprobe layers --readout BASE"
-            )
-    second = {probe.path.resolve() for probe in fixed}
+    fixed = [in_another_readout(one) for one in fixed_readout]
+    second = {(probe.path.resolve(), probe.lens) for probe in fixed}
     trained = cells_of(study)
-    shown = [learned(probe, trained, say) for probe in study.probes if probe.path.resolve() not in second]
+    views = [view for probe in study.probes for view in probe.views()]
+    shown = [learned(view, trained, say) for view in views if (view.path.resolve(), view.lens) not in second]
     shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
     groups = asked_alike(shown, say)
     fixed += [probe for probe in shown if probe.run["readout"] != "own"]
     if not (groups or study.runs or study.comparisons):
         where = ", ".join(str(probe.path) for probe in study.probes)
-        raise MemprobeError(f"{where}: no records to report on; see the errors in outcomes.parquet")
+        raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
     if reference and not any(reference in group.labels for group in groups):
         known = ", ".join(label for group in groups for label in group.labels)
         raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {known or 'none'}")

@@ -305,6 +305,7 @@ def _compared(
             and probe.run["readout"] != "own"
             and _facts(probe, but="readout") == _facts(group[0], but="readout")
         ]
+        fixed += [second for probe in group for second in probe.second_readouts()[:1]]
         source = _slug(group[0].path, shared)
         if len(group) > 1:
             source = _slug(_shared_folder([probe.path for probe in group]) or group[0].path, shared) or source
@@ -387,14 +388,13 @@ def _labels(group: list[Probe]) -> set[str]:
 
 
 def _probe_input(probe: Probe) -> dict[str, Any]:
-    names = ("records.parquet", "controls.parquet", "outcomes.parquet", "factoids.parquet")
     return {
         "kind": "probe",
         "path": _named(probe.path),
         "readout": probe.run["readout"],
         "factoids": probe.run["factoids"]["hash"],
         "checkpoints": {label: probe.run["checkpoints"][label]["fingerprint"] for label in probe.checkpoints},
-        "sha256": {name: _sha256(probe.path / name) for name in names},
+        "sha256": {file.as_posix(): _sha256(probe.path / file) for file in probe.files()},
     }
 
 

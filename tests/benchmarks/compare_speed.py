@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from memprobe.compare import compare
 from memprobe.files import write_json, write_parquet
-from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, SCHEMA_VERSION
+from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS
 
 FACTOIDS_N, DEPTHS, TOKENS, DRAWS_OF_CONTROLS = 2000, 33, 3, 5
 
@@ -71,7 +71,9 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
             ("records", records, RECORDS),
             ("controls", pl.concat(controls), CONTROLS),
         ):
-            table = frame.select([pl.col(key).cast(dtype) for key, dtype in schema.items()]).to_arrow()
+            table = frame.select(
+                [pl.col(key).cast(dtype) for key, dtype in schema.items() if key in frame.columns]
+            ).to_arrow()
             if name not in writers:
                 writers[name] = pq.ParquetWriter(path / f"{name}.parquet", table.schema)
             writers[name].write_table(table)
@@ -84,13 +86,19 @@ def write_big_probe(path: Path, labels: list[str]) -> None:
     for writer in writers.values():
         writer.close()
     write_parquet(pl.concat(outcomes).select(list(OUTCOMES)), path / "outcomes.parquet")
-    entries = {label: {"n_layers": DEPTHS - 1, "manifest": None, "complete": True} for label in labels}
+    entries = {
+        label: {"fingerprint": label, "n_layers": DEPTHS - 1, "manifest": None, "complete": True}
+        for label in labels
+    }
     run = {
-        "schema": SCHEMA_VERSION,
+        "schema": 1,
         "lens": "logit",
         "readout": "own",
         "template": "plain",
         "tokenisation": "t",
+        "k": 10,
+        "token": "first",
+        "factoids": {"n": FACTOIDS_N, "hash": "invented"},
     }
     write_json({**run, "checkpoints": entries, "tokens": {}}, path / "run.json")
 

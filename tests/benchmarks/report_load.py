@@ -22,8 +22,8 @@ import polars as pl
 from memprobe.dashboard import write_report
 from memprobe.factoids import factoids_hash, make_factoid
 from memprobe.files import write_json, write_parquet
-from memprobe.probes import Probe
-from memprobe.records import CONTROLS, OUTCOMES, RECORDS, SCHEMA_VERSION, factoids_frame
+from memprobe.probes import Probe, probe_of
+from memprobe.records import OUTCOMES, factoids_frame
 from tests.pages import chromium, opened
 
 VOCABULARY = 49_152
@@ -58,15 +58,12 @@ def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_
             "top1": rng.zipf(1.3, rank.size) % 8_000,
             "ties": np.zeros(rank.size),
         }
-        records.append(pl.DataFrame(keys | measures).cast(dict(RECORDS)))
+        records.append(pl.DataFrame(keys | measures))
         for draw in range(5):
             other = {"control": pl.repeat(f"shuffled:{draw}", rank.size, eager=True)}
             other["rank"] = rng.integers(0, VOCABULARY, rank.size)
-            controls.append(pl.DataFrame(keys | other).cast(dict(CONTROLS)))
+            controls.append(pl.DataFrame(keys | other))
     outcomes = [[label, fact, True, True, "City", None, True] for label in labels for fact in ids]
-    write_parquet(pl.concat(records).select(list(RECORDS)), path / "records.parquet")
-    write_parquet(pl.concat(controls).select(list(CONTROLS)), path / "controls.parquet")
-    write_parquet(pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"), path / "outcomes.parquet")
     write_parquet(factoids_frame(facts), path / "factoids.parquet")
     entry = {"spec": "made", "fingerprint": "0" * 64, "n_layers": depths - 1, "complete": True}
     entries = {
@@ -79,14 +76,20 @@ def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_
         for i, label in enumerate(labels)
     }
     run = {
-        "schema": SCHEMA_VERSION, "memprobe": "", "versions": {}, "lens": "logit", "readout": "own",
+        "schema": 2, "memprobe": "", "versions": {}, "lens": "logit", "readout": "own",
         "template": "plain", "tokenisation": "", "dtype": "float32", "k": 10, "token": "first", "seed": 0,
         "factoids": {"source": "made", "n": n, "hash": factoids_hash(facts)},
         "checkpoints": entries,
         "tokens": {str(i): f" token{i}" for i in range(VOCABULARY)},
     }  # fmt: skip
+    tables = {
+        "records": pl.concat(records),
+        "controls": pl.concat(controls),
+        "outcomes": pl.DataFrame(outcomes, schema=OUTCOMES, orient="row"),
+    }
+    write_tables(path, tables, run, 2)
     write_json(run, path / "run.json")
-    return Probe(path, run)
+    return probe_of(path, run)
 
 
 def time_page(browser, path: Path) -> dict[str, float]:

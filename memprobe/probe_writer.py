@@ -1,0 +1,384 @@
+"""The probe directory as it is written: locked for one process, begun, filled batch by batch, never torn.
+
+    parts/HASH/{records,controls,outcomes}-NUMBER.parquet    finished batches of the checkpoint under way
+        └─ merged into one file a table, named after the checkpoint, when it is complete; then the parts go
+
+``run.json`` is written last, so that what it calls complete is there. A file of a finished checkpoint is not written
+again, whatever joins it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.files import write_parquet, write_text
+from memprobe.parquet import mark_of, parquet_errors, scan_table
+from memprobe.probes import (
+    FACTOIDS_FILE,
+    PARTS,
+    RUN,
+    SUMMARY,
+    Probe,
+    part_files,
+    parts_dir,
+    probe_of,
+    read_run,
+    table_file,
+)
+from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, factoids_frame
+
+if TYPE_CHECKING:
+    from memprobe.capturing import Tables
+    from memprobe.models import LensModel
+
+FLUSH_SECONDS = 20
+"""At most so much work is lost when a probe is killed."""
+
+LOCK = ".lock"
+REPORT = "report.html"
+_OWN = (RUN, SUMMARY, REPORT, FACTOIDS_FILE)
+_ADDITIVE = ("k", "token", "memprobe", "versions")  # of the call, not of what was probed
+_SAME = ("template", "tokenisation", "dtype", "seed", "factoids", "intrusions", "positions")
+_MEND = "; use another --out, or --fresh to start over"
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a probe directory for one process; inside, the same thread may lock it again.
+
+    What a killed process left half written is removed.
+
+    Raises:
+        MemprobeError: another process probes into it, it holds other files, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    _refuse_other_files(out)
+    lock = FileLock(out / LOCK, timeout=0, is_singleton=True)
+    outermost = not lock.is_locked
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise MemprobeError(f"{out}: another process is probing here; wait for it, or give --out") from error
+    except OSError as error:
+        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
+        if outermost:
+            _remove_leftovers(out)
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):  # Windows keeps a file that is open
+                (out / LOCK).unlink()
+                out.rmdir()  # where nothing came of it
+        lock.release()
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Temporary files of a process that was killed: nobody else writes here now."""
+    folders = [out, *(out / table for table in BY_CHECKPOINT), *(out / PARTS).glob("*")]
+    for folder in folders:
+        for left in folder.glob(".*"):
+            if _is_leftover(left) or (
+                folder != out and left.name.startswith(".") and ".parquet." in left.name
+            ):
+                left.unlink(missing_ok=True)
+
+
+def _is_leftover(file: Path) -> bool:
+    return any(file.name.startswith(f".{name}.") for name in _OWN)
+
+
+def delete_probe(out: Path) -> None:
+    """Deletes the files of a probe, and nothing else."""
+    if not (out / RUN).exists():
+        return
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    for table in BY_CHECKPOINT:
+        (out / f"{table}.parquet").unlink(missing_ok=True)  # of schema 1
+        for file in (out / table).glob("*.parquet"):
+            file.unlink()
+        with suppress(OSError):  # not there, or it holds something else
+            (out / table).rmdir()
+    for name in (FACTOIDS_FILE, SUMMARY, REPORT, RUN):
+        (out / name).unlink(missing_ok=True)
+
+
+def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> dict[str, Any]:
+    """The ``run.json`` to go on with. A directory of schema 1 is brought to the present one.
+
+    Raises:
+        MemprobeError: ``out`` was probed otherwise, or holds other files.
+    """
+    if (out / RUN).exists():
+        found = probe_of(out, read_run(out))
+        _refuse_other_run(found, wanted)
+        run = dict(found.run) if found.run["schema"] == SCHEMA_VERSION else _upgraded(found, wanted)
+        run |= {key: wanted[key] for key in _ADDITIVE}
+    else:
+        _refuse_other_files(out)
+        run = dict(wanted)
+        write_run(run, out)  # first: from here on the directory is a probe's, whatever happens
+    file = out / FACTOIDS_FILE
+    if "factoids" not in run["tables"] or not file.exists():  # new, or killed between the two first writes
+        write_parquet(factoids_frame(factoids), file)
+        run["tables"] = {"factoids": mark_of(file)}
+    return run
+
+
+def _refuse_other_run(found: Probe, wanted: Mapping[str, Any]) -> None:
+    _refuse_other_lenses(found, wanted["lenses"])
+    for key in _SAME:
+        ours, theirs = found.run.get(key), wanted[key]
+        if ours != theirs and (
+            ours or theirs
+        ):  # probes of old said nothing of intrusions where there were none
+            what = f"{'other' if key[-1] == 's' else 'another'} {key} ({_short(ours)}, now {_short(theirs)})"
+            raise MemprobeError(f"{found.path}: probed with {what}{_MEND}")
+
+
+def _refuse_other_lenses(found: Probe, wanted: Mapping[str, Any]) -> None:
+    if found.lenses != list(wanted):
+        what = f"other lenses ({_short(found.lenses)}, now {_short(list(wanted))})"
+        raise MemprobeError(f"{found.path}: probed with {what}{_MEND}")
+    ours, theirs = _lens_marks(found.run["lenses"]), _lens_marks(wanted)
+    for name in wanted if found.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
+        if ours[name] != theirs[name]:
+            raise MemprobeError(f"{found.path}: probed with another lens under the name {name!r}{_MEND}")
+
+
+def _lens_marks(lenses: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a lens the same one: everything but what is only told of it."""
+    names = ("kind", "readout", "readout_fingerprint", "sha256")
+    return {name: {key: entry.get(key) for key in names} for name, entry in lenses.items()}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "hash" in value:
+        return f"{value['n']} of {value['source']}, hash {value['hash'][:8]}"
+    if isinstance(value, dict | list):
+        return ", ".join(value) or "none"
+    return str(value)
+
+
+def _refuse_other_files(out: Path) -> None:
+    """Raises a MemprobeError for what exists and is no probe directory."""
+    if (out / RUN).exists() or not out.exists():
+        return
+    if not out.is_dir() or any(not _unfinished(file) for file in out.iterdir()):
+        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+
+
+def _unfinished(file: Path) -> bool:
+    """Whether a file is the lock or the first write of a probe, killed before it was whole."""
+    return file.name == LOCK or file.name.startswith(f".{RUN}.")
+
+
+def _upgraded(found: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A directory of schema 1 under the present one: tables by checkpoint, then ``run.json``, then the old tables go.
+
+    Killed in between, it is still one of schema 1. Batches of a checkpoint under way are taken over as they are.
+    """
+    run = dict(found.run) | {"schema": SCHEMA_VERSION, "tables": {}, "lenses": wanted["lenses"]}
+    run["checkpoints"] = {label: dict(entry) for label, entry in found.run["checkpoints"].items()}
+    run["tables"]["factoids"] = mark_of(found.path / FACTOIDS_FILE)
+    for label in found.finished:
+        marks = {}
+        for table in BY_CHECKPOINT:
+            file = table_file(found.path, label, table)
+            write_parquet(found.read(table, checkpoints=[label]), file)
+            marks[table] = mark_of(file)
+        run["checkpoints"][label]["tables"] = marks
+    for label in found.checkpoints:
+        for table in BY_CHECKPOINT if label not in found.finished else ():
+            for file in part_files(found.path, label, table):
+                rows = found.scan_file(file, table, [label])
+                with parquet_errors(file):
+                    write_parquet(rows.collect(), file)
+    write_run(run, found.path)
+    for table in BY_CHECKPOINT:
+        (found.path / f"{table}.parquet").unlink(missing_ok=True)
+    return run
+
+
+class Parts:
+    """Collects a checkpoint's batches and writes them out every :data:`FLUSH_SECONDS`.
+
+    Attributes:
+        done: ids of the factoids in finished batches. A batch that cannot be read any more is removed, so that its
+            factoids are probed again.
+    """
+
+    def __init__(self, out: Path, label: str):
+        self.out, self.label = out, label
+        self.waiting: list[Tables] = []
+        self.flushed = time.monotonic()
+        self.done: set[str] = set()
+        self.number = 0
+        for file in part_files(out, label, "outcomes"):
+            self.number = int(file.stem.rpartition("-")[2]) + 1
+            try:
+                names = [
+                    self._read(file.name.replace("outcomes", table, 1), table) for table in BY_CHECKPOINT
+                ]
+            except MemprobeError:
+                for table in reversed(BY_CHECKPOINT):  # outcomes first: without them a part does not count
+                    file.with_name(file.name.replace("outcomes", table, 1)).unlink(missing_ok=True)
+            else:
+                self.done |= names[-1]
+
+    def _read(self, name: str, table: str) -> set[str]:
+        """The factoids of a part's table, after reading it whole."""
+        path = parts_dir(self.out, self.label) / name
+        rows = scan_table(path, table)
+        with parquet_errors(path):
+            return set(rows.collect()["factoid"])
+
+    def add(self, tables: Tables) -> None:
+        """Takes a batch in."""
+        self.waiting.append(tables)
+        self.done |= set(tables.outcomes["factoid"])
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes out what waits."""
+        from memprobe.capturing import Tables
+
+        if self.waiting:
+            merged = Tables.concat(self.waiting)
+            for table in BY_CHECKPOINT:  # outcomes last: they say that a part is whole
+                file = parts_dir(self.out, self.label) / f"{table}-{self.number:06}.parquet"
+                write_parquet(getattr(merged, table), file)
+            self.number += 1
+            self.waiting = []
+        self.flushed = time.monotonic()
+
+
+def finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
+    """Merges a checkpoint's parts into its tables, then calls it complete.
+
+    Raises:
+        MemprobeError: they say what cannot be, or cannot be written.
+    """
+    label = lens_model.label
+    entry = run["checkpoints"][label]
+    marks: dict[str, Any] = {}
+    for table in BY_CHECKPOINT:
+        file = table_file(out, label, table)
+        rows = probe_of(out, run).read(
+            table, lens=list(run["lenses"]), position=run["positions"], checkpoints=[label]
+        )
+        write_parquet(rows, file)
+        marks[table] = mark_of(file)
+    texts = _token_texts(out, lens_model)
+    shared = run["tokens"]
+    entry["tokens"] = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
+    entry["tables"] = marks
+    entry["complete"] = True
+    write_run(run, out)
+    remove_parts(out, label)
+
+
+def remove_parts(out: Path, label: str) -> None:
+    """Removes what a finished checkpoint no longer needs; a kill in between leaves it to the next call."""
+    if not (out / PARTS).exists():
+        return
+    shutil.rmtree(parts_dir(out, label), ignore_errors=True)
+    if not any((out / PARTS).iterdir()):
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+
+
+def _token_texts(out: Path, lens_model: LensModel) -> dict[str, str]:
+    records, controls = (
+        pl.scan_parquet(table_file(out, lens_model.label, table)) for table in ("records", "controls")
+    )
+    columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
+    ids = pl.concat(columns).unique().sort("id").collect()["id"].to_list()
+    texts = lens_model.tokenizer.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
+    return {str(index): text for index, text in zip(ids, texts, strict=True)}
+
+
+def write_run(run: Mapping[str, Any], out: Path) -> None:
+    """Writes ``run.json``, a checkpoint a line."""
+    entries = {label: _one_line(entry) for label, entry in run["checkpoints"].items()}
+    write_text(_by_line(run, entries), out / RUN)
+
+
+def write_summary(out: Path, run: Mapping[str, Any]) -> None:
+    """Brings ``summary.json`` up to date: entries of finished checkpoints that it has are kept as they stand."""
+    head = {"schema": SCHEMA_VERSION, "k": run["k"], "token": run["token"], "lens": next(iter(run["lenses"]))}
+    found = probe_of(out, run)
+    known = _known_lines(out / SUMMARY, head)
+    lines = {label: known[label] for label in found.finished if label in known}
+    if missing := [label for label in found.finished if label not in lines]:
+        for label in missing:
+            entry = _summary_of(found.only([label]))
+            if entry is not None:
+                lines[label] = _one_line(entry)
+    ordered = {label: lines[label] for label in found.finished if label in lines}
+    write_text(_by_line({**head, "checkpoints": {}}, ordered), out / SUMMARY)
+
+
+def _summary_of(one: Probe) -> dict[str, Any] | None:
+    """A checkpoint's entry; ``lenses`` and ``positions`` in it hold the same for what else was read."""
+    from memprobe.statistics import summarise
+
+    (label,) = one.checkpoints
+
+    def entry(view: Probe) -> dict[str, Any] | None:
+        return summarise(view, k=one.run["k"], token=one.run["token"]).get(label)
+
+    found = entry(one)
+    if found is None:
+        return None
+    for name, views in (
+        ("lenses", {lens: one.under(lens) for lens in one.lenses[1:]}),
+        ("positions", {place: one.under(position=place) for place in one.positions[1:]}),
+    ):
+        if views:
+            found[name] = {key: entry(view) for key, view in views.items()}
+    return found
+
+
+def _known_lines(path: Path, head: Mapping[str, Any]) -> dict[str, str]:
+    """The entries of a summary under the same head, each as the line that it is."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return {}
+    beginning = _by_line({**head, "checkpoints": {}}, {}).split("\n")[:-3]
+    if lines[: len(beginning)] != beginning or lines[-3:] != [" }", "}", ""]:
+        return {}
+    known = {}
+    for line in lines[len(beginning) : -3]:
+        try:
+            label, end = json.JSONDecoder().raw_decode(line, 2)
+        except ValueError:
+            return {}
+        known[label] = line[end + 2 :].removesuffix(",")
+    return known
+
+
+def _one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _by_line(whole: Mapping[str, Any], entries: Mapping[str, str]) -> str:
+    """JSON with a key a line, and under ``checkpoints``, which come last, an entry a line."""
+    lines = [
+        f" {_one_line(key)}: {_one_line(value)}," for key, value in whole.items() if key != "checkpoints"
+    ]
+    inner = ",\n".join(f"  {_one_line(label)}: {text}" for label, text in entries.items())
+    return "\n".join(["{", *lines, ' "checkpoints": {', *([inner] if inner else []), " }", "}", ""])

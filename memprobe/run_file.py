@@ -1,0 +1,172 @@
+"""What ``run.json`` and ``summary.json`` of a probe may say: schemas, validated where the files are read.
+
+Keys are only ever added, so that unknown ones are kept; those that memprobe relies on are checked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from memprobe.errors import MemprobeError
+from memprobe.files import check_valid, read_json, read_valid
+from memprobe.records import LENS
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rule = Literal["first", "last", "all"]
+MAX_DEPTH = 2**15 - 1  # depths are int16
+MAX_TOKENS = 2**31 - 1  # token ids are int32
+
+
+class _Open(BaseModel):
+    """Keeps keys that it does not know; takes no text for a number."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class TableMark(_Open):
+    """Of a table as it was written; see :func:`memprobe.parquet.mark_of`."""
+
+    rows: Count
+    columns: Count
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ManifestEntry(_Open):
+    """What training said of a checkpoint."""
+
+    arm: str | None = None
+    seed: int | str | None = None
+    stage: int | str | None = None
+    stage_name: str | None = None
+    steps: int | None = None
+    template: str | None = None
+
+
+class PrecisionEntry(_Open):
+    """How far ranks of a probe in less than fp32 can be trusted."""
+
+    dtype: str
+    k: int
+    factoids: Count
+    ranks: Count
+    changed: Share | None
+    crossed: Share | None
+    why: str | None = None
+
+
+class CheckpointEntry(_Open):
+    """One checkpoint of a probe."""
+
+    fingerprint: str
+    n_layers: Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+    complete: bool
+    readout_fingerprint: str | None = None
+    spec: str | None = None
+    note: str | None = None
+    vocab: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = MAX_TOKENS
+    manifest: ManifestEntry | None = None
+    step: int | None = None
+    tokens: dict[str, str] = {}
+    tables: dict[str, TableMark] = {}
+    precision: PrecisionEntry | None = None
+
+
+class LensEntry(_Open):
+    """One lens of a probe: ``kind`` names its family, ``readout`` whose norm and unembedding it reads with."""
+
+    kind: str
+    readout: str
+    readout_fingerprint: str | None = None
+    sha256: str | None = None
+
+
+class Asked(_Open):
+    """What factoids were asked."""
+
+    n: Count
+    hash: str
+    source: str | None = None
+
+
+class RunFile(_Open):
+    """``run.json``."""
+
+    version: Literal[1, 2] = Field(alias="schema")
+    lens: str = LENS
+    readout: str = "own"
+    lenses: dict[str, LensEntry] = {}
+    positions: list[Literal["answer", "subject"]] = ["answer"]
+    template: str
+    tokenisation: str
+    k: Annotated[int, Field(ge=1)]
+    token: Rule
+    factoids: Asked
+    checkpoints: dict[str, CheckpointEntry]
+    tokens: dict[str, str] = {}
+    tables: dict[str, TableMark] = {}
+
+    @model_validator(mode="after")
+    def _lens_named(self) -> RunFile:
+        if self.version > 1 and not (self.lenses and self.positions):
+            raise ValueError("names no lens or no position")
+        return self
+
+
+Curve = list[float | None]
+
+
+class SummaryEntry(_Open):
+    """The numbers of one checkpoint; see :func:`memprobe.statistics.summarise`."""
+
+    n: Count
+    errors: Count
+    exact_match: Share | None
+    exact_tokens: Share | None
+    recall: dict[str, Curve]
+    shuffled: dict[str, Curve]
+    normalised_frequency: Curve
+    lof: dict[str, float | None]
+    settled: dict[str, float | None]
+    diversity: dict[str, float | None]
+
+
+class SummaryFile(_Open):
+    """``summary.json``."""
+
+    version: Literal[1, 2] = Field(alias="schema")
+    k: Annotated[int, Field(ge=1)] | None = None
+    token: Rule | None = None
+    checkpoints: dict[str, SummaryEntry]
+    lenses: dict[str, dict[str, SummaryEntry]] = {}
+    positions: dict[str, dict[str, SummaryEntry]] = {}
+
+
+def read_run_file(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a probe directory, as it stands there.
+
+    Raises:
+        MemprobeError: it is missing, broken, or says what it may not.
+    """
+    path = folder / "run.json"
+    run = read_json(path)
+    written = run.get("schema") if isinstance(run, dict) else None
+    if isinstance(written, int) and written not in (1, 2):
+        raise MemprobeError(
+            f"{folder}: written under schema {written}, this memprobe reads 1 and 2; use a later one, or probe again"
+        )
+    check_valid(run, RunFile, path)
+    return run
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a probe directory.
+
+    Raises:
+        MemprobeError: see :func:`read_run_file`.
+    """
+    return read_valid(folder / "summary.json", SummaryFile)
