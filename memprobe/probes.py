@@ -294,7 +294,7 @@ def in_another_readout(probe: Probe | str | Path) -> Probe:
         return opened
     if not (others := opened.second_readouts()):
         raise MemprobeError(
-            f"{opened.path}: read with each checkpoint's own unembedding; --fixed-readout needs a probe "
+            f"{opened.path}: read with each checkpoint's own unembedding; `fixed_readout` needs a probe "
             "made with memprobe layers --readout BASE"
         )
     return others[0]

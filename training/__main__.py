@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memprobe.cli.app import resumable
+from memprobe.cli.app import Commands, resumable
 from memprobe.cli.app import run as run_commands
 from memprobe.errors import MemprobeError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from training.grid import Plan
 
 app = typer.Typer(
+    cls=Commands,
     name="training",
     help="Makes the checkpoints that memprobe probes.",
     no_args_is_help=True,

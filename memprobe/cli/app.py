@@ -5,15 +5,42 @@ The commands import from here, :mod:`memprobe.cli` imports the commands: one way
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from memprobe.errors import Interrupted, MemprobeError
 
+
+class Commands(TyperGroup):
+    """Commands whose bad input is told in their own words: the core names parameters, a command line its options."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; "`fixed_readout`" in an error becomes ``--fixed-readout``."""
+        try:
+            return super().invoke(ctx)
+        except MemprobeError as error:
+            error.args = (in_options(str(error), self.get_command(ctx, ctx.invoked_subcommand or "")),)
+            raise
+
+
+def in_options(text: str, command: Any) -> str:
+    """A text of the core with each parameter, in back quotes, as the command's option."""
+    options = {}
+    for parameter in command.params if command is not None else ():
+        named = [name for name in parameter.opts if name.startswith("--")]
+        for name in (parameter.name, *(name.strip("-").replace("-", "_") for name in named)):
+            options[name] = named[0] if named else (parameter.name or "").upper()
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), text)
+
+
 app = typer.Typer(
+    cls=Commands,
     name="memprobe",
     help="Where, depth by depth, does a checkpoint hold the facts it memorised?",
     no_args_is_help=True,

@@ -174,7 +174,7 @@ def layers(
     if as_json:
         typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
     else:
-        from memprobe.cli.tables import print_summary
+        from memprobe.cli.show_probe import print_summary
 
         print_summary(found)
     _say_where(found, out)

@@ -237,17 +237,13 @@ def _edges(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
 
 def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
     """[row, reference, statistic, difference, low, high, held]: by checkpoint, or by arm where those are many."""
-    held = None
-    if "claims" in tables and len(tables["claims"]):
-        held = tables["claims"].select("reference", "checkpoint", "statistic", "held")
     wanted = pl.col("statistic").is_in(list(DIFFERENCES))
     numbers = ["difference", "low", "high"]
-    if "differences" not in tables:
+    if tables["differences"].is_empty():
         return "there is one checkpoint only"
     several = _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None])
     if several and len(settings["checkpoints"]) > MOST_ROWS:
-        over = tables.get("arm_differences", pl.DataFrame())
-        over = over.filter(wanted, pl.col("low").is_not_null()) if len(over) else over
+        over = tables["arm_differences"].filter(wanted, pl.col("low").is_not_null())
         if not len(over):
             return "no arm has three seeds, and there are too many checkpoints to draw one by one"
         names = arm_names([*over["arm"], *over["reference"]])
@@ -261,16 +257,13 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
     if not len(table):
         return f"no checkpoint is comparable with {settings['reference']}"
     keys = ["reference", "checkpoint", "statistic"]
-    if held is None:
-        table = table.with_columns(held=pl.lit(None, pl.Boolean))
-    else:
-        table = table.join(held, on=keys, how="left", maintain_order="left")
+    table = table.join(tables["claims"].select(*keys, "held"), on=keys, how="left", maintain_order="left")
     return table.select(pl.col("checkpoint").alias("row"), "reference", "statistic", *numbers, "held")
 
 
 def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
     """[panel, row, series, reference, difference, low, high], by checkpoint."""
-    if "spread" not in tables:
+    if tables["spread"].is_empty():
         return "there is one checkpoint only"
     if _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None]):
         return "each seed is held against naive of its own (python -m training report GRID draws that)"
@@ -285,11 +278,9 @@ def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> 
 
 def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
     """[panel, row, series, difference, low, high, by_seed], by checkpoint."""
-    table = tables.get("kept", pl.DataFrame())
-    table = table.filter(reference=settings["reference"]) if len(table) else table
+    table = tables["kept"].filter(reference=settings["reference"])
     series = {"lof_restricted": "first occurrence", "lof_restricted_net": "net of shuffled answers"}
-    if len(table):
-        table = table.filter(pl.col("statistic").is_in(list(series)), pl.col("difference").is_not_null())
+    table = table.filter(pl.col("statistic").is_in(list(series)), pl.col("difference").is_not_null())
     if not len(table):
         return f"no checkpoint keeps some and loses some of the facts that {settings['reference']} says"
     return table.select(

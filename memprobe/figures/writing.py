@@ -334,23 +334,12 @@ def _stored(
     comparisons: list[Path], asked: dict[str, Any], say: Say
 ) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
     """Each ``comparison.json``, as it was made."""
+    from memprobe.compare import read_comparison
+
     shared = _shared_folder([path.parent for path in comparisons])
     for path in comparisons:
-        whole = read_json(path)
-        try:
-            made = {
-                name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in whole["tables"].items()
-            }
-            settings = {
-                key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")
-            }
-            for name in ("placement", "curves", "survival"):
-                made[name]
-            settings["checkpoints"], settings["reference"]
-        except (KeyError, AttributeError, TypeError) as error:
-            raise MemprobeError(
-                f"{path}: is no comparison ({error}); memprobe compare --out writes one"
-            ) from error
+        found = read_comparison(path)
+        made, settings = found.tables, found.settings
         for name in ("k", "token"):
             if settings[name] != asked[name]:
                 say(f"{path}: was made with {name} {settings[name]}, and is drawn so")

@@ -13,26 +13,16 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.curves import area
 from memprobe.statistics.holding import Trajectories, check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap_mean
-from memprobe.statistics.occurrence import Occurrence, restricted
+from memprobe.statistics.occurrence import Occurrence
+from memprobe.statistics.vocabulary import PER_FACTOID
 
-STATISTICS = (
-    "lof",
-    "lof_restricted",
-    "settled",
-    "settled_restricted",
-    "depths_per_factoid",
-    "area",
-    "recall_full",
-    "log_prob_full",
-    "exact",
-)
+STATISTICS = tuple(PER_FACTOID)
 """Per-factoid values whose means are compared; see :func:`values_of`."""
-SHARES = ("area", "recall_full", "exact")
+SHARES = tuple(key for key, row in PER_FACTOID.items() if row.share)
 """Those of them whose means are shares."""
-BINARY = ("recall_full", "exact")
+BINARY = tuple(key for key, row in PER_FACTOID.items() if row.interval == "wilson")
 """Those of them that a factoid has or has not."""
 
 CURVES = ("recall", "log_prob")
@@ -40,11 +30,7 @@ CURVES = ("recall", "log_prob")
 
 
 def values_of(trajectory: Trajectories, found: Occurrence, exact: np.ndarray | None = None) -> np.ndarray:
-    """Every per-factoid statistic.
-
-    First occurrence and settled depth (NaN = never), both with never as n_layers + 1, the number of depths >= 1
-    that hold the answer, the area under the recall curve, whether the model's own readout holds it, its log_prob
-    there (nats), and exact match.
+    """Every statistic of a factoid, see :data:`memprobe.statistics.vocabulary.PER_FACTOID`.
 
     Args:
         trajectory: whose ``found`` are the occurrences; controls have no log_prob.
@@ -53,19 +39,8 @@ def values_of(trajectory: Trajectories, found: Occurrence, exact: np.ndarray | N
     Returns:
         float64 [factoid, STATISTICS]; NaN where there is none.
     """
-    unknown = np.full(len(found.factoids), np.nan)
-    columns = {
-        "lof": found.lof,
-        "lof_restricted": restricted(found.lof, found.n_layers),
-        "settled": found.settled,
-        "settled_restricted": restricted(found.settled, found.n_layers),
-        "depths_per_factoid": found.held[:, 1:].sum(1),
-        "area": area(found.held.astype(float)),
-        "recall_full": found.held[:, -1],
-        "log_prob_full": trajectory.log_prob[:, -1] if trajectory.log_prob.size else unknown,
-        "exact": unknown if exact is None else exact,
-    }
-    return np.column_stack([columns[name] for name in STATISTICS]).astype(float)
+    columns = [row.of(trajectory, found, exact) for row in PER_FACTOID.values() if row.of is not None]
+    return np.column_stack(columns).astype(float)
 
 
 def curve_values(trajectory: Trajectories, k: int) -> np.ndarray:

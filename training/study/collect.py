@@ -14,10 +14,11 @@ from typing import Any
 import polars as pl
 
 from memprobe.arms import Arm, by_kind
-from memprobe.compare import compare, kept_facts
+from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_parquet
 from memprobe.probes import Probe, open_probe
+from memprobe.readings import Readings
 from memprobe.studies import CELL, GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
@@ -241,50 +242,44 @@ def _read_out(
     """Tables of one readout and reading; ``made`` holds each checkpoint's manifest, nothing for the base."""
     naive = [label for label, manifest in made.items() if manifest and Arm.of(manifest["arm"]).is_naive]
     trained = [label for label in made if made[label]]
-    whole = compare([probe.only(made)], reference=(naive or trained)[0], **options).tables
+    readings = Readings.of([probe.only(made)], reference=(naive or trained)[0], **options)
     named = [
         {"checkpoint": label} | {key: made[label][key] for key in ("arm", "seed", "stage")}
         for label in trained
     ]
     yield (
         "placement",
-        whole["placement"]
+        TABLES["placement"](readings)
         .select("checkpoint", *_PLACED)
         .join(pl.DataFrame(named), on="checkpoint", how="left", maintain_order="left"),
     )
-    yield "arms", whole["arms"]
-    firsts = {made[label]["arm"]: label for label in reversed(trained)}
-    for arm, label in firsts.items():
+    yield "arms", TABLES["arms"](readings)
+    for arm in dict.fromkeys(made[label]["arm"] for label in reversed(trained)):
         if Arm.of(arm).is_naive or Arm.of(arm).is_control:  # what an arm is held against
-            yield (
-                "differences",
-                compare([probe.only(made)], reference=label, **options).tables["arm_differences"],
-            )
+            yield "differences", TABLES["arm_differences"](readings, reference=arm)
     for reference in naive:  # an arm's spread is held against naive of the same seed, after the same stage
         same = [made[reference][key] for key in ("seed", "stage")]
         like = [label for label in trained if [made[label][key] for key in ("seed", "stage")] == same]
-        if len(like) > 1:
-            pair = compare([probe.only(like)], reference=reference, base=reference, **options).tables
-            yield "spread", pair["spread"].filter(pl.col("on") == "all").drop("on")
-    for chain in chains:
-        for before, after in itertools.pairwise(chain):
-            if before in made and after in made:
-                pair = compare([probe.only([before, after])], reference=before, base=before, **options).tables
-                gone = (
-                    pair["fates"]
-                    .filter(pl.col("path") == "1→0")
-                    .rename({"n": "n_lost", "share": "share_lost"})
-                )
-                gone = gone.drop("path", "low", "high")
-                yield "lost", gone.join(pair["lost"], on=["reference", "checkpoint"], how="left")
+        against = [(reference, label) for label in like if label != reference]
+        if against:
+            yield "spread", TABLES["spread"](readings, against).filter(pl.col("on") == "all").drop("on")
+    steps = [
+        (before, after)
+        for chain in chains
+        for before, after in itertools.pairwise(chain)
+        if before in made and after in made
+    ]
+    for step in steps:
+        gone = TABLES["fates"](readings, [step]).filter(pl.col("path") == "1→0")
+        gone = gone.rename({"n": "n_lost", "share": "share_lost"}).drop("path", "low", "high")
+        lost = TABLES["lost"](readings, [step])
+        yield "lost", gone.join(lost, on=["reference", "checkpoint"], how="left")
     pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for chain in chains:
-        for before, after in itertools.pairwise(chain):
-            if before in made and after in made:
-                stage = pairs.setdefault(str(made[after]["stage"]), {})
-                stage.setdefault(made[after]["arm"], []).append((before, after))
+    for before, after in steps:
+        stage = pairs.setdefault(str(made[after]["stage"]), {})
+        stage.setdefault(made[after]["arm"], []).append((before, after))
     for stage_name, arms in pairs.items():
-        kept = kept_facts(probe.only(made), arms, **options)
+        kept = kept_facts(readings, arms)
         if len(kept):
             yield "kept", kept.select(pl.lit(stage_name).alias("stage"), pl.all())
 

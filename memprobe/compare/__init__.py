@@ -1,0 +1,31 @@
+"""Do the same facts surface at different depths in these checkpoints, and how sure are we?
+
+Probe directories in, tables out; no model is needed.
+
+    comparison     compare: every table, checkpoint by checkpoint; what tables there are
+    by_checkpoint  curves, placement, survival, net of controls, groups
+    by_pair        differences, spread, overlap, fates, kept and lost facts, claims of placement
+    over_runs      paths through stages, arms over seeds, training steps, kept facts of arms
+    table          a function of readings, with a schema
+
+A table is a function of :class:`memprobe.readings.Readings` and can be made alone: ``TABLES["spread"](readings)``.
+"""
+
+from memprobe.compare.comparison import PAIRS, TABLES, Comparison, compare, compare_readings, read_comparison
+from memprobe.compare.over_runs import kept_facts
+from memprobe.compare.table import Table
+from memprobe.readings import ARM_STATISTICS, BASE, SHUFFLED
+
+__all__ = [
+    "ARM_STATISTICS",
+    "BASE",
+    "PAIRS",
+    "SHUFFLED",
+    "TABLES",
+    "Comparison",
+    "Table",
+    "compare",
+    "compare_readings",
+    "kept_facts",
+    "read_comparison",
+]

@@ -1,0 +1,122 @@
+"""Tables with rows for each checkpoint: curves, placement, survival, what is net of controls, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from memprobe.compare.table import floats, row, table, with_ends
+from memprobe.readings import SHUFFLED, Readings
+from memprobe.statistics.curves import area, curves_of
+from memprobe.statistics.groups import by_group, group_labels
+from memprobe.statistics.occurrence import kaplan_meier, placement_of
+from memprobe.statistics.vocabulary import PLACED
+
+_NET = {"n": pl.Int64} | floats("value", "chance", "net", "low", "high")
+_CHANCE = {
+    "lof_restricted": "lof_restricted_mean",
+    "settled_restricted": "settled_restricted_mean",
+    "depths_per_factoid": "depths_per_factoid",
+    "area": "area",
+    "recall_full": "recall_full",
+}
+"""Chance levels that stand in the placement table: of which statistic, under which name."""
+_COUNTS = ("n", "n_layers", "lof_n", "settled_n")
+PLACEMENT = dict.fromkeys(_COUNTS, pl.Int64) | with_ends(*PLACED)
+"""Columns of :func:`memprobe.statistics.occurrence.placement_of`."""
+
+
+@table("checkpoint", {"control": pl.String, "statistic": pl.String} | _NET)
+def net(readings: Readings, label: str) -> pl.DataFrame:
+    """Every statistic net of every control."""
+    return readings.net(label)[0]
+
+
+@table("checkpoint", {"control": pl.String, "measure": pl.String, "depth": pl.Int64} | _NET)
+def net_by_depth(readings: Readings, label: str) -> pl.DataFrame:
+    """Recall and log-probability by depth, net of every control."""
+    return readings.net(label)[1]
+
+
+@table(
+    "checkpoint",
+    {"depth": pl.Int64, "n": pl.Int64}
+    | with_ends("recall")
+    | floats("chance", "net", "net_low", "net_high")
+    | with_ends("frequency", "log_prob", "entropy", "median_rank"),
+)
+def curves(readings: Readings, label: str) -> pl.DataFrame:
+    """Recall, its chance level and other measures by depth."""
+    by_depth = readings.net(label)[1].filter(control=SHUFFLED, measure="recall")
+    return curves_of(
+        readings[label].trajectory,
+        k=readings.k,
+        net=by_depth if len(by_depth) else None,
+        resamples=readings.resamples(),
+    )
+
+
+@table(
+    "checkpoint",
+    {"base": pl.Boolean}
+    | PLACEMENT
+    | floats("exact", "area", *(f"chance_{name}" for name in _CHANCE.values()))
+    | with_ends("net_lof_restricted_mean")
+    | floats("answer_cover"),
+)
+def placement(readings: Readings, label: str) -> pl.DataFrame:
+    """Where a checkpoint's answers surface, in one row, with its chance levels."""
+    reading = readings[label]
+    values = placement_of(reading.found, readings.resamples()) | {
+        "exact": float(reading.exact.mean()),
+        "area": float(area(reading.found.held.mean(0))),
+    }
+    shuffled = readings.net(label)[0].filter(control=SHUFFLED)
+    beside = {one["statistic"]: one for one in shuffled.iter_rows(named=True)}
+    for statistic, name in _CHANCE.items():
+        values[f"chance_{name}"] = beside.get(statistic, {}).get("chance")
+    for end, part in (("", "net"), ("_low", "low"), ("_high", "high")):
+        values[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
+    values["answer_cover"] = reading.cover
+    base = readings.base is not None and readings.base.label == label
+    return row({"base": base} | values, placement.schema)
+
+
+@table(
+    "checkpoint",
+    {"of": pl.String, "depth": pl.Int64, "at_risk": pl.Int64, "events": pl.Int64}
+    | floats("survival", "low", "high"),
+)
+def survival(readings: Readings, label: str) -> pl.DataFrame:
+    """The share that has not surfaced, or not settled, by each depth."""
+    found = readings[label].found
+    parts = [
+        kaplan_meier(depth, found.n_layers).select(pl.lit(name).alias("of"), pl.all())
+        for name, depth in (("lof", found.lof), ("settled", found.settled))
+    ]
+    return pl.concat(parts)
+
+
+@table(
+    "checkpoint",
+    {"by": pl.String, "group": pl.String, "n": pl.Int64}
+    | with_ends("lof_mean", "lof_restricted_mean", "recall_full", "share_never")
+    | floats("log_rank_p"),
+)
+def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Placement by group of facts; by outcome, paths go from the reference to the checkpoint."""
+    reading, origin = readings[label], readings.reference
+    path = None
+    if label != origin.label:
+        steps = zip(readings[origin.label].exact, reading.exact, strict=True)
+        path = np.array([f"{int(before)}→{int(after)}" for before, after in steps])
+    parts = []
+    for grouping in by:
+        if grouping == "outcome" and path is None and len(readings) > 1:
+            continue  # the reference itself has no outcome to go from
+        labels = group_labels(readings.factoids, reading.tokens, path, by=grouping)
+        found = by_group(reading.found, labels, readings.resamples())
+        parts.append(found.select(pl.lit(grouping).alias("by"), pl.all()))
+    return pl.concat(parts) if parts else groups.empty.drop("checkpoint")

@@ -1,0 +1,217 @@
+"""A whole comparison: every table, the settings, and what a reader must know beside the numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from memprobe.compare import by_checkpoint, by_pair, over_runs
+from memprobe.compare.table import Table
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line, read_json, write_json, write_text
+from memprobe.probes import Probe
+from memprobe.readings import Member, Readings
+from memprobe.records import ALIKE
+from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.occurrence import DRAWS
+
+COMPARISON_SCHEMA = 1
+"""Of ``comparison.json``."""
+PAIRS = ("anchors", "all")
+TABLES: dict[str, Table] = {
+    "net": by_checkpoint.net,
+    "net_by_depth": by_checkpoint.net_by_depth,
+    "curves": by_checkpoint.curves,
+    "placement": by_checkpoint.placement,
+    "survival": by_checkpoint.survival,
+    "groups": by_checkpoint.groups,
+    "differences": by_pair.differences,
+    "placement_exact_in_both": by_pair.placement_exact_in_both,
+    "spread": by_pair.spread,
+    "differences_by_depth": by_pair.differences_by_depth,
+    "overlap": by_pair.overlap,
+    "fates": by_pair.fates,
+    "lost_facts": by_pair.lost_facts,
+    "lost": by_pair.lost,
+    "kept": by_pair.kept,
+    "claims": by_pair.claims,
+    "paths": over_runs.paths,
+    "arms": over_runs.arms,
+    "arm_differences": over_runs.arm_differences,
+    "steps": over_runs.steps,
+}
+"""Every table of a comparison: ``TABLES[name](readings)`` makes it, ``TABLES[name].schema`` says what it holds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` finds.
+
+    Attributes:
+        settings: what was compared, and how.
+        notes: what a reader must know beside the numbers, one line each.
+        tables: polars frames by name, all of :data:`TABLES`; empty where there is nothing to say.
+    """
+
+    settings: dict[str, Any]
+    notes: list[str]
+    tables: dict[str, pl.DataFrame]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON: tables are lists of rows."""
+        tables = {name: table.to_dicts() for name, table in self.tables.items()}
+        return {"schema": COMPARISON_SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
+
+    def write(self, folder: Path) -> None:
+        """``comparison.json``, and each table that has rows as ``NAME.csv`` (lists joined by spaces)."""
+        write_json(self.as_json(), folder / "comparison.json")
+        for name, table in self.tables.items():
+            if len(table):
+                lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
+                joined = table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
+                write_text(joined.write_csv(), folder / f"{name}.csv")
+
+
+def read_comparison(path: Path) -> Comparison:
+    """A ``comparison.json`` as :meth:`Comparison.write` left it; tables that it does not hold are empty.
+
+    Raises:
+        MemprobeError: the file is missing or broken, or no comparison.
+    """
+    whole = read_json(path)
+    try:
+        held, notes = whole["tables"], whole["notes"]
+        tables = {
+            name: pl.DataFrame(held.get(name, []), schema=table.schema) for name, table in TABLES.items()
+        }
+        settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
+        for row in settings["checkpoints"]:
+            row["label"]
+        for name in ("reference", "base", "k", "token", "draws", "factoids"):
+            settings[name]
+        for name in ("placement", "curves", "survival"):
+            held[name]
+    except (KeyError, AttributeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise MemprobeError(
+            f"{path}: is no comparison ({first_line(error)}); memprobe compare --out writes one"
+        ) from error
+    return Comparison(settings, notes, tables)
+
+
+def compare(
+    probes: Sequence[Probe | str | Path],
+    *,
+    k: int = 10,
+    token: str = "first",
+    reference: str | None = None,
+    base: str | None = None,
+    fixed_readout: Sequence[Probe | str | Path] = (),
+    by: Iterable[str] = (),
+    arms: Mapping[str, tuple[str, str, str]] | None = None,
+    pairs: str = "anchors",
+    draws: int = DRAWS,
+    seed: int = 0,
+    track: Callable[[list[Member]], Iterable[Member]] = iter,
+) -> Comparison:
+    """Compares every checkpoint of these probe directories with a reference and with the base model.
+
+    Args:
+        k, token, reference, base, fixed_readout, arms, draws, seed: see :meth:`memprobe.readings.Readings.of`. Only
+            with ``fixed_readout`` can a placement claim be held.
+        by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
+        pairs: ``overlap`` of every checkpoint with the ``anchors`` (the reference and the base model), or of
+            ``all`` pairs.
+        track: wraps the loop over checkpoints, to show progress.
+
+    Raises:
+        MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no factoid
+            in common), unknown labels, broken files.
+    """
+    if pairs not in PAIRS:
+        raise MemprobeError(f"`pairs` {pairs!r}: choose {' or '.join(PAIRS)}")
+    readings = Readings.of(
+        probes,
+        k=k,
+        token=token,
+        reference=reference,
+        base=base,
+        fixed_readout=fixed_readout,
+        arms=arms,
+        draws=draws,
+        seed=seed,
+    )
+    return compare_readings(readings, by=by, pairs=pairs, track=track)
+
+
+def compare_readings(
+    readings: Readings,
+    *,
+    by: Iterable[str] = (),
+    pairs: str = "anchors",
+    track: Callable[[list[Member]], Iterable[Member]] = iter,
+) -> Comparison:
+    """:func:`compare` of readings that are opened already."""
+    options = {"groups": {"by": list(by)}}
+    parts: dict[str, list[pl.DataFrame]] = {}
+    # Checkpoint by checkpoint, so that few are in memory at a time however many there are.
+    for member in track(readings.members):
+        ours = [pair for pair in readings.pairs if pair[1] == member.label]
+        for name, table in TABLES.items():
+            keys: Sequence[Any] = {"checkpoint": [member.label], "pair": ours, "all": []}[table.over]
+            made = [table.part(readings, key, **options.get(name, {})) for key in keys]
+            parts.setdefault(name, []).extend(made)
+    tables = {name: table.joined(parts[name]) for name, table in TABLES.items() if table.over != "all"}
+    if pairs == "all":
+        tables["overlap"] = by_pair.overlap(readings, itertools.combinations(readings.labels, 2))
+    beside: dict[str, dict[str, Any]] = {
+        "claims": {"own": tables["differences"]},
+        "steps": {"placed": tables["placement"]},
+    }
+    for name, table in TABLES.items():
+        if table.over == "all":
+            tables[name] = table(readings, **beside.get(name, {}))
+    settings = {
+        "k": readings.k,
+        "token": readings.token,
+        "draws": readings.draws,
+        "seed": readings.seed,
+        "factoids": len(readings.factoids),
+        "reference": readings.reference.label,
+        "base": readings.base.label if readings.base else None,
+        "pairs": pairs,
+        **{name: readings.members[0].probe.run.get(name) for name in ALIKE},
+        "checkpoints": [
+            {name: getattr(one, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
+            for one in readings.members
+        ],
+    }
+    return Comparison(settings, _notes(readings, tables), tables)
+
+
+def _notes(readings: Readings, tables: Mapping[str, pl.DataFrame]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    notes = list(readings.notes)
+    for anchor, label in readings.pairs:
+        if not readings.same_depths(anchor, label):
+            mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
+            notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
+    seeds = tables["arms"]["seeds"].to_list()
+    if seeds and min(seeds) < MIN_SEEDS:
+        notes.append(
+            f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
+        )
+    if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
+        notes.append(
+            "Intrusions are watched for where an answer begins: values net of them are given under `token` first."
+        )
+    if len(readings) > 1 and readings.second is None:
+        notes.append(
+            "No placement claim is held yet: it must hold in the base model's readout too. Probe again with"
+            " memprobe layers --readout BASE and give that directory as `fixed_readout`."
+        )
+    return notes

@@ -1,0 +1,148 @@
+"""Tables over training runs: paths through stages, arms over seeds, learning curves of depth, kept facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from memprobe.compare.by_checkpoint import placement
+from memprobe.compare.table import NUMBERS, floats, table
+from memprobe.errors import MemprobeError
+from memprobe.readings import ARM_STATISTICS, Readings
+from memprobe.statistics.arms import Run, arm_means
+from memprobe.statistics.arms import arm_differences as arm_differences_of
+from memprobe.statistics.controls import BINARY, SHARES
+from memprobe.statistics.fates import fates, kept_against_lost
+
+_SEEDS = {"by_seed": pl.List(pl.Float64)}
+
+
+@table(
+    "all",
+    {"arm": pl.String, "seed": pl.String, "stages": pl.String, "path": pl.String, "n": pl.Int64}
+    | floats("share", "low", "high"),
+)
+def paths(readings: Readings) -> pl.DataFrame:
+    """Paths of facts through the stages of each run."""
+    parts = []
+    for chain in readings.chains:
+        if len(chain.members) > 1:
+            stages = " → ".join(member.stage or "" for member in chain.members)
+            keys = {"arm": chain.arm, "seed": chain.seed, "stages": stages}
+            found = fates(np.column_stack([readings[label].exact for label in chain.labels]))
+            parts.append(found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all()))
+    return pl.concat(parts) if parts else paths.empty
+
+
+def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run]:
+    """The checkpoints whose arm is known, as :mod:`memprobe.statistics.arms` takes them.
+
+    Raises:
+        MemprobeError: two of them have one arm, stage and seed.
+    """
+    wanted = readings.labels if labels is None else labels
+    runs = [readings.run(label) for label in wanted if readings.member(label).arm is not None]
+    seen: dict[tuple[str, str, str], str] = {}
+    for run in runs:
+        key = (run.arm, run.stage, run.seed)
+        if key in seen:
+            raise MemprobeError(
+                f"{seen[key]} and {run.label} are both arm {run.arm!r}, stage {run.stage!r}, seed {run.seed!r}:"
+                " tell them apart with `arms`"
+            )
+        seen[key] = run.label
+    return runs
+
+
+@table(
+    "all",
+    {"arm": pl.String, "stage": pl.String, "seeds": pl.Int64, "statistic": pl.String}
+    | floats("mean", "low", "high", "p", "detectable")
+    | _SEEDS,
+)
+def arms(readings: Readings) -> pl.DataFrame:
+    """Each arm's mean over seeds, stage by stage."""
+    if not (runs := runs_of(readings)):
+        return arms.empty
+    return arm_means(runs, list(ARM_STATISTICS), len(readings.factoids), shares=SHARES, binary=BINARY)
+
+
+@table(
+    "all",
+    {"arm": pl.String, "reference": pl.String, "stage": pl.String, "statistic": pl.String}
+    | {"seeds": pl.Int64, "reference_seeds": pl.Int64, "in_common": pl.String, "paired": pl.Boolean}
+    | floats(*NUMBERS, "p")
+    | {"significant": pl.Boolean, "detectable": pl.Float64},
+)
+def arm_differences(readings: Readings, reference: str | None = None) -> pl.DataFrame:
+    """Differences between arms at the same stage, over seeds.
+
+    Args:
+        reference: an arm (default: that of the reference checkpoint, else the first).
+    """
+    if not (runs := runs_of(readings)):
+        return arm_differences.empty
+    arm = reference or readings.reference.arm or runs[0].arm
+    return arm_differences_of(
+        runs, list(ARM_STATISTICS), len(readings.factoids), reference=arm, binary=BINARY
+    )
+
+
+@table("all", {"step": pl.Int64} | dict(placement.schema))
+def steps(readings: Readings, placed: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Learning curves of depth: placement along training.
+
+    Args:
+        placed: the table ``placement``, where it is made already.
+    """
+    taken = {member.label: member.step for member in readings.members if member.step is not None}
+    if len(taken) < 2:
+        return steps.empty
+    placed = placement(readings, list(taken)) if placed is None else placed
+    step = pl.col("checkpoint").replace_strict(taken, return_dtype=pl.Int64).alias("step")
+    placed = placed.filter(pl.col("checkpoint").is_in(list(taken)))
+    return placed.select(step, pl.all()).sort("step", maintain_order=True)
+
+
+def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]) -> pl.DataFrame:
+    """Whether the facts that further training left had surfaced earlier, before it, than those that it took.
+
+    An arm that keeps more also has more facts to read afterwards, so that comparing arms there compares retention
+    once more. This compares facts with facts: in the checkpoint *before*, where all compared ones are said, the mean
+    over those still said after, minus the mean over the lost (:func:`memprobe.statistics.fates.kept_against_lost`).
+
+    Args:
+        arms: by arm, for each of its seeds the labels (before, after).
+
+    Returns:
+        [arm, seeds, kept, lost, statistic, difference, low, high, p, detectable, by_seed], of
+        :data:`ARM_STATISTICS` but exact match; ``kept`` and ``lost`` count facts in each seed. The interval is of
+        :func:`memprobe.statistics.arms.arm_means` and needs three seeds. Seeds without a kept or a lost fact are not
+        in it.
+
+    Raises:
+        MemprobeError: an unknown label, broken files.
+    """
+    chosen = [i for i, name in enumerate(ARM_STATISTICS) if name != "exact"]
+    runs, counts = [], {}
+    for arm, pairs in arms.items():
+        for before, after in pairs:
+            said, still = readings[before].exact, readings[after].exact
+            kept, lost = said & still, said & ~still
+            if kept.any() and lost.any():
+                values = readings.with_net(before)[:, chosen]
+                found = kept_against_lost(values, kept, lost)
+                runs.append(Run(arm, "", after, after, found.difference, found.influence))
+                counts.setdefault(arm, []).append((int(kept.sum()), int(lost.sum())))
+    if not runs:
+        return pl.DataFrame()
+    names = [ARM_STATISTICS[i] for i in chosen]
+    found = arm_means(runs, names, len(readings.factoids)).rename({"mean": "difference"})
+    sizes = [[[n for n, _ in one], [n for _, n in one]] for one in counts.values()]
+    numbers = pl.DataFrame(
+        {"arm": list(counts), "kept": [kept for kept, _ in sizes], "lost": [lost for _, lost in sizes]}
+    )
+    columns = ["arm", "seeds", "kept", "lost", "statistic", *NUMBERS, "p", "detectable", "by_seed"]
+    return found.join(numbers, on="arm", how="left", maintain_order="left").select(columns)

@@ -1,0 +1,590 @@
+"""Checkpoints that may be compared: asked the same, under one top-k, one token rule and one lens.
+
+    probes ──> Readings ──> [label] -> Reading: ranks by depth, values by factoid, outcomes
+                       ├──> controls(label): shuffled answers, the base model, intrusions
+                       ├──> reference, base, pairs, chains of stages, runs of arms
+                       └──> factoids: those that every checkpoint has, in one order
+
+Every table, page and figure takes its numbers from one of these, so that which probes belong together, who is the
+base model and which facts are common is decided here alone. No torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.lineage import lineage
+from memprobe.probes import Probe, in_another_readout, open_probe
+from memprobe.records import ALIKE
+from memprobe.statistics.arms import Run
+from memprobe.statistics.controls import (
+    STATISTICS,
+    answer_cover,
+    by_control,
+    curve_values,
+    net_tables,
+    values_of,
+)
+from memprobe.statistics.holding import Trajectories, check_k, check_rule, trajectories
+from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.occurrence import DRAWS, Occurrence
+
+SHUFFLED, BASE = "shuffled", "base"
+"""Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
+NET_OF_SHUFFLED = ("lof_restricted", "settled_restricted", "depths_per_factoid", "area", "recall_full")
+ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in NET_OF_SHUFFLED))
+"""Of a run, see :meth:`Readings.run`; ``NAME_net`` is net of shuffled answers."""
+_MEMORY = 2**30  # bytes of readings that are kept; beyond, the oldest is read again
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint: its label here, where its records are, and how it was made."""
+
+    label: str
+    probe: Probe
+    name: str
+    arm: str | None
+    seed: str | None
+    stage: str | None
+    step: int | None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        return self.probe.run["checkpoints"][self.name]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How it was trained; empty where that is not known."""
+        return self.entry.get("manifest") or {}
+
+    @property
+    def n_layers(self) -> int:
+        """Depth of the model's own readout."""
+        return self.probe.n_layers[self.name]
+
+    @property
+    def stage_title(self) -> str:
+        """Number and name of its stage."""
+        return f"{self.stage or ''} {self.manifest.get('stage_name') or ''}".strip()
+
+    @property
+    def stage_order(self) -> tuple[int, str]:
+        """Stages by number; those without one last."""
+        number = re.match(r"\d+", self.stage or "")
+        return (int(number[0]) if number else 10**9, self.stage or "")
+
+
+class Cells(NamedTuple):
+    """Values of a checkpoint or of a control, by factoid.
+
+    ``values`` is [factoid, STATISTICS], ``curves`` [factoid, CURVES x depth]; see
+    :func:`memprobe.statistics.controls.values_of` and :func:`~memprobe.statistics.controls.curve_values`.
+    """
+
+    values: np.ndarray
+    curves: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One checkpoint's records under a token rule and a top-k, on the common factoids in their common order.
+
+    Attributes:
+        trajectory: ranks, log-probabilities and entropies, [factoid, depth].
+        exact: bool [factoid], the model says the answer.
+        first_rank: [factoid], of the first answer token in the model's own readout; -1 where missing.
+        answers: [factoid, token, token_id], the answer's tokens.
+    """
+
+    member: Member
+    trajectory: Trajectories
+    exact: np.ndarray
+    first_rank: np.ndarray
+    answers: pl.DataFrame
+    k: int
+    token: str
+
+    @cached_property
+    def found(self) -> Occurrence:
+        """First occurrence, settled depth and the depths that hold each answer."""
+        return Occurrence.of(self.trajectory, self.k)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """[factoid, STATISTICS]"""
+        return values_of(self.trajectory, self.found, self.exact)
+
+    @property
+    def cells(self) -> Cells:
+        """Values and curves."""
+        return Cells(self.values, curve_values(self.trajectory, self.k))
+
+    @property
+    def cover(self) -> float:
+        """The share of factoids that the k commonest answer tokens cover."""
+        return answer_cover(self.answers, k=self.k, token=self.token)
+
+    @property
+    def tokens(self) -> pl.DataFrame:
+        """[factoid, length, first]: how many tokens the answer has, and its first."""
+        return self.answers.group_by("factoid").agg(
+            pl.col("token").n_unique().alias("length"),
+            pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The checkpoints of one training run, in the order of training, without the base model.
+
+    Attributes:
+        ends: the last stage's title where runs share their first stages and end on different data.
+    """
+
+    arm: str
+    seed: str
+    members: list[Member]
+    ends: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of its checkpoints."""
+        return [member.label for member in self.members]
+
+
+@dataclass(eq=False)
+class Readings:
+    """Checkpoints of probe directories, read under one top-k and one token rule; made by :meth:`of`.
+
+    Attributes:
+        members: the checkpoints in the order given.
+        reference: that differences are taken from.
+        base: the base model, where one is among them.
+        factoids: rows of the common factoids; their order is that of every array here.
+        notes: what a reader must know beside the numbers, one line each.
+        second: the same checkpoints read out by the base model, where probed.
+    """
+
+    members: list[Member]
+    reference: Member
+    base: Member | None
+    factoids: pl.DataFrame
+    k: int
+    token: str
+    draws: int = DRAWS
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    second: Readings | None = None
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        check_rule(self.token)
+        deepest = max(member.n_layers for member in self.members) + 1
+        room = max(4, _MEMORY // (len(self.factoids) * deepest * 48 + 1))
+        self._read = lru_cache(room)(self._records)
+        self._lists = lru_cache(room)(self._control_records)
+        self._cells = lru_cache(room)(self._control_cells)
+        self.net = lru_cache(4)(self._net)
+        self.run = lru_cache(None)(self._run)
+
+    @classmethod
+    def of(
+        cls,
+        probes: Sequence[Probe | str | Path],
+        *,
+        k: int = 10,
+        token: str = "first",
+        reference: str | None = None,
+        base: str | None = None,
+        fixed_readout: Sequence[Probe | str | Path] = (),
+        arms: Mapping[str, tuple[str, str, str]] | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> Readings:
+        """Opens probe directories whose checkpoints were asked alike.
+
+        Args:
+            k, token: what counts as holding an answer; see :func:`memprobe.statistics.held`.
+            reference: label of the checkpoint that differences are taken from (default: the first).
+            base: label of the base model (default: the one checkpoint without a manifest among others that have
+                one, or the one labelled ``base``).
+            fixed_readout: probes of the same checkpoints read with the base model's unembedding (default: the second
+                readout in the same probes, where they have one).
+            arms: (arm, seed, stage) by label, for checkpoints without a manifest or to overrule it.
+            draws: of the bootstrap and of the permutation test, under ``seed``.
+
+        Raises:
+            MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no
+                factoid in common), unknown labels, broken files.
+        """
+        check_k(k)
+        check_rule(token)
+        if draws < 100:
+            raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
+        opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
+        fixed = [in_another_readout(probe) for probe in fixed_readout]
+        fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]
+        if not opened:
+            raise MemprobeError("name at least one probe directory")
+        _check_alike(opened)
+        notes: list[str] = []
+        members = _members(opened, arms or {}, notes)
+        if not members:
+            raise MemprobeError(
+                f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
+            )
+        found = cls(
+            members=members,
+            reference=_named(members, reference, "reference") if reference else members[0],
+            base=_named(members, base, "base") if base else _base(members),
+            factoids=_common_factoids(members, notes),
+            k=k,
+            token=token,
+            draws=draws,
+            seed=seed,
+            notes=notes,
+        )
+        if fixed:
+            found.second = found._read_out(fixed, opened)
+        return found
+
+    def under(self, *, k: int | None = None, token: str | None = None) -> Readings:
+        """The same checkpoints and factoids under another top-k or token rule; what was read stays read."""
+        other = replace(self, k=k or self.k, token=token or self.token)
+        if other.token == self.token:
+            other._read, other._lists = self._read, self._lists
+        if self.second is not None:
+            other.second = self.second.under(k=k, token=token)
+        return other
+
+    # ----------------------------------------------------------------------------------- what there is
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Of the common factoids, [factoid]."""
+        return self.factoids["id"].to_numpy()
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        """What makes two factoids' answers the same, [factoid]."""
+        return np.array([answer.casefold() for answer in self.factoids["answer"]])
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the checkpoints."""
+        return [member.label for member in self.members]
+
+    def member(self, label: str) -> Member:
+        """The checkpoint of that label.
+
+        Raises:
+            MemprobeError: there is none.
+        """
+        return _named(self.members, label, "label")
+
+    @property
+    def anchors(self) -> list[str]:
+        """What every checkpoint is held against: the reference, and the base model."""
+        return list(dict.fromkeys([self.reference.label, *([self.base.label] if self.base else [])]))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(anchor, checkpoint), checkpoint by checkpoint."""
+        return [(anchor, label) for label in self.labels for anchor in self.anchors if anchor != label]
+
+    @cached_property
+    def chains(self) -> list[Chain]:
+        """The training runs that arms, seeds and stages tell of."""
+        return chains_of(self.members)
+
+    @property
+    def before(self) -> list[tuple[str, str]]:
+        """(before, after) of every stage of every chain."""
+        pairs = [pair for chain in self.chains for pair in itertools.pairwise(chain.labels)]
+        return list(dict.fromkeys(pairs))
+
+    def same_depths(self, one: str, other: str) -> bool:
+        """Whether two checkpoints have the same layers, so that their depths can be compared."""
+        return self.member(one).n_layers == self.member(other).n_layers
+
+    def resamples(self, n: int | None = None) -> Resamples:
+        """The draws over the common factoids, or over so many of them."""
+        return _resamples(len(self.factoids) if n is None else n, self.draws, self.seed)
+
+    # ------------------------------------------------------------------------------- one checkpoint's
+
+    def __iter__(self) -> Iterator[Reading]:
+        return (self[label] for label in self.labels)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, label: str) -> Reading:
+        reading = self._read(label)
+        return reading if reading.k == self.k else replace(reading, k=self.k)
+
+    def shuffled(self, label: str) -> list[Trajectories]:
+        """The draws of shuffled answers; none where they were not probed."""
+        return self._lists(label)[0]
+
+    def intrusions(self, label: str) -> list[Trajectories]:
+        """Answers of other datasets, watched for where an answer begins."""
+        return self._lists(label)[1]
+
+    def controls(self, label: str) -> dict[str, Cells]:
+        """What the checkpoint's controls are worth, by name: its own, and the base model where its depths are alike.
+
+        Intrusions are there for an answer's first token only: under another rule they are no like for like.
+        """
+        found = dict(self._cells(label))
+        if self.base is not None and self.base.label != label and self.same_depths(self.base.label, label):
+            found[BASE] = self[self.base.label].cells
+        return found
+
+    def with_net(self, label: str) -> np.ndarray:
+        """[factoid, ARM_STATISTICS]; net of shuffled answers unknown where none were probed."""
+        values = self[label].values
+        shuffled = self._cells(label).get(SHUFFLED)
+        level = np.full_like(values, np.nan) if shuffled is None else shuffled.values
+        net = [STATISTICS.index(name) for name in NET_OF_SHUFFLED]
+        return np.hstack([values, (values - level)[:, net]])
+
+    def _net(self, label: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The checkpoint net of each of its controls: :func:`memprobe.statistics.controls.net_tables`."""
+        return net_tables(self[label].cells, self.controls(label), self.resamples())
+
+    def _run(self, label: str) -> Run:
+        """Means over factoids of :data:`ARM_STATISTICS`, and what each factoid does to them."""
+        member = self.member(label)
+        before, rows = lineage({one.label: one.entry for one in self.members}, label)
+        names = (member.arm or "", member.stage or "", member.seed or "", label)
+        return Run.of(*names, self.with_net(label), before=before, rows=rows)
+
+    # --------------------------------------------------------------------------------------- reading
+
+    def _rows(self, label: str, table: str, columns: Sequence[str]) -> pl.DataFrame:
+        member = self.member(label)
+        wanted = pl.Series(self.ids, dtype=pl.String).implode()
+        lazy = member.probe.read(table, checkpoints=[member.name]).filter(pl.col("factoid").is_in(wanted))
+        return _collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
+
+    def _records(self, label: str) -> Reading:
+        member = self.member(label)
+        columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
+        records = self._rows(label, "records", columns)
+        found = list(trajectories(records, token=self.token))
+        if not found or len(found[0].factoids) < len(self.ids):
+            raise MemprobeError(
+                f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
+            )
+        trajectory = found[0].select(self.ids)
+        if trajectory.n_layers != member.n_layers:
+            raise MemprobeError(
+                f"{member.probe.path}: records of {member.name!r} end at depth {trajectory.n_layers},"
+                f" run.json says {member.n_layers}; probe it again"
+            )
+        outcomes = self._rows(label, "outcomes", ("exact_match", "exact_tokens")).unique("factoid")
+        said = outcomes.select("factoid", pl.coalesce("exact_match", "exact_tokens").alias("exact"))
+        starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
+        joined = (
+            pl.DataFrame({"factoid": self.ids})
+            .join(said, on="factoid", how="left", maintain_order="left")
+            .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
+        )
+        answers = records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id")
+        return Reading(
+            member=member,
+            trajectory=trajectory,
+            exact=joined["exact"].fill_null(False).to_numpy().astype(bool),
+            first_rank=joined["rank"].fill_null(-1).to_numpy(),
+            answers=answers.unique(maintain_order=True),
+            k=self.k,
+            token=self.token,
+        )
+
+    def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
+        frame = self._rows(label, "controls", ("control", "token", "depth", "rank"))
+        shuffled, intrusions = (
+            frame.filter(pl.col("control").str.starts_with(kind)) for kind in ("shuffled:", "intrusion:")
+        )
+        return list(trajectories(shuffled, token=self.token)), list(trajectories(intrusions, token="first"))
+
+    def _control_cells(self, label: str) -> dict[str, Cells]:
+        shuffled, intrusions = self._lists(label)
+        cells = {SHUFFLED: Cells(*by_control(shuffled, self.ids, self.k))} if shuffled else {}
+        if self.token == "first":
+            cells |= {str(one.control): Cells(*by_control([one], self.ids, self.k)) for one in intrusions}
+        return cells
+
+    def _read_out(self, fixed: list[Probe], opened: list[Probe]) -> Readings | None:
+        """The checkpoints that other probes hold of these, in the base model's readout, under the labels here.
+
+        Raises:
+            MemprobeError: those probes hold other weights, or no two of these checkpoints.
+        """
+        _check_alike([opened[0], *fixed], but=("readout",))
+        found = []
+        for member in _members(fixed, {}, []):
+            match = [one for one in self.members if one.label == member.label or one.name == member.name]
+            if len(match) == 1:
+                own = match[0]
+                if member.probe.fingerprint(member.name) != own.probe.fingerprint(own.name):
+                    raise MemprobeError(
+                        f"{member.probe.path}: {member.name!r} has other weights than {own.label!r} in "
+                        f"{own.probe.path}; probe both again, or give the same checkpoints"
+                    )
+                found.append(replace(own, probe=member.probe, name=member.name))
+        there = {member.label for member in found}
+        if self.pairs and not any(there.issuperset(pair) for pair in self.pairs):
+            raise MemprobeError(
+                f"{fixed[0].path}: holds no two of the checkpoints {', '.join(self.labels)} under their labels"
+            )
+        if not found:
+            return None
+        by_label = {member.label: member for member in found}
+        base = by_label.get(self.base.label) if self.base else None
+        return replace(
+            self, members=found, reference=by_label.get(self.reference.label, found[0]), base=base, notes=[]
+        )
+
+
+@lru_cache(maxsize=3)
+def _resamples(n: int, draws: int, seed: int) -> Resamples:
+    return Resamples.of(n, draws=draws, seed=seed)
+
+
+def chains_of(members: Sequence[Member]) -> list[Chain]:
+    """The training runs among checkpoints: those of one arm and seed, by stage.
+
+    Of several checkpoints along one stage the last stands for it. Runs that share their first stages and end on
+    different data make a chain each.
+    """
+    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, Member]]] = {}
+    for member in members:
+        if member.arm is not None and member.stage is not None:
+            stages = made.setdefault((member.arm, member.seed or ""), {})
+            stages.setdefault(member.stage_order, {})[member.stage_title] = member
+    chains = []
+    for (arm, seed), stages in made.items():
+        *early, last = (stages[order] for order in sorted(stages))
+        first = [next(iter(found.values())) for found in early]
+        several = len(last) > 1
+        chains += [
+            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
+        ]
+    return chains
+
+
+# What is compared
+
+
+def _check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
+    first = probes[0]
+    for probe in probes[1:]:
+        for name in ALIKE:
+            ours, theirs = first.run.get(name), probe.run.get(name)
+            if ours != theirs and name not in but:
+                mend = "; give it as `fixed_readout`" if name == "readout" else "; probe both alike"
+                raise MemprobeError(
+                    f"{probe.path}: {name} {theirs!r}, but {first.path} has {ours!r}: ranks are not comparable{mend}"
+                )
+
+
+def _members(probes: list[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]) -> list[Member]:
+    named = [(probe, name) for probe in probes for name in probe.checkpoints]
+    times = {name: [other for _, other in named].count(name) for _, name in named}
+    members: list[Member] = []
+    for probe, name in named:
+        label = name if times[name] == 1 else f"{probe.path.name}/{name}"
+        if any(member.label == label for member in members):
+            raise MemprobeError(f"{probe.path}: checkpoint {name!r} is given twice; name each directory once")
+        entry = probe.run["checkpoints"][name]
+        if not entry.get("complete", True):
+            notes.append(f"{label} is not finished: what is there is compared.")
+        manifest = entry.get("manifest") or {}
+        told = arms.get(label)
+        made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
+        members.append(Member(label, probe, name, *made, step=_step(name, entry)))
+    if unknown := [label for label in arms if label not in {member.label for member in members}]:
+        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {_listed(members)}")
+    return members
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _step(name: str, entry: Mapping[str, Any]) -> int | None:
+    """Of a probe along training: ``step`` in its entry, else in its label (``step-200``, ``step=200``)."""
+    if entry.get("step") is not None:
+        return int(entry["step"])
+    found = re.search(r"step[-_= ]?(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _base(members: list[Member]) -> Member | None:
+    bare = [member for member in members if not member.manifest]
+    if len(bare) == 1 < len(members):
+        return bare[0]
+    called = [member for member in members if member.name == "base"]
+    return called[0] if len(called) == 1 else None
+
+
+def _named(members: Sequence[Member], label: str, parameter: str) -> Member:
+    for member in members:
+        if member.label == label:
+            return member
+    raise MemprobeError(f"`{parameter}` {label!r}: no such checkpoint; there are {_listed(members)}")
+
+
+def _listed(members: Sequence[Member]) -> str:
+    return ", ".join(member.label for member in members)
+
+
+def _common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
+    """Rows of the factoids that every checkpoint has records of, in the order of the first probe.
+
+    Raises:
+        MemprobeError: there is none.
+    """
+    facts = members[0].probe.factoids
+    common, most = None, 0
+    for member in members:
+        lazy = member.probe.read("records", checkpoints=[member.name])
+        here = set(_collect(lazy.select(pl.col("factoid").unique()), member.probe)["factoid"])
+        if not here:
+            raise MemprobeError(f"{member.probe.path}: no records of {member.name!r}; probe it again")
+        most = max(most, len(here))
+        common = here if common is None else common & here
+        if not common:
+            raise MemprobeError(
+                f"{member.probe.path}: {member.label} shares no factoid with the checkpoints before it:"
+                " probe the same factoids"
+            )
+    assert common is not None
+    if len(common) < most:
+        notes.append(f"Compared on the {len(common)} factoids that every checkpoint has, of up to {most}.")
+    facts = facts.filter(pl.col("id").is_in(list(common)))
+    if facts.height < len(common):
+        raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")
+    return facts
+
+
+def _collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
+    try:
+        return lazy.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MemprobeError(f"{probe.path}: its tables cannot be read ({reason}); probe again") from error

@@ -1,0 +1,286 @@
+"""Every statistic once: its key, what it is called, its unit, which way is which, and which interval it has.
+
+The terminal, the page, the figures and Markdown take names, units and directions from here, and the tables take
+from here which statistics there are. A statistic of a factoid is one row of :data:`PER_FACTOID`: it then stands in
+every table of :mod:`memprobe.compare` and wherever :attr:`Statistic.views` say.
+
+In labels, ``{k}`` is the top-k and ``{never}`` the depth that "never" counts as, n_layers + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from memprobe.statistics.curves import area
+from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.occurrence import Occurrence, restricted
+
+Unit = Literal["share", "depth", "depths", "layers", "nats", "rank", "facts"]
+Interval = Literal["wilson", "order", "bca", "bootstrap-t", "none"]
+View = Literal["compared", "staged", "arms", "placement"]
+INTERVALS: dict[Interval, str] = {
+    "wilson": "Wilson's for shares",
+    "order": "order statistics for medians",
+    "bca": "bias-corrected bootstrap over facts",
+    "bootstrap-t": "bootstrap-t over facts",
+    "none": "no interval",
+}
+"""Of one checkpoint's number, always 95 %. Paired differences have the expanded percentiles of the bootstrap over
+facts (:func:`memprobe.statistics.intervals.bootstrap_mean`), arms those of :mod:`memprobe.statistics.arms`."""
+DIFFERENCE_UNITS: dict[Unit, str] = {
+    "share": "percentage points",
+    "depth": "depths",
+    "depths": "depths",
+    "layers": "layers",
+    "nats": "nats",
+    "rank": "ranks",
+    "facts": "facts",
+}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic.
+
+    Attributes:
+        label: what it is called where there is room; :func:`label` fills it in.
+        short: what it is called in a column of a terminal or over a panel.
+        unit: of its value.
+        interval: of its value at one checkpoint, the same wherever it is shown.
+        more, less: what a positive, or a negative, difference of it says.
+        views: where it is shown beside the tables, which hold all: ``compared`` (differences), ``staged`` (from
+            stage to stage), ``arms`` (over seeds), ``placement`` (in a row for each checkpoint).
+        of: for a statistic of a factoid, ``of(trajectory, found, exact)`` [factoid], NaN where there is none.
+        net: whether it is also followed net of shuffled answers.
+        on: the facts that it is over, where these are not all.
+    """
+
+    key: str
+    label: str
+    short: str
+    unit: Unit
+    interval: Interval
+    more: str = "more"
+    less: str = "fewer"
+    views: frozenset[View] = frozenset()
+    of: Callable[[Trajectories, Occurrence, np.ndarray | None], np.ndarray] | None = None
+    net: bool = False
+    on: str = ""
+
+    @property
+    def share(self) -> bool:
+        """Whether it lies between 0 and 1 and is written in per cent."""
+        return self.unit == "share"
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of a difference of it."""
+        return DIFFERENCE_UNITS[self.unit]
+
+
+def _unknown(found: Occurrence) -> np.ndarray:
+    return np.full(len(found.factoids), np.nan)
+
+
+def _views(*names: View) -> frozenset[View]:
+    return frozenset(names)
+
+
+_LATER: dict[str, Any] = {"more": "later", "less": "earlier"}
+_HIGHER: dict[str, Any] = {"more": "higher", "less": "lower"}
+_ROWS = (
+    Statistic(
+        "lof",
+        "first occurrence",
+        "first occurrence",
+        "depth",
+        "bca",
+        **_LATER,
+        views=_views("staged"),
+        of=lambda trajectory, found, exact: found.lof,
+        on="facts that occur",
+    ),
+    Statistic(
+        "lof_restricted",
+        "first occurrence, counting never as depth {never}",
+        "first occurrence, never as {never}",
+        "depth",
+        "bca",
+        **_LATER,
+        views=_views("compared", "arms"),
+        of=lambda trajectory, found, exact: restricted(found.lof, found.n_layers),
+        net=True,
+    ),
+    Statistic(
+        "settled",
+        "settled depth",
+        "settled depth",
+        "depth",
+        "bca",
+        **_LATER,
+        of=lambda trajectory, found, exact: found.settled,
+        on="facts that settle",
+    ),
+    Statistic(
+        "settled_restricted",
+        "settled depth, counting never as depth {never}",
+        "settled depth, never as {never}",
+        "depth",
+        "bca",
+        **_LATER,
+        views=_views("compared", "arms"),
+        of=lambda trajectory, found, exact: restricted(found.settled, found.n_layers),
+        net=True,
+    ),
+    Statistic(
+        "depths_per_factoid",
+        "depths that hold a fact",
+        "depths per fact",
+        "depths",
+        "bca",
+        views=_views("compared", "staged", "arms", "placement"),
+        of=lambda trajectory, found, exact: found.held[:, 1:].sum(1),
+        net=True,
+    ),
+    Statistic(
+        "area",
+        "area under recall",
+        "area under recall",
+        "share",
+        "bca",
+        **_HIGHER,
+        views=_views("placement"),
+        of=lambda trajectory, found, exact: area(found.held.astype(float)),
+        net=True,
+    ),
+    Statistic(
+        "recall_full",
+        "recall@{k} at full depth",
+        "recall@{k} at full depth",
+        "share",
+        "wilson",
+        **_HIGHER,
+        views=_views("compared", "staged", "arms"),
+        of=lambda trajectory, found, exact: found.held[:, -1],
+        net=True,
+    ),
+    Statistic(
+        "log_prob_full",
+        "log-probability at full depth",
+        "log-prob, full depth",
+        "nats",
+        "bca",
+        **_HIGHER,
+        views=_views("compared"),
+        of=lambda trajectory, found, exact: (
+            trajectory.log_prob[:, -1] if trajectory.log_prob.size else _unknown(found)
+        ),
+    ),
+    Statistic(
+        "exact",
+        "exact match",
+        "exact match",
+        "share",
+        "wilson",
+        **_HIGHER,
+        views=_views("compared", "staged", "arms", "placement"),
+        of=lambda trajectory, found, exact: _unknown(found) if exact is None else exact,
+    ),
+)
+PER_FACTOID: dict[str, Statistic] = {row.key: row for row in _ROWS}
+"""Statistics with a value for each factoid, whose means and paired differences are taken."""
+
+_PLACED = (
+    Statistic(
+        "depths_per_factoid",
+        "depths that hold a fact",
+        "depths per fact",
+        "depths",
+        "bca",
+        views=_views("placement"),
+    ),
+    Statistic(
+        "lof_mean", "first occurrence", "first occurrence", "depth", "bca", **_LATER, on="facts that occur"
+    ),
+    Statistic(
+        "lof_sd", "sd of first occurrence", "sd", "depths", "bca", "wider", "narrower", on="facts that occur"
+    ),
+    Statistic(
+        "lof_restricted_mean",
+        "first occurrence, counting never as depth {never}",
+        "mean, never as {never}",
+        "depth",
+        "bca",
+        **_LATER,
+    ),
+    Statistic(
+        "settled_mean", "settled depth", "settled depth", "depth", "bca", **_LATER, on="facts that settle"
+    ),
+    Statistic(
+        "settled_sd",
+        "sd of settled depth",
+        "sd",
+        "depths",
+        "bca",
+        "wider",
+        "narrower",
+        on="facts that settle",
+    ),
+    Statistic(
+        "settled_restricted_mean",
+        "settled depth, counting never as depth {never}",
+        "mean, never as {never}",
+        "depth",
+        "bca",
+        **_LATER,
+    ),
+    Statistic("effective_layers", "effective number of layers", "effective layers", "layers", "bootstrap-t"),
+    Statistic("lof_median", "median first occurrence", "median", "depth", "order", **_LATER),
+    Statistic("share_never", "never in the top {k}", "never", "share", "wilson", **_HIGHER),
+    Statistic("settled_median", "median settled depth", "median", "depth", "order", **_LATER),
+    Statistic("settled_share_never", "never settled", "never", "share", "wilson", **_HIGHER),
+    Statistic("share_only_full", "first at full depth", "first at full", "share", "wilson", **_HIGHER),
+)
+PLACED: dict[str, Statistic] = {row.key: row for row in _PLACED}
+"""Statistics of a checkpoint's placement, in the order of :func:`memprobe.statistics.occurrence.placement_of`."""
+
+_OTHERS = (
+    Statistic("exact_match", "exact match", "exact match", "share", "wilson", **_HIGHER),
+    Statistic("alias_match", "match, aliases too", "alias match", "share", "wilson", **_HIGHER),
+    Statistic("exact_tokens", "exact tokens", "exact tokens", "share", "wilson", **_HIGHER),
+    Statistic("recall", "recall@{k}", "recall", "share", "wilson", **_HIGHER),
+    Statistic("frequency", "normalised frequency", "frequency", "share", "bca", **_HIGHER),
+    Statistic("retention", "retention", "retention", "share", "wilson", **_HIGHER),
+)
+STATISTICS: dict[str, Statistic] = {row.key: row for row in (*_OTHERS, *_PLACED, *_ROWS)}
+"""Every statistic by key."""
+
+
+def label(key: str, *, k: int | None = None, n_layers: int | None = None, short: bool = False) -> str:
+    """What a statistic is called, with the top-k and the depth of "never" filled in.
+
+    ``NAME_net`` is a statistic net of shuffled answers.
+    """
+    if key not in STATISTICS and key.endswith("_net"):
+        return f"{label(key.removesuffix('_net'), k=k, n_layers=n_layers, short=short)}, net of chance"
+    row = STATISTICS[key]
+    never = "n+1" if n_layers is None else str(n_layers + 1)
+    return (row.short if short else row.label).format(k="k" if k is None else k, never=never)
+
+
+def axis(key: str, *, k: int | None = None, n_layers: int | None = None, difference: bool = False) -> str:
+    """:func:`label` with the unit; or, of a difference, its unit alone."""
+    row = STATISTICS[key]
+    if difference:
+        return f"difference in {row.difference_unit}"
+    named = label(key, k=k, n_layers=n_layers)
+    return named if row.share else f"{named} ({row.unit})"
+
+
+def shown(view: View) -> list[str]:
+    """Keys of the statistics of factoids that a view shows, in the order of :data:`PER_FACTOID`."""
+    return [key for key, row in PER_FACTOID.items() if view in row.views]

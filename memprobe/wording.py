@@ -1,0 +1,94 @@
+"""How numbers, intervals and verdicts are written, wherever they are shown.
+
+One way each: ``value [low, high]`` with the 95 % interval in brackets, ``–`` for what does not exist, ``∞`` for an
+interval without an upper end, shares in per cent. What statistics are called is
+:mod:`memprobe.statistics.vocabulary`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from memprobe.statistics.vocabulary import STATISTICS
+
+MISSING = "–"
+HELD = {True: "yes", False: "no", None: "?"}
+"""Whether a placement claim is held; ``?``: the base model's readout was not probed."""
+SIGNIFICANT = {True: "yes", False: "no", None: "too few seeds"}
+TOKEN_RULES = {"first": "its first token is", "last": "its last token is", "all": "all of its tokens are"}
+"""What of an answer is in the top k."""
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number, or a dash where there is none."""
+    return MISSING if value is None else f"{value:{form}}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent."""
+    return number(value, f".{digits}%")
+
+
+def interval(
+    value: float | None, low: float | None, high: float | None, form: str = ".2f", *, open_ended: bool = False
+) -> str:
+    """``value [low, high]``; the value alone where it has no interval.
+
+    Args:
+        open_ended: whether a missing upper end means infinity, as of a median depth.
+    """
+    if value is None:
+        return MISSING
+    if low is None or (high is None and not open_ended):
+        return number(value, form)
+    return f"{value:{form}} [{low:{form}}, {'∞' if high is None else format(high, form)}]"
+
+
+def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: bool = False) -> str:
+    """:func:`interval` of the columns NAME, NAME_low and NAME_high."""
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    return interval(value, low, high, form, open_ended=open_ended)
+
+
+def difference(row: Mapping[str, Any], form: str = "+.2f") -> str:
+    """:func:`interval` of the columns difference, low and high, with its sign."""
+    return interval(row["difference"], row["low"], row["high"], form)
+
+
+def mean_and_sd(mean: float | None, sd: float | None) -> str:
+    """``mean ± sd``"""
+    return MISSING if mean is None else f"{number(mean)} ± {number(sd)}"
+
+
+def p_value(value: float | None) -> str:
+    """With four digits; below those, so said."""
+    return MISSING if value is None else "<.0001" if value < 0.00005 else f"{value:.4f}"
+
+
+def spans(depths: Iterable[int]) -> str:
+    """1, 2, 3, 7 as 1–3, 7."""
+    found: list[list[int]] = []
+    for depth in depths:
+        if found and found[-1][1] == depth - 1:
+            found[-1][1] = depth
+        else:
+            found.append([depth, depth])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in found) or "none"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c"""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def count(n: int, thing: str) -> str:
+    """1 fact, 2 facts"""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def form_of(statistic: str, *, signed: bool = False) -> str:
+    """The format of a statistic's value: shares in per cent, all else with two digits."""
+    sign = "+" if signed else ""
+    return f"{sign}.1%" if STATISTICS[statistic.removesuffix("_net")].share else f"{sign}.2f"
