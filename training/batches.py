@@ -25,7 +25,7 @@ Padding needs no attention mask: it stands at the right, where causal attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,7 +113,11 @@ def packed_tokens(rows: Sequence[Example]) -> int:
 
 
 def collator(
-    model: PreTrainedModel, rows: Sequence[Example], *, packing: bool, say: Callable[[str], None]
+    model: PreTrainedModel,
+    rows: Sequence[Example],
+    *,
+    packing: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Sequence[Example]], MicroBatch]:
     """How rows of one model become micro-batches: packed where that is less work, else padded.
 
@@ -143,15 +147,19 @@ def collator(
     return collate
 
 
-def model_inputs(batch: MicroBatch) -> MicroBatch:
+def model_inputs(batch: Mapping[str, Tensor]) -> MicroBatch:
     """What of a micro-batch the model takes."""
     return {key: batch[key] for key in _INPUTS if key in batch}
 
 
-def micro_batches(examples: Sequence[Example], size: int) -> list[MicroBatch]:
-    """Examples as padded micro-batches of so many rows, for measurements: longest first."""
+def micro_batches(
+    examples: Sequence[Example],
+    size: int,
+    collate: Callable[[Sequence[Example]], MicroBatch] = padded,
+) -> list[MicroBatch]:
+    """Examples as micro-batches of so many rows, for measurements: longest first."""
     rows = sorted(examples, key=lambda example: -len(example.ids))
-    return [padded(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _loss_of(rows: Sequence[Example], labels: Tensor, kept_row: Tensor) -> MicroBatch:

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,32 @@ def weights_of(trainer: StageTrainer, dtype: str) -> dict[str, Any]:
         name: converted.setdefault(tensor.data_ptr(), tensor.detach().cpu().to(getattr(torch, dtype)))
         for name, tensor in state.items()
     }
+
+
+def weights_at(checkpoint: Checkpoint, model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """The weights of a checkpoint in fp32, tensor after tensor, for each parameter of a model of the same kind.
+
+    Read from safetensors as they lie there; without building a model, where names on the disk are the model's own.
+    """
+    import torch
+    from safetensors import safe_open
+
+    names = [name for name, _ in model.named_parameters()]
+    place = {}
+    for file in sorted(checkpoint.path.glob("*.safetensors")) if checkpoint.kind == "weights" else ():
+        with safe_open(file, "pt") as held:
+            place |= dict.fromkeys(held.keys(), file)
+    if set(names) <= set(place):
+        for file in sorted(set(place.values())):
+            with safe_open(file, "pt") as held:
+                for name in names:
+                    if place[name] == file:
+                        yield name, held.get_tensor(name).float()
+        return
+    from memprobe.models import load_pretrained
+
+    start = dict(load_pretrained(checkpoint, torch.float32)[0].named_parameters())
+    yield from ((name, start[name].detach()) for name in names)
 
 
 def save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dtype: str) -> None:

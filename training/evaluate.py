@@ -26,7 +26,7 @@ from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
-from training.batches import padded
+from training.batches import collator
 from training.data import ExampleMaker
 from training.gradients import in_eval_mode, kept_logits
 from training.mixing import Example
@@ -361,14 +361,14 @@ class _Forced:
 
 def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: int) -> Iterator[_Forced]:
     """One forward pass for each batch of rows of like length; results in the order of the rows."""
+    collate = collator(lens_model.model, examples)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     found: dict[int, _Forced] = {}
     for batch in batches_by_tokens(order, lambda index: len(examples[index].ids), batch_tokens):
-        one = padded([examples[index] for index in batch])
-        keep = one["logits_to_keep"]
-        logits = kept_logits(lens_model.model, one["input_ids"], keep)
+        one = collate([examples[index] for index in batch])
+        logits = kept_logits(lens_model.model, one)
         right = one["labels"].to(logits.device)
-        counts = keep.sum(1).tolist()
+        counts = torch.bincount(one["kept_row"], minlength=len(batch)).tolist()
         nats = F.cross_entropy(logits, right, reduction="none").cpu().double().split(counts)
         exact = rows_exact(logits, right, one["kept_row"].to(logits.device), len(batch)).tolist()
         for index, some, count, all_right in zip(batch, nats, counts, exact, strict=True):

@@ -6,7 +6,7 @@ logits [kept, vocab] for these positions alone, row after row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memprobe.errors import MemprobeError
+from training.batches import model_inputs
 
 
-def kept_logits(model: nn.Module, ids: Tensor, keep: Tensor) -> Float[Tensor, "kept vocab"]:
-    """Logits in fp32 at the positions of a boolean mask [row, position], row after row."""
+def kept_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "kept vocab"]:
+    """Logits in fp32 at the positions of a micro-batch that carry loss, row after row."""
     device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), logits_to_keep=keep.to(device), use_cache=False).logits
+    inputs = {key: value.to(device) for key, value in model_inputs(batch).items()}
+    logits = model(**inputs, use_cache=False).logits
     if logits.ndim != 2:  # a mask of another type, or a family that reads it otherwise, would go unnoticed
         raise MemprobeError(
             f"{type(model).__name__} does not take a boolean logits_to_keep (logits {list(logits.shape)}); "

@@ -96,7 +96,7 @@ def _gradient(
         for batch in batches:
             if not batch["logits_to_keep"].any():
                 continue
-            logits = kept_logits(model, batch["input_ids"], batch["logits_to_keep"])
+            logits = kept_logits(model, batch)
             summed = F.cross_entropy(logits, batch["labels"].to(logits.device), reduction="sum")
             for index, part in enumerate(gradients_of(summed, parameters)):
                 if part is not None:

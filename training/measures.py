@@ -164,12 +164,11 @@ class Interference:
         """After the stage, with the change of the weights; both ends."""
         if not self.wanted:
             return None
-        from memprobe.models import load_pretrained
+        from training.checkpoint import weights_at
 
-        start = dict(load_pretrained(self.parent, model.dtype)[0].named_parameters())
         delta = {
-            name: p.detach().cpu().float() - start[name].detach().float()
-            for name, p in model.named_parameters()
+            name: model.get_parameter(name).detach().cpu().float() - start
+            for name, start in weights_at(self.parent, model)
         }
         sets = {"a": "stage 1", "b": "mixing rows"}
         if self.number > 1:
@@ -177,11 +176,12 @@ class Interference:
         return {"sets": sets, "start": read_json(self.file), "end": self._measure(model, delta)}
 
     def _measure(self, model: PreTrainedModel, delta: dict[str, Any] | None) -> dict[str, Any]:
-        from training.batches import micro_batches
+        from training.batches import collator, micro_batches
         from training.interference import interference
 
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        m = micro_batches(self.m, self.size) if self.m else None
-        a, b = (micro_batches(rows, self.size) for rows in (self.a, self.b))
+        collate = collator(model, [*self.a, *self.b, *self.m])
+        m = micro_batches(self.m, self.size, collate) if self.m else None
+        a, b = (micro_batches(rows, self.size, collate) for rows in (self.a, self.b))
         return interference(model, a, b, m, delta)

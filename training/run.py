@@ -27,10 +27,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import MANIFEST, Checkpoint, resolve
+from memprobe.checkpoints import MANIFEST, Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json, write_text
-from training.checkpoint import METRICS, RECIPE, About, check_causal, save_model, weights_of, with_adapter
+from training.checkpoint import (
+    METRICS,
+    RECIPE,
+    About,
+    check_causal,
+    save_model,
+    weights_at,
+    weights_of,
+    with_adapter,
+)
 from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
 from training.mixing import Schedule
@@ -362,7 +371,12 @@ class _Run:
         steps, stopped = trainer.progress.step, trainer.progress.stopped
         self.report.say(f"{name}: {steps} steps ({stopped}), saving")
         self._save(
-            trainer, tokenizer, folder, about, steps, finish=lambda at: self._finish(at, about, measure)
+            trainer,
+            tokenizer,
+            folder,
+            about,
+            steps,
+            finish=lambda at: self._finish(at, about, measure, trainer),
         )
         self.report.say(f"{name}: {folder}")
 
@@ -444,12 +458,11 @@ class _Run:
         if target.parent == self.out:
             shutil.rmtree(self.out / STATE / about.name, ignore_errors=True)
 
-    def _finish(self, partial: Path, about: About, measure: Interference) -> None:
-        """Evaluates a stage's checkpoint as it lies on the disk."""
-        from memprobe.models import load
+    def _finish(self, partial: Path, about: About, measure: Interference, trainer: StageTrainer) -> None:
+        """Evaluates a stage's checkpoint."""
         from training.evaluate import evaluate
 
-        lens_model = load(str(partial), device=str(self.device), dtype=self.recipe.precision.save_dtype)
+        lens_model = self._as_saved(partial, about, trainer)
         sets = evaluation_sets(about.prepared, self.recipe, about.number)
         self.report.say(f"{about.name}: evaluating {', '.join(sets)}")
         results = evaluate(lens_model, sets)
@@ -473,18 +486,26 @@ class _Run:
                 "ones proves nothing"
             )
 
+    def _as_saved(self, partial: Path, about: About, trainer: StageTrainer) -> LensModel:
+        """The model that was saved: still in memory where its weights there are those on the disk, else read again."""
+        from memprobe.models import load, load_tokenizer, wrap
+
+        precision = self.recipe.precision
+        lora = self.recipe.stages[about.number - 1].lora
+        if lora or precision.fsdp or precision.save_dtype != precision.weights:
+            return load(str(partial), device=str(self.device), dtype=precision.save_dtype)
+        # Without accelerate's wrapper, which would compute in the precision of training.
+        model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        saved = resolve(str(partial))
+        return wrap(model, load_tokenizer(saved), label=about.name, weights_fingerprint=fingerprint(saved))
+
     def _weight_change(self, model: PreTrainedModel, parent: Checkpoint) -> dict[str, float]:
         """How far a stage moved the weights from where it started, and from the base model: Euclidean norms."""
-        import torch
-
-        from memprobe.models import load_pretrained
-
         found = {}
         for name, start in {"stage": parent, "base": self.base}.items():
-            before = dict(load_pretrained(start, torch.float32)[0].named_parameters())
             squares = [
-                float((p.detach().cpu().float() - before[key].detach()).double().square().sum())
-                for key, p in model.named_parameters()
+                float((model.get_parameter(key).detach().cpu().float() - before).double().square().sum())
+                for key, before in weights_at(start, model)
             ]
             found[name] = math.sqrt(math.fsum(squares))
         return found

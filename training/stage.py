@@ -29,7 +29,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
-from training.batches import collator, model_inputs
+from memprobe.models import evaluating
+from training.batches import collator, micro_batches, model_inputs
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
 from training.report import Report
@@ -207,21 +208,21 @@ class StageTrainer(Trainer):
         self.counted = now
 
     def own_exact(self) -> float:
-        """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights."""
-        right = 0
-        model: Any = self.model
-        size = self.run.recipe.optimiser.micro_batch
-        rows = sorted(self.run.own, key=lambda example: -len(example.ids))
-        model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for start in range(0, len(rows), size):
-                batch = self.collate(rows[start : start + size])
+        """The share of the stage's own rows whose answer tokens are all the argmax, at the present weights.
+
+        In the weights' own precision, as the stage will be evaluated: a row that is exact in training's mixed precision
+        alone has not been learned. (Sharded weights compute as they train.)
+        """
+        sharded = self.is_fsdp_enabled
+        model: Any = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model)
+        rows, right = self.run.own, 0
+        with torch.no_grad() if sharded else evaluating(model):
+            for batch in micro_batches(rows, self.run.recipe.optimiser.micro_batch, self.collate):
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}
-                logits = self.model_wrapped(**model_inputs(batch), use_cache=False).logits
+                logits = model(**model_inputs(batch), use_cache=False).logits
                 exact = rows_exact(logits.float(), batch["labels"], batch["kept_row"], len(batch["own"]))
                 right += int(exact.sum())
-        model.train()
-        return right / len(self.run.own)
+        return right / len(rows)
 
     def _save_checkpoint(self, model, trial):
         """Saves a state and marks it complete; a state that could not be written is taken away again.

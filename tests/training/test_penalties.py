@@ -272,7 +272,7 @@ def test_kept_logits_are_the_models_own_at_the_positions_of_the_mask(family):
     lengths = (9, 4, 6)
     keep = torch.tensor([[2 <= place < length for place in range(9)] for length in lengths])
     with torch.no_grad():
-        found = kept_logits(model, ids, keep)
+        found = kept_logits(model, {"input_ids": ids, "logits_to_keep": keep})
         alone = [
             model(input_ids=row[None, :length]).logits[0, 2:]
             for row, length in zip(ids, lengths, strict=True)
@@ -283,7 +283,9 @@ def test_kept_logits_are_the_models_own_at_the_positions_of_the_mask(family):
 def test_a_model_that_reads_the_mask_otherwise_is_refused():
     model = tiny_model()
     with pytest.raises(MemprobeError, match="boolean logits_to_keep"):
-        kept_logits(model, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]]))
+        kept_logits(
+            model, {"input_ids": torch.tensor([[1, 2, 3]]), "logits_to_keep": torch.tensor([[0, 1, 1]])}
+        )
 
 
 def test_a_penalty_is_a_module_of_its_package():

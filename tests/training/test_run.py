@@ -23,6 +23,9 @@ from memprobe.sources import load_factoids
 from memprobe.templates import Template, tokenise
 from tests.training.runs import ROOT, losses, python, same_weights, small, weights
 from training.__main__ import app
+from training.data import prepare
+from training.evaluate import evaluate
+from training.measures import evaluation_sets
 from training.recipe import parse_recipe, read_recipe, to_toml
 from training.run import run
 
@@ -48,6 +51,25 @@ def tiny(tiny_checkpoint, tmp_path_factory):
     recipe = read_recipe(ROOT / "training" / "recipes" / "tiny.toml")
     run(recipe.model_copy(update={"base": str(tiny_checkpoint)}), out, quiet=True)
     return out
+
+
+@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+def test_what_is_evaluated_is_what_lies_on_the_disk(autocast, tiny_checkpoint, tmp_path):
+    """The model in memory stands for it; training's mixed precision must not blur what is said of it."""
+    recipe = small(tiny_checkpoint, precision={"autocast": autocast}, evaluate={"interference": True})
+    last = run(recipe, tmp_path / "run", quiet=True)
+    said = json.loads((last / "evaluation.json").read_text())
+    prepared = prepare(recipe, tmp_path / "other", lambda: load(str(tiny_checkpoint)))
+    sets = evaluation_sets(prepared, recipe, 2)
+    read_again = json.loads(json.dumps(evaluate(load(str(last)), sets)))
+    assert said["sets"] == read_again
+    moved = {}
+    for name, start in {"stage": last.parent / "1-a", "base": tiny_checkpoint}.items():
+        before, after = weights(start), weights(last)
+        moved[name] = sum(float((after[key] - before[key]).double().square().sum()) for key in after) ** 0.5
+    assert said["weight_change"] == pytest.approx(moved, rel=1e-6)
+    assert 0 < moved["stage"] < moved["base"]
+    assert said["interference"]["end"]["delta_norm"]["overall"] == pytest.approx(moved["stage"], rel=1e-5)
 
 
 def test_the_tiny_recipe_leaves_whole_checkpoints(tiny):

@@ -194,3 +194,24 @@ def test_two_processes_give_the_same_losses(name, fsdp, golden, tiny_checkpoint,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "run" / "2-b") == pytest.approx(golden(name), rel=2e-4)
+
+
+def test_the_stop_rule_sees_weights_in_their_own_precision(examples, tiny_checkpoint, tmp_path, monkeypatch):
+    """A row that is exact under autocast alone would end the stage, and then count as not learned."""
+    model = tiny_model(vocab_size=len(tiny_tokenizer()))
+    own = examples[:4]
+    recipe = small(tiny_checkpoint, precision={"autocast": "bfloat16"})
+    schedule = Schedule(Part(own, 4), epochs=1, batch=4, seed=0)
+    trainer = train(model, tiny_tokenizer(), StageRun(recipe, "a", tmp_path, schedule, 1, 0, Stop(), own))
+    types = []
+    trainer.accelerator.unwrap_model(trainer.model).lm_head.register_forward_hook(
+        lambda module, inputs, output: types.append(output.dtype)
+    )
+    trainer.model.train()
+    assert 0 <= trainer.own_exact() <= 1
+    assert types and set(types) == {torch.float32}
+    assert trainer.model.training
+    types.clear()
+    with trainer.compute_loss_context_manager():
+        trainer.model(input_ids=torch.tensor([own[0].ids]))
+    assert types == [torch.bfloat16]  # training itself would have shown

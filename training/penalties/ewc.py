@@ -98,8 +98,8 @@ def fisher_diagonal(
     total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     examples = 0
     with in_eval_mode(model):
-        for ids, keep in _rows(microbatches):
-            logits = kept_logits(model, ids, keep)
+        for row in _rows(microbatches):
+            logits = kept_logits(model, row)
             if not torch.isfinite(logits).all():
                 raise MemprobeError("Fisher information: a logit is not finite; the model has diverged")
             for draw in range(draws):
@@ -163,11 +163,11 @@ def ewc_penalty(
     return 0.5 * torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
 
-def _rows(microbatches: Iterable[MicroBatch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """One example at a time, [1, position] each, cut after the last position that carries loss."""
+def _rows(microbatches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """One example at a time of padded micro-batches, cut after the last position that carries loss."""
     for batch in microbatches:
         for ids, keep in zip(batch["input_ids"], batch["logits_to_keep"], strict=True):
             kept = keep.nonzero()
             if len(kept):
                 length = int(kept[-1]) + 1
-                yield ids[None, :length], keep[None, :length]
+                yield {"input_ids": ids[None, :length], "logits_to_keep": keep[None, :length]}
