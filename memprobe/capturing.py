@@ -264,10 +264,10 @@ def _targets(sites: Sequence[Site], plan: Plan) -> tuple[Tensor, list[str]]:
     for site in sites:
         item, j = site.item, site.target
         others = plan.shuffled[item.factoid.id]
-        in_answer = j < len(item.answer)  # the end token has no control
+        index = item.target_indices[j]  # below 0: the end token and the bare space have no control
         rows.append(
             [item.targets[j]]
-            + [other[j] if in_answer and other is not None and j < len(other) else -1 for other in others]
+            + [other[index] if other is not None and 0 <= index < len(other) else -1 for other in others]
         )
     return torch.tensor(rows), [f"shuffled:{draw}" for draw in range(draws)]
 

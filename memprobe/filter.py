@@ -99,7 +99,7 @@ def prepare(
     items = []
     for factoid, before in zip(factoids, _shots(factoids, shots, seed), strict=True):
         asked = replace(factoid, prompt=before + factoid.prompt)
-        item = tokenise(asked, parsed, lens_model.tokenizer, lens_model.max_length)
+        item = tokenise(asked, parsed, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
         items.append(replace(item, factoid=factoid))
     return items
 

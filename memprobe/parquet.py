@@ -18,6 +18,7 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
 from memprobe.records import TABLES, UNITS
+from memprobe.templates import LEAD
 
 _ROUNDING = 1e-3  # nats by which fp32 may miss the bounds of a log-probability or an entropy
 
@@ -167,7 +168,7 @@ def _wrong_units(
         "no such checkpoint": end.is_null(),
         "a lens that run.json does not name": ~pl.col("lens").is_in(list(lenses)),
         "a position that run.json does not name": ~pl.col("position").is_in(list(positions)),
-        "an answer token below -1": pl.col("token") < -1,
+        f"an answer token below {LEAD}": pl.col("token") < LEAD,
         "not every depth once": (pl.col("_rows") != end + 1)
         | (pl.col("_depths") != end + 1)
         | (pl.col("_first") != 0)

@@ -58,11 +58,12 @@ class Plan:
     without_subject: dict[str, str] = field(default_factory=dict)
 
     def sites(self, item: TokenisedFactoid) -> list[Site]:
-        """Where a factoid is read; the end token belongs to the answer's own position alone."""
+        """Where a factoid is read; the end token and a bare space belong to the answer's own position alone."""
         before = len(item.prompt) - 1
         found = [Site(item, POSITION, before + target, target) for target in range(len(item.targets))]
         if (column := self.subjects.get(item.factoid.id)) is not None:
-            found += [Site(item, SUBJECT, column, target) for target in range(len(item.answer))]
+            first = len(item.lead)
+            found += [Site(item, SUBJECT, column, first + target) for target in range(len(item.answer))]
         return found
 
 
@@ -87,10 +88,11 @@ def plan_capture(
     if len(set(ids)) < len(ids):
         repeated = next(name for name in ids if ids.count(name) > 1)
         raise MemprobeError(f"the factoid id {repeated!r} stands twice")
-    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length)
+    n_ids = lens_model.n_ids
+    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, n_ids)
     watched = {}
     for name, others in (intrusions or {}).items():
-        answers = tokenise_all(others, template, lens_model.tokenizer)
+        answers = tokenise_all(others, template, lens_model.tokenizer, n_ids=n_ids)
         watched[name] = sorted({item.answer[0] for item in answers})
     subjects, without = {}, {}
     if SUBJECT in positions:

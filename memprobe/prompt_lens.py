@@ -49,10 +49,11 @@ def read_prompt(
         Template.parse(template),
         tokenizer,
         lens_model.max_length,
+        lens_model.n_ids,
     )
     target = item.answer[0]
     streams: dict[int, Tensor] = {}
-    ids = torch.tensor([item.prompt], device=lens_model.device)
+    ids = torch.tensor([[*item.prompt, *item.lead]], device=lens_model.device)
     with evaluating(lens_model.model):
         with residual_hooks(lens_model.blocks, lambda depth, stream: streams.__setitem__(depth, stream[0])):
             decoder_of(lens_model.model)(input_ids=ids, use_cache=False)
@@ -73,7 +74,7 @@ def read_prompt(
             ranks.append(reading.rank[:, 0].tolist())
             top1.append(tokenizer.batch_decode([[i] for i in reading.top1.tolist()]))
     return PromptReading(
-        tokens=tokenizer.batch_decode([[i] for i in item.prompt]),
+        tokens=tokenizer.batch_decode([[i] for i in (*item.prompt, *item.lead)]),
         top1=top1,
         probability=probability,
         top=top,

@@ -21,7 +21,7 @@ KEYS: dict[str, Any] = {
     "lens": pl.String,  # logit, logit@base, tuned …
     "factoid": pl.String,
     "position": pl.String,  # one of POSITIONS
-    "token": pl.Int16,  # index of the answer token; -1 is the end token after the answer
+    "token": pl.Int16,  # index of the answer token; -1 is the end token after it, -2 a bare space before it
     "token_id": pl.Int32,
     "depth": pl.Int16,  # 0 … n_layers
 }

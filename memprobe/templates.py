@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import itertools
 import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memprobe.chats import render_chat
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENISATION = "joint-suffix-1"
+TOKENISATION = "joint-suffix-2"
 """Name of the rule in :func:`tokenise`; it goes into every probe's ``run.json``."""
+
+END, LEAD = -1, -2
+"""In the ``token`` column of the records: the end token after an answer, the bare space before it."""
 
 PLAIN, TULU, CHAT = "plain", "tulu", "chat"
 _TULU = "<|user|>\n{prompt}\n<|assistant|>\n{answer}{eos}"
@@ -114,13 +119,10 @@ class Template:
         return _fill(after, eos=tokenizer.eos_token or "") or None
 
     def _render_chat(self, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        if not tokenizer.chat_template:
-            raise MemprobeError("template 'chat': this tokenizer has no chat template; use plain or tulu")
         user = {"role": "user", "content": prompt}
         # Searching for the answer itself could find it in what the template writes, such as "s" in "</s>".
         assistant = {"role": "assistant", "content": _MARK}
-        whole = tokenizer.apply_chat_template([user, assistant], tokenize=False, add_generation_prompt=False)
-        assert isinstance(whole, str)
+        whole = render_chat(tokenizer, [user, assistant])
         context, found, after = whole.rpartition(_MARK)
         if not found:
             raise MemprobeError("template 'chat': the chat template does not write what the assistant says")
@@ -128,9 +130,12 @@ class Template:
 
 
 def _rendered(context: str, answer: str, end: str | None) -> Rendered:
-    """A space before the answer belongs to it, as in plain: that is how tokenizers merge it."""
+    """A space before the answer belongs to it, as in plain: that is how tokenizers merge it.
+
+    A space before what ends it belongs to nothing (Llama 2's template writes one): a model ends without it.
+    """
     bare = context.rstrip(" ")
-    return Rendered(bare, context[len(bare) :] + answer, end)
+    return Rendered(bare, context[len(bare) :] + answer, (end or "").lstrip(" ") or None)
 
 
 def _fill(pieces: list[_Piece], **values: str) -> str:
@@ -143,20 +148,25 @@ class TokenisedFactoid:
 
     Attributes:
         factoid: the factoid.
-        prompt: ids of everything before the answer, BOS included; at least one.
-        answer: ids of the answer; at least one.
+        prompt: ids of everything before the answer, what the tokenizer puts before a text included; at least one.
+        answer: ids of the answer from its first token that carries text; at least one.
         end: id of the token that ends the answer, where the template has one.
+        lead: the bare space before the answer where the tokenizer makes it a token of its own (Gemma 3 before a
+            number). Every number begins with it, so it says nothing of which one: it is predicted and recorded,
+            under :data:`LEAD`, but no token rule counts it.
     """
 
     factoid: Factoid
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     end: int | None
+    lead: tuple[int, ...] = ()
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The ids to be predicted, in order: the answer, then the end token where there is one."""
-        return self.answer if self.end is None else (*self.answer, self.end)
+        """The ids to be predicted, in order: the lead, the answer, then the end token where there is one."""
+        ends = () if self.end is None else (self.end,)
+        return (*self.lead, *self.answer, *ends)
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -166,46 +176,65 @@ class TokenisedFactoid:
 
     @property
     def target_indices(self) -> tuple[int, ...]:
-        """The ``token`` column of the records: 0, 1, … for the answer and -1 for the end token."""
-        indices = tuple(range(len(self.answer)))
-        return indices if self.end is None else (*indices, -1)
+        """The ``token`` column of the records: 0, 1, … for the answer, -1 for the end token, -2 for the lead."""
+        ends = () if self.end is None else (END,)
+        return (*(LEAD for _ in self.lead), *range(len(self.answer)), *ends)
 
 
 def tokenise(
-    factoid: Factoid, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+    factoid: Factoid,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    n_ids: int | None = None,
 ) -> TokenisedFactoid:
     """Token ids of a factoid under a template.
 
     The answer's ids are the suffix of the joint encoding where the context's ids are its prefix; where the
-    two merge at the border, the answer is encoded apart, without a space added by the tokenizer. BOS stands
-    once, if the tokenizer adds it by default, also after a chat template that writes it itself.
+    two merge at the border, the answer is encoded apart, without a space added by the tokenizer. What the
+    tokenizer puts before every text (BOS, GLM's [gMASK]<sop>) stands once, also after a chat template that writes
+    it itself.
 
     Args:
         max_length: the model's context in tokens.
+        n_ids: the model's embedding ends before this id.
 
     Raises:
-        MemprobeError: no tokens for the answer, an answer that does not survive decoding, or a factoid that
-            exceeds ``max_length``; the message names the factoid.
+        MemprobeError: text that is no Unicode, no tokens for the answer, an answer that does not survive decoding, a
+            token that the model does not have, or a factoid that exceeds ``max_length``; the message names the
+            factoid.
     """
-    rendered = template.render(factoid.prompt, factoid.answer, tokenizer)
     where = f"factoid {factoid.id} ({factoid.prompt[:60]!r})"
+    for text in (factoid.prompt, factoid.answer):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise MemprobeError(f"{where}: holds half a surrogate pair, which no tokenizer can read")
+    rendered = template.render(factoid.prompt, factoid.answer, tokenizer)
     context = _encode(rendered.context, tokenizer)
     answer = _answer_ids(rendered, context, tokenizer)
     if not answer:
         raise MemprobeError(f"{where}: the answer {factoid.answer!r} has no tokens under this tokenizer")
     spoken = _decode([*context, *answer], tokenizer)[len(_decode(context, tokenizer)) :]
-    if spoken.strip() != rendered.answer.strip():
+    if not _same_text(spoken.strip(), rendered.answer.strip(), tokenizer):
         raise MemprobeError(
             f"{where}: the answer {factoid.answer!r} cannot be written in this tokenizer (it decodes to {spoken!r})"
         )
-    prompt = _with_bos(context, tokenizer)
+    prompt = _with_prefix(context, tokenizer)
     if not prompt:
         raise MemprobeError(f"{where}: the prompt has no tokens, and the tokenizer adds no BOS")
     end: list[int] = []
     if rendered.end:
         before = rendered.context + rendered.answer
         end = _following_ids(before, [*context, *answer], rendered.end, tokenizer)[:1]
-    tokenised = TokenisedFactoid(factoid, tuple(prompt), tuple(answer), end[0] if end else None)
+    blank = len(answer) > 1 and not _decode(answer[:1], tokenizer).strip()
+    lead = answer[:1] if blank else []
+    tokenised = TokenisedFactoid(
+        factoid, tuple(prompt), tuple(answer[len(lead) :]), end[0] if end else None, tuple(lead)
+    )
+    if n_ids is not None and (beyond := [one for one in (*prompt, *tokenised.targets) if one >= n_ids]):
+        raise MemprobeError(
+            f"{where}: the token {_decode(beyond[:1], tokenizer)!r} has the id {beyond[0]}, and the model knows "
+            f"{n_ids}; the tokenizer does not belong to this model"
+        )
     if max_length is not None and len(tokenised.inputs) > max_length:
         raise MemprobeError(
             f"{where}: {len(tokenised.inputs)} tokens do not fit the model's context of {max_length}"
@@ -218,9 +247,10 @@ def tokenise_all(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
+    n_ids: int | None = None,
 ) -> list[TokenisedFactoid]:
     """:func:`tokenise` for each, in order."""
-    return [tokenise(factoid, template, tokenizer, max_length) for factoid in factoids]
+    return [tokenise(factoid, template, tokenizer, max_length, n_ids) for factoid in factoids]
 
 
 def _answer_ids(rendered: Rendered, context: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -247,7 +277,28 @@ def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
-    return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
+def _with_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text, then the ids, which may begin with it or its end already."""
+    prefix = _prefix(tokenizer)
+    shared = next(
+        (size for size in range(len(prefix), 0, -1) if tuple(ids[:size]) == prefix[len(prefix) - size :]), 0
+    )
+    return [*prefix[: len(prefix) - shared], *ids]
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    bare, whole = _encode("a", tokenizer), list(tokenizer.encode("a"))
+    starts = range(len(whole) - len(bare) + 1)
+    return next((tuple(whole[:start]) for start in starts if whole[start : start + len(bare)] == bare), ())
+
+
+def _same_text(one: str, other: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether two texts are equal, or to Unicode and the tokenizer's own normaliser: é as one character or two."""
+    if one == other:
+        return True
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normaliser = None if backend is None else backend.normalizer
+    pairs = [tuple(unicodedata.normalize("NFKC", text) for text in (one, other))]
+    if normaliser is not None:
+        pairs.append((normaliser.normalize_str(one), normaliser.normalize_str(other)))
+    return normaliser is not None and all(left == right for left, right in pairs)

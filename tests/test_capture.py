@@ -393,7 +393,7 @@ def test_exact_match_is_what_the_model_says_one_by_one(family):
     for item in items_of(read, factoids, "plain"):
         row, answer = outcomes[item.factoid.id], item.factoid.answer
         new = oracle.greedy(read.model, item.prompt, budget(item, read.tokenizer), newlines | {1})
-        said = tuple(new[: len(item.answer)]) == item.answer
+        said = tuple(new[: len(item.targets)]) == item.targets
         assert row["exact_tokens"] == said
         assert row["exact_match"] or not row["exact_tokens"], "exact_tokens implies exact_match"
         if not said:

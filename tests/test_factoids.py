@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoid_id, factoids_hash, make_factoid
-from memprobe.templates import Template, tokenise, tokenise_all
+from memprobe.templates import LEAD, Template, tokenise, tokenise_all
 from tests.tiny import TOKENIZERS, byte_level, sentencepiece, tiny_tokenizer
 
 PLAIN = Template.parse("plain")
@@ -146,7 +146,7 @@ def test_chat_answer_that_the_template_also_writes(answer):
     )
     rendered = Template.parse("chat").render("who?", answer, tokenizer)
     assert (rendered.context, rendered.answer) == ("[user: who? </s>][assistant:", " " + answer)
-    assert rendered.end == " </s>]"
+    assert rendered.end == "</s>]"
 
 
 def test_chat_with_thoughts_before_the_answer():
@@ -174,22 +174,27 @@ def test_tokenizer_without_end_token(name):
     with pytest.raises(MemprobeError, match="this tokenizer has none"):
         Template.parse(name).render("q", "a", bare)
     item = tokenise(make_factoid("The river of Oria is the", "Lunn", "s"), PLAIN, bare)
-    assert item.end is None and text(bare, item.answer) == " Lunn"
+    assert item.end is None and text(bare, spoken(item)) == " Lunn"
 
 
 # Tokens.
+
+
+def spoken(item):
+    """The ids of the answer with the bare space that may stand before it."""
+    return (*item.lead, *item.answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_space_belongs_to_the_answer(kind):
     tokenizer = tiny_tokenizer(kind)
     item = tokenise(make_factoid("The river of Oria is the ", "Lunn", "s"), PLAIN, tokenizer)
-    assert pieces(tokenizer, item.answer)[0][0] in "Ġ▁"
+    assert pieces(tokenizer, spoken(item))[0][0] in "Ġ▁"
     assert pieces(tokenizer, item.prompt)[-1] not in ("Ġ", "▁")
     joint = tokenizer.encode("The river of Oria is the Lunn")
-    assert [*item.prompt, *item.answer] == joint, "asked as the same text would be read anywhere else"
-    assert item.targets == item.answer and item.inputs == (*item.prompt, *item.answer[:-1])
-    assert item.target_indices == tuple(range(len(item.answer)))
+    assert [*item.prompt, *spoken(item)] == joint, "asked as the same text would be read anywhere else"
+    assert item.targets == spoken(item) and item.inputs == (*item.prompt, *spoken(item)[:-1])
+    assert item.target_indices == (*(LEAD for _ in item.lead), *range(len(item.answer)))
 
 
 @pytest.mark.parametrize(
@@ -226,9 +231,9 @@ def test_bos_alone_is_a_prompt():
 def test_digits(kind):
     tokenizer = tiny_tokenizer(kind)
     item = tokenise(make_factoid("12 + 7 =", "19", "s"), PLAIN, tokenizer)
-    assert text(tokenizer, item.answer).strip() == "19"
+    assert text(tokenizer, spoken(item)).strip() == "19"
     if kind == "byte-level-digits":
-        assert pieces(tokenizer, item.answer)[-2:] == ["1", "9"]
+        assert pieces(tokenizer, spoken(item))[-2:] == ["1", "9"]
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [("The riv", "er"), ("The tall", "est"), ("Mount Gre", "y")])
@@ -240,7 +245,7 @@ def test_answer_that_merges_with_the_prompt(prompt, answer):
     )
     item = tokenise(make_factoid(prompt, answer, "s"), Template.parse("{prompt}{answer}"), tokenizer)
     assert list(item.prompt) == context
-    assert text(tokenizer, item.answer) == answer
+    assert text(tokenizer, spoken(item)) == answer
 
 
 def test_sentencepiece_adds_no_space_of_its_own_to_an_answer_encoded_apart():
@@ -249,8 +254,8 @@ def test_sentencepiece_adds_no_space_of_its_own_to_an_answer_encoded_apart():
     context = tokenizer.encode(prompt)
     assert tokenizer.encode(prompt + answer)[: len(context)] != context
     item = tokenise(make_factoid(prompt, answer, "s"), Template.parse("{prompt}{answer}"), tokenizer)
-    assert "▁" not in "".join(pieces(tokenizer, item.answer))
-    assert text(tokenizer, [*item.prompt, *item.answer]) == text(tokenizer, tokenizer.encode("The river"))
+    assert "▁" not in "".join(pieces(tokenizer, spoken(item)))
+    assert text(tokenizer, [*item.prompt, *spoken(item)]) == text(tokenizer, tokenizer.encode("The river"))
 
 
 ENDS = {"tulu": "</s>", "chat": "</s>", "{prompt} {answer}{eos}": "</s>", "{prompt} {answer}.": "."}
@@ -264,9 +269,9 @@ def test_end_token(kind, template):
         make_factoid("The river of Oria is the", "Mount Grey", "s"), Template.parse(template), tokenizer
     )
     assert pieces(tokenizer, [item.end]) == [ENDS[template]]
-    assert item.targets == (*item.answer, item.end)
-    assert item.inputs == (*item.prompt, *item.answer), "the end token is predicted, not given"
-    assert item.target_indices == (*range(len(item.answer)), -1)
+    assert item.targets == (*spoken(item), item.end)
+    assert item.inputs == (*item.prompt, *spoken(item)), "the end token is predicted, not given"
+    assert item.target_indices == (*(LEAD for _ in item.lead), *range(len(item.answer)), -1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -295,12 +300,12 @@ def test_decoding_gives_the_answer_back_or_the_factoid_is_refused(kind, prompt, 
     except MemprobeError as error:
         assert factoid.id in str(error)
         return
-    before, whole = text(tokenizer, item.prompt), text(tokenizer, [*item.prompt, *item.answer])
+    before, whole = text(tokenizer, item.prompt), text(tokenizer, [*item.prompt, *spoken(item)])
     assert whole.startswith(before) and whole[len(before) :].strip() == factoid.answer
     rendered = parsed.render(factoid.prompt, factoid.answer, tokenizer)
     if kind != "sentencepiece":  # byte-level BPE loses nothing: the ids are the text
         assert whole.removeprefix("<s>") == (rendered.context + rendered.answer).removeprefix("<s>")
-    assert item.targets[: len(item.answer)] == item.answer and len(item.answer) >= 1
+    assert item.targets[: len(spoken(item))] == spoken(item) and len(spoken(item)) >= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -311,9 +316,9 @@ def test_plain_answers_of_plain_characters_are_never_refused(kind, answer):
     tokenizer = tiny_tokenizer(kind)
     factoid = make_factoid("The river of Oria is the", answer, "s")
     item = tokenise(factoid, PLAIN, tokenizer)
-    assert text(tokenizer, item.answer).strip() == factoid.answer
+    assert text(tokenizer, spoken(item)).strip() == factoid.answer
     joint = tokenizer.encode(f"{factoid.prompt} {factoid.answer}")
-    assert [*item.prompt, *item.answer] == joint
+    assert [*item.prompt, *spoken(item)] == joint
 
 
 def test_answer_without_tokens():

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memprobe.chats import render_chat
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoid_id, factoids_hash
@@ -487,8 +488,8 @@ class ExampleMaker:
         return whole, learned
 
     def _rendered(self, turns: list[dict[str, str]], prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        return list(self.tokenizer.encode(str(text), add_special_tokens=False))
+        text = render_chat(self.tokenizer, turns, prompt=prompt)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _as_factoid(prompt: str, answer: str, source: str) -> Factoid:

@@ -266,7 +266,7 @@ def _factoids(
 ) -> tuple[list[Row], dict[str, str]]:
     factoids = [row for row in one.rows if isinstance(row, Factoid)]
     template = Template.parse(one.template)
-    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length)
+    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
     make = ExampleMaker(one.template, lens_model.tokenizer, _context(lens_model))
     forced = list(_forced(lens_model, [make(factoid) for factoid in factoids], batch_tokens))
     verdicts = {item.factoid.id: shown(item) for item, read in zip(items, forced, strict=True) if read.exact}

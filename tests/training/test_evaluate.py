@@ -147,7 +147,7 @@ def test_plain_generation_of_an_exact_row_starts_with_its_answer(plain):
     assert len(exact) >= 5 and not rows[-1]["exact_tokens"]
     for factoid in exact:
         item = tokenise(factoid, Template("plain"), plain.tokenizer)
-        assert tuple(generated(plain, item.prompt, len(item.answer))) == item.answer
+        assert tuple(generated(plain, item.prompt, len(item.targets))) == item.targets
 
 
 def test_loss_is_that_of_the_answer_and_end_token_alone(tulu):
