@@ -128,7 +128,8 @@ def write_maps(path: Path, kind: FittedKind, maps: Mapping[int, AffineMap]) -> N
         tensors["bias"] = torch.stack([bias for bias in biases if bias is not None])
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"lens": kind, "schema": str(LENS_SCHEMA)})
+        # One key only: the order of several differs from write to write, and with it the file's hash.
+        save_file(tensors, temporary, metadata={"memprobe": f"{kind} {LENS_SCHEMA}"})
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
@@ -145,10 +146,10 @@ def _read_own(path: Path) -> LensFile:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise MemprobeError(f"{path}: truncated or corrupt ({first_line(error)})") from error
-    kind, schema = metadata.get("lens"), metadata.get("schema")
+    kind, _, schema = metadata.get("memprobe", "").partition(" ")
     if kind not in FITTED_KINDS or schema != str(LENS_SCHEMA):
         raise MemprobeError(
-            f"{path}: not a lens of memprobe (its header says lens {kind!r}, schema {schema!r})"
+            f"{path}: not a lens of memprobe (its header says kind {kind!r}, schema {schema!r})"
         )
     weight, bias = tensors.get("weight"), tensors.get("bias")
     square = weight is not None and weight.dim() == 3 and weight.shape[1] == weight.shape[2]

@@ -369,4 +369,5 @@ def _in_fp32(module: nn.Module) -> nn.Module:
     """The module itself where it is fp32 already, else an fp32 copy; the model keeps its own precision."""
     if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
         return module
-    return copy.deepcopy(module).float()
+    with torch.inference_mode(False):  # fits take gradients through it
+        return copy.deepcopy(module).float()

@@ -1,4 +1,4 @@
-"""The command line: ``memprobe layers | lens | check | compare | figures | dashboard | sources | filter``.
+"""The command line: ``memprobe layers | lens | check | compare | figures | dashboard | sources | filter | fit``.
 
 One module per command; each adds its command to the application in :mod:`memprobe.cli.app` when it is imported here.
 Heavy imports (torch, transformers, plotly) wait inside the commands, so that ``memprobe --help`` answers at once.
@@ -6,9 +6,21 @@ Heavy imports (torch, transformers, plotly) wait inside the commands, so that ``
 
 from __future__ import annotations
 
-from memprobe.cli import app, check, compare, dashboard, figures, filter, layers, lens, sources
+from memprobe.cli import app, check, compare, dashboard, figures, filter, fit, layers, lens, sources
 
-__all__ = ["app", "check", "compare", "dashboard", "figures", "filter", "layers", "lens", "main", "sources"]
+__all__ = [
+    "app",
+    "check",
+    "compare",
+    "dashboard",
+    "figures",
+    "filter",
+    "fit",
+    "layers",
+    "lens",
+    "main",
+    "sources",
+]
 
 
 def main() -> None:

@@ -1,0 +1,218 @@
+"""``memprobe fit``: a lens fitted on text."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memprobe.cli.app import app, resumable
+from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+
+
+class FitKind(StrEnum):
+    """The lenses that can be fitted."""
+
+    linear = "linear"
+    tuned = "tuned"
+    jacobian = "jacobian"
+
+
+@app.command()
+def fit(
+    ckpt: OneCheckpoint,
+    kind: Annotated[
+        FitKind,
+        typer.Option(
+            help="linear: least squares to the last stream, in closed form. tuned: least KL to the model's own "
+            "output. jacobian: the mean Jacobian of the last stream.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The lens's directory; an interrupted fit in it goes on.")],
+    texts: Annotated[
+        str,
+        typer.Option(
+            help="generic, or another source of texts (memprobe sources), or a JSONL/CSV/Parquet file with a column "
+            "text."
+        ),
+    ] = "generic",
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to fit on, in two halves. More are better; see the floor.", min=1)
+    ] = 20_000,
+    length: Annotated[
+        int, typer.Option(help="Tokens of a sequence; shorter texts are left out.", min=2)
+    ] = 64,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="tuned: at most so many steps on each half of the text. [default: all of it once]",
+            show_default=False,
+        ),
+    ] = None,
+    held_out: Annotated[
+        int, typer.Option(help="Sequences that judge the fit, and as many that choose it.")
+    ] = 16,
+    factoids: Annotated[
+        str,
+        typer.Option(help="Facts on which the floor is measured: a source or a file, or none."),
+    ] = "known",
+    template: Annotated[
+        str, typer.Option(help="How those facts are put: plain, tulu, chat, or a text.")
+    ] = "plain",
+    seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print lens.json instead of a table.")] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Fits a lens to a checkpoint: a map for each depth, to be read with `--lens KIND=OUT`.
+
+    Says how long it will take once the first piece of work is done, and prints how well the lens predicts on held-out
+    text by depth, beside the Logit Lens, and how far two fits on disjoint halves of the text differ (its floor).
+
+    Examples:
+
+    `memprobe fit --kind linear --ckpt smollm2-135m --texts generic --data-dir data --out lenses/linear`
+
+    `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
+    """
+    from memprobe.fitting import fit as fit_lens
+    from memprobe.fitting import load_texts, make_corpus
+    from memprobe.models import load
+    from memprobe.sources import load_factoids
+
+    facts = [] if factoids == "none" else load_factoids(factoids, seed=seed, data_dir=data_dir)
+    passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
+    model = load(
+        ckpt, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
+    if fresh:
+        _delete(out)
+    with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
+        about = fit_lens(
+            kind.value,
+            model,
+            corpus,
+            out,
+            steps=steps,
+            factoids=facts,
+            template=template,
+            progress=bar.update,
+        )
+    if as_json:
+        typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
+    else:
+        _print(about)
+    typer.echo(f"lens     --lens {kind.value}={out}", err=True)
+
+
+def _delete(out: Path) -> None:
+    """Deletes the files of a lens, and nothing else."""
+    from memprobe.fitting import STATE
+    from memprobe.lens_files import ABOUT, HALVES, WEIGHTS
+
+    for name in (ABOUT, STATE, WEIGHTS, *HALVES):  # the JSON first: without it nothing is a lens
+        (out / name).unlink(missing_ok=True)
+
+
+class _Bar:
+    """A bar on standard error, and how long the fit will take as a line."""
+
+    def __init__(self, label: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            Left(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.label = label
+        self.task: Any = None
+        self.start: tuple[float, int] | None = None
+        self.said = 0.0
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, total: int, what: str) -> None:
+        """Moves the bar; says the time that the whole will take after the first unit, and now and then in a file."""
+        now = time.monotonic()
+        if what != "fitting":
+            typer.echo(f"{self.label}: {what}", err=True)
+            return
+        if self.start is None:
+            self.start = now, done
+            self.task = self.progress.add_task(self.label, total=total, completed=done)
+            if done:
+                typer.echo(f"{self.label}: goes on after {done} of {total} pieces of work", err=True)
+            return
+        begun, before = self.start
+        self.progress.update(self.task, completed=done)
+        left = (now - begun) / (done - before) * (total - done)
+        if done == before + 1:
+            typer.echo(f"{self.label}: {total - before} pieces of work, about {_time(left)}", err=True)
+            self.said = now
+        elif not self.console.is_terminal and (now - self.said > 60 or done == total):
+            typer.echo(f"{self.label}: {done} of {total}, {_time(left)} left", err=True)
+            self.said = now
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print(about: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    corpus = about["corpus"]
+    title = f"{about['kind']} lens of {about['model']}: {corpus['tokens']:,} tokens, {corpus['held out']:,} held out"
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    floor = about["floor"]
+    columns = ["depth", "cross-entropy", "Logit Lens", "KL to the model", "Logit Lens", "KL saved (95 %)"]
+    if floor is not None:
+        columns += ["recall@10", "floor"]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in about["depths"]:
+        cells = [str(row["depth"])]
+        cells += [f"{row[key]:.2f}" for key in ("cross_entropy", "logit_cross_entropy", "kl", "logit_kl")]
+        interval = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        cells.append(f"{row['kl_saved']:.2f}{interval}")
+        if floor is not None:
+            at = floor["k"]["10"]
+            cells += [f"{at['lens_recall'][row['depth']]:.0%}", f"{at['recall'][row['depth']]:.0%}"]
+        table.add_row(*cells)
+    Console().print(table)
+    if floor is not None:
+        for k, at in floor["k"].items():
+            apart = f"place a fact {at['lof']:.1f} depths apart, and the mean LoF ({at['lens_lof']:.1f})"
+            typer.echo(
+                f"floor    k = {k}: fits on the two halves of the text {apart} {at['lof_mean']:.1f} "
+                f"({floor['facts']} facts)"
+            )

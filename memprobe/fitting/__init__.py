@@ -1,0 +1,236 @@
+"""Fitting a lens: corpus → maps for each depth → how well they predict → how far two fits differ.
+
+    texts ──> two halves, validation, test ──> LinearFit | TunedFit | JacobianFit, unit by unit
+                                                   │ state.safetensors, now and then
+                                                   └──> lens.safetensors, half-1, half-2, lens.json
+
+Killed at any moment, the same call goes on. What a fit is judged on is held out from it, and the floor says how much
+of what the lens shows would be different had the corpus been another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line, read_json, replacing
+from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
+from memprobe.fitting.floor import floor_of
+from memprobe.fitting.held_out import judge
+from memprobe.fitting.jacobian import JacobianFit
+from memprobe.fitting.linear import LinearFit
+from memprobe.fitting.tuned import TunedFit
+from memprobe.lens_files import (
+    ABOUT,
+    FITTED_KINDS,
+    HALVES,
+    LENS_SCHEMA,
+    WEIGHTS,
+    AffineMap,
+    FittedKind,
+    read_lens,
+    write_about,
+    write_maps,
+)
+from memprobe.lenses import make_lens
+
+if TYPE_CHECKING:
+    from memprobe.factoids import Factoid
+    from memprobe.models import LensModel
+
+__all__ = ["FITTERS", "fit", "load_texts", "make_corpus"]
+
+STATE = "state.safetensors"
+SAVE_SECONDS = 60
+"""At most so much work is lost when a fit is killed."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with (units of work done, in all, what they are)."""
+
+
+class Fitter(Protocol):
+    """A fit under way, made of units of work in a fixed order."""
+
+    units: int
+
+    def run(self, unit: int) -> None:
+        """Does one unit."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a killed fit goes on from."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`state`."""
+        ...
+
+    def maps(self, half: int | None = None) -> dict[int, AffineMap]:
+        """The maps fitted on one half of the corpus, or on both, for depths 0 … n_layers - 1."""
+        ...
+
+
+FITTERS: dict[FittedKind, Callable[..., Fitter]] = {
+    "linear": LinearFit,
+    "tuned": TunedFit,
+    "jacobian": JacobianFit,
+}
+
+
+def fit(
+    kind: FittedKind,
+    lens_model: LensModel,
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    factoids: Sequence[Factoid] = (),
+    template: str = "plain",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fits a lens into a directory; see :mod:`memprobe.lens_files` for what it holds.
+
+    Args:
+        kind: ``linear``, ``tuned`` or ``jacobian``.
+        corpus: of :func:`make_corpus`.
+        steps: for ``tuned``, at most so many steps of each half, on as much of its text; the least-squares map that
+            they start from has all of it.
+        factoids: facts on which the floor is measured, put as ``template`` says; without any there is none.
+
+    Returns:
+        What ``lens.json`` says.
+
+    Raises:
+        MemprobeError: an unknown kind, steps of what takes none, ``out`` holds another fit or other files or cannot
+            be written, or a fit that is not finite.
+    """
+    if kind not in FITTED_KINDS:
+        raise MemprobeError(f"--kind {kind}: choose {', '.join(FITTED_KINDS)}")
+    if steps is not None and (kind != "tuned" or steps < 1):
+        raise MemprobeError(f"--steps {steps}: a whole number from 1, for a tuned lens alone")
+    out = Path(out)
+    settings = {
+        "kind": kind,
+        "model": lens_model.label,
+        "fingerprint": lens_model.fingerprint,
+        "architecture": type(lens_model.model).__name__,
+        "dtype": str(lens_model.model.dtype).removeprefix("torch."),
+        "n_layers": lens_model.n_layers,
+        "d_model": lens_model.d_model,
+        "corpus": corpus.about,
+    } | ({} if steps is None else {"steps": steps})
+    _check_out(out, settings)
+    about: dict[str, Any] | None = read_json(out / ABOUT) if (out / ABOUT).exists() else None
+    if about is None:
+        seconds = _fit_maps(kind, lens_model, corpus, out, settings, progress)
+        about = settings | {"seconds": seconds, "depths": None, "floor": None, "factoids": None}
+        write_about(out, about)
+        (out / STATE).unlink(missing_ok=True)
+    if about["depths"] is None:
+        if progress is not None:
+            progress(0, 1, "judging on held-out text")
+        lens = make_lens(lens_model, read_lens(out, kind))
+        about["depths"] = judge(lens_model, lens, corpus.test)
+        write_about(out, about)
+    if about["floor"] is None and factoids:
+        if progress is not None:
+            progress(0, 1, "measuring the floor")
+        halves = [
+            make_lens(lens_model, read_lens(out / name, kind), name=f"{kind} {number}")
+            for number, name in enumerate(HALVES, 1)
+        ]
+        lens = make_lens(lens_model, read_lens(out, kind))
+        about["floor"] = floor_of(lens_model, lens, halves, factoids, template)
+        write_about(out, about)
+    return {"schema": LENS_SCHEMA, **about}
+
+
+def _fit_maps(
+    kind: FittedKind,
+    lens_model: LensModel,
+    corpus: Corpus,
+    out: Path,
+    settings: dict[str, Any],
+    progress: Progress | None,
+) -> float:
+    """Runs the units that are left and writes the maps; returns the seconds that all of them took."""
+    options = {"steps": settings["steps"]} if "steps" in settings else {}
+    fitter = FITTERS[kind](lens_model, corpus, **options)
+    done, seconds = _restore(fitter, out / STATE, settings)
+    if progress is not None:
+        progress(done, fitter.units, "fitting")
+    started = saved = time.monotonic()
+    before = seconds
+
+    for unit in range(done, fitter.units):
+        fitter.run(unit)
+        done, now = unit + 1, time.monotonic()
+        seconds = before + now - started
+        if now - saved > SAVE_SECONDS and done < fitter.units:  # never within a unit, which may be half added
+            _save(fitter.state(), out / STATE, settings, done, seconds)
+            saved = time.monotonic()
+        if progress is not None:
+            progress(done, fitter.units, "fitting")
+    fits = {HALVES[0]: fitter.maps(0), HALVES[1]: fitter.maps(1), WEIGHTS: fitter.maps()}
+    for maps in fits.values():
+        for depth, map_ in maps.items():
+            if not all(part.isfinite().all() for part in (map_.weight, map_.bias) if part is not None):
+                raise MemprobeError(f"{kind}: the fit of depth {depth} is not finite; fit on other text")
+    for name, maps in fits.items():
+        write_maps(out / name, kind, maps)
+    return round(seconds, 1)
+
+
+def _check_out(out: Path, settings: dict[str, Any]) -> None:
+    """Raises a MemprobeError where ``out`` is not a fit of these settings, finished or under way."""
+    if not out.exists():
+        return
+    known = {WEIGHTS, ABOUT, STATE, *HALVES}
+    if not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir()):
+        raise MemprobeError(f"{out}: exists and is no lens of memprobe fit; use another --out")
+    if not (out / ABOUT).exists():
+        return
+    found = read_json(out / ABOUT)
+    for key, value in settings.items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            raise MemprobeError(
+                f"{out}: holds a lens with another {key}; use another --out, or --fresh to start over"
+            )
+
+
+def _save(
+    tensors: dict[str, Tensor], path: Path, settings: dict[str, Any], done: int, seconds: float
+) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {"settings": json.dumps(settings), "done": str(done), "seconds": str(seconds)}
+    with replacing(path) as temporary:
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+
+
+def _restore(fitter: Fitter, path: Path, settings: dict[str, Any]) -> tuple[int, float]:
+    """Units done by an earlier call, and the seconds that they took."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return 0, 0.0
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if json.loads(metadata["settings"]) != json.loads(json.dumps(settings)):
+            raise MemprobeError(
+                f"{path.parent}: a fit with other settings is under way here; use another --out, or --fresh"
+            )
+        fitter.restore(state)
+        return int(metadata["done"]), float(metadata["seconds"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise MemprobeError(
+            f"{path}: truncated or corrupt ({first_line(error)}); --fresh starts over"
+        ) from error

@@ -1,0 +1,67 @@
+"""``memprobe fit`` from the command line, on tiny models and a file of texts."""
+
+import json
+import random
+
+import pytest
+
+from tests.tiny import SENTENCES
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    words = " ".join(SENTENCES).split()
+    draw = random.Random(0)
+    rows = [{"text": " ".join(draw.choices(words, k=40))} for _ in range(80)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["linear", "tuned", "jacobian"])
+def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, corpus, tmp_path, kind):
+    out = tmp_path / "fit"
+    options = ["--ckpt", tiny_checkpoint, "--kind", kind, "--texts", corpus, "--out", out]
+    options += ["--tokens", 400, "--length", 24, "--factoids", "none"]
+    code, shown, told = cli("fit", *options)
+    assert code == 0, told
+    assert f"{kind} lens of tiny" in shown and "KL saved" in shown
+    assert "pieces of work, about" in told and f"--lens {kind}={out}" in told
+    assert str(corpus) not in (out / "lens.json").read_text()
+    before = (out / "lens.safetensors").stat().st_mtime_ns
+    code, shown, told = cli("fit", *options, "--json")
+    assert code == 0 and "fitting" not in told
+    about = json.loads(shown)
+    assert [row["depth"] for row in about["depths"]] == [0, 1, 2, 3]
+    assert about["corpus"]["origin"]["location"] == "texts.jsonl"
+    assert (out / "lens.safetensors").stat().st_mtime_ns == before
+    code, _, _ = cli("fit", *options, "--fresh")
+    assert code == 0 and (out / "lens.safetensors").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", 90_000], "the corpus is too small"),
+        (["--kind", "linear", "--steps", 4], "for a tuned lens alone"),
+        (["--kind", "jacobian", "--length", 12], "leaves out the first 16 positions"),
+        (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--ckpt", "nowhere"], "nowhere"),
+        (["--length", 4000], "no rows are left|reads 256 tokens"),
+    ],
+)
+def test_bad_input_is_one_line(cli, tiny_checkpoint, corpus, tmp_path, options, message):
+    import re
+
+    given = {
+        "--ckpt": tiny_checkpoint,
+        "--kind": "linear",
+        "--texts": corpus,
+        "--tokens": 100,
+        "--length": 24,
+    }
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    arguments = [str(part) for pair in given.items() for part in pair]
+    code, _, told = cli("fit", *arguments, "--out", tmp_path / "fit", "--factoids", "none")
+    assert code != 0 and re.search(message, told) and "Traceback" not in told
+    assert len(told.strip().splitlines()) == 1
