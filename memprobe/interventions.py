@@ -44,7 +44,7 @@ NOISE = 3.0
 """Standard deviations of the embeddings: what Meng et al. corrupt with."""
 
 # What the families call the parts of a block. OPT has no module around its two MLP layers.
-_NAMES = {
+MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "attn": ("self_attn", "attn", "attention", "self_attention"),
     "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
 }
@@ -372,7 +372,7 @@ def part_of(block: nn.Module, part: Part, label: str) -> nn.Module:
     Raises:
         MemprobeError: the block has none that is called so, or it gives the stream together with its own output.
     """
-    for name in _NAMES[part]:
+    for name in MODULE_NAMES[part]:
         if isinstance(module := getattr(block, name, None), nn.Module):
             if "residual" in inspect.signature(module.forward).parameters:  # BLOOM
                 raise MemprobeError(

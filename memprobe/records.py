@@ -68,6 +68,18 @@ PATCHES = pl.Schema(
         "target_log_prob": pl.Float32,
     }
 )
+ATTRIBUTIONS = pl.Schema(
+    {
+        "checkpoint": pl.String,
+        "factoid": pl.String,
+        "token": pl.Int16,  # index of the answer token
+        "token_id": pl.Int32,
+        "depth": pl.Int16,  # the block, from 1; 0 for embedding and constant
+        "part": pl.String,  # embedding, constant, block; attn and mlp, which add up to block
+        "logit": pl.Float32,  # what the part adds to the answer's logit, centred over the vocabulary
+        "shuffled": pl.Float32,  # mean of what it adds to those of the shuffled answers; null where there is none
+    }
+)
 FACTOIDS = pl.Schema(
     {
         "id": pl.String,
