@@ -319,9 +319,11 @@ def hold(
     Raises:
         MemprobeError: what stands before the unembedding is not an RMS or layer norm and linear layers.
     """
-    modules = list(readout.final)
-    norm = modules.pop(0) if modules and not isinstance(modules[0], nn.Linear) else None
-    if not all(isinstance(module, nn.Linear) for module in modules):
+    first = readout.final[0] if len(readout.final) else None
+    norm = None if isinstance(first, nn.Linear) else first
+    rest = list(readout.final)[0 if norm is None else 1 :]
+    linear = [module for module in rest if isinstance(module, nn.Linear)]
+    if len(linear) < len(rest):
         names = ", ".join(type(module).__name__ for module in readout.final)
         raise MemprobeError(f"attributions: cannot be taken apart before the unembedding ({names})")
     weight, bias = readout.unembedding.weight, getattr(readout.unembedding, "bias", None)
@@ -332,7 +334,7 @@ def hold(
         constant = bias[tokens] - bias.mean()
     hidden = readout.norm(last)
     logit = torch.einsum("rtd,rd->rt", pull, hidden) + constant
-    for module in reversed(modules):
+    for module in reversed(linear):
         if module.bias is not None:
             constant = constant + pull @ module.bias
         pull = pull @ module.weight

@@ -129,7 +129,7 @@ def fit(
     about: dict[str, Any] | None = read_json(out / ABOUT) if (out / ABOUT).exists() else None
     if about is None:
         seconds = _fit_maps(kind, lens_model, corpus, out, settings, progress)
-        about = settings | {"seconds": seconds, "depths": None, "floor": None, "factoids": None}
+        about = {**settings, "seconds": seconds, "depths": None, "floor": None}
         write_about(out, about)
         (out / STATE).unlink(missing_ok=True)
     if about["depths"] is None:
