@@ -30,9 +30,9 @@ from memprobe.models import CHECK_TEXT, decoder_of, evaluating, residual_hooks
 from memprobe.records import ATTRIBUTIONS
 
 if TYPE_CHECKING:
-    from memprobe.capturing import Plan
     from memprobe.lenses import Readout
     from memprobe.models import LensModel
+    from memprobe.planning import Plan
     from memprobe.templates import TokenisedFactoid
 
 BATCH_TOKENS = 1024

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from memprobe.attributions import Source, Split, attribute, find_split, hold
-from memprobe.capturing import plan_capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import evaluating, load, to_bridge, wrap
+from memprobe.planning import plan_capture
 from memprobe.records import ATTRIBUTIONS
 from memprobe.templates import Template
 from tests import oracle

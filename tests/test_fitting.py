@@ -10,6 +10,7 @@ from torch import nn
 
 from memprobe import fitting
 from memprobe.errors import MemprobeError
+from memprobe.factoids import make_factoid
 from memprobe.fitting import fit, make_corpus
 from memprobe.fitting.jacobian import JacobianFit
 from memprobe.fitting.linear import SKIP, STRENGTHS, LinearFit
@@ -19,6 +20,7 @@ from memprobe.interventions import Put, applied
 from memprobe.lens_files import read_lens
 from memprobe.lenses import make_lens
 from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
+from memprobe.templates import Template, tokenise_all
 from tests.tiny import FAMILIES, N_LAYERS, SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 
 WORDS = " ".join(SENTENCES).split()
@@ -305,6 +307,46 @@ def test_what_a_fit_writes_reads_the_model(tmp_path):
         assert row["depth"] == depth
         assert row["cross_entropy"] == pytest.approx(np.mean(losses), abs=1e-4)
         assert row["kl"] == pytest.approx(np.mean(divergences), abs=1e-4)
+
+
+def test_the_floor_is_how_far_the_halves_place_facts_apart(tmp_path):
+    """By hand: one fact, one depth, one half at a time; and a fit without a floor gets one when it is asked again."""
+    read = model_of()
+    corpus = corpus_of(read)
+    facts = [
+        make_factoid(f"The {a} of Oria is the", c, "tiny") for a, c in (("river", "cold"), ("hill", "hot"))
+    ]
+    assert fit("linear", read, corpus, tmp_path / "fit")["floor"] is None
+    floor = fit("linear", read, corpus, tmp_path / "fit", factoids=facts)["floor"]
+    assert floor["facts"] == 2
+    items = tokenise_all(facts, Template.parse("plain"), read.tokenizer)
+    ranks = {}
+    for name in ("lens", "half-1", "half-2"):
+        maps = read_lens(tmp_path / "fit" / f"{name}.safetensors", "linear")
+        lens = make_lens(read, maps)
+        for item in items:
+            streams = streams_of(read, torch.tensor([item.prompt]))[:, 0, -1]
+            for depth in range(N_LAYERS + 1):
+                with torch.inference_mode():
+                    logits = lens(streams[depth], depth)
+                ranks[name, item.factoid.id, depth] = int((logits > logits[item.answer[0]]).sum())
+    for k in (1, 10):
+        at = floor["k"][str(k)]
+
+        def lof(name, fact, k=k):
+            held = (d for d in range(1, N_LAYERS + 1) if ranks[name, fact.id, d] < k)
+            return next(held, N_LAYERS + 1)
+
+        def recall(name, depth, k=k):
+            return np.mean([ranks[name, fact.id, depth] < k for fact in facts])
+
+        gaps = [lof("half-1", fact) - lof("half-2", fact) for fact in facts]
+        assert at["lof"] == pytest.approx(np.mean(np.abs(gaps)))
+        assert at["lof_mean"] == pytest.approx(abs(np.mean(gaps)))
+        assert at["lens_lof"] == pytest.approx(np.mean([lof("lens", fact) for fact in facts]))
+        depths = range(N_LAYERS + 1)
+        assert at["recall"] == pytest.approx([abs(recall("half-1", d) - recall("half-2", d)) for d in depths])
+        assert at["lens_recall"] == pytest.approx([recall("lens", d) for d in depths])
 
 
 def test_another_fit_in_the_way_is_one_line(tmp_path):
