@@ -1,39 +1,24 @@
 """A study: the probes, training runs and comparisons that lie in some directories.
 
-Runs are read by their files, so that neither weights nor the package that trained them need be there::
-
-    RUN/recipe.toml                     what is trained
-    RUN/N-NAME/evaluation.json          scores after stage N; memprobe.json beside it says how it was made
-    RUN/N-NAME/metrics.jsonl            one line per optimiser step
-    RUN/.state/N-NAME/metrics.jsonl     the same while the stage is being trained
-
-No torch here, and nothing is computed: scores and their intervals are those that the files hold.
+What a run directory holds is :mod:`memprobe.runs`'; nothing is computed here: scores and their intervals are those
+that the files hold.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
+from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
 
-RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 COMPARISON = "comparison.json"
-GRID, CELL = "grid.toml", "cell.json"
-"""In a grid's directory, and beside the run of each of its cells."""
-_STATE = ".state"
-_STAGE = re.compile(r"(\d+)-(.+)")
 _NOTHING = (
     "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
     "with stages N-NAME) or comparisons (comparison.json)"
@@ -74,44 +59,6 @@ TRAINING = pl.Schema(
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """A run directory.
-
-    Attributes:
-        path: of the directory.
-        name: tells it from the other runs of the study: the directory's name, with as much of the path before
-            it as that needs.
-        recipe: as in ``recipe.toml``.
-    """
-
-    path: Path
-    name: str
-    recipe: dict[str, Any]
-
-    @property
-    def arm(self) -> str:
-        """What is done against forgetting, as the recipe writes it; ``none`` where it names nothing."""
-        return str(self.recipe.get("arm", "none"))
-
-    @property
-    def seed(self) -> int:
-        """Of the training."""
-        return int(self.recipe.get("seed", 0))
-
-    @cached_property
-    def stages(self) -> list[tuple[int, str, Path]]:
-        """(number, name, directory) of the stages that have ended, in order."""
-        return _stages(self.path)
-
-    @cached_property
-    def running(self) -> list[tuple[int, str, Path]]:
-        """The same of stages under way: their state directories."""
-        ended = {(number, name) for number, name, _ in self.stages}
-        under_way = _numbered(self.path / _STATE) if (self.path / _STATE).is_dir() else []
-        return [stage for stage in under_way if stage[:2] not in ended]
-
-
-@dataclass(frozen=True)
 class Study:
     """What :func:`open_study` found, each in order of path.
 
@@ -122,7 +69,7 @@ class Study:
     """
 
     probes: list[Probe]
-    runs: list[TrainingRun]
+    runs: list[RunDirectory]
     comparisons: list[Path]
 
     def evaluations(self) -> pl.DataFrame:
@@ -133,11 +80,9 @@ class Study:
         """
         rows = []
         for run in self.runs:
-            for number, name, folder in run.stages:
-                path = folder / EVALUATION
-                if path.exists():
-                    who = [run.name, run.arm, run.seed, number, name]
-                    rows += [[*who, *score] for score in _scores(path)]
+            for stage in run.stages:
+                who = [run.name, run.arm, run.seed, stage.number, stage.name]
+                rows += [[*who, *score] for score in _scores(stage)]
         return pl.DataFrame(rows, schema=EVALUATIONS, orient="row")
 
     def training(self) -> pl.DataFrame:
@@ -148,11 +93,10 @@ class Study:
         """
         rows = []
         for run in self.runs:
-            for number, name, folder in sorted([*run.stages, *run.running]):
-                who = [run.name, run.arm, run.seed, number, name]
+            for stage in sorted([*run.stages, *run.running], key=lambda one: (one.number, one.name)):
+                who = [run.name, run.arm, run.seed, stage.number, stage.name]
                 measures = list(TRAINING)[len(who) :]
-                lines = _lines(folder / METRICS)
-                rows += [[*who, *(line.get(measure) for measure in measures)] for line in lines]
+                rows += [[*who, *(line.get(measure) for measure in measures)] for line in stage.steps()]
         return pl.DataFrame(rows, schema=TRAINING, orient="row", strict=False)
 
 
@@ -176,7 +120,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
         for folder, names in _walk(given):
             if RUN in names and names & {FACTOIDS_FILE, PARTS, "records", "records.parquet"}:
                 probes.add(folder)
-            if RECIPE in names and (_stages(folder) or _STATE in names):
+            if RECIPE in names and (STATE in names or ended_stages(folder)):
                 runs.add(folder)
             if COMPARISON in names:
                 comparisons.add(folder / COMPARISON)
@@ -185,21 +129,25 @@ def open_study(paths: Sequence[Path | str]) -> Study:
     found = _without_beginnings(sorted(runs))
     return Study(
         probes=[open_probe(path) for path in sorted(probes)],
-        runs=[
-            TrainingRun(path, name, _recipe(path / RECIPE))
-            for path, name in zip(found, short_names(found), strict=True)
-        ],
+        runs=[_opened(path, name) for path, name in zip(found, short_names(found), strict=True)],
         comparisons=sorted(comparisons),
     )
 
 
+def _opened(path: Path, name: str) -> RunDirectory:
+    """A run whose recipe can be read."""
+    run = RunDirectory(path, name)
+    _ = run.recipe
+    return run
+
+
 def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
     """Leaves out finished runs whose every stage is, by link, a longer run's (a grid shares first stages so)."""
-    stages = {run: {folder.resolve() for number, _, folder in _stages(run) if number} for run in runs}
+    stages = {run: {one.path.resolve() for one in ended_stages(run) if one.number} for run in runs}
     return [
         run
         for run in runs
-        if (run / _STATE).is_dir() or not any(stages[run] < others for others in stages.values())
+        if (run / STATE).is_dir() or not any(stages[run] < others for others in stages.values())
     ]
 
 
@@ -224,32 +172,27 @@ def setup_of(probe: Path) -> Path | None:
     return folder if (folder.parent.parent / GRID).exists() else None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a grid says of a cell: whether it learned its data, and what its checkpoints are called in the probes."""
-
-    learned: bool
-    labels: list[str]
-
-
-def cells_of(study: Study) -> dict[str, list[Cell]]:
-    """The cells of grids by set-up, which names the folder of their runs and of their probes."""
-    cells: dict[str, list[Cell]] = {}
+def cells_by_setup(study: Study) -> dict[Path, list[CellFile]]:
+    """The cells of grids by the folder of their set-up's probes: two grids may hold set-ups of one name."""
+    cells: dict[Path, list[CellFile]] = {}
     for run in study.runs:
-        if (path := run.path / CELL).exists():
-            told = read_json(path)
-            cell = Cell(told["learned"], [stage["label"] for stage in told["stages"]])
-            cells.setdefault(run.path.resolve().parent.name, []).append(cell)
+        if run.cell is not None and run.setup is not None:
+            cells.setdefault(run.setup, []).append(run.cell)
     return cells
 
 
-def learned(
-    probe: Probe, cells: Mapping[str, list[Cell]], say: Callable[[str], None] = lambda text: None
+def cells_of(probe: Probe, cells: Mapping[Path, list[CellFile]]) -> list[CellFile]:
+    """The cells whose checkpoints a probe of a grid holds; of other probes none."""
+    return cells.get(probe.path.resolve().parent, [])
+
+
+def without_failed_cells(
+    probe: Probe, cells: Mapping[Path, list[CellFile]], say: Callable[[str], None] = lambda text: None
 ) -> Probe:
     """A probe without the checkpoints of failed cells: what was not learned says nothing of what is kept."""
-    mine = cells.get(probe.path.resolve().parent.name, [])
-    kept = {label for cell in mine if cell.learned for label in cell.labels}
-    failed = {label for cell in mine for label in cell.labels} - kept
+    mine = cells_of(probe, cells)
+    kept = {stage.label for cell in mine if cell.learned for stage in cell.stages}
+    failed = {stage.label for cell in mine for stage in cell.stages} - kept
     if gone := [label for label in probe.checkpoints if label in failed]:
         say(f"{probe.path}: {', '.join(gone)} left out: the cell did not learn its data")
     return probe.only([label for label in probe.checkpoints if label not in failed]) if gone else probe
@@ -264,58 +207,9 @@ def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
         folders[:] = [] if inside else sorted(name for name in folders if not name.startswith("."))
 
 
-def _stages(folder: Path) -> list[tuple[int, str, Path]]:
-    """The folders N-NAME that a run has finished."""
-    return [
-        stage
-        for stage in _numbered(folder)
-        if (stage[2] / MANIFEST).exists() or (stage[2] / EVALUATION).exists()
-    ]
-
-
-def _numbered(folder: Path) -> list[tuple[int, str, Path]]:
-    found = []
-    for path in folder.iterdir():
-        match = _STAGE.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), match[2], path))
-    return sorted(found)
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MemprobeError(f"{path}: cannot be read as TOML ({reason})") from error
-
-
-def _scores(path: Path) -> Iterator[list[Any]]:
+def _scores(stage: StageDirectory) -> Iterator[list[Any]]:
     """[dataset, kind, metric, n, value, low, high, headline] of one ``evaluation.json``."""
-    evaluation = read_json(path)
-    try:
-        for dataset, entry in evaluation["sets"].items():
-            for metric, score in entry["scores"].items():
-                numbers = [_number(score.get(name)) for name in ("value", "low", "high")]
-                yield [dataset, entry["kind"], metric, entry["n"], *numbers, metric == entry["metric"]]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise MemprobeError(
-            f"{path}: not as training writes it ({error}); evaluate that stage again"
-        ) from error
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that may still be written: a last line without its end is not there yet."""
-    if not path.exists():
-        return
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(whole, 1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise MemprobeError(f"{path}, line {number}: no JSON ({error})") from error
-        yield entry
+    for dataset, one in stage.evaluation.sets.items() if stage.evaluation else ():
+        for metric, score in one.scores.items():
+            numbers = [score.value, score.low, score.high]
+            yield [dataset, one.kind, metric, one.n, *numbers, metric == one.metric]

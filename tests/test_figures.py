@@ -22,6 +22,7 @@ from memprobe.figures.look import STYLE
 from memprobe.files import read_json, write_json, write_parquet
 from memprobe.palette import COLOURS
 from memprobe.probes import open_probe
+from memprobe.retention import ended_runs, retention_of
 from memprobe.studies import open_study
 from tests.probes import write_probe, write_setups
 from tests.trained import write_run
@@ -111,7 +112,11 @@ def trained(tmp_path_factory):
 
 
 def ended(root, say=lambda text: None):
-    return runs.ended_runs(open_study([root]).runs, say)
+    return ended_runs(open_study([root]).runs, say)
+
+
+def of_runs(root):
+    return runs.of_retention(retention_of(ended(root)))
 
 
 # By depth
@@ -292,7 +297,7 @@ def test_spread_of_seeds_and_readouts_stands_in_one_row():
 
 
 def test_forgetting_draws_means_from_three_seeds_on_and_counts_what_was_not_learned(trained):
-    table = runs.forgetting(ended(trained))
+    table = of_runs(trained)["forgetting"]
     shown = drawn(figures.forgetting(table))
     assert shown["kvr → lama/naive/mean"] == pytest.approx([0.25])
     low, high = (x for x, _ in shown["kvr → lama/naive/interval"])
@@ -307,14 +312,14 @@ def test_forgetting_draws_means_from_three_seeds_on_and_counts_what_was_not_lear
 def test_the_interval_over_seeds_needs_the_same_rows_in_each(tmp_path):
     for seed in range(3):
         write_run(tmp_path / str(seed), [[1.0], [0.5, 1.0]], seed=seed, n=32 if seed else 16)
-    table = runs.forgetting(ended(tmp_path))
+    table = of_runs(tmp_path)["forgetting"]
     # Another size is another set-up.
     assert set(table["setup"]) == {"kvr → lama, n = 16", "kvr → lama, n = 32"}
     assert table["low"].to_list() == [None, None]
 
 
 def test_replay_ratio_tells_replayed_rows_apart(trained):
-    table = runs.of_runs(ended(trained))["replay_ratio"]
+    table = of_runs(trained)["replay_ratio"]
     shown = drawn(figures.replay_ratio(table))
     assert shown["all rows of D_A/mean"] == [[0.0, 0.25], [0.1, 0.5], [0.5, 0.75]]
     # Seed 0: the first 24 rows of 32 are kept and the first 16 are replayed, so that 8 of 16 others are kept.
@@ -322,14 +327,14 @@ def test_replay_ratio_tells_replayed_rows_apart(trained):
 
 
 def test_interference_has_a_point_for_each_learned_run_that_measured_it(trained):
-    shown = drawn(figures.interference(runs.of_runs(ended(trained))["interference"]))
+    shown = drawn(figures.interference(of_runs(trained)["interference"]))
     assert shown == {f"kvr → lama/naive/{seed}": [[-0.5, 0.25]] for seed in range(3)}
 
 
 def test_joint_training_has_no_conflict_of_gradients(tmp_path):
     write_run(tmp_path / "naive", [[1.0], [0.25, 1.0]], cosine=-0.5)
     write_run(tmp_path / "joint", [[1.0, 1.0]], arm="joint", cosine=1.0)
-    found = runs.of_runs(ended(tmp_path))
+    found = of_runs(tmp_path)
     assert found["interference"]["arm"].to_list() == ["naive"]
     assert set(found["forgetting"]["arm"]) == {"naive", "joint"}
 
@@ -351,7 +356,7 @@ def test_mixing_curves_vary_one_setting_at_a_time(tmp_path):
                 seed=seed,
                 additions=mixing,
             )
-    found = runs.of_runs(ended(tmp_path))
+    found = of_runs(tmp_path)
     assert drawn(figures.mixing_ratio(found["mixing_ratio"]))["generic/mean"] == [
         [0, 0.125],
         [1, 0.25],
@@ -369,7 +374,7 @@ def test_stages_draw_each_dataset_after_each_stage(tmp_path):
     for seed in range(2):
         scores = [[1.0], [0.5, 1.0], [0.25, 0.75, 0.125]]
         write_run(tmp_path / str(seed), scores, names=("kvr", "lama", "gsm8k"), tasks=("gsm8k",), seed=seed)
-    shown = drawn(figures.stages(runs.of_runs(ended(tmp_path))["stages"]))
+    shown = drawn(figures.stages(of_runs(tmp_path)["stages"]))
     where = "kvr → lama → gsm8k/naive"
     assert shown[f"{where}/kvr/seed 1"] == [[1, 1.0], [2, 0.5], [3, 0.25]]
     assert shown[f"{where}/gsm8k/seed 0"] == [[3, 0.125]]

@@ -59,7 +59,7 @@ def test_everything_below_is_found_in_order_of_path(study):
         ("none", "none", 0),
         ("remix", "remix(data=self, stages=1)", 1),
     ]
-    assert [stage[:2] for stage in found.runs[0].stages] == [(1, "kvr"), (2, "known")]
+    assert [(stage.number, stage.name) for stage in found.runs[0].stages] == [(1, "kvr"), (2, "known")]
     assert found.comparisons == [study / "compared" / "comparison.json"]
     assert len(open_study([study, study / "runs"]).runs) == 2  # once each
 
@@ -109,7 +109,7 @@ def test_what_is_missing_or_broken_is_said(study, tmp_path):
     with pytest.raises(MemprobeError, match="a study holds probe directories"):
         open_study([tmp_path / "empty"])
     write_json({"sets": {"1-kvr": {}}}, study / "runs" / "none" / "1-kvr" / "evaluation.json")
-    with pytest.raises(MemprobeError, match=r"evaluation\.json: not as training writes it"):
+    with pytest.raises(MemprobeError, match=r"evaluation\.json: sets\.1-kvr\.kind: Field required"):
         open_study([study]).evaluations()
     write_text("seed = \n", study / "runs" / "none" / "recipe.toml")
     with pytest.raises(MemprobeError, match=r"recipe\.toml: cannot be read as TOML"):

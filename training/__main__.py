@@ -183,7 +183,7 @@ def report_(
     `python -m training report analyses/study --figures figures/study`
     """
     from memprobe.files import write_text
-    from memprobe.studies import GRID
+    from memprobe.runs import GRID
     from training.study.collect import collect, read_results
     from training.study.figures import draw
     from training.study.published import flat, markdown, tables
@@ -197,7 +197,13 @@ def report_(
         write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
     drawn = draw(
-        results, made, folder if fresh else None, figures or target / "figures", draws=draws, say=_aside
+        results,
+        made,
+        folder if fresh else None,
+        target,
+        figures or target / "figures",
+        draws=draws,
+        say=_aside,
     )
     _print_results(made)
     _aside(f"tables   {target / 'README.md'}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from memprobe import plots
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.studies import Study
-
-if TYPE_CHECKING:
-    pass
 
 MAX_POINTS = 1_200  # of one training curve
 MEASURES = {
@@ -65,7 +62,7 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
                 figure_json(plots.training_curves.sketch(drawn, measure, y=label, log=log))
             )
             curves.setdefault(measure, []).append(f"{block}\nStage {stage}: {name}")
-    running = [f"{run.name}, stage {number} {name}" for run in study.runs for number, name, _ in run.running]
+    running = [f"{run.name}, stage {one.number} {one.name}" for run in study.runs for one in run.running]
     entry = {
         "runs": [[run.name, run.arm, str(run.seed)] for run in study.runs],
         "matrix": "matrix" in blocks,

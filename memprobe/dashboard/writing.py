@@ -26,7 +26,7 @@ from memprobe.errors import MemprobeError
 from memprobe.files import write_text
 from memprobe.probes import Probe, in_another_readout
 from memprobe.statistics import K_VALUES, TOKEN_RULES
-from memprobe.studies import Study, cells_of, learned
+from memprobe.studies import Study, cells_by_setup, without_failed_cells
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -83,9 +83,13 @@ def dashboard_text(
     """
     fixed = [in_another_readout(one) for one in fixed_readout]
     second = {(probe.path.resolve(), probe.lens) for probe in fixed}
-    trained = cells_of(study)
+    trained = cells_by_setup(study)
     views = [view for probe in study.probes for view in probe.views()]
-    shown = [learned(view, trained, say) for view in views if (view.path.resolve(), view.lens) not in second]
+    shown = [
+        without_failed_cells(view, trained, say)
+        for view in views
+        if (view.path.resolve(), view.lens) not in second
+    ]
     shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
     groups = asked_alike(shown, say)
     fixed += [probe for probe in shown if probe.run["readout"] != "own"]

@@ -13,7 +13,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,11 @@ from memprobe.figures.look import WIDTHS, in_style
 from memprobe.files import read_json, replacing, write_json, write_text
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
+from memprobe.retention import Retention, ended_runs, retention_of
+from memprobe.retention.runs import setups_of
+from memprobe.retention.tables import titles
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import Study, cells_of, learned, open_study, setup_of
+from memprobe.studies import Study, cells_by_setup, cells_of, open_study, setup_of, without_failed_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FORMATS = ("pdf", "png", "svg")
 OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
-PAGE = 230
-"""Millimetres that a figure may be high, before each pair of datasets gets one of its own."""
 _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "ModDate": None},
     "png": {"Software": None},
@@ -128,7 +129,8 @@ def write_figures(
         asked = {"reference": reference, "k": k, "token": token, "draws": draws, "width": width or WIDTHS[0]}
         command = _command(folders, out, asked, formats)
         for drawing in _drawings(open_study(folders), wanted, asked, say):
-            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=command)
+            only = f"{command} --only {drawing.name}"
+            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=only)
     if not files:
         raise MemprobeError(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
@@ -144,7 +146,7 @@ def write_figure(
         "schema": SCHEMA_VERSION,
         "figure": drawing.name,
         "memprobe": __version__,
-        "command": f"{command} --only {drawing.name}",
+        "command": command,
         "inputs": drawing.inputs,
         "settings": drawing.settings,
         "options": drawing.options | {"width": width},
@@ -229,42 +231,52 @@ def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) 
 
 
 def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
-    ended = runs.ended_runs(study.runs, say)
-    found = runs.of_runs(ended)
+    ended = ended_runs(study.runs, say)
+    found = retention_of(ended)
+    shown, keys = titles(found.cells) if len(found.cells) else {}, setups_of(ended)
+    for drawing in of_retention(found, names, asked["width"], {"draws": asked["draws"]}, say):
+        used = [run for run in ended if shown[keys[run.path]] in set(drawing.table["setup"])]
+        yield replace(drawing, inputs=[_run_input(run.path) for run in used])
+
+
+def of_retention(
+    found: Retention, names: Sequence[str], width: int, settings: dict[str, Any], say: Say
+) -> Iterator[Drawing]:
+    """The figures of what training runs keep, without inputs.
+
+    Args:
+        names: of the figures, some of :data:`memprobe.figures.runs.NAMES`.
+        width: millimetres.
+        settings: how the tables were made.
+        say: called with one line about each figure that is left out.
+    """
+    made = runs.of_retention(found)
     for name in names:
-        made = found[name]
-        if isinstance(made, str):
-            say(f"{name}: left out, {made}")
+        table = made[name]
+        if isinstance(table, str):
+            say(f"{name}: left out, {table}")
             continue
-        for source, table in _pages(name, made, asked["width"]).items():
-            used = [run for run in ended if run.setup in set(table["setup"])]
-            inputs = [_run_input(run.path) for run in used]
-            yield Drawing(name, source, table, {}, {"draws": asked["draws"]}, inputs)
-
-
-def _pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:
-    """One figure, or one for each pair of datasets: of stages always, of forgetting where one would not fit a page."""
-    setups = table["setup"].unique(maintain_order=True).to_list()
-    rows = len(setups) if width < 120 else -(-len(setups) // 2)
-    fits = name == "forgetting" and rows * (4.6 * table["arm"].n_unique() + 13) <= PAGE
-    if len(setups) == 1 or fits or name not in ("stages", "forgetting"):
-        return {"": table}
-    return {_slug(Path(setup.replace(" → ", "-")), Path.cwd()): table.filter(setup=setup) for setup in setups}
+        for setup, page in runs.pages(name, table, width).items():
+            source = _slug(Path(setup.replace(" → ", "-")), Path.cwd()) if setup else ""
+            yield Drawing(name, source, page, {}, settings, [])
 
 
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
-    cells = cells_of(study)
-    groups = _alike([learned(probe, cells, say) for probe in study.probes], say)
+    cells = cells_by_setup(study)
+    groups = _alike([without_failed_cells(probe, cells, say) for probe in study.probes], say)
     if not groups and not study.comparisons:
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
         return
     compared = [*_compared(groups, asked, say), *_stored(study.comparisons, asked, say)]
-    for source, made, settings, inputs in compared:
+    of_groups = [cells_of(group[0], cells) for group in groups]
+    for place, (source, made, settings, inputs) in enumerate(compared):
         labels = {row["label"] for row in settings["checkpoints"]}
-        chains = [
-            cell.labels for several in cells.values() for cell in several if labels.issuperset(cell.labels)
+        runs_there = [
+            [stage.label for stage in cell.stages]
+            for cell in (of_groups[place] if place < len(groups) else ())
         ]
+        chains = [chain for chain in runs_there if labels.issuperset(chain)]
         found = tables.of_comparison(made, settings, chains=chains)
         chosen = {name: settings[name] for name in ("k", "token")}
         for name in names:

@@ -5,11 +5,13 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
+from memprobe.retention import curve, forgetting
+from memprobe.retention.runs import OVER_SEEDS
 from training.__main__ import app
 from training.study.claims import claims
 from training.study.collect import Results, collect, read_results
 from training.study.published import markdown, tables
-from training.study.tables import curve, forgetting, kept_before, lost_facts
+from training.study.tables import kept_before, lost_facts
 
 REMIX = "remix(data=generic, stages=1)"
 
@@ -60,11 +62,23 @@ def difference(statistic, low, high, readout="own", **more):
     return row | more
 
 
-def results(cells, differences=(), arms=(), spread=(), placement=(), lost=(), kept=()):
+def retained(arm, low, high, **more):
+    row = {"setup": "kvr-lama", "arm": arm, "dataset": "1-kvr", "rows": "all rows of D_A", "stage": 2}
+    return (
+        row
+        | {"metric": "exact_match", "seeds": 3, "value": 0.5, "low": low, "high": high, "by_seed": [0.5]}
+        | more
+    )
+
+
+def results(cells, differences=(), arms=(), spread=(), placement=(), lost=(), kept=(), over_seeds=()):
     def frame(rows):
         return pl.DataFrame(list(rows), infer_schema_length=None) if rows else pl.DataFrame()
 
-    return Results(frame(cells), frame([]), *map(frame, (placement, arms, differences, spread, lost, kept)))
+    over = pl.DataFrame(list(over_seeds), schema=OVER_SEEDS, orient="row")
+    return Results(
+        frame(cells), frame([]), over, *map(frame, (placement, arms, differences, spread, lost, kept))
+    )
 
 
 NAIVE = [cell("naive", seed, retention) for seed, retention in ((2, 0.25), (0, 0.0), (1, 0.125))]
@@ -79,8 +93,8 @@ def row_of(table, **where):
 
 def test_forgetting_lays_seeds_and_costs_beside_retention():
     failed = cell("remix", 3, 1.0, REMIX, learned=False)
-    arms = [difference("exact", 0.4, 0.6, arm=REMIX), difference("exact", 0.0, 0.3, arm="none")]
-    table = forgetting(results([*NAIVE, *MIXED, failed], arms=arms))
+    over = [retained("remix", 0.4, 0.6), retained("naive", 0.0, 0.3), retained("naive", 0.9, 1.0, stage=1)]
+    table = forgetting(results([*NAIVE, *MIXED, failed], over_seeds=over).retention)
     naive, remix = row_of(table, arm="naive"), row_of(table, arm="remix")
     assert naive["retention"] == 0.125 and naive["by_seed"] == [0.0, 0.125, 0.25]
     assert (remix["retention"], remix["cells"], remix["failed"]) == (0.5, 4, 1)
@@ -93,7 +107,7 @@ def test_a_curve_starts_at_naive_and_holds_all_else_equal():
         cell("r", s, x, f"replay(ratio={x}, stages=2)", replay_ratio=x) for s in (0, 1) for x in (0.1, 0.5)
     ]
     both = cell("b", 0, 0.9, f"{REMIX}+replay(ratio=0.2, stages=2)", replay_ratio=0.2, mixing="generic")
-    table = curve(results([*NAIVE, *replays, both]), "replay_ratio")
+    table = curve(results([*NAIVE, *replays, both]).retention, "replay_ratio")
     assert table["replay_ratio"].to_list() == [0, 0.1, 0.5] and table["seeds"].to_list() == [3, 2, 2]
     assert table["retention"].to_list() == [0.125, 0.1, 0.5]
     mixed = [
@@ -101,11 +115,11 @@ def test_a_curve_starts_at_naive_and_holds_all_else_equal():
         for ratio in (1, 2)
     ]
     other = cell("w", 0, 0.7, REMIX, mixing="generic", mixing_ratio=2, mixing_words=50)
-    by_ratio = curve(results([*NAIVE, *mixed, other]), "mixing_ratio")
+    by_ratio = curve(results([*NAIVE, *mixed, other]).retention, "mixing_ratio")
     assert by_ratio.select("mixing_words", "mixing_ratio").rows() == [(12, 0), (12, 1), (12, 2)]
-    by_words = curve(results([*NAIVE, *mixed, other]), "mixing_words")
+    by_words = curve(results([*NAIVE, *mixed, other]).retention, "mixing_words")
     assert by_words.select("mixing_ratio", "mixing_words").rows() == [(2, 0), (2, 12), (2, 50)]
-    assert not len(curve(results([*NAIVE, *replays[:1]]), "replay_ratio"))
+    assert not len(curve(results([*NAIVE, *replays[:1]]).retention, "replay_ratio"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_json, write_json, write_text
-from memprobe.studies import CELL, GRID
+from memprobe.runs import CELL, GRID
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.file import Grid

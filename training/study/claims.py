@@ -9,9 +9,10 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from memprobe.arms import Arm
+from memprobe.retention import forgetting, interference
 from memprobe.statistics.arms import MIN_SEEDS
 from training.study.collect import NAIVE, READOUTS, Results
-from training.study.tables import forgetting, interference, kept_before, of_arms, spread
+from training.study.tables import kept_before, of_arms, spread
 
 SEEN, NOT_SEEN, NOT_TESTED = "seen", "not seen at this scale", "not tested"
 PAPER = {
@@ -48,7 +49,7 @@ def claims(results: Results) -> pl.DataFrame:
         (:data:`PAPER`), where it says anything.
     """
     rows: list[dict[str, Any]] = []
-    for row in forgetting(results).filter(pl.col("arm_text") == NAIVE).iter_rows(named=True):
+    for row in forgetting(results.retention).filter(pl.col("arm_text") == NAIVE).iter_rows(named=True):
         seeds = row["cells"] - row["failed"]
         finding = NOT_TESTED if seeds < MIN_SEEDS else SEEN if row["retention"] < 0.5 else NOT_SEEN
         evidence = f"retention {_listed(row['by_seed'])}" if seeds else "no learned cell"
@@ -179,7 +180,7 @@ def _spread_found(results: Results) -> list[dict[str, Any]]:
 def _gradients_found(results: Results) -> list[dict[str, Any]]:
     rows = []
     cells = results.cells.filter("plain_last")
-    table = interference(results).join(cells, on=["setup", "arm", "seed"], how="semi")
+    table = interference(results.retention).join(cells, on=["setup", "arm", "seed"], how="semi")
     for (setup,), group in table.group_by("setup", maintain_order=True):
         enough = group["seed"].n_unique() >= MIN_SEEDS and len(group) >= 4
         if enough:

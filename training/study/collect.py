@@ -13,13 +13,14 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.arms import Arm, by_kind
+from memprobe.arms import Arm
 from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_parquet
+from memprobe.files import write_parquet
 from memprobe.probes import Probe, open_probe
 from memprobe.readings import Readings
-from memprobe.studies import CELL, GRID
+from memprobe.retention import Retention, ended_runs, retention_of
+from memprobe.runs import CELL, GRID, RunDirectory
 
 SETTINGS = ((10, "first"), (1, "all"))
 """(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
@@ -48,6 +49,7 @@ class Results:
     Attributes:
         cells: one row per finished cell.
         stages: one row per cell, stage and evaluated dataset.
+        retained: each stage's dataset after each stage, over seeds; see :class:`memprobe.retention.Retention`.
         placement: one row per set-up, reading, readout and checkpoint.
         arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
         differences: over seeds, against naive; see :func:`memprobe.statistics.arms.arm_differences`.
@@ -58,12 +60,18 @@ class Results:
 
     cells: pl.DataFrame
     stages: pl.DataFrame
+    retained: pl.DataFrame
     placement: pl.DataFrame
     arms: pl.DataFrame
     differences: pl.DataFrame
     spread: pl.DataFrame
     lost: pl.DataFrame
     kept: pl.DataFrame
+
+    @property
+    def retention(self) -> Retention:
+        """What :mod:`memprobe.retention` makes tables of."""
+        return Retention(self.cells, self.stages, self.retained)
 
     def write(self, folder: Path) -> None:
         """One Parquet file per table."""
@@ -99,19 +107,12 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
     """
     if not (out / GRID).exists():
         raise MemprobeError(f"{out}: holds no {GRID}, so this is no grid (python -m training grid makes one)")
-    found = sorted((out / "runs").glob(f"*/*/{CELL}"))
-    if not found:
+    folders = [path.parent for path in sorted((out / "runs").glob(f"*/*/{CELL}"))]
+    if not folders:
         raise MemprobeError(f"{out}: no cell is finished yet")
-    cells, stages = [], []
-    for path in found:
-        cell, rows = _cell(path, out)
-        cells.append(cell)
-        stages += rows
-    frame = pl.DataFrame(cells, infer_schema_length=None)
-    rank = pl.col("arm_text").replace_strict(
-        {arm: i for i, arm in enumerate(by_kind(set(frame["arm_text"])))}
-    )
-    frame = frame.sort("setup", rank, "seed", maintain_order=True)
+    runs = [RunDirectory(path, path.name) for path in folders]
+    found = retention_of(ended_runs(runs, say))
+    frame = found.cells
     parts: dict[str, list[pl.DataFrame]] = {}
     for (setup,), group in frame.group_by("setup", maintain_order=True):
         learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
@@ -122,94 +123,7 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
         name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
         for name in ("placement", "arms", "differences", "spread", "lost", "kept")
     }
-    return Results(frame, pl.DataFrame(stages, infer_schema_length=None), **placed)
-
-
-def _cell(path: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A cell's row, and one for each stage and dataset."""
-    ended = read_json(path)
-    run = path.parent
-    folders = [run / stage["stage"] for stage in ended["stages"]]
-    manifest = read_json(folders[-1] / "memprobe.json")
-    recipe = manifest["recipe"]
-    evaluations = [read_json(folder / "evaluation.json") for folder in folders]
-    names = [stage["name"] for stage in recipe["stages"]]
-    keys = {"setup": ended["setup"], "arm": ended["arm"], "seed": ended["seed"]}
-    rows = []
-    for evaluation in evaluations:
-        for dataset, one in evaluation["sets"].items():
-            score = one["scores"][one["metric"]]
-            rows.append(
-                keys
-                | {"stage": evaluation["stage"], "dataset": dataset, "metric": one["metric"], "n": one["n"]}
-                | score
-            )
-    first, last = evaluations[0]["sets"], evaluations[-1]
-    kept = last["retention"].get(f"1-{names[0]}", {})
-    own = last["sets"][f"{len(names)}-{names[-1]}"]
-    d_a = _score(last["sets"].get(f"1-{names[0]}"))
-    mixing = [part for stage in recipe["stages"] for part in stage["mixing"]]
-    replay = [stage["replay"]["ratio"] for stage in recipe["stages"] if stage.get("replay")]
-    # Joint training has no second dataset whose gradient could pull against the first one's.
-    interference = {} if recipe["joint"] else last.get("interference") or {}
-    cell = {
-        "block": ended["block"],
-        **keys,
-        "d_a": names[0],
-        "d_b": names[1],
-        "d_c": names[2] if len(names) > 2 else None,
-        "n": first[f"1-{names[0]}"]["n"],
-        "arm_text": manifest["arm"],
-        "mixing": ",".join(part["source"] for part in mixing) or None,
-        "mixing_ratio": mixing[0]["ratio"] if mixing else None,
-        "mixing_words": mixing[0]["words"][-1] if mixing else None,
-        "replay_ratio": replay[0] if replay else None,
-        "plain_last": Arm.of(manifest["arm"]).is_plain_in(len(names), len(names)),
-        "labels": [stage["label"] for stage in ended["stages"]],
-        "learned": ended["learned"],
-        "why": ended["why"],
-        # A joint run has one stage, which is its first and its last.
-        "d_a_after_1": None if recipe["joint"] else _score(first[f"1-{names[0]}"])["value"],
-        "retention": d_a["value"],
-        "retention_low": d_a["low"],
-        "retention_high": d_a["high"],
-        "retention_replayed": _part(kept, "replayed"),
-        "retention_unseen": _part(kept, "unseen"),
-        "last_metric": own["metric"],
-        "last_score": _score(own)["value"],
-        "known_after_1": _score(first.get("known"))["value"],
-        "known": _score(last["sets"].get("known"))["value"],
-        "perplexity_after_1": _score(first.get("texts"))["value"],
-        "perplexity": _score(last["sets"].get("texts"))["value"],
-        "steps": sum(stage["steps"] for stage in ended["stages"]),
-        "tokens": sum(stage["tokens"] for stage in ended["stages"]),
-        "seconds": _total(stage["seconds"] for stage in ended["stages"]),
-        "cosine_start": _overall(interference, "start", "cosine_a_b"),
-        "cosine_end": _overall(interference, "end", "cosine_a_b"),
-        "first_order_harm": _overall(interference, "end", "gradient_a_delta"),
-        "weight_change": _overall(interference, "end", "delta_norm"),
-    }
-    return cell, rows
-
-
-def _score(result: dict[str, Any] | None) -> dict[str, Any]:
-    if result is None:
-        return {"value": None, "low": None, "high": None}
-    return result["scores"][result["metric"]]
-
-
-def _part(kept: dict[str, Any], name: str) -> float | None:
-    part = kept.get(name)
-    return part["scores"]["exact_match"]["value"] if part and part["n"] else None
-
-
-def _overall(interference: dict[str, Any], end: str, name: str) -> float | None:
-    return interference.get(end, {}).get(name, {}).get("overall")
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    given = list(values)
-    return None if any(value is None for value in given) else sum(value or 0 for value in given)
+    return Results(frame, found.scores, found.over_seeds, **placed)
 
 
 def _placed(

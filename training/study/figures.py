@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures import write_figures
-from memprobe.figures.writing import Drawing, write_figure
+from memprobe.figures.runs import NAMES
+from memprobe.figures.writing import Drawing, of_retention, write_figure
 from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
-OF_GRIDS = (
-    "forgetting",
-    "replay_ratio",
-    "mixing_ratio",
-    "mixing_length",
-    "stages",
-    "interference",
-    "lof",
-    "differences",
-)
-"""Of what :func:`memprobe.figures.write_figures` draws, the figures that tell of arms."""
+OF_PROBES = ("lof", "differences")
+"""Of what :func:`memprobe.figures.write_figures` draws of a grid's probes, the figures that tell of arms."""
 WIDTH, FORMATS = 183, ("png",)
 
 
@@ -30,6 +23,7 @@ def draw(
     results: Results,
     tables: Mapping[str, pl.DataFrame],
     grid: Path | None,
+    results_of: Path,
     out: Path,
     *,
     draws: int,
@@ -39,7 +33,9 @@ def draw(
 
     Args:
         results, tables: of :mod:`training.study`.
-        grid: the grid's directory; ``None`` draws the figures that ``out`` holds again, from the JSON beside each.
+        grid: the grid's directory; ``None`` where only stored results are there: figures of retention are drawn from
+            them, and those of depth that ``out`` holds are drawn again, from the JSON beside each.
+        results_of: the folder of the stored results.
         out: folder of the figures.
         draws: of the bootstrap.
         say: called with one line about each figure that is left out.
@@ -47,19 +43,29 @@ def draw(
     Returns:
         The images.
     """
+    source = (grid or results_of).as_posix()
+    inputs = [{"kind": "results" if grid is None else "grid", "path": source}]
+    command = f"python -m training report {source} --figures {out}"
+    drawings = [
+        replace(drawing, inputs=inputs) for drawing in of_retention(results.retention, NAMES, WIDTH, {}, say)
+    ]
     if grid is None:
-        stored = sorted(out.glob("*.json"))
+        again = {f"{drawing.stem}.json" for drawing in drawings}
+        stored = sorted(path for path in out.glob("*.json") if path.name not in again)
         files = write_figures(stored, out, formats=FORMATS) if stored else []
     else:
         naive = results.cells.filter("learned", arm_text=NAIVE)["labels"].to_list()
         options = {"reference": naive[0][-1] if naive else None, "draws": draws, "say": say}
-        files = write_figures([grid], out, only=OF_GRIDS, width=WIDTH, formats=FORMATS, **options)
+        probes = grid / "probes"
+        files = []
+        if probes.is_dir():
+            files += write_figures([grid], out, only=OF_PROBES, width=WIDTH, formats=FORMATS, **options)
         texts = dict(results.cells.select("arm", "arm_text").iter_rows())
         names = arm_names(by_kind(set(texts.values())))
         called = {arm: names[text] for arm, text in texts.items()}
-        for drawing in [*_spread(tables, called, grid), *_kept(tables, called, grid)]:
-            command = f"python -m training report {grid} --figures {out}"
-            files += write_figure(drawing, out, width=WIDTH, formats=FORMATS, command=command)
+        drawings += [*_spread(tables, called, grid), *_kept(tables, called, grid)]
+    for drawing in drawings:
+        files += write_figure(drawing, out, width=WIDTH, formats=FORMATS, command=command)
     return [path for path in files if path.suffix.removeprefix(".") in FORMATS]
 
 

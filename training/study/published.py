@@ -6,26 +6,26 @@ from typing import Any
 
 import polars as pl
 
-from training.study import tables as made_of
+from memprobe import retention
+from training.study import tables as surfacing
 from training.study.claims import claims
 from training.study.collect import Results
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:
     """The study's tables by name, each from stored results alone; those without data are left out."""
+    kept = results.retention
     made = {
-        "forgetting": made_of.forgetting(results),
-        "placement": made_of.placement(results),
-        "spread": made_of.spread(results),
-        "kept_facts": made_of.kept_before(results),
-        "lost_facts": made_of.lost_facts(results),
-        "replay_ratio": made_of.curve(results, "replay_ratio"),
-        "mixing_ratio": made_of.curve(results, "mixing_ratio"),
-        "mixing_words": made_of.curve(results, "mixing_words"),
-        "three_stages": made_of.three_stages(results),
-        "interference": made_of.interference(results),
-        "other_losses": made_of.other_losses(results),
-        "cost": made_of.cost(results),
+        "forgetting": retention.forgetting(kept),
+        "placement": surfacing.placement(results),
+        "spread": surfacing.spread(results),
+        "kept_facts": surfacing.kept_before(results),
+        "lost_facts": surfacing.lost_facts(results),
+        **{over: retention.curve(kept, over) for over in retention.CURVES},
+        "stages": retention.stages(kept),
+        "interference": retention.interference(kept),
+        "other_losses": retention.other_losses(kept),
+        "cost": retention.cost(kept),
         "claims": claims(results),
     }
     names = dict(results.cells.select("arm_text", "arm").iter_rows())

@@ -1,58 +1,13 @@
-"""A study's tables, each from stored results alone: forgetting, curves, three stages, placement, interference, cost."""
+"""A study's tables of where facts surface, each from stored results alone; those of retention are
+:mod:`memprobe.retention`'s."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from memprobe.arms import Arm
-from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
+from training.study.collect import READOUTS, SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
-
-
-def forgetting(results: Results) -> pl.DataFrame:
-    """Retention of D_A after the last stage, D_B's score and the cost beside it, by arm.
-
-    Means are over learned cells. Intervals resample seeds, then factoids, and need three seeds.
-
-    Returns:
-        [setup, arm, arm_text, cells, failed, d_a_after_1, retention, low, high, by_seed, last_metric, last_score,
-        steps, tokens]; steps and tokens as multiples of naive's.
-    """
-    learned = results.cells.filter("learned")
-    found = _over_seeds(
-        learned, ["setup", "arm", "arm_text", "last_metric"], ["d_a_after_1", "last_score", "steps", "tokens"]
-    )
-    kept = learned.group_by("setup", "arm", maintain_order=True).agg(
-        retention=pl.col("retention").mean(), by_seed=pl.col("retention").sort_by("seed")
-    )
-    counts = results.cells.group_by("setup", "arm", maintain_order=True).agg(
-        cells=pl.len(), failed=pl.col("learned").not_().sum()
-    )
-    edges = of_arms(results.arms, "exact", last=True).select("setup", "arm_text", "low", "high")
-    naive = found.filter(pl.col("arm_text") == NAIVE).select(
-        "setup", naive_steps="steps", naive_tokens="tokens"
-    )
-    table = (
-        counts.join(kept, on=["setup", "arm"], how="left", maintain_order="left")
-        .join(found, on=["setup", "arm"], how="left", maintain_order="left")
-        .join(edges, on=["setup", "arm_text"], how="left", maintain_order="left")
-        .join(naive, on="setup", how="left", maintain_order="left")
-    )
-    ratios = [(pl.col(name) / pl.col(f"naive_{name}")).alias(name) for name in ("steps", "tokens")]
-    front = [
-        "setup",
-        "arm",
-        "arm_text",
-        "cells",
-        "failed",
-        "d_a_after_1",
-        "retention",
-        "low",
-        "high",
-        "by_seed",
-    ]
-    return table.with_columns(ratios).select(*front, "last_metric", "last_score", "steps", "tokens")
 
 
 def placement(results: Results) -> pl.DataFrame:
@@ -78,50 +33,6 @@ def placement(results: Results) -> pl.DataFrame:
         )
         .sort(*_KEYS, "stage", maintain_order=True)
     )
-
-
-def curve(results: Results, over: str) -> pl.DataFrame:
-    """Retention by a setting of one arm, all else equal; naive is its zero.
-
-    Args:
-        over: ``replay_ratio``, ``mixing_ratio`` or ``mixing_words``.
-
-    Returns:
-        [setup, kind, other settings, over, seeds, retention, by_seed, last_score, tokens]
-    """
-    learned = results.cells.filter("learned")
-    if over == "replay_ratio":
-        wanted = {text for text in learned["arm_text"] if Arm.of(text).kinds == ("replay",)}
-        keys = ["setup"]
-    else:
-        wanted = {text for text in learned["arm_text"] if Arm.of(text).mixes_in_stage_1_alone()}
-        keys = ["setup", "mixing", "mixing_words" if over == "mixing_ratio" else "mixing_ratio"]
-    some = learned.filter(pl.col("arm_text").is_in(wanted))
-    groups = some.group_by(keys, maintain_order=True).agg(pl.col(over).n_unique().alias("values"))
-    some = some.join(groups.filter(pl.col("values") > 1).drop("values"), on=keys, how="semi")
-    if not len(some):
-        return pl.DataFrame()
-    found = some.group_by(*keys, over, maintain_order=True).agg(
-        pl.len().alias("seeds"),
-        pl.col("retention").mean(),
-        pl.col("retention").sort_by("seed").alias("by_seed"),
-        pl.col("last_score").mean(),
-        pl.col("tokens").mean(),
-    )
-    naive = (
-        learned.filter(pl.col("arm_text") == NAIVE)
-        .group_by("setup")
-        .agg(
-            pl.lit(0).alias(over),
-            pl.len().alias("seeds"),
-            pl.col("retention").mean(),
-            pl.col("retention").sort_by("seed").alias("by_seed"),
-            pl.col("last_score").mean(),
-            pl.col("tokens").mean(),
-        )
-    )
-    zeros = found.select(keys).unique(maintain_order=True).join(naive, on="setup", how="inner")
-    return pl.concat([zeros, found], how="diagonal_relaxed").sort(*keys, over)
 
 
 def spread(results: Results) -> pl.DataFrame:
@@ -194,50 +105,6 @@ def lost_facts(results: Results) -> pl.DataFrame:
         )
         .sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
     )
-
-
-def three_stages(results: Results) -> pl.DataFrame:
-    """Every dataset's score after every stage, for cells of three stages; means over seeds.
-
-    Returns:
-        [setup, arm, dataset, metric, stage, seeds, value, by_seed]
-    """
-    long = results.cells.filter(pl.col("learned") & pl.col("d_c").is_not_null()).select(
-        "setup", "arm", "seed"
-    )
-    rows = results.stages.join(long, on=["setup", "arm", "seed"], how="semi")
-    return rows.group_by("setup", "arm", "dataset", "metric", "stage", maintain_order=True).agg(
-        pl.len().alias("seeds"), pl.col("value").mean(), pl.col("value").sort_by("seed").alias("by_seed")
-    )
-
-
-def interference(results: Results) -> pl.DataFrame:
-    """Gradient conflict of D_A and the last stage's rows beside retention, cell by cell (the paper's figure 2).
-
-    Returns:
-        [setup, arm, seed, cosine_start, cosine_end, first_order_harm, weight_change, retention]; ``cosine`` is
-        cos(∇L_A, ∇L_B) at the stage's start and end, ``first_order_harm`` ∇L_A·Δθ at its end.
-    """
-    columns = ["cosine_start", "cosine_end", "first_order_harm", "weight_change", "retention"]
-    known = results.cells.filter(pl.col("learned") & pl.col("cosine_start").is_not_null())
-    return known.select("setup", "arm", "seed", *columns)
-
-
-def other_losses(results: Results) -> pl.DataFrame:
-    """What else was lost: facts that the base model knew, and perplexity on held-out text, after stage 1 and last."""
-    names = ["known_after_1", "known", "perplexity_after_1", "perplexity"]
-    table = _over_seeds(results.cells.filter("learned"), ["setup", "arm"], names)
-    return table.filter(pl.any_horizontal(pl.col(names).is_not_null()))
-
-
-def cost(results: Results) -> pl.DataFrame:
-    """Optimiser steps, input tokens and wall time of all stages of a cell, by arm; means over seeds."""
-    return _over_seeds(results.cells, ["setup", "arm"], ["steps", "tokens", "seconds"])
-
-
-def _over_seeds(cells: pl.DataFrame, keys: list[str], values: list[str]) -> pl.DataFrame:
-    means = [pl.col(name).mean() for name in values]
-    return cells.group_by(keys, maintain_order=True).agg(pl.len().alias("seeds"), *means)
 
 
 def of_arms(table: pl.DataFrame, statistic: str, *, last: bool) -> pl.DataFrame:

@@ -1,0 +1,32 @@
+"""What training runs keep: the tables of a study, once; figures and published tables draw the same rows.
+
+::
+
+    run directories ─ runs.py ─> Retention ─ tables.py ─> forgetting, curves, stages, interference, other losses, cost
+                                    │
+                                    └─ cells, scores, over_seeds: three frames that can be stored
+"""
+
+from memprobe.retention.runs import Retention, ended_runs, retention_of
+from memprobe.retention.tables import (
+    CURVES,
+    cost,
+    curve,
+    forgetting,
+    interference,
+    other_losses,
+    stages,
+)
+
+__all__ = [
+    "CURVES",
+    "Retention",
+    "cost",
+    "curve",
+    "ended_runs",
+    "forgetting",
+    "interference",
+    "other_losses",
+    "retention_of",
+    "stages",
+]

@@ -1,0 +1,287 @@
+"""Run directories become three frames: a row per run, a row per score, and a row per score over seeds.
+
+A run that has not ended is left out; one in which a stage of factoids did not end with all its own rows exact is
+counted as failed and is in no mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from memprobe.arms import arm_names, by_kind
+from memprobe.runs import EXACT, EvaluatedSet, RunDirectory, Score
+from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
+
+NAIVE = "none"
+SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
+"""Scores of rows that are yes or no."""
+ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What runs keep.
+
+    Attributes:
+        cells: one row per run: what was trained, what it cost, and what is left of D_A and of all else after its last
+            stage.
+        scores: [setup, arm, seed, stage, dataset, metric, n, value, low, high], one row per run, stage and dataset.
+        over_seeds: [setup, arm, dataset, rows, metric, stage, seeds, value, low, high, by_seed], of learned runs: the
+            mean of each stage's dataset after each stage. Of the first one also that of the ``rows`` that no later
+            stage trained on again. An interval needs three seeds that were asked the same rows; see
+            :func:`memprobe.statistics.arms.arm_means`.
+    """
+
+    cells: pl.DataFrame
+    scores: pl.DataFrame
+    over_seeds: pl.DataFrame
+
+
+OVER_SEEDS = pl.Schema(
+    {
+        "setup": pl.String,
+        "arm": pl.String,
+        "dataset": pl.String,
+        "rows": pl.String,
+        "metric": pl.String,
+        "stage": pl.Int64,
+        "seeds": pl.Int64,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "by_seed": pl.List(pl.Float64),
+    }
+)
+
+
+def ended_runs(
+    found: Iterable[RunDirectory], say: Callable[[str], None] = lambda text: None
+) -> list[RunDirectory]:
+    """The runs of two stages or more that have ended, each arm and seed of a set-up once.
+
+    Args:
+        say: called with one line about each run that is left out.
+
+    Raises:
+        MemprobeError: a file of a run is broken.
+    """
+    several = [run for run in found if len(run.recipe.stages) > 1]
+    ended = [run for run in several if run.has_ended]
+    for run in several:
+        if run not in ended:
+            say(f"{run.path}: has not ended, and is left out")
+    names = setups_of(ended)
+    kept: dict[tuple[str, str, int], RunDirectory] = {}
+    for run in ended:
+        other = kept.setdefault((names[run.path], run.arm, run.seed), run)
+        if other is not run:
+            setup = names[run.path]
+            say(f"{run.path}: is arm {run.arm}, seed {run.seed} of {setup} again, as {other.path}; left out")
+    return list(kept.values())
+
+
+def setups_of(runs: Sequence[RunDirectory]) -> dict[Path, str]:
+    """By run directory, the name of its set-up: of a cell as its grid has it (``kvr-lama-n64``), else ``kvr → lama``.
+
+    Cells of different grids are never one set-up; other runs are where datasets, their size and the base model agree.
+    """
+    names: dict[Path, str] = {}
+    cells = {run.path: run.setup for run in runs if run.setup is not None}
+    for path, folder in cells.items():
+        same = {other for other in cells.values() if other.name == folder.name}
+        grid = folder.parent.parent
+        unique = len({other.parent.parent.name for other in same}) == len(same)
+        names[path] = folder.name if len(same) == 1 else f"{grid.name if unique else grid}/{folder.name}"
+    parts = {run.path: _parts(run) for run in runs if run.path not in cells}
+    for path, (title, n, base) in parts.items():
+        alike = [other for other in parts.values() if other[0] == title]
+        told_by = [text for at, text in ((1, n), (2, base)) if len({other[at] for other in alike}) > 1]
+        names[path] = ", ".join([title, *told_by])
+    return names
+
+
+def _parts(run: RunDirectory) -> tuple[str, str, str]:
+    """Datasets, rows of the first one, and base model."""
+    last = run.trained[len(run.datasets)].evaluation
+    first = last.sets.get(run.datasets[0]) if last else None
+    title = " → ".join(stage.name for stage in run.recipe.stages)
+    return title, f"n = {first.n}" if first else "", run.recipe.base or ""
+
+
+def retention_of(runs: Sequence[RunDirectory]) -> Retention:
+    """The frames of runs that have ended (:func:`ended_runs`).
+
+    Raises:
+        MemprobeError: a file of a run is broken.
+    """
+    setups = setups_of(runs)
+    names = arm_names(by_kind({run.arm for run in runs}))
+    who = {
+        run.path: (setups[run.path], (run.cell.arm if run.cell else None) or names[run.arm]) for run in runs
+    }
+    cells = [_cell(run, *who[run.path]) for run in runs]
+    scores = [row for run in runs for row in _scores(run, *who[run.path])]
+    over = []
+    groups: dict[tuple[str, str], list[RunDirectory]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.learned:
+            groups.setdefault(who[run.path], []).append(run)
+    for (setup, arm), group in groups.items():
+        over += [{"setup": setup, "arm": arm} | row for row in _group_over_seeds(group)]
+    frame = pl.DataFrame(cells, infer_schema_length=None)
+    if len(frame):
+        order = {arm: place for place, arm in enumerate(by_kind(set(frame["arm_text"])))}
+        rank = pl.col("arm_text").replace_strict(order)
+        frame = frame.sort("setup", rank, "seed", maintain_order=True)
+    return Retention(
+        frame,
+        pl.DataFrame(scores, infer_schema_length=None),
+        pl.DataFrame(over, schema=OVER_SEEDS, orient="row"),
+    )
+
+
+def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
+    """One run's row."""
+    recipe, cell, names = run.recipe, run.cell, run.datasets
+    stages = run.trained
+    first, last = (stages[number].evaluation for number in (min(stages), max(stages)))
+    assert first is not None and last is not None
+    manifests = [stage.manifest for stage in stages.values()]
+    mixing = [part for stage in recipe.stages for part in stage.mixing]
+    settings = {(part.ratio, part.words[-1]) for part in mixing}
+    ratio, words = settings.pop() if len(settings) == 1 else (None, None)
+    replay = [stage.replay.ratio for stage in recipe.stages if stage.replay]
+    d_a = _score(last.sets.get(names[0]))
+    own = last.sets[names[-1]]
+    kept = last.retention.get(names[0], {})
+    # Joint training has no second dataset whose gradient could pull against the first one's.
+    measured: Mapping[str, Any] = {} if recipe.joint else last.interference or {}
+    costs = cell.stages if cell else manifests
+
+    def total(name: str) -> float | None:
+        values = [None if one is None else getattr(one, name) for one in costs]
+        given = [value for value in values if value is not None]
+        return sum(given) if len(given) == len(values) else None
+
+    return {
+        "block": cell.block if cell else None,
+        "setup": setup,
+        "arm": arm,
+        "seed": run.seed,
+        "d_a": recipe.stages[0].name,
+        "d_b": recipe.stages[1].name,
+        "d_c": recipe.stages[2].name if len(names) > 2 else None,
+        "n": first.sets[names[0]].n if names[0] in first.sets else None,
+        "arm_text": run.arm,
+        "mixing": ",".join(part.source for part in mixing) or None,
+        "mixing_ratio": ratio,
+        "mixing_words": words,
+        "replay_ratio": replay[0] if replay else None,
+        "plain_last": run.what.is_plain_in(len(names), len(names)),
+        "labels": [stage.label for stage in cell.stages] if cell else [],
+        "learned": run.learned,
+        "why": cell.why if cell else "",
+        # A joint run has one stage, which is its first and its last.
+        "d_a_after_1": None if recipe.joint else _score(first.sets.get(names[0])).value,
+        "retention": d_a.value,
+        "retention_low": d_a.low,
+        "retention_high": d_a.high,
+        "retention_replayed": _part(kept, "replayed"),
+        "retention_unseen": _part(kept, "unseen"),
+        "last_metric": own.metric,
+        "last_score": own.score.value,
+        "known_after_1": _score(first.sets.get("known")).value,
+        "known": _score(last.sets.get("known")).value,
+        "perplexity_after_1": _score(first.sets.get("texts")).value,
+        "perplexity": _score(last.sets.get("texts")).value,
+        "steps": total("steps"),
+        "tokens": total("tokens"),
+        "seconds": total("seconds"),
+        "cosine_start": _overall(measured, "start", "cosine_a_b"),
+        "cosine_end": _overall(measured, "end", "cosine_a_b"),
+        "first_order_harm": _overall(measured, "end", "gradient_a_delta"),
+        "weight_change": _overall(measured, "end", "delta_norm"),
+    }
+
+
+def _score(one: EvaluatedSet | None) -> Score:
+    return Score(value=None) if one is None else one.score
+
+
+def _part(kept: Mapping[str, Any], name: str) -> float | None:
+    part = kept.get(name)
+    return part.scores[EXACT].value if part is not None and part.n and EXACT in part.scores else None
+
+
+def _overall(measured: Mapping[str, Any], end: str, name: str) -> float | None:
+    return ((measured.get(end) or {}).get(name) or {}).get("overall")
+
+
+def _scores(run: RunDirectory, setup: str, arm: str) -> list[dict[str, Any]]:
+    """A row for each stage and dataset, of the score that stands for it."""
+    keys = {"setup": setup, "arm": arm, "seed": run.seed}
+    return [
+        keys
+        | {"stage": number, "dataset": dataset, "metric": one.metric, "n": one.n}
+        | {name: getattr(one.score, name) for name in ("value", "low", "high")}
+        for number, stage in run.trained.items()
+        if stage.evaluation is not None
+        for dataset, one in stage.evaluation.sets.items()
+    ]
+
+
+def _group_over_seeds(group: Sequence[RunDirectory]) -> list[dict[str, Any]]:
+    """The datasets of one arm's learned runs (by seed) after each stage, over seeds."""
+    rows = []
+    for place, dataset in enumerate(group[0].datasets, 1):
+        for number in sorted(group[0].trained):
+            sets = [run.trained[number].evaluation.sets.get(dataset) for run in group]  # type: ignore[union-attr]
+            present = [one for one in sets if one is not None]
+            if len(present) < len(group) or not all(one.rows for one in present):
+                continue
+            if (metric := present[0].metric) not in SHARES:
+                continue
+            kinds = {ALL_ROWS: [one.rows for one in present]}
+            if place == 1 and number == max(group[0].trained) and "replay" in group[0].what.kinds:
+                kinds[UNSEEN_ROWS] = [_unseen(run, one) for run, one in zip(group, present, strict=True)]
+            for which, found in kinds.items():
+                if all(found):
+                    keys = {"dataset": dataset, "rows": which, "metric": metric, "stage": number}
+                    rows.append(keys | _over_seeds(found, metric))
+    return rows
+
+
+def _unseen(run: RunDirectory, one: EvaluatedSet) -> list[dict[str, Any]]:
+    """D_A's rows that no later stage trained on again; none where manifests do not say which."""
+    manifests = [stage.manifest for stage in run.trained.values()]
+    if any(manifest is None for manifest in manifests):
+        return []
+    again = {key for manifest in manifests if manifest for key in manifest.replayed}
+    return [row for row in one.rows if row["id"] not in again]
+
+
+def _over_seeds(seeds: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> dict[str, Any]:
+    """Mean and interval over seeds of a score that each row has; the interval needs the same rows in every seed."""
+    columns = [{row["id"]: float(row[metric]) for row in rows} for rows in seeds]
+    by_seed = [float(np.mean(list(column.values()))) for column in columns]
+    low = high = None
+    alike = all(column.keys() == columns[0].keys() for column in columns)
+    if len(columns) >= MIN_SEEDS and alike and len(columns[0]) > 1:
+        values = np.array([[column[key] for key in columns[0]] for column in columns])
+        runs = [Run.of("", "", str(seed), str(seed), one[:, None]) for seed, one in enumerate(values)]
+        binary = [metric] if np.isin(values, (0, 1)).all() else []
+        row = arm_means(runs, [metric], len(columns[0]), shares=[metric], binary=binary).row(0, named=True)
+        low, high = row["low"], row["high"]
+    return {
+        "seeds": len(by_seed),
+        "value": float(np.mean(by_seed)),
+        "low": low,
+        "high": high,
+        "by_seed": by_seed,
+    }

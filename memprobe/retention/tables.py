@@ -1,0 +1,189 @@
+"""A study's tables of what is kept, each from :class:`~memprobe.retention.runs.Retention` alone.
+
+Means are over learned cells. Intervals resample seeds, then factoids, and need three seeds.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from memprobe.arms import Arm
+from memprobe.retention.runs import ALL_ROWS, NAIVE, Retention
+
+CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
+"""Settings over which :func:`curve` is drawn."""
+
+
+def titles(cells: pl.DataFrame) -> dict[str, str]:
+    """Set-ups as figures call them: ``kvr → lama``, with the number of facts, or the name, where two share that."""
+    rows = cells.select("setup", "d_a", "d_b", "d_c", "n").unique("setup", maintain_order=True).rows()
+    plain = {setup: " → ".join(name for name in chain if name) for setup, *chain, _ in rows}
+    sizes = {setup: f"{plain[setup]}, n = {n}" for setup, *_, n in rows}
+    named = {}
+    for setup, title in plain.items():
+        if list(plain.values()).count(title) > 1:
+            title = sizes[setup] if list(sizes.values()).count(sizes[setup]) == 1 else setup
+        named[setup] = title
+    return named
+
+
+def _learned(found: Retention) -> pl.DataFrame:
+    return found.cells.filter("learned") if len(found.cells) else found.cells
+
+
+def _means(cells: pl.DataFrame, keys: list[str], values: list[str]) -> pl.DataFrame:
+    means = [pl.col(name).mean() for name in values]
+    return cells.group_by(keys, maintain_order=True).agg(pl.len().alias("seeds"), *means)
+
+
+def _of_d_a(found: Retention, rows: str = ALL_ROWS) -> pl.DataFrame:
+    """[setup, arm, low, high] of D_A after the last stage."""
+    first = found.cells.select("setup", dataset=pl.format("1-{}", "d_a")).unique()
+    last = pl.col("stage") == pl.col("stage").max().over("setup")
+    kept = found.over_seeds.join(first, on=["setup", "dataset"], how="semi").filter(rows=rows)
+    return kept.filter(last).select("setup", "arm", "low", "high")
+
+
+def forgetting(found: Retention) -> pl.DataFrame:
+    """Retention of D_A after the last stage, D_B's score and the cost beside it, by arm.
+
+    Returns:
+        [setup, arm, arm_text, cells, failed, d_a_after_1, retention, low, high, by_seed, last_metric, last_score,
+        steps, tokens]; steps and tokens as multiples of naive's.
+    """
+    learned = _learned(found)
+    numbers = ["d_a_after_1", "last_score", "steps", "tokens"]
+    over = _means(learned, ["setup", "arm", "arm_text", "last_metric"], numbers)
+    kept = learned.group_by("setup", "arm", maintain_order=True).agg(
+        retention=pl.col("retention").mean(), by_seed=pl.col("retention").sort_by("seed")
+    )
+    counts = found.cells.group_by("setup", "arm", maintain_order=True).agg(
+        cells=pl.len(), failed=pl.col("learned").not_().sum()
+    )
+    naive = over.filter(pl.col("arm_text") == NAIVE).select(
+        "setup", naive_steps="steps", naive_tokens="tokens"
+    )
+    table = (
+        counts.join(kept, on=["setup", "arm"], how="left", maintain_order="left")
+        .join(over, on=["setup", "arm"], how="left", maintain_order="left")
+        .join(_of_d_a(found), on=["setup", "arm"], how="left", maintain_order="left")
+        .join(naive, on="setup", how="left", maintain_order="left")
+    )
+    ratios = [(pl.col(name) / pl.col(f"naive_{name}")).alias(name) for name in ("steps", "tokens")]
+    front = ["setup", "arm", "arm_text", "cells", "failed", "d_a_after_1"]
+    edges = ["retention", "low", "high", "by_seed"]
+    return table.with_columns(ratios).select(*front, *edges, "last_metric", "last_score", "steps", "tokens")
+
+
+def curve(found: Retention, over: str) -> pl.DataFrame:
+    """Retention by a setting of one arm, all else equal; naive is its zero.
+
+    Replay is that in every later stage; mixing that in stage 1 alone.
+
+    Args:
+        over: one of :data:`CURVES`.
+
+    Returns:
+        [setup, kind, other settings, over, seeds, retention, low, high, by_seed, last_score, tokens]; of replay
+        ``rows`` says of which rows of D_A (all, or those that were not replayed).
+    """
+    learned = _learned(found)
+    if not len(learned):
+        return pl.DataFrame()
+    n = 2 + learned["d_c"].is_not_null().cast(pl.Int64)
+    arms = [Arm.of(text) for text in learned["arm_text"]]
+    if over == "replay_ratio":
+        wanted = [
+            arm.alone is not None
+            and arm.kinds == ("replay",)
+            and arm.alone.stages_of(k) == (*range(2, k + 1),)
+            for arm, k in zip(arms, n, strict=True)
+        ]
+        keys = ["setup"]
+    else:
+        wanted = [arm.mixes_in_stage_1_alone() for arm in arms]
+        keys = ["setup", "mixing", "mixing_words" if over == "mixing_ratio" else "mixing_ratio"]
+    some = learned.filter(pl.Series(wanted)).filter(pl.col(over).is_not_null())
+    groups = some.group_by(keys, maintain_order=True).agg(pl.col(over).n_unique().alias("values"))
+    some = some.join(groups.filter(pl.col("values") > 1).drop("values"), on=keys, how="semi")
+    if not len(some):
+        return pl.DataFrame()
+    naive = learned.filter(pl.col("arm_text") == NAIVE).drop(*(key for key in keys if key != "setup"))
+    zeros = some.select(keys).unique(maintain_order=True).join(naive, on="setup", how="inner")
+    zeros = zeros.with_columns(pl.lit(0).cast(some.schema[over]).alias(over))
+    points = pl.concat([zeros, some], how="diagonal_relaxed")
+    means = points.group_by(*keys, over, maintain_order=True).agg(
+        pl.len().alias("seeds"),
+        pl.col("arm").first(),
+        pl.col("retention").mean(),
+        pl.col("retention").sort_by("seed").alias("by_seed"),
+        pl.col("last_score").mean(),
+        pl.col("tokens").mean(),
+    )
+    table = means.join(_of_d_a(found), on=["setup", "arm"], how="left", maintain_order="left")
+    front = [*keys, over]
+    if over == "replay_ratio":
+        table = pl.concat([table.with_columns(rows=pl.lit(ALL_ROWS)), _not_replayed(found, table)])
+        front = ["setup", "rows", over]
+    numbers = ["retention", "low", "high", "by_seed", "last_score", "tokens"]
+    return table.select(*front, "seeds", *numbers).sort(front)
+
+
+def _not_replayed(found: Retention, table: pl.DataFrame) -> pl.DataFrame:
+    """The same curve of the rows of D_A that are not replayed; at naive that is all of them."""
+    numbers = ["retention", "by_seed", "low", "high"]
+    unseen = found.over_seeds.filter(pl.col("rows") != ALL_ROWS).rename({"value": "retention"})
+    unseen = unseen.select("setup", "arm", *numbers)
+    others = table.filter(pl.col("replay_ratio") > 0).drop(numbers)
+    others = others.join(unseen, on=["setup", "arm"], how="inner", maintain_order="left")
+    naive = table.filter(pl.col("replay_ratio") == 0)
+    naive = naive.join(others, on="setup", how="semi")
+    rows = pl.lit("those not replayed").alias("rows")
+    return pl.concat([naive, others.select(naive.columns)]).with_columns(rows)
+
+
+def stages(found: Retention) -> pl.DataFrame:
+    """Every dataset's score after every stage, for the cells of the most stages; means over seeds.
+
+    Returns:
+        [setup, arm, dataset, metric, stage, seeds, value, low, high, by_seed]
+    """
+    learned = _learned(found)
+    if not len(learned):
+        return pl.DataFrame()
+    three = learned.filter(pl.col("d_c").is_not_null())
+    long = (three if len(three) else learned).select("setup", "arm", "seed")
+    rows = found.scores.join(long, on=["setup", "arm", "seed"], how="semi")
+    keys = ["setup", "arm", "dataset", "metric", "stage"]
+    means = rows.group_by(keys, maintain_order=True).agg(
+        pl.len().alias("seeds"), pl.col("value").mean(), pl.col("value").sort_by("seed").alias("by_seed")
+    )
+    edges = found.over_seeds.filter(rows=ALL_ROWS).select(*keys, "low", "high")
+    table = means.join(edges, on=keys, how="left", maintain_order="left")
+    return table.select(*keys, "seeds", "value", "low", "high", "by_seed")
+
+
+def interference(found: Retention) -> pl.DataFrame:
+    """Gradient conflict of D_A and the last stage's rows beside retention, cell by cell (the paper's figure 2).
+
+    Returns:
+        [setup, arm, seed, cosine_start, cosine_end, first_order_harm, weight_change, retention]; ``cosine`` is
+        cos(∇L_A, ∇L_B) at the stage's start and end, ``first_order_harm`` ∇L_A·Δθ at its end.
+    """
+    columns = ["cosine_start", "cosine_end", "first_order_harm", "weight_change", "retention"]
+    known = _learned(found)
+    if not len(known):
+        return pl.DataFrame()
+    return known.filter(pl.col("cosine_start").is_not_null()).select("setup", "arm", "seed", *columns)
+
+
+def other_losses(found: Retention) -> pl.DataFrame:
+    """What else was lost: facts that the base model knew, and perplexity on held-out text, after stage 1 and last."""
+    names = ["known_after_1", "known", "perplexity_after_1", "perplexity"]
+    table = _means(_learned(found), ["setup", "arm"], names)
+    return table.filter(pl.any_horizontal(pl.col(names).is_not_null()))
+
+
+def cost(found: Retention) -> pl.DataFrame:
+    """Optimiser steps, input tokens and wall time of all stages of a cell, by arm; means over seeds."""
+    return _means(found.cells, ["setup", "arm"], ["steps", "tokens", "seconds"])

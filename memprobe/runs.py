@@ -1,0 +1,344 @@
+"""A training run's directory as a contract: what it holds, validated where it is read, for every reader.
+
+Runs are read by their files, so that neither weights nor the package that trained them need be there::
+
+    RUN/recipe.toml                     what is trained
+    RUN/N-NAME/evaluation.json          scores after stage N; memprobe.json beside it says how it was made
+    RUN/N-NAME/metrics.jsonl            one line per optimiser step
+    RUN/.state/N-NAME/metrics.jsonl     the same while the stage is being trained
+    RUN/cell.json                       how a cell of a grid ended (OUT/runs/SETUP/CELL, probed in OUT/probes/SETUP)
+
+Keys that memprobe does not know are kept: they are only ever added. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memprobe.arms import Arm
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line, read_json
+
+RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
+GRID, CELL = "grid.toml", "cell.json"
+"""In a grid's directory, and beside the run of each of its cells."""
+STATE = ".state"
+EXACT = "exact_match"
+_STAGE = re.compile(r"(\d+)-(.+)")
+
+Count = Annotated[int, Field(ge=0)]
+Read = TypeVar("Read", bound=BaseModel)
+
+
+class _Open(BaseModel):
+    """Keeps keys that it does not know; takes no text for a number."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Mixing(_Open):
+    """Rows mixed into a stage; ``words`` are the prompt's and the answer's."""
+
+    source: str
+    ratio: float = 2.0
+    words: list[Count] = Field([50, 50], min_length=1)
+
+
+class Replay(_Open):
+    """Rows of earlier stages in a later one."""
+
+    ratio: float
+
+
+class RecipeStage(_Open):
+    """One stage of a recipe."""
+
+    name: str
+    kind: Literal["factoids", "tasks", "texts"] = "factoids"
+    mixing: list[Mixing] = []
+    replay: Replay | None = None
+
+
+class RecipeFile(_Open):
+    """``recipe.toml``: of what is trained, what readers ask for."""
+
+    base: str | None = None
+    seed: Count = 0
+    arm: str = "none"
+    joint: bool = False
+    stages: list[RecipeStage] = []
+
+
+class Score(_Open):
+    """A score and its 95 % interval; null where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class EvaluatedSet(_Open):
+    """One evaluated set; ``metric`` names the score that stands for it, and each row's own under the same name."""
+
+    kind: str
+    metric: str
+    n: Count
+    scores: dict[str, Score]
+    rows: list[dict[str, Any]] = []
+
+    @property
+    def score(self) -> Score:
+        """The score that stands for the set."""
+        return self.scores.get(self.metric) or Score(value=None)
+
+
+class PartOfSet(_Open):
+    """Scores of some rows of a set; none where there are no such rows."""
+
+    n: Count
+    scores: dict[str, Score] = {}
+
+
+class EvaluationFile(_Open):
+    """``evaluation.json``: every set that was evaluated after a stage."""
+
+    sets: dict[str, EvaluatedSet]
+    stage: int | None = None
+    retention: dict[str, dict[str, PartOfSet]] = {}
+    interference: dict[str, dict[str, Any]] | None = None
+
+
+class ManifestFile(_Open):
+    """``memprobe.json``: of how a checkpoint was made, what readers ask for."""
+
+    arm: str | None = None
+    seed: int | str | None = None
+    stage: int | str | None = None
+    stage_name: str | None = None
+    steps: Count
+    tokens: Count
+    seconds: float | None = None
+    replayed: list[str] = []
+
+
+class CellStage(_Open):
+    """One stage of a cell; ``label`` is its checkpoint's in the probes, ``run`` the cell that trained it."""
+
+    label: str
+    stage: str = ""
+    run: str | None = None
+    steps: Count = 0
+    tokens: Count = 0
+    seconds: float | None = None
+
+
+class CellFile(_Open):
+    """``cell.json``: how a cell of a grid ended."""
+
+    learned: bool
+    stages: list[CellStage]
+    setup: str | None = None
+    arm: str | None = None
+    seed: int | None = None
+    block: str | None = None
+    why: str = ""
+
+
+def validated(schema: type[Read], data: Any, where: Path) -> Read:
+    """What a file holds, as a schema.
+
+    Raises:
+        MemprobeError: naming the file, the key and what is wrong there.
+    """
+    try:
+        return schema.model_validate(data)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise MemprobeError(f"{where}: nested too deeply") from error
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise MemprobeError(f"{where}: {key + ': ' if key else ''}{said}") from error
+
+
+def read_as(schema: type[Read], path: Path) -> Read:
+    """A JSON file as a schema.
+
+    Raises:
+        MemprobeError: it is missing or broken, or does not fit.
+    """
+    return validated(schema, read_json(path), path)
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """A stage that has ended, or, in a run's state, one under way.
+
+    Attributes:
+        number: from 1; 0 is the base model, which is evaluated and not trained.
+        name: of the stage in the recipe.
+        path: of the directory.
+    """
+
+    number: int
+    name: str
+    path: Path
+
+    @cached_property
+    def evaluation(self) -> EvaluationFile | None:
+        """Scores after the stage; ``None`` where they are not there."""
+        path = self.path / EVALUATION
+        return read_as(EvaluationFile, path) if path.exists() else None
+
+    @cached_property
+    def manifest(self) -> ManifestFile | None:
+        """How the checkpoint was made; ``None`` where that is not there."""
+        path = self.path / MANIFEST
+        return read_as(ManifestFile, path) if path.exists() else None
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """What was logged of each optimiser step; a last line that is still being written is not there yet.
+
+        Raises:
+            MemprobeError: a line is broken.
+        """
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(whole, 1):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise MemprobeError(f"{path}, line {number}: no JSON ({first_line(error)})") from error
+            if not isinstance(entry, dict):
+                raise MemprobeError(f"{path}, line {number}: no JSON object")
+            yield entry
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory.
+
+    Attributes:
+        path: of the directory.
+        name: tells it from other runs.
+    """
+
+    path: Path
+    name: str
+
+    @cached_property
+    def recipe(self) -> RecipeFile:
+        """As in ``recipe.toml``."""
+        path = self.path / RECIPE
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise MemprobeError(f"{path}: cannot be read as TOML ({first_line(error)})") from error
+        return validated(RecipeFile, data, path)
+
+    @property
+    def arm(self) -> str:
+        """What is done against forgetting, as the recipe writes it; ``none`` where it names nothing."""
+        return self.recipe.arm
+
+    @cached_property
+    def what(self) -> Arm:
+        """The same, parsed."""
+        return Arm.of(self.recipe.arm)
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return self.recipe.seed
+
+    @cached_property
+    def stages(self) -> list[StageDirectory]:
+        """The stages that have ended, in order."""
+        return ended_stages(self.path)
+
+    @cached_property
+    def running(self) -> list[StageDirectory]:
+        """Stages under way: their state directories."""
+        ended = {(stage.number, stage.name) for stage in self.stages}
+        folder = self.path / STATE
+        under_way = _numbered(folder) if folder.is_dir() else []
+        return [stage for stage in under_way if (stage.number, stage.name) not in ended]
+
+    @property
+    def trained(self) -> dict[int, StageDirectory]:
+        """Of the stages that have ended, those that were trained and evaluated, by number."""
+        return {one.number: one for one in self.stages if one.number and one.evaluation is not None}
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every stage of the recipe is there; joint training has its last one only."""
+        n = len(self.recipe.stages)
+        return bool(n) and set(self.trained) == ({n} if self.recipe.joint else set(range(1, n + 1)))
+
+    @property
+    def datasets(self) -> list[str]:
+        """The stages' datasets as evaluations name them, ``1-kvr`` first."""
+        return [f"{number}-{stage.name}" for number, stage in enumerate(self.recipe.stages, 1)]
+
+    @cached_property
+    def cell(self) -> CellFile | None:
+        """How the cell of a grid ended whose run this is; ``None`` for other runs."""
+        path = self.path / CELL
+        return read_as(CellFile, path) if path.exists() else None
+
+    @property
+    def setup(self) -> Path | None:
+        """Of a cell: the folder of its set-up's probes, ``OUT/probes/SETUP`` for ``OUT/runs/SETUP/CELL``."""
+        if self.cell is None:
+            return None
+        folder = self.path.resolve().parent
+        return folder.parent.parent / "probes" / folder.name
+
+    @property
+    def learned(self) -> bool:
+        """Whether each stage of factoids ended with all its own rows exact; of a cell, what its grid says.
+
+        What a stage did not learn, nothing can be said to keep. A run that has not ended has not learned.
+        """
+        if self.cell is not None:
+            return self.cell.learned
+        if not self.has_ended:
+            return False
+        for number, (name, stage) in enumerate(zip(self.datasets, self.recipe.stages, strict=True), 1):
+            if stage.kind != "factoids":
+                continue
+            evaluation = self.trained[len(self.datasets) if self.recipe.joint else number].evaluation
+            found = evaluation.sets.get(name) if evaluation else None
+            score = found.scores.get(EXACT) if found else None
+            if score is None or score.value is None or score.value < 1:
+                return False
+        return True
+
+
+def ended_stages(folder: Path) -> list[StageDirectory]:
+    """The folders N-NAME that a run has finished."""
+    return [
+        stage
+        for stage in _numbered(folder)
+        if (stage.path / MANIFEST).exists() or (stage.path / EVALUATION).exists()
+    ]
+
+
+def _numbered(folder: Path) -> list[StageDirectory]:
+    found = []
+    for path in folder.iterdir():
+        match = _STAGE.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append(StageDirectory(int(match[1]), match[2], path))
+    return sorted(found, key=lambda stage: (stage.number, stage.name))

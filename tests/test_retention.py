@@ -1,0 +1,172 @@
+"""What runs keep: one set of tables for figures and for what is published; run directories read by their files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from memprobe import retention
+from memprobe.errors import MemprobeError
+from memprobe.figures import runs as drawn
+from memprobe.files import write_json
+from memprobe.retention import ended_runs, retention_of
+from memprobe.runs import RunDirectory
+from memprobe.studies import cells_by_setup, open_study, without_failed_cells
+from tests.probes import write_probe
+from tests.trained import write_run
+
+REPLAY = "[stages.replay]\nratio = {}\n"
+
+
+def write_cell(grid, name, scores, *, setup="kvr-lama", learned=True, **options):
+    """A finished cell of a grid, without the weights."""
+    run = write_run(grid / "runs" / setup / name, scores, **options)
+    stages = [{"stage": f"{i}-x", "label": f"{name}.{i}", "steps": 80, "tokens": 4000} for i in (1, 2)]
+    keys = {"setup": setup, "arm": name.partition("-s")[0], "seed": options.get("seed", 0)}
+    write_json(keys | {"learned": learned, "stages": stages}, run / "cell.json")
+    return run
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Three seeds of naive and of two replay ratios, one of which failed once."""
+    for seed in range(3):
+        write_cell(tmp_path / "g", f"naive-s{seed}", [[1.0], [seed / 32, 1.0]], seed=seed, cosine=-0.5)
+        for ratio in (0.25, 0.5):
+            failed = ratio == 0.5 and seed == 2
+            write_cell(
+                tmp_path / "g",
+                f"r{ratio}-s{seed}",
+                [[1.0], [ratio + seed / 32, 0.5 if failed else 1.0]],
+                arm=f"replay(ratio={ratio:g}, stages=2)",
+                seed=seed,
+                additions={2: REPLAY.format(ratio)},
+                replayed=int(32 * ratio),
+                learned=not failed,
+            )
+    return tmp_path / "g"
+
+
+def of(*folders):
+    return retention_of(ended_runs(open_study(folders).runs))
+
+
+def test_figures_draw_the_rows_that_are_published(grid):
+    found = of(grid)
+    shown = drawn.of_retention(found)
+    published = {
+        "forgetting": retention.forgetting(found),
+        "replay_ratio": retention.curve(found, "replay_ratio"),
+        "stages": retention.stages(found),
+        "interference": retention.interference(found).rename({"cosine_start": "cosine"}),
+    }
+    for name, table in published.items():
+        numbers = [
+            column
+            for column in ("retention", "value", "low", "high", "by_seed", "cosine", "last_score", "tokens")
+            if column in table.columns and column in shown[name].columns
+        ]
+        assert len(numbers) >= 2
+        assert shown[name].select(numbers).rows() == table.select(numbers).rows(), name
+    row = published["forgetting"].filter(arm="r0.5").row(0, named=True)
+    assert (row["cells"], row["failed"], row["by_seed"], row["low"]) == (3, 1, [0.5, 0.53125], None)
+    naive = published["forgetting"].filter(arm="naive").row(0, named=True)
+    assert naive["retention"] == pytest.approx(1 / 32) and 0 <= naive["low"] < 1 / 32 < naive["high"]
+
+
+def test_a_curve_over_replay_tells_rows_apart_and_starts_at_naive(grid):
+    table = retention.curve(of(grid), "replay_ratio")
+    assert table.select("rows", "replay_ratio").rows() == [
+        (rows, ratio) for rows in ("all rows of D_A", "those not replayed") for ratio in (0.0, 0.25, 0.5)
+    ]
+    # Seed 0 keeps the first 8 of 32 rows, which are those that are replayed: none of the others.
+    assert table.filter(rows="those not replayed", replay_ratio=0.25)["by_seed"].to_list()[0][0] == 0
+
+
+def test_set_ups_of_two_grids_stay_apart(tmp_path):
+    """A failed cell is not learned because a cell of that name in another grid is."""
+    for name, learned in (("one", True), ("two", False)):
+        write_cell(tmp_path / name, "naive-s0", [[1.0], [0.5, 1.0 if learned else 0.5]], learned=learned)
+        write_probe(tmp_path / name / "probes" / "kvr-lama" / "own", {"base": 4.0, "naive-s0.2": 3.0}, n=4)
+    study = open_study([tmp_path])
+    cells = cells_by_setup(study)
+    assert len(cells) == 2
+    said = []
+    left = [without_failed_cells(probe, cells, said.append).checkpoints for probe in study.probes]
+    assert left == [["base", "naive-s0.2"], ["base"]] and len(said) == 1
+    table = retention.forgetting(of(tmp_path))
+    assert table.select("setup", "failed").rows() == [("one/kvr-lama", 0), ("two/kvr-lama", 1)]
+
+
+def test_a_run_of_its_own_displaces_no_cell(tmp_path):
+    """Such as one of a recipe of that name, in the folder that the grid was put in later."""
+    write_run(tmp_path / "tiny", [[1.0], [0.0, 0.5]])  # has not learned D_B
+    write_cell(tmp_path / "tiny", "naive-s0", [[1.0], [0.75, 1.0]])
+    table = retention.forgetting(of(tmp_path))
+    assert table.select("setup", "cells", "failed", "retention").rows() == [
+        ("kvr → lama", 1, 1, None),
+        ("kvr-lama", 1, 0, 0.75),
+    ]
+
+
+def test_learned_means_every_factoid_stage_was_exact_on_its_own_rows(tmp_path):
+    runs = {
+        "yes": ([[1.0], [0.5, 1.0]], {}),
+        "no": ([[1.0], [0.5, 0.5]], {}),
+        "task": ([[1.0], [0.5, 0.5]], {"tasks": ("lama",)}),
+        "joint": ([[1.0, 0.5]], {"arm": "joint"}),
+        "part": ([[1.0]], {}),
+    }
+    for name, (scores, options) in runs.items():
+        write_run(tmp_path / name, scores, **options)
+    found = {name: RunDirectory(tmp_path / name, name) for name in runs}
+    assert {name for name, run in found.items() if run.learned} == {"yes", "task"}
+    assert {name for name, run in found.items() if not run.has_ended} == {"part"}
+
+
+BROKEN = {
+    "recipe.toml": [
+        ("arm", 3, r"recipe\.toml: arm: "),
+        ("joint", 1, r"recipe\.toml: joint: "),
+    ],
+    "2-lama/evaluation.json": [
+        ("sets", None, r"evaluation\.json: sets: "),
+        ("sets", {"1-kvr": {"kind": "factoids"}}, r"evaluation\.json: sets\.1-kvr\.metric: "),
+        ("interference", {"start": 1}, r"evaluation\.json: interference\.start: "),
+    ],
+    "2-lama/memprobe.json": [("steps", "80", r"memprobe\.json: steps: "), ("replayed", 1, "replayed: ")],
+    "cell.json": [
+        ("learned", "yes", r"cell\.json: learned: "),
+        ("stages", [{}], r"cell\.json: stages\.0\.label: "),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"), [(file, *rest) for file, cases in BROKEN.items() for rest in cases]
+)
+def test_what_does_not_fit_is_named_by_file_and_key(tmp_path, file, key, value, said):
+    run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
+    if file.endswith(".toml"):
+        text = (run / file).read_text().splitlines()
+        kept = [line for line in text if not line.startswith(f"{key} =")]
+        (run / file).write_text("\n".join([f"{key} = {json.dumps(value)}", *kept]))
+    else:
+        write_json(json.loads((run / file).read_text()) | {key: value}, run / file)
+    with pytest.raises(MemprobeError, match=said) as error:
+        of(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "null", '{"sets": {"a": 1e999}}'])
+def test_no_json_breaks_the_reader(tmp_path, text):
+    run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
+    (run / "2-lama" / "evaluation.json").write_text(text)
+    with pytest.raises(MemprobeError, match=r"evaluation\.json"):
+        of(tmp_path)
+
+
+def test_probes_of_no_grid_lose_nothing(tmp_path):
+    probe = write_probe(tmp_path / "probe", {"base": 4.0}, n=4)
+    assert without_failed_cells(probe, {}).checkpoints == ["base"]
