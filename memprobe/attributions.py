@@ -98,6 +98,20 @@ def attribute(
             yield _attribute_batch(lens_model, [items[index] for index in batch], plan, split)
 
 
+def attribute_all(lens_model: LensModel, plan: Plan) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """:func:`attribute` with the split that the model allows.
+
+    Returns:
+        The table, without factoids whose logits are not finite; and for ``run.json``, which ``parts`` blocks are taken
+        into.
+    """
+    split = find_split(lens_model)
+    rows = pl.concat([pl.DataFrame(schema=ATTRIBUTIONS), *attribute(lens_model, plan, split=split)])
+    broken = rows.filter(~pl.col("logit").is_finite())["factoid"].unique()
+    parts = ["block"] if split is None else ["block", "attn", "mlp"]
+    return rows.filter(~pl.col("factoid").is_in(broken.to_list())), {"parts": parts}
+
+
 def _attribute_batch(
     lens_model: LensModel, batch: Sequence[TokenisedFactoid], plan: Plan, split: Split | None
 ) -> pl.DataFrame:

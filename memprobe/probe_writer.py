@@ -35,7 +35,7 @@ from memprobe.probes import (
     read_run,
     table_file,
 )
-from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, factoids_frame
+from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, WHERE_ASKED, factoids_frame
 
 if TYPE_CHECKING:
     from memprobe.capturing import Tables
@@ -105,7 +105,7 @@ def delete_probe(out: Path) -> None:
     if not (out / RUN).exists():
         return
     shutil.rmtree(out / PARTS, ignore_errors=True)
-    for table in BY_CHECKPOINT:
+    for table in (*BY_CHECKPOINT, *WHERE_ASKED):
         (out / f"{table}.parquet").unlink(missing_ok=True)  # of schema 1
         for file in (out / table).glob("*.parquet"):
             file.unlink()

@@ -31,7 +31,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
-from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES
+from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
 
 RUN, SUMMARY, FACTOIDS_FILE, PARTS = "run.json", "summary.json", "factoids.parquet", "parts"
@@ -92,6 +92,21 @@ class Probe:
     def outcomes(self) -> pl.DataFrame:
         """One row per (checkpoint, factoid); see :data:`OUTCOMES`."""
         return self._collect("outcomes")
+
+    @cached_property
+    def attributions(self) -> pl.DataFrame:
+        """What each block writes towards the answer's logit, of the checkpoints that it was asked of; see
+        :data:`ATTRIBUTIONS`.
+
+        Raises:
+            MemprobeError: it was asked of none.
+        """
+        files = [table_file(self.path, label, "attributions") for label in self._with("attributions")]
+        if not files:
+            raise MemprobeError(
+                f"{self.path}: holds no attributions (memprobe layers --attributions makes them)"
+            )
+        return pl.concat([self.scan_file(file, "attributions") for file in files]).collect()
 
     @cached_property
     def factoids(self) -> pl.DataFrame:
@@ -204,6 +219,7 @@ class Probe:
     def files(self) -> list[Path]:
         """The tables of finished checkpoints and the factoids, as paths within the directory."""
         files = [file for table in BY_CHECKPOINT for file, _ in self._files(table, self.finished)]
+        files += [table_file(self.path, label, name) for name in WHERE_ASKED for label in self._with(name)]
         return [file.relative_to(self.path) for file in [*files, self.path / FACTOIDS_FILE]]
 
     def check(self) -> None:
@@ -221,9 +237,15 @@ class Probe:
                         f"{self.path / RUN}: checkpoints.{label}.tables: says nothing of {table}; probe again"
                     )
                 marks[table_file(self.path, label, table)] = mark
+            for table in WHERE_ASKED:
+                marks[table_file(self.path, label, table)] = tables_of(self.run, label).get(table)
         for file, mark in marks.items():
             if mark is not None:
                 check_mark(file, mark)
+
+    def _with(self, table: str) -> list[str]:
+        """Finished checkpoints that have a table which is there only where it was asked for."""
+        return [label for label in self.finished if table in tables_of(self.run, label)]
 
     def _files(self, table: str, labels: Sequence[str]) -> list[tuple[Path, list[str]]]:
         """Files that hold a table of some checkpoints, with the labels that count in each."""
@@ -331,6 +353,11 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path}: no run.json, so this is no probe directory (memprobe layers --out makes one)"
         )
     return read_run_file(path)
+
+
+def tables_of(run: dict[str, Any], label: str) -> dict[str, Any]:
+    """The marks of a checkpoint's tables, by name."""
+    return run["checkpoints"][label].get("tables", {})
 
 
 def table_file(path: Path, label: str, table: str) -> Path:

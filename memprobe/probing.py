@@ -27,6 +27,8 @@ from memprobe.checkpoints import (
 )
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
+from memprobe.files import write_parquet
+from memprobe.parquet import mark_of
 from memprobe.planning import check_positions, plan_capture
 from memprobe.probe_writer import (
     Parts,
@@ -37,7 +39,7 @@ from memprobe.probe_writer import (
     write_run,
     write_summary,
 )
-from memprobe.probes import Probe, probe_of
+from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
@@ -78,6 +80,7 @@ def probe(
     seed: int = 0,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    attributions: bool = False,
     steps: Mapping[str, int] | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -109,6 +112,8 @@ def probe(
         batch_size: factoids a batch.
         seed: of the shuffled controls.
         allow_pickle, trust_remote_code: see :mod:`memprobe.models`.
+        attributions: also writes what each block adds to the answer's logit (:mod:`memprobe.attributions`), in a
+            forward pass of its own; asked of a finished checkpoint, it is added.
         steps: training steps by label, for probes along a training run.
         origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
         progress: told of every batch.
@@ -195,6 +200,20 @@ def probe(
         finally:
             parts.flush()  # what is finished stays, also after Ctrl-C
         finish(out, run, lens_model)
+        if attributions:
+            attribute_one(lens_model, run)
+
+    def attribute_one(lens_model: LensModel, run: dict[str, Any]) -> None:
+        from memprobe.attributions import attribute_all
+
+        entry = run["checkpoints"][lens_model.label]
+        rows, entry["attributions"] = attribute_all(
+            lens_model, plan_capture(lens_model, factoids, parsed, seed=seed)
+        )
+        file = table_file(out, lens_model.label, "attributions")
+        write_parquet(rows, file)
+        entry["tables"]["attributions"] = mark_of(file)
+        write_run(run, out)
 
     with locked(out):
         run = open_or_start(out, wanted, factoids)
@@ -210,6 +229,8 @@ def probe(
             else:
                 capture_one(item, run)  # one model at a time: it is gone when this returns
             entry = run["checkpoints"][item.label]
+            if attributions and "attributions" not in entry["tables"]:
+                attribute_one(loaded(item), run)
             if isinstance(item, models.LensModel) or asked.first.in_memory:
                 continue
             if precision != "float32" and "precision" not in entry:

@@ -94,9 +94,17 @@ FACTOIDS = pl.Schema(
 )
 ALIKE = ("template", "lens", "readout", "tokenisation")
 """In ``run``, what two probes must have in common for their ranks to be comparable."""
-TABLES = {"records": RECORDS, "controls": CONTROLS, "outcomes": OUTCOMES, "factoids": FACTOIDS}
+TABLES = {
+    "records": RECORDS,
+    "controls": CONTROLS,
+    "outcomes": OUTCOMES,
+    "factoids": FACTOIDS,
+    "attributions": ATTRIBUTIONS,
+}
 BY_CHECKPOINT = ("records", "controls", "outcomes")
 """The tables that have a file for each checkpoint."""
+WHERE_ASKED = ("attributions",)
+"""Those of them that are there only where they were asked for."""
 UNITS = {
     "records": ("checkpoint", "lens", "factoid", "position", "token"),
     "controls": ("checkpoint", "lens", "factoid", "position", "token", "control"),

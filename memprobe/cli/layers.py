@@ -87,6 +87,12 @@ def layers(
             metavar="NAME=FACTOIDS", help="Also watch for the answers of another dataset (e.g. of stage 2)."
         ),
     ] = None,
+    attributions: Annotated[
+        bool,
+        typer.Option(
+            "--attributions", help="Also write what each block, attention and MLP adds to the answer's logit."
+        ),
+    ] = False,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
@@ -158,6 +164,7 @@ def layers(
                 readout=readout,
                 positions=[name.strip() for name in positions.split(",")],
                 intrusions=watched,
+                attributions=attributions,
                 k=top_k,
                 token=token.value,
                 batch_size=size,

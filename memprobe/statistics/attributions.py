@@ -1,0 +1,173 @@
+"""What blocks write towards answers: means and shares by depth, where the most is written, and paired differences.
+
+Only the parts ``block``, ``attn`` and ``mlp`` have a depth. A factoid's contribution is the mean over its answer tokens
+that a token rule keeps: ``first``, ``last``, or ``all`` of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
+from memprobe.statistics.paired import differences
+
+PARTS = ("block", "attn", "mlp")
+_KEYS = ["checkpoint", "part"]
+
+
+def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "block") -> pl.DataFrame:
+    """One row per (checkpoint, factoid, depth): the part's mean contribution over the tokens of a rule, in logits.
+
+    Args:
+        table: see :data:`memprobe.records.ATTRIBUTIONS`.
+
+    Returns:
+        [checkpoint, factoid, depth, logit, shuffled], by depth from 1; ``shuffled`` null where there is no control.
+
+    Raises:
+        MemprobeError: an unknown token rule or part, or a part that no block was taken into.
+    """
+    if token not in ("first", "last", "all"):
+        raise MemprobeError(f"--token {token}: choose first, last or all")
+    if part not in PARTS:
+        raise MemprobeError(f"{part!r} is no part of a block; choose {', '.join(PARTS)}")
+    rows = table.filter(pl.col("part") == part)
+    if rows.is_empty() and not table.is_empty():
+        raise MemprobeError(f"these attributions are given by block; there is no {part} in them")
+    edge = {"first": pl.col("token").min(), "last": pl.col("token").max()}
+    if token in edge:
+        rows = rows.filter(pl.col("token") == edge[token].over("checkpoint", "factoid"))
+    keys = ["checkpoint", "factoid", "depth"]
+    return rows.group_by(keys).agg(pl.col("logit", "shuffled").cast(pl.Float64).mean()).sort(keys)
+
+
+def contribution_by_depth(
+    table: pl.DataFrame, *, token: str = "first", draws: int = 10_000, seed: int = 0
+) -> pl.DataFrame:
+    """Mean contribution, its share, and both net of shuffled answers, by part and depth; 95 % over factoids.
+
+    ``share`` is the mean contribution over the sum of the mean contributions of all blocks, in per one of what blocks
+    write in all: parts of one depth add up, and depths of ``block`` to 1. ``net`` is contribution less that to shuffled
+    answers, paired by factoid, over those that have any.
+
+    Returns:
+        [checkpoint, part, depth, n, logit, low, high, share, share_low, share_high, n_net, net, net_low, net_high]
+    """
+    parts = []
+    for label in table["checkpoint"].unique(maintain_order=True):
+        of_label = table.filter(pl.col("checkpoint") == label)
+        blocks, _ = _wide(of_label, token, "block")
+        resamples = Resamples.of(len(blocks), draws=draws, seed=seed)
+        for part in (name for name in PARTS if name in of_label["part"].unique()):
+            values, shuffled = _wide(of_label, token, part)
+            mean = bootstrap_mean(values, resamples)
+            net = bootstrap_mean(values - shuffled, resamples)
+            depths = values.shape[1]
+            share = bootstrap(
+                np.column_stack([values, blocks]),
+                resamples,
+                lambda sums, counts, depths=depths: sums[:, :depths] / sums[:, depths:].sum(1)[:, None],
+            )
+            columns = {"depth": np.arange(1, depths + 1), "n": np.full(depths, len(values))}
+            for name, edges in (("logit", mean), ("share", share), ("net", net)):
+                ends = ("", "low", "high") if name == "logit" else ("", f"{name}_low", f"{name}_high")
+                columns |= {end or name: edge for end, edge in zip(ends, edges, strict=True)}
+                if name == "share":
+                    columns["n_net"] = (~np.isnan(shuffled)).sum(0)
+            frame = pl.DataFrame(columns, nan_to_null=True)
+            parts.append(
+                frame.select(pl.lit(label).alias("checkpoint"), pl.lit(part).alias("part"), pl.all())
+            )
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def largest_contribution(table: pl.DataFrame, *, token: str = "first", part: str = "block") -> pl.DataFrame:
+    """The depth at which most is written towards each factoid's answer: a placement, as the first occurrence is one.
+
+    The first of equal depths counts.
+
+    Returns:
+        [checkpoint, factoid, depth, logit, depth_shuffled]: ``depth_shuffled`` is the same of shuffled answers, the
+        chance level; null where there is none.
+    """
+    rows = contributions(table, token=token, part=part)
+    by = pl.col("depth")
+    return (
+        rows.group_by("checkpoint", "factoid", maintain_order=True)
+        .agg(
+            logit=pl.col("logit").max(),
+            largest=by.get(pl.col("logit").arg_max()),
+            depth_shuffled=pl.when(pl.col("shuffled").is_not_null().any()).then(
+                by.get(pl.col("shuffled").arg_max().fill_null(0))
+            ),
+        )
+        .select("checkpoint", "factoid", pl.col("largest").alias("depth"), "logit", "depth_shuffled")
+    )
+
+
+def paired_contributions(
+    table: pl.DataFrame,
+    reference: str,
+    answers: pl.DataFrame,
+    *,
+    token: str = "first",
+    part: str = "block",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Contributions of each checkpoint less the reference's, factoid by factoid: by depth, and where most is written.
+
+    Args:
+        answers: [id, answer] of the factoids (``factoids.parquet``): those with one answer are flipped together.
+
+    Returns:
+        [checkpoint, measure, depth, n, difference, low, high, p, effect, dominance]: measure ``logit`` at depths from
+        1, and ``largest``, the depth of :func:`largest_contribution`, without a depth of its own. See
+        :func:`memprobe.statistics.paired.differences`.
+
+    Raises:
+        MemprobeError: the reference has no attributions.
+    """
+    rows = contributions(table, token=token, part=part)
+    largest = largest_contribution(table, token=token, part=part)
+    labels = rows["checkpoint"].unique(maintain_order=True).to_list()
+    if reference not in labels:
+        raise MemprobeError(f"no attributions of {reference!r}; there are {', '.join(labels) or 'none'}")
+    parts = []
+    for label in (name for name in labels if name != reference):
+        wide = _difference(rows, label, reference, "logit", on=["factoid", "depth"])
+        wide = wide.pivot("depth", index="factoid", values="difference", sort_columns=True)
+        placed = _difference(largest, label, reference, "depth", on=["factoid"])
+        both = wide.join(placed, on="factoid").join(answers, left_on="factoid", right_on="id").sort("factoid")
+        names = [name for name in wide.columns if name != "factoid"]
+        values = both.select(*names, "difference").to_numpy().astype(float)
+        found = differences(
+            values, both["answer"].to_numpy(), Resamples.of(len(both), draws=draws, seed=seed), seed=seed
+        )
+        keys = {
+            "checkpoint": [label] * len(found),
+            "measure": ["logit"] * len(names) + ["largest"],
+            "depth": pl.Series([*map(int, names), None], dtype=pl.Int16),
+        }
+        parts.append(pl.concat([pl.DataFrame(keys), found], how="horizontal"))
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def _difference(
+    rows: pl.DataFrame, label: str, reference: str, column: str, *, on: list[str]
+) -> pl.DataFrame:
+    one, other = (rows.filter(pl.col("checkpoint") == name) for name in (label, reference))
+    difference = pl.col(column).cast(pl.Float64) - pl.col(f"{column}_reference").cast(pl.Float64)
+    return one.join(other, on=on, suffix="_reference").select(*on, difference=difference)
+
+
+def _wide(table: pl.DataFrame, token: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Contributions [factoid, depth] of one checkpoint, to answers and to shuffled ones (NaN without any)."""
+    rows = contributions(table, token=token, part=part)
+    depths, facts = rows["depth"].n_unique(), rows["factoid"].n_unique()
+    values, shuffled = (
+        rows[name].fill_null(np.nan).to_numpy().reshape(facts, depths) for name in ("logit", "shuffled")
+    )
+    return values, shuffled
