@@ -1,7 +1,7 @@
 """The puzzle's results: a grid's directory as one small table, and the verdicts of ``rules.toml`` on it.
 
-python analyses/puzzle/results.py runs/smollm2-puzzle    # reads the grid's directory, writes cells.csv
-python analyses/puzzle/results.py                        # tables and verdicts from cells.csv, as Markdown
+``python analyses/puzzle/results.py runs/smollm2-puzzle`` reads the grid's directory and writes ``cells.csv``, then, as
+it does without a directory, makes ``results.md`` from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy import stats
 from memprobe.statistics.verdicts import holm, verdict
 
 HERE = Path(__file__).parent
-CELLS = HERE / "cells.csv"
+CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"
 MEASURES = {"exact_match": "bound_exact_match", "nats": "bound_nats"}
 SETTING = ("lr", "n", "epochs")
 
@@ -93,7 +93,7 @@ def _difference(cells: pl.DataFrame, arm: str, other: str, measure: str) -> dict
     listed = ", ".join(f"{value:+.3g}" for value in sign * (pair[column] - pair[f"{column}_other"]))
     found = {"n": len(values), "failed": len(pair) - len(values), "by_seed": listed}
     found |= {"mean": None, "low": None, "high": None, "p": None}
-    if len(values) >= 2:
+    if len(values) >= 3:  # with fewer each seed is shown, and nothing more
         mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
         reach = error * float(stats.t.ppf(0.975, len(values) - 1))
         p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1)) if error else None
@@ -140,9 +140,14 @@ def main() -> None:
     """See the module."""
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1])).write_csv(CELLS)
-    cells = pl.read_csv(CELLS)
+    RESULTS.write_text(results(pl.read_csv(CELLS)), encoding="utf-8")
+
+
+def results(cells: pl.DataFrame) -> str:
+    """The whole of ``results.md``."""
     rules = tomllib.loads((HERE / "rules.toml").read_text(encoding="utf-8"))
-    print("\n".join(markdown(cells, verdicts(cells, rules))))
+    head = "Made by `python analyses/puzzle/results.py` from `cells.csv` and `rules.toml`.\n"
+    return "\n".join([head, *markdown(cells, verdicts(cells, rules))]).rstrip() + "\n"
 
 
 if __name__ == "__main__":
