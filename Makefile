@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks test lint types docs check benchmark clean
+.PHONY: help setup demo demo-training notebooks fits test lint types docs check benchmark clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,16 @@ demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every st
 notebooks: demo demo-training  ## Run the notebooks in analyses/ on the demos, and keep their outputs
 	$(BIN)/memprobe layers --out probes/demo-training-base-readout --readout smollm2-135m $(DEMO_STAGES)
 	$(BIN)/python analyses/run_notebooks.py
+
+# Sizes that two idle cores fit in some 20 minutes each; a Jacobian costs a backward pass for every coordinate.
+FIT := $(BIN)/memprobe fit --ckpt smollm2-135m --texts generic --held-out 8
+fits: setup  ## Fit lenses to SmolLM2-135M and read the built-in facts with them (MEMPROBE_DATA_DIR: the folder with generic_text.jsonl)
+	$(FIT) --kind linear --length 64 --tokens 24000 --out lenses/linear
+	$(FIT) --kind tuned --length 64 --tokens 12000 --steps 4 --out lenses/tuned
+	$(FIT) --kind jacobian --length 48 --tokens 96 --out lenses/jacobian
+	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/lenses --lens logit \
+		--lens linear=lenses/linear --lens tuned=lenses/tuned --lens jacobian=lenses/jacobian
+	$(BIN)/python analyses/lenses/tables.py probes/lenses lenses/linear lenses/tuned lenses/jacobian
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -1,0 +1,42 @@
+"""What ``make fits`` found, as the files kept in this folder: ``python analyses/lenses/tables.py PROBE LENSES``.
+
+``MODEL-KIND.json``: what a lens was fitted on, how well it predicts held-out text by depth, and its floor.
+``known.csv``: where the built-in facts surface by each lens, with intervals, and whether the lenses agree.
+The lenses themselves are not kept: the command makes them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import polars as pl
+
+from memprobe import open_probe
+from memprobe.files import read_json, write_json
+from memprobe.statistics.lenses import compare_lenses
+
+HERE = Path(__file__).parent
+KS = (1, 10)
+
+
+def main() -> None:
+    """Writes the files."""
+    parser = argparse.ArgumentParser(description="Writes the tables of fitted lenses.")
+    parser.add_argument("probe", type=Path, help="a probe read through the lenses")
+    parser.add_argument("lenses", type=Path, nargs="+", help="directories of memprobe fit")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the files [this one]")
+    asked = parser.parse_args()
+    for folder in asked.lenses:
+        about = read_json(folder / "lens.json")
+        del about["seconds"]  # of that machine, on that day
+        write_json(about, asked.out / f"{about['model']}-{about['kind']}.json")
+    probe = open_probe(asked.probe)
+    table = pl.concat([compare_lenses(probe, k=k) for k in KS])
+    table.write_csv(asked.out / "known.csv", float_precision=3)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=240, float_precision=2):
+        print(table)
+
+
+if __name__ == "__main__":
+    main()
