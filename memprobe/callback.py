@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from memprobe.checkpoints import read_manifest
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lens_set import LensSet
 from memprobe.models import wrap
 from memprobe.planning import check_positions
+from memprobe.probe_writer import discard_other
 from memprobe.probes import RUN, probe_of, read_run
 from memprobe.probing import probe
 from memprobe.records import POSITION
+from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
-from memprobe.templates import Template
+from memprobe.templates import PLAIN, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
@@ -36,12 +39,12 @@ class ProbeCallback(TrainerCallback):
 
     def __init__(
         self,
-        factoids: Sequence[Factoid],
+        factoids: Sequence[Factoid] | str,
         out: str | Path,
         *,
         every: int,
         name: str = "step",
-        template: str = "plain",
+        template: str | None = None,
         lenses: Sequence[str] = (),
         positions: Sequence[str] = (POSITION,),
         k: int = 10,
@@ -51,19 +54,25 @@ class ProbeCallback(TrainerCallback):
         """Makes a callback.
 
         Args:
+            factoids: what is asked; a text is a source's name or a file.
             every: steps between two probes.
             name: first part of the checkpoint labels.
+            template: see :class:`memprobe.templates.Template`; ``None``: that of the manifest of the checkpoint that
+                training started from, else ``plain``.
             lenses, positions: see :func:`memprobe.probing.probe`; another checkpoint's readout is loaded once.
-            tokenizer: the trainer's processing class where it is not given.
+            tokenizer: the trainer's processing class (or the tokenizer in it) where it is not given.
 
         Raises:
             MemprobeError: ``every`` is below 1, an unknown template, lens or position, or no factoids.
         """
         if every < 1:
             raise MemprobeError(f"every={every}: probe every 1 step or more")
+        if isinstance(factoids, str):
+            factoids = load_factoids(factoids)
         if not factoids:
             raise MemprobeError("there are no factoids to probe")
-        Template.parse(template)
+        if template is not None:
+            Template.parse(template)
         check_positions(positions)
         self.lenses, self.positions = LensSet.of(lenses), tuple(positions)
         self.factoids, self.out, self.every = factoids, Path(out), every
@@ -108,17 +117,26 @@ class ProbeCallback(TrainerCallback):
         label = f"{self.name}@{state.global_step}"
         if label in self._finished():  # a resumed run comes past steps that it has probed before
             return
+        lens_model = wrap(kwargs["model"], tokenizer, label=label)
+        # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
+        discard_other(self.out, label, lens_model.fingerprint)
         probe(
-            [wrap(kwargs["model"], tokenizer, label=label)],
+            [lens_model],
             self.factoids,
             self.out,
-            template=self.template,
+            template=self.template or self._own_template(lens_model.model),
             lenses=self.lenses,
             positions=self.positions,
             k=self.k,
             token=self.token,
             steps={label: state.global_step},
         )
+
+    def _own_template(self, model: Any) -> str:
+        """The template that a manifest beside the weights names from which training started."""
+        origin = Path(str(getattr(model.config, "_name_or_path", "") or ""))
+        manifest = read_manifest(origin) if origin.name and origin.is_dir() else None
+        return PLAIN if manifest is None else manifest.template
 
     def _finished(self) -> list[str]:
         """Labels that the probe directory holds already."""

@@ -48,7 +48,7 @@ LOCK = ".lock"
 REPORT = "report.html"
 _OWN = (RUN, SUMMARY, REPORT, FACTOIDS_FILE)
 _ADDITIVE = ("k", "token", "memprobe", "versions")  # of the call, not of what was probed
-_SAME = ("template", "tokenisation", "dtype", "seed", "factoids", "intrusions", "positions")
+_SAME = ("template", "chat_date", "tokenisation", "dtype", "seed", "factoids", "intrusions", "positions")
 _MEND = "; use another --out, or --fresh to start over"
 
 
@@ -289,6 +289,20 @@ def finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
     entry["complete"] = True
     write_run(run, out)
     remove_parts(out, label)
+
+
+def discard_other(out: Path, label: str, fingerprint: str) -> None:
+    """Forgets a checkpoint under way whose weights are other ones than these; a finished one stays."""
+    if not (out / RUN).exists():
+        return
+    with locked(out):
+        run = dict(read_run(out))
+        entry = run["checkpoints"].get(label)
+        if entry is None or entry["complete"] or entry["fingerprint"] == fingerprint:
+            return
+        run["checkpoints"] = {name: one for name, one in run["checkpoints"].items() if name != label}
+        write_run(run, out)
+        remove_parts(out, label)
 
 
 def remove_parts(out: Path, label: str) -> None:

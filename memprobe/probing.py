@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
+from memprobe.chats import CHAT_DATE
 from memprobe.checkpoints import (
     Checkpoint,
     Manifest,
@@ -43,7 +44,7 @@ from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
-from memprobe.templates import TOKENISATION, Template
+from memprobe.templates import CHAT, TOKENISATION, Template
 
 if TYPE_CHECKING:
     import torch
@@ -160,6 +161,7 @@ def probe(
         "lenses": {lens.name: lens.entry() for lens in asked.lenses},
         "positions": list(positions),
         "template": parsed.name,
+        "chat_date": CHAT_DATE.isoformat() if parsed.name == CHAT else None,
         "tokenisation": TOKENISATION,
         "dtype": precision,
         "seed": seed,

@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from memprobe import probing
 from memprobe.callback import ProbeCallback
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
@@ -15,8 +16,10 @@ from memprobe.factoids import make_factoid
 from memprobe.models import fingerprint_model, wrap
 from memprobe.probes import open_probe
 from memprobe.templates import Template, tokenise
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.test_checkpoints import write_manifest
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+KEYS = ["factoid", "token", "depth"]
 FACTS = [
     make_factoid(f"The river of {land} is the", river, "test", relation="river")
     for land, river in (("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister"))
@@ -38,7 +41,9 @@ class Rows(Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def trainer(folder: Path, callbacks=(), steps: int = 5, save_every: int = 1000, **options) -> Trainer:
+def trainer(
+    folder: Path, callbacks=(), steps: int = 5, save_every: int = 1000, bf16: bool = False, **options
+) -> Trainer:
     """A Trainer on a GPT-2 with dropout, so that a disturbed random state shows in the weights."""
     tokenizer = tiny_tokenizer()
     model = tiny_model("gpt2", len(tokenizer), resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
@@ -54,6 +59,7 @@ def trainer(folder: Path, callbacks=(), steps: int = 5, save_every: int = 1000, 
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
+        bf16=bf16,
         seed=0,
     )
     options = {"processing_class": tokenizer} | options
@@ -164,3 +170,60 @@ def test_another_training_run_is_refused_before_its_first_step(tmp_path):
     again = ProbeCallback(FACTS, tmp_path / "probe", every=2, name="second")
     trainer(tmp_path / "two", [again], steps=2).train()
     assert open_probe(tmp_path / "probe").checkpoints == ["step@0", "step@2", "second@0", "second@2"]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_mixed_precision_is_looked_through(tmp_path, weights):
+    """accelerate wraps the forward pass in autocast; the probe is of the weights in their own precision."""
+    run = trainer(tmp_path / "run", [ProbeCallback(FACTS, tmp_path / "probe", every=2)], steps=2, bf16=True)
+    run.model.to(weights)
+    run.train()
+    assert hasattr(run.model, "_original_forward"), "nothing was wrapped, so nothing was tested"
+    wrapped = run.model.forward
+    alone = capture(wrap(run.model, tiny_tokenizer(), label="step@2"), FACTS).records.sort(KEYS)
+    assert run.model.forward is wrapped or run.model.forward == wrapped
+    bare = type(run.model)(run.model.config).to(weights).eval()
+    bare.load_state_dict(run.model.state_dict())
+    expected = capture(wrap(bare, tiny_tokenizer(), label="step@2"), FACTS).records.sort(KEYS)
+    probed = open_probe(tmp_path / "probe").records.filter(pl.col("checkpoint") == "step@2").sort(KEYS)
+    assert probed["rank"].equals(expected["rank"]) and alone["rank"].equals(expected["rank"])
+
+
+def test_a_step_killed_half_way_is_probed_anew_by_other_weights(tmp_path, monkeypatch):
+    """Another number of workers, another GPU: the resumed run's weights differ in a last bit."""
+    out = tmp_path / "probe"
+
+    def killed(folder, run, lens_model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probing, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "a", [ProbeCallback(FACTS, out, every=2)], steps=2).train()
+    monkeypatch.undo()
+    assert not open_probe(out).run["checkpoints"]["step@0"]["complete"]
+    run = trainer(tmp_path / "b", [ProbeCallback(FACTS, out, every=2)], steps=2)
+    with torch.no_grad():
+        run.model.lm_head.weight[3, 3] += 1e-4
+    run.train()
+    probe = open_probe(out)
+    assert probe.finished == ["step@0", "step@2"] and not (out / "parts").exists()
+
+
+def test_a_processor_a_source_by_name_and_the_manifests_template(tmp_path):
+    class Processor:
+        """What AutoProcessor gives for a multimodal model: the tokenizer is a part of it."""
+
+        tokenizer = tiny_tokenizer()
+
+        def save_pretrained(self, *_, **__):
+            pass
+
+    folder = save_tiny(tmp_path / "1-facts", "gpt2")
+    write_manifest(folder, template="tulu")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    callback = ProbeCallback("kvr:3", tmp_path / "probe", every=9)
+    run = trainer(tmp_path / "run", [callback], steps=1, processing_class=Processor())
+    run.model = model
+    run.train()
+    assert open_probe(tmp_path / "probe").run["template"] == "tulu"
+    assert len(open_probe(tmp_path / "probe").factoids) == 3
