@@ -6,7 +6,10 @@ import torch
 from memprobe import answers, batching
 from memprobe.answers import alias_match, cut, exact_match, generate, generate_batches, sample
 from memprobe.batching import batches_by_tokens
+from memprobe.capturing import capture
+from memprobe.factoids import make_factoid
 from memprobe.models import load, wrap
+from memprobe.templates import Template, tokenise
 from tests.tiny import FAMILIES, byte_level, tiny_model
 
 PROMPTS = ["The river of Oria is the", "2", "The tallest hill of Selva is", "The value of key q7x2 is?"]
@@ -157,3 +160,97 @@ def test_alias_match_takes_answer_or_alias():
     assert alias_match("us", accepted)
     assert not alias_match("United States", accepted)
     assert not alias_match("", accepted)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "until"),
+    [
+        ("巴黎。它很古老", "巴黎", "巴黎"),
+        ("北京！真的", "北京", "北京"),
+        ("दिल्ली। यह", "दिल्ली", "दिल्ली"),
+        ("باريس؟ نعم", "باريس", "باريس"),
+        ('keys." She', "keys", "keys"),
+        ("keys.) She", "keys", "keys"),
+        ("Yahoo! It is", "Yahoo!", "Yahoo!"),
+        ("Washington, D.C. is", "Washington, D.C.", "Washington, D.C."),
+        ("Yahoo!x It", "Yahoo!", "Yahoo!x It"),
+        ("3.5 million", "x", "3.5 million"),
+        ("东京。是", "东京。", "东京。"),
+    ],
+)
+def test_sentences_end_in_every_script_and_answers_at_their_own_stop(text, answer, until):
+    assert cut(text, answer) == until
+
+
+SETTINGS = {
+    "suppress_tokens": lambda said: [said[0]],
+    "repetition_penalty": lambda _: 50.0,
+    "no_repeat_ngram_size": lambda _: 1,
+    "forced_eos_token_id": lambda _: 1,
+    "min_new_tokens": lambda _: 5,
+    "num_return_sequences": lambda _: 2,
+    "num_beams": lambda _: 3,
+    "guidance_scale": lambda _: 4.0,
+    "stop_strings": lambda _: ["a", "e"],
+    "bad_words_ids": lambda said: [[said[0]]],
+    "sequence_bias": lambda said: [[[said[0]], -100.0]],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_greedy_is_the_argmax_whatever_the_checkpoints_generation_settings_say(tiny_checkpoint, setting):
+    lens_model = load(str(tiny_checkpoint), device="cpu")
+    prompt = lens_model.tokenizer.encode(PROMPTS[0])
+    new = alone(lens_model, prompt, 6)
+    setattr(lens_model.model.generation_config, setting, SETTINGS[setting](new))
+    kept = lens_model.model.generation_config
+    end = next(token for token in range(300, 320) if token not in new)
+    (text,) = generate(lens_model, [prompt], max_new_tokens=6, end=end)
+    if 1 in new:
+        new = new[: new.index(1)]
+    assert text == lens_model.tokenizer.decode(new, skip_special_tokens=True)
+    assert lens_model.model.generation_config is kept
+
+
+def test_every_end_token_that_the_checkpoint_names_is_a_stop(tiny_checkpoint):
+    lens_model = load(str(tiny_checkpoint), device="cpu")
+    prompt = lens_model.tokenizer.encode(PROMPTS[0])
+    new = alone(lens_model, prompt, 6)
+    other = next(token for token in new[1:] if token != new[0])
+    lens_model.model.generation_config.eos_token_id = [1, other]
+    (text,) = generate(lens_model, [prompt], max_new_tokens=6, end=319)
+    assert text == lens_model.tokenizer.decode(new[: new.index(other)], skip_special_tokens=True)
+
+
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 12,
+        "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 5.0],
+    },
+    "max_position_embeddings": 96,
+}  # fmt: skip
+
+
+def test_one_long_prompt_does_not_change_the_others_under_longrope():
+    """Beyond the original context every position is turned otherwise, in the whole forward pass."""
+    tokenizer = byte_level()
+    read = wrap(tiny_model("llama", len(tokenizer), **LONGROPE), tokenizer)
+    assert batching.rope_border(read.model) == 12
+    short = [make_factoid(text, "x", "test") for text in ("The river is", "2 + 2 =", "The value of key")]
+    long = make_factoid(
+        "The tallest hill of Selva is a hill that few know but many have climbed, the", "x", "test"
+    )
+    both = capture(read, [*short, long])
+    for fact in (*short, long):
+        one = capture(read, [fact])
+        for table in ("records", "outcomes"):
+            mine = getattr(both, table).filter(factoid=fact.id)
+            other = getattr(one, table)
+            keys = ["token", "depth"] if table == "records" else ["factoid"]
+            assert (
+                mine.sort(keys)
+                .drop("log_prob", "entropy", strict=False)
+                .equals(other.sort(keys).drop("log_prob", "entropy", strict=False))
+            )
+    item = tokenise(long, Template("plain"), tokenizer)
+    assert len(item.inputs) > 12, "nothing crossed the border, so nothing was tested"
