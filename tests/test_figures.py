@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import matplotlib.pyplot as plt
@@ -260,10 +261,27 @@ def test_spread_draws_each_checkpoint_against_the_reference(probe, study):
     rows = result.tables["spread"].filter(on="all", reference=result.settings["reference"])
     (row,) = rows.iter_rows(named=True)
     shown = drawn(figures.spread(found["spread"]))
-    assert shown[f"/{row['checkpoint']}//0/value"][0][0] == row["difference"]
-    assert [x for x, _ in shown[f"/{row['checkpoint']}//0/interval"]] == [row["low"], row["high"]]
+    assert shown[f"/{row['checkpoint']}//0/value"][0][0] == pytest.approx(math.log2(row["ratio"]))
+    edges = [math.log2(row["low"]), math.log2(row["high"])]
+    assert [x for x, _ in shown[f"/{row['checkpoint']}//0/interval"]] == pytest.approx(edges)
     _, found = of_probe(study)
     assert "naive of its own" in found["spread"], "one reference cannot serve several seeds"
+
+
+def test_spread_draws_ratios_in_powers_of_2():
+    row = {
+        "panel": "",
+        "row": "remix",
+        "series": "",
+        "reference": "naive",
+        "ratio": 2.0,
+        "low": 1.0,
+        "high": 8.0,
+    }
+    names = ["panel", "row", "series", "reference"]
+    shown = drawn(figures.spread(pl.DataFrame([row]).select(*names, *tables.log2_ratio())))
+    assert shown["/remix//0/value"][0][0] == 1
+    assert [x for x, _ in shown["/remix//0/interval"]] == [0, 3]
 
 
 def test_kept_facts_are_drawn_where_some_were_lost(probe, tmp_path):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from memprobe.statistics.latent import MOST_CENSORED, _log_cells, latent_spread, ratio_over_seeds, unlucky
+from memprobe.statistics.latent import (
+    MOST_CENSORED,
+    _log_cells,
+    latent_spread,
+    ratio_over_seeds,
+    spread_of,
+    unlucky,
+)
 from memprobe.statistics.occurrence import Occurrence
 
 N_LAYERS = 30
@@ -143,3 +150,16 @@ def test_seeds_that_agree_by_chance_are_no_surer_than_their_fits():
     two = ratio_over_seeds([0.1, 0.3], [0.1, 0.1])
     assert two.seeds == 2 and two.log_ratio == pytest.approx(0.2) and math.isnan(two.low)
     assert math.isnan(ratio_over_seeds([], []).log_ratio)
+
+
+def test_a_row_of_a_table_has_no_number_that_does_not_exist():
+    rng = np.random.default_rng(6)
+    checkpoint, reference = (occurring(one) for one in pair(rng, 100, 0.5, 1.0))
+    row = spread_of(checkpoint, reference)
+    found = latent_spread(checkpoint, reference)
+    assert (row["ratio"], row["low"], row["why"]) == (found.ratio, found.low, "")
+    assert row["sd"] == pytest.approx(np.std(checkpoint.lof, ddof=1))
+    few = spread_of(checkpoint.select(np.arange(5)), reference.select(np.arange(5)))
+    assert few["ratio"] is None and few["low"] is None and "below the last depth" in str(few["why"])
+    never = occurring(np.full(1, 99.0), np.ones(1, bool))
+    assert spread_of(never, never)["sd"] is None

@@ -19,7 +19,6 @@ from memprobe.statistics.paired import (
     log_rank,
     overlap,
     sign_flip,
-    spread_against_shift,
 )
 
 
@@ -127,26 +126,6 @@ def test_differences_by_depth():
     log_prob = table.filter(measure="log_prob")
     assert log_prob["difference"][1] == pytest.approx(14 / 3)
     assert (table["q"] >= table["p"]).all()
-
-
-def test_a_shift_into_the_floor_explains_its_own_sd():
-    reference = occurring([6, 7, 8, 8, 8, 8], 8)
-    shifted = occurring([2, 3, 4, 4, 4, 4], 8)
-    row = spread_against_shift(shifted, reference, Resamples.of(6, draws=500))
-    assert row["mean_difference"] == pytest.approx(-4)
-    assert row["sd"] == pytest.approx(row["sd_reference"])
-    assert row["difference"] == pytest.approx(0, abs=1e-9)
-    # A reference at 1 and 3 moved down by 1 is clipped: 1 and 2, whose sd is not the sqrt 2 it had.
-    low = spread_against_shift(occurring([1, 1], 8), occurring([1, 3], 8), Resamples.of(2, draws=200))
-    assert low["sd_reference"] == pytest.approx(math.sqrt(2))
-    assert low["sd_expected"] == pytest.approx(math.sqrt(0.5))
-    assert low["difference"] == pytest.approx(-math.sqrt(0.5))
-
-
-def test_spread_without_occurrences_has_no_numbers():
-    never = [np.nan, np.nan]
-    row = spread_against_shift(occurring(never, 4), occurring(never, 4), Resamples.of(2, draws=200))
-    assert set(row.values()) == {None}
 
 
 def test_overlap():

@@ -195,7 +195,7 @@ def test_placement():
     assert row["depths_per_factoid"] == pytest.approx(5 / 4)
     shares = np.array([1, 1, 3]) / 5
     assert row["effective_layers"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
-    assert row["lof_restricted_mean_low"] < 2.5 < row["lof_restricted_mean_high"]
+    assert row["lof_restricted_mean_low"] is None  # too few for an interval
 
 
 def test_placement_when_nothing_ever_occurs():
@@ -281,10 +281,15 @@ def test_median_interval_takes_the_right_order_statistics():
 
 @pytest.mark.parametrize(
     ("occur", "without"),
-    [(19, ["lof_mean", "lof_sd", "effective_layers"]), (59, ["lof_sd", "effective_layers"]), (60, [])],
+    [
+        (19, ["lof_mean", "lof_sd", "effective_layers", "lof_restricted_mean", "depths_per_factoid"]),
+        (20, ["lof_sd", "effective_layers"]),
+        (59, ["lof_sd", "effective_layers"]),
+        (60, []),
+    ],
 )
 def test_too_few_occurrences_have_no_interval(occur, without):
-    """Of 100 facts so many occur; restricted means and shares are over all of them."""
+    """Of 100 facts so many occur; shares need none of this."""
     rng = np.random.default_rng(0)
     lof = np.where(np.arange(100) < occur, rng.integers(3, 12, 100), np.nan)
     held = np.arange(13) >= np.where(np.isnan(lof), 99, lof)[:, None]

@@ -247,15 +247,19 @@ def _spread(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     rows = [
         [
             f"{row['checkpoint']} − {row['reference']}",
-            *(number(row[name]) for name in ("sd", "sd_reference", "sd_expected")),
-            interval(row["difference"], row["low"], row["high"], "+.2f"),
+            *(number(row[name]) for name in ("sd", "sd_reference")),
+            *(number(row[name], ".0%") for name in ("censored", "reference_censored")),
+            row["why"] or interval(row["ratio"], row["low"], row["high"], ".2f"),
         ]
         for row in tables["spread"].to_dicts()
         if row["on"] == "all"
     ]
     if rows:
-        columns = ["", "sd of LoF", "reference's", "expected", "sd − expected"]
-        says = "In depths. Expected: the reference's LoF shifted by the difference of the means, clipped to 1 … n."
+        columns = ["", "sd of LoF", "reference's", "censored", "reference's", "ratio of scales"]
+        says = (
+            "In depths. Censored: at the last depth or never. Ratio of the scales of latent depths, which the last "
+            "block cuts off; 1 where the reference was only moved."
+        )
         _table(console, "Spread", columns, rows, says=says)
 
 

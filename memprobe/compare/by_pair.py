@@ -12,11 +12,11 @@ from memprobe.statistics.controls import STATISTICS, placement_claims
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.fates import kept_against_lost, lost_in_short
 from memprobe.statistics.fates import lost_facts as lost_facts_of
-from memprobe.statistics.occurrence import placement_of
+from memprobe.statistics.latent import SPREAD, spread_of, unlucky
+from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import differences as differences_of
 from memprobe.statistics.paired import differences_by_depth as by_depth_of
 from memprobe.statistics.paired import overlap as overlap_of
-from memprobe.statistics.paired import spread_against_shift
 
 EVERYONE, BOTH = "all", "exact in both"
 """On which facts a difference is: all common ones, or those that both checkpoints say."""
@@ -60,17 +60,17 @@ def placement_exact_in_both(readings: Readings, reference: str, checkpoint: str)
     return pl.concat(parts) if parts else placement_exact_in_both.empty.drop("reference", "checkpoint")
 
 
-@table(
-    "pair",
-    {"on": pl.String} | floats("mean_difference", "sd", "sd_reference", "sd_expected", *NUMBERS),
-    aligned=True,
-)
+@table("pair", {"on": pl.String} | SPREAD, aligned=True)
 def spread(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
-    """The sd of the first occurrence against what moving the reference would make of it."""
+    """The scale of latent depths over the reference's, net of the lucky hits that shuffled answers share."""
     parts = []
+    lucky, other_lucky = (
+        unlucky([Occurrence.of(one, readings.k) for one in readings.shuffled(label)])
+        for label in (checkpoint, reference)
+    )
     for on, which in _on(readings, reference, checkpoint):
         ours, theirs = (readings[label].found.select(which) for label in (checkpoint, reference))
-        found = spread_against_shift(ours, theirs, readings.resamples(int(which.sum())))
+        found = spread_of(ours, theirs, chance=lucky, reference_chance=other_lucky)
         parts.append(row({"on": on} | found, spread.schema))
     return pl.concat(parts)
 
@@ -126,11 +126,11 @@ def lost_facts(readings: Readings, reference: str, checkpoint: str) -> pl.DataFr
 
 @table(
     "pair",
-    {"n": pl.Int64} | with_ends("surfaces", "intruded") | floats("deepest", "log_prob", "log_prob_change"),
+    {"n": pl.Int64} | with_ends("surfaces", "full", "intruded") | floats("deepest", "log_prob", "log_prob_change"),
 )
 def lost(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     """:data:`lost_facts` in one row."""
-    return row(lost_in_short(lost_facts.rows(readings, reference, checkpoint)), lost.schema)
+    return row(lost_in_short(lost_facts.rows(readings, reference, checkpoint), readings.k), lost.schema)
 
 
 @table(

@@ -170,20 +170,20 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
 
 @in_style
 def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
-    """Whether facts surface in more diverse depths: sd of the first occurrence minus the sd that the ceiling explains.
+    """Whether facts surface in more diverse depths: the scale of their latent depths over the reference's.
 
-    The latter is the reference's sd, its depths shifted by the mean difference and clipped at the last depth. Right of
-    0: more diverse than that. Points are checkpoints (of an arm: seeds) with 95 % intervals over factoids.
+    On a scale of powers of 2, so that right of 0 is more diverse and 1 is twice as wide; see
+    :mod:`memprobe.statistics.latent`. Points are checkpoints (of an arm: seeds) with 95 % intervals over factoids.
 
     Args:
-        table: [panel, row, series, reference, difference, low, high]; a row of one panel and series may hold several
-            points.
+        table: [panel, row, series, reference, difference, low, high], logarithms to base 2; a row of one panel and
+            series may hold several points.
         k, token: named below.
         width: millimetres.
     """
     not_empty(table, "difference")
     against = shortened(table["reference"][0], 40)
-    words = f"sd of first occurrence minus what the ceiling explains, against {against} (depths; top {k}{rule(token)})"
+    words = f"scale of latent depths over that of {against} (log2: 1 is twice as wide; top {k}{rule(token)})"
     return _points(table.with_columns(by_seed=pl.lit(None)), words, width)
 
 

@@ -268,12 +268,19 @@ def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> 
     if _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None]):
         return "each seed is held against naive of its own (python -m training report GRID draws that)"
     table = tables["spread"].filter(on="all", reference=settings["reference"])
-    table = table.filter(pl.col("difference").is_not_null())
-    if not len(table):
-        return f"no checkpoint's spread is comparable with {settings['reference']}'s"
+    known = table.filter(pl.col("ratio").is_not_null())
+    if not len(known):
+        why = table["why"][0] if len(table) else "no other checkpoint of as many layers"
+        return f"no checkpoint's spread can be estimated against {settings['reference']} ({why})"
     blank = [pl.lit("").alias(name) for name in ("panel", "series")]
     row = pl.col("checkpoint").alias("row")
-    return table.select(blank[0], row, blank[1], "reference", "difference", "low", "high")
+    return known.select(blank[0], row, blank[1], "reference", *log2_ratio())
+
+
+def log2_ratio() -> list[pl.Expr]:
+    """A ratio of scales and its ends as [difference, low, high] on a scale of powers of 2."""
+    names = {"difference": "ratio", "low": "low", "high": "high"}
+    return [pl.col(name).log(2).alias(shown) for shown, name in names.items()]
 
 
 def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:

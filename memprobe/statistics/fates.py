@@ -141,15 +141,19 @@ def lost_facts(
     return pl.DataFrame(columns, schema=schema | {"intruded": pl.Boolean}, strict=False, nan_to_null=True)
 
 
-def lost_in_short(lost: pl.DataFrame) -> dict[str, float | int | None]:
-    """:func:`lost_facts` in one row: n, the share that still surfaces at some depth and the mean deepest depth
-    of those, mean log_prob (nats) and its change, and the share that an intruder outranks; shares with Wilson
-    intervals."""
+def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:
+    """:func:`lost_facts` in one row, shares with Wilson intervals.
+
+    n, the share that still surfaces at some depth, that which the model's own readout still has in its top ``k``, the
+    mean deepest depth of those that surface, mean log_prob (nats) and its change, and the share that an intruder
+    outranks.
+    """
     n = len(lost)
     row: dict[str, float | int | None] = {"n": n}
     intruded = lost["intruded"].drop_nulls()
     for name, hits, among in (
         ("surfaces", int(lost["deepest"].is_not_null().sum()), n),
+        ("full", int((lost["rank"] < k).sum()), n),
         ("intruded", int(intruded.sum()), len(intruded)),
     ):
         share = hits / among if among else np.nan

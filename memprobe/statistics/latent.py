@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from scipy import optimize, special
 
 from memprobe.statistics.arms import MIN_SEEDS
@@ -111,6 +112,43 @@ def latent_spread(
         error=float(error),
         why=why,
     )
+
+
+SPREAD = {
+    **dict.fromkeys(("sd", "sd_reference", "censored", "reference_censored", "shift", "ratio"), pl.Float64),
+    **dict.fromkeys(("low", "high", "p", "error"), pl.Float64),
+    "why": pl.String,
+}
+"""Columns of :func:`spread_of`."""
+
+
+def spread_of(
+    checkpoint: Occurrence,
+    reference: Occurrence,
+    *,
+    chance: np.ndarray | None = None,
+    reference_chance: np.ndarray | None = None,
+) -> dict[str, float | str | None]:
+    """One row of a table of spread: sds of what occurs, which say nothing of a cause, and :func:`latent_spread`.
+
+    Args:
+        checkpoint, reference, chance, reference_chance: as in :func:`latent_spread`.
+
+    Returns:
+        :data:`SPREAD`; ``None`` where a number does not exist.
+    """
+    found = latent_spread(checkpoint, reference, chance=chance, reference_chance=reference_chance)
+    row: dict[str, float | str | None] = {"sd": _sd(checkpoint), "sd_reference": _sd(reference)}
+    row |= {name: getattr(found, name) for name in SPREAD if name not in row}
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _sd(found: Occurrence) -> float:
+    occurs = found.lof[~np.isnan(found.lof)]
+    return float(occurs.std(ddof=1)) if len(occurs) > 1 else np.nan
 
 
 class RatioOverSeeds(NamedTuple):

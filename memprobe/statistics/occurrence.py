@@ -22,7 +22,10 @@ from memprobe.statistics.intervals import (
 )
 
 DRAWS = 10_000
-_FEWEST = {"mean": FEWEST["mean of those that occur"], "sd": FEWEST["sd"]}
+_FEWEST = {
+    **dict.fromkeys(("mean", "restricted_mean", "per_factoid"), FEWEST["mean of those that occur"]),
+    "sd": FEWEST["sd"],
+}
 
 
 def first_depth(held: np.ndarray) -> np.ndarray:
@@ -225,7 +228,8 @@ def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | N
     for which, count in occur.items():
         row[f"{which}_n"] = count
     for position, name in enumerate(names):
-        enough = occur.get(name.partition("_")[0], n) >= _FEWEST.get(name.partition("_")[2], 0)
+        which, _, part = name.partition("_")
+        enough = occur.get(which, occur["lof"]) >= _FEWEST[part]
         edges = (low[position], high[position]) if enough else (np.nan, np.nan)
         _put(row, name, value[position], *edges)
     layers, *edges = effective_layers_of(inner, resamples)
@@ -246,8 +250,9 @@ def placement(
     ``lof_mean`` and ``lof_sd`` (n - 1) are over the factoids that occur; ``lof_restricted_mean`` and
     ``lof_median`` are over all, a median of null meaning that half never occur. ``share_only_full`` is the
     share whose first occurrence is the model's own readout. ``settled_…`` are the same for the settled depth.
-    ``lof_n`` and ``settled_n`` count those that occur: a mean of fewer than 20 of them, an sd or effective layers of
-    fewer than 60, have no interval (:data:`memprobe.statistics.intervals.FEWEST`).
+    ``lof_n`` and ``settled_n`` count those that occur: where they are fewer than 20, means have no interval (restricted
+    ones neither, for a few lucky hits decide them), where they are fewer than 60, sds and effective layers have none
+    (:data:`memprobe.statistics.intervals.FEWEST`).
     ``depths_per_factoid`` counts depths >= 1 that hold an answer; ``effective_layers`` is
     exp(entropy of the normalised frequency).
 

@@ -160,48 +160,6 @@ def differences_by_depth(
     return pl.concat(tables).select(order)
 
 
-def spread_against_shift(
-    checkpoint: Occurrence, reference: Occurrence, resamples: Resamples
-) -> dict[str, float | None]:
-    """Is the sd of the LoF larger than moving the reference would make it?
-
-    Depths end at n_layers, so a mean that falls away from that ceiling raises the sd by itself. The
-    reference's depths, shifted by the difference of the means and clipped to 1 … n_layers, have the sd to
-    expect (``sd_expected``); ``difference`` is the checkpoint's own sd minus that. Both are over the factoids
-    that occur in the checkpoint in question, with sd's n - 1.
-
-    Args:
-        checkpoint: with the same factoids in the same order as the reference.
-
-    Returns:
-        mean_difference, sd, sd_reference, sd_expected, difference, low, high; ``None`` where they do not exist.
-    """
-    depths = np.arange(1.0, reference.n_layers + 1)
-    ours, theirs = ((found.lof[:, None] == depths).astype(float) for found in (checkpoint, reference))
-    size = len(depths)
-
-    def statistic(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        del counts
-        mine, base = sums[:, :size], sums[:, size:]
-        shift = (mine @ depths) / mine.sum(1) - (base @ depths) / base.sum(1)
-        moved = np.clip(depths + shift[:, None], 1, size)
-        sd, expected = _sd(mine, np.broadcast_to(depths, mine.shape)), _sd(base, moved)
-        unmoved = _sd(base, np.broadcast_to(depths, base.shape))
-        return np.column_stack([shift, sd, unmoved, expected, sd - expected])
-
-    value, low, high = bootstrap(np.column_stack([ours, theirs]), resamples, statistic)
-    names = ("mean_difference", "sd", "sd_reference", "sd_expected", "difference")
-    row = dict(zip(names, value, strict=True)) | {"low": low[-1], "high": high[-1]}
-    return {name: float(number) if np.isfinite(number) else None for name, number in row.items()}
-
-
-def _sd(weights: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Weighted sample sd along the last axis, the weights being how often each value occurs."""
-    n = weights.sum(1)
-    mean = (weights * at).sum(1) / n
-    return np.sqrt((weights * (at - mean[:, None]) ** 2).sum(1) / np.where(n > 1, n - 1, np.nan))
-
-
 def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples) -> pl.DataFrame:
     """Which depths hold a fact in both checkpoints.
 
