@@ -199,6 +199,7 @@ def few(simulations: int, seed: int, draws: int) -> Iterator[Row]:
         rng = np.random.default_rng([seed, len(kind)])
         population = held_from(depths(rng, 200_000, kind), rng)
         for n, never in itertools.product((20, *FACTS), (0.0, 0.5, 0.8)):
+            rng = np.random.default_rng([seed, len(kind), n, int(never * 10)])
             gone = np.random.default_rng(seed + 1).random(200_000) < never
             lof = np.where(gone, np.nan, population.lof)
             whole = Occurrence(population.factoids, N_LAYERS, lof, lof, population.held & ~gone[:, None])
@@ -254,7 +255,9 @@ def spread(simulations: int, seed: int) -> Iterator[Row]:
     """How often a pure shift of latent depths is called more, or less, spread; and a scale 1.5 times as wide."""
     kinds = ("normal", "skewed", "heavy-tailed", "lucky hits")
     places = ((25.0, 0.0), (26.0, 1.5), (26.0, -1.5), (28.0, -1.0), (29.3, -0.3))
-    for kind, facts, (place, shift) in itertools.product(kinds, FACTS, places):
+    settings = [(kind, 64, place) for kind in kinds for place in places]
+    settings += [(kind, 500, place) for kind in kinds for place in places[1:3]]
+    for kind, facts, (place, shift) in settings:
         rng = np.random.default_rng([seed, len(kind), facts, int(place * 10)])
         more, less, wider, without = [], [], [], 0
         for _ in range(simulations):
