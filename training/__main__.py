@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from training.grid import Plan
+    from training.grid.file import Grid
 
 app = typer.Typer(
     cls=Commands,
@@ -115,6 +116,17 @@ def grid_(
             "--dry-run", help="Only print the cells, what they share, and an estimate of time and disk."
         ),
     ] = False,
+    power: Annotated[
+        bool,
+        typer.Option(
+            "--power",
+            help="Only print which difference of retention the grid's seeds and facts can see, and how many "
+            "seeds smaller ones need, if its runs scatter as those of --scatter did.",
+        ),
+    ] = False,
+    scatter: Annotated[
+        Path, typer.Option(help="Results of a study, as report writes them, for --power.")
+    ] = Path("analyses/study"),
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
@@ -130,6 +142,8 @@ def grid_(
 
     `python -m training grid training/grids/smollm2-study.toml --data-dir data --dry-run`
 
+    `python -m training grid training/grids/smollm2-study.toml --power`
+
     `sbatch --array 1-8 --wrap "python -m training grid training/grids/smollm2-study.toml --out /shared/study"`
     """
     from training.grid import plan, read_grid, run_grid
@@ -137,6 +151,9 @@ def grid_(
     part = _part(shard)
     wanted = read_grid(grid)
     folder = out or Path("runs") / grid.stem
+    if power:
+        _print_power(wanted, grid, scatter)
+        return
     if dry_run:
         from rich.console import Console
 
@@ -220,7 +237,7 @@ def _print_results(made: dict[str, pl.DataFrame]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from training.study.claims import NOT_TESTED
+    from memprobe.statistics.verdicts import NOT_TESTED
     from training.study.published import shown
 
     console = Console()
@@ -245,19 +262,17 @@ def _print_results(made: dict[str, pl.DataFrame]) -> None:
             table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
         console.print(table)
     claims = made["claims"]
-    tested = claims.filter(pl.col("finding") != NOT_TESTED)
-    table = Table("claim", "", "finding", "evidence", title="Claims", title_justify="left", box=None)
+    tested = claims.filter(pl.col("verdict") != NOT_TESTED)
+    table = Table("claim", "", "verdict", "evidence", title="Claims", title_justify="left", box=None)
     for row in tested.iter_rows(named=True):
         reading = "" if row["k"] is None else f", top {row['k']}, {row['token']}"
         against = f" against {row['against']}" if row["against"] else ""
         table.add_row(
-            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["finding"], row["evidence"]
+            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["verdict"], row["evidence"]
         )
     if len(tested):
         console.print(table)
-    console.print(
-        f"{len(claims) - len(tested)} claims are not tested: an arm needs three seeds", highlight=False
-    )
+    console.print(f"{len(claims) - len(tested)} claims are not tested; the tables say why", highlight=False)
 
 
 def _percent(value: float | None) -> str:
@@ -269,6 +284,34 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise MemprobeError(f"--shard {text}: write I/N with I from 1 to N, as in 2/8")
     return int(match[1]), int(match[2])
+
+
+def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
+    """Which differences a grid can see, by set-up."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from training.grid.cells import cells_of
+    from training.study.collect import read_results
+    from training.study.power import power_of, stored_scatter
+
+    scattered = stored_scatter(read_results(scatter).cells)
+    made = power_of(cells_of(wanted, grid), scattered)
+    folded = [Column(name, overflow="fold") for name in made.columns]
+    table = Table(*folded, box=None, padding=(0, 2, 0, 0))
+    for row in made.iter_rows(named=True):
+        points = [f"{100 * row[name]:.1f}" if row[name] is not None else "-" for name in ("sd", "detectable")]
+        first = [str(row[name]) for name in ("setup", "facts", "seeds", "scatter")]
+        needed = ["over 200" if row[name] is None else str(row[name]) for name in made.columns[-2:]]
+        table.add_row(*first, *points, *needed)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"In points of retention, against naive, at 80 % power and 5 %: if pairs of seeds scatter as in {scatter}, "
+        "all arms together and the one that scatters most.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_plan(plan: Plan) -> None:

@@ -126,7 +126,9 @@ def lost_facts(readings: Readings, reference: str, checkpoint: str) -> pl.DataFr
 
 @table(
     "pair",
-    {"n": pl.Int64} | with_ends("surfaces", "full", "intruded") | floats("deepest", "log_prob", "log_prob_change"),
+    {"n": pl.Int64}
+    | with_ends("surfaces", "full", "intruded")
+    | floats("deepest", "log_prob", "log_prob_change"),
 )
 def lost(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     """:data:`lost_facts` in one row."""

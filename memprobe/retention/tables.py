@@ -1,6 +1,7 @@
 """A study's tables of what is kept, each from :class:`~memprobe.retention.runs.Retention` alone.
 
-Means are over learned cells. Intervals resample seeds, then factoids, and need three seeds.
+Means are over learned cells. Intervals are those of shares over seeds (:mod:`memprobe.statistics.shares`), and need
+three seeds.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import polars as pl
 
 from memprobe.arms import Arm
-from memprobe.retention.runs import ALL_ROWS, NAIVE, Retention
+from memprobe.retention.runs import ALL_ROWS, NAIVE, UNSEEN_ROWS, Retention
 
 CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
 """Settings over which :func:`curve` is drawn."""
+_UNSEEN = ("unseen", "unseen_low", "unseen_high", "unseen_by_seed")
 
 
 def titles(cells: pl.DataFrame) -> dict[str, str]:
@@ -48,8 +50,9 @@ def forgetting(found: Retention) -> pl.DataFrame:
     """Retention of D_A after the last stage, D_B's score and the cost beside it, by arm.
 
     Returns:
-        [setup, arm, arm_text, cells, failed, d_a_after_1, retention, low, high, by_seed, last_metric, last_score,
-        steps, tokens]; steps and tokens as multiples of naive's.
+        [setup, arm, arm_text, cells, failed, d_a_after_1, retention, low, high, by_seed, unseen, unseen_low,
+        unseen_high, unseen_by_seed, last_metric, last_score, steps, tokens]; ``unseen`` is retention of the rows that
+        replay does not show again, null without replay; steps and tokens are multiples of naive's.
     """
     learned = _learned(found)
     numbers = ["d_a_after_1", "last_score", "steps", "tokens"]
@@ -67,12 +70,21 @@ def forgetting(found: Retention) -> pl.DataFrame:
         counts.join(kept, on=["setup", "arm"], how="left", maintain_order="left")
         .join(over, on=["setup", "arm"], how="left", maintain_order="left")
         .join(_of_d_a(found), on=["setup", "arm"], how="left", maintain_order="left")
+        .join(_unseen(found), on=["setup", "arm"], how="left", maintain_order="left")
         .join(naive, on="setup", how="left", maintain_order="left")
     )
     ratios = [(pl.col(name) / pl.col(f"naive_{name}")).alias(name) for name in ("steps", "tokens")]
     front = ["setup", "arm", "arm_text", "cells", "failed", "d_a_after_1"]
-    edges = ["retention", "low", "high", "by_seed"]
+    edges = ["retention", "low", "high", "by_seed", *_UNSEEN]
     return table.with_columns(ratios).select(*front, *edges, "last_metric", "last_score", "steps", "tokens")
+
+
+def _unseen(found: Retention) -> pl.DataFrame:
+    """Of arms that replay: rows of D_A that they do not show again, after the last stage."""
+    rows = found.over_seeds.filter(pl.col("rows") == UNSEEN_ROWS)
+    last = rows.filter(pl.col("stage") == pl.col("stage").max().over("setup", "arm"))
+    numbers = zip(("value", "low", "high", "by_seed"), _UNSEEN, strict=True)
+    return last.select("setup", "arm", *(pl.col(name).alias(shown) for name, shown in numbers))
 
 
 def curve(found: Retention, over: str) -> pl.DataFrame:

@@ -1,17 +1,19 @@
 """The study's tables: laid out by hand from made-up cells, and end to end from a grid."""
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
 from memprobe.retention import curve, forgetting
-from memprobe.retention.runs import OVER_SEEDS
+from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
+from memprobe.statistics.shares import share_difference
 from training.__main__ import app
-from training.study.claims import claims
 from training.study.collect import Results, collect, read_results
 from training.study.published import markdown, tables
 from training.study.tables import kept_before, lost_facts
+from training.study.unseen import unseen_differences
 
 REMIX = "remix(data=generic, stages=1)"
 
@@ -32,6 +34,8 @@ def cell(arm, seed, retention, text="none", learned=True, **more):
         "learned": learned,
         "d_a_after_1": 1.0,
         "retention": retention,
+        "retention_unseen": None,
+        "n": 64,
         "last_metric": "exact_match",
         "last_score": 1.0,
         "known_after_1": 0.5,
@@ -122,134 +126,44 @@ def test_a_curve_starts_at_naive_and_holds_all_else_equal():
     assert not len(curve(results([*NAIVE, *replays[:1]]).retention, "replay_ratio"))
 
 
-@pytest.mark.parametrize(
-    ("edges", "finding"),
-    [((0.1, 0.3), "seen"), ((-0.1, 0.3), "not seen at this scale"), ((None, None), "not tested")],
-)
-def test_an_arm_keeps_more_only_where_its_interval_says_so(edges, finding):
-    table = claims(results([*NAIVE, *MIXED], [difference("exact", *edges)]))
-    assert row_of(table, claim="keeps more")["finding"] == finding
-
-
-def test_naive_forgets_only_with_three_seeds():
-    assert row_of(claims(results(NAIVE)), claim="forgets")["finding"] == "seen"
-    assert row_of(claims(results(NAIVE[:2])), claim="forgets")["finding"] == "not tested"
-    kept = [cell("naive", seed, 0.9) for seed in range(3)]
-    assert row_of(claims(results(kept)), claim="forgets")["finding"] == "not seen at this scale"
-
-
-@pytest.mark.parametrize(
-    ("own", "fixed", "finding"),
-    [
-        ((-2.0, -1.0), (-2.0, -0.5), "seen"),
-        ((-2.0, -1.0), (-2.0, 0.5), "not seen at this scale"),
-        ((-2.0, -1.0), None, "not tested"),
-        ((None, None), (None, None), "not tested"),
-    ],
-)
-def test_earlier_must_hold_in_both_readouts(own, fixed, finding):
-    rows = [difference("lof_restricted", *own)]
-    if fixed is not None:
-        rows.append(difference("lof_restricted", *fixed, readout="base-readout"))
-    assert row_of(claims(results(NAIVE, rows)), claim="earlier after stage 2")["finding"] == finding
-
-
-@pytest.mark.parametrize(
-    ("edges", "finding"), [((-2.0, -0.5), "seen"), ((-2.0, 0.5), "not seen at this scale")]
-)
-def test_earlier_must_hold_net_of_shuffled_answers(edges, finding):
-    rows = [difference("lof_restricted", -2.0, -1.0, readout=name) for name in ("own", "base-readout")]
-    rows += [difference("lof_restricted_net", *edges)]
-    # What shuffled answers do in the base readout is not asked.
-    rows += [difference("lof_restricted_net", -1.0, 1.0, readout="base-readout")]
-    row = row_of(claims(results(NAIVE, rows)), claim="earlier after stage 2")
-    assert row["finding"] == finding and "net of shuffled answers" in row["evidence"]
-
-
-def test_more_diverse_must_hold_in_every_seed_and_both_readouts():
-    keys = {"setup": "kvr-lama", "k": 10, "token": "first"}
-
-    def found(lows):
-        spread, placed = [], []
-        for place, low in enumerate(lows):
-            seed, readout = place % 3, ("own", "base-readout")[place // 3]
-            spread.append(
-                keys
-                | {"readout": readout, "checkpoint": f"r{seed}", "difference": 1.0, "low": low}
-                | dict.fromkeys(("sd", "sd_expected", "high"), 2.0)
-            )
-            placed.append(
-                keys | {"readout": readout, "checkpoint": f"r{seed}", "arm": REMIX, "stage": 2, "seed": seed}
-            )
-        table = claims(results(NAIVE, spread=spread, placement=_complete(placed)))
-        return row_of(table, claim="more diverse after stage 2")["finding"]
-
-    assert found([0.1] * 6) == "seen"
-    assert found([0.1] * 5 + [-0.1]) == "not seen at this scale"
-    assert found([0.1] * 3) == "not tested"
-    assert found([0.1, 0.1, None] * 2) == "not tested", "two seeds have facts that occur at all"
-
-
-def _complete(rows):
-    names = (
-        "exact",
-        "lof_mean",
-        "lof_sd",
-        "share_never",
-        "lof_restricted_mean",
-        "chance_lof_restricted_mean",
-    )
-    return [row | dict.fromkeys((*names, "effective_layers", "depths_per_factoid"), 0.5) for row in rows]
-
-
-def test_only_mixing_arms_are_held_against_matched_controls():
-    control = "matched(to=steps, data=generic, stages=1)"
-    rows = [
-        difference("exact", 0.1, 0.3, arm=arm, reference=control)
-        for arm in (REMIX, "none", "kl(strength=0.1)")
-    ]
-    table = claims(results([*NAIVE, *MIXED], rows))
-    assert row_of(table, claim="beats its matched control")["arm"] == REMIX
-
-
 def kept(difference, high, readout="own", statistic="lof_restricted", **more):
     numbers = {"difference": difference, "low": None if high is None else 2 * difference - high, "high": high}
     keys = {"setup": "kvr-lama", "k": 10, "token": "first", "readout": readout, "stage": "2", "arm": REMIX}
-    counts = {"seeds": 3, "kept": [30, 31, 32], "lost": [34, 33, 32], "by_seed": [difference] * 3}
+    counts = {
+        "detectable": None,
+        "seeds": 3,
+        "kept": [30, 31, 32],
+        "lost": [34, 33, 32],
+        "by_seed": [difference] * 3,
+    }
     return keys | counts | {"statistic": statistic} | numbers | more
 
 
-@pytest.mark.parametrize(
-    "highs, finding",
-    [
-        ((-0.1, -0.1, -0.1), "seen"),
-        ((-0.1, -0.1, 0.1), "not seen at this scale"),
-        ((-0.1, 0.1, -0.1), "not seen at this scale"),
-        ((-0.1, None, -0.1), "not tested"),
-    ],
-)
-def test_kept_facts_were_earlier_only_where_readouts_and_control_say_so(highs, finding):
+def test_kept_facts_lie_beside_what_can_be_seen_and_their_net():
     rows = [
-        kept(-0.5, highs[0]),
-        kept(-0.5, highs[1], readout="base-readout"),
-        kept(-0.4, highs[2], statistic="lof_restricted_net"),
+        kept(-0.5, -0.1, detectable=0.9),
+        kept(-0.5, 0.1, readout="base-readout"),
+        kept(-0.4, -0.1, statistic="lof_restricted_net"),
         kept(-0.9, -0.5, statistic="settled_restricted"),
     ]
     table = kept_before(results([*NAIVE, *MIXED], kept=rows))
-    assert table["readout"].to_list() == ["own", "base-readout"] and table["lof_net"].to_list() == [
-        -0.4,
-        None,
-    ]
-    row = row_of(claims(results([*NAIVE, *MIXED], kept=rows)), claim="kept facts were earlier before stage 2")
-    assert (row["finding"], row["arm"], row["k"]) == (finding, REMIX, 10)
-    assert "net of shuffled answers: -0.400" in row["evidence"]
+    assert table["readout"].to_list() == ["own", "base-readout"]
+    assert table["lof_net"].to_list() == [-0.4, None] and table["detectable"].to_list() == [0.9, None]
 
 
-def test_lost_facts_are_means_over_the_seeds_of_an_arm():
+def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
     keys = {"setup": "kvr-lama", "k": 10, "token": "first", "readout": "own"}
-    seeds = [2, 0, 1]
-    placement = [keys | {"checkpoint": f"r.{s}", "arm": REMIX, "stage": 2, "seed": s} for s in seeds]
-    numbers = {"surfaces": [0.2, 0.4, None], "deepest": [28.0, 29.0, None], "intruded": [0.5, 1.0, None]}
+    seeds = [2, 0, 1, 3]
+    placement = [
+        keys | {"checkpoint": f"r.{s}", "arm": REMIX, "stage": 2, "seed": s, "chance_recall_full": 0.12}
+        for s in seeds
+    ]
+    numbers = {
+        "surfaces": [0.2, None, 0.4, 0.5],
+        "deepest": [28.0, None, 29.0, 30.0],
+        "intruded": [0.5, None, 1.0, 0],
+    }
+    numbers |= {"full": [0.1, None, 0.2, 0.3]}
     lost = [
         keys
         | {"checkpoint": f"r.{s}", "n_lost": 10 * s}
@@ -257,30 +171,38 @@ def test_lost_facts_are_means_over_the_seeds_of_an_arm():
         for i, s in enumerate(seeds)
     ]
     row = row_of(lost_facts(results([*MIXED], placement=placement, lost=lost)))
-    assert row["lost"] == [0, 10, 20] and row["seeds"] == 3
-    assert (row["surfaces"], row["deepest"], row["intruded"]) == pytest.approx((0.3, 28.5, 0.75))
+    assert row["lost"] == [0, 10, 20, 30] and row["seeds"] == 4 and row["chance_full"] == pytest.approx(0.12)
+    # 4 of 20, 4 of 10 and 15 of 30; the seed that lost none has no share.
+    assert row["surfaces"] == pytest.approx(23 / 60) and row["deepest"] == 29
+    assert row["surfaces_low"] < 23 / 60 < row["surfaces_high"]
+    assert row["full"] == pytest.approx((2 + 2 + 9) / 60)
+    few = lost_facts(results([*MIXED], placement=placement[:2], lost=lost[:2]))
+    assert few["surfaces_low"].to_list() == [None]
 
 
-def test_gradient_conflict_goes_with_forgetting_where_ranks_agree():
-    agree = [cell(f"a{i}", i % 3, i / 10, f"ewc(strength={i})", cosine_start=i - 5.0) for i in range(8)]
-    assert row_of(claims(results(agree)), claim="gradients")["finding"] == "seen"
-    against = [row | {"cosine_start": -row["cosine_start"]} for row in agree]
-    assert row_of(claims(results(against)), claim="gradients")["finding"] == "not seen at this scale"
-    assert row_of(claims(results(agree[:3])), claim="gradients")["finding"] == "not tested"
-    penalised = [row | {"plain_last": False, "retention": 0.0, "arm": f"p{i}"} for i, row in enumerate(agree)]
-    assert row_of(claims(results([*agree, *penalised])), claim="gradients")["evidence"].endswith("8 cells")
-
-
-def test_a_claim_stands_beside_what_the_paper_says_of_the_same_facts():
-    both = f"{REMIX}+replay(ratio=0.1, stages=2)"
-    arms = [difference("exact", 0.1, 0.3, arm=arm) for arm in (REMIX, both, "kl(strength=0.1)")]
-    table = claims(results([*NAIVE, *MIXED], arms))
-    assert row_of(table, claim="forgets")["paper"] == "17.8 % kept"
-    assert row_of(table, claim="keeps more", arm=REMIX)["paper"] == "67.4 % kept, naive 17.8 %"
-    assert row_of(table, claim="keeps more", arm="kl(strength=0.1)")["paper"] == "17.5 % kept, naive 17.8 %"
-    assert row_of(table, claim="keeps more", arm=both)["paper"] == "", "the paper did not run it"
-    other = claims(results([row | {"d_a": "known"} for row in (*NAIVE, *MIXED)], arms))
-    assert set(other.filter(claim="keeps more")["paper"]) == {""}
+def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
+    text = "replay(ratio=0.25, stages=2)"
+    cells = [
+        cell("replay", seed, 0.5, text, replay_ratio=0.25, retention_unseen=kept / 12, n=16)
+        for seed, kept in enumerate((3, 4, 5))
+    ]
+    plain = [row | {"n": 16, "retention_unseen": None} for row in NAIVE]
+    over = [retained("replay", 0.1, 0.6, rows=UNSEEN_ROWS, value=1 / 3, by_seed=[3 / 12, 4 / 12, 5 / 12])]
+    table = forgetting(results([*plain, *cells], over_seeds=[*over, retained("replay", 0.3, 0.7)]).retention)
+    row = row_of(table, arm="replay")
+    assert (row["low"], row["unseen_low"], row["unseen_high"]) == (0.3, 0.1, 0.6)
+    assert row["unseen"] == pytest.approx(1 / 3) and row["unseen_by_seed"] == [3 / 12, 4 / 12, 5 / 12]
+    assert row_of(table, arm="naive")["unseen"] is None
+    exact = difference("exact", 0.1, 0.3, arm=text, p=0.01, significant=True, detectable=0.2, paired=False)
+    rows = unseen_differences(pl.DataFrame([exact]), pl.DataFrame([*plain, *cells], infer_schema_length=None))
+    found = rows.row(0, named=True)
+    model = share_difference(np.array([3, 4, 5]), np.array([0, 2, 4]), 12, others_n=16)
+    assert found["statistic"] == "exact_unseen" and found["difference"] == pytest.approx(1 / 3 - 1 / 8)
+    assert [found["low"], found["high"], found["p"]] == pytest.approx([model.low, model.high, model.p])
+    other = unseen_differences(
+        pl.DataFrame([exact | {"arm": REMIX}]), pl.DataFrame([*plain], infer_schema_length=None)
+    )
+    assert other.is_empty()
 
 
 def test_stored_results_give_the_same_tables(done, tmp_path):

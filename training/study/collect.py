@@ -21,6 +21,7 @@ from memprobe.probes import Probe, open_probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
 from memprobe.runs import CELL, GRID, RunDirectory
+from training.study.unseen import unseen_differences
 
 SETTINGS = ((10, "first"), (1, "all"))
 """(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
@@ -39,6 +40,7 @@ _PLACED = (
     "depths_per_factoid",
     "effective_layers",
     "chance_lof_restricted_mean",
+    "chance_recall_full",
 )
 
 
@@ -52,8 +54,9 @@ class Results:
         retained: each stage's dataset after each stage, over seeds; see :class:`memprobe.retention.Retention`.
         placement: one row per set-up, reading, readout and checkpoint.
         arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
-        differences: over seeds, against naive; see :func:`memprobe.statistics.arms.arm_differences`.
-        spread: sd of the LoF against what the ceiling explains, seed by seed against naive.
+        differences: over seeds, against naive and its controls; see
+            :func:`memprobe.statistics.arms.arm_differences`. With ``exact_unseen``, see :mod:`training.study.unseen`.
+        spread: of latent depths, seed by seed against naive; see :mod:`memprobe.statistics.latent`.
         lost: of the facts lost to a later stage, what the lens still reads.
         kept: of the facts kept by it, where they had surfaced before; see :func:`memprobe.compare.kept_facts`.
     """
@@ -123,6 +126,8 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
         name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
         for name in ("placement", "arms", "differences", "spread", "lost", "kept")
     }
+    unseen = unseen_differences(placed["differences"], frame.filter("learned"))
+    placed["differences"] = pl.concat([placed["differences"], unseen])
     return Results(frame, found.scores, found.over_seeds, **placed)
 
 

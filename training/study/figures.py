@@ -11,6 +11,7 @@ import polars as pl
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures import write_figures
 from memprobe.figures.runs import NAMES
+from memprobe.figures.tables import log2_ratio
 from memprobe.figures.writing import Drawing, of_retention, write_figure
 from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
@@ -84,8 +85,8 @@ def _spread(tables: Mapping[str, pl.DataFrame], names: Mapping[str, str], grid: 
     )
     for setup in named["setup"].unique(maintain_order=True):
         for k, token in SETTINGS:
-            table = named.filter(pl.col("difference").is_not_null(), setup=setup, k=k, token=token)
-            table = table.select("panel", "row", "series", "reference", "difference", "low", "high")
+            table = named.filter(pl.col("ratio").is_not_null(), setup=setup, k=k, token=token)
+            table = table.select("panel", "row", "series", "reference", *log2_ratio())
             if len(table):
                 options = {"k": k, "token": token}
                 inputs = [{"kind": "grid", "path": grid.as_posix()}]

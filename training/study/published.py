@@ -8,14 +8,17 @@ import polars as pl
 
 from memprobe import retention
 from training.study import tables as surfacing
-from training.study.claims import claims
+from training.study.claims import claims, specification
 from training.study.collect import Results
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:
     """The study's tables by name, each from stored results alone; those without data are left out."""
     kept = results.retention
+    found = claims(results)
     made = {
+        "claims": found.filter("headline").drop("headline"),
+        "specification": specification(found),
         "forgetting": retention.forgetting(kept),
         "placement": surfacing.placement(results),
         "spread": surfacing.spread(results),
@@ -26,7 +29,6 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "interference": retention.interference(kept),
         "other_losses": retention.other_losses(kept),
         "cost": retention.cost(kept),
-        "claims": claims(results),
     }
     names = dict(results.cells.select("arm_text", "arm").iter_rows())
     return {name: _with_names(table, names) for name, table in made.items() if len(table)}

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import polars as pl
+from scipy import stats
 
-from training.study.collect import READOUTS, SETTINGS, Results
+from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.shares import share_over_seeds
+from training.study.collect import Results
 
 _KEYS = ["setup", "k", "token", "readout"]
 
@@ -36,11 +39,11 @@ def placement(results: Results) -> pl.DataFrame:
 
 
 def spread(results: Results) -> pl.DataFrame:
-    """Spread of the LoF over depths, seed by seed: its sd minus the sd that the ceiling explains, against naive's.
+    """Spread of latent depths, seed by seed, as a multiple of naive's of the same seed.
 
     Returns:
-        [setup, k, token, readout, arm, stage, seed, sd, sd_expected, difference, low, high]; see
-        :func:`memprobe.statistics.paired.spread_against_shift`.
+        [setup, k, token, readout, arm, stage, seed, sd, sd_reference, censored, reference_censored, ratio, low, high,
+        p, error, why]; see :class:`memprobe.statistics.latent.LatentSpread`. sds are of first occurrences as seen.
     """
     if not len(results.spread):
         return pl.DataFrame()
@@ -58,7 +61,18 @@ def spread(results: Results) -> pl.DataFrame:
         "seed",
         descending=[False, True, False, True, False, False, False],
     )
-    numbers = ["sd", "sd_expected", "difference", "low", "high"]
+    numbers = [
+        "sd",
+        "sd_reference",
+        "censored",
+        "reference_censored",
+        "ratio",
+        "low",
+        "high",
+        "p",
+        "error",
+        "why",
+    ]
     return table.select(*_KEYS, "arm", "stage", "seed", *numbers)
 
 
@@ -66,9 +80,9 @@ def kept_before(results: Results) -> pl.DataFrame:
     """Where the facts that a stage left had surfaced before it, against those that it took; negative is earlier.
 
     Returns:
-        [setup, k, token, readout, stage, arm, seeds, kept, lost, lof, low, high, by_seed, lof_net, net_low, net_high,
-        net_by_seed]; ``lof`` is the difference of mean LoF in depths (never as n + 1), ``lof_net`` the same net of
-        shuffled answers.
+        [setup, k, token, readout, stage, arm, seeds, kept, lost, lof, low, high, detectable, by_seed, lof_net, net_low,
+        net_high, net_by_seed]; ``lof`` is the difference of mean LoF in depths (never as n + 1), ``detectable`` the one
+        that so many facts and seeds see in 80 %, ``lof_net`` the difference net of shuffled answers.
     """
     if not len(results.kept):
         return pl.DataFrame()
@@ -79,7 +93,7 @@ def kept_before(results: Results) -> pl.DataFrame:
     )
     table = rows.join(net, on=keys, how="left", maintain_order="left")
     counts = ["seeds", "kept", "lost"]
-    edges = ["lof", "low", "high", "by_seed", "lof_net", "net_low", "net_high", "net_by_seed"]
+    edges = ["lof", "low", "high", "detectable", "by_seed", "lof_net", "net_low", "net_high", "net_by_seed"]
     return table.select(*keys, *counts, *edges).sort(
         _KEYS, descending=[False, True, False, True], maintain_order=True
     )
@@ -88,37 +102,51 @@ def kept_before(results: Results) -> pl.DataFrame:
 def lost_facts(results: Results) -> pl.DataFrame:
     """Of the facts that a stage took, those that still surface at some depth, and those that D_B's answers outrank.
 
+    Shares are over all lost facts of all seeds, with the interval of shares over seeds.
+
     Returns:
-        [setup, k, token, readout, stage, arm, seeds, lost, surfaces, deepest, intruded]: ``lost`` counts facts in each
-        seed; ``surfaces``, ``deepest`` (mean depth of those that surface) and ``intruded`` are means over seeds.
+        [setup, k, token, readout, stage, arm, seeds, lost, surfaces, surfaces_low, surfaces_high, full, full_low,
+        full_high, chance_full, deepest, intruded, intruded_low, intruded_high]: ``lost`` counts facts in each seed;
+        ``full`` is the share that full depth still holds, ``chance_full`` that of shuffled answers; ``deepest`` is the
+        mean depth of those that surface, over seeds; intervals from three seeds with lost facts on.
     """
     if not len(results.lost):
         return pl.DataFrame()
-    who = results.placement.select(*_KEYS, "checkpoint", "arm", "stage", "seed").drop_nulls()
+    columns = [*_KEYS, "checkpoint", "arm", "stage", "seed"]
+    chance = [name for name in ("chance_recall_full",) if name in results.placement.columns]
+    who = results.placement.select(*columns, *chance).drop_nulls(columns)
     table = results.lost.join(who, on=[*_KEYS, "checkpoint"], how="inner", maintain_order="left")
-    return (
-        table.group_by(*_KEYS, "stage", "arm", maintain_order=True)
-        .agg(
-            pl.len().alias("seeds"),
-            pl.col("n_lost").sort_by("seed").alias("lost"),
-            pl.col("surfaces", "deepest", "intruded").mean(),
-        )
-        .sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
+    shares = [name for name in ("surfaces", "full", "intruded") if name in table.columns]
+    rows = []
+    for key, group in table.group_by(*_KEYS, "stage", "arm", maintain_order=True):
+        group = group.sort("seed")
+        row = dict(zip([*_KEYS, "stage", "arm"], key, strict=True))
+        row |= {"seeds": len(group), "lost": group["n_lost"].to_list()}
+        for name in shares:
+            row |= _share_of(group, name)
+        row |= {"chance_full": group[chance[0]].mean()} if chance else {}
+        row["deepest"] = group["deepest"].mean()
+        rows.append(row)
+    edges = {name: [name, f"{name}_low", f"{name}_high"] for name in shares}
+    ends = [*edges["surfaces"], *edges.get("full", []), *(["chance_full"] if chance else [])]
+    ends += ["deepest", *edges["intruded"]]
+    found = pl.DataFrame(rows, infer_schema_length=None).select(
+        *_KEYS, "stage", "arm", "seeds", "lost", *ends
     )
+    return found.sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
 
 
-def of_arms(table: pl.DataFrame, statistic: str, *, last: bool) -> pl.DataFrame:
-    """Rows of a table over arms in the headline reading; ``last``: after each set-up's last stage."""
-    if not len(table):
-        columns = dict.fromkeys(("setup", "arm_text"), pl.String) | dict.fromkeys(("low", "high"), pl.Float64)
-        return pl.DataFrame(schema=columns)
-    k, token = SETTINGS[0]
-    rows = table.filter(
-        pl.col("statistic") == statistic,
-        pl.col("k") == k,
-        pl.col("token") == token,
-        pl.col("readout") == READOUTS[0],
-    ).with_columns(pl.col("stage").cast(pl.Int64))
-    if last:
-        rows = rows.filter(pl.col("stage") == pl.col("stage").max().over("setup"))
-    return rows.rename({"arm": "arm_text"})
+def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
+    """A share of lost facts, over seeds that lost any; a seed counts by how many it lost."""
+    known = group.filter(pl.col(name).is_not_null(), pl.col("n_lost") > 0)
+    found: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    if not len(known):
+        return found
+    sizes = known["n_lost"].to_numpy().astype(float)
+    counts = known[name].to_numpy() * sizes
+    found[name] = float(counts.sum() / sizes.sum())
+    if len(known) >= MIN_SEEDS:
+        size = max(1, round(float(stats.hmean(sizes))))
+        share = share_over_seeds(counts / sizes * size, size)
+        found |= {f"{name}_low": share.low, f"{name}_high": share.high}
+    return found

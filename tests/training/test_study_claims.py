@@ -6,10 +6,11 @@ import polars as pl
 import pytest
 
 from memprobe.errors import MemprobeError
-from training.claims import BOOK, Book, Tables, claims, read_book, specification
+from training.study.claims import BOOK, Book, claims, read_book, specification
+from training.study.collect import Results
 
 BOTH = ("own", "base-readout")
-GENERIC, CONTROL = "remix(data=generic, stages=1)", "matched(to=steps, stages=1)"
+GENERIC, CONTROL = "remix(data=generic, stages=1)", "matched(to=steps, data=generic, stages=1)"
 
 
 def difference(arm: str, value: float, half: float | None, p: float | None, **told) -> dict:
@@ -44,13 +45,21 @@ CELLS = [cell("none", seed) for seed in range(3)]
 NUMBERS = dict.fromkeys(("ratio", "error"), pl.Float64)
 
 
-def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Tables:
-    return Tables(
-        pl.DataFrame(cells, infer_schema_length=None),
-        pl.DataFrame(list(arms), infer_schema_length=None),
-        pl.DataFrame(list(differences), infer_schema_length=None),
-        pl.DataFrame(list(kept), infer_schema_length=None),
-        pl.DataFrame(list(spread), infer_schema_length=None, schema_overrides=NUMBERS if spread else None),
+def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Results:
+    def frame(rows, **options) -> pl.DataFrame:
+        return pl.DataFrame(list(rows), infer_schema_length=None, **options)
+
+    where = ["setup", "k", "token", "readout", "checkpoint", "arm", "stage", "seed"]
+    widths = frame(spread, schema_overrides=NUMBERS if spread else None)
+    return Results(
+        cells=frame(cells),
+        stages=frame([]),
+        placement=widths.select(where) if spread else frame([]),
+        arms=frame(arms),
+        differences=frame(differences),
+        spread=widths.drop("arm", "stage", "seed") if spread else frame([]),
+        lost=frame([]),
+        kept=frame(kept),
     )
 
 
@@ -197,7 +206,9 @@ def test_spread_over_seeds():
             "stage": "1",
             "seed": i,
         }
-        return keys | {"ratio": ratio, "error": 0.05, "why": why}
+        others = ("sd", "sd_reference", "censored", "reference_censored", "low", "high", "p")
+        keys |= {"checkpoint": f"r{i}", "ratio": ratio, "error": 0.05, "why": why}
+        return keys | dict.fromkeys(others, 1.0)
 
     of = book(
         {

@@ -1,0 +1,72 @@
+"""What a grid can see, from how the seeds of a study scatter."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from memprobe.errors import MemprobeError
+from training.__main__ import app
+from training.grid.cells import cells_of
+from training.grid.file import read_grid
+from training.study.power import Scatter, power_of, stored_scatter
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "training" / "grids" / "tiny.toml"
+
+
+def cells(shares: dict[str, list[float]]) -> pl.DataFrame:
+    rows = [
+        {"setup": "s", "arm": arm, "arm_text": "none" if arm == "naive" else arm, "seed": seed, "n": 64}
+        | {"learned": True, "retention": share}
+        for arm, values in shares.items()
+        for seed, share in enumerate(values)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_scatter_is_that_of_pairs_and_leaves_out_arms_at_the_ends():
+    found = stored_scatter(
+        cells({"naive": [0.1, 0.0, 0.0], "replay": [0.5, 0.3, 0.4], "ewc": [0.0] * 3, "joint": [1.0] * 3})
+    )
+    assert [(one.name, one.arms, one.facts) for one in found] == [("all arms", 1, 64), ("replay", 1, 64)]
+    total = np.var([0.4, 0.3, 0.4], ddof=1)
+    assert found[1].between + found[1].within >= total - 1e-12
+    with pytest.raises(MemprobeError, match="none scatters"):
+        stored_scatter(cells({"naive": [0.1, 0.0], "ewc": [0.0, 0.0]}))
+
+
+def test_a_grid_is_told_what_its_seeds_see():
+    grid = cells_of(read_grid(TINY), TINY)
+    seeds = {cell.node.recipe.seed for cell in grid}
+    made = power_of(
+        grid, [Scatter("all arms", 3, 0.12**2 - 0.071**2, 0.071**2, grid[0].node.recipe.stages[0].n or 64)]
+    )
+    row = made.row(0, named=True)
+    assert row["seeds"] == len(seeds) and row["sd"] == pytest.approx(0.12)
+    assert (row["seeds for 20 points"], row["seeds for 10 points"]) == (6, 14)
+    assert row["detectable"] is None if len(seeds) < 2 else math.isfinite(row["detectable"])
+
+
+def test_the_command_needs_no_data_and_no_model(tmp_path):
+    shown = CliRunner().invoke(
+        app,
+        [
+            "grid",
+            str(TINY),
+            "--power",
+            "--scatter",
+            str(ROOT / "analyses" / "study"),
+            "--out",
+            str(tmp_path / "x"),
+        ],
+    )
+    assert shown.exit_code == 0 and "80 % power" in shown.output
+    assert not (tmp_path / "x").exists()
+    broken = CliRunner().invoke(app, ["grid", str(TINY), "--power", "--scatter", str(tmp_path)])
+    assert isinstance(broken.exception, MemprobeError)

@@ -1,0 +1,92 @@
+"""What a grid can see before it runs: from how the seeds of a stored study scatter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.statistics.power import detectable_over_seeds, scatter, seeds_needed
+from training.grid.cells import Cell
+from training.study.collect import NAIVE
+
+ASKED = (0.20, 0.10)
+"""Differences of retention for which the seeds are counted."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """How differences of retention from naive scatter over pairs of seeds.
+
+    Attributes:
+        arms: of how many arms.
+        between, within: variances by what is peculiar to a seed, and by its facts.
+        facts: of each seed.
+    """
+
+    name: str
+    arms: int
+    between: float
+    within: float
+    facts: int
+
+
+def stored_scatter(cells: pl.DataFrame) -> list[Scatter]:
+    """Scatter of all arms together, and of the one that scatters most widely.
+
+    Arms that keep nothing or all have none to tell of: their seeds are alike because they must be.
+
+    Args:
+        cells: of a study's results.
+
+    Raises:
+        MemprobeError: no arm has two seeds beside naive's.
+    """
+    learned = cells.filter("learned")
+    found: list[tuple[str, np.ndarray, np.ndarray, int]] = []
+    for (setup,), group in learned.group_by("setup", maintain_order=True):
+        naive = group.filter(pl.col("arm_text") == NAIVE).select("seed", naive="retention")
+        for (arm,), members in group.filter(pl.col("arm_text") != NAIVE).group_by("arm", maintain_order=True):
+            both = members.join(naive, on="seed", how="inner").sort("seed")
+            shares = both.select("retention", "naive").to_numpy().T
+            if both.height > 1 and 0 < shares[0].mean() < 1:
+                name = str(arm) if learned["setup"].n_unique() == 1 else f"{setup}: {arm}"
+                found.append((name, shares[0] - shares[1], shares, int(members["n"][0])))
+    if not found:
+        raise MemprobeError("these results have no arm with two seeds beside naive's, so that none scatters")
+    facts = min(n for *_, n in found)
+    pairs, shares = [pair for _, pair, _, _ in found], [share for _, _, share, _ in found]
+    every = Scatter("all arms", len(found), *scatter(pairs, shares, facts), facts)
+    widest = max(found, key=lambda one: float(np.var(one[1], ddof=1)))
+    return [every, Scatter(widest[0], 1, *scatter([widest[1]], [widest[2]], widest[3]), widest[3])]
+
+
+def power_of(cells: Sequence[Cell], scattered: Sequence[Scatter]) -> pl.DataFrame:
+    """For each set-up of a grid, the difference from naive that its seeds see in 80 %.
+
+    Returns:
+        [setup, facts, seeds, scatter, sd, detectable, seeds for 20 points, seeds for 10 points]: sd over pairs of seeds
+        at this number of facts; null where more than 200 seeds would be needed.
+    """
+    seeds: dict[str, set[int]] = {}
+    facts: dict[str, int] = {}
+    for cell in cells:
+        seeds.setdefault(cell.node.setup, set()).add(cell.node.recipe.seed)
+        first = cell.node.recipe.stages[0]
+        facts[cell.node.setup] = first.n or 0
+    rows = []
+    for setup, used in seeds.items():
+        for one in scattered:
+            more = (facts[setup] or one.facts) / one.facts
+            sd = float(np.sqrt(one.between + one.within / more))
+            needed = [seeds_needed(size, one.between, one.within, facts=more) for size in ASKED]
+            seen = detectable_over_seeds(len(used), one.between, one.within, facts=more)
+            number = seen if np.isfinite(seen) else None
+            rows.append([setup, facts[setup] or one.facts, len(used), one.name, sd, number, *needed])
+    names = ["setup", "facts", "seeds", "scatter", "sd", "detectable"]
+    schema = dict(zip(names, (pl.String, pl.Int64, pl.Int64, pl.String, pl.Float64, pl.Float64), strict=True))
+    schema |= {f"seeds for {size * 100:.0f} points": pl.Int64 for size in ASKED}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,0 +1,52 @@
+"""What an arm with replay keeps of the facts that it does not show again: its headline, as the others were shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from scipy import special
+
+from memprobe.statistics.power import detectable
+from memprobe.statistics.shares import share_difference
+
+UNSEEN = "exact_unseen"
+"""The statistic in the table of differences."""
+
+
+def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.DataFrame:
+    """Rows of :data:`UNSEEN` beside those of exact match: facts not shown again against all facts of the other arm.
+
+    Args:
+        differences: as :class:`~training.study.collect.Results` holds them; rows of the last stage are answered.
+        learned: the cells that learned what they were to learn.
+
+    Returns:
+        Rows with the same columns; none where no arm replays.
+    """
+    if not len(differences):
+        return differences
+    by_arm = {key: group.sort("seed") for key, group in learned.group_by("setup", "arm_text")}
+    last = differences["stage"].cast(pl.Int64).max()
+    of = differences.filter(pl.col("statistic") == "exact", pl.col("stage").cast(pl.Int64) == last)
+    rows = []
+    for row in of.iter_rows(named=True):
+        group, other = (by_arm.get((row["setup"], row[name])) for name in ("arm", "reference"))
+        if group is None or other is None or group["retention_unseen"].null_count() or row["low"] is None:
+            continue
+        if group["replay_ratio"].null_count():
+            continue
+        counts, size = _counts(group)
+        n = int(other["n"][0])
+        found = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
+        error = (found.high - found.low) / 2 / special.ndtri(0.975)
+        edges = {"difference": found.value, "low": found.low, "high": found.high, "p": found.p}
+        told = {"significant": found.low > 0 or found.high < 0, "detectable": detectable(error, 1e9)}
+        rows.append({**row, **edges, **told, "statistic": UNSEEN, "paired": False})
+    return pl.DataFrame(rows, schema=differences.schema)
+
+
+def _counts(group: pl.DataFrame) -> tuple[np.ndarray, int]:
+    """How many facts that were not shown again each seed keeps, and of how many."""
+    n = int(group["n"][0])
+    size = n - round(n * float(group["replay_ratio"][0]))
+    return np.rint(group["retention_unseen"].to_numpy() * size), size
