@@ -1,18 +1,19 @@
 """States a stored study again with the intervals of today, from what was stored of each seed; no records are needed.
 
-    python analyses/restate_study.py analyses/study
+    python analyses/restate_study.py analyses/study figures/study
 
 For results that were collected before shares had a model of their own, seeds were paired and latent depths replaced the
 sd of first occurrences: their records are gone, so that what needs facts one by one cannot be had again.
 
-- yes-or-no statistics: the share model on each seed's count;
+- yes-or-no statistics and retention: the share model on each seed's count;
 - ``exact_unseen``: the same of the facts that replay does not show again, against all facts of the other arm;
 - other differences: where the seeds of two arms start from one checkpoint, Student's t over pairs of seeds (without
   what facts do to every seed alike, which seeds' means do not show); else the interval as it was stored;
 - kept against lost facts: the interval as it was stored, and Student's t over seeds where a draw without kept facts
   had removed it;
 - p is that of the interval shown, with one degree of freedom less than there are seeds;
-- spread: not estimable, since first occurrences were not stored.
+- spread: not estimable, since first occurrences were not stored; its figures go;
+- figures: the same in the JSON beside each, from which ``python -m training report`` draws them again.
 
 Results that are stated already are left as they are.
 """
@@ -23,13 +24,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import polars as pl
 from scipy import special
 
+from memprobe.arms import arm_names, by_kind
+from memprobe.files import read_json, write_json
+from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS
 from memprobe.statistics.arms import MIN_SEEDS, PREFIX, ROWS
 from memprobe.statistics.power import detectable
 from memprobe.statistics.shares import share_difference, share_over_seeds
+from training.study.unseen import unseen_differences
 
 BINARY = ("exact", "recall_full")
 KEYS = ["setup", "k", "token", "readout", "stage"]
@@ -101,7 +108,6 @@ def differences(table: pl.DataFrame, over: pl.DataFrame, cells: pl.DataFrame) ->
             found = share_difference(np.rint(one * n), np.rint(other * n), n)
             row |= {"low": found.low, "high": found.high, "p": found.p}
             row["detectable"] = detectable((found.high - found.low) / 2 / special.ndtri(0.975), 1e9)
-            rows += unseen(row, other, cells)
         else:
             if paired and not np.isnan(one - other).any():
                 row["low"], row["high"] = over_seeds(one - other)
@@ -128,22 +134,44 @@ def differences(table: pl.DataFrame, over: pl.DataFrame, cells: pl.DataFrame) ->
     ]
     order += ["difference", "low", "high", "p", "significant", "detectable"]
     schema = {**table.schema, "in_common": pl.String, "paired": pl.Boolean, "detectable": pl.Float64}
-    return pl.DataFrame(rows, schema=schema, orient="row").select(order)
+    found = pl.DataFrame(rows, schema=schema, orient="row").select(order)
+    return pl.concat([found, unseen_differences(found, cells)])
 
 
-def unseen(row: dict[str, Any], other: np.ndarray, cells: pl.DataFrame) -> list[dict[str, Any]]:
-    """The row of exact match over facts that replay does not show again, for an arm with replay."""
-    of = cells.filter(setup=row["setup"], arm_text=row["arm"]).sort("seed")
-    if row["statistic"] != "exact" or of["replay_ratio"][0] is None or row["stage"] == "1":
-        return []
-    n = int(of["n"][0])
-    size = n - round(n * of["replay_ratio"][0])
-    shares = of["retention_unseen"].to_numpy()
-    found = share_difference(np.rint(shares * size), np.rint(other * n), size, others_n=n)
-    edges = {"difference": found.value, "low": found.low, "high": found.high, "p": found.p}
-    seen = detectable((found.high - found.low) / 2 / special.ndtri(0.975), 1e9)
-    told = bool(found.low > 0 or found.high < 0)
-    return [{**row, **edges, "statistic": "exact_unseen", "detectable": seen, "significant": told}]
+def retained(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """Datasets after each stage; of D_A also the rows that replay does not show again."""
+    n = int(cells["n"][0])
+    ratios = dict(cells.drop_nulls("replay_ratio").select("arm", "replay_ratio").iter_rows())
+    rows = []
+    for row in table.iter_rows(named=True):
+        size = n if row["rows"] == ALL_ROWS else n - round(n * ratios[row["arm"]])
+        shares = np.array(row["by_seed"], float)
+        if len(shares) >= MIN_SEEDS:
+            row |= {"low": None, "high": None}
+            _, row["low"], row["high"], _ = share_over_seeds(np.rint(shares * size), size)
+        rows.append(row)
+    if not any(row["rows"] == UNSEEN_ROWS for row in rows):
+        rows += _not_replayed(table, cells.filter("learned"))
+    return pl.DataFrame(rows, schema=table.schema, orient="row")
+
+
+def _not_replayed(table: pl.DataFrame, learned: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows of D_A that replay does not show again, after the last stage."""
+    rows = []
+    last = table.filter(pl.col("dataset").str.starts_with("1-")).filter(
+        pl.col("stage") == pl.col("stage").max()
+    )
+    for row in last.iter_rows(named=True):
+        group = learned.filter(arm=row["arm"]).sort("seed")
+        if group["replay_ratio"].null_count() or group["retention_unseen"].null_count():
+            continue
+        n = int(group["n"][0])
+        size = n - round(n * float(group["replay_ratio"][0]))
+        shares = group["retention_unseen"].to_numpy()
+        _, low, high, _ = share_over_seeds(np.rint(shares * size), size)
+        told = {"rows": UNSEEN_ROWS, "value": float(shares.mean()), "low": low, "high": high}
+        rows.append({**row, **told, "by_seed": shares.tolist()})
+    return rows
 
 
 def kept(table: pl.DataFrame) -> pl.DataFrame:
@@ -175,14 +203,55 @@ def spread(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def figures(folder: Path, over: pl.DataFrame, n: int) -> None:
+    """The data of stored figures."""
+    names = arm_names(by_kind(set(over["arm"])))
+    naive = over.filter(k=10, token="first", reference="none")
+    told = {
+        (row["readout"], f"{names[row['arm']]}, stage {row['stage']}", row["statistic"]): (
+            row["low"],
+            row["high"],
+        )
+        for row in naive.iter_rows(named=True)
+    }
+    for path in sorted(folder.glob("*.json")):
+        drawn = read_json(path)
+        data = drawn["data"]
+        if drawn["figure"] == "spread":
+            path.unlink()
+            path.with_suffix(".png").unlink(missing_ok=True)
+            continue
+        if "low" not in data:
+            continue
+        for i, (low, high) in enumerate(zip(data["low"], data["high"], strict=True)):
+            seeds = np.array(data["by_seed"][i] if "by_seed" in data and data["by_seed"][i] else [], float)
+            statistic = data["statistic"][i] if "statistic" in data else ""
+            edges = (low, high)
+            if drawn["figure"] == "differences":
+                readout = path.stem.removeprefix("differences-").partition("n64-")[2]
+                edges = told.get((readout, data["row"][i], statistic), edges)
+            elif drawn["figure"] in ("forgetting", "stages") or statistic == "share_never":
+                if len(seeds) >= MIN_SEEDS and not np.isnan(seeds).any():
+                    edges = share_over_seeds(np.rint(seeds * n), n)[1:3]
+            elif drawn["figure"] == "kept" and low is None and not np.isnan(seeds).any():
+                edges = over_seeds(seeds)
+            elif low is not None and high - low < 1e-9:
+                edges = (None, None)
+            data["low"][i], data["high"][i] = edges
+        write_json(drawn, path)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     read = {
         name: pl.read_parquet(folder / f"{name}.parquet")
         for name in ("cells", "arms", "differences", "kept", "spread")
     }
+    over_seeds = retained(pl.read_parquet(folder / "retained.parquet"), read["cells"])
+    over_seeds.write_parquet(folder / "retained.parquet")
+    print(f"retained: {len(over_seeds)} rows")
     if "in_common" in read["differences"].columns:
-        print(f"{folder}: is stated already")
+        print("the others are stated already")
         return
     learned = read["cells"].filter("learned")
     made = {
@@ -194,6 +263,8 @@ def main() -> None:
     for name, table in made.items():
         table.write_parquet(folder / f"{name}.parquet")
         print(f"{name}: {len(table)} rows")
+    for pictures in sys.argv[2:]:
+        figures(Path(pictures), made["differences"], int(read["cells"]["n"][0]))
 
 
 if __name__ == "__main__":
