@@ -54,6 +54,7 @@ def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Results:
     return Results(
         cells=frame(cells),
         stages=frame([]),
+        retained=frame([]),
         placement=widths.select(where) if spread else frame([]),
         arms=frame(arms),
         differences=frame(differences),
