@@ -67,6 +67,7 @@ def summarise(
         entry["normalised_frequency"] = _listed(frequency[label], "frequency", size)[1:]
         for name, parts in _PARTS.items():
             entry[name] = {f"{part}{end}": row[f"{name}_{part}{end}"] for part in parts for end in _ENDS}
+            entry[name]["n"] = row[f"{name}_n"]
         for end in _ENDS:
             entry["lof"][f"never{end}"] = row[f"share_never{end}"]
             entry["lof"][f"only_full{end}"] = row[f"share_only_full{end}"]
