@@ -27,7 +27,7 @@ from memprobe.batching import batches_by_tokens
 from memprobe.errors import MemprobeError
 from memprobe.interventions import MODULE_NAMES
 from memprobe.models import CHECK_TEXT, decoder_of, evaluating, residual_hooks
-from memprobe.records import ATTRIBUTIONS
+from memprobe.records import ATTRIBUTIONS, POSITION
 
 if TYPE_CHECKING:
     from memprobe.lenses import Readout
@@ -115,15 +115,20 @@ def attribute_all(lens_model: LensModel, plan: Plan) -> tuple[pl.DataFrame, dict
 def _attribute_batch(
     lens_model: LensModel, batch: Sequence[TokenisedFactoid], plan: Plan, split: Split | None
 ) -> pl.DataFrame:
-    places = [(row, item, j) for row, item in enumerate(batch) for j in range(len(item.answer))]
+    places = [
+        (row, site.item, site.column, j)
+        for row, item in enumerate(batch)
+        for site in plan.sites(item)
+        if site.position == POSITION and (j := item.target_indices[site.target]) >= 0
+    ]
     device = lens_model.device
     ids = torch.full((len(batch), max(len(item.inputs) for item in batch)), lens_model.pad_id())
     for row, item in enumerate(batch):
         ids[row, : len(item.inputs)] = torch.tensor(item.inputs)
-    rows = torch.tensor([row for row, _, _ in places], device=device)
-    columns = torch.tensor([len(item.prompt) - 1 + j for _, item, j in places], device=device)
+    rows = torch.tensor([row for row, _, _, _ in places], device=device)
+    columns = torch.tensor([column for _, _, column, _ in places], device=device)
     streams, parts = _parts(lens_model, ids, rows, columns, split)
-    tokens = torch.tensor([_tokens(item, j, plan) for _, item, j in places], device=device)
+    tokens = torch.tensor([_tokens(item, j, plan) for _, item, _, j in places], device=device)
     held = hold(lens_model.lens.readout, streams[-1], tokens.clamp(min=0))
     n_layers = lens_model.n_layers
     written: list[tuple[int, str, Tensor]] = [
@@ -140,8 +145,8 @@ def _attribute_batch(
     keys = pl.DataFrame(
         {
             "checkpoint": [lens_model.label] * len(places),
-            "factoid": [item.factoid.id for _, item, _ in places],
-            "token": [j for _, _, j in places],
+            "factoid": [item.factoid.id for _, item, _, _ in places],
+            "token": [j for _, _, _, j in places],
             "token_id": tokens[:, 0].tolist(),
         }
     )

@@ -40,7 +40,7 @@ def own_logits(read, plan):
     cap = getattr(read.model.config, "final_logit_softcapping", None)
     for item in plan.items:
         for j in range(len(item.answer)):
-            ids = torch.tensor([[*item.prompt, *item.answer[:j]]])
+            ids = torch.tensor([[*item.prompt, *item.lead, *item.answer[:j]]])
             with evaluating(read.model):
                 logits = read.model(input_ids=ids, use_cache=False).logits[0, -1].double()
             found[item.factoid.id, j] = logits if cap is None else cap * torch.atanh(logits / cap)
@@ -110,7 +110,7 @@ def test_an_ablated_part_takes_its_contribution_along(family):
     parts = ("attn", "mlp") if parallel else ("mlp",)
     table, plan = attributions(read, split=find_split(read))
     item = plan.items[0]
-    ids = list(item.prompt)
+    ids = [*item.prompt, *item.lead]
     streams = oracle.residuals(read.model, ids)[:, -1]
     last = read.blocks[-1]
     for part in parts:
@@ -161,7 +161,10 @@ def test_transformer_lens_agrees(family, tmp_path):
     item = plan.items[0]
     weight = bridge.W_U
     found = direct_logit_attribution(
-        bridge, torch.tensor([item.prompt]), answer_tokens=torch.tensor([item.answer[0]]), unit="component"
+        bridge,
+        torch.tensor([[*item.prompt, *item.lead]]),
+        answer_tokens=torch.tensor([item.answer[0]]),
+        unit="component",
     )
     theirs = dict(zip(found.labels, found.attribution[:, 0].tolist(), strict=True))
     ours = table.filter(factoid=item.factoid.id, token=0)
@@ -184,7 +187,7 @@ def test_shuffled_answers_are_attributed_by_the_same_rule():
     item = plan.items[0]
     others = [draw[0] for draw in plan.shuffled[item.factoid.id] if draw is not None]
     assert len(others) == 5 and item.answer[0] not in others
-    streams = torch.tensor(oracle.residuals(read.model, list(item.prompt))[:, -1]).float()
+    streams = torch.tensor(oracle.residuals(read.model, [*item.prompt, *item.lead])[:, -1]).float()
     with torch.inference_mode():
         held = hold(read.lens.readout, streams[-1:], torch.tensor([others]))
         wanted = float((held.direction[0] @ (streams[2] - streams[1])).mean())

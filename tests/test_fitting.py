@@ -325,7 +325,7 @@ def test_the_floor_is_how_far_the_halves_place_facts_apart(tmp_path):
         maps = read_lens(tmp_path / "fit" / f"{name}.safetensors", "linear")
         lens = make_lens(read, maps)
         for item in items:
-            streams = streams_of(read, torch.tensor([item.prompt]))[:, 0, -1]
+            streams = streams_of(read, torch.tensor([[*item.prompt, *item.lead]]))[:, 0, -1]
             for depth in range(N_LAYERS + 1):
                 with torch.inference_mode():
                     logits = lens(streams[depth], depth)
