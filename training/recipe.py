@@ -38,6 +38,7 @@ class Optimiser(_Part):
     Attributes:
         batch: rows of one optimiser step, over all processes.
         micro_batch: at most so many rows go through the model at a time.
+        clip: gradients are shortened to this length; not in a stage whose penalty holds the weights (EWC).
         warmup: share of the steps in which the learning rate rises from 0.
     """
 

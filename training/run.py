@@ -363,6 +363,7 @@ class _Run:
                 stop=stage.stop,
                 own=own.examples,
                 penalty=penalty,
+                unclipped=stage.penalty is not None and stage.penalty.holds_weights,
                 due=lambda step: _due(stage.checkpoints, step, schedule),
                 along=save_along,
                 report=self.report,

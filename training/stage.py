@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete"
 METRICS = "metrics.jsonl"
+_NO_CLIP = 1e30  # no gradient is longer, and its length is still measured
 _KEPT = 2  # states from which a run can go on
 _STATE = re.compile(r"checkpoint-(\d+)")
 
@@ -76,6 +77,7 @@ class StageRun:
     Attributes:
         name: for the bar.
         penalty: strength and term.
+        unclipped: leave gradients as they are, whatever the recipe's ``clip``.
         folder: where the resumable state goes.
         own: rows of the stop rule ``exact_match``.
         along: called with the trainer and the step where a checkpoint along the way is due.
@@ -90,6 +92,7 @@ class StageRun:
     stop: Stop
     own: Sequence[Example]
     penalty: tuple[float, Term] | None = None
+    unclipped: bool = False
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
     report: Report = field(default_factory=lambda: Report(None, quiet=True))
@@ -368,7 +371,7 @@ def _arguments(run: StageRun) -> TrainingArguments:
         adam_beta2=optimiser.betas[1],
         adam_epsilon=optimiser.eps,
         weight_decay=optimiser.weight_decay,
-        max_grad_norm=optimiser.clip,
+        max_grad_norm=_NO_CLIP if run.unclipped else optimiser.clip,
         lr_scheduler_type=optimiser.schedule,
         warmup_steps=math.ceil(optimiser.warmup * run.schedule.steps),
         optim="adamw_torch_fused",

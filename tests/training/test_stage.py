@@ -215,3 +215,38 @@ def test_the_stop_rule_sees_weights_in_their_own_precision(examples, tiny_checkp
     with trainer.compute_loss_context_manager():
         trainer.model(input_ids=torch.tensor([own[0].ids]))
     assert types == [torch.bfloat16]  # training itself would have shown
+
+
+def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, tmp_path):
+    """EWC's gradient grows with the distance; shortened with the rest of it, it lets the weights go."""
+    own = examples[:4]
+
+    def distance(clip, unclipped):
+        model = tiny_model(vocab_size=len(tiny_tokenizer()))
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+        def term(step):
+            return 0.5 * sum((p - start[name]).square().sum() for name, p in step.model.named_parameters())
+
+        folder = tmp_path / f"{clip}-{unclipped}"
+        folder.mkdir()
+        recipe = small(
+            tiny_checkpoint, optimiser={"lr": 1e-3, "batch": 4, "clip": clip, "schedule": "constant"}
+        )
+        schedule = Schedule(Part(own, 4), epochs=12, batch=4, seed=0)
+        stage = StageRun(
+            recipe, "b", folder, schedule, 1, 0, Stop(), own, penalty=(1e4, term), unclipped=unclipped
+        )
+        train(model, tiny_tokenizer(), stage)
+        steps = metrics(folder)
+        assert (
+            max(step["grad_norm"] for step in steps) > 10 * steps[0]["grad_norm"]
+        )  # measured, clipped or not
+        return (
+            sum(float((p.detach() - start[name]).square().sum()) for name, p in model.named_parameters())
+            ** 0.5
+        )
+
+    free = distance(1e30, False)
+    assert distance(0.1, True) == pytest.approx(free, rel=1e-6)
+    assert distance(0.1, False) > 1.3 * free

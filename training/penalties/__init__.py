@@ -34,7 +34,11 @@ class Penalty(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     holds_weights: ClassVar[bool] = False
-    """Whether it holds every weight to its start, so that low-rank adapters leave it nothing to hold."""
+    """Whether it holds every weight to its start.
+
+    Low-rank adapters leave it nothing to hold. And gradients are not clipped then: the pull back to the start grows
+    with the distance, and clipped to the length of the first steps, which led away, it does not bring them back.
+    """
 
     method: str
     strength: float = Field(gt=0)
