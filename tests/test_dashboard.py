@@ -255,21 +255,21 @@ def test_sets_go_by_what_was_asked_and_equal_labels_are_told_apart(study):
 def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     manifests = {
         f"{arm}-{seed}": {"arm": arm, "seed": seed, "stage": 1, "stage_name": "kvr"}
-        for arm in ("none", "ewc")
+        for arm in ("none", "ewc(strength=1)")
         for seed in range(3)
     }
     depths = {"base": 6} | {label: 3 + 0.2 * at for at, label in enumerate(manifests)}
     probe = write_probe(tmp_path / "probe", depths, n=16, manifests=manifests)
     dashboard.write_report(probe, probe.path / "report.html")
-    found = compare([probe], draws=200).tables["arms"].filter(arm="ewc", statistic="depths_per_factoid")
+    found = compare([probe], draws=200).tables["arms"].filter(arm="ewc(strength=1)", statistic="depths_per_factoid")
     rows = embedded(probe)["sets"][0]["arms"]["first"]["10"]
-    (row,) = [row for row in rows if row["arm"] == "EWC"]
+    (row,) = [row for row in rows if row["arm"] == "EWC 1"]
     assert row["seeds"] == 3
     assert row["depths_per_factoid"]["mean"] == pytest.approx(found["mean"].item())
     assert row["depths_per_factoid"]["by_seed"] == pytest.approx(found["by_seed"].item().to_list())
     assert row["depths_per_factoid"]["low"] == pytest.approx(found["low"].item(), abs=0.2)
     drawn = json.loads(block(probe, "s0-stage-depths_per_factoid"))["first"]["10"]["data"]
-    assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "EWC"] == ["seed"] * 3 + [
+    assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "EWC 1"] == ["seed"] * 3 + [
         "line"
     ]
 
