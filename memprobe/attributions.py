@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from memprobe.batching import batches_by_tokens
 from memprobe.errors import MemprobeError
-from memprobe.interventions import MODULE_NAMES
 from memprobe.models import CHECK_TEXT, decoder_of, evaluating, residual_hooks
+from memprobe.parts import MODULE_NAMES
 from memprobe.records import ATTRIBUTIONS, POSITION
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
 """A checkpoint spec becomes files on disk, a fingerprint, and the manifest that training left there.
 
 Specs: a Hugging Face directory, a hub id (``owner/name`` or ``owner/name@revision``), a PEFT adapter
-directory, a run directory of ``training`` or one of its stages, a GGUF file or its directory, and the alias
-``smollm2-135m``. ``LABEL=SPEC`` names it. No weights are loaded here (see :mod:`memprobe.models`).
+directory, a run directory of ``training`` or one of its stages, a GGUF file or its directory, the alias
+``smollm2-135m``, and ``graft(INTO, FROM, blocks=5-10)`` of two of them (:mod:`memprobe.grafts`). ``LABEL=SPEC``
+names it. No weights are loaded here (see :mod:`memprobe.models`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from memprobe import adapters, smollm2
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json
+from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.templates import PLAIN
 from memprobe.weights import (
     PICKLES,
@@ -107,23 +109,27 @@ class Checkpoint:
         spec: as the user gave it.
         label: its name in tables and plots.
         path: directory with ``config.json`` (or ``adapter_config.json``), or of a GGUF file.
-        kind: ``weights`` (safetensors), ``pickle``, ``gguf`` or ``adapter``.
+        kind: ``weights`` (safetensors), ``pickle``, ``gguf``, ``adapter`` or ``graft``.
         gguf_file: the file's name, for ``gguf``.
-        base: the checkpoint that an adapter is merged onto.
+        base: the checkpoint that an adapter is merged onto, or that weights are grafted into.
         manifest: what training left there, if anything.
         note: what a reader of results must know about the weights.
         tokenizer: the checkpoint whose tokenizer is taken; ``None`` for its own.
+        donor: the checkpoint that grafted weights come from.
+        graft: which weights do.
     """
 
     spec: str
     label: str
     path: Path
-    kind: Literal["weights", "pickle", "gguf", "adapter"]
+    kind: Literal["weights", "pickle", "gguf", "adapter", "graft"]
     gguf_file: str | None = None
     base: Checkpoint | None = None
     manifest: Manifest | None = None
     note: str | None = None
     tokenizer: Checkpoint | None = None
+    donor: Checkpoint | None = None
+    graft: Graft | None = None
 
 
 def split_label(text: str) -> tuple[str | None, str]:
@@ -133,7 +139,7 @@ def split_label(text: str) -> tuple[str | None, str]:
     a label without slashes; else at the first.
     """
     parts = text.split("=")
-    if len(parts) == 1 or _exists(text):
+    if len(parts) == 1 or is_graft(text) or _exists(text):
         return None, text
     splits = [("=".join(parts[:cut]), "=".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
     label, spec = next(
@@ -200,6 +206,8 @@ class _How:
 
 def _resolve(text: str, how: _How) -> Checkpoint:
     label, spec = split_label(text)
+    if is_graft(spec):
+        return _graft(spec, label, how)
     if spec == smollm2.ALIAS:
         return Checkpoint(spec, label or spec, smollm2.folder(cache_dir()), "weights", note=smollm2.NOTE)
     path = Path(spec).expanduser() if _exists(spec) else Path(spec)
@@ -216,6 +224,16 @@ def _resolve(text: str, how: _How) -> Checkpoint:
     path = _last_stage(path)
     name = label or (spec if fetched else path.resolve().name)
     return _inspect(spec, name, path, how if fetched else replace(how, offline=True))
+
+
+def _graft(spec: str, label: str | None, how: _How) -> Checkpoint:
+    """A graft's checkpoint: where INTO's are, with INTO's manifest."""
+    into, donor, graft = parse_graft(spec)
+    base, other = (_resolve(part, how) for part in (into, donor))
+    name = label or f"{base.label} with {other.label}'s {graft.short}"
+    return Checkpoint(
+        spec, name, base.path, "graft", base=base, manifest=base.manifest, donor=other, graft=graft
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -339,6 +357,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         if not (checkpoint.path / adapters.SAFETENSORS).is_file():
             hash_files([checkpoint.path / adapters.PICKLE], digest)
             return digest.hexdigest()
+    if checkpoint.kind == "graft":
+        assert checkpoint.base is not None and checkpoint.donor is not None
+        parts = [fingerprint(checkpoint.base), fingerprint(checkpoint.donor), str(checkpoint.graft)]
+        digest.update(" ".join(parts).encode())
+        return digest.hexdigest()
     if checkpoint.kind == "gguf":
         assert checkpoint.gguf_file is not None
         hash_files([checkpoint.path / checkpoint.gguf_file], digest)

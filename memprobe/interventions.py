@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,24 +29,15 @@ from torch import Tensor, nn
 
 from memprobe.errors import MemprobeError
 from memprobe.models import LensModel, decoder_of, evaluating
+from memprobe.parts import PARTS, Part, part_of
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid
-
-Part = Literal["residual", "attn", "mlp"]
-"""The residual stream, or what a block's attention or MLP gives."""
-PARTS: tuple[Part, ...] = ("residual", "attn", "mlp")
 
 Where = Callable[[Int[Tensor, "row position"]], Bool[Tensor, "row position"]]
 """Given the token ids of a forward pass, which of its positions are meant."""
 
 NOISE = 3.0
 """Standard deviations of the embeddings: what Meng et al. corrupt with."""
-
-# What the families call the parts of a block. OPT has no module around its two MLP layers.
-MODULE_NAMES: dict[str, tuple[str, ...]] = {
-    "attn": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
-}
 
 
 @dataclass
@@ -364,26 +354,6 @@ def corruption(
         random = torch.Generator().manual_seed(int(hashlib.sha256(key.encode()).hexdigest()[:15], 16))
         noise[row, columns] = torch.randn(len(columns), width, generator=random)
     return noise
-
-
-def part_of(block: nn.Module, part: Part, label: str) -> nn.Module:
-    """The module of a block that is its attention or its MLP.
-
-    Raises:
-        MemprobeError: the block has none that is called so, or it gives the stream together with its own output.
-    """
-    for name in MODULE_NAMES[part]:
-        if isinstance(module := getattr(block, name, None), nn.Module):
-            if "residual" in inspect.signature(module.forward).parameters:  # BLOOM
-                raise MemprobeError(
-                    f"{label}: the {part} of a {type(block).__name__} adds the residual stream itself, so that its "
-                    "output cannot be edited alone"
-                )
-            return module
-    raise MemprobeError(
-        f"{label}: a {type(block).__name__} has no module known as its {part} "
-        f"({', '.join(name for name, _ in block.named_children())})"
-    )
 
 
 def hook_output(lens_model: LensModel, part: Part, depth: int, edit: Callable[[Tensor], Tensor]) -> Any:

@@ -26,6 +26,7 @@ from memprobe.files import first_line
 from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
 from memprobe.merging import merge_adapter
+from memprobe.parts import graft_weights, parameter_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -247,6 +248,15 @@ def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: b
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
         return merge_adapter(_load_model(checkpoint.base, dtype, trust_remote_code), checkpoint.path)
+    if checkpoint.kind == "graft":
+        assert checkpoint.base is not None and checkpoint.donor is not None and checkpoint.graft is not None
+        model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
+        other = _load_model(checkpoint.donor, dtype, trust_remote_code)
+        places = parameter_places(
+            model, blocks_of(model, checkpoint.label), after_blocks(model, tokenizer, checkpoint.label)
+        )
+        graft_weights(model, other, checkpoint.graft, places, checkpoint.label)
+        return model
     return read_model(
         checkpoint.path,
         dtype,
@@ -368,6 +378,19 @@ def blocks_of(model: PreTrainedModel, label: str = "model") -> list[nn.Module]:
         MemprobeError: it holds no list of as many modules as its configuration names layers.
     """
     return list(_block_list(model, label)[1])
+
+
+def after_blocks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str = "model"
+) -> list[nn.Module]:
+    """What a model applies after its last block, in order, without the output head.
+
+    Raises:
+        MemprobeError: it is no plain causal LM.
+    """
+    parent, blocks = _block_list(model, label)
+    with evaluating(model):
+        return _watch(model, _check_ids(tokenizer, model), list(blocks), parent, label)[2]
 
 
 def _block_list(model: PreTrainedModel, label: str) -> tuple[nn.Module, nn.ModuleList]:

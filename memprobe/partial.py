@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from memprobe.errors import MemprobeError
-from memprobe.interventions import Part, part_of
 from memprobe.models import CHECK_TEXT, LensModel, decoder_of, evaluating, residual_hooks, tolerance
+from memprobe.parts import Part, part_of
 
 _CPU_WAVE_TOKENS, _GPU_WAVE_TOKENS = 2048, 32768
 
@@ -70,12 +70,14 @@ class Swap:
     """Other weights for a copy on its way through some blocks.
 
     Attributes:
-        name: copies that share it go through those blocks together.
-        weights: per block number (from 1), parameters and what they hold meanwhile.
+        name: what they are; copies that share it go through a block together.
+        blocks: numbers, from 1.
+        weights: gives a block's parameters and what they hold meanwhile.
     """
 
     name: str
-    weights: dict[int, list[tuple[nn.Parameter, Tensor]]]
+    blocks: range
+    weights: Callable[[int], Sequence[tuple[nn.Parameter, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _wave(
         groups: dict[str, list[int]] = {}
         for number in on_way:
             swap = copies[number].swap
-            groups.setdefault(swap.name if swap and depth + 1 in swap.weights else "", []).append(number)
+            groups.setdefault(swap.name if swap and depth + 1 in swap.blocks else "", []).append(number)
         bare: Any = args[0] if args else kwargs["hidden_states"]
         for name, numbers in groups.items():
             swap = copies[numbers[0]].swap if name else None
@@ -240,7 +242,7 @@ def _wave(
                 if copies[number].depth == depth
             ]
             with (
-                exchanged(swap.weights[depth + 1] if swap else ()),
+                exchanged(swap.weights(depth + 1) if swap else ()),
                 _edited_inside(lens_model, depth, inside, rows),
             ):
                 output = call(streams, *given, **named)

@@ -37,11 +37,12 @@ from torch import Tensor
 from memprobe.batching import batches_by_tokens
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.interventions import NOISE, PARTS, Corrupt, Part, Spans, applied
+from memprobe.interventions import NOISE, Corrupt, Spans, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel, evaluating
 from memprobe.partial import Copy, Inside, Whole, check_partial, finish, run_whole
+from memprobe.parts import PARTS, Part
 from memprobe.records import PATCHES
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid, tokenise_all
@@ -231,13 +232,24 @@ def fitting_items(
         raise MemprobeError(f"the factoid id {repeated!r} stands twice")
     items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
     theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+    check_same_tokens(pair, items, theirs)
+    return items
+
+
+def check_same_tokens(
+    pair: str, items: Sequence[TokenisedFactoid], theirs: Sequence[TokenisedFactoid]
+) -> None:
+    """Refuses factoids that two models' tokenizers write differently.
+
+    Raises:
+        MemprobeError: so.
+    """
     for ours, other in zip(items, theirs, strict=True):
         if ours.inputs != other.inputs or ours.targets != other.targets:
             raise MemprobeError(
                 f"{pair}: their tokenizers differ (first in factoid {ours.factoid.id}), so that positions do not "
                 "correspond"
             )
-    return items
 
 
 def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None]:

@@ -326,7 +326,8 @@ def _free_memory(device: torch.device) -> int:
 
 def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[str, Any]:
     checkpoint = lens_model.checkpoint
-    manifest = checkpoint.manifest if checkpoint else None
+    # A graft is asked as the checkpoint that it is made of, but is no stage of a run.
+    manifest = checkpoint.manifest if checkpoint and checkpoint.kind != "graft" else None
     return {
         "spec": checkpoint.spec if checkpoint else None,
         "note": checkpoint.note if checkpoint else None,

@@ -108,7 +108,7 @@ def test_other_weights_in_some_blocks_only():
         run = run_whole(read, ids)
         copies = []
         for first, last in windows:
-            swap = Swap(f"{first}-{last}", {block: weights[block] for block in range(first, last + 1)})
+            swap = Swap("all", range(first, last + 1), weights.__getitem__)
             copies.append(Copy(first - 1, lambda first=first: run.streams[first - 1], swap=swap))
         found = torch.cat(list(finish(read, run, copies)))
     assert all(torch.equal(before[name], tensor) for name, tensor in read.model.state_dict().items())
