@@ -1,0 +1,419 @@
+"""What patches and grafts move: restoration, erasure, from which depth, and which block.
+
+All start from :func:`answers`, one row per patch and factoid: the log-probability of the whole answer (the sum over its
+tokens, each given the true ones before it). A patch *moves* the share
+
+    (patched - target) / (source - target)
+
+of what separates the two checkpoints. Where the source says the answer better that is restoration, where it says it
+worse it is erasure; 0 is the target as it is, 1 the source. Facts that both say alike separate nothing, so that only
+those count whose two log-probabilities differ by more than a threshold, and every table says how many these are.
+Controls (another factoid's states; random ones of the same norm) move a share too, and ``net`` is the mean of paired
+differences to it.
+
+The erasure score is that of Lee et al. 2026 (arXiv 2605.24614), with their own threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.statistics.controls import net_of
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, median_interval
+from memprobe.statistics.paired import differences, false_discovery
+
+GAP = 1.0
+"""Nats by which two checkpoints must differ on an answer for its restoration or erasure to be asked."""
+HALF = 0.5
+"""The share that counts as brought back in :func:`first_depths`."""
+TAU = 0.05
+"""Nats a token that a block must lack to count as encoding the fact (Lee et al. 2026, section 3.2)."""
+DRAWS = 2_000
+
+UNIT = ["source", "target", "what", "positions", "parts"]
+"""What tells one sweep over depth from another; of grafts also ``window``, the number of blocks."""
+FACTS = ("all", "taken", "kept")
+"""All; those that the source says and the target does not; those that both say."""
+
+
+def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
+    """One row per patch and factoid.
+
+    Args:
+        table: in the schema of :data:`memprobe.records.PATCHES`.
+        facts: see :data:`FACTS`; said is an answer whose tokens are all the argmax.
+
+    Returns:
+        [source, target, what, positions, parts, window, control, depth, last, factoid, rank, log_prob, source_log_prob,
+        target_log_prob, source_says, target_says]
+
+    Raises:
+        MemprobeError: unknown ``facts``.
+    """
+    if facts not in FACTS:
+        raise MemprobeError(f"facts {facts!r}: choose {', '.join(FACTS)}")
+    keys = [*UNIT, "window", "control", "depth", "last", "factoid"]
+    in_a_row = pl.col("last") - pl.col("depth") + 1
+    summed = ("log_prob", "source_log_prob", "target_log_prob")
+    whole = (
+        table.lazy()
+        .filter(pl.col("token") >= 0)
+        .with_columns(window=pl.when(pl.col("what") == "weights").then(in_a_row).otherwise(1))
+        .group_by(keys, maintain_order=True)
+        .agg(
+            pl.col("rank").max(),
+            *(pl.col(name).cast(pl.Float64).sum() for name in summed),
+            source_says=(pl.col("source_rank") == 0).all(),
+            target_says=(pl.col("target_rank") == 0).all(),
+        )
+    )
+    if facts == "taken":
+        whole = whole.filter(pl.col("source_says") & ~pl.col("target_says"))
+    elif facts == "kept":
+        whole = whole.filter(pl.col("source_says") & pl.col("target_says"))
+    return whole.collect()
+
+
+def moved_shares(said: pl.DataFrame, *, threshold: float = GAP) -> pl.DataFrame:
+    """The share of what separates source and target that each patch moves.
+
+    Args:
+        said: of :func:`answers`.
+        threshold: nats.
+
+    Returns:
+        ``said`` with ``gap`` (source - target, nats), ``direction`` (restoration where the gap is positive, else
+        erasure) and ``moved``; null where the gap is within the threshold.
+
+    Raises:
+        MemprobeError: a threshold that is not positive.
+    """
+    if not threshold > 0:
+        raise MemprobeError(
+            f"the threshold is {threshold}: give nats above 0, since a share of nothing is none"
+        )
+    gap = pl.col("source_log_prob") - pl.col("target_log_prob")
+    enough = gap.abs() > threshold
+    return said.with_columns(
+        gap=gap,
+        direction=pl.when(~enough)
+        .then(None)
+        .when(gap > 0)
+        .then(pl.lit("restoration"))
+        .otherwise(pl.lit("erasure")),
+        moved=pl.when(enough).then((pl.col("log_prob") - pl.col("target_log_prob")) / gap),
+    )
+
+
+def by_depth(
+    table: pl.DataFrame, *, facts: str = "all", threshold: float = GAP, draws: int = DRAWS, seed: int = 0
+) -> pl.DataFrame:
+    """Restoration and erasure by depth, with controls.
+
+    Intervals are bootstrapped over factoids. ``p`` is of a sign-flip test of the patch against its control of another
+    factoid's states (random ones where there is no other; random weights for grafts), ``q`` the same adjusted over the
+    depths of its sweep.
+
+    Returns:
+        [source, target, what, positions, parts, window, direction, depth, last, facts (how many were asked), n (how
+        many differ enough), moved, low, high, other, net_other, net_other_low, net_other_high, random, net_random,
+        net_random_low, net_random_high, p, q]; null where there is no control.
+    """
+    shares = moved_shares(answers(table, facts=facts), threshold=threshold)
+    rows: list[pl.DataFrame] = []
+    for unit in shares.partition_by([*UNIT, "window"], maintain_order=True):
+        asked = unit["factoid"].n_unique()
+        for direction in ("restoration", "erasure"):
+            found = unit.filter(pl.col("direction") == direction)
+            if found.is_empty():
+                continue
+            values = {name: _pivot(found, name) for name in ("", "other", "random")}
+            ids, places, own = values[""]
+            resamples = Resamples.of(len(ids), draws=draws, seed=seed)
+            moved, low, high = bootstrap_mean(own, resamples)
+            head = found.select([*UNIT, "window"]).head(1)
+            part = pl.DataFrame(
+                {
+                    "direction": [direction] * len(places),
+                    "depth": [depth for depth, _ in places],
+                    "last": [last for _, last in places],
+                    "facts": asked,
+                    "n": (~np.isnan(own)).sum(0),
+                    "moved": moved,
+                    "low": low,
+                    "high": high,
+                },
+                nan_to_null=True,
+            )
+            tested = None
+            for name in ("other", "random"):
+                control = _like(values[name], ids, places)
+                net = net_of(own, control, resamples)
+                part = part.with_columns(
+                    net["chance"].alias(name),
+                    net["net"].alias(f"net_{name}"),
+                    net["low"].alias(f"net_{name}_low"),
+                    net["high"].alias(f"net_{name}_high"),
+                )
+                if tested is None and not np.isnan(control).all():
+                    tested = own - control
+            p = np.full(len(places), np.nan)
+            if tested is not None:
+                p = (
+                    differences(tested, ids, resamples, seed=seed)["p"]
+                    .cast(pl.Float64)
+                    .fill_null(np.nan)
+                    .to_numpy()
+                )
+            part = part.with_columns(
+                pl.Series("p", p, nan_to_null=True), pl.Series("q", false_discovery(p), nan_to_null=True)
+            )
+            rows.append(head.join(part, how="cross"))
+    return pl.concat(rows) if rows else pl.DataFrame()
+
+
+def first_depths(
+    table: pl.DataFrame,
+    *,
+    facts: str = "all",
+    share: float = HALF,
+    threshold: float = GAP,
+    n_layers: int | None = None,
+) -> pl.DataFrame:
+    """Per factoid, the first depth whose patch moves at least ``share``; null where none does (censored).
+
+    Args:
+        n_layers: of the models; by default the deepest depth in the table.
+
+    Returns:
+        [source, target, what, positions, direction, factoid, first, never_as]; ``never_as`` is the depth that "never"
+        counts as, n_layers + 1. Grafts are not among them: their blocks do not follow upon another.
+    """
+    states = table.filter(pl.col("what") != "weights")
+    shares = moved_shares(answers(states, facts=facts), threshold=threshold)
+    own = shares.filter((pl.col("control") == "") & pl.col("moved").is_not_null())
+    deepest = states["depth"].max() if n_layers is None else n_layers
+    keys = ["source", "target", "what", "positions", "direction", "factoid"]
+    return (
+        own.group_by(keys, maintain_order=True)
+        .agg(first=pl.col("depth").filter(pl.col("moved") >= share).min())
+        .with_columns(never_as=pl.lit(deepest, pl.Int16) + 1)
+    )
+
+
+def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """:func:`first_depths` in a row per sweep and direction.
+
+    ``mean`` is over the facts that get there; ``restricted`` counts never as n_layers + 1; the median counts never as
+    later than every depth, with its order statistics.
+
+    Returns:
+        [source, target, what, positions, direction, n, never, mean, restricted, restricted_low, restricted_high,
+        median, median_low, median_high]; a median of "never" is null.
+    """
+    rows = []
+    for part in first.partition_by(
+        ["source", "target", "what", "positions", "direction"], maintain_order=True
+    ):
+        depth = part["first"].cast(pl.Float64).fill_null(np.inf).to_numpy()
+        counted = np.where(np.isinf(depth), float(part["never_as"][0]), depth)
+        resamples = Resamples.of(len(depth), draws=draws, seed=seed)
+        mean, low, high = bootstrap_mean(counted[:, None], resamples)
+        reached = depth[~np.isinf(depth)]
+        median = [float(value) if np.isfinite(value) else None for value in median_interval(depth)]
+        rows.append(
+            part.row(0, named=True)
+            | {"n": len(depth), "never": float(np.isinf(depth).mean())}
+            | {"mean": float(reached.mean()) if len(reached) else None}
+            | {
+                "restricted": float(mean[0]),
+                "restricted_low": float(low[0]),
+                "restricted_high": float(high[0]),
+            }
+            | dict(zip(("median", "median_low", "median_high"), median, strict=True))
+        )
+    if not rows:
+        return pl.DataFrame()
+    drop = ["factoid", "first", "never_as"]
+    return pl.DataFrame(rows, nan_to_null=True, infer_schema_length=None).drop(drop)
+
+
+def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
+    """Does it matter into what the source's states are put? The first depths of every target minus those of the first
+    target of the same kind, over the factoids that both have, never counted as n_layers + 1.
+
+    With targets that are stages of different arms, the facts being those that each arm's stage took, this says whether
+    the arm moves the depth from which a state brings its fact back.
+
+    Returns:
+        [what, positions, direction, target, reference, n, difference, low, high, p, effect, dominance]
+    """
+    rows = []
+    counted = first.with_columns(
+        pair=pl.concat_str("source", "target", separator=" → "),
+        value=pl.col("first").fill_null(pl.col("never_as")),
+    )
+    for part in counted.partition_by(["what", "positions", "direction"], maintain_order=True):
+        pairs = part["pair"].unique(maintain_order=True).to_list()
+        sides = {pair: part.filter(pl.col("pair") == pair).select("factoid", "value") for pair in pairs}
+        for pair in pairs[1:]:
+            both = sides[pair].join(sides[pairs[0]], on="factoid", suffix="_reference", maintain_order="left")
+            if both.is_empty():
+                continue
+            values = (both["value"].cast(pl.Float64) - both["value_reference"].cast(pl.Float64)).to_numpy()[
+                :, None
+            ]
+            ids = both["factoid"].to_numpy()
+            found = differences(values, ids, Resamples.of(len(ids), draws=draws, seed=seed), seed=seed)
+            head = part.row(0, named=True)
+            rows.append(
+                {key: head[key] for key in ("what", "positions", "direction")}
+                | {"target": pair, "reference": pairs[0]}
+                | found.row(0, named=True)
+            )
+    return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
+
+
+def erasure_scores(
+    table: pl.DataFrame, *, full: str, reference: str, unlearned: str, tau: float = TAU
+) -> pl.DataFrame:
+    """The Unlearning Depth Score per factoid (Lee et al. 2026, section 3): how deep a fact is erased.
+
+    With Δ(l) the mean over answer tokens of what a patch at depth l takes from the full model's log-probability,
+
+        score = Σ Δ1 · clip(Δ2 / Δ1, 0, 1) / Σ Δ1,    over the depths l ≥ 1 with Δ1(l) > τ,
+
+    where Δ1 is of patches from a reference that never had the fact and Δ2 of those from the checkpoint that lost it. 0
+    says that the fact stands there as it did, 1 that it is as absent as from the reference. The patches are of the
+    residual stream at the positions that predict the answer's tokens.
+
+    Args:
+        table: in the schema of :data:`memprobe.records.PATCHES`.
+        full: label of the checkpoint that knows the facts, into which both are patched.
+        reference: label of the one that never had them (the base model).
+        unlearned: label of the one that lost them.
+        tau: nats a token.
+
+    Returns:
+        [factoid, depths (how many encode it), score]; the score of a fact that no depth encodes is null.
+
+    Raises:
+        MemprobeError: the table lacks one of the two patches.
+    """
+    sides = {}
+    for name, source in (("reference", reference), ("unlearned", unlearned)):
+        rows = table.filter(
+            (pl.col("source") == source)
+            & (pl.col("target") == full)
+            & (pl.col("what") == "residual")
+            & (pl.col("positions") == "last")
+            & (pl.col("control") == "")
+            & (pl.col("token") >= 0)
+            & (pl.col("depth") >= 1)
+        )
+        if rows.is_empty():
+            raise MemprobeError(
+                f"the erasure score needs the residual stream of {source} patched into {full} at the last positions"
+            )
+        taken = pl.col("target_log_prob").cast(pl.Float64) - pl.col("log_prob").cast(pl.Float64)
+        sides[name] = rows.group_by("factoid", "depth", maintain_order=True).agg(taken.mean().alias(name))
+    both = sides["reference"].join(sides["unlearned"], on=["factoid", "depth"], maintain_order="left")
+    encodes = pl.col("reference") > tau
+    kept = pl.col("reference") * (pl.col("unlearned") / pl.col("reference")).clip(0, 1)
+    return both.group_by("factoid", maintain_order=True).agg(
+        depths=encodes.sum(),
+        score=pl.when(encodes.any()).then(
+            kept.filter(encodes).sum() / pl.col("reference").filter(encodes).sum()
+        ),
+    )
+
+
+def erasure_summary(
+    scores: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, float | int | None]:
+    """:func:`erasure_scores` in one row: facts, n (those that some depth encodes), mean score, low, high."""
+    values = scores["score"].drop_nulls().to_numpy()
+    row: dict[str, float | int | None] = {"facts": len(scores), "n": len(values)}
+    if not len(values):
+        return row | {"score": None, "low": None, "high": None}
+    mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
+    ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
+    return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))
+
+
+def graft_effects(
+    table: pl.DataFrame, *, facts: str = "all", threshold: float = GAP, draws: int = DRAWS, seed: int = 0
+) -> pl.DataFrame:
+    """Of each sweep of grafts, the block (or window) that moves most.
+
+    The winner is known only as well as the facts are many: ``support`` is the share of bootstrap draws over factoids
+    in which it wins again, ``facts_share`` the share of factoids of which it is the largest.
+
+    Returns:
+        [source, target, parts, window, direction, n, depth, last, moved, low, high, net_random, support, facts_share]
+    """
+    grafts = table.filter(pl.col("what") == "weights")
+    shares = moved_shares(answers(grafts, facts=facts), threshold=threshold)
+    rows = []
+    for unit in shares.partition_by(
+        ["source", "target", "parts", "window", "direction"], maintain_order=True
+    ):
+        head = unit.row(0, named=True)
+        if head["direction"] is None or head["parts"] in ("embeddings", "head"):
+            continue
+        ids, places, own = _pivot(unit, "")
+        control = _like(_pivot(unit, "random"), ids, places)
+        resamples = Resamples.of(len(ids), draws=draws, seed=seed)
+        mean, low, high = bootstrap_mean(own, resamples)
+        best = int(np.nanargmax(mean))
+        drawn = resamples.sums(np.nan_to_num(own)).argmax(1)
+        net = net_of(own, control, resamples)["net"][best]
+        rows.append(
+            {key: head[key] for key in ("source", "target", "parts", "window", "direction")}
+            | {"n": len(ids), "depth": places[best][0], "last": places[best][1]}
+            | {
+                "moved": float(mean[best]),
+                "low": float(low[best]),
+                "high": float(high[best]),
+                "net_random": net,
+            }
+            | {
+                "support": float((drawn == best).mean()),
+                "facts_share": float((np.nan_to_num(own, nan=-np.inf).argmax(1) == best).mean()),
+            }
+        )
+    return pl.DataFrame(rows, nan_to_null=True, infer_schema_length=None) if rows else pl.DataFrame()
+
+
+def _pivot(rows: pl.DataFrame, control: str) -> tuple[np.ndarray, list[tuple[int, int]], np.ndarray]:
+    """A control's shares as [factoid, place], with the factoids and the places (depth, last) in order."""
+    found = rows.filter(pl.col("control") == control)
+    ids = found["factoid"].unique().sort().to_numpy()
+    places = found.select("depth", "last").unique().sort("depth", "last").rows()
+    values = np.full((len(ids), len(places)), np.nan)
+    row = {factoid: number for number, factoid in enumerate(ids)}
+    column = {place: number for number, place in enumerate(places)}
+    for factoid, depth, last, moved in found.select("factoid", "depth", "last", "moved").iter_rows():
+        values[row[factoid], column[depth, last]] = np.nan if moved is None else moved
+    return ids, places, values
+
+
+def _like(
+    control: tuple[np.ndarray, list[tuple[int, int]], np.ndarray],
+    ids: np.ndarray,
+    places: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    """A control's shares in the order of the patch's own factoids and places; NaN where it has none."""
+    theirs, their_places, values = control
+    row = {factoid: number for number, factoid in enumerate(theirs)}
+    column = {place: number for number, place in enumerate(their_places)}
+    found = np.full((len(ids), len(places)), np.nan)
+    for i, factoid in enumerate(ids):
+        for j, place in enumerate(places):
+            if factoid in row and place in column:
+                found[i, j] = values[row[factoid], column[place]]
+    return found

@@ -1,0 +1,167 @@
+"""Restoration, erasure, first depths and graft effects, on tables worked by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.records import PATCHES
+from memprobe.statistics import patches as statistics
+
+
+def table(rows, **changes):
+    """Rows of (factoid, token, depth, control, log_prob, source_log_prob, target_log_prob)."""
+    filled = []
+    for factoid, token, depth, control, log_prob, source, target in rows:
+        row = {
+            "source": "s",
+            "target": "t",
+            "what": "residual",
+            "positions": "last",
+            "parts": "",
+            "control": control,
+            "depth": depth,
+            "last": depth,
+            "factoid": factoid,
+            "token": token,
+            "token_id": 7,
+            "rank": 0,
+            "log_prob": log_prob,
+            "source_rank": 0,
+            "source_log_prob": source,
+            "target_rank": 3,
+            "target_log_prob": target,
+        }
+        filled.append(row | changes)
+    return pl.DataFrame(filled, schema=PATCHES)
+
+
+def curve(factoid, values, source, target, control=""):
+    return [(factoid, 0, depth, control, value, source, target) for depth, value in enumerate(values)]
+
+
+def test_shares_are_of_the_whole_answer():
+    rows = [
+        ("a", 0, 1, "", -1.0, -0.5, -2.0),
+        ("a", 1, 1, "", -2.0, -0.5, -4.0),
+        ("a", -1, 1, "", -9.0, -1.0, -9.0),
+    ]
+    [row] = statistics.moved_shares(statistics.answers(table(rows))).iter_rows(named=True)
+    assert (row["log_prob"], row["gap"], row["direction"]) == (
+        -3.0,
+        5.0,
+        "restoration",
+    )  # the end token is no answer
+    assert row["moved"] == pytest.approx(3 / 5)
+
+
+def test_both_directions_and_what_does_not_separate():
+    rows = [
+        *curve("back", [-10, -6, -1], source=0.0, target=-10.0),
+        *curve("away", [-1, -6, -9], source=-11.0, target=-1.0),
+        *curve("same", [-1, -1, -1], source=-1.2, target=-1.0),
+    ]
+    found = statistics.by_depth(table(rows), draws=50)
+    assert found["facts"].unique().to_list() == [3] and found["n"].unique().to_list() == [1]
+    restored = found.filter(pl.col("direction") == "restoration")["moved"].to_list()
+    erased = found.filter(pl.col("direction") == "erasure")["moved"].to_list()
+    np.testing.assert_allclose(restored, [0, 0.4, 0.9])
+    np.testing.assert_allclose(erased, [0, 0.5, 0.8])
+    nothing = statistics.by_depth(table(curve("same", [-1, -1], source=-1.2, target=-1.0)))
+    assert nothing.is_empty()
+    with pytest.raises(MemprobeError, match="above 0"):
+        statistics.by_depth(table(rows), threshold=0.0)
+
+
+def test_net_is_paired_with_its_control():
+    rows = [
+        *curve("a", [-10, 0], 0.0, -10.0),
+        *curve("b", [-10, -5], 0.0, -10.0),
+        *curve("a", [-10, -8], 0.0, -10.0, "other"),
+        *curve("b", [-10, -9], 0.0, -10.0, "other"),
+        *curve("a", [-12, -12], 0.0, -10.0, "random"),
+    ]
+    found = statistics.by_depth(table(rows), draws=200)
+    assert found["moved"].to_list() == [0.0, 0.75]
+    np.testing.assert_allclose(found["net_other"].to_list(), [0.0, 0.6], atol=1e-6)
+    np.testing.assert_allclose(
+        found["net_random"].to_list(), [0.2, 1.2], atol=1e-6
+    )  # a alone has that control
+    assert found["p"][1] == pytest.approx(0.5)  # two facts of one sign prove no more
+
+
+def test_first_depth_is_censored_where_nothing_brings_a_fact_back():
+    rows = [
+        *curve("a", [-10, -4, -1], 0.0, -10.0),
+        *curve("b", [-10, -9, -4.9], 0.0, -10.0),
+        *curve("c", [-10, -9, -8], 0.0, -10.0),
+    ]
+    first = statistics.first_depths(table(rows), n_layers=2)
+    assert dict(first.select("factoid", "first").iter_rows()) == {"a": 1, "b": 2, "c": None}
+    [row] = statistics.first_depth_summary(first, draws=200).iter_rows(named=True)
+    assert (row["n"], row["mean"], row["restricted"]) == (3, 1.5, 2.0)
+    assert row["never"] == pytest.approx(1 / 3) and row["median"] == 2.0
+
+
+def test_first_depths_of_two_targets_are_paired():
+    near = table([*curve("a", [-9, 0, 0], 0.0, -10.0), *curve("b", [-9, -9, 0], 0.0, -10.0)])
+    far = table([*curve("a", [-9, -9, 0], 0.0, -10.0), *curve("b", [-9, -9, -9], 0.0, -10.0)], target="u")
+    first = statistics.first_depths(pl.concat([near, far]), n_layers=2)
+    [row] = statistics.first_depth_differences(first, draws=100).iter_rows(named=True)
+    assert (row["n"], row["difference"]) == (2, 1.0)
+    assert (row["target"], row["reference"]) == ("s → u", "s → t")
+
+
+def test_taken_and_kept_facts():
+    both = table([("a", 0, 0, "", -5.0, -1.0, -9.0), ("a", 1, 0, "", -5.0, -1.0, -9.0)])
+    kept = table([("b", 0, 0, "", -5.0, -1.0, -1.0)], target_rank=0)
+    never = table([("c", 0, 0, "", -5.0, -9.0, -9.0)], source_rank=5)
+    whole = pl.concat([both, kept, never])
+    assert statistics.answers(whole, facts="taken")["factoid"].to_list() == ["a"]
+    assert statistics.answers(whole, facts="kept")["factoid"].to_list() == ["b"]
+    with pytest.raises(MemprobeError, match="choose all, taken, kept"):
+        statistics.answers(whole, facts="some")
+
+
+def test_erasure_score_by_hand():
+    """Δ1 = (0.04, 0.5, 2.0), Δ2 = (0.5, 0.1, 3.0): depth 1 is below 0.05, depth 3 is clipped to 1:
+    (0.5 · 0.2 + 2.0 · 1) / (0.5 + 2.0) = 0.84. Δ is the mean over two tokens."""
+    rows = []
+    for source, deltas in (("base", (0.04, 0.5, 2.0)), ("after", (0.5, 0.1, 3.0))):
+        for depth, delta in enumerate((9.0, *deltas)):  # depth 0 is no block's
+            for token, share in ((0, 0.5), (1, 1.5)):
+                rows.append(
+                    table(
+                        [("a", token, depth, "", -1.0 - share * delta, -9.0, -1.0)],
+                        source=source,
+                        target="full",
+                    )
+                )
+        rows.append(table([("b", 0, 1, "", -1.01, -9.0, -1.0)], source=source, target="full"))
+    whole = pl.concat(rows)
+    scores = statistics.erasure_scores(whole, full="full", reference="base", unlearned="after")
+    by_fact = {factoid: (depths, score) for factoid, depths, score in scores.iter_rows()}
+    assert by_fact["a"][0] == 2 and by_fact["a"][1] == pytest.approx(0.84, abs=1e-6)
+    assert by_fact["b"] == (0, None)
+    summary = statistics.erasure_summary(scores)
+    assert (summary["facts"], summary["n"]) == (2, 1) and summary["score"] == pytest.approx(0.84, abs=1e-6)
+    intact = statistics.erasure_scores(
+        pl.concat([whole.filter(pl.col("source") == "base"), whole.filter(pl.col("source") == "base").with_columns(
+            source=pl.lit("same"), log_prob=pl.lit(-1.0, pl.Float32))]),
+        full="full", reference="base", unlearned="same",
+    )  # fmt: skip
+    assert intact.filter(pl.col("factoid") == "a")["score"].item() == 0.0
+    with pytest.raises(MemprobeError, match="needs the residual stream of nobody"):
+        statistics.erasure_scores(whole, full="full", reference="base", unlearned="nobody")
+
+
+def test_the_largest_graft_and_how_sure_it_is():
+    rows = []
+    for factoid, values in (("a", (-9, -2, -8)), ("b", (-9, -3, -8)), ("c", (-9, -8, -1))):
+        rows += [(factoid, 0, block, "", value, 0.0, -10.0) for block, value in enumerate(values, 1)]
+        rows += [(factoid, 0, block, "random", -10.0, 0.0, -10.0) for block in (1, 2, 3)]
+    found = statistics.graft_effects(table(rows, what="weights", positions="all", parts="all"), draws=500)
+    [row] = found.iter_rows(named=True)
+    assert (row["depth"], row["n"]) == (2, 3) and row["moved"] == pytest.approx((0.8 + 0.7 + 0.2) / 3)
+    assert row["net_random"] == pytest.approx(row["moved"]) and row["facts_share"] == pytest.approx(2 / 3)
+    assert 0.5 < row["support"] < 1
