@@ -1,4 +1,4 @@
-"""The command line: ``memprobe layers | lens | check | compare | figures | dashboard | sources | filter | fit``.
+"""The command line: ``memprobe layers | lens | fit | patch | check | compare | figures | dashboard | …``.
 
 One module per command; each adds its command to the application in :mod:`memprobe.cli.app` when it is imported here.
 Heavy imports (torch, transformers, plotly) wait inside the commands, so that ``memprobe --help`` answers at once.
@@ -6,7 +6,7 @@ Heavy imports (torch, transformers, plotly) wait inside the commands, so that ``
 
 from __future__ import annotations
 
-from memprobe.cli import app, check, compare, dashboard, figures, filter, fit, layers, lens, sources
+from memprobe.cli import app, check, compare, dashboard, figures, filter, fit, layers, lens, patch, sources
 
 __all__ = [
     "app",
@@ -19,6 +19,7 @@ __all__ = [
     "layers",
     "lens",
     "main",
+    "patch",
     "sources",
 ]
 

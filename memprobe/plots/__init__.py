@@ -17,6 +17,7 @@ from memprobe.plots.curves import (
 )
 from memprobe.plots.depths import depth_distribution, depth_heatmap, lof_distribution
 from memprobe.plots.differences import accuracy_matrix, difference_forest, fate_flows
+from memprobe.plots.patches import restoration_curves, restoration_heatmap
 from memprobe.plots.sketch import Sketch
 from memprobe.plots.tokens import lens_heatmap, rank_trajectory, visible
 
@@ -32,6 +33,8 @@ __all__ = [
     "normalised_frequency",
     "rank_trajectory",
     "recall_curves",
+    "restoration_curves",
+    "restoration_heatmap",
     "stage_lines",
     "survival_curves",
     "training_curves",

@@ -1,0 +1,316 @@
+"""``memprobe patch``: states or weights of one checkpoint in another."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memprobe.cli.app import app, resumable
+from memprobe.cli.layers import _batch_size, _factoids, _slug, _status
+from memprobe.cli.options import AllowPickle, BadRowChoice, BadRows, Device, Dtype, TrustRemoteCode
+from memprobe.cli.progress import Bars
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from memprobe.patches import Patches
+
+
+class CorruptChoice(StrEnum):
+    """What is corrupted in the target's prompt."""
+
+    subject = "subject"
+
+
+@app.command()
+def patch(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--from", metavar="[LABEL=]SPEC", help="The checkpoint whose states are put in. Repeatable."
+        ),
+    ],
+    into: Annotated[
+        list[str],
+        typer.Option(
+            "--into",
+            metavar="[LABEL=]SPEC",
+            help="The checkpoint that they are put into. Several --from and --into go in pairs; one alone goes "
+            "with each of the other.",
+        ),
+    ],
+    factoids: Annotated[
+        str | None,
+        typer.Option(
+            help="As in layers. [default: what the checkpoints were trained on, else known]",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Patch a seeded sample of so many.")] = None,
+    what: Annotated[
+        str, typer.Option(help="residual, attn, mlp, several with commas: the stream, or a block's outputs.")
+    ] = "residual",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="last (those that predict the answer), subject, prompt (all that the model is given), several with "
+            "commas."
+        ),
+    ] = "last",
+    depths: Annotated[
+        str | None, typer.Option(help="As in 0-10,20,30. [default: all]", show_default=False)
+    ] = None,
+    corrupt: Annotated[
+        CorruptChoice | None,
+        typer.Option(
+            help="Causal tracing: noise on the subject in the target's run; --from and --into may be one."
+        ),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(help="Of --corrupt, in standard deviations of the embeddings.")
+    ] = 3.0,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Graft the source's blocks one after another instead of its states."),
+    ] = False,
+    windows: Annotated[
+        str, typer.Option(help="Of --weights: how many blocks in a row, several with commas.")
+    ] = "1",
+    parts: Annotated[
+        str,
+        typer.Option(help="Of --weights: all, attn, mlp, norms; embeddings, head. Several with commas."),
+    ] = "all",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            help="Also patch another factoid's states and random ones of the same norm (random weights)."
+        ),
+    ] = True,
+    threshold: Annotated[
+        float, typer.Option(help="Nats by which the two must differ on an answer for it to count.")
+    ] = 1.0,
+    facts: Annotated[
+        str,
+        typer.Option(
+            help="Which facts the tables are of: all, taken (said by the source, not by the target), kept."
+        ),
+    ] = "all",
+    template: Annotated[
+        str | None,
+        typer.Option(help="As in layers. [default: the checkpoints' own, else plain]", show_default=False),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    on_bad_row: BadRows = BadRowChoice.fail,
+    batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of the sample, the noise and the controls.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The directory; interrupted patching in it goes on. [default: probes/patch-NAMES]"),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete patches that --out already holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also write patches.html, to look at in a browser.")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Puts states (or weights) of one checkpoint into another: which depths give a fact back, or take it away?
+
+    A lens shows where an answer becomes readable; this shows what a depth's state does. For every factoid, depth and
+    set of positions: log-probability and rank of every answer token after the patch, beside what another factoid's
+    states and random ones do. Restoration is the share of what separates the two checkpoints that the patch gives back.
+
+    Examples:
+
+    `memprobe patch --from runs/a/1-kvr --into runs/a/2-lama --positions last,subject --html`
+
+    `memprobe patch --from smollm2-135m --into smollm2-135m --corrupt subject --positions subject,last`
+
+    `memprobe patch --from runs/a/1-kvr --into runs/a/2-lama --weights --windows 1,5 --parts all,attn,mlp`
+    """
+    if n is not None and n < 1:
+        raise MemprobeError(f"--n {n}: at least 1")
+    if not threshold > 0:
+        raise MemprobeError(f"--threshold {threshold}: above 0, since a share of nothing is none")
+    if not 0 < noise < float("inf"):
+        raise MemprobeError(f"--noise {noise}: above 0")
+    if weights and corrupt is not None:
+        raise MemprobeError("--weights grafts into the model itself; it does not go with --corrupt")
+    size = _batch_size(batch_size)
+    chosen_depths = _depths(depths)
+    from memprobe.checkpoints import Checkpoint, common_template
+    from memprobe.patches import delete_patches, pair_up
+    from memprobe.patches import patch as run_patch
+    from memprobe.statistics.patches import FACTS
+
+    if facts not in FACTS:
+        raise MemprobeError(f"--facts {facts}: choose {', '.join(FACTS)}")
+    with _status("finding checkpoints"):
+        pairs = pair_up(source, into, allow_pickle=allow_pickle)
+        sides = [item for pair in pairs for item in (pair.source, pair.target)]
+        checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
+        chosen_template = template or common_template(checkpoints) or "plain"
+        asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
+    for line in asked.bad:
+        typer.echo(f"left out {line}", err=True)
+    out = (
+        out
+        or Path("probes") / f"patch-{'-'.join(_slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
+    )
+    if fresh:
+        delete_patches(out)
+    with resumable(out), Bars() as bars:
+        found = run_patch(
+            pairs,
+            asked.factoids,
+            out,
+            what=["weights"] if weights else _list(what),
+            positions=_list(positions),
+            depths=chosen_depths,
+            controls=controls,
+            corrupt=corrupt is not None,
+            noise=noise,
+            windows=[_whole(text, "--windows") for text in _list(windows)],
+            parts=_list(parts),
+            template=chosen_template,
+            batch_size=None if size == "auto" else size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            progress=bars.update,
+        )
+    tables = _tables(found, facts, threshold)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {name: table.to_dicts() for name, table in tables.items()}, indent=1, ensure_ascii=False
+            )
+        )
+    else:
+        _print(tables, threshold)
+    if html:
+        from memprobe.dashboard.patches import write_patches
+        from memprobe.files import replacing
+
+        with _status("writing the page"), replacing(out / "patches.html") as path:
+            write_patches(found, path, facts=facts, threshold=threshold)
+        typer.echo(f"page     {out / 'patches.html'}", err=True)
+    typer.echo(f"patches  {out / 'patches'}", err=True)
+
+
+def _tables(found: Patches, facts: str, threshold: float) -> dict[str, Any]:
+    from memprobe.statistics import patches as statistics
+
+    first = statistics.first_depths(found.table, facts=facts, threshold=threshold, n_layers=found.n_layers)
+    return {
+        "by_depth": statistics.by_depth(found.table, facts=facts, threshold=threshold),
+        "first_depth": statistics.first_depth_summary(first),
+        "first_depth_differences": statistics.first_depth_differences(first),
+        "grafts": statistics.graft_effects(found.table, facts=facts, threshold=threshold),
+    }
+
+
+def _print(tables: dict[str, Any], threshold: float) -> None:
+    """By depth beside its controls, then the first depth of half restoration, or the largest graft."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    by_depth = tables["by_depth"]
+    if by_depth.is_empty():
+        console.print(
+            f"No fact separates the two by more than {threshold:g} nats, so there is nothing to restore or erase.",
+            soft_wrap=True,
+        )
+        return
+    keys = ["source", "target", "what", "positions", "parts", "window", "direction"]
+    for part in by_depth.partition_by(keys, maintain_order=True):
+        head = part.row(0, named=True)
+        grafts = head["what"] == "weights"
+        what = (
+            f"{head['parts']} of {head['window']} block(s)"
+            if grafts
+            else f"{head['what']}, {head['positions']}"
+        )
+        title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
+        console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
+        console.print(
+            f"{head['n']} of {head['facts']} facts differ by more than {threshold:g} nats", style="dim"
+        )
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("block" if grafts else "depth", justify="right")
+        table.add_column("moved", justify="right")
+        for name in ("other fact's", "random"):
+            table.add_column(name, justify="right", style="dim")
+        table.add_column("q", justify="right")
+        for row in part.iter_rows(named=True):
+            place = str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
+            share = f"{row['moved']:.1%} [{_share(row['low'])}, {_share(row['high'])}]"
+            q = "–" if row["q"] is None else f"{row['q']:.3f}"
+            table.add_row(place, share, _share(row["other"]), _share(row["random"]), q)
+        console.print(table)
+    for row in tables["first_depth"].iter_rows(named=True):
+        median = "never" if row["median"] is None else f"{row['median']:.0f}"
+        console.print(
+            Text(
+                f"half {row['direction']}, {row['source']} into {row['target']} ({row['what']}, {row['positions']}): "
+                f"median depth {median}; mean {row['restricted']:.1f} with never as n_layers + 1 "
+                f"[{_depth(row['restricted_low'])}, {_depth(row['restricted_high'])}]; never {row['never']:.1%} of "
+                f"{row['n']} facts"
+            ),
+            soft_wrap=True,
+        )
+    for row in tables["grafts"].iter_rows(named=True):
+        place = str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
+        console.print(
+            Text(
+                f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block {place}, "
+                f"{row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of {row['facts_share']:.0%} "
+                "of facts"
+            ),
+            soft_wrap=True,
+        )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _depth(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole(text: str, option: str) -> int:
+    if not text.isdecimal():
+        raise MemprobeError(f"{option} {text}: whole numbers, as in 1,5")
+    return int(text)
+
+
+def _depths(text: str | None) -> list[int] | None:
+    """``0-10,20`` as numbers."""
+    if text is None:
+        return None
+    chosen: set[int] = set()
+    for part in _list(text):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
+            raise MemprobeError(f"--depths {part}: a number, or two as in 0-10")
+        chosen |= set(range(int(first), int(last if dash else first) + 1))
+    if not chosen:
+        raise MemprobeError("--depths: names none")
+    return sorted(chosen)

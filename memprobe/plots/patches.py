@@ -1,0 +1,139 @@
+"""Figures of patches: which depths, at which positions, give a fact back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from memprobe.palette import style, translucent
+from memprobe.plots.sketch import Sketch, clip, drawn, figure_of, line_of, plain
+
+_SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
+
+
+def sweep_names(by_depth: pl.DataFrame) -> list[str]:
+    """A name for each sweep of a table, of what tells it from the others alone."""
+    sweeps = by_depth.select(_SWEEP).unique(maintain_order=True)
+    several = [name for name in _SWEEP if sweeps[name].n_unique() > 1] or ["positions"]
+    names = []
+    for row in sweeps.iter_rows(named=True):
+        said: list[str] = []
+        if "source" in several or "target" in several:
+            said.append(f"{row['source']} → {row['target']}")
+        if row["what"] == "weights":
+            said += [str(row["parts"])] if several == ["positions"] or "parts" in several else []
+            said += [f"{row['window']} blocks"] if "window" in several else []
+        else:
+            said += [str(row[name]) for name in ("what", "positions") if name in several]
+        said += [str(row["direction"])] if "direction" in several else []
+        names.append(", ".join(said) or str(row["what"]))
+    return names
+
+
+@drawn
+def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
+    """The share that each patch moves, depth by sweep (positions, parts, pairs).
+
+    Args:
+        by_depth: of :func:`memprobe.statistics.patches.by_depth`.
+    """
+    figure = figure_of(x=_axis(by_depth), y="", percent=False)
+    parts = by_depth.partition_by(_SWEEP, maintain_order=True)
+    depths = sorted(by_depth["depth"].unique().to_list())
+    names = sweep_names(by_depth)
+    cells = [dict(part.select("depth", "moved").iter_rows()) for part in parts]
+    figure.add(
+        "heatmap",
+        x=depths,
+        y=[clip(plain(name), 34) for name in names],
+        z=[[line.get(depth) for depth in depths] for line in cells],
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=2,
+        hovertemplate="<b>%{z:.1%}</b> at %{x}<br>%{y}<extra></extra>",
+        meta={"rows": names, "role": "cells"},
+    )
+    bar = {
+        "tickformat": ".0%",
+        "thickness": 8,
+        "outlinewidth": 0,
+        "orientation": "h",
+        "y": 1.0,
+        "yanchor": "bottom",
+    }
+    bar |= {"ypad": 2, "x": 0, "xanchor": "left", "xpad": 0, "len": 0.4, "nticks": 4}
+    figure.update_layout(
+        coloraxis={"colorbar": bar, "cmin": 0, "cmax": 1},
+        hovermode="closest",
+        margin={"t": 34},
+        meta={"row": 26, "frame": 82},
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    return figure
+
+
+@drawn
+def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
+    """The share that each patch moves by depth with its 95 % band, and dotted what another factoid's states do
+    (random weights for grafts).
+
+    Args:
+        by_depth: of :func:`memprobe.statistics.patches.by_depth`.
+    """
+    figure = figure_of(x=_axis(by_depth), y="moved", percent=True)
+    names = sweep_names(by_depth)
+    parts = by_depth.partition_by(_SWEEP, maintain_order=True)
+    for position, (part, name) in enumerate(zip(parts, names, strict=True)):
+        rows = part.sort("depth")
+        look = style(position)
+        depth = rows["depth"].to_list()
+        edges = rows.filter(pl.col("low").is_not_null())
+        between: dict[str, Any] = {
+            "x": edges["depth"].to_list() + edges["depth"].to_list()[::-1],
+            "y": edges["high"].to_list() + edges["low"].to_list()[::-1],
+        }
+        figure.add_scatter(
+            **between,
+            fill="toself",
+            fillcolor=translucent(look["colour"], 0.1),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            meta={"checkpoint": name, "role": "band"},
+        )
+        control = "other" if rows["other"].is_not_null().any() else "random"
+        if rows[control].is_not_null().any():
+            said = "another fact's states" if control == "other" else "random"
+            figure.add_scatter(
+                x=depth,
+                y=rows[control].to_list(),
+                mode="lines",
+                line={"color": look["colour"], "width": 1.5, "dash": "dot"},
+                name=f"{plain(name)}, {said}",
+                hovertemplate=f"%{{y:.1%}} <i>{said}</i><extra></extra>",
+                showlegend=False,
+                meta={"checkpoint": name, "role": "control"},
+            )
+        figure.add_scatter(
+            x=depth,
+            y=rows["moved"].to_list(),
+            customdata=rows.select("low", "high").rows(),
+            **line_of(name, look),
+            hovertemplate=(
+                "<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
+                + plain(name)
+                + "<extra></extra>"
+            ),
+        )
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
+    figure.update_yaxes(range=[-0.4, 1.08])  # a control can take away many times what is to be restored
+    return figure
+
+
+def _axis(by_depth: pl.DataFrame) -> str:
+    kinds = set(by_depth["what"])
+    if kinds == {"weights"}:
+        return "first grafted block"
+    return "depth" if kinds <= {"residual"} else "depth, or block"

@@ -1,0 +1,136 @@
+"""``memprobe patch`` end to end on tiny checkpoints: files, resuming, grafts, the page, and bad input."""
+
+import json
+
+import polars as pl
+import pytest
+
+from memprobe import patches as directory
+from memprobe.patches import open_patches
+from memprobe.records import PATCHES
+from tests.tiny import N_LAYERS, save_tiny
+
+FACTS = [("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister")]
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    path = tmp_path_factory.mktemp("patch")
+    for seed in (0, 1):
+        save_tiny(path / f"m{seed}", seed=seed)
+    save_tiny(path / "other", "gpt2")
+    rows = [
+        {"prompt": f"The river of {name} is the", "answer": answer, "subject": name, "id": name}
+        for name, answer in FACTS
+    ]
+    (path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(setup, out, *more, source="m1", into="m0"):
+    given = ["--from", setup / source, "--into", setup / into, "--factoids", setup / "facts.jsonl"]
+    return ["patch", *given, "--out", out, "--threshold", "0.01", *more]
+
+
+def test_states_then_weights_into_one_directory(setup, tmp_path, cli, monkeypatch):
+    out = tmp_path / "p"
+    code, printed, err = cli(*options(setup, out, "--positions", "last,subject", "--html", "--json"))
+    assert code == 0, err
+    tables = json.loads(printed)
+    assert {row["positions"] for row in tables["by_depth"]} == {"last", "subject"}
+    assert {row["depth"] for row in tables["by_depth"]} == set(range(N_LAYERS + 1))
+    files = sorted(file.name for file in (out / "patches").glob("*.parquet"))
+    assert len(files) == 2 and not (out / "patches" / "parts").exists()
+    written = {file: (out / "patches" / file).stat().st_mtime_ns for file in files}
+    page = (out / "patches.html").read_text()
+    assert "patches-data" in page and "Oria" in page
+    code, printed, err = cli(*options(setup, out, "--weights", "--parts", "all,mlp"))
+    assert code == 0, err
+    assert "largest" in printed
+    assert {
+        file: (out / "patches" / file).stat().st_mtime_ns for file in files
+    } == written  # never written again
+    found = open_patches(out)
+    assert found.table.schema == PATCHES and set(found.table["what"]) == {"residual", "weights"}
+    assert found.pairs == [("m1", "m0")] and found.n_layers == N_LAYERS
+    # the same call does nothing, another one says why not
+    monkeypatch.setattr(directory, "_write", None)
+    assert cli(*options(setup, out))[0] == 0
+    code, _, err = cli(*options(setup, out, "--depths", "0-1"))
+    assert code == 2 and "was patched with depths all" in err
+    code, _, err = cli(*options(setup, out, "--template", "{prompt}:{answer}"))
+    assert code == 2 and "patched with another template" in err
+
+
+def test_a_killed_run_goes_on(setup, tmp_path, cli, monkeypatch):
+    from memprobe import patching
+
+    whole, out = tmp_path / "whole", tmp_path / "p"
+    assert cli(*options(setup, whole, "--batch-size", "1"))[0] == 0
+    batches = patching.patch_batches
+
+    def killed(*args, **kwargs):
+        yield next(batches(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(patching, "patch_batches", killed)
+    code, _, err = cli(*options(setup, out, "--batch-size", "1"))
+    assert code == 130 and "the same command goes on" in err
+    assert open_patches(out).table.is_empty()
+    asked = []
+
+    def counted(*args, **kwargs):
+        for table in batches(*args, **kwargs):
+            asked.extend(table["factoid"].unique())
+            yield table
+
+    monkeypatch.setattr(patching, "patch_batches", counted)
+    assert cli(*options(setup, out, "--batch-size", "1"))[0] == 0
+    assert len(asked) == len(FACTS) - 1
+    assert open_patches(out).table.equals(open_patches(whole).table)
+
+
+def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
+    out = tmp_path / "p"
+    more = ["--corrupt", "subject", "--positions", "subject", "--no-controls", "--depths", "0,3"]
+    code, _, err = cli(*options(setup, out, *more, source="m0"))
+    assert code == 0, err
+    found = open_patches(out)
+    assert found.pairs == [("m0", "m0 corrupted")]
+    first = found.table.filter(pl.col("depth") == 0)
+    assert (first["log_prob"] - first["source_log_prob"]).abs().max() < 1e-4
+    two = ["--from", setup / "m1", "--into", setup / "m0", "--into", f"again={setup / 'm1'}"]
+    code, _, err = cli(
+        "patch", *two, "--factoids", setup / "facts.jsonl", "--out", tmp_path / "q", "--depths", "1"
+    )
+    assert code == 0, err
+    assert open_patches(tmp_path / "q").pairs == [("m1", "m0"), ("m1", "again")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--positions", "first"], "--positions first: choose"),
+        (["--what", "head"], "--what head: choose"),
+        (["--depths", "9"], "--depths 9: m0 has depths 0 to 3"),
+        (["--depths", "3-1"], "--depths 3-1"),
+        (["--threshold", "0"], "--threshold 0"),
+        (["--noise", "-1"], "--noise -1"),
+        (["--facts", "some"], "--facts some: choose"),
+        (["--weights", "--windows", "9"], "--windows 9: m0 has 3 blocks"),
+        (["--weights", "--windows", "x"], "--windows x"),
+        (["--weights", "--parts", "ears"], "--parts ears: choose"),
+        (["--weights", "--corrupt", "subject"], "does not go with --corrupt"),
+        (["--into", "no/such"], "no/such"),
+    ],
+)
+def test_bad_options_are_one_line(setup, tmp_path, cli, more, message):
+    code, _, err = cli(*options(setup, tmp_path / "p", *more))
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_checkpoints_that_do_not_fit_and_facts_that_do_not_differ(setup, tmp_path, cli):
+    code, _, err = cli(*options(setup, tmp_path / "p", "--weights", into="other"))
+    assert code == 2 and "differ in shape" in err
+    code, printed, err = cli(*options(setup, tmp_path / "q", source="m0", into="m0"))
+    assert code == 0 and "nothing to restore or erase" in printed
