@@ -1,4 +1,4 @@
-"""``python -m training run RECIPE | grid GRID | report DIR``."""
+"""``python -m training run RECIPE | grid GRID | report DIR | relearn CHECKPOINT``."""
 
 from __future__ import annotations
 
@@ -225,6 +225,70 @@ def report_(
     _print_results(made)
     _aside(f"tables   {target / 'README.md'}")
     _aside(f"figures  {len(drawn)} in {drawn[0].parent}" if drawn else "figures  none")
+
+
+@app.command("relearn")
+def relearn_(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Checkpoints of stage 2 or later, such as runs/a/2-lama of each arm.")
+    ],
+    fresh: Annotated[
+        str | None,
+        typer.Option(
+            help="A source of never-learned facts of the same kind. [default for KVR: others are made]",
+            show_default=False,
+        ),
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-4,
+    batch: Annotated[int, typer.Option(help="Facts a step.", min=1)] = 4,
+    limit: Annotated[int, typer.Option(help="Steps at most.", min=1)] = 60,
+    shots: Annotated[int, typer.Option(help="Solved examples of a cue.", min=1)] = 4,
+    n: Annotated[int | None, typer.Option(help="Facts in each set at most.", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice and the order.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as Parquet.")] = None,
+) -> None:
+    """Gone, or only out of reach? Steps until facts that a stage took are back, against never-learned ones.
+
+    Prints a row for each checkpoint: steps and examples of both, savings (what the lost ones do without), and what
+    a cue of solved examples brings back without training. The checkpoints are left as they are.
+
+    Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
+    """
+    from memprobe.files import write_parquet
+    from training.relearn import relearn, relearn_table
+
+    found = []
+    for spec in checkpoints:
+        found.append(
+            relearn(
+                spec,
+                fresh=fresh,
+                lr=lr,
+                batch=batch,
+                limit=limit,
+                shots=shots,
+                n=n,
+                seed=seed,
+                device=device,
+                data_dir=data_dir,
+                say=lambda line, spec=spec: _aside(f"{spec}: {line}"),
+            )
+        )
+        if out is not None:
+            write_parquet(relearn_table(found), out)  # after each: what is measured is kept
+        row = found[-1]
+        ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
+        typer.echo(
+            f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; {row.n} of them are back after "
+            f"{row.steps_lost:.1f} steps ({row.examples_lost:.0f} examples), never-learned ones after "
+            f"{row.steps_fresh:.1f} ({row.examples_fresh:.0f}): savings {row.savings:.2f}{ends}; "
+            f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
+            f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
+        )
 
 
 def _aside(line: str) -> None:

@@ -1,0 +1,253 @@
+"""Gone, or only out of reach? How fast facts that a stage took come back, and whether a cue brings them back.
+
+From a stage's checkpoint, two sets of equal size are trained, each from the same weights and in the same way: facts of
+stage 1 that the checkpoint no longer says, and facts of the same kind that it never learned. A fact is back at the
+first step after which all its tokens are the argmax. ``savings`` (Ebbinghaus 1885) is the share of the steps of
+never-learned facts that the lost ones do without: 0 says that nothing is left of them, 1 that they were there.
+
+Cueing trains nothing: solved examples, other facts of stage 1 with their answers, stand before the question. What a
+cue does for the never-learned facts is its chance level.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch.nn import functional as F
+
+from memprobe.checkpoints import resolve
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.models import LensModel, evaluating, load
+from memprobe.patching import own_log_probs
+from memprobe.sources import load_factoids
+from memprobe.statistics.intervals import LEVEL
+from memprobe.templates import Template, tokenise_all
+from training.batches import micro_batches, model_inputs
+from training.data import ExampleMaker
+from training.mixing import Example
+
+DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Relearned:
+    """One checkpoint's row.
+
+    Attributes:
+        checkpoint, arm, seed, stage: of its manifest.
+        asked: stage 1's facts; ``lost``: those that it no longer says.
+        n: facts in each of the two sets.
+        steps_lost, steps_fresh: mean steps until a fact is back, or learned; never counts as ``limit`` + 1.
+        examples_lost, examples_fresh: the same in examples seen.
+        back_lost, back_fresh: shares that came within the limit.
+        savings, savings_low, savings_high: 1 - steps_lost / steps_fresh, bootstrapped over both sets.
+        cued_lost, cued_fresh: shares that the cue alone makes it say.
+        gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
+        limit: steps at most.
+    """
+
+    checkpoint: str
+    arm: str
+    seed: int
+    stage: int
+    asked: int
+    lost: int
+    n: int
+    steps_lost: float
+    steps_fresh: float
+    examples_lost: float
+    examples_fresh: float
+    back_lost: float
+    back_fresh: float
+    savings: float
+    savings_low: float | None
+    savings_high: float | None
+    cued_lost: float
+    cued_fresh: float
+    gain_lost: float
+    gain_fresh: float
+    limit: int
+
+
+def relearn(
+    spec: str,
+    *,
+    fresh: str | None = None,
+    lr: float = 1e-4,
+    batch: int = 4,
+    limit: int = 60,
+    shots: int = 4,
+    n: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Relearned:
+    """Evaluates one stage's checkpoint.
+
+    Args:
+        spec: of a checkpoint of :mod:`training`, at stage 2 or later.
+        fresh: a source of never-learned facts of the same kind; for KVR others are made.
+        lr: of AdamW without decay.
+        batch: facts a step.
+        limit: steps at most.
+        shots: solved examples of a cue.
+        n: facts in each set at most.
+        seed: of the choice and the order.
+
+    Raises:
+        MemprobeError: no manifest, a first stage, nothing lost, or too few never-learned facts.
+    """
+    checkpoint = resolve(spec)
+    manifest = checkpoint.manifest
+    if manifest is None or manifest.stage < 2:
+        raise MemprobeError(f"{spec}: give a checkpoint of `python -m training`, of stage 2 or later")
+    first = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
+    model = load(checkpoint, device=device, dtype="float32")
+    says, _ = _said(model, first, manifest.template)
+    lost = [fact for fact, right in zip(first, says, strict=True) if not right]
+    if not lost:
+        raise MemprobeError(
+            f"{spec}: still says all {len(first)} facts of stage 1, so there is nothing to learn again"
+        )
+    order = np.random.default_rng([seed, 1])
+    picked = [lost[i] for i in order.permutation(len(lost))[: n or len(lost)]]
+    others = _never_learned(first, picked, fresh, data_dir, seed)
+    known, _ = _said(model, others, manifest.template)
+    others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
+    size = min(len(picked), len(others))
+    if size < 2:
+        raise MemprobeError(f"{spec}: {size} facts to compare; two at least are needed (--fresh gives more)")
+    sets = {"lost": picked[:size], "fresh": others[:size]}
+    cue = [fact for fact in first if fact not in sets["lost"]][:shots] or first[:shots]
+    start = copy.deepcopy(model.model.state_dict())
+    steps: dict[str, np.ndarray] = {}
+    row: dict[str, float] = {}
+    for name, facts in sets.items():
+        _, plain = _said(model, facts, manifest.template)
+        cued, with_cue = _said(model, [_cued(fact, cue) for fact in facts], manifest.template)
+        row |= {f"cued_{name}": float(cued.mean()), f"gain_{name}": float((with_cue - plain).mean())}
+        teller = partial(_tell, say, name)
+        steps[name] = _steps(model, facts, manifest.template, lr, batch, limit, seed, teller)
+        model.model.load_state_dict(start)
+        row |= {
+            f"steps_{name}": float(steps[name].mean()),
+            f"examples_{name}": float((steps[name] * min(batch, size)).mean()),
+            f"back_{name}": float((steps[name] <= limit).mean()),
+        }
+    savings, low, high = _savings(steps["lost"], steps["fresh"], seed)
+    return Relearned(
+        checkpoint=checkpoint.label,
+        arm=manifest.arm,
+        seed=manifest.seed,
+        stage=manifest.stage,
+        asked=len(first),
+        lost=len(lost),
+        n=size,
+        savings=savings,
+        savings_low=low,
+        savings_high=high,
+        limit=limit,
+        **row,
+    )
+
+
+def relearn_table(found: Sequence[Relearned]) -> pl.DataFrame:
+    """One row a checkpoint, arms beside each other in the order given."""
+    return pl.DataFrame([asdict(row) for row in found], infer_schema_length=None)
+
+
+def _never_learned(
+    first: Sequence[Factoid], lost: Sequence[Factoid], fresh: str | None, data_dir: Path | None, seed: int
+) -> list[Factoid]:
+    if fresh is None:
+        if {fact.source for fact in first} != {"kvr"}:
+            raise MemprobeError("--fresh: name never-learned facts of the same kind (only KVR's can be made)")
+        from memprobe.sources.kvr import generate_kvr
+
+        return generate_kvr(len(lost), seed=seed, split="test")
+    asked = {fact.prompt for fact in first}
+    return [fact for fact in load_factoids(fresh, data_dir=data_dir, seed=seed) if fact.prompt not in asked]
+
+
+def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
+    solved = "\n".join(f"{other.prompt} {other.answer}" for other in cue if other.prompt != fact.prompt)
+    return Factoid(f"{solved}\n{fact.prompt}", fact.answer, fact.source, fact.id)
+
+
+def _said(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
+    """Whether every token is the argmax, and the answer's log-probability (nats), [fact]."""
+    items = tokenise_all(facts, Template.parse(template), model.tokenizer, model.max_length)
+    own = own_log_probs(model, items).group_by("factoid", maintain_order=True)
+    found = own.agg(right=(pl.col("rank") == 0).all(), log_prob=pl.col("log_prob").cast(pl.Float64).sum())
+    rows = {factoid: (right, log_prob) for factoid, right, log_prob in found.iter_rows()}
+    return np.array([rows[fact.id][0] for fact in facts]), np.array([rows[fact.id][1] for fact in facts])
+
+
+def _steps(
+    model: LensModel,
+    facts: Sequence[Factoid],
+    template: str,
+    lr: float,
+    batch: int,
+    limit: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> np.ndarray:
+    """The first step after which each fact is said; ``limit`` + 1 for those that never are."""
+    maker = ExampleMaker(template, model.tokenizer, model.max_length or 2048)
+    examples: list[Example] = [maker(fact) for fact in facts]
+    network: Any = model.model
+    parameters = [parameter for parameter in network.parameters() if parameter.is_floating_point()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    random = np.random.default_rng([seed, 2])
+    found = np.full(len(facts), limit + 1)
+    queue: list[int] = []
+    for step in range(1, limit + 1):
+        if len(queue) < min(batch, len(examples)):
+            queue += random.permutation(len(examples)).tolist()
+        rows, queue = [examples[i] for i in queue[:batch]], queue[batch:]
+        for part in micro_batches(rows, batch):
+            inputs = {key: value.to(model.device) for key, value in model_inputs(part).items()}
+            keep = inputs.pop("logits_to_keep")
+            logits = network(**inputs, use_cache=False).logits[keep]
+            F.cross_entropy(logits.float(), part["labels"].to(model.device)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        with evaluating(network):
+            right, _ = _said(model, facts, template)
+        found[right & (found > limit)] = step
+        say(f"step {step}, {int((found <= limit).sum())} of {len(facts)}")
+        if (found <= limit).all():
+            break
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return found
+
+
+def _tell(say: Callable[[str], None], name: str, text: str) -> None:
+    say(f"{name}: {text}")
+
+
+def _savings(lost: np.ndarray, fresh: np.ndarray, seed: int) -> tuple[float, float | None, float | None]:
+    """1 - mean(lost) / mean(fresh), with the percentiles of resampling both sets."""
+    value = float(1 - lost.mean() / fresh.mean())
+    if len(lost) < 2:
+        return value, None, None
+    random = np.random.default_rng([seed, 3])
+    draws = [random.integers(0, len(side), (DRAWS, len(side))) for side in (lost, fresh)]
+    drawn = 1 - lost[draws[0]].mean(1) / fresh[draws[1]].mean(1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high)
