@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.lens_files import LensFile, read_lens
+from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lenses import Lens, LensSpec, make_lens, parse_lens
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AskedLens:
         entry: dict[str, Any] = {"kind": self.spec.kind, "readout": self.readout}
         entry["readout_fingerprint"] = self.fingerprint
         if self.file is not None:
-            entry |= {"sha256": self.file.digest, "fitted": _in_short(self.file.about)}
+            entry |= {"sha256": self.file.digest, "fitted": in_short(self.file.about)}
         return entry
 
     def make(self, lens_model: LensModel, load: Callable[[Checkpoint], LensModel]) -> Lens:
@@ -141,8 +141,3 @@ class LensSet:
             return replace(self._others[checkpoint.spec], label=checkpoint.label)
 
         return [lens.make(lens_model, loaded) for lens in self.lenses]
-
-
-def _in_short(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fitted lens says of itself, without its tables."""
-    return {name: value for name, value in about.items() if not isinstance(value, dict | list)}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
-from memprobe.lens_files import AffineMap, LensFile, read_lens
+from memprobe.lens_files import AffineMap, LensFile, in_short, read_lens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -157,7 +157,7 @@ class Lens:
             "kind": self.kind,
             "readout": self.other or "own",
             "sha256": self.digest,
-            "fitted": {key: value for key, value in self.about.items() if key not in _LONG},
+            "fitted": in_short(self.about),
         }
 
 
@@ -289,9 +289,6 @@ def parse_lenses(texts: Iterable[str]) -> list[LensSpec]:
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise MemprobeError(f"two lenses are called {repeated!r}; name them, as in --lens LABEL=tuned=PATH")
     return specs
-
-
-_LONG = ("depths", "factoids")  # tables of lens.json that a probe's run.json can do without
 
 
 def _begins_with_kind(text: str) -> bool:

@@ -157,7 +157,9 @@ def test_names_are_the_lenses_own_or_given(tmp_path):
 
 def test_what_a_lens_is_is_json_without_paths_and_long_tables(tmp_path):
     read = model_of()
-    about = {"tokens": 12, "depths": [{"depth": 0}], "floor": {"lof": 0.5}}
+    at = {"lof": 0.5, "lof_mean": 0.1, "recall": [0.1, 0.2]}
+    corpus = {"hash": "ab", "tokens": 12, "held out": 4, "origin": {"source": "generic"}}
+    about = {"corpus": corpus, "depths": [{"depth": 0}], "floor": {"facts": 3, "k": {"1": at}}}
     lens = LensSpec("linear", save_lens(tmp_path / "fit", read, random_maps(read), **about)).build(read)
     said = json.loads(json.dumps(lens.to_dict()))
     assert said["fitted"] == {
@@ -165,8 +167,8 @@ def test_what_a_lens_is_is_json_without_paths_and_long_tables(tmp_path):
         "kind": "linear",
         "model": "llama-0",
         "fingerprint": read.fingerprint,
-        "tokens": 12,
-        "floor": {"lof": 0.5},
+        "corpus": {"hash": "ab", "tokens": 12, "held out": 4},
+        "floor": {"facts": 3, "k": {"1": {"lof": 0.5, "lof_mean": 0.1}}},
     }
     assert (said["name"], said["readout"], len(said["sha256"])) == ("linear", "own", 64)
     assert str(tmp_path) not in json.dumps(said)
