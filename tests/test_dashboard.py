@@ -261,7 +261,11 @@ def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     depths = {"base": 6} | {label: 3 + 0.2 * at for at, label in enumerate(manifests)}
     probe = write_probe(tmp_path / "probe", depths, n=16, manifests=manifests)
     dashboard.write_report(probe, probe.path / "report.html")
-    found = compare([probe], draws=200).tables["arms"].filter(arm="ewc(strength=1)", statistic="depths_per_factoid")
+    found = (
+        compare([probe], draws=200)
+        .tables["arms"]
+        .filter(arm="ewc(strength=1)", statistic="depths_per_factoid")
+    )
     rows = embedded(probe)["sets"][0]["arms"]["first"]["10"]
     (row,) = [row for row in rows if row["arm"] == "EWC 1"]
     assert row["seeds"] == 3
