@@ -100,7 +100,8 @@ def grid_(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where everything goes; a grid begun there goes on. [default: runs/GRID]", show_default=False
+            help="Where everything goes; a grid begun there goes on. [default: runs/GRID-grid]",
+            show_default=False,
         ),
     ] = None,
     shard: Annotated[
@@ -150,7 +151,7 @@ def grid_(
 
     part = _part(shard)
     wanted = read_grid(grid)
-    folder = out or Path("runs") / grid.stem
+    folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
     if power:
         _print_power(wanted, grid, scatter)
         return
@@ -195,7 +196,7 @@ def report_(
 
     Examples:
 
-    `python -m training report runs/smollm2-study --out analyses/study --figures figures/study`
+    `python -m training report runs/smollm2-study-grid --out analyses/study --figures figures/study`
 
     `python -m training report analyses/study --figures figures/study`
     """

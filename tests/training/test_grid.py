@@ -16,7 +16,7 @@ from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
 from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
-from training.grid.work import _claim
+from training.grid.work import _claim, _drop
 from training.run import run
 
 
@@ -300,3 +300,29 @@ def test_the_command_plans_and_refuses_a_part_that_is_none(tmp_path, tiny_checkp
 )
 def test_every_shipped_grid_is_valid(path):
     assert cells(path)
+
+
+def test_a_grid_has_a_directory_of_its_own(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.toml").write_text("seed = 0\n")
+    with pytest.raises(MemprobeError, match=r"holds a run \(recipe\.toml\)"):
+        run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+
+
+def test_two_processes_drop_the_same_weights(tmp_path, monkeypatch):
+    """What another is dropping at the same time is gone, not missed; what a killed one left is dropped by the next."""
+    for name in ("config.json", "a.safetensors", "b.safetensors", "evaluation.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "folder").mkdir()
+    unlink, order = type(tmp_path).unlink, []
+
+    def races(self, missing_ok=False):
+        order.append(self.name)
+        unlink(self)  # the other process was faster
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", races)
+    _drop(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "metrics.jsonl"}
+    assert order[-1] == "config.json" and len(order) == 3

@@ -17,7 +17,7 @@ from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_json, write_json, write_text
-from memprobe.runs import CELL, GRID
+from memprobe.runs import CELL, GRID, RECIPE
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.file import Grid
@@ -65,6 +65,10 @@ def run_grid(
     cells = cells_of(grid, path)
     mine = deal(cells, *shard)
     after = _function(grid.after, path) if grid.after else None
+    if (out / RECIPE).exists():
+        raise MemprobeError(
+            f"{out}: holds a run ({RECIPE}); a grid needs a directory of its own: give another --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(path.read_text(encoding="utf-8"), out / GRID)
@@ -318,9 +322,18 @@ def _drop_weights(cells: Sequence[Cell], out: Path) -> None:
     for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
         folder = directory(out, node) / node.stage
         if node.name not in needed and (folder / "config.json").exists():
-            for file in folder.iterdir():
-                if file.name not in RECORDS and file.suffix != ".jsonl":
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+            _drop(folder)
+
+
+def _drop(folder: Path) -> None:
+    """Removes a stage's weights, beside other processes that may be at the same."""
+    gone = [file for file in folder.iterdir() if file.name not in RECORDS and file.suffix != ".jsonl"]
+    # The configuration goes last: while it is there, what a killed process left is dropped by the next.
+    for file in sorted(gone, key=lambda file: file.name == "config.json"):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def _function(spec: str, path: Path) -> Callable[[Path], object]:
