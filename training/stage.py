@@ -59,6 +59,7 @@ class Progress:
         seconds: spent training, in every process that worked on the stage up to its last saved state.
         right, seen: own rows answered exactly, and seen, in this epoch (by the first process).
         stopped: why the stage ended.
+        exact: share of own rows answered exactly in the last epoch that ended.
     """
 
     step: int = 0
@@ -68,6 +69,7 @@ class Progress:
     right: int = 0
     seen: int = 0
     stopped: str | None = None
+    exact: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,6 @@ class StageTrainer(Trainer):
         self.progress = Progress()
         self.penalty_sum: Tensor | None = None
         self.own_nats = torch.zeros(2)  # of own rows in this step: their sum, and of how many tokens
-        self.exact_share: float | None = None
         self.counted = time.monotonic()
         self.collate = collator(
             model,
@@ -306,10 +307,10 @@ class _Watch(TrainerCallback):
             control.should_training_stop, control.should_save = True, False
         if state.is_world_process_zero:
             line = {"step": step, "epoch": step / run.schedule.steps_per_epoch, **_numbers(logs)}
-            line |= {"exact": self.trainer.exact_share}
+            line |= {"exact": progress.exact}
             with (run.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            share = progress.right / progress.seen if progress.seen else self.trainer.exact_share
+            share = progress.right / progress.seen if progress.seen else progress.exact
             run.report.step(step, loss, share)
         if run.due(step):
             run.along(self.trainer, step)
@@ -318,11 +319,11 @@ class _Watch(TrainerCallback):
     def _end_epoch(self) -> None:
         trainer = self.trainer
         progress = trainer.progress
-        trainer.exact_share = progress.right / progress.seen if progress.seen else None
+        progress.exact = progress.right / progress.seen if progress.seen else None
         progress.right = progress.seen = 0
         if self.run.stop.exact_match:
-            trainer.exact_share = trainer.own_exact()
-            if trainer.exact_share == 1.0:
+            progress.exact = trainer.own_exact()
+            if progress.exact == 1.0:
                 progress.stopped = "every own row is exact"
 
     def on_train_end(self, args, state, control, **kwargs):
