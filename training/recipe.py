@@ -9,11 +9,10 @@ See :mod:`memprobe.arms` for how arms are written.
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
 from memprobe.sources.catalogue import DATASETS
@@ -21,18 +20,14 @@ from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.arms import arm_of, unfold_arm
+from training.parts import Part, read_toml, validated
 from training.penalties import AnyPenalty
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Validated = TypeVar("Validated", bound=BaseModel)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Optimiser(_Part):
+class Optimiser(Part):
     """AdamW and its learning rate over time; the defaults are the paper's (arXiv 2411.07175).
 
     Attributes:
@@ -53,7 +48,7 @@ class Optimiser(_Part):
     micro_batch: int = Field(32, ge=1)
 
 
-class Precision(_Part):
+class Precision(Part):
     """Number formats and the memory they cost.
 
     Attributes:
@@ -73,7 +68,7 @@ class Precision(_Part):
     fsdp: bool = False
 
 
-class Mixing(_Part):
+class Mixing(Part):
     """Rows trained beside a stage's own.
 
     Attributes:
@@ -91,7 +86,7 @@ class Mixing(_Part):
     redraw: bool = False
 
 
-class Replay(_Part):
+class Replay(Part):
     """Rows of all earlier stages, trained again: ``ratio`` × their number.
 
     One fixed seeded subset. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
@@ -101,14 +96,14 @@ class Replay(_Part):
     redraw: bool = False
 
 
-class Lora(_Part):
+class Lora(Part):
     """Low-rank adapters (Hu et al. 2021) on every linear layer but the unembedding, merged when the stage ends."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
 
 
-class Stop(_Part):
+class Stop(Part):
     """Stops a stage before its last epoch. What comes first counts.
 
     Attributes:
@@ -122,7 +117,7 @@ class Stop(_Part):
     exact_match: bool = False
 
 
-class Unknown(_Part):
+class Unknown(Part):
     """Keep only factoids that the base model does not answer (the paper's filter).
 
     Attributes:
@@ -133,7 +128,7 @@ class Unknown(_Part):
     shots: int = Field(0, ge=0, le=5)
 
 
-class Along(_Part):
+class Along(Part):
     """Checkpoints along the way, for learning curves: every so many steps or epochs."""
 
     steps: int | None = Field(None, ge=1)
@@ -146,7 +141,7 @@ class Along(_Part):
         return self
 
 
-class Stage(_Part):
+class Stage(Part):
     """One fine-tuning run on one dataset, from the checkpoint before it.
 
     Attributes:
@@ -182,7 +177,7 @@ class Stage(_Part):
         return self
 
 
-class Evaluate(_Part):
+class Evaluate(Part):
     """What is measured after each stage, beside exact match on every stage's own rows.
 
     Attributes:
@@ -203,7 +198,7 @@ class Evaluate(_Part):
     interference: bool = False
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A whole run.
 
     Attributes:
@@ -301,20 +296,6 @@ def read_recipe(
     return with_sources(recipe, path)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as plain data.
-
-    Raises:
-        MemprobeError: it cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MemprobeError(f"{path}: is not TOML ({error})") from error
-
-
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """A validated recipe from plain data.
 
@@ -323,41 +304,6 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     """
     recipe = validated(Recipe, data, where)
     return recipe.model_copy(update={"arm": recipe.arm_name})
-
-
-def validated(part: type[Validated], data: dict[str, Any], where: str) -> Validated:
-    """Plain data as a pydantic model.
-
-    Raises:
-        MemprobeError: with ``where``, the key and what is wrong with it.
-    """
-    try:
-        return part.model_validate(data)
-    except MemprobeError as error:
-        raise MemprobeError(f"{where}: {error}") from error
-    except ValidationError as error:
-        found = error.errors()
-        # A list with a broken item is also reported as too short, which says nothing.
-        found = [problem for problem in found if problem["type"] != "too_short"] or found
-        problems = [f"{_key(problem['loc'])}{_said(problem)}" for problem in found]
-        more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:3])})" if len(problems) > 1 else ""
-        raise MemprobeError(f"{where}: {problems[0]}{more}") from error
-
-
-def _key(loc: tuple[int | str, ...]) -> str:
-    """``stages.2.mixing.1.ratio``, counted from 1 as the run directory does."""
-    parts = [str(part + 1) if isinstance(part, int) else part for part in loc]
-    return ".".join(parts) + ": " if parts else ""
-
-
-def _said(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        return "unknown key"
-    if problem["type"] == "missing":
-        return "missing"
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    given = problem["input"]
-    return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
 
 
 def with_sources(recipe: Recipe, path: Path) -> Recipe:

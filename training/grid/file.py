@@ -6,15 +6,15 @@ import itertools
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from memprobe.errors import MemprobeError
-from training.recipe import read_toml, validated
+from training.parts import Part, read_toml, validated
 
 Scalar = int | float | str
 
 
-class Block(BaseModel):
+class Block(Part):
     """Cells that belong together: chains of stages × axes × seeds × arms.
 
     Attributes:
@@ -22,16 +22,15 @@ class Block(BaseModel):
         keep: instead of the grid's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     stages: tuple[tuple[str, ...], ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    axes: dict[str, tuple[Scalar, ...]] = {}
+    axes: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
     keep: Literal["records", "weights"] | None = None
 
 
-class Grid(BaseModel):
+class Grid(Part):
     """A grid file.
 
     Attributes:
@@ -46,7 +45,6 @@ class Grid(BaseModel):
             ``torchrun --standalone --nproc-per-node 4``; default: this process trains them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     recipe: dict[str, Any]
     data: dict[str, dict[str, Any]]
     arms: dict[str, str]

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from training.parts import Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from training.batches import MicroBatch
 
 
-class Penalty(BaseModel):
+class Penalty(Part):
     """What a recipe says of a penalty.
 
     Attributes:
@@ -32,7 +34,6 @@ class Penalty(BaseModel):
             D_B is still learned.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     holds_weights: ClassVar[bool] = False
     """Whether it holds every weight to its start.
 
