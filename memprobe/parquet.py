@@ -61,11 +61,8 @@ def scan_table(path: Path, table: str, added: Mapping[str, Any] | None = None) -
 
 def mark_of(path: Path) -> dict[str, Any]:
     """What ``run.json`` keeps of a table: ``rows``, ``columns``, ``bytes`` and ``sha256``."""
-    with parquet_errors(path):
-        shape = pl.scan_parquet(path).select(pl.len()).collect().item(), len(pl.read_parquet_schema(path))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"rows": shape[0], "columns": shape[1], "bytes": path.stat().st_size, "sha256": digest}
+    rows, columns = _shape(path)
+    return {"rows": rows, "columns": columns, "bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
@@ -79,15 +76,25 @@ def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != mark["bytes"]:
         raise MemprobeError(_changed(path, f"{size:,} bytes, not {mark['bytes']:,}"))
-    found = mark_of(path) if size else {}
-    for name in ("sha256", "rows", "columns"):
-        if found.get(name) != mark[name]:
-            what = (
-                "its checksum is another"
-                if name == "sha256"
-                else f"{found[name]:,} {name}, not {mark[name]:,}"
-            )
-            raise MemprobeError(_changed(path, what))
+    if _sha256(path) != mark["sha256"]:
+        raise MemprobeError(_changed(path, "its checksum is another"))
+    rows, columns = _shape(path)
+    for name, found in (("rows", rows), ("columns", columns)):
+        if found != mark[name]:
+            raise MemprobeError(_changed(path, f"{found:,} {name}, not {mark[name]:,}"))
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    with parquet_errors(path):
+        return pl.scan_parquet(path).select(pl.len()).collect().item(), len(pl.read_parquet_schema(path))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _changed(path: Path, how: str) -> str:
