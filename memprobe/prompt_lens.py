@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from memprobe.factoids import make_factoid
+from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
-from memprobe.templates import Template, tokenise
+from memprobe.templates import Template, TokenisedFactoid, tokenise
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class PromptReading:
     """A prompt read at every depth.
 
     Attributes:
+        lens: its name.
         tokens: [position] the prompt's tokens.
         top1: [depth][position] the most probable next token.
         probability: [depth][position] its probability.
@@ -26,6 +29,7 @@ class PromptReading:
         answer_probability: [depth] its probability after the last position.
     """
 
+    lens: str
     tokens: list[str]
     top1: list[list[str]]
     probability: list[list[float]]
@@ -37,47 +41,79 @@ class PromptReading:
 def read_prompt(
     lens_model: LensModel, prompt: str, *, answer: str | None = None, template: str = "plain", top_k: int = 5
 ) -> PromptReading:
-    """Reads one prompt.
+    """Reads one prompt through the Logit Lens.
 
     Raises:
         MemprobeError: the prompt or answer cannot be tokenised, or exceeds the context.
     """
-    tokenizer = lens_model.tokenizer
+    (reading,) = read_prompt_by(
+        [lens_model.lens], lens_model, prompt, answer=answer, template=template, top_k=top_k
+    )
+    return reading
+
+
+def read_prompt_by(
+    lenses: Sequence[Lens],
+    lens_model: LensModel,
+    prompt: str,
+    *,
+    answer: str | None = None,
+    template: str = "plain",
+    top_k: int = 5,
+) -> list[PromptReading]:
+    """Reads one prompt through several lenses in one forward pass.
+
+    Raises:
+        MemprobeError: see :func:`read_prompt`.
+    """
     # Without an answer any will do to lay out the template: only the tokens before it are read.
     item = tokenise(
         make_factoid(prompt, answer if answer is not None else "a", "prompt"),
         Template.parse(template),
-        tokenizer,
+        lens_model.tokenizer,
         lens_model.max_length,
         lens_model.n_ids,
     )
-    target = item.answer[0]
     streams: dict[int, Tensor] = {}
     ids = torch.tensor([[*item.prompt, *item.lead]], device=lens_model.device)
     with evaluating(lens_model.model):
         with residual_hooks(lens_model.blocks, lambda depth, stream: streams.__setitem__(depth, stream[0])):
             decoder_of(lens_model.model)(input_ids=ids, use_cache=False)
-        top1, probability, top, ranks, answer_probability = [], [], [], [], []
-        for depth in range(lens_model.n_layers + 1):
-            logits = lens_model.lens(streams[depth])
-            last = logits[-1].softmax(0)
-            best = last.topk(min(top_k, len(last)))
-            top.append(
-                [
-                    (tokenizer.decode([i]), p)
-                    for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                ]
-            )
-            answer_probability.append(float(last[target]))
-            probability.append(logits.softmax(1).amax(1).tolist())
-            reading = read_logits(logits, torch.full((len(logits), 1), target, device=logits.device))
-            ranks.append(reading.rank[:, 0].tolist())
-            top1.append(tokenizer.batch_decode([[i] for i in reading.top1.tolist()]))
+        by_depth = [streams[depth] for depth in range(lens_model.n_layers + 1)]
+        return [_read(lens, by_depth, lens_model, item, answer is not None, top_k) for lens in lenses]
+
+
+def _read(
+    lens: Lens,
+    streams: Sequence[Tensor],
+    lens_model: LensModel,
+    item: TokenisedFactoid,
+    asked: bool,
+    top_k: int,
+) -> PromptReading:
+    tokenizer, target = lens_model.tokenizer, item.answer[0]
+    top1, probability, top, ranks, answer_probability = [], [], [], [], []
+    for depth, stream in enumerate(streams):
+        logits = lens(stream, depth)
+        last = logits[-1].softmax(0)
+        best = last.topk(min(top_k, len(last)))
+        top.append(
+            [
+                (tokenizer.decode([i]), p)
+                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+        )
+        answer_probability.append(float(last[target]))
+        probability.append(logits.softmax(1).amax(1).tolist())
+        reading = read_logits(logits, torch.full((len(logits), 1), target, device=logits.device))
+        ranks.append(reading.rank[:, 0].tolist())
+        top1.append(tokenizer.batch_decode([[i] for i in reading.top1.tolist()]))
     return PromptReading(
+        lens=lens.name,
         tokens=tokenizer.batch_decode([[i] for i in (*item.prompt, *item.lead)]),
         top1=top1,
         probability=probability,
         top=top,
-        answer_ranks=ranks if answer is not None else None,
-        answer_probability=answer_probability if answer is not None else None,
+        answer_ranks=ranks if asked else None,
+        answer_probability=answer_probability if asked else None,
     )

@@ -179,6 +179,39 @@ def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, t
     assert memprobe.open_probe(out).outcomes.height == 2
 
 
+def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_path):
+    ckpts = ["--ckpt", f"base={tiny_checkpoint}", "--ckpt", f"same={tiny_checkpoint}"]
+    out = tmp_path / "p"
+    lenses = ["--lens", "logit", "--lens", "logit@base"]
+    asked = ["--factoids", "known", "--n", 6, "--positions", "answer,subject", "--out", out]
+    code, _, err = cli("layers", *ckpts, *lenses, *asked)
+    assert code == 0, err
+    probe = memprobe.open_probe(out)
+    assert probe.lenses == ["logit", "logit@base"] and probe.positions == ["answer", "subject"]
+    assert cli("layers", *ckpts, *lenses, *asked)[0] == 0, "the same call goes on"
+    refused(cli("layers", *ckpts, *asked), "other lenses", "--fresh")
+    refused(cli("layers", *ckpts, "--readout", "base", *lenses, *asked), "--readout", "--lens")
+    refused(cli("layers", *ckpts, "--lens", "logits", *asked), "--lens logits")
+    refused(
+        cli("layers", *ckpts, *lenses, *asked[:-4], "--positions", "end", "--out", tmp_path / "q"),
+        "choose answer",
+    )
+
+
+def test_lens_and_check_take_several_lenses(cli, tiny_checkpoint, tmp_path):
+    prompt = ["--ckpt", tiny_checkpoint, "--prompt", "The river of Oria is the", "--answer", "Lunn"]
+    html = tmp_path / "page.html"
+    lenses = ["--lens", "logit", "--lens", f"logit@other={tiny_checkpoint}"]
+    code, text, err = cli("lens", *prompt, *lenses, "--html", html)
+    assert code == 0, err
+    assert "logit: rank" in text and "logit@other: rank" in text and html.exists()
+    once = cli("lens", *prompt)[1]
+    assert "logit:" not in once and "rank" in once
+    code, text, err = cli("check", "--ckpt", tiny_checkpoint, *lenses)
+    assert code == 0 and "logit, logit@other" in text
+    refused(cli("check", "--ckpt", tiny_checkpoint, "--lens", f"tuned={tmp_path / 'none'}"), "no such file")
+
+
 def test_out_in_use_is_refused_and_kept(cli, tiny_checkpoint, facts, tmp_path):
     probe = ["layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", tmp_path / "p"]
     assert cli(*probe)[0] == 0

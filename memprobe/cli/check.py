@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,15 +14,21 @@ from memprobe.cli.options import (
     Checkpoints,
     Device,
     Dtype,
+    Lenses,
     TokenizerFrom,
     TrustRemoteCode,
 )
 from memprobe.errors import MemprobeError
 
+if TYPE_CHECKING:
+    from memprobe.checkpoints import Checkpoint
+    from memprobe.models import LensModel
+
 
 @app.command()
 def check(
     ckpt: Checkpoints,
+    lens: Lenses = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     base: BaseModel = None,
@@ -33,24 +39,31 @@ def check(
 ) -> None:
     """Says whether checkpoints can be read correctly, and which hold the same weights.
 
-    A checkpoint passes when the lens at full depth equals the model's own logits on a real prompt. Lens and model may
-    share a wrong forward pass, so the loss on a fixed English text (nats a token) and exact match on 20 facts that
-    most models know are shown beside it.
+    A checkpoint passes when the lens at full depth equals the model's own logits on a real prompt, and where lenses are
+    named, when each of them fits it. Lens and model may share a wrong forward pass, so the loss on a fixed English text
+    (nats a token) and exact match on 20 facts that most models know are shown beside it.
 
     Example: `memprobe check --ckpt smollm2-135m --ckpt runs/remix`
     """
     from memprobe.checkpoints import resolve_all
+    from memprobe.lens_set import LensSet
     from memprobe.models import load
     from memprobe.soundness import measure
 
+    def loaded(checkpoint: Checkpoint) -> LensModel:
+        return load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
     found = []
     failures = 0
-    for checkpoint in resolve_all(
+    checkpoints = resolve_all(
         ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
-    ):
+    )
+    lenses = LensSet.of(lens or (), checkpoints=checkpoints, allow_pickle=allow_pickle)
+    for checkpoint in checkpoints:
         entry: dict[str, object] = {"label": checkpoint.label, "spec": checkpoint.spec}
         try:
-            model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = loaded(checkpoint)
+            read_by = lenses.build(model, loaded)
         except MemprobeError as error:
             found.append(entry | {"ok": False, "error": str(error)})
             failures += 1
@@ -69,6 +82,7 @@ def check(
             "exact_match": f"{sound.exact_match} of {sound.facts} known facts",
             "fingerprint": model.fingerprint,
             "note": checkpoint.note,
+            "lenses": {one.name: list(one.notes) for one in read_by} if lens else None,
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
         found.append(entry)
@@ -92,6 +106,10 @@ def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
             if key != "label" and value is not None:
                 name = "can be read" if key == "ok" else key.replace("_", " ")
                 text = {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
+                if isinstance(value, dict):  # what is to be said of each lens
+                    text = "; ".join(
+                        [", ".join(value), *(note for notes in value.values() for note in notes)]
+                    )
                 typer.echo(f"  {name:20}{text}")
     for labels in groups:
         typer.echo(f"same weights: {', '.join(map(str, labels))}")

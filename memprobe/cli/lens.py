@@ -1,4 +1,4 @@
-"""``memprobe lens``: one prompt through the Logit Lens."""
+"""``memprobe lens``: one prompt through one or several lenses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from memprobe.cli.options import (
     BaseModel,
     Device,
     Dtype,
+    Lenses,
     OneCheckpoint,
     TokenizerFrom,
     TrustRemoteCode,
@@ -24,6 +25,7 @@ from memprobe.errors import MemprobeError
 def lens(
     ckpt: OneCheckpoint,
     prompt: Annotated[str, typer.Option(help="The text to read, e.g. 'The capital of France is'.")],
+    by: Lenses = None,
     answer: Annotated[
         str | None, typer.Option(help="Show the rank and probability of this answer's first token.")
     ] = None,
@@ -47,6 +49,8 @@ def lens(
 ) -> None:
     """Shows what each depth of a model would say next after one prompt.
 
+    Several lenses stand side by side, also in the heatmaps.
+
     Example: `memprobe lens --ckpt smollm2-135m --prompt "The capital of France is" --answer Paris`
     """
     if top_k < 1:
@@ -54,49 +58,73 @@ def lens(
     if not prompt.strip():
         raise MemprobeError("--prompt is empty")
     from memprobe.checkpoints import default_template, resolve
+    from memprobe.lens_set import LensSet
     from memprobe.models import load
-    from memprobe.prompt_lens import read_prompt
+    from memprobe.prompt_lens import read_prompt_by
 
     checkpoint = resolve(
         ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
     )
     model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     chosen = template or default_template([checkpoint])
-    reading = read_prompt(model, prompt, answer=answer, template=chosen, top_k=top_k)
-    _print(reading, model.label)
+    lenses = LensSet.of(by or (), checkpoints=[model], allow_pickle=allow_pickle).build(
+        model, lambda other: load(other, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    )
+    for note in [note for one in lenses for note in one.notes]:
+        typer.echo(f"note     {note}", err=True)
+    readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=top_k)
+    _print(readings, model.label)
     if html is not None:
         from memprobe.dashboard import write_figure
-        from memprobe.plots import lens_heatmap
+        from memprobe.plots import lens_heatmap, side_by_side
 
-        figure = lens_heatmap(
-            reading.tokens, reading.top1, reading.probability, answer=answer, ranks=reading.answer_ranks
-        )
-        write_figure(figure, html, title=f"{model.label}: {prompt}")
+        figures = {
+            one.lens: lens_heatmap(
+                one.tokens, one.top1, one.probability, answer=answer, ranks=one.answer_ranks
+            )
+            for one in readings
+        }
+        write_figure(side_by_side(figures), html, title=f"{model.label}: {prompt}")
         typer.echo(f"heatmap  {html}", err=True)
 
 
-def _print(reading: Any, label: str) -> None:
+def _print(readings: list[Any], label: str) -> None:
+    """A table by depth; of several lenses, one beside the other."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    several = len(readings) > 1
     table = Table(title=Text(label), title_justify="left", box=None, pad_edge=False)
     table.add_column("depth", justify="right")
-    if reading.answer_ranks is not None:
-        table.add_column("rank", justify="right")
-        table.add_column("p(answer)", justify="right")
-    table.add_column("top tokens (probability)")
-    for depth, tops in enumerate(reading.top):
-        cells: list[Any] = [str(depth)]
+    for reading in readings:
+        name = f"{reading.lens}: " if several else ""
         if reading.answer_ranks is not None:
-            rank = reading.answer_ranks[depth][-1]
-            cells += [
-                Text(f"{rank:,}", "bold green" if rank == 0 else ""),
-                f"{reading.answer_probability[depth]:.3g}",
-            ]
-        line = Text()
-        for token, probability in tops:
-            line.append(repr(token)[1:-1].replace(" ", "·") or "∅", "bold" if probability > 0.1 else "")
-            line.append(f" {probability:.2f}  ", "dim")
-        table.add_row(*cells, line)
-    Console().print(table)
+            table.add_column(Text(f"{name}rank"), justify="right")
+            table.add_column("p(answer)", justify="right")
+        table.add_column(
+            Text(
+                "top tokens (probability)"
+                if reading.answer_ranks is not None
+                else f"{name}top tokens (probability)"
+            )
+        )
+    for depth in range(len(readings[0].top)):
+        cells: list[Any] = [str(depth)]
+        for reading in readings:
+            if reading.answer_ranks is not None:
+                rank = reading.answer_ranks[depth][-1]
+                cells += [
+                    Text(f"{rank:,}", "bold green" if rank == 0 else ""),
+                    f"{reading.answer_probability[depth]:.3g}",
+                ]
+            line = Text()
+            for token, probability in reading.top[depth]:
+                line.append(repr(token)[1:-1].replace(" ", "·") or "∅", "bold" if probability > 0.1 else "")
+                line.append(f" {probability:.2f}  ", "dim")
+            cells.append(line)
+        table.add_row(*cells)
+    console = Console()
+    if several and not console.is_terminal:
+        console.width = max(console.width, 100 * len(readings))
+    console.print(table)

@@ -19,7 +19,7 @@ from memprobe.plots.depths import depth_distribution, depth_heatmap, lof_distrib
 from memprobe.plots.differences import accuracy_matrix, difference_forest, fate_flows
 from memprobe.plots.patches import restoration_curves, restoration_heatmap
 from memprobe.plots.sketch import Sketch
-from memprobe.plots.tokens import lens_heatmap, rank_trajectory, visible
+from memprobe.plots.tokens import lens_heatmap, rank_trajectory, side_by_side, visible
 
 __all__ = [
     "Sketch",
@@ -35,6 +35,7 @@ __all__ = [
     "recall_curves",
     "restoration_curves",
     "restoration_heatmap",
+    "side_by_side",
     "stage_lines",
     "survival_curves",
     "training_curves",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from memprobe.errors import MemprobeError
 from memprobe.palette import HEAT, style, template
@@ -166,6 +166,41 @@ def lens_heatmap(
     )
     figure.update_yaxes(title_text="depth", dtick=tick_step(len(top1)), showgrid=False)
     return figure
+
+
+def side_by_side(figures: Mapping[str, Figure]) -> Figure:
+    """Heatmaps of one prompt beside each other, under one scale of depths; one alone stays as it is.
+
+    Args:
+        figures: by what stands above each, as :func:`lens_heatmap` draws them.
+    """
+    from plotly.subplots import make_subplots
+
+    drawn = list(figures.values())
+    if len(drawn) == 1:
+        return drawn[0]
+    together = make_subplots(
+        cols=len(drawn),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[plain(name) for name in figures],
+    )
+    layout: Any = drawn[0].layout
+    for column, figure in enumerate(drawn, 1):
+        together.add_trace(figure.data[0], col=column, row=1)
+        together.update_traces(showscale=column == len(drawn), col=column)
+    together.update_xaxes(
+        tickvals=layout.xaxis.tickvals,
+        ticktext=layout.xaxis.ticktext,
+        title_text="input token",
+        showline=False,
+    )
+    together.update_yaxes(dtick=layout.yaxis.dtick, showgrid=False)
+    together.update_yaxes(title_text="depth", col=1)
+    together.update_layout(
+        template=template(), hovermode="closest", height=layout.height, margin=layout.margin.to_plotly_json()
+    )
+    return together
 
 
 def visible(token: str) -> str:

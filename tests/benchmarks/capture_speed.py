@@ -21,9 +21,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from memprobe.capturing import Plan, capture_batches, plan_capture
+from memprobe.capturing import capture_batches
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.models import LensModel, load, to_bridge
+from memprobe.planning import Plan, plan_capture
 from memprobe.sources import load_factoids
 from memprobe.templates import Template
 
