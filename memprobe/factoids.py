@@ -58,11 +58,15 @@ def make_factoid(
         MemprobeError: the prompt or the answer is empty.
     """
     prompt, answer = prompt.strip(), answer.strip()
+    for what, text in (("prompt", prompt), ("answer", answer), ("relation", relation), ("subject", subject)):
+        _check_text(what, text or "")
     if not prompt:
         raise MemprobeError(f"the prompt is empty (answer {answer!r})")
     if not answer:
         raise MemprobeError(f"the answer is empty (prompt {prompt!r})")
     kept = dict.fromkeys(alias.strip() for alias in aliases)
+    for alias in kept:
+        _check_text("alias", alias)
     return Factoid(
         prompt=prompt,
         answer=answer,
@@ -79,3 +83,12 @@ def factoids_hash(factoids: Iterable[Factoid]) -> str:
     """SHA-256 over the sorted (id, prompt, answer): equal for the same set in any order."""
     rows = sorted([factoid.id, factoid.prompt, factoid.answer] for factoid in factoids)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_text(what: str, text: str) -> None:
+    """Refuses what no tokenizer and no file can hold: lone surrogates (half of a character) and NUL."""
+    for character in text:
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            raise MemprobeError(
+                f"the {what} {text[:60]!a} holds {character!a}, which is no character; correct the text"
+            )

@@ -482,3 +482,34 @@ def test_sigint_to_the_real_process(tiny_checkpoint, facts, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode in (130, -signal.SIGINT), done.stderr
     assert "Traceback" not in done.stderr and "goes on" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, BaseException])
+def test_what_nobody_foresaw_is_one_line_that_asks_for_a_report(kind, capsys, monkeypatch):
+    import typer
+
+    from memprobe.cli import app as application
+
+    commands = typer.Typer(pretty_exceptions_enable=False)
+
+    @commands.command()
+    def broken() -> None:
+        raise kind("half \ud800 and \x1b]0;title\x07\nand more")
+
+    monkeypatch.setattr("sys.argv", ["broken"])
+    with pytest.raises(SystemExit) as ended:
+        application.run(commands, "broken")
+    said = capsys.readouterr().err
+    assert ended.value.code == application.UNFORESEEN
+    assert said.count("\n") == 1 and "--debug" in said and "\x1b" not in said and "Traceback" not in said
+
+
+def test_bad_input_cannot_write_to_the_terminal(cli, tiny_checkpoint, tmp_path):
+    (tmp_path / "facts.jsonl").write_text(
+        json.dumps({"prompt": "\x1b]0;title\x07", "answer": "\ud800"}) + "\n"
+    )
+    result = cli(
+        "layers", "--ckpt", tiny_checkpoint, "--factoids", tmp_path / "facts.jsonl", "--out", tmp_path / "p"
+    )
+    refused(result, "line 1")
+    assert "\x1b" not in str(result)

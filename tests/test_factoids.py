@@ -368,3 +368,13 @@ def test_factoids_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("field", ["prompt", "answer", "aliases", "relation", "subject"])
+@pytest.mark.parametrize("character", ["\ud800", "\udfff", "\0"])
+def test_half_a_character_is_no_text(field, character):
+    values = {"prompt": "The river is", "answer": "Lunn", "aliases": (), "relation": None, "subject": None}
+    text = f"a{character}b"
+    with pytest.raises(MemprobeError, match="no character") as raised:
+        make_factoid(**values | {field: (text,) if field == "aliases" else text}, source="s")
+    str(raised.value).encode()  # the message itself can be shown

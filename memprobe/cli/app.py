@@ -39,6 +39,9 @@ def in_options(text: str, command: Any) -> str:
     return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), text)
 
 
+UNFORESEEN = 70
+"""Exit code of an error that is no bad input, as in ``sysexits.h``."""
+
 app = typer.Typer(
     cls=Commands,
     name="memprobe",
@@ -73,12 +76,43 @@ def resumable(kept: object) -> Iterator[None]:
 
 
 def run(commands: typer.Typer, name: str) -> None:
-    """Runs a command line; bad input becomes one line on standard error and an exit code that is not 0."""
+    """Runs a command line; bad input becomes one line on standard error and an exit code that is not 0.
+
+    So does what nobody foresaw, as a last resort: that line asks for a report. ``--debug`` shows the traceback of both.
+    """
     try:
         commands()
+    except (SystemExit, GeneratorExit):
+        raise
     except MemprobeError as error:
         if "--debug" in sys.argv:
             raise
         word = "" if isinstance(error, Interrupted) else "error: "
-        typer.echo(f"{name}: {word}{error}", err=True)
+        typer.echo(f"{name}: {word}{one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"{name}: interrupted", err=True)
+        sys.exit(Interrupted.exit_code)
+    except BaseException as error:  # also what Rust libraries raise: their panics are no Exceptions
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(
+            f"{name}: an error that memprobe does not foresee: {one_line(f'{type(error).__name__}: {error}')[:400]}; "
+            "please report it with what the same command prints with --debug",
+            err=True,
+        )
+        sys.exit(UNFORESEEN)
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal may show it: on one line, its control characters and lone surrogates spelled out."""
+    return "".join(
+        character
+        if character.isprintable() or character == " "
+        else " "
+        if character in "\n\r\t"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
