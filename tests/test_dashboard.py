@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from memprobe.dashboard.chains import chains_of, pairs_of
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.files import write_json
-from memprobe.probes import Probe
+from memprobe.probes import Probe, open_probe
 from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
 from tests.probes import synthetic_factoids, write_probe, write_setups
@@ -183,7 +184,7 @@ def test_hostile_text_cannot_leave_its_script_element(one):
 def test_what_does_not_fit_the_explorer_is_left_out_of_it_and_said(six, tmp_path, monkeypatch):
     monkeypatch.setattr(explorer, "MAX_CELLS", 6 * 9 * 45)
     dashboard.write_report(six, tmp_path / "report.html")
-    small = Probe(tmp_path, six.run)
+    small = replace(six, path=tmp_path)
     data = embedded(small)["sets"][0]
     assert {part["token"] for part in data["records"]} == {0}
     assert "only the first answer token is shown" in data["left_out"]
@@ -198,13 +199,13 @@ def test_what_does_not_fit_the_explorer_is_left_out_of_it_and_said(six, tmp_path
 def test_a_probe_without_records_is_refused(tmp_path):
     probe = write_probe(tmp_path / "probe", {"a": 3}, n=4)
     probe.records.head(0).write_parquet(probe.path / "records.parquet")
-    empty = Probe(probe.path, probe.run)
+    empty = open_probe(probe.path)
     with pytest.raises(MemprobeError, match="no records"):
         dashboard.write_report(empty, tmp_path / "report.html")
 
 
 def test_survival_differences_and_flows_are_those_of_statistics(study):
-    probe = Probe(study / "a", json.loads((study / "a" / "run.json").read_text(encoding="utf-8")))
+    probe = open_probe(study / "a")
     found = compare([probe], k=5, token="all", reference="base", draws=200)
     survival = found.tables["survival"].filter(of="lof", checkpoint="remix-2")
     (line,) = [
@@ -566,7 +567,7 @@ class TestBrowser:
     def test_factoids_are_found_by_fate_and_popularity(self, browser, study):
         with opened(browser, page_of(study), hash="#room=factoids") as shown:
             shown.wait_for_selector("#explorer[data-ready]", state="attached")
-            outcomes = Probe(study / "a", json.loads((study / "a" / "run.json").read_text())).outcomes
+            outcomes = open_probe(study / "a").outcomes
             by_label = {
                 label: set(outcomes.filter(pl.col("checkpoint") == label, pl.col("exact_match"))["factoid"])
                 for label in ("base", "naive-1", "naive-2")

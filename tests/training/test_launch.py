@@ -64,7 +64,7 @@ def test_the_papers_recipe_says_what_the_paper_says():
     recipe = read_recipe(PAPER)
     assert [command[0] for command in commands()] == ["torchrun", "accelerate"]
     assert recipe.precision.fsdp and recipe.precision.gradient_checkpointing
-    assert recipe.arm == "remix(data=random-words, stages=1)"
+    assert recipe.arm == "remix(data=random-words, stages=1, prompt=words)"
     keys, facts = recipe.stages
     assert keys.mixing[0].ratio == 2 and keys.mixing[0].words == (50, 50) and keys.epochs == 20
     assert keys.stop.loss is None and (facts.stop.loss, facts.stop.steps) == (1e-4, 10)
