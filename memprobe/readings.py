@@ -12,20 +12,29 @@ base model and which facts are common is decided here alone. No torch.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.lineage import lineage
+from memprobe.members import (
+    Chain,
+    Member,
+    base_of,
+    chains_of,
+    check_alike,
+    collect,
+    common_factoids,
+    members_of,
+    named,
+)
 from memprobe.probes import Probe, in_another_readout, open_probe
-from memprobe.records import ALIKE
 from memprobe.statistics.arms import Run
 from memprobe.statistics.controls import (
     STATISTICS,
@@ -45,45 +54,6 @@ NET_OF_SHUFFLED = ("lof_restricted", "settled_restricted", "depths_per_factoid",
 ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in NET_OF_SHUFFLED))
 """Of a run, see :meth:`Readings.run`; ``NAME_net`` is net of shuffled answers."""
 _MEMORY = 2**30  # bytes of readings that are kept; beyond, the oldest is read again
-
-
-@dataclass(frozen=True)
-class Member:
-    """One checkpoint: its label here, where its records are, and how it was made."""
-
-    label: str
-    probe: Probe
-    name: str
-    arm: str | None
-    seed: str | None
-    stage: str | None
-    step: int | None
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """What ``run.json`` says of it."""
-        return self.probe.run["checkpoints"][self.name]
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """How it was trained; empty where that is not known."""
-        return self.entry.get("manifest") or {}
-
-    @property
-    def n_layers(self) -> int:
-        """Depth of the model's own readout."""
-        return self.probe.n_layers[self.name]
-
-    @property
-    def stage_title(self) -> str:
-        """Number and name of its stage."""
-        return f"{self.stage or ''} {self.manifest.get('stage_name') or ''}".strip()
-
-    @property
-    def stage_order(self) -> tuple[int, str]:
-        """Stages by number; those without one last."""
-        number = re.match(r"\d+", self.stage or "")
-        return (int(number[0]) if number else 10**9, self.stage or "")
 
 
 class Cells(NamedTuple):
@@ -143,25 +113,6 @@ class Reading:
             pl.col("token").n_unique().alias("length"),
             pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
         )
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The checkpoints of one training run, in the order of training, without the base model.
-
-    Attributes:
-        ends: the last stage's title where runs share their first stages and end on different data.
-    """
-
-    arm: str
-    seed: str
-    members: list[Member]
-    ends: str | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """Of its checkpoints."""
-        return [member.label for member in self.members]
 
 
 @dataclass(eq=False)
@@ -238,18 +189,18 @@ class Readings:
         fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]
         if not opened:
             raise MemprobeError("name at least one probe directory")
-        _check_alike(opened)
+        check_alike(opened)
         notes: list[str] = []
-        members = _members(opened, arms or {}, notes)
+        members = members_of(opened, arms or {}, notes)
         if not members:
             raise MemprobeError(
                 f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
             )
         found = cls(
             members=members,
-            reference=_named(members, reference, "reference") if reference else members[0],
-            base=_named(members, base, "base") if base else _base(members),
-            factoids=_common_factoids(members, notes),
+            reference=named(members, reference, "reference") if reference else members[0],
+            base=named(members, base, "base") if base else base_of(members),
+            factoids=common_factoids(members, notes),
             k=k,
             token=token,
             draws=draws,
@@ -292,7 +243,7 @@ class Readings:
         Raises:
             MemprobeError: there is none.
         """
-        return _named(self.members, label, "label")
+        return named(self.members, label, "label")
 
     @property
     def anchors(self) -> list[str]:
@@ -378,7 +329,7 @@ class Readings:
         member = self.member(label)
         wanted = pl.Series(self.ids, dtype=pl.String).implode()
         lazy = member.probe.read(table, checkpoints=[member.name]).filter(pl.col("factoid").is_in(wanted))
-        return _collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
+        return collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
 
     def _records(self, label: str) -> Reading:
         member = self.member(label)
@@ -434,9 +385,9 @@ class Readings:
         Raises:
             MemprobeError: those probes hold other weights, or no two of these checkpoints.
         """
-        _check_alike([opened[0], *fixed], but=("readout",))
+        check_alike([opened[0], *fixed], but=("readout",))
         found = []
-        for member in _members(fixed, {}, []):
+        for member in members_of(fixed, {}, []):
             match = [one for one in self.members if one.label == member.label or one.name == member.name]
             if len(match) == 1:
                 own = match[0]
@@ -463,128 +414,3 @@ class Readings:
 @lru_cache(maxsize=3)
 def _resamples(n: int, draws: int, seed: int) -> Resamples:
     return Resamples.of(n, draws=draws, seed=seed)
-
-
-def chains_of(members: Sequence[Member]) -> list[Chain]:
-    """The training runs among checkpoints: those of one arm and seed, by stage.
-
-    Of several checkpoints along one stage the last stands for it. Runs that share their first stages and end on
-    different data make a chain each.
-    """
-    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, Member]]] = {}
-    for member in members:
-        if member.arm is not None and member.stage is not None:
-            stages = made.setdefault((member.arm, member.seed or ""), {})
-            stages.setdefault(member.stage_order, {})[member.stage_title] = member
-    chains = []
-    for (arm, seed), stages in made.items():
-        *early, last = (stages[order] for order in sorted(stages))
-        first = [next(iter(found.values())) for found in early]
-        several = len(last) > 1
-        chains += [
-            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
-        ]
-    return chains
-
-
-# What is compared
-
-
-def _check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
-    first = probes[0]
-    for probe in probes[1:]:
-        for name in ALIKE:
-            ours, theirs = first.run.get(name), probe.run.get(name)
-            if ours != theirs and name not in but:
-                mend = "; give it as `fixed_readout`" if name == "readout" else "; probe both alike"
-                raise MemprobeError(
-                    f"{probe.path}: {name} {theirs!r}, but {first.path} has {ours!r}: ranks are not comparable{mend}"
-                )
-
-
-def _members(probes: list[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]) -> list[Member]:
-    named = [(probe, name) for probe in probes for name in probe.checkpoints]
-    times = {name: [other for _, other in named].count(name) for _, name in named}
-    members: list[Member] = []
-    for probe, name in named:
-        label = name if times[name] == 1 else f"{probe.path.name}/{name}"
-        if any(member.label == label for member in members):
-            raise MemprobeError(f"{probe.path}: checkpoint {name!r} is given twice; name each directory once")
-        entry = probe.run["checkpoints"][name]
-        if not entry.get("complete", True):
-            notes.append(f"{label} is not finished: what is there is compared.")
-        manifest = entry.get("manifest") or {}
-        told = arms.get(label)
-        made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
-        members.append(Member(label, probe, name, *made, step=_step(name, entry)))
-    if unknown := [label for label in arms if label not in {member.label for member in members}]:
-        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {_listed(members)}")
-    return members
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _step(name: str, entry: Mapping[str, Any]) -> int | None:
-    """Of a probe along training: ``step`` in its entry, else in its label (``step-200``, ``step=200``)."""
-    if entry.get("step") is not None:
-        return int(entry["step"])
-    found = re.search(r"step[-_= ]?(\d+)", name)
-    return int(found[1]) if found else None
-
-
-def _base(members: list[Member]) -> Member | None:
-    bare = [member for member in members if not member.manifest]
-    if len(bare) == 1 < len(members):
-        return bare[0]
-    called = [member for member in members if member.name == "base"]
-    return called[0] if len(called) == 1 else None
-
-
-def _named(members: Sequence[Member], label: str, parameter: str) -> Member:
-    for member in members:
-        if member.label == label:
-            return member
-    raise MemprobeError(f"`{parameter}` {label!r}: no such checkpoint; there are {_listed(members)}")
-
-
-def _listed(members: Sequence[Member]) -> str:
-    return ", ".join(member.label for member in members)
-
-
-def _common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
-    """Rows of the factoids that every checkpoint has records of, in the order of the first probe.
-
-    Raises:
-        MemprobeError: there is none.
-    """
-    facts = members[0].probe.factoids
-    common, most = None, 0
-    for member in members:
-        lazy = member.probe.read("records", checkpoints=[member.name])
-        here = set(_collect(lazy.select(pl.col("factoid").unique()), member.probe)["factoid"])
-        if not here:
-            raise MemprobeError(f"{member.probe.path}: no records of {member.name!r}; probe it again")
-        most = max(most, len(here))
-        common = here if common is None else common & here
-        if not common:
-            raise MemprobeError(
-                f"{member.probe.path}: {member.label} shares no factoid with the checkpoints before it:"
-                " probe the same factoids"
-            )
-    assert common is not None
-    if len(common) < most:
-        notes.append(f"Compared on the {len(common)} factoids that every checkpoint has, of up to {most}.")
-    facts = facts.filter(pl.col("id").is_in(list(common)))
-    if facts.height < len(common):
-        raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")
-    return facts
-
-
-def _collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
-    try:
-        return lazy.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MemprobeError(f"{probe.path}: its tables cannot be read ({reason}); probe again") from error

@@ -16,8 +16,8 @@ from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from memprobe.compare import Comparison
+    from memprobe.members import Member
     from memprobe.probes import Probe
-    from memprobe.readings import Member
 
 
 @app.command("compare")

@@ -14,8 +14,9 @@ from memprobe.compare import by_checkpoint, by_pair, over_runs
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json, write_json, write_text
+from memprobe.members import Member
 from memprobe.probes import Probe
-from memprobe.readings import Member, Readings
+from memprobe.readings import Readings
 from memprobe.records import ALIKE
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.occurrence import DRAWS

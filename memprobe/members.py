@@ -1,0 +1,220 @@
+"""The checkpoints of probe directories: what each is called, how it was made, which belong together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.probes import Probe
+from memprobe.records import ALIKE
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint: its label here, where its records are, and how it was made."""
+
+    label: str
+    probe: Probe
+    name: str
+    arm: str | None
+    seed: str | None
+    stage: str | None
+    step: int | None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        return self.probe.run["checkpoints"][self.name]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How it was trained; empty where that is not known."""
+        return self.entry.get("manifest") or {}
+
+    @property
+    def n_layers(self) -> int:
+        """Depth of the model's own readout."""
+        return self.probe.n_layers[self.name]
+
+    @property
+    def stage_title(self) -> str:
+        """Number and name of its stage."""
+        return f"{self.stage or ''} {self.manifest.get('stage_name') or ''}".strip()
+
+    @property
+    def stage_order(self) -> tuple[int, str]:
+        """Stages by number; those without one last."""
+        number = re.match(r"\d+", self.stage or "")
+        return (int(number[0]) if number else 10**9, self.stage or "")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The checkpoints of one training run, in the order of training, without the base model.
+
+    Attributes:
+        ends: the last stage's title where runs share their first stages and end on different data.
+    """
+
+    arm: str
+    seed: str
+    members: list[Member]
+    ends: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of its checkpoints."""
+        return [member.label for member in self.members]
+
+
+def chains_of(members: Sequence[Member]) -> list[Chain]:
+    """The training runs among checkpoints: those of one arm and seed, by stage.
+
+    Of several checkpoints along one stage the last stands for it. Runs that share their first stages and end on
+    different data make a chain each.
+    """
+    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, Member]]] = {}
+    for member in members:
+        if member.arm is not None and member.stage is not None:
+            stages = made.setdefault((member.arm, member.seed or ""), {})
+            stages.setdefault(member.stage_order, {})[member.stage_title] = member
+    chains = []
+    for (arm, seed), stages in made.items():
+        *early, last = (stages[order] for order in sorted(stages))
+        first = [next(iter(found.values())) for found in early]
+        several = len(last) > 1
+        chains += [
+            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
+        ]
+    return chains
+
+
+def check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
+    """Refuses probes whose ranks are not comparable.
+
+    Args:
+        but: what may differ.
+
+    Raises:
+        MemprobeError: they differ in template, lens, readout or tokenisation.
+    """
+    first = probes[0]
+    for probe in probes[1:]:
+        for name in ALIKE:
+            ours, theirs = first.run.get(name), probe.run.get(name)
+            if ours != theirs and name not in but:
+                mend = "; give it as `fixed_readout`" if name == "readout" else "; probe both alike"
+                raise MemprobeError(
+                    f"{probe.path}: {name} {theirs!r}, but {first.path} has {ours!r}: ranks are not comparable{mend}"
+                )
+
+
+def members_of(
+    probes: list[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]
+) -> list[Member]:
+    """Every checkpoint of these probes; a label that several of them use is told apart by their folders.
+
+    Raises:
+        MemprobeError: a checkpoint is given twice, or ``arms`` names none.
+    """
+    named = [(probe, name) for probe in probes for name in probe.checkpoints]
+    times = {name: [other for _, other in named].count(name) for _, name in named}
+    members: list[Member] = []
+    for probe, name in named:
+        label = name if times[name] == 1 else f"{probe.path.name}/{name}"
+        if any(member.label == label for member in members):
+            raise MemprobeError(f"{probe.path}: checkpoint {name!r} is given twice; name each directory once")
+        entry = probe.run["checkpoints"][name]
+        if not entry.get("complete", True):
+            notes.append(f"{label} is not finished: what is there is compared.")
+        manifest = entry.get("manifest") or {}
+        told = arms.get(label)
+        made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
+        members.append(Member(label, probe, name, *made, step=_step(name, entry)))
+    if unknown := [label for label in arms if label not in {member.label for member in members}]:
+        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {_listed(members)}")
+    return members
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _step(name: str, entry: Mapping[str, Any]) -> int | None:
+    """Of a probe along training: ``step`` in its entry, else in its label (``step-200``, ``step=200``)."""
+    if entry.get("step") is not None:
+        return int(entry["step"])
+    found = re.search(r"step[-_= ]?(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def base_of(members: list[Member]) -> Member | None:
+    """The one checkpoint without a manifest among others that have one, or the one called base."""
+    bare = [member for member in members if not member.manifest]
+    if len(bare) == 1 < len(members):
+        return bare[0]
+    called = [member for member in members if member.name == "base"]
+    return called[0] if len(called) == 1 else None
+
+
+def named(members: Sequence[Member], label: str, parameter: str) -> Member:
+    """The checkpoint of that label.
+
+    Raises:
+        MemprobeError: there is none; the message names the parameter.
+    """
+    for member in members:
+        if member.label == label:
+            return member
+    raise MemprobeError(f"`{parameter}` {label!r}: no such checkpoint; there are {_listed(members)}")
+
+
+def _listed(members: Sequence[Member]) -> str:
+    return ", ".join(member.label for member in members)
+
+
+def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
+    """Rows of the factoids that every checkpoint has records of, in the order of the first probe.
+
+    Raises:
+        MemprobeError: there is none.
+    """
+    facts = members[0].probe.factoids
+    common, most = None, 0
+    for member in members:
+        lazy = member.probe.read("records", checkpoints=[member.name])
+        here = set(collect(lazy.select(pl.col("factoid").unique()), member.probe)["factoid"])
+        if not here:
+            raise MemprobeError(f"{member.probe.path}: no records of {member.name!r}; probe it again")
+        most = max(most, len(here))
+        common = here if common is None else common & here
+        if not common:
+            raise MemprobeError(
+                f"{member.probe.path}: {member.label} shares no factoid with the checkpoints before it:"
+                " probe the same factoids"
+            )
+    assert common is not None
+    if len(common) < most:
+        notes.append(f"Compared on the {len(common)} factoids that every checkpoint has, of up to {most}.")
+    facts = facts.filter(pl.col("id").is_in(list(common)))
+    if facts.height < len(common):
+        raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")
+    return facts
+
+
+def collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
+    """A lazy table, read.
+
+    Raises:
+        MemprobeError: it cannot be.
+    """
+    try:
+        return lazy.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MemprobeError(f"{probe.path}: its tables cannot be read ({reason}); probe again") from error
