@@ -37,7 +37,7 @@ from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
 RUN, SUMMARY, FACTOIDS_FILE, PARTS = "run.json", "summary.json", "factoids.parquet", "parts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probe:
     """A probe directory, opened, and looked at through one of its lenses at one position.
 
@@ -57,6 +57,13 @@ class Probe:
     lens: str
     position: str = POSITION
     _checked: set[tuple[Path, str]] = field(default_factory=set, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        facts = self.run["factoids"]
+        return (
+            f"Probe of {', '.join(self.checkpoints)} on {facts['n']:,} facts ({facts.get('source', 'a file')}), "
+            f"lens {self.lens}, in {self.path}"
+        )
 
     @property
     def checkpoints(self) -> list[str]:

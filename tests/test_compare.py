@@ -292,7 +292,10 @@ def test_command_line(own, tmp_path):
     def run(*arguments):
         return CliRunner().invoke(app, ["compare", str(own.path), "--draws", "200", *arguments])
 
-    shown = run("--reference", "base", "--by", "relation")
+    short = run("--reference", "base")
+    assert "s1 against base:" in short.output and "Recall by depth" not in short.output
+    assert len(short.stdout.splitlines()) < 30
+    shown = run("--reference", "base", "--by", "relation", "--full")
     assert shown.exit_code == 0, shown.output
     for words in (
         "Recall by depth",
@@ -308,7 +311,7 @@ def test_command_line(own, tmp_path):
     assert data["reference"] == "base"
     assert (tmp_path / "out" / "differences.csv").exists()
     net = run("--reference", "base", "--net", "base").stdout
-    assert "Recall by depth, net of base" in net and "shuffled answers" not in net
+    assert "Recall by depth, net of base" in net and "its chance level" not in net
     wrong = run("--net", "chance", "--out", str(tmp_path / "nothing"))
     assert "shuffled, intrusion:b, base" in str(wrong.exception) and not (tmp_path / "nothing").exists()
     wrong = run("--arm", "s1")

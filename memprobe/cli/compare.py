@@ -72,6 +72,7 @@ def compare_command(
     ] = "anchors",
     draws: Annotated[int, typer.Option(help="Of the bootstrap and of the permutation test.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of those draws.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, not the verdict alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON.")] = False,
     out: Annotated[
         Path | None,
@@ -119,7 +120,9 @@ def compare_command(
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        print_comparison(result, net)
+        print_comparison(result, net, full=full)
+        if not full:
+            typer.echo("\nEvery table: --full; as files: --out DIR.", err=True)
     _say(result, out)
 
 

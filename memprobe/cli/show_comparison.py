@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
+from memprobe.sentences import verdict
+from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
 
 if TYPE_CHECKING:
@@ -16,24 +18,14 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 
-_NAMES = {
-    "lof": "LoF, where in both",
-    "lof_restricted": "LoF, never as n+1",
-    "settled": "settled, where in both",
-    "settled_restricted": "settled, never as n+1",
-    "depths_per_factoid": "depths per factoid",
-    "area": "area under recall",
-    "recall_full": "recall at full depth",
-    "log_prob_full": "log-prob, full depth",
-    "exact": "exact match",
-}
 _DIRECTION = "LoF, settled: in depths, negative is earlier. Others: positive is better (log-prob in nats)."
 
 
-def print_comparison(result: Comparison, net: str | None = None) -> None:
-    """Prints the tables that fit a terminal of 100 columns; ``--out`` and ``--json`` hold all of them.
+def print_comparison(result: Comparison, net: str | None = None, *, full: bool = False) -> None:
+    """Prints the verdict and the main table; ``--out`` and ``--json`` hold all of them.
 
     Args:
+        full: print every table that fits a terminal of 100 columns.
         net: the control that recall and the statistics are shown net of; by default their chance level from
             shuffled answers stands beside them.
 
@@ -53,6 +45,15 @@ def print_comparison(result: Comparison, net: str | None = None) -> None:
         markup=False,
         highlight=False,
     )
+    for line in verdict(result):
+        console.print(line, markup=False, highlight=False)
+    if not full:
+        if net is None:
+            _first_occurrence(console, result.tables)
+        else:
+            _net_recall(console, result.tables, net)
+            _net(console, result.tables, net)
+        return
     if net is None:
         _recall(console, result.tables)
         _placement(console, result.tables)
@@ -99,10 +100,10 @@ def _recall(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     curves = tables["curves"]
     shown = _shown_depths(curves)
     rows = []
-    for label in curves["checkpoint"].unique(maintain_order=True):
-        own = {row["depth"]: row for row in curves.to_dicts() if row["checkpoint"] == label}
-        for name, column in ((label, "recall"), ("  shuffled answers", "chance")):
-            rows.append([name, *(number(own[d][column]) if d in own else "" for d in shown)])
+    for name in curves["checkpoint"].unique(maintain_order=True):
+        own = {row["depth"]: row for row in curves.to_dicts() if row["checkpoint"] == name}
+        for front, column in ((name, "recall"), ("  shuffled answers", "chance")):
+            rows.append([front, *(number(own[d][column]) if d in own else "" for d in shown)])
     says = "Share of factoids held; more is better. Shuffled answers (other factoids') are its chance level."
     _table(console, "Recall by depth, and its chance level", ["depth", *map(str, shown)], rows, says=says)
 
@@ -111,9 +112,9 @@ def _net_recall(console: Console, tables: dict[str, pl.DataFrame], control: str)
     table = tables["net_by_depth"].filter(control=control, measure="recall")
     shown = _shown_depths(table)
     rows = []
-    for label in table["checkpoint"].unique(maintain_order=True):
-        own = {row["depth"]: row for row in table.to_dicts() if row["checkpoint"] == label}
-        rows.append([label, *(number(own[d]["net"], "+.2f") if d in own else "" for d in shown)])
+    for name in table["checkpoint"].unique(maintain_order=True):
+        own = {row["depth"]: row for row in table.to_dicts() if row["checkpoint"] == name}
+        rows.append([name, *(number(own[d]["net"], "+.2f") if d in own else "" for d in shown)])
     says = "Share of factoids held minus the control's; more is better."
     _table(console, f"Recall by depth, net of {control}", ["depth", *map(str, shown)], rows, says=says)
 
@@ -121,33 +122,26 @@ def _net_recall(console: Console, tables: dict[str, pl.DataFrame], control: str)
 def _net(console: Console, tables: dict[str, pl.DataFrame], control: str) -> None:
     rows, before = [], None
     for row in tables["net"].filter(control=control).to_dicts():
-        label = row["checkpoint"]
+        name = row["checkpoint"]
         rows.append(
             [
-                label if label != before else "",
-                _NAMES[row["statistic"]],
+                name if name != before else "",
+                label(row["statistic"], short=True),
                 str(row["n"]),
                 number(row["value"]),
                 number(row["chance"]),
                 interval(row["net"], row["low"], row["high"], "+.2f"),
             ]
         )
-        before = label
+        before = name
     columns = ["", "", "n", "value", "control", "net"]
     _table(console, f"Net of {control}: value minus control", columns, rows, left=2, says=_DIRECTION)
 
 
-def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
-    rows = tables["placement"].to_dicts()
-    names = [row["checkpoint"] + (" (base)" if row["base"] else "") for row in rows]
-
-    def show(title: str, says: str, columns: dict[str, Callable[[dict[str, Any]], str]]) -> None:
-        body = [
-            [name, *(cell(row) for cell in columns.values())] for name, row in zip(names, rows, strict=True)
-        ]
-        _table(console, title, ["", *columns], body, says=says)
-
-    show(
+def _first_occurrence(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    _by_checkpoint(
+        console,
+        tables,
         "First occurrence (LoF)",
         "The smallest depth that holds a factoid; smaller is earlier. By chance: of shuffled answers.\n"
         "What never surfaces stands at n+1 where said so; no median: half never do.",
@@ -158,7 +152,28 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
             "by chance": lambda row: number(row["chance_lof_restricted_mean"]),
         },
     )
-    show(
+
+
+def _by_checkpoint(
+    console: Console,
+    tables: dict[str, pl.DataFrame],
+    title: str,
+    says: str,
+    columns: dict[str, Callable[[dict[str, Any]], str]],
+) -> None:
+    """Some columns of the table ``placement``."""
+    body = [
+        [row["checkpoint"] + (" (base)" if row["base"] else ""), *(cell(row) for cell in columns.values())]
+        for row in tables["placement"].to_dicts()
+    ]
+    _table(console, title, ["", *columns], body, says=says)
+
+
+def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    _first_occurrence(console, tables)
+    _by_checkpoint(
+        console,
+        tables,
         "Shares of factoids",
         "Cover: what naming the k commonest answer tokens would hold, whatever the prompt.",
         {
@@ -170,7 +185,9 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
             "cover": lambda row: number(row["answer_cover"]),
         },
     )
-    show(
+    _by_checkpoint(
+        console,
+        tables,
         "Settled depth",
         "The smallest depth from which every later one holds the factoid; smaller is earlier.",
         {
@@ -180,7 +197,9 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
             "by chance": lambda row: number(row["chance_settled_restricted_mean"]),
         },
     )
-    show(
+    _by_checkpoint(
+        console,
+        tables,
         "Diversity",
         "How many depths hold a factoid, and over how many all occurrences spread (exp of the entropy).",
         {
@@ -209,7 +228,7 @@ def _differences(console: Console, tables: dict[str, pl.DataFrame]) -> None:
             inner = both.get(key) or {"difference": None, "low": None, "high": None}
             rows.append(
                 [
-                    _NAMES[row["statistic"]],
+                    label(row["statistic"], short=True),
                     str(row["n"]),
                     interval(row["difference"], row["low"], row["high"], "+.2f"),
                     wording.p_value(row["p"]),
@@ -366,7 +385,7 @@ def _arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                 else:
                     cells.append(wording.p_value(row["p"]))
                     cells.append({True: "yes", False: "no", None: "too few seeds"}[row["significant"]])
-                rows.append([_NAMES[row["statistic"]], *cells])
+                rows.append([label(row["statistic"], short=True), *cells])
             if means:
                 title, columns, says = f"Arm {arm}, stage {stage}, over seeds", ["", "mean", "by seed"], None
             else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from memprobe import sentences, wording
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -24,10 +26,17 @@ def print_summary(probe: Probe) -> None:
     console.print(
         f"{facts['n']} factoids ({facts['source']}), template {probe.run['template']!r}, "
         f"readout {probe.run['readout']}, a depth holds an answer when "
-        f"{_TOKENS[token]} in its top {k}; [95 % intervals]",
+        f"{wording.TOKEN_RULES[token]} in its top {k}; [95 % intervals]",
         style="dim",
         markup=False,
     )
+    for label, entry in checkpoints.items():
+        console.print(
+            sentences.of_summary(label, entry, k=k),
+            markup=False,
+            highlight=False,
+            soft_wrap=not console.is_terminal,
+        )
     for group in _that_fit(checkpoints, console.width - 36, 24):
         console.print(_headline(group))
     for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
@@ -35,11 +44,6 @@ def print_summary(probe: Probe) -> None:
 
 
 _UNFOLDED = 10_000
-_TOKENS = {
-    "first": "its first token is",
-    "last": "its last token is",
-    "all": "all of its tokens are",
-}
 
 
 def _that_fit(checkpoints: dict[str, Any], room: int, width: int) -> Iterator[dict[str, Any]]:
@@ -93,38 +97,25 @@ def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool) -> Table:
         for entry in checkpoints.values():
             for one in ks:
                 cells += [
-                    _at(entry["recall"][str(one)], depth, "{:.1%}"),
-                    _at(entry["shuffled"][str(one)], depth, "{:.1%}"),
+                    _at(entry["recall"][str(one)], depth, ".1%"),
+                    _at(entry["shuffled"][str(one)], depth, ".1%"),
                 ]
-            cells.append(_at([None, *entry["normalised_frequency"]], depth, "{:.3f}"))
+            cells.append(_at([None, *entry["normalised_frequency"]], depth, ".3f"))
         table.add_row(str(depth), *cells)
     return table
 
 
 def _at(values: list[float | None], depth: int, form: str) -> str:
-    value = values[depth] if depth < len(values) else None
-    return "–" if value is None else form.format(value)
+    return wording.number(values[depth] if depth < len(values) else None, form)
 
 
 def _share(entry: dict[str, Any], name: str) -> str:
-    return _with_interval(entry, name, "{:.1%}")
+    return wording.of_row(entry, name, ".1%")
 
 
 def _number(entry: dict[str, Any], name: str) -> str:
-    return _with_interval(entry, name, "{:.2f}")
-
-
-def _with_interval(entry: dict[str, Any], name: str, form: str) -> str:
-    value, low, high = (entry.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "–"
-    if low is None or high is None:
-        return form.format(value)
-    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+    return wording.of_row(entry, name)
 
 
 def _spread(entry: dict[str, Any]) -> str:
-    if entry.get("mean") is None:
-        return "–"
-    sd = "–" if entry.get("sd") is None else f"{entry['sd']:.2f}"
-    return f"{entry['mean']:.2f} ± {sd}"
+    return wording.mean_and_sd(entry.get("mean"), entry.get("sd"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from memprobe import sentences, wording
 from memprobe.compare import by_checkpoint, by_pair, over_runs
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError
@@ -49,7 +51,7 @@ TABLES: dict[str, Table] = {
 """Every table of a comparison: ``TABLES[name](readings)`` makes it, ``TABLES[name].schema`` says what it holds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What :func:`compare` finds.
 
@@ -62,6 +64,19 @@ class Comparison:
     settings: dict[str, Any]
     notes: list[str]
     tables: dict[str, pl.DataFrame]
+
+    def __repr__(self) -> str:
+        many = wording.count(len(self.settings["checkpoints"]), "checkpoint")
+        facts = wording.count(self.settings["factoids"], "fact")
+        held = ", ".join(name for name, table in self.tables.items() if len(table))
+        return f"Comparison of {many} on {facts}, against {self.settings['reference']}; tables: {held}"
+
+    def _repr_html_(self) -> str:
+        """The verdict and the table ``placement`` in short, for a notebook."""
+        said = "".join(f"<p>{escape(line)}</p>" for line in sentences.verdict(self))
+        columns = ["checkpoint", "n", "exact", "share_never", "lof_median", "lof_restricted_mean"]
+        beside = ["chance_lof_restricted_mean", "depths_per_factoid"]
+        return said + self.tables["placement"].select(*columns, *beside)._repr_html_()
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""

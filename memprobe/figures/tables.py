@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 
@@ -211,28 +212,19 @@ def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
     for row in table.iter_rows(named=True):
         cells = [
             row["checkpoint"].replace("|", "\\|"),
-            _cell(row["exact"], "{:.1%}"),
-            f"{_cell(row['lof_mean'])} ± {_cell(row['lof_sd'])}",
-            _edges(row, "share_never", "{:.1%}"),
-            _edges(row, "lof_median", "{:.0f}") if row["lof_median"] is not None else "half never",
-            _edges(row, "lof_restricted_mean"),
-            _cell(row.get("chance_lof_restricted_mean")),
-            _edges(row, "effective_layers"),
-            _edges(row, "depths_per_factoid"),
+            wording.percent(row["exact"]),
+            wording.mean_and_sd(row["lof_mean"], row["lof_sd"]),
+            wording.of_row(row, "share_never", ".1%"),
+            wording.of_row(row, "lof_median", ".0f", open_ended=True)
+            if row["lof_median"] is not None
+            else "half never",
+            wording.of_row(row, "lof_restricted_mean"),
+            wording.number(row.get("chance_lof_restricted_mean")),
+            wording.of_row(row, "effective_layers"),
+            wording.of_row(row, "depths_per_factoid"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: float | None, form: str = "{:.2f}") -> str:
-    return "–" if value is None else form.format(value)
-
-
-def _edges(row: Mapping[str, Any], name: str, form: str = "{:.2f}") -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if value is None or low is None:
-        return _cell(value, form)
-    return f"{_cell(value, form)} [{_cell(low, form)}, {'∞' if high is None else _cell(high, form)}]"
 
 
 def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:

@@ -96,7 +96,7 @@ _ROWS = (
     Statistic(
         "lof",
         "first occurrence",
-        "first occurrence",
+        "LoF, where in both",
         "depth",
         "bca",
         **_LATER,
@@ -107,7 +107,7 @@ _ROWS = (
     Statistic(
         "lof_restricted",
         "first occurrence, counting never as depth {never}",
-        "first occurrence, never as {never}",
+        "LoF, never as {never}",
         "depth",
         "bca",
         **_LATER,
@@ -118,7 +118,7 @@ _ROWS = (
     Statistic(
         "settled",
         "settled depth",
-        "settled depth",
+        "settled, where in both",
         "depth",
         "bca",
         **_LATER,
@@ -128,7 +128,7 @@ _ROWS = (
     Statistic(
         "settled_restricted",
         "settled depth, counting never as depth {never}",
-        "settled depth, never as {never}",
+        "settled, never as {never}",
         "depth",
         "bca",
         **_LATER,
@@ -139,7 +139,7 @@ _ROWS = (
     Statistic(
         "depths_per_factoid",
         "depths that hold a fact",
-        "depths per fact",
+        "depths per factoid",
         "depths",
         "bca",
         views=_views("compared", "staged", "arms", "placement"),
@@ -160,7 +160,7 @@ _ROWS = (
     Statistic(
         "recall_full",
         "recall@{k} at full depth",
-        "recall@{k} at full depth",
+        "recall at full depth",
         "share",
         "wilson",
         **_HIGHER,

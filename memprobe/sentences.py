@@ -1,0 +1,187 @@
+"""The answer first: what the tables say, in sentences, for the terminal, the page, notebooks and Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memprobe import wording
+from memprobe.statistics.vocabulary import STATISTICS
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from memprobe.compare import Comparison
+
+MOST = 8
+"""Checkpoints, or arms, that a verdict names one by one."""
+
+
+def of_checkpoint(
+    label: str,
+    *,
+    n: int,
+    n_layers: int,
+    k: int,
+    exact: float | None,
+    median: float | None,
+    never: float | None,
+    chance_never: float | None = None,
+    net: Sequence[float | None] | None = None,
+) -> str:
+    """How much a checkpoint recalls, at which depth that surfaces, and whether it is above chance.
+
+    Args:
+        median: first occurrence of the median fact; ``None`` where half never occur.
+        never: share of facts that never reach the top k; ``chance_never`` of shuffled answers.
+        net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
+    """
+    facts = wording.count(n, "fact")
+    said = (
+        f"{label} recalls {wording.percent(exact, 0)} of {facts}."
+        if exact is not None
+        else f"{label}: {facts}."
+    )
+    if median is None:
+        placed = f"Fewer than half of them ever reach the top {k}"
+    elif median >= n_layers:
+        placed = f"The median fact reaches the top {k} only at the last depth, {n_layers} of {n_layers}"
+    else:
+        placed = f"The median fact reaches the top {k} at depth {median:.0f} of {n_layers}"
+    if never is not None:
+        placed += f"; {wording.percent(never, 0)} never do"
+        placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
+    found = [said, f"{placed}."]
+    if net is not None and net[0] is not None:
+        found.append(f"Against shuffled answers that is {_moved(*net)}.")
+    return " ".join(found)
+
+
+def _moved(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference in depths, in words: how far, which way, how sure."""
+    if value is None:
+        return "not known"
+    if low is None or high is None:
+        return f"{abs(value):.1f} depths {_way('lof', value)}"
+    if low <= 0 <= high:
+        return f"no earlier and no later beyond chance ({wording.interval(value, low, high, '+.1f')} depths)"
+    near, far = sorted((abs(low), abs(high)))
+    return f"{wording.interval(abs(value), near, far, '.1f')} depths {_way('lof', value)}"
+
+
+def _way(statistic: str, value: float) -> str:
+    row = STATISTICS[statistic]
+    return row.more if value > 0 else row.less
+
+
+def of_placement(row: Mapping[str, Any], k: int) -> str:
+    """:func:`of_checkpoint` of a row of the table ``placement``."""
+    return of_checkpoint(
+        row["checkpoint"],
+        n=row["n"],
+        n_layers=row["n_layers"],
+        k=k,
+        exact=row["exact"],
+        median=row["lof_median"],
+        never=row["share_never"],
+        net=[row[f"net_lof_restricted_mean{end}"] for end in ("", "_low", "_high")],
+    )
+
+
+def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
+    """:func:`of_checkpoint` of an entry of ``summary.json``."""
+    exact = entry["exact_match"] if entry["exact_match"] is not None else entry["exact_tokens"]
+    return of_checkpoint(
+        label,
+        n=entry["n"],
+        n_layers=len(entry["normalised_frequency"]),
+        k=k,
+        exact=exact,
+        median=entry["lof"]["median"],
+        never=entry["lof"]["never"],
+        chance_never=entry["shuffled_lof"]["never"],
+    )
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What a comparison finds: the reference, then what differs from it, by how much and how sure; some ten lines."""
+    settings, tables = comparison.settings, comparison.tables
+    reference = settings["reference"]
+    placed = tables["placement"]
+    lines = [of_placement(placed.row(by_predicate=_is("checkpoint", reference), named=True), settings["k"])]
+    over = tables["arm_differences"].drop_nulls("low")
+    if len(over):
+        return lines + _of_arms(over)
+    held = {
+        (row["checkpoint"], row["statistic"]): row["held"] for row in _against(tables["claims"], reference)
+    }
+    rows = {
+        (row["checkpoint"], row["statistic"]): row
+        for row in _against(tables["differences"], reference)
+        if row["on"] == "all"
+    }
+    others = list(dict.fromkeys(label for label, _ in rows))
+    for label in others[:MOST]:
+        depth, exact = rows[label, "lof_restricted"], rows[label, "exact"]
+        lines.append(
+            f"{label} against {reference}: {_recalled(exact)}; facts surface {_moved(*_edges(depth))}"
+            f"{_in_both(held.get((label, 'lof_restricted')), depth)}."
+        )
+    if len(others) > MOST:
+        lines.append(f"And {len(others) - MOST} more.")
+    return lines
+
+
+def _of_arms(over: pl.DataFrame) -> list[str]:
+    lines = []
+    last = over["stage"].to_list()[-1]
+    rows = {(row["arm"], row["statistic"]): row for row in over.filter(stage=last).iter_rows(named=True)}
+    arms = list(dict.fromkeys(arm for arm, _ in rows))
+    for arm in arms[:MOST]:
+        exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
+        parts = [_recalled(exact)] if exact else []
+        parts += [f"facts surface {_moved(*_edges(depth))}"] if depth else []
+        one = exact or depth
+        if one and parts:
+            lines.append(
+                f"Arm {arm} against {one['reference']} after stage {last}, {one['seeds']} seeds: {'; '.join(parts)}."
+            )
+    if len(arms) > MOST:
+        lines.append(f"And {len(arms) - MOST} more arms.")
+    return lines
+
+
+def _recalled(row: Mapping[str, Any]) -> str:
+    value, low, high = _edges(row)
+    if value is None:
+        return "recall not known"
+    edges = wording.interval(
+        100 * value, None if low is None else 100 * low, None if high is None else 100 * high, "+.0f"
+    )
+    if low is None or high is None or low <= 0 <= high:
+        return f"recall differs by {edges} points, which may be chance"
+    return f"{edges} points of recall"
+
+
+def _in_both(held: bool | None, row: Mapping[str, Any]) -> str:
+    """Whether a claim of placement is held; nothing where none is made."""
+    _, low, high = _edges(row)
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    if held is None:
+        return " (not checked in the base model's readout)"
+    return ", also in the base model's readout" if held else ", but not in the base model's readout"
+
+
+def _edges(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    return row["difference"], row["low"], row["high"]
+
+
+def _against(table: pl.DataFrame, reference: str) -> list[dict[str, Any]]:
+    return table.filter(reference=reference).to_dicts()
+
+
+def _is(column: str, value: str) -> Any:
+    import polars as pl
+
+    return pl.col(column) == value
