@@ -172,7 +172,8 @@ def _capture_batch(
         # Two names for one lens, such as a base model's own readout and the base's, are read once.
         same = (id(lens.readout), lens.kind, lens.digest)
         if same not in read:
-            hidden = [lens.transform_hidden(residuals[depth], depth) for depth in range(depths)]
+            # A leading axis stays: DeepSeek V4's head takes streams as [batch, position, stream, d_model] only.
+            hidden = [lens.transform_hidden(residuals[depth, None], depth)[0] for depth in range(depths)]
             read[same] = read_rows(
                 lens, rearrange(hidden, "depth site d -> (depth site) d"), every, plan.intrusions
             )
@@ -252,7 +253,7 @@ def _said(
     That is read with its own norm and unembedding, whatever the lenses: at full depth none of them has a map.
     """
     if own is None:
-        hidden = lens_model.lens.transform_hidden(last)
+        hidden = lens_model.lens.transform_hidden(last[None])[0]
         own = read_rows(lens_model.lens, hidden, targets[:, :1], {})[0]
     return (own.rank[-len(last) :, 0] == 0).tolist(), np.isfinite(own.entropy[-len(last) :]).tolist()
 

@@ -8,7 +8,7 @@ from tokenizers import normalizers, processors
 from memprobe.answers import exact_match
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
-from memprobe.factoids import make_factoid
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.models import wrap
 from memprobe.statistics.holding import by_rule
 from memprobe.templates import LEAD, Template, tokenise
@@ -107,7 +107,7 @@ def test_answers_that_unicode_can_write_in_two_ways():
 def test_text_that_is_no_unicode_names_its_factoid():
     for prompt, answer in (("The \ud800 is", "x"), ("The hill is", "L\udfffx")):
         with pytest.raises(MemprobeError, match="half a surrogate pair"):
-            tokenise(make_factoid(prompt, answer, "test"), Template("plain"), byte_level())
+            tokenise(Factoid(prompt, answer, "test", "an-id"), Template("plain"), byte_level())
 
 
 def test_a_token_beyond_the_embedding_names_its_factoid():
