@@ -71,19 +71,38 @@ def parse_graft(spec: str) -> tuple[str, str, Graft]:
     if not text.endswith(")"):
         raise MemprobeError(f"{spec}: the bracket of graft( is not closed")
     arguments = _split(text[len(_START) : -1], spec)
-    how = "write graft(INTO, FROM, blocks=5-10, parts=all)"
+    named, arguments = _named_last(arguments, spec, "write graft(INTO, FROM, blocks=5-10, parts=all)", keep=2)
+    given = [text for text in arguments if text and not _NAMED.match(text)]
+    if len(given) < 2:
+        raise MemprobeError(
+            f"{spec}: names {len(given)} of two checkpoints; write graft(INTO, FROM, blocks=5-10, parts=all)"
+        )
+    return arguments[0], arguments[1], make_graft(named.get("blocks"), named.get("parts"), spec)
+
+
+def parse_places(text: str) -> Graft:
+    """Blocks and parts without checkpoints: ``blocks=5``, ``blocks=5-10, parts=mlp``, ``parts=embeddings``.
+
+    Raises:
+        MemprobeError: not of that form, no block named, or an unknown part.
+    """
+    named, _ = _named_last(_split(text, text), text, "write blocks=5 or blocks=5-10, parts=mlp")
+    return make_graft(named.get("blocks"), named.get("parts"), text)
+
+
+def _named_last(
+    arguments: list[str], spec: str, how: str, *, keep: int = 0
+) -> tuple[dict[str, str], list[str]]:
+    """What ``blocks=`` and ``parts=`` say at the end of some arguments, and the first ``keep`` ones."""
     named: dict[str, str] = {}
-    while len(arguments) > 2:
-        name, equals, value = arguments.pop().partition("=")
+    for argument in arguments[: keep - 1 : -1] if keep else arguments[::-1]:
+        name, equals, value = argument.partition("=")
         if not equals or name.strip() not in ("blocks", "parts"):
             raise MemprobeError(f"{spec}: {name.strip()!r} is not blocks=… or parts=…; {how}")
         if name.strip() in named:
             raise MemprobeError(f"{spec}: names its {name.strip()} twice")
         named[name.strip()] = value.strip()
-    given = [text for text in arguments if text and not _NAMED.match(text)]
-    if len(given) < 2:
-        raise MemprobeError(f"{spec}: names {len(given)} of two checkpoints; {how}")
-    return arguments[0], arguments[1], make_graft(named.get("blocks"), named.get("parts"), spec)
+    return named, arguments[:keep]
 
 
 def make_graft(blocks: str | None, parts: str | None, spec: str = "graft") -> Graft:

@@ -11,7 +11,7 @@ from memprobe.checkpoints import fingerprint, resolve, split_label
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.grafting import donor_of, sweep_batches
-from memprobe.grafts import Graft, make_graft, parse_graft
+from memprobe.grafts import Graft, make_graft, parse_graft, parse_places
 from memprobe.models import after_blocks, load, wrap
 from memprobe.parts import parameter_places
 from memprobe.patching import own_log_probs, patch_batches, plan_patches
@@ -146,6 +146,22 @@ def test_specs():
     assert make_graft(None, "embeddings").blocks is None
     assert split_label("g=graft(a, b, blocks=1)") == ("g", "graft(a, b, blocks=1)")
     assert split_label("graft(a, b, blocks=1)") == (None, "graft(a, b, blocks=1)")
+
+
+def test_places_are_written_as_in_a_graft():
+    assert parse_places("blocks=5") == Graft((5, 5))
+    assert parse_places(" parts = mlp+attn , blocks = 2-3 ") == Graft((2, 3), ("mlp", "attn"))
+    assert parse_places("parts=embeddings") == Graft(None, ("embeddings",))
+    for text, said in (
+        ("", "is not blocks="),
+        ("5", "'5' is not blocks="),
+        ("parts=mlp", "names no block"),
+        ("blocks=1, blocks=2", "twice"),
+        ("blocks=3-2", "counted from 1"),
+        ("blocks=1, parts=gate", "no part 'gate'"),
+    ):
+        with pytest.raises(MemprobeError, match=said):
+            parse_places(text)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from training.data import Prepared, row_to_json
 from training.recipe import Recipe, to_toml
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.mixing import Schedule
     from training.stage import Progress, StageTrainer
@@ -219,3 +219,24 @@ def with_adapter(model: PreTrainedModel, rank: int, alpha: float, checkpointing:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def train_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, places: str, label: str) -> int:
+    """Freezes every weight but those of some blocks or parts; how many numbers are trained.
+
+    Args:
+        places: see :func:`memprobe.grafts.parse_places`.
+
+    Raises:
+        MemprobeError: the model has no such block or part.
+    """
+    from memprobe.grafts import parse_places
+    from memprobe.models import after_blocks, blocks_of
+    from memprobe.parts import chosen_names, parameter_places
+
+    final = after_blocks(model, tokenizer, label)
+    known = parameter_places(model, blocks_of(model, label), final)
+    chosen = chosen_names(known, parse_places(places), label)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
+from memprobe.grafts import parse_places
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
@@ -148,6 +149,8 @@ class Stage(Part):
         n: a seeded subset of so many rows; default: all.
         held_out: rows of tasks and texts beside the n, never trained, on which the stage is evaluated
             (factoids are to be memorised, so they are evaluated on the very rows).
+        train: the weights that are trained, every other one staying as it is: ``blocks=5``, ``blocks=5-10``, or
+            ``blocks=5, parts=mlp`` (also ``attn``, ``norms``); blocks count from 1. Default: all.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -164,12 +167,22 @@ class Stage(Part):
     replay: Replay | None = None
     penalty: AnyPenalty | None = None
     lora: Lora | None = None
+    train: str | None = None
     checkpoints: Along | None = None
+
+    @field_validator("train")
+    @classmethod
+    def _places(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_places(text)
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
         if self.unknown is not None and self.kind != "factoids":
             raise ValueError("unknown: only factoids can be asked")
+        if self.train is not None and self.lora is not None:
+            raise ValueError("train: lora trains adapters and none of the model's own weights; leave one out")
         if self.match is not None and not self.mixing:
             raise ValueError("match: names the mixing whose length is matched; give mixing")
         if self.match is not None and (self.stop.loss is not None or self.stop.exact_match):
@@ -258,6 +271,11 @@ class Recipe(Part):
             if stage.lora and self.precision.fsdp:
                 raise ValueError(
                     f"stages.{number}.lora: merging needs whole weights, and precision.fsdp shards them; leave one out"
+                )
+            if stage.train and self.precision.fsdp:
+                raise ValueError(
+                    f"stages.{number}.train: weights are trained or not by name, and precision.fsdp shards them; leave "
+                    "one out"
                 )
             if stage.penalty and stage.penalty.holds_weights and stage.lora:
                 raise ValueError(

@@ -36,6 +36,7 @@ from training.checkpoint import (
     About,
     check_causal,
     save_model,
+    train_only,
     weights_at,
     weights_of,
     with_adapter,
@@ -326,6 +327,11 @@ class _Run:
         measure = Interference(recipe, number, parent, prepared, own, make, state)
         if self.main:
             measure.at_start(model)
+        if stage.train is not None:
+            if recipe.precision.gradient_checkpointing:
+                model.enable_input_require_grads()
+            trained = train_only(model, tokenizer, stage.train, f"stages.{number}.train")
+            self.report.say(f"{name}: {stage.train} alone: {trained:,} of {model.num_parameters():,} weights")
         penalty = self._penalty(number, model, parent, prepared, make)
         if stage.lora:
             model = with_adapter(

@@ -243,6 +243,43 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_weights(
     assert not (out / ".state").exists()
 
 
+@pytest.mark.parametrize(
+    ("places", "moved"),
+    [
+        ("blocks=2", r"model\.layers\.1\."),
+        ("blocks=1-2, parts=mlp", r"model\.layers\.[01]\.mlp\."),
+        ("blocks=3, parts=attn+norms", r"model\.layers\.2\.(self_attn|.*norm)"),
+        ("parts=head", r"model\.norm|lm_head"),
+    ],
+)
+def test_a_stage_trains_the_weights_it_names_and_no_other(places, moved, tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "kvr:6", "epochs": 2, "train": places}]
+    stages += [{"name": "b", "data": "kvr:6:validation", "epochs": 1}]
+    recipe = small(tiny_checkpoint, "ewc(strength=1)", stages=stages, evaluate={"interference": True})
+    last = run(recipe, tmp_path / "run", quiet=True)
+    base, first, second = weights(tiny_checkpoint), weights(last.parent / "1-a"), weights(last)
+    changed = {name for name in base if not torch.equal(base[name], first[name])}
+    assert changed == {name for name in base if re.match(moved, name)}
+    assert all(not torch.equal(first[name], second[name]) for name in base)
+    assert parse_recipe(tomllib.loads(to_toml(recipe))) == recipe
+
+
+def test_a_stage_of_one_block_under_ewc_holds_that_block(tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "kvr:6", "epochs": 1}]
+    stages += [{"name": "b", "data": "kvr:6:validation", "epochs": 2, "train": "blocks=2"}]
+    last = run(small(tiny_checkpoint, "ewc(strength=10)", stages=stages), tmp_path / "run", quiet=True)
+    first, second = weights(last.parent / "1-a"), weights(last)
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {name for name in first if name.startswith("model.layers.1.")}
+    assert json.loads((last / "metrics.jsonl").read_text().splitlines()[-1])["penalty"] > 0
+
+
+def test_a_block_that_the_model_does_not_have_is_named(tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "kvr:6", "train": "blocks=4"}]
+    with pytest.raises(MemprobeError, match=r"stages\.1\.train: blocks=4-4, but there are blocks 1 to 3"):
+        run(small(tiny_checkpoint, stages=stages), tmp_path / "run", quiet=True)
+
+
 @pytest.mark.parametrize("arm", ["lora(rank=4)", "kl(strength=0.5)", "joint"])
 def test_other_arms_go_on_as_well(arm, tiny_checkpoint, tmp_path, monkeypatch):
     from training import stage
