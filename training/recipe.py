@@ -174,7 +174,10 @@ class Stage(Part):
     @classmethod
     def _places(cls, text: str | None) -> str | None:
         if text is not None:
-            parse_places(text)
+            try:
+                parse_places(text)
+            except MemprobeError as error:
+                raise ValueError(str(error)) from error  # which is told with its key
         return text
 
     @model_validator(mode="after")
