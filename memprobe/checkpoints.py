@@ -1,9 +1,9 @@
 """A checkpoint spec becomes files on disk, a fingerprint, and the manifest that training left there.
 
 Specs: a Hugging Face directory, a hub id (``owner/name`` or ``owner/name@revision``), a PEFT adapter
-directory, a run directory of ``training`` or one of its stages, a GGUF file or its directory, the alias
-``smollm2-135m``, and ``graft(INTO, FROM, blocks=5-10)`` of two of them (:mod:`memprobe.grafts`). ``LABEL=SPEC``
-names it. No weights are loaded here (see :mod:`memprobe.models`).
+directory, a run directory of ``training`` or one of its stages, a GGUF file or its directory, the alias of a
+packaged model (:mod:`memprobe.packaged`), and ``graft(INTO, FROM, blocks=5-10)`` of two of them
+(:mod:`memprobe.grafts`). ``LABEL=SPEC`` names it. No weights are loaded here (see :mod:`memprobe.models`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from memprobe import adapters, smollm2
+from memprobe import adapters
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json
 from memprobe.grafts import Graft, is_graft, parse_graft
+from memprobe.packaged import PACKAGED, folder
 from memprobe.templates import PLAIN
 from memprobe.weights import (
     PICKLES,
@@ -147,7 +148,7 @@ def split_label(text: str) -> tuple[str | None, str]:
             (label, spec)
             for label, spec in splits
             if _exists(spec.strip())
-            or spec.strip() == smollm2.ALIAS
+            or spec.strip() in PACKAGED
             or ("/" not in label and _HUB_ID.fullmatch(spec.strip()))
         ),
         splits[-1],
@@ -208,8 +209,8 @@ def _resolve(text: str, how: _How) -> Checkpoint:
     label, spec = split_label(text)
     if is_graft(spec):
         return _graft(spec, label, how)
-    if spec == smollm2.ALIAS:
-        return Checkpoint(spec, label or spec, smollm2.folder(cache_dir()), "weights", note=smollm2.NOTE)
+    if (model := PACKAGED.get(spec)) is not None:
+        return Checkpoint(spec, label or spec, folder(model, cache_dir()), "weights", note=model.note)
     path = Path(spec).expanduser() if _exists(spec) else Path(spec)
     if path.suffix == ".gguf" and _is_file(path):
         return Checkpoint(spec, label or path.stem, path.parent, "gguf", gguf_file=path.name)
@@ -426,7 +427,7 @@ def _adapter_base(path: Path, config: adapters.AdapterConfig, how: _How) -> Chec
     beside = path / name
     if _exists(str(beside)) and beside.is_dir():
         return _resolve(str(beside), how)
-    if _exists(name) or name == smollm2.ALIAS:
+    if _exists(name) or name in PACKAGED:
         return _resolve(name, how)
     if not _HUB_ID.fullmatch(name) or _is_local(name):
         raise MemprobeError(f"{path}: its base model {name!r} is not here; give --base SPEC")

@@ -22,7 +22,7 @@ Checkpoints = Annotated[
         "--ckpt",
         metavar="[LABEL=]SPEC",
         help="A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run "
-        "directory of `training`, a GGUF file, or smollm2-135m. Repeat it to compare.",
+        "directory of `training`, a GGUF file, smollm2-135m or gemma3-270m. Repeat it to compare.",
         show_default=False,
     ),
 ]
