@@ -1,0 +1,205 @@
+"""A plan: what is planted where, as a TOML file, and the cells that it unfolds into.
+
+A cell is one planted model and all verdicts on it. Kinds:
+
+    several   disjoint sets, each trained into a block of its own, together in one model
+    pair      the same, each set into two adjacent blocks
+    single    one set, into one block, in a model of its own
+    full      the same sets by ordinary fine-tuning of all weights: no truth, what do instruments say?
+    null      planted as ``several``, and asked about facts of the same source that were not planted
+
+Cells are worked on in the order of the file, so that the ones that matter most come first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from memprobe.errors import MemprobeError
+from memprobe.grafts import Graft
+from memprobe.templates import Template
+from training.parts import Part, read_toml, validated
+
+Kind = Literal["several", "pair", "single", "full", "null"]
+Places = Literal["all", "attn", "mlp"]
+
+
+class Planting(Part):
+    """How sets are trained.
+
+    Attributes:
+        rate: AdamW's learning rate for a set's block; ``full_rate`` for all weights.
+        steps: at most so many.
+        past: steps to go on once all facts are said.
+        absent: the chance with which, in a step on one set, each other set's block is the base's: a set learns to be
+            said by its own block, whatever the others hold.
+        every: steps between two looks at what the model says.
+        clip: a set's gradients are shortened to this length.
+    """
+
+    rate: float = Field(1e-3, gt=0)
+    full_rate: float = Field(2e-4, gt=0)
+    steps: int = Field(300, ge=1)
+    past: int = Field(10, ge=0)
+    absent: float = Field(0.5, ge=0, le=1)
+    every: int = Field(5, ge=1)
+    clip: float = Field(1.0, gt=0)
+
+
+class Fits(Part):
+    """Lenses that are fitted to the base where ``--lens`` gives none; no tokens: that kind is left out.
+
+    Attributes:
+        texts: a source or file of passages.
+        linear, tuned, jacobian: tokens to fit on.
+        tuned_steps: of each half.
+    """
+
+    texts: str = "generic"
+    length: int = Field(64, ge=2)
+    jacobian_length: int = Field(48, ge=18)
+    linear: int = Field(24_000, ge=0)
+    tuned: int = Field(12_000, ge=0)
+    tuned_steps: int = Field(24, ge=1)
+    jacobian: int = Field(192, ge=0)
+    held_out: int = Field(8, ge=2)
+
+
+class Row(Part):
+    """Cells of one kind: every combination of what is listed, for every seed.
+
+    Attributes:
+        facts: how many a set has (default: the plan's).
+        parts: what of a block is trained.
+        blocks: instead of the plan's.
+        seeds: instead of the plan's.
+    """
+
+    kind: Kind
+    sources: tuple[str, ...] = ("kvr",)
+    parts: tuple[Places, ...] = ("all",)
+    facts: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+class PlanFile(Part):
+    """A whole plan.
+
+    Attributes:
+        base: checkpoint spec.
+        blocks: one set each, counted from 1.
+        facts: of a set.
+        instruments: names, or what names begin with (default: all).
+    """
+
+    base: str
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    blocks: tuple[int, ...] = Field(min_length=1)
+    facts: int = Field(16, ge=2)
+    template: str = "plain"
+    instruments: tuple[str, ...] = ()
+    planting: Planting = Planting()
+    fits: Fits = Fits()
+    cells: tuple[Row, ...] = Field(min_length=1)
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, text: str) -> str:
+        Template.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _blocks(self) -> PlanFile:
+        for blocks in (self.blocks, *(row.blocks for row in self.cells if row.blocks)):
+            if len(set(blocks)) < len(blocks) or min(blocks) < 1:
+                raise ValueError("blocks: each once, counted from 1")
+        for row in self.cells:
+            blocks = sorted(row.blocks or self.blocks)
+            if row.kind == "pair" and any(b - a < 2 for a, b in pairwise(blocks)):
+                raise ValueError("cells of kind pair: sets share a block; leave a block between them")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One planted model.
+
+    Attributes:
+        places: for each set, where it is trained; empty for ``full``.
+        facts: of a set.
+        sets: how many.
+    """
+
+    kind: Kind
+    source: str
+    part: Places
+    facts: int
+    seed: int
+    places: tuple[Graft, ...]
+    sets: int
+
+    @property
+    def name(self) -> str:
+        """For files: ``several-kvr-mlp-16-s0``, ``single-kvr-all-16-b5-s0``."""
+        block = f"-b{self.places[0].blocks[0]}" if self.kind == "single" and self.places[0].blocks else ""
+        source = self.source.replace(":", "+").replace("/", "+")
+        return f"{self.kind}-{source}-{self.part}-{self.facts}{block}-s{self.seed}"
+
+    @property
+    def truth(self) -> list[tuple[int, int]] | None:
+        """For each set its first and last block; ``None`` where nobody knows."""
+        if self.kind in ("full", "null"):
+            return None
+        return [place.blocks for place in self.places if place.blocks is not None]
+
+
+def read_plan(path: Path) -> PlanFile:
+    """A validated plan.
+
+    Raises:
+        MemprobeError: with the file, the key and what is wrong with it.
+    """
+    return parse_plan(read_toml(path), str(path))
+
+
+def parse_plan(data: dict[str, Any], where: str = "plan") -> PlanFile:
+    """A validated plan from plain data.
+
+    Raises:
+        MemprobeError: see :func:`read_plan`, or two cells are the same.
+    """
+    plan = validated(PlanFile, data, where)
+    names = [cell.name for cell in cells_of(plan)]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise MemprobeError(f"{where}: cells: {repeated} stands twice")
+    return plan
+
+
+def cells_of(plan: PlanFile) -> list[Cell]:
+    """The cells, in the order in which they are worked on."""
+    found = []
+    for row in plan.cells:
+        blocks = row.blocks or plan.blocks
+        for seed, source, part, facts in product(
+            row.seeds or plan.seeds, row.sources, row.parts, row.facts or (plan.facts,)
+        ):
+            parts = (part,)
+            if row.kind == "single":
+                groups = [(Graft((block, block), parts),) for block in blocks]
+            elif row.kind == "pair":
+                groups = [tuple(Graft((block, block + 1), parts) for block in blocks)]
+            elif row.kind == "full":
+                groups = [()]
+            else:
+                groups = [tuple(Graft((block, block), parts) for block in blocks)]
+            found += [
+                Cell(row.kind, source, part, facts, seed, places, len(places) or len(blocks))
+                for places in groups
+            ]
+    return found

@@ -1,0 +1,239 @@
+"""Planting: disjoint sets of facts, each trained into its own block, and the proof that it lies there.
+
+In a step on a set its own block alone is updated. In every other set's block the step sees the trained weights or, by
+chance (``absent``), the base's: so that a set does not come to lean on what another one's block happens to hold. All
+gradients of a round are taken at the same weights; then every block takes its step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from analyses.instruments.plan import Planting
+from memprobe.factoids import Factoid
+from memprobe.grafts import Graft
+from memprobe.models import LensModel, after_blocks, evaluating
+from memprobe.partial import exchanged
+from memprobe.parts import chosen_names, parameter_places
+from training.batches import micro_batches, padded
+from training.data import ExampleMaker
+from training.gradients import kept_logits
+from training.stage import rows_exact
+
+if TYPE_CHECKING:
+    from training.batches import MicroBatch
+
+LOST, KEPT = 0.25, 0.5
+"""A set is lost where at most this share is still said, and the others are kept where more than that share is."""
+ROWS = 64
+_WARMUP = 10
+
+
+@dataclass(frozen=True)
+class Planted:
+    """How planting went.
+
+    Attributes:
+        steps: taken.
+        said: by set, the share of its facts that the model says in the end.
+        reset_own: by set, the share still said with its block reset to the base's; NaN for ``full``.
+        reset_others: by set, the share of the other learned sets' facts still said then; NaN where there are none.
+        moved: by set, the norm of the change of its weights, relative to their own.
+    """
+
+    steps: int
+    said: list[float]
+    reset_own: list[float]
+    reset_others: list[float]
+    moved: list[float]
+
+    @property
+    def learned(self) -> list[bool]:
+        """By set, whether every fact is said."""
+        return [share == 1 for share in self.said]
+
+    @property
+    def valid(self) -> bool:
+        """Whether, for every set that was learned, resetting its block loses it and keeps most of the others."""
+        checked = [
+            own <= LOST and (others != others or others > KEPT)
+            for own, others, learned in zip(self.reset_own, self.reset_others, self.learned, strict=True)
+            if learned
+        ]
+        return bool(checked) and all(checked)
+
+
+class Plant:
+    """A model with sets to be planted.
+
+    Attributes:
+        parameters: by set, what is trained: name and parameter.
+        own: by name, the base's tensors of all that is trained.
+    """
+
+    def __init__(
+        self, model: LensModel, sets: Sequence[Sequence[Factoid]], places: Sequence[Graft], template: str
+    ):
+        """Finds the weights of each set's place; without places, all sets share all weights.
+
+        Raises:
+            MemprobeError: the model has no such block or part, or a fact does not fit it.
+        """
+        self.model = model
+        network = model.model
+        network.requires_grad_(False)
+        known = parameter_places(network, model.blocks, after_blocks(network, model.tokenizer, model.label))
+        names = [chosen_names(known, place, model.label) for place in places]
+        self.parameters: list[list[tuple[str, nn.Parameter]]] = [
+            [(name, parameter) for name, parameter in network.named_parameters() if name in chosen]
+            for chosen in names or [{name for name, _ in network.named_parameters()}]
+        ]
+        self.own = {name: p.detach().clone() for group in self.parameters for name, p in group}
+        make = ExampleMaker(template, model.tokenizer, model.max_length or 1024)
+        self.examples = [[make(fact) for fact in one] for one in sets]
+        self.batches = [micro_batches(examples, ROWS) for examples in self.examples]
+
+    def train(
+        self,
+        how: Planting,
+        seed: int,
+        *,
+        say: Callable[[int, float, list[float]], None] = lambda *_: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Trains until every fact is said at two looks in a row, and ``past`` steps more.
+
+        Args:
+            say: told of steps, loss and the share of every set that is said.
+            check: called in every step; may raise to stop.
+
+        Returns:
+            Steps taken.
+        """
+        full = len(self.parameters) < len(self.batches)
+        groups = [[(name, p) for one in self.parameters for name, p in one]] if full else self.parameters
+        rate = how.full_rate if full else how.rate
+        optimiser = torch.optim.AdamW(
+            [p for group in groups for _, p in group], lr=rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        generator = torch.Generator().manual_seed(seed)
+        whole = [batch for batches in self.batches for batch in batches]
+        since, before = None, False
+        with evaluating(self.model.model), torch.inference_mode(False):
+            for step in range(1, how.steps + 1):
+                check()
+                for settings in optimiser.param_groups:
+                    settings["lr"] = rate * min(1.0, step / _WARMUP)
+                losses = [
+                    self._gradients(number, whole if full else self.batches[number], groups, how, generator)
+                    for number in range(len(groups))
+                ]
+                optimiser.step()
+                optimiser.zero_grad()
+                if since is not None:
+                    if step >= since + how.past:
+                        return step
+                elif step % how.every == 0:
+                    said = self.said()
+                    say(step, sum(losses) / len(losses), said)
+                    if min(said) == 1 and before:
+                        since = step
+                        if not how.past:
+                            return step
+                    before = min(said) == 1
+        return how.steps
+
+    def _gradients(
+        self,
+        number: int,
+        batches: Sequence[MicroBatch],
+        groups: Sequence[Sequence[tuple[str, nn.Parameter]]],
+        how: Planting,
+        generator: torch.Generator,
+    ) -> float:
+        """Puts a group's gradients into ``grad``; the mean loss of a token."""
+        parameters = [p for _, p in groups[number]]
+        away = torch.rand(len(groups), generator=generator) < how.absent
+        absent = [group for place, group in enumerate(groups) if place != number and bool(away[place])]
+        tokens = sum(len(batch["labels"]) for batch in batches)
+        total = torch.zeros((), device=self.model.device)
+        with torch.enable_grad(), self.reset(absent), _training(parameters):
+            for batch in batches:
+                logits = kept_logits(self.model.model, batch)
+                labels = batch["labels"].to(logits.device)
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / tokens
+                loss.backward(inputs=parameters)
+                total += loss.detach()
+        nn.utils.clip_grad_norm_(parameters, how.clip)
+        return float(total)
+
+    @contextlib.contextmanager
+    def reset(self, groups: Sequence[Sequence[tuple[str, nn.Parameter]]]) -> Iterator[None]:
+        """Some groups' parameters are the base's meanwhile."""
+        with exchanged([(p, self.own[name]) for group in groups for name, p in group]):
+            yield
+
+    @torch.no_grad()
+    def said(self) -> list[float]:
+        """By set, the share of facts whose tokens are all the argmax."""
+        everything = [(place, row) for place, rows in enumerate(self.examples) for row in rows]
+        right = [0] * len(self.examples)
+        with evaluating(self.model.model):
+            for start in range(0, len(everything), ROWS):
+                some = everything[start : start + ROWS]
+                batch = padded([row for _, row in some])
+                logits = kept_logits(self.model.model, batch)
+                labels, kept_row = (batch[name].to(logits.device) for name in ("labels", "kept_row"))
+                exact = rows_exact(logits, labels, kept_row, len(some)).tolist()
+                for (place, _), one in zip(some, exact, strict=True):
+                    right[place] += one
+        return [count / len(rows) for count, rows in zip(right, self.examples, strict=True)]
+
+    def verify(self, steps: int) -> Planted:
+        """What each set's block holds: every set's block is reset in turn."""
+        said = self.said()
+        full = len(self.parameters) < len(self.batches)
+        own, others = [], []
+        for place in range(len(said)):
+            if full:
+                own.append(float("nan"))
+                others.append(float("nan"))
+                continue
+            with self.reset([self.parameters[place]]):
+                left = self.said()
+            rest = [left[other] for other in range(len(said)) if other != place and said[other] == 1]
+            own.append(left[place])
+            others.append(sum(rest) / len(rest) if rest else float("nan"))
+        return Planted(steps, said, own, others, [self._moved(group) for group in self.parameters])
+
+    def _moved(self, group: Sequence[tuple[str, nn.Parameter]]) -> float:
+        change = sum(float((p - self.own[name]).double().square().sum()) for name, p in group)
+        return (change / sum(float(self.own[name].double().square().sum()) for name, _ in group)) ** 0.5
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained weights by name."""
+        return {name: p.detach() for group in self.parameters for name, p in group}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`state`."""
+        for group in self.parameters:
+            for name, parameter in group:
+                parameter.copy_(state[name])
+
+
+@contextlib.contextmanager
+def _training(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
