@@ -1,4 +1,11 @@
-"""The one exception that stands for bad input."""
+"""The one exception that stands for bad input, and how it names what there is instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MOST = 20
 
 
 class MemprobeError(Exception):
@@ -14,3 +21,17 @@ class Interrupted(MemprobeError):
     """Ctrl-C in long work; the message says what was kept."""
 
     exit_code = 130
+
+
+def among(given: object, known: Iterable[object], *, before: str = "choose") -> str:
+    """What there is instead of a name that is not: ``choose plain, tulu, chat; did you mean tulu?``
+
+    Args:
+        before: how the list begins.
+    """
+    names = list(dict.fromkeys(map(str, known)))
+    shown = names[:_MOST] + ([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])
+    found = f"{before} {', '.join(shown) or 'none'}"
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(str(given).casefold(), folded, 1)
+    return found + (f"; did you mean {folded[near[0]]}?" if near else "")

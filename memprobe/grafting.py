@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from memprobe.batching import batches_by_tokens
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.grafts import BLOCK_PARTS, OUTER_PARTS, Graft
 from memprobe.models import LensModel, after_blocks, evaluating
 from memprobe.partial import Copy, Swap, check_partial, exchanged, finish, run_whole
@@ -91,7 +91,7 @@ def sweep_batches(
     if wrong := [size for size in windows if not 1 <= size <= n_layers]:
         raise MemprobeError(f"--windows {wrong[0]}: {target.label} has {n_layers} blocks")
     if unknown := [part for part in parts if part not in (*BLOCK_PARTS, *OUTER_PARTS)]:
-        raise MemprobeError(f"--parts {unknown[0]}: choose {', '.join((*BLOCK_PARTS, *OUTER_PARTS))}")
+        raise MemprobeError(f"--parts {unknown[0]}: {among(unknown[0], (*BLOCK_PARTS, *OUTER_PARTS))}")
     parameters = dict(target.model.named_parameters())
     if {name: p.shape for name, p in parameters.items()} != donor.shapes:
         raise MemprobeError(f"{donor.label} into {target.label}: the two models differ in shape")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 BLOCK_PARTS = ("all", "attn", "mlp", "norms")
 OUTER_PARTS = ("embeddings", "head")
@@ -114,7 +114,7 @@ def make_graft(blocks: str | None, parts: str | None, spec: str = "graft") -> Gr
     chosen = tuple(dict.fromkeys(part.strip() for part in (parts or "all").split("+")))
     if unknown := [part for part in chosen if part not in (*BLOCK_PARTS, *OUTER_PARTS)]:
         raise MemprobeError(
-            f"{spec}: no part {unknown[0]!r}; choose {', '.join((*BLOCK_PARTS, *OUTER_PARTS))}"
+            f"{spec}: no part {unknown[0]!r}; {among(unknown[0], (*BLOCK_PARTS, *OUTER_PARTS))}"
         )
     inner = [part for part in chosen if part in BLOCK_PARTS]
     if not blocks:

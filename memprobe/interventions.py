@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.models import LensModel, decoder_of, evaluating
 from memprobe.parts import PARTS, Part, part_of
 from memprobe.subjects import subject_positions
@@ -379,7 +379,7 @@ def hook_output(lens_model: LensModel, part: Part, depth: int, edit: Callable[[T
 
 def _check_place(lens_model: LensModel, part: Part, depth: int) -> None:
     if part not in PARTS:
-        raise MemprobeError(f"{part!r} is no part of a block; choose {', '.join(PARTS)}")
+        raise MemprobeError(f"{part!r} is no part of a block; {among(part, PARTS)}")
     if part == "residual":
         if not 0 <= depth <= lens_model.n_layers:
             raise MemprobeError(f"{lens_model.label}: has depths 0 to {lens_model.n_layers}, not {depth}")

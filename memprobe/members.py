@@ -9,9 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
+
+_STEP = re.compile(r"(?:(?:step|checkpoint)[-_= ]?|@)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,54 @@ def chains_of(members: Sequence[Member]) -> list[Chain]:
     return chains
 
 
+@dataclass(frozen=True)
+class Series:
+    """Checkpoints along one training run, in the order of their steps.
+
+    Attributes:
+        name: of the run.
+        steps: of the optimiser, one for each member; each once.
+    """
+
+    name: str
+    members: list[Member]
+    steps: list[int]
+
+    @property
+    def labels(self) -> list[str]:
+        """Of its checkpoints."""
+        return [member.label for member in self.members]
+
+
+def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
+    """The training runs that several checkpoints lie along: those of a callback, of one stage, or whose labels differ
+    in the step alone.
+
+    Args:
+        least: runs with fewer checkpoints are left out.
+    """
+    found: dict[str, dict[int, Member]] = {}
+    for member in members:
+        manifest = member.manifest
+        step = member.step if member.step is not None else manifest.get("step", manifest.get("steps"))
+        if step is None:
+            continue
+        if member.arm is not None and member.stage is not None:
+            name = ", ".join(
+                filter(None, [member.arm, member.seed and f"seed {member.seed}", member.stage_title])
+            )
+        elif member.step is not None:
+            name = _STEP.sub("", member.label).rstrip("-_@:/= ") or "training"
+        else:
+            continue
+        found.setdefault(name, {}).setdefault(int(step), member)
+    return [
+        Series(name, [steps[step] for step in sorted(steps)], sorted(steps))
+        for name, steps in found.items()
+        if len(steps) >= least
+    ]
+
+
 def check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
     """Refuses probes whose ranks are not comparable.
 
@@ -137,7 +187,7 @@ def members_of(
         made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
         members.append(Member(label, probe, name, *made, step=_step(name, entry)))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
-        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {_listed(members)}")
+        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members
 
 
@@ -146,10 +196,11 @@ def _text(value: Any) -> str | None:
 
 
 def _step(name: str, entry: Mapping[str, Any]) -> int | None:
-    """Of a probe along training: ``step`` in its entry, else in its label (``step-200``, ``step=200``)."""
-    if entry.get("step") is not None:
-        return int(entry["step"])
-    found = re.search(r"step[-_= ]?(\d+)", name)
+    """Of a probe along training: ``step`` in its entry or manifest, else in its label (``step-200``, ``step=200``)."""
+    for told in (entry, entry.get("manifest") or {}):
+        if told.get("step") is not None:
+            return int(told["step"])
+    found = _STEP.search(name)
     return int(found[1]) if found else None
 
 
@@ -171,11 +222,11 @@ def named(members: Sequence[Member], label: str, parameter: str) -> Member:
     for member in members:
         if member.label == label:
             return member
-    raise MemprobeError(f"`{parameter}` {label!r}: no such checkpoint; there are {_listed(members)}")
+    raise MemprobeError(f"`{parameter}` {label!r}: no such checkpoint; {_instead(label, members)}")
 
 
-def _listed(members: Sequence[Member]) -> str:
-    return ", ".join(member.label for member in members)
+def _instead(label: str, members: Sequence[Member]) -> str:
+    return among(label, [member.label for member in members], before="there are")
 
 
 def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:

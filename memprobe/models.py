@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from memprobe.adapters import check_in_memory
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.files import first_line
 from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
@@ -129,7 +129,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if dtype not in names:
-        raise MemprobeError(f"--dtype {dtype}: choose auto, {', '.join(names)}")
+        raise MemprobeError(f"--dtype {dtype}: {among(dtype, ['auto', *names])}")
     return names[dtype]
 
 

@@ -377,7 +377,7 @@ def _open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid
         for key in _SAME:
             if run.get(key) != wanted[key]:
                 raise MemprobeError(
-                    f"{out}: patched with another {key} ({_short(run.get(key))}, now {_short(wanted[key])}); "
+                    f"{out}: these patches have {key} {_short(run.get(key))}; you asked for {_short(wanted[key])}; "
                     "use another --out, or --fresh to start over"
                 )
         run |= {key: wanted[key] for key in ("memprobe", "versions")}

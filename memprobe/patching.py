@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memprobe.batching import batches_by_tokens
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid
 from memprobe.interventions import NOISE, Corrupt, Spans, applied
 from memprobe.lenses import Lens
@@ -273,9 +273,9 @@ def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None
     return chosen
 
 
-def _check_choices(chosen: Sequence[str], among: Sequence[str], option: str) -> None:
-    if wrong := [name for name in chosen if name not in among]:
-        raise MemprobeError(f"{option} {wrong[0]}: choose {', '.join(among)}")
+def _check_choices(chosen: Sequence[str], known: Sequence[str], option: str) -> None:
+    if wrong := [name for name in chosen if name not in known]:
+        raise MemprobeError(f"{option} {wrong[0]}: {among(wrong[0], known)}")
 
 
 def _columns(

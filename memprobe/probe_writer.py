@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_text
@@ -141,21 +142,20 @@ def _refuse_other_run(found: Probe, wanted: Mapping[str, Any]) -> None:
     _refuse_other_lenses(found, wanted["lenses"])
     for key in _SAME:
         ours, theirs = found.run.get(key), wanted[key]
-        if ours != theirs and (
-            ours or theirs
-        ):  # probes of old said nothing of intrusions where there were none
-            what = f"{'other' if key[-1] == 's' else 'another'} {key} ({_short(ours)}, now {_short(theirs)})"
-            raise MemprobeError(f"{found.path}: probed with {what}{_MEND}")
+        # Probes of old said nothing of intrusions where there were none.
+        if ours != theirs and (ours or theirs):
+            raise MemprobeError(f"{found.path}: {_holds(key, ours, theirs)}{_MEND}")
 
 
 def _refuse_other_lenses(found: Probe, wanted: Mapping[str, Any]) -> None:
     if found.lenses != list(wanted):
-        what = f"other lenses ({_short(found.lenses)}, now {_short(list(wanted))})"
-        raise MemprobeError(f"{found.path}: probed with {what}{_MEND}")
+        raise MemprobeError(f"{found.path}: {_holds('lens', found.lenses, list(wanted))}{_MEND}")
     ours, theirs = _lens_marks(found.run["lenses"]), _lens_marks(wanted)
     for name in wanted if found.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
         if ours[name] != theirs[name]:
-            raise MemprobeError(f"{found.path}: probed with another lens under the name {name!r}{_MEND}")
+            raise MemprobeError(
+                f"{found.path}: the lens {name!r} of this probe is another one than yours{_MEND}"
+            )
 
 
 def _lens_marks(lenses: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,9 +164,23 @@ def _lens_marks(lenses: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {key: entry.get(key) for key in names} for name, entry in lenses.items()}
 
 
+def _holds(key: str, ours: Any, theirs: Any) -> str:
+    """What a directory holds, and what was asked of it: two sentences with what differs between them."""
+    if key != "factoids":
+        return f"this probe has {key} {_short(ours)}; you asked for {_short(theirs)}"
+    there, asked = (f"{wording.count(facts['n'], 'fact')} from {_source(facts)}" for facts in (ours, theirs))
+    if there == asked:
+        asked = f"{theirs['n']:,} others (hash {theirs['hash'][:8]}, here {ours['hash'][:8]})"
+    return f"this directory holds a probe of {there}; you asked for {asked}"
+
+
+def _source(facts: Mapping[str, Any]) -> str:
+    return "a file" if facts["source"] == "file" else facts["source"]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, dict) and "hash" in value:
-        return f"{value['n']} of {value['source']}, hash {value['hash'][:8]}"
+        return f"{wording.count(value['n'], 'fact')} from {_source(value)}, hash {value['hash'][:8]}"
     if isinstance(value, dict | list):
         return ", ".join(value) or "none"
     return str(value)

@@ -29,7 +29,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
 from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
@@ -160,7 +160,7 @@ class Probe:
         for name, known, what in ((lens, self.lenses, "lens"), (position, self.positions, "position")):
             if name not in known:
                 raise MemprobeError(
-                    f"{self.path}: not read with {what} {name!r}; there are {', '.join(known)}"
+                    f"{self.path}: not read with {what} {name!r}; {among(name, known, before='there are')}"
                 )
         return replace(self, run=self.run | _told(self.run["lenses"][lens]), lens=lens, position=position)
 
@@ -202,7 +202,7 @@ class Probe:
         labels = self.checkpoints if checkpoints is None else list(checkpoints)
         if unknown := [label for label in labels if label not in self.run["checkpoints"]]:
             raise MemprobeError(
-                f"{self.path}: no checkpoint {unknown[0]!r}; there are {', '.join(self.checkpoints)}"
+                f"{self.path}: no checkpoint {unknown[0]!r}; {among(unknown[0], self.checkpoints, before='there are')}"
             )
         frames = [self.scan_file(file, table, only) for file, only in self._files(table, labels)]
         rows = pl.concat([pl.LazyFrame(schema=TABLES[table]), *frames])
@@ -213,7 +213,7 @@ class Probe:
             known = self.run["lenses" if name == "lens" else "positions"]
             if unknown := [one for one in wanted if one not in known]:
                 raise MemprobeError(
-                    f"{self.path}: not read with {name} {unknown[0]!r}; there are {', '.join(known)}"
+                    f"{self.path}: not read with {name} {unknown[0]!r}; {among(unknown[0], known, before='there are')}"
                 )
             if len(known) > 1:
                 rows = rows.filter(pl.col(name).is_in(wanted))

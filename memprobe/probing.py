@@ -60,7 +60,7 @@ _NAMED = 3  # factoids that are named where many are counted
 _PACKAGES = ("torch", "transformers", "transformer-lens", "polars")
 
 Progress = Callable[[str, int, int], None]
-"""Called with (label, factoids done, factoids in all)."""
+"""Called with (label, factoids done, factoids in all): first with what is kept of an earlier call, then on."""
 
 
 def probe(
@@ -228,6 +228,8 @@ def probe(
                 )
             if entry is not None and entry["complete"]:
                 remove_parts(out, item.label)
+                if progress is not None:
+                    progress(item.label, len(factoids), len(factoids))
             else:
                 capture_one(item, run)  # one model at a time: it is gone when this returns
             entry = run["checkpoints"][item.label]

@@ -24,7 +24,10 @@ class PromptReading:
         tokens: [position] the prompt's tokens.
         top1: [depth][position] the most probable next token.
         probability: [depth][position] its probability.
-        top: [depth] the top tokens after the last position, with probabilities.
+        best: [depth][position] the top tokens there, with probabilities, the first first.
+        entropy: [depth][position] nats.
+        kl: [depth][position] nats, from the prediction of the last depth to that of this one, KL(last ‖ this).
+        answer: the answer's first token; ``None`` without an answer.
         answer_ranks: [depth][position] rank of the answer's first token; ``None`` without an answer.
         answer_probability: [depth] its probability after the last position.
     """
@@ -33,9 +36,22 @@ class PromptReading:
     tokens: list[str]
     top1: list[list[str]]
     probability: list[list[float]]
-    top: list[list[tuple[str, float]]]
+    best: list[list[list[tuple[str, float]]]]
+    entropy: list[list[float]]
+    kl: list[list[float]]
+    answer: str | None
     answer_ranks: list[list[int]] | None
     answer_probability: list[float] | None
+
+    @property
+    def top(self) -> list[list[tuple[str, float]]]:
+        """[depth] the top tokens after the last position, with probabilities."""
+        return [by_position[-1] for by_position in self.best]
+
+    @property
+    def n_layers(self) -> int:
+        """The depth of the model's own readout."""
+        return len(self.top1) - 1
 
 
 def read_prompt(
@@ -92,28 +108,31 @@ def _read(
     top_k: int,
 ) -> PromptReading:
     tokenizer, target = lens_model.tokenizer, item.answer[0]
-    top1, probability, top, ranks, answer_probability = [], [], [], [], []
+    top1, probability, best, ranks, answer_probability, entropy, kl = [], [], [], [], [], [], []
+    last = lens(streams[-1], len(streams) - 1).log_softmax(1)
     for depth, stream in enumerate(streams):
         logits = lens(stream, depth)
-        last = logits[-1].softmax(0)
-        best = last.topk(min(top_k, len(last)))
-        top.append(
-            [
-                (tokenizer.decode([i]), p)
-                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
-        )
-        answer_probability.append(float(last[target]))
-        probability.append(logits.softmax(1).amax(1).tolist())
+        log_probs = logits.log_softmax(1)
+        kl.append((last.exp() * (last - log_probs)).sum(1).clamp(min=0).tolist())
+        top = log_probs.exp().topk(min(top_k, log_probs.shape[1]))
+        texts = [tokenizer.batch_decode([[i] for i in row]) for row in top.indices.tolist()]
+        best.append([list(zip(*row, strict=True)) for row in zip(texts, top.values.tolist(), strict=True)])
+        answer_probability.append(float(log_probs[-1, target].exp()))
         reading = read_logits(logits, torch.full((len(logits), 1), target, device=logits.device))
+        entropy.append(reading.entropy.tolist())
         ranks.append(reading.rank[:, 0].tolist())
+        # Of equal logits the same one as the model's own argmax.
         top1.append(tokenizer.batch_decode([[i] for i in reading.top1.tolist()]))
+        probability.append(top.values[:, 0].tolist())
     return PromptReading(
         lens=lens.name,
         tokens=tokenizer.batch_decode([[i] for i in (*item.prompt, *item.lead)]),
         top1=top1,
         probability=probability,
-        top=top,
+        best=best,
+        entropy=entropy,
+        kl=kl,
+        answer=str(tokenizer.decode([target])) if asked else None,
         answer_ranks=ranks if asked else None,
         answer_probability=answer_probability if asked else None,
     )

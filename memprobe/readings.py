@@ -26,6 +26,7 @@ from memprobe.lineage import lineage
 from memprobe.members import (
     Chain,
     Member,
+    Series,
     base_of,
     chains_of,
     check_alike,
@@ -33,6 +34,7 @@ from memprobe.members import (
     common_factoids,
     members_of,
     named,
+    series_of,
 )
 from memprobe.probes import Probe, in_another_readout, open_probe
 from memprobe.statistics.arms import Run
@@ -259,6 +261,11 @@ class Readings:
     def chains(self) -> list[Chain]:
         """The training runs that arms, seeds and stages tell of."""
         return chains_of(self.members)
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """The training runs that several of these checkpoints lie along."""
+        return series_of(self.members)
 
     @property
     def before(self) -> list[tuple[str, str]]:

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     import polars as pl
 
     from memprobe.compare import Comparison
+    from memprobe.prompt_lens import PromptReading
 
 MOST = 8
 """Checkpoints, or arms, that a verdict names one by one."""
+FEWEST_STEPS = 3
+"""Checkpoints along a training run from which on it is told as one."""
 
 
 def of_checkpoint(
@@ -103,12 +106,55 @@ def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
     )
 
 
+def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
+    """What a model says after a prompt, from which depth on, and where the answer stands.
+
+    Args:
+        named: whether to say through which lens.
+    """
+    last = reading.n_layers
+    token, share = reading.best[last][-1][0]
+    choices = [row[-1] for row in reading.top1]
+    since = next(depth for depth in range(last + 1) if all(one == choices[last] for one in choices[depth:]))
+    lens = f"Read through {reading.lens}, the" if named else "The"
+    said = [
+        f"{lens} model says {_quoted(token)} with {wording.percent(share, 0)}, its first choice "
+        f"{f'only at the last depth, {last} of {last}' if since == last else f'from depth {_of(since, last)} on'}."
+    ]
+    if reading.answer is not None and reading.answer_ranks is not None:
+        ranks = [row[-1] for row in reading.answer_ranks]
+        if ranks[last] == 0 and reading.answer == token:
+            said.append("That is the answer.")
+        else:
+            said.append(
+                f"The answer begins with {_quoted(reading.answer)}, at rank {ranks[last]:,} at the end."
+            )
+        if (first := next((depth for depth in range(1, last + 1) if ranks[depth] < 10), None)) is not None:
+            said.append(f"It is first among the top 10 at depth {_of(first, last)}.")
+        else:
+            said.append("It is never among the top 10.")
+    return " ".join(said)
+
+
+def _of(depth: int, last: int) -> str:
+    return f"{depth} of {last}"
+
+
+def _quoted(token: str) -> str:
+    return f"“{token.strip() or repr(token)[1:-1]}”"
+
+
 def verdict(comparison: Comparison) -> list[str]:
     """What a comparison finds: the reference, then what differs from it, by how much and how sure; some ten lines."""
+    import polars as pl
+
     settings, tables = comparison.settings, comparison.tables
     reference = settings["reference"]
     placed = tables["placement"]
-    lines = [of_placement(placed.row(by_predicate=_is("checkpoint", reference), named=True), settings["k"])]
+    lines = [
+        of_placement(placed.row(by_predicate=pl.col("checkpoint") == reference, named=True), settings["k"])
+    ]
+    lines += of_steps(tables["steps"])
     over = tables["arm_differences"].drop_nulls("low")
     if len(over):
         return lines + _of_arms(over)
@@ -120,7 +166,9 @@ def verdict(comparison: Comparison) -> list[str]:
         for row in _against(tables["differences"], reference)
         if row["on"] == "all"
     }
-    others = list(dict.fromkeys(label for label, _ in rows))
+    along = tables["steps"].filter(pl.len().over("run") >= FEWEST_STEPS)
+    passed = set(along["checkpoint"]) - set(along.group_by("run").last()["checkpoint"])
+    others = [label for label in dict.fromkeys(label for label, _ in rows) if label not in passed]
     for label in others[:MOST]:
         depth, exact = rows[label, "lof_restricted"], rows[label, "exact"]
         lines.append(
@@ -129,6 +177,39 @@ def verdict(comparison: Comparison) -> list[str]:
         )
     if len(others) > MOST:
         lines.append(f"And {len(others) - MOST} more.")
+    return lines
+
+
+def of_steps(steps: pl.DataFrame) -> list[str]:
+    """What happens along each training run that three or more checkpoints lie along.
+
+    Args:
+        steps: the table ``steps`` of a comparison.
+    """
+    lines = []
+    for part in steps.partition_by("run", maintain_order=True):
+        rows = part.to_dicts()
+        if len(rows) < FEWEST_STEPS:
+            continue
+        first, last = rows[0], rows[-1]
+        recalled = [
+            f"recall goes from {wording.percent(first['exact'], 0)} to {wording.percent(last['exact'], 0)}"
+        ]
+        most = max(rows, key=lambda row: row["exact"] or 0)
+        if (
+            min(first["exact"] or 0, last["exact"] or 0) + 0.05 < (most["exact"] or 0) - 0.05
+            and most is not last
+        ):
+            recalled.append(f"with {wording.percent(most['exact'], 0)} at step {most['step']:,}")
+        half = next((row for row in rows if (row["exact"] or 0) >= 0.5), None)
+        if half is not None and half is not first:
+            recalled.append(f"half of the facts by step {half['step']:,}")
+        depths = [wording.number(row["lof_restricted_mean"], ".1f") for row in (first, last)]
+        lines.append(
+            f"From step {first['step']:,} to {last['step']:,} of {rows[0]['run']}, {len(rows)} checkpoints: "
+            f"{', '.join(recalled)}; the mean first occurrence goes from depth {depths[0]} to {depths[1]} of "
+            f"{last['n_layers']}, counting never as {last['n_layers'] + 1}."
+        )
     return lines
 
 
@@ -179,9 +260,3 @@ def _edges(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | 
 
 def _against(table: pl.DataFrame, reference: str) -> list[dict[str, Any]]:
     return table.filter(reference=reference).to_dicts()
-
-
-def _is(column: str, value: str) -> Any:
-    import polars as pl
-
-    return pl.col(column) == value

@@ -43,7 +43,7 @@ def write_probe(
     n: int = 40,
     n_layers: int = 8,
     spread: float = 1.5,
-    never: float = 0.1,
+    never: float | Mapping[str, float] = 0.1,
     tokens: Sequence[int] = (1, 2, 3),
     manifests: Mapping[str, dict[str, Any]] | None = None,
     intrusion: bool = False,
@@ -58,7 +58,7 @@ def write_probe(
 
     Args:
         depths: by label, the mean first occurrence; a fact's own depth is drawn around it with ``spread``.
-        never: the share of facts that never surface.
+        never: the share of facts that never surface, of all checkpoints or by label.
         tokens: how many answer tokens a factoid has, taken in turn.
         manifests: by label, e.g. ``{"arm": "none", "seed": 1, "stage": 2}``; absent is null.
         intrusion: adds ``intrusion:b`` controls, which win where the fact is lost.
@@ -76,7 +76,8 @@ def write_probe(
     records, controls, outcomes = [], [], []
     for label, depth in depths.items():
         surfaces = np.clip(np.round(depth + own + rng.normal(0, 0.5, count)), 1, n_layers)
-        surfaces[luck + rng.normal(0, 0.02, count) < never] = n_layers + 1
+        absent = never[label] if isinstance(never, Mapping) else never
+        surfaces[luck + rng.normal(0, 0.02, count) < absent] = n_layers + 1
         for i, factoid in enumerate(asked):
             known = surfaces[i] <= n_layers
             for j in range(lengths[i]):

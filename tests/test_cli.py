@@ -174,7 +174,7 @@ def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, t
     common = ("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)
     assert cli(*common)[0] == 0
     refused(cli(*common, "--template", "{prompt}: {answer}"), str(out), "template")
-    refused(cli(*common, "--n", 2), str(out), "factoids")
+    refused(cli(*common, "--n", 2), str(out), "a probe of 5 facts from a file; you asked for 2 facts")
     assert cli(*common, "--n", 2, "--fresh")[0] == 0
     assert memprobe.open_probe(out).outcomes.height == 2
 
@@ -189,7 +189,7 @@ def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_pat
     probe = memprobe.open_probe(out)
     assert probe.lenses == ["logit", "logit@base"] and probe.positions == ["answer", "subject"]
     assert cli("layers", *ckpts, *lenses, *asked)[0] == 0, "the same call goes on"
-    refused(cli("layers", *ckpts, *asked), "other lenses", "--fresh")
+    refused(cli("layers", *ckpts, *asked), "has lens", "you asked for", "--fresh")
     refused(cli("layers", *ckpts, "--readout", "base", *lenses, *asked), "--readout", "--lens")
     refused(cli("layers", *ckpts, "--lens", "logits", *asked), "--lens logits")
     refused(
@@ -200,11 +200,11 @@ def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_pat
 
 def test_lens_and_check_take_several_lenses(cli, tiny_checkpoint, tmp_path):
     prompt = ["--ckpt", tiny_checkpoint, "--prompt", "The river of Oria is the", "--answer", "Lunn"]
-    html = tmp_path / "page.html"
+    page = tmp_path / "page.html"
     lenses = ["--lens", "logit", "--lens", f"logit@other={tiny_checkpoint}"]
-    code, text, err = cli("lens", *prompt, *lenses, "--html", html)
+    code, text, err = cli("lens", *prompt, *lenses, "--out", page)
     assert code == 0, err
-    assert "logit: rank" in text and "logit@other: rank" in text and html.exists()
+    assert "logit: rank" in text and "logit@other: rank" in text and page.exists()
     once = cli("lens", *prompt)[1]
     assert "logit:" not in once and "rank" in once
     code, text, err = cli("check", "--ckpt", tiny_checkpoint, *lenses)
@@ -288,7 +288,7 @@ def test_check_goes_on_after_a_bad_checkpoint(cli, tiny_checkpoint, tmp_path):
     assert "NaN" in text and "good" in text
 
 
-def test_lens_prints_and_writes_a_heatmap(cli, tiny_checkpoint, tmp_path):
+def test_lens_prints_and_writes_a_page(cli, tiny_checkpoint, tmp_path):
     page = tmp_path / "lens.html"
     code, text, err = cli(
         "lens",
@@ -298,11 +298,14 @@ def test_lens_prints_and_writes_a_heatmap(cli, tiny_checkpoint, tmp_path):
         "The river of Oria is",
         "--answer",
         "Lunn",
-        "--html",
+        "--tokens",
+        2,
+        "--out",
         page,
     )
     assert code == 0, err
     assert "p(answer)" in text and page.stat().st_size > 10_000
+    assert text.startswith("The model says “") and "rank" in text.splitlines()[0]
 
 
 # Bad input, a test each.

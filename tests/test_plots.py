@@ -8,6 +8,8 @@ import pytest
 
 from memprobe import palette, plots, statistics
 from memprobe.errors import MemprobeError
+from memprobe.plots.sketch import depth_ticks
+from memprobe.prompt_lens import PromptReading
 from memprobe.statistics.occurrence import kaplan_meier
 from memprobe.statistics.overview import flows
 from tests.probes import write_probe
@@ -69,18 +71,57 @@ def test_rank_trajectory_draws_the_records_and_shifts_ranks_only_on_the_axis(pro
         plots.rank_trajectory(probe.records)
 
 
-def test_lens_heatmap_holds_each_cell_and_refuses_other_shapes():
-    figure = plots.lens_heatmap(
-        ["The", " capital"], [[" a", "b"], ["<i>", "d"], ["e", "f"]], [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]],
-        answer=" Paris", ranks=[[5, 6], [7, 8], [9, 10]],
-    )  # fmt: skip
+def prompt_reading(**changes):
+    told = {
+        "lens": "logit",
+        "tokens": ["The", " capital"],
+        "top1": [[" a", "b"], ["<i>", "d"], ["e", " Paris"]],
+        "probability": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]],
+        "entropy": [[3.0, 2.5], [2.0, 1.5], [1.0, 0.5]],
+        "kl": [[9.0, 8.0], [4.0, 3.0], [0.0, 0.0]],
+        "answer": " Paris",
+        "answer_ranks": [[5, 60], [7, 8], [9, 0]],
+        "answer_probability": [0.0, 0.1, 0.6],
+    } | changes
+    told["best"] = [
+        [[(text, share), ("other", 0.01)] for text, share in zip(texts, shares, strict=True)]
+        for texts, shares in zip(told["top1"], told["probability"], strict=True)
+    ]
+    return PromptReading(**told)
+
+
+def test_lens_heatmap_holds_each_cell_under_each_statistic():
+    reading = prompt_reading()
+    figure = plots.lens_heatmap(reading)
     (heat,) = figure.data
-    assert [list(row) for row in heat.z] == [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
-    assert heat.text[0][0] == "·a"
-    assert heat.text[1][0] == "&lt;i&gt;"
-    assert list(heat.customdata[2][1]) == ["·capital", "f", 10]
-    with pytest.raises(MemprobeError, match=r"\[depth\]\[position\]"):
-        plots.lens_heatmap(["The"], [["a", "b"]], [[0.1, 0.2]])
+    assert [list(row) for row in heat.z] == reading.probability
+    assert (heat.text[0][0], heat.text[1][0]) == ("·a", "&lt;i&gt;")
+    for told in (
+        "·capital",
+        "·Paris</b> 60.0%",
+        "other 1.0%",
+        "rank of ·Paris: 0",
+        "entropy 0.50",
+        "depth 2",
+    ):
+        assert told in heat.customdata[2][1]
+    assert figure.layout.yaxis.tickvals[-1] == 2, "the last depth is ticked"
+    (frame,) = figure.layout.shapes
+    assert frame.x0 < 1 < frame.x1 and frame.y0 < 2 < frame.y1, "the cell that says the answer"
+    (ranks,) = plots.lens_heatmap(reading, "rank").data
+    assert ranks.z[2][0] == pytest.approx(1) and ranks.reversescale
+    for name, values in (("entropy", reading.entropy), ("kl", reading.kl)):
+        assert [list(row) for row in plots.lens_heatmap(reading, name).data[0].z] == values
+    with pytest.raises(MemprobeError, match="did you mean entropy"):
+        plots.lens_heatmap(reading, "entropie")
+    with pytest.raises(MemprobeError, match="read the prompt with `answer`"):
+        plots.lens_heatmap(prompt_reading(answer=None, answer_ranks=None), "rank")
+
+
+@pytest.mark.parametrize(("last", "wanted"), [(30, 30), (1, 1), (8, 8), (126, 126)])
+def test_the_last_depth_is_ticked(last, wanted):
+    ticks = depth_ticks(last)
+    assert ticks[0] == 0 and ticks[-1] == wanted and ticks == sorted(set(ticks)) and len(ticks) <= 10
 
 
 def test_thirty_six_checkpoints_look_apart():

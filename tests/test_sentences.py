@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
 
 import memprobe
 from memprobe import sentences, wording
 from memprobe.compare import compare, read_comparison
+from memprobe.errors import among
 from tests.probes import write_probe
 
 
@@ -59,3 +62,51 @@ def test_a_comparison_reads_in_ten_lines(tmp_path):
     again = read_comparison(tmp_path / "out" / "comparison.json")
     assert sentences.verdict(again) == lines
     assert all(again.tables[name].schema == table.schema for name, table in result.tables.items())
+
+
+def along_steps(path):
+    never = {"run/step-0": 0.9, "run/step-10": 0.3, "run/step-20": 0.05}
+    depths = {"run/step-0": 8.0, "run/step-10": 5.0, "run/step-20": 3.0}
+    return write_probe(path, depths, n=60, never=never, summary=False)
+
+
+def test_checkpoints_of_one_run_are_told_as_one(tmp_path):
+    result = compare([along_steps(tmp_path / "probe")], draws=200)
+    steps = result.tables["steps"]
+    assert steps["step"].to_list() == [0, 10, 20] and set(steps["run"]) == {"run"}
+    (line,) = sentences.of_steps(steps)
+    first, _, last = steps.to_dicts()
+    assert line.startswith(
+        f"From step 0 to 20 of run, 3 checkpoints: recall goes from {first['exact']:.0%} to {last['exact']:.0%}, "
+        "half of the facts by step 10;"
+    )
+    assert f"from depth {first['lof_restricted_mean']:.1f} to {last['lof_restricted_mean']:.1f} of 8" in line
+    lines = sentences.verdict(result)
+    assert line in lines
+    assert [one.partition(" against")[0] for one in lines if " against run/step-0" in one] == ["run/step-20"]
+
+
+def test_the_same_answer_as_markdown_and_html(tmp_path):
+    result = compare([along_steps(tmp_path / "probe")], draws=200)
+    text, page = result.markdown(), result._repr_html_()
+    for line in sentences.verdict(result):
+        assert line in text and html.escape(line) in page
+    row = result.tables["placement"].row(0, named=True)
+    cells = [
+        cell.strip()
+        for cell in text.splitlines()
+        if cell.startswith("| run/step-0")
+        for cell in cell.split("|")
+    ]
+    assert cells[2:4] == [f"{row['exact']:.0%}", f"{row['share_never']:.0%}"]
+    assert f"{row['net_lof_restricted_mean']:+.1f}" in cells[6]
+    assert "counting never as depth 9" in text
+    result.write(tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8") == text
+
+
+def test_what_there_is_instead_of_a_name_is_said():
+    assert among("relatoin", ["relation", "source"]) == "choose relation, source; did you mean relation?"
+    assert among("Base", ["base", "tuned"], before="there are") == "there are base, tuned; did you mean base?"
+    assert among("zzz", []) == "choose none"
+    assert among("x", range(30)).endswith("18, 19, 10 more")

@@ -6,7 +6,20 @@ Heavy imports (torch, transformers, plotly) wait inside the commands, so that ``
 
 from __future__ import annotations
 
-from memprobe.cli import app, check, compare, dashboard, figures, filter, fit, layers, lens, patch, sources
+from memprobe.cli import (
+    app,
+    check,
+    compare,
+    dashboard,
+    figures,
+    filter,
+    fit,
+    layers,
+    lens,
+    open,
+    patch,
+    sources,
+)
 
 __all__ = [
     "app",
@@ -19,6 +32,7 @@ __all__ = [
     "layers",
     "lens",
     "main",
+    "open",
     "patch",
     "sources",
 ]

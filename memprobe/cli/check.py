@@ -111,5 +111,20 @@ def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
                         [", ".join(value), *(note for notes in value.values() for note in notes)]
                     )
                 typer.echo(f"  {name:20}{text}")
-    for labels in groups:
-        typer.echo(f"same weights: {', '.join(map(str, labels))}")
+    typer.echo(conclusion(found, groups))
+
+
+def conclusion(found: list[dict[str, object]], groups: list[list[object]]) -> str:
+    """What a check comes to, in a sentence or two."""
+    from memprobe.wording import listed
+
+    readable = [str(entry["label"]) for entry in found if entry["ok"]]
+    broken = [str(entry["label"]) for entry in found if not entry["ok"]]
+    said = []
+    if readable:
+        who = "The checkpoint" if len(found) == 1 else "Every checkpoint" if not broken else listed(readable)
+        said.append(f"{who} can be read: at full depth the lens gives the model's own logits.")
+    if broken:
+        said.append(f"{listed(broken)} cannot be read.")
+    said += [f"{listed([str(label) for label in labels])} hold the same weights." for labels in groups]
+    return " ".join(said)

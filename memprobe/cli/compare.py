@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli.app import app, in_options
-from memprobe.cli.options import FixedReadout, Reference, TokenRule, TopK
+from memprobe.cli.options import Draws, FixedReadout, Full, Reference, TokenRule, TopK
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -70,13 +70,16 @@ def compare_command(
         str,
         typer.Option(help="Overlap with the reference and the base model (anchors), or of all pairs: all."),
     ] = "anchors",
-    draws: Annotated[int, typer.Option(help="Of the bootstrap and of the permutation test.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of those draws.")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="Print every table, not the verdict alone.")] = False,
+    draws: Draws = 10_000,
+    seed: Annotated[int, typer.Option(help="Of those resamples.")] = 0,
+    full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for comparison.json and one CSV per table.", show_default=False),
+        typer.Option(
+            help="Folder for comparison.json, the answer as comparison.md, and one CSV per table.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Compares where the same facts surface in different checkpoints, with intervals and controls.

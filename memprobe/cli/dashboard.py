@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import FixedReadout, Reference
+from memprobe.cli.browser import open_page
+from memprobe.cli.options import FixedReadout, Open, Reference
 from memprobe.errors import MemprobeError
 
 
@@ -22,7 +23,7 @@ def dashboard_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("dashboard.html"),
-    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    show: Open = False,
     watch: Annotated[
         bool,
         typer.Option(
@@ -52,7 +53,7 @@ def dashboard_command(
 
     options: dict[str, Any] = {"reference": reference, "fixed_readout": fixed_readout or []}
     if watch:
-        _watch(paths, port, open_page, options)
+        _watch(paths, port, show, options)
         return
     if out.is_dir():
         raise MemprobeError(f"--out {out}: a directory; name the file")
@@ -69,11 +70,11 @@ def dashboard_command(
     ]
     _say(f"{', '.join(held)}; {out.stat().st_size / 1e6:.1f} MB")
     typer.echo(str(out))
-    if open_page:
-        _open(out.resolve().as_uri())
+    if show:
+        open_page(out)
 
 
-def _watch(paths: list[Path], port: int, open_page: bool, options: dict[str, Any]) -> None:
+def _watch(paths: list[Path], port: int, show: bool, options: dict[str, Any]) -> None:
     from memprobe.dashboard.watch import Watch, run
 
     for path in paths:
@@ -83,18 +84,11 @@ def _watch(paths: list[Path], port: int, open_page: bool, options: dict[str, Any
     def started(address: str) -> None:
         typer.echo(address)
         _say("Ctrl-C stops it")
-        if open_page:
-            _open(address)
+        if show:
+            open_page(address)
 
     run(Watch(paths, **options), port=port, started=started, say=_say)
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def _open(address: str) -> None:
-    import webbrowser
-
-    if not webbrowser.open(address):
-        _say("no browser found; open it yourself")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import TokenRule, TopK
+from memprobe.cli.options import Draws, TokenRule, TopK
 
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences, spread, kept (of probes and comparisons); "
@@ -51,7 +51,7 @@ def figures_command(
     formats: Annotated[
         str, typer.Option("--format", help="pdf, png, svg: one or more, with commas between them.")
     ] = "pdf,png",
-    draws: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = 10_000,
+    draws: Draws = 10_000,
 ) -> None:
     """Draws a study for a paper: PDF and PNG, fonts embedded, each beside a JSON of what made it.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from memprobe.cli.app import app, resumable
+from memprobe.cli.browser import open_page
 from memprobe.cli.options import (
     AllowPickle,
     BadRowChoice,
@@ -18,8 +18,11 @@ from memprobe.cli.options import (
     Checkpoints,
     Device,
     Dtype,
+    Full,
     Lenses,
+    Open,
     TokenizerFrom,
+    TokenRule,
     TopK,
     TrustRemoteCode,
 )
@@ -32,14 +35,7 @@ if TYPE_CHECKING:
     from memprobe.probes import Probe
     from memprobe.sources import Loaded
     from memprobe.sources.rows import OnBadRow
-
-
-class TokenChoice(StrEnum):
-    """The token rules; see the README."""
-
-    first = "first"
-    all = "all"
-    last = "last"
+    from memprobe.statistics.holding import TokenRule as Rule
 
 
 @app.command()
@@ -55,9 +51,7 @@ def layers(
     ] = None,
     n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.")] = None,
     top_k: TopK = 10,
-    token: Annotated[
-        TokenChoice, typer.Option(help="Which answer tokens must be in the top k.")
-    ] = TokenChoice.first,
+    token: TokenRule = "first",
     template: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +100,8 @@ def layers(
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
+    full: Full = False,
+    show: Open = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     base: BaseModel = None,
     tokenizer: TokenizerFrom = None,
@@ -114,8 +110,8 @@ def layers(
 ) -> None:
     """Probes checkpoints: at which depth do the answers to factoids become readable?
 
-    Prints exact match, recall@k by depth beside its shuffled-answer level, first occurrence (LoF), settled
-    depth and diversity, and writes a probe directory with the records and an interactive report.
+    Prints what each checkpoint recalls and where that surfaces, beside what shuffled answers do, and writes a probe
+    directory with the records and an interactive report. An interrupted probe goes on with the same command.
 
     Examples:
 
@@ -131,6 +127,9 @@ def layers(
         raise MemprobeError(f"--n {n}: at least 1")
     size = _batch_size(batch_size)
     from memprobe.checkpoints import default_template, resolve_all
+    from memprobe.statistics.holding import check_rule
+
+    check_rule(token)
 
     with _status("finding checkpoints"):
         checkpoints = resolve_all(
@@ -166,7 +165,7 @@ def layers(
                 intrusions=watched,
                 attributions=attributions,
                 k=top_k,
-                token=token.value,
+                token=cast("Rule", token),
                 batch_size=size,
                 device=device,
                 dtype=dtype,
@@ -183,8 +182,10 @@ def layers(
     else:
         from memprobe.cli.show_probe import print_summary
 
-        print_summary(found)
+        print_summary(found, full=full)
     _say_where(found, out)
+    if show:
+        open_page(out / "report.html")
 
 
 def _factoids(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app
+from memprobe.cli.browser import open_page
 from memprobe.cli.options import (
     AllowPickle,
     BaseModel,
@@ -15,6 +16,7 @@ from memprobe.cli.options import (
     Dtype,
     Lenses,
     OneCheckpoint,
+    Open,
     TokenizerFrom,
     TrustRemoteCode,
 )
@@ -36,10 +38,14 @@ def lens(
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="Tokens shown at each depth.")] = 5,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write the layer × position heatmap to this file.")
+    tokens: Annotated[int, typer.Option("--tokens", help="How many tokens to show at each depth.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a page with what each depth reads after each token.", show_default=False
+        ),
     ] = None,
+    show: Open = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     base: BaseModel = None,
@@ -49,12 +55,13 @@ def lens(
 ) -> None:
     """Shows what each depth of a model would say next after one prompt.
 
-    Several lenses stand side by side, also in the heatmaps.
+    Several lenses stand side by side. --out writes a page with what each depth would say after each token, coloured by
+    probability, the answer's rank, entropy, or how far its prediction is from the last depth's.
 
-    Example: `memprobe lens --ckpt smollm2-135m --prompt "The capital of France is" --answer Paris`
+    Example: `memprobe lens --ckpt smollm2-135m --prompt "The capital of France is" --answer Paris --out lens.html`
     """
-    if top_k < 1:
-        raise MemprobeError(f"--top-k {top_k}: show at least 1 token")
+    if tokens < 1:
+        raise MemprobeError(f"--tokens {tokens}: show at least 1 token")
     if not prompt.strip():
         raise MemprobeError("--prompt is empty")
     from memprobe.checkpoints import default_template, resolve
@@ -72,29 +79,31 @@ def lens(
     )
     for note in [note for one in lenses for note in one.notes]:
         typer.echo(f"note     {note}", err=True)
-    readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=top_k)
-    _print(readings, model.label)
-    if html is not None:
-        from memprobe.dashboard import write_figure
-        from memprobe.plots import lens_heatmap, side_by_side
+    # The page shows five tokens at each place, however many the terminal does.
+    readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(tokens, 5))
+    _print(readings, model.label, tokens)
+    if out is None and show:
+        out = Path("lens.html")
+    if out is not None:
+        from memprobe.dashboard import write_prompt
 
-        figures = {
-            one.lens: lens_heatmap(
-                one.tokens, one.top1, one.probability, answer=answer, ranks=one.answer_ranks
-            )
-            for one in readings
-        }
-        write_figure(side_by_side(figures), html, title=f"{model.label}: {prompt}")
-        typer.echo(f"heatmap  {html}", err=True)
+        write_prompt(readings, out, label=model.label, prompt=prompt)
+        typer.echo(f"page     {out}", err=True)
+        if show:
+            open_page(out)
 
 
-def _print(readings: list[Any], label: str) -> None:
-    """A table by depth; of several lenses, one beside the other."""
+def _print(readings: list[Any], label: str, tokens: int) -> None:
+    """What the model says and since which depth, then a table by depth; of several lenses, one beside the other."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from memprobe import sentences
+
     several = len(readings) > 1
+    for reading in readings:
+        typer.echo(sentences.of_prompt(reading, named=several))
     table = Table(title=Text(label), title_justify="left", box=None, pad_edge=False)
     table.add_column("depth", justify="right")
     for reading in readings:
@@ -119,7 +128,7 @@ def _print(readings: list[Any], label: str) -> None:
                     f"{reading.answer_probability[depth]:.3g}",
                 ]
             line = Text()
-            for token, probability in reading.top[depth]:
+            for token, probability in reading.top[depth][:tokens]:
                 line.append(repr(token)[1:-1].replace(" ", "·") or "∅", "bold" if probability > 0.1 else "")
                 line.append(f" {probability:.2f}  ", "dim")
             cells.append(line)

@@ -52,13 +52,33 @@ FixedReadout = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PROBE",
-        help="The same checkpoints, probed with --readout BASE. Without it no placement claim is held. Repeatable.",
+        help="A probe of the same checkpoints with --readout BASE. A claim on depth must hold there too; probes with "
+        "--lens logit@BASE hold it themselves. Repeatable.",
     ),
 ]
 TopK = Annotated[
-    int, typer.Option("--k", "--top-k", "-k", help="A depth holds an answer whose rank is below this.")
+    int,
+    typer.Option(
+        "--k",
+        "--top-k",
+        "-k",
+        metavar="K",
+        help="Count an answer as present if it is among the top K tokens.",
+    ),
 ]
-TokenRule = Annotated[str, typer.Option(help="Which answer tokens must be in the top k: first, last or all.")]
+TokenRule = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        metavar="RULE",
+        help="Which tokens of an answer must be among the top K: first, last or all.",
+    ),
+]
+Draws = Annotated[
+    int, typer.Option("--draws", help="Resamples of the bootstrap, and of permutation tests.", min=100)
+]
+Full = Annotated[bool, typer.Option("--full", help="Print everything, not the answer alone.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser once it is written.")]
 BadRows = Annotated[
     BadRowChoice,
     typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),

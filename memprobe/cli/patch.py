@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app, resumable
+from memprobe.cli.browser import open_page
 from memprobe.cli.layers import _batch_size, _factoids, _slug, _status
-from memprobe.cli.options import AllowPickle, BadRowChoice, BadRows, Device, Dtype, TrustRemoteCode
+from memprobe.cli.options import AllowPickle, BadRowChoice, BadRows, Device, Dtype, Open, TrustRemoteCode
 from memprobe.cli.progress import Bars
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 if TYPE_CHECKING:
     from memprobe.patches import Patches
@@ -119,6 +120,7 @@ def patch(
     html: Annotated[
         bool, typer.Option("--html", help="Also write patches.html, to look at in a browser.")
     ] = False,
+    show: Open = False,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -152,7 +154,7 @@ def patch(
     from memprobe.statistics.patches import FACTS
 
     if facts not in FACTS:
-        raise MemprobeError(f"--facts {facts}: choose {', '.join(FACTS)}")
+        raise MemprobeError(f"--facts {facts}: {among(facts, FACTS)}")
     with _status("finding checkpoints"):
         pairs = pair_up(source, into, allow_pickle=allow_pickle)
         sides = [item for pair in pairs for item in (pair.source, pair.target)]
@@ -198,13 +200,15 @@ def patch(
         )
     else:
         _print(tables, threshold)
-    if html:
+    if html or show:
         from memprobe.dashboard.patches import write_patches
         from memprobe.files import replacing
 
         with _status("writing the page"), replacing(out / "patches.html") as path:
             write_patches(found, path, facts=facts, threshold=threshold)
         typer.echo(f"page     {out / 'patches.html'}", err=True)
+        if show:
+            open_page(out / "patches.html")
     typer.echo(f"patches  {out / 'patches'}", err=True)
 
 
@@ -265,7 +269,7 @@ def _print(tables: dict[str, Any], threshold: float) -> None:
         console.print(
             Text(
                 f"half {row['direction']}, {row['source']} into {row['target']} ({row['what']}, {row['positions']}): "
-                f"median depth {median}; mean {row['restricted']:.1f} with never as n_layers + 1 "
+                f"median depth {median}; mean {row['restricted']:.1f}, counting never as one depth further "
                 f"[{_depth(row['restricted_low'])}, {_depth(row['restricted_high'])}]; never {row['never']:.1%} of "
                 f"{row['n']} facts"
             ),

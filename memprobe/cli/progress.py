@@ -48,8 +48,10 @@ class Bars:
         if label not in self.tasks:
             self.tasks[label] = self.progress.add_task(label, total=total, completed=done, rate="", note=note)
             self.starts[label] = (time.monotonic(), done)
-            if done and done < total:
-                typer.echo(f"{label}: goes on after {done} of {total} factoids", err=True)
+            if done == total:
+                typer.echo(f"{label}: all {total} factoids were done before and are kept", err=True)
+            elif done:
+                typer.echo(f"{label}: {done} of {total} factoids were done before and are kept", err=True)
             return
         start, before = self.starts[label]
         rate = f"{(done - before) / max(time.monotonic() - start, 1e-9):.1f}/s"

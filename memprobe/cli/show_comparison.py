@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
+from memprobe.compare.headline import headline, never_as
 from memprobe.sentences import verdict
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 
-_DIRECTION = "LoF, settled: in depths, negative is earlier. Others: positive is better (log-prob in nats)."
+_DIRECTION = (
+    "First occurrence, settled: in depths, negative is earlier. Others: positive is more (log-prob: nats)."
+)
 
 
 def print_comparison(result: Comparison, net: str | None = None, *, full: bool = False) -> None:
@@ -37,19 +40,19 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         console.width = WIDTH  # a file or a pipe has no width
     settings = result.settings
     base = f", base model {settings['base']}" if settings["base"] else ""
+    for line in verdict(result):
+        console.print(line, markup=False, highlight=False)
     console.print(
-        f"{settings['factoids']} factoids; a depth holds one whose answer is in the top {settings['k']} (token rule "
-        f"{settings['token']}). Template {settings['template']!r}, readout {settings['readout']}; reference "
-        f"{settings['reference']}{base}. [95 % intervals] from {settings['draws']} draws, seed {settings['seed']}.",
+        f"\n{wording.count(settings['factoids'], 'fact')}, against {settings['reference']}{base}. A depth holds an "
+        f"answer when {wording.TOKEN_RULES[settings['token']]} among the top {settings['k']} tokens. In brackets: 95 % "
+        f"intervals from {settings['draws']:,} resamples, seed {settings['seed']}.",
         style="dim",
         markup=False,
         highlight=False,
     )
-    for line in verdict(result):
-        console.print(line, markup=False, highlight=False)
     if not full:
         if net is None:
-            _first_occurrence(console, result.tables)
+            _main(console, result.tables)
         else:
             _net_recall(console, result.tables, net)
             _net(console, result.tables, net)
@@ -104,7 +107,7 @@ def _recall(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         own = {row["depth"]: row for row in curves.to_dicts() if row["checkpoint"] == name}
         for front, column in ((name, "recall"), ("  shuffled answers", "chance")):
             rows.append([front, *(number(own[d][column]) if d in own else "" for d in shown)])
-    says = "Share of factoids held; more is better. Shuffled answers (other factoids') are its chance level."
+    says = "Share of facts whose answer a depth holds. Chance level: shuffled answers, those of other facts."
     _table(console, "Recall by depth, and its chance level", ["depth", *map(str, shown)], rows, says=says)
 
 
@@ -115,7 +118,7 @@ def _net_recall(console: Console, tables: dict[str, pl.DataFrame], control: str)
     for name in table["checkpoint"].unique(maintain_order=True):
         own = {row["depth"]: row for row in table.to_dicts() if row["checkpoint"] == name}
         rows.append([name, *(number(own[d]["net"], "+.2f") if d in own else "" for d in shown)])
-    says = "Share of factoids held minus the control's; more is better."
+    says = "Share of facts whose answer a depth holds, minus the control's."
     _table(console, f"Recall by depth, net of {control}", ["depth", *map(str, shown)], rows, says=says)
 
 
@@ -138,18 +141,23 @@ def _net(console: Console, tables: dict[str, pl.DataFrame], control: str) -> Non
     _table(console, f"Net of {control}: value minus control", columns, rows, left=2, says=_DIRECTION)
 
 
+def _main(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    shown = headline(tables["placement"])
+    _table(console, shown.title, list(shown.columns), [list(row) for row in shown.rows], says=shown.says)
+
+
 def _first_occurrence(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     _by_checkpoint(
         console,
         tables,
-        "First occurrence (LoF)",
-        "The smallest depth that holds a factoid; smaller is earlier. By chance: of shuffled answers.\n"
-        "What never surfaces stands at n+1 where said so; no median: half never do.",
+        "First occurrence",
+        f"The smallest depth that holds a fact; smaller is earlier. No median: half never surface. Mean of all: "
+        f"counting\nnever as {never_as(tables['placement'])}. Against chance: minus that of shuffled answers.",
         {
             "mean ± sd": lambda row: f"{number(row['lof_mean'])} ± {number(row['lof_sd'])}",
-            "median": lambda row: of_row(row, "lof_median", ".0f"),
-            "never as n+1": lambda row: of_row(row, "lof_restricted_mean"),
-            "by chance": lambda row: number(row["chance_lof_restricted_mean"]),
+            "median": lambda row: of_row(row, "lof_median", ".0f", open_ended=True),
+            "mean of all": lambda row: of_row(row, "lof_restricted_mean"),
+            "against chance": lambda row: of_row(row, "net_lof_restricted_mean", "+.2f"),
         },
     )
 
@@ -178,8 +186,8 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         "Cover: what naming the k commonest answer tokens would hold, whatever the prompt.",
         {
             "exact match": lambda row: number(row["exact"]),
-            "never held": lambda row: of_row(row, "share_never"),
-            "first at full": lambda row: number(row["share_only_full"]),
+            "never": lambda row: of_row(row, "share_never"),
+            "only at the last depth": lambda row: number(row["share_only_full"]),
             "area": lambda row: number(row["area"]),
             "by chance": lambda row: number(row["chance_area"]),
             "cover": lambda row: number(row["answer_cover"]),
@@ -189,11 +197,12 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         console,
         tables,
         "Settled depth",
-        "The smallest depth from which every later one holds the factoid; smaller is earlier.",
+        "The smallest depth from which every later one holds the fact; smaller is earlier. By chance: of shuffled "
+        f"answers.\nMean of all: counting never as {never_as(tables['placement'])}.",
         {
             "mean ± sd": lambda row: f"{number(row['settled_mean'])} ± {number(row['settled_sd'])}",
             "never": lambda row: number(row["settled_share_never"]),
-            "never as n+1": lambda row: of_row(row, "settled_restricted_mean"),
+            "mean of all": lambda row: of_row(row, "settled_restricted_mean"),
             "by chance": lambda row: number(row["chance_settled_restricted_mean"]),
         },
     )
@@ -274,12 +283,12 @@ def _spread(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         if row["on"] == "all"
     ]
     if rows:
-        columns = ["", "sd of LoF", "reference's", "censored", "reference's", "ratio of scales"]
+        columns = ["", "sd", "reference's", "censored", "reference's", "ratio of scales"]
         says = (
             "In depths. Censored: at the last depth or never. Ratio of the scales of latent depths, which the last "
             "block cuts off; 1 where the reference was only moved."
         )
-        _table(console, "Spread", columns, rows, says=says)
+        _table(console, "Spread of first occurrence", columns, rows, says=says)
 
 
 def _overlap(console: Console, result: Comparison) -> None:
@@ -346,8 +355,11 @@ def _kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         differences = [found[name] for name in shown]
         edges = [interval(row["difference"], row["low"], row["high"], ".2f") for row in differences]
         rows.append([" → ".join(map(str, key)), str(counts["n_kept"]), str(counts["n_lost"]), *edges])
-    columns = ["", "1→1", "1→0", "LoF", "LoF, net of shuffled", "settled"]
-    says = "In the reference: mean of 1→1 minus mean of 1→0, never as n+1. Negative: kept facts were earlier."
+    columns = ["", "1→1", "1→0", "first occurrence", "net of shuffled", "settled"]
+    says = (
+        "In the reference: mean of 1→1 minus mean of 1→0, counting never as one depth further than there are.\n"
+        "Negative: kept facts were earlier."
+    )
     _table(console, "Where kept facts were before, against lost ones", columns, rows, says=says)
 
 
@@ -411,13 +423,14 @@ def _groups(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         ]
         p = part["log_rank_p"][0]
         says = None if p is None else f"Log-rank test that the groups surface alike: p = {p:.4f}"
-        columns = ["", "n", "recall at full", "never held", "LoF, never as n+1"]
+        columns = ["", "n", "recall at the end", "never", "first occurrence"]
         _table(console, f"{checkpoint} by {by}", columns, rows, says=says)
 
 
 def _steps(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     rows = [
         [
+            row["run"],
             str(row["step"]),
             number(row["exact"]),
             number(row["area"]),
@@ -429,11 +442,13 @@ def _steps(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     ]
     if rows:
         columns = [
+            "run",
             "step",
             "exact",
             "area",
-            "LoF, never as n+1",
-            "settled, never as n+1",
+            "first occurrence",
+            "settled",
             "depths per factoid",
         ]
-        _table(console, "By training step", columns, rows)
+        says = f"Means, counting never as {never_as(tables['placement'])}."
+        _table(console, "By training step", columns, rows, says=says)

@@ -1,20 +1,25 @@
-"""A probe's summary as tables on the terminal."""
+"""A probe's summary on the terminal: a sentence for each checkpoint, its numbers, then recall by depth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memprobe import sentences, wording
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from memprobe.probes import Probe
 
 
-def print_summary(probe: Probe) -> None:
-    """Prints one line per checkpoint, then recall and normalised frequency by depth."""
+def print_summary(probe: Probe, *, full: bool = False) -> None:
+    """Prints a sentence for each checkpoint, their numbers, then recall and normalised frequency by depth.
+
+    Args:
+        full: print every depth, also those where no more surfaces than by chance.
+    """
     from rich.console import Console
 
     summary = probe.summary
@@ -23,13 +28,6 @@ def print_summary(probe: Probe) -> None:
     console = Console()
     if not console.is_terminal:  # a file has room for all checkpoints side by side
         console.width = _UNFOLDED
-    console.print(
-        f"{facts['n']} factoids ({facts['source']}), template {probe.run['template']!r}, "
-        f"readout {probe.run['readout']}, a depth holds an answer when "
-        f"{wording.TOKEN_RULES[token]} in its top {k}; [95 % intervals]",
-        style="dim",
-        markup=False,
-    )
     for label, entry in checkpoints.items():
         console.print(
             sentences.of_summary(label, entry, k=k),
@@ -37,10 +35,19 @@ def print_summary(probe: Probe) -> None:
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
-    for group in _that_fit(checkpoints, console.width - 36, 24):
+    console.print(
+        f"{wording.count(facts['n'], 'fact')} ({facts['source']}), template {probe.run['template']}, "
+        f"read with {'its own readout' if probe.run['readout'] == 'own' else probe.run['readout']}. A depth holds "
+        f"an answer when {wording.TOKEN_RULES[token]} among the top {k} tokens. In brackets: 95 % intervals.\n",
+        style="dim",
+        markup=False,
+        highlight=False,
+        soft_wrap=not console.is_terminal,
+    )
+    for group in _that_fit(checkpoints, console.width - 40, 24):
         console.print(_headline(group))
     for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
-        console.print(_by_depth(group, k, named=len(checkpoints) > 1))
+        console.print(_by_depth(group, k, named=len(checkpoints) > 1, full=full))
 
 
 _UNFOLDED = 10_000
@@ -61,16 +68,17 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
     table.add_column("")
     for label in checkpoints:
         table.add_column(Text(label), justify="right")
+    last = {len(entry["normalised_frequency"]) for entry in checkpoints.values()}
+    never = f"depth {last.pop() + 1}" if len(last) == 1 else "one depth further"
     rows = {
         "exact match": lambda e: _share(e, "exact_match"),
         "exact tokens": lambda e: _share(e, "exact_tokens"),
-        "LoF, mean ± sd of those that occur": lambda e: _spread(e["lof"]),
-        "  never occurs": lambda e: _share(e["lof"], "never"),
-        "  mean with never as n_layers + 1": lambda e: _number(e["lof"], "restricted_mean"),
-        "  shuffled answers, mean ± sd": lambda e: _spread(e["shuffled_lof"]),
-        "  shuffled answers, never": lambda e: _share(e["shuffled_lof"], "never"),
+        "first occurrence, mean ± sd": lambda e: _spread(e["lof"]),
+        "  never": lambda e: _share(e["lof"], "never"),
+        f"  mean, counting never as {never}": lambda e: _number(e["lof"], "restricted_mean"),
+        "  minus that of shuffled answers": _net,
         "settled depth, mean ± sd": lambda e: _spread(e["settled"]),
-        "depths per factoid": lambda e: _number(e["diversity"], "depths_per_factoid"),
+        "depths that hold a fact": lambda e: _number(e["diversity"], "depths_per_factoid"),
         "effective number of layers": lambda e: _number(e["diversity"], "effective_layers"),
     }
     for name, cell in rows.items():
@@ -78,44 +86,75 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
     return table
 
 
-def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool) -> Table:
+def _net(entry: Mapping[str, Any]) -> str:
+    """First occurrence minus its chance level: apart, the two mislead, since few shuffled answers ever occur."""
+    own, chance = entry["lof"]["restricted_mean"], entry["shuffled_lof"]["restricted_mean"]
+    return wording.number(None if own is None or chance is None else own - chance, "+.2f")
+
+
+def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> Group:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("depth", justify="right")
     ks = list(dict.fromkeys((1, k)))
+    size = max(len(entry["recall"][str(k)]) for entry in checkpoints.values())
+    quiet = [
+        not full and all(_quiet(entry, depth, ks) for entry in checkpoints.values()) for depth in range(size)
+    ]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("depth", justify="right", no_wrap=True)
     for label in checkpoints:
         prefix = f"{label}\n" if named else ""
         for one in ks:
             table.add_column(Text(f"{prefix}recall@{one}"), justify="right")
             table.add_column(Text("shuffled", "dim"), justify="right", style="dim", vertical="bottom")
         table.add_column(Text(f"{prefix}normalised\nfrequency"), justify="right")
-    size = max(len(entry["recall"][str(k)]) for entry in checkpoints.values())
-    for depth in range(size):
+    for first, last in _spans(quiet):
         cells = []
         for entry in checkpoints.values():
             for one in ks:
                 cells += [
-                    _at(entry["recall"][str(one)], depth, ".1%"),
-                    _at(entry["shuffled"][str(one)], depth, ".1%"),
+                    _largest(entry[name][str(one)], first, last, ".1%") for name in ("recall", "shuffled")
                 ]
-            cells.append(_at([None, *entry["normalised_frequency"]], depth, ".3f"))
-        table.add_row(str(depth), *cells)
-    return table
+            cells.append(_largest([None, *entry["normalised_frequency"]], first, last, ".3f"))
+        table.add_row(str(first) if first == last else f"{first}–{last}", *cells)
+    note = "Depths where no more surfaces than by chance share a line with their largest numbers; --full shows each."
+    return Group(table, Text(note if any(quiet) else "", "dim"))
 
 
-def _at(values: list[float | None], depth: int, form: str) -> str:
-    return wording.number(values[depth] if depth < len(values) else None, form)
+def _quiet(entry: Mapping[str, Any], depth: int, ks: list[int]) -> bool:
+    """Whether recall at a depth is not above chance: one fact at most, or its interval reaches the chance level."""
+    for k in map(str, ks):
+        if depth >= len(entry["recall"][k]):
+            continue
+        recall, low = entry["recall"][k][depth], entry["recall_low"][k][depth]
+        if low is not None and recall * entry["n"] > 1.5 and low > (entry["shuffled"][k][depth] or 0.0):
+            return False
+    return depth < len(entry["normalised_frequency"])  # the model's own readout always has a line
 
 
-def _share(entry: dict[str, Any], name: str) -> str:
+def _spans(quiet: list[bool]) -> Iterator[tuple[int, int]]:
+    """(first, last) of each line: quiet depths together, every other by itself."""
+    first = 0
+    for depth, one in enumerate(quiet):
+        if not one or depth + 1 == len(quiet) or not quiet[depth + 1]:
+            yield first, depth
+            first = depth + 1
+
+
+def _largest(values: list[float | None], first: int, last: int, form: str) -> str:
+    known = [value for value in values[first : last + 1] if value is not None]
+    return wording.number(max(known) if known else None, form)
+
+
+def _share(entry: Mapping[str, Any], name: str) -> str:
     return wording.of_row(entry, name, ".1%")
 
 
-def _number(entry: dict[str, Any], name: str) -> str:
+def _number(entry: Mapping[str, Any], name: str) -> str:
     return wording.of_row(entry, name)
 
 
-def _spread(entry: dict[str, Any]) -> str:
+def _spread(entry: Mapping[str, Any]) -> str:
     return wording.mean_and_sd(entry.get("mean"), entry.get("sd"))

@@ -6,6 +6,7 @@ Probe directories in, tables out; no model is needed.
     by_checkpoint  curves, placement, survival, net of controls, groups
     by_pair        differences, spread, overlap, fates, kept and lost facts, claims of placement
     over_runs      paths through stages, arms over seeds, training steps, kept facts of arms
+    headline       the one table that stands below a verdict
     table          a function of readings, with a schema
 
 A table is a function of :class:`memprobe.readings.Readings` and can be made alone: ``TABLES["spread"](readings)``.

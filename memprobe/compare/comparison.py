@@ -13,6 +13,7 @@ import polars as pl
 
 from memprobe import sentences, wording
 from memprobe.compare import by_checkpoint, by_pair, over_runs
+from memprobe.compare.headline import headline
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json, write_json, write_text
@@ -72,11 +73,16 @@ class Comparison:
         return f"Comparison of {many} on {facts}, against {self.settings['reference']}; tables: {held}"
 
     def _repr_html_(self) -> str:
-        """The verdict and the table ``placement`` in short, for a notebook."""
+        """The verdict and its table, for a notebook."""
         said = "".join(f"<p>{escape(line)}</p>" for line in sentences.verdict(self))
-        columns = ["checkpoint", "n", "exact", "share_never", "lof_median", "lof_restricted_mean"]
-        beside = ["chance_lof_restricted_mean", "depths_per_factoid"]
-        return said + self.tables["placement"].select(*columns, *beside)._repr_html_()
+        return said + headline(self.tables["placement"]).html()
+
+    def markdown(self) -> str:
+        """The verdict, its table and the notes, as Markdown."""
+        shown = headline(self.tables["placement"])
+        parts = [*sentences.verdict(self), f"## {shown.title}", shown.markdown()]
+        notes = [f"- {note}" for note in self.notes]
+        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""
@@ -84,8 +90,10 @@ class Comparison:
         return {"schema": COMPARISON_SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
 
     def write(self, folder: Path) -> None:
-        """``comparison.json``, and each table that has rows as ``NAME.csv`` (lists joined by spaces)."""
+        """``comparison.json``, its answer in ``comparison.md``, and each table that has rows as ``NAME.csv`` (lists
+        joined by spaces)."""
         write_json(self.as_json(), folder / "comparison.json")
+        write_text(self.markdown(), folder / "comparison.md")
         for name, table in self.tables.items():
             if len(table):
                 lists = [key for key, dtype in table.schema.items() if dtype == pl.List]

@@ -90,20 +90,23 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
     )
 
 
-@table("all", {"step": pl.Int64} | dict(placement.schema))
+@table("all", {"run": pl.String, "step": pl.Int64} | dict(placement.schema))
 def steps(readings: Readings, placed: pl.DataFrame | None = None) -> pl.DataFrame:
     """Learning curves of depth: placement along training.
 
     Args:
         placed: the table ``placement``, where it is made already.
     """
-    taken = {member.label: member.step for member in readings.members if member.step is not None}
-    if len(taken) < 2:
+    taken = [
+        (series.name, step, label)
+        for series in readings.series
+        for step, label in zip(series.steps, series.labels, strict=True)
+    ]
+    if not taken:
         return steps.empty
-    placed = placement(readings, list(taken)) if placed is None else placed
-    step = pl.col("checkpoint").replace_strict(taken, return_dtype=pl.Int64).alias("step")
-    placed = placed.filter(pl.col("checkpoint").is_in(list(taken)))
-    return placed.select(step, pl.all()).sort("step", maintain_order=True)
+    along = pl.DataFrame(taken, schema=["run", "step", "checkpoint"], orient="row")
+    placed = placement(readings, along["checkpoint"].to_list()) if placed is None else placed
+    return along.join(placed, on="checkpoint", how="left", maintain_order="left")
 
 
 def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]) -> pl.DataFrame:

@@ -149,7 +149,7 @@ def _first_sentence(row: dict[str, Any]) -> str:
     where = f"{row['what']}, {row['positions']}"
     median = "no depth for most facts" if row["median"] is None else f"depth {row['median']:.0f} (median)"
     return (
-        f"{where}: a patch moves half from {median}; mean {row['restricted']:.1f} with never as n_layers + 1; "
+        f"{where}: a patch moves half from {median}; mean {row['restricted']:.1f}, counting never as one further; "
         f"never for {100 * row['never']:.0f} % of {row['n']} facts"
     )
 

@@ -18,10 +18,12 @@ from memprobe.plots.curves import (
 from memprobe.plots.depths import depth_distribution, depth_heatmap, lof_distribution
 from memprobe.plots.differences import accuracy_matrix, difference_forest, fate_flows
 from memprobe.plots.patches import restoration_curves, restoration_heatmap
+from memprobe.plots.prompts import LENS_STATISTICS, lens_heatmap
 from memprobe.plots.sketch import Sketch
-from memprobe.plots.tokens import lens_heatmap, rank_trajectory, side_by_side, visible
+from memprobe.plots.tokens import rank_trajectory, visible
 
 __all__ = [
+    "LENS_STATISTICS",
     "Sketch",
     "accuracy_matrix",
     "depth_distribution",
@@ -35,7 +37,6 @@ __all__ = [
     "recall_curves",
     "restoration_curves",
     "restoration_heatmap",
-    "side_by_side",
     "stage_lines",
     "survival_curves",
     "training_curves",

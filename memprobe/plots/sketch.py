@@ -130,6 +130,13 @@ def clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def depth_ticks(last: int, first: int = 0) -> list[int]:
+    """About eight depths to tick, the last of them the model's own readout: where most of it happens."""
+    step = tick_step(last)
+    ticks = [depth for depth in range(first, last, step) if last - depth > step / 2]
+    return [*ticks, last]
+
+
 def tick_step(last: int) -> int:
     """Distance between depth ticks: about eight of them."""
     return max(1, round(last / 8))

@@ -1,19 +1,13 @@
-"""One factoid, and one prompt, token by token."""
+"""One factoid, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from memprobe.errors import MemprobeError
-from memprobe.palette import HEAT, style, template
-from memprobe.plots.sketch import (
-    by_checkpoint,
-    clip,
-    line_of,
-    plain,
-    tick_step,
-)
+from memprobe.palette import style, template
+from memprobe.plots.sketch import by_checkpoint, line_of, plain
 
 if TYPE_CHECKING:
     import polars as pl
@@ -90,117 +84,6 @@ def rank_trajectory(
         col=1,
     )
     return figure
-
-
-def lens_heatmap(
-    tokens: Sequence[str],
-    top1: Sequence[Sequence[str]],
-    probability: Sequence[Sequence[float]],
-    *,
-    answer: str | None = None,
-    ranks: Sequence[Sequence[int]] | None = None,
-) -> Figure:
-    """The usual picture of a lens on one prompt: depth by position, the top-1 token in each cell.
-
-    Args:
-        tokens: [position] the prompt's tokens.
-        top1: [depth][position] the token that the lens ranks first there; depth 0 … n_layers.
-        probability: [depth][position] of that token.
-        answer: a token to follow, named in the hover text.
-        ranks: [depth][position] of ``answer``.
-
-    Raises:
-        MemprobeError: the shapes do not agree.
-    """
-    import plotly.graph_objects as go
-
-    shapes = [top1, probability] + ([ranks] if ranks is not None else [])
-    if any(len(rows) != len(top1) or any(len(row) != len(tokens) for row in rows) for rows in shapes):
-        raise MemprobeError(
-            "lens_heatmap: top1, probability and ranks must be [depth][position] over the same prompt"
-        )
-    positions = list(range(len(tokens)))
-    read = [plain(visible(token)) for token in tokens]
-    hover = "after <b>%{customdata[0]}</b>, depth %{y}<br>reads <b>%{customdata[1]}</b> at %{z:.1%}"
-    if ranks is not None:
-        hover += f"<br>rank of {plain(visible(answer or 'the answer'))}: %{{customdata[2]:,}}"
-    figure = go.Figure(
-        go.Heatmap(
-            x=positions,
-            y=list(range(len(top1))),
-            z=[list(row) for row in probability],
-            text=[[plain(clip(visible(text), 9)) for text in row] for row in top1],
-            texttemplate="%{text}",
-            customdata=[
-                [
-                    [read[position], plain(visible(text)), "" if ranks is None else ranks[depth][position]]
-                    for position, text in enumerate(row)
-                ]
-                for depth, row in enumerate(top1)
-            ],
-            hovertemplate=hover + "<extra></extra>",
-            zmin=0,
-            zmax=1,
-            colorscale=HEAT,
-            colorbar={
-                "title": {"text": "probability"},
-                "tickformat": ".0%",
-                "thickness": 12,
-                "outlinewidth": 0,
-            },
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_layout(
-        template=template(),
-        hovermode="closest",
-        height=max(320, 24 * len(top1) + 110),
-        margin={"l": 52, "r": 12, "t": 40, "b": 60},
-    )
-    figure.update_xaxes(
-        tickvals=positions,
-        ticktext=[plain(clip(visible(token), 14)) for token in tokens],
-        title_text="input token",
-        showline=False,
-    )
-    figure.update_yaxes(title_text="depth", dtick=tick_step(len(top1)), showgrid=False)
-    return figure
-
-
-def side_by_side(figures: Mapping[str, Figure]) -> Figure:
-    """Heatmaps of one prompt beside each other, under one scale of depths; one alone stays as it is.
-
-    Args:
-        figures: by what stands above each, as :func:`lens_heatmap` draws them.
-    """
-    from plotly.subplots import make_subplots
-
-    drawn = list(figures.values())
-    if len(drawn) == 1:
-        return drawn[0]
-    together = make_subplots(
-        cols=len(drawn),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        subplot_titles=[plain(name) for name in figures],
-    )
-    layout: Any = drawn[0].layout
-    for column, figure in enumerate(drawn, 1):
-        together.add_trace(figure.data[0], col=column, row=1)
-        together.update_traces(showscale=column == len(drawn), col=column)
-    together.update_xaxes(
-        tickvals=layout.xaxis.tickvals,
-        ticktext=layout.xaxis.ticktext,
-        title_text="input token",
-        showline=False,
-    )
-    together.update_yaxes(dtick=layout.yaxis.dtick, showgrid=False)
-    together.update_yaxes(title_text="depth", col=1)
-    together.update_layout(
-        template=template(), hovermode="closest", height=layout.height, margin=layout.margin.to_plotly_json()
-    )
-    return together
 
 
 def visible(token: str) -> str:

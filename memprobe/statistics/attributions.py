@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
 from memprobe.statistics.paired import differences
 
@@ -30,7 +30,7 @@ def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "blo
         MemprobeError: an unknown token rule or part, or a part that no block was taken into.
     """
     if token not in ("first", "last", "all"):
-        raise MemprobeError(f"--token {token}: choose first, last or all")
+        raise MemprobeError(f"--token {token}: {among(token, ('first', 'last', 'all'))}")
     if part not in PARTS:
         raise MemprobeError(f"{part!r} is no part of a block; choose {', '.join(PARTS)}")
     rows = table.filter(pl.col("part") == part)

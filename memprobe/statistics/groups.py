@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
 from memprobe.statistics.occurrence import Occurrence, restricted
 from memprobe.statistics.paired import log_rank
@@ -31,7 +31,7 @@ def group_labels(
         MemprobeError: an unknown grouping, or one that this probe has no data for.
     """
     if by not in GROUPINGS:
-        raise MemprobeError(f"--by {by}: choose {', '.join(GROUPINGS)}")
+        raise MemprobeError(f"--by {by}: {among(by, GROUPINGS)}")
     if by == "outcome":
         if paths is None:
             raise MemprobeError("--by outcome: there is no other checkpoint to take outcomes from")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def check_rule(token: str) -> None:
         MemprobeError: so.
     """
     if token not in TOKEN_RULES:
-        raise MemprobeError(f"token rule {token!r}: choose {', '.join(TOKEN_RULES)}")
+        raise MemprobeError(f"`token` {token!r}: {among(token, TOKEN_RULES)}")
 
 
 def check_k(k: int) -> None:

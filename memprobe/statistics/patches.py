@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.statistics.controls import net_of
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, median_interval
 from memprobe.statistics.paired import differences, false_discovery
@@ -55,7 +55,7 @@ def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
         MemprobeError: unknown ``facts``.
     """
     if facts not in FACTS:
-        raise MemprobeError(f"facts {facts!r}: choose {', '.join(FACTS)}")
+        raise MemprobeError(f"facts {facts!r}: {among(facts, FACTS)}")
     keys = [*UNIT, "window", "control", "depth", "last", "factoid"]
     in_a_row = pl.col("last") - pl.col("depth") + 1
     summed = ("log_prob", "source_log_prob", "target_log_prob")

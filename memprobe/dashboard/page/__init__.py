@@ -4,6 +4,7 @@
     report.html   markup of the report            report.js  explorer.js  start.js  watch.js
     figure.html   markup of a page with one figure                        figure.js
     patches.html  markup of a page on patches                             patches.js
+    prompt.html   markup of a page on one prompt                          prompt.js
     style.css     the look of both                core.js    what both share
 
 Data stand in the page as JSON or as blocks (zlib, base64) in script elements of a type that no browser

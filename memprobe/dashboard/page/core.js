@@ -16,6 +16,11 @@ function element(name, attributes = {}, ...children) {
 
 const byId = (id) => document.getElementById(id);
 
+/** Radio buttons side by side. */
+const segments = (name, values, choose, texts = values) => values.map((value, index) => element("label", {},
+  element("input", { type: "radio", name, value, onchange: () => choose(value) }),
+  element("span", {}, String(texts[index]))));
+
 const GLYPHS = {
   circle: "M6 1.2a4.8 4.8 0 1 0 0 9.6a4.8 4.8 0 1 0 0-9.6z",
   square: "M1.6 1.6h8.8v8.8h-8.8z",
@@ -131,12 +136,13 @@ function draw(holder, figure, templates, nothing = "") {
       tool("CSV", "Download the numbers of this figure", () => download(`${name}.csv`, figureCsv(shownFigures.get(holder)))),
       tool("PNG", "Download this figure as an image", () => downloadImage(holder, "png")),
       tool("SVG", "Download this figure as vector graphics", () => downloadImage(holder, "svg"))));
-    holder.append(element("ul", { class: "legend" }), canvas, element("div", { class: "nothing" }));
+    holder.append(element("ul", { class: "legend" }), element("div", { class: "pan" }, canvas), element("div", { class: "nothing" }));
   }
   holder.querySelector(".nothing").textContent = figure.data.length ? "" : nothing;
   shownFigures.set(holder, figure);
   const { meta, ...given } = figure.layout;
   const layout = { showlegend: false, ...given, template: templates[theme()] };
+  if (meta?.least) canvas.style.minWidth = `${meta.least}px`;
   if (meta?.row) {
     // A row for each name on the y axis.
     layout.height = meta.frame + meta.row * Math.max(1, new Set(figure.data.flatMap((trace) => trace.y)).size);
@@ -188,7 +194,8 @@ function figureCsv(figure) {
         if (role === "cells") rows.push([trace.meta.rows[row], "cell", trace.x[at], value, "", ""]);
         else if (role === "matrix") {
           if (extra) rows.push([unplain(trace.y[row]), extra[3], unplain(trace.x[at]), value, extra[0], extra[1]]);
-        } else rows.push(["", `top-1 ${extra.join(" | ")}`, at, row, value, ""]);
+        } else if (role === "prompt") rows.push(["", trace.text[row][at], at, row, value, ""]);
+        else rows.push(["", `top-1 ${extra.join(" | ")}`, at, row, value, ""]);
       }));
       continue;
     }

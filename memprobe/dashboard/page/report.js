@@ -103,10 +103,6 @@ function keepHash() {
 
 // Controls
 
-const segments = (name, values, choose, texts = values) => values.map((value, index) => element("label", {},
-  element("input", { type: "radio", name, value, onchange: () => choose(value) }),
-  element("span", {}, String(texts[index]))));
-
 /** What stays the same whichever set is shown. */
 function buildControls() {
   byId("title").textContent = report.title;
