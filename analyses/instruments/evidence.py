@@ -63,8 +63,13 @@ class Evidence:
         cost: of the measurement that is remembered.
     """
 
-    def __init__(self, measure: Callable[[LensModel, LensModel, Sequence[Factoid]], Values]):
-        self.measure = measure
+    def __init__(
+        self,
+        measure: Callable[[LensModel, LensModel, Sequence[Factoid]], Values],
+        prepare: Callable[[], object] = lambda: None,
+    ):
+        """``prepare`` is called before a measurement and costs nothing: it may wait for a lens to be fitted."""
+        self.measure, self.prepare = measure, prepare
         self.cost = Cost()
         self._of: tuple[LensModel, LensModel, tuple[str, ...]] | None = None
         self._found: Values = {}
@@ -73,6 +78,7 @@ class Evidence:
         """Arrays by name; all are [factoid, …] in the order of the facts."""
         asked = (model, base, tuple(factoid.id for factoid in factoids))
         if self._of is None or self._of[0] is not model or self._of[1] is not base or self._of[2] != asked[2]:
+            self.prepare()
             with metered(model, base) as cost:
                 self._found = self.measure(model, base, factoids)
             if factoids:
@@ -115,25 +121,29 @@ def _wait(models: Sequence[LensModel]) -> None:
 
 
 def captured(
-    of: Literal["model", "base"], template: str, file: LensFile | None = None, *, base_readout: bool = False
+    of: Literal["model", "base"],
+    template: str,
+    file: Callable[[], LensFile] | None = None,
+    *,
+    base_readout: bool = False,
 ) -> Evidence:
     """Rank and log-probability of whole answers by depth, through a lens: arrays [factoid, depth 0 … n_layers].
 
     Args:
         of: which of the two is read.
-        file: a fitted lens; ``None`` for the Logit Lens.
+        file: gives a fitted lens; ``None`` for the Logit Lens.
         base_readout: read with the base's norm and unembedding.
     """
 
     def measure(model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Values:
         read = model if of == "model" else base
-        lens = make_lens(read, file, base if base_readout else None)
+        lens = make_lens(read, file() if file else None, base if base_readout else None)
         tables = capture(read, factoids, template, lenses=[lens], predictions=False)
         (found,) = trajectories(tables.records, token="all")
         ordered = found.select(np.array([factoid.id for factoid in factoids]))
         return {"rank": ordered.rank, "log_prob": ordered.log_prob}
 
-    return Evidence(measure)
+    return Evidence(measure, file or (lambda: None))
 
 
 def attributed(of: Literal["model", "base"], template: str) -> Evidence:

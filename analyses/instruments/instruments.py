@@ -19,7 +19,7 @@ depths and blocks have the same numbers; what names no depth says NaN. All are s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -274,44 +274,46 @@ def by_part(scores: Mapping[str, np.ndarray]) -> Verdict:
 
 
 def all_instruments(
-    template: str, lenses: Mapping[FittedKind, LensFile] | None = None, only: Sequence[str] = ()
+    template: str, lenses: Mapping[FittedKind, Callable[[], LensFile]] | None = None, only: Sequence[str] = ()
 ) -> list[Instrument]:
-    """Every instrument, those that read the same beside each other.
+    """Every instrument, those that read the same beside each other, those that need a fitted lens last.
 
     Args:
-        lenses: fitted lenses.
+        lenses: by kind, what gives a fitted lens.
         only: names, or what names begin with; all by default.
 
     Raises:
         MemprobeError: one of them is the beginning of no name.
     """
     found: list[Instrument] = []
-    kinds: dict[str, LensFile | None] = {"logit": None, **(lenses or {})}
-    for lens, file in kinds.items():
-        theirs = captured("base", template, file)
-        readouts = {lens: False, f"{lens}@base": True} if file is None else {lens: False}
-        for name, base_readout in readouts.items():
-            ours = captured("model", template, file, base_readout=base_readout)
-            found += [Occurrence(name, what, k, ours) for what in ("lof", "settled") for k in KS]
-            found += [Gain(name, rule, ours, theirs) for rule in ("jump", "half")]
-    mine, base_own = attributed("model", template), attributed("base", template)
-    found += [Attribution(mine, base_own), Attribution(mine, base_own, "parts")]
     directions: tuple[Direction, ...] = ("restoration", "erasure")
+    for direction in directions:
+        found.append(Grafting(direction, grafted(direction, template)))
+        parts = ("attn", "mlp")
+        found.append(Grafting(direction, grafted(direction, template, parts), parts))
     for direction in directions:
         for positions in POSITIONS:
             shares = patched(direction, positions, template)
             found += [Patching(direction, positions, rule, shares) for rule in ("jump", "half")]
             if direction == "erasure" and positions == "last":
                 found.append(Patching(direction, positions, "tau", shares))
-    for direction in directions:
-        found.append(Grafting(direction, grafted(direction, template)))
-        parts = ("attn", "mlp")
-        found.append(Grafting(direction, grafted(direction, template, parts), parts))
     ways = {"at base": (0.0,), "at model": (1.0,), "path": PATH}
     found += [GradientChange(where, gradients(points, template)) for where, points in ways.items()]
     found.append(WeightChange(weight_changes()))
+    mine, base_own = attributed("model", template), attributed("base", template)
+    found += [Attribution(mine, base_own), Attribution(mine, base_own, "parts")]
+    found += _of_lens("logit", template, None) + _of_lens("logit@base", template, None)
+    for lens, file in (lenses or {}).items():
+        found += _of_lens(lens, template, file)
     if unknown := [name for name in only if not any(one.name.startswith(name) for one in found)]:
         raise MemprobeError(
             f"instruments: no name begins with {unknown[0]!r}; there are {', '.join(one.name for one in found)}"
         )
     return [one for one in found if not only or any(one.name.startswith(name) for name in only)]
+
+
+def _of_lens(name: str, template: str, file: Callable[[], LensFile] | None) -> list[Instrument]:
+    ours = captured("model", template, file, base_readout=name.endswith("@base"))
+    theirs = captured("base", template, file)
+    occurrences = [Occurrence(name, what, k, ours) for what in ("lof", "settled") for k in KS]
+    return [*occurrences, *(Gain(name, rule, ours, theirs) for rule in ("jump", "half"))]

@@ -22,6 +22,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +209,17 @@ class _Lenses:
         if number < len(fitted):
             self._fit(fitted[number])
 
-    def all(self) -> dict[Any, Any]:
-        """The lenses by kind."""
+    def by_kind(self) -> dict[Any, Callable[[], Any]]:
+        """What gives each lens; it may have to wait for it."""
+        return {kind: partial(self._read, kind) for kind in self.kinds}
+
+    def _read(self, kind: str) -> Any:
         from memprobe.lens_files import read_lens
 
-        for kind in self.kinds:
-            if kind not in self.files:
-                path = self.given.get(kind) or self._fit(kind)
-                self.files[kind] = read_lens(path, kind)  # pyrefly: ignore[bad-argument-type]
-        return self.files
+        if kind not in self.files:
+            path = self.given.get(kind) or self._fit(kind)
+            self.files[kind] = read_lens(path, kind)  # pyrefly: ignore[bad-argument-type]
+        return self.files[kind]
 
     def _fit(self, kind: str) -> Path:
         """Fits a lens, unless it is there; waits where another process is at it."""
@@ -391,10 +394,9 @@ class _Work:
         from analyses.instruments.instruments import all_instruments, cost_of
         from analyses.instruments.marking import VERDICTS, marked
 
-        lenses = self.lenses.all()
         table = pl.read_parquet(self.verdicts) if self.verdicts.exists() else pl.DataFrame(schema=VERDICTS)
         about = read_json(self.path)
-        instruments = all_instruments(self.plan.template, lenses, self.plan.instruments)
+        instruments = all_instruments(self.plan.template, self.lenses.by_kind(), self.plan.instruments)
         done = set(table["instrument"])
         for number, instrument in enumerate(instruments):
             if instrument.name not in done:
