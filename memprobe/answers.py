@@ -30,6 +30,7 @@ from memprobe.batching import (
     run_greedy,
     run_without_cache,
     sharing,
+    tokens_at_once,
 )
 from memprobe.metrics import normalise
 
@@ -44,6 +45,7 @@ RULE = "answers-2"
 
 NEW_TOKENS, SLACK = 16, 4
 
+_CPU_TOKENS, _GPU_TOKENS = 4096, 16384
 _CPU_ROWS = 32  # a processor gains nothing from more, and a batch goes on until its last row ends
 _CLOSERS = "\"'”’»›」』)）]】"
 # White space or the end must follow the first kind; scripts with the second put none there.
@@ -153,7 +155,7 @@ def answer(
     lens_model: LensModel,
     items: Sequence[TokenisedFactoid],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     apart: frozenset[str] = frozenset(),
 ) -> Iterator[dict[str, Verdict]]:
     """Verdicts by factoid id, batch by batch: items of like length together.
@@ -182,7 +184,7 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int],
     end: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> list[str]:
     """Greedy continuations of token prompts as texts, in the order given; see :func:`generate_batches`."""
     texts = [""] * len(prompts)
@@ -200,7 +202,7 @@ def generate_batches(
     *,
     max_new_tokens: int | Sequence[int],
     end: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> Iterator[tuple[list[int], list[Continuation]]]:
     """Greedy continuations as they get ready, batch by batch, shortest prompts first.
 
@@ -211,7 +213,8 @@ def generate_batches(
         prompts: token ids, each at least one.
         max_new_tokens: at most so many new tokens for each, or one number for each.
         end: id of the token that ends an answer; ``None`` stops at the end of the line instead.
-        batch_tokens: padded tokens of one batch; on a CPU it has 32 prompts at most.
+        batch_tokens: padded tokens of one batch, by default as many as suit the device; on a CPU it has 32 prompts at
+            most.
 
     Yields:
         Indices into ``prompts``, and their continuations; texts are without special tokens. Without ``end`` a text
@@ -219,6 +222,8 @@ def generate_batches(
     """
     if not prompts:
         return
+    if batch_tokens is None:
+        batch_tokens = tokens_at_once(lens_model.device, _CPU_TOKENS, _GPU_TOKENS)
     level = sharing(lens_model)
     stops = stop_ids(lens_model, end)
     shared = common_prefix(prompts)

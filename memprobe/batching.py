@@ -38,6 +38,11 @@ class Sharing(IntEnum):
     FILLED = 3  # any prompts, filled up on the left
 
 
+def tokens_at_once(device: torch.device, on_cpu: int, elsewhere: int) -> int:
+    """Padded tokens of one batch: a CPU is busy with few, an accelerator takes as long for few as for many."""
+    return on_cpu if device.type == "cpu" else elsewhere
+
+
 def batches_by_tokens(
     order: Sequence[int],
     length: Callable[[int], int],

@@ -351,6 +351,25 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Two checkpoints with the same weights have the same fingerprint, however the files are sharded. GGUF and
     pickled files are hashed as they are; an adapter together with its base.
     """
+    mark = _state_of_files(checkpoint)
+    if mark not in _FINGERPRINTS:
+        _FINGERPRINTS[mark] = _fingerprint(checkpoint)
+    return _FINGERPRINTS[mark]
+
+
+_FINGERPRINTS: dict[Any, str] = {}  # a process asks the same files many times, and reading them takes seconds
+
+
+def _state_of_files(checkpoint: Checkpoint) -> Any:
+    """What changes whenever a checkpoint's files do."""
+    pattern = "*.safetensors" if checkpoint.kind == "weights" else "*"
+    files = sorted(file for file in checkpoint.path.glob(pattern) if file.is_file())
+    stats = [(file.name, (found := file.stat()).st_ino, found.st_size, found.st_mtime_ns) for file in files]
+    others = [_state_of_files(other) for other in (checkpoint.base, checkpoint.donor) if other is not None]
+    return (checkpoint.kind, checkpoint.gguf_file, str(checkpoint.graft), tuple(stats), tuple(others))
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None

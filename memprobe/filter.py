@@ -46,7 +46,7 @@ def ask(
     template: str = "plain",
     shots: int = 0,
     seed: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> list[Answered]:
     """Asks every factoid, in the order given.
@@ -55,7 +55,7 @@ def ask(
         journal: file of what is answered so far; it is read first, and grows batch by batch.
         shots: solved examples before each prompt, 0 to 5: the same ones for all factoids, drawn from them by
             a hash of the seed; a factoid that is one of them gets the next one in its place.
-        batch_tokens: padded tokens of one batch.
+        batch_tokens: padded tokens of one batch; by default as many as suit the device.
 
     Raises:
         MemprobeError: too few factoids for the shots, a prompt beyond the context, or a journal of another run.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memprobe.lenses import Lens
 
 # The unembedding is fastest on many rows, reading what it made is fastest while a block fits the cache.
-_CHUNK_ROWS, _CPU_BLOCK_ROWS = 512, 32
+_CHUNK_ROWS, _CPU_BLOCK_ROWS, _GPU_ROWS = 512, 32, 2048
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ def read_rows(
     """Reads every row, a chunk of logits at a time; for each intrusion, its best token and that token's rank."""
     targets = targets.to(hidden.device)
     watched = {name: torch.tensor(ids, device=hidden.device) for name, ids in intrusions.items()}
-    block_rows = _CPU_BLOCK_ROWS if hidden.device.type == "cpu" else _CHUNK_ROWS
+    on_cpu = hidden.device.type == "cpu"
+    chunk_rows, block_rows = (_CHUNK_ROWS, _CPU_BLOCK_ROWS) if on_cpu else (_GPU_ROWS, _GPU_ROWS)
     readings: list[Reading] = []
     best_ids: list[Tensor] = []
-    for start in range(0, len(hidden), _CHUNK_ROWS):
-        chunk = lens.unembed(hidden[start : start + _CHUNK_ROWS])
+    for start in range(0, len(hidden), chunk_rows):
+        chunk = lens.unembed(hidden[start : start + chunk_rows])
         for offset in range(0, len(chunk), block_rows):
             logits = chunk[offset : offset + block_rows]
             wanted = targets[start + offset : start + offset + block_rows]

@@ -344,12 +344,18 @@ def write_run(run: Mapping[str, Any], out: Path) -> None:
     write_text(_by_line(run, entries), out / RUN)
 
 
-def write_summary(out: Path, run: Mapping[str, Any]) -> None:
-    """Brings ``summary.json`` up to date: entries of finished checkpoints that it has are kept as they stand."""
+def write_summary(out: Path, run: Mapping[str, Any], known: Path | None = None) -> None:
+    """Brings ``summary.json`` up to date: entries of finished checkpoints that it has are kept as they stand.
+
+    Args:
+        known: another probe directory whose entries of the same checkpoints are taken over.
+    """
     head = {"schema": SCHEMA_VERSION, "k": run["k"], "token": run["token"], "lens": next(iter(run["lenses"]))}
     found = probe_of(out, run)
-    known = _known_lines(out / SUMMARY, head)
-    lines = {label: known[label] for label in found.finished if label in known}
+    lines = _known_lines(out / SUMMARY, head)
+    if known is not None:
+        lines = _known_lines(known / SUMMARY, head) | lines
+    lines = {label: lines[label] for label in found.finished if label in lines}
     if missing := [label for label in found.finished if label not in lines]:
         for label in missing:
             entry = _summary_of(found.only([label]))

@@ -263,7 +263,8 @@ def of_retention(
 
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     cells = cells_by_setup(study)
-    groups = _alike([without_failed_cells(probe, cells, say) for probe in study.probes], say)
+    read = [view for probe in study.probes for view in _in_each_readout(probe)]
+    groups = _alike([without_failed_cells(probe, cells, say) for probe in read], say)
     if not groups and not study.comparisons:
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
@@ -317,10 +318,14 @@ def _compared(
             and probe.run["readout"] != "own"
             and _facts(probe, but="readout") == _facts(group[0], but="readout")
         ]
-        fixed += [second for probe in group for second in probe.second_readouts()[:1]]
+        if not fixed:
+            fixed = [second for probe in group for second in probe.second_readouts()[:1]]
         source = _slug(group[0].path, shared)
         if len(group) > 1:
             source = _slug(_shared_folder([probe.path for probe in group]) or group[0].path, shared) or source
+        elif (setup := setup_of(group[0].path)) and len(group[0].lenses) > 1:
+            name = first["readout"] if first["readout"] == "own" else f"{first['readout']}-readout"
+            source = _slug(setup / name, shared)
         say(
             f"{source or group[0].path}: comparing {sum(len(probe.checkpoints) for probe in group)} checkpoints"
         )
@@ -370,6 +375,11 @@ def _alike(probes: list[Probe], say: Say) -> list[list[Probe]]:
         if finished:
             groups.setdefault(_facts(probe), []).append(probe.only(finished))
     return list(groups.values())
+
+
+def _in_each_readout(probe: Probe) -> list[Probe]:
+    """A probe of a grid with its own readout and the base model's; another one as it is."""
+    return [probe, *(probe.second_readouts()[:1] if setup_of(probe.path) else [])]
 
 
 def _facts(probe: Probe, *, but: str = "") -> tuple[Any, ...]:

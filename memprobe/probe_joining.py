@@ -1,0 +1,61 @@
+"""A probe directory joins another: its finished checkpoints become the other's, file by file.
+
+So processes probe beside each other, each in a directory of its own, and hold the common one only while files are
+copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.files import replacing
+from memprobe.probe_writer import locked, open_or_start, write_run, write_summary
+from memprobe.probes import RUN, read_run, table_file
+
+
+def join_probe(part: Path, into: Path, factoids: Sequence[Factoid]) -> list[str]:
+    """Adds the finished checkpoints of a probe directory to another one, which is made if it is not there.
+
+    Checkpoints that it has already stay as they are; those without a manifest, such as the base model, come first.
+    The answers that were watched for may be others under the same names: each checkpoint's entry says which they were.
+
+    Args:
+        factoids: that both were asked.
+
+    Returns:
+        The labels that were added.
+
+    Raises:
+        MemprobeError: the two were probed otherwise, hold other weights under one label, or cannot be written.
+    """
+    coming = read_run(part)
+    added = []
+    wanted = coming | {"tables": {}, "checkpoints": {}, "tokens": {}}
+    with locked(into):
+        if (into / RUN).exists() and (there := read_run(into)["intrusions"]).keys() == wanted[
+            "intrusions"
+        ].keys():
+            wanted["intrusions"] = there
+        run = open_or_start(into, wanted, factoids)
+        for label, entry in coming["checkpoints"].items():
+            there = run["checkpoints"].get(label)
+            if there is not None and there["fingerprint"] != entry["fingerprint"]:
+                raise MemprobeError(f"{into}: holds other weights under the label {label!r} than {part}")
+            if not entry["complete"] or (there is not None and there["complete"]):
+                continue
+            for table in entry["tables"]:
+                with replacing(table_file(into, label, table)) as file:
+                    shutil.copyfile(table_file(part, label, table), file)
+            texts, shared = coming["tokens"] | entry.get("tokens", {}), run["tokens"]
+            own = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
+            run["checkpoints"][label] = entry | {"tokens": own, "intrusions": coming["intrusions"]}
+            added.append(label)
+        ordered = sorted(run["checkpoints"].items(), key=lambda item: item[1]["manifest"] is not None)
+        run["checkpoints"] = dict(ordered)
+        write_run(run, into)
+        write_summary(into, run, known=part)
+    return added
