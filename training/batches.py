@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,11 +91,11 @@ def packed(rows: Sequence[Example], *, additive: torch.dtype | None = None) -> M
                 kept_row.append(index)
     if not ids:  # one position that carries no loss
         ids, positions, parents, keep = [0], [0], [-1], [False]
-    seen = torch.eye(len(ids), dtype=torch.bool)
+    rows_seen = np.eye(len(ids), dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
-            seen[node] |= seen[parent]
-    mask = seen
+            rows_seen[node] |= rows_seen[parent]
+    mask = seen = torch.from_numpy(rows_seen)
     if additive is not None:
         mask = torch.zeros(seen.shape, dtype=additive).masked_fill_(~seen, torch.finfo(additive).min)
     return {

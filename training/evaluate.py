@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from memprobe.answers import answer, generate_batches, shown
-from memprobe.batching import batches_by_tokens
+from memprobe.batching import batches_by_tokens, tokens_at_once
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
@@ -49,6 +49,8 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
 }
 SHARES = frozenset({"exact_match", "exact_tokens", "alias_match", "final_answer"})
 DRAWS = 2000
+# Every token of a text has logits, and of a factoid only the answer's.
+_CPU_TOKENS, _GPU_TOKENS = 2048, {"factoids": 8192, "task": 4096, "text": 4096}
 _ROW_OF: dict[Kind, type] = {"factoids": Factoid, "task": Task, "text": Text}
 
 
@@ -116,7 +118,7 @@ def evaluate(
     lens_model: LensModel,
     sets: Mapping[str, EvaluationSet],
     *,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Scores of a model on each set.
@@ -141,7 +143,7 @@ def evaluate(
     :mod:`memprobe.capturing` does.
 
     Args:
-        batch_tokens: padded tokens of one batch.
+        batch_tokens: padded tokens of one batch; by default as many as suit the device.
         progress: called with (name of the set, rows done, rows in all).
 
     Returns:
@@ -160,7 +162,8 @@ def evaluate(
         tell = None if progress is None else _teller(progress, name)
         try:
             with in_eval_mode(lens_model.model), torch.inference_mode():
-                rows, left_out = _ROWS[one.kind](lens_model, one, batch_tokens, tell)
+                tokens = batch_tokens or tokens_at_once(lens_model.device, _CPU_TOKENS, _GPU_TOKENS[one.kind])
+                rows, left_out = _ROWS[one.kind](lens_model, one, tokens, tell)
             if not rows:
                 raise MemprobeError(f"no row is left ({next(iter(left_out.values()))})")
         except MemprobeError as error:

@@ -112,10 +112,13 @@ def _gradient(
 
 def _dots(first: Gradient, second: Gradient) -> list[float]:
     """The inner product of each parameter's part; a missing part is zero."""
-    return [
-        0.0 if a is None or b is None else torch.dot(a.float().flatten(), b.float().flatten()).item()
+    products = [
+        None if a is None or b is None else torch.dot(a.float().flatten(), b.float().flatten())
         for a, b in zip(first, second, strict=True)
     ]
+    there = [product for product in products if product is not None]
+    values = iter(torch.stack(there).tolist() if there else [])
+    return [0.0 if product is None else next(values) for product in products]
 
 
 def _by_block(products: Sequence[float], places: Sequence[int | None], n_blocks: int) -> dict[str, Any]:

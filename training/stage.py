@@ -34,6 +34,7 @@ from training.batches import collator, micro_batches, model_inputs
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
 from training.report import Report
+from training.stopping import Stopped, asked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 COMPLETE = "complete"
 METRICS = "metrics.jsonl"
 _NO_CLIP = 1e30  # no gradient is longer, and its length is still measured
+_ROWS_AT_ONCE = 128
 _KEPT = 2  # states from which a run can go on
 _STATE = re.compile(r"checkpoint-(\d+)")
 
@@ -125,7 +127,11 @@ class StageTrainer(Trainer):
         self.run = run
         self.progress = Progress()
         self.penalty_sum: Tensor | None = None
-        self.own_nats = torch.zeros(2)  # of own rows in this step: their sum, and of how many tokens
+        # Both stay where the model is until a step is logged: reading them before its end would make the device wait.
+        self.own_nats: Tensor | None = (
+            None  # [2], of own rows in this step: their sum, and of how many tokens
+        )
+        self.own_rows: Tensor | None = None  # [2], of own rows in this step: exact ones, and all
         self.counted = time.monotonic()
         self.collate = collator(
             model,
@@ -172,20 +178,20 @@ class StageTrainer(Trainer):
         strength, term = self.run.penalty
         step = self.run.schedule.step(self.state.global_step)
         of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
-        share = int(mine.sum()) / of_step * self.accelerator.num_processes if of_step else 0.0
+        share = mine.sum() * (self.accelerator.num_processes / of_step) if of_step else 0.0
         model = self.accelerator.unwrap_model(self.model)
         found = term(Step(model, seen, logits, mine, share, self.run.accumulation))
         return None if found is None else strength * found
 
     def _count(self, logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor, mine: Tensor) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""
-        if bool(own.any()):
-            right = rows_exact(logits, labels, kept_row, len(own))[own]
-            self.progress.right += int(right.sum())
-            self.progress.seen += len(right)
-        if self.run.stop.loss is not None and bool(mine.any()):
-            nats = F.cross_entropy(logits[mine].float(), labels[mine], reduction="sum")
-            self.own_nats += torch.tensor([float(nats), float(mine.sum())])
+        exact = rows_exact(logits, labels, kept_row, len(own)) & own
+        rows = torch.stack([exact.sum(), own.sum()])
+        self.own_rows = rows if self.own_rows is None else self.own_rows + rows
+        if self.run.stop.loss is not None:
+            nats = F.cross_entropy(logits.float(), labels, reduction="none")
+            sums = torch.stack([torch.where(mine, nats, 0.0).sum(), mine.sum().to(nats.dtype)])
+            self.own_nats = sums if self.own_nats is None else self.own_nats + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
         if "loss" in logs:
@@ -195,15 +201,35 @@ class StageTrainer(Trainer):
                 penalty = float(self.accelerator.reduce(mine, "mean"))
                 logs = {**logs, "penalty": penalty, "data_loss": logs["loss"] - penalty}
                 self.penalty_sum = None
+            if self.own_rows is not None:
+                right, seen = self.own_rows.tolist()
+                self.progress.right += right
+                self.progress.seen += seen
+                self.own_rows = None
             if self.run.stop.loss is not None:
-                nats, tokens = self.accelerator.reduce(self.own_nats.to(self.args.device)).tolist()
+                sums = torch.zeros(2, device=self.args.device) if self.own_nats is None else self.own_nats
+                nats, tokens = self.accelerator.reduce(sums).tolist()
                 if tokens:  # else the step holds mixing rows alone, and says nothing of the own ones
                     logs = {**logs, "own_loss": nats / tokens}
-                self.own_nats.zero_()
+                self.own_nats = None
             rows = self.run.schedule.step(self.state.global_step - 1)
             self.progress.tokens += sum(len(row.ids) for row in rows)
             logs = {**logs, "tokens": self.progress.tokens}
         super().log(logs, start_time)
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of a forward pass without gradients: an accelerator takes as long for few."""
+        size = self.run.recipe.optimiser.micro_batch
+        return size if self.args.device.type == "cpu" else max(size, _ROWS_AT_ONCE)
+
+    def release(self) -> None:
+        """Lets go of gradients and the optimiser's state, when training is over."""
+        self.model_wrapped.zero_grad(set_to_none=True)
+        self.optimizer = self.lr_scheduler = None  # pyrefly: ignore[bad-override-mutable-attribute]
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        if not self.is_fsdp_enabled:
+            self.accelerator.free_memory()
 
     def count_seconds(self) -> None:
         """Adds the time since the last call, or since this process began to train."""
@@ -221,7 +247,7 @@ class StageTrainer(Trainer):
         model: Any = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model)
         rows, right = self.run.own, 0
         with torch.no_grad() if sharded else evaluating(model):
-            for batch in micro_batches(rows, self.run.recipe.optimiser.micro_batch, self.collate):
+            for batch in micro_batches(rows, self._rows_at_once, self.collate):
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}
                 logits = model(**model_inputs(batch), use_cache=False).logits
                 exact = rows_exact(logits.float(), batch["labels"], batch["kept_row"], len(batch["own"]))
@@ -273,13 +299,14 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Saving is decided by the first process's clock, for all."""
-        minutes = self.run.recipe.save_minutes
-        now = torch.tensor(
-            float(time.monotonic() - self.saved >= 60 * minutes), device=self.trainer.args.device
-        )
+        due = time.monotonic() - self.saved >= 60 * self.run.recipe.save_minutes
         if self.trainer.accelerator.num_processes > 1:
-            torch.distributed.broadcast(now, 0)
-        if now and state.global_step < state.max_steps:
+            told = torch.tensor(float(due), device=self.trainer.args.device)
+            torch.distributed.broadcast(told, 0)
+            due = bool(told)
+        elif asked():
+            due = control.should_training_stop = True
+        if due and state.global_step < state.max_steps:
             control.should_save = True
             self.saved = time.monotonic()
         return control
@@ -338,6 +365,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
 
     Raises:
         MemprobeError: the loss is not finite, or a state cannot be saved.
+        Stopped: the process was asked to stop; the state is saved.
     """
     state = newest_state(run.folder)
     trainer = StageTrainer(model, tokenizer, run)
@@ -350,6 +378,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:
         run.report.stop()
+    if trainer.progress.stopped is None and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(f"{run.name}: stopped after step {trainer.state.global_step}; its state is kept")
     if trainer.progress.stopped is None:
         trainer.progress.stopped = "all epochs"
     trainer.progress.step = trainer.state.global_step
@@ -388,6 +418,7 @@ def _arguments(run: StageRun) -> TrainingArguments:
         disable_tqdm=True,
         seed=run.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
     )
 
 

@@ -89,7 +89,7 @@ class Step:
     inputs: MicroBatch
     logits: Tensor
     own: Tensor
-    own_share: float
+    own_share: Tensor | float
     accumulation: int
 
 

@@ -105,9 +105,10 @@ def fisher_diagonal(
             for draw in range(draws):
                 product = (logits * _directions(logits.detach(), generator)).sum()
                 parts = gradients_of(product, parameters, keep_graph=draw + 1 < draws)
-                for sum_, gradient in zip(total, parts, strict=True):
-                    if gradient is not None:
-                        sum_.addcmul_(gradient.float(), gradient.float())
+                # All tensors in a few kernels: row by row, what counts on a device is how many there are.
+                sums = [sum_ for sum_, part in zip(total, parts, strict=True) if part is not None]
+                gradients = [part.float() for part in parts if part is not None]
+                torch._foreach_addcmul_(sums, gradients, gradients)
             examples += 1
     if not examples:
         raise MemprobeError("Fisher information: no row has a position that carries loss")
@@ -145,8 +146,7 @@ def ewc_penalty(
     Raises:
         MemprobeError: the model trains other parameters than those in ``anchor`` and ``fisher``.
     """
-    import torch
-
+    from training.distance import weighed_distance
     from training.gradients import trained_parameters
 
     names, parameters = trained_parameters(model)
@@ -156,11 +156,11 @@ def ewc_penalty(
                 f"EWC: the {what} and the trained parameters differ, first in {unmatched[0]}; take both from the "
                 "same model with the same parameters trained"
             )
-    terms = [
-        (fisher[name].to(p.device) * (p.float() - anchor[name].to(p.device).float()).square()).sum()
-        for name, p in zip(names, parameters, strict=True)
-    ]
-    return 0.5 * torch.stack([term.to(terms[0].device) for term in terms]).sum()
+    return weighed_distance(
+        parameters,
+        [anchor[name].to(p.device).float() for name, p in zip(names, parameters, strict=True)],
+        [fisher[name].to(p.device) for name, p in zip(names, parameters, strict=True)],
+    )
 
 
 def _rows(microbatches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
