@@ -117,7 +117,7 @@ def _stage_data(
     held_out: list[AnyRow] = []
     if not learned:
         with _named(f"{key}.held_out"):
-            rows, held_out = _split(rows, stage.held_out, recipe.rows_seed, stage.data)
+            rows, held_out = _split(rows, stage.held_out, recipe.own_rows_seed(stage), stage.data)
     counts = dict(loaded.counts)
     if stage.unknown:
         with _named(f"{key}.unknown"):
@@ -140,7 +140,7 @@ def _loaded(
         load,
         stage.data,
         stage.kind,
-        seed=recipe.rows_seed,
+        seed=recipe.own_rows_seed(stage),
         data_dir=data_dir,
         without=earlier if stage.kind == "factoids" else (),
         words=stage.words,
@@ -240,15 +240,16 @@ def _unknown(
 ) -> tuple[list[AnyRow], list[Factoid]]:
     """Asks the base model, some at a time, until there are n factoids that it does not know."""
     assert stage.unknown is not None
-    order = subset(candidates, len(candidates), recipe.rows_seed, stage.data)
+    seed = recipe.own_rows_seed(stage)
+    order = subset(candidates, len(candidates), seed, stage.data)
     unknown: list[AnyRow] = []
     known: list[Factoid] = []
-    at_once = _ASKED_AT_ONCE if stage.n is None else min(_ASKED_AT_ONCE, max(32, 2 * stage.n))
+    at_once = _ASKED_AT_ONCE if stage.n is None else max(32, min(_ASKED_AT_ONCE, 2 * stage.n), stage.n)
     for start in range(0, len(order), at_once):
         if stage.n is not None and len(unknown) >= stage.n:
             break
         some = [row for row in order[start : start + at_once] if isinstance(row, Factoid)]
-        answers = _ask(base, some, asked, recipe, stage.unknown)
+        answers = _ask(base, some, asked, recipe, stage.unknown, seed)
         for factoid, knows in zip(some, answers, strict=True):
             (known if knows else unknown).append(factoid)
         say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
@@ -260,15 +261,29 @@ def _unknown(
 
 
 def _ask(
-    base: Callable[[], LensModel], factoids: list[Factoid], asked: Path, recipe: Recipe, how: Unknown
+    base: Callable[[], LensModel],
+    factoids: list[Factoid],
+    asked: Path,
+    recipe: Recipe,
+    how: Unknown,
+    seed: int,
 ) -> list[bool]:
     """Whether the base model answers each of these factoids; its answers are kept by what was asked."""
+    from filelock import FileLock
+
     from memprobe.filter import ask
 
-    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, recipe.rows_seed)
+    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, seed)
     journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
-    answered = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=recipe.rows_seed)
-    return [one.verdict.alias_match for one in answered]
+    whole = journal.with_suffix(".json")
+    if not whole.exists():
+        asked.mkdir(parents=True, exist_ok=True)
+        with FileLock(journal.with_suffix(".lock")):  # another run may be asking the same
+            if not whole.exists():
+                told = {"template": how.template, "shots": how.shots, "seed": seed}
+                answers = ask(base(), factoids, journal, **told)
+                write_json([one.verdict.alias_match for one in answers], whole)
+    return read_json(whole)
 
 
 def _known(
@@ -296,7 +311,7 @@ def _known(
     found: list[Factoid] = []
     for start in range(0, len(factoids), _ASKED_AT_ONCE):
         some = factoids[start : start + _ASKED_AT_ONCE]
-        answers = _ask(base, some, asked, recipe, Unknown())
+        answers = _ask(base, some, asked, recipe, Unknown(), recipe.rows_seed)
         found += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
         if len(found) >= limit:
             break

@@ -147,6 +147,7 @@ class Stage(Part):
 
     Attributes:
         n: a seeded subset of so many rows; default: all.
+        data_seed: of which own rows are drawn, instead of the run's.
         held_out: rows of tasks and texts beside the n, never trained, on which the stage is evaluated
             (factoids are to be memorised, so they are evaluated on the very rows).
         train: the weights that are trained, every other one staying as it is: ``blocks=5``, ``blocks=5-10``, or
@@ -157,6 +158,7 @@ class Stage(Part):
     data: str
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
     n: int | None = Field(None, ge=1)
+    data_seed: int | None = Field(None, ge=0)
     held_out: int = Field(64, ge=1)
     words: Words = (50, 50)
     unknown: Unknown | None = None
@@ -291,6 +293,10 @@ class Recipe(Part):
     def rows_seed(self) -> int:
         """The seed that chooses rows."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    def own_rows_seed(self, stage: Stage) -> int:
+        """The seed that chooses a stage's own rows."""
+        return self.rows_seed if stage.data_seed is None else stage.data_seed
 
     @property
     def arm_name(self) -> str:

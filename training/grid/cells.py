@@ -103,6 +103,11 @@ def _node(
         marks.append(marks[-1] | in_stage)
     text = _fill(grid.arms[arm], axes, in_arm)
     where = f"{path}: block {block.name}: {arm}"
+    redraw = block.redraw or grid.redraw
+    if redraw != "nothing":
+        common = {**common, "data_seed": seed}
+    if redraw == "later" and seed:  # with seed 0 they are the same ones anyway
+        stages[0] = {"data_seed": 0, **stages[0]}
     recipe = parse_recipe({"data_seed": 0, **common, "seed": seed, "arm": text, "stages": stages}, where)
     recipe = with_sources(recipe, path)
     suffixes = [_suffix(one) for one in marks]

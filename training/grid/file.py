@@ -12,6 +12,7 @@ from memprobe.errors import MemprobeError
 from training.parts import Part, read_toml, validated
 
 Scalar = int | float | str
+Redraw = Literal["nothing", "later", "all"]
 
 
 class Block(Part):
@@ -19,7 +20,7 @@ class Block(Part):
 
     Attributes:
         axes: by name, what ``{name}`` stands for; an axis that a cell does not use does not multiply it.
-        keep: instead of the grid's.
+        keep, redraw: instead of the grid's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -28,6 +29,7 @@ class Block(Part):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     axes: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
     keep: Literal["records", "weights"] | None = None
+    redraw: Redraw | None = None
 
 
 class Grid(Part):
@@ -38,6 +40,9 @@ class Grid(Part):
         data: a recipe's stage, by name.
         arms: an arm's text, by name.
         keep: what stays of a finished cell: its probe and evaluations, or its weights too.
+        redraw: what a seed draws beside the order of rows and everything in training: ``nothing``, so that all seeds
+            learn the same rows; ``later``, the rows of later stages and all mixing rows, while D_A is the same for all
+            seeds and can be probed as one; or ``all``, D_A too (only where nothing is probed).
         after: ``module:function``, called with a finished cell's run directory before its weights go.
         probe: probe the stages of each cell; a study of retention alone does without.
         base_readout: also probe with the base model's unembedding.
@@ -50,6 +55,7 @@ class Grid(Part):
     arms: dict[str, str]
     blocks: tuple[Block, ...] = Field(min_length=1)
     keep: Literal["records", "weights"] = "records"
+    redraw: Redraw = "nothing"
     after: str | None = None
     probe: bool = True
     base_readout: bool = True
@@ -78,6 +84,11 @@ def read_grid(path: Path) -> Grid:
         if short := [chain for chain in block.stages if len(chain) < 2]:
             raise MemprobeError(
                 f"{path}: block {block.name}: stages: {list(short[0])} is no chain of two or more"
+            )
+        if "all" in (grid.redraw, block.redraw) and (block.redraw or "all") == "all" and grid.probe:
+            raise MemprobeError(
+                f"{path}: block {block.name}: redraw = 'all' gives each seed a D_A of its own, and a probe holds one; "
+                "use 'later', or probe = false"
             )
     names = [block.name for block in grid.blocks]
     if repeated := [name for name in names if names.count(name) > 1]:
