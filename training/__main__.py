@@ -131,6 +131,23 @@ def grid_(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Processes that train cells beside each other, here: as many as there are cores, also where they "
+            "share one GPU.",
+            min=1,
+        ),
+    ] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin no cell after so many minutes. Those that run have --grace more; then they save their states.",
+            min=0,
+        ),
+    ] = None,
+    grace: Annotated[float, typer.Option(help="Seconds after --minutes, see there.", min=1)] = 60.0,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Trains, evaluates and probes every cell of a study, in order of priority.
 
@@ -145,9 +162,11 @@ def grid_(
 
     `python -m training grid training/grids/smollm2-study.toml --power`
 
+    `python -m training grid training/grids/smollm2-study.toml --workers 16 --minutes 120`
+
     `sbatch --array 1-8 --wrap "python -m training grid training/grids/smollm2-study.toml --out /shared/study"`
     """
-    from training.grid import plan, read_grid, run_grid
+    from training.grid import plan, read_grid, run_grid, run_workers
 
     part = _part(shard)
     wanted = read_grid(grid)
@@ -162,12 +181,39 @@ def grid_(
             ahead = plan(wanted, grid, folder, shard=part, data_dir=data_dir)
         _print_plan(ahead)
         return
+    if worker is not None:
+        _work(wanted, grid, folder, part, data_dir, worker)
+        return
     with resumable(folder):
-        broken = run_grid(wanted, grid, folder, shard=part, data_dir=data_dir)
+        if workers > 1 or minutes is not None:
+            broken = run_workers(
+                wanted,
+                grid,
+                folder,
+                workers=workers,
+                minutes=minutes,
+                grace=grace,
+                shard=part,
+                data_dir=data_dir,
+            )
+        else:
+            broken = run_grid(wanted, grid, folder, shard=part, data_dir=data_dir)
     if broken:
         raise MemprobeError(
             f"{len(broken)} cells could not be trained, first {broken[0]}; the same command tries them again"
         )
+
+
+def _work(
+    wanted: Grid, grid: Path, folder: Path, part: tuple[int, int], data_dir: Path | None, number: int
+) -> None:
+    """One of the processes that ``--workers`` starts."""
+    from training.grid import run_grid
+    from training.grid.crew import Crew
+    from training.stopping import listen
+
+    listen()
+    run_grid(wanted, grid, folder, shard=part, data_dir=data_dir, quiet=True, crew=Crew(folder, number))
 
 
 @app.command("report")

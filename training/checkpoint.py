@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,15 +128,23 @@ def weights_of(trainer: StageTrainer, dtype: str) -> dict[str, Any]:
     }
 
 
-def weights_at(checkpoint: Checkpoint, model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+def weights_at(
+    checkpoint: Checkpoint, model: PreTrainedModel, kept: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
     """The weights of a checkpoint in fp32, tensor after tensor, for each parameter of a model of the same kind.
 
     Read from safetensors as they lie there; without building a model, where names on the disk are the model's own.
+
+    Args:
+        kept: the same weights by name, where they are in memory.
     """
     import torch
     from safetensors import safe_open
 
     names = [name for name, _ in model.named_parameters()]
+    if kept is not None and set(names) <= set(kept):
+        yield from ((name, kept[name].float()) for name in names)
+        return
     place = {}
     for file in sorted(checkpoint.path.glob("*.safetensors")) if checkpoint.kind == "weights" else ():
         with safe_open(file, "pt") as held:

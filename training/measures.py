@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +81,13 @@ def evaluate_base(
         question = [mark, recipe.precision.save_dtype, one.kind, one.headline, one.template]
         question += [one.max_length, one.new_tokens, rows]
         path = asked / f"base-{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]}.json"
-        with FileLock(path.with_suffix(".lock")):  # another run may be at it
-            if not path.exists():
-                say(f"evaluating the base model on {name}")
-                loaded = loaded or load()
-                write_json(evaluate(loaded, {name: one})[name], path)
-            results[name] = read_json(path)
+        if not path.exists():
+            with FileLock(path.with_suffix(".lock")):  # another run may be at it
+                if not path.exists():
+                    say(f"evaluating the base model on {name}")
+                    loaded = loaded or load()
+                    write_json(evaluate(loaded, {name: one})[name], path)
+        results[name] = read_json(path)
     return results
 
 
@@ -141,9 +142,16 @@ class Interference:
         own: Part,
         make: ExampleMaker,
         state: Path,
+        start: Mapping[str, Any] | None = None,
     ):
-        """Chooses the rows; ``state`` is the folder of what a run that goes on needs."""
+        """Chooses the rows.
+
+        Args:
+            state: folder of what a run that goes on needs.
+            start: the parent's weights by name, where they are in memory.
+        """
         self.size, self.number, self.parent = recipe.optimiser.micro_batch, number, parent
+        self.start = start
         self.file = state / "interference.json"
         mixing = [
             make(row, own=False)
@@ -167,8 +175,8 @@ class Interference:
         from training.checkpoint import weights_at
 
         delta = {
-            name: model.get_parameter(name).detach().cpu().float() - start
-            for name, start in weights_at(self.parent, model)
+            name: (now := model.get_parameter(name).detach()).float() - start.to(now.device)
+            for name, start in weights_at(self.parent, model, self.start)
         }
         sets = {"a": "stage 1", "b": "mixing rows"}
         if self.number > 1:

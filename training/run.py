@@ -23,7 +23,6 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +42,15 @@ from training.checkpoint import (
 )
 from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
+from training.memory import Memory, free
 from training.mixing import Schedule
 from training.recipe import Along, Recipe, differences, parse_recipe, to_toml
 from training.report import Report
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from memprobe.models import LensModel
@@ -68,6 +70,7 @@ def run(
     data_dir: Path | None = None,
     quiet: bool = False,
     asked: Path | None = None,
+    memory: Memory | None = None,
 ) -> Path:
     """Trains every stage of a recipe that is not there yet.
 
@@ -77,6 +80,7 @@ def run(
         quiet: say nothing but into the log file.
         asked: folder of the base model's answers (default: in the run directory, for its duration); runs may
             share one, and then the base model is asked and evaluated once.
+        memory: the weights that this process holds already; afterwards those of the last stage, where they can be.
 
     Returns:
         The last stage's checkpoint.
@@ -111,7 +115,7 @@ def run(
         report = Report(out / LOG if main else None, quiet=quiet or not main)
         if main and not deleted:
             _check_directory(recipe, out)
-        return _Run(recipe, out, data_dir, state, report, asked).train()
+        return _Run(recipe, out, data_dir, state, report, asked, memory).train()
     except OSError as error:
         raise MemprobeError(
             f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
@@ -164,9 +168,11 @@ class _Run:
         state: PartialState,
         report: Report,
         asked: Path | None,
+        memory: Memory | None,
     ):
         self.recipe, self.out, self.data_dir, self.state = recipe, out, data_dir, state
         self.report, self.asked = report, asked or out / ASKED
+        self.memory = memory or Memory(state.device)
         self.base = resolve(recipe.base)
         check_causal(self.base)
 
@@ -187,7 +193,6 @@ class _Run:
                 say=self.report.say,
                 asked=self.asked,
             )
-            self.__dict__.pop("_base_model", None)
             if not (self.out / RECIPE).exists():
                 write_text(to_toml(recipe), self.out / RECIPE)
             self._evaluate_base(prepared)
@@ -222,26 +227,30 @@ class _Run:
             f"{self.state.num_processes} process(es)"
         )
 
+    @property
+    def alone(self) -> bool:
+        """Whether stages are trained in the one model that this process holds."""
+        precision = self.recipe.precision
+        return self.state.num_processes == 1 and not precision.fsdp and not precision.gradient_checkpointing
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """Of every checkpoint; the base model is asked and evaluated in it too."""
+        import torch
+
+        return getattr(torch, self.recipe.precision.save_dtype)
+
     def _load_base(self) -> LensModel:
-        return self._base_model
-
-    @cached_property
-    def _base_model(self) -> LensModel:
-        from memprobe.models import load
-
-        return load(self.base)
+        return self.memory.lens_model(self.base, self.saved_dtype)
 
     def _evaluate_base(self, prepared: Prepared) -> None:
         """Evaluates the base model, unless that is done."""
-        from memprobe.models import load
-
         path = self.out / BASE / EVALUATION
         if path.exists():
             return
 
         def loaded() -> LensModel:
-            dtype = self.recipe.precision.save_dtype  # as every stage's checkpoint is
-            model = load(self.base, device=str(self.device), dtype=dtype)
+            model = self._load_base()
             self._check_rows(prepared, model.tokenizer, self._max_length(model.max_length))
             return model
 
@@ -282,10 +291,8 @@ class _Run:
     # ------------------------------------------------------------------------------------ one stage
 
     def _stage(self, number: int, parent: Checkpoint, prepared: Prepared, folder: Path) -> None:
-        import torch
         from transformers import set_seed
 
-        from memprobe.models import load_pretrained
         from training.stage import StageRun, remove_torn, train
 
         recipe, stage = self.recipe, self.recipe.stages[number - 1]
@@ -298,10 +305,8 @@ class _Run:
                 self.report.say(f"{name}: {torn} was half-written, deleted")
         self.state.wait_for_everyone()
         set_seed(seed)
-        weights = getattr(torch, recipe.precision.weights)
-        model, tokenizer = load_pretrained(parent, weights)
-        if not recipe.precision.fsdp:
-            model.to(self.device)
+        model, tokenizer = self._load(parent)
+        start = self._start(parent)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         max_length = self._max_length(limit)
         self._check_rows(prepared, tokenizer, max_length)
@@ -324,7 +329,7 @@ class _Run:
             + f", {schedule.steps} steps at most"
         )
         make = ExampleMaker(recipe.template, tokenizer, max_length)
-        measure = Interference(recipe, number, parent, prepared, own, make, state)
+        measure = Interference(recipe, number, parent, prepared, own, make, state, start)
         if self.main:
             measure.at_start(model)
         if stage.train is not None:
@@ -337,6 +342,8 @@ class _Run:
             model = with_adapter(
                 model, stage.lora.rank, stage.lora.alpha, recipe.precision.gradient_checkpointing
             )
+            self.memory.forget()  # the adapters are built into it
+        self.memory.changed()
         about = About(
             run=self.out.resolve().name,
             recipe=recipe,
@@ -375,6 +382,7 @@ class _Run:
                 report=self.report,
             ),
         )
+        trainer.release()
         steps, stopped = trainer.progress.step, trainer.progress.stopped
         self.report.say(f"{name}: {steps} steps ({stopped}), saving")
         self._save(
@@ -383,9 +391,33 @@ class _Run:
             folder,
             about,
             steps,
-            finish=lambda at: self._finish(at, about, measure, trainer),
+            finish=lambda at: self._finish(at, about, measure, start, trainer),
         )
         self.report.say(f"{name}: {folder}")
+        del trainer, model, penalty
+        free()
+
+    def _load(self, parent: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model that a stage trains, with the weights that it starts from."""
+        import torch
+
+        from memprobe.models import load_pretrained
+
+        weights = getattr(torch, self.recipe.precision.weights)
+        if self.alone:
+            return self.memory.load(parent, weights)
+        self.memory.forget()
+        model, tokenizer = load_pretrained(parent, weights)
+        if not self.recipe.precision.fsdp:
+            model.to(self.device)  # pyrefly: ignore[bad-argument-type]
+        return model, tokenizer
+
+    def _start(self, checkpoint: Checkpoint) -> dict[str, Tensor] | None:
+        """The weights of a checkpoint by parameter name on the CPU, where memory holds them just as they are saved."""
+        precision = self.recipe.precision
+        if not self.alone or precision.weights != precision.save_dtype:
+            return None
+        return self.memory.weights(checkpoint)
 
     def _penalty(
         self,
@@ -396,6 +428,8 @@ class _Run:
         make: ExampleMaker,
     ) -> tuple[float, Term] | None:
         """What holds the stage to the one before it: its strength, and the term made at the boundary."""
+        import copy
+
         from memprobe.models import load_pretrained
         from memprobe.sources import subset
         from training.batches import micro_batches
@@ -410,9 +444,12 @@ class _Run:
             chosen = subset(rows, min(len(rows), most), self.recipe.rows_seed, "penalty")
             return micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
 
+        def again() -> PreTrainedModel:
+            return copy.deepcopy(model) if self.alone else load_pretrained(parent, model.dtype)[0]
+
         boundary = Boundary(
             model=model,
-            copy=lambda: load_pretrained(parent, model.dtype)[0],
+            copy=again,
             earlier=earlier,
             seed=self.recipe.seed,
             say=lambda line: self.report.say(f"{self.directory(number)}: {line}"),
@@ -436,6 +473,8 @@ class _Run:
         finish: Callable[[Path], None] = lambda _: None,
     ) -> None:
         """Writes a checkpoint beside its place and moves it there when all of it is on the disk."""
+        import torch
+
         from training.stage import sync_folder
 
         dtype = self.recipe.precision.save_dtype
@@ -453,7 +492,10 @@ class _Run:
             sync_folder(partial)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(target)
-        except MemprobeError:
+        except (
+            MemprobeError,
+            torch.OutOfMemoryError,
+        ):  # out of memory beside others, it may fit the next time
             shutil.rmtree(partial, ignore_errors=True)
             raise
         except Exception as error:  # torch, safetensors and the file system each have their own
@@ -465,7 +507,14 @@ class _Run:
         if target.parent == self.out:
             shutil.rmtree(self.out / STATE / about.name, ignore_errors=True)
 
-    def _finish(self, partial: Path, about: About, measure: Interference, trainer: StageTrainer) -> None:
+    def _finish(
+        self,
+        partial: Path,
+        about: About,
+        measure: Interference,
+        start: dict[str, Tensor] | None,
+        trainer: StageTrainer,
+    ) -> None:
         """Evaluates a stage's checkpoint."""
         from training.evaluate import evaluate
 
@@ -482,7 +531,7 @@ class _Run:
             "retention": kept_of_earlier(self.recipe, about.number, results, about.replayed),
             "learned": learned(self.recipe, about.number, results),
         }
-        result["weight_change"] = self._weight_change(lens_model.model, about.parent)
+        result["weight_change"] = self._weight_change(lens_model.model, about.parent, start)
         if (found := measure.at_end(lens_model.model)) is not None:
             result["interference"] = found
         write_json(result, partial / EVALUATION)
@@ -499,23 +548,40 @@ class _Run:
 
         precision = self.recipe.precision
         lora = self.recipe.stages[about.number - 1].lora
+        saved = resolve(str(partial))
         if lora or precision.fsdp or precision.save_dtype != precision.weights:
-            return load(str(partial), device=str(self.device), dtype=precision.save_dtype)
+            if self.alone:
+                return self.memory.lens_model(saved, self.saved_dtype)
+            return load(saved, device=str(self.device), dtype=precision.save_dtype)
         # Without accelerate's wrapper, which would compute in the precision of training.
         model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        saved = resolve(str(partial))
+        if self.alone:
+            self.memory.holds(model, fingerprint(saved))
+            return self.memory.lens_model(saved, self.saved_dtype)
         return wrap(model, load_tokenizer(saved), label=about.name, weights_fingerprint=fingerprint(saved))
 
-    def _weight_change(self, model: PreTrainedModel, parent: Checkpoint) -> dict[str, float]:
+    def _weight_change(
+        self, model: PreTrainedModel, parent: Checkpoint, start: dict[str, Tensor] | None
+    ) -> dict[str, float]:
         """How far a stage moved the weights from where it started, and from the base model: Euclidean norms."""
+        import torch
+
         found = {}
-        for name, start in {"stage": parent, "base": self.base}.items():
+        for name, (checkpoint, held) in {
+            "stage": (parent, start),
+            "base": (self.base, start if parent is self.base else self._start(self.base)),
+        }.items():
             squares = [
-                float((model.get_parameter(key).detach().cpu().float() - before).double().square().sum())
-                for key, before in weights_at(start, model)
+                _square(model.get_parameter(key).detach(), before)
+                for key, before in weights_at(checkpoint, model, held)
             ]
-            found[name] = math.sqrt(math.fsum(squares))
+            found[name] = math.sqrt(math.fsum(torch.stack(squares).tolist()))
         return found
+
+
+def _square(weights: Tensor, before: Tensor) -> Tensor:
+    """The squared distance between two tensors in fp64, on the first one's device."""
+    return (weights.float() - before.to(weights.device)).double().square().sum()
 
 
 def _due(along: Along | None, step: int, schedule: Schedule) -> bool:

@@ -18,6 +18,7 @@ from training.__main__ import app
 from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
 from training.grid.work import _claim, _drop
 from training.run import run
+from training.study.collect import collect
 
 
 def cells(path):
@@ -136,17 +137,20 @@ def test_stage_1_was_trained_once_for_both_arms(done):
     )
 
 
-def test_every_stage_is_in_the_probe_in_both_readouts(done):
+def test_every_stage_is_in_one_probe_in_both_readouts(done):
     _, out = done
     labels = {"base", "naive-s0.1", "naive-s0.2", "replay-s0.2"}
     labels |= {f"remix-ratio{ratio}-s0.{stage}" for ratio in (1, 2) for stage in (1, 2)}
-    own, fixed = (out / "probes" / "a-b-n4" / name for name in ("own", "base-readout"))
-    for folder in (own, fixed):
-        assert set(open_probe(folder).checkpoints) == labels
-    entry = open_probe(own).run["checkpoints"]["replay-s0.2"]["manifest"]
+    (folder,) = (out / "probes" / "a-b-n4").glob("[!.]*")
+    probe = open_probe(folder)
+    assert set(probe.checkpoints) == labels and probe.checkpoints[0] == "base"
+    assert probe.lenses == ["logit", "logit@base"] and probe.finished == probe.checkpoints
+    assert set(probe.summary["checkpoints"]) == labels
+    assert not list(out.glob(".probes/*/*")), "a cell's own probe goes when it has joined the others"
+    entry = probe.run["checkpoints"]["replay-s0.2"]["manifest"]
     assert (entry["arm"], entry["stage"]) == ("replay(ratio=0.5, stages=2)", 2)
-    assert "b" in open_probe(own).run["intrusions"]
-    tables = compare([own], reference="naive-s0.2", fixed_readout=[fixed], draws=100).tables
+    assert "b" in probe.run["intrusions"]
+    tables = compare([folder], reference="naive-s0.2", draws=100).tables
     assert {"arms", "fates", "claims"} <= set(tables)
 
 
@@ -326,3 +330,39 @@ def test_two_processes_drop_the_same_weights(tmp_path, monkeypatch):
     _drop(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "metrics.jsonl"}
     assert order[-1] == "config.json" and len(order) == 3
+
+
+@pytest.mark.parametrize("redraw", ["nothing", "later", "all"])
+def test_what_a_seed_draws(redraw, tmp_path):
+    path = write(tmp_path, arms='["naive", "remix"]')
+    path.write_text(f'redraw = "{redraw}"\nprobe = false\n{path.read_text()}')
+    made = {(cell.node.arm, cell.node.recipe.seed): cell.node.recipe for cell in cells(path)}
+    first, second = made["remix-ratio1", 0], made["remix-ratio1", 1]
+    own = [[recipe.own_rows_seed(stage) for stage in recipe.stages] for recipe in (first, second)]
+    assert own == [[0, 0], {"nothing": [0, 0], "later": [0, 1], "all": [1, 1]}[redraw]]
+    assert (first.rows_seed, second.rows_seed) == (0, 0 if redraw == "nothing" else 1), "of mixing rows"
+
+
+def test_a_probe_holds_one_d_a(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("[[blocks]]", '[[blocks]]\nredraw = "all"', 1))
+    with pytest.raises(MemprobeError, match="block first: redraw = 'all' gives each seed a D_A of its own"):
+        read_grid(path)
+
+
+def test_seeds_with_rows_of_their_own_are_probed_and_compared_as_one(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, arms='["naive", "remix"]', epochs=40)
+    path.write_text('redraw = "later"\n' + path.read_text().replace("ratio = [1, 2]", "ratio = [1]"))
+    out = tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    rows = {
+        (stage, seed): (out / f"runs/a-b-n4/naive-s{seed}" / file).read_text()
+        for seed in (0, 1)
+        for stage, file in (("a", "1-a/factoids.jsonl"), ("b", "2-b/factoids.jsonl"))
+    }
+    assert rows["a", 0] == rows["a", 1] and rows["b", 0] != rows["b", 1]
+    entries = open_probe(out / "probes/a-b-n4/depths").run["checkpoints"]
+    marks = {label: entry["intrusions"]["b"]["hash"] for label, entry in entries.items()}
+    assert marks["naive-s0.2"] == marks["remix-ratio1-s0.2"] != marks["naive-s1.2"]
+    found = collect(out, draws=100)
+    assert set(found.cells["seed"]) == {0, 1} and len(found.differences)

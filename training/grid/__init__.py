@@ -21,8 +21,8 @@ Each distinct prefix of stages is trained once::
     OUT/grid.toml  log.txt
     OUT/runs/SETUP/ARM-sSEED/             a run directory; earlier stages are links to the run that they come from
         cell.json                         how it ended, and what it cost
-    OUT/probes/SETUP/own/                 a probe directory: the base model and every cell's stages, on D_A
-    OUT/probes/SETUP/base-readout/        the same read with the base model's unembedding
+    OUT/probes/SETUP/depths/              a probe directory: the base model and every cell's stages, on D_A, read with
+                                          each one's own unembedding and with the base model's
 
 SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
 goes on. Processes that share OUT share the work: each takes the first cell that no other is at. Weights go as soon
@@ -31,6 +31,8 @@ as nothing needs them, except where ``keep`` says so.
 ::
 
     file.py -> cells.py -> work.py        what is wanted -> cells and the stages they share -> trained, probed
+                           probing.py     a cell's probe, in one pass
+                           workers.py     the same in several processes, which crew.py lets know of each other
                         -> planning.py    what that takes
 """
 
@@ -38,6 +40,7 @@ from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.file import Block, Grid, read_grid
 from training.grid.planning import Plan, plan
 from training.grid.work import directory, run_grid
+from training.grid.workers import run_workers
 
 __all__ = [
     "Block",
@@ -51,4 +54,5 @@ __all__ = [
     "plan",
     "read_grid",
     "run_grid",
+    "run_workers",
 ]

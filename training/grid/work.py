@@ -11,28 +11,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
 from memprobe.files import read_json, write_json, write_text
 from memprobe.runs import CELL, GRID, RECIPE
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.crew import Crew
 from training.grid.file import Grid
+from training.grid.probing import probe_cell
 from training.measures import shares_learned
+from training.memory import Memory
 from training.recipe import to_toml
 from training.report import Report
-
-if TYPE_CHECKING:
-    from memprobe.models import LensModel
+from training.stopping import Stopped
 
 LOG = "log.txt"
 RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
 
-_POLL = 10.0  # seconds between two looks at cells that other processes are training
+_POLL = 2.0  # seconds between two looks at cells that other processes are training
 
 
 class _Taken(Exception):
@@ -47,6 +47,7 @@ def run_grid(
     shard: tuple[int, int] = (1, 1),
     data_dir: Path | None = None,
     quiet: bool = False,
+    crew: Crew | None = None,
 ) -> list[str]:
     """Trains, probes and evaluates every cell that is not there yet.
 
@@ -55,6 +56,8 @@ def run_grid(
     Args:
         path: of the grid file.
         shard: (i, n): only the i-th of n parts.
+        crew: where this process is one of several that one command started: it says what it is at, begins nothing
+            when they are to end, and leaves alone what broke in another.
 
     Returns:
         One line for each cell that could not be trained; the others are there.
@@ -65,6 +68,66 @@ def run_grid(
     cells = cells_of(grid, path)
     mine = deal(cells, *shard)
     after = _function(grid.after, path) if grid.after else None
+    start_grid(path, out)
+    report = Report(out / LOG, quiet=quiet)
+    part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
+    done = sum(is_done(out, cell) for cell in mine)
+    if crew is None:
+        report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
+    broken: dict[str, str] = {}
+    waiting, memory = False, Memory()
+
+    def left_to_do() -> list[Cell]:
+        if crew is not None:
+            broken.update({name: f"{name}: {why}" for name, why in crew.broken().items()})
+        return [cell for cell in mine if not is_done(out, cell) and cell.node.name not in broken]
+
+    while left := left_to_do():
+        for cell in left:
+            if crew is not None and crew.closed:
+                return list(broken.values())
+            try:
+                with _claim(out, cell.node):
+                    if not is_done(out, cell):  # by another process, since the list was made
+                        place = f"[{mine.index(cell) + 1}/{len(mine)}]"
+                        report.say(f"{place} {cell.node.name}: {cell.node.recipe.arm_name}")
+                        if crew is not None:
+                            crew.at(cell.node.name)
+                        _finish_cell(grid, cell, out, after, memory, report, data_dir=data_dir, quiet=quiet)
+            except _Taken:
+                continue
+            except Stopped as error:
+                report.say(f"{cell.node.name}: {error}")
+                return list(broken.values())
+            except MemprobeError as error:
+                broken[cell.node.name] = f"{cell.node.name}: {error}"
+                report.say(f"{cell.node.name}: {error}")
+                if crew is not None:
+                    crew.give_up(cell.node.name, str(error))
+            waiting = False
+            _drop_weights(mine, out)
+            if crew is not None:
+                crew.at(None)
+            break  # the first cell that is free now may be one that was not
+        else:
+            if not waiting:
+                report.say(f"{len(left)} cells are being trained by other processes; waiting for them")
+            waiting = True
+            time.sleep(_POLL)
+    _drop_weights(mine, out)
+    if crew is None:
+        report.say(
+            f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
+        )
+    return list(broken.values())
+
+
+def start_grid(path: Path, out: Path) -> None:
+    """Begins a grid's directory, or goes on in one.
+
+    Raises:
+        MemprobeError: it holds a run, or cannot be written.
+    """
     if (out / RECIPE).exists():
         raise MemprobeError(
             f"{out}: holds a run ({RECIPE}); a grid needs a directory of its own: give another --out"
@@ -74,38 +137,6 @@ def run_grid(
         write_text(path.read_text(encoding="utf-8"), out / GRID)
     except OSError as error:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    report = Report(out / LOG, quiet=quiet)
-    part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
-    done = sum(is_done(out, cell) for cell in mine)
-    report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
-    broken: dict[str, str] = {}
-    waiting = False
-    while left := [cell for cell in mine if not is_done(out, cell) and cell.node.name not in broken]:
-        for cell in left:
-            try:
-                with _claim(out, cell.node):
-                    if not is_done(out, cell):  # by another process, since the list was made
-                        place = f"[{mine.index(cell) + 1}/{len(mine)}]"
-                        report.say(f"{place} {cell.node.name}: {cell.node.recipe.arm_name}")
-                        _finish_cell(grid, cell, out, after, report, data_dir=data_dir, quiet=quiet)
-            except _Taken:
-                continue
-            except MemprobeError as error:
-                broken[cell.node.name] = f"{cell.node.name}: {error}"
-                report.say(f"{cell.node.name}: {error}")
-            waiting = False
-            _drop_weights(mine, out)
-            break  # the first cell that is free now may be one that was not
-        else:
-            if not waiting:
-                report.say(f"{len(left)} cells are being trained by other processes; waiting for them")
-            waiting = True
-            time.sleep(_POLL)
-    _drop_weights(mine, out)
-    report.say(
-        f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
-    )
-    return list(broken.values())
 
 
 @contextmanager
@@ -145,6 +176,7 @@ def _finish_cell(
     cell: Cell,
     out: Path,
     after: Callable[[Path], object] | None,
+    memory: Memory,
     report: Report,
     *,
     data_dir: Path | None,
@@ -159,9 +191,12 @@ def _finish_cell(
     for node in before:
         if not is_trained(out, node):
             with _claim(out, node):
-                _train(grid, node, out, report, data_dir=data_dir, quiet=quiet)
-    prepared = _train(grid, last, out, report, data_dir=data_dir, quiet=quiet)
-    seconds = _probe(grid, cell, out, prepared, report)
+                _train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+    prepared = _train(grid, last, out, memory, report, data_dir=data_dir, quiet=quiet)
+    seconds = 0.0
+    if grid.probe:
+        stages = {node.label: directory(out, node) / node.stage for node in cell.node.chain}
+        seconds = probe_cell(cell, stages, out, prepared, memory, report, base_readout=grid.base_readout)
     folder = directory(out, cell.node)
     if after is not None:
         after(folder)
@@ -171,10 +206,10 @@ def _finish_cell(
 
 
 def _train(
-    grid: Grid, node: Node, out: Path, report: Report, *, data_dir: Path | None, quiet: bool
+    grid: Grid, node: Node, out: Path, memory: Memory, report: Report, *, data_dir: Path | None, quiet: bool
 ) -> Prepared:
     """Trains one stage, unless it is there; the rows of the run."""
-    from filelock import FileLock
+    import torch
 
     from training.run import run
 
@@ -182,21 +217,21 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     if node.parent is not None:
         _link_stages(directory(out, node.parent), folder)
-    # What the base model knows is asked once for the whole grid, by one process at a time.
-    with FileLock(out / ".asked.lock"):
-        prepared = prepare(
-            node.recipe,
-            folder,
-            lambda: _base_model(node.recipe.base),
-            data_dir=data_dir,
-            say=report.say,
-            asked=out / ".asked",
-        )
+    dtype = getattr(torch, node.recipe.precision.save_dtype)
+    prepared = prepare(
+        node.recipe,
+        folder,
+        lambda: memory.lens_model(resolve(node.recipe.base), dtype),
+        data_dir=data_dir,
+        say=report.say,
+        asked=out / ".asked",
+    )
     if not is_trained(out, node):
         if grid.launch:
+            memory.forget()
             _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
         else:
-            run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked")
+            run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked", memory=memory)
     return prepared
 
 
@@ -225,12 +260,6 @@ def is_trained(out: Path, node: Node) -> bool:
     return (directory(out, node) / node.stage / MANIFEST).exists()
 
 
-def _base_model(spec: str) -> LensModel:
-    from memprobe.models import load
-
-    return load(spec)
-
-
 def _link_stages(parent: Path, folder: Path) -> None:
     """Makes a parent run's stages those of this run."""
     for stage in sorted(parent.iterdir()):
@@ -238,45 +267,6 @@ def _link_stages(parent: Path, folder: Path) -> None:
         if (stage / MANIFEST).exists() and not link.exists():
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
-
-
-def _probe(grid: Grid, cell: Cell, out: Path, prepared: Prepared, report: Report) -> float:
-    """Probes the base model and the cell's stages on D_A; seconds. What the probe has already is kept."""
-    from filelock import FileLock
-
-    from memprobe.probing import probe
-
-    factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
-    if not grid.probe:
-        return 0.0
-    if not factoids:
-        report.say(f"{cell.node.name}: stage 1 has no factoids to probe")
-        return 0.0
-    recipe = cell.node.recipe
-    intrusions = {
-        stage.name: [row for row in data.rows if isinstance(row, Factoid)]
-        for stage, data in zip(recipe.stages[1:], prepared.stages[1:], strict=True)
-        if stage.kind == "factoids"
-    }
-    checkpoints = [resolve(f"base={recipe.base}")]
-    checkpoints += [resolve(f"{node.label}={directory(out, node) / node.stage}") for node in cell.node.chain]
-    began = time.monotonic()
-    readouts = {"own": None} | ({"base-readout": recipe.base} if grid.base_readout else {})
-    for name, readout in readouts.items():
-        folder = out / "probes" / cell.node.setup / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        report.say(f"{cell.node.name}: probing {', '.join(c.label for c in checkpoints)} ({name})")
-        with FileLock(folder.parent / f".{name}.lock"):
-            probe(
-                checkpoints,
-                factoids,
-                folder,
-                template=recipe.template,
-                readout=readout,
-                intrusions=intrusions,
-                origin=prepared.stages[0].origins[0],
-            )
-    return round(time.monotonic() - began, 1)
 
 
 def _outcome(cell: Cell, out: Path) -> dict[str, Any]:

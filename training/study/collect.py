@@ -17,10 +17,11 @@ from memprobe.arms import Arm
 from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.files import write_parquet
-from memprobe.probes import Probe, open_probe
+from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
 from memprobe.runs import CELL, GRID, RunDirectory
+from training.grid.probing import probe_of_setup
 from training.study.unseen import unseen_differences
 
 SETTINGS = ((10, "first"), (1, "all"))
@@ -139,20 +140,29 @@ def _placed(
     Args:
         chains: labels of each cell's stages, from stage 1 on.
     """
-    for readout in READOUTS if chains else ():
-        folder = out / "probes" / setup / readout
-        if not (folder / "run.json").exists():
-            continue  # D_A has no factoids, or the grid wants no second readout
-        probe = open_probe(folder)
-        made = {
-            label: entry["manifest"] or {}
-            for label, entry in probe.run["checkpoints"].items()
-            if entry["complete"] and (entry["manifest"] is None or any(label in chain for chain in chains))
-        }
+    for readout, probe in _probes(out, setup).items() if chains else ():
+        # In the order of the cells, whichever was probed first.
+        entries = probe.only(probe.finished).run["checkpoints"]
+        base = [label for label, entry in entries.items() if entry["manifest"] is None]
+        wanted = dict.fromkeys(label for chain in chains for label in chain if label in entries)
+        made = {label: entries[label]["manifest"] or {} for label in [*base, *wanted]}
         for k, token in SETTINGS:
             keys = {"setup": setup, "k": k, "token": token, "readout": readout}
             for name, table in _read_out(probe, made, chains, {"k": k, "token": token, "draws": draws}):
                 yield name, _keyed(table, keys)
+
+
+def _probes(out: Path, setup: str) -> dict[str, Probe]:
+    """The probe of a set-up in each readout; none where D_A has no factoids.
+
+    Grids of old have a directory for each readout.
+    """
+    whole = probe_of_setup(out, setup)
+    if (whole / RUN).exists():
+        probe = open_probe(whole)
+        return dict(zip(READOUTS, [probe, *probe.second_readouts()[:1]], strict=False))
+    folders = {readout: whole.with_name(readout) for readout in READOUTS}
+    return {readout: open_probe(path) for readout, path in folders.items() if (path / RUN).exists()}
 
 
 def _read_out(

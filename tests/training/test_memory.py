@@ -1,0 +1,118 @@
+"""One model for all stages: whatever was done with it before, a stage comes out as from files."""
+
+import json
+
+import pytest
+import torch
+
+from memprobe.checkpoints import fingerprint, resolve
+from memprobe.models import load_pretrained
+from tests.training.grids import write
+from tests.training.runs import same_weights
+from training.grid import cells_of, read_grid
+from training.memory import Memory
+from training.run import run
+
+STAGES = ("1-a", "2-b")
+
+
+def recipes(folder, tiny_checkpoint, arms):
+    """A recipe for each arm, with bf16 autocast, which wraps the model."""
+    path = write(folder, tiny_checkpoint, seeds="[0]", epochs=2, arms=json.dumps(list(arms)))
+    text = path.read_text().replace("[data.a]", '[recipe.precision]\nautocast = "bfloat16"\n[data.a]', 1)
+    for name, arm in arms.items():
+        text = text.replace("[arms]", f'[arms]\n{name} = "{arm}"', 1)
+    text = text.replace("[recipe]", "[recipe]\nevaluate = { interference = true }", 1)
+    path.write_text(text)
+    return [cell.node.recipe for cell in cells_of(read_grid(path), path)]
+
+
+ARMS = {
+    "plain": "none",
+    "held": "kl(strength=0.5)",
+    "adapted": "lora(rank=2)",
+    "weighed": "ewc(strength=1.0)",
+}
+
+
+def test_runs_one_after_the_other_in_one_model_are_those_from_files(tiny_checkpoint, tmp_path):
+    memory = Memory("cpu")
+    made = recipes(tmp_path, tiny_checkpoint, ARMS)
+    assert len(made) == len(ARMS)
+    for number, recipe in enumerate(made):
+        together, apart = tmp_path / f"together-{number}", tmp_path / f"apart-{number}"
+        run(recipe, together, quiet=True, memory=memory)
+        run(recipe, apart, quiet=True)
+        for stage in STAGES:
+            assert same_weights(together / stage, apart / stage), (recipe.arm_name, stage)
+            first, second = (
+                json.loads((out / stage / "evaluation.json").read_text()) for out in (together, apart)
+            )
+            assert first == second
+
+
+def test_the_model_holds_what_was_asked_for(tiny_checkpoint, tmp_path):
+    """Base, stage 1, base, stage 2: each time the weights of the files, and one model all along."""
+    (recipe,) = recipes(tmp_path, tiny_checkpoint, {"plain": "none"})
+    run(recipe, tmp_path / "run", quiet=True)
+    memory, models = Memory("cpu"), []
+    specs = [str(tiny_checkpoint), *(str(tmp_path / "run" / stage) for stage in STAGES)]
+    for spec in [specs[0], specs[1], specs[0], specs[2], specs[2]]:
+        model, _ = memory.load(resolve(spec), torch.float32)
+        models.append(model)
+        expected = load_pretrained(resolve(spec), torch.float32)[0].state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+        assert not model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+        memory.changed()
+        with torch.no_grad():  # as training does
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+    assert all(model is models[0] for model in models)
+
+
+def test_another_model_is_not_poured_into_this_one(tiny_checkpoint, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "other")
+    memory = Memory("cpu")
+    first, _ = memory.load(resolve(str(tiny_checkpoint)), torch.float32)
+    second, _ = memory.load(resolve(str(tmp_path / "other")), torch.float32)
+    assert first is not second
+    assert memory.weights(resolve(str(tmp_path / "other"))) is not None
+    assert memory.weights(resolve(str(tiny_checkpoint))) is None
+
+
+def test_a_second_model_leaves_the_first_as_it_is(tiny_checkpoint, tmp_path):
+    (recipe,) = recipes(tmp_path, tiny_checkpoint, {"plain": "none"})
+    run(recipe, tmp_path / "run", quiet=True)
+    memory, base = Memory("cpu"), resolve(str(tiny_checkpoint))
+    memory.load(base, torch.float32)
+    model, _ = memory.load(resolve(str(tmp_path / "run" / "1-a")), torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    second = memory.second(base, torch.float32)
+    expected = load_pretrained(base, torch.float32)[0].state_dict()
+    assert second.model is not model and second.fingerprint == fingerprint(base)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
+def test_a_fingerprint_is_read_again_when_files_change(changed, tiny_checkpoint, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint, folder)
+    before = fingerprint(resolve(str(folder)))
+    if changed == "config.json":  # it is no weight
+        (folder / changed).write_text((folder / changed).read_text() + " ")
+        assert fingerprint(resolve(str(folder))) == before
+        return
+    weights = load_file(folder / changed)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / changed, {"format": "pt"})
+    assert fingerprint(resolve(str(folder))) != before

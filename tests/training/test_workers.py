@@ -1,0 +1,137 @@
+"""Several processes at one grid: the same results, and nothing lost when one of them, or all of them, end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from memprobe.errors import MemprobeError
+from tests.training.grids import write
+from training.grid import read_grid, run_workers
+from training.grid.crew import Crew
+from training.grid.workers import TRIES
+from training.study.collect import collect
+
+ROOT = Path(__file__).parents[2]
+
+# What a worker does when its cell is trained: the first one that comes to a cell of the arm dies, as often as told.
+DIES = """
+import os, pathlib, signal
+def after(run):
+    if "replay" not in run.name:
+        return
+    here = pathlib.Path(__file__).parent
+    deaths = len(list(here.glob("death-*")))
+    if deaths < {times}:
+        (here / f"death-{{deaths}}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _importable(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def grid_that_dies(tmp_path, tiny_checkpoint, times):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["naive", "replay"]', epochs=1)
+    (tmp_path / f"dies_{times}.py").write_text(DIES.format(times=times))
+    path.write_text(f'after = "dies_{times}:after"\n{path.read_text()}')
+    return path
+
+
+def ended(out):
+    return {str(path.parent.relative_to(out / "runs")) for path in out.rglob("cell.json")}
+
+
+def test_three_workers_find_what_one_process_finds(done, tiny_checkpoint, tmp_path):
+    _, alone = done
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=40)
+    out = tmp_path / "out"
+    assert run_workers(read_grid(path), path, out, workers=3, quiet=True) == []
+    assert ended(out) == ended(alone)
+    log = (out / "log.txt").read_text()
+    assert "4 cells, 0 done before; 3 workers" in log and "4 of 4 cells are done" in log
+    assert len({Crew(out, number).log.exists() for number in (1, 2, 3)}) == 1
+    one, three = collect(alone, draws=100), collect(out, draws=100)
+    for name in ("stages", "placement", "arms", "differences", "kept"):
+        first, second = (
+            getattr(found, name).drop("seconds", strict=False).rows_by_key(["setup"])
+            for found in (one, three)
+        )
+        assert {key: sorted(map(repr, rows)) for key, rows in first.items()} == {
+            key: sorted(map(repr, rows)) for key, rows in second.items()
+        }, name
+
+
+def test_a_worker_that_dies_is_named_and_its_cell_tried_again(tiny_checkpoint, tmp_path):
+    path = grid_that_dies(tmp_path, tiny_checkpoint, times=1)
+    out = tmp_path / "out"
+    assert run_workers(read_grid(path), path, out, workers=2, quiet=True) == []
+    assert ended(out) == {"a-b-n4/naive-s0", "a-b-n4/replay-s0"}
+    log = (out / "log.txt").read_text()
+    assert log.count("died (signal SIGKILL") == 1 and "at a-b-n4/replay-s0; another takes its place" in log
+
+
+def test_a_cell_at_which_workers_die_is_left_out(tiny_checkpoint, tmp_path):
+    path = grid_that_dies(tmp_path, tiny_checkpoint, times=9)
+    out = tmp_path / "out"
+    (why,) = run_workers(read_grid(path), path, out, workers=1, quiet=True)
+    assert why.startswith("a-b-n4/replay-s0: worker 1 died (signal SIGKILL")
+    assert ended(out) == {"a-b-n4/naive-s0"} and (out / "log.txt").read_text().count("died") == TRIES
+
+
+def test_workers_that_do_not_start_end_the_command(tiny_checkpoint, tmp_path, monkeypatch):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["naive"]')
+    monkeypatch.setattr("training.grid.workers._command", lambda *_: ["false"])
+    with pytest.raises(MemprobeError, match=r"worker \d died \(exit code 1\) before it came to a cell"):
+        run_workers(read_grid(path), path, tmp_path / "out", workers=2, quiet=True)
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = lambda: list(out.rglob(".state/*/metrics.jsonl"))  # noqa: E731
+    wait_for(lambda: len(metrics()) == 2 and all(path.stat().st_size for path in metrics()))
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said and "Traceback" not in said
+    states = list(out.rglob(".state/*/checkpoint-*/complete"))
+    assert len(states) == 2 and all(json.loads(state.read_text())["step"] > 0 for state in states)
+    steps = [json.loads(state.read_text())["step"] for state in states]
+    path.write_text(path.read_text().replace("epochs = 3000", f"epochs = {max(steps) + 2}"))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode != 0 and "begun with another recipe" in again.stderr, "states are of one recipe"
+
+
+def test_after_the_time_limit_no_cell_begins_and_states_are_kept(tiny_checkpoint, tmp_path, monkeypatch):
+    path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
+    out = tmp_path / "out"
+    assert run_workers(read_grid(path), path, out, workers=1, minutes=0, grace=60, quiet=True) == []
+    log = out / "log.txt"
+    assert "0 minutes are over" in log.read_text() and "2 are left" in log.read_text()
+    assert not ended(out) and not list(out.rglob("checkpoint-*"))
+    # An hour goes by when the first cell has come to its training.
+    clock = time.monotonic
+    trains = lambda: any(file.stat().st_size for file in out.rglob(".state/*/metrics.jsonl"))  # noqa: E731
+    monkeypatch.setattr("training.grid.workers.time.monotonic", lambda: clock() + (3600 if trains() else 0))
+    run_workers(read_grid(path), path, out, workers=1, minutes=50, grace=60, quiet=True)
+    assert "time is up" in log.read_text() and "its state is kept" in log.read_text()
+    (state,) = out.rglob("checkpoint-*/complete")
+    assert json.loads(state.read_text())["step"] > 0 and log.read_text().count("a-n4/naive") == 0

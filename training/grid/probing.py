@@ -1,0 +1,135 @@
+"""A cell's probe: its stages, and once for a set-up the base model, read by every lens in one pass.
+
+OUT/.probes/SETUP/CELL/       the cell's own probe directory, while it is being filled
+    └─ joined to OUT/probes/SETUP/depths when it is complete; nobody waits for another's probing
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memprobe.checkpoints import Checkpoint, resolve
+from memprobe.factoids import Factoid
+from memprobe.probe_joining import join_probe
+from memprobe.probes import RUN, read_run
+from training.data import Prepared
+from training.grid.cells import Cell
+from training.memory import Memory
+from training.report import Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from memprobe.lens_set import LensSet
+
+PROBE = "depths"
+"""Name of a set-up's probe directory."""
+BASE = "base"
+"""Label of the base model, and so of the lens that reads with its norm and unembedding: ``logit@base``."""
+
+
+def probe_of_setup(out: Path, setup: str) -> Path:
+    """The probe directory of a set-up."""
+    return out / "probes" / setup / PROBE
+
+
+def probe_cell(
+    cell: Cell,
+    stages: dict[str, Path],
+    out: Path,
+    prepared: Prepared,
+    memory: Memory,
+    report: Report,
+    *,
+    base_readout: bool,
+) -> float:
+    """Probes a cell's stages on D_A, those that the set-up's probe does not hold yet; seconds.
+
+    Args:
+        stages: the directory of each stage by its label in probes.
+        base_readout: also read with the base model's norm and unembedding.
+    """
+    import torch
+    from filelock import FileLock
+
+    from memprobe.probing import probe
+
+    factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    name, recipe = cell.node.name, cell.node.recipe
+    if not factoids:
+        report.say(f"{name}: stage 1 has no factoids to probe")
+        return 0.0
+    began = time.monotonic()
+    intrusions = {
+        stage.name: [row for row in data.rows if isinstance(row, Factoid)]
+        for stage, data in zip(recipe.stages[1:], prepared.stages[1:], strict=True)
+        if stage.kind == "factoids"
+    }
+    whole, part = probe_of_setup(out, cell.node.setup), out / ".probes" / name
+    base = resolve(f"{BASE}={recipe.base}")
+    dtype = getattr(torch, recipe.precision.save_dtype)
+    with ExitStack() as held:
+        # The last stage first: its weights are still in memory.
+        missing = [label for label in reversed(stages) if label not in _done(whole)]
+        asked = [resolve(f"{label}={stages[label]}") for label in missing]
+        if BASE not in _done(whole) and held.enter_context(_only_one(out, cell.node.setup)):
+            asked += [base] if BASE not in _done(whole) else []
+        if asked:
+            report.say(f"{name}: probing {', '.join(checkpoint.label for checkpoint in asked)}")
+        lenses = _lenses(base, memory, dtype, base_readout) if asked else ()
+        for checkpoint in asked:
+            probe(
+                [memory.lens_model(checkpoint, dtype)],
+                factoids,
+                part,
+                template=recipe.template,
+                lenses=lenses,
+                intrusions=intrusions,
+                origin=prepared.stages[0].origins[0],
+            )
+        if asked:
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(whole.parent / f".{PROBE}.lock"):
+                join_probe(part, whole, factoids)
+    shutil.rmtree(part, ignore_errors=True)
+    return round(time.monotonic() - began, 1)
+
+
+def _done(folder: Path) -> set[str]:
+    """Labels that a probe directory holds, to the end."""
+    if not (folder / RUN).exists():
+        return set()
+    return {label for label, entry in read_run(folder)["checkpoints"].items() if entry["complete"]}
+
+
+def _lenses(base: Checkpoint, memory: Memory, dtype: torch.dtype, base_readout: bool) -> LensSet:
+    """The lenses of a grid; while they are used, the base model stands beside the one that is read."""
+    from memprobe.lens_set import AskedLens, LensSet
+    from memprobe.lenses import LensSpec
+
+    own = AskedLens(LensSpec(), None)
+    return LensSet([own, AskedLens(LensSpec(), memory.second(base, dtype))] if base_readout else [own])
+
+
+@contextmanager
+def _only_one(out: Path, setup: str) -> Iterator[bool]:
+    """Whether this process is the one that probes a set-up's base model; it is until the block ends."""
+    from filelock import FileLock, Timeout
+
+    path = out / ".claims" / setup / ".base.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

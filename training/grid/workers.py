@@ -1,0 +1,246 @@
+"""Many cells at once on one machine: processes that share a grid's directory, started and watched by one command.
+
+A worker is the same command for one process; it starts once and takes cell after cell. This process trains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from memprobe.errors import Interrupted, MemprobeError
+from training.grid.cells import Cell, cells_of, deal
+from training.grid.crew import Crew
+from training.grid.file import Grid
+from training.grid.work import LOG, is_done, start_grid
+from training.report import Report
+
+TRIES = 2
+"""Times that a cell is tried whose worker dies."""
+GRACE = 60.0
+"""Seconds that running cells have after the time limit, and then again to save their states."""
+
+_LOOK, _TELL = 0.5, 15.0  # seconds between two looks at the workers, and between two lines about them
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+
+
+def run_workers(
+    grid: Grid,
+    path: Path,
+    out: Path,
+    *,
+    workers: int,
+    minutes: float | None = None,
+    grace: float = GRACE,
+    shard: tuple[int, int] = (1, 1),
+    data_dir: Path | None = None,
+    quiet: bool = False,
+) -> list[str]:
+    """Trains, probes and evaluates a grid's cells in several processes.
+
+    A worker that dies is named, and its cell is tried once more by another. Ctrl-C stops all of them; they save their
+    states first.
+
+    Args:
+        workers: processes.
+        minutes: after so many no cell is begun any more.
+        grace: seconds that running cells have after that; then they are stopped, and have as many to save their states.
+        shard, data_dir, quiet: see :func:`training.grid.run_grid`.
+
+    Returns:
+        One line for each cell that could not be trained.
+
+    Raises:
+        MemprobeError: bad input, or workers that do not start.
+        Interrupted: on Ctrl-C, when the workers have ended.
+    """
+    cells = deal(cells_of(grid, path), *shard)
+    start_grid(path, out)
+    crew = Crew(out)
+    lock = FileLock(out / ".workers.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise MemprobeError(
+            f"{out}: the workers of another command are at this grid; wait for it, or give --out"
+        ) from error
+    crew.start()
+    crowd = _Crowd(
+        crew, cells, _command(path, out, shard, data_dir), Report(out / LOG, quiet=quiet), grace=grace
+    )
+    try:
+        crowd.run(workers, None if minutes is None else 60 * minutes)
+    except KeyboardInterrupt as error:
+        crowd.report.say("interrupted; the workers save their states and end")
+        crowd.stop()
+        raise Interrupted(
+            f"interrupted; what is finished is kept in {out}, the same command goes on"
+        ) from error
+    finally:
+        crowd.kill()
+        lock.release()
+    done, broken = sum(is_done(out, cell) for cell in cells), crew.broken()
+    left = len(cells) - done - len(broken)
+    crowd.report.say(
+        f"{out}: {done} of {len(cells)} cells are done"
+        + (f", {len(broken)} broke" if broken else "")
+        + (f", {left} are left (the same command goes on)" if left else "")
+        + f"; python -m training report {out}"
+    )
+    return [f"{name}: {why}" for name, why in broken.items()]
+
+
+def _command(path: Path, out: Path, shard: tuple[int, int], data_dir: Path | None) -> list[str]:
+    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
+    command += ["--shard", f"{shard[0]}/{shard[1]}"]
+    return command + (["--data-dir", str(data_dir)] if data_dir is not None else [])
+
+
+class _Crowd:
+    """The workers as they run."""
+
+    def __init__(
+        self, crew: Crew, cells: Sequence[Cell], command: list[str], report: Report, *, grace: float
+    ):
+        self.crew, self.cells, self.command, self.report, self.grace = crew, cells, command, report, grace
+        self.running: list[_Worker] = []
+        self.deaths: Counter[str] = Counter()
+        self.unborn = 0  # deaths in a row before a worker was at a cell
+        self.began = time.monotonic()
+        self.before = self._done()
+
+    def run(self, workers: int, seconds: float | None) -> None:
+        """Until every worker has ended."""
+        self.report.say(
+            f"{self.crew.out}: {len(self.cells)} cells, {self.before} done before; {workers} workers"
+        )
+        for number in range(1, workers + 1):
+            self._start(number)
+        told, closed = self.began, False
+        while self.running:
+            time.sleep(_LOOK)
+            now = time.monotonic()
+            if seconds is not None and not closed and now - self.began >= seconds:
+                closed = True
+                self.crew.close()
+                self.report.say(
+                    f"{seconds / 60:g} minutes are over: no cell is begun any more, and those that run have "
+                    f"{self.grace:g} s"
+                )
+            if seconds is not None and now - self.began >= seconds + self.grace:
+                self.report.say("time is up: the workers save their states and end")
+                self.stop()
+                return
+            for worker in list(self.running):
+                if (code := worker.process.poll()) is not None:
+                    self.running.remove(worker)
+                    if code and not self.crew.closed:
+                        self._died(worker, code)
+            if now - told >= _TELL:
+                told = now
+                self._tell()
+
+    def stop(self) -> None:
+        """Asks all workers to end, waits for them, and ends those that do not."""
+        self.crew.close()
+        for worker in self.running:
+            worker.process.terminate()
+        until = time.monotonic() + self.grace
+        while time.monotonic() < until and any(worker.process.poll() is None for worker in self.running):
+            time.sleep(0.1)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends what still runs."""
+        for worker in self.running:
+            if worker.process.poll() is None:
+                worker.process.kill()
+            worker.process.wait()
+        self.running = []
+
+    def _start(self, number: int) -> None:
+        environment = {
+            # The processes share the cores, and on a device whole files of memory.
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "POLARS_MAX_THREADS": "2",
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        } | os.environ
+        with Crew(self.crew.out, number).log.open("ab") as log:
+            process = subprocess.Popen(
+                [*self.command, "--worker", str(number)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C comes to this process alone, which tells them
+            )
+        self.running.append(_Worker(number, process))
+
+    def _died(self, worker: _Worker, code: int) -> None:
+        """Names a dead worker and its cell, and starts another in its place.
+
+        Raises:
+            MemprobeError: workers die before they come to a cell.
+        """
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        said = self._last_line(worker.number)
+        cell = self.crew.cell_of(worker.number)
+        what = f"worker {worker.number} died ({how}{': ' + said if said else ''})"
+        if cell is None:
+            self.unborn += 1
+            if self.unborn > TRIES:
+                raise MemprobeError(f"{what} before it came to a cell; see {self._log(worker.number)}")
+        else:
+            self.unborn = 0
+            self.deaths[cell] += 1
+            if self.deaths[cell] >= TRIES:
+                self.crew.give_up(cell, f"{what}; see {self._log(worker.number)}")
+        tried = "" if cell is None else f" at {cell}" + (", which is left out" if self._out(cell) else "")
+        self.report.say(f"{what}{tried}; another takes its place")
+        Crew(self.crew.out, worker.number).at(None)
+        self._start(worker.number)
+
+    def _out(self, cell: str) -> bool:
+        return self.deaths[cell] >= TRIES
+
+    def _log(self, number: int) -> Path:
+        return Crew(self.crew.out, number).log
+
+    def _last_line(self, number: int) -> str:
+        path = self._log(number)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+    def _done(self) -> int:
+        return sum(is_done(self.crew.out, cell) for cell in self.cells)
+
+    def _tell(self) -> None:
+        """Cells done, cells an hour, time left, and what the workers are at."""
+        done, hours = self._done(), (time.monotonic() - self.began) / 3600
+        rate = (done - self.before) / hours
+        left = len(self.cells) - done - len(self.crew.broken())
+        at = Counter(cell for worker in self.running if (cell := self.crew.cell_of(worker.number)))
+        self.report.say(
+            f"{done}/{len(self.cells)} cells, {rate:.1f} an hour"
+            + (f", {_duration(left / rate)} left" if rate else "")
+            + (f"; at {', '.join(sorted(at))}" if at else "; starting")
+        )
+
+
+def _duration(hours: float) -> str:
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h"
