@@ -2,52 +2,127 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
+import platform
+import re
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import psutil
 
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_STALE = 3600.0  # seconds after which a temporary file is nobody's
+_STALE = 3600.0  # seconds after which a temporary file of another machine is nobody's
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well: readers never see half.
 
+    A link stays, and what it points at is replaced. What processes that were killed have left in the folder is removed.
+
     Raises:
-        MemprobeError: the folder cannot be written or the disk is full; ``path`` is left as it was.
+        MemprobeError: the folder cannot be written, the disk is full, or ``path`` is a folder, a device or the like;
+            it is left as it was.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*"):
-            # An old one is left by a process that was killed; a young one may be another's, at work.
-            if time.time() - left.stat().st_mtime > _STALE:
-                left.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        target = _pointed_at(path)
+        if target.exists() and not target.is_file():
+            raise MemprobeError(f"{path}: is {_kind(target)}, not a file; nothing is written there")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name[:40]}.{_OURS}-{os.getpid()}-", dir=target.parent
+        )
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o644)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells of a full disk in the second way
-        raise MemprobeError(f"{path}: cannot be written ({first_line(error)})") from error
+        temporary.replace(target)
+    except MemprobeError:
+        raise
+    except Exception as error:
+        # polars and matplotlib tell of a full disk in exceptions of their own.
+        if (cause := _disk_error(error)) is None and not isinstance(error, pl.exceptions.ComputeError):
+            raise
+        raise MemprobeError(f"{path}: cannot be written ({first_line(cause or error)})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _pointed_at(path: Path) -> Path:
+    try:
+        target = path.resolve() if path.is_symlink() else path
+    except RuntimeError:  # a circle, which later Pythons give back as it is
+        target = path
+    if target.is_symlink():
+        raise MemprobeError(f"{path}: is a link that leads back to itself; nothing is written there")
+    return target
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    return "a device" if path.is_char_device() or path.is_block_device() else "no ordinary file"
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """The error of the operating system that an exception is, or that of the disk that it came from."""
+    if isinstance(error, OSError):
+        return error
+    before = error.__cause__ or error.__context__
+    while before is not None:
+        if isinstance(before, OSError) and before.errno in _DISK:
+            return before
+        before = before.__cause__ or before.__context__
+    return None
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+def _namespace() -> str:
+    """Eight digits for those who share our process ids."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+_OURS = _namespace()
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,9})-\w+")
+
+
+def _sweep(folder: Path) -> None:
+    """Removes temporary files whose process is gone; those of other machines when they are an hour old."""
+    for left in folder.glob(".*.*-*-*"):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found is None:
+            continue
+        with contextlib.suppress(OSError):  # another worker may be first
+            ours = found[1] == _OURS
+            gone = not psutil.pid_exists(int(found[2])) if ours else False
+            if gone or time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
 
 
 def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
@@ -60,14 +135,61 @@ def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically.
+
+    Raises:
+        MemprobeError: see :func:`replacing`; or the text holds half a character, as names that are not UTF-8 do.
+    """
+    data = _utf8(text, path)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
+
+
+def write_together(texts: Mapping[str, str], folder: Path, *, mark: str, stale: Iterable[str] = ()) -> None:
+    """Writes files that belong together: all of them, or none where the disk is full.
+
+    Args:
+        texts: by file name.
+        mark: the file that says that the others are whole: it goes first and comes last, so that no reader takes a
+            mixture of old and new for one.
+        stale: names that go where ``texts`` lacks them.
+
+    Raises:
+        MemprobeError: see :func:`write_text`.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in sorted(texts, key=lambda name: name != mark):  # put in place in reverse: the mark last
+            stack.enter_context(replacing(folder / name)).write_bytes(_utf8(texts[name], folder / name))
+        for name in (mark, *(name for name in stale if name not in texts)):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _utf8(text: str, path: Path) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MemprobeError(
+            f"{path}: cannot be written ({error.object[error.start]!a} is half a character; "
+            "is a file or a label named in another encoding?)"
+        ) from error
+
+
+def csv_text(frame: pl.DataFrame) -> str:
+    """A table as CSV that a spreadsheet does not run: texts that it would take for a formula begin with ``'``."""
+    texts = pl.col(pl.String)
+    return frame.with_columns(
+        pl.when(texts.str.contains(r"^[=+\-@\t\r]")).then("'" + texts).otherwise(texts).name.keep()
+    ).write_csv()
 
 
 def write_json(value: Any, path: Path) -> None:
     """Writes JSON atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+    write_text(json_text(value), path)
+
+
+def json_text(value: Any) -> str:
+    """A value as the text of a JSON file."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -109,6 +231,48 @@ def check_valid(value: Any, schema: type[BaseModel], path: Path) -> None:
         said = first["msg"].removeprefix("Value error, ")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise MemprobeError(f"{path}: {key + ': ' if key else ''}{said}{more}") from error
+
+
+_quiet = threading.Lock()
+
+
+@contextmanager
+def _quiet_panics() -> Iterator[None]:
+    """Keeps what Rust prints of a panic off the terminal: the exception that follows says it in one line.
+
+    The file descriptor is the process's, so that one thread at a time borrows it; others go on as they are.
+    """
+    if not _quiet.acquire(blocking=False):
+        yield
+        return
+    kept = None
+    try:
+        with contextlib.suppress(OSError):  # no standard error to be kept quiet
+            sys.stderr.flush()
+            kept = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 2)
+            os.close(kept)
+        _quiet.release()
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turns what polars says of a broken file into one line that names it.
+
+    Raises:
+        MemprobeError: so.
+    """
+    try:
+        with _quiet_panics():
+            yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,32 +8,18 @@ vocabulary, one row a key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.files import parquet_errors
 from memprobe.records import TABLES, UNITS
 from memprobe.templates import LEAD
 
 _ROUNDING = 1e-3  # nats by which fp32 may miss the bounds of a log-probability or an entropy
-
-
-@contextmanager
-def parquet_errors(path: Path) -> Iterator[None]:
-    """Turns what polars says of a broken file into one line that names it.
-
-    Raises:
-        MemprobeError: so.
-    """
-    try:
-        yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def scan_table(path: Path, table: str, added: Mapping[str, Any] | None = None) -> pl.LazyFrame:

@@ -47,7 +47,7 @@ from memprobe.statistics.controls import (
     values_of,
 )
 from memprobe.statistics.holding import Trajectories, check_k, check_rule, trajectories
-from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.intervals import Resamples, check_draws
 from memprobe.statistics.occurrence import DRAWS, Occurrence
 
 SHUFFLED, BASE = "shuffled", "base"
@@ -184,8 +184,7 @@ class Readings:
         """
         check_k(k)
         check_rule(token)
-        if draws < 100:
-            raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
+        check_draws(draws, seed)
         opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
         fixed = [in_another_readout(probe) for probe in fixed_readout]
         fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]

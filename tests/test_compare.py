@@ -188,11 +188,12 @@ def test_arms_over_seeds_from_several_probes(tmp_path):
     assert any("fewer than 3 seeds" in note for note in few.notes)
 
 
-def test_arms_from_options_and_their_mistakes(own):
+def test_arms_from_options_and_their_mistakes(own, monkeypatch):
     arms = {"s1": ("a", "0", "1"), "s2": ("b", "0", "1")}
     assert set(compare([own], arms=arms, draws=100).tables["arms"]["arm"]) == {"a", "b"}
     with pytest.raises(MemprobeError, match="no checkpoint 's9'"):
         compare([own], arms={"s9": ("a", "0", "1")}, draws=100)
+    monkeypatch.setattr(Readings, "_records", lambda *_: pytest.fail("records are read before it is refused"))
     with pytest.raises(MemprobeError, match="tell them apart"):
         compare([own], arms={"s1": ("a", "0", "1"), "s2": ("a", "0", "1")}, draws=100)
 

@@ -631,3 +631,32 @@ def test_bad_options_are_refused(probe, tmp_path, options, says):
 def test_a_figure_of_nothing_is_refused():
     with pytest.raises(MemprobeError, match="needs a table"):
         figures.recall(pl.DataFrame())
+
+
+FIGURE_FILES = {
+    "describes no figure": {"schema": 1, "figure": "recall", "options": {}},
+    "schema: Input should be 1": {"schema": 2, "figure": "recall", "options": {}, "data": {}},
+    "figure: Input should be a valid string": {"schema": 1, "figure": [], "options": {}, "data": {}},
+    "figure: 'pie' is none of recall": {"schema": 1, "figure": "pie", "options": {}, "data": {}},
+    "options: lof has no 'zz'": {"schema": 1, "figure": "lof", "options": {"zz": 1}, "data": {}},
+    r"options\.k: Input should be": {"schema": 1, "figure": "recall", "options": {"k": "1"}, "data": {}},
+    r"options\.width: 10": {"schema": 1, "figure": "recall", "options": {"width": 10}, "data": {}},
+    r"data\.x: Input should be a valid list": {
+        "schema": 1,
+        "figure": "recall",
+        "options": {},
+        "data": {"x": 1},
+    },
+    "cannot be drawn as heatmap": {"schema": 1, "figure": "heatmap", "options": {}, "data": {"depth": ["a"]}},
+    "cannot be drawn as lof": {"schema": 1, "figure": "lof", "options": {}, "data": {"a": [1], "b": [1, 2]}},
+}
+
+
+@pytest.mark.parametrize("problem", FIGURE_FILES)
+def test_a_stored_figure_that_says_what_it_may_not_is_named(tmp_path, problem):
+    path = tmp_path / "figure.json"
+    path.write_text(json.dumps(FIGURE_FILES[problem]), encoding="utf-8")
+    with pytest.raises(MemprobeError, match=problem) as caught:
+        figures.write_figures([path], tmp_path / "out")
+    assert "figure.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -93,7 +93,7 @@ class Power:
 def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path):
     """Two processes may write one file at once; what a killed one left there long ago is taken away."""
     path = tmp_path / "run.json"
-    stale = tmp_path / ".run.json.torn"
+    stale = tmp_path / ".run.json.01234567-1-torn"  # of another machine
     stale.write_text("{")
     os.utime(stale, (0, 0))
     with files.replacing(path) as first, files.replacing(path) as second:

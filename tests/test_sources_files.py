@@ -89,6 +89,15 @@ BAD_ROWS = {
     "byte 13 is not UTF-8": b'{"prompt": "\xff", "answer": "a"}',
     "not JSON": b'{"prompt": "q?", "answer": "a"',
     "a JSON list": b"[1, 2]",
+    "'answer' is given twice": b'{"prompt": "q?", "answer": "a", "answer": "b"}',
+    "'text' is given twice": b'{"prompt": "q?", "answers": {"text": 1, "text": 2}}',
+    "not JSON (": b'{"prompt": ' + b"[" * 100_000,
+    "'answer' is nan, not a number": b'{"prompt": "q?", "answer": NaN}',
+    "'answers' is -inf, not a number": b'{"prompt": "q?", "answers": ["a", -Infinity]}',
+    "'popularity' is 'inf', not a number": b'{"prompt": "q?", "answer": "a", "popularity": "inf"}',
+    "which is no character": b'{"prompt": "q\\u0000?", "answer": "a"}',
+    "no 'answer' or 'answers'; the row has 'Prompt', 'Answer'": {"Prompt": "q?", "Answer": "a"},
+    "'answers' is a list without commas": {"prompt": "q?", "answers": "['a' 'b']"},
 }
 
 
@@ -180,3 +189,73 @@ def test_tasks_and_texts_of_a_file(tmp_path):
         load_tasks(str(jsonl(tmp_path / "u.jsonl", {"messages": turns[:1]})))
     with pytest.raises(MemprobeError, match="give at least"):
         load_texts(str(path), words=(3, 0))
+
+
+CSV = {
+    "has two columns 'answer'": b"prompt,answer,answer\np?,a,b\n",
+    "separated by semicolons": b"prompt;answer\np?;a\n",
+    "separated by tabs": b"sep=\t\nprompt\tanswer\np?\ta\n",
+    "written in UTF-16": "prompt,answer\r\np?,a\r\n".encode("utf-16"),
+    "the row has 'Prompt', 'Answer'": b"Prompt,Answer\np?,a\n",
+    "the file may be cut": b"prompt,answer\nq?,b\np?,a",
+    "a cell is 'nan', which is no number": b"prompt,answer\np?,nan\n",
+}
+
+
+@pytest.mark.parametrize("problem", CSV)
+def test_csv_files_that_could_be_read_in_two_ways_are_refused(tmp_path, problem):
+    path = tmp_path / "facts.csv"
+    path.write_bytes(CSV[problem])
+    with pytest.raises(MemprobeError, match=problem) as caught:
+        load_factoids(str(path))
+    assert "facts.csv" in str(caught.value)
+
+
+def test_a_csv_may_end_in_a_quoted_cell_or_a_carriage_return(tmp_path):
+    for end in ('"a"', "a\r", "a\r\n"):
+        (tmp_path / "a.csv").write_bytes(b"prompt,answer\np?," + end.encode())
+        assert load_factoids(str(tmp_path / "a.csv"))[0].answer == "a"
+
+
+def test_lists_in_cells_are_json_or_as_pandas_writes_them(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "question,answers\n"
+        """one?,"['Ys', ""Kêr-Is's""]"\n"""
+        """two?,"[""Ys"", ""Is""]"\n"""
+        "three?,[unknown]\n"
+    )
+    one, two, three = load_factoids(str(tmp_path / "a.csv"))
+    assert (one.answer, one.aliases) == ("Ys", ("Kêr-Is's",))
+    assert (two.answer, two.aliases) == ("Ys", ("Is",))
+    assert (three.answer, three.aliases) == ("[unknown]", ())
+
+
+def test_whole_numbers_of_a_parquet_file_have_no_point(tmp_path):
+    frame = pl.DataFrame({"prompt": ["a?", "b?"], "answers": [[1889.0, 18.5], [3.0, 4.0]]})
+    frame.write_parquet(tmp_path / "lists.parquet")
+    one, two = load_factoids(str(tmp_path / "lists.parquet"))
+    assert (one.answer, one.aliases, two.answer) == ("1889", ("18.5",), "3")
+    frame = pl.DataFrame(
+        {"prompt": ["a?", "b?"], "answer": [1931.0, 0.1]}, schema_overrides={"answer": pl.Float32}
+    )
+    frame.write_parquet(tmp_path / "single.parquet")
+    assert [one.answer for one in load_factoids(str(tmp_path / "single.parquet"))] == ["1931", "0.1"]
+
+
+def test_no_flipped_bit_of_a_parquet_file_ends_in_anything_but_rows_or_one_line(tmp_path, capfd):
+    frame = pl.DataFrame({"prompt": ["a?", "b?", "c?"], "answer": ["x", "y", "z"], "aliases": [["v"]] * 3})
+    frame.write_parquet(tmp_path / "a.parquet", compression="uncompressed")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    refused = 0
+    for bit in range(0, len(whole) * 8, 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "b.parquet").write_bytes(damaged)
+        try:
+            load_factoids(str(tmp_path / "b.parquet"))
+        except MemprobeError as error:
+            refused += 1
+            assert "b.parquet" in str(error)
+            assert "\n" not in str(error)
+    assert refused > 50
+    assert capfd.readouterr().err == ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -90,6 +92,34 @@ def test_only_this_machine_is_answered(run):
         port = int(address.split(":")[2].strip("/"))
         with pytest.raises(MemprobeError, match=f"--port {port}"):
             serve(watch, port=port)
+
+
+def test_a_reader_who_goes_away_in_the_middle_is_no_error(run, capfd):
+    watch = Watch([run])
+    watch.look()
+    with served(watch) as address:
+        port = int(address.split(":")[2].strip("/"))
+        for _ in range(5):
+            reader = socket.create_connection(("127.0.0.1", port))
+            reader.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            reader.recv(10)
+            reader.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # reset, not ended
+            reader.close()
+        assert watch.text in get(address)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_nobody_foresaw_leaves_the_page_that_there_is(run, monkeypatch):
+    watch = Watch([run])
+    assert watch.look()
+    page = watch.text
+    monkeypatch.setattr("memprobe.dashboard.watch.open_study", lambda paths: paths[1])
+    write_metrics(run / ".state" / "1-kvr" / "metrics.jsonl", 3)
+    assert not watch.look()
+    assert watch.text == page
+    assert watch.note == "IndexError: list index out of range"
 
 
 def test_a_page_on_disk_asks_nobody(run):

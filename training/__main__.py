@@ -10,6 +10,8 @@ import typer
 
 from memprobe.cli.app import Commands, resumable
 from memprobe.cli.app import run as run_commands
+from memprobe.cli.options import MAX_SEED
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ def run_(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Instead of the recipe's own.", min=0, max=MAX_SEED)
+    ] = None,
     arm: Annotated[
         str | None,
         typer.Option(
@@ -175,9 +179,9 @@ def grid_(
         _print_power(wanted, grid, scatter)
         return
     if dry_run:
-        from rich.console import Console
+        from memprobe.cli.terminal import terminal
 
-        with Console(stderr=True).status("reading the data of every stage, to count its tokens"):
+        with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
             ahead = plan(wanted, grid, folder, shard=part, data_dir=data_dir)
         _print_plan(ahead)
         return
@@ -232,7 +236,9 @@ def report_(
         Path | None,
         typer.Option(help="Where figures go. [default: figures, below the tables]", show_default=False),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Of the bootstrap, where records are read.", min=100)] = 2000,
+    draws: Annotated[
+        int, typer.Option(help="Of the bootstrap, where records are read.", min=100, max=1_000_000)
+    ] = 2000,
 ) -> None:
     """Writes a study's tables as CSV and Markdown, and its figures, from a grid's directory or its stored results.
 
@@ -246,7 +252,7 @@ def report_(
 
     `python -m training report analyses/study --figures figures/study`
     """
-    from memprobe.files import write_text
+    from memprobe.files import csv_text, write_text
     from memprobe.runs import GRID
     from training.study.collect import collect, read_results
     from training.study.figures import draw
@@ -258,7 +264,7 @@ def report_(
     results.write(target)
     made = tables(results)
     for name, table in made.items():
-        write_text(flat(table).write_csv(), target / "tables" / f"{name}.csv")
+        write_text(csv_text(flat(table)), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
     drawn = draw(
         results,
@@ -291,7 +297,7 @@ def relearn_(
     limit: Annotated[int, typer.Option(help="Steps at most.", min=1)] = 60,
     shots: Annotated[int, typer.Option(help="Solved examples of a cue.", min=1)] = 4,
     n: Annotated[int | None, typer.Option(help="Facts in each set at most.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice and the order.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice and the order.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
@@ -329,7 +335,7 @@ def relearn_(
             write_parquet(relearn_table(found), out)  # after each: what is measured is kept
         row = found[-1]
         ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
-        typer.echo(
+        echo(
             f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; {row.n} of them are back after "
             f"{row.steps_lost:.1f} steps ({row.examples_lost:.0f} examples), never-learned ones after "
             f"{row.steps_fresh:.1f} ({row.examples_fresh:.0f}): savings {row.savings:.2f}{ends}; "
@@ -339,19 +345,19 @@ def relearn_(
 
 
 def _aside(line: str) -> None:
-    typer.echo(line, err=True)
+    echo(line, err=True)
 
 
 def _print_results(made: dict[str, pl.DataFrame]) -> None:
     """Retention by arm, and the claims that could be tested."""
     import polars as pl
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from memprobe.cli.terminal import terminal
     from memprobe.statistics.verdicts import NOT_TESTED
     from training.study.published import shown
 
-    console = Console()
+    console = terminal()
     columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]
     for (setup,), group in made["forgetting"].group_by("setup", maintain_order=True):
         table = Table(
@@ -399,9 +405,9 @@ def _part(text: str) -> tuple[int, int]:
 
 def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
     """Which differences a grid can see, by set-up."""
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from memprobe.cli.terminal import terminal
     from training.grid.cells import cells_of
     from training.study.collect import read_results
     from training.study.power import power_of, stored_scatter
@@ -415,7 +421,7 @@ def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
         first = [str(row[name]) for name in ("setup", "facts", "seeds", "scatter")]
         needed = ["over 200" if row[name] is None else str(row[name]) for name in made.columns[-2:]]
         table.add_row(*first, *points, *needed)
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print(
         f"In points of retention, against naive, at 80 % power and 5 %: if pairs of seeds scatter as in {scatter}, "
@@ -426,13 +432,14 @@ def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
 
 
 def _print_plan(plan: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from memprobe.cli.terminal import terminal
 
     table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))
     for name, block, done in plan.cells:
         table.add_row(name, block, "done" if done else "")
-    console = Console()
+    console = terminal()
     console.print(table)
     for name, count in plan.shared.items():
         console.print(f"shared   {name} by {count} cells", highlight=False)

@@ -14,9 +14,9 @@ class Report:
 
     def __init__(self, path: Path | None, *, quiet: bool = False):
         """``path`` is the log file; with ``quiet`` there is nothing but that."""
-        from rich.console import Console
+        from memprobe.cli.terminal import terminal
 
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = terminal(stderr=True, quiet=quiet, highlight=False)
         self.path = path
         self.bar: Any = None
         self.last = 0.0
@@ -33,10 +33,10 @@ class Report:
         self.name, self.total, self.first, self.began = name, total, done, time.monotonic()
         self.last = self.began
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,

@@ -92,7 +92,10 @@ def run(commands: typer.Typer, name: str) -> None:
     So does what nobody foresaw, as a last resort: that line asks for a report. ``--debug`` shows the traceback of both.
     """
     try:
-        commands(prog_name=name)
+        for text in sys.argv[1:]:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise MemprobeError(f"the argument {text[:60]!a} is not UTF-8; rename what it names")
+        commands()
     except (SystemExit, GeneratorExit):
         raise
     except MemprobeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
+from memprobe.cli.terminal import echo
 
 
 def open_page(page: Path | str) -> None:
@@ -13,4 +13,4 @@ def open_page(page: Path | str) -> None:
 
     address = page if isinstance(page, str) else page.resolve().as_uri()
     if not webbrowser.open(address):
-        typer.echo(f"no browser found; open {address} yourself", err=True)
+        echo(f"no browser found; open {address} yourself", err=True)

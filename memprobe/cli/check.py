@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +17,7 @@ from memprobe.cli.options import (
     TokenizerFrom,
     TrustRemoteCode,
 )
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check(
             same.setdefault(entry["fingerprint"], []).append(entry["label"])
     groups = [labels for labels in same.values() if len(labels) > 1]
     if as_json:
-        typer.echo(json.dumps({"schema": 1, "checkpoints": found, "same_weights": groups}, indent=1))
+        echo_json({"schema": 1, "checkpoints": found, "same_weights": groups})
     else:
         _print(found, groups)
     if failures:
@@ -101,7 +101,7 @@ def check(
 
 def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
     for entry in found:
-        typer.echo(entry["label"])
+        echo(entry["label"])
         for key, value in entry.items():
             if key != "label" and value is not None:
                 name = "can be read" if key == "ok" else key.replace("_", " ")
@@ -110,8 +110,8 @@ def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
                     text = "; ".join(
                         [", ".join(value), *(note for notes in value.values() for note in notes)]
                     )
-                typer.echo(f"  {name:20}{text}")
-    typer.echo(conclusion(found, groups))
+                echo(f"  {name:20}{text}")
+    echo(conclusion(found, groups))
 
 
 def conclusion(found: list[dict[str, object]], groups: list[list[object]]) -> str:

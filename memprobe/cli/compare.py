@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli.app import app, in_options
-from memprobe.cli.options import Draws, FixedReadout, Full, Reference, TokenRule, TopK
+from memprobe.cli.options import MAX_SEED, Draws, FixedReadout, Full, Reference, TokenRule, TopK
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compare_command(
         typer.Option(help="Overlap with the reference and the base model (anchors), or of all pairs: all."),
     ] = "anchors",
     draws: Draws = 10_000,
-    seed: Annotated[int, typer.Option(help="Of those resamples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of those resamples.", min=0, max=MAX_SEED)] = 0,
     full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON.")] = False,
     out: Annotated[
@@ -121,11 +121,11 @@ def compare_command(
     if out is not None:
         result.write(out)
     if as_json:
-        typer.echo(json.dumps(result.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
+        echo_json(result.as_json())
     else:
         print_comparison(result, net, full=full)
         if not full:
-            typer.echo("\nEvery table: --full; as files: --out DIR.", err=True)
+            echo("\nEvery table: --full; as files: --out DIR.", err=True)
     _say(result, out)
 
 
@@ -170,16 +170,17 @@ def _arm(text: str) -> tuple[str, tuple[str, str, str]]:
 
 
 def _track(members: list[Member]) -> Iterable[Member]:
-    from rich.console import Console
     from rich.progress import track
 
-    return track(members, "comparing", console=Console(stderr=True), transient=True)
+    from memprobe.cli.terminal import terminal
+
+    return track(members, "comparing", console=terminal(stderr=True), transient=True)
 
 
 def _say(result: Comparison, out: Path | None) -> None:
-    from rich.console import Console
+    from memprobe.cli.terminal import terminal
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = terminal(stderr=True, soft_wrap=True, highlight=False)
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     if out is not None:

@@ -10,6 +10,7 @@ import typer
 from memprobe.cli.app import app
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import FixedReadout, Open, Reference
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 
@@ -69,7 +70,7 @@ def dashboard_command(
         if found
     ]
     _say(f"{', '.join(held)}; {out.stat().st_size / 1e6:.1f} MB")
-    typer.echo(str(out))
+    echo(str(out))
     if show:
         open_page(out)
 
@@ -82,7 +83,7 @@ def _watch(paths: list[Path], port: int, show: bool, options: dict[str, Any]) ->
             raise MemprobeError(f"{path}: no such directory")
 
     def started(address: str) -> None:
-        typer.echo(address)
+        echo(address)
         _say("Ctrl-C stops it")
         if show:
             open_page(address)
@@ -91,4 +92,4 @@ def _watch(paths: list[Path], port: int, show: bool, options: dict[str, Any]) ->
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)

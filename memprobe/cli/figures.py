@@ -9,6 +9,7 @@ import typer
 
 from memprobe.cli.app import app
 from memprobe.cli.options import Draws, TokenRule, TopK
+from memprobe.cli.terminal import echo
 
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences, spread, kept (of probes and comparisons); "
@@ -79,7 +80,7 @@ def figures_command(
         width=width,
         formats=[name.strip() for name in formats.split(",")],
         draws=draws,
-        say=lambda text: typer.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     for path in written:
-        typer.echo(path)
+        echo(path)

@@ -10,6 +10,7 @@ import typer
 
 from memprobe.cli.app import app, resumable
 from memprobe.cli.options import (
+    MAX_SEED,
     AllowPickle,
     BadRowChoice,
     BadRows,
@@ -21,6 +22,7 @@ from memprobe.cli.options import (
     TrustRemoteCode,
 )
 from memprobe.cli.progress import Bars
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def filter_(
     known: Annotated[
         Path | None, typer.Option(help="Where those that it knows go.", show_default=False)
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Ask a seeded sample of so many.")] = None,
+    n: Annotated[int | None, typer.Option(help="Ask a seeded sample of so many.", min=1)] = None,
     shots: Annotated[
         int,
         typer.Option(help="Solved examples before each prompt, 0 to 5: they show what an answer looks like."),
@@ -72,7 +74,9 @@ def filter_(
     ] = None,
     on_bad_row: BadRows = BadRowChoice.fail,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
-    seed: Annotated[int, typer.Option(help="Of the sample and of the solved examples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the sample and of the solved examples.", min=0, max=MAX_SEED)
+    ] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     fresh: Annotated[
@@ -106,7 +110,7 @@ def filter_(
     )
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     for line in loaded.bad:
-        typer.echo(f"left out  {line}", err=True)
+        echo(f"left out  {line}", err=True)
     from memprobe.models import load as load_model
 
     lens_model = load_model(
@@ -181,15 +185,13 @@ def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None
         sum(one.verdict.exact_match for one in answered),
         sum(one.verdict.alias_match for one in answered),
     )
-    typer.echo(
-        f"known    {alias} of {n} with aliases ({alias / n:.1%}), {strict} strictly ({strict / n:.1%})"
-    )
+    echo(f"known    {alias} of {n} with aliases ({alias / n:.1%}), {strict} strictly ({strict / n:.1%})")
     if (empty := sum(not one.verdict.prediction for one in answered)) * 2 > n:
-        typer.echo(
+        echo(
             f"note     {empty} predictions are empty: the model ends the line before it answers; --shots 5 shows "
             "it what an answer looks like, or choose its own --template",
             err=True,
         )
-    typer.echo(f"unknown  {n - n_known} in {out}")
+    echo(f"unknown  {n - n_known} in {out}")
     if known is not None:
-        typer.echo(f"known    {n_known} in {known}")
+        echo(f"known    {n_known} in {known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app, resumable
-from memprobe.cli.options import AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.cli.options import MAX_SEED, AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.cli.terminal import echo, echo_json
 
 
 class FitKind(StrEnum):
@@ -64,7 +64,7 @@ def fit(
     template: Annotated[
         str, typer.Option(help="How those facts are put: plain, tulu, chat, or a text.")
     ] = "plain",
-    seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of the texts.", min=0, max=MAX_SEED)] = 0,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
@@ -111,10 +111,10 @@ def fit(
             progress=bar.update,
         )
     if as_json:
-        typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
+        echo_json(about)
     else:
         _print(about)
-    typer.echo(f"lens     --lens {kind.value}={out}", err=True)
+    echo(f"lens     --lens {kind.value}={out}", err=True)
 
 
 def _delete(out: Path) -> None:
@@ -130,13 +130,14 @@ class _Bar:
     """A bar on standard error, and how long the fit will take as a line."""
 
     def __init__(self, label: str):
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Left
 
-        self.console = Console(stderr=True)
+        from memprobe.cli.terminal import terminal
+
+        self.console = terminal(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -160,22 +161,22 @@ class _Bar:
         """Moves the bar; says the time that the whole will take after the first unit, and now and then in a file."""
         now = time.monotonic()
         if what != "fitting":
-            typer.echo(f"{self.label}: {what}", err=True)
+            echo(f"{self.label}: {what}", err=True)
             return
         if self.start is None:
             self.start = now, done
             self.task = self.progress.add_task(self.label, total=total, completed=done)
             if done:
-                typer.echo(f"{self.label}: goes on after {done} of {total} pieces of work", err=True)
+                echo(f"{self.label}: goes on after {done} of {total} pieces of work", err=True)
             return
         begun, before = self.start
         self.progress.update(self.task, completed=done)
         left = (now - begun) / (done - before) * (total - done)
         if done == before + 1:
-            typer.echo(f"{self.label}: {total - before} pieces of work, about {_time(left)}", err=True)
+            echo(f"{self.label}: {total - before} pieces of work, about {_time(left)}", err=True)
             self.said = now
         elif not self.console.is_terminal and (now - self.said > 60 or done == total):
-            typer.echo(f"{self.label}: {done} of {total}, {_time(left)} left", err=True)
+            echo(f"{self.label}: {done} of {total}, {_time(left)} left", err=True)
             self.said = now
 
 
@@ -186,9 +187,10 @@ def _time(seconds: float) -> str:
 
 
 def _print(about: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from memprobe.cli.terminal import terminal
 
     corpus = about["corpus"]
     title = f"{about['kind']} lens of {about['model']}: {corpus['tokens']:,} tokens, {corpus['held out']:,} held out"
@@ -208,11 +210,11 @@ def _print(about: dict[str, Any]) -> None:
             at = floor["k"]["10"]
             cells += [f"{at['lens_recall'][row['depth']]:.0%}", f"{at['recall'][row['depth']]:.0%}"]
         table.add_row(*cells)
-    Console().print(table)
+    terminal().print(table)
     if floor is not None:
         for k, at in floor["k"].items():
             apart = f"place a fact {at['lof']:.1f} depths apart, and the mean LoF ({at['lens_lof']:.1f})"
-            typer.echo(
+            echo(
                 f"floor    k = {k}: fits on the two halves of the text {apart} {at['lof_mean']:.1f} "
                 f"({floor['facts']} facts)"
             )

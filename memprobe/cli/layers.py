@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -11,6 +10,7 @@ import typer
 from memprobe.cli.app import app, resumable
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import (
+    MAX_SEED,
     AllowPickle,
     BadRowChoice,
     BadRows,
@@ -27,6 +27,7 @@ from memprobe.cli.options import (
     TrustRemoteCode,
 )
 from memprobe.cli.progress import Bars
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.")] = None,
+    n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.", min=1)] = None,
     top_k: TopK = 10,
     token: TokenRule = "first",
     template: Annotated[
@@ -94,7 +95,9 @@ def layers(
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of the sample and of the shuffled answers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
@@ -121,10 +124,6 @@ def layers(
 
     `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --lens logit --lens logit@base`
     """
-    if top_k < 1:
-        raise MemprobeError(f"--top-k {top_k}: at least 1")
-    if n is not None and n < 1:
-        raise MemprobeError(f"--n {n}: at least 1")
     size = _batch_size(batch_size)
     from memprobe.checkpoints import default_template, resolve_all
     from memprobe.statistics.holding import check_rule
@@ -143,7 +142,7 @@ def layers(
         asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
     for line in asked.bad:
-        typer.echo(f"left out {line}", err=True)
+        echo(f"left out {line}", err=True)
     out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
@@ -178,7 +177,7 @@ def layers(
         with _status("writing the report"), replacing(out / "report.html") as path:
             write_report(found, path)
     if as_json:
-        typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
+        echo_json(found.summary)
     else:
         from memprobe.cli.show_probe import print_summary
 
@@ -221,7 +220,7 @@ def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[F
 def _batch_size(text: str) -> Any:
     if text == "auto":
         return "auto"
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
     return int(text)
 
@@ -233,26 +232,24 @@ def _slug(label: str) -> str:
 def _say_where(found: Probe, out: Path) -> None:
     incomplete = found.outcomes["error"].drop_nulls().len()
     if incomplete:
-        typer.echo(
-            f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True
-        )
+        echo(f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True)
     for label, entry in found.run["checkpoints"].items():
         for note in [entry["note"], *entry.get("notes", [])]:
             if note:
-                typer.echo(f"note     {label}: {note}", err=True)
+                echo(f"note     {label}: {note}", err=True)
         without = entry.get("without_subject") or {"n": 0}
         if without["n"]:
             more = "" if without["n"] <= len(without["first"]) else " …"
-            typer.echo(
+            echo(
                 f"note     {label}: {without['n']} factoids are not read at their subject: "
                 f"{'; '.join(without['first'])}{more}",
                 err=True,
             )
         if "precision" in entry:
-            typer.echo(f"note     {label}: {_said_of(entry['precision'])}", err=True)
-    typer.echo(f"records  {out / 'records'}", err=True)
-    typer.echo(f"summary  {out / 'summary.json'}", err=True)
-    typer.echo(f"report   {out / 'report.html'}", err=True)
+            echo(f"note     {label}: {_said_of(entry['precision'])}", err=True)
+    echo(f"records  {out / 'records'}", err=True)
+    echo(f"summary  {out / 'summary.json'}", err=True)
+    echo(f"report   {out / 'report.html'}", err=True)
 
 
 def _said_of(precision: dict[str, Any]) -> str:
@@ -268,6 +265,6 @@ def _said_of(precision: dict[str, Any]) -> str:
 
 
 def _status(text: str) -> Any:
-    from rich.console import Console
+    from memprobe.cli.terminal import terminal
 
-    return Console(stderr=True).status(text)
+    return terminal(stderr=True).status(text)

@@ -20,6 +20,7 @@ from memprobe.cli.options import (
     TokenizerFrom,
     TrustRemoteCode,
 )
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 
@@ -78,7 +79,7 @@ def lens(
         model, lambda other: load(other, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     )
     for note in [note for one in lenses for note in one.notes]:
-        typer.echo(f"note     {note}", err=True)
+        echo(f"note     {note}", err=True)
     # The page shows five tokens at each place, however many the terminal does.
     readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(tokens, 5))
     _print(readings, model.label, tokens)
@@ -88,22 +89,22 @@ def lens(
         from memprobe.dashboard import write_prompt
 
         write_prompt(readings, out, label=model.label, prompt=prompt)
-        typer.echo(f"page     {out}", err=True)
+        echo(f"page     {out}", err=True)
         if show:
             open_page(out)
 
 
 def _print(readings: list[Any], label: str, tokens: int) -> None:
     """What the model says and since which depth, then a table by depth; of several lenses, one beside the other."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from memprobe import sentences
+    from memprobe.cli.terminal import terminal
 
     several = len(readings) > 1
     for reading in readings:
-        typer.echo(sentences.of_prompt(reading, named=several))
+        echo(sentences.of_prompt(reading, named=several))
     table = Table(title=Text(label), title_justify="left", box=None, pad_edge=False)
     table.add_column("depth", justify="right")
     for reading in readings:
@@ -133,7 +134,7 @@ def _print(readings: list[Any], label: str, tokens: int) -> None:
                 line.append(f" {probability:.2f}  ", "dim")
             cells.append(line)
         table.add_row(*cells)
-    console = Console()
+    console = terminal()
     if several and not console.is_terminal:
         console.width = max(console.width, 100 * len(readings))
     console.print(table)

@@ -9,6 +9,7 @@ import typer
 
 from memprobe.cli.app import app
 from memprobe.cli.browser import open_page
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 PROBES = Path("probes")
@@ -51,5 +52,5 @@ def open_command(
     if not report.exists() or report.stat().st_mtime_ns < (newest / RUN).stat().st_mtime_ns:
         with replacing(report) as path:
             write_report(open_probe(newest), path)
-    typer.echo(str(report))
+    echo(str(report))
     open_page(report)

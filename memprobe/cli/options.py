@@ -64,6 +64,8 @@ TopK = Annotated[
         "-k",
         metavar="K",
         help="Count an answer as present if it is among the top K tokens.",
+        min=1,
+        max=2**31 - 1,
     ),
 ]
 TokenRule = Annotated[
@@ -75,8 +77,13 @@ TokenRule = Annotated[
     ),
 ]
 Draws = Annotated[
-    int, typer.Option("--draws", help="Resamples of the bootstrap, and of permutation tests.", min=100)
+    int,
+    typer.Option(
+        "--draws", help="Resamples of the bootstrap, and of permutation tests.", min=100, max=1_000_000
+    ),
 ]
+MAX_SEED = 2**32 - 1
+"""What every generator of random numbers takes."""
 Full = Annotated[bool, typer.Option("--full", help="Print everything, not the answer alone.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser once it is written.")]
 BadRows = Annotated[

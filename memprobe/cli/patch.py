@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +11,18 @@ import typer
 from memprobe.cli.app import app, resumable
 from memprobe.cli.browser import open_page
 from memprobe.cli.layers import _batch_size, _factoids, _slug, _status
-from memprobe.cli.options import AllowPickle, BadRowChoice, BadRows, Device, Dtype, Open, TrustRemoteCode
+from memprobe.cli.options import (
+    MAX_SEED,
+    AllowPickle,
+    BadRowChoice,
+    BadRows,
+    Device,
+    Dtype,
+    Open,
+    TrustRemoteCode,
+)
 from memprobe.cli.progress import Bars
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among
 
 if TYPE_CHECKING:
@@ -50,7 +59,7 @@ def patch(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Patch a seeded sample of so many.")] = None,
+    n: Annotated[int | None, typer.Option(help="Patch a seeded sample of so many.", min=1)] = None,
     what: Annotated[
         str, typer.Option(help="residual, attn, mlp, several with commas: the stream, or a block's outputs.")
     ] = "residual",
@@ -110,7 +119,9 @@ def patch(
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of the sample, the noise and the controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the sample, the noise and the controls.", min=0, max=MAX_SEED)
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="The directory; interrupted patching in it goes on. [default: probes/patch-NAMES]"),
@@ -138,8 +149,6 @@ def patch(
 
     `memprobe patch --from runs/a/1-kvr --into runs/a/2-lama --weights --windows 1,5 --parts all,attn,mlp`
     """
-    if n is not None and n < 1:
-        raise MemprobeError(f"--n {n}: at least 1")
     if not threshold > 0:
         raise MemprobeError(f"--threshold {threshold}: above 0, since a share of nothing is none")
     if not 0 < noise < float("inf"):
@@ -162,7 +171,7 @@ def patch(
         chosen_template = template or common_template(checkpoints) or "plain"
         asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
     for line in asked.bad:
-        typer.echo(f"left out {line}", err=True)
+        echo(f"left out {line}", err=True)
     out = (
         out
         or Path("probes") / f"patch-{'-'.join(_slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
@@ -193,11 +202,7 @@ def patch(
         )
     tables = _tables(found, facts, threshold)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {name: table.to_dicts() for name, table in tables.items()}, indent=1, ensure_ascii=False
-            )
-        )
+        echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
     else:
         _print(tables, threshold)
     if html or show:
@@ -206,10 +211,10 @@ def patch(
 
         with _status("writing the page"), replacing(out / "patches.html") as path:
             write_patches(found, path, facts=facts, threshold=threshold)
-        typer.echo(f"page     {out / 'patches.html'}", err=True)
+        echo(f"page     {out / 'patches.html'}", err=True)
         if show:
             open_page(out / "patches.html")
-    typer.echo(f"patches  {out / 'patches'}", err=True)
+    echo(f"patches  {out / 'patches'}", err=True)
 
 
 def _tables(found: Patches, facts: str, threshold: float) -> dict[str, Any]:
@@ -226,11 +231,12 @@ def _tables(found: Patches, facts: str, threshold: float) -> dict[str, Any]:
 
 def _print(tables: dict[str, Any], threshold: float) -> None:
     """By depth beside its controls, then the first depth of half restoration, or the largest graft."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from memprobe.cli.terminal import terminal
+
+    console = terminal()
     by_depth = tables["by_depth"]
     if by_depth.is_empty():
         console.print(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import typer
+from memprobe.cli.terminal import echo
 
 
 class Bars:
     """A bar per label; ``done`` factoids of an earlier run do not count in the rate."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -22,12 +21,14 @@ class Bars:
             TimeRemainingColumn,
         )
 
-        self.console = Console(stderr=True)
+        from memprobe.cli.terminal import terminal
+
+        self.console = terminal(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+            TextColumn("{task.fields[rate]}  {task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -49,12 +50,12 @@ class Bars:
             self.tasks[label] = self.progress.add_task(label, total=total, completed=done, rate="", note=note)
             self.starts[label] = (time.monotonic(), done)
             if done == total:
-                typer.echo(f"{label}: all {total} factoids were done before and are kept", err=True)
+                echo(f"{label}: all {total} factoids were done before and are kept", err=True)
             elif done:
-                typer.echo(f"{label}: {done} of {total} factoids were done before and are kept", err=True)
+                echo(f"{label}: {done} of {total} factoids were done before and are kept", err=True)
             return
         start, before = self.starts[label]
         rate = f"{(done - before) / max(time.monotonic() - start, 1e-9):.1f}/s"
         self.progress.update(self.tasks[label], completed=done, rate=rate, note=note)
         if not self.console.is_terminal and done == total:
-            typer.echo(f"{label}: {total} factoids at {rate}", err=True)
+            echo(f"{label}: {total} factoids at {rate}", err=True)

@@ -33,9 +33,9 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
             shuffled answers stands beside them.
 
     """
-    from rich.console import Console
+    from memprobe.cli.terminal import terminal
 
-    console = Console()
+    console = terminal()
     if not console.is_terminal:
         console.width = WIDTH  # a file or a pipe has no width
     settings = result.settings

@@ -20,12 +20,12 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
     Args:
         full: print every depth, also those where no more surfaces than by chance.
     """
-    from rich.console import Console
+    from memprobe.cli.terminal import terminal
 
     summary = probe.summary
     k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
-    console = Console()
+    console = terminal()
     if not console.is_terminal:  # a file has room for all checkpoints side by side
         console.width = _UNFOLDED
     for label, entry in checkpoints.items():

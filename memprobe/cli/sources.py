@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import BadRowChoice, BadRows
+from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows
+from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ def sources(
         Path | None, typer.Option(help="Word list for random-words, one a line.", show_default=False)
     ] = None,
     on_bad_row: BadRows = BadRowChoice.fail,
-    seed: Annotated[int, typer.Option(help="Of the sample and of what is generated.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the sample and of what is generated.", min=0, max=MAX_SEED)
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write the rows as JSONL instead of showing them.", show_default=False)
     ] = None,
@@ -149,7 +152,7 @@ def sources(
         from memprobe.files import write_text
 
         write_text("".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows), out)
-        typer.echo(f"wrote    {len(rows)} rows to {out}", err=True)
+        echo(f"wrote    {len(rows)} rows to {out}", err=True)
         return
     tokenizer = None
     if ckpt:
@@ -187,9 +190,9 @@ def _derive(loaded: Loaded, variant: Variant | None, seed: int) -> list[AnyRow]:
 
 def _list(data_dir: Path | None) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
+    from memprobe.cli.terminal import terminal
     from memprobe.sources import load
     from memprobe.sources.builtin import read_known
     from memprobe.sources.catalogue import DATASETS
@@ -232,9 +235,9 @@ def _list(data_dir: Path | None) -> None:
         "self", "texts", "--n", "--n", "the model's", "generated", "sampled from --ckpt at temperature 1"
     )
     table.add_row("FILE", "any", "", "", "yours", "file", "JSONL, CSV, Parquet; jsonl:FILE for other names")
-    console = Console()
+    console = terminal()
     # In a file or a pipe nothing is folded, so that a line stays a row.
-    console.print(table) if console.is_terminal else Console(width=220).print(table)
+    console.print(table) if console.is_terminal else terminal(width=220).print(table)
 
 
 def _say(name: str, loaded: Loaded) -> None:
@@ -242,21 +245,19 @@ def _say(name: str, loaded: Loaded) -> None:
     read, kept = counts.pop("read", 0), counts.pop("kept")
     gone = ", ".join(f"{count:,} {rule}" for rule, count in counts.items() if count)
     where = " ".join(filter(None, (origin.via, origin.location, origin.split, origin.revision)))
-    typer.echo(
-        f"{name}: {kept:,} {origin.kind} of {read:,} rows{f' (without {gone})' if gone else ''}", err=True
-    )
-    typer.echo(f"from     {where}; rows {origin.hash[:16]}", err=True)
+    echo(f"{name}: {kept:,} {origin.kind} of {read:,} rows{f' (without {gone})' if gone else ''}", err=True)
+    echo(f"from     {where}; rows {origin.hash[:16]}", err=True)
     for line in loaded.bad:
-        typer.echo(f"left out  {line}", err=True)
+        echo(f"left out  {line}", err=True)
 
 
 def _show(row: AnyRow, template: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    from rich.console import Console
     from rich.text import Text as Line
 
+    from memprobe.cli.terminal import terminal
     from memprobe.sources.kinds import Task
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal(highlight=False, soft_wrap=True)
     facts: list[str] = [row.id]
     if isinstance(row, Task):
         body = Line()
@@ -318,11 +319,17 @@ class _Progress:
 
     def update(self, done: int, total: int) -> None:
         if self.bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("passages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True))
+            from memprobe.cli.terminal import terminal
+
+            columns = (
+                TextColumn("passages", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=terminal(stderr=True))
             self.bar.start()
             self.task = self.bar.add_task("", total=total)
         self.bar.update(self.task, completed=done)

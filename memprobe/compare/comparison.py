@@ -16,7 +16,7 @@ from memprobe.compare import by_checkpoint, by_pair, over_runs
 from memprobe.compare.headline import headline
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json, write_json, write_text
+from memprobe.files import csv_text, first_line, json_text, read_json, write_together
 from memprobe.members import Member
 from memprobe.probes import Probe
 from memprobe.readings import Readings
@@ -26,6 +26,7 @@ from memprobe.statistics.occurrence import DRAWS
 
 COMPARISON_SCHEMA = 1
 """Of ``comparison.json``."""
+_FILE = "comparison.json"
 PAIRS = ("anchors", "all")
 TABLES: dict[str, Table] = {
     "net": by_checkpoint.net,
@@ -91,14 +92,18 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """``comparison.json``, its answer in ``comparison.md``, and each table that has rows as ``NAME.csv`` (lists
-        joined by spaces)."""
-        write_json(self.as_json(), folder / "comparison.json")
-        write_text(self.markdown(), folder / "comparison.md")
+        joined by spaces).
+
+        An older comparison in the folder is replaced whole, with the tables that this one does not have.
+        """
+        texts = {"comparison.md": self.markdown()}
         for name, table in self.tables.items():
             if len(table):
                 lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
                 joined = table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
-                write_text(joined.write_csv(), folder / f"{name}.csv")
+                texts[f"{name}.csv"] = csv_text(joined)
+        texts[_FILE] = json_text(self.as_json())
+        write_together(texts, folder, mark=_FILE, stale=[f"{name}.csv" for name in TABLES])
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -180,6 +185,7 @@ def compare_readings(
     track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """:func:`compare` of readings that are opened already."""
+    over_runs.check_apart(readings.members)  # before the work, not after it
     options = {"groups": {"by": list(by)}}
     parts: dict[str, list[pl.DataFrame]] = {}
     # Checkpoint by checkpoint, so that few are in memory at a time however many there are.

@@ -10,6 +10,7 @@ import polars as pl
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
 from memprobe.errors import MemprobeError
+from memprobe.members import Member
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
@@ -42,18 +43,28 @@ def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run
     Raises:
         MemprobeError: two of them have one arm, stage and seed.
     """
-    wanted = readings.labels if labels is None else labels
-    runs = [readings.run(label) for label in wanted if readings.member(label).arm is not None]
+    wanted = [readings.member(label) for label in (readings.labels if labels is None else labels)]
+    check_apart(wanted)
+    return [readings.run(member.label) for member in wanted if member.arm is not None]
+
+
+def check_apart(members: Iterable[Member]) -> None:
+    """Refuses two checkpoints of one arm, stage and seed; reads no records.
+
+    Raises:
+        MemprobeError: so.
+    """
     seen: dict[tuple[str, str, str], str] = {}
-    for run in runs:
-        key = (run.arm, run.stage, run.seed)
+    for member in members:
+        if member.arm is None:
+            continue
+        key = (member.arm, member.stage or "", member.seed or "")
         if key in seen:
             raise MemprobeError(
-                f"{seen[key]} and {run.label} are both arm {run.arm!r}, stage {run.stage!r}, seed {run.seed!r}:"
+                f"{seen[key]} and {member.label} are both arm {key[0]!r}, stage {key[1]!r}, seed {key[2]!r}:"
                 " tell them apart with `arms`"
             )
-        seen[key] = run.label
-    return runs
+        seen[key] = member.label
 
 
 @table(

@@ -22,6 +22,7 @@ import polars as pl
 
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError
+from memprobe.files import first_line
 from memprobe.probes import PARTS
 from memprobe.records import BY_CHECKPOINT
 from memprobe.studies import open_study
@@ -62,10 +63,12 @@ class Watch:
             return False
         try:
             text = dashboard_text(open_study(self.paths), version=str(self._count + 1), **self.options)
-        except (MemprobeError, OSError, pl.exceptions.PolarsError) as error:
-            # Looked at again: what is being written may be whole by then.
+        except (Exception, pl.exceptions.PanicException) as error:
+            # Looked at again: what is being written may be whole by then. Files that nobody foresaw are no reason to
+            # leave the reader without the page that there is.
             self._seen = None
-            self.note = (str(error).splitlines() or [type(error).__name__])[0]
+            foreseen = isinstance(error, MemprobeError | OSError | pl.exceptions.PolarsError)
+            self.note = first_line(error) if foreseen else f"{type(error).__name__}: {first_line(error)}"
             return False
         self._count += 1
         self.text, self.version, self.note, self._seen = text, str(self._count), "", seen
@@ -122,8 +125,14 @@ def serve(watch: Watch, *, port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A reader who went away in the middle is no error; what else goes wrong costs that reader its page."""
+
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise MemprobeError(
             f"--port {port}: cannot be used ({error.strerror}); choose another, or 0"

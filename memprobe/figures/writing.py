@@ -24,7 +24,8 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
-from memprobe.files import read_json, replacing, write_json, write_text
+from memprobe.figures.stored import SCHEMA_VERSION, draw_stored, read_figure
+from memprobe.files import csv_text, replacing, write_json, write_text
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
 from memprobe.retention import Retention, ended_runs, retention_of
@@ -36,7 +37,6 @@ from memprobe.studies import Study, cells_by_setup, cells_of, open_study, setup_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 1
 FORMATS = ("pdf", "png", "svg")
 OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
 _METADATA: dict[str, dict[str, None]] = {
@@ -121,10 +121,10 @@ def write_figures(
     folders = [path for path in paths if Path(path) not in stored]
     files: list[Path] = []
     for path in stored:
-        made_of = _read(path)
+        made_of = read_figure(path)
         if made_of["figure"] in wanted:
             again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
-            files += _write(again, Path(out), path.stem, formats)
+            files += _write(draw_stored(again, path), again, Path(out), path.stem, formats)
     if folders:
         asked = {"reference": reference, "k": k, "token": token, "draws": draws, "width": width or WIDTHS[0]}
         command = _command(folders, out, asked, formats)
@@ -152,16 +152,18 @@ def write_figure(
         "options": drawing.options | {"width": width},
         "data": drawing.table.fill_nan(None).to_dict(as_series=False),
     }
-    files = _write(made_of, out, drawing.stem, formats)
+    figure = DRAWN[drawing.name](pl.DataFrame(made_of["data"]), **made_of["options"])
+    files = _write(figure, made_of, out, drawing.stem, formats)
     for suffix, text in drawing.beside.items():
         files.append(out / f"{drawing.stem}.{suffix}")
         write_text(text, files[-1])
     return files
 
 
-def _write(made_of: dict[str, Any], out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    """The figure of what its JSON says, in each format, and that JSON."""
-    figure = _draw(made_of)
+def _write(
+    figure: Figure, made_of: dict[str, Any], out: Path, stem: str, formats: Sequence[str]
+) -> list[Path]:
+    """A figure in each format, and the JSON of what made it."""
     files = [save(figure, out / f"{stem}.{kind}") for kind in formats]
     files.append(out / f"{stem}.json")
     write_json(made_of, files[-1])
@@ -190,23 +192,8 @@ def redraw(path: str | Path) -> Figure:
     Raises:
         MemprobeError: it is no such file.
     """
-    return _draw(_read(Path(path)))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    made_of = read_json(path)
-    needed = {"schema", "figure", "options", "data"}
-    if not isinstance(made_of, dict) or not needed <= made_of.keys() or made_of["figure"] not in DRAWN:
-        raise MemprobeError(f"{path}: describes no figure of memprobe; give the JSON beside one")
-    if made_of["schema"] != SCHEMA_VERSION:
-        raise MemprobeError(
-            f"{path}: is of schema {made_of['schema']!r}, this memprobe reads {SCHEMA_VERSION}"
-        )
-    return made_of
-
-
-def _draw(made_of: dict[str, Any]) -> Figure:
-    return DRAWN[made_of["figure"]](pl.DataFrame(made_of["data"]), **made_of["options"])
+    path = Path(path)
+    return draw_stored(read_figure(path), path)
 
 
 def _command(
@@ -288,7 +275,7 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
             beside = {}
             if name == "lof":
                 whole = tables.lof_table(made["placement"])
-                beside = {"csv": whole.write_csv(), "md": tables.lof_markdown(whole, **chosen)}
+                beside = {"csv": csv_text(whole), "md": tables.lof_markdown(whole, **chosen)}
             yield Drawing(name, stem, table, chosen, settings, inputs, beside)
 
 

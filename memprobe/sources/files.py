@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def _number(columns: Columns, name: str) -> float | None:
     if (text := optional(columns, name)) is None:
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise BadRow(f"{name!r} is {text!r}, not a number") from None
+        raise BadRow(f"{name!r} is {text[:60]!r}, not a number") from None
+    if not math.isfinite(number):
+        raise BadRow(f"{name!r} is {text!r}, not a number")
+    return number

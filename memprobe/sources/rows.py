@@ -1,23 +1,34 @@
 """Raw rows of JSONL, CSV and Parquet files, each with the place it came from.
 
-Lines end at "\\n" only: U+2028 and its like are ordinary characters inside a field.
+Lines end at "\\n" only: U+2028 and its like are ordinary characters inside a field. What could be read in two ways is
+refused rather than guessed: a key or a column given twice, a last line without its end, another separator or encoding.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import math
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from memprobe.errors import MemprobeError
+from memprobe.files import first_line, parquet_errors
 
 Columns = Mapping[str, Any]
 OnBadRow = Literal["fail", "skip"]
 ROW_FILES = (".jsonl", ".csv", ".parquet")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_NO_NUMBERS = ("nan", "NaN", "inf", "-inf", "+inf")
+"""What programs write into a CSV for numbers that are none; as words they are written otherwise."""
+_SHOWN = 8  # columns that an error lists
+_EXACT = 2**53  # whole numbers beyond this are not exact in a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +88,25 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def read_lines(path: Path, bad: BadRows) -> Iterator[tuple[str, str]]:
-    """The non-empty lines of a UTF-8 text file, each as (text, place)."""
+    """The non-empty lines of a UTF-8 text file, each as (text, place).
+
+    Raises:
+        MemprobeError: it cannot be read, is UTF-16, or a line is not UTF-8 under the policy ``fail``.
+    """
     try:
         with path.open("rb") as file:  # binary files end lines at \n alone
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    _refuse_utf16(path, line)
                 if text := _decode(line, f"{path} line {number}", bad):
                     yield text, f"{path} line {number}"
     except OSError as error:
         raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    if start.startswith(_UTF16) or start[1:2] == b"\0":
+        raise MemprobeError(f"{path}: is written in UTF-16; save it as UTF-8")
 
 
 def _decode(line: bytes, where: str, bad: BadRows) -> str:
@@ -98,24 +120,43 @@ def _decode(line: bytes, where: str, bad: BadRows) -> str:
 def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
     for text, where in read_lines(path, bad):
         try:
-            columns = json.loads(text)
-        except ValueError as error:
-            bad.add(where, f"not JSON ({error})")
-            continue
-        if isinstance(columns, dict):
-            yield Row(columns, where)
+            columns = json.loads(text, object_pairs_hook=_once_each)
+        except BadRow as problem:
+            bad.add(where, str(problem))
+        except (ValueError, RecursionError) as error:
+            bad.add(where, f"not JSON ({first_line(error)})")
         else:
-            bad.add(where, f"a JSON {type(columns).__name__}, not an object")
+            if isinstance(columns, dict):
+                yield Row(columns, where)
+            else:
+                bad.add(where, f"a JSON {type(columns).__name__}, not an object")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the same key twice is refused, for nothing says which of its values is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadRow(f"{_twice([key for key, _ in pairs])!r} is given twice")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
 def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
     try:
-        lines = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+        content = path.read_bytes()
     except OSError as error:
         raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+    _refuse_utf16(path, content[:2])
+    lines = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    # Where a quoted cell is not closed, the reader says so; a bare one may have been cut anywhere.
+    cut = bool(lines) and lines[-1] not in '\n\r"'
     reader = csv.reader(io.StringIO(lines, newline=""), strict=True)
     try:
         header = next(reader, [])
+        _check_header(path, header)
         start = reader.line_num + 1
         for cells in reader:
             where, start = f"{path} line {start}", reader.line_num + 1
@@ -125,24 +166,50 @@ def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
                 bad.add(where, "a byte is not UTF-8")
             elif len(cells) != len(header):
                 bad.add(where, f"{len(cells)} cells under {len(header)} column names")
+            elif cut and start > lines.count("\n") + 1:
+                bad.add(
+                    where,
+                    "the last line has no end, so the file may be cut; end it with a new line if it is whole",
+                )
+            elif wrong := next((cell for cell in cells if cell.strip() in _NO_NUMBERS), None):
+                bad.add(where, f"a cell is {wrong.strip()!r}, which is no number; leave it empty")
             else:  # an empty cell is a missing value
                 yield Row({name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}, where)
     except csv.Error as error:
         raise MemprobeError(f"{path} line {reader.line_num}: not CSV ({error})") from error
 
 
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if len(header) == 1:
+        for separator, called in _SEPARATORS.items():
+            if separator in header[0] or header[0].lower().strip() == f"sep={separator}":
+                raise MemprobeError(f"{path}: its cells are separated by {called}; save it with commas")
+    if (doubled := _twice([name for name in header if name])) is not None:
+        raise MemprobeError(f"{path}: has two columns {doubled!r}; keep one of them")
+
+
 def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
     import polars as pl
 
-    try:
+    with parquet_errors(path):
         frame = pl.read_parquet(path)
-    except Exception as error:  # polars raises several kinds for a torn file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MemprobeError(f"{path}: cannot be read as Parquet ({reason})") from error
+        # 0.1 in 32 bits is 0.1, not its 17 digits in 64.
+        short = [name for name, dtype in frame.schema.items() if dtype == pl.Float32]
+        frame = frame.with_columns(pl.col(short).cast(pl.String).cast(pl.Float64))
     for number, columns in enumerate(frame.iter_rows(named=True), 1):
         yield Row(
-            {name: value for name, value in columns.items() if value is not None}, f"{path} row {number}"
+            {name: _whole(value) for name, value in columns.items() if value is not None},
+            f"{path} row {number}",
         )
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers as integers: a column of integers with a gap is stored as one of floats."""
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value
 
 
 def text_of(columns: Columns, *names: str) -> str:
@@ -151,46 +218,71 @@ def text_of(columns: Columns, *names: str) -> str:
     Raises:
         BadRow: none of them is there, or it is empty or no text.
     """
-    for name in names:
-        if columns.get(name) is None:
-            continue
-        value = columns[name]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise BadRow(f"{name!r} is a {type(value).__name__}, not text")
-        if isinstance(value, float) and value != value:
-            raise BadRow(f"{name!r} is not a number")
-        if not (text := str(value).strip()):
-            raise BadRow(f"{name!r} is empty")
-        return text
-    raise BadRow(f"no {' or '.join(repr(name) for name in names)}")
+    name, value = _first_of(columns, names)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow(f"{name!r} is a {type(value).__name__}, not text")
+    if not (text := _as_text(name, value)):
+        raise BadRow(f"{name!r} is empty")
+    return text
 
 
 def texts_of(columns: Columns, *names: str) -> list[str]:
-    """The first of these columns that the row has, as a list of texts; a text that is a JSON list is read.
+    """The first of these columns that the row has, as a list of texts; a text that is a list is read.
+
+    Lists in a text are JSON, or Python's own as pandas writes them.
 
     Raises:
         BadRow: none of them is there, or one holds something other than text, or all are empty.
     """
+    name, value = _first_of(columns, names)
+    if isinstance(value, str):
+        value = _list_in(name, value)
+    if not isinstance(value, list | tuple):
+        value = [value]
+    if not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in value):
+        raise BadRow(f"{name!r} holds something other than text")
+    if not (texts := [text for text in (_as_text(name, one) for one in value) if text]):
+        raise BadRow(f"{name!r} is empty")
+    return texts
+
+
+def _first_of(columns: Columns, names: Sequence[str]) -> tuple[str, Any]:
     for name in names:
-        if columns.get(name) is None:
-            continue
-        value = columns[name]
-        if isinstance(value, str):
-            value = _json_list(value)
-        if not isinstance(value, list | tuple):
-            value = [value]
-        if not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in value):
-            raise BadRow(f"{name!r} holds something other than text")
-        if not (texts := [text for text in (str(text).strip() for text in value) if text]):
-            raise BadRow(f"{name!r} is empty")
-        return texts
-    raise BadRow(f"no {' or '.join(repr(name) for name in names)}")
+        if columns.get(name) is not None:
+            return name, columns[name]
+    there = [repr(str(name)[:40]) for name in columns]
+    more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+    wanted = " or ".join(repr(name) for name in names)
+    raise BadRow(f"no {wanted}; the row has {', '.join(there[:_SHOWN]) or 'nothing'}{more}")
 
 
-def _json_list(text: str) -> Any:
-    if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass
-    return text
+def _as_text(name: str, value: str | float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"{name!r} is {value}, not a number")
+    return str(value).strip()
+
+
+def _list_in(name: str, text: str) -> Any:
+    """What a text that may be a list says: the list, or the text itself where it is none.
+
+    Raises:
+        BadRow: it is quoted texts in brackets, but not with commas between them (as numpy prints a list).
+    """
+    stripped = text.strip()
+    if not stripped.startswith("["):
+        return text
+    try:
+        return json.loads(stripped)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        read = ast.literal_eval(stripped)
+        strings = sum(
+            token.type == tokenize.STRING
+            for token in tokenize.generate_tokens(io.StringIO(stripped).readline)
+        )
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        return text  # [unknown], say
+    if isinstance(read, list) and strings > sum(isinstance(one, str) for one in read):
+        raise BadRow(f'{name!r} is a list without commas; write it as JSON, such as ["one", "another"]')
+    return read if isinstance(read, list) else text

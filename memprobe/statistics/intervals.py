@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from memprobe.errors import MemprobeError
+
 LEVEL = 0.95
 _Z = float(special.ndtri(0.5 + LEVEL / 2))
 _METHOD = "weibull"
@@ -21,6 +23,24 @@ FEWEST = {"mean": 10, "mean of those that occur": 20, "sd": 60, "effective layer
 hide the spread altogether."""
 FEW = 30
 """Factoids below which a mean has Student's interval: percentiles of draws from so few are no better than the draws."""
+
+MOST_DRAWS = 1_000_000
+"""Of a bootstrap."""
+_ROOM = 4_000_000_000  # bytes of resamples, one a draw and factoid
+
+
+def check_draws(draws: int, seed: int = 0) -> None:
+    """Refuses a number of draws, or a seed, that no interval can be made with.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if draws < 100:
+        raise MemprobeError(f"{draws} draws say nothing about a 95 % interval: give 100 or more")
+    if draws > MOST_DRAWS:
+        raise MemprobeError(f"{draws} draws: more than {MOST_DRAWS:,} change no digit that is shown")
+    if seed < 0:
+        raise MemprobeError(f"`seed` {seed}: give 0 or more")
 
 
 def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +70,15 @@ class Resamples:
 
     @classmethod
     def of(cls, n: int, *, draws: int = 10_000, seed: int = 0) -> Resamples:
-        """Draws under a seed."""
+        """Draws under a seed.
+
+        Raises:
+            MemprobeError: more of them than fit into memory.
+        """
+        if draws * n > _ROOM:
+            raise MemprobeError(
+                f"{draws:,} draws of {n:,} factoids do not fit into memory: give at most {_ROOM // n:,}"
+            )
         rng = np.random.default_rng(seed)
         counts = np.empty((draws, n), np.uint8)
         step = max(1, 4_000_000 // max(n, 1))

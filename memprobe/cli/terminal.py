@@ -1,0 +1,60 @@
+"""What reaches the terminal: texts of files are shown, never obeyed.
+
+A label, a relation or a prompt may hold what moves a cursor, sets a window's title, or is markup to rich. All that the
+command line prints goes through here, where control characters are spelled out and markup is plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Control characters but tab and newline, halves of characters, and what turns the direction of writing.
+_OBEYED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def spelled(text: str) -> str:
+    """A text with those characters spelled out, as ``\\x1b``, that a terminal would obey."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Prints a line."""
+    typer.echo(spelled(str(text)), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Prints JSON; what a terminal would obey is written as JSON's own escapes, so that it reads back the same."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    typer.echo(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def terminal(**options: Any) -> Console:
+    """A console of rich that spells out what it is given; options are rich's."""
+    return _console_class()(markup=False, emoji=False, **options)
+
+
+@cache
+def _console_class() -> type[Console]:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Terminal(Console):
+        # The one place that all of it passes, live displays too; what rich itself sends is marked as control.
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            return super()._render_buffer(
+                part if part.control else part._replace(text=spelled(part.text)) for part in buffer
+            )
+
+    return Terminal

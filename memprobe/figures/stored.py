@@ -1,0 +1,88 @@
+"""The JSON beside a figure, read back: a schema for what it says, and one line for what cannot be drawn."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import polars as pl
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from memprobe.errors import MemprobeError
+from memprobe.figures.drawing import DRAWN
+from memprobe.figures.look import WIDTHS
+from memprobe.files import check_valid, first_line, read_json
+
+SCHEMA_VERSION = 1
+
+
+class FigureFile(BaseModel):
+    """NAME.json: which figure, its data by column, and the options of the function that draws it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    version: Literal[1] = Field(alias="schema")
+    figure: str
+    options: dict[str, Any]
+    data: dict[str, list[Any]]
+
+    @field_validator("figure")
+    @classmethod
+    def _drawn(cls, name: str) -> str:
+        if name not in DRAWN:
+            raise ValueError(f"{name!r} is none of {', '.join(DRAWN)}")
+        return name
+
+
+def read_figure(path: Path) -> dict[str, Any]:
+    """What made a figure, as its JSON says it.
+
+    Raises:
+        MemprobeError: it is no such file, or says what it may not.
+    """
+    made_of = read_json(path)
+    needed = {"schema", "figure", "options", "data"}
+    if not isinstance(made_of, dict) or not needed <= made_of.keys():
+        raise MemprobeError(f"{path}: describes no figure of memprobe; give the JSON beside one")
+    check_valid(made_of, FigureFile, path)
+    _check_options(made_of["figure"], made_of["options"], path)
+    return made_of
+
+
+def _check_options(figure: str, options: dict[str, Any], path: Path) -> None:
+    allowed = list(inspect.signature(DRAWN[figure]).parameters)[1:]
+    hints = get_type_hints(inspect.unwrap(DRAWN[figure]), {"pl": pl, "Figure": Figure})
+    for name, value in options.items():
+        if name not in allowed:
+            raise MemprobeError(f"{path}: options: {figure} has no {name!r}, only {', '.join(allowed)}")
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise MemprobeError(f"{path}: options.{name}: {error.errors()[0]['msg']}") from error
+    if (width := options.get("width", WIDTHS[0])) not in WIDTHS:
+        raise MemprobeError(f"{path}: options.width: {width} is none of {', '.join(map(str, WIDTHS))}")
+
+
+def draw_stored(made_of: dict[str, Any], path: Path) -> Figure:
+    """The figure of :func:`read_figure`.
+
+    Raises:
+        MemprobeError: its data are not those of such a figure.
+    """
+    try:
+        return DRAWN[made_of["figure"]](pl.DataFrame(made_of["data"]), **made_of["options"])
+    except (
+        MemprobeError,
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # a table can be wrong in as many ways as a figure reads it
+        raise MemprobeError(
+            f"{path}: its data cannot be drawn as {made_of['figure']} ({first_line(error)})"
+        ) from error
