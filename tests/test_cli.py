@@ -419,7 +419,28 @@ def test_unknown_template_field(cli, tiny_checkpoint, facts):
 
 
 def test_top_k_zero(cli, tiny_checkpoint):
-    refused(cli("layers", "--ckpt", tiny_checkpoint, "--top-k", 0), "--top-k 0")
+    refused(cli("layers", "--ckpt", tiny_checkpoint, "--top-k", 0), "--top-k", "greater than or equal to 1")
+
+
+OPTIONS = {
+    "--batch-size ²": ["layers", "--ckpt", "x", "--batch-size", "²"],
+    "--seed": ["layers", "--ckpt", "x", "--seed", 2**32],
+    "--draws": ["compare", "p", "--draws", 99999999999],
+    "--nix": ["layers", "--ckpt", "x", "--nix"],
+    "--ckpt": ["layers"],
+    "No such command": ["nix"],
+    r"'\udcff=ck' is not UTF-8": ["layers", "--ckpt", "\udcff=ck"],
+}
+
+
+@pytest.mark.parametrize("problem", OPTIONS)
+def test_options_that_cannot_be_are_one_line_too(cli, problem):
+    refused(cli(*OPTIONS[problem]), problem)
+
+
+def test_without_a_command_there_is_help(cli):
+    code, out, err = cli()
+    assert code == 2 and "Commands" in out + err
 
 
 def test_manifests_whose_templates_differ(cli, tiny_checkpoint, facts, tmp_path):

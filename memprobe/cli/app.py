@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -95,7 +95,8 @@ def run(commands: typer.Typer, name: str) -> None:
         for text in sys.argv[1:]:
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise MemprobeError(f"the argument {text[:60]!a} is not UTF-8; rename what it names")
-        commands()
+        code = commands(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except (SystemExit, GeneratorExit):
         raise
     except MemprobeError as error:
@@ -110,6 +111,8 @@ def run(commands: typer.Typer, name: str) -> None:
         typer.echo(f"{name}: interrupted", err=True)
         sys.exit(Interrupted.exit_code)
     except BaseException as error:  # also what Rust libraries raise: their panics are no Exceptions
+        if _of_usage(error):
+            _say_usage(name, error)
         if "--debug" in sys.argv:
             raise
         typer.echo(
@@ -118,6 +121,21 @@ def run(commands: typer.Typer, name: str) -> None:
             err=True,
         )
         sys.exit(UNFORESEEN)
+
+
+def _of_usage(error: BaseException) -> bool:
+    """Whether an exception is the option parser's; it brings a copy of click along, so that no class can be named."""
+    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+
+
+def _say_usage(name: str, error: Any) -> NoReturn:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # the help that was asked for
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    see = f"{context.command_path if context else name} --help"
+    typer.echo(f"{name}: error: {one_line(error.format_message()).rstrip('.')} (see {see})", err=True)
+    sys.exit(MemprobeError.exit_code)
 
 
 def one_line(text: str) -> str:
