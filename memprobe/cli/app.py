@@ -95,7 +95,7 @@ def run(commands: typer.Typer, name: str) -> None:
         for text in sys.argv[1:]:
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise MemprobeError(f"the argument {text[:60]!a} is not UTF-8; rename what it names")
-        code = commands(standalone_mode=False)
+        code = commands(prog_name=name, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (SystemExit, GeneratorExit):
         raise

@@ -10,6 +10,7 @@ import typer
 from memprobe.cli.app import app
 from memprobe.cli.browser import open_page
 from memprobe.cli.layers import layers
+from memprobe.cli.terminal import echo
 
 
 @app.command()
@@ -31,6 +32,4 @@ def demo(
     layers(ckpt=[ckpt], factoids="known", out=out)
     if show:
         open_page(out / "report.html")
-    typer.echo(
-        f"\nThese tables again: memprobe show {out}. Facts of yours: memprobe layers --help.", err=True
-    )
+    echo(f"\nThese tables again: memprobe show {out}. Facts of yours: memprobe layers --help.", err=True)

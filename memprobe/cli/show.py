@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from memprobe.cli.app import app
 from memprobe.cli.options import Full
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
 COMPARISON = "comparison.json"
@@ -54,8 +54,8 @@ def show(
     print_summary(probe, full=full)
     for label in probe.checkpoints:
         if label not in probe.finished:
-            typer.echo(f"note     {label}: not finished; the same command goes on", err=True)
+            echo(f"note     {label}: not finished; the same command goes on", err=True)
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    echo_json(value)
