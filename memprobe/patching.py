@@ -53,7 +53,7 @@ Control = Literal["other", "random"]
 CONTROLS: tuple[Control, ...] = ("other", "random")
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
-_READ_ROWS, _CPU_BLOCK_ROWS = 256, 32  # reading what the unembedding made is fastest while it fits the cache
+_READ_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -485,14 +485,10 @@ def read_answers(
     hidden = hidden.reshape(copies * count, width)
     wanted = targets.repeat(copies)[:, None]
     rank, log_prob = [], []
-    step = _CPU_BLOCK_ROWS if hidden.device.type == "cpu" else _READ_ROWS
     for first in range(0, len(hidden), _READ_ROWS):
-        logits, asked_here = (
-            lens.unembed(hidden[first : first + _READ_ROWS]),
-            wanted[first : first + _READ_ROWS],
+        reading = read_logits(
+            lens.unembed(hidden[first : first + _READ_ROWS]), wanted[first : first + _READ_ROWS]
         )
-        for offset in range(0, len(logits), step):
-            reading = read_logits(logits[offset : offset + step], asked_here[offset : offset + step])
-            rank.append(reading.rank[:, 0])
-            log_prob.append(reading.log_prob)
+        rank.append(reading.rank[:, 0])
+        log_prob.append(reading.log_prob)
     return np.concatenate(rank).reshape(copies, count), np.concatenate(log_prob).reshape(copies, count)

@@ -44,6 +44,7 @@ from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
+from memprobe.sweeps import slow_note, sweep_name
 from memprobe.templates import CHAT, TOKENISATION, Template
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ def probe(
         )
         if item.label not in run["checkpoints"]:
             entry = _entry(lens_model, asked.first, (steps or {}).get(item.label))
-            entry["notes"] = [note for lens in read_by for note in lens.notes]
+            slow = slow_note(lens_model.device)
+            entry["notes"] = [note for lens in read_by for note in lens.notes] + ([slow] if slow else [])
+            entry["reading"] = sweep_name(lens_model.device)
             if len(plan.positions) > 1:
                 entry["without_subject"] = _without_subject(plan.without_subject)
             run["checkpoints"][item.label] = entry

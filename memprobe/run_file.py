@@ -68,6 +68,7 @@ class CheckpointEntry(_Open):
     readout_fingerprint: str | None = None
     spec: str | None = None
     note: str | None = None
+    reading: str | None = None
     vocab: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = MAX_TOKENS
     manifest: ManifestEntry | None = None
     step: int | None = None

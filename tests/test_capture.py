@@ -19,7 +19,6 @@ from memprobe.capturing import capture, capture_batches
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.lenses import make_lens
-from memprobe.logits import read_logits
 from memprobe.models import wrap
 from memprobe.planning import plan_capture, shuffled_answers
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
@@ -191,38 +190,6 @@ def test_what_fills_a_batch_is_never_read():
 
 
 # Ranks, ties and what is not finite.
-
-
-@given(
-    st.lists(st.lists(st.integers(-3, 3), min_size=9, max_size=9), min_size=1, max_size=5),
-    st.lists(st.integers(-1, 8), min_size=2, max_size=4),
-)
-def test_read_logits_by_brute_force_with_ties(rows, targets):
-    targets[0] = max(targets[0], 0)
-    logits = torch.tensor(rows, dtype=torch.float32)
-    reading = read_logits(logits.clone(), torch.tensor([targets] * len(rows)))
-    for index, row in enumerate(rows):
-        answer = row[targets[0]]
-        ranks = [-1 if t < 0 else sum(value >= row[t] for value in row) - 1 for t in targets]
-        assert reading.rank[index].tolist() == ranks
-        assert reading.ties[index] == row.count(answer) - 1
-        assert row[reading.top1[index]] == max(row)
-        total = sum(math.exp(value) for value in row)
-        assert reading.log_prob[index] == pytest.approx(answer - math.log(total), abs=1e-5)
-        share = [math.exp(value) / total for value in row]
-        assert reading.entropy[index] == pytest.approx(-sum(p * math.log(p) for p in share), abs=1e-5)
-
-
-def test_the_way_of_counting_on_an_accelerator_is_the_same():
-    random = torch.Generator().manual_seed(0)
-    logits = torch.randint(-9, 9, (40, 200), generator=random).float()
-    targets = torch.randint(-1, 200, (40, 4), generator=random)
-    values = logits.gather(1, targets.clamp(min=0))
-    rank, ties, top1 = logits_module._order(logits, values, targets >= 0)
-    larger = torch.stack([(logits >= column[:, None]).sum(1) - 1 for column in values.unbind(1)], 1)
-    assert torch.equal(rank.long(), torch.where(targets >= 0, larger, -1))
-    assert torch.equal(ties.long(), (logits == values[:, :1]).sum(1) - 1)
-    assert torch.equal(logits.gather(1, top1)[:, 0], logits.amax(1))
 
 
 def test_a_head_that_says_nothing_ties_everywhere():
