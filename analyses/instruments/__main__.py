@@ -15,6 +15,7 @@ from memprobe.errors import MemprobeError
 HERE = Path(__file__).parent
 PLAN = HERE / "plans" / "smollm2-135m.toml"
 RESULTS = HERE / "results"
+FIGURES = HERE.parents[1] / "figures" / "instruments"
 
 app = typer.Typer(
     cls=Commands,
@@ -81,6 +82,23 @@ def run_(
         broken = run(read_plan(plan), options, workers=workers)
     if broken:
         raise MemprobeError(f"{len(broken)} cells could not be worked on: {broken[0]}")
+
+
+@app.command("report")
+def report_(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of `run`; several together. [default: the results that are kept]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page, the tables and the kept results.")] = RESULTS,
+    figures: Annotated[Path, typer.Option(help="Folder of the figure.")] = FIGURES,
+) -> None:
+    """The page, the tables and the figure, from runs or from the results that an earlier report kept."""
+    from analyses.instruments.report import write_report
+    from analyses.instruments.results import read_results
+
+    for file in write_report(read_results(runs or [out]), out, figures):
+        typer.echo(str(file))
 
 
 if __name__ == "__main__":

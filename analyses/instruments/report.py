@@ -1,0 +1,365 @@
+"""Results as a page, tables and a figure.
+
+::
+
+    OUT/report.md     the page; planting first, then the main table, what it depends on, controls
+    OUT/scores.csv    every instrument in every condition, all measures with intervals and chance
+    OUT/by_block.csv  the same by true block   OUT/planting.csv   OUT/where.csv   where named depths lie
+    OUT/cells.json, verdicts.parquet, lenses.json   from which all of this is made again
+    FIGURES/found.png, found.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from analyses.instruments.results import Results, facts_of, keep
+from analyses.instruments.scores import (
+    CONDITION,
+    DRAWS,
+    costs,
+    planting,
+    quartiles,
+    scores,
+    unlearned,
+)
+from memprobe.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ONE = ("several", "all")
+"""Kind and part of the main table."""
+
+
+def write_report(
+    results: Results, out: Path, figures: Path | None = None, *, draws: int = DRAWS
+) -> list[Path]:
+    """Writes everything, and keeps the results that it was made of.
+
+    Returns:
+        The files for people: the page, the tables, the figure.
+    """
+    from memprobe.figures.writing import save
+
+    facts = facts_of(results)
+    found = scores(facts, draws=draws)
+    truth = facts.filter(pl.col("first").is_not_null())
+    by_block = scores(truth, [*CONDITION, "first"], draws=draws) if len(truth) else pl.DataFrame()
+    keep(results, out)
+    files = [out / "report.md"]
+    write_text(page(results, facts, found, by_block), files[0])
+    for name, table in {
+        "scores": found,
+        "by_block": by_block,
+        "planting": planting(results.cells),
+        "where": quartiles(facts),
+    }.items():
+        if table.width:
+            files.append(out / f"{name}.csv")
+            write_text(table.write_csv(float_precision=4), files[-1])
+    main = main_table(found)
+    if figures is not None and len(main):
+        figures.mkdir(parents=True, exist_ok=True)
+        files.append(save(draw(main), figures / "found.png"))
+        write_json({"command": "python -m analyses.instruments report", "data": main.to_dict(as_series=False)},
+                   figures / "found.json")  # fmt: skip
+    return files
+
+
+def main_table(found: pl.DataFrame) -> pl.DataFrame:
+    """Scores of instruments on several sets in one model, each in whole blocks of its own, best first."""
+    rows = found.filter((pl.col("kind") == ONE[0]) & (pl.col("planted") == ONE[1]))
+    if rows.is_empty():
+        return rows
+    usual = rows.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0]
+    rows = rows.filter(size=usual)
+    order = rows.group_by("instrument").agg(
+        pl.col("exact").mean().alias("order"), pl.col("rank").mean().alias("then")
+    )
+    by = ["order", "then", "instrument", "source"]
+    ordered = rows.join(order, on="instrument").sort(by, descending=[True, False, False, False])
+    return ordered.drop("order", "then")
+
+
+def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame) -> str:
+    """The report as Markdown."""
+    bases = sorted({cell["base"] for cell in results.cells})
+    devices = sorted({cell["device"] for cell in results.cells})
+    finished = sum(cell["finished"] for cell in results.cells)
+    lines = [
+        "# Which instrument finds the fact?",
+        "",
+        f"{len(results.cells)} models planted in {', '.join(bases)} ({finished} asked by every instrument), on "
+        f"{', '.join(devices)}. `python -m analyses.instruments report` makes this page from what is stored beside it.",
+        "",
+        "## Planting",
+        "",
+        "`invalid`: resetting a learned set's block does not lose it, or takes the other sets with it; such models do "
+        "not count. `own`, `others`: what is then still said, of the set and of the others.",
+        "",
+        *_markdown(planting(results.cells), {"own": _percent, "others": _percent, "steps": _whole}),
+    ]
+    missed = unlearned(results.cells)
+    lines += ["", f"Sets that were not learned: {len(missed)}."]
+    if len(missed):
+        lines += ["", *_markdown(missed, {"said": _percent})]
+    lines += ["", *_main(results, facts, found)]
+    lines += ["", *_conditions(found)]
+    if len(by_block):
+        lines += ["", *_blocks(by_block)]
+    lines += ["", *_controls(facts, found)]
+    return "\n".join(lines) + "\n"
+
+
+def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
+    main = main_table(found)
+    if main.is_empty():
+        return ["No model with several sets is finished."]
+    sources = main["source"].unique(maintain_order=True).sort().to_list()
+    alarms = found.filter(kind="null")
+    devices = [cell["device"] for cell in results.cells if cell["costs"]]
+    device = max(set(devices), key=devices.count)
+    cost = {row["instrument"]: row for row in costs(results.cells, device).iter_rows(named=True)}
+    header = ["instrument"]
+    for source in sources:
+        header += [f"exact, {source}", "±1", "error", "rank", "among"]
+    header += ["names one, null", "passes", "seconds"]
+    rows = []
+    for name in main["instrument"].unique(maintain_order=True):
+        row = [name]
+        for source in sources:
+            one = _row(main, instrument=name, source=source)
+            row += (
+                [""] * 5
+                if one is None
+                else [
+                    _interval(one, "exact"),
+                    _percent(one["within1"]),
+                    _number(one["error"]),
+                    _number(one["rank"]),
+                    _percent(one["among"]),
+                ]
+            )
+        told = [
+            f"{_percent(one['named'])} ({source})" if len(sources) > 1 else _percent(one["named"])
+            for source in sources
+            if (one := _row(alarms, instrument=name, source=source)) is not None
+        ]
+        spent = cost.get(name, {})
+        passes = _number(spent.get("forwards"))
+        if spent.get("backwards"):
+            passes += f" + {spent['backwards']:.0f} back"
+        row += ["; ".join(told), passes, _number(spent.get("seconds"))]
+        rows.append(row)
+    first = main.row(0, named=True)
+    chance = "; ".join(
+        f"{source}: exact {_percent(one['exact_constant'])}, ±1 {_percent(one['within1_constant'])}, error "
+        f"{_number(one['error_constant'])}"
+        for source in sources
+        if (one := _row(main, instrument=first["instrument"], source=source)) is not None
+    )
+    n_layers = int(facts["n_layers"].max())  # pyrefly: ignore[bad-argument-type]
+    counted = ", ".join(
+        f"{source} {one['n']} facts of {one['sets']} sets in {one['models']} models"
+        for source in sources
+        if (one := _row(main, instrument=first["instrument"], source=source)) is not None
+    )
+    return [
+        "## The main table",
+        "",
+        f"Several sets in one model, each trained into a block of its own: {counted}. 95 % intervals in brackets, over "
+        "models, sets and facts. `error`: blocks to the true one, where one is named. `rank` of the true block by the "
+        f"instrument's scores, of {n_layers} (a mean of {(n_layers + 1) / 2:g} is chance). `among`: the true block has "
+        "the highest score of the planted ones. `names one, null`: share of facts that were never planted, in a model "
+        "where others were, for which a block is named all the same. `passes` forwards, for one fact; `seconds` for "
+        f"one model ({device}, beside other processes).",
+        "",
+        f"The best constant guess: {chance}.",
+        "",
+        *_rows(header, rows),
+    ]
+
+
+def _conditions(found: pl.DataFrame) -> list[str]:
+    true = found.filter(pl.col("exact").is_not_null())
+    if true.is_empty():
+        return []
+    conditions = true.select(CONDITION).unique(maintain_order=True)
+    names = [
+        f"{kind}, {source}" + (f", {part}" if part != "all" else "") + f", {size}"
+        for kind, source, part, size in conditions.iter_rows()
+    ]
+    rows = []
+    for name in _ordered(true):
+        row = [name]
+        for condition in conditions.iter_rows(named=True):
+            one = _row(true, instrument=name, **condition)
+            row.append("" if one is None else _percent(one["exact"]))
+        rows.append(row)
+    for label, key in (("best constant guess", "exact_constant"), ("models", "models"), ("facts", "n")):
+        row = [f"*{label}*"]
+        for condition in conditions.iter_rows(named=True):
+            one = true.filter(**condition)
+            value = one[key].max()
+            row.append(_percent(value) if key.startswith("exact") else f"{value}")
+        rows.append(row)
+    return [
+        "## What it depends on",
+        "",
+        "Share of facts whose block is named exactly, by kind of model, source, part of the block that was trained, "
+        "and facts of a set. Of a pair either block is right.",
+        "",
+        *_rows(["instrument", *names], rows),
+    ]
+
+
+def _blocks(by_block: pl.DataFrame) -> list[str]:
+    main = by_block.filter((pl.col("kind") == ONE[0]) & (pl.col("planted") == ONE[1]))
+    if main.is_empty():
+        return []
+    usual = main.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0]
+    main = main.filter(size=usual)
+    places = main.select("source", "first").unique().sort("source", "first").rows()
+    rows = []
+    for name in _ordered(main):
+        cells = [_row(main, instrument=name, source=source, first=first) for source, first in places]
+        rows.append(
+            [
+                name,
+                *(
+                    "" if one is None else f"{_percent(one['exact'])} · {_number(one['error'])}"
+                    for one in cells
+                ),
+            ]
+        )
+    header = ["instrument", *(f"{source}, block {first:.0f}" for source, first in places)]
+    return [
+        "## By depth",
+        "",
+        "Exact · mean error in blocks, by the block that holds the set.",
+        "",
+        *_rows(header, rows),
+    ]
+
+
+def _controls(facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
+    lines: list[str] = []
+    where = quartiles(facts.filter(kind="full"))
+    if len(where):
+        lines += [
+            "## Ordinary fine-tuning",
+            "",
+            "All weights trained on the same sets: nobody knows the truth. Where instruments place the facts "
+            "(quartiles of the named depths):",
+            "",
+            *_markdown(
+                where.drop("kind"),
+                {"named": _percent, "q1": _number, "median": _number, "q3": _number},
+            ),
+        ]
+    parts = found.filter(pl.col("right_part").is_not_null())
+    keys = ("instrument", "source", "planted")
+    if len(parts):
+        lines += [
+            "",
+            "## Attention or MLP",
+            "",
+            "Instruments that tell the two apart, on sets trained into one of them:",
+            "",
+            *_rows(
+                ["instrument", "source", "trained", "names the part", "exact block"],
+                [
+                    [*(one[key] for key in keys), _interval(one, "right_part"), _interval(one, "exact")]
+                    for one in parts.iter_rows(named=True)
+                ],
+            ),
+        ]
+    return lines
+
+
+def draw(main: pl.DataFrame) -> Figure:
+    """Share of facts whose block each instrument names exactly, with intervals; the best constant guess dashed."""
+    from matplotlib.figure import Figure
+
+    from memprobe.figures.look import FAINT, INK, MM, in_style, percent_axis
+    from memprobe.palette import COLOURS
+
+    @in_style
+    def made() -> Figure:
+        names = main["instrument"].unique(maintain_order=True).to_list()[::-1]
+        sources = main["source"].unique().sort().to_list()
+        figure = Figure(figsize=(120 * MM, (12 + 4.2 * len(names)) * MM), layout="constrained")
+        axes = figure.subplots()
+        for number, source in enumerate(sources):
+            rows = main.filter(source=source)
+            at = [
+                names.index(name) + 0.16 * (number - (len(sources) - 1) / 2) * -2
+                for name in rows["instrument"]
+            ]
+            for place, low, high in zip(at, rows["exact_low"], rows["exact_high"], strict=True):
+                if low is not None:
+                    axes.plot([low, high], [place, place], color=COLOURS[number], linewidth=0.9)
+            axes.plot(rows["exact"], at, "o", markersize=3, color=COLOURS[number], label=source)
+            axes.axvline(rows["exact_constant"].max(), color=FAINT, linewidth=0.7, linestyle="--", zorder=0)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        axes.set_xlim(-0.02, 1.02)
+        percent_axis(axes.xaxis)
+        axes.set_xlabel("facts whose block is named exactly (dashed: the best constant guess)", color=INK)
+        axes.legend(loc="lower right")
+        return figure
+
+    return made()
+
+
+def _ordered(found: pl.DataFrame) -> list[str]:
+    """Instruments, best first."""
+    return found.group_by("instrument", maintain_order=True).agg(pl.col("exact").mean()).sort(
+        "exact", "instrument", descending=[True, False]
+    )["instrument"].to_list()  # fmt: skip
+
+
+def _row(table: pl.DataFrame, **keys: Any) -> dict[str, Any] | None:
+    found = table.filter(**keys)
+    return found.row(0, named=True) if len(found) else None
+
+
+def _markdown(table: pl.DataFrame, formats: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [formats.get(name, _plain)(value) for name, value in row.items()]
+        for row in table.iter_rows(named=True)
+    ]
+    return _rows(table.columns, rows)
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None:
+        return ""
+    if row[f"{name}_low"] is None:
+        return _percent(row[name])
+    return f"{100 * row[name]:.0f} % [{100 * row[f'{name}_low']:.0f}, {100 * row[f'{name}_high']:.0f}]"

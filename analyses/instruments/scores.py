@@ -1,0 +1,225 @@
+"""Marks become scores: shares and means with intervals over seeds, sets and facts, against chance.
+
+An interval resamples models (seeds) first, then the sets of each, then the facts of each set; with one model, sets and
+facts alone. Chance is what the best constant guess would have scored, and what the same verdicts would score were they
+dealt to the facts of the model at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from memprobe.statistics.intervals import percentile_interval
+
+CONDITION = ["kind", "source", "planted", "size"]
+MEASURES = ("exact", "within1", "error", "rank", "among", "named", "right_part")
+DRAWS = 1000
+
+
+def scores(
+    facts: pl.DataFrame, by: Sequence[str] = CONDITION, *, draws: int = DRAWS, seed: int = 0
+) -> pl.DataFrame:
+    """Scores of every instrument in every condition.
+
+    Args:
+        facts: of :func:`analyses.instruments.results.facts_of`; rows that do not count are left out.
+        by: columns that make a condition.
+
+    Returns:
+        [*by, instrument, models, sets, n], then each of :data:`MEASURES` with ``_low`` and ``_high``, and of exact,
+        within1 and error ``_constant`` and ``_shuffled``: chance.
+    """
+    rows = []
+    counted = facts.filter("counts")
+    for condition in counted.partition_by(list(by), maintain_order=True):
+        one = condition.partition_by("instrument", maintain_order=True)
+        weights: dict[tuple[tuple[str, int], ...], np.ndarray] = {}
+        for part in one:
+            places = tuple(part.select("cell", "set").iter_rows())
+            if places not in weights:
+                weights[places] = nested_weights(part["cell"].to_list(), part["set"].to_list(), draws, seed)
+            rows.append(
+                {name: part[name][0] for name in (*by, "instrument")} | _scored(part, weights[places])
+            )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _scored(part: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | None]:
+    models, sets = part["cell"].n_unique(), part.select("cell", "set").n_unique()
+    n = next((count for count in (models, sets, len(part)) if count > 1), 1)
+    row: dict[str, float | int | None] = {"models": models, "sets": sets, "n": len(part)}
+    for name in MEASURES:
+        values = part[name].cast(pl.Float64).to_numpy().astype(float)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), _mean(values, weights, n), strict=True))
+    return row | chance(part)
+
+
+def _mean(values: np.ndarray, weights: np.ndarray, n: int) -> tuple[float | None, float | None, float | None]:
+    present = ~np.isnan(values)
+    if not present.any():
+        return None, None, None
+    filled = np.where(present, values, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (weights @ filled) / (weights @ present.astype(float))
+    low, high = percentile_interval(drawn[:, None], n)
+    ends = (float(end[0]) if np.isfinite(end[0]) else None for end in (low, high))
+    return float(filled.sum() / present.sum()), *ends  # pyrefly: ignore[bad-return]
+
+
+def nested_weights(models: Sequence[str], sets: Sequence[int], draws: int, seed: int) -> np.ndarray:
+    """[draw, fact]: how often a draw of models, then of sets in each, then of facts in each, holds each fact."""
+    rng = np.random.default_rng(seed)
+    groups: dict[str, dict[int, list[int]]] = {}
+    for row, (model, one) in enumerate(zip(models, sets, strict=True)):
+        groups.setdefault(model, {}).setdefault(one, []).append(row)
+    nested = [[np.array(rows) for rows in of_model.values()] for of_model in groups.values()]
+    weights = np.zeros((draws, len(models)), np.float32)
+    for draw in weights:
+        for model in rng.integers(0, len(nested), len(nested)):
+            chosen = nested[model]
+            for place in rng.integers(0, len(chosen), len(chosen)):
+                rows = chosen[place]
+                np.add.at(draw, rows[rng.integers(0, len(rows), len(rows))], 1)
+    return weights
+
+
+def chance(part: pl.DataFrame) -> dict[str, float | None]:
+    """What exact, within1 and error come to by chance, for the facts of one instrument in one condition."""
+    nothing = dict.fromkeys(
+        [f"{name}_{kind}" for name in ("exact", "within1", "error") for kind in ("constant", "shuffled")]
+    )
+    if part["first"].null_count():
+        return nothing
+    first, last = part["first"].to_numpy(), part["last"].to_numpy()
+    guesses = np.arange(1, int(part["n_layers"].max()) + 1)  # pyrefly: ignore[bad-argument-type]
+    away = _error(guesses[None, :].astype(float), first[:, None], last[:, None])
+    found = {
+        "exact_constant": float((away == 0).mean(0).max()),
+        "within1_constant": float((away <= 1).mean(0).max()),
+        "error_constant": float(away.mean(0).min()),
+    }
+    depth = part["depth"].cast(pl.Float64).to_numpy()
+    cells = part["cell"].to_numpy()
+    sums = {"exact": 0.0, "within1": 0.0, "error": 0.0, "errors": 0.0}
+    for cell in np.unique(cells):
+        mine = cells == cell
+        dealt = _error(depth[mine][:, None], first[mine][None, :], last[mine][None, :])
+        named = ~np.isnan(dealt)
+        sums["exact"] += (np.where(named, dealt, np.inf) == 0).mean(1).sum()
+        sums["within1"] += (np.where(named, dealt, np.inf) <= 1).mean(1).sum()
+        sums["error"] += np.nansum(dealt) / mine.sum()
+        sums["errors"] += named[:, 0].sum()
+    return found | {
+        "exact_shuffled": float(sums["exact"] / len(part)),
+        "within1_shuffled": float(sums["within1"] / len(part)),
+        "error_shuffled": float(sums["error"] / sums["errors"]) if sums["errors"] else None,
+    }
+
+
+def _error(depth: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return np.maximum(np.maximum(first - depth, depth - last), 0.0) + 0 * depth
+
+
+def costs(cells: Sequence[dict], device: str | None = None) -> pl.DataFrame:
+    """[instrument, forwards, backwards (a fact), seconds (a model of 64 facts or so)]: medians over cells.
+
+    Args:
+        device: cells of this device alone.
+    """
+    rows = [
+        {"instrument": name} | cost
+        for cell in cells
+        if device is None or cell["device"] == device
+        for name, cost in cell["costs"].items()
+    ]
+    schema = {"instrument": pl.String, "forwards": pl.Float64, "backwards": pl.Float64, "seconds": pl.Float64}
+    return (
+        pl.DataFrame(rows, schema=schema).group_by("instrument", maintain_order=True).agg(pl.all().median())
+    )
+
+
+def planting(cells: Sequence[dict]) -> pl.DataFrame:
+    """How planting went: [kind, source, planted, size, models, invalid, sets, learned, steps, own, others].
+
+    ``own`` and ``others`` are the means over learned sets of what is still said of the set, and of the others, with the
+    set's block reset.
+    """
+    rows = []
+    for cell in cells:
+        learned = cell["learned"]
+        own = [
+            value
+            for value, known in zip(cell["reset_own"], learned, strict=True)
+            if known and value is not None
+        ]
+        rest = [
+            value
+            for value, known in zip(cell["reset_others"], learned, strict=True)
+            if known and value is not None
+        ]
+        rows.append(
+            {"kind": cell["kind"], "source": cell["source"], "planted": cell["part"], "size": cell["facts"]}
+            | {
+                "models": 1,
+                "invalid": int(cell["valid"] is False),
+                "sets": len(learned),
+                "learned": sum(learned),
+            }
+            | {"steps": cell["steps"], "own": _average(own), "others": _average(rest)}
+        )
+    schema = {"own": pl.Float64, "others": pl.Float64}
+    return (
+        pl.DataFrame(rows, schema_overrides=schema)
+        .group_by(CONDITION, maintain_order=True)
+        .agg(
+            pl.col("models", "invalid", "sets", "learned").sum(),
+            pl.col("steps").median(),
+            pl.col("own", "others").mean(),
+        )
+    )
+
+
+def _average(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def unlearned(cells: Sequence[dict]) -> pl.DataFrame:
+    """The sets that were not learned: [cell, block, said]."""
+    rows = [
+        {"cell": cell["name"], "block": cell["blocks"][number][0], "said": cell["said"][number]}
+        for cell in cells
+        if cell["blocks"]
+        for number, known in enumerate(cell["learned"])
+        if not known
+    ]
+    return pl.DataFrame(rows, schema={"cell": pl.String, "block": pl.Int64, "said": pl.Float64})
+
+
+def quartiles(facts: pl.DataFrame) -> pl.DataFrame:
+    """Where the named depths lie: [kind, source, instrument, models, n, named, q1, median, q3]."""
+    return facts.group_by("kind", "source", "instrument", maintain_order=True).agg(
+        models=pl.col("cell").n_unique(),
+        n=pl.len(),
+        named=pl.col("named").mean(),
+        q1=pl.col("depth").quantile(0.25, "linear"),
+        median=pl.col("depth").median(),
+        q3=pl.col("depth").quantile(0.75, "linear"),
+    )
+
+
+def agreement(facts: pl.DataFrame, one: Sequence[str]) -> pl.DataFrame:
+    """[instrument, other, within2]: how often two instruments, both naming a depth, are at most two blocks apart.
+
+    Args:
+        one: instruments to hold against each other.
+    """
+    kept = facts.filter(pl.col("instrument").is_in(list(one))).select("cell", "fact", "instrument", "depth")
+    pairs = kept.join(kept, on=["cell", "fact"], suffix="_other").filter(
+        pl.col("depth").is_not_null() & pl.col("depth_other").is_not_null()
+    )
+    return pairs.group_by("instrument", "instrument_other", maintain_order=True).agg(
+        within2=((pl.col("depth") - pl.col("depth_other")).abs() <= 2).mean()
+    )
