@@ -366,3 +366,15 @@ def test_seeds_with_rows_of_their_own_are_probed_and_compared_as_one(tiny_checkp
     assert marks["naive-s0.2"] == marks["remix-ratio1-s0.2"] != marks["naive-s1.2"]
     found = collect(out, draws=100)
     assert set(found.cells["seed"]) == {0, 1} and len(found.differences)
+
+
+def test_so_many_facts_are_probed_and_the_same_in_every_cell(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, tiny_checkpoint, arms='["naive", "remix"]', seeds="[0]")
+    path.write_text("probe_n = 2\n" + path.read_text().replace("ratio = [1, 2]", "ratio = [1]"))
+    out = tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    found = open_probe(out / "probes/a-b-n4/depths")
+    asked = {label: set(table["factoid"]) for (label,), table in found.outcomes.group_by("checkpoint")}
+    assert len(asked) == 5 and all(len(one) == 2 and one == asked["base"] for one in asked.values())
+    scored = json.loads((out / "runs/a-b-n4/naive-s0/2-b/evaluation.json").read_text())["sets"]
+    assert {one["n"] for one in scored.values()} == {4}

@@ -45,6 +45,8 @@ class Grid(Part):
             seeds and can be probed as one; or ``all``, D_A too (only where nothing is probed).
         after: ``module:function``, called with a finished cell's run directory before its weights go.
         probe: probe the stages of each cell; a study of retention alone does without.
+        probe_n: of so many of D_A's factoids, a seeded subset (default: all of them). Records grow with it, while what
+            is kept is evaluated on all rows.
         base_readout: also probe with the base model's unembedding.
         launch: for stages that several processes train, what stands before ``-m training run …``, such as
             ``torchrun --standalone --nproc-per-node 4``; default: this process trains them.
@@ -58,6 +60,7 @@ class Grid(Part):
     redraw: Redraw = "nothing"
     after: str | None = None
     probe: bool = True
+    probe_n: int | None = Field(None, ge=1)
     base_readout: bool = True
     launch: str | None = Field(None, min_length=1)
 

@@ -17,6 +17,7 @@ from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.factoids import Factoid
 from memprobe.probe_joining import join_probe
 from memprobe.probes import RUN, read_run
+from memprobe.sources import subset
 from training.data import Prepared
 from training.grid.cells import Cell
 from training.memory import Memory
@@ -47,11 +48,13 @@ def probe_cell(
     report: Report,
     *,
     base_readout: bool,
+    n: int | None = None,
 ) -> float:
     """Probes a cell's stages on D_A, those that the set-up's probe does not hold yet; seconds.
 
     Args:
         stages: the directory of each stage by its label in probes.
+        n: of so many of D_A's factoids, the same for every cell; default: all.
         base_readout: also read with the base model's norm and unembedding.
     """
     import torch
@@ -64,6 +67,8 @@ def probe_cell(
     if not factoids:
         report.say(f"{name}: stage 1 has no factoids to probe")
         return 0.0
+    if n is not None and n < len(factoids):
+        factoids = subset(factoids, n, 0, "probe")
     began = time.monotonic()
     intrusions = {
         stage.name: [row for row in data.rows if isinstance(row, Factoid)]

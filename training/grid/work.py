@@ -196,7 +196,9 @@ def _finish_cell(
     seconds = 0.0
     if grid.probe:
         stages = {node.label: directory(out, node) / node.stage for node in cell.node.chain}
-        seconds = probe_cell(cell, stages, out, prepared, memory, report, base_readout=grid.base_readout)
+        seconds = probe_cell(
+            cell, stages, out, prepared, memory, report, base_readout=grid.base_readout, n=grid.probe_n
+        )
     folder = directory(out, cell.node)
     if after is not None:
         after(folder)
