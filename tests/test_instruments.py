@@ -279,6 +279,26 @@ def test_what_a_cell_lacks_is_told_and_the_others_go_on(tiny_checkpoint, tmp_pat
     assert about["finished"] and about["valid"] is None
 
 
+def test_an_instrument_that_fails_is_told_and_asked_again(tiny_checkpoint, tmp_path, monkeypatch):
+    plan = tiny_plan(tiny_checkpoint, planting={"rate": 1e-2, "steps": 1})
+    options = Options(tmp_path / "out", tmp_path / "scratch", quiet=True)
+    [cell] = cells_of(plan)
+    with monkeypatch.context() as patch:
+
+        def broken(*_):
+            raise RuntimeError("no such kernel")
+
+        patch.setattr("analyses.instruments.instruments.WeightChange.verdict", broken)
+        [line] = run(plan, options)
+    assert "1 instruments failed, first weight change" in line
+    assert "no such kernel" in (options.out / "log.txt").read_text()
+    asked = pl.read_parquet(options.out / "verdicts" / f"{cell.name}.parquet")
+    assert set(asked["instrument"]) == {"graft", "graft parts", "lof logit k=1"}
+    assert not read_json(options.out / "cells" / f"{cell.name}.json")["finished"]
+    assert run(plan, options) == []
+    assert read_json(options.out / "cells" / f"{cell.name}.json")["finished"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -280,7 +280,7 @@ def all_instruments(
 
     Args:
         lenses: by kind, what gives a fitted lens.
-        only: names, or what names begin with; all by default.
+        only: names, or words that names begin with; all by default.
 
     Raises:
         MemprobeError: one of them is the beginning of no name.
@@ -305,11 +305,12 @@ def all_instruments(
     found += _of_lens("logit", template, None) + _of_lens("logit@base", template, None)
     for lens, file in (lenses or {}).items():
         found += _of_lens(lens, template, file)
-    if unknown := [name for name in only if not any(one.name.startswith(name) for one in found)]:
+    chosen = [one for one in found if not only or any(f"{one.name} ".startswith(f"{name} ") for name in only)]
+    if unknown := [name for name in only if not any(f"{one.name} ".startswith(f"{name} ") for one in chosen)]:
         raise MemprobeError(
             f"instruments: no name begins with {unknown[0]!r}; there are {', '.join(one.name for one in found)}"
         )
-    return [one for one in found if not only or any(one.name.startswith(name) for name in only)]
+    return chosen
 
 
 def _of_lens(name: str, template: str, file: Callable[[], LensFile] | None) -> list[Instrument]:

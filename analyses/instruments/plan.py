@@ -95,7 +95,7 @@ class PlanFile(Part):
         base: checkpoint spec.
         blocks: one set each, counted from 1.
         facts: of a set.
-        instruments: names, or what names begin with (default: all).
+        instruments: names, or words that names begin with (default: all).
     """
 
     base: str

@@ -20,6 +20,7 @@ import gc
 import json
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +31,7 @@ import polars as pl
 
 from analyses.instruments.plan import Cell, PlanFile, cells_of
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, replacing, write_json, write_parquet
+from memprobe.files import first_line, read_json, replacing, write_json, write_parquet
 from training.report import Report
 
 SCHEMA = 1
@@ -290,7 +291,8 @@ class _Work:
         """Plants, verifies, asks every instrument.
 
         Raises:
-            MemprobeError: the facts are too few, a block does not exist, or the device's memory does not suffice.
+            MemprobeError: the facts are too few, a block does not exist, an instrument fails, or the device's memory
+                does not suffice.
         """
         import torch
 
@@ -298,6 +300,9 @@ class _Work:
             self._finish()
         except torch.OutOfMemoryError as error:
             raise MemprobeError("out of memory on the device; use fewer --workers") from error
+        except RuntimeError as error:
+            self.say("".join(traceback.format_exception(error)))
+            raise MemprobeError(first_line(error)) from error
         finally:
             gc.collect()
             if torch.cuda.is_available():
@@ -324,7 +329,8 @@ class _Work:
         places = [-1] * len(asked) if others or not self.cell.places else [
             place for place, one in enumerate(sets) for _ in one
         ]  # fmt: skip
-        self._ask(model, asked, places)
+        if failed := self._ask(model, asked, places):
+            raise MemprobeError(f"{len(failed)} instruments failed, first {failed[0]}; the log says more")
         self.weights.unlink(missing_ok=True)
         self.say(f"finished in {time.monotonic() - begun:.0f} s")
 
@@ -390,7 +396,8 @@ class _Work:
             return False
         return True
 
-    def _ask(self, model: Any, asked: Sequence[Any], places: list[int]) -> None:
+    def _ask(self, model: Any, asked: Sequence[Any], places: list[int]) -> list[str]:
+        """Asks the instruments that have said nothing yet; those that failed, which are asked again another time."""
         from analyses.instruments.instruments import all_instruments, cost_of
         from analyses.instruments.marking import VERDICTS, marked
 
@@ -398,10 +405,16 @@ class _Work:
         about = read_json(self.path)
         instruments = all_instruments(self.plan.template, self.lenses.by_kind(), self.plan.instruments)
         done = set(table["instrument"])
+        failed: list[str] = []
         for number, instrument in enumerate(instruments):
             if instrument.name not in done:
                 self.check()
-                verdict = instrument.verdict(model, self.base, asked)
+                try:
+                    verdict = instrument.verdict(model, self.base, asked)
+                except (MemprobeError, RuntimeError) as error:
+                    failed.append(instrument.name)
+                    self.say(f"{instrument.name}: {''.join(traceback.format_exception(error))}")
+                    continue
                 table = pl.concat([table, marked(instrument.name, verdict, places, self.cell.truth)])
                 about["costs"][instrument.name] = {
                     name: round(value, 3) for name, value in asdict(cost_of(instrument)).items()
@@ -413,8 +426,9 @@ class _Work:
             for evidence in instrument.evidence:
                 if id(evidence) not in later:
                     evidence.forget()
-        about["finished"] = True
+        about["finished"] = not failed
         self._keep(table, about)
+        return failed
 
     def _keep(self, table: pl.DataFrame, about: dict[str, Any]) -> None:
         write_parquet(table, self.verdicts)
