@@ -11,19 +11,21 @@ import polars as pl
 import pytest
 import torch
 
-from analyses.instruments import work
+from analyses.instruments import small, work
 from analyses.instruments.__main__ import HERE
 from analyses.instruments.evidence import directional, metered
 from analyses.instruments.instruments import Verdict, all_instruments, by_part, cost_of, largest
 from analyses.instruments.marking import among_sets, marked, rank_of
 from analyses.instruments.plan import Planting, cells_of, parse_plan, read_plan
 from analyses.instruments.planting import Plant, Planted
+from analyses.instruments.small import write_small
 from analyses.instruments.work import Options, run
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
 from memprobe.grafts import Graft
-from memprobe.models import LensModel, wrap
+from memprobe.models import LensModel, load, wrap
 from memprobe.patching import own_log_probs, padded
+from memprobe.sources import load_factoids
 from memprobe.sources.kvr import generate_kvr
 from memprobe.templates import Template, tokenise_all
 
@@ -313,6 +315,23 @@ def test_an_instrument_that_fails_is_told_and_asked_again(tiny_checkpoint, tmp_p
 def test_a_wrong_plan_is_told_by_key(tmp_path, changes, said):
     with pytest.raises(MemprobeError, match=said):
         tiny_plan(tmp_path, **changes)
+
+
+def test_a_file_is_named_without_its_folder(tmp_path):
+    plan = tiny_plan(tmp_path, cells=[{"kind": "full", "sources": ["some/where/people.jsonl", "kvr"]}])
+    assert [cell.name for cell in cells_of(plan)] == ["full-people-all-3-s0", "full-kvr-all-3-s0"]
+
+
+def test_the_small_base_knows_its_facts_and_not_those_to_plant(tmp_path):
+    steps, said = write_small(tmp_path / "base", how=small.HOW.model_copy(update={"steps": 20}))
+    assert steps == 20 and 0 <= said <= 1
+    known, others, _ = small.make_facts(0)
+    rows = load_factoids(str(tmp_path / "base" / "people.jsonl"))
+    assert [row.prompt for row in rows] == [fact.prompt for fact in others]
+    assert not {fact.prompt for fact in known} & {row.prompt for row in rows}
+    words = {word for fact in known for word in fact.prompt.split()}
+    assert {word for row in rows for word in row.prompt.split()} <= words
+    assert load(str(tmp_path / "base")).n_layers == small.N_LAYERS
 
 
 def test_shipped_plans_are_plans():

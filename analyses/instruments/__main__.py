@@ -84,6 +84,18 @@ def run_(
         raise MemprobeError(f"{len(broken)} cells could not be worked on: {broken[0]}")
 
 
+@app.command("small")
+def small_(
+    out: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")] = Path("runs/instruments-base"),
+    seed: Annotated[int, typer.Option(help="Of the weights and the facts.", min=0)] = 0,
+) -> None:
+    """A small base model that trains on a CPU, for the plan `small.toml`: a Llama of 8 blocks that knows 300 facts."""
+    from analyses.instruments.small import KNOWN, write_small
+
+    steps, said = write_small(out, seed)
+    typer.echo(f"{out}: {steps} steps, says {said:.1%} of {KNOWN} facts")
+
+
 @app.command("report")
 def report_(
     runs: Annotated[

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
 from memprobe.grafts import Graft
+from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.parts import Part, read_toml, validated
 
@@ -148,8 +149,15 @@ class Cell:
     def name(self) -> str:
         """For files: ``several-kvr-mlp-16-s0``, ``single-kvr-all-16-b5-s0``."""
         block = f"-b{self.places[0].blocks[0]}" if self.kind == "single" and self.places[0].blocks else ""
-        source = self.source.replace(":", "+").replace("/", "+")
-        return f"{self.kind}-{source}-{self.part}-{self.facts}{block}-s{self.seed}"
+        return f"{self.kind}-{self.source_name}-{self.part}-{self.facts}{block}-s{self.seed}"
+
+    @property
+    def source_name(self) -> str:
+        """The source in tables: of a file, its name without folder and suffix."""
+        bare = Path(self.source.removeprefix("jsonl:"))
+        return (
+            bare.stem if bare.suffix.lower() in ROW_FILES else self.source.replace(":", "+").replace("/", "+")
+        )
 
     @property
     def truth(self) -> list[tuple[int, int]] | None:
