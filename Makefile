@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks fits test lint types docs check benchmark clean
+.PHONY: help setup demo demo-training notebooks fits test lint types docs check bench clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -64,8 +64,9 @@ docs: setup  ## The documentation site, in build/site
 
 check: lint types test  ## All that CI checks
 
-benchmark: setup  ## Time capture against its floor and against other tools
-	$(BIN)/python tests/benchmarks/capture_speed.py
+# BENCH adds options, such as BENCH="--device cuda --peers-python ~/peers/bin/python --data-dir DATA --factoids popqa kvr".
+bench: setup  ## Time memprobe against its floor, a stock Trainer and other tools: one report in build/bench
+	$(BIN)/python -m tests.benchmarks.all --out build/bench $(BENCH)
 
 clean:  ## Delete .venv and what was built
 	rm -rf $(VENV) build dist

@@ -157,7 +157,7 @@ def first_token_only(plan: Plan) -> Plan:
     """The plan without what follows the first answer token, as the other tools read it."""
     import dataclasses
 
-    items = [dataclasses.replace(item, answer=item.answer[:1], end=None) for item in plan.items]
+    items = [dataclasses.replace(item, answer=item.answer[:1], end=None, lead=()) for item in plan.items]
     return dataclasses.replace(plan, items=items)
 
 
@@ -226,6 +226,11 @@ def model_of(spec: str, device: torch.device, dtype: str) -> LensModel:
     return wrap(model.eval(), tokenizer, label=spec, weights_fingerprint="0" * 64)
 
 
+def as_text(ranks: Ranks) -> dict[str, int]:
+    """With keys for JSON."""
+    return {f"{name} {depth}": rank for (name, depth), rank in ranks.items()}
+
+
 def differing(ours: Ranks, theirs: Ranks, within: Ranks | None) -> dict[str, Any]:
     """How many ranks differ, by how much at the most, and how many by more than rounding explains."""
     keys = sorted(ours.keys() & theirs.keys())
@@ -290,6 +295,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "depths": model.n_layers + 1,
         "methods": {name: one.to_dict() for name, one in timed.items()},
     }
+    if options.keep_ranks:
+        found["kept"] = {
+            "ranks": as_text(timed["memprobe"].result),
+            "within": as_text(within) if within else None,
+            "batches": [
+                {"ids": ids.tolist(), "answers": answers.tolist(), "names": names}
+                for ids, _, answers, names in equal
+            ],
+        }
     for name, one in timed.items():
         if one.result is not None and "memprobe" in timed and name != "memprobe":
             found["methods"][name]["ranks"] = differing(timed["memprobe"].result, one.result, within)
@@ -357,6 +371,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--keep-ranks", action="store_true", help="put ranks and batches into the JSON")
     parser.add_argument("--out", help="folder for NAME.md and NAME.json")
     parser.add_argument("--name", default="capture", help="of those files")
     return parser.parse_args(arguments)

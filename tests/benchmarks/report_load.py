@@ -25,6 +25,7 @@ from memprobe.files import write_json, write_parquet
 from memprobe.probes import Probe, probe_of
 from memprobe.records import OUTCOMES, factoids_frame
 from tests.pages import chromium, opened
+from tests.probes import write_tables
 
 VOCABULARY = 49_152
 
