@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,3 +278,15 @@ def parquet_errors(path: Path) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, else its name."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Each path's last parts, as few as tell it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    names = []
+    for mine in parts:
+        length = 1
+        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(mine[-length:]))
+    return names

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError, among
+from memprobe.files import short_names
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
 
@@ -51,8 +52,14 @@ class Member:
     @property
     def stage_order(self) -> tuple[int, str]:
         """Stages by number; those without one last."""
+        number = self.stage_number
+        return (10**9 if number is None else number, self.stage or "")
+
+    @property
+    def stage_number(self) -> int | None:
+        """That its stage begins with."""
         number = re.match(r"\d+", self.stage or "")
-        return (int(number[0]) if number else 10**9, self.stage or "")
+        return int(number[0]) if number else None
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,10 @@ class Chain:
     def labels(self) -> list[str]:
         """Of its checkpoints."""
         return [member.label for member in self.members]
+
+    def told(self, name: str) -> str:
+        """The name of its arm, with where it ends where that tells it from others."""
+        return f"{name} → {self.ends}" if self.ends else name
 
 
 def chains_of(members: Sequence[Member]) -> list[Chain]:
@@ -144,7 +155,7 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
     ]
 
 
-def check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
+def check_alike(probes: Sequence[Probe], *, but: tuple[str, ...] = ()) -> None:
     """Refuses probes whose ranks are not comparable.
 
     Args:
@@ -165,7 +176,7 @@ def check_alike(probes: list[Probe], *, but: tuple[str, ...] = ()) -> None:
 
 
 def members_of(
-    probes: list[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]
+    probes: Sequence[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]
 ) -> list[Member]:
     """Every checkpoint of these probes; a label that several of them use is told apart by their folders.
 
@@ -174,9 +185,10 @@ def members_of(
     """
     named = [(probe, name) for probe in probes for name in probe.checkpoints]
     times = {name: [other for _, other in named].count(name) for _, name in named}
+    folders = dict(zip(map(id, probes), short_names([probe.path for probe in probes]), strict=True))
     members: list[Member] = []
     for probe, name in named:
-        label = name if times[name] == 1 else f"{probe.path.name}/{name}"
+        label = name if times[name] == 1 else f"{folders[id(probe)]}/{name}"
         if any(member.label == label for member in members):
             raise MemprobeError(f"{probe.path}: checkpoint {name!r} is given twice; name each directory once")
         entry = probe.run["checkpoints"][name]
@@ -205,12 +217,16 @@ def _step(name: str, entry: Mapping[str, Any]) -> int | None:
 
 
 def base_of(members: list[Member]) -> Member | None:
-    """The one checkpoint without a manifest among others that have one, or the one called base."""
+    """The one checkpoint without a manifest among others that have one, or the one called base.
+
+    Several probes may hold the same base model: of those the first.
+    """
     bare = [member for member in members if not member.manifest]
     if len(bare) == 1 < len(members):
         return bare[0]
     called = [member for member in members if member.name == "base"]
-    return called[0] if len(called) == 1 else None
+    weights = {member.probe.fingerprint(member.name) for member in called}
+    return called[0] if len(weights) == 1 else None
 
 
 def named(members: Sequence[Member], label: str, parameter: str) -> Member:

@@ -367,7 +367,7 @@ def write_summary(out: Path, run: Mapping[str, Any], known: Path | None = None) 
 
 def _summary_of(one: Probe) -> dict[str, Any] | None:
     """A checkpoint's entry; ``lenses`` and ``positions`` in it hold the same for what else was read."""
-    from memprobe.statistics import summarise
+    from memprobe.summary import summarise
 
     (label,) = one.checkpoints
 

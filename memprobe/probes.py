@@ -47,7 +47,7 @@ class Probe:
 
     Attributes:
         path: the directory.
-        run: ``run.json``; ``lens`` and ``readout`` in it are those of :attr:`lens`.
+        run: ``run.json``; ``lens``, ``readout`` and ``position`` in it are those of this view.
         lens: name of the lens that is looked through; at first the first one (:meth:`under` changes it).
         position: where it is read; at first the position that predicts the answer.
     """
@@ -162,7 +162,8 @@ class Probe:
                 raise MemprobeError(
                     f"{self.path}: not read with {what} {name!r}; {among(name, known, before='there are')}"
                 )
-        return replace(self, run=self.run | _told(self.run["lenses"][lens]), lens=lens, position=position)
+        told = _told(self.run["lenses"][lens]) | {"position": position}
+        return replace(self, run=self.run | told, lens=lens, position=position)
 
     def views(self) -> list[Probe]:
         """This probe through each of its lenses, in order."""
@@ -340,7 +341,8 @@ def probe_of(path: Path, run: Mapping[str, Any]) -> Probe:
         name = kind if readout == "own" else f"{kind}@{readout}"
         told |= {"lenses": {name: {"kind": kind, "readout": readout}}, "positions": [POSITION]}
     first = next(iter(told["lenses"]))
-    return Probe(path, told | _told(told["lenses"][first]), first, told["positions"][0])
+    position = told["positions"][0]
+    return Probe(path, told | _told(told["lenses"][first]) | {"position": position}, first, position)
 
 
 def _told(lens: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -43,16 +43,19 @@ from memprobe.statistics.controls import (
     answer_cover,
     by_control,
     curve_values,
+    means_of,
     net_tables,
     values_of,
 )
 from memprobe.statistics.holding import Trajectories, check_k, check_rule, trajectories
 from memprobe.statistics.intervals import Resamples, check_draws
-from memprobe.statistics.occurrence import DRAWS, Occurrence
+from memprobe.statistics.occurrence import DRAWS, Occurrence, placement_of
+from memprobe.statistics.vocabulary import PER_FACTOID
 
 SHUFFLED, BASE = "shuffled", "base"
 """Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
-NET_OF_SHUFFLED = ("lof_restricted", "settled_restricted", "depths_per_factoid", "area", "recall_full")
+NET_OF_SHUFFLED = tuple(key for key, row in PER_FACTOID.items() if row.net)
+OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
 ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in NET_OF_SHUFFLED))
 """Of a run, see :meth:`Readings.run`; ``NAME_net`` is net of shuffled answers."""
 _MEMORY = 2**30  # bytes of readings that are kept; beyond, the oldest is read again
@@ -74,14 +77,18 @@ class Reading:
     """One checkpoint's records under a token rule and a top-k, on the common factoids in their common order.
 
     Attributes:
-        trajectory: ranks, log-probabilities and entropies, [factoid, depth].
+        everyone: ranks, log-probabilities and entropies of all its factoids, [factoid, depth].
+        trajectory: of the common ones.
+        outcomes: [exact_match, exact_tokens, alias_match], what the model says, null where that is not known.
         exact: bool [factoid], the model says the answer.
         first_rank: [factoid], of the first answer token in the model's own readout; -1 where missing.
         answers: [factoid, token, token_id], the answer's tokens.
     """
 
     member: Member
+    everyone: Trajectories
     trajectory: Trajectories
+    outcomes: pl.DataFrame
     exact: np.ndarray
     first_rank: np.ndarray
     answers: pl.DataFrame
@@ -145,11 +152,13 @@ class Readings:
         check_k(self.k)
         check_rule(self.token)
         deepest = max(member.n_layers for member in self.members) + 1
-        room = max(4, _MEMORY // (len(self.factoids) * deepest * 48 + 1))
+        facts = max(member.probe.run["factoids"]["n"] for member in self.members)
+        room = max(4, _MEMORY // (facts * deepest * 48 + 1))
         self._read = lru_cache(room)(self._records)
         self._lists = lru_cache(room)(self._control_records)
         self._cells = lru_cache(room)(self._control_cells)
         self.net = lru_cache(4)(self._net)
+        self.placed = lru_cache(None)(self._placed)
         self.run = lru_cache(None)(self._run)
 
     @classmethod
@@ -232,6 +241,16 @@ class Readings:
     def answers(self) -> np.ndarray:
         """What makes two factoids' answers the same, [factoid]."""
         return np.array([answer.casefold() for answer in self.factoids["answer"]])
+
+    @property
+    def asked(self) -> pl.DataFrame:
+        """Rows of all factoids that were asked, as the first probe has them."""
+        return self.members[0].probe.factoids
+
+    @property
+    def run_json(self) -> dict[str, Any]:
+        """What was run, as the first probe says."""
+        return self.members[0].probe.run
 
     @property
     def labels(self) -> list[str]:
@@ -318,6 +337,15 @@ class Readings:
         net = [STATISTICS.index(name) for name in NET_OF_SHUFFLED]
         return np.hstack([values, (values - level)[:, net]])
 
+    def _placed(self, label: str) -> dict[str, float | None]:
+        """Where its answers surface: :func:`~memprobe.statistics.occurrence.placement_of`, with the area under recall,
+        recall at full depth and exact match. Every number NAME has NAME_low and NAME_high beside it."""
+        reading, resamples = self[label], self.resamples()
+        beside = {
+            name: reading.values[:, STATISTICS.index(name)] for name in ("area", "recall_full", "exact")
+        }
+        return placement_of(reading.found, resamples) | means_of(beside, resamples)
+
     def _net(self, label: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The checkpoint net of each of its controls: :func:`memprobe.statistics.controls.net_tables`."""
         return net_tables(self[label].cells, self.controls(label), self.resamples())
@@ -331,40 +359,52 @@ class Readings:
 
     # --------------------------------------------------------------------------------------- reading
 
-    def _rows(self, label: str, table: str, columns: Sequence[str]) -> pl.DataFrame:
+    def rows(self, label: str, table: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+        """A checkpoint's rows of a table, of all its factoids, under the label that it has here.
+
+        Args:
+            table: records, controls or outcomes.
+            columns: some of them, beside checkpoint and factoid; all where empty.
+        """
         member = self.member(label)
-        wanted = pl.Series(self.ids, dtype=pl.String).implode()
-        lazy = member.probe.read(table, checkpoints=[member.name]).filter(pl.col("factoid").is_in(wanted))
-        return collect(lazy.select("checkpoint", "factoid", *columns), member.probe)
+        lazy = member.probe.read(table, checkpoints=[member.name])
+        chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
+        return collect(chosen.with_columns(checkpoint=pl.lit(label, pl.String)), member.probe)
+
+    def _common(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.filter(pl.col("factoid").is_in(pl.Series(self.ids, dtype=pl.String).implode()))
 
     def _records(self, label: str) -> Reading:
         member = self.member(label)
         columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
-        records = self._rows(label, "records", columns)
+        records = self.rows(label, "records", columns)
         found = list(trajectories(records, token=self.token))
         if not found or len(found[0].factoids) < len(self.ids):
             raise MemprobeError(
                 f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
             )
-        trajectory = found[0].select(self.ids)
-        if trajectory.n_layers != member.n_layers:
+        everyone = found[0]
+        if everyone.n_layers != member.n_layers:
             raise MemprobeError(
-                f"{member.probe.path}: records of {member.name!r} end at depth {trajectory.n_layers},"
+                f"{member.probe.path}: records of {member.name!r} end at depth {everyone.n_layers},"
                 f" run.json says {member.n_layers}; probe it again"
             )
-        outcomes = self._rows(label, "outcomes", ("exact_match", "exact_tokens")).unique("factoid")
-        said = outcomes.select("factoid", pl.coalesce("exact_match", "exact_tokens").alias("exact"))
+        trajectory = everyone.select(self.ids)
+        outcomes = self.rows(label, "outcomes", OUTCOMES).unique("factoid")
         starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
         joined = (
             pl.DataFrame({"factoid": self.ids})
-            .join(said, on="factoid", how="left", maintain_order="left")
+            .join(outcomes, on="factoid", how="left", maintain_order="left")
             .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
         )
-        answers = records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id")
+        answers = self._common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"))
+        exact = joined.select(pl.coalesce("exact_match", "exact_tokens").fill_null(False)).to_series()
         return Reading(
             member=member,
+            everyone=everyone,
             trajectory=trajectory,
-            exact=joined["exact"].fill_null(False).to_numpy().astype(bool),
+            outcomes=joined.select(OUTCOMES),
+            exact=exact.to_numpy().astype(bool),
             first_rank=joined["rank"].fill_null(-1).to_numpy(),
             answers=answers.unique(maintain_order=True),
             k=self.k,
@@ -372,7 +412,7 @@ class Readings:
         )
 
     def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
-        frame = self._rows(label, "controls", ("control", "token", "depth", "rank"))
+        frame = self._common(self.rows(label, "controls", ("control", "token", "depth", "rank")))
         shuffled, intrusions = (
             frame.filter(pl.col("control").str.starts_with(kind)) for kind in ("shuffled:", "intrusion:")
         )

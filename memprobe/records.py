@@ -92,7 +92,7 @@ FACTOIDS = pl.Schema(
         "popularity": pl.Float64,
     }
 )
-ALIKE = ("template", "lens", "readout", "tokenisation")
+ALIKE = ("template", "lens", "readout", "position", "tokenisation")
 """In ``run``, what two probes must have in common for their ranks to be comparable."""
 TABLES = {
     "records": RECORDS,

@@ -122,7 +122,7 @@ Curve = list[float | None]
 
 
 class SummaryEntry(_Open):
-    """The numbers of one checkpoint; see :func:`memprobe.statistics.summarise`."""
+    """The numbers of one checkpoint; see :func:`memprobe.summary.summarise`."""
 
     n: Count
     errors: Count

@@ -1,7 +1,7 @@
 """A study: the probes, training runs and comparisons that lie in some directories.
 
 What a run directory holds is :mod:`memprobe.runs`'; nothing is computed here: scores and their intervals are those
-that the files hold.
+that the files hold. Which probes may be compared, for :mod:`memprobe.readings`, is decided here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError
+from memprobe.files import short_names
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
+from memprobe.records import ALIKE
 from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
 
 COMPARISON = "comparison.json"
@@ -151,18 +153,6 @@ def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
     ]
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Each path's last parts, as few as tell it from the others."""
-    parts = [path.resolve().parts for path in paths]
-    names = []
-    for mine in parts:
-        length = 1
-        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(mine[-length:]))
-    return names
-
-
 def setup_of(probe: Path) -> Path | None:
     """The set-up that a probe belongs to in a grid, ``OUT/probes/SETUP`` of ``OUT/probes/SETUP/READOUT``.
 
@@ -170,6 +160,62 @@ def setup_of(probe: Path) -> Path | None:
     """
     folder = probe.resolve().parent
     return folder if (folder.parent.parent / GRID).exists() else None
+
+
+def asked_alike(probes: Sequence[Probe]) -> list[list[Probe]]:
+    """Probes by what they were asked: the same factoids, in the ways of :data:`~memprobe.records.ALIKE`.
+
+    Set-ups of a grid stay apart (:func:`setup_of`).
+    """
+    groups: dict[tuple[Any, ...], list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(_asked(probe), []).append(probe)
+    return list(groups.values())
+
+
+def with_records(probe: Probe, say: Callable[[str], None], *, finished: bool = False) -> Probe:
+    """A probe with those of its checkpoints that can be read; the others are said.
+
+    Args:
+        finished: leaves out those that are still being probed.
+    """
+    begun = set(probe.read("records").select(pl.col("checkpoint").unique()).collect()["checkpoint"])
+    for label in probe.checkpoints:
+        if finished and label not in probe.finished:
+            say(f"{probe.path}: {label} is not finished, and left out")
+        elif label not in begun:
+            say(f"{probe.path}: no records yet of {label}")
+    wanted = begun.intersection(probe.finished) if finished else begun
+    return probe.only([label for label in probe.checkpoints if label in wanted])
+
+
+def in_fixed_readout(group: Sequence[Probe], probes: Sequence[Probe]) -> list[Probe]:
+    """The same checkpoints, asked the same and read with another checkpoint's norm and unembedding, where two or more
+    were so read, for :meth:`memprobe.readings.Readings.of`.
+
+    Args:
+        group: of :func:`asked_alike`.
+        probes: where to look, in order; the first readout that is found is taken.
+    """
+    first = group[0]
+    if first.run["readout"] != "own":
+        return []
+    weights = {(label, probe.fingerprint(label)) for probe in group for label in probe.checkpoints}
+    found: dict[str, list[Probe]] = {}
+    for probe in probes:
+        if probe.run["readout"] != "own" and _asked(probe, but="readout") == _asked(first, but="readout"):
+            shared = [label for label in probe.finished if (label, probe.fingerprint(label)) in weights]
+            found.setdefault(probe.run["readout"], []).append(probe.only(shared))
+    for second in found.values():
+        if len({label for probe in second for label in probe.checkpoints}) > 1:
+            return [probe for probe in second if probe.checkpoints]
+    return []
+
+
+def _asked(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
+    """What probes must have in common to be compared."""
+    alike = [probe.run.get(name) for name in ALIKE if name != but]
+    return (setup_of(probe.path), probe.run["factoids"]["hash"], *alike)
 
 
 def cells_by_setup(study: Study) -> dict[Path, list[CellFile]]:

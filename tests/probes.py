@@ -15,7 +15,7 @@ from memprobe.files import write_json, write_parquet
 from memprobe.parquet import mark_of
 from memprobe.probes import Probe, open_probe, table_file
 from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, TABLES, factoids_frame
-from memprobe.statistics import summarise
+from memprobe.summary import summarise
 
 VOCABULARY = 1000
 RELATIONS = ("capital", "currency", "author")

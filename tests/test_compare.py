@@ -16,7 +16,8 @@ from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json, write_parquet
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
-from memprobe.statistics import held, occurrence, summarise
+from memprobe.statistics import held, occurrence
+from memprobe.summary import summarise
 from tests.probes import synthetic_factoids, write_probe, write_setups
 
 STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}

@@ -172,7 +172,7 @@ def test_group_labels():
 
 
 def test_by_group():
-    table = by_group(occurring([1, 2, 4, np.nan], 4), ["a", "a", "b", "b"], Resamples.of(4, draws=500))
+    table = by_group(occurring([1, 2, 4, np.nan], 4), ["a", "a", "b", "b"], Resamples.of)
     assert table["group"].to_list() == ["a", "b"]
     assert table["lof_mean"].to_list() == [1.5, 4]
     assert table["lof_restricted_mean"].to_list() == [1.5, 4.5]

@@ -9,6 +9,7 @@ import pytest
 from memprobe.records import OUTCOMES
 from memprobe.statistics import overview
 from memprobe.statistics.controls import STATISTICS
+from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, wilson
 
 
@@ -32,15 +33,22 @@ def test_outcome_shares_leave_out_errors_and_unknowns():
 
 
 def test_chance_levels_are_means_over_the_draws_that_have_them():
-    draws = [{"lof_mean": 2.0, "never": 0.5}, {"lof_mean": None, "never": 1.0}]
-    assert overview.mean_over_draws(draws, ["lof_mean", "never"]) == {"lof_mean": 2.0, "never": 0.75}
-    assert overview.mean_over_draws([], ["never"]) == {"never": None}
+    none = np.empty((0, 0))
+
+    def draw(*ranks):
+        return Trajectories("a", "shuffled:0", np.array(["1", "2"]), np.array(ranks), none, none)
+
+    draws = [draw([9, 9, 0], [9, 9, 9]), draw([9, 9, 9], [9, 9, 9])]
+    names = ["lof_mean", "share_never", "depths_per_factoid"]
+    expected = {"lof_mean": 2.0, "share_never": 0.75, "depths_per_factoid": 0.25}
+    assert overview.chance_of(draws, 5, names) == expected
+    assert overview.chance_of([], 5, ["share_never"]) == {"share_never": None}
 
 
 def test_paired_means_leave_out_factoids_without_a_value():
     values = np.zeros((3, 2, len(STATISTICS)))
     values[:, 1, 0] = [1, np.nan, 3]
-    table = overview.paired_means(values, Resamples.of(3, draws=200))
+    table = overview.paired_means(values, STATISTICS, Resamples.of(3, draws=200))
     other = table.filter(pair=1).row(0, named=True)
     assert (other["statistic"], other["n"], other["difference"]) == ("lof", 2, 2.0)
     assert table["difference"].drop_nulls().sum() == 2.0

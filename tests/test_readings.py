@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from memprobe.compare import TABLES, compare
+import json
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from memprobe.compare import TABLES, compare, settings_of
+from memprobe.dashboard.checkpoints import set_of
+from memprobe.dashboard.sets import sets_of
+from memprobe.errors import MemprobeError
+from memprobe.figures import of_comparison
 from memprobe.members import chains_of
+from memprobe.probes import open_probe
 from memprobe.readings import Readings
-from tests.probes import write_probe
+from memprobe.summary import summary_of
+from tests.probes import synthetic_factoids, write_probe
 
 STAGES = {
     "s1": {"arm": "none", "seed": 0, "stage": 1, "stage_name": "a"},
@@ -48,3 +60,61 @@ def test_runs_that_end_on_different_data_are_a_chain_each(tmp_path):
     assert [chain.labels for chain in chains_of(readings.members)] == [["s1", "s2b"], ["s1", "s2c"]]
     assert readings.before == [("s1", "s2b"), ("s1", "s2c")]
     assert readings.base is not None and readings.base.label == "base"
+
+
+def test_terminal_page_summary_and_figure_tell_one_number_with_one_interval(tmp_path):
+    depths, made = {"base": 7, "s1": 4}, {"s1": STAGES["s1"]}
+    probe = write_probe(tmp_path / "a", depths, n=40, summary=False, manifests=made)
+    readings = Readings.of([probe], draws=200, reference="base")
+    placement = TABLES["placement"](readings)
+    by_label = {row["checkpoint"]: row for row in placement.iter_rows(named=True)}
+
+    (shown,) = sets_of([probe], [], reference="base", draws=200, say=print)
+    entry, blocks = set_of(shown, "s0-", [10], 10**6)
+    headline = entry["headline"]["first"]["10"]
+    stage = json.loads(blocks["s0-stage-lof"])["first"]["10"]["data"][0]
+    short = {label: summary_of(Readings.of([probe.only([label])], draws=200)) for label in readings.labels}
+    drawn = of_comparison(compare([probe], draws=200).tables, settings_of(readings))["lof"]
+    grouped = TABLES["groups"](readings, by=("source",))
+    for label, row in by_label.items():
+        for end in ("", "_low", "_high"):
+            told = row[f"lof_mean{end}"]
+            assert told is not None
+            assert headline[label][f"lof_mean{end}"] == told
+            assert short[label]["lof"][f"mean{end}"] == told
+            point = drawn.filter(row=label, statistic="lof_mean").row(0, named=True)
+            assert point[end.removeprefix("_") or "value"] == told
+            assert grouped.filter(checkpoint=label).row(0, named=True)[f"lof_mean{end}"] == told
+            assert headline[label][f"exact{end}"] == row[f"exact{end}"]
+        at = stage["meta"]["checkpoints"].index(label)
+        assert stage["y"][at] == pytest.approx(row["lof_mean"], rel=1e-6)
+        assert stage["error_y"]["array"][at] == pytest.approx(
+            row["lof_mean_high"] - row["lof_mean"], rel=1e-5
+        )
+
+
+def test_a_page_holds_checkpoints_against_each_other_on_the_facts_that_all_have(tmp_path):
+    facts = synthetic_factoids(30)
+    probe = write_probe(tmp_path / "a", {"base": 7, "s1": 4}, factoids=facts, summary=False)
+    keep = [factoid.id for factoid in facts[:20]]
+    fewer = pl.col("factoid").is_in(keep) | (pl.col("checkpoint") == "base")
+    for table in ("records", "controls", "outcomes"):
+        rows = getattr(probe, table).filter(fewer)
+        rows.drop("lens", "position", strict=False).write_parquet(probe.path / f"{table}.parquet")
+    (shown,) = sets_of([open_probe(probe.path)], [], reference=None, draws=200, say=print)
+    entry, _ = set_of(shown, "s0-", [10], 10**6)
+    told = entry["headline"]["first"]["10"]
+    found = compare([probe.path], draws=200).tables["placement"]
+    for row in found.iter_rows(named=True):
+        assert row["n"] == 20
+        assert told[row["checkpoint"]]["lof_restricted_mean"] == row["lof_restricted_mean"]
+        assert told[row["checkpoint"]]["exact_match"]["value"] == row["exact"]
+    assert "the 20 factoids that every checkpoint has, of up to 30" in entry["subtitle"]
+    assert len(shown.readings["base"].everyone.factoids) == 30
+
+
+def test_positions_are_not_comparable(tmp_path):
+    probe = write_probe(tmp_path / "a", {"base": 7}, summary=False)
+    other = replace(probe, run=probe.run | {"position": "subject"}, path=tmp_path / "b")
+    with pytest.raises(MemprobeError, match="position 'subject'"):
+        Readings.of([probe, other], draws=200)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from memprobe.errors import MemprobeError
-from memprobe.files import write_json, write_text
-from memprobe.studies import open_study, short_names
+from memprobe.files import short_names, write_json, write_text
+from memprobe.studies import open_study
 from tests.probes import write_probe
 
 

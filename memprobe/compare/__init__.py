@@ -12,7 +12,15 @@ Probe directories in, tables out; no model is needed.
 A table is a function of :class:`memprobe.readings.Readings` and can be made alone: ``TABLES["spread"](readings)``.
 """
 
-from memprobe.compare.comparison import PAIRS, TABLES, Comparison, compare, compare_readings, read_comparison
+from memprobe.compare.comparison import (
+    PAIRS,
+    TABLES,
+    Comparison,
+    compare,
+    compare_readings,
+    read_comparison,
+    settings_of,
+)
 from memprobe.compare.over_runs import kept_facts
 from memprobe.compare.table import Table
 from memprobe.readings import ARM_STATISTICS, BASE, SHUFFLED
@@ -29,4 +37,5 @@ __all__ = [
     "compare_readings",
     "kept_facts",
     "read_comparison",
+    "settings_of",
 ]

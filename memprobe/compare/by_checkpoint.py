@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from memprobe.compare.table import floats, row, table, with_ends
-from memprobe.readings import SHUFFLED, Readings
-from memprobe.statistics.curves import area, curves_of
-from memprobe.statistics.groups import by_group, group_labels
-from memprobe.statistics.occurrence import kaplan_meier, placement_of
-from memprobe.statistics.vocabulary import PLACED
+from memprobe.readings import NET_OF_SHUFFLED, SHUFFLED, Readings
+from memprobe.statistics.curves import curves_of
+from memprobe.statistics.groups import GROUPED, by_group, group_labels
+from memprobe.statistics.occurrence import ENDS, kaplan_meier
+from memprobe.statistics.vocabulary import PER_FACTOID, PLACED
 
 _NET = {"n": pl.Int64} | floats("value", "chance", "net", "low", "high")
-_CHANCE = {
-    "lof_restricted": "lof_restricted_mean",
-    "settled_restricted": "settled_restricted_mean",
-    "depths_per_factoid": "depths_per_factoid",
-    "area": "area",
-    "recall_full": "recall_full",
-}
+_CHANCE = {key: PER_FACTOID[key].in_placement for key in NET_OF_SHUFFLED}
 """Chance levels that stand in the placement table: of which statistic, under which name."""
 _COUNTS = ("n", "n_layers", "lof_n", "settled_n")
 PLACEMENT = dict.fromkeys(_COUNTS, pl.Int64) | with_ends(*PLACED)
@@ -62,24 +57,21 @@ def curves(readings: Readings, label: str) -> pl.DataFrame:
     "checkpoint",
     {"base": pl.Boolean}
     | PLACEMENT
-    | floats("exact", "area", *(f"chance_{name}" for name in _CHANCE.values()))
+    | with_ends("exact", "area", "recall_full")
+    | floats(*(f"chance_{name}" for name in _CHANCE.values()))
     | with_ends("net_lof_restricted_mean")
     | floats("answer_cover"),
 )
 def placement(readings: Readings, label: str) -> pl.DataFrame:
     """Where a checkpoint's answers surface, in one row, with its chance levels."""
-    reading = readings[label]
-    values = placement_of(reading.found, readings.resamples()) | {
-        "exact": float(reading.exact.mean()),
-        "area": float(area(reading.found.held.mean(0))),
-    }
+    values: dict[str, Any] = dict(readings.placed(label))
     shuffled = readings.net(label)[0].filter(control=SHUFFLED)
     beside = {one["statistic"]: one for one in shuffled.iter_rows(named=True)}
     for statistic, name in _CHANCE.items():
         values[f"chance_{name}"] = beside.get(statistic, {}).get("chance")
-    for end, part in (("", "net"), ("_low", "low"), ("_high", "high")):
+    for end, part in zip(ENDS, ("net", "low", "high"), strict=True):
         values[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
-    values["answer_cover"] = reading.cover
+    values["answer_cover"] = readings[label].cover
     base = readings.base is not None and readings.base.label == label
     return row({"base": base} | values, placement.schema)
 
@@ -101,9 +93,7 @@ def survival(readings: Readings, label: str) -> pl.DataFrame:
 
 @table(
     "checkpoint",
-    {"by": pl.String, "group": pl.String, "n": pl.Int64}
-    | with_ends("lof_mean", "lof_restricted_mean", "recall_full", "share_never")
-    | floats("log_rank_p"),
+    {"by": pl.String, "group": pl.String, "n": pl.Int64} | with_ends(*GROUPED) | floats("log_rank_p"),
 )
 def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFrame:
     """Placement by group of facts; by outcome, paths go from the reference to the checkpoint."""
@@ -117,6 +107,6 @@ def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFra
         if grouping == "outcome" and path is None and len(readings) > 1:
             continue  # the reference itself has no outcome to go from
         labels = group_labels(readings.factoids, reading.tokens, path, by=grouping)
-        found = by_group(reading.found, labels, readings.resamples())
+        found = by_group(reading.found, labels, readings.resamples)
         parts.append(found.select(pl.lit(grouping).alias("by"), pl.all()))
     return pl.concat(parts) if parts else groups.empty.drop("checkpoint")

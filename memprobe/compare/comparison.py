@@ -205,7 +205,12 @@ def compare_readings(
     for name, table in TABLES.items():
         if table.over == "all":
             tables[name] = table(readings, **beside.get(name, {}))
-    settings = {
+    return Comparison(settings_of(readings, pairs=pairs), _notes(readings, tables), tables)
+
+
+def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]:
+    """What is compared, and how: :attr:`Comparison.settings`."""
+    return {
         "k": readings.k,
         "token": readings.token,
         "draws": readings.draws,
@@ -214,13 +219,12 @@ def compare_readings(
         "reference": readings.reference.label,
         "base": readings.base.label if readings.base else None,
         "pairs": pairs,
-        **{name: readings.members[0].probe.run.get(name) for name in ALIKE},
+        **{name: readings.run_json.get(name) for name in ALIKE},
         "checkpoints": [
             {name: getattr(one, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
             for one in readings.members
         ],
     }
-    return Comparison(settings, _notes(readings, tables), tables)
 
 
 def _notes(readings: Readings, tables: Mapping[str, pl.DataFrame]) -> list[str]:

@@ -1,17 +1,18 @@
-"""Training runs as chains of checkpoints, and the pairs whose differences are shown."""
+"""Training runs as lines and flows from checkpoint to checkpoint, and the pairs whose differences are shown."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memprobe.arms import Arm, arm_names
-from memprobe.dashboard.questions import Asked
+from memprobe.readings import Readings
 
 
 @dataclass(frozen=True)
-class Chain:
-    """The checkpoints of one training run, in the order of training."""
+class TrainingPath:
+    """The checkpoints of one training run, from the base model on."""
 
     name: str
     arm: str
@@ -22,69 +23,55 @@ class Chain:
     labels: list[str]
 
 
-def base_of(asked: Asked) -> str | None:
-    """The one checkpoint without a manifest among others that have one, or the one called base."""
-    bare = [label for label in asked.labels if not asked.entry(label).get("manifest")]
-    if len(bare) == 1 < len(asked.labels):
-        return bare[0]
-    called = [label for label, (_, name) in asked.sources.items() if name == "base"]
-    return called[0] if called else None
-
-
-def chains_of(asked: Asked, base: str | None) -> list[Chain]:
-    """The training runs that the manifests tell of, each from the base model on."""
-    made: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
-    names: dict[str, str] = {}
-    for label in asked.labels:
-        manifest = asked.entry(label).get("manifest") or {}
-        if manifest.get("arm") is None or not str(manifest.get("stage", "")).isdigit():
-            continue
-        names[label] = f"{manifest['stage']} {manifest.get('stage_name') or ''}".strip()
-        stages = made.setdefault((str(manifest["arm"]), str(manifest.get("seed", ""))), {})
-        # Of checkpoints along the way, the last one stands for the stage.
-        stages.setdefault(int(manifest["stage"]), {})[names[label]] = label
-    short = arm_names([arm for arm, _ in made])
-    chains = []
-    for (arm, seed), stages in made.items():
-        numbers = sorted(stages)
-        # Runs that share their first stages end on different datasets: one chain for each.
-        for last in stages[numbers[-1]]:
-            several = len(stages[numbers[-1]]) > 1
-            labels = [
-                stages[number][last if number == numbers[-1] else next(iter(stages[number]))]
-                for number in numbers
-            ]
-            named = f"{short[arm]} → {last}" if several else short[arm]
-            first = [] if base is None or base in labels else [base]
-            chains.append(
-                Chain(
-                    name=f"{named}, seed {seed}" if seed else named,
-                    arm=named,
-                    naive=Arm.of(arm).is_naive,
-                    seed=seed or None,
-                    stages=[0] * len(first) + numbers,
-                    stage_names=["base"] * len(first) + [names[label] for label in labels],
-                    labels=first + labels,
-                )
+def paths_of(readings: Readings) -> list[TrainingPath]:
+    """The training runs of several checkpoints that :attr:`Readings.chains` tells of."""
+    chains = [
+        chain for chain in readings.chains if all(one.stage_number is not None for one in chain.members)
+    ]
+    short = arm_names(list(dict.fromkeys(chain.arm for chain in chains)))
+    paths = []
+    for chain in chains:
+        first = [readings.base] if readings.base and readings.base not in chain.members else []
+        told = chain.told(short[chain.arm])
+        paths.append(
+            TrainingPath(
+                name=f"{told}, seed {chain.seed}" if chain.seed else told,
+                arm=told,
+                naive=Arm.of(chain.arm).is_naive,
+                seed=chain.seed or None,
+                stages=[0] * len(first) + [member.stage_order[0] for member in chain.members],
+                stage_names=["base"] * len(first) + [member.stage_title for member in chain.members],
+                labels=[member.label for member in first] + chain.labels,
             )
-    return [chain for chain in chains if len(chain.labels) > 1]
+        )
+    return [path for path in paths if len(path.labels) > 1]
 
 
-def pairs_of(asked: Asked, chains: Sequence[Chain], origin: str) -> list[tuple[str, str, str]]:
+def from_reference(readings: Readings) -> list[TrainingPath]:
+    """A path from the reference to each other checkpoint, where no training run is known."""
+    origin = readings.reference.label
+    return [
+        TrainingPath(f"{origin} → {label}", label, False, None, [0, 1], [origin, label], [origin, label])
+        for label in readings.labels
+        if label != origin
+    ]
+
+
+def pairs_of(readings: Readings, paths: Sequence[TrainingPath]) -> list[tuple[str, str, str]]:
     """(against what, reference, checkpoint) of every difference that is shown."""
-    pairs = [("reference", origin, label) for label in asked.labels if label != origin]
-    for chain in chains:
-        pairs += [("before", one, other) for one, other in zip(chain.labels, chain.labels[1:], strict=False)]
+    origin = readings.reference.label
+    pairs = [("reference", origin, label) for label in readings.labels if label != origin]
+    for path in paths:
+        pairs += [("before", one, other) for one, other in itertools.pairwise(path.labels)]
     naive = {
-        (chain.seed, stage, name): label
-        for chain in chains
-        if chain.naive
-        for stage, name, label in zip(chain.stages, chain.stage_names, chain.labels, strict=True)
+        (path.seed, stage, name): label
+        for path in paths
+        if path.naive
+        for stage, name, label in zip(path.stages, path.stage_names, path.labels, strict=True)
     }
-    for chain in chains:
-        for stage, name, label in zip(chain.stages, chain.stage_names, chain.labels, strict=True):
-            other = naive.get((chain.seed, stage, name))
+    for path in paths:
+        for stage, name, label in zip(path.stages, path.stage_names, path.labels, strict=True):
+            other = naive.get((path.seed, stage, name))
             if stage > 0 and other is not None and other != label:
                 pairs.append(("naive", other, label))
-    depth = asked.n_layers
-    return [pair for pair in dict.fromkeys(pairs) if depth[pair[1]] == depth[pair[2]]]
+    return [pair for pair in dict.fromkeys(pairs) if readings.same_depths(*pair[1:])]

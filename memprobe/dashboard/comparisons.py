@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from memprobe import plots
+from memprobe import plots, wording
 from memprobe.dashboard.embedding import embedded, figure_json
-from memprobe.dashboard.shown import COMPARED, SHOWN, difference_unit
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
-from memprobe.studies import short_names
-
-if TYPE_CHECKING:
-    pass
+from memprobe.files import read_json, short_names
+from memprobe.statistics.vocabulary import PER_FACTOID, axis, shown
+from memprobe.statistics.vocabulary import label as called
 
 
 def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
@@ -57,8 +54,7 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
                 f"{path}: not as memprobe compare writes it ({error}); compare again"
             ) from error
         figures = []
-        for statistic in COMPARED:
-            label, share = SHOWN[statistic]
+        for statistic in shown("compared"):
             part = table.filter(pl.col("statistic") == statistic) if len(table) else table
             if len(part):
                 several = part["reference"].n_unique() > 1
@@ -66,10 +62,13 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
                     part = part.filter(pl.col("reference") == found["reference"])
                 block = f"comparison-{position}-{statistic}"
                 figure = plots.difference_forest.sketch(
-                    part, x=difference_unit(statistic), percent=share, checkpoints=labels
+                    part,
+                    x=axis(statistic, difference=True),
+                    percent=PER_FACTOID[statistic].share,
+                    checkpoints=labels,
                 )
                 blocks[block] = embedded(figure_json(figure))
-                figures.append([block, label])
+                figures.append([block, called(statistic, k=found["k"])])
         entries.append(
             {"name": name, "about": about, "notes": notes, "figures": figures, "claims": held[1:] and held}
         )
@@ -77,12 +76,15 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
 
 
 def _claim(row: Mapping[str, Any]) -> list[str]:
-    def interval(which: str) -> str:
-        value, low, high = (row[f"{which}_{end}"] for end in ("difference", "low", "high"))
-        if value is None:
-            return "–"
-        return f"{value:+.2f}" + ("" if low is None else f" ({low:+.2f} … {high:+.2f})")
-
-    held = {True: "yes", False: "no", None: "not known"}[row["held"]]
-    statistic = SHOWN.get(row["statistic"], (row["statistic"],))[0]
-    return [row["checkpoint"], row["reference"], statistic, interval("own"), interval("fixed"), held]
+    form = wording.form_of(row["statistic"], signed=True)
+    numbers = [
+        wording.interval(row[f"{which}_difference"], row[f"{which}_low"], row[f"{which}_high"], form)
+        for which in ("own", "fixed")
+    ]
+    return [
+        row["checkpoint"],
+        row["reference"],
+        called(row["statistic"]),
+        *numbers,
+        wording.HELD[row["held"]],
+    ]

@@ -7,13 +7,14 @@ as uint16 into a list of token texts; ``page/explorer.js`` reads the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from memprobe.dashboard.questions import Asked
 from memprobe.errors import MemprobeError
+from memprobe.readings import Readings
 from memprobe.statistics.groups import group_labels
 from memprobe.statistics.occurrence import Occurrence
 
@@ -27,11 +28,30 @@ MAX_RANK = 0xFFFF
 MAX_TOKENS = 0xFFFF  # an index beyond the list of tokens stands for one of the rarer ones
 
 
-def explored(asked: Asked, cells: int) -> tuple[pl.DataFrame, list[int], str]:
-    """The factoids and answer tokens of which at most so many cells fit, and in words what does not."""
-    factoids = asked.factoids
-    of_token = dict(asked.records.group_by("token").agg(pl.len()).iter_rows())
-    per_factoid = sum(n + 1 for n in asked.n_layers.values())
+@dataclass(frozen=True, eq=False)
+class Explored:
+    """What the explorer shows.
+
+    Attributes:
+        factoids: rows of those that can be opened.
+        tokens: answer tokens that are shown of them.
+        left_out: in words, what is not.
+    """
+
+    factoids: pl.DataFrame
+    tokens: list[int]
+    left_out: str
+
+
+def explored(readings: Readings, cells: int) -> Explored:
+    """The factoids and answer tokens of which at most so many cells fit."""
+    factoids = readings.asked
+    counts = [
+        readings.rows(label, "records", ("token",))["token"].value_counts() for label in readings.labels
+    ]
+    of_token = dict(pl.concat(counts).group_by("token").agg(pl.col("count").sum()).iter_rows())
+    known = len(of_token)
+    per_factoid = sum(member.n_layers + 1 for member in readings.members)
     most = max(1, cells // per_factoid)
     notes = []
     if len(factoids) > most:
@@ -44,16 +64,16 @@ def explored(asked: Asked, cells: int) -> tuple[pl.DataFrame, list[int], str]:
         if tokens and used > cells:
             break
         tokens.append(token)
-    if len(tokens) < asked.records["token"].n_unique():
+    if len(tokens) < known:
         shown = "the first answer token is" if tokens == [0] else f"the first {len(tokens)} answer tokens are"
         notes.append(f"To keep this page small, only {shown} shown token by token")
     if notes:
         notes.append("All other numbers are over everything, and the probe's records hold the rest")
-    return factoids, tokens, ". ".join([*notes, ""]).strip()
+    return Explored(factoids, tokens, ". ".join([*notes, ""]).strip())
 
 
 def pack_records(
-    asked: Asked, factoids: pl.DataFrame, answer_tokens: list[int], prefix: str
+    readings: Readings, shown: Explored, prefix: str
 ) -> tuple[list[dict[str, Any]], dict[str, bytes], list[str]]:
     """The records as columns, one block per answer token and checkpoint, its name after ``prefix``.
 
@@ -61,13 +81,22 @@ def pack_records(
     float16 log_prob and uint16 top-1, each [row, depth]; uint16 answer token [row]. Tokens are indices into
     the list of their texts, the most frequent first.
     """
-    position = factoids.select(
+    position = shown.factoids.select(
         pl.col("id").alias("factoid"), pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
     )
-    records = asked.records.filter(pl.col("token").is_in(answer_tokens)).join(position, on="factoid")
+    records = pl.concat(
+        readings.rows(label, "records")
+        .filter(pl.col("token").is_in(shown.tokens))
+        .join(position, on="factoid")
+        for label in readings.labels
+    )
     counts = pl.concat([records.select("checkpoint", id="top1"), records.select("checkpoint", id="token_id")])
     ids = counts.group_by("checkpoint", "id").len()
-    texts = [asked.token_text(label, token) for label, token in ids.select("checkpoint", "id").iter_rows()]
+    texts = [
+        member.probe.token_text(member.name, token)
+        for label, token in ids.select("checkpoint", "id").iter_rows()
+        for member in [readings.member(label)]
+    ]
     ids = ids.with_columns(text=pl.Series(texts, dtype=pl.String))
     frequent = ids.group_by("text").agg(pl.col("len").sum()).sort(["len", "text"], descending=[True, False])
     tokens = frequent["text"].head(MAX_TOKENS).to_list()
@@ -76,21 +105,21 @@ def pack_records(
         at=pl.Series([index.get(text, MAX_TOKENS) for text in ids["text"]], dtype=pl.UInt16)
     )
     parts, blocks = [], {}
-    for token in answer_tokens:
-        for label in asked.labels:
+    for token in shown.tokens:
+        for label in readings.labels:
             own = ids.filter(pl.col("checkpoint") == label)
             rows = records.filter((pl.col("checkpoint") == label) & (pl.col("token") == token)).sort(
                 "row", "depth"
             )
             if rows.is_empty():
                 continue
-            depths = asked.n_layers[label] + 1
+            depths = readings.member(label).n_layers + 1
             if (
                 len(rows) % depths
                 or not (rows["depth"].to_numpy().reshape(-1, depths) == np.arange(depths)).all()
             ):
                 raise MemprobeError(
-                    f"{asked.sources[label][0].path}: records of {label!r} lack some depths "
+                    f"{readings.member(label).probe.path}: records of {label!r} lack some depths "
                     "of some factoids; probe that checkpoint again"
                 )
             firsts = rows.gather_every(depths)
@@ -124,7 +153,7 @@ def depth_columns(found: Occurrence, factoids: list[str]) -> bytes:
 
 
 def factoid_columns(
-    asked: Asked, factoids: pl.DataFrame, chains: Mapping[str, Sequence[str]]
+    readings: Readings, factoids: pl.DataFrame, chains: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """What is shown and searched of each factoid, each a list over factoids.
 
@@ -137,9 +166,11 @@ def factoid_columns(
     }
     columns["aliases"] = factoids["aliases"].fill_null([]).to_list()
     columns["outcomes"] = {}
-    for label in asked.labels:
-        outcomes = asked.outcomes.filter(pl.col("checkpoint") == label).drop("checkpoint")
+    said = {}
+    for label in readings.labels:
+        outcomes = readings.rows(label, "outcomes").drop("checkpoint")
         rows = factoids.select(factoid="id").join(outcomes, on="factoid", how="left", maintain_order="left")
+        said[label] = rows.select(pl.coalesce("exact_match", "exact_tokens").fill_null(False)).to_series()
         columns["outcomes"][label] = {
             "exact_match": rows["exact_match"].cast(pl.Int8).to_list(),
             "prediction": rows["prediction"].to_list(),
@@ -147,23 +178,13 @@ def factoid_columns(
         }
     columns |= {"popularity": None, "quarter": None}
     if factoids["popularity"].is_not_null().any():
-        everyone = group_labels(asked.factoids, pl.DataFrame(), None, by="popularity")
+        everyone = group_labels(readings.asked, pl.DataFrame(), None, by="popularity")
         columns["popularity"] = factoids["popularity"].fill_nan(None).to_list()
         columns["quarter"] = everyone[: len(factoids)]
     columns["fates"] = {
-        name: ["→".join(str(int(known)) for known in facts) for facts in exact_in(asked, factoids, chain)]
+        name: [
+            "→".join(str(int(known)) for known in facts) for facts in zip(*map(said.get, chain), strict=True)
+        ]
         for name, chain in chains.items()
     }
     return columns
-
-
-def exact_in(asked: Asked, factoids: pl.DataFrame, labels: Sequence[str]) -> np.ndarray:
-    """bool [factoid, checkpoint]: which answers the model gives (``exact_match``, else ``exact_tokens``)."""
-    columns = []
-    for label in labels:
-        said = asked.outcomes.filter(pl.col("checkpoint") == label).select(
-            pl.col("factoid").alias("id"), exact=pl.coalesce("exact_match", "exact_tokens")
-        )
-        rows = factoids.select("id").join(said, on="id", how="left", maintain_order="left")
-        columns.append(rows["exact"].fill_null(value=False).to_numpy())
-    return np.column_stack(columns)

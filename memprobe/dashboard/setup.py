@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from memprobe.dashboard import explorer
-from memprobe.dashboard.questions import Asked
-from memprobe.dashboard.shown import DRAWS
+from memprobe.dashboard.sets import Set
+from memprobe.readings import Readings
+from memprobe.statistics.vocabulary import INTERVALS
 from memprobe.studies import Study
 
 
-def headings(study: Study, groups: Sequence[Asked]) -> tuple[str, str]:
+def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
     """The title and the subtitle of the page."""
-    labels = [label for group in groups for label in group.labels]
-    if not groups:
+    labels = [label for one in sets for label in one.readings.labels]
+    if not sets:
         count = len(study.runs)
         named = study.runs[0].name if count == 1 else f"{count} training runs"
         return (f"Training: {named}" if study.runs else "Comparisons", "")
     title = labels[0] if len(labels) == 1 else f"{len(labels)} checkpoints"
     parts = []
-    if len(groups) > 1:
-        parts.append(f"{len(groups)} sets of factoids")
+    if len(sets) > 1:
+        parts.append(f"{len(sets)} sets of factoids")
     if study.runs:
         parts.append(f"{len(study.runs)} training run{'s' * (len(study.runs) > 1)}")
     if study.comparisons:
@@ -29,34 +29,27 @@ def headings(study: Study, groups: Sequence[Asked]) -> tuple[str, str]:
     return f"Where facts surface in {title}", " · ".join(parts)
 
 
-def asked_how(asked: Asked) -> str:
+def asked_how(one: Set) -> str:
     """The line under a set of checkpoints: what was asked, and how."""
-    run = asked.run
-    n, errors = len(asked.factoids), asked.outcomes["error"].is_not_null().sum()
+    readings = one.readings
+    run = readings.run_json
+    errors = sum(readings.rows(label, "outcomes", ("error",))["error"].count() for label in readings.labels)
     parts = [
-        f"{n:,} factoids from {run['factoids'].get('source', 'a file')}",
+        f"{len(readings.asked):,} factoids from {run['factoids'].get('source', 'a file')}",
         f"{run['lens'].capitalize()} Lens",
         "each checkpoint’s own readout" if run["readout"] == "own" else f"read out by {run['readout']}",
         f"template {run['template']}",
     ]
     if errors:
         parts.append(f"{errors:,} left out with an error")
-    probes = {id(probe): probe for probe, _ in asked.sources.values()}.values()
-    waiting = [
-        label for probe in probes for label in probe.checkpoints if (probe.path, label) not in _present(asked)
-    ]
-    if waiting:
-        parts.append(f"no records yet of {', '.join(waiting)}")
-    return " · ".join(parts)
+    if one.waiting:
+        parts.append(f"no records yet of {', '.join(one.waiting)}")
+    return " · ".join([*parts, *(note.rstrip(".") for note in readings.notes)])
 
 
-def _present(asked: Asked) -> set[tuple[Path, str]]:
-    return {(probe.path, name) for probe, name in asked.sources.values()}
-
-
-def what_was_run(asked: Asked) -> list[tuple[str, str]]:
+def what_was_run(readings: Readings) -> list[tuple[str, str]]:
     """Name and value of everything that the numbers depend on."""
-    run = asked.run
+    run = readings.run_json
     facts = run["factoids"]
     versions = {"memprobe": run["memprobe"]} | run["versions"]
     return [
@@ -68,17 +61,16 @@ def what_was_run(asked: Asked) -> list[tuple[str, str]]:
         ("Precision", f"model {run['dtype']}, readout float32"),
         ("Seed", str(run["seed"])),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("Intervals", f"95 %; Wilson for shares, else {DRAWS:,} bootstrap draws over factoids"),
+        ("Intervals", f"95 %, {readings.draws:,} draws over factoids; {', '.join(INTERVALS.values())}"),
         ("On this page", f"log-probabilities in half precision, ranks up to {explorer.MAX_RANK:,}"),
     ]
 
 
-def checkpoint_rows(asked: Asked) -> list[list[str]]:
+def checkpoint_rows(readings: Readings) -> list[list[str]]:
     """A header and a row for each checkpoint."""
     rows = [["Checkpoint", "Spec", "Fingerprint", "Layers", "Width", "Vocabulary", "Trained as"]]
-    for label in asked.labels:
-        entry = asked.entry(label)
-        manifest = entry.get("manifest") or {}
+    for member in readings.members:
+        label, entry, manifest = member.label, member.entry, member.manifest
         trained = ", ".join(
             f"{key} {manifest[key]}" for key in ("arm", "stage", "seed", "steps") if key in manifest
         )

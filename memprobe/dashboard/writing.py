@@ -19,13 +19,14 @@ from memprobe.dashboard import explorer, page
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.comparisons import comparisons_room
 from memprobe.dashboard.embedding import figure_json, rounded
-from memprobe.dashboard.questions import asked_alike, fixed_of
+from memprobe.dashboard.sets import sets_of
 from memprobe.dashboard.setup import headings
 from memprobe.dashboard.training import training_room
 from memprobe.errors import MemprobeError
 from memprobe.files import write_text
 from memprobe.probes import Probe, in_another_readout
 from memprobe.statistics import K_VALUES, TOKEN_RULES
+from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import Study, cells_by_setup, without_failed_cells
 
 if TYPE_CHECKING:
@@ -75,10 +76,12 @@ def dashboard_text(
     fixed_readout: Sequence[Probe | str | Path] = (),
     say: Callable[[str], None] = lambda text: None,
     version: str | None = None,
+    draws: int = DRAWS,
 ) -> str:
     """The page of :func:`write_dashboard`.
 
     Args:
+        draws: of the bootstrap.
         version: of a page that a server shows: it asks for a newer one, see :mod:`memprobe.dashboard.watch`.
     """
     fixed = [in_another_readout(one) for one in fixed_readout]
@@ -91,33 +94,35 @@ def dashboard_text(
         if (view.path.resolve(), view.lens) not in second
     ]
     shown.sort(key=lambda probe: probe.run["readout"] != "own")  # first what a model itself reads
-    groups = asked_alike(shown, say)
     fixed += [probe for probe in shown if probe.run["readout"] != "own"]
-    if not (groups or study.runs or study.comparisons):
+    sets = sets_of(shown, fixed, reference=reference, draws=draws, say=say)
+    if fixed_readout and not any(one.readings.second for one in sets):
+        named = ", ".join(str(probe.path) for probe in fixed)
+        raise MemprobeError(
+            f"`fixed_readout` {named}: holds no two of the checkpoints shown, with their weights"
+        )
+    if not (sets or study.runs or study.comparisons):
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
-    if reference and not any(reference in group.labels for group in groups):
-        known = ", ".join(label for group in groups for label in group.labels)
-        raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {known or 'none'}")
-    ks = sorted({*K_VALUES, *(int(group.run["k"]) for group in groups)})
-    sets, blocks = [], {}
-    cells = explorer.MAX_CELLS // max(1, len(groups))
-    for position, group in enumerate(groups):
-        entry, own = set_of(group, f"s{position}-", ks, reference, fixed_of(group, fixed), cells)
-        sets.append(entry)
+    ks = sorted({*K_VALUES, *(one.readings.k for one in sets)})
+    entries, blocks = [], {}
+    cells = explorer.MAX_CELLS // max(1, len(sets))
+    for position, one in enumerate(sets):
+        entry, own = set_of(one, f"s{position}-", ks, cells)
+        entries.append(entry)
         blocks |= own
     training, own = training_room(study)
     blocks |= own
     comparisons, own = comparisons_room(study.comparisons)
     blocks |= own
-    title, subtitle = headings(study, groups)
+    title, subtitle = headings(study, sets)
     data = {
         "title": title,
         "subtitle": subtitle,
         "k": ks,
         "rules": list(TOKEN_RULES),
         "templates": {theme: palette.template(theme) for theme in ("light", "dark")},
-        "sets": sets,
+        "sets": entries,
         "training": training,
         "comparisons": comparisons,
         "version": version,

@@ -17,6 +17,18 @@ from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 
+NEEDED = (
+    "placement",
+    "curves",
+    "survival",
+    "differences",
+    "claims",
+    "spread",
+    "kept",
+    "arms",
+    "arm_differences",
+)
+"""Tables of a comparison that figures draw."""
 MOST_LINES = 6
 """In one panel: as many as there are colours."""
 MOST_ROWS = 24

@@ -26,13 +26,24 @@ from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, draw_stored, read_figure
 from memprobe.files import csv_text, replacing, write_json, write_text
+from memprobe.members import members_of
 from memprobe.probes import Probe
-from memprobe.records import ALIKE
+from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
 from memprobe.retention.runs import setups_of
 from memprobe.retention.tables import titles
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import Study, cells_by_setup, cells_of, open_study, setup_of, without_failed_cells
+from memprobe.studies import (
+    Study,
+    asked_alike,
+    cells_by_setup,
+    cells_of,
+    in_fixed_readout,
+    open_study,
+    setup_of,
+    with_records,
+    without_failed_cells,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,7 +262,9 @@ def of_retention(
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     cells = cells_by_setup(study)
     read = [view for probe in study.probes for view in _in_each_readout(probe)]
-    groups = _alike([without_failed_cells(probe, cells, say) for probe in read], say)
+    probes = [without_failed_cells(probe, cells, say) for probe in read]
+    ended = [probe for one in probes if (probe := with_records(one, say, finished=True)).checkpoints]
+    groups = asked_alike(ended)
     if not groups and not study.comparisons:
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
@@ -282,56 +295,42 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
 def _compared(
     groups: list[list[Probe]], asked: dict[str, Any], say: Say
 ) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
-    """Each group of like probes through :func:`memprobe.compare.compare`."""
-    from memprobe.compare import compare
+    """Each group of like probes as readings, and of these the tables that figures draw."""
+    from memprobe.compare import TABLES, settings_of
 
-    labels = {id(group): _labels(group) for group in groups}
+    labels = {id(group): {member.label for member in members_of(group, {}, [])} for group in groups}
     reference = asked["reference"]
     if reference and groups and not any(reference in known for known in labels.values()):
         known = list(dict.fromkeys(label for group in groups for label in labels[id(group)]))
-        raise MemprobeError(f"--reference {reference!r}: no such checkpoint; there are {', '.join(known)}")
+        raise MemprobeError(f"`reference` {reference!r}: no such checkpoint; there are {', '.join(known)}")
     setups = [setup_of(probe.path) for group in groups for probe in group]
     above = [
         setup.parent for setup in setups if setup
     ]  # a grid's figures name their set-up, be it the only one
     shared = _shared_folder([*above, *(probe.path for group in groups for probe in group)])
+    every = [probe for group in groups for probe in group]
     for group in groups:
-        first = group[0].run
-        fixed = [
-            probe
-            for other in groups
-            for probe in other
-            if first["readout"] == "own"
-            and probe.run["readout"] != "own"
-            and _facts(probe, but="readout") == _facts(group[0], but="readout")
-        ]
-        if not fixed:
-            fixed = [second for probe in group for second in probe.second_readouts()[:1]]
+        fixed = in_fixed_readout(group, every)
         source = _slug(group[0].path, shared)
         if len(group) > 1:
             source = _slug(_shared_folder([probe.path for probe in group]) or group[0].path, shared) or source
         elif (setup := setup_of(group[0].path)) and len(group[0].lenses) > 1:
-            name = first["readout"] if first["readout"] == "own" else f"{first['readout']}-readout"
+            readout = group[0].run["readout"]
+            name = readout if readout == "own" else f"{readout}-readout"
             source = _slug(setup / name, shared)
         say(
             f"{source or group[0].path}: comparing {sum(len(probe.checkpoints) for probe in group)} checkpoints"
         )
-        result = compare(
+        readings = Readings.of(
             group,
             k=asked["k"],
             token=asked["token"],
             reference=reference if reference in labels[id(group)] else None,
-            fixed_readout=fixed if _two_shared(group, fixed) else (),
+            fixed_readout=fixed,
             draws=asked["draws"],
         )
-        inputs = [_probe_input(probe) for probe in [*group, *fixed]]
-        yield source, result.tables, result.settings, inputs
-
-
-def _two_shared(group: list[Probe], fixed: list[Probe]) -> bool:
-    """Whether the base readout holds two of the checkpoints, so that their difference can be read there too."""
-    names = {label for probe in group for label in probe.checkpoints}
-    return len(names & {label for probe in fixed for label in probe.checkpoints}) > 1
+        made = {name: TABLES[name](readings) for name in tables.NEEDED}
+        yield source, made, settings_of(readings), [_probe_input(probe) for probe in [*group, *fixed]]
 
 
 def _stored(
@@ -351,33 +350,9 @@ def _stored(
         yield source, made, settings, [{"kind": "comparison", "path": _named(path), "sha256": _sha256(path)}]
 
 
-def _alike(probes: list[Probe], say: Say) -> list[list[Probe]]:
-    """Probes that can be compared with each other, without their unfinished checkpoints."""
-    groups: dict[tuple[Any, ...], list[Probe]] = {}
-    for probe in probes:
-        finished = [label for label, entry in probe.run["checkpoints"].items() if entry["complete"]]
-        for label in probe.checkpoints:
-            if label not in finished:
-                say(f"{probe.path}: {label} is not finished, and left out")
-        if finished:
-            groups.setdefault(_facts(probe), []).append(probe.only(finished))
-    return list(groups.values())
-
-
 def _in_each_readout(probe: Probe) -> list[Probe]:
     """A probe of a grid with its own readout and the base model's; another one as it is."""
     return [probe, *(probe.second_readouts()[:1] if setup_of(probe.path) else [])]
-
-
-def _facts(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
-    """What two probes must have in common to be compared, the factoids, and the set-up of a grid."""
-    alike = [probe.run.get(name) for name in ALIKE if name != but]
-    return (*alike, probe.run["factoids"]["hash"], setup_of(probe.path))
-
-
-def _labels(group: list[Probe]) -> set[str]:
-    """How :func:`memprobe.compare.compare` may call the checkpoints."""
-    return {text for p in group for label in p.checkpoints for text in (label, f"{p.path.name}/{label}")}
 
 
 # ---------------------------------------------------------------------------------------------------------------

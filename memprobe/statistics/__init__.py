@@ -4,13 +4,11 @@ holding      token rules; which depths hold which answers
 curves       recall@k, normalised frequency and other curves over depth
 occurrence   first occurrence, settled depth, diversity
 intervals    Wilson, bootstrap, order statistics
-summary      the numbers of summary.json
 """
 
 from memprobe.statistics.curves import normalised_frequency, recall_by_depth, shuffled_recall
 from memprobe.statistics.holding import K_VALUES, TOKEN_RULES, held
 from memprobe.statistics.occurrence import occurrence, placement
-from memprobe.statistics.summary import summarise
 
 __all__ = [
     "K_VALUES",
@@ -21,5 +19,4 @@ __all__ = [
     "placement",
     "recall_by_depth",
     "shuffled_recall",
-    "summarise",
 ]

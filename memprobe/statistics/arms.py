@@ -11,7 +11,7 @@ from other seeds: both are random here, and crossed, since every seed is asked t
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,10 @@ class Run:
             means = np.where(present, values, 0.0).sum(0) / n
             influence = np.where(present, values - means, 0.0) / n
         return cls(arm, stage, seed, label, means, influence, tuple(before), rows)
+
+    def only(self, columns: Sequence[int]) -> Run:
+        """With some of the statistics."""
+        return replace(self, means=self.means[columns], influence=self.influence[:, columns])
 
 
 class _Estimate(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap_mean
-from memprobe.statistics.occurrence import Occurrence
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
+from memprobe.statistics.occurrence import Occurrence, put, put_share
 from memprobe.statistics.vocabulary import PER_FACTOID
 
 STATISTICS = tuple(PER_FACTOID)
@@ -41,6 +41,25 @@ def values_of(trajectory: Trajectories, found: Occurrence, exact: np.ndarray | N
     """
     columns = [row.of(trajectory, found, exact) for row in PER_FACTOID.values() if row.of is not None]
     return np.column_stack(columns).astype(float)
+
+
+def means_of(values: Mapping[str, np.ndarray], resamples: Resamples) -> dict[str, float | None]:
+    """Means over factoids, each with the interval that :mod:`~memprobe.statistics.vocabulary` names for it.
+
+    Args:
+        values: by statistic of a factoid, [factoid], NaN where there is none.
+
+    Returns:
+        NAME, NAME_low and NAME_high of each; ``None`` where a number does not exist.
+    """
+    row: dict[str, float | None] = {}
+    for name, column in values.items():
+        if PER_FACTOID[name].interval == "wilson":
+            put_share(row, name, column[~np.isnan(column)])
+        else:
+            edges = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
+            put(row, name, *(float(edge[0]) for edge in edges))
+    return row
 
 
 def curve_values(trajectory: Trajectories, k: int) -> np.ndarray:

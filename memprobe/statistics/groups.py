@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError, among
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
-from memprobe.statistics.occurrence import Occurrence, restricted
+from memprobe.statistics.controls import means_of
+from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.occurrence import ENDS, Occurrence, placement_of
 from memprobe.statistics.paired import log_rank
 
 GROUPINGS = ("relation", "source", "popularity", "answer-length", "first-token", "outcome")
+GROUPED = ("lof_mean", "lof_restricted_mean", "recall_full", "share_never")
+"""Statistics of a group."""
 
 
 def group_labels(
@@ -56,30 +61,26 @@ def group_labels(
     return ["unique" if n == 1 else "shared by 2–9" if n < 10 else "shared by 10+" for n in alike]
 
 
-def by_group(found: Occurrence, labels: list[str], resamples: Resamples) -> pl.DataFrame:
+def by_group(found: Occurrence, labels: list[str], draws: Callable[[int], Resamples]) -> pl.DataFrame:
     """Placement by group, the log-rank test over the groups beside it.
 
-    Groups hold different factoids, so nothing is paired here. Wilson for shares; else draws are over all
-    factoids, each group taking its own.
+    Groups hold different factoids, so nothing is paired here.
+
+    Args:
+        draws: of so many factoids.
 
     Returns:
         [group, n, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high, log_rank_p]
     """
-    names = list(dict.fromkeys(sorted(labels)))
-    member = np.array(labels)[:, None] == np.array(names)
-    n = member.sum(0)
-    table: dict[str, object] = {"group": names, "n": n}
-
-    def put(name: str, edges: tuple[np.ndarray, ...]) -> None:
-        table.update({f"{name}{end}": edge for end, edge in zip(("", "_low", "_high"), edges, strict=True)})
-
-    for name, depth in (
-        ("lof_mean", found.lof),
-        ("lof_restricted_mean", restricted(found.lof, found.n_layers)),
-    ):
-        put(name, bootstrap_mean(np.where(member, depth[:, None], np.nan), resamples))
-    for name, holds in (("recall_full", found.held[:, -1]), ("share_never", np.isnan(found.lof))):
-        share = (member & holds[:, None]).sum(0) / n
-        put(name, (share, *wilson(share, n)))
-    p = log_rank([found.select(column) for column in member.T])[1] if len(names) > 1 else np.nan
-    return pl.DataFrame(table | {"log_rank_p": np.full(len(names), p)}, nan_to_null=True)
+    groups = [(name, np.array(labels) == name) for name in sorted(set(labels))]
+    parts = [found.select(member) for _, member in groups]
+    p = log_rank(parts)[1] if len(parts) > 1 else np.nan
+    rows = []
+    for (name, member), part in zip(groups, parts, strict=True):
+        resamples = draws(int(member.sum()))
+        row = placement_of(part, resamples) | means_of({"recall_full": part.held[:, -1]}, resamples)
+        shown = {f"{key}{end}": row[f"{key}{end}"] for key in GROUPED for end in ENDS}
+        rows.append({"group": name, "n": len(part.factoids)} | shown | {"log_rank_p": p})
+    numbers = [f"{key}{end}" for key in GROUPED for end in ENDS]
+    schema = {"group": pl.String, "n": pl.Int64} | dict.fromkeys([*numbers, "log_rank_p"], pl.Float64)
+    return pl.DataFrame(rows, schema=schema).with_columns(pl.col("log_rank_p").fill_nan(None))

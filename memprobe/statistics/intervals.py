@@ -186,18 +186,23 @@ def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.nd
 
 
 def bootstrap(
-    values: np.ndarray, resamples: Resamples, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    values: np.ndarray, resamples: Resamples | None, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value, low and high of ``statistic(sums, counts)``, which need not be a mean; see :func:`accelerated_interval`.
 
     Both arguments are [draw, column]: the sums of the cells of ``values`` that are not NaN, and how many they
-    are; the statistic returns [draw, …]. The value itself comes from the sample taken once.
+    are; the statistic returns [draw, …]. The value itself comes from the sample taken once. Without ``resamples`` there
+    is no interval.
     """
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
     n = present.sum(0)
     torn = np.flatnonzero(n < len(values))
+    if resamples is None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = statistic(filled.sum(0)[None], n[None].astype(float))[0]
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     sums = resamples.sums(np.column_stack([filled, present[:, torn]]))
     counts = np.full((len(sums), len(n)), float(resamples.n))
     counts[:, torn] = sums[:, len(n) :]

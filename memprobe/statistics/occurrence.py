@@ -22,6 +22,8 @@ from memprobe.statistics.intervals import (
 )
 
 DRAWS = 10_000
+ENDS = ("", "_low", "_high")
+"""Of a number's name: itself, and the ends of its interval."""
 _FEWEST = {
     **dict.fromkeys(("mean", "restricted_mean", "per_factoid"), FEWEST["mean of those that occur"]),
     "sd": FEWEST["sd"],
@@ -172,7 +174,7 @@ def effective_layers(frequency: np.ndarray) -> np.ndarray:
     return np.where(frequency.sum(-1) > 0, np.exp(-terms.sum(-1)), np.nan)
 
 
-def effective_layers_of(held: np.ndarray, resamples: Resamples) -> tuple[float, float, float]:
+def effective_layers_of(held: np.ndarray, resamples: Resamples | None) -> tuple[float, float, float]:
     """:func:`effective_layers` of all occurrences, with its interval.
 
     A depth that few facts are held at, or by luck none, adds little to a sample's entropy and next to nothing to
@@ -188,6 +190,8 @@ def effective_layers_of(held: np.ndarray, resamples: Resamples) -> tuple[float, 
         value, low, high; NaN where nothing occurs or the error is 0.
     """
     held = held.astype(float)
+    if resamples is None:
+        return float(effective_layers(held.sum(0))), np.nan, np.nan
     sums = np.concatenate([held.sum(0)[None], resamples.sums(held)])
     with np.errstate(divide="ignore", invalid="ignore"):
         total = sums.sum(1, keepdims=True)
@@ -203,8 +207,11 @@ def effective_layers_of(held: np.ndarray, resamples: Resamples) -> tuple[float, 
     return value, float(low), float(high)
 
 
-def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | None]:
-    """One row of :func:`placement`, without the checkpoint: ``None`` where a number does not exist."""
+def placement_of(found: Occurrence, resamples: Resamples | None) -> dict[str, float | None]:
+    """One row of :func:`placement`, without the checkpoint: ``None`` where a number does not exist.
+
+    Without ``resamples``, what they would tell has no interval.
+    """
     n = len(found.factoids)
     row: dict[str, float | None] = {"n": n, "n_layers": found.n_layers}
     inner = found.held[:, 1:].astype(float)
@@ -231,14 +238,14 @@ def placement_of(found: Occurrence, resamples: Resamples) -> dict[str, float | N
         which, _, part = name.partition("_")
         enough = occur.get(which, occur["lof"]) >= _FEWEST[part]
         edges = (low[position], high[position]) if enough else (np.nan, np.nan)
-        _put(row, name, value[position], *edges)
+        put(row, name, value[position], *edges)
     layers, *edges = effective_layers_of(inner, resamples)
     enough = occur["lof"] >= FEWEST["effective layers"]
-    _put(row, "effective_layers", layers, *(edges if enough else (np.nan, np.nan)))
+    put(row, "effective_layers", layers, *(edges if enough else (np.nan, np.nan)))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
-        _put(row, f"{name}_median", *median_depth(depth))
-        _put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
-    _put_share(row, "share_only_full", found.lof == found.n_layers)
+        put(row, f"{name}_median", *median_depth(depth))
+        put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))
+    put_share(row, "share_only_full", found.lof == found.n_layers)
     return row
 
 
@@ -279,12 +286,14 @@ def _mean_and_sd(sums: np.ndarray, n: np.ndarray, middle: float) -> tuple[np.nda
     return mean + middle, np.sqrt(spread)
 
 
-def _put(row: dict[str, float | None], name: str, value: float, low: float, high: float) -> None:
+def put(row: dict[str, float | None], name: str, value: float, low: float, high: float) -> None:
+    """A number and the ends of its interval as NAME, NAME_low and NAME_high; ``None`` where they do not exist."""
     for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
         row[key] = float(number) if np.isfinite(number) else None
 
 
-def _put_share(row: dict[str, float | None], name: str, which: np.ndarray) -> None:
+def put_share(row: dict[str, float | None], name: str, which: np.ndarray) -> None:
+    """:func:`put` of the share of True, with Wilson's interval."""
     share = which.mean() if len(which) else np.nan
     low, high = wilson(np.array(share), np.array(len(which)))
-    _put(row, name, float(share), float(low), float(high))
+    put(row, name, float(share), float(low), float(high))

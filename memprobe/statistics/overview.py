@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.controls import STATISTICS
+from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
+from memprobe.statistics.occurrence import Occurrence, placement_of
 
 STATES = ("said", "surfaces", "absent")
 """What has become of a fact: the model says it; it only surfaces at some depth; it does not even surface."""
@@ -38,15 +38,14 @@ def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]
     """Shares of ``exact_match`` and ``exact_tokens``, with Wilson intervals, over the factoids that have them.
 
     Args:
-        outcomes: rows of one checkpoint, of the OUTCOMES schema.
+        outcomes: :attr:`memprobe.readings.Reading.outcomes` of one checkpoint.
 
     Returns:
         By name, value, low and high; ``None`` where no factoid has it.
     """
-    known = outcomes.filter(pl.col("error").is_null())
     shares: dict[str, dict[str, float] | None] = {}
     for name in ("exact_match", "exact_tokens"):
-        values = known[name].drop_nulls().to_numpy()
+        values = outcomes[name].drop_nulls().to_numpy()
         shares[name] = None
         if len(values):
             low, high = wilson(values.mean(), np.array(len(values)))
@@ -54,22 +53,24 @@ def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]
     return shares
 
 
-def mean_over_draws(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float | None]:
-    """Chance levels: each number of :func:`~memprobe.statistics.occurrence.placement_of` of the shuffled answers,
-    meaned over the draws in which it exists; ``None`` where it exists in none."""
+def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> dict[str, float | None]:
+    """Chance levels: each number of :func:`~memprobe.statistics.occurrence.placement_of` of shuffled answers, meaned
+    over the draws in which it exists; ``None`` where it exists in none."""
+    placed = [placement_of(Occurrence.of(draw, k), None) for draw in draws]
     means: dict[str, float | None] = {}
     for name in names:
-        values = [draw[name] for draw in draws if draw[name] is not None]
+        values = [value for one in placed if (value := one[name]) is not None]
         means[name] = float(np.mean(values)) if values else None
     return means
 
 
-def paired_means(values: np.ndarray, resamples: Resamples) -> pl.DataFrame:
+def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples) -> pl.DataFrame:
     """Means of paired differences with bootstrap intervals, and no test:
     :func:`~memprobe.statistics.paired.differences` in short, of several pairs at once.
 
     Args:
-        values: [factoid, pair, STATISTICS], checkpoint minus reference; NaN where there is none.
+        values: [factoid, pair, statistic], checkpoint minus reference; NaN where there is none.
+        names: of the statistics.
 
     Returns:
         [pair, statistic, n, difference, low, high]; ``pair`` is the position.
@@ -78,8 +79,8 @@ def paired_means(values: np.ndarray, resamples: Resamples) -> pl.DataFrame:
     cells = values.reshape(len(values), -1)
     difference, low, high = bootstrap_mean(cells, resamples)
     columns = {
-        "pair": np.repeat(np.arange(pairs), len(STATISTICS)),
-        "statistic": list(STATISTICS) * pairs,
+        "pair": np.repeat(np.arange(pairs), len(names)),
+        "statistic": list(names) * pairs,
         "n": (~np.isnan(cells)).sum(0),
     }
     return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}, nan_to_null=True)

@@ -57,6 +57,7 @@ class Statistic:
         of: for a statistic of a factoid, ``of(trajectory, found, exact)`` [factoid], NaN where there is none.
         net: whether it is also followed net of shuffled answers.
         on: the facts that it is over, where these are not all.
+        placed: of a statistic of a factoid, its name in a checkpoint's row of placement, where it has another there.
     """
 
     key: str
@@ -70,11 +71,17 @@ class Statistic:
     of: Callable[[Trajectories, Occurrence, np.ndarray | None], np.ndarray] | None = None
     net: bool = False
     on: str = ""
+    placed: str = ""
 
     @property
     def share(self) -> bool:
         """Whether it lies between 0 and 1 and is written in per cent."""
         return self.unit == "share"
+
+    @property
+    def in_placement(self) -> str:
+        """Its name in a checkpoint's row of placement."""
+        return self.placed or self.key
 
     @property
     def difference_unit(self) -> str:
@@ -103,6 +110,7 @@ _ROWS = (
         views=_views("staged"),
         of=lambda trajectory, found, exact: found.lof,
         on="facts that occur",
+        placed="lof_mean",
     ),
     Statistic(
         "lof_restricted",
@@ -114,6 +122,7 @@ _ROWS = (
         views=_views("compared", "arms"),
         of=lambda trajectory, found, exact: restricted(found.lof, found.n_layers),
         net=True,
+        placed="lof_restricted_mean",
     ),
     Statistic(
         "settled",
@@ -124,6 +133,7 @@ _ROWS = (
         **_LATER,
         of=lambda trajectory, found, exact: found.settled,
         on="facts that settle",
+        placed="settled_mean",
     ),
     Statistic(
         "settled_restricted",
@@ -135,6 +145,7 @@ _ROWS = (
         views=_views("compared", "arms"),
         of=lambda trajectory, found, exact: restricted(found.settled, found.n_layers),
         net=True,
+        placed="settled_restricted_mean",
     ),
     Statistic(
         "depths_per_factoid",
