@@ -130,6 +130,14 @@ class Schedule:
         """Every row that may be trained on."""
         return [row for part in self.parts for row in part.examples]
 
+    def pieces(self, most: int) -> int:
+        """Into how many micro-batches a step is dealt so that none has many more than ``most`` tokens with padding.
+
+        As a step of the first epoch at its most needs; later epochs are shuffled otherwise.
+        """
+        steps = [self.step(step) for step in range(min(self.steps, self.steps_per_epoch))]
+        return max(-(-sum(len(row.ids) for row in rows) // most) for rows in steps)
+
     @property
     def tokens(self) -> int:
         """Input tokens of all steps, without padding."""

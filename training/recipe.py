@@ -34,6 +34,8 @@ class Optimiser(Part):
     Attributes:
         batch: rows of one optimiser step, over all processes.
         micro_batch: at most so many rows go through the model at a time.
+        micro_tokens: nor many more tokens than this, padding included: a step of long rows is taken in more pieces, of
+            which memory holds one (default: 2048 on an accelerator, no limit on a CPU).
         clip: gradients are shortened to this length; not in a stage whose penalty holds the weights (EWC).
         warmup: share of the steps in which the learning rate rises from 0.
     """
@@ -47,6 +49,7 @@ class Optimiser(Part):
     warmup: float = Field(0.05, ge=0, lt=1)
     batch: int = Field(32, ge=1)
     micro_batch: int = Field(32, ge=1)
+    micro_tokens: int | None = Field(None, ge=1)
 
 
 class Precision(Part):

@@ -43,8 +43,8 @@ from training.checkpoint import (
 from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
 from training.memory import Memory, free
-from training.mixing import Schedule
-from training.recipe import Along, Recipe, differences, parse_recipe, to_toml
+from training.mixing import Part, Schedule
+from training.recipe import Along, Recipe, Stage, differences, parse_recipe, to_toml
 from training.report import Report
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from training.stage import StageTrainer
 
 LOG, STATE = "log.txt", ".state"
+_TOKENS_AT_ONCE = 2048  # keep an accelerator busy, and leave room for other processes
 BASE, EVALUATION, MATRIX = "0-base", "evaluation.json", "accuracy.csv"
 
 
@@ -311,18 +312,7 @@ class _Run:
         max_length = self._max_length(limit)
         self._check_rows(prepared, tokenizer, max_length)
         own, extra, replayed = parts_of(recipe, prepared, number, tokenizer, max_length)
-        per_step = math.ceil(
-            recipe.optimiser.batch / (recipe.optimiser.micro_batch * self.state.num_processes)
-        )
-        schedule = Schedule(
-            own,
-            extra,
-            epochs=stage.epochs,
-            batch=recipe.optimiser.batch,
-            micro_batches=per_step * self.state.num_processes,
-            seed=seed,
-            match=stage.match,
-        )
+        schedule, per_step = self._schedule(stage, own, extra, seed)
         self.report.say(
             f"{name}: {own.per_epoch} own rows, {sum(part.per_epoch for part in extra)} others an epoch"
             + (f" (matched by {stage.match}, not trained)" if stage.match else "")
@@ -396,6 +386,18 @@ class _Run:
         self.report.say(f"{name}: {folder}")
         del trainer, model, penalty
         free()
+
+    def _schedule(self, stage: Stage, own: Part, extra: list[Part], seed: int) -> tuple[Schedule, int]:
+        """A stage's schedule, and the micro-batches of one step that this process sees."""
+        optimiser, processes = self.recipe.optimiser, self.state.num_processes
+        options: dict[str, Any] = {"epochs": stage.epochs, "batch": optimiser.batch, "seed": seed}
+        per_step = math.ceil(optimiser.batch / (optimiser.micro_batch * processes))
+        most = optimiser.micro_tokens or (None if self.device.type == "cpu" else _TOKENS_AT_ONCE)
+        if most is not None:
+            whole = Schedule(own, extra, match=stage.match, **options)
+            per_step = max(per_step, math.ceil(whole.pieces(most) / processes))
+        micro_batches = per_step * processes
+        return Schedule(own, extra, micro_batches=micro_batches, match=stage.match, **options), per_step
 
     def _load(self, parent: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that a stage trains, with the weights that it starts from."""

@@ -570,3 +570,18 @@ def test_errors_are_one_line(tmp_path):
     done = python(script, path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("training: error: ") and "colour" in done.stderr
+
+
+def test_a_step_of_many_tokens_is_taken_in_pieces_and_comes_to_the_same(tiny_checkpoint, tmp_path):
+    whole = small(tiny_checkpoint)
+    rows = 4 * 40  # tokens of a step, about
+    optimiser = whole.optimiser.model_copy(update={"micro_tokens": rows // 3})
+    pieces = whole.model_copy(update={"optimiser": optimiser})
+    for name, recipe in {"whole": whole, "pieces": pieces}.items():
+        run(recipe, tmp_path / name, quiet=True)
+    one, other = (weights(tmp_path / name / "2-b") for name in ("whole", "pieces"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    assert losses(tmp_path / "pieces" / "1-a") == pytest.approx(losses(tmp_path / "whole" / "1-a"), rel=1e-4)
+    assert not same_weights(tmp_path / "pieces" / "2-b", tmp_path / "whole" / "2-b"), (
+        "it was summed otherwise"
+    )

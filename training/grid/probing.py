@@ -68,7 +68,7 @@ def probe_cell(
         report.say(f"{name}: stage 1 has no factoids to probe")
         return 0.0
     if n is not None and n < len(factoids):
-        factoids = subset(factoids, n, 0, "probe")
+        factoids = [row for row in subset(factoids, n, 0, "probe") if isinstance(row, Factoid)]
     began = time.monotonic()
     intrusions = {
         stage.name: [row for row in data.rows if isinstance(row, Factoid)]

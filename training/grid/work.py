@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import shlex
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_json, write_text
+from memprobe.files import first_line, read_json, write_json, write_text
 from memprobe.runs import CELL, GRID, RECIPE
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
@@ -32,6 +34,7 @@ LOG = "log.txt"
 RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
 
+_CROWDED = 4  # times that a cell is tried again which found the memory full
 _POLL = 2.0  # seconds between two looks at cells that other processes are training
 
 
@@ -65,6 +68,8 @@ def run_grid(
     Raises:
         MemprobeError: bad input before anything is trained, or a directory that cannot be written.
     """
+    import torch
+
     cells = cells_of(grid, path)
     mine = deal(cells, *shard)
     after = _function(grid.after, path) if grid.after else None
@@ -75,7 +80,7 @@ def run_grid(
     if crew is None:
         report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
     broken: dict[str, str] = {}
-    waiting, memory = False, Memory()
+    waiting, memory, crowded = False, Memory(), Counter[str]()
 
     def left_to_do() -> list[Cell]:
         if crew is not None:
@@ -99,11 +104,19 @@ def run_grid(
             except Stopped as error:
                 report.say(f"{cell.node.name}: {error}")
                 return list(broken.values())
+            except torch.OutOfMemoryError as error:  # beside other processes; it may fit when they are done
+                crowded[cell.node.name] += 1
+                if crowded[cell.node.name] > _CROWDED:
+                    raise
+                report.say(f"{cell.node.name}: {first_line(error)}; tried again in a moment")
             except MemprobeError as error:
                 broken[cell.node.name] = f"{cell.node.name}: {error}"
                 report.say(f"{cell.node.name}: {error}")
                 if crew is not None:
                     crew.give_up(cell.node.name, str(error))
+            if crowded[cell.node.name] and not is_done(out, cell):
+                memory.forget()
+                time.sleep(random.uniform(5, 15))
             waiting = False
             _drop_weights(mine, out)
             if crew is not None:
