@@ -21,13 +21,13 @@ MAX_DEPTH = 2**15 - 1  # depths are int16
 MAX_TOKENS = 2**31 - 1  # token ids are int32
 
 
-class _Open(BaseModel):
+class Open(BaseModel):
     """Keeps keys that it does not know; takes no text for a number."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class TableMark(_Open):
+class TableMark(Open):
     """Of a table as it was written; see :func:`memprobe.parquet.mark_of`."""
 
     rows: Count
@@ -36,7 +36,7 @@ class TableMark(_Open):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ManifestEntry(_Open):
+class ManifestEntry(Open):
     """What training said of a checkpoint."""
 
     arm: str | None = None
@@ -47,7 +47,7 @@ class ManifestEntry(_Open):
     template: str | None = None
 
 
-class PrecisionEntry(_Open):
+class PrecisionEntry(Open):
     """How far ranks of a probe in less than fp32 can be trusted."""
 
     dtype: str
@@ -59,7 +59,7 @@ class PrecisionEntry(_Open):
     why: str | None = None
 
 
-class CheckpointEntry(_Open):
+class CheckpointEntry(Open):
     """One checkpoint of a probe."""
 
     fingerprint: str
@@ -77,7 +77,7 @@ class CheckpointEntry(_Open):
     precision: PrecisionEntry | None = None
 
 
-class LensEntry(_Open):
+class LensEntry(Open):
     """One lens of a probe: ``kind`` names its family, ``readout`` whose norm and unembedding it reads with."""
 
     kind: str
@@ -86,7 +86,7 @@ class LensEntry(_Open):
     sha256: str | None = None
 
 
-class Asked(_Open):
+class Asked(Open):
     """What factoids were asked."""
 
     n: Count
@@ -94,7 +94,7 @@ class Asked(_Open):
     source: str | None = None
 
 
-class RunFile(_Open):
+class RunFile(Open):
     """``run.json``."""
 
     version: Literal[1, 2] = Field(alias="schema")
@@ -121,7 +121,7 @@ class RunFile(_Open):
 Curve = list[float | None]
 
 
-class SummaryEntry(_Open):
+class SummaryEntry(Open):
     """The numbers of one checkpoint; see :func:`memprobe.summary.summarise`."""
 
     n: Count
@@ -136,7 +136,7 @@ class SummaryEntry(_Open):
     diversity: dict[str, float | None]
 
 
-class SummaryFile(_Open):
+class SummaryFile(Open):
     """``summary.json``."""
 
     version: Literal[1, 2] = Field(alias="schema")

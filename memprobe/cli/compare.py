@@ -16,6 +16,7 @@ from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from memprobe.compare import Comparison
+    from memprobe.compare.outcomes import OutcomeComparison
     from memprobe.members import Member
     from memprobe.probes import Probe
 
@@ -27,7 +28,8 @@ def compare_command(
         list[Path],
         typer.Argument(
             metavar="PROBE…",
-            help="Probe directories (memprobe layers --out makes them), or a directory with one set-up's probes in all "
+            help="Probe directories (memprobe layers --out makes them), results of other tools (memprobe import; "
+            "answers are compared then, not depths), or a directory with one set-up's probes in all "
             "readouts, as in a grid's probes/SETUP.",
         ),
     ],
@@ -99,7 +101,11 @@ def compare_command(
     """
     from memprobe.cli.show_comparison import print_comparison
     from memprobe.compare import compare
+    from memprobe.results import is_results
 
+    if any(is_results(path) for path in probes):
+        _compare_outcomes(probes, reference, arms or [], draws, seed, full, as_json, out)
+        return
     opened, others = _found(probes)
     result = compare(
         opened,
@@ -126,6 +132,31 @@ def compare_command(
         print_comparison(result, net, full=full)
         if not full:
             echo("\nEvery table: --full; as files: --out DIR.", err=True)
+    _say(result, out)
+
+
+def _compare_outcomes(
+    paths: Sequence[Path],
+    reference: str | None,
+    arms: Sequence[str],
+    draws: int,
+    seed: int,
+    full: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Answers alone: what other tools found has no depths."""
+    from memprobe.cli.show_comparison import print_outcomes
+    from memprobe.compare.outcomes import compare_outcomes
+
+    made = dict(_arm(text) for text in arms)
+    result = compare_outcomes(paths, reference=reference, arms=made, draws=draws, seed=seed)
+    if out is not None:
+        result.write(out)
+    if as_json:
+        echo_json(result.as_json())
+    else:
+        print_outcomes(result, full=full)
     _say(result, out)
 
 
@@ -177,7 +208,7 @@ def _track(members: list[Member]) -> Iterable[Member]:
     return track(members, "comparing", console=terminal(stderr=True), transient=True)
 
 
-def _say(result: Comparison, out: Path | None) -> None:
+def _say(result: Comparison | OutcomeComparison, out: Path | None) -> None:
     from memprobe.cli.terminal import terminal
 
     console = terminal(stderr=True, soft_wrap=True, highlight=False)

@@ -12,7 +12,7 @@ from memprobe.cli.options import Full
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
-COMPARISON = "comparison.json"
+COMPARISON, OUTCOMES = "comparison.json", "outcomes.json"
 
 
 @app.command()
@@ -38,9 +38,19 @@ def show(
 
         comparison = read_comparison(folder / COMPARISON)
         if as_json:
-            _print_json(comparison.as_json())
+            echo_json(comparison.as_json())
         else:
             print_comparison(comparison, full=full)
+        return
+    if (folder / OUTCOMES).exists():
+        from memprobe.cli.show_comparison import print_outcomes
+        from memprobe.compare.outcomes import read_outcomes
+
+        outcomes = read_outcomes(folder / OUTCOMES)
+        if as_json:
+            echo_json(outcomes.as_json())
+        else:
+            print_outcomes(outcomes, full=full)
         return
     from memprobe.cli.show_probe import print_summary
     from memprobe.probes import SUMMARY, open_probe
@@ -49,13 +59,9 @@ def show(
     if not (folder / SUMMARY).exists():
         raise MemprobeError(f"{folder}: not finished, so there is no summary yet; the same command goes on")
     if as_json:
-        _print_json(probe.summary)
+        echo_json(probe.summary)
         return
     print_summary(probe, full=full)
     for label in probe.checkpoints:
         if label not in probe.finished:
             echo(f"note     {label}: not finished; the same command goes on", err=True)
-
-
-def _print_json(value: object) -> None:
-    echo_json(value)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from memprobe.compare import Comparison
+    from memprobe.compare.outcomes import OutcomeComparison
 
 WIDTH = 100
 
@@ -67,6 +68,39 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         show(console, result.tables)
     _overlap(console, result)
     for show in (_fates, _kept, _paths, _arms, _groups, _steps):
+        show(console, result.tables)
+
+
+def print_outcomes(result: OutcomeComparison, *, full: bool = False) -> None:
+    """Prints a comparison of answers alone.
+
+    Args:
+        full: print differences and arms as well.
+    """
+    from memprobe.cli.terminal import terminal
+
+    console = terminal()
+    if not console.is_terminal:
+        console.width = WIDTH
+    for line in result.verdict():
+        console.print(line, markup=False, highlight=False)
+    shown = result.headline()
+    _table(console, shown.title, list(shown.columns), [list(row) for row in shown.rows], says=shown.says)
+    if not full:
+        return
+    rows = [
+        [
+            f"{row['checkpoint']} − {row['reference']}",
+            label(row["statistic"], short=True),
+            str(row["n"]),
+            interval(row["difference"], row["low"], row["high"], "+.3f"),
+            wording.p_value(row["p"]),
+        ]
+        for row in result.tables["differences"].to_dicts()
+    ]
+    if rows:
+        _table(console, "Paired differences", ["", "", "n", "difference", "p"], rows, left=2)
+    for show in (_paths, _arms):
         show(console, result.tables)
 
 
@@ -381,7 +415,7 @@ def _paths(console: Console, tables: dict[str, pl.DataFrame]) -> None:
 
 
 def _arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
-    shown = ["exact", "recall_full", "lof_restricted", "settled_restricted", "depths_per_factoid"]
+    shown = ["exact", "score", "recall_full", "lof_restricted", "settled_restricted", "depths_per_factoid"]
     for name in ("arms", "arm_differences"):
         table = tables[name]
         means = name == "arms"

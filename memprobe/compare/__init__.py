@@ -5,6 +5,7 @@ Probe directories in, tables out; no model is needed.
     comparison     compare: every table, checkpoint by checkpoint; what tables there are
     by_checkpoint  curves, placement, survival, net of controls, groups
     by_pair        differences, spread, overlap, fates, kept and lost facts, claims of placement
+    outcomes       compare_outcomes: answers alone, also of other evaluation tools
     over_runs      paths through stages, arms over seeds, training steps, kept facts of arms
     headline       the one table that stands below a verdict
     table          a function of readings, with a schema

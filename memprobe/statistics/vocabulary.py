@@ -266,6 +266,7 @@ _OTHERS = (
     Statistic("recall", "recall@{k}", "recall", "share", "wilson", **_HIGHER),
     Statistic("frequency", "normalised frequency", "frequency", "share", "bca", **_HIGHER),
     Statistic("retention", "retention", "retention", "share", "wilson", **_HIGHER),
+    Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER),
 )
 STATISTICS: dict[str, Statistic] = {row.key: row for row in (*_OTHERS, *_PLACED, *_ROWS)}
 """Every statistic by key."""

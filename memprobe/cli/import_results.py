@@ -1,0 +1,83 @@
+"""``memprobe import``: results of other evaluation tools, to be compared fact by fact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memprobe.cli.app import app
+from memprobe.cli.terminal import echo
+from memprobe.errors import MemprobeError
+
+
+@app.command("import")
+def import_command(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[LABEL=]PATH…",
+            help="What another tool wrote for one checkpoint: samples of lm-evaluation-harness (--log_samples), a log "
+            "of Inspect (.eval, .json), an evaluation of OpenUnlearning (NAME_EVAL.json), or a folder with one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The results directory; further checkpoints join it.")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Which task (OpenUnlearning: which metric's rows), where there are several."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="By which score a fact is judged. [default: exact_match, or the only one]",
+            show_default=False,
+        ),
+    ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="From which score on a fact counts as known. [default: 1, where scores are 0 and 1 alone]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Turns results of other evaluation tools into outcomes that `memprobe compare` pairs fact by fact.
+
+    Facts keep the ids that the tool gives them (the document's own `id`, else a hash of it; a sample's id; the row), so
+    that one fact is the same in every checkpoint, and the same as in a probe of a file with those ids.
+
+    Examples:
+
+    `memprobe import base=out/base tuned=out/tuned --task triviaqa --out results/triviaqa`
+
+    `memprobe import naive=logs/naive.eval --metric match --out results/rivers`
+
+    `memprobe compare results/triviaqa --reference base`
+    """
+    from memprobe.results import read_one, write_results
+
+    evaluations = {}
+    for text in results:
+        label, _, path = text.rpartition("=")
+        label = label or Path(path).name.removesuffix(Path(path).suffix)
+        if label in evaluations:
+            raise MemprobeError(f"label {label!r} stands for two results; write LABEL=PATH")
+        evaluations[label] = read_one(path, task=task)
+    written = write_results(evaluations, out, metric=metric, at_least=at_least)
+    for label in evaluations:
+        entry, table = written.about["checkpoints"][label], written.outcomes(label)
+        known, judged = int(table["exact_match"].sum()), len(table) - table["exact_match"].null_count()
+        echo(
+            f"{label}: {known} of {judged} facts known ({entry['tool']}, {entry['task']}, {entry['metric']})"
+        )
+        if unjudged := len(table) - judged:
+            first = table.filter(table["exact_match"].is_null()).row(0, named=True)
+            echo(
+                f"note     {label}: {unjudged} facts have no score ({first['factoid']}: {first['error']})",
+                err=True,
+            )
+        if (times := table["times"].max()) != 1:
+            echo(f"note     {label}: facts were asked up to {times} times; the mean score counts", err=True)
+    echo(f"results  {out}", err=True)

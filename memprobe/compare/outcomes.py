@@ -1,0 +1,376 @@
+"""Which facts checkpoints give, compared fact by fact: of probes, and of what other evaluation tools say.
+
+    results directories, probes ──> Answers, one a checkpoint ──> the facts that all of them were asked ──> tables
+
+No records and no depths: this is what can be said of answers alone, with the same pairing by fact, the same fates and
+the same arms over seeds as in :func:`memprobe.compare.compare`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from memprobe import wording
+from memprobe.compare.by_pair import differences, fates
+from memprobe.compare.headline import Headline
+from memprobe.compare.over_runs import arm_differences, arms, paths
+from memprobe.compare.table import floats
+from memprobe.errors import MemprobeError
+from memprobe.files import csv_text, json_text, read_json, write_together
+from memprobe.probes import Probe, open_probe
+from memprobe.results.directory import ResultsDirectory, is_results, open_results
+from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
+from memprobe.statistics.arms import arm_differences as arm_differences_of
+from memprobe.statistics.fates import fates as fates_of
+from memprobe.statistics.intervals import Resamples, check_draws, wilson
+from memprobe.statistics.occurrence import DRAWS
+from memprobe.statistics.paired import differences as differences_of
+
+FILE, SCHEMA = "outcomes.json", 1
+EXACT, SCORE = "exact", "score"
+SCHEMAS: dict[str, pl.Schema] = {
+    "outcomes": pl.Schema(
+        {"checkpoint": pl.String, "n": pl.Int64} | floats("exact", "exact_low", "exact_high", "score")
+    ),
+    "differences": differences.schema,
+    "fates": fates.schema,
+    "paths": paths.schema,
+    "arms": arms.schema,
+    "arm_differences": arm_differences.schema,
+}
+"""The tables; all but the first have the columns that :func:`memprobe.compare.compare` gives them."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One checkpoint.
+
+    Attributes:
+        exact: by factoid, whether it is given; without what could not be judged.
+        score: by factoid, the metric behind that; 0 and 1 where there is no other.
+    """
+
+    label: str
+    path: Path
+    factoids: pl.DataFrame
+    exact: Mapping[str, bool]
+    score: Mapping[str, float]
+    arm: str | None
+    seed: str | None
+    stage: str | None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Stages by number; those without one last."""
+        number = re.match(r"\d+", self.stage or "")
+        return (int(number[0]) if number else 10**9, self.stage or "")
+
+
+@dataclass(frozen=True)
+class OutcomeComparison:
+    """What :func:`compare_outcomes` finds.
+
+    Attributes:
+        settings: what was compared, and how.
+        notes: what a reader must know beside the numbers, one line each.
+        tables: by name, all of :data:`SCHEMAS`; empty where there is nothing to say.
+    """
+
+    settings: dict[str, Any]
+    notes: list[str]
+    tables: dict[str, pl.DataFrame]
+
+    def verdict(self) -> list[str]:
+        """The reference, then what differs from it, and how sure that is."""
+        reference = self.settings["reference"]
+        own = self.tables["outcomes"].row(by_predicate=pl.col("checkpoint") == reference, named=True)
+        lines = [f"{reference} gives {_percent(own)} of {wording.count(own['n'], 'fact')}."]
+        paired = self.tables["differences"].filter(statistic=EXACT).iter_rows(named=True)
+        lines += [f"{row['checkpoint']} against {reference}: {_points(row)}." for row in paired]
+        for row in (
+            self.tables["arm_differences"].filter(statistic=EXACT).drop_nulls("low").iter_rows(named=True)
+        ):
+            stage = f" after stage {row['stage']}" if row["stage"] else ""
+            seeds = f"{row['seeds']} and {row['reference_seeds']} seeds"
+            lines.append(f"Arm {row['arm']} against {row['reference']}{stage}: {_points(row)} ({seeds}).")
+        return lines
+
+    def headline(self) -> Headline:
+        """The main table: what each checkpoint gives, and what became of the reference's facts."""
+        fate: dict[str, dict[str, int]] = {}
+        for row in self.tables["fates"].iter_rows(named=True):
+            fate.setdefault(row["checkpoint"], {})[row["path"]] = row["n"]
+        rows = []
+        for row in self.tables["outcomes"].iter_rows(named=True):
+            paths = fate.get(row["checkpoint"], {})
+            counts = [str(paths.get(path, "")) for path in ("1→1", "1→0", "0→1", "0→0")]
+            rows.append((row["checkpoint"], wording.of_row(row, "exact", ".1%"), *counts))
+        says = f"Facts that {self.settings['reference']} gives (1) or not (0) → the checkpoint."
+        columns = ("", "exact match", "1→1", "1→0", "0→1", "0→0")
+        return Headline("What is given, and what became of each fact", says, columns, tuple(rows))
+
+    def markdown(self) -> str:
+        """The verdict, its table and the notes."""
+        shown = self.headline()
+        notes = [f"- {note}" for note in self.notes]
+        parts = [
+            *self.verdict(),
+            f"## {shown.title}",
+            shown.markdown(),
+            *(["\n".join(notes)] if notes else []),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return "".join(f"<p>{escape(line)}</p>" for line in self.verdict()) + self.headline().html()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON: tables are lists of rows."""
+        tables = {name: table.to_dicts() for name, table in self.tables.items()}
+        return {"schema": SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
+
+    def write(self, folder: Path) -> None:
+        """``outcomes.json``, ``outcomes.md``, and each table that has rows as ``NAME.csv``."""
+        texts = {"outcomes.md": self.markdown()}
+        for name, table in self.tables.items():
+            if len(table):
+                lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
+                texts[f"{name}.csv"] = csv_text(
+                    table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
+                )
+        texts[FILE] = json_text(self.as_json())
+        write_together(texts, folder, mark=FILE, stale=[f"{name}.csv" for name in SCHEMAS])
+
+
+def read_outcomes(path: Path) -> OutcomeComparison:
+    """An ``outcomes.json`` as :meth:`OutcomeComparison.write` left it.
+
+    Raises:
+        MemprobeError: the file is missing, broken, or something else.
+    """
+    whole = read_json(path)
+    try:
+        tables = {
+            name: pl.DataFrame(whole["tables"][name], schema=schema) for name, schema in SCHEMAS.items()
+        }
+        settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
+        found = OutcomeComparison(settings, list(whole["notes"]), tables)
+        found.markdown()
+    except (KeyError, AttributeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise MemprobeError(
+            f"{path}: is no comparison of outcomes; memprobe compare --out writes one"
+        ) from error
+    return found
+
+
+def compare_outcomes(
+    sources: Sequence[Probe | ResultsDirectory | str | Path],
+    *,
+    reference: str | None = None,
+    arms: Mapping[str, tuple[str, str, str]] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> OutcomeComparison:
+    """Compares which facts checkpoints give.
+
+    Args:
+        sources: results directories (``memprobe import``) and probe directories, with the same ids for the same facts.
+        reference: label of the checkpoint that differences are taken from (default: the first).
+        arms: (arm, seed, stage) by label; without it, what the manifests of probes say.
+
+    Raises:
+        MemprobeError: no fact in common, one id for two facts, an unknown label, broken files.
+    """
+    check_draws(draws, seed)
+    answers = _named([one for source in sources for one in _of(source)], arms or {})
+    if not answers:
+        raise MemprobeError("name at least one results directory or probe")
+    first = next((one for one in answers if reference in (None, one.label)), None)
+    if first is None:
+        raise MemprobeError(
+            f"`reference` {reference!r}: no such checkpoint; there are {', '.join(one.label for one in answers)}"
+        )
+    notes: list[str] = []
+    ids = _common(answers, notes)
+    facts = answers[0].factoids.filter(pl.col("id").is_in(ids))
+    ids = facts["id"].to_list()
+    right = np.array([answer.casefold() for answer in facts["answer"]])
+    values = {one.label: np.array([[one.exact[id], one.score[id]] for id in ids], float) for one in answers}
+    plain = all((table[:, 0] == table[:, 1]).all() for table in values.values())
+    names = [EXACT] if plain else [EXACT, SCORE]
+    values = {label: table[:, : len(names)] for label, table in values.items()}
+    drawn = Resamples.of(len(ids), draws=draws, seed=seed)
+    others = [one.label for one in answers if one is not first]
+    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in SCHEMAS}
+    for one in answers:
+        parts["outcomes"].append(_outcomes(one.label, values[one.label]))
+    for label in others:
+        keys = [pl.lit(first.label).alias("reference"), pl.lit(label).alias("checkpoint")]
+        found = differences_of(values[label] - values[first.label], right, drawn, seed=seed)
+        front = [pl.lit("all").alias("on"), pl.Series("statistic", names)]
+        parts["differences"].append(found.select(*keys, *front, pl.all()))
+        both = np.column_stack([values[first.label][:, 0], values[label][:, 0]]).astype(bool)
+        parts["fates"].append(fates_of(both).select(*keys, pl.all()))
+    parts["paths"] += _paths(answers, values)
+    if runs := _runs(answers, values):
+        shares, n = [EXACT], len(ids)
+        parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
+        arm = first.arm or runs[0].arm
+        parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
+        if min(parts["arms"][0]["seeds"]) < MIN_SEEDS:
+            notes.append(
+                f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
+            )
+    tables = {
+        name: pl.concat([pl.DataFrame(schema=schema), *(part.cast(schema) for part in parts[name])])
+        for name, schema in SCHEMAS.items()
+    }
+    settings = {
+        "draws": draws,
+        "seed": seed,
+        "factoids": len(ids),
+        "reference": first.label,
+        "checkpoints": [
+            {"label": one.label, "arm": one.arm, "seed": one.seed, "stage": one.stage} for one in answers
+        ],
+    }
+    return OutcomeComparison(settings, notes, tables)
+
+
+def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
+    if isinstance(source, str | Path):
+        source = open_results(source) if is_results(Path(source)) else open_probe(source)
+    for label in source.checkpoints:
+        if isinstance(source, ResultsDirectory):
+            table = source.outcomes(label)
+            manifest: Mapping[str, Any] = {}
+        else:
+            table = source.outcomes.filter(pl.col("checkpoint") == label)
+            table = table.with_columns(pl.coalesce("exact_match", "exact_tokens").alias("exact_match"))
+            table = table.with_columns(pl.col("exact_match").cast(pl.Float64).alias("score"))
+            manifest = source.run["checkpoints"][label].get("manifest") or {}
+        known = table.filter(pl.col("exact_match").is_not_null())
+        exact = dict(known.select("factoid", "exact_match").iter_rows())
+        score = dict(known.select("factoid", "score").iter_rows())
+        made = [None if manifest.get(key) is None else str(manifest[key]) for key in ("arm", "seed", "stage")]
+        yield Answers(label, source.path, source.factoids, exact, score, *made)
+
+
+def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:
+    """With labels of their own, and what is said of how they were made."""
+    labels = [one.label for one in answers]
+    named = [
+        replace(one, label=f"{one.path.name}/{one.label}") if labels.count(one.label) > 1 else one
+        for one in answers
+    ]
+    labels = [one.label for one in named]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise MemprobeError(f"checkpoint {twice[0]!r} is given twice; name each directory once")
+    if unknown := [label for label in arms if label not in labels]:
+        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {', '.join(labels)}")
+    return [
+        replace(one, arm=arms[one.label][0], seed=arms[one.label][1], stage=arms[one.label][2])
+        if one.label in arms
+        else one
+        for one in named
+    ]
+
+
+def _common(answers: Sequence[Answers], notes: list[str]) -> list[str]:
+    """The facts that every checkpoint was judged on.
+
+    Raises:
+        MemprobeError: there is none, or one id stands for two facts.
+    """
+    first = answers[0]
+    asked = {
+        id: (prompt, answer)
+        for id, prompt, answer in first.factoids.select("id", "prompt", "answer").iter_rows()
+    }
+    common = set(first.exact)
+    reworded: set[str] = set()
+    for one in answers:
+        common &= set(one.exact)
+        if not common:
+            raise MemprobeError(f"{one.path}: {one.label} shares no judged fact (no id) with {first.label}")
+        for id, prompt, answer in one.factoids.select("id", "prompt", "answer").iter_rows():
+            if id in common and asked[id][1].casefold() != answer.casefold():
+                raise MemprobeError(
+                    f"{one.path}: fact {id!r} has the answer {answer!r}, in {first.path} {asked[id][1]!r}; "
+                    "ids must stand for the same facts"
+                )
+            if id in common and asked[id][0] != prompt:
+                reworded.add(id)
+    most = max(len(one.exact) for one in answers)
+    if len(common) < most:
+        notes.append(
+            f"Compared on the {len(common)} facts that every checkpoint was judged on, of up to {most}."
+        )
+    if reworded:
+        notes.append(
+            f"{len(reworded)} of these facts were put in other words to some checkpoints (other templates or examples)."
+        )
+    return sorted(common)
+
+
+def _outcomes(label: str, values: np.ndarray) -> pl.DataFrame:
+    n = len(values)
+    share = values[:, 0].mean()
+    low, high = wilson(np.array(share), np.array(n))
+    row = {
+        "checkpoint": label,
+        "n": n,
+        "exact": float(share),
+        "exact_low": float(low),
+        "exact_high": float(high),
+    }
+    return pl.DataFrame([row | {"score": float(values[:, -1].mean())}], schema=SCHEMAS["outcomes"])
+
+
+def _paths(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> Iterator[pl.DataFrame]:
+    chains: dict[tuple[str, str], list[Answers]] = {}
+    for one in answers:
+        if one.arm is not None and one.stage:
+            chains.setdefault((one.arm, one.seed or ""), []).append(one)
+    for (arm, seed), chain in chains.items():
+        chain = sorted(chain, key=lambda one: one.order)
+        if len(chain) > 1 and len({one.stage for one in chain}) == len(chain):
+            keys = {"arm": arm, "seed": seed, "stages": " → ".join(one.stage or "" for one in chain)}
+            found = fates_of(np.column_stack([values[one.label][:, 0].astype(bool) for one in chain]))
+            yield found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
+
+
+def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[Run]:
+    runs, seen = [], {}
+    for one in answers:
+        if one.arm is None:
+            continue
+        key = (one.arm, one.stage or "", one.seed or "")
+        if key in seen:
+            raise MemprobeError(
+                f"{seen[key]} and {one.label} are both arm {one.arm!r}, stage {one.stage!r}, seed {one.seed!r}: "
+                "tell them apart with `arms`"
+            )
+        seen[key] = one.label
+        runs.append(Run.of(one.arm, one.stage or "", one.seed or "", one.label, values[one.label]))
+    return runs
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return wording.of_row(row, "exact", ".1%")
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    edges = [None if row[name] is None else 100 * row[name] for name in ("difference", "low", "high")]
+    said = wording.interval(edges[0], edges[1], edges[2], "+.1f")
+    unsure = row["low"] is None or row["low"] <= 0 <= row["high"]
+    return f"{said} points of recall{', which may be chance' if unsure else ''}"

@@ -1,0 +1,269 @@
+"""Results of other tools: what their own exports say, fact by fact, and what compare makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memprobe.compare.outcomes import compare_outcomes
+from memprobe.errors import MemprobeError
+from memprobe.results import open_results, read_evaluations, read_one, write_results
+from memprobe.results.inspect_logs import _opened
+from tests.exports.make import FACTS, SAID
+
+EXPORTS = Path(__file__).parent / "exports"
+FREE, CHOSEN = "made_up_rivers", "made_up_choices"
+
+
+def known(directory, label: str) -> str:
+    table = directory.outcomes(label)
+    return "".join(sorted(table.filter(table["exact_match"])["factoid"]))
+
+
+@pytest.mark.parametrize(("task", "metric"), [(FREE, "exact_match"), (CHOSEN, "acc")])
+def test_samples_of_the_harness_say_which_facts_are_known(tmp_path, task, metric):
+    found = {label: read_one(EXPORTS / "lm_eval" / label, task=task) for label in SAID}
+    written = write_results(found, tmp_path / "out")
+    assert {label: known(written, label) for label in SAID} == SAID
+    assert [tuple(row) for row in written.factoids.select("id", "prompt", "answer").iter_rows()] == FACTS
+    assert written.about["checkpoints"]["base"]["metric"] == metric
+    said = dict(written.outcomes("tuned").select("factoid", "prediction").iter_rows())
+    assert said["a"] == "Lunn" and said["b"] != "Brack"
+
+
+@pytest.mark.parametrize("kind", ["eval", "json"])
+def test_logs_of_inspect_are_read_alike_whichever_kind(tmp_path, kind):
+    found = {label: read_one(EXPORTS / "inspect" / f"{label}.{kind}") for label in SAID}
+    assert all(sorted(one.scores) == ["includes", "match"] for one in found.values())
+    # Fact b was right in one of two epochs, fact d of the tuned model failed in both.
+    assert found["base"].means("match") == {"a": 1.0, "b": 0.5, "c": 0.0, "d": 1.0}
+    assert found["tuned"].means("match") == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert "went away" in found["tuned"].errors["d"]
+    with pytest.raises(MemprobeError, match="name one metric"):
+        write_results(found, tmp_path / "out")
+    with pytest.raises(MemprobeError, match=r"other than 0 and 1 \(0.5\)"):
+        write_results(found, tmp_path / "out", metric="match")
+    written = write_results(found, tmp_path / "out", metric="match", at_least=0.5)
+    assert known(written, "base") == "abd" and known(written, "tuned") == "a"
+    (failed,) = written.outcomes("tuned").filter(factoid="d").to_dicts()
+    assert failed["exact_match"] is None and "went away" in failed["error"]
+
+
+def unlearned(folder: Path, probabilities: list[float], rouge: list[float]) -> Path:
+    """A file in OpenUnlearning's schema."""
+    texts = [
+        {
+            "rouge1_recall": value,
+            "rougeL_recall": value,
+            "input": prompt,
+            "ground_truth": answer,
+            "generation": answer if value == 1 else "No",
+        }
+        for value, (_, prompt, answer) in zip(rouge, FACTS, strict=True)
+    ]
+    log = {
+        "forget_quality": {"agg_value": 0.2},
+        "forget_Q_A_Prob": {
+            "agg_value": float(np.mean(probabilities)),
+            "value_by_index": {
+                str(i): {"prob": p, "avg_loss": -np.log(p)} for i, p in enumerate(probabilities)
+            },
+        },
+        "forget_Q_A_PERT_Prob": {
+            "agg_value": 0.1,
+            "value_by_index": {str(i): {"prob": [0.1, 0.3], "avg_loss": [2.3, 1.2]} for i in range(4)},
+        },
+        "forget_Q_A_ROUGE": {"agg_value": 0.5, "value_by_index": dict(enumerate(texts))},
+    }
+    folder.mkdir(parents=True)
+    (folder / "TOFU_EVAL.json").write_text(json.dumps(log))
+    return folder
+
+
+def test_evaluations_of_openunlearning_by_row(tmp_path):
+    folder = unlearned(tmp_path / "saves" / "npo", [0.9, 0.2, 0.8, 0.5], [1.0, 0.0, 0.5, 1.0])
+    names = {one.task for one in read_evaluations(folder)}
+    assert names == {
+        "forget_Q_A_Prob",
+        "forget_Q_A_PERT_Prob",
+        "forget_Q_A_ROUGE",
+    }  # the quality is of the whole
+    rouge = read_one(folder, task="forget_Q_A_ROUGE")
+    assert rouge.model == "npo" and rouge.factoids["1"].answer == "Brack" and rouge.predictions["0"] == "Lunn"
+    written = write_results({"npo": rouge}, tmp_path / "out", metric="rougeL_recall", at_least=1.0)
+    assert known(written, "npo") == "03"
+    several = read_one(folder, task="forget_Q_A_PERT_Prob")
+    assert several.means("prob")["0"] == pytest.approx(0.2)
+
+
+def test_compare_pairs_fact_by_fact(cli, tmp_path):
+    results, tables = tmp_path / "results", tmp_path / "tables"
+    paths = [f"{label}={EXPORTS / 'lm_eval' / label}" for label in SAID]
+    code, text, err = cli("import", *paths, "--task", FREE, "--out", results)
+    assert code == 0 and "base: 3 of 4 facts known" in text, err
+    code, text, err = cli("compare", results, "--draws", 500, "--out", tables, "--full")
+    assert code == 0 and "base gives 75.0%" in text, err
+    found = json.loads((tables / "outcomes.json").read_text())["tables"]
+    assert {row["path"]: row["n"] for row in found["fates"]} == {"1→1": 2, "1→0": 1, "0→1": 0, "0→0": 1}
+    (row,) = found["differences"]
+    assert (
+        row["n"] == 4 and row["difference"] == -0.25 and row["p"] == 1.0
+    )  # one fact that moved proves nothing
+    assert cli("show", tables, "--full")[1] == text
+    code, text, _ = cli("compare", results, "--draws", 500, "--json")
+    assert code == 0 and json.loads(text)["tables"] == found
+
+
+def test_arms_over_seeds_and_paths_through_stages(tmp_path):
+    rng = np.random.default_rng(0)
+    made, arms = {}, {}
+    for arm, share in (("naive", 0.2), ("replay", 0.7)):
+        for seed in range(4):
+            for stage, level in (("1", 0.95), ("2", share)):
+                label = f"{arm}-{seed}-{stage}"
+                file = tmp_path / f"samples_t_2026-01-0{seed + 1}T{stage}.jsonl"
+                file.write_text("".join(sample(i, rng.random() < level) for i in range(80)))
+                made[label], arms[label] = read_one(file), (arm, str(seed), stage)
+    result = compare_outcomes([write_results(made, tmp_path / "out").path], arms=arms, draws=200)
+    (row,) = result.tables["arm_differences"].filter(stage="2").to_dicts()
+    by_hand = [
+        np.mean(
+            [made[f"{arm}-{seed}-2"].means("exact_match")[str(i)] for seed in range(4) for i in range(80)]
+        )
+        for arm in ("naive", "replay")
+    ]
+    assert row["difference"] == pytest.approx(by_hand[1] - by_hand[0])
+    assert row["low"] < row["difference"] < row["high"] and row["significant"]
+    path = result.tables["paths"].filter(arm="naive", seed="0")
+    assert path["n"].sum() == 80 and path["stages"][0] == "1 → 2"
+    assert any("replay against naive after stage 2" in line for line in result.verdict())
+
+
+def sample(i: int, right: bool, **more) -> str:
+    row = {
+        "doc_id": i,
+        "doc": {"id": str(i)},
+        "target": f"answer {i}",
+        "arguments": {"gen_args_0": {"arg_0": f"question {i}", "arg_1": {"until": ["\n"]}}},
+        "filtered_resps": ["x"],
+        "filter": "none",
+        "metrics": ["exact_match"],
+        "doc_hash": f"{i:064}",
+        "exact_match": float(right),
+    }
+    return json.dumps(row | more) + "\n"
+
+
+def test_a_probe_and_another_tool_on_the_same_facts(cli, tiny_checkpoint, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(json.dumps({"id": i, "prompt": p, "answer": a}) + "\n" for i, p, a in FACTS))
+    probe = tmp_path / "probe"
+    assert cli("layers", "--ckpt", f"tiny={tiny_checkpoint}", "--factoids", facts, "--out", probe)[0] == 0
+    written = write_results({"base": read_one(EXPORTS / "lm_eval" / "base", task=FREE)}, tmp_path / "results")
+    result = compare_outcomes([written.path, probe], draws=200)
+    assert result.tables["outcomes"]["exact"].to_list() == [0.75, 0.0] and not result.notes
+
+
+def test_labels_join_and_other_facts_are_refused(tmp_path):
+    out = tmp_path / "out"
+    write_results({"base": read_one(EXPORTS / "lm_eval" / "base", task=FREE)}, out)
+    write_results({"tuned": read_one(EXPORTS / "lm_eval" / "tuned", task=FREE)}, out)
+    assert open_results(out).checkpoints == ["base", "tuned"]
+    other = tmp_path / "samples_t_2026-01-01T0.jsonl"
+    other.write_text(sample(0, True, doc={"id": "a"}))
+    with pytest.raises(MemprobeError, match=r"id 'a' has the answer 'answer 0', before it 'Lunn'"):
+        write_results({"x": read_one(other)}, out)
+    other.write_text(sample(7, True))
+    with pytest.raises(MemprobeError, match="shares no fact"):
+        write_results({"x": read_one(other)}, out)
+    assert open_results(out).checkpoints == ["base", "tuned"]
+
+
+def damaged(kind: str, tmp_path: Path) -> Path:
+    source = EXPORTS / "inspect" / f"base.{kind}"
+    file = tmp_path / f"torn.{kind}"
+    content = bytearray(source.read_bytes())
+    if kind == "eval":
+        content[60] ^= 255  # within the first member
+    else:
+        content = content[: len(content) // 2]
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["eval", "json"])
+def test_damaged_logs_are_named(cli, tmp_path, kind):
+    file = damaged(kind, tmp_path)
+    code, _, err = cli("import", file, "--out", tmp_path / "out")
+    assert code == 2 and str(file) in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"doc": {}}\n', ["line 1", "no sample"]),
+        ("not JSON\n", ["line 1", "not JSON"]),
+        (sample(0, True) + sample(1, True, doc={"id": "0"}), ["line 2", "another question"]),
+        (sample(0, True, metrics=["f1", "bleu"], f1=0.5, bleu=0.1), ["f1, bleu", "--metric"]),
+        (sample(0, True, metrics=["f1"], f1=0.5), ["other than 0 and 1", "--at-least"]),
+        ("", ["no score"]),
+    ],
+)
+def test_bad_samples_are_one_line(cli, tmp_path, text, words):
+    file = tmp_path / "samples_t_2026-01-01T0.jsonl"
+    file.write_text(text)
+    code, _, err = cli("import", file, "--out", tmp_path / "out")
+    assert code == 2 and len(err.splitlines()) == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_what_is_no_result_is_refused(cli, tmp_path):
+    code, _, err = cli("import", tmp_path, "--out", tmp_path / "out")
+    assert code == 2 and "--log_samples" in err and "Inspect" in err and "OpenUnlearning" in err
+    code, _, err = cli("import", EXPORTS / "lm_eval" / "base", "--out", tmp_path / "out")
+    assert code == 2 and "--task" in err and FREE in err and CHOSEN in err
+
+
+def test_a_document_without_an_id_has_its_hash(tmp_path):
+    file = tmp_path / "samples_t_2026-01-01T0.jsonl"
+    file.write_text(sample(3, True, doc={"question": "?"}))
+    assert list(read_one(file).factoids) == ["0" * 16]
+
+
+def test_exports_name_nothing_of_the_machine_that_made_them():
+    for label in SAID:
+        header, samples = _opened(EXPORTS / "inspect" / f"{label}.eval")
+        text = json.dumps([header, *samples])
+        assert "/root" not in text and "/tmp" not in text and "/home" not in text
+
+
+@pytest.mark.parametrize(("tool", "module"), [("lm_eval", "lm_eval"), ("inspect", "inspect_ai")])
+def test_the_tools_make_these_exports_today(tmp_path, tool, module):
+    """Where they are installed, or stand in the folder MEMPROBE_TOOLS (pip install --target)."""
+    elsewhere = os.environ.get("MEMPROBE_TOOLS", "")
+    if importlib.util.find_spec(module) is None and not (Path(elsewhere) / module).is_dir():
+        pytest.skip(f"{module} is not installed")
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [elsewhere])])}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.exports.make", str(tmp_path), tool],
+        env=environment | {"HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    for label in SAID:
+        if tool == "lm_eval":
+            new, old = (read_one(top / tool / label, task=FREE) for top in (tmp_path, EXPORTS))
+        else:
+            new, old = (read_one(top / tool / f"{label}.eval") for top in (tmp_path, EXPORTS))
+        assert (new.factoids, new.scores, new.errors) == (old.factoids, old.scores, old.errors)
