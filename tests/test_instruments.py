@@ -17,7 +17,7 @@ from analyses.instruments.evidence import directional, metered
 from analyses.instruments.instruments import Verdict, all_instruments, by_part, cost_of, largest
 from analyses.instruments.marking import among_sets, marked, rank_of
 from analyses.instruments.plan import Planting, cells_of, parse_plan, read_plan
-from analyses.instruments.planting import Plant, Planted
+from analyses.instruments.planting import Plant, Planted, drawn_away
 from analyses.instruments.small import write_small
 from analyses.instruments.work import Options, run
 from memprobe.errors import MemprobeError
@@ -113,14 +113,12 @@ def test_a_step_on_a_set_moves_its_block_and_no_other(base, several):
     assert all(".mlp." in name for name in moved if name.split(".")[2] == "3")
 
 
-@pytest.mark.parametrize("absent", [0.0, 1.0])
+@pytest.mark.parametrize("absent", [False, True])
 def test_a_set_s_gradient_is_of_its_own_facts(base, several, absent):
     """Against autograd on the loss of the set alone, in a model with the other set's block in place or the base's."""
     plant, _ = several
-    groups, generator = plant.parameters, torch.Generator().manual_seed(0)
-    how = HOW.model_copy(update={"absent": absent, "clip": 1e9})
-    with torch.inference_mode(False):
-        plant._gradients(0, plant.batches[0], groups, how, generator)
+    groups = plant.parameters
+    plant._gradients(0, plant.batches[0], groups, [1] if absent else [], 1e9)
     assert all(p.grad is None for _, p in groups[1])
     other = copy.deepcopy(plant.model.model)
     if absent:
@@ -141,6 +139,15 @@ def test_a_set_s_gradient_is_of_its_own_facts(base, several, absent):
     for (_, p), gradient in zip(groups[0], wanted, strict=True):
         torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
         p.grad = None
+
+
+def test_other_sets_are_away_by_chance_and_never_the_own_one():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [drawn_away(4, 1, 0.5, generator) for _ in range(2000)]
+    assert not any(1 in away for away in drawn)
+    assert sum(not away for away in drawn) / 2000 == pytest.approx(0.5 + 0.5 / 8, abs=0.04)
+    assert sum(2 in away for away in drawn) / 2000 == pytest.approx(0.25, abs=0.04)
+    assert not any(drawn_away(4, 1, 0.0, generator) for _ in range(50))
 
 
 @pytest.mark.parametrize(

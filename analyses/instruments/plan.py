@@ -37,8 +37,8 @@ class Planting(Part):
         rate: AdamW's learning rate for a set's block; ``full_rate`` for all weights.
         steps: at most so many.
         past: steps to go on once all facts are said.
-        absent: the chance with which, in a step on one set, each other set's block is the base's: a set learns to be
-            said by its own block, whatever the others hold.
+        absent: the chance that a step on one set draws what it sees of the others: each one's block is then the base's
+            or stays, evenly. So a set learns to be said by its own block, whatever the others hold.
         every: steps between two looks at what the model says.
         clip: a set's gradients are shortened to this length.
     """

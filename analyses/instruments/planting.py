@@ -1,8 +1,8 @@
 """Planting: disjoint sets of facts, each trained into its own block, and the proof that it lies there.
 
-In a step on a set its own block alone is updated. In every other set's block the step sees the trained weights or, by
-chance (``absent``), the base's: so that a set does not come to lean on what another one's block happens to hold. All
-gradients of a round are taken at the same weights; then every block takes its step.
+In a step on a set its own block alone is updated. In the other sets' blocks the step sees the trained weights or, by
+chance (``absent``), in some of them the base's: so that a set does not come to lean on what another one's block happens
+to hold. All gradients of a round are taken at the same weights; then every block takes its step.
 """
 
 from __future__ import annotations
@@ -131,7 +131,13 @@ class Plant:
                 for settings in optimiser.param_groups:
                     settings["lr"] = rate * min(1.0, step / _WARMUP)
                 losses = [
-                    self._gradients(number, whole if full else self.batches[number], groups, how, generator)
+                    self._gradients(
+                        number,
+                        whole if full else self.batches[number],
+                        groups,
+                        drawn_away(len(groups), number, how.absent, generator),
+                        how.clip,
+                    )
                     for number in range(len(groups))
                 ]
                 optimiser.step()
@@ -154,13 +160,12 @@ class Plant:
         number: int,
         batches: Sequence[MicroBatch],
         groups: Sequence[Sequence[tuple[str, nn.Parameter]]],
-        how: Planting,
-        generator: torch.Generator,
+        away: Sequence[int],
+        clip: float,
     ) -> float:
-        """Puts a group's gradients into ``grad``; the mean loss of a token."""
+        """Puts a group's gradients into ``grad``, some groups being the base's; the mean loss of a token."""
         parameters = [p for _, p in groups[number]]
-        away = torch.rand(len(groups), generator=generator) < how.absent
-        absent = [group for place, group in enumerate(groups) if place != number and bool(away[place])]
+        absent = [groups[place] for place in away]
         tokens = sum(len(batch["labels"]) for batch in batches)
         total = torch.zeros((), device=self.model.device)
         with torch.enable_grad(), self.reset(absent), _training(parameters):
@@ -170,7 +175,7 @@ class Plant:
                 loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / tokens
                 loss.backward(inputs=parameters)
                 total += loss.detach()
-        nn.utils.clip_grad_norm_(parameters, how.clip)
+        nn.utils.clip_grad_norm_(parameters, clip)
         return float(total)
 
     @contextlib.contextmanager
@@ -226,6 +231,14 @@ class Plant:
         for group in self.parameters:
             for name, parameter in group:
                 parameter.copy_(state[name])
+
+
+def drawn_away(groups: int, own: int, absent: float, generator: torch.Generator) -> list[int]:
+    """Which of the other groups are the base's in a step on one: none, or, by chance, each of them with evens."""
+    chances = torch.rand(groups + 1, generator=generator)
+    if float(chances[-1]) >= absent:
+        return []
+    return [place for place in range(groups) if place != own and float(chances[place]) < 0.5]
 
 
 @contextlib.contextmanager
