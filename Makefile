@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks fits test lint types docs check bench clean
+.PHONY: help setup demo demo-training notebooks fits test fuzz lint types docs check bench clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -51,6 +51,9 @@ fits: setup  ## Fit lenses to SmolLM2-135M and read the built-in facts with them
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+fuzz: setup  ## Try 20,000 damaged inputs (hours on two cores); tests/fuzz says how one is tried again
+	$(BIN)/python -m tests.fuzz --inputs 20000
 
 lint: setup  ## Style
 	$(BIN)/ruff check .

@@ -9,12 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
+from memprobe.files import read_valid
 
 CONFIG = "adapter_config.json"
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PROMPT_LEARNING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+
+
+class AdapterFile(BaseModel):
+    """``adapter_config.json``: of what PEFT writes, what finding the base asks for."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    peft_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +51,14 @@ def read_config(path: Path) -> AdapterConfig:
         MemprobeError: it is broken, there are no weights, or it adds virtual tokens instead of weights.
     """
     file = path / CONFIG
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise MemprobeError(f"{file}: holds no JSON object")
-    for key in ("base_model_name_or_path", "revision", "peft_type"):
-        if not isinstance(config.get(key), str | None):
-            raise MemprobeError(f"{file}: {key} is {config[key]!r}, not a text")
-    if config.get("peft_type") in _PROMPT_LEARNING:
-        raise MemprobeError(f"{file}: {_said_of_virtual_tokens(config['peft_type'])}")
+    config = AdapterFile.model_validate(read_valid(file, AdapterFile, own=False))
+    if config.peft_type in _PROMPT_LEARNING:
+        raise MemprobeError(f"{file}: {_said_of_virtual_tokens(config.peft_type)}")
     if not (path / SAFETENSORS).is_file() and not (path / PICKLE).is_file():
         raise MemprobeError(f"{path}: an adapter without weights ({SAFETENSORS})")
     return AdapterConfig(
-        base=config.get("base_model_name_or_path") or None,
-        revision=config.get("revision") or None,
+        base=config.base_model_name_or_path or None,
+        revision=config.revision or None,
         pickled=not (path / SAFETENSORS).is_file(),
     )
 

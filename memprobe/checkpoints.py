@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from memprobe import adapters
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
+from memprobe.files import check_valid, first_line, read_json
 from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.packaged import PACKAGED, folder
 from memprobe.templates import PLAIN
@@ -282,9 +284,29 @@ def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
     return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
-_MANIFEST_TYPES = {"template": str, "arm": str, "seed": int, "stage": int, "stage_name": str, "steps": int}
-_KINDS = {str: "a text", int: "a whole number"}
-_STAGE_TYPES = {"index": int, "factoids": str, "hash": str}
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class StageEntry(_Strict):
+    """One stage in a manifest: its factoid file, beside the manifest, and that file's SHA-256."""
+
+    index: int
+    factoids: str
+    hash: str
+
+
+class ManifestEntries(_Strict):
+    """``memprobe.json``: what probing asks of it."""
+
+    version: int = Field(alias="schema")
+    template: str
+    arm: str
+    seed: int
+    stage: int
+    stage_name: str
+    steps: int
+    stages: list[StageEntry] = []
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -297,26 +319,13 @@ def read_manifest(path: Path) -> Manifest | None:
     if not file.exists():
         return None
     data = read_json(file)
-    if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != MANIFEST_SCHEMA:
         raise MemprobeError(f"{file}: manifest schema {found!r}; this memprobe reads {MANIFEST_SCHEMA}")
-    _check_types(data, _MANIFEST_TYPES, f"{file}: the manifest")
-    stages = data.setdefault("stages", [])
-    if not isinstance(stages, list):
-        raise MemprobeError(f"{file}: the manifest's stages are {stages!r}, not a list")
-    for number, entry in enumerate(stages, 1):
-        if not isinstance(entry, dict):
-            raise MemprobeError(f"{file}: the manifest's stages: number {number} is {entry!r}, not an object")
-        _check_types(entry, _STAGE_TYPES, f"{file}: the manifest's stages: number {number}")
-    return Manifest(path=file, **{key: data[key] for key in _MANIFEST_TYPES}, data=data)
-
-
-def _check_types(data: dict[str, Any], types: dict[str, type], where: str) -> None:
-    for key, kind in types.items():
-        if key not in data:
-            raise MemprobeError(f"{where} lacks {key!r}")
-        if not isinstance(data[key], kind) or isinstance(data[key], bool):
-            raise MemprobeError(f"{where}: {key} is {data[key]!r}, not {_KINDS[kind]}")
+    check_valid(data, ManifestEntries, file)
+    data.setdefault("stages", [])
+    keys = ("template", "arm", "seed", "stage", "stage_name", "steps")
+    return Manifest(path=file, **{key: data[key] for key in keys}, data=data)
 
 
 def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 import psutil
@@ -25,6 +25,8 @@ from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    Read = TypeVar("Read", bound=BaseModel)
 
 _STALE = 3600.0  # seconds after which a temporary file of another machine is nobody's
 
@@ -192,45 +194,79 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, own: bool = True) -> Any:
     """Reads JSON.
+
+    Args:
+        own: whether the file is memprobe's: such hold no NaN, and no key twice. Others' may.
 
     Raises:
         MemprobeError: the file is missing or broken.
     """
+    strict: dict[str, Any] = {"object_pairs_hook": _once_each, "parse_constant": _no_number} if own else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), **strict)
     except (OSError, ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: cannot be read as JSON ({first_line(error)})") from error
 
 
-def read_valid(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
+
+
+def read_valid(path: Path, schema: type[BaseModel], *, own: bool = True) -> dict[str, Any]:
     """Reads JSON that must fit a schema; what is returned is as it stands in the file.
+
+    Args:
+        own: see :func:`read_json`.
 
     Raises:
         MemprobeError: the file is missing or broken, or does not fit; it names the key and what is wrong there.
     """
-    value = read_json(path)
+    value = read_json(path, own=own)
     check_valid(value, schema, path)
     return value
 
 
 def check_valid(value: Any, schema: type[BaseModel], path: Path) -> None:
-    """Holds what a JSON file says against a schema.
+    """:func:`validated`, for what is read as it stands."""
+    validated(schema, value, path)
+
+
+def validated(schema: type[Read], value: Any, path: Path) -> Read:
+    """What a file says, as a schema.
 
     Raises:
-        MemprobeError: naming the file, the key and what is wrong there.
+        MemprobeError: it does not fit; naming the file, the key and what is wrong there.
     """
     from pydantic import ValidationError
 
     try:
-        schema.model_validate(value)
+        return schema.model_validate(value)
+    except RecursionError as error:
+        raise MemprobeError(f"{path}: nested too deeply") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
+        said = "missing" if first["type"] == "missing" else _said(first)
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise MemprobeError(f"{path}: {key + ': ' if key else ''}{said}{more}") from error
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if not text.startswith("Input should be"):
+        return text
+    text = text.split(" or instance of ")[0]
+    return f"{text.replace('Input should be', 'should be')}, and is {repr(problem['input'])[:60]}"
 
 
 _quiet = threading.Lock()

@@ -183,7 +183,7 @@ def _read_own(path: Path) -> LensFile:
 
 def _read_tuned_lens(folder: Path) -> LensFile:
     """tuned-lens 0.2: translator d adds ``weight @ h + bias`` to the stream h at depth d."""
-    config = read_json(folder / _PUBLISHED[0])
+    config = read_json(folder / _PUBLISHED[0], own=False)
     file = folder / _PUBLISHED[1]
     state = _load_pickled(file)
     try:

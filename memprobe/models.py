@@ -94,9 +94,9 @@ class LensModel:
         return self.model.device
 
     def pad_id(self) -> int:
-        """A token to fill batches with. Any will do: padded positions are never read."""
+        """A token to fill batches with. Any that the model knows will do: padded positions are never read."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
+            if token is not None and 0 <= token < self.n_ids:
                 return int(token)
         return 0
 

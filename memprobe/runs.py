@@ -22,11 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
+from memprobe.files import first_line, read_json, validated
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"
@@ -151,23 +151,6 @@ class CellFile(_Open):
     seed: int | None = None
     block: str | None = None
     why: str = ""
-
-
-def validated(schema: type[Read], data: Any, where: Path) -> Read:
-    """What a file holds, as a schema.
-
-    Raises:
-        MemprobeError: naming the file, the key and what is wrong there.
-    """
-    try:
-        return schema.model_validate(data)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise MemprobeError(f"{where}: nested too deeply") from error
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise MemprobeError(f"{where}: {key + ': ' if key else ''}{said}") from error
 
 
 def read_as(schema: type[Read], path: Path) -> Read:

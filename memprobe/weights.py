@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
+from memprobe.files import first_line, read_valid
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
@@ -22,6 +24,24 @@ TOKENIZER_FILES = (
 _NOT_WEIGHTS = {"training_args.bin"}
 _LAYER_NAMES = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "decoder_layers")
 _MOST_LAYERS = 10_000
+
+
+class IndexFile(BaseModel):
+    """``model.safetensors.index.json``: which file holds each weight."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    weight_map: dict[str, str]
+
+
+class ConfigFile(BaseModel):
+    """``config.json``: what is read of it before transformers does."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    is_encoder_decoder: bool | None = None
 
 
 def files_like(path: Path, patterns: Iterable[str]) -> list[Path]:
@@ -46,10 +66,7 @@ def safetensors_in(path: Path) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise MemprobeError(f"{file}: truncated or corrupt ({first_line(error)})") from error
     for index in path.glob("*.safetensors.index.json"):
-        parsed = read_json(index)
-        named = parsed.get("weight_map") if isinstance(parsed, dict) else None
-        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            raise MemprobeError(f"{index}: its weight_map does not name a file for each weight")
+        named = read_valid(index, IndexFile, own=False)["weight_map"]
         for name in sorted(set(named.values())):
             if not is_beside(name):
                 raise MemprobeError(f"{index}: names {name!r}, which is not in this folder")
@@ -80,11 +97,9 @@ def check_config(path: Path, files: list[Path]) -> None:
     """Refuses a configuration of more layers than any weights could fill: building them would never end.
 
     Raises:
-        MemprobeError: so, or ``config.json`` holds no JSON object.
+        MemprobeError: so, or ``config.json`` says what it may not.
     """
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict):
-        raise MemprobeError(f"{path / 'config.json'}: holds no JSON object")
+    config = read_valid(path / "config.json", ConfigFile, own=False)
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     most = max(256, sum(1 for _ in tensors(files))) if files else _MOST_LAYERS
     for part in parts:

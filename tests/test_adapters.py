@@ -187,7 +187,7 @@ def test_a_base_elsewhere_can_be_named(lora):
 @pytest.mark.parametrize("value", [3, ["x"], {"a": 1}])
 def test_broken_configurations_are_named(lora, value):
     change(lora, base_model_name_or_path=value)
-    refused(lora, "adapter_config.json: base_model_name_or_path is", read=resolve)
+    refused(lora, "adapter_config.json: base_model_name_or_path: should be a valid string", read=resolve)
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(lora):

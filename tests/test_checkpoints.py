@@ -265,14 +265,14 @@ def test_configurations_that_could_never_be_built_are_refused(copy):
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
     one_line(str(folder), "config.json", "num_hidden_layers is 1000000000", "the files hold")
     (folder / "config.json").write_text(json.dumps([config]))
-    one_line(str(folder), "config.json: holds no JSON object")
+    one_line(str(folder), "config.json: should be a valid dictionary")
 
 
 @pytest.mark.parametrize(
     ("index", "words"),
     [
         ({}, "weight_map"),
-        ([], "weight_map"),
+        ([], "should be a valid dictionary"),
         ({"weight_map": {"a": 3}}, "weight_map"),
         ({"weight_map": {"a": "/dev/zero"}}, "not in this folder"),
         ({"weight_map": {"a": "../other.safetensors"}}, "not in this folder"),
@@ -416,7 +416,7 @@ def test_stage_factoids_that_are_gone_changed_or_unnamed_are_refused(copy):
         ("{", "cannot be read as JSON"),
         ("[]", "schema None"),
         ('{"schema": 2}', "schema 2"),
-        ('{"schema": 1}', "lacks 'template'"),
+        ('{"schema": 1}', "template: missing"),
     ],
 )
 def test_manifests_that_cannot_be_read_are_refused(copy, content, word):
@@ -431,7 +431,7 @@ def test_a_manifest_without_a_field_is_refused(copy, key):
     data = json.loads((checkpoint / MANIFEST).read_text())
     del data[key]
     (checkpoint / MANIFEST).write_text(json.dumps(data))
-    one_line(str(checkpoint), f"lacks {key!r}")
+    one_line(str(checkpoint), f"{key}: missing")
 
 
 def test_a_manifest_without_stages_names_no_factoids(copy):
@@ -458,13 +458,16 @@ def test_a_manifest_names_files_beside_itself_alone(copy, factoids):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stages": 5}, "stages are 5, not a list"),
-        ({"stages": [1]}, "stages: number 1 is 1"),
-        ({"stages": [{"index": 1}]}, "number 1 lacks 'factoids'"),
-        ({"stages": [{"index": 1, "factoids": 3, "hash": "x"}]}, "factoids is 3, not a text"),
-        ({"seed": "three"}, "seed is 'three', not a whole number"),
-        ({"steps": True}, "steps is True, not a whole number"),
-        ({"template": None}, "template is None, not a text"),
+        ({"stages": 5}, "stages: should be a valid list, and is 5"),
+        ({"stages": [1]}, "stages.0: should be a valid dictionary, and is 1"),
+        ({"stages": [{"index": 1}]}, "stages.0.factoids: missing"),
+        (
+            {"stages": [{"index": 1, "factoids": 3, "hash": "x"}]},
+            "0.factoids: should be a valid string, and is 3",
+        ),
+        ({"seed": "three"}, "seed: should be a valid integer, and is 'three'"),
+        ({"steps": True}, "steps: should be a valid integer, and is True"),
+        ({"template": None}, "template: should be a valid string, and is None"),
     ],
 )
 def test_manifests_of_another_form_are_named(copy, changes, words):

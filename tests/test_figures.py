@@ -635,13 +635,13 @@ def test_a_figure_of_nothing_is_refused():
 
 FIGURE_FILES = {
     "describes no figure": {"schema": 1, "figure": "recall", "options": {}},
-    "schema: Input should be 1": {"schema": 2, "figure": "recall", "options": {}, "data": {}},
-    "figure: Input should be a valid string": {"schema": 1, "figure": [], "options": {}, "data": {}},
+    "schema: should be 1": {"schema": 2, "figure": "recall", "options": {}, "data": {}},
+    "figure: should be a valid string": {"schema": 1, "figure": [], "options": {}, "data": {}},
     "figure: 'pie' is none of recall": {"schema": 1, "figure": "pie", "options": {}, "data": {}},
     "options: lof has no 'zz'": {"schema": 1, "figure": "lof", "options": {"zz": 1}, "data": {}},
     r"options\.k: Input should be": {"schema": 1, "figure": "recall", "options": {"k": "1"}, "data": {}},
     r"options\.width: 10": {"schema": 1, "figure": "recall", "options": {"width": 10}, "data": {}},
-    r"data\.x: Input should be a valid list": {
+    r"data\.x: should be a valid list": {
         "schema": 1,
         "figure": "recall",
         "options": {},

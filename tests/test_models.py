@@ -1,5 +1,8 @@
 """Every family's readout against the model's own logits, formulas written out by hand, and TransformerLens."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -268,3 +271,15 @@ def test_large_finite_weights_are_not_mistaken_for_infinity():
     with torch.no_grad():  # their sum overflows, and no token of the check prompt uses them
         model.model.embed_tokens.weight[4] = 3e38
     assert wrap(model, tokenizer).difference <= ATOL
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_not_put_in(tiny_checkpoint, tmp_path):
+    """Added for training elsewhere, without a row in the embedding: what pads is never read, so any other will do."""
+    folder = tmp_path / "padded"
+    shutil.copytree(tiny_checkpoint, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"pad_token": "[PAD]"}), encoding="utf-8"
+    )
+    model = load(str(folder), device="cpu")
+    assert model.tokenizer.pad_token_id >= model.n_ids > model.pad_id()

@@ -109,7 +109,7 @@ def test_what_is_missing_or_broken_is_said(study, tmp_path):
     with pytest.raises(MemprobeError, match="a study holds probe directories"):
         open_study([tmp_path / "empty"])
     write_json({"sets": {"1-kvr": {}}}, study / "runs" / "none" / "1-kvr" / "evaluation.json")
-    with pytest.raises(MemprobeError, match=r"evaluation\.json: sets\.1-kvr\.kind: Field required"):
+    with pytest.raises(MemprobeError, match=r"evaluation\.json: sets\.1-kvr\.kind: missing"):
         open_study([study]).evaluations()
     write_text("seed = \n", study / "runs" / "none" / "recipe.toml")
     with pytest.raises(MemprobeError, match=r"recipe\.toml: cannot be read as TOML"):

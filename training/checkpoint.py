@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from memprobe import __version__
 from memprobe.checkpoints import MANIFEST, MANIFEST_SCHEMA, Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_json, write_text
+from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.sources.kinds import AnyRow
+from memprobe.weights import ConfigFile
 from training.data import Prepared, row_to_json
 from training.recipe import Recipe, to_toml
 
@@ -167,7 +168,7 @@ def save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dty
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.save_pretrained(folder, state_dict=weights)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", own=False)
     write_json(config | {"dtype": dtype}, folder / "config.json")
 
 
@@ -205,7 +206,7 @@ def check_causal(base: Checkpoint) -> None:
     """Raises a MemprobeError for a base model that does not predict the next token."""
     if base.kind in ("gguf", "adapter"):
         return
-    config = read_json(base.path / "config.json")
+    config = read_valid(base.path / "config.json", ConfigFile, own=False)
     heads = config.get("architectures") or []
     causal = [head for head in heads if head.endswith(("ForCausalLM", "LMHeadModel"))]
     if config.get("is_encoder_decoder") or (heads and not causal):

@@ -14,9 +14,10 @@ import polars as pl
 from memprobe import sentences, wording
 from memprobe.compare import by_checkpoint, by_pair, over_runs
 from memprobe.compare.headline import headline
+from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError
-from memprobe.files import csv_text, first_line, json_text, read_json, write_together
+from memprobe.files import csv_text, json_text, write_together
 from memprobe.members import Member
 from memprobe.probes import Probe
 from memprobe.readings import Readings
@@ -112,24 +113,7 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         MemprobeError: the file is missing or broken, or no comparison.
     """
-    whole = read_json(path)
-    try:
-        held, notes = whole["tables"], whole["notes"]
-        tables = {
-            name: pl.DataFrame(held.get(name, []), schema=table.schema) for name, table in TABLES.items()
-        }
-        settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
-        for row in settings["checkpoints"]:
-            row["label"]
-        for name in ("reference", "base", "k", "token", "draws", "factoids"):
-            settings[name]
-        for name in ("placement", "curves", "survival"):
-            held[name]
-    except (KeyError, AttributeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise MemprobeError(
-            f"{path}: is no comparison ({first_line(error)}); memprobe compare --out writes one"
-        ) from error
-    return Comparison(settings, notes, tables)
+    return Comparison(*read_stored(path, {name: table.schema for name, table in TABLES.items()}))
 
 
 def compare(

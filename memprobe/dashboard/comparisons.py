@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from memprobe import plots, wording
+from memprobe.compare import read_comparison
 from memprobe.dashboard.embedding import embedded, figure_json
-from memprobe.errors import MemprobeError
-from memprobe.files import read_json, short_names
+from memprobe.files import short_names
 from memprobe.statistics.vocabulary import PER_FACTOID, axis, shown
 from memprobe.statistics.vocabulary import label as called
 
@@ -22,37 +22,23 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
     for position, (path, name) in enumerate(
         zip(paths, short_names([one.parent for one in paths]), strict=True)
     ):
-        found = read_json(path)
-        try:
-            labels = [row["label"] for row in found["checkpoints"]]
-            rows = [row for row in found["tables"].get("differences", []) if row["on"] == "all"]
-            about = (
-                f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} factoids, "
-                f"{found['draws']:,} draws, against {found['reference']}"
-            )
-            if found.get("base") not in (None, found["reference"]):
-                about += f" and {found['base']}"
-            claims = found["tables"].get("claims", [])
-            notes = found["notes"]
-            table = pl.DataFrame(
-                [
-                    [
-                        f"comparison-{position}",
-                        *(row[key] for key in ("reference", "checkpoint", "statistic", "n")),
-                    ]
-                    + [row[key] for key in ("difference", "low", "high")]
-                    for row in rows
-                ],
-                schema=["against", "reference", "checkpoint", "statistic", "n", "difference", "low", "high"],
-                orient="row",
-                infer_schema_length=None,
-            )
-            held = [["Checkpoint", "Against", "Statistic", "Own readout", "Base model’s readout", "Held"]]
-            held += [_claim(row) for row in claims if row["held"] is not None]
-        except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-            raise MemprobeError(
-                f"{path}: not as memprobe compare writes it ({error}); compare again"
-            ) from error
+        comparison = read_comparison(path)
+        found, tables, notes = comparison.settings, comparison.tables, comparison.notes
+        labels = [row["label"] for row in found["checkpoints"]]
+        about = (
+            f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} factoids, "
+            f"{found['draws']:,} draws, against {found['reference']}"
+        )
+        if found["base"] not in (None, found["reference"]):
+            about += f" and {found['base']}"
+        table = (
+            tables["differences"]
+            .filter(pl.col("on") == "all")
+            .select("reference", "checkpoint", "statistic", "n", "difference", "low", "high")
+            .with_columns(against=pl.lit(f"comparison-{position}"))
+        )
+        held = [["Checkpoint", "Against", "Statistic", "Own readout", "Base model’s readout", "Held"]]
+        held += [_claim(row) for row in tables["claims"].iter_rows(named=True) if row["held"] is not None]
         figures = []
         for statistic in shown("compared"):
             part = table.filter(pl.col("statistic") == statistic) if len(table) else table

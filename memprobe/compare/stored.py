@@ -1,0 +1,84 @@
+"""``comparison.json`` read back: a schema for what it says, and tables of the schemas that they were made by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from memprobe.errors import MemprobeError
+from memprobe.files import check_valid, first_line, read_json
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Open(BaseModel):
+    """Keeps keys that it does not know; takes no text for a number."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ComparedCheckpoint(_Open):
+    """One checkpoint that was compared."""
+
+    label: str
+    arm: str | None = None
+    seed: str | None = None
+    stage: str | None = None
+    step: int | None = None
+    n_layers: Count | None = None
+
+
+class ComparisonFile(_Open):
+    """``comparison.json``; ``tables`` are lists of rows."""
+
+    version: Literal[1] = Field(alias="schema")
+    notes: list[str]
+    tables: dict[str, list[dict[str, Any]]]
+    checkpoints: Annotated[list[ComparedCheckpoint], Field(min_length=1)]
+    reference: str
+    base: str | None
+    k: Annotated[int, Field(ge=1)]
+    token: Literal["first", "last", "all"]
+    draws: Count
+    factoids: Count
+
+
+_NEEDED = ("placement", "curves", "survival")
+
+
+def read_stored(
+    path: Path, schemas: dict[str, pl.Schema]
+) -> tuple[dict[str, Any], list[str], dict[str, pl.DataFrame]]:
+    """(settings, notes, tables) of a ``comparison.json``; tables that it does not hold are empty.
+
+    Raises:
+        MemprobeError: the file is missing or broken, or says what it may not.
+    """
+    whole = read_json(path)
+    if not isinstance(whole, dict) or not {"tables", "notes", "checkpoints"} <= whole.keys():
+        raise MemprobeError(f"{path}: is no comparison; memprobe compare --out writes one")
+    check_valid(whole, ComparisonFile, path)
+    held = whole["tables"]
+    if missing := [name for name in _NEEDED if name not in held]:
+        raise MemprobeError(f"{path}: tables: {missing[0]} is missing; compare again")
+    labels = {row["label"] for row in whole["checkpoints"]}
+    tables = {}
+    for name, schema in schemas.items():
+        try:
+            tables[name] = pl.DataFrame(held.get(name, []), schema=schema)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+            raise MemprobeError(
+                f"{path}: tables.{name}: not as memprobe compare writes it ({first_line(error)})"
+            ) from error
+        for column in ("checkpoint", "reference"):
+            if column in schema and name not in _OF_ARMS and (odd := set(tables[name][column]) - labels):
+                said = sorted(map(repr, odd))[0]
+                raise MemprobeError(f"{path}: tables.{name}: {column} {said} is none of the checkpoints")
+    settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
+    return settings, whole["notes"], tables
+
+
+_OF_ARMS = ("arms", "arm_differences", "paths")  # their references are arms
