@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ class Probe:
             f"Probe of {', '.join(self.checkpoints)} on {facts['n']:,} facts ({facts.get('source', 'a file')}), "
             f"lens {self.lens}, in {self.path}"
         )
+
+    def _repr_html_(self) -> str:
+        """A line for each checkpoint of what ``summary.json`` says, for a notebook."""
+        from memprobe import sentences
+
+        known = self.summary["checkpoints"] if (self.path / SUMMARY).exists() else {}
+        told = [
+            sentences.of_summary(label, known[label], k=self.summary["k"])
+            if label in known
+            else f"{label}: not probed to the end yet"
+            for label in self.checkpoints
+        ]
+        return "".join(f"<p>{escape(line)}</p>" for line in [repr(self), *told])
 
     @property
     def checkpoints(self) -> list[str]:

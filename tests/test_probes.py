@@ -448,3 +448,13 @@ def test_labels_that_no_file_name_can_hold(two, tmp_path):
     assert open_probe(tmp_path / "p").records["checkpoint"].n_unique() == len(labels)
     assert len(made.files()) == 3 * len(labels) + 1
     assert Template.parse("plain")
+
+
+def test_a_notebook_shows_a_probe_in_sentences(tmp_path):
+    probe = write_probe(tmp_path / "p", {"<b>base": 6, "tuned": 4}, n=24)
+    shown = probe._repr_html_()
+    assert "&lt;b&gt;base" in shown and "<b>base" not in shown
+    told = probe.summary["checkpoints"]["tuned"]["exact_match"]
+    assert "tuned" in shown and f"{told:.0%}" in shown
+    (probe.path / "summary.json").unlink()
+    assert "not probed to the end" in open_probe(probe.path)._repr_html_()

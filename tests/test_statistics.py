@@ -401,3 +401,12 @@ def test_summary_is_json_with_every_curve(tmp_path):
 def test_bad_questions_are_refused(k, token):
     with pytest.raises(MemprobeError):
         held(HAND, k=k, token=token)
+
+
+@pytest.mark.parametrize("name", ["lens", "position"])
+def test_ranks_of_two_views_are_never_one_trajectory(name):
+    one = HAND.with_columns(pl.lit("logit").alias(name))
+    assert recall_by_depth(one, k=2, token="first").equals(recall_by_depth(HAND, k=2, token="first"))
+    two = pl.concat([one, one.with_columns(pl.lit("tuned").alias(name))])
+    with pytest.raises(MemprobeError, match=f"several {name}.*logit, tuned"):
+        recall_by_depth(two, k=2, token="first")

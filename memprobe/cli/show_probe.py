@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memprobe import sentences, wording
+from memprobe.statistics.vocabulary import label as called
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -69,17 +70,19 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
     for label in checkpoints:
         table.add_column(Text(label), justify="right")
     last = {len(entry["normalised_frequency"]) for entry in checkpoints.values()}
-    never = f"depth {last.pop() + 1}" if len(last) == 1 else "one depth further"
+    n_layers = last.pop() if len(last) == 1 else None
     rows = {
-        "exact match": lambda e: _share(e, "exact_match"),
-        "exact tokens": lambda e: _share(e, "exact_tokens"),
-        "first occurrence, mean ± sd": lambda e: _spread(e["lof"]),
-        "  never": lambda e: _share(e["lof"], "never"),
-        f"  mean, counting never as {never}": lambda e: _number(e["lof"], "restricted_mean"),
+        called("exact_match"): lambda e: _share(e, "exact_match"),
+        called("exact_tokens"): lambda e: _share(e, "exact_tokens"),
+        f"{called('lof_mean')}, mean ± sd": lambda e: _spread(e["lof"]),
+        f"  {called('share_never', short=True)}": lambda e: _share(e["lof"], "never"),
+        f"  {called('lof_restricted_mean', n_layers=n_layers, short=True)}": lambda e: _number(
+            e["lof"], "restricted_mean"
+        ),
         "  minus that of shuffled answers": _net,
-        "settled depth, mean ± sd": lambda e: _spread(e["settled"]),
-        "depths that hold a fact": lambda e: _number(e["diversity"], "depths_per_factoid"),
-        "effective number of layers": lambda e: _number(e["diversity"], "effective_layers"),
+        f"{called('settled_mean')}, mean ± sd": lambda e: _spread(e["settled"]),
+        called("depths_per_factoid"): lambda e: _number(e["diversity"] | _occur(e), "depths_per_factoid"),
+        called("effective_layers"): lambda e: _number(e["diversity"] | _occur(e), "effective_layers"),
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(entry) for entry in checkpoints.values()))
@@ -153,7 +156,12 @@ def _share(entry: Mapping[str, Any], name: str) -> str:
 
 
 def _number(entry: Mapping[str, Any], name: str) -> str:
-    return wording.of_row(entry, name)
+    return wording.of_row({"lof_n": entry.get("n")} | dict(entry), name)
+
+
+def _occur(entry: Mapping[str, Any]) -> dict[str, int]:
+    """How many facts occur, which decides what has an interval."""
+    return {"lof_n": entry["lof"]["n"]}
 
 
 def _spread(entry: Mapping[str, Any]) -> str:

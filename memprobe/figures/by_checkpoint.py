@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -28,26 +28,16 @@ from memprobe.figures.look import (
     rule,
     shortened,
 )
+from memprobe.statistics.vocabulary import STATISTICS, axis, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLACEMENT = {
-    "lof_mean": "first occurrence\n(depth{sd})",
-    "lof_sd": "sd of\nfirst occurrence",
-    "share_never": "never in\nthe top {k}",
-    "effective_layers": "effective number\nof layers",
-}
-"""Panels of :func:`first_occurrence`."""
-DIFFERENCES = {
-    "lof_restricted": "first occurrence\n(depth)",
-    "depths_per_factoid": "depths\nper factoid",
-    "exact": "exact match",
-    "settled_restricted": "settled depth",
-    "area": "area under\nrecall",
-}
-"""Panels of :func:`differences`; one column of a page has room for the first three."""
+PLACEMENT = ("lof_mean", "lof_sd", "share_never", "effective_layers")
+"""Panels of :func:`first_occurrence`: statistics of placement."""
+DIFFERENCES = ("lof_restricted", "depths_per_factoid", "exact", "settled_restricted", "area")
+"""Panels of :func:`differences`: statistics of a fact; one column of a page has room for the first three."""
 
 
 @in_style
@@ -84,15 +74,19 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             at = rows.index(row["row"]) + dodge(here.index(row["series"]), len(here))
             where = f"{row['row']}/{row['series']}/{statistic}"
             _point(axes, row, at, look(series.index(row["series"])), where)
-        axes.set_xlabel(PLACEMENT[statistic].format(k=k, sd=", mean ± sd" if spread else ""))
-        if statistic == "share_never":
+        beside = ", mean ± sd" if spread and statistic == "lof_mean" else ""
+        axes.set_xlabel(fill(axis(statistic, k=k) + beside, 20))
+        if STATISTICS[statistic].share:
             percent_axis(axes.xaxis)
             axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
         axes.margins(x=0.08)
         axes.grid(axis="x", color=PALE, linewidth=0.4)
     name_rows(every, rows, width)
-    if token != "first":
-        figure.supxlabel(f"token rule: {TOKENS[token]}", fontsize=6.5, color=FAINT)
+    few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
+    notes = [f"token rule: {TOKENS[token]}"] if token != "first" else []
+    notes += ["without a dark line: too few for an interval"] if len(few) else []
+    if notes:
+        figure.supxlabel("; ".join(notes), fontsize=6.5, color=FAINT)
     legend(figure, handles, width)
     return figure
 
@@ -155,8 +149,8 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
                 zorder=3,
                 gid=f"{where}/value",
             )
-        axes.set_xlabel(DIFFERENCES[statistic])
-        if statistic in ("exact", "area"):
+        axes.set_xlabel(fill(label(statistic, short=True), 16))
+        if STATISTICS[statistic].share:
             percent_axis(axes.xaxis)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=4)

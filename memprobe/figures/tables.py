@@ -16,6 +16,8 @@ import polars as pl
 from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
+from memprobe.statistics.occurrence import ENDS
+from memprobe.statistics.vocabulary import label as called
 
 NEEDED = (
     "placement",
@@ -170,7 +172,7 @@ def _first_occurrence(
     if not _several_seeds(trained):
         for label in order:
             for name in PLACEMENT:
-                value, low, high = (placed[label][f"{name}{end}"] for end in ("", "_low", "_high"))
+                value, low, high = (placed[label][f"{name}{end}"] for end in ENDS)
                 sd = placed[label]["lof_sd"] if name == "lof_mean" and value is not None else None
                 rows.append([label, "", name, value, low, high, sd, None])
     else:
@@ -182,7 +184,7 @@ def _first_occurrence(
         for row in made:
             if row["arm"] is None:
                 for name in PLACEMENT:
-                    value, low, high = (placed[row["label"]][f"{name}{end}"] for end in ("", "_low", "_high"))
+                    value, low, high = (placed[row["label"]][f"{name}{end}"] for end in ENDS)
                     rows.append([row["label"], "not trained", name, value, low, high, None, None])
         for arm in by_kind({row["arm"] for row in trained}):
             mine = [row for row in trained if row["arm"] == arm]
@@ -208,17 +210,20 @@ def lof_table(placement: pl.DataFrame) -> pl.DataFrame:
     """
     names = ["lof_mean", "lof_sd", "share_never", "share_only_full", "lof_median", "lof_restricted_mean"]
     names += ["effective_layers", "depths_per_factoid"]
-    ends = ("", "_low", "_high")
     chance = [name for name in ("chance_lof_restricted_mean",) if name in placement.columns]
     return placement.select(
-        "checkpoint", "n", "n_layers", "exact", *(f"{name}{end}" for name in names for end in ends), *chance
+        *("checkpoint", "n", "n_layers", "lof_n", "settled_n", "exact"),
+        *(f"{name}{end}" for name in names for end in ENDS),
+        *chance,
     )
 
 
 def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
     """:func:`lof_table` for a reader: mean ± sd, then each number [95 % interval]."""
-    head = ["checkpoint", "exact match", "LoF, mean ± sd", "never", "median", "mean, never as n + 1"]
-    head += ["by chance", "effective layers", "depths per factoid"]
+    names = ("exact", "lof_mean", "share_never", "lof_median", "lof_restricted_mean")
+    head = ["checkpoint", *(called(name, short=True) for name in names), "by chance"]
+    head[2] += ", mean ± sd"
+    head += [called(name, short=True) for name in ("effective_layers", "depths_per_factoid")]
     lines = [f"Top {k}, token rule `{token}`; [95 % intervals] over factoids.", ""]
     lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in table.iter_rows(named=True):

@@ -56,11 +56,12 @@ def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
         and factoids is that of their first rows, depths ascend.
 
     Raises:
-        MemprobeError: unknown rule.
+        MemprobeError: unknown rule; a frame of several lenses or positions.
     """
     check_rule(token)
     lazy = frame.lazy()
     columns = lazy.collect_schema().names()
+    _one_view(lazy, columns)
     keys = unit_keys(columns)
     measures = [name for name in ("rank", "log_prob", "entropy") if name in columns]
     answers = lazy.filter(pl.col("token") >= 0).select(*keys, "depth", "token", *measures)
@@ -80,8 +81,22 @@ def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
 
 
 def unit_keys(columns: list[str]) -> list[str]:
-    """What tells one trajectory over depth from another."""
+    """What tells one trajectory over depth from another, through one lens at one position."""
     return [name for name in ("checkpoint", "control", "factoid") if name in columns]
+
+
+def _one_view(lazy: pl.LazyFrame, columns: list[str]) -> None:
+    """Refuses ranks of several lenses or positions in one frame, which no rule may mix."""
+    named = [name for name in ("lens", "position") if name in columns]
+    if not named:
+        return
+    for name, values in lazy.select(pl.col(named).unique().implode()).collect().to_dict().items():
+        found = values[0].to_list() if len(values) else []
+        if len(found) > 1:
+            raise MemprobeError(
+                f"ranks of several {name}{'es' if name == 'lens' else 's'} ({', '.join(sorted(found))}) in one table:"
+                " choose one (Probe.under, Probe.read)"
+            )
 
 
 def in_order(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:

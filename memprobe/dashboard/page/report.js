@@ -197,16 +197,18 @@ function showRoom() {
 // Tables of the overview
 
 const span = (low, high, show) => (low === null || low === undefined ? null : `${show(low)} – ${show(high)}`);
+const orFew = (value, interval) => (value === null || value === undefined ? null : interval ?? "too few for an interval");
 const share = (entry) => (entry ? [percent(entry.value), span(entry.low, entry.high, percent)] : ["–", null]);
 const spread = (mean, sd) => (mean === null ? "–" : sd === null ? fixed(mean) : `${fixed(mean)} ± ${fixed(sd)}`);
-const named = (row, name, show) => [show(row[name]), span(row[`${name}_low`], row[`${name}_high`], show)];
+const named = (row, name, show) =>
+  [show(row[name]), orFew(row[name], span(row[`${name}_low`], row[`${name}_high`], show))];
 
 // Title, number, its interval, what shuffled answers give
 const COLUMNS = [
   ["Exact match", (row) => share(row.exact_match)],
   ["Exact tokens", (row) => share(row.exact_tokens)],
   ["Recall@{k}", (row) => [...share(row.recall), (chance) => percent(chance.recall?.value ?? null)]],
-  ["First occurrence", (row) => [spread(row.lof_mean, row.lof_sd), span(row.lof_mean_low, row.lof_mean_high, fixed),
+  ["First occurrence", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed)),
     (chance) => spread(chance.lof_mean, chance.lof_sd)]],
   ["Never occurs", (row) => [...named(row, "share_never", percent), (chance) => percent(chance.share_never)]],
   ["Settled depth", (row) => [spread(row.settled_mean, row.settled_sd),
