@@ -17,6 +17,7 @@ import memprobe
 from memprobe import capturing
 from memprobe.checkpoints import MANIFEST
 from memprobe.records import BY_CHECKPOINT
+from tests.tiny import save_tiny
 
 FACTS = [
     {"prompt": "The river of Oria is the", "answer": "Lunn", "relation": "river", "id": "a"},
@@ -537,3 +538,24 @@ def test_bad_input_cannot_write_to_the_terminal(cli, tiny_checkpoint, tmp_path):
     )
     refused(result, "line 1")
     assert "\x1b" not in str(result)
+
+
+def test_rows_that_a_tokenizer_cannot_write_are_left_out_and_named(cli, tmp_path):
+    tiny = save_tiny(tmp_path / "tiny", tokenizer="sentencepiece")
+    written = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
+    written["normalizer"]["normalizers"].insert(
+        0, {"type": "Replace", "pattern": {"String": "Ž"}, "content": "Z"}
+    )
+    (tiny / "tokenizer.json").write_text(json.dumps(written), encoding="utf-8")
+    other = {"prompt": "The river of Tolm is the", "answer": "Žar", "id": "gone"}
+    long = {"prompt": "The river of " * 300, "answer": "Ister", "id": "long"}
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*FACTS, other, long)), encoding="utf-8")
+    arguments = ("layers", "--ckpt", tiny, "--factoids", file, "--out", tmp_path / "probe")
+    refused(cli(*arguments), "gone", "cannot be written in this tokenizer")
+    code, _, err = cli(*arguments, "--on-bad-row", "skip", "--fresh")
+    assert code == 0, err
+    assert "left out factoid gone" in err and "left out factoid long" in err
+    probe = memprobe.open_probe(tmp_path / "probe")
+    assert sorted(probe.factoids["id"]) == ["a", "b", "c", "d", "e"]
+    assert probe.run["factoids"]["n"] == 5

@@ -109,6 +109,11 @@ def filter_(
         ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
     )
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
+    chosen = template or default_template([checkpoint])
+    if on_bad_row is BadRowChoice.skip:
+        from memprobe.writable import writable
+
+        loaded = writable(loaded, chosen, [checkpoint], trust_remote_code=trust_remote_code)
     for line in loaded.bad:
         echo(f"left out  {line}", err=True)
     from memprobe.models import load as load_model
@@ -116,7 +121,6 @@ def filter_(
     lens_model = load_model(
         checkpoint, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    chosen = template or default_template([checkpoint])
     journal = out.with_name(out.name + ".answers")
     if fresh:
         journal.unlink(missing_ok=True)

@@ -140,6 +140,10 @@ def layers(
         )
         chosen_template = template or default_template(checkpoints)
         asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
+        if on_bad_row is BadRowChoice.skip:
+            from memprobe.writable import writable
+
+            asked = writable(asked, chosen_template, checkpoints, trust_remote_code=trust_remote_code)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
     for line in asked.bad:
         echo(f"left out {line}", err=True)

@@ -170,6 +170,10 @@ def patch(
         checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
         chosen_template = template or common_template(checkpoints) or "plain"
         asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
+        if on_bad_row is BadRowChoice.skip:
+            from memprobe.writable import writable
+
+            asked = writable(asked, chosen_template, checkpoints)
     for line in asked.bad:
         echo(f"left out {line}", err=True)
     out = (
