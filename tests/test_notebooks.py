@@ -9,12 +9,14 @@ import nbformat
 import pytest
 
 from analyses import run_notebooks
+from analyses.instruments.report import write_report
 from analyses.run_notebooks import executed
+from tests import instruments
 from tests.probes import write_probe
 
 FOLDER = Path(__file__).parents[1] / "analyses"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ALLOWED = {"polars", "memprobe"}
+ALLOWED = {"polars", "memprobe", "IPython"}
 COMPUTES = {
     "agg",
     "corr",
@@ -60,12 +62,17 @@ def probes(tmp_path_factory):
     # A study is read from what report leaves of it: here, a copy of the published one.
     tables = shutil.copytree(FOLDER / "study" / "tables", folder / "tables")
     drawn = shutil.copytree(FOLDER.parent / "figures" / "study", folder / "figures")
+    planted = [instruments.cell(seed) for seed in range(3)]
+    planted += [instruments.cell(kind=kind) for kind in ("null", "full")]
+    write_report(instruments.results(*planted), folder / "instruments", folder / "instruments", draws=50)
     return {
         "PROBE": str(folder / "own"),
         "FIXED": str(folder / "fixed"),
         "PROBES": [str(folder)],
         "TABLES": str(tables),
         "FIGURES": str(drawn),
+        "RESULTS": str(folder / "instruments"),
+        "FIGURE": str(folder / "instruments" / "found.png"),
     }
 
 
@@ -99,7 +106,7 @@ def test_they_are_numbered_in_order():
 def test_it_runs_on_other_probes(path, probes):
     notebook = nbformat.read(path, as_version=4)
     names = {name for name in probes if re.search(rf"^{name} =", parameters(notebook).source, re.M)}
-    assert names & {"PROBE", "PROBES", "TABLES"}
+    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS"}
     done = executed(notebook, FOLDER, **{name: probes[name] for name in names})
     assert any("image/png" in output.get("data", {}) for cell in code(done) for output in cell.outputs)
     assert "on other data" in done.cells[0].source
