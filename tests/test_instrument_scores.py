@@ -13,7 +13,7 @@ from analyses.instruments.report import write_report
 from analyses.instruments.results import Results, facts_of, read_results
 from analyses.instruments.scores import costs, nested_weights, planting, quartiles, scores
 from memprobe.errors import MemprobeError
-from tests.instruments import N, cell, results, verdicts_of
+from tests.instruments import BLOCKS, N, cell, results, verdicts_of
 
 
 @pytest.fixture(scope="module")

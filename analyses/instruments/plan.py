@@ -36,7 +36,8 @@ class Planting(Part):
     Attributes:
         rate: AdamW's learning rate for a set's block; ``full_rate`` for all weights.
         steps: at most so many.
-        past: steps to go on once all facts are said.
+        settle: once all facts are said for the first time, the rate is this part of what it was.
+        kept: training ends when all facts are said, and this share at least of the others with any one block reset.
         absent: the chance that a step on one set draws what it sees of the others: each one's block is then the base's
             or stays, evenly. So a set learns to be said by its own block, whatever the others hold.
         every: steps between two looks at what the model says.
@@ -46,7 +47,8 @@ class Planting(Part):
     rate: float = Field(1e-3, gt=0)
     full_rate: float = Field(2e-4, gt=0)
     steps: int = Field(300, ge=1)
-    past: int = Field(10, ge=0)
+    settle: float = Field(0.3, gt=0, le=1)
+    kept: float = Field(0.9, ge=0, le=1)
     absent: float = Field(0.5, ge=0, le=1)
     every: int = Field(5, ge=1)
     clip: float = Field(1.0, gt=0)

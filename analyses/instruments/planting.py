@@ -107,7 +107,7 @@ class Plant:
         say: Callable[[int, float, list[float]], None] = lambda *_: None,
         check: Callable[[], None] = lambda: None,
     ) -> int:
-        """Trains until every fact is said at two looks in a row, and ``past`` steps more.
+        """Trains until every fact is said, and most of the others with any one block reset; see :class:`Planting`.
 
         Args:
             say: told of steps, loss and the share of every set that is said.
@@ -124,12 +124,12 @@ class Plant:
         )
         generator = torch.Generator().manual_seed(seed)
         whole = [batch for batches in self.batches for batch in batches]
-        since, before = None, False
+        settled = False
         with evaluating(self.model.model), torch.inference_mode(False):
             for step in range(1, how.steps + 1):
                 check()
                 for settings in optimiser.param_groups:
-                    settings["lr"] = rate * min(1.0, step / _WARMUP)
+                    settings["lr"] = rate * min(1.0, step / _WARMUP) * (how.settle if settled else 1.0)
                 losses = [
                     self._gradients(
                         number,
@@ -142,18 +142,24 @@ class Plant:
                 ]
                 optimiser.step()
                 optimiser.zero_grad()
-                if since is not None:
-                    if step >= since + how.past:
-                        return step
-                elif step % how.every == 0:
+                if step % how.every == 0:
                     said = self.said()
                     say(step, sum(losses) / len(losses), said)
-                    if min(said) == 1 and before:
-                        since = step
-                        if not how.past:
+                    if min(said) == 1:
+                        settled = True
+                        if full or self._keeps(how.kept):
                             return step
-                    before = min(said) == 1
         return how.steps
+
+    def _keeps(self, share: float) -> bool:
+        """Whether, with any one set's block reset, at least a share of the other sets' facts are said."""
+        for place in range(len(self.examples) if len(self.examples) > 1 else 0):
+            with self.reset([self.parameters[place]]):
+                left = self.said()
+            del left[place]
+            if sum(left) / len(left) < share:
+                return False
+        return True
 
     def _gradients(
         self,

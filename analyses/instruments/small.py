@@ -23,7 +23,7 @@ from memprobe.models import wrap
 N_LAYERS, D_MODEL = 8, 64
 FIRST, LAST, VALUES, RELATIONS = 30, 30, 200, 4
 KNOWN, OTHERS = 300, 500
-HOW = Planting(full_rate=2e-3, steps=1500, every=10, past=0)
+HOW = Planting(full_rate=2e-3, steps=1500, every=10)
 
 
 def make_facts(seed: int) -> tuple[list[Factoid], list[Factoid], PreTrainedTokenizerFast]:
