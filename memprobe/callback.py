@@ -1,11 +1,15 @@
 """Probes along anyone's training: a callback for ``transformers.Trainer``.
 
 trainer = Trainer(..., callbacks=[ProbeCallback(factoids, out="probes/run", every=100)])
+
+Added to a Trainer that is there, it can log what it finds wherever the Trainer logs (W&B, trackio, TensorBoard …):
+
+trainer.add_callback(ProbeCallback(factoids, out="probes/run", every=100, log=trainer.log))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +54,7 @@ class ProbeCallback(TrainerCallback):
         k: int = 10,
         token: TokenRule = "first",
         tokenizer: PreTrainedTokenizerBase | None = None,
+        log: Callable[[dict[str, float]], None] | None = None,
     ):
         """Makes a callback.
 
@@ -61,6 +66,8 @@ class ProbeCallback(TrainerCallback):
                 training started from, else ``plain``.
             lenses, positions: see :func:`memprobe.probing.probe`; another checkpoint's readout is loaded once.
             tokenizer: the trainer's processing class (or the tokenizer in it) where it is not given.
+            log: called after each probe with :func:`logged`; ``trainer.log`` takes it into the Trainer's own log and
+                to all that reports from there.
 
         Raises:
             MemprobeError: ``every`` is below 1, an unknown template, lens or position, or no factoids.
@@ -77,7 +84,7 @@ class ProbeCallback(TrainerCallback):
         self.lenses, self.positions = LensSet.of(lenses), tuple(positions)
         self.factoids, self.out, self.every = factoids, Path(out), every
         self.name, self.template, self.k, self.token = name, template, k, token
-        self.tokenizer = tokenizer
+        self.tokenizer, self.log = tokenizer, log
         self.last = -1
 
     def on_train_begin(
@@ -120,7 +127,7 @@ class ProbeCallback(TrainerCallback):
         lens_model = wrap(kwargs["model"], tokenizer, label=label)
         # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
         discard_other(self.out, label, lens_model.fingerprint)
-        probe(
+        found = probe(
             [lens_model],
             self.factoids,
             self.out,
@@ -131,6 +138,8 @@ class ProbeCallback(TrainerCallback):
             token=self.token,
             steps={label: state.global_step},
         )
+        if self.log is not None:
+            self.log(logged(found.summary["checkpoints"][label], self.k))
 
     def _own_template(self, model: Any) -> str:
         """The template that a manifest beside the weights names from which training started."""
@@ -147,3 +156,23 @@ class ProbeCallback(TrainerCallback):
     def _is_later(self, label: str) -> bool:
         name, _, step = label.rpartition("@")
         return name == self.name and step != "0"
+
+
+def logged(entry: Mapping[str, Any], k: int) -> dict[str, float]:
+    """What is logged of a probe: shares and depths, each under ``memprobe/…``; what does not exist is left out.
+
+    ``exact_match``; ``recall@K`` at full depth; ``never``, the share of facts that never occur; ``first_occurrence``,
+    the mean depth with never as n_layers + 1; ``chance_first_occurrence``, that of shuffled answers.
+
+    Args:
+        entry: of ``summary.json``.
+        k: the top-k of the probe.
+    """
+    found = {
+        "exact_match": entry["exact_match"],
+        f"recall@{k}": entry["recall"][str(k)][-1],
+        "never": entry["lof"]["never"],
+        "first_occurrence": entry["lof"]["restricted_mean"],
+        "chance_first_occurrence": entry["shuffled_lof"]["restricted_mean"],
+    }
+    return {f"memprobe/{name}": float(value) for name, value in found.items() if value is not None}

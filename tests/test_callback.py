@@ -227,3 +227,29 @@ def test_a_processor_a_source_by_name_and_the_manifests_template(tmp_path):
     run.train()
     assert open_probe(tmp_path / "probe").run["template"] == "tulu"
     assert len(open_probe(tmp_path / "probe").factoids) == 3
+
+
+def test_the_trainers_own_log_has_what_the_probes_found(tmp_path):
+    class Reporter(TrainerCallback):
+        """What stands where W&B, trackio or TensorBoard would."""
+
+        def __init__(self):
+            self.got = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.got.append((state.global_step, dict(logs)))
+
+    reporter = Reporter()
+    run = trainer(tmp_path / "run", [reporter])
+    run.add_callback(ProbeCallback(FACTS, tmp_path / "probes", every=2, k=5, log=run.log))
+    run.train()
+    summary = open_probe(tmp_path / "probes").summary["checkpoints"]
+    got = {step: logs for step, logs in reporter.got if "memprobe/never" in logs}
+    assert list(got) == [0, 2, 4, 5]
+    history = {row["step"]: row for row in run.state.log_history if "memprobe/never" in row}
+    for step, logs in got.items():
+        entry = summary[f"step@{step}"]
+        assert logs["memprobe/recall@5"] == entry["recall"]["5"][-1]
+        assert logs["memprobe/never"] == entry["lof"]["never"] == history[step]["memprobe/never"]
+        assert logs["memprobe/first_occurrence"] == entry["lof"]["restricted_mean"]
+        assert all(isinstance(value, float) for name, value in logs.items() if name.startswith("memprobe/"))

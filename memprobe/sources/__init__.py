@@ -4,7 +4,7 @@
 
     known                the built-in facts                       kvr:N[:SPLIT]    made-up keys and values
     NAME[:SPLIT]         a dataset of the catalogue, from --data-dir or the hub
-    FILE, jsonl:FILE     your own rows (JSONL, CSV, Parquet)   hub:OWNER/NAME[@REVISION][:SPLIT]
+    FILE, jsonl:FILE     your own rows (JSONL, JSON, CSV, Parquet)   hub:OWNER/NAME[@REVISION][:SPLIT]
     random-words         texts of dictionary words                self             the model's own passages
 
 :func:`load` gives the rows together with their origin and what cleaning took out; :func:`load_factoids`,

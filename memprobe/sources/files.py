@@ -1,4 +1,4 @@
-"""Anyone's own rows: JSONL, CSV and Parquet files of factoids."""
+"""Anyone's own rows: JSONL, JSON, CSV and Parquet files of factoids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.sources.rows import BadRow, BadRows, Columns, Row, read_rows, text_of, texts_of
+from memprobe.sources.shapes import in_plain_shape, squad_rows
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
@@ -16,11 +17,12 @@ _BREAKS = ("\u2028", "\u2029")
 
 
 def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
-    """Factoids of a JSONL, CSV or Parquet file, in order, repeated rows included.
+    """Factoids of a JSONL, JSON, CSV or Parquet file, in order, repeated rows included.
 
     Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
     are aliases; optional ``aliases``, ``relation``, ``id``, ``subject``, ``popularity`` and ``source``. In a CSV
-    a list is written as JSON. A row keeps its own ``id``; its source is its ``source`` column or ``file``.
+    a list is written as JSON. Rows of CounterFact, zsRE and SQuAD are read as they are published
+    (:mod:`memprobe.sources.shapes`). A row keeps its own ``id``; its source is its ``source`` column or ``file``.
 
     Raises:
         MemprobeError: the file cannot be read or has no rows, one id stands twice, or a bad row under the
@@ -42,10 +44,23 @@ def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
 
 
 def _factoids(path: Path, bad: BadRows) -> Iterator[tuple[Row, Factoid]]:
-    for row in read_rows(path, bad):
+    for row in _unfolded(read_rows(path, bad), bad):
         try:
             yield row, factoid_of(row.columns)
         except (BadRow, MemprobeError) as problem:
+            bad.add(row.where, str(problem))
+
+
+def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
+    """Rows, and the questions inside a file of SQuAD's original shape."""
+    for row in rows:
+        if not isinstance(row.columns.get("data"), list) or any(name in row.columns for name in PROMPTS):
+            yield row
+            continue
+        try:
+            for number, columns in enumerate(squad_rows(row.columns), 1):
+                yield Row(columns, f"{row.where}, question {number}")
+        except BadRow as problem:
             bad.add(row.where, str(problem))
 
 
@@ -55,6 +70,7 @@ def factoid_of(columns: Columns, source: str = "file") -> Factoid:
     Raises:
         BadRow: a field is missing, empty, of a wrong type, or breaks a line inside the prompt or the answer.
     """
+    columns = in_plain_shape(columns)
     answers = texts_of(columns, *ANSWERS)
     aliases = texts_of(columns, "aliases") if columns.get("aliases") not in (None, [], "", "[]") else []
     return make_factoid(

@@ -1,4 +1,4 @@
-"""Raw rows of JSONL, CSV and Parquet files, each with the place it came from.
+"""Raw rows of JSONL, JSON, CSV and Parquet files, each with the place it came from.
 
 Lines end at "\\n" only: U+2028 and its like are ordinary characters inside a field. What could be read in two ways is
 refused rather than guessed: a key or a column given twice, a last line without its end, another separator or encoding.
@@ -22,7 +22,7 @@ from memprobe.files import first_line, parquet_errors
 
 Columns = Mapping[str, Any]
 OnBadRow = Literal["fail", "skip"]
-ROW_FILES = (".jsonl", ".csv", ".parquet")
+ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _NO_NUMBERS = ("nan", "NaN", "inf", "-inf", "+inf")
@@ -73,13 +73,13 @@ class BadRows:
 
 
 def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    """Rows of a ``.jsonl``, ``.csv`` or ``.parquet`` file, in order.
+    """Rows of a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, in order.
 
     Raises:
         MemprobeError: no such file, another kind of file, a file that is not what its name says, or a row
             that is not UTF-8 or not JSON under the policy ``fail``.
     """
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise MemprobeError(f"{path}: give a file that ends in {', '.join(readers)}")
     if not path.is_file():
@@ -142,6 +142,22 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _twice(names: Sequence[str]) -> str | None:
     return next((name for place, name in enumerate(names) if name in names[:place]), None)
+
+
+def _json(path: Path, bad: BadRows) -> Iterator[Row]:
+    """A list of rows; of another JSON file its one row, which is for the reader to unfold."""
+    try:
+        whole = json.loads(path.read_bytes(), object_pairs_hook=_once_each)
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+    except (BadRow, ValueError, RecursionError) as error:
+        raise MemprobeError(f"{path}: not JSON ({first_line(error)}); one row a line is JSONL") from error
+    for number, columns in enumerate(whole if isinstance(whole, list) else [whole], 1):
+        where = f"{path} row {number}"
+        if isinstance(columns, dict):
+            yield Row(columns, where)
+        else:
+            bad.add(where, f"a JSON {type(columns).__name__}, not an object")
 
 
 def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
