@@ -20,6 +20,7 @@ from memprobe.cli import (
     lens,
     open,
     patch,
+    share,
     show,
     sources,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "main",
     "open",
     "patch",
+    "share",
     "show",
     "sources",
 ]

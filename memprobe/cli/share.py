@@ -1,0 +1,59 @@
+"""``memprobe push`` and ``memprobe pull``: probes to and from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memprobe.cli.app import app
+from memprobe.cli.terminal import echo
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A probe directory.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHERE",
+            help="OWNER/NAME of a data set on the Hugging Face hub, or a folder (./…, /…, ~/…).",
+        ),
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a data set that is made now.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+) -> None:
+    """Shares a probe: its tables, a card that says what they hold, and a report. No weights.
+
+    Paths of this machine in run.json are cut to their last part. The facts that were asked go along: mind their
+    licence.
+
+    Example: `memprobe push probes/demo me/smollm2-known`
+    """
+    from memprobe import sharing
+
+    echo(sharing.push(folder, to, private=not public, message=message))
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHERE", help="OWNER/NAME[@REVISION] of a data set that push made, or a folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The probe directory; not there yet.")],
+) -> None:
+    """Fetches a probe that somebody shared, holds its tables against their checksums and writes its report anew.
+
+    Example: `memprobe pull me/smollm2-known --out probes/theirs`
+    """
+    from memprobe import sharing
+
+    found = sharing.pull(source, out)
+    echo(repr(found))
+    echo(f"tables: memprobe show {out}; page: memprobe open {out}", err=True)

@@ -1,0 +1,228 @@
+"""A probe directory to and from a data set on the Hugging Face hub, or a folder that others can reach.
+
+    probe ── checked ──> run.json without paths of this machine, tables, a card, a report ──> hub or folder
+    hub or folder ──> tables held against their marks ──> probe, with a report written here
+
+Weights never travel: what is shared is what was read of them. Only the files of a probe are taken, in both directions;
+a report that somebody else wrote holds scripts, so that it is made anew from the tables.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from memprobe import sentences
+from memprobe.dashboard import write_report
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line, write_text
+from memprobe.probe_writer import REPORT, write_run
+from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of
+
+CARD = "README.md"
+_HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
+_TABLES = ("records", "controls", "outcomes", "attributions")
+_PATTERNS = (RUN, SUMMARY, FACTOIDS_FILE, *(f"{table}/*.parquet" for table in _TABLES), CARD)
+_KEPT = ("tokens", "template")
+_PATH = re.compile(r"(~|/|[A-Za-z]:[\\/])\S*")
+_INSIDE = re.compile(r"(?<![\w/:.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\])+([^\s/\\,;'\"()]+)")
+"""A path within a sentence, such as a note."""
+
+
+def push(folder: str | Path, to: str, *, private: bool = True, message: str | None = None) -> str:
+    """Shares a probe directory whose checkpoints are all finished.
+
+    Args:
+        to: ``OWNER/NAME`` of a data set on the hub, made where there is none; or a folder (``./…``, ``/…``, ``~/…``).
+        private: whether a data set that is made is.
+        message: of the commit.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        MemprobeError: no probe, an unfinished or changed one, or the hub or folder refuses.
+    """
+    probe = open_probe(folder)
+    if unfinished := [label for label in probe.checkpoints if label not in probe.finished]:
+        raise MemprobeError(f"{folder}: {unfinished[0]} is not finished; probe it to the end first")
+    with tempfile.TemporaryDirectory() as name:
+        ready = Path(name)
+        _prepare(probe, ready, to)
+        if not _on_hub(to):
+            return str(_into_folder(ready, _local(to)))
+        return _to_hub(ready, to, private, message or f"memprobe: {', '.join(probe.checkpoints)}")
+
+
+def pull(source: str, out: str | Path) -> Probe:
+    """Fetches a probe that :func:`push` shared.
+
+    Args:
+        source: ``OWNER/NAME[@REVISION]``, or a folder.
+        out: a directory that is not there yet.
+
+    Raises:
+        MemprobeError: ``out`` exists, there is no such data set or folder, or what came is no whole probe.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MemprobeError(f"{out}: exists already; use another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        here = Path(name) / "probe"
+        if _on_hub(source):
+            _from_hub(source, here)
+        else:
+            _copy(_local(source), here)
+        if not (here / RUN).exists():
+            raise MemprobeError(f"{source}: holds no probe (no {RUN})")
+        probe = open_probe(here)
+        (here / CARD).unlink(missing_ok=True)
+        write_report(probe, here / REPORT)
+        if out.exists():
+            out.rmdir()
+        here.replace(out)
+    return open_probe(out)
+
+
+def _on_hub(name: str) -> bool:
+    return _HUB.fullmatch(name) is not None
+
+
+def _local(name: str) -> Path:
+    if not name.startswith((".", "/", "~")) and not PureWindowsPath(name).drive:
+        raise MemprobeError(f"{name}: neither OWNER/NAME of a data set nor a folder (write ./{name})")
+    return Path(name).expanduser()
+
+
+def _prepare(probe: Probe, ready: Path, to: str) -> None:
+    """A copy of a probe as it may be seen elsewhere."""
+    for file in probe.files():
+        target = ready / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(probe.path / file, target)
+    if not (probe.path / SUMMARY).exists():
+        raise MemprobeError(f"{probe.path}: has no {SUMMARY}; give the command that made it again")
+    shutil.copyfile(probe.path / SUMMARY, ready / SUMMARY)
+    run = without_paths(probe.run)
+    write_run(run, ready)
+    here = probe_of(ready, run)
+    write_text(card(here, to if _on_hub(to) else None), ready / CARD)
+    write_report(here, ready / REPORT)
+
+
+def without_paths(value: Any) -> Any:
+    """JSON in which a path of this machine is its last part alone; token texts and templates stay."""
+    if isinstance(value, dict):
+        return {key: one if key in _KEPT else without_paths(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_paths(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if _PATH.fullmatch(value):
+        kind = PureWindowsPath if "\\" in value else PurePosixPath
+        return kind(value).name or value
+    return _INSIDE.sub(r"\1", value)
+
+
+def card(probe: Probe, name: str | None = None) -> str:
+    """What a data set of a probe says of itself, as Markdown with the hub's front matter.
+
+    Args:
+        name: ``OWNER/NAME``, where it has one.
+    """
+    run, summary = probe.run, probe.summary
+    k, facts = summary["k"], run["factoids"]
+    configs = [
+        line
+        for table in ("outcomes", "records")
+        for line in (f"  - config_name: {table}", f'    data_files: "{table}/*.parquet"')
+    ]
+    front = ["---", "tags: [memprobe, interpretability, logit-lens]", "configs:", *configs, "---"]
+    said = [f"- {sentences.of_summary(label, entry, k=k)}" for label, entry in summary["checkpoints"].items()]
+    where = name or "FOLDER"
+    return "\n".join(
+        [
+            *front,
+            "",
+            "# A memprobe probe",
+            "",
+            f"At which depth {facts['n']:,} facts ({facts.get('source') or 'a file'}) become readable in "
+            f"{', '.join(probe.checkpoints)}. Template `{run['template']}`, lenses {', '.join(probe.lenses)}, made "
+            f"with memprobe {run.get('memprobe', '?')}.",
+            "",
+            *said,
+            "",
+            "```",
+            f"memprobe pull {where} --out probes/{where.rpartition('/')[2]}",
+            "```",
+            "",
+            "`records/` holds a row for each checkpoint, lens, fact, answer token and depth; `outcomes/` what each "
+            f"checkpoint says; `{FACTOIDS_FILE}` what was asked, under the licence of its source. No weights are here.",
+            "",
+        ]
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The files of a probe in a folder, and no others."""
+    if not source.is_dir():
+        raise MemprobeError(f"{source}: no such folder")
+    target.mkdir(parents=True)
+    for pattern in _PATTERNS:
+        for file in source.glob(pattern):
+            (target / file.relative_to(source)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target / file.relative_to(source))
+
+
+def _into_folder(ready: Path, target: Path) -> Path:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not (target / RUN).is_file():
+            raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
+        shutil.rmtree(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(ready, target)
+    except OSError as error:
+        raise MemprobeError(f"{target}: cannot be written ({error.strerror})") from error
+    return target
+
+
+def _to_hub(ready: Path, name: str, private: bool, message: str) -> str:
+    """One commit that puts the new files in place and takes a former probe's away."""
+    if "@" in name:
+        raise MemprobeError(f"{name}: a push makes a revision of its own; give OWNER/NAME")
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    files = {file.relative_to(ready).as_posix(): file for file in sorted(ready.rglob("*")) if file.is_file()}
+    api = HfApi()
+    try:
+        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        before = api.list_repo_files(name, repo_type="dataset")
+        gone = [old for old in before if old not in files and old.partition("/")[0] in _TABLES]
+        operations = [CommitOperationAdd(where, str(file)) for where, file in files.items()]
+        operations += [CommitOperationDelete(old) for old in gone]
+        api.create_commit(name, operations, commit_message=message, repo_type="dataset")
+    except Exception as error:  # the hub's client, HTTP and the file system each have their own
+        raise MemprobeError(f"{name}: the hub refuses ({first_line(error)}); hf auth login?") from error
+    return f"https://huggingface.co/datasets/{name}"
+
+
+def _from_hub(name: str, target: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=revision or None,
+            local_dir=target,
+            allow_patterns=list(_PATTERNS),
+        )
+    except Exception as error:  # see above
+        raise MemprobeError(f"{name}: cannot be fetched from the hub ({first_line(error)})") from error
+    shutil.rmtree(target / ".cache", ignore_errors=True)

@@ -1,0 +1,162 @@
+"""Probes to and from a hub that a local folder stands in for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from memprobe.errors import MemprobeError
+from memprobe.probes import open_probe
+from memprobe.sharing import pull, push, without_paths
+
+
+@pytest.fixture
+def probe(cli, tiny_checkpoint, tmp_path) -> Path:
+    out = tmp_path / "probe"
+    code, _, err = cli(
+        "layers", "--ckpt", f"tiny={tiny_checkpoint}", "--n", 6, "--attributions", "--out", out
+    )
+    assert code == 0, err
+    return out
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """A folder with a folder for each data set, behind the calls of huggingface_hub that are made."""
+    root = tmp_path / "hub"
+
+    class Api:
+        def create_repo(self, name, *, repo_type, private, exist_ok):
+            assert repo_type == "dataset" and exist_ok
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / ".private").write_text(str(private))
+
+        def list_repo_files(self, name, *, repo_type):
+            files = [file for file in (root / name).rglob("*") if file.is_file() and file.name != ".private"]
+            return [file.relative_to(root / name).as_posix() for file in files]
+
+        def create_commit(self, name, operations, *, commit_message, repo_type):
+            assert commit_message
+            for operation in operations:
+                target = root / name / operation.path_in_repo
+                if isinstance(operation, huggingface_hub.CommitOperationDelete):
+                    target.unlink()
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(operation.path_or_fileobj, target)
+
+    def snapshot_download(name, *, repo_type, revision, local_dir, allow_patterns):
+        assert repo_type == "dataset" and revision in (None, "v1")
+        if not (root / name).is_dir():
+            raise OSError("404 no such data set\nand much more")
+        for file in (root / name).rglob("*"):
+            inside = file.relative_to(root / name).as_posix()
+            if file.is_file() and any(fnmatch(inside, pattern) for pattern in allow_patterns):
+                target = Path(local_dir) / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return root
+
+
+def same(one: Path, other: Path) -> None:
+    ours, theirs = open_probe(one), open_probe(other)
+    for table in ("records", "controls", "outcomes", "factoids", "attributions"):
+        assert getattr(ours, table).equals(getattr(theirs, table)), table
+    assert ours.summary == theirs.summary
+
+
+def test_there_and_back(cli, hub, probe, tmp_path):
+    code, text, err = cli("push", probe, "me/rivers")
+    assert code == 0 and text.strip().endswith("datasets/me/rivers"), err
+    assert (hub / "me/rivers/.private").read_text() == "True"
+    card = (hub / "me/rivers/README.md").read_text()
+    assert card.startswith("---\n") and "memprobe pull me/rivers" in card and "tiny recalls" in card
+    back = tmp_path / "back"
+    code, text, err = cli("pull", "me/rivers@v1", "--out", back)
+    assert code == 0 and "Probe of tiny" in text, err
+    same(probe, back)
+    assert (back / "report.html").exists() and not (back / "README.md").exists()
+
+
+def test_no_path_of_this_machine_travels(hub, probe, tmp_path):
+    push(probe, "me/rivers")
+    for file in (hub / "me/rivers").rglob("*"):
+        if file.is_file():
+            assert str(tmp_path.parent).encode() not in file.read_bytes(), file.name
+    run = json.loads((hub / "me/rivers/run.json").read_text())
+    assert run["checkpoints"]["tiny"]["spec"] == "tiny"
+    note = {
+        "note": "merged onto /home/me/base model, see https://hub.co/a/b/c",
+        "template": "/say/it {prompt}",
+    }
+    assert without_paths(note) == note | {"note": "merged onto base model, see https://hub.co/a/b/c"}
+    value = {"spec": "C:\\models\\mine", "tokens": {"5": "/"}, "of": ["~/x/y", "a/b", "/"], "share": 0.5}
+    assert without_paths(value) == {
+        "spec": "mine",
+        "tokens": {"5": "/"},
+        "of": ["y", "a/b", "/"],
+        "share": 0.5,
+    }
+
+
+def test_a_folder_does_as_well(cli, probe, tmp_path):
+    shared = tmp_path / "shared" / "rivers"
+    assert cli("push", probe, shared)[0] == 0 and cli("push", probe, shared)[0] == 0  # replaces itself
+    same(probe, pull(str(shared), tmp_path / "back").path)
+    other = tmp_path / "letters"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    code, _, err = cli("push", probe, other)
+    assert code == 2 and "holds no probe" in err and (other / "letter.txt").exists()
+
+
+def test_a_second_push_takes_away_what_went(cli, hub, probe, tiny_checkpoint, tmp_path):
+    push(probe, "me/rivers")
+    other = tmp_path / "other"
+    assert cli("layers", "--ckpt", f"another={tiny_checkpoint}", "--n", 6, "--out", other)[0] == 0
+    push(other, "me/rivers", private=False)
+    assert pull("me/rivers", tmp_path / "back").checkpoints == ["another"]
+    assert not list((hub / "me/rivers/attributions").glob("*"))
+
+
+def test_only_a_probes_files_come_and_a_strangers_page_is_not_kept(hub, probe, tmp_path):
+    push(probe, "me/rivers")
+    (hub / "me/rivers/report.html").write_text("<script>steal()</script>")
+    (hub / "me/rivers/setup.py").write_text("import os")
+    back = pull("me/rivers", tmp_path / "back").path
+    assert "steal" not in (back / "report.html").read_text() and not (back / "setup.py").exists()
+
+
+def test_what_is_damaged_missing_or_in_the_way_is_one_line(cli, hub, probe, tmp_path):
+    push(probe, "me/rivers")
+    (table,) = (hub / "me/rivers/records").glob("*.parquet")
+    table.write_bytes(table.read_bytes()[:-1] + b"x")
+    back = tmp_path / "back"
+    for arguments, words in (
+        (("pull", "me/rivers", "--out", back), "checksum"),
+        (("pull", "me/nothing", "--out", back), "404 no such data set"),
+        (("pull", "nothing", "--out", back), "neither OWNER/NAME"),
+        (("pull", "./nothing", "--out", back), "no such folder"),
+        (("pull", "me/rivers", "--out", probe), "exists already"),
+        (("push", tmp_path, "me/x"), "no probe directory"),
+        (("push", probe, "me/x@v1"), "revision of its own"),
+    ):
+        code, _, err = cli(*arguments)
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
+    assert not back.exists() and not list(tmp_path.glob(".back*"))
+
+
+def test_an_unfinished_probe_is_not_shared(hub, probe):
+    run = json.loads((probe / "run.json").read_text())
+    run["checkpoints"]["tiny"]["complete"] = False
+    (probe / "run.json").write_text(json.dumps(run))
+    with pytest.raises(MemprobeError, match="not finished"):
+        push(probe, "me/rivers")
