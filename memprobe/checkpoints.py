@@ -280,7 +280,7 @@ def check_labels(labels: Iterable[str]) -> None:
 
 def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
     """The checkpoints themselves, and those that models in memory were loaded from."""
-    found = [item if isinstance(item, Checkpoint) else item.checkpoint for item in items]
+    found = [item if isinstance(item, Checkpoint) else getattr(item, "checkpoint", None) for item in items]
     return [checkpoint for checkpoint in found if checkpoint is not None]
 
 

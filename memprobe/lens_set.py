@@ -10,6 +10,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lenses import Lens, LensSpec, make_lens, parse_lens
+from memprobe.sequences import Deferred
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -89,7 +90,7 @@ class LensSet:
         cls,
         texts: Sequence[str] = (),
         readout: str | Checkpoint | LensModel | None = None,
-        checkpoints: Sequence[Checkpoint | LensModel] = (),
+        checkpoints: Sequence[Checkpoint | Deferred | LensModel] = (),
         *,
         allow_pickle: bool = False,
     ) -> LensSet:
@@ -108,12 +109,16 @@ class LensSet:
             raise MemprobeError(
                 "--readout SPEC is short for the one lens logit@SPEC: give it or --lens, not both"
             )
+        # One that is found when its turn comes is found now: this lens reads with it from the first on.
         by_label = {item.label: item for item in checkpoints}
 
         def found(spec: str | Checkpoint | LensModel | None) -> Checkpoint | LensModel | None:
             if not isinstance(spec, str):
                 return spec
-            return by_label.get(spec) or resolve(spec, allow_pickle=allow_pickle)
+            named = by_label.get(spec)
+            if isinstance(named, Deferred):
+                return named.find()
+            return named or resolve(spec, allow_pickle=allow_pickle)
 
         if readout is not None:
             return cls([AskedLens(LensSpec(), found(readout))])

@@ -241,17 +241,24 @@ def load_pretrained(
     Raises:
         MemprobeError: they cannot be loaded, or weights are missing from the files.
     """
-    return _load_model(checkpoint, dtype, trust_remote_code), load_tokenizer(checkpoint, trust_remote_code)
+    return load_model(checkpoint, dtype, trust_remote_code), load_tokenizer(checkpoint, trust_remote_code)
 
 
-def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The Hugging Face model of a checkpoint, adapters merged, on the CPU.
+
+    Raises:
+        MemprobeError: see :func:`load_pretrained`.
+    """
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
-        return merge_adapter(_load_model(checkpoint.base, dtype, trust_remote_code), checkpoint.path)
+        return merge_adapter(load_model(checkpoint.base, dtype, trust_remote_code), checkpoint.path)
     if checkpoint.kind == "graft":
         assert checkpoint.base is not None and checkpoint.donor is not None and checkpoint.graft is not None
         model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
-        other = _load_model(checkpoint.donor, dtype, trust_remote_code)
+        other = load_model(checkpoint.donor, dtype, trust_remote_code)
         places = parameter_places(
             model, blocks_of(model, checkpoint.label), after_blocks(model, tokenizer, checkpoint.label)
         )

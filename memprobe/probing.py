@@ -24,13 +24,14 @@ from memprobe.checkpoints import (
     checkpoints_of,
     default_template,
     fingerprint,
-    resolve,
 )
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_parquet
+from memprobe.hub_cache import evict as evict_snapshot
+from memprobe.hub_cache import is_cached_snapshot
 from memprobe.parquet import mark_of
-from memprobe.planning import check_positions, plan_capture
+from memprobe.planning import Plan, check_positions, plan_capture
 from memprobe.probe_writer import (
     Parts,
     finish,
@@ -42,6 +43,7 @@ from memprobe.probe_writer import (
 )
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
+from memprobe.sequences import Deferred, find_all
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule
 from memprobe.sweeps import slow_note, sweep_name
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
     from memprobe.capturing import BatchSize
     from memprobe.lens_set import AskedLens, LensSet
+    from memprobe.loading import Loader
     from memprobe.models import LensModel
 
 PRECISION_SAMPLE = 16
@@ -65,7 +68,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def probe(
-    checkpoints: Sequence[str | Checkpoint | LensModel],
+    checkpoints: Sequence[str | Checkpoint | Deferred | LensModel],
     factoids: Sequence[Factoid] | str,
     out: str | Path,
     *,
@@ -85,6 +88,7 @@ def probe(
     attributions: bool = False,
     steps: Mapping[str, int] | None = None,
     origin: Mapping[str, Any] | None = None,
+    evict: bool = False,
     progress: Progress | None = None,
 ) -> Probe:
     """Probes checkpoints into a directory, one model in memory at a time.
@@ -92,12 +96,15 @@ def probe(
     A directory that already holds checkpoints probed in the same way keeps them; finished ones are not
     probed again, so that the same call continues a killed one and further checkpoints can be added.
 
-    In bf16 or fp16, a checkpoint is loaded once more in fp32 for its first :data:`PRECISION_SAMPLE` factoids, and
-    ``run.json`` says by checkpoint, under ``precision``, how many ranks of the first lens the shorter numbers changed.
-    Models in memory are taken as they are.
+    While a model computes, the files of the next checkpoint are fetched and read (:mod:`memprobe.loading`), and
+    factoids are tokenised once for each tokenizer.
+
+    In bf16 or fp16, the first checkpoint of each architecture is loaded once more in fp32 for its first
+    :data:`PRECISION_SAMPLE` factoids, and ``run.json`` says under ``precision`` how many ranks of the first lens the
+    shorter numbers changed; under ``precision_of`` the others name it. Models in memory are taken as they are.
 
     Args:
-        checkpoints: specs, resolved checkpoints, or models in memory.
+        checkpoints: specs (also of many, :mod:`memprobe.sequences`), resolved checkpoints, or models in memory.
         factoids: what is asked; a text is a source's name or a file.
         out: the probe directory.
         template: see :class:`memprobe.templates.Template`; ``None``: that of the manifests, else ``plain``.
@@ -118,6 +125,7 @@ def probe(
             forward pass of its own; asked of a finished checkpoint, it is added.
         steps: training steps by label, for probes along a training run.
         origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
+        evict: delete each hub checkpoint from the hub's cache when it is probed, unless a lens reads with it.
         progress: told of every batch.
 
     Raises:
@@ -126,6 +134,7 @@ def probe(
     from memprobe import models
     from memprobe.capturing import capture_batches
     from memprobe.lens_set import LensSet
+    from memprobe.loading import Loader
 
     out = Path(out)
     check_positions(positions)
@@ -145,7 +154,9 @@ def probe(
 
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
-    named = _named(checkpoints, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    named, told = _named(checkpoints, evict, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    steps = {**told, **(steps or {})}
+    chosen_template = template
     parsed = Template.parse(template or default_template(checkpoints_of(named)))
     in_memory = [item for item in named if isinstance(item, models.LensModel)]
     if in_memory:
@@ -176,14 +187,24 @@ def probe(
         "tokens": {},
     }
 
-    def capture_one(item: Checkpoint | LensModel, run: dict[str, Any]) -> None:
-        lens_model = loaded(item)
+    plans: dict[Any, tuple[Any, Plan]] = {}  # tokenised factoids, by what they depend on of a model
+
+    def plan_for(lens_model: LensModel) -> Plan:
+        key = (id(lens_model.tokenizer), lens_model.n_ids, lens_model.max_length)
+        if key not in plans:
+            plan = plan_capture(
+                lens_model, factoids, parsed, positions=positions, intrusions=intrusions, seed=seed
+            )
+            plans.clear()  # checkpoints of one tokenizer mostly follow each other
+            plans[key] = lens_model.tokenizer, plan
+        return plans[key][1]
+
+    def capture_one(lens_model: LensModel, run: dict[str, Any]) -> None:
+        item = lens_model
         read_by = asked.build(lens_model, loaded)
-        plan = plan_capture(
-            lens_model, factoids, parsed, positions=positions, intrusions=intrusions, seed=seed
-        )
+        plan = plan_for(lens_model)
         if item.label not in run["checkpoints"]:
-            entry = _entry(lens_model, asked.first, (steps or {}).get(item.label))
+            entry = _entry(lens_model, asked.first, steps.get(item.label))
             slow = slow_note(lens_model.device)
             entry["notes"] = [note for lens in read_by for note in lens.notes] + ([slow] if slow else [])
             entry["reading"] = sweep_name(lens_model.device)
@@ -220,37 +241,108 @@ def probe(
         entry["tables"]["attributions"] = mark_of(file)
         write_run(run, out)
 
-    with locked(out):
-        run = open_or_start(out, wanted, factoids)
-        for item in named:
-            mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
-            entry = run["checkpoints"].get(item.label)
-            if entry is not None and entry["fingerprint"] != mark:
-                raise MemprobeError(
-                    f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
-                )
-            if entry is not None and entry["complete"]:
-                remove_parts(out, item.label)
-                if progress is not None:
-                    progress(item.label, len(factoids), len(factoids))
+    def probe_one(item: Checkpoint | LensModel, run: dict[str, Any], loader: Loader) -> None:
+        mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
+        entry = run["checkpoints"].get(item.label)
+        if entry is not None and entry["fingerprint"] != mark:
+            raise MemprobeError(
+                f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
+            )
+        if entry is not None and entry["complete"]:
+            remove_parts(out, item.label)
+            if progress is not None:
+                progress(item.label, len(factoids), len(factoids))
+        else:
+            lens_model = item if isinstance(item, models.LensModel) else loader.get(item)
+            if (ahead := following(item, run)) is not None:
+                loader.announce(ahead)
+            capture_one(lens_model, run)
+            del lens_model
+        entry = run["checkpoints"][item.label]
+        if attributions and "attributions" not in entry["tables"]:
+            attribute_one(loaded(item), run)
+        if isinstance(item, models.LensModel) or asked.first.in_memory or precision == "float32":
+            return
+        if not {"precision", "precision_of"} & entry.keys():
+            if (other := _same_architecture(item.label, run)) is not None:
+                entry["precision_of"] = other
             else:
-                capture_one(item, run)  # one model at a time: it is gone when this returns
-            entry = run["checkpoints"][item.label]
-            if attributions and "attributions" not in entry["tables"]:
-                attribute_one(loaded(item), run)
-            if isinstance(item, models.LensModel) or asked.first.in_memory:
-                continue
-            if precision != "float32" and "precision" not in entry:
+                loader.release()
                 exact = partial(loaded, exactly=True)
                 sample = factoids[:PRECISION_SAMPLE]
                 entry["precision"] = _precision(out, run, item, asked.first, sample, exact, where)
-                write_run(run, out)
+            write_run(run, out)
+
+    def following(item: Checkpoint | LensModel, run: dict[str, Any]) -> Checkpoint | Deferred | None:
+        """The checkpoint that is loaded after this one."""
+        labels = [one.label for one in named]
+        for one in named[labels.index(item.label) + 1 :]:
+            if not isinstance(one, models.LensModel) and not _is_done(one, run):
+                return one
+        return None
+
+    with locked(out), Loader(str(where), precision, trust_remote_code) as loader:
+        run = open_or_start(out, wanted, factoids)
+        kept = {lens.other.path for lens in asked.lenses if isinstance(lens.other, Checkpoint)}
+        for asked_for in named:
+            if isinstance(asked_for, Deferred) and _is_done(asked_for, run) and not attributions:
+                remove_parts(out, asked_for.label)  # nothing is fetched for it
+                if progress is not None:
+                    progress(asked_for.label, len(factoids), len(factoids))
+                continue
+            item: Checkpoint | LensModel
+            if isinstance(asked_for, Deferred):
+                item = loader.find(asked_for)
+                if chosen_template is None:
+                    _check_template(item, parsed)
+            else:
+                item = asked_for
+            probe_one(item, run, loader)  # one model at a time
+            if (
+                evict
+                and isinstance(item, Checkpoint)
+                and item.path not in kept
+                and is_cached_snapshot(item.path)
+            ):
+                evict_snapshot(item.path)
         write_summary(out, run)
         return probe_of(out, run)
 
 
-def _named(items: Sequence[str | Checkpoint | LensModel], **options: Any) -> list[Checkpoint | LensModel]:
-    """Checkpoints and models with labels of their own.
+def _is_done(item: Checkpoint | Deferred, run: Mapping[str, Any]) -> bool:
+    """Whether a probe of this spec is finished; what the spec names may not have changed, or its files are asked."""
+    entry = run["checkpoints"].get(item.label)
+    done = entry is not None and entry["complete"] and entry.get("spec") == item.spec
+    return done and (run["dtype"] == "float32" or bool({"precision", "precision_of"} & entry.keys()))
+
+
+def _same_architecture(label: str, run: Mapping[str, Any]) -> str | None:
+    """Another checkpoint of the same shape whose ranks were held against fp32."""
+    keys = ("architecture", "n_layers", "d_model", "vocab", "parameters")
+    mine = run["checkpoints"][label]
+    return next(
+        (
+            other
+            for other, entry in run["checkpoints"].items()
+            if other != label and "precision" in entry and all(entry.get(key) == mine[key] for key in keys)
+        ),
+        None,
+    )
+
+
+def _check_template(item: Checkpoint, chosen: Template) -> None:
+    """Refuses a checkpoint found late whose manifest names another template than those before it."""
+    if item.manifest is not None and item.manifest.template != chosen.name:
+        raise MemprobeError(
+            f"{item.label} was trained with the template {item.manifest.template!r}, those before it are read with "
+            f"{chosen.name!r}; give --template"
+        )
+
+
+def _named(
+    items: Sequence[str | Checkpoint | Deferred | LensModel], defer: bool, **options: Any
+) -> tuple[list[Checkpoint | Deferred | LensModel], dict[str, int]]:
+    """Checkpoints and models with labels of their own, and the training steps that specs of many name.
 
     Raises:
         MemprobeError: a spec that cannot be resolved, something else than a spec or a model to read, or one label
@@ -258,17 +350,23 @@ def _named(items: Sequence[str | Checkpoint | LensModel], **options: Any) -> lis
     """
     from memprobe.models import LensModel
 
-    if isinstance(items, str | Checkpoint | LensModel):
+    if isinstance(items, str | Checkpoint | Deferred | LensModel):
         raise MemprobeError("give checkpoints as a list, also a single one: [checkpoint]")
-    named: list[Checkpoint | LensModel] = []
+    named: list[Checkpoint | Deferred | LensModel] = []
+    steps: dict[str, int] = {}
     for item in items:
-        if not isinstance(item, str | Checkpoint | LensModel):
+        if not isinstance(item, str | Checkpoint | Deferred | LensModel):
             raise MemprobeError(
                 f"a {type(item).__name__} is no checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
             )
-        named.append(resolve(item, **options) if isinstance(item, str) else item)
+        if isinstance(item, str):
+            found, told = find_all([item], defer=defer, **options)
+            named += found
+            steps |= told
+        else:
+            named.append(item)
     check_labels(item.label for item in named)
-    return named
+    return named, steps
 
 
 def _precision(

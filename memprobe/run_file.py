@@ -75,6 +75,7 @@ class CheckpointEntry(Open):
     tokens: dict[str, str] = {}
     tables: dict[str, TableMark] = {}
     precision: PrecisionEntry | None = None
+    precision_of: str | None = None
 
 
 class LensEntry(Open):

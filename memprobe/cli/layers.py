@@ -15,11 +15,11 @@ from memprobe.cli.options import (
     BadRowChoice,
     BadRows,
     BaseModel,
-    Checkpoints,
     Device,
     Dtype,
     Full,
     Lenses,
+    ManyCheckpoints,
     Open,
     TokenizerFrom,
     TokenRule,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def layers(
-    ckpt: Checkpoints,
+    ckpt: ManyCheckpoints,
     factoids: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +98,13 @@ def layers(
     seed: Annotated[
         int, typer.Option(help="Of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
     ] = 0,
+    evict: Annotated[
+        bool,
+        typer.Option(
+            "--evict",
+            help="Fetch each hub checkpoint when its turn comes, and delete it from the hub's cache after its probe.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
@@ -123,31 +130,41 @@ def layers(
     `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --factoids facts.jsonl --template chat`
 
     `memprobe layers --ckpt base=smollm2-135m --ckpt tuned=./checkpoint --lens logit --lens logit@base`
+
+    `memprobe layers --ckpt 'EleutherAI/pythia-70m@step{1000..143000..1000}' --evict`
+
+    `memprobe layers --ckpt 'runs/*/checkpoint-*'`
     """
     size = _batch_size(batch_size)
-    from memprobe.checkpoints import default_template, resolve_all
+    from memprobe.checkpoints import checkpoints_of, default_template
+    from memprobe.sequences import Deferred, find_all
     from memprobe.statistics.holding import check_rule
 
     check_rule(token)
 
     with _status("finding checkpoints"):
-        checkpoints = resolve_all(
+        checkpoints, steps = find_all(
             ckpt,
+            defer=evict,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             base=base,
             tokenizer=tokenizer,
         )
-        chosen_template = template or default_template(checkpoints)
-        asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
+        here = checkpoints_of(checkpoints)
+        # Where all are found in turn only, their manifests are asked then.
+        chosen_template = template or (default_template(here) if here else None)
+        asked = _factoids(factoids, here, n, seed, data_dir, on_bad_row.value)
         if on_bad_row is BadRowChoice.skip:
             from memprobe.writable import writable
 
-            asked = writable(asked, chosen_template, checkpoints, trust_remote_code=trust_remote_code)
+            known = here or [item.find() for item in checkpoints[:1] if isinstance(item, Deferred)]
+            spelled = chosen_template or default_template(known)
+            asked = writable(asked, spelled, known, trust_remote_code=trust_remote_code)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
     for line in asked.bad:
         echo(f"left out {line}", err=True)
-    out = out or Path("probes") / "-".join(_slug(checkpoint.label) for checkpoint in checkpoints)
+    out = out or Path("probes") / _folder_of([checkpoint.label for checkpoint in checkpoints])
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
     from memprobe.probe_writer import delete_probe, locked
@@ -175,6 +192,8 @@ def layers(
                 seed=seed,
                 allow_pickle=allow_pickle,
                 trust_remote_code=trust_remote_code,
+                steps=steps,
+                evict=evict,
                 origin=asked.origin.to_dict(),
                 progress=bars.update,
             )
@@ -227,6 +246,14 @@ def _batch_size(text: str) -> Any:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
     return int(text)
+
+
+def _folder_of(labels: list[str]) -> str:
+    """A folder's name for a probe: every label, or the first, the last and how many there are."""
+    slugs = [_slug(label) for label in labels]
+    if len("-".join(slugs)) <= 100:
+        return "-".join(slugs)
+    return f"{slugs[0][:60]}-to-{slugs[-1][-40:]}-{len(slugs)}"
 
 
 def _slug(label: str) -> str:

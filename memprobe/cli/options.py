@@ -26,6 +26,17 @@ Checkpoints = Annotated[
         show_default=False,
     ),
 ]
+ManyCheckpoints = Annotated[
+    list[str],
+    typer.Option(
+        "--ckpt",
+        metavar="[LABEL=]SPEC",
+        help="A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run "
+        "directory of `training`, a GGUF file, smollm2-135m or gemma3-270m; or many at once: "
+        "'owner/name@step{1000..143000..1000}', 'runs/*/checkpoint-*' (in quotes). Repeat it to compare.",
+        show_default=False,
+    ),
+]
 OneCheckpoint = Annotated[
     str, typer.Option("--ckpt", metavar="SPEC", help="The checkpoint.", show_default=False)
 ]
