@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -209,6 +209,31 @@ def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]
             for one in readings.members
         ],
     }
+
+
+class TablesOnDemand(Mapping[str, pl.DataFrame]):
+    """The tables of a comparison, each made when it is first asked for: of a hundred checkpoints few are needed."""
+
+    def __init__(self, readings: Readings):
+        self._readings = readings
+        self._made: dict[str, pl.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pl.DataFrame:
+        """The table of that name, one of :data:`TABLES`."""
+        if name not in self._made:
+            options: dict[str, Any] = {"by": []} if name == "groups" else {}
+            if name == "claims":
+                options = {"own": self["differences"]}
+            if name == "steps":
+                options = {"placed": self["placement"]}
+            self._made[name] = TABLES[name](self._readings, **options)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TABLES)
+
+    def __len__(self) -> int:
+        return len(TABLES)
 
 
 def _notes(readings: Readings, tables: Mapping[str, pl.DataFrame]) -> list[str]:

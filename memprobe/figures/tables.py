@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -19,63 +19,67 @@ from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
 
-NEEDED = (
-    "placement",
-    "curves",
-    "survival",
-    "differences",
-    "claims",
-    "spread",
-    "kept",
-    "arms",
-    "arm_differences",
-)
-"""Tables of a comparison that figures draw."""
 MOST_LINES = 6
 """In one panel: as many as there are colours."""
 MOST_ROWS = 24
 """Checkpoints below each other, before a figure tells them by arm or by stage."""
+NAMES = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
+"""Figures of a comparison."""
+_NEVER = "no answer occurs at any depth"
 
 
 def of_comparison(
-    tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any], *, chains: Sequence[Sequence[str]] = ()
+    tables: Mapping[str, pl.DataFrame],
+    settings: Mapping[str, Any],
+    *,
+    chains: Sequence[Sequence[str]] = (),
+    names: Iterable[str] = NAMES,
 ) -> dict[str, pl.DataFrame | str]:
     """What a comparison can be drawn as.
 
     Args:
-        tables, settings: of :class:`memprobe.compare.Comparison`, or as read from its ``comparison.json``.
+        tables, settings: of :class:`memprobe.compare.Comparison`, or as read from its ``comparison.json``. Only the
+            tables that the figures need are looked at.
         chains: of :func:`checkpoint_layout`.
+        names: of the figures.
 
     Returns:
         By figure, its table; or, in words, why there is none.
     """
     made = [dict(row) for row in settings["checkpoints"]]
     order = [row["label"] for row in made]
-    placement = tables["placement"]
-    exact = placement.select("checkpoint", "exact")
-    layout = checkpoint_layout(made, settings.get("base"), chains)
-    curves = _laid_out(tables["curves"], layout).join(
-        exact, on="checkpoint", how="left", maintain_order="left"
-    )
     front = ["panel", "line", "seed", "exact", "depth"]
-    found: dict[str, pl.DataFrame | str] = {
-        "recall": curves.select(*front, "recall", "recall_low", "recall_high", "chance"),
-        "frequency": curves.filter(pl.col("depth") > 0).select(*front, "frequency"),
-        "heatmap": _heatmap(tables["curves"], made, settings.get("base")),
-        "lof": _first_occurrence(tables, made, order),
+
+    def laid_out(table: pl.DataFrame) -> pl.DataFrame:
+        exact = tables["placement"].select("checkpoint", "exact")
+        layout = checkpoint_layout(made, settings.get("base"), chains)
+        return _laid_out(table, layout).join(exact, on="checkpoint", how="left", maintain_order="left")
+
+    def frequency() -> pl.DataFrame | str:
+        curves = laid_out(tables["curves"]).filter(pl.col("depth") > 0)
+        if curves["frequency"].drop_nulls().is_empty():
+            return _NEVER
+        return curves.select(*front, "frequency")
+
+    def survival() -> pl.DataFrame | str:
+        surfaced = tables["survival"].filter(of="lof")
+        if not (surfaced["events"] > 0).any():
+            return _NEVER
+        return laid_out(surfaced).select(*front, "survival", "low", "high")
+
+    figures: dict[str, Callable[[], pl.DataFrame | str]] = {
+        "recall": lambda: laid_out(tables["curves"]).select(
+            *front, "recall", "recall_low", "recall_high", "chance"
+        ),
+        "frequency": frequency,
+        "lof": lambda: _first_occurrence(tables, made, order),
+        "survival": survival,
+        "heatmap": lambda: _heatmap(tables["curves"], made, settings.get("base")),
+        "differences": lambda: _differences(tables, settings),
+        "spread": lambda: _spread(tables, settings),
+        "kept": lambda: _kept(tables, settings),
     }
-    if curves.filter(pl.col("depth") > 0)["frequency"].drop_nulls().is_empty():
-        found["frequency"] = "no answer occurs at any depth"
-    surfaced = tables["survival"].filter(of="lof")
-    if (surfaced["events"] > 0).any():
-        surfaced = _laid_out(surfaced, layout).join(exact, on="checkpoint", how="left", maintain_order="left")
-        found["survival"] = surfaced.select(*front, "survival", "low", "high")
-    else:
-        found["survival"] = "no answer occurs at any depth"
-    found["differences"] = _differences(tables, settings)
-    found["spread"] = _spread(tables, settings)
-    found["kept"] = _kept(tables, settings)
-    return found
+    return {name: figures[name]() for name in names}
 
 
 def checkpoint_layout(
@@ -248,7 +252,7 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
     """[row, reference, statistic, difference, low, high, held]: by checkpoint, or by arm where those are many."""
     wanted = pl.col("statistic").is_in(list(DIFFERENCES))
     numbers = ["difference", "low", "high"]
-    if tables["differences"].is_empty():
+    if len(settings["checkpoints"]) < 2:
         return "there is one checkpoint only"
     several = _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None])
     if several and len(settings["checkpoints"]) > MOST_ROWS:

@@ -10,9 +10,10 @@ The same inputs give the same bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "png", "svg")
-OF_COMPARISONS = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
+OF_COMPARISONS = tables.NAMES
 _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "ModDate": None},
     "png": {"Software": None},
@@ -269,7 +270,7 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
         for name in names:
             say(f"{name}: left out, there is no probe and no comparison")
         return
-    compared = [*_compared(groups, asked, say), *_stored(study.comparisons, asked, say)]
+    compared = itertools.chain(_compared(groups, asked, say), _stored(study.comparisons, asked, say))
     of_groups = [cells_of(group[0], cells) for group in groups]
     for place, (source, made, settings, inputs) in enumerate(compared):
         labels = {row["label"] for row in settings["checkpoints"]}
@@ -278,7 +279,7 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
             for cell in (of_groups[place] if place < len(groups) else ())
         ]
         chains = [chain for chain in runs_there if labels.issuperset(chain)]
-        found = tables.of_comparison(made, settings, chains=chains)
+        found = tables.of_comparison(made, settings, chains=chains, names=names)
         chosen = {name: settings[name] for name in ("k", "token")}
         for name in names:
             table, stem = found[name], source if len(groups) + len(study.comparisons) > 1 else ""
@@ -294,9 +295,9 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
 
 def _compared(
     groups: list[list[Probe]], asked: dict[str, Any], say: Say
-) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
+) -> Iterator[tuple[str, Mapping[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
     """Each group of like probes as readings, and of these the tables that figures draw."""
-    from memprobe.compare import TABLES, settings_of
+    from memprobe.compare import TablesOnDemand, settings_of
 
     labels = {id(group): {member.label for member in members_of(group, {}, [])} for group in groups}
     reference = asked["reference"]
@@ -329,13 +330,13 @@ def _compared(
             fixed_readout=fixed,
             draws=asked["draws"],
         )
-        made = {name: TABLES[name](readings) for name in tables.NEEDED}
-        yield source, made, settings_of(readings), [_probe_input(probe) for probe in [*group, *fixed]]
+        inputs = [_probe_input(probe) for probe in [*group, *fixed]]
+        yield source, TablesOnDemand(readings), settings_of(readings), inputs
 
 
 def _stored(
     comparisons: list[Path], asked: dict[str, Any], say: Say
-) -> Iterator[tuple[str, dict[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
+) -> Iterator[tuple[str, Mapping[str, pl.DataFrame], dict[str, Any], list[dict[str, Any]]]]:
     """Each ``comparison.json``, as it was made."""
     from memprobe.compare import read_comparison
 

@@ -40,7 +40,7 @@ ARMS = {
     "replay": "replay(ratio=0.1)",
     "remix-generic": "remix(data=generic, stages=1, words=12)",
     "remix-random": "remix(data=random-words, stages=1, words=12)",
-    "remix-both": "remix(data=generic, words=12)",
+    "remix-both": "remix(data=generic, stages=1,2, words=12)",
     "remix-replay": "remix(data=generic, stages=1, words=12)+replay(ratio=0.1)",
     "ewc": "ewc(strength=1e6)",
     "kl": "kl(strength=0.1)",
