@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers.trainer_callback import PrinterCallback
 from memprobe.errors import MemprobeError
 from memprobe.models import evaluating
 from training.batches import collator, micro_batches, model_inputs
+from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
 from training.report import Report
@@ -374,8 +376,10 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
         run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
     if trainer.is_world_process_zero():
         _cut_metrics(run.folder / METRICS, trainer.progress.step)
+    on_gpu = trainer.args.device.type == "cuda"
     try:
-        trainer.train(resume_from_checkpoint=str(state) if state else None)
+        with fewer_kernels(trainer.accelerator.unwrap_model(model)) if on_gpu else nullcontext():
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:
         run.report.stop()
     if trainer.progress.stopped is None and trainer.state.global_step < trainer.state.max_steps:

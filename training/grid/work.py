@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,10 @@ def run_grid(
             try:
                 with _claim(out, cell.node):
                     if not is_done(out, cell):  # by another process, since the list was made
-                        place = f"[{mine.index(cell) + 1}/{len(mine)}]"
-                        report.say(f"{place} {cell.node.name}: {cell.node.recipe.arm_name}")
-                        if crew is not None:
-                            crew.at(cell.node.name)
-                        _finish_cell(grid, cell, out, after, memory, report, data_dir=data_dir, quiet=quiet)
+                        begin = cache(partial(_begin, cell, mine, report, crew))
+                        _finish_cell(
+                            grid, cell, out, after, memory, report, begin, data_dir=data_dir, quiet=quiet
+                        )
             except _Taken:
                 continue
             except Stopped as error:
@@ -133,6 +133,13 @@ def run_grid(
             f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
         )
     return list(broken.values())
+
+
+def _begin(cell: Cell, cells: Sequence[Cell], report: Report, crew: Crew | None) -> None:
+    """Says that a cell is begun."""
+    report.say(f"[{cells.index(cell) + 1}/{len(cells)}] {cell.node.name}: {cell.node.recipe.arm_name}")
+    if crew is not None:
+        crew.at(cell.node.name)
 
 
 def start_grid(path: Path, out: Path) -> None:
@@ -191,11 +198,15 @@ def _finish_cell(
     after: Callable[[Path], object] | None,
     memory: Memory,
     report: Report,
+    begin: Callable[[], object],
     *,
     data_dir: Path | None,
     quiet: bool,
 ) -> None:
     """Trains the nodes of a cell that are missing, probes its stages, and says how it ended.
+
+    Args:
+        begin: called when no other process has what the cell needs first.
 
     Raises:
         _Taken: another process trains one of its earlier stages.
@@ -204,7 +215,9 @@ def _finish_cell(
     for node in before:
         if not is_trained(out, node):
             with _claim(out, node):
+                begin()
                 _train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+    begin()
     prepared = _train(grid, last, out, memory, report, data_dir=data_dir, quiet=quiet)
     seconds = 0.0
     if grid.probe:

@@ -24,12 +24,13 @@ from training.grid.file import Grid
 from training.grid.work import LOG, is_done, start_grid
 from training.report import Report
 
-TRIES = 2
+TRIES = 3
 """Times that a cell is tried whose worker dies."""
 GRACE = 60.0
 """Seconds that running cells have after the time limit, and then again to save their states."""
 
 _LOOK, _TELL = 0.5, 15.0  # seconds between two looks at the workers, and between two lines about them
+_PAUSE = 10.0  # seconds before another worker takes a dead one's place: what it died of may be over
 
 
 @dataclass
@@ -118,6 +119,9 @@ class _Crowd:
     ):
         self.crew, self.cells, self.command, self.report, self.grace = crew, cells, command, report, grace
         self.running: list[_Worker] = []
+        self.coming: list[
+            tuple[float, int]
+        ] = []  # when a worker is started in another's place, and its number
         self.deaths: Counter[str] = Counter()
         self.unborn = 0  # deaths in a row before a worker was at a cell
         self.began = time.monotonic()
@@ -131,9 +135,13 @@ class _Crowd:
         for number in range(1, workers + 1):
             self._start(number)
         told, closed = self.began, False
-        while self.running:
+        while self.running or self.coming:
             time.sleep(_LOOK)
             now = time.monotonic()
+            for due in [due for due in self.coming if due[0] <= now or self.crew.closed]:
+                self.coming.remove(due)
+                if not self.crew.closed:
+                    self._start(due[1])
             if seconds is not None and not closed and now - self.began >= seconds:
                 closed = True
                 self.crew.close()
@@ -213,7 +221,7 @@ class _Crowd:
         tried = "" if cell is None else f" at {cell}" + (", which is left out" if self._out(cell) else "")
         self.report.say(f"{what}{tried}; another takes its place")
         Crew(self.crew.out, worker.number).at(None)
-        self._start(worker.number)
+        self.coming.append((time.monotonic() + _PAUSE, worker.number))
 
     def _out(self, cell: str) -> bool:
         return self.deaths[cell] >= TRIES
