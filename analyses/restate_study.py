@@ -219,7 +219,8 @@ def figures(folder: Path, over: pl.DataFrame, n: int) -> None:
         data = drawn["data"]
         if drawn["figure"] == "spread":
             path.unlink()
-            path.with_suffix(".png").unlink(missing_ok=True)
+            for kind in (".pdf", ".png"):
+                path.with_suffix(kind).unlink(missing_ok=True)
             continue
         if "low" not in data:
             continue

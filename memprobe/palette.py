@@ -7,13 +7,29 @@ from __future__ import annotations
 
 from typing import Any
 
-# After Okabe and Ito (2008), moved so that each is at least 3:1 against the light and the dark background.
-COLOURS = ("#2577b8", "#d05a14", "#128a6e", "#b8569a", "#a67c00", "#6f6ad1")
+# Found by search: each at least 3:1 against the light and the dark background, any two at least 0.1 apart in OKLab,
+# also as a deuteranope sees them (Machado, Oliveira and Fernandes 2009).
+COLOURS = ("#1e78b4", "#e16900", "#2d7800", "#e15aa5", "#9678f0", "#965a78")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-DASHES = ("solid", "dash", "dashdot")
+# Dotted lines are chance levels alone.
+DASHES = (
+    "solid",
+    "10px,4px",
+    "10px,3px,2px,3px",
+    "4px,3px",
+    "16px,4px",
+    "16px,3px,2px,3px",
+    "10px,3px,2px,3px,2px,3px",
+    "4px,3px,10px,3px",
+    "16px,3px,4px,3px",
+    "22px,3px,2px,3px,2px,3px",
+)
+
+# Of steps of training, early to late: hue alone goes on, so that each stays 3:1 against both backgrounds.
+ALONG = ("#2f6fd0", "#8a5cd6", "#c94f9b", "#e0603a", "#c98500")
 
 # Dark enough throughout for white text in a cell.
-HEAT = ((0, "#241b45"), (0.5, "#2f5d8a"), (1, "#1a8a6c"))
+HEAT = ((0, "#241b45"), (0.5, "#2f5d8a"), (1, "#167d61"))
 
 # Lightness goes evenly from that of the page, so that more stands out without colour vision.
 SEQUENTIAL = {
@@ -22,21 +38,24 @@ SEQUENTIAL = {
 }
 
 # Of what becomes of a fact: said, only surfacing, absent.
-FATES = ("#128a6e", "#d49a1e", "#8a919c")
+FATES = ("#1e78b4", "#d98a1e", "#8a919c")
 TEMPLATES = {
     "light": {
         "text": "#454b54",
         "grid": "#e9ebee",
         "axis": "#c3c8cf",
         "paper": "#ffffff",
-        "faint": "#8a919c",
+        "faint": "#69707b",
     },
-    "dark": {"text": "#b4bac4", "grid": "#2a2f37", "axis": "#474d57", "paper": "#181b20", "faint": "#7d8591"},
+    "dark": {"text": "#b4bac4", "grid": "#2a2f37", "axis": "#474d57", "paper": "#181b20", "faint": "#8f97a3"},
 }
 
 
 def style(position: int) -> dict[str, str]:
-    """Colour, marker and dash of the checkpoint at ``position`` in the order in which they were named."""
+    """Colour, marker and dash of the checkpoint at ``position`` in the order in which they were named.
+
+    Sixty in a row share no colour with its dash.
+    """
     # Each further round of colours has other markers, open ones, and other dashes.
     turn = position // len(COLOURS)
     suffix = "" if turn % 2 == 0 else "-open"
@@ -45,6 +64,19 @@ def style(position: int) -> dict[str, str]:
         "marker": MARKERS[(position + turn) % len(MARKERS)] + suffix,
         "dash": DASHES[turn % len(DASHES)],
     }
+
+
+def along(n: int) -> list[dict[str, str]]:
+    """Looks of ``n`` checkpoints along one training run: early ones blue, late ones orange, evenly between."""
+    stops = [_channels(colour) for colour in ALONG]
+    looks = []
+    for at in range(n):
+        place = (len(stops) - 1) * at / max(1, n - 1)
+        low = min(int(place), len(stops) - 2)
+        mixed = [round(a + (b - a) * (place - low)) for a, b in zip(stops[low], stops[low + 1], strict=True)]
+        colour = "#" + "".join(f"{channel:02x}" for channel in mixed)
+        looks.append({"colour": colour, "marker": MARKERS[0], "dash": DASHES[0]})
+    return looks
 
 
 def template(theme: str = "light") -> dict[str, Any]:
@@ -83,5 +115,10 @@ def template(theme: str = "light") -> dict[str, Any]:
 
 def translucent(colour: str, alpha: float) -> str:
     """``#rrggbb`` as ``rgba(…)``."""
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    red, green, blue = _channels(colour)
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return red, green, blue

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
+from memprobe.arms import arm_names
 from memprobe.statistics.vocabulary import STATISTICS
 
 if TYPE_CHECKING:
@@ -56,8 +57,16 @@ def of_checkpoint(
         placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
     found = [said, f"{placed}."]
     if net is not None and net[0] is not None:
-        found.append(f"Against shuffled answers that is {_moved(*net)}.")
+        found.append(_against_chance(n_layers, *net))
     return " ".join(found)
+
+
+def _against_chance(n_layers: int, value: float | None, low: float | None, high: float | None) -> str:
+    if low is not None and high is not None and low <= 0 <= high:
+        apart = wording.interval(value, low, high, "+.1f")
+        return f"On average that is as deep as shuffled answers surface ({apart} depths)."
+    moved = _moved(value, low, high)
+    return f"On average facts surface {moved} than shuffled answers, counting never as {n_layers + 1}."
 
 
 def _moved(value: float | None, low: float | None, high: float | None) -> str:
@@ -67,7 +76,7 @@ def _moved(value: float | None, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return f"{abs(value):.1f} depths {_way('lof', value)}"
     if low <= 0 <= high:
-        return f"no earlier and no later beyond chance ({wording.interval(value, low, high, '+.1f')} depths)"
+        return f"no earlier and no later ({wording.interval(value, low, high, '+.1f')} depths, which may be chance)"
     near, far = sorted((abs(low), abs(high)))
     return f"{wording.interval(abs(value), near, far, '.1f')} depths {_way('lof', value)}"
 
@@ -104,6 +113,46 @@ def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
         never=entry["lof"]["never"],
         chance_never=entry["shuffled_lof"]["never"],
     )
+
+
+def of_retention(table: pl.DataFrame) -> list[str]:
+    """What is left of D_A after the last stage, by arm, a sentence for each pair of datasets.
+
+    Args:
+        table: [setup, arm, retention, low, high, by_seed]; naive training first, as in the table ``forgetting``.
+    """
+    lines = []
+    for (setup,), part in table.group_by("setup", maintain_order=True):
+        known = part.drop_nulls("retention").to_dicts()
+        if not known:
+            lines.append(f"{setup}: no arm has three seeds, so that each is shown alone.")
+            continue
+        first, *others = known
+        best = sorted(others, key=lambda row: -row["retention"])[:MOST_ARMS]
+        told = ", ".join(f"{row['arm']} {_share_of(row)}" for row in best)
+        lines.append(
+            f"{setup}: after the last stage {first['arm']} keeps {_share_of(first)} of D_A."
+            + (f" Most is kept by {told}." if told else "")
+        )
+    return lines
+
+
+MOST_ARMS = 4
+"""Arms that the sentence on retention names beside the first."""
+
+
+def of_verdicts(verdicts: Sequence[str]) -> str:
+    """How many claims came out how."""
+    found = {name: verdicts.count(name) for name in dict.fromkeys(verdicts)}
+    tested = len(verdicts) - found.pop("not tested", 0)
+    told = wording.listed([f"{n} {name}" for name, n in found.items()]) if found else "none"
+    return f"Of {wording.count(tested, 'claim')} tested: {told}."
+
+
+def _share_of(row: Mapping[str, Any]) -> str:
+    edges = [None if row[end] is None else 100 * row[end] for end in ("low", "high")]
+    value, *rest = wording.interval(100 * row["retention"], *edges, form=".0f").split(" ", 1)
+    return " ".join([f"{value}%", *rest])
 
 
 def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
@@ -171,13 +220,25 @@ def verdict(comparison: Comparison) -> list[str]:
     others = [label for label in dict.fromkeys(label for label, _ in rows) if label not in passed]
     for label in others[:MOST]:
         depth, exact = rows[label, "lof_restricted"], rows[label, "exact"]
-        lines.append(
-            f"{label} against {reference}: {_recalled(exact)}; facts surface {_moved(*_edges(depth))}"
-            f"{_in_both(held.get((label, 'lof_restricted')), depth)}."
-        )
+        lines.append(against(label, reference, exact, depth, held.get((label, "lof_restricted"))))
     if len(others) > MOST:
         lines.append(f"And {len(others) - MOST} more.")
     return lines
+
+
+def against(
+    label: str, reference: str, exact: Mapping[str, Any], depth: Mapping[str, Any], held: bool | None
+) -> str:
+    """What differs between two checkpoints, by how much, how sure, and whether it holds in both readouts.
+
+    Args:
+        exact, depth: difference, low and high of exact match and of first occurrence, checkpoint minus reference.
+        held: whether the latter is on the same side of 0 in both readouts; ``None`` where one was not probed.
+    """
+    return (
+        f"{label} against {reference}: {_recalled(exact)}; facts surface {_moved(*_edges(depth))}"
+        f"{_in_both(held, depth)}."
+    )
 
 
 def of_steps(steps: pl.DataFrame) -> list[str]:
@@ -218,15 +279,17 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
     last = over["stage"].to_list()[-1]
     rows = {(row["arm"], row["statistic"]): row for row in over.filter(stage=last).iter_rows(named=True)}
     arms = list(dict.fromkeys(arm for arm, _ in rows))
+    names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
     for arm in arms[:MOST]:
         exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
         parts = [_recalled(exact)] if exact else []
         parts += [f"facts surface {_moved(*_edges(depth))}"] if depth else []
         one = exact or depth
         if one and parts:
-            lines.append(
-                f"Arm {arm} against {one['reference']} after stage {last}, {one['seeds']} seeds: {'; '.join(parts)}."
+            against = (
+                f"{names[arm]} against {names[one['reference']]} after stage {last}, {one['seeds']} seeds"
             )
+            lines.append(f"{against}: {'; '.join(parts)}.")
     if len(arms) > MOST:
         lines.append(f"And {len(arms) - MOST} more arms.")
     return lines

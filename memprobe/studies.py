@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from memprobe.records import ALIKE
 from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
 
 COMPARISON = "comparison.json"
+RESULTS = "tables"
+"""Folder with a study's tables."""
 _NOTHING = (
     "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
-    "with stages N-NAME) or comparisons (comparison.json)"
+    "with stages N-NAME), comparisons (comparison.json) or a study's tables (tables/*.csv)"
 )
 
 _WHO = {
@@ -68,11 +70,14 @@ class Study:
         probes: every probe directory.
         runs: every run directory.
         comparisons: every ``comparison.json``.
+        results: every folder of a study's tables, as ``python -m training report`` leaves them; those of a grid whose
+            runs are here too are not among them.
     """
 
     probes: list[Probe]
     runs: list[RunDirectory]
     comparisons: list[Path]
+    results: list[Path] = field(default_factory=list)
 
     def evaluations(self) -> pl.DataFrame:
         """Scores after each stage: one row per run, stage, evaluated set and score; see :data:`EVALUATIONS`.
@@ -110,7 +115,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
     Raises:
         MemprobeError: a path is missing, nothing is found, or what is found is broken.
     """
-    probes, runs, comparisons = set[Path](), set[Path](), set[Path]()
+    probes, runs, comparisons, results = set[Path](), set[Path](), set[Path](), set[Path]()
     for given in map(Path, paths):
         if not given.exists():
             raise MemprobeError(f"{given}: no such directory")
@@ -126,13 +131,16 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 runs.add(folder)
             if COMPARISON in names:
                 comparisons.add(folder / COMPARISON)
-    if not (probes or runs or comparisons):
+            if RESULTS in names and any((folder / RESULTS).glob("*.csv")):
+                results.add(folder)
+    if not (probes or runs or comparisons or results):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
     found = _without_beginnings(sorted(runs))
     return Study(
         probes=[open_probe(path) for path in sorted(probes)],
         runs=[_opened(path, name) for path, name in zip(found, short_names(found), strict=True)],
         comparisons=sorted(comparisons),
+        results=sorted(results),
     )
 
 

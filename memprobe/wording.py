@@ -102,6 +102,40 @@ def count(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
+def shortened(labels: Sequence[str], most: int = 28) -> dict[str, str]:
+    """Labels that fit into so many characters where they can, told apart by what differs between them.
+
+    A long label loses what all long labels share at its beginning, then at its end, then its middle; two that would
+    become the same stay whole.
+    """
+    long = [label for label in labels if len(label) > most]
+    front, back = (_shared(long), _shared([label[::-1] for label in long])) if len(long) > 1 else (0, 0)
+    found = {}
+    for label in labels:
+        short = label
+        if len(label) > most:
+            if front > 2:
+                short = "…" + label[front:]
+            if len(short) > most and back > 2:
+                short = short[: len(short) - back] + "…"
+            if len(short) > most:
+                half = (most - 1) // 2
+                short = f"{short[: most - 1 - half]}…{short[-half:]}"
+        found[label] = short
+    shorts = list(found.values())
+    return {label: short if shorts.count(short) == 1 else label for label, short in found.items()}
+
+
+def _shared(labels: Sequence[str]) -> int:
+    """How many characters all begin with, up to the last break between words."""
+    first, last = min(labels), max(labels)
+    apart = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    breaks = [
+        at + 1 for at, character in enumerate(first[: next(apart, len(first))]) if not character.isalnum()
+    ]
+    return breaks[-1] if breaks else 0
+
+
 def form_of(statistic: str, *, signed: bool = False) -> str:
     """The format of a statistic's value: shares in per cent, all else with two digits."""
     sign = "+" if signed else ""

@@ -387,7 +387,7 @@ class TestBrowser:
             assert shown.evaluate("window.pwned") is None
             assert shown.locator("img").count() == 0
             rooms = shown.locator("#rooms button").all_inner_texts()
-            assert rooms == ["Overview", "Curves", "Depths", "Factoids", "What was run"]
+            assert rooms == ["Overview", "Curves", "Depths", "Factoids", "Setup"]
 
     def test_every_control_changes_what_is_shown(self, browser, six):
         with opened(browser, six.path / "report.html") as shown:
@@ -398,10 +398,12 @@ class TestBrowser:
             assert "Recall@1" in shown.inner_text("#headline thead")
             shown.locator("#rule label", has_text="all").click()
             assert row.inner_text() != before
-            shown.get_by_text("shuffled answers", exact=True).click()
+            shown.click("#control")
             assert "shuffled" not in shown.inner_text("#headline")
             shown.locator("#tab-curves").click()
             count = "document.querySelector('#room-curves [data-figure=recall] .canvas')?.data.length"
+            shown.wait_for_function(f"() => {count} === 6")
+            shown.click("#bands")  # of six lines they are drawn on demand
             shown.wait_for_function(f"() => {count} === 12")
             shown.locator("#checkpoints label").nth(2).click()
             shown.wait_for_function(f"() => {count} === 10")
@@ -410,7 +412,7 @@ class TestBrowser:
             shown.locator("#theme").click()
             assert shown.get_attribute("html", "data-theme") == "dark"
             query = shown.evaluate("location.hash")
-            assert all(part in query for part in ("k=1", "rule=all", "control=0", "theme=dark"))
+            assert all(part in query for part in ("k=1", "rule=all", "control=0", "bands=on", "theme=dark"))
 
     def test_the_recall_that_is_drawn_is_that_of_statistics(self, browser, six):
         with opened(
@@ -483,9 +485,14 @@ class TestBrowser:
             assert shown.get_attribute("#factoids th.mark", "aria-sort") == "ascending"
             shown.locator("#factoids tbody button").first.focus()
             shown.keyboard.press("ArrowDown")
-            shown.keyboard.press("Enter")
             second = shown.locator("#factoids tbody tr").nth(1).get_attribute("data-factoid")
-            assert f"factoid={second}" in shown.evaluate("location.hash")
+            shown.wait_for_function(f"() => location.hash.includes('factoid={second}')")
+            prompt = six.factoids.filter(id=second)["prompt"].item()
+            shown.wait_for_function(
+                f"() => document.querySelector('#detail h3').textContent.includes({prompt!r})"
+            )
+            detail, row = (shown.locator(name).bounding_box() for name in ("#detail", "#explorer .list"))
+            assert detail["x"] >= row["x"] + row["width"] and detail["y"] < row["y"] + 200, "beside the list"
 
     def test_a_deep_link_restores_the_view(self, browser, six):
         chosen = six.factoids.row(7, named=True)
@@ -529,7 +536,7 @@ class TestBrowser:
     def test_every_room_of_a_study_opens_and_keeps_the_selection(self, browser, study):
         with opened(browser, page_of(study)) as shown:
             assert shown.locator("#rooms button").all_inner_texts() == [
-                "Overview", "Curves", "Depths", "Differences", "Fates", "Training", "Factoids", "What was run",
+                "Overview", "Curves", "Depths", "Differences", "Fates", "Training", "Factoids", "Setup",
             ]  # fmt: skip
             assert shown.locator("#stages .js-plotly-plot").count() == 4
             shown.locator("#rooms button").first.focus()

@@ -127,7 +127,7 @@ def test_the_last_depth_is_ticked(last, wanted):
 def test_thirty_six_checkpoints_look_apart():
     looks = [palette.style(position) for position in range(36)]
     assert len({(look["colour"], look["marker"]) for look in looks}) == 36
-    assert {look["dash"] for look in looks} == set(palette.DASHES)
+    assert len({(look["colour"], look["dash"]) for look in looks}) == 36
 
 
 def test_a_sketch_and_its_figure_are_the_same(probe):
@@ -135,7 +135,7 @@ def test_a_sketch_and_its_figure_are_the_same(probe):
     sketch = plots.recall_curves.sketch(recall, accuracy={"late": 0.5625})
     figure = plots.recall_curves(recall, accuracy={"late": 0.5625})
     assert [trace.name for trace in figure.data] == [trace.get("name") for trace in sketch.data]
-    assert figure.data[1].name == "late (56.3 % exact)"
+    assert figure.data[1].name == "late (56.3% exact)"
     assert figure.data[3].name == "early"
 
 
@@ -199,7 +199,7 @@ def test_a_matrix_has_a_blank_where_nothing_was_evaluated():
     table = pl.DataFrame([cell, cell | {"row": "run, 2 b"}, cell | {"row": "run, 2 b", "dataset": "2-b"}])
     (trace,) = plots.accuracy_matrix(table.with_columns(metric=pl.lit("exact_match"))).data
     assert [list(line) for line in trace.z] == [[0.125, None], [0.125, 0.125]]
-    assert trace.text[0][0] == "12.5 %"
+    assert trace.text[0][0] == "12.5%"
 
 
 def test_training_curves_leave_out_steps_without_the_measure():

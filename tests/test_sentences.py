@@ -30,9 +30,16 @@ def test_a_checkpoint_in_a_sentence():
 @pytest.mark.parametrize(
     ("net", "wanted"),
     [
-        ((-4.0, -5.0, -3.0), "4.0 [3.0, 5.0] depths earlier"),
-        ((2.0, 1.0, 3.0), "2.0 [1.0, 3.0] depths later"),
-        ((-0.5, -1.5, 0.5), "no earlier and no later beyond chance"),
+        (
+            (-4.0, -5.0, -3.0),
+            "On average facts surface 4.0 [3.0, 5.0] depths earlier than shuffled answers, counting never as 31.",
+        ),
+        ((2.0, 1.0, 3.0), "2.0 [1.0, 3.0] depths later than shuffled answers"),
+        ((-1.1, None, None), "1.1 depths earlier than shuffled answers"),
+        (
+            (-0.5, -1.5, 0.5),
+            "On average that is as deep as shuffled answers surface (-0.5 [-1.5, +0.5] depths).",
+        ),
     ],
 )
 def test_a_difference_says_which_way_and_how_sure(net, wanted):

@@ -20,7 +20,8 @@ def dashboard_command(
         list[Path],
         typer.Argument(
             metavar="DIR…",
-            help="Probe directories, training runs, folders of memprobe compare --out, or what lies above them.",
+            help="Probe directories, training runs, folders of memprobe compare --out or of a study's tables, or what "
+            "lies above them.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("dashboard.html"),
@@ -66,6 +67,7 @@ def dashboard_command(
             ("probe", study.probes),
             ("training run", study.runs),
             ("comparison", study.comparisons),
+            ("published result", study.results),
         )
         if found
     ]

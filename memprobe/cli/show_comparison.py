@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
+from memprobe.arms import arm_names
 from memprobe.compare.headline import headline, never_as
 from memprobe.sentences import verdict
 from memprobe.statistics.vocabulary import label
@@ -398,9 +399,10 @@ def _kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
 
 
 def _paths(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    names = arm_names(tables["paths"]["arm"].unique(maintain_order=True).to_list())
     rows = [
         [
-            f"{row['arm']}, seed {row['seed']}",
+            f"{names[row['arm']]}, seed {row['seed']}",
             row["stages"],
             row["path"],
             str(row["n"]),
@@ -419,6 +421,8 @@ def _arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     for name in ("arms", "arm_differences"):
         table = tables[name]
         means = name == "arms"
+        told = [*table["arm"], *([] if means else table["reference"])]
+        names = arm_names(list(dict.fromkeys(told)))
         for (arm, stage), part in table.group_by("arm", "stage", maintain_order=True):
             rows = []
             for row in part.to_dicts():
@@ -433,9 +437,13 @@ def _arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                     cells.append({True: "yes", False: "no", None: "too few seeds"}[row["significant"]])
                 rows.append([label(row["statistic"], short=True), *cells])
             if means:
-                title, columns, says = f"Arm {arm}, stage {stage}, over seeds", ["", "mean", "by seed"], None
+                title, columns, says = (
+                    f"{names[arm]}, stage {stage}, over seeds",
+                    ["", "mean", "by seed"],
+                    None,
+                )
             else:
-                title = f"Arm {arm} minus {part['reference'][0]}, stage {stage}, over seeds"
+                title = f"{names[arm]} minus {names[part['reference'][0]]}, stage {stage}, over seeds"
                 columns, says = (
                     ["", "difference", "p", "significant"],
                     f"Seeds and factoids both vary.\n{_DIRECTION}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from memprobe.arms import Arm, arm_names
@@ -47,13 +47,17 @@ def paths_of(readings: Readings) -> list[TrainingPath]:
     return [path for path in paths if len(path.labels) > 1]
 
 
-def from_reference(readings: Readings) -> list[TrainingPath]:
-    """A path from the reference to each other checkpoint, where no training run is known."""
+def from_reference(readings: Readings, without: Collection[str] = ()) -> list[TrainingPath]:
+    """A path from the reference to each other checkpoint, where no training run is known.
+
+    Args:
+        without: checkpoints that are followed otherwise.
+    """
     origin = readings.reference.label
     return [
         TrainingPath(f"{origin} → {label}", label, False, None, [0, 1], [origin, label], [origin, label])
         for label in readings.labels
-        if label != origin
+        if label != origin and label not in without
     ]
 
 

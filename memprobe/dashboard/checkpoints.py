@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from memprobe import palette, plots
+from memprobe import plots, wording
 from memprobe.dashboard import explorer
 from memprobe.dashboard.chains import from_reference, pairs_of, paths_of
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.dashboard.rules import UnderRule
+from memprobe.dashboard.series import OVER_STEPS, looks_of, series_of
 from memprobe.dashboard.sets import Set
 from memprobe.dashboard.setup import asked_how, checkpoint_rows, what_was_run
 from memprobe.readings import Readings
@@ -35,23 +36,28 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     records, blocks, texts = explorer.pack_records(readings, explored, prefix)
     chosen = explored.factoids
     paths = paths_of(readings)
-    followed = paths or from_reference(readings)
+    series = series_of(readings)
+    looks, short = looks_of(readings), wording.shortened(labels, 20)
+    followed = paths or from_reference(readings, without={label for one in series for label in one.labels})
     pairs = pairs_of(readings, paths)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     headline: dict[str, dict[str, Any]] = {}
     arms: dict[str, dict[str, Any]] = {}
+    answer: dict[str, dict[str, list[str]]] = {}
     occurrence = []
     for rule in TOKEN_RULES:
         ruled = readings.under(token=rule)
         under = UnderRule(ruled, paths, followed, pairs)
-        headline[rule], arms[rule] = {}, {}
+        headline[rule], arms[rule], answer[rule] = {}, {}, {}
         for k in ks:
-            drawn, headline[rule][str(k)], arms[rule][str(k)] = under.tables(k)
+            found = under.tables(k)
+            headline[rule][str(k)], arms[rule][str(k)] = found.headline, found.arms
+            answer[rule][str(k)] = found.answer
             occurrence += [
                 explorer.depth_columns(Occurrence.of(ruled[label].everyone, k), chosen["id"].to_list())
                 for label in labels
             ]
-            for name, figure in drawn.items():
+            for name, figure in found.figures.items():
                 figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = figure_json(figure)
     blocks |= {f"{prefix}{name}": embedded(figure) for name, figure in figures.items()}
     blocks |= {
@@ -69,17 +75,22 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
         "subtitle": asked_how(one),
         "checkpoints": [
             {"label": member.label, "n_layers": member.n_layers}
-            | palette.style(position)
+            | looks[member.label]
+            | {"short": short[member.label]}
             | {name: member.manifest.get(name) for name in ("arm", "seed", "stage", "stage_name")}
             | {"base": member == readings.base}
-            for position, member in enumerate(readings.members)
+            for member in readings.members
         ],
         "default": {"k": int(run["k"]), "rule": run["token"]},
         "controls": any(readings.shuffled(label) for label in labels),
+        "answer": answer,
         "headline": headline,
         "arms": arms if any(arms[TOKEN_RULES[0]].values()) else None,
         "figures": list(figures),
-        "statistics": {name: called(name) for name in dict.fromkeys([*shown("compared"), *shown("staged")])},
+        "statistics": {
+            name: called(name) for name in dict.fromkeys([*shown("compared"), *shown("staged"), *OVER_STEPS])
+        },
+        "series": [{"name": one.name, "checkpoints": one.labels} for one in series],
         "against": [
             [key, f"{name} ({origin})" if key == "reference" else name]
             for key, name in _AGAINST.items()
@@ -101,4 +112,6 @@ def _trajectory(readings: Readings) -> dict[str, Any]:
     """The figure of one factoid, for the page to put each factoid's own numbers into."""
     some = [readings.rows(label, "records").filter(pl.col("token") == 0).head(1) for label in readings.labels]
     rows = pl.concat(some).with_columns(factoid=pl.lit(""))
-    return figure_json(plots.rank_trajectory(rows, k=readings.k, checkpoints=readings.labels))
+    return figure_json(
+        plots.rank_trajectory(rows, k=readings.k, checkpoints=readings.labels, looks=looks_of(readings))
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe import plots, wording
+from memprobe import plots, sentences, wording
 from memprobe.compare import read_comparison
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.files import short_names
@@ -26,7 +26,7 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
         found, tables, notes = comparison.settings, comparison.tables, comparison.notes
         labels = [row["label"] for row in found["checkpoints"]]
         about = (
-            f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} factoids, "
+            f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} facts, "
             f"{found['draws']:,} draws, against {found['reference']}"
         )
         if found["base"] not in (None, found["reference"]):
@@ -56,7 +56,14 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
                 blocks[block] = embedded(figure_json(figure))
                 figures.append([block, called(statistic, k=found["k"])])
         entries.append(
-            {"name": name, "about": about, "notes": notes, "figures": figures, "claims": held[1:] and held}
+            {
+                "name": name,
+                "about": about,
+                "answer": sentences.verdict(comparison),
+                "notes": notes,
+                "figures": figures,
+                "claims": held[1:] and held,
+            }
         )
     return entries, blocks
 

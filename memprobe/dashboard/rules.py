@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from memprobe import plots
+from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
+from memprobe.dashboard.series import FATE_NAMES, looks_of, series_of, step_figures
 from memprobe.plots import Sketch
 from memprobe.readings import ARM_STATISTICS, Reading, Readings
 from memprobe.statistics.arms import MIN_SEEDS, arm_means
@@ -28,8 +30,24 @@ from memprobe.statistics.overview import (
 )
 from memprobe.statistics.vocabulary import PER_FACTOID, axis, shown
 
-FATE_NAMES = {"said": "exact", "surfaces": "surfaces only", "absent": "absent"}
-_CHANCE = ("lof_mean", "lof_sd", "share_never", "depths_per_factoid")
+_CHANCE = ("lof_mean", "lof_sd", "lof_restricted_mean", "share_never", "depths_per_factoid")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of a set under one token rule and top-k.
+
+    Attributes:
+        figures: by name.
+        headline: by checkpoint, the numbers of the first table.
+        arms: means over seeds by arm and stage.
+        answer: the sentences on top.
+    """
+
+    figures: dict[str, Sketch]
+    headline: dict[str, Any]
+    arms: list[dict[str, Any]]
+    answer: list[str]
 
 
 class UnderRule:
@@ -49,21 +67,21 @@ class UnderRule:
         pairs: Sequence[tuple[str, str, str]],
     ) -> None:
         self.readings, self.paths, self.followed, self.pairs = readings, paths, followed, pairs
-        self.labels = readings.labels
+        self.labels, self.looks = readings.labels, looks_of(readings)
         self.outcomes = {label: outcome_shares(readings[label].outcomes) for label in self.labels}
         self.accuracy = {
             label: exact["value"] if (exact := row["exact_match"] or row["exact_tokens"]) else None
             for label, row in self.outcomes.items()
         }
 
-    def tables(self, k: int) -> tuple[dict[str, Sketch], dict[str, Any], list[dict[str, Any]]]:
-        """Figures by name, the numbers on top by checkpoint, and the means over seeds by arm and stage."""
+    def tables(self, k: int) -> Shown:
+        """What the page shows at one top-k."""
         at = self.readings.under(k=k)
         read = {label: at[label] for label in self.labels}
         answers = [one.trajectory for one in read.values()]
         recall, frequency = recall_of(answers, k=k), frequency_of(answers, k=k)
         chance = shuffled_recall_of((draw for label in self.labels for draw in at.shuffled(label)), k=k)
-        look = {"checkpoints": self.labels}
+        look = {"checkpoints": self.labels, "looks": self.looks}
         figures = {
             "recall": plots.recall_curves.sketch(recall, chance, accuracy=self.accuracy, **look),
             "frequency": plots.normalised_frequency.sketch(frequency, accuracy=self.accuracy, **look),
@@ -80,10 +98,12 @@ class UnderRule:
                 for label, (depth, layers) in depths.items()
             )
             figures[f"{name}-survival"] = plots.survival_curves.sketch(survival, of=of, **look)
-        figures |= self._differences(at, read)
-        figures |= self._fates(read)
+        differences = self._differences(at, read)
+        figures |= self._forests(differences) if differences is not None else {}
+        figures |= self._fates(read) | step_figures(at, read)
         staged, arms = self._stages(at) if self.paths else ({}, [])
-        return figures | staged, self._headline(at, recall, chance), arms
+        headline = self._headline(at, recall, chance)
+        return Shown(figures | staged, headline, arms, answer_of(at, headline, differences))
 
     def _headline(self, at: Readings, recall: pl.DataFrame, chance: pl.DataFrame) -> dict[str, Any]:
         rows: dict[str, dict[str, Any]] = {}
@@ -97,9 +117,11 @@ class UnderRule:
                 }
         return rows
 
-    def _differences(self, at: Readings, read: Mapping[str, Reading]) -> dict[str, Sketch]:
+    def _differences(self, at: Readings, read: Mapping[str, Reading]) -> pl.DataFrame | None:
+        """[against, reference, checkpoint, statistic, n, difference, low, high] and, where a second readout was probed,
+        the same there (``fixed_``)."""
         if not self.pairs:
-            return {}
+            return None
         compared = shown("compared")
         columns = [STATISTICS.index(name) for name in compared]
         pairs = pl.DataFrame(
@@ -121,14 +143,20 @@ class UnderRule:
             beside = subtracted({label: at.second[label] for label in at.second.labels})
             beside = beside.select("pair", "statistic", *names).rename(names)
             table = table.join(beside, on=["pair", "statistic"], how="left", maintain_order="left")
+        return table
+
+    def _forests(self, table: pl.DataFrame) -> dict[str, Sketch]:
+        # Of a run that is told by its steps, the last checkpoint stands for all: the others are points of its lines.
+        passed = {label for one in series_of(self.readings) for label in one.labels[:-1]}
         return {
             f"difference-{name}": plots.difference_forest.sketch(
-                table.filter(pl.col("statistic") == name),
+                table.filter(pl.col("statistic") == name, ~pl.col("checkpoint").is_in(passed)),
                 x=axis(name, difference=True),
                 percent=PER_FACTOID[name].share,
                 checkpoints=self.labels,
+                looks=self.looks,
             )
-            for name in compared
+            for name in shown("compared")
         }
 
     def _fates(self, read: Mapping[str, Reading]) -> dict[str, Sketch]:

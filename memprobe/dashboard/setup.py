@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from datetime import datetime
 
 from memprobe.dashboard import explorer
 from memprobe.dashboard.sets import Set
+from memprobe.probes import RUN, Probe
 from memprobe.readings import Readings
 from memprobe.statistics.vocabulary import INTERVALS
 from memprobe.studies import Study
@@ -17,11 +20,13 @@ def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
     if not sets:
         count = len(study.runs)
         named = study.runs[0].name if count == 1 else f"{count} training runs"
-        return (f"Training: {named}" if study.runs else "Comparisons", "")
+        if study.runs:
+            return f"Training: {named}", ""
+        return ("Comparisons" if study.comparisons else "What a study of arms found"), ""
     title = labels[0] if len(labels) == 1 else f"{len(labels)} checkpoints"
     parts = []
     if len(sets) > 1:
-        parts.append(f"{len(sets)} sets of factoids")
+        parts.append(f"{len(sets)} sets of facts")
     if study.runs:
         parts.append(f"{len(study.runs)} training run{'s' * (len(study.runs) > 1)}")
     if study.comparisons:
@@ -35,7 +40,7 @@ def asked_how(one: Set) -> str:
     run = readings.run_json
     errors = sum(readings.rows(label, "outcomes", ("error",))["error"].count() for label in readings.labels)
     parts = [
-        f"{len(readings.asked):,} factoids from {run['factoids'].get('source', 'a file')}",
+        f"{len(readings.asked):,} facts from {run['factoids'].get('source', 'a file')}",
         f"{run['lens'].capitalize()} Lens",
         "each checkpoint’s own readout" if run["readout"] == "own" else f"read out by {run['readout']}",
         f"template {run['template']}",
@@ -52,7 +57,11 @@ def what_was_run(readings: Readings) -> list[tuple[str, str]]:
     run = readings.run_json
     facts = run["factoids"]
     versions = {"memprobe": run["memprobe"]} | run["versions"]
+    probes = {member.probe.path: member.probe for member in readings.members}
+    dates = [datetime.fromtimestamp((path / RUN).stat().st_mtime) for path in probes]
     return [
+        ("Probed", f"{max(dates):%d %B %Y, %H:%M}"),
+        ("Again", "; ".join(_command(probe) for probe in probes.values())),
         ("Factoids", f"{facts.get('source', '')}, {facts['n']:,}, sha256 {facts['hash']}"),
         ("Template", run["template"]),
         ("Tokenisation", run["tokenisation"]),
@@ -61,14 +70,31 @@ def what_was_run(readings: Readings) -> list[tuple[str, str]]:
         ("Precision", f"model {run['dtype']}, readout float32"),
         ("Seed", str(run["seed"])),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("Intervals", f"95 %, {readings.draws:,} draws over factoids; {', '.join(INTERVALS.values())}"),
+        ("Intervals", f"95 %, {readings.draws:,} draws over facts; {', '.join(INTERVALS.values())}"),
         ("On this page", f"log-probabilities in half precision, ranks up to {explorer.MAX_RANK:,}"),
     ]
 
 
+def _command(probe: Probe) -> str:
+    """What probes these checkpoints once more, as far as ``run.json`` tells."""
+    run = probe.run
+    specs = {label: entry.get("spec") for label, entry in run["checkpoints"].items()}
+    if not all(specs.values()):
+        return "models in memory, by memprobe.probe or a callback"
+    parts = ["memprobe", "layers"]
+    for label, spec in specs.items():
+        parts += ["--ckpt", spec if label == spec else f"{label}={spec}"]
+    source = (run.get("origin") or {}).get("name") or run["factoids"].get("source") or "FILE"
+    parts += ["--factoids", source, "--n", str(run["factoids"]["n"]), "--template", run["template"]]
+    for lens in probe.lenses:
+        parts += ["--lens", lens] if probe.lenses != ["logit"] else []
+    parts += ["-k", str(run["k"]), "--token", run["token"], "--seed", str(run["seed"])]
+    return shlex.join(parts)
+
+
 def checkpoint_rows(readings: Readings) -> list[list[str]]:
     """A header and a row for each checkpoint."""
-    rows = [["Checkpoint", "Spec", "Fingerprint", "Layers", "Width", "Vocabulary", "Trained as"]]
+    rows = [["Checkpoint", "Spec", "Fingerprint", "Layers", "Width", "Vocabulary", "Trained as", "Notes"]]
     for member in readings.members:
         label, entry, manifest = member.label, member.entry, member.manifest
         trained = ", ".join(
@@ -84,6 +110,7 @@ def checkpoint_rows(readings: Readings) -> list[list[str]]:
                 str(entry.get("d_model", "")),
                 f"{entry['vocab']:,}" if "vocab" in entry else "",
                 trained,
+                "; ".join(note for note in [entry.get("note"), *entry.get("notes", [])] if note),
             ]
         )
     return rows

@@ -2,7 +2,8 @@
 
     probes ──── grouped by what was asked ─── statistics for every k and token rule ──┐
     training runs ─── evaluations, steps ─────────────────────────────────────────────┼─ figures, tables ── page
-    comparisons ─── comparison.json ──────────────────────────────────────────────────┘
+    comparisons ─── comparison.json ──────────────────────────────────────────────────┤
+    published studies ─── tables/*.csv ───────────────────────────────────────────────┘
 
 Statistics become figures and tables here; the scripts in ``page/`` choose among them and compute none.
 The report of one probe is the same page, with fewer rooms.
@@ -19,6 +20,7 @@ from memprobe.dashboard import explorer, page
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.comparisons import comparisons_room
 from memprobe.dashboard.embedding import figure_json, rounded
+from memprobe.dashboard.results import results_room
 from memprobe.dashboard.sets import sets_of
 from memprobe.dashboard.setup import headings
 from memprobe.dashboard.training import training_room
@@ -101,7 +103,7 @@ def dashboard_text(
         raise MemprobeError(
             f"`fixed_readout` {named}: holds no two of the checkpoints shown, with their weights"
         )
-    if not (sets or study.runs or study.comparisons):
+    if not (sets or study.runs or study.comparisons or study.results):
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
     ks = sorted({*K_VALUES, *(one.readings.k for one in sets)})
@@ -115,6 +117,8 @@ def dashboard_text(
     blocks |= own
     comparisons, own = comparisons_room(study.comparisons)
     blocks |= own
+    results, own = results_room(study.results)
+    blocks |= own
     title, subtitle = headings(study, sets)
     data = {
         "title": title,
@@ -125,6 +129,7 @@ def dashboard_text(
         "sets": entries,
         "training": training,
         "comparisons": comparisons,
+        "results": results,
         "version": version,
     }
     watching = ["watch.js"] if version is not None else []

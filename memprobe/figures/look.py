@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -79,6 +80,7 @@ _DASHES: tuple[Any, ...] = (
     (0, (4, 1, 1, 1, 1, 1)),
 )
 DOTTED = (0, (1, 1.3))  # chance levels alone are dotted
+_SETS = re.compile(r"\bD_([ABCM])\b")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,9 +96,22 @@ def in_style(draw: Callable[P, R]) -> Callable[P, R]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
-            return draw(*args, **kwargs)
+            drawn = draw(*args, **kwargs)
+            _typeset(drawn)
+            return drawn
 
     return styled
+
+
+def _typeset(drawn: object) -> None:
+    """Sets D_A, D_B … as mathematics, in texts that hold one; all other text stays as it stands."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    for text in drawn.findobj(Text) if isinstance(drawn, Figure) else ():
+        if _SETS.search(told := text.get_text()):
+            text.set_text(_SETS.sub(r"$D_{\\mathrm{\1}}$", told.replace("$", r"\$")))
+            text.set_parse_math(True)
 
 
 def look(position: int) -> dict[str, Any]:
@@ -105,7 +120,7 @@ def look(position: int) -> dict[str, Any]:
     colour, marker = shared["colour"], shared["marker"]
     return {
         "color": colour,
-        "linestyle": _DASHES[position % len(_DASHES)],
+        "linestyle": _DASHES[(position + position // len(palette.COLOURS)) % len(_DASHES)],
         "marker": _MARKERS[marker.removesuffix("-open")],
         "markerfacecolor": "white" if marker.endswith("-open") else colour,
         "markeredgecolor": colour,

@@ -19,7 +19,9 @@ from memprobe.plots.depths import depth_distribution, depth_heatmap, lof_distrib
 from memprobe.plots.differences import accuracy_matrix, difference_forest, fate_flows
 from memprobe.plots.patches import restoration_curves, restoration_heatmap
 from memprobe.plots.prompts import LENS_STATISTICS, lens_heatmap
+from memprobe.plots.results import retention_points
 from memprobe.plots.sketch import Sketch
+from memprobe.plots.steps import fate_areas, step_lines
 from memprobe.plots.tokens import rank_trajectory, visible
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "depth_distribution",
     "depth_heatmap",
     "difference_forest",
+    "fate_areas",
     "fate_flows",
     "lens_heatmap",
     "lof_distribution",
@@ -37,7 +40,9 @@ __all__ = [
     "recall_curves",
     "restoration_curves",
     "restoration_heatmap",
+    "retention_points",
     "stage_lines",
+    "step_lines",
     "survival_curves",
     "training_curves",
     "visible",

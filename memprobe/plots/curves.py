@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memprobe.palette import DASHES, style, translucent
+from memprobe.palette import style, translucent
 from memprobe.plots.sketch import (
+    Looks,
     Sketch,
     by_checkpoint,
     clip,
+    depth_ticks,
     drawn,
     figure_of,
     line_of,
@@ -28,6 +30,7 @@ def recall_curves(
     shuffled: pl.DataFrame | None = None,
     *,
     checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
     accuracy: Mapping[str, float | None] | None = None,
 ) -> Sketch:
     """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
@@ -36,12 +39,13 @@ def recall_curves(
         recall: of :func:`memprobe.statistics.recall_by_depth`.
         shuffled: of :func:`memprobe.statistics.shuffled_recall`, at the same k and token rule.
         checkpoints: their order; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
         accuracy: share of exact answers by checkpoint, for the legend (as in the paper's figure 4).
     """
     figure = figure_of(x="depth", y="recall", percent=True)
     figure.update_yaxes(range=[0, 1.02])
-    for position, label, rows in by_checkpoint(recall, checkpoints):
-        look = style(position)
+    _tick_depths(figure, recall)
+    for look, label, rows in by_checkpoint(recall, checkpoints, looks):
         depth, low, high = rows["depth"].to_list(), rows["low"].to_list(), rows["high"].to_list()
         figure.add_scatter(
             x=depth + depth[::-1],
@@ -86,6 +90,7 @@ def normalised_frequency(
     frequency: pl.DataFrame,
     *,
     checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
     accuracy: Mapping[str, float | None] | None = None,
 ) -> Sketch:
     """Which share of all occurrences falls on each depth: sums to 1 over depths 1 … n_layers.
@@ -94,15 +99,17 @@ def normalised_frequency(
         frequency: of :func:`memprobe.statistics.normalised_frequency`; a checkpoint in which nothing occurs
             has nulls and no line.
         checkpoints: their order; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
         accuracy: share of exact answers by checkpoint, for the legend.
     """
     figure = figure_of(x="depth", y="share of occurrences", percent=True)
     figure.update_yaxes(rangemode="tozero")
-    for position, label, rows in by_checkpoint(frequency, checkpoints):
+    _tick_depths(figure, frequency, 1)
+    for look, label, rows in by_checkpoint(frequency, checkpoints, looks):
         figure.add_scatter(
             x=rows["depth"].to_list(),
             y=rows["frequency"].to_list(),
-            **line_of(label, style(position)) | {"name": _with_accuracy(label, accuracy)},
+            **line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
             hovertemplate="<b>%{y:.1%}</b> " + plain(label) + "<extra></extra>",
         )
     return figure
@@ -110,7 +117,11 @@ def normalised_frequency(
 
 @drawn
 def survival_curves(
-    survival: pl.DataFrame, *, of: str = "first occurrence", checkpoints: Sequence[str] | None = None
+    survival: pl.DataFrame,
+    *,
+    of: str = "first occurrence",
+    checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
 ) -> Sketch:
     """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
 
@@ -118,11 +129,12 @@ def survival_curves(
         survival: of :func:`memprobe.statistics.occurrence.kaplan_meier`, with ``checkpoint``.
         of: what is waited for, for the axis.
         checkpoints: their order; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
     """
     figure = figure_of(x="depth", y=f"still without {of}", percent=True)
     figure.update_yaxes(range=[0, 1.02])
-    for position, label, rows in by_checkpoint(survival, checkpoints):
-        look = style(position)
+    _tick_depths(figure, survival)
+    for look, label, rows in by_checkpoint(survival, checkpoints, looks):
         depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
         figure.add_scatter(
             x=depth + depth[::-1],
@@ -236,7 +248,6 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
     for position, run in enumerate(steps["run"].unique(maintain_order=True).to_list()):
         rows = steps.filter((steps["run"] == run) & steps[column].is_not_null())
         look = style(position)
-        dash = DASHES[position % len(DASHES)]
         if rows.is_empty():
             continue
         figure.add_scatter(
@@ -244,11 +255,17 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
             y=rows[column].to_list(),
             mode="lines",
             name=plain(run),
-            line={"color": look["colour"], "width": 1.6, "dash": dash},
+            line={"color": look["colour"], "width": 1.6, "dash": look["dash"]},
             hovertemplate=f"<b>%{{y:{form}}}</b> {plain(run)}<extra></extra>",
             meta={"run": run, "role": "line"},
         )
     return figure
+
+
+def _tick_depths(figure: Sketch, table: pl.DataFrame, first: int = 0) -> None:
+    """Ticks some depths, and the last."""
+    if len(table):
+        figure.update_xaxes(tickvals=depth_ticks(int(table["depth"].to_numpy().max()), first))
 
 
 def _with_accuracy(label: str, accuracy: Mapping[str, float | None] | None) -> str:

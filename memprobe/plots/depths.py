@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from memprobe.palette import style, translucent
-from memprobe.plots.sketch import (
-    Sketch,
-    by_checkpoint,
-    clip,
-    drawn,
-    figure_of,
-    line_of,
-    plain,
-    tick_step,
-)
+from memprobe.palette import translucent
+from memprobe.plots.sketch import Looks, Sketch, by_checkpoint, depth_ticks, drawn, figure_of, plain
+from memprobe.wording import shortened
 
 if TYPE_CHECKING:
     import polars as pl
     from plotly.graph_objects import Figure
+
+
+MOST_BARS = 6
+"""Checkpoints whose bars can stand beside each other at a depth."""
 
 
 def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] | None = None) -> Figure:
@@ -36,53 +32,72 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
 def depth_distribution(
     distribution: pl.DataFrame,
     *,
-    of: str = "layer of first occurrence",
+    of: str = "first occurrence",
     checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
 ) -> Sketch:
-    """How first occurrences or settled depths spread over the depths; factoids without one stand apart.
+    """How first occurrences or settled depths spread over the depths, in bars; factoids without one stand apart.
+
+    More than :data:`MOST_BARS` checkpoints get a row of colours each.
 
     Args:
         distribution: of :func:`memprobe.statistics.overview.depth_shares`; depth null is "never".
         of: what the depths are, for the axis.
         checkpoints: their order; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
     """
-    figure = figure_of(x=of, y="share of factoids", percent=True)
-    figure.update_yaxes(rangemode="tozero")
     depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
     never = last + max(2, last // 12)
-    for position, label, rows in by_checkpoint(distribution, checkpoints):
-        look = style(position)
+    ticks = depth_ticks(last, 1)
+    axis: dict[str, Any] = {
+        "tickvals": [*ticks, never],
+        "ticktext": [*map(str, ticks), "never"],
+        "range": [0.5 - last / 60, never + max(1, last / 20)],
+    }
+    parts = by_checkpoint(distribution, checkpoints, looks)
+    if len(parts) > MOST_BARS:
+        placed = distribution.with_columns(distribution["depth"].fill_null(never))
+        figure = depth_heatmap.sketch(
+            placed, "share", title="of facts", largest=None, checkpoints=checkpoints, at=of
+        )
+        figure.update_xaxes(**axis)
+        return figure
+    figure = figure_of(x=of, y="share of facts", percent=True)
+    figure.update_yaxes(rangemode="tozero")
+    for look, label, rows in parts:
         found = rows.filter(rows["depth"].is_not_null())
         absent = rows.filter(rows["depth"].is_null())
-        common: dict[str, Any] = {
+        bar: dict[str, Any] = {
             "legendgroup": label,
             "hovertemplate": "<b>%{y:.1%}</b> " + plain(label) + "<extra></extra>",
+            "marker": {"color": look["colour"], "line": {"color": look["colour"], "width": 0}},
         }
-        figure.add_scatter(
+        figure.add(
+            "bar",
             x=found["depth"].to_list(),
             y=found["share"].to_list(),
-            **line_of(label, look),
-            **common,
+            name=plain(label),
+            meta={"checkpoint": label, "role": "line", "marker": look["marker"]},
+            **bar,
         )
         figure.add(
             "bar",
             x=[never] * len(absent),
             y=absent["share"].to_list(),
             name=f"{plain(label)}, never",
-            marker={
-                "color": translucent(look["colour"], 0.5),
-                "line": {"color": look["colour"], "width": 1},
-            },
             showlegend=False,
             meta={"checkpoint": label, "role": "bar", "x": "never"},
-            **common,
+            **bar
+            | {
+                "marker": {
+                    "color": translucent(look["colour"], 0.5),
+                    "line": {"color": look["colour"], "width": 1},
+                }
+            },
         )
     figure.update_layout(bargap=0.1, barmode="group")
-    ticks = list(range(0, last + 1, tick_step(last)))
-    figure.update_xaxes(
-        tickvals=[*ticks, never], ticktext=[*map(str, ticks), "never"], range=[0, never + max(1, last / 20)]
-    )
+    figure.update_xaxes(**axis)
     return figure
 
 
@@ -94,6 +109,8 @@ def depth_heatmap(
     title: str,
     largest: float | None = 1.0,
     checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
+    at: str = "depth",
 ) -> Sketch:
     """Depth by checkpoint, a row for each checkpoint.
 
@@ -102,15 +119,18 @@ def depth_heatmap(
         title: of the colours.
         largest: where they end; ``None`` for the table's largest.
         checkpoints: their order; as in the table where not given.
+        looks: not used here: rows have no colour of their own.
+        at: what the depths are, for the axis.
     """
-    figure = figure_of(x="depth", y="", percent=False)
+    figure = figure_of(x=at, y="", percent=False)
     parts = by_checkpoint(table, checkpoints)
     depths = sorted(table["depth"].unique().to_list())
     cells = [dict(rows.select("depth", column).iter_rows()) for _, _, rows in parts]
+    names = shortened([label for _, label, _ in parts])
     figure.add(
         "heatmap",
         x=depths,
-        y=[clip(plain(label), 28) for _, label, _ in parts],
+        y=[plain(names[label]) for _, label, _ in parts],
         z=[[line.get(depth) for depth in depths] for line in cells],
         coloraxis="coloraxis",
         xgap=1,
@@ -139,5 +159,6 @@ def depth_heatmap(
         margin={"t": 34},
         meta={"row": 26, "frame": 82},
     )
+    figure.update_xaxes(tickvals=depth_ticks(depths[-1], depths[0]))
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import FATES, HEAT, style, translucent
 from memprobe.plots.sketch import (
+    Looks,
     Sketch,
     clip,
     drawn,
@@ -14,6 +15,7 @@ from memprobe.plots.sketch import (
     percentage,
     plain,
 )
+from memprobe.wording import shortened
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,8 +28,12 @@ def difference_forest(
     x: str,
     percent: bool = False,
     checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
 ) -> Sketch:
     """Paired differences with 95 % intervals, a row for each checkpoint, and the line of no difference.
+
+    Where a second readout was probed, a row for it stands below, and markers are filled where both readouts agree: both
+    intervals on the same side of 0.
 
     Args:
         differences: of one statistic; [against, reference, checkpoint, n, difference, low, high] and, where a second
@@ -36,6 +42,7 @@ def difference_forest(
         x: what differs, with its unit.
         percent: shares, in percentage points.
         checkpoints: their order, which gives each its look; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
     """
     figure = figure_of(x=x, y="", percent=False)
     labels = (
@@ -46,17 +53,18 @@ def difference_forest(
     scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
     second = "fixed_difference" in differences.columns
     most = max(differences["n"], default=0)
+    short = shortened(labels)
     for row in differences.iter_rows(named=True):
-        look = style(labels.index(row["checkpoint"]))
-        name = clip(plain(row["checkpoint"]), 28)
+        look = (looks or {}).get(row["checkpoint"]) or style(labels.index(row["checkpoint"]))
+        name = plain(short[row["checkpoint"]])
         if row["n"] < most:
             name += f" (n = {row['n']:,})"
-        opened = look["marker"].removesuffix("-open")
-        opened += "" if opened != look["marker"] else "-open"
+        shape = look["marker"].removesuffix("-open")
+        marker = look["marker"] if not second else shape if _agree(row) else f"{shape}-open"
         # Rows of the second readout have one name, made distinct by what cannot be seen.
         below = "base model’s readout" + "\u200b" * labels.index(row["checkpoint"])
-        own = ("", name, look["marker"], "")
-        fixed = ("fixed_", below, opened, ", read out by the base model")
+        own = ("", name, marker, "")
+        fixed = ("fixed_", below, marker, ", read out by the base model")
         for prefix, place, marker, note in (own, fixed) if second else (own,):
             value, low, high = (row[f"{prefix}{end}"] for end in ("difference", "low", "high"))
             if value is None:
@@ -98,6 +106,12 @@ def difference_forest(
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_xaxes(showgrid=True, showline=False, nticks=6)
     return figure
+
+
+def _agree(row: Mapping[str, Any]) -> bool:
+    """Whether both intervals lie on the same side of 0."""
+    edges = [row[name] for name in ("low", "high", "fixed_low", "fixed_high")]
+    return None not in edges and (min(edges) > 0 or max(edges) < 0)
 
 
 @drawn
@@ -176,13 +190,14 @@ def accuracy_matrix(scores: pl.DataFrame) -> Sketch:
     """
     figure = figure_of(x="", y="", percent=False)
     rows = scores["row"].unique(maintain_order=True).to_list()
+    short = shortened(rows, 44)
     datasets = scores["dataset"].unique(maintain_order=True).to_list()
     cells = {(row["row"], row["dataset"]): row for row in scores.iter_rows(named=True)}
     grid = [[cells.get((row, dataset)) for dataset in datasets] for row in rows]
     figure.add(
         "heatmap",
         x=[clip(plain(name), 22) for name in datasets],
-        y=[clip(plain(name), 44) for name in rows],
+        y=[plain(short[name]) for name in rows],
         z=[[None if cell is None else cell["value"] for cell in line] for line in grid],
         text=[["" if cell is None else percentage(cell["value"]) for cell in line] for line in grid],
         texttemplate="%{text}",

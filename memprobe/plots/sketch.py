@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
-from memprobe.palette import template
+from memprobe.palette import style, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,7 +85,7 @@ def figure_of(*, x: str, y: str, percent: bool) -> Sketch:
     return figure
 
 
-def line_of(label: str, look: dict[str, str]) -> dict[str, Any]:
+def line_of(label: str, look: Mapping[str, str]) -> dict[str, Any]:
     """The trace of a checkpoint's line in its look."""
     return {
         "mode": "lines+markers",
@@ -98,19 +98,26 @@ def line_of(label: str, look: dict[str, str]) -> dict[str, Any]:
 
 def percentage(share: float) -> str:
     """A percentage as the page writes it: halves go up."""
-    return f"{math.floor(1000 * share + 0.5) / 10:g} %"
+    return f"{math.floor(1000 * share + 0.5) / 10:g}%"
+
+
+Looks = Mapping[str, Mapping[str, str]]
+"""By checkpoint, how it looks where that is not by its position: see :func:`memprobe.palette.along`."""
 
 
 def by_checkpoint(
-    table: pl.DataFrame, checkpoints: Sequence[str] | None
-) -> list[tuple[int, str, pl.DataFrame]]:
-    """(position, label, rows by depth) in order; a checkpoint without rows is left out and keeps its colour."""
+    table: pl.DataFrame, checkpoints: Sequence[str] | None, looks: Looks | None = None
+) -> list[tuple[Mapping[str, str], str, pl.DataFrame]]:
+    """(look, label, rows by depth) in order; a checkpoint without rows is left out and keeps its colour."""
     labels = (
         list(checkpoints)
         if checkpoints is not None
         else table["checkpoint"].unique(maintain_order=True).to_list()
     )
-    parts = [(position, label, rows_of(table, label)) for position, label in enumerate(labels)]
+    parts = [
+        ((looks or {}).get(label) or style(position), label, rows_of(table, label))
+        for position, label in enumerate(labels)
+    ]
     return [part for part in parts if len(part[2])]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memprobe.errors import MemprobeError
-from memprobe.palette import style, template
-from memprobe.plots.sketch import by_checkpoint, line_of, plain
+from memprobe.palette import template
+from memprobe.plots.sketch import Looks, by_checkpoint, depth_ticks, line_of, plain
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,7 +17,11 @@ RANK_TICKS = (0, 10, 100, 1_000, 10_000, 100_000)
 
 
 def rank_trajectory(
-    records: pl.DataFrame, *, k: int = 10, checkpoints: Sequence[str] | None = None
+    records: pl.DataFrame,
+    *,
+    k: int = 10,
+    checkpoints: Sequence[str] | None = None,
+    looks: Looks | None = None,
 ) -> Figure:
     """Rank and log-probability of one answer token by depth, a line per checkpoint; rank 0 is on top.
 
@@ -25,6 +29,7 @@ def rank_trajectory(
         records: rows of one factoid and one answer token, of the RECORDS schema.
         k: where the dashed line stands: ranks above it are in the top k.
         checkpoints: their order; as in the table where not given.
+        looks: see :data:`memprobe.plots.sketch.Looks`.
 
     Raises:
         MemprobeError: the rows are of several factoids or answer tokens.
@@ -37,8 +42,8 @@ def rank_trajectory(
         )
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)
     figure.layout.template = template()
-    for position, label, rows in by_checkpoint(records, checkpoints):
-        look, depth = style(position), rows["depth"].to_list()
+    for look, label, rows in by_checkpoint(records, checkpoints, looks):
+        depth = rows["depth"].to_list()
         rank = rows["rank"].to_list()
         figure.add_scatter(
             x=depth,
@@ -60,6 +65,7 @@ def rank_trajectory(
             row=2,
             col=1,
         )
+    last = int(records["depth"].to_numpy().max()) if len(records) else 1
     figure.update_yaxes(
         type="log",
         autorange="reversed",
@@ -70,7 +76,7 @@ def rank_trajectory(
         col=1,
     )
     figure.update_yaxes(title_text="log-probability", row=2, col=1)
-    figure.update_xaxes(title_text="depth", row=2, col=1)
+    figure.update_xaxes(title_text="depth", tickvals=depth_ticks(last), row=2, col=1)
     figure.add_shape(
         type="line",
         name="k",

@@ -96,6 +96,22 @@ def states_of(exact: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.where(exact, 0, np.where(held[:, 1:].any(1), 1, 2))
 
 
+def state_shares(states: np.ndarray) -> pl.DataFrame:
+    """How many facts of one checkpoint are in which state.
+
+    Args:
+        states: int [factoid], see :func:`states_of`.
+
+    Returns:
+        [state, n, share, low, high], every state; Wilson intervals.
+    """
+    n = np.bincount(states, minlength=len(STATES))
+    share = n / len(states) if len(states) else np.full(len(n), np.nan)
+    low, high = wilson(share, np.full(len(n), len(states)))
+    columns = {"state": list(STATES), "n": n, "share": share, "low": low, "high": high}
+    return pl.DataFrame(columns, nan_to_null=True)
+
+
 def flows(states: np.ndarray) -> pl.DataFrame:
     """How many facts go from which state to which, from one checkpoint to the next.
 

@@ -30,14 +30,20 @@ from tests.probes import write_tables
 VOCABULARY = 49_152
 
 
-def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_tokens: int = 2) -> Probe:
-    """Records with ranks that fall with depth, as in a real model; incompressible where real ones are."""
+def write_large_probe(
+    path: Path, checkpoints: int, n: int, depths: int, answer_tokens: int = 2, steps: bool = False
+) -> Probe:
+    """Records with ranks that fall with depth, as in a real model; incompressible where real ones are.
+
+    Args:
+        steps: whether the checkpoints lie along one training run; else they are arms in stages.
+    """
     rng = np.random.default_rng(0)
     facts = [
         make_factoid(f"The capital of country {i} is the city of", f"City {i}", "made") for i in range(n)
     ]
     ids = [fact.id for fact in facts]
-    labels = [f"checkpoint {i}" for i in range(checkpoints)]
+    labels = [f"run/step-{100 * i}" if steps else f"checkpoint {i}" for i in range(checkpoints)]
     records, controls = [], []
     for label in labels:
         start, fall = rng.uniform(6, 10.5, (n, answer_tokens, 1)), rng.uniform(0, 12, (n, answer_tokens, 1))
@@ -54,7 +60,7 @@ def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_
         }
         measures = {
             "rank": rank.ravel(),
-            "log_prob": (-level - rng.uniform(0, 3, level.shape)).ravel(),
+            "log_prob": np.minimum(0, -level - rng.uniform(0, 3, level.shape)).ravel(),
             "entropy": np.ones(rank.size),
             "top1": rng.zipf(1.3, rank.size) % 8_000,
             "ties": np.zeros(rank.size),
@@ -71,7 +77,7 @@ def write_large_probe(path: Path, checkpoints: int, n: int, depths: int, answer_
         label: entry
         | {
             "manifest": {"arm": f"arm{(i + 1) // 2}", "seed": 0, "stage": 2 - i % 2, "stage_name": "made"}
-            if i
+            if i and not steps
             else None
         }
         for i, label in enumerate(labels)

@@ -17,7 +17,7 @@ from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
 OF_PROBES = ("lof", "differences")
 """Of what :func:`memprobe.figures.write_figures` draws of a grid's probes, the figures that tell of arms."""
-WIDTH, FORMATS = 183, ("png",)
+WIDTH, FORMATS = 183, ("pdf", "png")
 
 
 def draw(

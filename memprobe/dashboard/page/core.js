@@ -60,7 +60,7 @@ function dash(line) {
   path.setAttribute("d", "M0 5H26");
   path.setAttribute("stroke", line.color);
   path.setAttribute("stroke-width", "2");
-  path.setAttribute("stroke-dasharray", { dash: "7 4", dashdot: "7 3 2 3" }[line.dash] ?? "none");
+  path.setAttribute("stroke-dasharray", line.dash?.endsWith("px") ? line.dash.replaceAll("px", "") : { dot: "2 3" }[line.dash] ?? "none");
   svg.append(path);
   return svg;
 }
@@ -95,8 +95,8 @@ function half(bits) {
 
 // Numbers
 
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
-const fixed = (value) => (value === null ? "–" : value.toFixed(1));
+const percent = (share) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)}%`);
+const fixed = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
 const grouped = (value) => value.toLocaleString("en");
 
 // Themes
@@ -136,7 +136,7 @@ function draw(holder, figure, templates, nothing = "") {
       tool("CSV", "Download the numbers of this figure", () => download(`${name}.csv`, figureCsv(shownFigures.get(holder)))),
       tool("PNG", "Download this figure as an image", () => downloadImage(holder, "png")),
       tool("SVG", "Download this figure as vector graphics", () => downloadImage(holder, "svg"))));
-    holder.append(element("ul", { class: "legend" }), element("div", { class: "pan" }, canvas), element("div", { class: "nothing" }));
+    holder.append(element("ul", { class: "key" }), element("div", { class: "pan" }, canvas), element("div", { class: "nothing" }));
   }
   holder.querySelector(".nothing").textContent = figure.data.length ? "" : nothing;
   shownFigures.set(holder, figure);
@@ -149,17 +149,39 @@ function draw(holder, figure, templates, nothing = "") {
     canvas.style.height = `${layout.height}px`;
     if (meta.column) canvas.style.maxWidth = `${260 + meta.column * figure.data[0].x.length}px`;
   }
-  showLegend(holder.querySelector(".legend"), figure);
+  if (!layout.hovermode && linesOf(figure).length > MOST_IN_A_TIP) layout.hovermode = "closest";
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", said(holder, figure));
+  showKey(holder.querySelector(".key"), figure);
   Plotly.react(canvas, figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
 }
 
-/** The lines of a figure by name, where there are several. */
-function showLegend(list, figure) {
-  const lines = new Map(figure.data.filter((trace) => trace.meta?.role === "line" && trace.showlegend !== false)
-    .map((trace) => [trace.name, trace]));
-  list.replaceChildren(...(lines.size < 2 ? [] : [...lines].map(([name, trace]) => element("li", {},
-    trace.mode === "lines" ? dash(trace.line) : glyph({ colour: trace.marker.color, marker: trace.marker.symbol }),
-    unplain(name)))));
+const MOST_IN_A_TIP = 6; // of more lines, a tooltip names the nearest one
+
+const linesOf = (figure) => figure.data.filter((trace) => trace.meta?.role === "line" && trace.showlegend !== false);
+
+/** The lines of a figure by name, where there are several; of many, the first and the last. (Not called a legend:
+    plotly's own box of that name is the tooltip.) */
+function showKey(list, figure) {
+  const lines = [...new Map(linesOf(figure).map((trace) => [trace.name, trace]))];
+  const shown = lines.length > MOST_IN_A_KEY ? [lines[0], null, lines[lines.length - 1]] : lines;
+  list.replaceChildren(...(lines.length < 2 ? [] : shown.map((line) => {
+    if (line === null) return element("li", {}, `… ${lines.length - 2} more …`);
+    const [name, trace] = line;
+    const look = { colour: trace.marker?.color, marker: trace.marker?.symbol ?? trace.meta.marker ?? "square" };
+    return element("li", {}, trace.mode === "lines" ? dash(trace.line) : glyph(look), unplain(name));
+  })));
+}
+
+const MOST_IN_A_KEY = 12;
+
+/** What a figure is, for those who hear it: its title, axes and series; its numbers are in the CSV beside it. */
+function said(holder, figure) {
+  const title = holder.querySelector("h2, h3, h4")?.textContent ?? "";
+  const axes = ["yaxis", "xaxis"].map((axis) => figure.layout[axis]?.title?.text).filter(Boolean).join(" by ");
+  const names = linesOf(figure).map((trace) => unplain(trace.name ?? ""));
+  const listed = names.length > 8 ? [...names.slice(0, 8), `${names.length - 8} more`] : names;
+  return [title, axes, listed.join(", ")].filter(Boolean).join(". ") + ". The button CSV gives the numbers.";
 }
 
 /** A label that plotly draws as it stands. */

@@ -187,6 +187,7 @@ function depthCell(factoid, label, entry) {
   const never = entry.lof[factoid] === NEVER;
   return element("td", {
     class: `mark${never ? " never" : ""}`,
+    "data-label": checkpoints.get(label).short ?? label,
     title: `${label}: ${never ? `never in the top ${state.k}` : `first in the top ${state.k} at depth ${entry.lof[factoid]}`}`
       + (exact ? "; exact match" : ""),
   }, exact ? element("span", { class: "good", "aria-label": "exact match" }, "✓") : null, never ? "–" : String(entry.lof[factoid]));
@@ -199,7 +200,6 @@ function showTable() {
   const rows = explorer.order.slice(page * PAGE, (page + 1) * PAGE);
   const depths = occurrences();
   const { prompt, answer, id, popularity } = explorer.factoids;
-  byId("explorer").classList.toggle("stacked", state.checkpoints.length > 6);
   const head = element("tr", {},
     headerCell("prompt", "Prompt", "prompt", "Sort by prompt", "Prompt"),
     headerCell("answer", "Answer", "answer", "Sort by answer", "Answer"),
@@ -216,6 +216,7 @@ function showTable() {
   element("td", { class: "answer", title: answer[row] }, answer[row]),
   popularity ? element("td", { class: "popularity" }, popularity[row] === null ? "" : compact(popularity[row])) : null,
   ...state.checkpoints.map((label) => depthCell(row, label, depths[label]))));
+  byId("factoids").style.setProperty("--marks", String(state.checkpoints.length));
   byId("factoids").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   byId("found").textContent = `${grouped(explorer.order.length)} of ${grouped(id.length)}`;
   byId("page").textContent = explorer.order.length
@@ -381,11 +382,14 @@ function buildExplorer() {
   byId("factoids-csv").addEventListener("click", () => download("factoids.csv", factoidsCsv()));
   byId("factoids").addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    const buttons = [...byId("factoids").querySelectorAll("tbody button")];
-    const at = buttons.indexOf(document.activeElement);
+    const focused = event.target.closest("tbody tr")?.dataset.factoid;
+    const at = explorer.order.indexOf(explorer.rows.get(focused));
     if (!step || at < 0) return;
     event.preventDefault();
-    buttons[Math.min(Math.max(at + step, 0), buttons.length - 1)].focus();
+    const next = Math.min(Math.max(at + step, 0), explorer.order.length - 1);
+    const page = Math.floor(next / PAGE);
+    change({ factoid: explorer.factoids.id[explorer.order[next]], token: 0, ...(page === state.page ? {} : { page }) })
+      .then(() => byId("factoids").querySelectorAll("tbody button")[next % PAGE]?.focus());
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || ["INPUT", "SELECT", "TEXTAREA"].includes(document.activeElement?.tagName)) return;

@@ -18,10 +18,11 @@ const ROOMS = [
   ["curves", "Curves", () => set],
   ["depths", "Depths", () => set],
   ["differences", "Differences", () => set?.against.length || report.comparisons.length],
-  ["fates", "Fates", () => set?.chains.length],
+  ["fates", "Fates", () => set?.chains.length || set?.series.length],
+  ["study", "Study", () => report.results.length],
   ["training", "Training", () => report.training],
   ["factoids", "Factoids", () => set],
-  ["run", "What was run", () => set],
+  ["run", "Setup", () => set],
 ];
 const openRooms = () => ROOMS.filter(([, , has]) => has()).map(([name]) => name);
 
@@ -32,6 +33,7 @@ const defaults = () => ({
   k: set?.default.k ?? report.k[0],
   rule: set?.default.rule ?? report.rules[0],
   control: Boolean(set?.controls),
+  bands: "",
   against: set?.against[0]?.[0] ?? "",
   measure: Object.keys(report.training?.curves ?? {})[0] ?? "",
   search: "",
@@ -47,7 +49,7 @@ let state = defaults();
 
 // The hash holds what differs from the defaults, by name, so that links stay short and outlive new controls.
 
-const NAMES = ["k", "rule", "against", "measure", "search", "relation", "fate", "quarter", "sort", "page", "factoid", "token"];
+const NAMES = ["k", "rule", "bands", "against", "measure", "search", "relation", "fate", "quarter", "sort", "page", "factoid", "token"];
 
 function stateFromHash() {
   const query = new URLSearchParams(location.hash.slice(1));
@@ -60,6 +62,7 @@ function stateFromHash() {
   if (query.has("control")) found.control = Boolean(set?.controls) && query.get("control") === "1";
   if (set?.against.some(([key]) => key === query.get("against"))) found.against = query.get("against");
   if (query.get("measure") in (report.training?.curves ?? {})) found.measure = query.get("measure");
+  if (["on", "off"].includes(query.get("bands"))) found.bands = query.get("bands");
   for (const name of ["search", "relation", "fate", "quarter", "sort"]) found[name] = query.get(name) ?? "";
   for (const name of ["page", "token"]) found[name] = Math.trunc(Number(query.get(name))) || 0;
   found.factoid = query.get("factoid");
@@ -110,6 +113,7 @@ function buildControls() {
   byId("k").append(...segments("k", report.k, (k) => change({ k: Number(k) })));
   byId("rule").append(...segments("rule", report.rules, (rule) => change({ rule })));
   byId("control").addEventListener("change", (event) => change({ control: event.target.checked }));
+  byId("bands").addEventListener("change", (event) => change({ bands: event.target.checked ? "on" : "off" }));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("set").append(...report.sets.map(({ name }) => element("option", { value: name }, name)));
   byId("set").addEventListener("change", (event) => change({ set: event.target.value }));
@@ -127,6 +131,7 @@ function buildControls() {
   });
   buildTraining();
   buildComparisons();
+  buildResults();
   buildSet();
 }
 
@@ -140,25 +145,30 @@ function buildSet() {
   byId("checkpoints").replaceChildren(...set.checkpoints.map((entry) => element("label", { class: "chip" },
     element("input", { type: "checkbox", name: "checkpoint", value: entry.label, onchange: chooseCheckpoints }),
     element("span", {}, glyph(entry), entry.label))));
-  byId("checkpoints").parentElement.classList.toggle("many", set.checkpoints.length > 6);
+  const many = set.checkpoints.length > 8;
+  byId("chosen").closest(".chips").classList.toggle("many", many);
+  byId("chosen").open = !many;
   byId("control").disabled = !set.controls;
   byId("control").parentElement.title = set.controls ? "" : "These probes hold no shuffled controls";
   byId("against").replaceChildren(...segments("against", set.against.map(([key]) => key), (against) => change({ against }),
     set.against.map(([, text]) => text)));
-  byId("fixed-note").hidden = !set.fixed;
   const named = (prefix) => set.figures.filter((name) => name.startsWith(prefix));
   const small = (name, title) => element("figure", { class: "plot", "data-figure": name }, element("figcaption", {}, element("h2", {}, title)));
   const titles = { ...set.statistics, recall_full: "recall at full depth" };
   titles.depths_per_factoid = "depths held";
   byId("stages").replaceChildren(...named("stage-").map((name) => small(name, titled(titles[name.slice("stage-".length)]))));
   byId("stages").hidden = !named("stage-").length;
-  byId("stages").append(element("ul", { class: "legend shared", id: "stages-legend" }));
+  byId("stages").append(element("ul", { class: "key shared", id: "stages-key" }));
+  byId("steps").replaceChildren(...named("step-").map((name) => small(name, titled(titles[name.slice("step-".length)] ?? "What has become of the facts"))));
+  byId("steps").hidden = !named("step-").length;
   byId("overview-plots").hidden = named("stage-").length > 0;
   byId("stages-note").textContent = named("stage-").length
     ? "After each training stage, on the factoids probed here. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean." : "";
   byId("differences").replaceChildren(...named("difference-").map((name) => small(name, titled(titles[name.slice("difference-".length)]))));
   byId("differences-note").hidden = !named("difference-").length;
-  byId("fates").replaceChildren(...named("fate-").map((name) => small(name, set.chains[name.slice("fate-".length)].name)));
+  byId("fates").replaceChildren(
+    ...named("fates-").map((name) => small(name, `Over the steps of ${set.series[name.slice("fates-".length)].name}`)),
+    ...named("fate-").map((name) => small(name, set.chains[name.slice("fate-".length)].name)));
   showRun();
   buildFilters();
 }
@@ -175,6 +185,11 @@ function showControls() {
     for (const input of byId(name).querySelectorAll("input")) input.checked = input.value === String(state[name]);
   }
   byId("control").checked = state.control;
+  byId("bands").checked = bandsShown();
+  if (set) {
+    const all = state.checkpoints.length === set.checkpoints.length;
+    byId("chosen-said").textContent = `${all ? "all " : ""}${state.checkpoints.length}${all ? "" : ` of ${set.checkpoints.length}`}`;
+  }
   if (set) byId("set").value = set.name;
 }
 
@@ -200,6 +215,7 @@ const span = (low, high, show) => (low === null || low === undefined ? null : `$
 const orFew = (value, interval) => (value === null || value === undefined ? null : interval ?? "too few for an interval");
 const share = (entry) => (entry ? [percent(entry.value), span(entry.low, entry.high, percent)] : ["–", null]);
 const spread = (mean, sd) => (mean === null ? "–" : sd === null ? fixed(mean) : `${fixed(mean)} ± ${fixed(sd)}`);
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
 const named = (row, name, show) =>
   [show(row[name]), orFew(row[name], span(row[`${name}_low`], row[`${name}_high`], show))];
 
@@ -208,9 +224,13 @@ const COLUMNS = [
   ["Exact match", (row) => share(row.exact_match)],
   ["Exact tokens", (row) => share(row.exact_tokens)],
   ["Recall@{k}", (row) => [...share(row.recall), (chance) => percent(chance.recall?.value ?? null)]],
-  ["First occurrence", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed)),
-    (chance) => spread(chance.lof_mean, chance.lof_sd)]],
-  ["Never occurs", (row) => [...named(row, "share_never", percent), (chance) => percent(chance.share_never)]],
+  ["First occurrence", (row) => named(row, "lof_restricted_mean", fixed)],
+  ["Against chance", (row) => {
+    const by = row.shuffled?.lof_restricted_mean;
+    return [by === null || by === undefined ? "–" : signed(row.lof_restricted_mean - by), null];
+  }],
+  ["Never", (row) => [...named(row, "share_never", percent), (chance) => percent(chance.share_never)]],
+  ["Where it occurs", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed))]],
   ["Settled depth", (row) => [spread(row.settled_mean, row.settled_sd),
     `never ${percent(row.settled_share_never)}`]],
   ["Depths held", (row) => [...named(row, "depths_per_factoid", fixed), (chance) => fixed(chance.depths_per_factoid)]],
@@ -289,8 +309,15 @@ function figuresOf(block) {
   return parsed.get(block);
 }
 
+/** Bands on demand where there are many lines, and from the start where there are few. */
+const bandsShown = () => (state.bands ? state.bands === "on" : state.checkpoints.length <= FEW_BANDS);
+const FEW_BANDS = 4;
+
 /** Which part of a figure the state asks for. */
 function isShown({ meta = {} }) {
+  if (meta.role === "band" && meta.checkpoint !== undefined && !bandsShown()) return false;
+  if (meta.run !== undefined && meta.checkpoints) return true;
+  if (meta.state !== undefined) return true;
   if (meta.checkpoint !== undefined && !state.checkpoints.includes(meta.checkpoint)) return false;
   if (meta.checkpoints && !meta.checkpoints.some((label) => !checkpoints.get(label)?.base && (label === "" || state.checkpoints.includes(label)))) return false;
   if (meta.against !== undefined && meta.against !== state.against) return false;
@@ -314,7 +341,7 @@ async function showFigures() {
     let figure;
     if (holder.dataset.free !== undefined) figure = await figuresOf(name);
     else {
-      if (name.startsWith("fate-")) {
+      if (/^fate-\d/.test(name)) {
         const chain = set.chains[name.slice("fate-".length)];
         holder.hidden = !chain.checkpoints.slice(1).some((label) => state.checkpoints.includes(label));
         if (holder.hidden) continue;
@@ -326,7 +353,11 @@ async function showFigures() {
     const empty = figure.data.length === 0
       || figure.data.every((trace) => trace.type !== "sankey" && (trace.z?.flat() ?? trace.y).every((value) => value === null));
     draw(holder, { ...figure, data: empty ? [] : figure.data }, report.templates, NOTHING[name] ?? "Nothing to show for these checkpoints.");
-    if (name.startsWith("stage-")) showLegend(byId("stages-legend"), figure);
+    if (name.startsWith("stage-")) showKey(byId("stages-key"), figure);
+  }
+  if (state.room === "differences") {
+    const second = holders.some((holder) => shownFigures.get(holder)?.data.some((trace) => trace.meta?.role === "fixed"));
+    byId("fixed-note").hidden = !second;
   }
 }
 
@@ -345,13 +376,35 @@ function buildTraining() {
 function showTraining() {
   const curves = report.training?.curves[state.measure] ?? [];
   byId("training").replaceChildren(...curves.map(([block, title]) => element("figure", {
-    class: "plot", "data-figure": block, "data-free": "", "data-legend": "",
+    class: "plot", "data-figure": block, "data-free": "", "data-key": "",
   }, element("figcaption", {}, element("h3", {}, `${title} – ${report.training.measures[state.measure]}`)))));
+}
+
+function buildResults() {
+  byId("results").append(...report.results.map((entry) => {
+    const shown = element("div", {});
+    const choose = async (block) => {
+      const table = await inflateJson(block);
+      const left = entry.tables.find(([name]) => name === block)[2];
+      shown.replaceChildren(plainTable(table), element("p", { class: "note" }, left ? `${grouped(left)} more rows are in the file.` : ""));
+    };
+    const picker = element("select", { "aria-label": "Table", onchange: (event) => choose(event.target.value) },
+      ...entry.tables.map(([block, name]) => element("option", { value: block }, name)));
+    // Blocks stand after this script.
+    if (entry.tables.length) document.addEventListener("DOMContentLoaded", () => choose(entry.tables[0][0]));
+    return element("section", {},
+      element("h2", {}, entry.name),
+      element("div", { class: "plots" }, ...entry.figures.map(([block, title]) => element("figure", {
+        class: "plot", "data-figure": block, "data-free": "", "data-key": "",
+      }, element("figcaption", {}, element("h3", {}, title))))),
+      element("div", { class: "row above" }, element("h3", {}, "Every table:"), picker), shown);
+  }));
 }
 
 function buildComparisons() {
   byId("comparisons").append(...report.comparisons.map((entry) => element("section", {},
     element("h2", {}, `Comparison: ${entry.name}`),
+    element("div", { class: "answer" }, ...(entry.answer ?? []).map((line) => element("p", {}, line))),
     element("p", { class: "note" }, entry.about),
     ...entry.notes.map((note) => element("p", { class: "note" }, note)),
     element("div", { class: "plots three" }, ...entry.figures.map(([block, label]) => element("figure", {
@@ -372,9 +425,20 @@ function showRun() {
 
 // One turn: everything, or what the changed parts of the state concern
 
-const titled = (text) => text[0].toUpperCase() + text.slice(1).replace(/(, never as.*| \(.*\))/, "");
+const titled = (text) => text[0].toUpperCase() + text.slice(1).replace(/(, (never as|counting never).*| \(.*\))/, "");
 
-const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "control"];
+const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "control", "bands"];
+
+const RULES = { first: "its first token is", last: "its last token is", all: "all of its tokens are" };
+
+/** The answer, and on paper what it rests on. */
+function showAnswer() {
+  const lines = set ? set.answer?.[state.rule]?.[state.k] ?? []
+    : [...report.results, ...report.comparisons][0]?.answer ?? [];
+  byId("answer").replaceChildren(...lines.map((line) => element("p", {}, line)));
+  byId("printed").textContent = set
+    ? `A depth holds an answer when ${RULES[state.rule]} among the top ${state.k} tokens. ${set.subtitle}. Checkpoints: ${state.checkpoints.join(", ")}.` : "";
+}
 
 function render(changed = null) {
   const any = (names) => changed === null || changed.some((name) => names.includes(name));
@@ -383,6 +447,7 @@ function render(changed = null) {
   if (any(SHARED)) {
     showRoom();
     showControls();
+    showAnswer();
     if (set) {
       showHeadline();
       showArms();

@@ -11,6 +11,7 @@ buildControls();
 buildExplorer();
 showRoom();
 showControls();
+showAnswer();
 if (set) {
   showHeadline();
   showArms();

@@ -1,0 +1,80 @@
+"""The sentences on top of the page, for each top-k and token rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from memprobe import sentences
+from memprobe.dashboard.series import series_of, steps_table
+from memprobe.readings import Readings
+
+
+def answer_of(
+    readings: Readings,
+    headline: Mapping[str, Mapping[str, Any]],
+    differences: pl.DataFrame | None,
+) -> list[str]:
+    """What is recalled, at which depth, whether above chance; for several checkpoints, what changed.
+
+    Args:
+        headline: by label, the numbers of the page's first table.
+        differences: [against, reference, checkpoint, statistic, difference, low, high] and, where a second readout was
+            probed, fixed_low and fixed_high; none where there is one checkpoint.
+    """
+    reference = readings.reference
+    series = series_of(readings)
+    lines = sentences.of_steps(steps_table(readings))
+    # Of a run, where it ends says more than where it began.
+    told = [one.labels[-1] for one in series[: sentences.MOST]] or [reference.label]
+    lines += [_of_checkpoint(readings, label, headline[label]) for label in told]
+    if differences is None:
+        return lines
+    passed = {label for one in series for label in one.labels[:-1]}
+    pairs = _pairs(differences, [label for label in readings.labels if label not in passed])
+    rows = {
+        (row["reference"], row["checkpoint"], row["statistic"]): row
+        for row in differences.iter_rows(named=True)
+    }
+    for before, label in pairs[: sentences.MOST]:
+        exact, depth = (rows[before, label, name] for name in ("exact", "lof_restricted"))
+        lines.append(sentences.against(label, before, exact, depth, _held(depth)))
+    if len(pairs) > sentences.MOST:
+        lines.append(f"And {len(pairs) - sentences.MOST} more.")
+    return lines
+
+
+def _pairs(differences: pl.DataFrame, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Each checkpoint with the stage before it where its run is known, else with the reference."""
+    found: dict[str, str] = {}
+    for against in ("before", "reference"):
+        part = differences.filter(pl.col("against") == against)
+        for before, label in part.select("reference", "checkpoint").unique(maintain_order=True).iter_rows():
+            found.setdefault(label, before)
+    return [(found[label], label) for label in labels if label in found]
+
+
+def _held(row: Mapping[str, Any]) -> bool | None:
+    """Whether a difference lies on the same side of 0 in both readouts; unknown where one was not probed."""
+    edges = [row.get(name) for name in ("low", "high", "fixed_low", "fixed_high")]
+    known = [edge for edge in edges if edge is not None]
+    return None if len(known) < len(edges) else min(known) > 0 or max(known) < 0
+
+
+def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> str:
+    chance = row["shuffled"] or {}
+    own, by_chance = row["lof_restricted_mean"], chance.get("lof_restricted_mean")
+    exact = row["exact_match"] or row["exact_tokens"]
+    return sentences.of_checkpoint(
+        label,
+        n=len(readings.factoids),
+        n_layers=readings.member(label).n_layers,
+        k=readings.k,
+        exact=None if exact is None else exact["value"],
+        median=row["lof_median"],
+        never=row["share_never"],
+        chance_never=chance.get("share_never"),
+        net=None if own is None or by_chance is None else (own - by_chance, None, None),
+    )

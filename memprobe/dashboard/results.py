@@ -1,0 +1,76 @@
+"""The room of a published study: what can be shown of its tables, without records, runs or weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from memprobe import plots, sentences
+from memprobe.dashboard.embedding import embedded, figure_json
+from memprobe.errors import MemprobeError
+from memprobe.files import short_names
+from memprobe.studies import RESULTS
+
+MOST_ROWS = 500
+"""Rows of a table that the page holds; the file has the others."""
+
+
+def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """An entry for each study, and the blocks that wait: figures of what is kept, and every table as texts.
+
+    Raises:
+        MemprobeError: a table is broken.
+    """
+    entries, blocks = [], {}
+    for position, (folder, name) in enumerate(zip(folders, short_names(folders), strict=True)):
+        tables = {path.stem: _read(path) for path in sorted((folder / RESULTS).glob("*.csv"))}
+        figures, answer = [], []
+        if (kept := tables.get("forgetting")) is not None:
+            kept = _typed(kept, folder)
+            answer = sentences.of_retention(kept)
+            for (setup,), part in kept.group_by("setup", maintain_order=True):
+                block = f"results-{position}-{len(figures)}"
+                blocks[block] = embedded(figure_json(plots.retention_points.sketch(part)))
+                figures.append([block, f"What is left of D_A: {setup}"])
+        if (claims := tables.get("claims")) is not None and "verdict" in claims.columns:
+            answer.append(sentences.of_verdicts(claims["verdict"].to_list()))
+        shown = []
+        for table, rows in tables.items():
+            block = f"results-{position}-table-{table}"
+            head = [column.replace("_", " ") for column in rows.columns]
+            body = [list(map(_short, row)) for row in rows.head(MOST_ROWS).rows()]
+            blocks[block] = embedded([head, *body])
+            shown.append([block, table.replace("_", " "), max(0, len(rows) - MOST_ROWS)])
+        entries.append({"name": name, "answer": answer, "figures": figures, "tables": shown})
+    return entries, blocks
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """A table as texts: nothing is computed from them but what :func:`_typed` reads."""
+    try:
+        return pl.read_csv(path, infer_schema=False).with_columns(pl.all().fill_null("–"))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise MemprobeError(f"{path}: cannot be read as a table ({error})") from error
+
+
+def _short(text: str) -> str:
+    """Numbers, also several in a cell, with four digits."""
+    return re.sub(r"-?\d+\.\d{4,}(?:e-?\d+)?", lambda found: f"{float(found[0]):.4g}", text)
+
+
+def _typed(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """[setup, arm, retention, low, high, by_seed] of the table ``forgetting``, as numbers."""
+    numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in ("retention", "low", "high")]
+    seeds = (
+        pl.col("by_seed").str.split(" ").list.eval(pl.element().cast(pl.Float64, strict=False).drop_nulls())
+    )
+    try:
+        return table.select("setup", "arm", *numbers, seeds)
+    except pl.exceptions.PolarsError as error:
+        raise MemprobeError(
+            f"{folder / RESULTS / 'forgetting.csv'}: not as python -m training report writes it ({error})"
+        ) from error

@@ -1,0 +1,304 @@
+"""The page as a reader meets it: the answer and a chart on the first screen, tooltips, phones, paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from memprobe import dashboard, statistics
+from memprobe.dashboard import writing
+from memprobe.probes import open_probe
+from memprobe.studies import open_study
+from tests.benchmarks.report_load import write_large_probe
+from tests.pages import chromium, find_chromium, opened
+from tests.probes import write_probe
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
+    ),
+]
+DRAWS = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "K_VALUES", (1, 10))
+        patch.setattr(writing, "DRAWS", DRAWS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as launched:
+        yield launched
+
+
+def written(study, path):
+    text = dashboard.dashboard_text(study, draws=DRAWS)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    top = tmp_path_factory.mktemp("one")
+    write_probe(top / "probe", {"SmolLM2": 7.0}, n=40, never=0.2, summary=False)
+    return written(open_study([top]), top / "page.html")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """A base model and two stages, in both readouts: the first learns and surfaces earlier, the second forgets."""
+    top = tmp_path_factory.mktemp("stages")
+    manifests = {
+        f"s{stage}": {"arm": "none", "seed": 0, "stage": stage, "stage_name": name}
+        for stage, name in ((1, "kvr"), (2, "lama"))
+    }
+    never, depths = {"base": 0.95, "s1": 0.0, "s2": 0.6}, {"base": 8.0, "s1": 4.0, "s2": 6.0}
+    for readout in ("own", "base"):
+        write_probe(
+            top / readout, depths, n=60, never=never, manifests=manifests, readout=readout, summary=False
+        )
+    return written(open_study([top]), top / "page.html")
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    """Twenty checkpoints of one training run on 300 facts."""
+    top = tmp_path_factory.mktemp("twenty")
+    write_large_probe(top / "probe", 20, 300, 13, answer_tokens=1, steps=True)
+    return written(open_study([top]), top / "page.html")
+
+
+PAGES = ("one", "stages", "twenty")
+every_page = pytest.mark.parametrize("name", PAGES)
+
+
+@every_page
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_first_screen_answers_and_draws(browser, request, name, width, height, scheme):
+    path = request.getfixturevalue(name)
+    with opened(browser, path, width=width, height=height, color_scheme=scheme) as shown:
+        said = shown.inner_text("#answer")
+        assert "recall" in said and "shuffled answers" in said and "the top 10" in said
+        assert {"one": "SmolLM2 recalls", "stages": "s2 against s1", "twenty": "20 checkpoints"}[name] in said
+        answer = shown.locator("#answer").bounding_box()
+        assert answer["y"] + answer["height"] < height
+        chart = shown.locator("#room-overview .js-plotly-plot >> visible=true").first.bounding_box()
+        assert chart["y"] < height, "its first chart begins on the first screen"
+        if width > 1000:
+            assert chart["y"] + chart["height"] <= height, "and ends there"
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        assert shown.get_attribute("html", "data-theme") == scheme
+
+
+def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
+    (entry,) = embedded_sets(one)
+    row = entry["headline"]["first"]["10"]["SmolLM2"]
+    (said,) = entry["answer"]["first"]["10"]
+    assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts." in said
+    assert f"at depth {row['lof_median']:.0f} of 8; {row['share_never']:.0%} never do" in said
+    apart = row["lof_restricted_mean"] - row["shuffled"]["lof_restricted_mean"]
+    assert f"facts surface {abs(apart):.1f} depths {'earlier' if apart < 0 else 'later'}" in said
+    staged = embedded_sets(stages)[0]["answer"]["first"]["10"]
+    assert [line.partition(":")[0] for line in staged[1:]] == ["s1 against base", "s2 against s1"]
+    assert "depths earlier, also in the base model's readout" in staged[1]
+    with opened(browser, one) as shown:
+        assert shown.inner_text("#answer p") == said
+        shown.click("#k input[value='1']")
+        assert shown.inner_text("#answer p") == entry["answer"]["first"]["1"][0] != said
+
+
+def embedded_sets(path):
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found[1])["sets"]
+
+
+FIGURES = """() => [...document.querySelectorAll('.room:not([hidden]) .js-plotly-plot')]
+  .filter((canvas) => canvas.offsetParent && canvas.data.length)
+  .map((canvas) => canvas.closest('figure').dataset.figure)"""
+DRAWN = """() => [...document.querySelectorAll('.room:not([hidden]) figure[data-figure]')]
+  .filter((holder) => !holder.closest('[hidden]')).every((holder) => holder.querySelector('.js-plotly-plot'))"""
+TIP = """(name) => {
+  const canvas = document.querySelector(`.room:not([hidden]) [data-figure="${name}"] .js-plotly-plot`);
+  const seen = [...canvas.querySelectorAll('.hoverlayer .hovertext, .hoverlayer .legend')].filter((tip) => {
+    const box = tip.getBoundingClientRect();
+    return box.width > 0 && box.height > 0 && getComputedStyle(tip).display !== 'none' && /\\d/.test(tip.textContent);
+  });
+  return seen.map((tip) => tip.textContent).join(' ');
+}"""
+
+
+@every_page
+def test_every_chart_shows_values_under_the_pointer(browser, request, name):
+    with opened(browser, request.getfixturevalue(name)) as shown:
+        checked = set()
+        for tab in shown.locator("#rooms button").all():
+            tab.click()
+            shown.wait_for_function(DRAWN)
+            for figure in shown.evaluate(FIGURES):
+                holder = shown.locator(f".room:not([hidden]) [data-figure='{figure}']")
+                holder.scroll_into_view_if_needed()
+                assert points_somewhere(shown, holder, figure), f"{tab.inner_text()}: {figure}"
+                checked.add(figure)
+        wanted = {"recall", "lof", "lof-survival", "settled", "frequency", "recall-heatmap"}
+        wanted |= {
+            "stages": {"stage-exact", "difference-exact", "fate-0"},
+            "twenty": {"step-exact", "fates-0"},
+        }.get(name, set())
+        assert wanted <= checked
+
+
+def points_somewhere(shown, holder, figure) -> str:
+    """What a tooltip says at one of some points of a figure."""
+    links = holder.locator(".sankey-link")
+    boxes = [links.first.bounding_box()] if links.count() else []
+    boxes += [one.bounding_box() for one in holder.locator(".nsewdrag").all()[:1]]
+    marks = holder.locator(".scatterlayer .point, .barlayer .point")
+    n = marks.count()
+    boxes += [marks.nth(at).bounding_box() for at in sorted({n - 1, n // 2}) if 0 <= at < n]
+    for box in boxes:
+        for across, down in ((0.5, 0.5), (0.9, 0.1), (0.97, 0.6), (0.1, 0.9)):
+            shown.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=2)
+            shown.wait_for_timeout(60)
+            if said := shown.evaluate(TIP, figure):
+                return said
+    return ""
+
+
+CLIPPED = """() => {
+  const shown = (node) => node.offsetParent !== null || node.getClientRects().length;
+  const wrong = [];
+  const room = document.querySelector('.room:not([hidden])');
+  for (const text of room.querySelectorAll('.js-plotly-plot .xtick text, .js-plotly-plot .ytick text')) {
+    if (!shown(text)) continue;
+    const [box, canvas] = [text.getBoundingClientRect(), text.closest('.js-plotly-plot').getBoundingClientRect()];
+    if (box.left < canvas.left - 1 || box.right > canvas.right + 1) wrong.push(`tick ${text.textContent}`);
+  }
+  for (const node of [...room.querySelectorAll('td, th'), ...document.querySelectorAll('#answer p')]) {
+    if (!shown(node) || node.classList.contains('prompt') || node.classList.contains('answer')) continue;
+    const hides = getComputedStyle(node).overflow !== 'visible';
+    if (node.scrollWidth > node.clientWidth + 1 && hides) wrong.push(node.textContent);
+    const panel = node.closest('.scroll')?.getBoundingClientRect();
+    const box = node.getBoundingClientRect();
+    const first = node.cellIndex === 0;
+    if (panel && first && box.left < panel.left - 1) wrong.push(`cut ${node.textContent}`);
+  }
+  return wrong;
+}"""
+
+
+@every_page
+def test_a_phone_cuts_no_number_and_shows_the_prompt(browser, request, name):
+    with opened(browser, request.getfixturevalue(name), width=390, height=844) as shown:
+        for tab in shown.locator("#rooms button").all():
+            tab.click()
+            shown.wait_for_function(DRAWN)
+            assert shown.evaluate("document.documentElement.scrollWidth") <= 390, tab.inner_text()
+            assert shown.evaluate(CLIPPED) == [], tab.inner_text()
+        shown.locator("#tab-factoids").click()
+        shown.wait_for_selector("#explorer[data-ready]", state="attached")
+        prompt = shown.locator("#factoids tbody tr").nth(1).locator(".prompt button").bounding_box()
+        assert prompt["width"] > 250, "the prompt has a line of its own"
+        marks = shown.locator("#factoids tbody tr").nth(1).locator("td.mark").all()
+        for mark in marks:
+            box = mark.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+@every_page
+def test_paper_keeps_k_the_rule_and_every_column(browser, request, name):
+    with opened(browser, request.getfixturevalue(name), width=794, height=1123) as shown:  # A4 at 96 dpi
+        shown.click("#k input[value='1']")
+        shown.click("#rule input[value='all']")
+        shown.emulate_media(media="print")
+        printed = shown.inner_text("#printed")
+        assert "all of its tokens are among the top 1 tokens" in printed and "facts" in printed
+        assert shown.locator("#answer").is_visible() and not shown.locator(".bar").is_visible()
+        last = shown.locator("#headline thead th").last.bounding_box()
+        assert last["x"] + last["width"] <= 794
+        assert shown.locator("#headline thead th").count() == 11
+
+
+def test_a_note_on_the_base_readout_stands_only_where_it_is_shown(browser, one, stages, twenty):
+    for path, hash, wanted in ((stages, "#room=differences", True), (twenty, "#room=differences", False)):
+        with opened(browser, path, hash=hash) as shown:
+            shown.wait_for_selector("#room-differences .js-plotly-plot")
+            assert shown.locator("#fixed-note").is_visible() == wanted
+    with opened(browser, stages, hash="#room=differences") as shown:
+        marks = shown.evaluate(
+            """() => document.querySelector('[data-figure="difference-lof_restricted"] .canvas').data
+            .filter((t) => t.meta.checkpoint === 's1').map((t) => [t.meta.role, t.marker.symbol])"""
+        )
+        assert len(marks) == 2 and not any(symbol.endswith("-open") for _, symbol in marks), "both agree"
+
+
+def test_charts_have_names_for_those_who_hear_them(browser, twenty):
+    with opened(browser, twenty) as shown:
+        canvas = shown.locator("[data-figure=recall] .canvas >> visible=true").first
+        assert canvas.get_attribute("role") == "img"
+        label = canvas.get_attribute("aria-label")
+        assert label.startswith("Recall by depth. recall by depth. run/step-0") and "12 more" in label
+
+
+def test_steps_are_an_axis(browser, twenty):
+    probe = open_probe(twenty.parent / "probe")
+    recall = statistics.recall_by_depth(probe.records, k=10, token="first").filter(pl.col("depth") == 12)
+    with opened(browser, twenty) as shown:
+        drawn = shown.evaluate(
+            """() => { const { x, y } = document.querySelector('[data-figure="step-recall_full"] .canvas').data
+            .find((t) => t.meta.role === 'line'); return [x, y]; }"""
+        )
+        assert drawn[0] == [100 * i for i in range(20)]
+        assert drawn[1] == pytest.approx(recall["recall"].to_list(), rel=1e-6)
+        lines = shown.evaluate(
+            """() => document.querySelector('[data-figure="recall"] .canvas').data
+            .filter((t) => t.meta.role === 'line').map((t) => t.line.color)"""
+        )
+        assert len(set(lines)) == 20, "each step has its colour"
+        assert not shown.evaluate(
+            "document.querySelector('[data-figure=\"recall\"] .canvas').data.some((t) => t.meta.role === 'band')"
+        ), "bands on demand"
+        shown.locator("#tab-fates").click()
+        shown.wait_for_selector("[data-figure='fates-0'] .js-plotly-plot")
+        assert shown.locator("#fates figure").count() == 1, "one plot over time"
+        shares = shown.evaluate(
+            "document.querySelector('[data-figure=\"fates-0\"] .canvas').data.map((t) => t.y)"
+        )
+        assert all(math.isclose(sum(at), 1, abs_tol=1e-6) for at in zip(*shares, strict=True))
+
+
+def test_a_published_study_opens_without_records(browser, tmp_path, cli):
+    study = Path(__file__).parents[1] / "analyses" / "study"
+    code, _, err = cli("dashboard", study, "--out", tmp_path / "study.html")
+    assert code == 0 and "1 published result" in err, err
+    table = pl.read_csv(study / "tables" / "forgetting.csv")
+    naive = table.row(0, named=True)
+    with opened(browser, tmp_path / "study.html") as shown:
+        said = shown.inner_text("#answer")
+        assert f"{naive['setup']}: after the last stage {naive['arm']} keeps {naive['retention']:.0%}" in said
+        assert "Of 37 claims tested" in said
+        drawn = shown.evaluate(
+            """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
+            .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
+        )
+        means = table.drop_nulls("retention")
+        assert (
+            drawn[0] == pytest.approx(means["retention"].to_list(), rel=1e-6)
+            and drawn[1] == means["arm"].to_list()
+        )
+        shown.select_option("#results select", label="cost")
+        shown.wait_for_function(
+            "() => document.querySelector('#results thead').textContent.includes('seconds')"
+        )
+        assert shown.locator("#results tbody tr").count() == len(pl.read_csv(study / "tables" / "cost.csv"))
