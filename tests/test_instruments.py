@@ -308,6 +308,30 @@ def test_an_instrument_that_fails_is_told_and_asked_again(tiny_checkpoint, tmp_p
     assert read_json(options.out / "cells" / f"{cell.name}.json")["finished"]
 
 
+def test_a_lens_that_cannot_be_fitted_costs_its_own_instruments_alone(tiny_checkpoint, tmp_path, monkeypatch):
+    tries = []
+
+    def broken(*_, **__):
+        tries.append(1)
+        raise RuntimeError("two devices")
+
+    monkeypatch.setattr("memprobe.fitting.load_texts", lambda *_, **__: ([], {}))
+    monkeypatch.setattr("memprobe.fitting.make_corpus", lambda *_, **__: None)
+    monkeypatch.setattr("memprobe.fitting.fit", broken)
+    plan = tiny_plan(
+        tiny_checkpoint,
+        planting={"rate": 1e-2, "steps": 1},
+        instruments=["weight change", "lof linear"],
+        fits={"linear": 100, "tuned": 0, "jacobian": 0},
+    )
+    options = Options(tmp_path / "out", tmp_path / "scratch", quiet=True)
+    [line] = run(plan, options)
+    assert "2 instruments failed, first lof linear k=1" in line and len(tries) == 1
+    [cell] = cells_of(plan)
+    asked = pl.read_parquet(options.out / "verdicts" / f"{cell.name}.parquet")
+    assert set(asked["instrument"]) == {"weight change"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -203,12 +203,24 @@ class _Lenses:
         tokens = {kind: getattr(plan.fits, kind) for kind in KINDS}
         self.kinds = [kind for kind in KINDS if kind in self.given or tokens[kind]]
         self.files: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
 
     def fit_one(self, number: int) -> None:
-        """Begins with one of the lenses, unless another process has it."""
+        """Begins with one of the lenses, unless another process has it; one that fails is told where it is asked for.
+
+        Raises:
+            MemprobeError: what it takes is missing, such as the texts.
+        """
         fitted = [kind for kind in self.kinds if kind not in self.given]
         if number < len(fitted):
-            self._fit(fitted[number])
+            try:
+                self._fit(fitted[number])
+            except RuntimeError as error:
+                self._give_up(fitted[number], error)
+
+    def _give_up(self, kind: str, error: RuntimeError) -> None:
+        self.failed[kind] = f"the {kind} lens could not be fitted ({first_line(error)})"
+        self.report.say(f"{kind} lens: {''.join(traceback.format_exception(error))}")
 
     def by_kind(self) -> dict[Any, Callable[[], Any]]:
         """What gives each lens; it may have to wait for it."""
@@ -217,8 +229,14 @@ class _Lenses:
     def _read(self, kind: str) -> Any:
         from memprobe.lens_files import read_lens
 
+        if kind in self.failed:
+            raise MemprobeError(self.failed[kind])
         if kind not in self.files:
-            path = self.given.get(kind) or self._fit(kind)
+            try:
+                path = self.given.get(kind) or self._fit(kind)
+            except RuntimeError as error:
+                self._give_up(kind, error)
+                raise MemprobeError(self.failed[kind]) from error
             self.files[kind] = read_lens(path, kind)  # pyrefly: ignore[bad-argument-type]
         return self.files[kind]
 

@@ -57,8 +57,8 @@ def _sequence(
 ) -> Float[Tensor, "lens measure depth"]:
     """Cross-entropy and KL of each lens at each depth, averaged over one sequence."""
     depths = lens_model.n_layers + 1
-    total = torch.zeros(len(lenses), 2, depths, dtype=torch.float64)
     streams = streams_of(lens_model, ids[None])[:, 0, SKIP:-1]
+    total = torch.zeros(len(lenses), 2, depths, dtype=torch.float64, device=streams.device)
     following = ids[SKIP + 1 :].to(streams.device)
     rows = max(1, _LOGITS // lens_model.vocab_size)
     with torch.inference_mode():
@@ -69,7 +69,7 @@ def _sequence(
                     said = lens(chunk[depth], depth).log_softmax(-1)
                     total[place, 0, depth] -= said.gather(1, wanted[:, None]).double().sum()
                     total[place, 1, depth] += (target.exp() * (target - said)).sum(-1).double().sum()
-    return total / len(following)
+    return (total / len(following)).cpu()
 
 
 def _finite(value: float) -> float | None:
