@@ -1,8 +1,8 @@
 """Fewer kernels for a training step on a GPU, where a small model's time is how many there are.
 
-Under autocast a block of a Llama takes some 160, a third of them in two norms that are written out in elementary
-operations and whose result each of five linear layers casts for itself. Here a norm is one kernel and its result is
-cast once: the same numbers up to rounding in fp32.
+A block of a Llama takes some 130 operators under autocast, forward and backward (counted on a CPU, without views). Its
+norms are written out in elementary ones, and each of five linear layers casts their results for itself. Here a norm is
+one call, fused where torch has a kernel for it, and its result is cast once: the same numbers up to rounding in fp32.
 """
 
 from __future__ import annotations
