@@ -29,6 +29,7 @@ def read_model(
     gguf_file: str | None = None,
     safetensors: bool = True,
     trust_remote_code: bool = False,
+    **placement: Any,
 ) -> PreTrainedModel:
     """A causal LM from a folder.
 
@@ -36,6 +37,7 @@ def read_model(
         name: what errors call it.
         gguf_file: the file in the folder, for GGUF.
         safetensors: read these and nothing else.
+        placement: transformers' ``device_map``, ``max_memory``, ``offload_folder``.
 
     Raises:
         MemprobeError: it cannot be loaded, or the files hold fewer or more weights than its configuration names.
@@ -52,6 +54,7 @@ def read_model(
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
                 **options,
+                **placement,
             )
         except Exception as error:  # transformers raises many kinds; every one means these files are unusable
             raise MemprobeError(f"{name}: cannot be loaded as a causal LM ({first_line(error)})") from error

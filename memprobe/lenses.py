@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import AffineMap, LensFile, in_short, read_lens
+from memprobe.splitting import home_of, own_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,10 +49,18 @@ class Readout(nn.Module):
         softcap: logits become softcap · tanh(logits / softcap) (Gemma 2); ``None`` for most.
     """
 
-    def __init__(self, final: list[nn.Module], unembedding: nn.Module, scale: float, softcap: float | None):
+    def __init__(
+        self,
+        final: list[nn.Module],
+        unembedding: nn.Module,
+        scale: float,
+        softcap: float | None,
+        home: torch.device | None = None,
+    ):
         super().__init__()
-        self.final = nn.ModuleList(_in_fp32(module) for module in final)
-        self.unembedding = _in_fp32(unembedding)
+        home = None if home is None else torch.device(home)
+        self.final = nn.ModuleList(_in_fp32(module, home) for module in final)
+        self.unembedding = _in_fp32(unembedding, home)
         self.scale = scale
         self.softcap = softcap
 
@@ -68,7 +77,8 @@ class Readout(nn.Module):
                 f"{type(model).__name__} has no output head, so there is nothing to read with"
             )
         config = model.config.get_text_config()
-        return cls(final, head, _logit_scale(model, config), getattr(config, "final_logit_softcapping", None))
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(final, head, _logit_scale(model, config), softcap, home_of(model))
 
     @property
     def vocab_size(self) -> int:
@@ -362,8 +372,11 @@ def _logit_scale(model: PreTrainedModel, config: Any) -> float:
     return scale
 
 
-def _in_fp32(module: nn.Module) -> nn.Module:
-    """The module itself where it is fp32 already, else an fp32 copy; the model keeps its own precision."""
+def _in_fp32(module: nn.Module, home: torch.device | None) -> nn.Module:
+    """The module itself where it is fp32 and at home already, else an fp32 copy; the model keeps its own precision."""
+    if any(hasattr(part, "_hf_hook") for part in module.modules()) and home is not None:
+        with torch.inference_mode(False):
+            return own_copy(module, home)
     if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
         return module
     with torch.inference_mode(False):  # fits take gradients through it

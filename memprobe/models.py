@@ -13,6 +13,7 @@ import contextlib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
 from memprobe.merging import merge_adapter
 from memprobe.parts import graft_weights, parameter_places
+from memprobe.splitting import gather_streams, home_of, is_split, load_split, weights_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,8 +92,8 @@ class LensModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
+        """Where the weights are; of a model over several devices, where its inputs, streams and readout are."""
+        return home_of(self.model)
 
     def pad_id(self) -> int:
         """A token to fill batches with. Any that the model knows will do: padded positions are never read."""
@@ -102,11 +104,13 @@ class LensModel:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """``auto`` is CUDA, then Apple's MPS, then the CPU.
+    """``auto`` is CUDA, then Apple's MPS, then the CPU; of a split (:mod:`memprobe.splitting`), CUDA, then the CPU.
 
     Raises:
         MemprobeError: no such device here.
     """
+    if is_split(device):
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -150,10 +154,29 @@ def load(
     if isinstance(checkpoint, str):
         checkpoint = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     where = choose_device(device)
-    model, tokenizer = load_pretrained(checkpoint, choose_dtype(dtype, where), trust_remote_code)
+    precision = choose_dtype(dtype, where)
+    if is_split(device):
+        if checkpoint.kind != "weights":
+            raise MemprobeError(
+                f"{checkpoint.label}: --device-map splits safetensors checkpoints alone, this is of kind "
+                f"{checkpoint.kind}"
+            )
+        model = load_split(
+            partial(
+                read_model,
+                checkpoint.path,
+                precision,
+                name=checkpoint.spec,
+                trust_remote_code=trust_remote_code,
+            ),
+            device,
+        )
+    else:
+        model = load_model(checkpoint, precision, trust_remote_code)
+        model = model.to(where)  # pyrefly: ignore[bad-argument-type] (transformers wraps `to` without its self)
     return wrap(
-        model.to(where),  # pyrefly: ignore[bad-argument-type] (transformers wraps `to` without its self)
-        tokenizer,
+        model,
+        load_tokenizer(checkpoint, trust_remote_code),
         label=checkpoint.label,
         weights_fingerprint=fingerprint(checkpoint),
         checkpoint=checkpoint,
@@ -191,6 +214,7 @@ def wrap(
         _check_finite(model, label)
         parent, listed = _block_list(model, label)
         blocks = list(listed)
+        gather_streams(model, blocks)
         ids = _check_ids(tokenizer, model)
         residual, logits, final = _watch(model, ids, blocks, parent, label)
         lens = Lens("logit", Readout.of(model, final))
@@ -452,6 +476,7 @@ def _compare(lens: Lens, residual: Tensor, logits: Tensor, model: PreTrainedMode
         )
     try:
         read = lens(residual)
+        logits = logits.to(read.device)
         difference = float((read - logits.float()).abs().max())
     except RuntimeError as error:
         raise MemprobeError(
@@ -475,11 +500,16 @@ def _check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Te
         raise MemprobeError(
             f"the tokenizer does not belong to this model (id {max(ids, default=0)} of {largest})"
         )
-    return torch.tensor([ids[:limit]], device=model.device)
+    return torch.tensor([ids[:limit]], device=home_of(model))
 
 
 def _check_finite(model: nn.Module, label: str) -> None:
-    for name, parameter in model.named_parameters():
-        # A sum is finite only if every term is, and needs no second tensor; overflow is then looked at closely.
-        if not torch.isfinite(parameter.detach().float().sum()) and not torch.isfinite(parameter).all():
-            raise MemprobeError(f"{label}: the weights hold NaN or infinity, first in {name}")
+    for place, module in model.named_modules():
+        with weights_here(module):
+            for name, parameter in module.named_parameters(recurse=False):
+                # A sum is finite only if every term is, and needs no second tensor; overflow is then looked at
+                # closely.
+                total = parameter.detach().float().sum()
+                if not torch.isfinite(total) and not torch.isfinite(parameter).all():
+                    where = f"{place}.{name}".lstrip(".")
+                    raise MemprobeError(f"{label}: the weights hold NaN or infinity, first in {where}")

@@ -45,6 +45,7 @@ from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sequences import Deferred, find_all
 from memprobe.sources import load_factoids
+from memprobe.splitting import is_split
 from memprobe.statistics.holding import TokenRule
 from memprobe.sweeps import slow_note, sweep_name
 from memprobe.templates import CHAT, TOKENISATION, Template
@@ -146,7 +147,7 @@ def probe(
             return checkpoint
         return models.load(
             checkpoint,
-            device=str(where),
+            device=device if is_split(device) else str(where),
             dtype="float32" if exactly else precision,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
@@ -253,9 +254,12 @@ def probe(
             if progress is not None:
                 progress(item.label, len(factoids), len(factoids))
         else:
-            lens_model = item if isinstance(item, models.LensModel) else loader.get(item)
-            if (ahead := following(item, run)) is not None:
-                loader.announce(ahead)
+            if isinstance(item, models.LensModel) or is_split(device):
+                lens_model = loaded(item)
+            else:
+                lens_model = loader.get(item)
+                if (ahead := following(item, run)) is not None:
+                    loader.announce(ahead)
             capture_one(lens_model, run)
             del lens_model
         entry = run["checkpoints"][item.label]

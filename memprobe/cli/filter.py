@@ -16,7 +16,9 @@ from memprobe.cli.options import (
     BadRows,
     BaseModel,
     Device,
+    DeviceMap,
     Dtype,
+    MaxMemory,
     OneCheckpoint,
     TokenizerFrom,
     TrustRemoteCode,
@@ -24,6 +26,7 @@ from memprobe.cli.options import (
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
+from memprobe.splitting import device_text
 
 if TYPE_CHECKING:
     from memprobe.filter import Answered
@@ -78,6 +81,8 @@ def filter_(
         int, typer.Option(help="Of the sample and of the solved examples.", min=0, max=MAX_SEED)
     ] = 0,
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
@@ -99,6 +104,7 @@ def filter_(
 
     `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
     """
+    device = device_text(device, device_map, max_memory)
     from memprobe.checkpoints import default_template, resolve
     from memprobe.filter import ask, write_rows
     from memprobe.sources import load

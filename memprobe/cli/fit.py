@@ -10,8 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app, resumable
-from memprobe.cli.options import MAX_SEED, AllowPickle, Device, Dtype, OneCheckpoint, TrustRemoteCode
+from memprobe.cli.options import (
+    MAX_SEED,
+    AllowPickle,
+    Device,
+    DeviceMap,
+    Dtype,
+    MaxMemory,
+    OneCheckpoint,
+    TrustRemoteCode,
+)
 from memprobe.cli.terminal import echo, echo_json
+from memprobe.splitting import device_text
 
 
 class FitKind(StrEnum):
@@ -70,6 +80,8 @@ def fit(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print lens.json instead of a table.")] = False,
     allow_pickle: AllowPickle = False,
@@ -86,6 +98,7 @@ def fit(
 
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
+    device = device_text(device, device_map, max_memory)
     from memprobe.fitting import fit as fit_lens
     from memprobe.fitting import load_texts, make_corpus
     from memprobe.models import load

@@ -16,10 +16,12 @@ from memprobe.cli.options import (
     BadRows,
     BaseModel,
     Device,
+    DeviceMap,
     Dtype,
     Full,
     Lenses,
     ManyCheckpoints,
+    MaxMemory,
     Open,
     TokenizerFrom,
     TokenRule,
@@ -29,6 +31,7 @@ from memprobe.cli.options import (
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
+from memprobe.splitting import device_text
 
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
@@ -94,6 +97,8 @@ def layers(
     on_bad_row: BadRows = BadRowChoice.fail,
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     seed: Annotated[
         int, typer.Option(help="Of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
@@ -135,6 +140,7 @@ def layers(
 
     `memprobe layers --ckpt 'runs/*/checkpoint-*'`
     """
+    device = device_text(device, device_map, max_memory)
     size = _batch_size(batch_size)
     from memprobe.checkpoints import checkpoints_of, default_template
     from memprobe.sequences import Deferred, find_all

@@ -102,6 +102,24 @@ BadRows = Annotated[
     typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="auto",
+        help="auto: spread a model that no device holds over all GPUs, main memory and the disk.",
+        show_default=False,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="DEVICE=SIZE,…",
+        help="With --device-map: how much of each device is used, as in cpu=8GiB,0=70GiB. [default: what is free]",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(

@@ -17,13 +17,16 @@ from memprobe.cli.options import (
     BadRowChoice,
     BadRows,
     Device,
+    DeviceMap,
     Dtype,
+    MaxMemory,
     Open,
     TrustRemoteCode,
 )
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among
+from memprobe.splitting import device_text
 
 if TYPE_CHECKING:
     from memprobe.patches import Patches
@@ -118,6 +121,8 @@ def patch(
     on_bad_row: BadRows = BadRowChoice.fail,
     batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     seed: Annotated[
         int, typer.Option(help="Of the sample, the noise and the controls.", min=0, max=MAX_SEED)
@@ -149,6 +154,7 @@ def patch(
 
     `memprobe patch --from runs/a/1-kvr --into runs/a/2-lama --weights --windows 1,5 --parts all,attn,mlp`
     """
+    device = device_text(device, device_map, max_memory)
     if not threshold > 0:
         raise MemprobeError(f"--threshold {threshold}: above 0, since a share of nothing is none")
     if not 0 < noise < float("inf"):

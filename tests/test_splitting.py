@@ -1,0 +1,125 @@
+"""Models split over main memory and the disk are read, patched, fitted and filtered as whole ones are."""
+
+import shutil
+
+import polars as pl
+import pytest
+import torch
+
+from memprobe.capturing import capture
+from memprobe.errors import MemprobeError
+from memprobe.filter import ask
+from memprobe.models import load
+from memprobe.patching import patch_batches, plan_patches
+from memprobe.sources import load_factoids
+from memprobe.splitting import device_text, home_of, memory_of
+from memprobe.weights import files_like
+
+FACTS = load_factoids("known")[:4]
+
+
+@pytest.fixture(scope="module")
+def split(tiny_checkpoint):
+    """Some blocks in main memory, the others on the disk."""
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    model = load(str(tiny_checkpoint), device=f"split:cpu={size // 2 // 1000}KB", dtype="float32")
+    places = set(model.model.hf_device_map.values())
+    assert {"cpu", "disk"} <= places, places
+    assert any(parameter.is_meta for parameter in model.model.parameters())
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint):
+    return load(str(tiny_checkpoint), device="cpu", dtype="float32")
+
+
+def test_a_split_model_reads_as_the_whole_one(split, whole):
+    assert split.device == home_of(split.model) == torch.device("cpu")
+    assert split.difference < 1e-4 and split.fingerprint == whole.fingerprint
+    ours, theirs = capture(split, FACTS), capture(whole, FACTS)
+    for name in ("records", "controls", "outcomes"):
+        assert getattr(ours, name).equals(getattr(theirs, name)), name
+
+
+def test_bf16_of_a_split_model_has_an_fp32_readout(tiny_checkpoint, split):
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    short = load(str(tiny_checkpoint), device=f"split:cpu={size // 4 // 1000}KB", dtype="bfloat16")
+    assert any(parameter.is_meta for parameter in short.model.parameters())
+    assert all(p.dtype == torch.float32 and not p.is_meta for p in short.lens.readout.parameters())
+    expected = capture(load(str(tiny_checkpoint), device="cpu", dtype="bfloat16"), FACTS).records
+    assert capture(short, FACTS).records.equals(expected)
+
+
+def test_patches_into_a_split_model(split, whole):
+    def patched(source, target):
+        plan = plan_patches(source, target, FACTS, "plain", positions=["last"], controls=[])
+        return pl.concat(list(patch_batches(source, target, plan)))
+
+    ours, theirs = patched(split, split), patched(whole, whole)
+    assert ours.drop("log_prob").equals(theirs.drop("log_prob"))
+    assert (ours["log_prob"] - theirs["log_prob"]).abs().max() < 1e-5
+
+
+def test_a_split_model_says_the_same(split, whole, tmp_path):
+    ours = {one.factoid.id: one.verdict for one in ask(split, FACTS, tmp_path / "split")}
+    theirs = {one.factoid.id: one.verdict for one in ask(whole, FACTS, tmp_path / "whole")}
+    assert ours == theirs and len(ours) == len(FACTS)
+
+
+def test_commands_take_a_device_map(cli, tiny_checkpoint, tmp_path):
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    where = ["--device-map", "auto", "--max-memory", f"cpu={size // 2 // 1000}KB"]
+    ckpt = ["--ckpt", f"a={tiny_checkpoint}"]
+    few = ["--factoids", "known", "--n", "3"]
+    code, _, err = cli("layers", *ckpt, *few, *where, "--out", str(tmp_path / "split"))
+    assert code == 0, err
+    code, _, err = cli("layers", *ckpt, *few, "--device", "cpu", "--out", str(tmp_path / "whole"))
+    assert code == 0, err
+    for table in ("records", "controls"):
+        ours, theirs = (next((tmp_path / name / table).iterdir()) for name in ("split", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    code, _, err = cli("layers", *ckpt, *few, *where, "--device", "cpu", "--out", str(tmp_path / "x"))
+    assert code != 0 and "give one of the two" in err
+
+
+def test_a_linear_lens_is_fitted_to_a_split_model(cli, tiny_checkpoint, tmp_path):
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "\n".join('{"text": "%s"}' % (f"the river {i} is long and deep " * 8) for i in range(40))
+    )
+    found = {}
+    for name, where in {
+        "split": ["--device-map", "auto", "--max-memory", f"cpu={size // 2 // 1000}KB"],
+        "whole": ["--device", "cpu"],
+    }.items():
+        code, _, err = cli(
+            "fit", "--ckpt", str(tiny_checkpoint), "--texts", str(texts), "--kind", "linear", "--tokens", "800",
+            "--length", "24", "--held-out", "2", *where, "--out", str(tmp_path / name),
+        )  # fmt: skip
+        assert code == 0, err
+        found[name] = next((tmp_path / name).glob("*.safetensors")).read_bytes()
+    assert found["split"] == found["whole"]
+
+
+def test_what_is_asked_of_devices():
+    assert device_text("cuda:1", None, None) == "cuda:1"
+    assert memory_of(device_text("auto", "auto", "cpu=8GiB, 0=70GB")) == {"cpu": "8GiB", 0: "70GB"}
+    assert memory_of("split") is None
+    for device, device_map, memory, said in (
+        ("auto", "balanced", None, "auto is the one"),
+        ("auto", None, "cpu=1GB", "--device-map auto with it"),
+        ("cuda", "auto", None, "give one of the two"),
+        ("auto", "auto", "cpu=much", "DEVICE=SIZE"),
+        ("auto", "auto", "tpu=1GB", "DEVICE=SIZE"),
+    ):
+        with pytest.raises(MemprobeError, match=said):
+            device_text(device, device_map, memory)
+
+
+def test_only_plain_checkpoints_are_split(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    graft = f"graft({tmp_path / 'a'}, {tiny_checkpoint}, blocks=1)"
+    with pytest.raises(MemprobeError, match="splits safetensors checkpoints alone"):
+        load(graft, device="split")
