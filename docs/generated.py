@@ -27,8 +27,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
-    for figure in sorted((ROOT / "figures" / "study").glob("*.png")):
-        files.append(File.generated(config, f"figures/study/{figure.name}", abs_src_path=str(figure)))
+    for figure in sorted((ROOT / "figures").glob("*/*.png")):
+        name = f"figures/{figure.parent.name}/{figure.name}"
+        files.append(File.generated(config, name, abs_src_path=str(figure)))
     return files
 
 
@@ -41,6 +42,9 @@ def pages() -> dict[str, str]:
         "reference/cli.md": command_line(commands.app, "memprobe"),
         "reference/training-cli.md": command_line(training, "python -m training"),
         "findings/study-tables.md": (ROOT / "analyses" / "study" / "README.md").read_text(encoding="utf-8"),
+        "findings/planted-truth-tables.md": (
+            ROOT / "analyses" / "instruments" / "results" / "report.md"
+        ).read_text(encoding="utf-8"),
         "gallery.md": gallery(),
     }
 
