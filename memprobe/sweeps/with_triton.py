@@ -19,8 +19,9 @@ from torch import Tensor
 
 from memprobe.sweeps import Swept
 
-BLOCK, WARPS = 1024, 8  # 4 logits a thread, loaded as 16 bytes
-_PROGRAMS = 2048  # some waves of them on a large GPU, so that the last one costs little
+# Measured on an H100 (docs/findings/speed.md): few warps and whole rows were fastest at 49,152 and near it at 262,144.
+BLOCK, WARPS = 1024, 4
+_PROGRAMS = 512
 _MIN_TILES = 6  # in a part: what a program does once must not weigh
 _MAX_PARTS = 64
 
