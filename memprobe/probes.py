@@ -139,6 +139,19 @@ class Probe:
         """``summary.json``."""
         return read_summary(self.path)
 
+    def occurrence(self, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
+        """First occurrence, settled depth and the number of depths that hold the answer, fact by fact.
+
+        Args:
+            k, token: by default those that the probe was made with.
+
+        Returns:
+            [checkpoint, factoid, n_layers, lof, settled, n_depths]; null where there is none.
+        """
+        from memprobe.statistics.occurrence import occurrence
+
+        return occurrence(self.records, k=k or self.run["k"], token=token or self.run["token"])
+
     @property
     def tokens(self) -> dict[int, str]:
         """Text of every token id that occurs in the records; where tokenizers differ, see :meth:`token_text`."""

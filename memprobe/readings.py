@@ -166,8 +166,8 @@ class Readings:
         cls,
         probes: Sequence[Probe | str | Path],
         *,
-        k: int = 10,
-        token: str = "first",
+        k: int | None = None,
+        token: str | None = None,
         reference: str | None = None,
         base: str | None = None,
         fixed_readout: Sequence[Probe | str | Path] = (),
@@ -178,7 +178,8 @@ class Readings:
         """Opens probe directories whose checkpoints were asked alike.
 
         Args:
-            k, token: what counts as holding an answer; see :func:`memprobe.statistics.held`.
+            k, token: what counts as holding an answer, see :func:`memprobe.statistics.held`; by default those that the
+                first probe was made with.
             reference: label of the checkpoint that differences are taken from (default: the first).
             base: label of the base model (default: the one checkpoint without a manifest among others that have
                 one, or the one labelled ``base``).
@@ -191,8 +192,10 @@ class Readings:
             MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no
                 factoid in common), unknown labels, broken files.
         """
-        check_k(k)
-        check_rule(token)
+        if k is not None:
+            check_k(k)
+        if token is not None:
+            check_rule(token)
         check_draws(draws, seed)
         opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
         fixed = [in_another_readout(probe) for probe in fixed_readout]
@@ -200,6 +203,7 @@ class Readings:
         if not opened:
             raise MemprobeError("name at least one probe directory")
         check_alike(opened)
+        k, token = k or int(opened[0].run["k"]), token or str(opened[0].run["token"])
         notes: list[str] = []
         members = members_of(opened, arms or {}, notes)
         if not members:

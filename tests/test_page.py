@@ -210,6 +210,11 @@ def test_a_phone_cuts_no_number_and_shows_the_prompt(browser, request, name):
         shown.wait_for_selector("#explorer[data-ready]", state="attached")
         prompt = shown.locator("#factoids tbody tr").nth(1).locator(".prompt button").bounding_box()
         assert prompt["width"] > 250, "the prompt has a line of its own"
+        shown.locator("#tab-overview").click()
+        for cell in shown.locator("#headline tbody tr").first.locator("td").all():
+            box = cell.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "no number beyond the edge"
+        shown.locator("#tab-factoids").click()
         marks = shown.locator("#factoids tbody tr").nth(1).locator("td.mark").all()
         for mark in marks:
             box = mark.bounding_box()

@@ -8,11 +8,13 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
+from memprobe import statistics
 from memprobe.compare import TABLES, compare, settings_of
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.sets import sets_of
 from memprobe.errors import MemprobeError
 from memprobe.figures import of_comparison
+from memprobe.files import read_json, write_json
 from memprobe.members import chains_of
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
@@ -118,3 +120,20 @@ def test_positions_are_not_comparable(tmp_path):
     other = replace(probe, run=probe.run | {"position": "subject"}, path=tmp_path / "b")
     with pytest.raises(MemprobeError, match="position 'subject'"):
         Readings.of([probe, other], draws=200)
+
+
+def test_k_and_rule_are_the_probes_unless_told_otherwise(tmp_path):
+    probe = write_probe(tmp_path / "probe", {"a": 4.0}, n=12, summary=False)
+    run = read_json(tmp_path / "probe" / "run.json")
+    write_json(run | {"k": 1, "token": "all"}, tmp_path / "probe" / "run.json")
+    probe = open_probe(tmp_path / "probe")
+    found = Readings.of([probe])
+    assert (found.k, found.token) == (1, "all")
+    assert (Readings.of([probe], k=10).k, Readings.of([probe], token="first").token) == (10, "first")
+    strict = statistics.occurrence(probe.records, k=1, token="all")
+    assert (
+        probe.occurrence().equals(strict) and probe.occurrence()["lof"].to_list() == strict["lof"].to_list()
+    )
+    assert probe.occurrence(k=10, token="first").equals(
+        statistics.occurrence(probe.records, k=10, token="first")
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli.app import app, in_options
-from memprobe.cli.options import MAX_SEED, Draws, FixedReadout, Full, Reference, TokenRule, TopK
+from memprobe.cli.options import MAX_SEED, Draws, FixedReadout, Full, ProbesTokenRule, ProbesTopK, Reference
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -43,8 +43,8 @@ def compare_command(
         ),
     ] = None,
     fixed_readout: FixedReadout = None,
-    top_k: TopK = 10,
-    token: TokenRule = "first",
+    top_k: ProbesTopK = None,
+    token: ProbesTokenRule = None,
     by: Annotated[
         list[str] | None,
         typer.Option(

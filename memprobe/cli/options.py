@@ -79,6 +79,26 @@ TopK = Annotated[
         max=2**31 - 1,
     ),
 ]
+ProbesTopK = Annotated[
+    int | None,
+    typer.Option(
+        "--k",
+        "--top-k",
+        "-k",
+        metavar="K",
+        help="Count an answer as present if it is among the top K tokens. [default: as the probe was made]",
+        show_default=False,
+    ),
+]
+ProbesTokenRule = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="RULE",
+        help="Which tokens of an answer must be among the top K: first, last or all. [default: as the probe was made]",
+        show_default=False,
+    ),
+]
 TokenRule = Annotated[
     str,
     typer.Option(

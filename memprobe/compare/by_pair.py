@@ -17,6 +17,7 @@ from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import differences as differences_of
 from memprobe.statistics.paired import differences_by_depth as by_depth_of
 from memprobe.statistics.paired import overlap as overlap_of
+from memprobe.statistics.vocabulary import PER_FACTOID
 
 EVERYONE, BOTH = "all", "exact in both"
 """On which facts a difference is: all common ones, or those that both checkpoints say."""
@@ -44,7 +45,13 @@ def differences(readings: Readings, reference: str, checkpoint: str) -> pl.DataF
         drawn = readings.resamples(int(which.sum()))
         found = differences_of(values[which], readings.answers[which], drawn, seed=readings.seed)
         front = pl.lit(on).alias("on"), pl.Series("statistic", STATISTICS)
-        parts.append(found.select(*front, pl.all()))
+        # A share differs by 1 at most.
+        share = pl.Series([PER_FACTOID[name].share for name in STATISTICS])
+        ends = [
+            pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(pl.col(end)).alias(end)
+            for end in ("low", "high")
+        ]
+        parts.append(found.with_columns(ends).select(*front, pl.all()))
     return pl.concat(parts)
 
 

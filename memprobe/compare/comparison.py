@@ -119,8 +119,8 @@ def read_comparison(path: Path) -> Comparison:
 def compare(
     probes: Sequence[Probe | str | Path],
     *,
-    k: int = 10,
-    token: str = "first",
+    k: int | None = None,
+    token: str | None = None,
     reference: str | None = None,
     base: str | None = None,
     fixed_readout: Sequence[Probe | str | Path] = (),

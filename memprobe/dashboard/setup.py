@@ -16,7 +16,9 @@ from memprobe.studies import Study
 
 def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
     """The title and the subtitle of the page."""
-    labels = [label for one in sets for label in one.readings.labels]
+    # One checkpoint read through two lenses stands in two sets.
+    members = [one for each in sets for one in each.readings.members]
+    labels = [label for label, _ in dict.fromkeys((one.label, one.entry["fingerprint"]) for one in members)]
     if not sets:
         count = len(study.runs)
         named = study.runs[0].name if count == 1 else f"{count} training runs"

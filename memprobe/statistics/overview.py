@@ -10,6 +10,7 @@ import polars as pl
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
 from memprobe.statistics.occurrence import Occurrence, placement_of
+from memprobe.statistics.vocabulary import STATISTICS
 
 STATES = ("said", "surfaces", "absent")
 """What has become of a fact: the model says it; it only surfaces at some depth; it does not even surface."""
@@ -78,6 +79,8 @@ def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples)
     pairs = values.shape[1]
     cells = values.reshape(len(values), -1)
     difference, low, high = bootstrap_mean(cells, resamples)
+    shares = np.array([STATISTICS[name].share for name in names] * pairs)
+    low, high = np.where(shares, np.maximum(low, -1), low), np.where(shares, np.minimum(high, 1), high)
     columns = {
         "pair": np.repeat(np.arange(pairs), len(names)),
         "statistic": list(names) * pairs,

@@ -244,9 +244,9 @@ function showHeadline() {
   const body = state.checkpoints.map((label) => {
     const row = rows[label];
     const name = element("th", { scope: "row" }, element("span", {}, glyph(checkpoints.get(label)), label));
-    return element("tr", {}, name, ...COLUMNS.map(([, cell]) => {
+    return element("tr", {}, name, ...COLUMNS.map(([title, cell]) => {
       const [value, interval, chance] = cell(row);
-      return element("td", {}, element("span", { class: "value" }, value),
+      return element("td", { "data-label": title.replace("{k}", state.k) }, element("span", { class: "value" }, value),
         interval ? element("small", {}, interval) : null,
         chance && row.shuffled && state.control ? element("small", {}, `shuffled ${chance(row.shuffled)}`) : null);
     }));
