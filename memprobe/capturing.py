@@ -161,7 +161,7 @@ def _capture_batch(
 ) -> Tables:
     sites = [(row, site) for row, item in enumerate(batch) for site in plan.sites(item)]
     targets, draws = _targets([site for _, site in sites], plan)
-    residuals = _residuals(lens_model, batch, sites)
+    residuals = residuals_at(lens_model, batch, sites)
     depths = residuals.shape[0]
     every = repeat(targets, "site target -> (depth site) target", depth=depths)
     keys = _keys(lens_model.label, [site for _, site in sites], targets, depths)
@@ -273,7 +273,7 @@ def _targets(sites: Sequence[Site], plan: Plan) -> tuple[Tensor, list[str]]:
     return torch.tensor(rows), [f"shuffled:{draw}" for draw in range(draws)]
 
 
-def _residuals(
+def residuals_at(
     lens_model: LensModel, batch: Sequence[TokenisedFactoid], sites: Sequence[tuple[int, Site]]
 ) -> Float[Tensor, "depth site d_model"]:
     """The residual stream at the sites, at every depth."""

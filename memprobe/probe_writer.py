@@ -106,6 +106,11 @@ def delete_probe(out: Path) -> None:
     if not (out / RUN).exists():
         return
     shutil.rmtree(out / PARTS, ignore_errors=True)
+    for file in (out / "residuals").glob("*/*.safetensors"):
+        file.unlink()
+    for folder in (*(out / "residuals").glob("*"), out / "residuals"):
+        with suppress(OSError):  # not there, or it holds something else
+            folder.rmdir()
     for table in (*BY_CHECKPOINT, *WHERE_ASKED):
         (out / f"{table}.parquet").unlink(missing_ok=True)  # of schema 1
         for file in (out / table).glob("*.parquet"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from memprobe import __version__
+from memprobe import __version__, residuals
 from memprobe.chats import CHAT_DATE
 from memprobe.checkpoints import (
     Checkpoint,
@@ -87,6 +87,7 @@ def probe(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     attributions: bool = False,
+    keep_residuals: str | None = None,
     steps: Mapping[str, int] | None = None,
     origin: Mapping[str, Any] | None = None,
     evict: bool = False,
@@ -124,6 +125,8 @@ def probe(
         allow_pickle, trust_remote_code: see :mod:`memprobe.models`.
         attributions: also writes what each block adds to the answer's logit (:mod:`memprobe.attributions`), in a
             forward pass of its own; asked of a finished checkpoint, it is added.
+        keep_residuals: depths whose residual stream is kept as well, ``all`` or ``0,10,20-25``, at the positions that
+            are read, in bf16 (:mod:`memprobe.residuals`); asked of a finished checkpoint, they are added.
         steps: training steps by label, for probes along a training run.
         origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
         evict: delete each hub checkpoint from the hub's cache when it is probed, unless a lens reads with it.
@@ -202,6 +205,8 @@ def probe(
 
     def capture_one(lens_model: LensModel, run: dict[str, Any]) -> None:
         item = lens_model
+        if keep_residuals is not None:
+            residuals.depths_of(keep_residuals, lens_model)  # refused before the work
         read_by = asked.build(lens_model, loaded)
         plan = plan_for(lens_model)
         if item.label not in run["checkpoints"]:
@@ -229,6 +234,16 @@ def probe(
         finish(out, run, lens_model)
         if attributions:
             attribute_one(lens_model, run)
+        if keep_residuals is not None:
+            keep_one(lens_model, run, keep_residuals)
+
+    def keep_one(lens_model: LensModel, run: dict[str, Any], depths: str) -> None:
+        plan = plan_for(lens_model)
+        chosen = residuals.depths_of(depths, lens_model)
+        run["checkpoints"][lens_model.label]["residuals"] = residuals.keep_residuals(
+            lens_model, plan, chosen, out
+        )
+        write_run(run, out)
 
     def attribute_one(lens_model: LensModel, run: dict[str, Any]) -> None:
         from memprobe.attributions import attribute_all
@@ -265,6 +280,10 @@ def probe(
         entry = run["checkpoints"][item.label]
         if attributions and "attributions" not in entry["tables"]:
             attribute_one(loaded(item), run)
+        if keep_residuals is not None:
+            residuals.refuse_other_depths(entry, keep_residuals, f"{out}: {item.label}")
+            if "residuals" not in entry:
+                keep_one(loaded(item), run, keep_residuals)
         if isinstance(item, models.LensModel) or asked.first.in_memory or precision == "float32":
             return
         if not {"precision", "precision_of"} & entry.keys():
@@ -289,7 +308,11 @@ def probe(
         run = open_or_start(out, wanted, factoids)
         kept = {lens.other.path for lens in asked.lenses if isinstance(lens.other, Checkpoint)}
         for asked_for in named:
-            if isinstance(asked_for, Deferred) and _is_done(asked_for, run) and not attributions:
+            if (
+                isinstance(asked_for, Deferred)
+                and _is_done(asked_for, run)
+                and not (attributions or keep_residuals)
+            ):
                 remove_parts(out, asked_for.label)  # nothing is fetched for it
                 if progress is not None:
                     progress(asked_for.label, len(factoids), len(factoids))

@@ -475,14 +475,14 @@ def test_generation_runs_only_where_it_is_needed(monkeypatch):
 def test_out_of_memory_halves_a_batch_and_tells_where_it_was_fixed(monkeypatch):
     read = tiny()
     whole = capture(read, FACTS, predictions=False)
-    residuals = capturing._residuals
+    residuals = capturing.residuals_at
 
     def small(lens_model, batch, positions):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return residuals(lens_model, batch, positions)
 
-    monkeypatch.setattr(capturing, "_residuals", small)
+    monkeypatch.setattr(capturing, "residuals_at", small)
     halved = capture(read, FACTS, predictions=False)
     assert halved.records.sort(KEYS).select(KEYS).equals(whole.records.sort(KEYS).select(KEYS))
     assert (halved.records.sort(KEYS)["rank"] == whole.records.sort(KEYS)["rank"]).all()

@@ -91,6 +91,14 @@ def layers(
             "--attributions", help="Also write what each block, attention and MLP adds to the answer's logit."
         ),
     ] = False,
+    keep_residuals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEPTHS",
+            help="Also keep the residual stream at these depths, in bf16, as safetensors: all, or 0,10,20-25.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
     ] = None,
@@ -142,6 +150,10 @@ def layers(
     """
     device = device_text(device, device_map, max_memory)
     size = _batch_size(batch_size)
+    if keep_residuals is not None:
+        from memprobe.residuals import parse_depths
+
+        parse_depths(keep_residuals)
     from memprobe.checkpoints import checkpoints_of, default_template
     from memprobe.sequences import Deferred, find_all
     from memprobe.statistics.holding import check_rule
@@ -190,6 +202,7 @@ def layers(
                 positions=[name.strip() for name in positions.split(",")],
                 intrusions=watched,
                 attributions=attributions,
+                keep_residuals=keep_residuals,
                 k=top_k,
                 token=cast("Rule", token),
                 batch_size=size,
