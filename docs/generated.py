@@ -47,6 +47,7 @@ def pages() -> dict[str, str]:
         ).read_text(encoding="utf-8"),
         "findings/study-500.md": study_500(),
         "gallery.md": gallery(),
+        "reference/statistics.md": statistics(),
     }
 
 
@@ -103,6 +104,25 @@ def markdown(table: Any) -> str:
     rows = [table.columns, ["---"] * table.width]
     rows += [["–" if value is None else str(value) for value in row] for row in table.iter_rows()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def statistics() -> str:
+    """Every statistic as the vocabulary has it."""
+    from memprobe.statistics.vocabulary import INTERVALS, STATISTICS
+
+    parts = [
+        "# Statistics",
+        "",
+        "Keys as tables and JSON have them, from `memprobe.statistics.vocabulary`. All intervals are 95 %; how often",
+        "they hold the truth was [measured](coverage.md). `NAME_net` is a statistic minus that of shuffled answers.",
+        "",
+        "| key | what it is | unit | interval at one checkpoint |",
+        "|---|---|---|---|",
+    ]
+    for row in STATISTICS.values():
+        label = row.label.format(k="k", never="n+1").replace("|", "\\|")
+        parts.append(f"| `{row.key}` | {label} | {row.unit} | {INTERVALS[row.interval]} |")
+    return "\n".join(parts) + "\n"
 
 
 def command_line(app: typer.Typer, name: str) -> str:
