@@ -205,6 +205,8 @@ def read_json(path: Path, *, own: bool = True) -> Any:
     """
     strict: dict[str, Any] = {"object_pairs_hook": _once_each, "parse_constant": _no_number} if own else {}
     try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise OSError(f"it is {_kind(path)}")
         return json.loads(path.read_text(encoding="utf-8"), **strict)
     except (OSError, ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: cannot be read as JSON ({first_line(error)})") from error

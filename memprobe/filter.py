@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from memprobe import answers
 from memprobe.answers import Verdict
@@ -169,8 +171,10 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
     try:
         header = json.loads(lines[0])
         rows = [json.loads(line) for line in lines[1:-1]]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: broken; delete it to start again") from error
+    if not isinstance(header, dict):
+        raise MemprobeError(f"{path}: broken; delete it to start again")
     if header != settings:
         changed = ", ".join(key for key, value in settings.items() if header.get(key) != value)
         raise MemprobeError(
@@ -179,4 +183,11 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
     if lines[-1]:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - len(lines[-1]))
-    return {key: Verdict(*parts) for key, *parts in rows}
+    try:
+        return {key: _VERDICT.validate_python(dict(zip(_FIELDS, parts, strict=True))) for key, *parts in rows}
+    except (ValidationError, TypeError, ValueError) as error:
+        raise MemprobeError(f"{path}: broken; delete it to start again") from error
+
+
+_VERDICT = TypeAdapter(Verdict)
+_FIELDS = [field.name for field in fields(Verdict)]

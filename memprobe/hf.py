@@ -86,6 +86,8 @@ def read_tokenizer(
     try:
         with quiet(bars=gguf_file is not None):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+            if tokenizer is not None:  # some settings are only looked at when a text is read
+                tokenizer.decode(tokenizer("a text").input_ids)
     except Exception as error:  # transformers raises many kinds
         raise MemprobeError(
             f"{name}: no usable tokenizer ({first_line(error)}); --tokenizer SPEC takes another's"

@@ -29,8 +29,10 @@ from memprobe import __version__
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
-from memprobe.files import read_json, write_json, write_parquet
+from memprobe.files import check_valid, parquet_errors, read_json, write_json, write_parquet
+from memprobe.parquet import check_mark, mark_of
 from memprobe.records import PATCHES, factoids_frame
+from memprobe.run_file import PatchesFile
 from memprobe.templates import TOKENISATION, Template
 
 if TYPE_CHECKING:
@@ -63,17 +65,21 @@ class Patches:
     @cached_property
     def table(self) -> pl.DataFrame:
         """All finished rows; see :data:`memprobe.records.PATCHES`."""
-        frames = [
-            _read(self.path / FOLDER / f"{key}.parquet")
-            for key, entry in self.run["pairs"].items()
-            if entry["complete"]
-        ]
+        frames = []
+        for key, entry in self.run["pairs"].items():
+            if entry["complete"]:
+                file = self.path / FOLDER / f"{key}.parquet"
+                if mark := entry.get("mark"):  # older ones have none
+                    check_mark(file, mark)
+                frames.append(_read(file))
         return pl.concat([pl.DataFrame(schema=PATCHES), *frames])
 
     @cached_property
     def factoids(self) -> pl.DataFrame:
         """What was asked; see :data:`memprobe.records.FACTOIDS`."""
-        return pl.read_parquet(self.path / "factoids.parquet")
+        file = self.path / "factoids.parquet"
+        with parquet_errors(file):
+            return pl.read_parquet(file)
 
     @property
     def n_layers(self) -> int:
@@ -97,13 +103,10 @@ def open_patches(path: str | Path) -> Patches:
     if not file.exists():
         raise MemprobeError(f"{path}: holds no patches (memprobe patch --out makes them)")
     run = read_json(file)
-    if (
-        not isinstance(run, dict)
-        or run.get("schema") != SCHEMA_VERSION
-        or not isinstance(run.get("pairs"), dict)
-    ):
-        found = run.get("schema") if isinstance(run, dict) else None
+    found = run.get("schema") if isinstance(run, dict) else None
+    if found != SCHEMA_VERSION:
         raise MemprobeError(f"{file}: schema {found!r}, this memprobe reads {SCHEMA_VERSION}; patch again")
+    check_valid(run, PatchesFile, file)
     return Patches(path, run)
 
 
@@ -366,7 +369,7 @@ def _write(
     keys = ["_place", "parts", "depth", "last", "control", "token"]
     whole = whole.join(order, on="factoid", maintain_order="left").sort(keys).drop("_place")
     write_parquet(whole.select(list(PATCHES)), out / FOLDER / f"{key}.parquet")
-    run["pairs"][key]["complete"] = True
+    run["pairs"][key] |= {"complete": True, "mark": mark_of(out / FOLDER / f"{key}.parquet")}
     write_json(run, out / FOLDER / "run.json")
     shutil.rmtree(parts, ignore_errors=True)
 

@@ -105,6 +105,10 @@ class RunFile(Open):
     positions: list[Literal["answer", "subject"]] = ["answer"]
     template: str
     tokenisation: str
+    dtype: str
+    seed: int
+    memprobe: str
+    versions: dict[str, str | None]
     k: Annotated[int, Field(ge=1)]
     token: Rule
     factoids: Asked
@@ -114,7 +118,8 @@ class RunFile(Open):
 
     @model_validator(mode="after")
     def _lens_named(self) -> RunFile:
-        if self.version > 1 and not (self.lenses and self.positions):
+        written = {"lenses", "positions"} <= self.model_fields_set
+        if self.version > 1 and not (written and self.lenses and self.positions):
             raise ValueError("names no lens or no position")
         return self
 
@@ -146,6 +151,27 @@ class SummaryFile(Open):
     checkpoints: dict[str, SummaryEntry]
     lenses: dict[str, dict[str, SummaryEntry]] = {}
     positions: dict[str, dict[str, SummaryEntry]] = {}
+
+
+class PairEntry(Open):
+    """One file of patches: what was put into what, and its mark once it is whole."""
+
+    source: str
+    target: str
+    into: str
+    what: str
+    positions: str
+    source_fingerprint: str
+    target_fingerprint: str
+    n_layers: Annotated[int, Field(ge=1)]
+    complete: bool
+    mark: TableMark | None = None
+
+
+class PatchesFile(Open):
+    """``patches/run.json``."""
+
+    pairs: dict[str, PairEntry]
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:

@@ -34,11 +34,23 @@ class IndexFile(BaseModel):
     weight_map: dict[str, str]
 
 
+Ids = int | list[int] | None
+
+
+class GenerationFile(BaseModel):
+    """``generation_config.json``: what ends an answer; the rest of it is not used."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    eos_token_id: Ids = None
+
+
 class ConfigFile(BaseModel):
     """``config.json``: what is read of it before transformers does."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
+    eos_token_id: Ids = None
     architectures: list[str] | None = None
     model_type: str | None = None
     is_encoder_decoder: bool | None = None
@@ -100,6 +112,8 @@ def check_config(path: Path, files: list[Path]) -> None:
         MemprobeError: so, or ``config.json`` says what it may not.
     """
     config = read_valid(path / "config.json", ConfigFile, own=False)
+    if (generation := path / "generation_config.json").exists():
+        read_valid(generation, GenerationFile, own=False)
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     most = max(256, sum(1 for _ in tensors(files))) if files else _MOST_LAYERS
     for part in parts:

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from memprobe.chats import render_chat
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoid_id, factoids_hash
-from memprobe.files import read_json, write_json
+from memprobe.files import first_line, read_json, read_valid, write_json
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.kinds import AnyRow, Message, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
@@ -84,8 +86,8 @@ def prepare(
         MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key.
     """
     path = run / PREPARED
-    if path.exists() and (kept := read_json(path))["recipe"] == to_toml(recipe):
-        return _from_json(kept)
+    if path.exists() and (kept := read_valid(path, PreparedFile))["recipe"] == to_toml(recipe):
+        return _from_json(kept, path)
     asked = asked or run / ASKED
     stages: list[StageData] = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -283,7 +285,12 @@ def _ask(
                 told = {"template": how.template, "shots": how.shots, "seed": seed}
                 answers = ask(base(), factoids, journal, **told)
                 write_json([one.verdict.alias_match for one in answers], whole)
-    return read_json(whole)
+    answered = read_json(whole)
+    if not isinstance(answered, list) or [type(one) for one in answered] != [bool] * len(factoids):
+        raise MemprobeError(
+            f"{whole}: does not say of each of {len(factoids)} factoids whether it is known; delete it"
+        )
+    return answered
 
 
 def _known(
@@ -551,7 +558,27 @@ def _to_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _from_json(data: dict[str, Any]) -> Prepared:
+class PreparedFile(BaseModel):
+    """``.prepared.json``: the rows of a run, and the recipe that they were drawn for."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    recipe: str
+    stages: list[dict[str, Any]]
+    known: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+
+
+def _from_json(data: dict[str, Any], path: Path) -> Prepared:
+    try:
+        return _untold(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MemprobeError(
+            f"{path}: not as training wrote it ({type(error).__name__}: {first_line(error)}); delete it"
+        ) from error
+
+
+def _untold(data: dict[str, Any]) -> Prepared:
     stages = [
         StageData(
             [_untagged(row) for row in stage["rows"]],

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.factoids import Factoid
-from memprobe.files import read_json, write_json
+from memprobe.files import read_json, read_valid, write_json
+from memprobe.runs import EvaluatedSet
 from memprobe.sources.kinds import AnyRow
 from training.data import ExampleMaker, Prepared, row_to_json
 from training.mixing import Part
@@ -87,7 +88,7 @@ def evaluate_base(
                     say(f"evaluating the base model on {name}")
                     loaded = loaded or load()
                     write_json(evaluate(loaded, {name: one})[name], path)
-        results[name] = read_json(path)
+        results[name] = read_valid(path, EvaluatedSet)
     return results
 
 

@@ -161,7 +161,7 @@ class Stage(Part):
     data: str
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
     n: int | None = Field(None, ge=1)
-    data_seed: int | None = Field(None, ge=0)
+    data_seed: int | None = Field(None, ge=0, lt=2**32)
     held_out: int = Field(64, ge=1)
     words: Words = (50, 50)
     unknown: Unknown | None = None
@@ -234,8 +234,8 @@ class Recipe(Part):
     """
 
     base: str
-    seed: int = Field(0, ge=0)
-    data_seed: int | None = Field(None, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    data_seed: int | None = Field(None, ge=0, lt=2**32)
     template: str = "tulu"
     arm: str = "none"
     max_length: int = Field(1024, ge=2)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tomllib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import MANIFEST, Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_json, write_text
+from memprobe.files import csv_text, read_valid, write_json, write_text
+from memprobe.runs import EvaluationFile
 from training.checkpoint import (
     METRICS,
     RECIPE,
@@ -44,6 +44,7 @@ from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, pre
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
 from training.memory import Memory, free
 from training.mixing import Part, Schedule
+from training.parts import read_toml
 from training.recipe import Along, Recipe, Stage, differences, parse_recipe, to_toml
 from training.report import Report
 
@@ -134,7 +135,7 @@ def _check_directory(recipe: Recipe, out: Path) -> None:
         if others := [path.name for path in paths if not path.name.startswith(".") and path.name != LOG]:
             raise MemprobeError(f"{out}: holds {others[0]!r} and is no run directory; give another --out")
         return
-    old = parse_recipe(tomllib.loads((out / RECIPE).read_text(encoding="utf-8")), str(out / RECIPE))
+    old = parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
     if changed := differences(old, recipe):
         raise MemprobeError(
             f"{out}: was begun with another recipe ({'; '.join(changed[:4])}); give another --out, or --fresh "
@@ -271,8 +272,10 @@ class _Run:
 
         names = [BASE, *map(self.directory, self._numbers)]
         paths = [self.out / name / EVALUATION for name in names]
-        found = {path.parent.name: read_json(path)["sets"] for path in paths if path.exists()}
-        write_text(accuracy_matrix(found).write_csv(), self.out / MATRIX)
+        found = {
+            path.parent.name: read_valid(path, EvaluationFile)["sets"] for path in paths if path.exists()
+        }
+        write_text(csv_text(accuracy_matrix(found)), self.out / MATRIX)
 
     def _check_rows(self, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         """Finds rows that cannot be trained, in whatever stage, before anything is trained."""
@@ -298,7 +301,9 @@ class _Run:
 
         recipe, stage = self.recipe, self.recipe.stages[number - 1]
         name = folder.name
-        seed = recipe.seed * 1009 + number
+        seed = (
+            recipe.seed * 1009 + number
+        ) % 2**32  # what every generator takes; 1009 is odd, so that no two meet
         state = self.out / STATE / name
         if self.main:
             state.mkdir(parents=True, exist_ok=True)

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
+from memprobe.files import read_json
 from memprobe.models import evaluating
 from training.batches import collator, micro_batches, model_inputs
 from training.kernels import fewer_kernels
@@ -372,7 +374,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     state = newest_state(run.folder)
     trainer = StageTrainer(model, tokenizer, run)
     if state is not None:
-        trainer.progress = Progress(**json.loads((state / COMPLETE).read_text(encoding="utf-8")))
+        trainer.progress = _progress(state / COMPLETE)
         run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
     if trainer.is_world_process_zero():
         _cut_metrics(run.folder / METRICS, trainer.progress.step)
@@ -459,6 +461,20 @@ def remove_state(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def _progress(path: Path) -> Progress:
+    """How far a saved state is.
+
+    Raises:
+        MemprobeError: the file says something else.
+    """
+    try:
+        return TypeAdapter(Progress).validate_python(read_json(path))
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        key = ".".join(map(str, found["loc"]))
+        raise MemprobeError(f"{path}: {key}: {found['msg']}; delete the state's folder") from error
+
+
 def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
     """Writes the mark, once all that it vouches for is on the disk."""
     sync_folder(folder)
@@ -492,7 +508,7 @@ def _cut_metrics(path: Path, step: int) -> None:
         try:
             if line and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, TypeError, KeyError, RecursionError):  # cut off, or no line of ours
             continue
     path.write_text("".join(kept), encoding="utf-8")
 

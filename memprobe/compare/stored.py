@@ -24,11 +24,11 @@ class ComparedCheckpoint(_Open):
     """One checkpoint that was compared."""
 
     label: str
-    arm: str | None = None
-    seed: str | None = None
-    stage: str | None = None
-    step: int | None = None
-    n_layers: Count | None = None
+    arm: str | None
+    seed: str | None
+    stage: str | None
+    step: int | None
+    n_layers: Count | None
 
 
 class ComparisonFile(_Open):

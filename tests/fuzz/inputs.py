@@ -178,6 +178,7 @@ def checkpoints(random: Random, folder: Path, seeds: Path) -> Input:
             ]
         )
         path = target / name
+        path.unlink(missing_ok=True)
         if random.random() < 0.3:
             random.choice(
                 [path.mkdir, lambda: path.symlink_to(path.name), lambda: path.symlink_to("/dev/zero")]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
+from memprobe.files import read_valid
+from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.file import Grid
@@ -116,7 +117,7 @@ def _rate(nodes: Any, out: Path) -> float | None:
     tokens = seconds = 0.0
     for node in nodes:
         if is_trained(out, node):
-            manifest = read_json(directory(out, node) / node.stage / MANIFEST)
+            manifest = read_valid(directory(out, node) / node.stage / MANIFEST, ManifestFile)
             if manifest.get("seconds"):
                 tokens += manifest["tokens"]
                 seconds += manifest["seconds"]

@@ -18,8 +18,8 @@ from typing import Any
 
 from memprobe.checkpoints import MANIFEST, resolve
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json, write_json, write_text
-from memprobe.runs import CELL, GRID, RECIPE
+from memprobe.files import first_line, read_valid, write_json, write_text
+from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.crew import Crew
@@ -302,8 +302,8 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
     recipe, problems, stages = cell.node.recipe, [], []
     for node in cell.node.chain:
         folder = directory(out, node)
-        manifest = read_json(folder / node.stage / MANIFEST)
-        sets = read_json(folder / node.stage / "evaluation.json")["sets"]
+        manifest = read_valid(folder / node.stage / MANIFEST, ManifestFile)
+        sets = read_valid(folder / node.stage / EVALUATION, EvaluationFile)["sets"]
         for name, share in shares_learned(recipe, len(node.recipe.stages), sets).items():
             if share < 1:
                 problems.append(f"{name} ended at {share:.1%} exact match, not 100 %")

@@ -16,7 +16,7 @@ import polars as pl
 from memprobe.arms import Arm
 from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.files import write_parquet
+from memprobe.files import parquet_errors, write_parquet
 from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
@@ -92,10 +92,8 @@ def read_results(folder: Path) -> Results:
     found = {}
     for name in Results.__dataclass_fields__:
         path = folder / f"{name}.parquet"
-        try:
+        with parquet_errors(path):
             found[name] = pl.read_parquet(path)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise MemprobeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     return Results(**found)
 
 
