@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 GRID = """
+keep = "weights"
 [recipe]
 base = "smollm2-135m"
 max_length = 512
