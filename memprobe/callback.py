@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from memprobe.checkpoints import read_manifest
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lens_set import LensSet
+from memprobe.manifests import read_manifest
 from memprobe.models import wrap
 from memprobe.planning import check_positions
 from memprobe.probe_writer import discard_other

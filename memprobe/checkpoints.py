@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from memprobe import adapters
 from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, first_line, read_json
+from memprobe.files import first_line
 from memprobe.grafts import Graft, is_graft, parse_graft
+from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder
 from memprobe.templates import PLAIN
 from memprobe.weights import (
@@ -32,13 +31,8 @@ from memprobe.weights import (
     has_tokenizer,
     hash_files,
     hash_tensors,
-    is_beside,
     safetensors_in,
-    sha256,
 )
-
-MANIFEST = "memprobe.json"
-MANIFEST_SCHEMA = 1
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
@@ -52,56 +46,6 @@ _OLD_NAMES = {
     }.items()
     for name in names
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What training wrote beside the weights (``memprobe.json``).
-
-    Attributes:
-        path: the file.
-        template: prompt template of the run.
-        arm: what was done against forgetting.
-        seed: training seed.
-        stage: index of the stage, from 1.
-        stage_name: its name.
-        steps: optimiser steps of the stage.
-        data: everything in the file.
-    """
-
-    path: Path
-    template: str
-    arm: str
-    seed: int
-    stage: int
-    stage_name: str
-    steps: int
-    data: dict[str, Any]
-
-    def stage_factoids(self, stage: int = 1) -> Path:
-        """The factoid file of a stage, which stands beside the manifest.
-
-        Raises:
-            MemprobeError: the manifest names none, or one elsewhere, or the file is gone or was changed.
-        """
-        for entry in self.data["stages"]:
-            if entry["index"] == stage:
-                if not is_beside(entry["factoids"]):
-                    raise MemprobeError(
-                        f"{self.path}: stage {stage}'s factoids {entry['factoids']!r} are not in its folder; "
-                        "give --factoids"
-                    )
-                path = self.path.parent / entry["factoids"]
-                if not path.is_file():
-                    raise MemprobeError(
-                        f"{self.path}: stage {stage}'s factoids {path} are gone; give --factoids"
-                    )
-                if sha256(path) != entry["hash"]:
-                    raise MemprobeError(
-                        f"{path}: changed since {self.path.name} was written; give --factoids"
-                    )
-                return path
-        raise MemprobeError(f"{self.path}: names no factoids of stage {stage}; give --factoids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,50 +226,6 @@ def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
     """The checkpoints themselves, and those that models in memory were loaded from."""
     found = [item if isinstance(item, Checkpoint) else getattr(item, "checkpoint", None) for item in items]
     return [checkpoint for checkpoint in found if checkpoint is not None]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class StageEntry(_Strict):
-    """One stage in a manifest: its factoid file, beside the manifest, and that file's SHA-256."""
-
-    index: int
-    factoids: str
-    hash: str
-
-
-class ManifestEntries(_Strict):
-    """``memprobe.json``: what probing asks of it."""
-
-    version: int = Field(alias="schema")
-    template: str
-    arm: str
-    seed: int
-    stage: int
-    stage_name: str
-    steps: int
-    stages: list[StageEntry] = []
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in a checkpoint directory; ``None`` where there is none.
-
-    Raises:
-        MemprobeError: it is broken, or of another schema; the message names the key.
-    """
-    file = path / MANIFEST
-    if not file.exists():
-        return None
-    data = read_json(file)
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != MANIFEST_SCHEMA:
-        raise MemprobeError(f"{file}: manifest schema {found!r}; this memprobe reads {MANIFEST_SCHEMA}")
-    check_valid(data, ManifestEntries, file)
-    data.setdefault("stages", [])
-    keys = ("template", "arm", "seed", "stage", "stage_name", "steps")
-    return Manifest(path=file, **{key: data[key] for key in keys}, data=data)
 
 
 def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:

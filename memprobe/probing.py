@@ -17,19 +17,13 @@ import polars as pl
 
 from memprobe import __version__, residuals
 from memprobe.chats import CHAT_DATE
-from memprobe.checkpoints import (
-    Checkpoint,
-    Manifest,
-    check_labels,
-    checkpoints_of,
-    default_template,
-    fingerprint,
-)
+from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hub_cache import evict as evict_snapshot
 from memprobe.hub_cache import is_cached_snapshot
+from memprobe.manifests import Manifest
 from memprobe.parquet import mark_of
 from memprobe.planning import Plan, check_positions, plan_capture
 from memprobe.probe_writer import (

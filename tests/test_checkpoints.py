@@ -11,16 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from memprobe.checkpoints import (
-    MANIFEST,
-    common_template,
-    fingerprint,
-    read_manifest,
-    resolve,
-    resolve_all,
-    split_label,
-)
+from memprobe.checkpoints import common_template, fingerprint, resolve, resolve_all, split_label
 from memprobe.errors import MemprobeError
+from memprobe.manifests import MANIFEST, read_manifest
 from memprobe.models import load
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import memprobe
 from memprobe import capturing
-from memprobe.checkpoints import MANIFEST
+from memprobe.manifests import MANIFEST
 from memprobe.records import BY_CHECKPOINT
 from tests.tiny import save_tiny
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memprobe.cli.app import Commands, resumable
+from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
 from memprobe.cli.options import MAX_SEED
 from memprobe.cli.terminal import echo
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from training.grid import Plan
     from training.grid.file import Grid
 
-app = typer.Typer(
-    cls=Commands,
-    name="training",
-    help="Makes the checkpoints that memprobe probes.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="markdown",
-)
+app = application("training", "Makes the checkpoints that memprobe probes.")
 
 
 @app.callback()

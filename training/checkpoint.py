@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe import __version__
-from memprobe.checkpoints import MANIFEST, MANIFEST_SCHEMA, Checkpoint, fingerprint
+from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, read_valid, write_json, write_text
+from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
 from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
 from training.data import Prepared, row_to_json

@@ -25,9 +25,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import MANIFEST, Checkpoint, fingerprint, resolve
+from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, read_valid, write_json, write_text
+from memprobe.manifests import MANIFEST
 from memprobe.runs import EvaluationFile
 from training.checkpoint import (
     METRICS,

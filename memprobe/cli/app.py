@@ -42,15 +42,21 @@ def in_options(text: str, command: Any) -> str:
 UNFORESEEN = 70
 """Exit code of an error that is no bad input, as in ``sysexits.h``."""
 
-app = typer.Typer(
-    cls=Commands,
-    name="memprobe",
-    help="Where, depth by depth, does a checkpoint hold the facts it memorised?",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="markdown",
-)
+
+def application(name: str, text: str) -> typer.Typer:
+    """An empty application whose bad input is told as memprobe tells it."""
+    return typer.Typer(
+        cls=Commands,
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="markdown",
+    )
+
+
+app = application("memprobe", "Where, depth by depth, does a checkpoint hold the facts it memorised?")
 
 
 def _print_version(asked: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memprobe.checkpoints import read_manifest
+from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
 from tests.training.runs import ROOT, environment, metrics, weights
 from training.recipe import read_recipe

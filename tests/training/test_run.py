@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from memprobe.answers import generate
-from memprobe.checkpoints import read_manifest, resolve
+from memprobe.checkpoints import resolve
 from memprobe.cli.app import app as memprobe_app
 from memprobe.errors import MemprobeError
+from memprobe.manifests import read_manifest
 from memprobe.models import load
 from memprobe.probes import open_probe
 from memprobe.sources import load_factoids

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memprobe.checkpoints import read_manifest
+from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.runs import environment, losses, metrics, small

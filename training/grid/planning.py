@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import MANIFEST, resolve
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import read_valid
+from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_of, deal

@@ -16,9 +16,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from memprobe.checkpoints import MANIFEST, resolve
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, write_json, write_text
+from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
