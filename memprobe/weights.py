@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid
@@ -34,7 +34,8 @@ class IndexFile(BaseModel):
     weight_map: dict[str, str]
 
 
-Ids = int | list[int] | None
+Id = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # whatever is read of it becomes a 32- or 64-bit number
+Ids = Id | list[Id] | None
 
 
 class GenerationFile(BaseModel):

@@ -261,6 +261,16 @@ def test_configurations_that_could_never_be_built_are_refused(copy):
     one_line(str(folder), "config.json: should be a valid dictionary")
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [10**30, [1, 10**30], "2"])
+def test_ids_that_no_token_can_have_are_refused(copy, name, ids):
+    folder = copy()
+    path = folder / name
+    held = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(held | {"eos_token_id": ids}))
+    one_line(str(folder), name, "eos_token_id")
+
+
 @pytest.mark.parametrize(
     ("index", "words"),
     [
