@@ -83,6 +83,8 @@ def test_show_names_what_it_cannot_show(cli, tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_can_complete(cli, shell, monkeypatch):
+    # Else the shell is the one that this test happens to run in, if any.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     code, text, _ = cli("--show-completion", shell)
     assert code == 0 and "_MEMPROBE_COMPLETE" in text
     monkeypatch.setenv("_MEMPROBE_COMPLETE", f"complete_{shell}")

@@ -59,7 +59,7 @@ def test_states_then_weights_into_one_directory(setup, tmp_path, cli, monkeypatc
     code, _, err = cli(*options(setup, out, "--depths", "0-1"))
     assert code == 2 and "was patched with depths all" in err
     code, _, err = cli(*options(setup, out, "--template", "{prompt}:{answer}"))
-    assert code == 2 and "patched with another template" in err
+    assert code == 2 and "these patches have template plain; you asked for" in err
 
 
 def test_a_killed_run_goes_on(setup, tmp_path, cli, monkeypatch):

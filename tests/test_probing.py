@@ -224,11 +224,11 @@ def test_what_would_mix_two_probes_is_refused(two, tmp_path):
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     other = wrap(two[1].model, two[1].tokenizer, label="base")
     for changes, word in (
-        ({"template": "tulu"}, "another template"),
-        ({"seed": 1}, "another seed"),
-        ({"readout": two[1]}, "other lenses"),
-        ({"factoids": FACTS[:3]}, "other factoids"),
-        ({"intrusions": {"B": FACTS[:2]}}, "other intrusions"),
+        ({"template": "tulu"}, "this probe has template plain; you asked for tulu"),
+        ({"seed": 1}, "this probe has seed 0; you asked for 1"),
+        ({"readout": two[1]}, "this probe has lens logit; you asked for"),
+        ({"factoids": FACTS[:3]}, "this directory holds a probe of 5 facts from test; you asked for 3"),
+        ({"intrusions": {"B": FACTS[:2]}}, "this probe has intrusions"),
         ({"checkpoints": [other]}, "holds other weights under the label 'base'"),
     ):
         with pytest.raises(MemprobeError, match=word):

@@ -236,7 +236,7 @@ def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, 
     for path in drawn:
         path.unlink()
     again = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert again.exit_code == 0 and f"{len(drawn)} in" in again.output
+    assert again.exit_code == 0 and f"{2 * len(drawn)} in" in again.output  # a PDF beside each
     assert {path: path.read_bytes() for path in drawn} == images
     assert (tmp_path / "README.md").read_text() == page and (
         tmp_path / "tables/forgetting.csv"
