@@ -60,6 +60,8 @@ class Precision(Part):
         autocast: of the matrix products; ``none`` computes in the weights' own.
         packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
             the same from that and where it is less work; see :mod:`training.packing`.
+        fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`. Off by default:
+            its results were compared on a CPU, and it has not been timed on a GPU.
         save_dtype: of the checkpoints, which the next stage starts from.
         fsdp: shard the model over the processes.
     """
@@ -67,6 +69,7 @@ class Precision(Part):
     weights: Dtype = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
     packing: bool = True
+    fewer_kernels: bool = False
     save_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     fsdp: bool = False

@@ -378,9 +378,9 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
         run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
     if trainer.is_world_process_zero():
         _cut_metrics(run.folder / METRICS, trainer.progress.step)
-    on_gpu = trainer.args.device.type == "cuda"
+    fewer = run.recipe.precision.fewer_kernels and trainer.args.device.type == "cuda"
     try:
-        with fewer_kernels(trainer.accelerator.unwrap_model(model)) if on_gpu else nullcontext():
+        with fewer_kernels(trainer.accelerator.unwrap_model(model)) if fewer else nullcontext():
             trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:
         run.report.stop()
