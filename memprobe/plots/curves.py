@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memprobe.palette import style, translucent
+from memprobe.palette import style
 from memprobe.plots.sketch import (
     Looks,
     Sketch,
+    add_band,
+    add_control,
     by_checkpoint,
     clip,
     depth_ticks,
@@ -18,6 +20,7 @@ from memprobe.plots.sketch import (
     percentage,
     plain,
     rows_of,
+    share_tip,
 )
 
 if TYPE_CHECKING:
@@ -47,40 +50,25 @@ def recall_curves(
     _tick_depths(figure, recall)
     for look, label, rows in by_checkpoint(recall, checkpoints, looks):
         depth, low, high = rows["depth"].to_list(), rows["low"].to_list(), rows["high"].to_list()
-        figure.add_scatter(
-            x=depth + depth[::-1],
-            y=high + low[::-1],
-            fill="toself",
-            fillcolor=translucent(look["colour"], 0.1),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            meta={"checkpoint": label, "role": "band"},
-        )
+        add_band(figure, depth, low, high, colour=look["colour"], meta={"checkpoint": label})
         chance = None if shuffled is None else rows_of(shuffled, label)
         if chance is not None and len(chance):
-            figure.add_scatter(
-                x=chance["depth"].to_list(),
-                y=chance["recall"].to_list(),
+            add_control(
+                figure,
+                label,
+                chance["depth"].to_list(),
+                chance["recall"].to_list(),
+                look=look,
+                said="shuffled",
+                tip="shuffled answers",
                 customdata=chance.select("low", "high").rows(),
-                mode="lines",
-                line={"color": look["colour"], "width": 1.5, "dash": "dot"},
-                name=f"{plain(label)}, shuffled",
-                hovertemplate="%{y:.1%} <i>shuffled answers</i><extra></extra>",
-                showlegend=False,
-                meta={"checkpoint": label, "role": "control"},
             )
         figure.add_scatter(
             x=depth,
             y=rows["recall"].to_list(),
             customdata=rows.select("low", "high").rows(),
             **line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
-            hovertemplate=(
-                "<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
-                + plain(label)
-                + "<extra></extra>"
-            ),
+            hovertemplate=share_tip(label),
         )
     return figure
 
@@ -136,17 +124,7 @@ def survival_curves(
     _tick_depths(figure, survival)
     for look, label, rows in by_checkpoint(survival, checkpoints, looks):
         depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
-        figure.add_scatter(
-            x=depth + depth[::-1],
-            y=high + low[::-1],
-            fill="toself",
-            fillcolor=translucent(look["colour"], 0.08),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            meta={"checkpoint": label, "role": "band"},
-        )
+        add_band(figure, depth, low, high, colour=look["colour"], opacity=0.08, meta={"checkpoint": label})
         line = line_of(label, look)
         line["line"] = line["line"] | {"shape": "hv"}
         figure.add_scatter(
@@ -154,9 +132,7 @@ def survival_curves(
             y=rows["survival"].to_list(),
             customdata=rows.select("low", "high").rows(),
             **line,
-            hovertemplate="<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
-            + plain(label)
-            + "<extra></extra>",
+            hovertemplate=share_tip(label),
         )
     return figure
 

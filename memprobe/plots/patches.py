@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
-from memprobe.palette import style, translucent
-from memprobe.plots.sketch import Sketch, clip, drawn, figure_of, line_of, plain
+from memprobe.palette import style
+from memprobe.plots.sketch import (
+    Sketch,
+    add_band,
+    add_control,
+    clip,
+    drawn,
+    figure_of,
+    line_of,
+    plain,
+    share_tip,
+)
 
 _SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
 
@@ -89,43 +97,24 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
         look = style(position)
         depth = rows["depth"].to_list()
         edges = rows.filter(pl.col("low").is_not_null())
-        between: dict[str, Any] = {
-            "x": edges["depth"].to_list() + edges["depth"].to_list()[::-1],
-            "y": edges["high"].to_list() + edges["low"].to_list()[::-1],
-        }
-        figure.add_scatter(
-            **between,
-            fill="toself",
-            fillcolor=translucent(look["colour"], 0.1),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            meta={"checkpoint": name, "role": "band"},
+        add_band(
+            figure,
+            edges["depth"].to_list(),
+            edges["low"].to_list(),
+            edges["high"].to_list(),
+            colour=look["colour"],
+            meta={"checkpoint": name},
         )
         control = "other" if rows["other"].is_not_null().any() else "random"
         if rows[control].is_not_null().any():
             said = "another fact's states" if control == "other" else "random"
-            figure.add_scatter(
-                x=depth,
-                y=rows[control].to_list(),
-                mode="lines",
-                line={"color": look["colour"], "width": 1.5, "dash": "dot"},
-                name=f"{plain(name)}, {said}",
-                hovertemplate=f"%{{y:.1%}} <i>{said}</i><extra></extra>",
-                showlegend=False,
-                meta={"checkpoint": name, "role": "control"},
-            )
+            add_control(figure, name, depth, rows[control].to_list(), look=look, said=said, tip=said)
         figure.add_scatter(
             x=depth,
             y=rows["moved"].to_list(),
             customdata=rows.select("low", "high").rows(),
             **line_of(name, look),
-            hovertemplate=(
-                "<b>%{y:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) "
-                + plain(name)
-                + "<extra></extra>"
-            ),
+            hovertemplate=share_tip(name),
         )
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
     figure.update_yaxes(range=[-0.4, 1.08])  # a control can take away many times what is to be restored

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
-from memprobe.palette import style, template
+from memprobe.palette import style, template, translucent
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,6 +94,72 @@ def line_of(label: str, look: Mapping[str, str]) -> dict[str, Any]:
         "marker": {"symbol": look["marker"], "size": 6, "color": look["colour"]},
         "meta": {"checkpoint": label, "role": "line"},
     }
+
+
+def add_band(
+    figure: Sketch,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    colour: str,
+    opacity: float = 0.1,
+    meta: Mapping[str, Any],
+) -> None:
+    """What lies between two curves, in a line's colour: a 95 % band.
+
+    Args:
+        meta: whose band it is; ``role`` is added.
+    """
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=translucent(colour, opacity),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        meta={**meta, "role": "band"},
+    )
+
+
+def add_control(
+    figure: Sketch,
+    label: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    look: Mapping[str, str],
+    said: str,
+    tip: str,
+    customdata: Sequence[Any] | None = None,
+) -> None:
+    """A checkpoint's level by chance: a dotted line in its colour.
+
+    Args:
+        said: what it is, behind the label in its name.
+        tip: what it is, in the tooltip.
+        customdata: for each point, what the page may ask of it.
+    """
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={"color": look["colour"], "width": 1.5, "dash": "dot"},
+        name=f"{plain(label)}, {said}",
+        hovertemplate=f"%{{y:.1%}} <i>{tip}</i><extra></extra>",
+        showlegend=False,
+        meta={"checkpoint": label, "role": "control"},
+        customdata=customdata,
+    )
+
+
+def share_tip(label: str) -> str:
+    """The tooltip of a share whose interval is its ``customdata``."""
+    return (
+        f"<b>%{{y:.1%}}</b> (%{{customdata[0]:.1%}} – %{{customdata[1]:.1%}}) {plain(label)}<extra></extra>"
+    )
 
 
 def percentage(share: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from memprobe.palette import FATES, style, translucent
-from memprobe.plots.sketch import Sketch, drawn, figure_of, plain
+from memprobe.plots.sketch import Sketch, add_band, drawn, figure_of, plain
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,16 +29,14 @@ def step_lines(values: pl.DataFrame, *, y: str, percent: bool = False) -> Sketch
         look, run = style(position), str(rows["run"][0])
         edges = rows.drop_nulls(["low", "high"])
         steps = edges["step"].to_list()
-        figure.add_scatter(
-            x=steps + steps[::-1],
-            y=edges["high"].to_list() + edges["low"].to_list()[::-1],
-            fill="toself",
-            fillcolor=translucent(look["colour"], 0.12),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            meta={"run": run, "role": "band", "checkpoints": rows["checkpoint"].to_list()},
+        add_band(
+            figure,
+            steps,
+            edges["low"].to_list(),
+            edges["high"].to_list(),
+            colour=look["colour"],
+            opacity=0.12,
+            meta={"run": run, "checkpoints": rows["checkpoint"].to_list()},
         )
         known = len(edges) == len(rows)
         figure.add_scatter(
