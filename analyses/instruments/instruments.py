@@ -20,7 +20,7 @@ depths and blocks have the same numbers; what names no depth says NaN. All are s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -71,9 +71,14 @@ class Instrument(Protocol):
     evidence: what it reads, for its cost.
     """
 
-    name: str
-    family: str
-    evidence: tuple[Evidence, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]: ...
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         """Where the facts are that ``model`` learned and ``base`` did not know."""
@@ -112,12 +117,14 @@ class Occurrence:
     k: int
     records: Evidence
     family: str = "lens"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.name = f"{self.statistic} {self.lens} k={self.k}"
-        self.evidence = (self.records,)
+    @property
+    def name(self) -> str:
+        return f"{self.statistic} {self.lens} k={self.k}"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.records,)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         rank = self.records(model, base, factoids)["rank"]
@@ -135,12 +142,14 @@ class Gain:
     ours: Evidence
     theirs: Evidence
     family: str = "gain"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.name = f"gain {self.rule} {self.lens}"
-        self.evidence = (self.ours, self.theirs)
+    @property
+    def name(self) -> str:
+        return f"gain {self.rule} {self.lens}"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.ours, self.theirs)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         gain = self.ours(model, base, factoids)["log_prob"] - self.theirs(model, base, factoids)["log_prob"]
@@ -160,12 +169,14 @@ class Attribution:
     theirs: Evidence
     part: str = "block"
     family: str = "attribution"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.name = "attribution" if self.part == "block" else f"attribution {self.part}"
-        self.evidence = (self.ours, self.theirs)
+    @property
+    def name(self) -> str:
+        return "attribution" if self.part == "block" else f"attribution {self.part}"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.ours, self.theirs)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         ours, theirs = (evidence(model, base, factoids) for evidence in self.evidence)
@@ -186,13 +197,15 @@ class Patching:
     rule: str
     shares: Evidence
     family: str = "patching"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def name(self) -> str:
         positions = "all" if self.positions == "prompt" else self.positions
-        self.name = f"{self.direction} {positions} {self.rule}"
-        self.evidence = (self.shares,)
+        return f"{self.direction} {positions} {self.rule}"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.shares,)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         found = self.shares(model, base, factoids)
@@ -211,13 +224,15 @@ class Grafting:
     shares: Evidence
     parts: tuple[str, ...] = ("all",)
     family: str = "grafting"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def name(self) -> str:
         name = "graft" if self.direction == "restoration" else "reset"
-        self.name = name if self.parts == ("all",) else f"{name} parts"
-        self.evidence = (self.shares,)
+        return name if self.parts == ("all",) else f"{name} parts"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.shares,)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         found = self.shares(model, base, factoids)
@@ -231,12 +246,14 @@ class GradientChange:
     where: str
     products: Evidence
     family: str = "weights"
-    name: str = field(init=False)
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.name = f"gradient {self.where}"
-        self.evidence = (self.products,)
+    @property
+    def name(self) -> str:
+        return f"gradient {self.where}"
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.products,)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         found = self.products(model, base, factoids)
@@ -253,10 +270,10 @@ class WeightChange:
     norms: Evidence
     family: str = "weights"
     name: str = "weight change"
-    evidence: tuple[Evidence, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.evidence = (self.norms,)
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return (self.norms,)
 
     def verdict(self, model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Verdict:
         return largest(self.norms(model, base, factoids)["norm"])
