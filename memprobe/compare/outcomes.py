@@ -20,7 +20,7 @@ import polars as pl
 from memprobe import wording
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
-from memprobe.compare.over_runs import arm_differences, arms, paths
+from memprobe.compare.over_runs import arm_differences, arms, check_apart, paths
 from memprobe.compare.table import floats
 from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, json_text, read_json, write_together
@@ -350,19 +350,12 @@ def _paths(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> Iter
 
 
 def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[Run]:
-    runs, seen = [], {}
-    for one in answers:
-        if one.arm is None:
-            continue
-        key = (one.arm, one.stage or "", one.seed or "")
-        if key in seen:
-            raise MemprobeError(
-                f"{seen[key]} and {one.label} are both arm {one.arm!r}, stage {one.stage!r}, seed {one.seed!r}: "
-                "tell them apart with `arms`"
-            )
-        seen[key] = one.label
-        runs.append(Run.of(one.arm, one.stage or "", one.seed or "", one.label, values[one.label]))
-    return runs
+    check_apart(answers)
+    return [
+        Run.of(one.arm, one.stage or "", one.seed or "", one.label, values[one.label])
+        for one in answers
+        if one.arm is not None
+    ]
 
 
 def _percent(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,6 @@ import polars as pl
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
 from memprobe.errors import MemprobeError
-from memprobe.members import Member
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
@@ -48,7 +48,31 @@ def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run
     return [readings.run(member.label) for member in wanted if member.arm is not None]
 
 
-def check_apart(members: Iterable[Member]) -> None:
+class OfAnArm(Protocol):
+    """What may be one of an arm's checkpoints: it has a label, and perhaps an arm, a stage and a seed."""
+
+    @property
+    def label(self) -> str:
+        """How it is called."""
+        ...
+
+    @property
+    def arm(self) -> str | None:
+        """Its arm, if it is of one."""
+        ...
+
+    @property
+    def stage(self) -> str | None:
+        """The stage after which it stands."""
+        ...
+
+    @property
+    def seed(self) -> str | None:
+        """Its run's seed."""
+        ...
+
+
+def check_apart(members: Iterable[OfAnArm]) -> None:
     """Refuses two checkpoints of one arm, stage and seed; reads no records.
 
     Raises:
