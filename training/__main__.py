@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
-from memprobe.cli.options import MAX_SEED
+from memprobe.cli.options import MAX_SEED, DataDir
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
@@ -53,9 +53,7 @@ def run_(
     base: Annotated[
         str | None, typer.Option(help="Checkpoint to start from instead of the recipe's own.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     asked: Annotated[
         Path | None,
         typer.Option(
@@ -124,9 +122,7 @@ def grid_(
     scatter: Annotated[
         Path, typer.Option(help="Results of a study, as report writes them, for --power.")
     ] = Path("analyses/study"),
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     workers: Annotated[
         int,
         typer.Option(
@@ -291,9 +287,7 @@ def relearn_(
     n: Annotated[int | None, typer.Option(help="Facts in each set at most.", min=2)] = None,
     seed: Annotated[int, typer.Option(help="Of the choice and the order.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table as Parquet.")] = None,
 ) -> None:
     """Gone, or only out of reach? Steps until facts that a stage took are back, against never-learned ones.

@@ -15,6 +15,7 @@ from memprobe.cli.options import (
     BadRowChoice,
     BadRows,
     BaseModel,
+    DataDir,
     Device,
     DeviceMap,
     Dtype,
@@ -72,9 +73,7 @@ def filter_(
             show_default=False,
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     on_bad_row: BadRows = BadRowChoice.fail,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
     seed: Annotated[

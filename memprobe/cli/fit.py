@@ -13,6 +13,7 @@ from memprobe.cli.app import app, resumable
 from memprobe.cli.options import (
     MAX_SEED,
     AllowPickle,
+    DataDir,
     Device,
     DeviceMap,
     Dtype,
@@ -75,9 +76,7 @@ def fit(
         str, typer.Option(help="How those facts are put: plain, tulu, chat, or a text.")
     ] = "plain",
     seed: Annotated[int, typer.Option(help="Of the order of the texts.", min=0, max=MAX_SEED)] = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
     device: Device = "auto",
     device_map: DeviceMap = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from memprobe.cli.app import app, resumable
+from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import (
     MAX_SEED,
@@ -15,6 +16,8 @@ from memprobe.cli.options import (
     BadRowChoice,
     BadRows,
     BaseModel,
+    BatchSize,
+    DataDir,
     Device,
     DeviceMap,
     Dtype,
@@ -34,11 +37,8 @@ from memprobe.errors import MemprobeError
 from memprobe.splitting import device_text
 
 if TYPE_CHECKING:
-    from memprobe.checkpoints import Checkpoint
     from memprobe.factoids import Factoid
     from memprobe.probes import Probe
-    from memprobe.sources import Loaded
-    from memprobe.sources.rows import OnBadRow
     from memprobe.statistics.holding import TokenRule as Rule
 
 
@@ -99,11 +99,9 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     on_bad_row: BadRows = BadRowChoice.fail,
-    batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
+    batch_size: BatchSize = "auto",
     device: Device = "auto",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
@@ -149,7 +147,7 @@ def layers(
     `memprobe layers --ckpt 'runs/*/checkpoint-*'`
     """
     device = device_text(device, device_map, max_memory)
-    size = _batch_size(batch_size)
+    size = batch_size_of(batch_size)
     if keep_residuals is not None:
         from memprobe.residuals import parse_depths
 
@@ -160,7 +158,7 @@ def layers(
 
     check_rule(token)
 
-    with _status("finding checkpoints"):
+    with status("finding checkpoints"):
         checkpoints, steps = find_all(
             ckpt,
             defer=evict,
@@ -172,7 +170,7 @@ def layers(
         here = checkpoints_of(checkpoints)
         # Where all are found in turn only, their manifests are asked then.
         chosen_template = template or (default_template(here) if here else None)
-        asked = _factoids(factoids, here, n, seed, data_dir, on_bad_row.value)
+        asked = factoids_of(factoids, here, n, seed, data_dir, on_bad_row.value)
         if on_bad_row is BadRowChoice.skip:
             from memprobe.writable import writable
 
@@ -216,7 +214,7 @@ def layers(
                 origin=asked.origin.to_dict(),
                 progress=bars.update,
             )
-        with _status("writing the report"), replacing(out / "report.html") as path:
+        with status("writing the report"), replacing(out / "report.html") as path:
             write_report(found, path)
     if as_json:
         echo_json(found.summary)
@@ -229,27 +227,6 @@ def layers(
         open_page(out / "report.html")
 
 
-def _factoids(
-    name: str | None,
-    checkpoints: list[Checkpoint],
-    n: int | None,
-    seed: int,
-    data_dir: Path | None,
-    on_bad_row: OnBadRow,
-) -> Loaded:
-    from memprobe.sources import load
-
-    if name is None:
-        manifests = [checkpoint.manifest for checkpoint in checkpoints if checkpoint.manifest]
-        files = {str(manifest.stage_factoids()): manifest.data["stages"][0]["hash"] for manifest in manifests}
-        if len(set(files.values())) > 1:
-            raise MemprobeError(
-                "the checkpoints were trained on different factoids in stage 1; give --factoids"
-            )
-        name = next(iter(files), "known")
-    return load(name, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row)
-
-
 def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:
     from memprobe.sources import load_factoids
 
@@ -259,24 +236,12 @@ def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[F
     return name, load_factoids(source, seed=seed, data_dir=data_dir)
 
 
-def _batch_size(text: str) -> Any:
-    if text == "auto":
-        return "auto"
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
-        raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
-    return int(text)
-
-
 def _folder_of(labels: list[str]) -> str:
     """A folder's name for a probe: every label, or the first, the last and how many there are."""
-    slugs = [_slug(label) for label in labels]
+    slugs = [slug(label) for label in labels]
     if len("-".join(slugs)) <= 100:
         return "-".join(slugs)
     return f"{slugs[0][:60]}-to-{slugs[-1][-40:]}-{len(slugs)}"
-
-
-def _slug(label: str) -> str:
-    return "".join(char if char.isalnum() or char in "._" else "-" for char in label)
 
 
 def _say_where(found: Probe, out: Path) -> None:
@@ -312,9 +277,3 @@ def _said_of(precision: dict[str, Any]) -> str:
         f"in {dtype}; {precision['changed']:.1%} of {precision['ranks']:,} ranks differ from fp32, "
         f"{precision['crossed']:.1%} across the top {precision['k']} ({precision['factoids']} factoids)"
     )
-
-
-def _status(text: str) -> Any:
-    from memprobe.cli.terminal import terminal
-
-    return terminal(stderr=True).status(text)

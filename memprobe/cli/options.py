@@ -121,6 +121,10 @@ BadRows = Annotated[
     BadRowChoice,
     typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),
 ]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
+]
+BatchSize = Annotated[str, typer.Option(help="auto, or factoids per batch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DeviceMap = Annotated[
     str | None,

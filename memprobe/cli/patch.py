@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app, resumable
+from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
-from memprobe.cli.layers import _batch_size, _factoids, _slug, _status
 from memprobe.cli.options import (
     MAX_SEED,
     AllowPickle,
     BadRowChoice,
     BadRows,
+    BatchSize,
+    DataDir,
     Device,
     DeviceMap,
     Dtype,
@@ -115,11 +117,9 @@ def patch(
         str | None,
         typer.Option(help="As in layers. [default: the checkpoints' own, else plain]", show_default=False),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     on_bad_row: BadRows = BadRowChoice.fail,
-    batch_size: Annotated[str, typer.Option(help="auto, or factoids per batch.")] = "auto",
+    batch_size: BatchSize = "auto",
     device: Device = "auto",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
@@ -161,7 +161,7 @@ def patch(
         raise MemprobeError(f"--noise {noise}: above 0")
     if weights and corrupt is not None:
         raise MemprobeError("--weights grafts into the model itself; it does not go with --corrupt")
-    size = _batch_size(batch_size)
+    size = batch_size_of(batch_size)
     chosen_depths = _depths(depths)
     from memprobe.checkpoints import Checkpoint, common_template
     from memprobe.patches import delete_patches, pair_up
@@ -170,12 +170,12 @@ def patch(
 
     if facts not in FACTS:
         raise MemprobeError(f"--facts {facts}: {among(facts, FACTS)}")
-    with _status("finding checkpoints"):
+    with status("finding checkpoints"):
         pairs = pair_up(source, into, allow_pickle=allow_pickle)
         sides = [item for pair in pairs for item in (pair.source, pair.target)]
         checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
         chosen_template = template or common_template(checkpoints) or "plain"
-        asked = _factoids(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
+        asked = factoids_of(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
         if on_bad_row is BadRowChoice.skip:
             from memprobe.writable import writable
 
@@ -184,7 +184,7 @@ def patch(
         echo(f"left out {line}", err=True)
     out = (
         out
-        or Path("probes") / f"patch-{'-'.join(_slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
+        or Path("probes") / f"patch-{'-'.join(slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
     )
     if fresh:
         delete_patches(out)
@@ -219,7 +219,7 @@ def patch(
         from memprobe.dashboard.patches import write_patches
         from memprobe.files import replacing
 
-        with _status("writing the page"), replacing(out / "patches.html") as path:
+        with status("writing the page"), replacing(out / "patches.html") as path:
             write_patches(found, path, facts=facts, threshold=threshold)
         echo(f"page     {out / 'patches.html'}", err=True)
         if show:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows
+from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows, DataDir
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
@@ -68,9 +68,7 @@ def sources(
         str | None,
         typer.Option(metavar="SPEC", help="Count tokens as this checkpoint does; it speaks for `self`."),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
-    ] = None,
+    data_dir: DataDir = None,
     without: Annotated[
         list[str] | None,
         typer.Option(

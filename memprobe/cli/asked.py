@@ -1,0 +1,64 @@
+"""What ``layers`` and ``patch`` make of what they are asked, before they work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from memprobe.errors import MemprobeError
+
+if TYPE_CHECKING:
+    from memprobe.checkpoints import Checkpoint
+    from memprobe.sources import Loaded
+    from memprobe.sources.rows import OnBadRow
+
+
+def factoids_of(
+    name: str | None,
+    checkpoints: list[Checkpoint],
+    n: int | None,
+    seed: int,
+    data_dir: Path | None,
+    on_bad_row: OnBadRow,
+) -> Loaded:
+    """The factoids that a command is asked about: those named, else what the checkpoints learned first, else ``known``.
+
+    Raises:
+        MemprobeError: they learned different ones, or the source has no such rows.
+    """
+    from memprobe.sources import load
+
+    if name is None:
+        manifests = [checkpoint.manifest for checkpoint in checkpoints if checkpoint.manifest]
+        files = {str(manifest.stage_factoids()): manifest.data["stages"][0]["hash"] for manifest in manifests}
+        if len(set(files.values())) > 1:
+            raise MemprobeError(
+                "the checkpoints were trained on different factoids in stage 1; give --factoids"
+            )
+        name = next(iter(files), "known")
+    return load(name, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row)
+
+
+def batch_size_of(text: str) -> int | Literal["auto"]:
+    """``auto``, or a whole number.
+
+    Raises:
+        MemprobeError: it is neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
+    return int(text)
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name."""
+    return "".join(char if char.isalnum() or char in "._" else "-" for char in label)
+
+
+def status(text: str) -> Any:
+    """Says on the terminal what goes on, while it goes on."""
+    from memprobe.cli.terminal import terminal
+
+    return terminal(stderr=True).status(text)
