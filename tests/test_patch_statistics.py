@@ -101,6 +101,7 @@ def test_first_depth_is_censored_where_nothing_brings_a_fact_back():
     [row] = statistics.first_depth_summary(first, draws=200).iter_rows(named=True)
     assert (row["n"], row["mean"], row["restricted"]) == (3, 1.5, 2.0)
     assert row["never"] == pytest.approx(1 / 3) and row["median"] == 2.0
+    assert row["restricted_low"] is None and row["restricted_high"] is None  # of three facts, and never NaN
 
 
 def test_first_depths_of_two_targets_are_paired():

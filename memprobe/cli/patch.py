@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memprobe import wording
 from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
@@ -276,7 +277,7 @@ def _print(tables: dict[str, Any], threshold: float) -> None:
         table.add_column("q", justify="right")
         for row in part.iter_rows(named=True):
             place = str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
-            share = f"{row['moved']:.1%} [{_share(row['low'])}, {_share(row['high'])}]"
+            share = wording.interval(row["moved"], row["low"], row["high"], ".1%")
             q = "–" if row["q"] is None else f"{row['q']:.3f}"
             table.add_row(place, share, _share(row["other"]), _share(row["random"]), q)
         console.print(table)
@@ -285,9 +286,8 @@ def _print(tables: dict[str, Any], threshold: float) -> None:
         console.print(
             Text(
                 f"half {row['direction']}, {row['source']} into {row['target']} ({row['what']}, {row['positions']}): "
-                f"median depth {median}; mean {row['restricted']:.1f}, counting never as one depth further "
-                f"[{_depth(row['restricted_low'])}, {_depth(row['restricted_high'])}]; never {row['never']:.1%} of "
-                f"{row['n']} facts"
+                f"median depth {median}; mean {wording.of_row(row, 'restricted', '.1f')}, counting never as one depth "
+                f"further; never {row['never']:.1%} of {row['n']} facts"
             ),
             soft_wrap=True,
         )
@@ -305,10 +305,6 @@ def _print(tables: dict[str, Any], threshold: float) -> None:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _depth(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _list(text: str) -> list[str]:

@@ -56,7 +56,7 @@ def compare_lenses(
             beside = {"difference": mean[3], "difference_low": low[3], "difference_high": high[3]}
             beside |= {"agree": agree[0], "agree_low": ends[0][0], "agree_high": ends[1][0]}
             rows.append(row | (beside if first is not own else dict.fromkeys(beside, None)))
-    return pl.DataFrame(rows, nan_to_null=True, infer_schema_length=None)
+    return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
 
 
 def _placed(view: Probe, label: str, k: int, token: str) -> tuple[dict[str, float], dict[str, float]]:

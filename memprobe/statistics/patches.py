@@ -239,7 +239,7 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
     if not rows:
         return pl.DataFrame()
     drop = ["factoid", "first", "never_as"]
-    return pl.DataFrame(rows, nan_to_null=True, infer_schema_length=None).drop(drop)
+    return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None).drop(drop)
 
 
 def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
@@ -386,7 +386,7 @@ def graft_effects(
                 "facts_share": float((np.nan_to_num(own, nan=-np.inf).argmax(1) == best).mean()),
             }
         )
-    return pl.DataFrame(rows, nan_to_null=True, infer_schema_length=None) if rows else pl.DataFrame()
+    return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None) if rows else pl.DataFrame()
 
 
 def _pivot(rows: pl.DataFrame, control: str) -> tuple[np.ndarray, list[tuple[int, int]], np.ndarray]:
