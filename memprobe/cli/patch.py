@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memprobe import wording
 from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
@@ -245,6 +244,7 @@ def _print(tables: dict[str, Any], threshold: float) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from memprobe import wording
     from memprobe.cli.terminal import terminal
 
     console = terminal()
