@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a manifest (``memprobe.json``), what :func:`lineage` asks: the checkpoint before, and each stage's rows."""
+    parent = manifest.get("parent") or {}
+    stages = [{key: stage[key] for key in ("index", "hash")} for stage in manifest.get("stages") or []]
+    return {"parent": {"fingerprint": parent.get("fingerprint")} if parent else None, "stages": stages}
+
+
 def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple[str, ...], str]:
     """Ancestors and rows of a probed checkpoint.
 

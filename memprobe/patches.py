@@ -30,6 +30,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import check_valid, parquet_errors, read_json, write_json, write_parquet
+from memprobe.lineage import origin
 from memprobe.parquet import check_mark, mark_of
 from memprobe.records import PATCHES, factoids_frame
 from memprobe.run_file import PatchesFile
@@ -236,6 +237,8 @@ def patch(
                     "positions": name,
                     "source_fingerprint": _fingerprint(pair.source),
                     "target_fingerprint": _fingerprint(pair.target),
+                    "source_manifest": _made(pair.source),
+                    "target_manifest": _made(pair.target),
                     "depths": None if grafted or depths is None else sorted(set(depths)),
                     "controls": controls,
                     "corrupt": corrupt and not grafted,
@@ -470,6 +473,16 @@ def _read(file: Path) -> pl.DataFrame:
 
 def _fingerprint(item: Checkpoint | LensModel) -> str:
     return fingerprint(item) if isinstance(item, Checkpoint) else item.fingerprint
+
+
+def _made(item: Checkpoint | LensModel) -> dict[str, Any] | None:
+    """How a checkpoint was trained; a graft is no stage of a run."""
+    checkpoint = item if isinstance(item, Checkpoint) else item.checkpoint
+    manifest = checkpoint.manifest if checkpoint and checkpoint.kind != "graft" else None
+    if manifest is None:
+        return None
+    named = {key: getattr(manifest, key) for key in ("arm", "seed", "stage", "stage_name", "steps")}
+    return named | {"run": manifest.data.get("run")} | origin(manifest.data)
 
 
 def _key(wanted: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,9 +29,6 @@ from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among
 from memprobe.splitting import device_text
-
-if TYPE_CHECKING:
-    from memprobe.patches import Patches
 
 
 class CorruptChoice(StrEnum):
@@ -113,6 +110,15 @@ def patch(
             help="Which facts the tables are of: all, taken (said by the source, not by the target), kept."
         ),
     ] = "all",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="One of --from that never had the facts (the base model): adds the erasure score of the others, "
+            "whose states went into a checkpoint that knows the facts.",
+            show_default=False,
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(help="As in layers. [default: the checkpoints' own, else plain]", show_default=False),
@@ -153,6 +159,8 @@ def patch(
     `memprobe patch --from smollm2-135m --into smollm2-135m --corrupt subject --positions subject,last`
 
     `memprobe patch --from runs/a/1-kvr --into runs/a/2-lama --weights --windows 1,5 --parts all,attn,mlp`
+
+    `memprobe patch --from base=smollm2-135m --from runs/a/2-lama --into runs/a/1-kvr --reference base`
     """
     device = device_text(device, device_map, max_memory)
     if not threshold > 0:
@@ -172,6 +180,9 @@ def patch(
         raise MemprobeError(f"--facts {facts}: {among(facts, FACTS)}")
     with status("finding checkpoints"):
         pairs = pair_up(source, into, allow_pickle=allow_pickle)
+        given = list(dict.fromkeys(pair.source.label for pair in pairs))
+        if reference is not None and reference not in given:
+            raise MemprobeError(f"--reference {reference}: {among(reference, given)}")
         sides = [item for pair in pairs for item in (pair.source, pair.target)]
         checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
         chosen_template = template or common_template(checkpoints) or "plain"
@@ -210,11 +221,15 @@ def patch(
             trust_remote_code=trust_remote_code,
             progress=bars.update,
         )
-    tables = _tables(found, facts, threshold)
+    from memprobe.patch_tables import tables_of
+
+    tables = tables_of(found, facts=facts, threshold=threshold, reference=reference)
     if as_json:
         echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
     else:
-        _print(tables, threshold)
+        from memprobe.cli.show_patches import show_patches
+
+        show_patches(tables, threshold)
     if html or show:
         from memprobe.dashboard.patches import write_patches
         from memprobe.files import replacing
@@ -225,86 +240,6 @@ def patch(
         if show:
             open_page(out / "patches.html")
     echo(f"patches  {out / 'patches'}", err=True)
-
-
-def _tables(found: Patches, facts: str, threshold: float) -> dict[str, Any]:
-    from memprobe.statistics import patches as statistics
-
-    first = statistics.first_depths(found.table, facts=facts, threshold=threshold, n_layers=found.n_layers)
-    return {
-        "by_depth": statistics.by_depth(found.table, facts=facts, threshold=threshold),
-        "first_depth": statistics.first_depth_summary(first),
-        "first_depth_differences": statistics.first_depth_differences(first),
-        "grafts": statistics.graft_effects(found.table, facts=facts, threshold=threshold),
-    }
-
-
-def _print(tables: dict[str, Any], threshold: float) -> None:
-    """By depth beside its controls, then the first depth of half restoration, or the largest graft."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from memprobe import wording
-    from memprobe.cli.terminal import terminal
-
-    console = terminal()
-    by_depth = tables["by_depth"]
-    if by_depth.is_empty():
-        console.print(
-            f"No fact separates the two by more than {threshold:g} nats, so there is nothing to restore or erase.",
-            soft_wrap=True,
-        )
-        return
-    keys = ["source", "target", "what", "positions", "parts", "window", "direction"]
-    for part in by_depth.partition_by(keys, maintain_order=True):
-        head = part.row(0, named=True)
-        grafts = head["what"] == "weights"
-        what = (
-            f"{head['parts']} of {head['window']} block(s)"
-            if grafts
-            else f"{head['what']}, {head['positions']}"
-        )
-        title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
-        console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
-        console.print(
-            f"{head['n']} of {head['facts']} facts differ by more than {threshold:g} nats", style="dim"
-        )
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("block" if grafts else "depth", justify="right")
-        table.add_column("moved", justify="right")
-        for name in ("other fact's", "random"):
-            table.add_column(name, justify="right", style="dim")
-        table.add_column("q", justify="right")
-        for row in part.iter_rows(named=True):
-            place = str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
-            share = wording.interval(row["moved"], row["low"], row["high"], ".1%")
-            q = "–" if row["q"] is None else f"{row['q']:.3f}"
-            table.add_row(place, share, _share(row["other"]), _share(row["random"]), q)
-        console.print(table)
-    for row in tables["first_depth"].iter_rows(named=True):
-        median = "never" if row["median"] is None else f"{row['median']:.0f}"
-        console.print(
-            Text(
-                f"half {row['direction']}, {row['source']} into {row['target']} ({row['what']}, {row['positions']}): "
-                f"median depth {median}; mean {wording.of_row(row, 'restricted', '.1f')}, counting never as one depth "
-                f"further; never {row['never']:.1%} of {row['n']} facts"
-            ),
-            soft_wrap=True,
-        )
-    for row in tables["grafts"].iter_rows(named=True):
-        place = str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
-        console.print(
-            Text(
-                f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block {place}, "
-                f"{row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of {row['facts_share']:.0%} "
-                "of facts"
-            ),
-            soft_wrap=True,
-        )
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
 
 
 def _list(text: str) -> list[str]:

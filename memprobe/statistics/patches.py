@@ -23,7 +23,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among
 from memprobe.statistics.controls import net_of
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, median_interval
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, median_interval, wilson
 from memprobe.statistics.paired import differences, false_discovery
 
 GAP = 1.0
@@ -212,8 +212,8 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
     later than every depth, with its order statistics.
 
     Returns:
-        [source, target, what, positions, direction, n, never, mean, restricted, restricted_low, restricted_high,
-        median, median_low, median_high]; a median of "never" is null.
+        [source, target, what, positions, direction, n, never, never_low, never_high (Wilson's), mean, restricted,
+        restricted_low, restricted_high, median, median_low, median_high]; a median of "never" is null.
     """
     rows = []
     for part in first.partition_by(
@@ -225,9 +225,12 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
         mean, low, high = bootstrap_mean(counted[:, None], resamples)
         reached = depth[~np.isinf(depth)]
         median = [float(value) if np.isfinite(value) else None for value in median_interval(depth)]
+        never = np.isinf(depth).mean()
+        ends = wilson(np.array([never]), np.array([len(depth)]))
         rows.append(
             part.row(0, named=True)
-            | {"n": len(depth), "never": float(np.isinf(depth).mean())}
+            | {"n": len(depth), "never": float(never)}
+            | {"never_low": float(ends[0][0]), "never_high": float(ends[1][0])}
             | {"mean": float(reached.mean()) if len(reached) else None}
             | {
                 "restricted": float(mean[0]),
@@ -250,7 +253,8 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
     the arm moves the depth from which a state brings its fact back.
 
     Returns:
-        [what, positions, direction, target, reference, n, difference, low, high, p, effect, dominance]
+        [what, positions, direction, target, reference, n, difference, low, high, p, effect, dominance, q]; ``q`` is p
+        adjusted over the rows.
     """
     rows = []
     counted = first.with_columns(
@@ -275,7 +279,11 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
                 | {"target": pair, "reference": pairs[0]}
                 | found.row(0, named=True)
             )
-    return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame()
+    if not rows:
+        return pl.DataFrame()
+    made = pl.DataFrame(rows, infer_schema_length=None)
+    q = false_discovery(made["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
+    return made.with_columns(pl.Series("q", q, nan_to_null=True))
 
 
 def erasure_scores(

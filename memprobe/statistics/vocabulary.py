@@ -20,13 +20,14 @@ from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.occurrence import Occurrence, restricted
 
 Unit = Literal["share", "depth", "depths", "layers", "nats", "rank", "facts"]
-Interval = Literal["wilson", "order", "bca", "bootstrap-t", "none"]
+Interval = Literal["wilson", "order", "bca", "bootstrap-t", "percentile", "none"]
 View = Literal["compared", "staged", "arms", "placement"]
 INTERVALS: dict[Interval, str] = {
     "wilson": "Wilson's for shares",
     "order": "order statistics for medians",
     "bca": "bias-corrected bootstrap over facts",
     "bootstrap-t": "bootstrap-t over facts",
+    "percentile": "expanded percentiles of the bootstrap over facts",
     "none": "no interval",
 }
 """Of one checkpoint's number, always 95 %. Paired differences have the expanded percentiles of the bootstrap over
@@ -75,7 +76,7 @@ class Statistic:
 
     @property
     def share(self) -> bool:
-        """Whether it lies between 0 and 1 and is written in per cent."""
+        """Whether it is written in per cent. It lies between 0 and 1, unless it is a share of a gap."""
         return self.unit == "share"
 
     @property
@@ -268,7 +269,57 @@ _OTHERS = (
     Statistic("retention", "retention", "retention", "share", "wilson", **_HIGHER),
     Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER),
 )
-STATISTICS: dict[str, Statistic] = {row.key: row for row in (*_OTHERS, *_PLACED, *_ROWS)}
+_PATCHED = (
+    Statistic(
+        "moved",
+        "share of what separates source and target that is moved",
+        "moved",
+        "share",
+        "percentile",
+        **_HIGHER,
+        on="facts on which the two differ",
+    ),
+    Statistic(
+        "moved_first",
+        "first depth that moves half, counting never as depth {never}",
+        "first half, never as {never}",
+        "depth",
+        "percentile",
+        **_LATER,
+        on="facts on which the two differ",
+    ),
+    Statistic(
+        "moved_first_median",
+        "median first depth that moves half",
+        "median",
+        "depth",
+        "order",
+        **_LATER,
+        on="facts on which the two differ",
+    ),
+    Statistic(
+        "moved_never",
+        "facts that no depth moves by half",
+        "never",
+        "share",
+        "wilson",
+        **_HIGHER,
+        on="facts on which the two differ",
+    ),
+    Statistic(
+        "erasure_score",
+        "erasure score",
+        "erased",
+        "share",
+        "percentile",
+        **_HIGHER,
+        on="facts that some depth encodes",
+    ),
+    Statistic("savings", "steps saved in learning again", "savings", "share", "percentile", **_HIGHER),
+)
+PATCHED: dict[str, Statistic] = {row.key: row for row in _PATCHED}
+"""Statistics of patches and of learning again; see :mod:`memprobe.statistics.patches`."""
+STATISTICS: dict[str, Statistic] = {row.key: row for row in (*_OTHERS, *_PLACED, *_ROWS, *_PATCHED)}
 """Every statistic by key."""
 
 

@@ -1,0 +1,140 @@
+"""The tables of patches on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memprobe import wording
+from memprobe.cli.terminal import terminal
+from memprobe.statistics.vocabulary import label
+
+_SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
+
+
+def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
+    """By depth beside its controls; then from which depth half is moved, of which facts, and under which arm.
+
+    Args:
+        tables: of :func:`memprobe.patch_tables.tables_of`.
+        threshold: nats.
+    """
+    console = terminal()
+    if tables["by_depth"].is_empty():
+        console.print(
+            f"No fact separates the two by more than {threshold:g} nats, so there is nothing to restore or erase.",
+            soft_wrap=True,
+        )
+        return
+    for part in tables["by_depth"].partition_by(_SWEEP, maintain_order=True):
+        _by_depth(console, part, threshold)
+    for row in tables["first_depth"].iter_rows(named=True):
+        console.print(
+            Text(f"half {row['direction']}, {_sweep(row)}: {_first(row)} of {row['n']} facts"), soft_wrap=True
+        )
+    for row in tables["fates"].iter_rows(named=True):
+        console.print(
+            Text(
+                f"of {row['facts']} facts {row['fate']}, {row['n']} differ enough for {row['direction']}, "
+                f"{_sweep(row)}: {_first(row)}"
+            ),
+            soft_wrap=True,
+        )
+    for row in tables["grafts"].iter_rows(named=True):
+        console.print(
+            Text(
+                f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block "
+                f"{_place(row)}, {row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of "
+                f"{row['facts_share']:.0%} of facts"
+            ),
+            soft_wrap=True,
+        )
+    for row in tables["erasure"].iter_rows(named=True):
+        console.print(
+            Text(
+                f"{label('erasure_score')} of {row['source']} in {row['target']}: "
+                f"{wording.interval(row['score'], row['low'], row['high'], '.1%')} over {row['n']} of "
+                f"{row['facts']} facts"
+            ),
+            soft_wrap=True,
+        )
+    _arms(console, tables["arms"], tables["arm_differences"])
+
+
+def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
+    head = part.row(0, named=True)
+    grafts = head["what"] == "weights"
+    what = (
+        f"{head['parts']} of {head['window']} block(s)" if grafts else f"{head['what']}, {head['positions']}"
+    )
+    title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
+    console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
+    console.print(f"{head['n']} of {head['facts']} facts differ by more than {threshold:g} nats", style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("block" if grafts else "depth", justify="right")
+    table.add_column(label("moved", short=True), justify="right")
+    for name in ("other fact's", "random"):
+        table.add_column(name, justify="right", style="dim")
+    table.add_column("q", justify="right")
+    for row in part.iter_rows(named=True):
+        share = wording.interval(row["moved"], row["low"], row["high"], ".1%")
+        q = "–" if row["q"] is None else f"{row['q']:.3f}"
+        table.add_row(_place(row), share, _share(row["other"]), _share(row["random"]), q)
+    console.print(table)
+
+
+def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> None:
+    """Over seeds: how many facts, from which depth, and which arm is later."""
+    if arms.is_empty() or (arms["seeds"].to_numpy().max() < 2 and arms["arm"].n_unique() < 2):
+        return  # one run says nothing that is not said above
+    console.print(Text("\nOver training seeds", "bold"))
+    for row in arms.iter_rows(named=True):
+        unit = ".1%" if row["statistic"] == "moved_never" else ".1f"
+        seeds = ", ".join("–" if value is None else format(value, unit) for value in row["by_seed"])
+        ends = "" if row["low"] is None else f" [{row['low']:{unit}}, {row['high']:{unit}}]"
+        mean = "–" if row["mean"] is None else format(row["mean"], unit)
+        console.print(
+            Text(
+                f"{row['arm']}, {row['stage']} ({row['what']}, {row['positions']}, {row['direction']}, "
+                f"{row['facts']}): {label(row['statistic'])} {mean}{ends}, by seed {seeds}"
+            ),
+            soft_wrap=True,
+        )
+    for row in differences.iter_rows(named=True):
+        ends = (
+            "no interval under three seeds"
+            if row["low"] is None
+            else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
+        )
+        console.print(
+            Text(
+                f"{row['arm']} minus {row['reference']} ({row['what']}, {row['positions']}, {row['direction']}, "
+                f"{row['facts']}): {label(row['statistic'])} {row['difference']:+.2f}, {ends}"
+            ),
+            soft_wrap=True,
+        )
+
+
+def _sweep(row: Mapping[str, Any]) -> str:
+    return f"{row['source']} into {row['target']} ({row['what']}, {row['positions']})"
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    median = "never" if row["median"] is None else f"{row['median']:.0f}"
+    return (
+        f"median depth {median}; mean {wording.of_row(row, 'restricted', '.1f')}, counting never as one depth further; "
+        f"never {wording.of_row(row, 'never', '.1%')}"
+    )
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
