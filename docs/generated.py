@@ -33,6 +33,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+INSTRUMENTS = ROOT / "analyses" / "instruments" / "results"
+
+
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path below ``docs``."""
     from memprobe.cli import app as commands
@@ -42,9 +45,8 @@ def pages() -> dict[str, str]:
         "reference/cli.md": command_line(commands.app, "memprobe"),
         "reference/training-cli.md": command_line(training, "python -m training"),
         "findings/study-tables.md": (ROOT / "analyses" / "study" / "README.md").read_text(encoding="utf-8"),
-        "findings/planted-truth-tables.md": (
-            ROOT / "analyses" / "instruments" / "results" / "report.md"
-        ).read_text(encoding="utf-8"),
+        "findings/planted-truth-tables.md": INSTRUMENTS.joinpath("report.md").read_text(encoding="utf-8"),
+        "findings/planted-truth-small.md": INSTRUMENTS.joinpath("small", "report.md").read_text(encoding="utf-8"),
         "findings/study-500.md": study_500(),
         "gallery.md": gallery(),
         "reference/statistics.md": statistics(),

@@ -32,8 +32,11 @@ from memprobe.files import write_json, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ONE = ("several", "all")
-"""Kind and part of the main table."""
+MAIN = {
+    "several": "Several sets in one model, each trained into a block of its own",
+    "single": "One set a model, trained into one block alone",
+}
+"""Kinds of models that a main table is about, the first that there is; what such a model is."""
 
 
 def write_report(
@@ -72,18 +75,25 @@ def write_report(
 
 
 def main_table(found: pl.DataFrame) -> pl.DataFrame:
-    """Scores of instruments on several sets in one model, each in whole blocks of its own, best first."""
-    rows = found.filter((pl.col("kind") == ONE[0]) & (pl.col("planted") == ONE[1]))
+    """Scores of instruments on sets in whole blocks of their own, best first: of one kind of models and size."""
+    rows = _of_main(found)
     if rows.is_empty():
         return rows
-    usual = rows.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0]
-    rows = rows.filter(size=usual)
     order = rows.group_by("instrument").agg(
         pl.col("exact").mean().alias("order"), pl.col("rank").mean().alias("then")
     )
     by = ["order", "then", "instrument", "source"]
     ordered = rows.join(order, on="instrument").sort(by, descending=[True, False, False, False])
     return ordered.drop("order", "then")
+
+
+def _of_main(found: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the first kind of :data:`MAIN` that there is, with the usual number of facts a set."""
+    whole = found.filter(planted="all")
+    rows = next((rows for kind in MAIN if len(rows := whole.filter(kind=kind))), whole.clear())
+    if rows.is_empty():
+        return rows
+    return rows.filter(size=rows.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0])
 
 
 def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame) -> str:
@@ -119,7 +129,7 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
 def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
     main = main_table(found)
     if main.is_empty():
-        return ["No model with several sets is finished."]
+        return ["No model with planted sets is finished."]
     sources = main["source"].unique(maintain_order=True).sort().to_list()
     alarms = found.filter(kind="null")
     devices = [cell["device"] for cell in results.cells if cell["costs"]]
@@ -172,7 +182,7 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
     return [
         "## The main table",
         "",
-        f"Several sets in one model, each trained into a block of its own: {counted}. 95 % intervals in brackets, over "
+        f"{MAIN[first['kind']]}: {counted}. 95 % intervals in brackets, over "
         "models, sets and facts. `error`: blocks to the true one, where one is named. `rank` of the true block by the "
         f"instrument's scores, of {n_layers} (a mean of {(n_layers + 1) / 2:g} is chance). `among`: the true block has "
         "the highest score of the planted ones. `names one, null`: share of facts that were never planted, in a model "
@@ -219,11 +229,9 @@ def _conditions(found: pl.DataFrame) -> list[str]:
 
 
 def _blocks(by_block: pl.DataFrame) -> list[str]:
-    main = by_block.filter((pl.col("kind") == ONE[0]) & (pl.col("planted") == ONE[1]))
+    main = _of_main(by_block)
     if main.is_empty():
         return []
-    usual = main.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0]
-    main = main.filter(size=usual)
     places = main.select("source", "first").unique().sort("source", "first").rows()
     rows = []
     for name in _ordered(main):
