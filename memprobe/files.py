@@ -176,12 +176,18 @@ def _utf8(text: str, path: Path) -> bytes:
         ) from error
 
 
+_NUMBER = r"(-|[+-]?\d+(\.\d+)?([eE][+-]?\d+)?)"
+_NUMBERS = f"^{_NUMBER}( {_NUMBER})*$"
+
+
 def csv_text(frame: pl.DataFrame) -> str:
-    """A table as CSV that a spreadsheet does not run: texts that it would take for a formula begin with ``'``."""
+    """A table as CSV that a spreadsheet does not run: texts that it would take for a formula begin with ``'``.
+
+    Numbers in a row, and ``-`` for one that is missing, are no formula.
+    """
     texts = pl.col(pl.String)
-    return frame.with_columns(
-        pl.when(texts.str.contains(r"^[=+\-@\t\r]")).then("'" + texts).otherwise(texts).name.keep()
-    ).write_csv()
+    formula = texts.str.contains(r"^[=+\-@\t\r]") & ~texts.str.contains(_NUMBERS)
+    return frame.with_columns(pl.when(formula).then("'" + texts).otherwise(texts).name.keep()).write_csv()
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -23,6 +23,7 @@ from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hub_cache import evict as evict_snapshot
 from memprobe.hub_cache import is_cached_snapshot
+from memprobe.lineage import origin
 from memprobe.manifests import Manifest
 from memprobe.parquet import mark_of
 from memprobe.planning import Plan, check_positions, plan_capture
@@ -471,7 +472,8 @@ def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[st
 
 def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
     keys = ("arm", "seed", "stage", "stage_name", "steps", "template")
-    return {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
+    named = {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
+    return named | origin(manifest.data)
 
 
 def _without_subject(reasons: Mapping[str, str]) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def test_manifest_gives_factoids_and_template(cli, tiny_checkpoint, facts, tmp_p
     assert run["template"] == "{prompt} -> {answer}"
     assert run["factoids"]["n"] == len(FACTS)
     assert run["checkpoints"]["trained"]["manifest"]["seed"] == 3
+    assert run["checkpoints"]["trained"]["manifest"]["stages"][0]["hash"]  # by which rows arms are paired
 
 
 def test_help_imports_nothing_heavy():

@@ -81,12 +81,15 @@ def test_where_lost_facts_went():
     assert table["intruded"].to_list() == [True, False]
     short = lost_in_short(table, 2)
     assert (short["n"], short["surfaces"], short["deepest"], short["intruded"]) == (2, 0.5, 2, 0.5)
+    assert short["intruder_rank"] == pytest.approx(np.sqrt(6 * 26) - 1)
     assert short["full"] == 0 and lost_in_short(table, 21)["full"] == 0.5  # ranks 30 and 20
 
 
 def test_nothing_lost_and_no_intrusions():
     one = made([[9, 0, 0]] * 3)
     nothing = lost_facts(one, one, np.zeros(3, bool), k=2, intrusions=[], first_rank=one.rank[:, -1])
-    assert lost_in_short(nothing, 2)["surfaces"] is None
+    assert (
+        lost_in_short(nothing, 2)["surfaces"] is None and lost_in_short(nothing, 2)["intruder_rank"] is None
+    )
     lost = lost_facts(one, one, np.ones(3, bool), k=2, intrusions=[], first_rank=one.rank[:, -1])
     assert lost["intruded"].to_list() == [None] * 3

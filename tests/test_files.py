@@ -118,6 +118,9 @@ def test_a_csv_holds_no_formula_and_numbers_stay_numbers():
     read = pl.read_csv(text.encode(), quote_char='"')
     assert read["label"].to_list() == ["'=1+1", "'+x", "'-x", "'@x", "'\tx", "a=b", None]
     assert read["difference"].to_list() == [-1.5, 0, 1, 2, 3, 4, None]
+    rows = ["-", "- 0.5", "-0.5 1e-3 +2", "-1+1", "-0.5 [-1, 2]", "- 1 =x"]
+    safe = pl.read_csv(files.csv_text(pl.DataFrame({"by_seed": rows})).encode())["by_seed"].to_list()
+    assert safe == [*rows[:3], *("'" + text for text in rows[3:])]
 
 
 def test_half_a_character_is_no_text_to_write(tmp_path):

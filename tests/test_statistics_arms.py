@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,6 +18,7 @@ from memprobe.statistics.arms import (
     arm_means,
     in_common,
 )
+from memprobe.statistics.margins import given_margin, margin, with_statistic
 from memprobe.statistics.shares import share_difference, share_over_seeds
 
 
@@ -187,3 +190,34 @@ def test_what_runs_have_in_common(first, second, wanted):
     assert in_common(runs("a", values, **first), runs("b", values, **second)) == wanted
     other = [Run.of("b", "2", f"x{i}", "", values[:1].T) for i in range(3)]
     assert in_common(runs("a", values, **first), other) == NOTHING
+
+
+def test_a_difference_given_the_margin_is_that_of_a_regression_with_a_level_for_each_run():
+    rng = np.random.default_rng(3)
+    margins = [rng.normal(6 + arm, 1.5, 80) for arm in (0, 1) for _ in range(4)]
+    after = [
+        3.0 * arm + 0.8 * x + seed + rng.normal(0, 0.1, 80)
+        for x, (arm, seed) in zip(margins, itertools.product((0, 1), rng.normal(0, 0.3, 4)), strict=True)
+    ]
+    rows = np.array(
+        [[float(i == run) for run in range(8)] + [one] for i, x in enumerate(margins) for one in x]
+    )
+    levels = np.linalg.lstsq(rows, np.concatenate(after), rcond=None)[0]
+    values = given_margin(after, margins)
+    told = [run for arm in (0, 1) for run in runs(f"{arm}", np.array(values[4 * arm : 4 * arm + 4]))]
+    found = only(told, 80, reference="0")
+    assert found["difference"] == pytest.approx(levels[4:8].mean() - levels[:4].mean())
+    assert found["low"] < 3 < found["high"] and abs(found["difference"] - 3) < 0.3
+    plain = only(
+        [run for arm in (0, 1) for run in runs(f"{arm}", np.array(after[4 * arm : 4 * arm + 4]))], 80
+    )
+    assert plain["high"] - plain["low"] > found["high"] - found["low"]
+    assert np.isnan(given_margin(after, [None, *margins[1:]])[0]).all()
+    assert margin(np.log(np.array([0.5, 0.9]))) == pytest.approx([0, np.log(9)]) and np.isfinite(
+        margin(np.zeros(1))
+    )
+    more = with_statistic(told, after)[0]
+    assert more.means == pytest.approx([values[0].mean(), after[0].mean()]) and more.influence.shape == (
+        80,
+        2,
+    )

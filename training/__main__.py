@@ -108,7 +108,8 @@ def grid_(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only print the cells, what they share, and an estimate of time and disk."
+            "--dry-run",
+            help="Only print the cells, what they share, an estimate of time and disk, and what --power prints.",
         ),
     ] = False,
     power: Annotated[
@@ -172,6 +173,10 @@ def grid_(
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
             ahead = plan(wanted, grid, folder, shard=part, data_dir=data_dir)
         _print_plan(ahead)
+        try:
+            _print_power(wanted, grid, scatter)
+        except MemprobeError as error:  # a plan needs no stored study
+            echo(f"power    not known: {error}")
         return
     if worker is not None:
         _work(wanted, grid, folder, part, data_dir, worker)

@@ -135,7 +135,7 @@ def lost_facts(readings: Readings, reference: str, checkpoint: str) -> pl.DataFr
     "pair",
     {"n": pl.Int64}
     | with_ends("surfaces", "full", "intruded")
-    | floats("deepest", "log_prob", "log_prob_change"),
+    | floats("deepest", "log_prob", "log_prob_change", "intruder_rank"),
 )
 def lost(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     """:data:`lost_facts` in one row."""

@@ -14,8 +14,9 @@ from memprobe.errors import MemprobeError
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
-from memprobe.statistics.controls import BINARY, SHARES
+from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
 from memprobe.statistics.fates import fates, kept_against_lost
+from memprobe.statistics.margins import GIVEN_MARGIN, given_margin, margin, with_statistic
 
 _SEEDS = {"by_seed": pl.List(pl.Float64)}
 
@@ -99,9 +100,10 @@ def check_apart(members: Iterable[OfAnArm]) -> None:
 )
 def arms(readings: Readings) -> pl.DataFrame:
     """Each arm's mean over seeds, stage by stage."""
-    if not (runs := runs_of(readings)):
+    runs, names = _with_margins(readings, runs_of(readings))
+    if not runs:
         return arms.empty
-    return arm_means(runs, list(ARM_STATISTICS), len(readings.factoids), shares=SHARES, binary=BINARY)
+    return arm_means(runs, names, len(readings.factoids), shares=SHARES, binary=BINARY)
 
 
 @table(
@@ -117,12 +119,38 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
     Args:
         reference: an arm (default: that of the reference checkpoint, else the first).
     """
-    if not (runs := runs_of(readings)):
+    runs, names = _with_margins(readings, runs_of(readings))
+    if not runs:
         return arm_differences.empty
     arm = reference or readings.reference.arm or runs[0].arm
-    return arm_differences_of(
-        runs, list(ARM_STATISTICS), len(readings.factoids), reference=arm, binary=BINARY
-    )
+    return arm_differences_of(runs, names, len(readings.factoids), reference=arm, binary=BINARY)
+
+
+def _with_margins(readings: Readings, runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Runs with :data:`~memprobe.statistics.margins.GIVEN_MARGIN` beside the others, where a first stage is there."""
+    stage_of = {str(one.entry.get("fingerprint")): one for one in readings.members if one.arm is not None}
+    log_probs = {run.label: _log_prob(readings, run.label) for run in runs}
+    first: dict[str, str] = {}
+    for run in runs:
+        trained = [stage_of[key] for key in run.before if key in stage_of]
+        if trained and (trained[-1].stage or "").partition("-")[0] == "1":
+            first[run.label] = trained[-1].label
+    margins = {label: margin(_log_prob(readings, label)) for label in set(first.values())}
+    values = [np.full(len(run.influence), np.nan) for run in runs]
+    for stage in dict.fromkeys(run.stage for run in runs if run.label in first):
+        at = [i for i, run in enumerate(runs) if run.stage == stage and run.label in first]
+        after = [log_probs[runs[i].label] for i in at]
+        before = [margins[first[runs[i].label]] for i in at]
+        for i, one in zip(at, given_margin(after, before), strict=True):
+            values[i] = one
+    if not first:
+        return runs, list(ARM_STATISTICS)
+    return with_statistic(runs, values), [*ARM_STATISTICS, GIVEN_MARGIN]
+
+
+def _log_prob(readings: Readings, label: str) -> np.ndarray:
+    """Of each fact's answer at full depth, [factoid], nats."""
+    return readings[label].values[:, STATISTICS.index("log_prob_full")]
 
 
 @table("all", {"run": pl.String, "step": pl.Int64} | dict(placement.schema))

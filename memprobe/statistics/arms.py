@@ -229,6 +229,15 @@ def arm_differences(
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(cs.float().fill_nan(None))
 
 
+def student(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Student's interval of a mean over seeds; none for fewer than :data:`MIN_SEEDS`, nor where nothing scatters."""
+    if len(values) < MIN_SEEDS or np.ptp(values) < 1e-9:
+        return None, None
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    half = special.stdtrit(len(values) - 1, 0.5 + LEVEL / 2) * error
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def in_common(members: Sequence[Run], others: Sequence[Run]) -> str:
     """What the runs of two arms have in common; see :data:`PREFIX`."""
     by_seed = {run.seed: run for run in others}

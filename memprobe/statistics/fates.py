@@ -145,8 +145,9 @@ def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:
     """:func:`lost_facts` in one row, shares with Wilson intervals.
 
     n, the share that still surfaces at some depth, that which the model's own readout still has in its top ``k``, the
-    mean deepest depth of those that surface, mean log_prob (nats) and its change, and the share that an intruder
-    outranks.
+    mean deepest depth of those that surface, mean log_prob (nats) and its change, the share that an intruder
+    outranks, and ``intruder_rank``: the geometric mean of the intruders' ranks, counted from 1 for the mean, from 0 as
+    given.
     """
     n = len(lost)
     row: dict[str, float | int | None] = {"n": n}
@@ -163,4 +164,6 @@ def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:
     for name in ("deepest", "log_prob", "log_prob_change"):
         mean = lost[name].mean()
         row[name] = float(mean) if isinstance(mean, int | float) else None
+    ranks = lost["intruder_rank"].drop_nulls().to_numpy()
+    row["intruder_rank"] = float(np.expm1(np.log1p(ranks).mean())) if len(ranks) else None
     return row

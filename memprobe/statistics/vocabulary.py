@@ -267,6 +267,14 @@ _OTHERS = (
     Statistic("recall", "recall@{k}", "recall", "share", "wilson", **_HIGHER),
     Statistic("frequency", "normalised frequency", "frequency", "share", "bca", **_HIGHER),
     Statistic("retention", "retention", "retention", "share", "wilson", **_HIGHER),
+    Statistic(
+        "log_prob_given_margin",
+        "log-probability at full depth, given the margin after stage 1",
+        "log-prob, given margin",
+        "nats",
+        "none",
+        **_HIGHER,
+    ),
     Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER),
 )
 _PATCHED = (

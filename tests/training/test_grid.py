@@ -149,6 +149,8 @@ def test_every_stage_is_in_one_probe_in_both_readouts(done):
     assert not list(out.glob(".probes/*/*")), "a cell's own probe goes when it has joined the others"
     entry = probe.run["checkpoints"]["replay-s0.2"]["manifest"]
     assert (entry["arm"], entry["stage"]) == ("replay(ratio=0.5, stages=2)", 2)
+    before = probe.run["checkpoints"]["naive-s0.1"]["fingerprint"]  # so that seeds are known to be pairs
+    assert entry["parent"]["fingerprint"] == before and entry["stages"][0]["index"] == 1
     assert "b" in probe.run["intrusions"]
     tables = compare([folder], reference="naive-s0.2", draws=100).tables
     assert {"arms", "fates", "claims"} <= set(tables)
@@ -293,6 +295,7 @@ def test_the_command_plans_and_refuses_a_part_that_is_none(tmp_path, tiny_checkp
     path = write(tmp_path, tiny_checkpoint)
     told = CliRunner().invoke(app, ["grid", str(path), "--dry-run", "--out", str(tmp_path / "out")])
     assert told.exit_code == 0 and "a-b-n4/naive-s1" in told.output and "14 stages to train" in told.output
+    assert "80 % power" in told.output or "power    not known" in told.output
     assert not (tmp_path / "out").exists()
     for shard in ("0/2", "3/2", "two"):
         refused = CliRunner().invoke(app, ["grid", str(path), "--shard", shard])

@@ -3,11 +3,13 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
 from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
+from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
 from training.__main__ import app
 from training.study.collect import Results, collect, read_results
@@ -163,7 +165,7 @@ def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
         "deepest": [28.0, None, 29.0, 30.0],
         "intruded": [0.5, None, 1.0, 0],
     }
-    numbers |= {"full": [0.1, None, 0.2, 0.3]}
+    numbers |= {"full": [0.1, None, 0.2, 0.3], "intruder_rank": [3.0, None, 8.0, 15.0]}
     lost = [
         keys
         | {"checkpoint": f"r.{s}", "n_lost": 10 * s}
@@ -176,6 +178,11 @@ def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
     assert row["surfaces"] == pytest.approx(23 / 60) and row["deepest"] == 29
     assert row["surfaces_low"] < 23 / 60 < row["surfaces_high"]
     assert row["full"] == pytest.approx((2 + 2 + 9) / 60)
+    logs = np.log([4.0, 9, 16])
+    half = stats.t.ppf(0.975, 2) * stats.sem(logs)
+    ends = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]) - 1
+    ranks = [row[f"intruder_rank{end}"] for end in ("", "_low", "_high")]
+    assert ranks == pytest.approx([*ends]) and row["deepest_low"] < 29 < row["deepest_high"]
     few = lost_facts(results([*MIXED], placement=placement[:2], lost=lost[:2]))
     assert few["surfaces_low"].to_list() == [None]
 
@@ -214,6 +221,8 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
     found.write(tmp_path)
     fresh, stored = tables(found), tables(read_results(tmp_path))
     assert set(fresh) == set(stored) >= {"forgetting", "placement", "mixing_ratio", "cost", "claims"}
+    given = found.differences.filter(pl.col("statistic") == GIVEN_MARGIN, pl.col("stage") == "2")
+    assert given["difference"].is_not_null().any() and "nats" in fresh
     for name, table in fresh.items():
         assert markdown({name: table}, "x") == markdown({name: stored[name]}, "x")
     (tmp_path / "arms.parquet").unlink()

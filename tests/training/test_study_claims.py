@@ -99,7 +99,7 @@ def test_five_verdicts_of_arms():
     ]
     found = claims(tables(rows), book({"name": "keeps more", "equivalent": 0.05}))
     assert list(verdicts(found).values()) == ["seen", "contradicted", "equivalent", "undecided", "not tested"]
-    assert found["evidence"][0] == "+0.400 [+0.300, +0.500]; 3 seeds"
+    assert found["evidence"][0] == "own: +0.400 [+0.300, +0.500]; 3 seeds"
 
 
 def test_an_inert_arm_is_not_tested_and_says_why():

@@ -21,6 +21,7 @@ from memprobe.errors import MemprobeError
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
+from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.verdicts import NOT_TESTED, holm, is_inert, together, verdict
 from training.study.collect import NAIVE, READOUTS, Results
 from training.study.tables import spread
@@ -130,6 +131,7 @@ class _Test:
     in_common: str = ""
     detectable: float | None = None
     why: str = ""
+    beside: str = ""
     p_family: float | None = field(default=None)
 
     @property
@@ -244,7 +246,8 @@ def _evidence(test: _Test) -> str:
         if part.estimate is None:
             continue
         edges = "" if part.low is None else f" [{part.low:+.3f}, {part.high:+.3f}]"
-        told.append(("" if len(test.parts) == 1 else f"{part.lens}: ") + f"{part.estimate:+.3f}{edges}")
+        told.append(f"{part.lens}: {part.estimate:+.3f}{edges}")
+    told += [test.beside] if test.beside else []
     told += [f"{test.seeds} seed{'' if test.seeds == 1 else 's'}"] if test.seeds else []
     return "; ".join([*told, *([test.why] if test.why else [])])
 
@@ -327,6 +330,9 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[_Test]:
                 continue
             first = own.row(0, named=True)
             parts = [_part(lens, of, group, claim) for lens in claim.lenses]
+            beside = ""
+            if claim.statistic == "log_prob_full":
+                beside = _beside(group.filter(statistic=GIVEN_MARGIN, readout=OWN))
             why = idle.get((setup, arm), "") or _untold(parts, min(first["seeds"], first["reference_seeds"]))
             yield _Test(
                 claim,
@@ -340,7 +346,16 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[_Test]:
                 first["in_common"] or "",
                 first["detectable"],
                 why,
+                beside,
             )
+
+
+def _beside(given: pl.DataFrame) -> str:
+    """The same difference given the margin, where that is known."""
+    for row in given.drop_nulls("low").iter_rows(named=True):
+        edges = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        return f"given the margin after stage 1: {row['difference']:+.3f} {edges}"
+    return ""
 
 
 def _part(lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim) -> _Part:

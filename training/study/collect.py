@@ -6,7 +6,7 @@ Statistics of placement are :mod:`memprobe.compare`'s; here they are laid out by
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import polars as pl
 from memprobe.arms import Arm
 from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.files import parquet_errors, write_parquet
+from memprobe.files import parquet_errors, read_json, write_parquet
+from memprobe.lineage import origin
+from memprobe.manifests import MANIFEST
 from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
@@ -114,12 +116,13 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
         raise MemprobeError(f"{out}: no cell is finished yet")
     runs = [RunDirectory(path, path.name) for path in folders]
     found = retention_of(ended_runs(runs, say))
+    origins = _origins(runs)
     frame = found.cells
     parts: dict[str, list[pl.DataFrame]] = {}
     for (setup,), group in frame.group_by("setup", maintain_order=True):
         learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
         say(f"{setup}: {len(group)} cells, {len(learned)} of them learned; reading where their facts surface")
-        for name, table in _placed(out, str(setup), learned["labels"].to_list(), draws):
+        for name, table in _placed(out, str(setup), learned["labels"].to_list(), origins, draws):
             parts.setdefault(name, []).append(table)
     placed = {
         name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
@@ -130,8 +133,23 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
     return Results(frame, found.scores, found.over_seeds, **placed)
 
 
+def _origins(runs: Iterable[RunDirectory]) -> dict[tuple[str, str], dict[str, Any]]:
+    """By set-up and label, from which checkpoint and rows a stage started; probes did not always hold it."""
+    found = {}
+    for run in runs:
+        for stage in run.cell.stages if run.cell else ():
+            path = run.path / stage.stage / MANIFEST
+            if path.exists():
+                found[run.path.parent.name, stage.label] = origin(read_json(path))
+    return found
+
+
 def _placed(
-    out: Path, setup: str, chains: Sequence[list[str]], draws: int
+    out: Path,
+    setup: str,
+    chains: Sequence[list[str]],
+    origins: Mapping[tuple[str, str], dict[str, Any]],
+    draws: int,
 ) -> Iterable[tuple[str, pl.DataFrame]]:
     """Tables of placement of one set-up, for each readout and reading.
 
@@ -141,6 +159,9 @@ def _placed(
     for readout, probe in _probes(out, setup).items() if chains else ():
         # In the order of the cells, whichever was probed first.
         entries = probe.only(probe.finished).run["checkpoints"]
+        for label, entry in entries.items():
+            if entry["manifest"] is not None:
+                entry["manifest"] = origins.get((setup, label), {}) | entry["manifest"]
         base = [label for label, entry in entries.items() if entry["manifest"] is None]
         wanted = dict.fromkeys(label for chain in chains for label in chain if label in entries)
         made = {label: entries[label]["manifest"] or {} for label in [*base, *wanted]}

@@ -20,6 +20,7 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "claims": found.filter("headline").drop("headline"),
         "specification": specification(found),
         "forgetting": retention.forgetting(kept),
+        "nats": surfacing.nats(results),
         "placement": surfacing.placement(results),
         "spread": surfacing.spread(results),
         "kept_facts": surfacing.kept_before(results),

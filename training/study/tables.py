@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import polars as pl
 from scipy import stats
 
-from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.arms import MIN_SEEDS, student
+from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_over_seeds
-from training.study.collect import Results
+from training.study.collect import SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
 
@@ -99,16 +104,42 @@ def kept_before(results: Results) -> pl.DataFrame:
     )
 
 
+def nats(results: Results) -> pl.DataFrame:
+    """How probable D_A's answers are after the last stage, against naive and its controls: in nats, which see more than
+    exact match does, and the same given how wide a margin stage 1 left.
+
+    Returns:
+        [setup, arm, against, seeds, in_common, difference, low, high, detectable, given_margin, given_margin_low,
+        given_margin_high, given_margin_detectable], of the own readout in the headline's reading.
+    """
+    if not len(results.differences):
+        return pl.DataFrame()
+    stage = pl.col("stage").cast(pl.Int64)
+    k, token = SETTINGS[0]
+    rows = results.differences.filter(stage == stage.max().over("setup"), readout="own", k=k, token=token)
+    keys = ["setup", "arm", "reference"]
+    numbers = ["difference", "low", "high", "detectable"]
+    given = rows.filter(statistic=GIVEN_MARGIN).select(
+        *keys, *(pl.col(name).alias(f"given_margin_{name}") for name in numbers)
+    )
+    table = rows.filter(statistic="log_prob_full").select(*keys, "seeds", "in_common", *numbers)
+    table = table.join(given, on=keys, how="left", maintain_order="left")
+    return table.rename({"reference": "against", "given_margin_difference": "given_margin"})
+
+
 def lost_facts(results: Results) -> pl.DataFrame:
     """Of the facts that a stage took, those that still surface at some depth, and those that D_B's answers outrank.
 
-    Shares are over all lost facts of all seeds, with the interval of shares over seeds.
+    Shares are over all lost facts of all seeds, with the interval of shares over seeds; depths and ranks are means over
+    seeds, with Student's.
 
     Returns:
         [setup, k, token, readout, stage, arm, seeds, lost, surfaces, surfaces_low, surfaces_high, full, full_low,
-        full_high, chance_full, deepest, intruded, intruded_low, intruded_high]: ``lost`` counts facts in each seed;
-        ``full`` is the share that full depth still holds, ``chance_full`` that of shuffled answers; ``deepest`` is the
-        mean depth of those that surface, over seeds; intervals from three seeds with lost facts on.
+        full_high, chance_full, deepest, deepest_low, deepest_high, intruded, intruded_low, intruded_high,
+        intruder_rank, intruder_rank_low, intruder_rank_high]: ``lost`` counts facts in each seed; ``full`` is the share
+        that full depth still holds, ``chance_full`` that of shuffled answers; ``deepest`` is the mean depth of those
+        that surface, ``intruder_rank`` the rank of D_B's answers there, over seeds and facts a geometric mean;
+        intervals from three seeds with lost facts on.
     """
     if not len(results.lost):
         return pl.DataFrame()
@@ -125,15 +156,34 @@ def lost_facts(results: Results) -> pl.DataFrame:
         for name in shares:
             row |= _share_of(group, name)
         row |= {"chance_full": group[chance[0]].mean()} if chance else {}
-        row["deepest"] = group["deepest"].mean()
+        row |= _mean_of(group, "deepest")
+        if ranked := "intruder_rank" in table.columns:
+            row |= _mean_of(group, "intruder_rank", np.log1p, np.expm1)
         rows.append(row)
     edges = {name: [name, f"{name}_low", f"{name}_high"] for name in shares}
     ends = [*edges["surfaces"], *edges.get("full", []), *(["chance_full"] if chance else [])]
-    ends += ["deepest", *edges["intruded"]]
+    ends += ["deepest", "deepest_low", "deepest_high", *edges["intruded"]]
+    ends += ["intruder_rank", "intruder_rank_low", "intruder_rank_high"] if ranked else []
     found = pl.DataFrame(rows, infer_schema_length=None).select(
         *_KEYS, "stage", "arm", "seeds", "lost", *ends
     )
     return found.sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
+
+
+def _mean_of(
+    group: pl.DataFrame,
+    name: str,
+    there: Callable[..., Any] = np.asarray,
+    back: Callable[..., Any] = float,
+) -> dict[str, float | None]:
+    """A mean over seeds with Student's interval, taken on another scale and given back on its own."""
+    values = there(group[name].drop_nulls().to_numpy())
+    found: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    if len(values):
+        low, high = student(values)
+        ends = (values.mean(), low, high)
+        found = {key: None if end is None else float(back(end)) for key, end in zip(found, ends, strict=True)}
+    return found
 
 
 def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
