@@ -27,7 +27,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 _PART = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?:\(([^()]*)\))?\s*")
 _PLUS = re.compile(r"\+(?![^(]*\))")  # in brackets a + belongs to a number, as in 1e+07
@@ -235,7 +235,8 @@ def _parsed(piece: str) -> Part:
         raise MemprobeError(f"arm: {name}: cannot read {rest!r}; write key=value, key=value")
     kind = part.kind
     if unknown := [key for key in part.options if kind.options is not None and key not in kind.options]:
-        raise MemprobeError(f"arm: {name}: no option {unknown[0]!r}")
+        instead = among(unknown[0], sorted(kind.options or ()), before="it has")
+        raise MemprobeError(f"arm: {name}: no option {unknown[0]!r}; {instead}")
     for key in kind.needed:
         if key not in part.options:
             raise MemprobeError(f"arm: {name}: name its {key}, as in {kind.example}")

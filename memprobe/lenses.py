@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memprobe.checkpoints import resolve
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.lens_files import AffineMap, LensFile, in_short, read_lens
 from memprobe.splitting import home_of, own_copy
 
@@ -270,8 +270,8 @@ def parse_lens(text: str) -> LensSpec:
     kind = asked.partition("@")[0].partition("=")[0]
     if kind not in LENS_KINDS or label == "":
         raise MemprobeError(
-            f"--lens {text}: write logit, logit@SPEC, or KIND=PATH with KIND one of {', '.join(LENS_KINDS[1:])}, "
-            "each perhaps with @SPEC"
+            f"--lens {text}: write logit, logit@SPEC, or KIND=PATH, each perhaps with @SPEC; "
+            f"{among(kind, LENS_KINDS, before='kinds are')}"
         )
     tail = asked[len(kind) :]
     if kind == "logit":

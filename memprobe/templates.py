@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memprobe.chats import render_chat
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Template:
         fields = [name for _, name, _, _ in pieces]
         if unknown := [name for name in fields if name not in _FIELDS]:
             raise MemprobeError(
-                f"template {text!r}: unknown field {{{unknown[0]}}}; the fields are {{prompt}}, {{answer}}, {{eos}}"
+                f"template {text!r}: unknown field {{{unknown[0]}}}; "
+                f"{among(unknown[0], sorted(_FIELDS), before='the fields are')}"
             )
         if formatted := [name for _, name, spec, conversion in pieces if spec or conversion]:
             raise MemprobeError(f"template {text!r}: write {{{formatted[0]}}} without a format")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from memprobe.arms import KINDS, Arm, Part
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 
 def unfold_arm(data: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _add(addition: dict[str, Any], part: Part) -> None:
         addition[part.name] = values
     else:
         raise MemprobeError(
-            f"arm: {part.name!r} is none of {', '.join(KINDS)}, and no penalty, which names its strength"
+            f"arm: no arm {part.name!r}; {among(part.name, KINDS)}; a penalty names its strength, as in kl(strength=1)"
         )
 
 

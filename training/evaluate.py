@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from memprobe.answers import answer, generate_batches, shown
 from memprobe.batching import batches_by_tokens, tokens_at_once
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
@@ -78,7 +78,7 @@ class EvaluationSet:
     def __post_init__(self) -> None:
         """Raises a MemprobeError for rows or a metric that do not belong to the kind."""
         if self.kind not in METRICS:
-            raise MemprobeError(f"evaluation set of kind {self.kind!r}; choose {', '.join(METRICS)}")
+            raise MemprobeError(f"evaluation set of kind {self.kind!r}; {among(self.kind, METRICS)}")
         if not self.rows:
             raise MemprobeError(f"evaluation set of {self.kind}: it has no rows")
         for row in self.rows:
@@ -93,7 +93,7 @@ class EvaluationSet:
         if self.metric is not None and self.metric not in METRICS[self.kind]:
             raise MemprobeError(
                 f"evaluation set of {self.kind}: no metric {self.metric!r}; "
-                f"choose {', '.join(METRICS[self.kind])}"
+                f"{among(self.metric, METRICS[self.kind])}"
             )
         if self.metric == "final_answer" and not self._has_final_answers:
             raise MemprobeError(

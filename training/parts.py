@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -71,7 +71,7 @@ def validated(part: type[Validated], data: dict[str, Any], where: str) -> Valida
         found = error.errors()
         # A list with a broken item is also reported as too short, which says nothing.
         found = [problem for problem in found if problem["type"] != "too_short"] or found
-        problems = [f"{_key(problem['loc'])}{_told(problem)}" for problem in found]
+        problems = [f"{_key(problem['loc'])}{_told(problem, part)}" for problem in found]
         more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:3])})" if len(problems) > 1 else ""
         raise MemprobeError(f"{where}: {problems[0]}{more}") from error
 
@@ -82,11 +82,24 @@ def _key(loc: tuple[int | str, ...]) -> str:
     return ".".join(parts) + ": " if parts else ""
 
 
-def _told(problem: Any) -> str:
+def _told(problem: Any, part: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
-        return "unknown key"
+        *above, key = problem["loc"]
+        known = _keys(part, above)
+        return f"unknown key; {among(key, known, before='there are')}" if known else "unknown key"
     if problem["type"] == "missing":
         return "missing"
     text = str(problem["msg"]).removeprefix("Value error, ")
     given = problem["input"]
     return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
+
+
+def _keys(part: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    """The keys of the table at ``loc``; none where the file's schema alone does not say which table that is."""
+    tables = [part]
+    for step in loc:
+        if isinstance(step, str):
+            fields = [table.model_fields[step] for table in tables if step in table.model_fields]
+            kinds = [kind for field in fields for kind in _kinds(field.annotation)]
+            tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [field.alias or name for table in tables for name, field in table.model_fields.items()]

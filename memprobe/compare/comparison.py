@@ -16,7 +16,7 @@ from memprobe.compare import by_checkpoint, by_pair, over_runs
 from memprobe.compare.headline import headline
 from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.files import csv_text, json_text, write_together
 from memprobe.members import Member
 from memprobe.probes import Probe
@@ -146,7 +146,7 @@ def compare(
             in common), unknown labels, broken files.
     """
     if pairs not in PAIRS:
-        raise MemprobeError(f"`pairs` {pairs!r}: choose {' or '.join(PAIRS)}")
+        raise MemprobeError(f"`pairs` {pairs!r}: {among(pairs, PAIRS)}")
     readings = Readings.of(
         probes,
         k=k,

@@ -22,7 +22,7 @@ from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
 from memprobe.compare.over_runs import arm_differences, arms, check_apart, paths
 from memprobe.compare.table import floats
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.files import csv_text, json_text, read_json, write_together
 from memprobe.probes import Probe, open_probe
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
@@ -197,7 +197,8 @@ def compare_outcomes(
     first = next((one for one in answers if reference in (None, one.label)), None)
     if first is None:
         raise MemprobeError(
-            f"`reference` {reference!r}: no such checkpoint; there are {', '.join(one.label for one in answers)}"
+            f"`reference` {reference!r}: no such checkpoint; "
+            f"{among(reference, [one.label for one in answers], before='there are')}"
         )
     notes: list[str] = []
     ids = _common(answers, notes)
@@ -276,7 +277,9 @@ def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> 
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise MemprobeError(f"checkpoint {twice[0]!r} is given twice; name each directory once")
     if unknown := [label for label in arms if label not in labels]:
-        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; there are {', '.join(labels)}")
+        raise MemprobeError(
+            f"`arms`: no checkpoint {unknown[0]!r}; {among(unknown[0], labels, before='there are')}"
+        )
     return [
         replace(one, arm=arms[one.label][0], seed=arms[one.label][1], stage=arms[one.label][2])
         if one.label in arms

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.figures import runs, tables
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
@@ -128,7 +128,7 @@ def write_figures(
         ("--format", list(formats), FORMATS),
     ):
         if unknown := [one for one in given if one not in allowed]:
-            raise MemprobeError(f"{name} {unknown[0]!r}: choose {', '.join(map(str, allowed))}")
+            raise MemprobeError(f"{name} {unknown[0]!r}: {among(unknown[0], allowed)}")
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
     files: list[Path] = []
@@ -303,7 +303,9 @@ def _compared(
     reference = asked["reference"]
     if reference and groups and not any(reference in known for known in labels.values()):
         known = list(dict.fromkeys(label for group in groups for label in labels[id(group)]))
-        raise MemprobeError(f"`reference` {reference!r}: no such checkpoint; there are {', '.join(known)}")
+        raise MemprobeError(
+            f"`reference` {reference!r}: no such checkpoint; {among(reference, known, before='there are')}"
+        )
     setups = [setup_of(probe.path) for group in groups for probe in group]
     above = [
         setup.parent for setup in setups if setup

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.files import first_line, read_json, replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of
@@ -111,7 +111,7 @@ def fit(
             be written, or a fit that is not finite.
     """
     if kind not in FITTED_KINDS:
-        raise MemprobeError(f"--kind {kind}: choose {', '.join(FITTED_KINDS)}")
+        raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
     if steps is not None and (kind != "tuned" or steps < 1):
         raise MemprobeError(f"--steps {steps}: a whole number from 1, for a tuned lens alone")
     out = Path(out)

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid
 from memprobe.sources.builtin import read_known
 from memprobe.sources.catalogue import DATASETS, Dataset, HubSet, Split, messages_of
@@ -277,10 +277,9 @@ def _open(
         return _open_hub(name, kind or "factoids", n, seed, bad, counts, halves)
     if head in DATASETS:
         return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, halves)
-    raise MemprobeError(
-        f"no source {name!r}; give known, kvr:N, {', '.join(DATASETS)}, random-words, self, hub:OWNER/NAME, or "
-        f"a {', '.join(ROW_FILES)} file"
-    )
+    named = ("known", "kvr:N", *DATASETS, "random-words", "self", "hub:OWNER/NAME")
+    files = f"a {', '.join(ROW_FILES)} file"
+    raise MemprobeError(f"no source {name!r}; {among(name, (*named, files), before='give')}")
 
 
 def _open_kvr(name: str, tail: str, n: int | None, seed: int, counts: Counter[str]) -> _Opened:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.sources.catalogue import Dataset, Split
 from memprobe.sources.rows import BadRows, Row, read_rows
 
@@ -69,7 +69,9 @@ def split_of(dataset: Dataset, name: str | None) -> tuple[str, Split]:
     """
     name = name or dataset.default_split
     if name not in dataset.splits:
-        raise MemprobeError(f"{dataset.name}: no split {name!r}; it has {', '.join(dataset.splits)}")
+        raise MemprobeError(
+            f"{dataset.name}: no split {name!r}; {among(name, dataset.splits, before='it has')}"
+        )
     return name, dataset.splits[name]
 
 

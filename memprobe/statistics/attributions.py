@@ -32,7 +32,7 @@ def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "blo
     if token not in ("first", "last", "all"):
         raise MemprobeError(f"--token {token}: {among(token, ('first', 'last', 'all'))}")
     if part not in PARTS:
-        raise MemprobeError(f"{part!r} is no part of a block; choose {', '.join(PARTS)}")
+        raise MemprobeError(f"{part!r} is no part of a block; {among(part, PARTS)}")
     rows = table.filter(pl.col("part") == part)
     if rows.is_empty() and not table.is_empty():
         raise MemprobeError(f"these attributions are given by block; there is no {part} in them")
@@ -134,7 +134,9 @@ def paired_contributions(
     largest = largest_contribution(table, token=token, part=part)
     labels = rows["checkpoint"].unique(maintain_order=True).to_list()
     if reference not in labels:
-        raise MemprobeError(f"no attributions of {reference!r}; there are {', '.join(labels) or 'none'}")
+        raise MemprobeError(
+            f"no attributions of {reference!r}; {among(reference, labels, before='there are')}"
+        )
     parts = []
     for label in (name for name in labels if name != reference):
         wide = _difference(rows, label, reference, "logit", on=["factoid", "depth"])

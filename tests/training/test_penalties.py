@@ -303,5 +303,5 @@ def test_a_penalty_is_a_module_of_its_package():
         with pytest.raises(MemprobeError, match=said):
             parse_recipe({"base": "x", "arm": arm, "stages": stages})
     stages[1] = stages[1] | {"penalty": {"method": "si", "strength": 1}}
-    with pytest.raises(MemprobeError, match=r"stages\.2\.penalty: method: choose ewc or kl"):
+    with pytest.raises(MemprobeError, match=r"stages\.2\.penalty: method: choose ewc, kl"):
         parse_recipe({"base": "x", "stages": stages})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from training.parts import Part, read_toml, validated
 
 Scalar = int | float | str
@@ -81,8 +81,8 @@ def read_grid(path: Path) -> Grid:
             if unknown := [name for name in names if name not in known]:
                 table = "data" if place == "stages" else "arms"
                 raise MemprobeError(
-                    f"{path}: block {block.name}: {place}: no {unknown[0]!r} in [{table}], "
-                    f"which has {', '.join(known) or 'nothing'}"
+                    f"{path}: block {block.name}: {place}: no {unknown[0]!r} in [{table}]; "
+                    f"{among(unknown[0], known, before='it has')}"
                 )
         if short := [chain for chain in block.stages if len(chain) < 2]:
             raise MemprobeError(

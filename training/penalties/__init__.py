@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from memprobe.errors import among
 from training.parts import Part
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _penalty(value: Any) -> Any:
     kinds = penalties()
     method = value.get("method")
     if method not in kinds:
-        raise ValueError(f"method: choose {' or '.join(sorted(kinds))}")
+        raise ValueError(f"method: {among(method, sorted(kinds))}")
     return kinds[method].model_validate(value)
 
 
