@@ -68,15 +68,18 @@ def style(position: int) -> dict[str, str]:
 
 def along(n: int) -> list[dict[str, str]]:
     """Looks of ``n`` checkpoints along one training run: early ones blue, late ones orange, evenly between."""
+    return [
+        {"colour": along_at(at / max(1, n - 1)), "marker": MARKERS[0], "dash": DASHES[0]} for at in range(n)
+    ]
+
+
+def along_at(place: float) -> str:
+    """The colour at ``place`` along a training run, which goes from 0 to 1."""
     stops = [_channels(colour) for colour in ALONG]
-    looks = []
-    for at in range(n):
-        place = (len(stops) - 1) * at / max(1, n - 1)
-        low = min(int(place), len(stops) - 2)
-        mixed = [round(a + (b - a) * (place - low)) for a, b in zip(stops[low], stops[low + 1], strict=True)]
-        colour = "#" + "".join(f"{channel:02x}" for channel in mixed)
-        looks.append({"colour": colour, "marker": MARKERS[0], "dash": DASHES[0]})
-    return looks
+    at = (len(stops) - 1) * place
+    low = min(int(at), len(stops) - 2)
+    mixed = [round(a + (b - a) * (at - low)) for a, b in zip(stops[low], stops[low + 1], strict=True)]
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
 def template(theme: str = "light") -> dict[str, Any]:

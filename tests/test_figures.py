@@ -21,7 +21,7 @@ from memprobe.errors import MemprobeError
 from memprobe.figures import runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.files import read_json, write_json, write_parquet
-from memprobe.palette import COLOURS
+from memprobe.palette import ALONG, COLOURS
 from memprobe.probes import open_probe
 from memprobe.retention import ended_runs, retention_of
 from memprobe.studies import open_study
@@ -185,6 +185,61 @@ def test_many_checkpoints_of_unknown_arms_are_six_to_a_panel():
     checkpoints = [{"label": f"c{i}", "arm": None, "seed": None, "stage": None} for i in range(8)]
     layout = tables.checkpoint_layout(checkpoints, None)
     assert layout.group_by("panel", maintain_order=True).len()["len"].to_list() == [6, 2]
+
+
+# Training steps
+
+
+def test_steps_are_the_axis_with_what_became_of_the_facts(tmp_path):
+    depths = {f"step-{step}": 7.0 - step / 100 for step in (50, 100, 200, 400)}
+    write_probe(tmp_path, depths, n=24, never=0.25, summary=False)
+    result = compare([open_probe(tmp_path)], draws=200)
+    found = tables.of_comparison(result.tables, result.settings)
+    figure = figures.steps(found["steps"], width=183)
+    shown = drawn(figure)
+    (run,) = set(found["steps"]["run"])
+    exact = dict(result.tables["placement"].select("checkpoint", "exact").iter_rows())
+    assert shown[f"{run}/exact/line"] == [[step, exact[f"step-{step}"]] for step in (50, 100, 200, 400)]
+
+    # Apart from the tables: a fact is absent where no depth from 1 on holds its first token, and it is not said.
+    records, outcomes = open_probe(tmp_path).records, open_probe(tmp_path).outcomes
+    for label in depths:
+        best = (
+            records.filter(pl.col("checkpoint") == label, pl.col("token") == 0, pl.col("depth") > 0)
+            .group_by("factoid")
+            .agg(pl.col("rank").min())
+        )
+        said = set(outcomes.filter(pl.col("exact_match"), checkpoint=label)["factoid"])
+        held = set(best.filter(pl.col("rank") < 10)["factoid"])
+        expected = {"said": len(said), "surfaces": len(held - said), "absent": 24 - len(held | said)}
+        states = result.tables["states"].filter(checkpoint=label)
+        assert dict(states.select("state", "n").iter_rows()) == expected
+    assert expected["absent"]
+    tops = found["steps"].filter(statistic="fates").group_by("step").agg(pl.col("value").sum())["value"]
+    np.testing.assert_allclose(tops.to_numpy(), 1)
+
+
+def test_checkpoints_along_a_run_have_one_panel_and_colours_that_go_on(tmp_path):
+    depths = {f"step-{step}": 7.0 - step / 500 for step in range(0, 1000, 100)}
+    write_probe(tmp_path, depths, n=12, summary=False)
+    result = compare([open_probe(tmp_path)], draws=200)
+    found = tables.of_comparison(result.tables, result.settings)
+    assert set(found["recall"]["panel"]) == {""} and found["recall"]["line"].n_unique() == 10
+    figure = figures.recall(found["recall"])
+    (axes,) = figure.axes
+    colours = {
+        line.get_gid(): line.get_color() for line in axes.lines if (line.get_gid() or "").endswith("/line")
+    }
+    assert len(set(colours.values())) == 10
+    assert colours["/step 0//line"] == ALONG[0] and colours["/step 900//line"] == ALONG[-1]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[0] == "step 0" and "step 900" in named and len(named) <= 6
+    rows = figures.first_occurrence(found["lof"], width=183)
+    dots = {line.get_gid(): line.get_markerfacecolor() for line in rows.axes[0].lines if line.get_gid()}
+    assert dots["step-0//lof_mean/value"] == ALONG[0] and dots["step-900//lof_mean/value"] == ALONG[-1]
+    # What was stored before steps had a colour is drawn as it was.
+    assert figures.recall(found["recall"].drop("along"))
+    assert figures.first_occurrence(found["lof"].drop("along"))
 
 
 # First occurrence and differences
@@ -445,11 +500,11 @@ def written(probe, trained, tmp_path_factory):
 def test_every_figure_is_there_in_each_format_beside_its_json(written):
     out, files, said = written
     names = {path.stem for path in files}
-    assert names == set(figures.DRAWN) - {"mixing_ratio", "mixing_length"}
+    assert names == set(figures.DRAWN) - {"mixing_ratio", "mixing_length", "steps"}
     assert {path.name for path in out.iterdir()} == {path.name for path in files}
     assert {path.suffix for path in files if path.stem == "recall"} == {".pdf", ".png", ".json"}
     assert {path.suffix for path in files if path.stem == "lof"} == {".pdf", ".png", ".json", ".csv", ".md"}
-    for name in ("mixing_ratio", "mixing_length"):
+    for name in ("mixing_ratio", "mixing_length", "steps"):
         assert any(text.startswith(f"{name}: left out") for text in said)
 
 

@@ -12,7 +12,7 @@ from memprobe.cli.options import Draws, TokenRule, TopK
 from memprobe.cli.terminal import echo
 
 _NAMES = (
-    "recall, frequency, lof, survival, heatmap, differences, spread, kept (of probes and comparisons); "
+    "recall, frequency, lof, survival, heatmap, differences, spread, kept, steps (of probes and comparisons); "
     "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs)"
 )
 

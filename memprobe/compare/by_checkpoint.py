@@ -13,6 +13,7 @@ from memprobe.readings import NET_OF_SHUFFLED, SHUFFLED, Readings
 from memprobe.statistics.curves import curves_of
 from memprobe.statistics.groups import GROUPED, by_group, group_labels
 from memprobe.statistics.occurrence import ENDS, kaplan_meier
+from memprobe.statistics.overview import state_shares, states_of
 from memprobe.statistics.vocabulary import PER_FACTOID, PLACED
 
 _NET = {"n": pl.Int64} | floats("value", "chance", "net", "low", "high")
@@ -110,3 +111,10 @@ def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFra
         found = by_group(reading.found, labels, readings.resamples)
         parts.append(found.select(pl.lit(grouping).alias("by"), pl.all()))
     return pl.concat(parts) if parts else groups.empty.drop("checkpoint")
+
+
+@table("checkpoint", {"state": pl.String, "n": pl.Int64} | floats("share", "low", "high"))
+def states(readings: Readings, label: str) -> pl.DataFrame:
+    """How many facts are said, only surface at some depth, or are absent."""
+    read = readings[label]
+    return state_shares(states_of(read.exact, read.found.held))

@@ -35,6 +35,7 @@ TABLES: dict[str, Table] = {
     "curves": by_checkpoint.curves,
     "placement": by_checkpoint.placement,
     "survival": by_checkpoint.survival,
+    "states": by_checkpoint.states,
     "groups": by_checkpoint.groups,
     "differences": by_pair.differences,
     "placement_exact_in_both": by_pair.placement_exact_in_both,

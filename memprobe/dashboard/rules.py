@@ -12,7 +12,7 @@ import polars as pl
 from memprobe import plots
 from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
-from memprobe.dashboard.series import FATE_NAMES, looks_of, series_of, step_figures
+from memprobe.dashboard.series import looks_of, series_of, step_figures
 from memprobe.plots import Sketch
 from memprobe.readings import ARM_STATISTICS, Reading, Readings
 from memprobe.statistics.arms import MIN_SEEDS, arm_means
@@ -20,6 +20,7 @@ from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.occurrence import ENDS, kaplan_meier
 from memprobe.statistics.overview import (
+    STATE_NAMES,
     STATES,
     chance_of,
     depth_shares,
@@ -162,10 +163,10 @@ class UnderRule:
     def _fates(self, read: Mapping[str, Reading]) -> dict[str, Sketch]:
         found = {}
         states = {label: states_of(one.exact, one.found.held) for label, one in read.items()}
-        assert tuple(FATE_NAMES) == STATES
+        assert tuple(STATE_NAMES) == STATES
         for position, path in enumerate(self.followed):
             table = flows(np.column_stack([states[label] for label in path.labels]))
-            found[f"fate-{position}"] = plots.fate_flows.sketch(table, path.stage_names, names=FATE_NAMES)
+            found[f"fate-{position}"] = plots.fate_flows.sketch(table, path.stage_names, names=STATE_NAMES)
         return found
 
     def _stages(self, at: Readings) -> tuple[dict[str, Sketch], list[dict[str, Any]]]:

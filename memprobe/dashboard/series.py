@@ -13,7 +13,7 @@ from memprobe.plots import Sketch
 from memprobe.readings import Reading, Readings
 from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
-from memprobe.statistics.overview import state_shares, states_of
+from memprobe.statistics.overview import STATE_NAMES, state_shares, states_of
 from memprobe.statistics.vocabulary import STATISTICS
 
 OVER_STEPS = {
@@ -69,12 +69,8 @@ def step_figures(readings: Readings, read: Mapping[str, Reading]) -> dict[str, S
             )
             for step, label in zip(one.steps, one.labels, strict=True)
         ]
-        figures[f"fates-{position}"] = plots.fate_areas.sketch(pl.concat(shares), names=FATE_NAMES)
+        figures[f"fates-{position}"] = plots.fate_areas.sketch(pl.concat(shares), names=STATE_NAMES)
     return figures
-
-
-FATE_NAMES = {"said": "exact", "surfaces": "surfaces only", "absent": "absent"}
-"""What each of :data:`memprobe.statistics.overview.STATES` is called."""
 
 
 def steps_table(readings: Readings) -> pl.DataFrame:

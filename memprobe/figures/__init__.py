@@ -7,7 +7,7 @@
 ::
 
     look      the style, the widths, the palette shared with the dashboard
-    drawing   table -> figure: by_depth, by_checkpoint, by_arm
+    drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm
     tables    comparison -> tables
     runs      training runs -> tables
     writing   figures -> files
@@ -28,6 +28,7 @@ from memprobe.figures.drawing import (
     replay_ratio,
     spread,
     stages,
+    steps,
     survival,
 )
 from memprobe.figures.look import STYLE, WIDTHS
@@ -54,6 +55,7 @@ __all__ = [
     "save",
     "spread",
     "stages",
+    "steps",
     "survival",
     "write_figures",
 ]

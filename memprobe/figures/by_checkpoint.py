@@ -20,6 +20,7 @@ from memprobe.figures.look import (
     legend,
     legend_height,
     look,
+    look_along,
     name_rows,
     not_empty,
     panels,
@@ -47,8 +48,8 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
     A pale line is the mean ± one standard deviation over factoids, a dark one a 95 % interval; seeds are dots.
 
     Args:
-        table: [row, series, statistic, value, low, high, sd, by_seed]; ``series`` tells stages of one arm apart,
-            ``by_seed`` is a list, null where the row is one checkpoint.
+        table: [row, series, statistic, value, low, high, sd, by_seed, along]; ``series`` tells stages of one arm
+            apart, ``by_seed`` is a list, null where the row is one checkpoint, ``along`` its place along its run.
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
@@ -73,7 +74,9 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             here = in_row[row["row"]]
             at = rows.index(row["row"]) + dodge(here.index(row["series"]), len(here))
             where = f"{row['row']}/{row['series']}/{statistic}"
-            _point(axes, row, at, look(series.index(row["series"])), where)
+            along = row.get("along")
+            marks = look(series.index(row["series"])) if along is None else look_along(along)
+            _point(axes, row, at, marks, where)
         beside = ", mean ± sd" if spread and statistic == "lof_mean" else ""
         axes.set_xlabel(fill(axis(statistic, k=k) + beside, 20))
         if STATISTICS[statistic].share:

@@ -18,6 +18,7 @@ from memprobe.figures.look import (
     legend,
     legend_height,
     look,
+    look_along,
     name_axes,
     nan,
     not_empty,
@@ -31,6 +32,9 @@ from memprobe.figures.look import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MOST_BANDS = 6
+"""Lines of one panel that are drawn with their intervals and chance levels, and named in the legend one by one."""
 
 
 @in_style
@@ -97,6 +101,8 @@ def _curves(
     names = table["panel"].unique(maintain_order=True).to_list()
     lines = table["line"].unique(maintain_order=True).to_list()
     seeded = table["seed"].null_count() < len(table)
+    looks = _looks(table, lines)
+    many = len(lines) > MOST_BANDS
     alone = len(names) == 1  # a legend above several panels has no room for what differs between them
     handles = _line_handles(table, lines, accuracy=accuracy and alone and not seeded)
     if chance is not None and table[chance].null_count() < len(table):
@@ -114,12 +120,12 @@ def _curves(
     drawstyle = "steps-post" if stepwise else "default"
     for axes, name in zip(every, names, strict=True):
         for (line, seed), rows in groups(table.filter(panel=name), "line", "seed"):
-            marks = look(lines.index(line))
+            marks = dict(looks[line])
             if seed is not None:
                 marks["linestyle"] = "-"
             where = f"{name}/{line}/{'' if seed is None else seed}"
             x, y = rows["depth"].to_list(), numbers(rows, value)
-            if edges is not None and seed is None:
+            if edges is not None and seed is None and not many:
                 low, high = (numbers(rows, edge) for edge in edges)
                 axes.fill_between(
                     x,
@@ -131,7 +137,7 @@ def _curves(
                     step="post" if stepwise else None,
                     gid=f"{where}/band",
                 )
-            if chance is not None:
+            if chance is not None and (not many or line == lines[-1]):
                 axes.plot(
                     x,
                     numbers(rows, chance),
@@ -173,13 +179,27 @@ def _every(n: int, position: int, wanted: int) -> list[int]:
 def _line_handles(table: pl.DataFrame, lines: Sequence[str], *, accuracy: bool) -> list[Any]:
     seeded = set(table.filter(pl.col("seed").is_not_null())["line"])
     exact = {line: table.filter(line=line)["exact"].drop_nulls().to_list()[:1] for line in lines}
+    looks = _looks(table, lines)
+    # Between the first and the last step the colour says it; a legend of twenty would be longer than the figure.
+    last = len(lines) - 1
+    shown = {round(last * at / 4) for at in range(5)} if last >= MOST_BANDS else set(range(len(lines)))
     return [
         handle(
             line + (f", {100 * exact[line][0]:.3g}% exact" if accuracy and exact[line] else ""),
-            **look(position) | ({"linestyle": "-"} if line in seeded else {}),
+            **looks[line] | ({"linestyle": "-"} if line in seeded else {}),
         )
         for position, line in enumerate(lines)
+        if position in shown
     ]
+
+
+def _looks(table: pl.DataFrame, lines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each line looks: along a training run by its place there, early to late, else by its place among all."""
+    places = dict(table.select("line", "along").unique().iter_rows()) if "along" in table.columns else {}
+    return {
+        line: look(position) if places.get(line) is None else look_along(places[line])
+        for position, line in enumerate(lines)
+    }
 
 
 def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> None:
@@ -197,7 +217,7 @@ def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> No
                 textcoords="offset points",
                 va="top",
                 fontsize=5.5,
-                color=look(lines.index(line))["color"],
+                color=_looks(table, lines)[line]["color"],
                 gid=f"{line}/exact",
             )
             row += 1

@@ -22,6 +22,7 @@ from memprobe.figures.by_arm import (
 )
 from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
+from memprobe.figures.by_step import steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "differences": differences,
     "spread": spread,
     "kept": kept,
+    "steps": steps,
     "forgetting": forgetting,
     "replay_ratio": replay_ratio,
     "mixing_ratio": mixing_ratio,

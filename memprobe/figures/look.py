@@ -114,6 +114,11 @@ def _typeset(drawn: object) -> None:
             text.set_parse_math(True)
 
 
+def look_along(place: float) -> dict[str, Any]:
+    """Colour, marker and dashes of a checkpoint at ``place`` (0 to 1) along its training run, early to late."""
+    return look(0) | dict.fromkeys(("color", "markerfacecolor", "markeredgecolor"), palette.along_at(place))
+
+
 def look(position: int) -> dict[str, Any]:
     """Colour, marker and dashes of the line at ``position``, the colour and marker being those of the dashboard."""
     shared = palette.style(position)

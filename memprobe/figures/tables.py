@@ -1,7 +1,8 @@
 """A study -> the tables that its figures draw. Laid out here, computed in :mod:`memprobe.statistics` and
 :mod:`memprobe.compare`.
 
-    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept
+    probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept,
+                                          steps
     training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
 """
 
@@ -16,6 +17,8 @@ import polars as pl
 from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
+from memprobe.figures.by_step import OVER_STEPS
+from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
 
@@ -23,7 +26,7 @@ MOST_LINES = 6
 """In one panel: as many as there are colours."""
 MOST_ROWS = 24
 """Checkpoints below each other, before a figure tells them by arm or by stage."""
-NAMES = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept")
+NAMES = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept", "steps")
 """Figures of a comparison."""
 _NEVER = "no answer occurs at any depth"
 
@@ -48,11 +51,11 @@ def of_comparison(
     """
     made = [dict(row) for row in settings["checkpoints"]]
     order = [row["label"] for row in made]
-    front = ["panel", "line", "seed", "exact", "depth"]
+    front = ["panel", "line", "seed", "along", "exact", "depth"]
 
     def laid_out(table: pl.DataFrame) -> pl.DataFrame:
         exact = tables["placement"].select("checkpoint", "exact")
-        layout = checkpoint_layout(made, settings.get("base"), chains)
+        layout = checkpoint_layout(made, settings.get("base"), chains, along=places_along(tables["steps"]))
         return _laid_out(table, layout).join(exact, on="checkpoint", how="left", maintain_order="left")
 
     def frequency() -> pl.DataFrame | str:
@@ -78,29 +81,59 @@ def of_comparison(
         "differences": lambda: _differences(tables, settings),
         "spread": lambda: _spread(tables, settings),
         "kept": lambda: _kept(tables, settings),
+        "steps": lambda: _steps(tables),
     }
     return {name: figures[name]() for name in names}
 
 
+def places_along(steps: pl.DataFrame) -> dict[str, tuple[str, int, float]]:
+    """Of each checkpoint along a training run its run, its step, and its place from 0 (early) to 1 (late).
+
+    Args:
+        steps: the table ``steps`` of a comparison; runs of fewer than three checkpoints are told as others are.
+    """
+    places = {}
+    for part in steps.partition_by("run", maintain_order=True):
+        if len(part) >= FEWEST_STEPS:
+            for at, row in enumerate(part.iter_rows(named=True)):
+                places[row["checkpoint"]] = (row["run"], row["step"], at / (len(part) - 1))
+    return places
+
+
 def checkpoint_layout(
-    checkpoints: Sequence[Mapping[str, Any]], base: str | None, chains: Sequence[Sequence[str]] = ()
+    checkpoints: Sequence[Mapping[str, Any]],
+    base: str | None,
+    chains: Sequence[Sequence[str]] = (),
+    *,
+    along: Mapping[str, tuple[str, int, float]] = {},
 ) -> pl.DataFrame:
     """Which checkpoint is drawn where.
 
-    Up to six are lines of one panel. More of them get a panel by arm, with a line for each stage and its seeds,
-    the base model in every panel; where arms are not known, six to a panel.
+    Those along training runs are lines of one panel for each run, coloured by step. Of others up to six are lines of
+    one panel; more of them get a panel by arm, with a line for each stage and its seeds, the base model in every
+    panel; where arms are not known, six to a panel.
 
     Args:
         checkpoints: with label, arm, seed and stage (``None`` where not known), in order.
         chains: labels of the stages of one run each; an arm that differs from another in a later stage alone shares
             the other's earlier checkpoints, and has them in its panel too.
+        along: of :func:`places_along`.
 
     Returns:
-        [panel, line, seed, checkpoint]; the base model may stand there several times.
+        [panel, line, seed, checkpoint, along]; the base model may stand there several times. ``along`` is the place
+        of a checkpoint along its run, null for others.
     """
     rows: list[tuple[str, str, str | None, str]] = []
     made = [row for row in checkpoints if row["label"] != base]
-    if len(checkpoints) <= MOST_LINES:
+    runs = list(dict.fromkeys(along[row["label"]][0] for row in checkpoints if row["label"] in along))
+    if runs and all(row["label"] in along for row in made):
+        for run in runs:
+            panel = run if len(runs) > 1 else ""
+            if base is not None and base not in along:
+                rows.append((panel, "base model", None, base))
+            here = [row["label"] for row in checkpoints if along.get(row["label"], ("",))[0] == run]
+            rows += [(panel, f"step {along[label][1]:,}", None, label) for label in here]
+    elif len(checkpoints) <= MOST_LINES:
         rows = [("", row["label"], None, row["label"]) for row in checkpoints]
     elif all(row["arm"] for row in made) and made:
         names = arm_names([row["arm"] for row in made])
@@ -120,7 +153,9 @@ def checkpoint_layout(
             panel = f"checkpoints {start + 1}–{start + len(part)}"
             rows += [(panel, row["label"], None, row["label"]) for row in part]
     names_of = {"panel": pl.String, "line": pl.String, "seed": pl.String, "checkpoint": pl.String}
-    return pl.DataFrame(rows, schema=names_of, orient="row")
+    layout = pl.DataFrame(rows, schema=names_of, orient="row")
+    places = [along[label][2] if label in along else None for label in layout["checkpoint"]]
+    return layout.with_columns(pl.Series("along", places, pl.Float64))
 
 
 def _several_seeds(made: Sequence[Mapping[str, Any]]) -> bool:
@@ -169,7 +204,8 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
 def _first_occurrence(
     tables: Mapping[str, pl.DataFrame], made: Sequence[Mapping[str, Any]], order: Sequence[str]
 ) -> pl.DataFrame:
-    """[row, series, statistic, value, low, high, sd, by_seed], by checkpoint; by arm and stage where seeds repeat."""
+    """[row, series, statistic, value, low, high, sd, by_seed, along], by checkpoint; by arm and stage where seeds
+    repeat."""
     placed = {row["checkpoint"]: row for row in tables["placement"].iter_rows(named=True)}
     trained = [row for row in made if row["arm"] is not None]
     rows: list[list[Any]] = []
@@ -203,7 +239,11 @@ def _first_occurrence(
                     rows.append([names[arm], _after(here[0]), name, *mean, None, seeds])
     numbers = dict.fromkeys(("value", "low", "high", "sd"), pl.Float64) | {"by_seed": pl.List(pl.Float64)}
     schema = {"row": pl.String, "series": pl.String, "statistic": pl.String, **numbers}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    table = pl.DataFrame(rows, schema=schema, orient="row")
+    places = {label: place for label, (_, _, place) in places_along(tables["steps"]).items()}
+    return table.with_columns(
+        pl.col("row").replace_strict(places, default=None, return_dtype=pl.Float64).alias("along")
+    )
 
 
 def lof_table(placement: pl.DataFrame) -> pl.DataFrame:
@@ -312,3 +352,30 @@ def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl
         "high",
         pl.lit(None, pl.List(pl.Float64)).alias("by_seed"),
     )
+
+
+def _steps(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
+    """[run, step, statistic, state, value, low, high], of each training run with three checkpoints or more."""
+    taken = tables["steps"].filter(pl.len().over("run") >= FEWEST_STEPS)
+    if not len(taken):
+        return f"no {FEWEST_STEPS} checkpoints lie along one training run"
+    front = ["run", "step"]
+    parts = [
+        taken.select(
+            *front,
+            pl.lit(name).alias("statistic"),
+            pl.lit(None, pl.String).alias("state"),
+            *(pl.col(f"{name}{end}").alias(short) for end, short in zip(ENDS, _NUMBERS, strict=True)),
+        )
+        for name in OVER_STEPS
+    ]
+    states = taken.select(*front, "checkpoint").join(tables["states"], on="checkpoint", maintain_order="left")
+    parts.append(
+        states.select(
+            *front, pl.lit("fates").alias("statistic"), "state", pl.col("share").alias("value"), "low", "high"
+        )
+    )
+    return pl.concat(parts)
+
+
+_NUMBERS = ("value", "low", "high")

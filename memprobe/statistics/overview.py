@@ -14,6 +14,8 @@ from memprobe.statistics.vocabulary import STATISTICS
 
 STATES = ("said", "surfaces", "absent")
 """What has become of a fact: the model says it; it only surfaces at some depth; it does not even surface."""
+STATE_NAMES = {"said": "exact", "surfaces": "surfaces only", "absent": "absent"}
+"""What each of :data:`STATES` is called."""
 
 
 def depth_shares(depths: Mapping[str, tuple[np.ndarray, int]]) -> pl.DataFrame:
