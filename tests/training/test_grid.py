@@ -78,7 +78,7 @@ def test_parts_share_no_training_and_together_are_all(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data], which has a, b, c"),
+        ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data]; it has a, b, c"),
         ('["a", "b"]', '["a"]', "no chain of two or more"),
         ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),
         ("lr = 3e-3", "lrr = 3e-3", "optimiser.lrr: unknown key"),
