@@ -95,3 +95,26 @@ class TestInABrowser:
             for told in ("depth 2", "60.0%", "rank of ·Paris: 0", "entropy 0.50 nats"):
                 assert told in hover.text_content()
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+def test_its_table_has_one_line_a_depth_in_a_terminal_of_80_columns(monkeypatch, answered, n):
+    from dataclasses import replace
+    from io import StringIO
+
+    from memprobe.cli import lens, terminal
+
+    reading = prompt_reading()
+    top = [(" internationalisation", 0.5), *((f" token{i}", 0.05) for i in range(4))]
+    long = replace(reading, best=[[top for _ in row] for row in reading.best])
+    if not answered:
+        long = replace(long, answer=None, answer_ranks=None, answer_probability=None)
+    shown = StringIO()
+    console = terminal.terminal(width=80, force_terminal=True, no_color=True, file=shown)
+    monkeypatch.setattr(terminal, "terminal", lambda: console)
+    lens._print([long] * n, "a model", 5)
+    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    depths = len(long.best)
+    assert len([line for line in lines if "internat" in line]) == depths
+    assert len(lines) <= depths + 3  # the label, and a head of two lines at most

@@ -105,6 +105,11 @@ def _print(readings: list[Any], label: str, tokens: int) -> None:
     several = len(readings) > 1
     for reading in readings:
         echo(sentences.of_prompt(reading, named=several))
+    console = terminal()
+    if not console.is_terminal:
+        console.width = max(console.width, 100 * len(readings))  # a file or a pipe has no width
+    beside = _BESIDE if readings[0].answer_ranks is not None else 7
+    room = max(8, console.width // len(readings) - beside)
     table = Table(title=Text(label), title_justify="left", box=None, pad_edge=False)
     table.add_column("depth", justify="right")
     for reading in readings:
@@ -128,13 +133,25 @@ def _print(readings: list[Any], label: str, tokens: int) -> None:
                     Text(f"{rank:,}", "bold green" if rank == 0 else ""),
                     f"{reading.answer_probability[depth]:.3g}",
                 ]
-            line = Text()
-            for token, probability in reading.top[depth][:tokens]:
-                line.append(repr(token)[1:-1].replace(" ", "·") or "∅", "bold" if probability > 0.1 else "")
-                line.append(f" {probability:.2f}  ", "dim")
-            cells.append(line)
+            cells.append(_tokens(reading.top[depth][:tokens], room))
         table.add_row(*cells)
-    console = terminal()
-    if several and not console.is_terminal:
-        console.width = max(console.width, 100 * len(readings))
     console.print(table)
+
+
+_BESIDE = 24
+"""Columns of a terminal that the depth, and an answer's rank and probability, take beside the tokens."""
+
+
+def _tokens(top: list[tuple[str, float]], room: int) -> Any:
+    """The tokens of one depth with their probabilities, as many as fit on a line, the first at least."""
+    from rich.text import Text
+
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for position, (token, probability) in enumerate(top):
+        one = Text(repr(token)[1:-1].replace(" ", "·") or "∅", "bold" if probability > 0.1 else "")
+        one.append(f" {probability:.2f}  ", "not bold dim")
+        if position and line.cell_len + one.cell_len - 2 > room:  # two spaces behind the last may be cut
+            break
+        line.append_text(one)
+    line.rstrip()
+    return line
