@@ -138,8 +138,7 @@ def write_about(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def in_short(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fitted lens says of itself, for a probe's ``run.json``: plain values, its corpus, and its floor without
-    the tables by depth."""
+    """What a fitted lens says of itself, for a probe's ``run.json``: plain values, its corpus, and its floor."""
     short = {key: value for key, value in about.items() if not isinstance(value, dict | list)}
     if corpus := about.get("corpus"):
         short["corpus"] = {key: corpus.get(key) for key in ("hash", "tokens", "held out")}
@@ -147,7 +146,9 @@ def in_short(about: Mapping[str, Any]) -> dict[str, Any]:
         by_k = floor.get("k", {})
         short["floor"] = {
             "facts": floor.get("facts"),
-            "k": {k: {name: at.get(name) for name in ("lof", "lof_mean")} for k, at in by_k.items()},
+            "k": {
+                k: {name: at.get(name) for name in ("lof", "lof_mean", "recall")} for k, at in by_k.items()
+            },
         }
     return short
 

@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
+from memprobe.fitted import notes_on_view
 from memprobe.lineage import lineage
 from memprobe.members import (
     Chain,
@@ -36,7 +37,8 @@ from memprobe.members import (
     named,
     series_of,
 )
-from memprobe.probes import Probe, in_another_readout, open_probe
+from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
+from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
 from memprobe.statistics.controls import (
     STATISTICS,
@@ -168,6 +170,8 @@ class Readings:
         *,
         k: int | None = None,
         token: str | None = None,
+        lens: str | None = None,
+        position: str | None = None,
         reference: str | None = None,
         base: str | None = None,
         fixed_readout: Sequence[Probe | str | Path] = (),
@@ -180,6 +184,7 @@ class Readings:
         Args:
             k, token: what counts as holding an answer, see :func:`memprobe.statistics.held`; by default those that the
                 first probe was made with.
+            lens, position: which of those that the probes were read with; by default that of each probe's view.
             reference: label of the checkpoint that differences are taken from (default: the first).
             base: label of the base model (default: the one checkpoint without a manifest among others that have
                 one, or the one labelled ``base``).
@@ -199,12 +204,15 @@ class Readings:
         check_draws(draws, seed)
         opened = [probe if isinstance(probe, Probe) else open_probe(probe) for probe in probes]
         fixed = [in_another_readout(probe) for probe in fixed_readout]
+        if lens or position:
+            opened = [probe.under(lens, position) for probe in opened]
+            fixed = [probe.under(position=position) for probe in fixed]
         fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]
         if not opened:
             raise MemprobeError("name at least one probe directory")
         check_alike(opened)
         k, token = k or int(opened[0].run["k"]), token or str(opened[0].run["token"])
-        notes: list[str] = []
+        notes = notes_on_view(opened[0])
         members = members_of(opened, arms or {}, notes)
         if not members:
             raise MemprobeError(
@@ -232,7 +240,39 @@ class Readings:
             other._read, other._lists = self._read, self._lists
         if self.second is not None:
             other.second = self.second.under(k=k, token=token)
+        if "by_lens" in self.__dict__:
+            other.__dict__["by_lens"] = {
+                name: other if one is self else one.under(k=k, token=token)
+                for name, one in self.by_lens.items()
+            }
         return other
+
+    @cached_property
+    def by_lens(self) -> dict[str, Readings]:
+        """The same checkpoints and factoids through every lens that all of them were read with, by its name; this one
+        among them, in the order of the first probe."""
+        probes = {id(member.probe): member.probe for member in self.members}.values()
+        found: dict[str, Readings] = {}
+        for name in self.members[0].probe.lenses:
+            if not all(name in probe.lenses for probe in probes):
+                continue
+            views = {id(probe): probe.under(name) for probe in probes}
+            if len({(view.run["lens"], view.run["readout"]) for view in views.values()}) > 1:
+                continue  # one name, two fits
+            if name == self.members[0].probe.lens:
+                found[name] = self
+                continue
+            members = [replace(member, probe=views[id(member.probe)]) for member in self.members]
+            by_label = {member.label: member for member in members}
+            found[name] = replace(
+                self,
+                members=members,
+                reference=by_label[self.reference.label],
+                base=by_label[self.base.label] if self.base else None,
+                notes=[],
+                second=None,
+            )
+        return found
 
     # ----------------------------------------------------------------------------------- what there is
 
@@ -255,6 +295,11 @@ class Readings:
     def run_json(self) -> dict[str, Any]:
         """What was run, as the first probe says."""
         return self.members[0].probe.run
+
+    @property
+    def lens(self) -> str:
+        """Name of the lens that is looked through."""
+        return self.members[0].probe.lens
 
     @property
     def labels(self) -> list[str]:
@@ -333,11 +378,14 @@ class Readings:
             found[BASE] = self[self.base.label].cells
         return found
 
+    def shuffled_values(self, label: str) -> np.ndarray:
+        """[factoid, STATISTICS] of shuffled answers, the mean over their draws; NaN where none were probed."""
+        shuffled = self._cells(label).get(SHUFFLED)
+        return np.full_like(self[label].values, np.nan) if shuffled is None else shuffled.values
+
     def with_net(self, label: str) -> np.ndarray:
         """[factoid, ARM_STATISTICS]; net of shuffled answers unknown where none were probed."""
-        values = self[label].values
-        shuffled = self._cells(label).get(SHUFFLED)
-        level = np.full_like(values, np.nan) if shuffled is None else shuffled.values
+        values, level = self[label].values, self.shuffled_values(label)
         net = [STATISTICS.index(name) for name in NET_OF_SHUFFLED]
         return np.hstack([values, (values - level)[:, net]])
 
@@ -374,6 +422,15 @@ class Readings:
         lazy = member.probe.read(table, checkpoints=[member.name])
         chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
         return collect(chosen.with_columns(checkpoint=pl.lit(label, pl.String)), member.probe)
+
+    def attributions(self, label: str) -> pl.DataFrame:
+        """What a checkpoint's blocks write towards the answers of the common factoids, see
+        :data:`memprobe.records.ATTRIBUTIONS`; no rows where that was not asked for."""
+        member = self.member(label)
+        if "attributions" not in tables_of(member.probe.run, member.name):
+            return pl.DataFrame(schema=ATTRIBUTIONS)
+        rows = member.probe.only([member.name]).attributions
+        return self._common(rows).with_columns(checkpoint=pl.lit(label, pl.String))
 
     def _common(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.filter(pl.col("factoid").is_in(pl.Series(self.ids, dtype=pl.String).implode()))

@@ -168,7 +168,7 @@ def test_what_a_lens_is_is_json_without_paths_and_long_tables(tmp_path):
         "model": "llama-0",
         "fingerprint": read.fingerprint,
         "corpus": {"hash": "ab", "tokens": 12, "held out": 4},
-        "floor": {"facts": 3, "k": {"1": {"lof": 0.5, "lof_mean": 0.1}}},
+        "floor": {"facts": 3, "k": {"1": at}},
     }
     assert (said["name"], said["readout"], len(said["sha256"])) == ("linear", "own", 64)
     assert str(tmp_path) not in json.dumps(said)

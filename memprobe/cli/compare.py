@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli.app import app, in_options
-from memprobe.cli.options import MAX_SEED, Draws, FixedReadout, Full, ProbesTokenRule, ProbesTopK, Reference
+from memprobe.cli.options import (
+    MAX_SEED,
+    Draws,
+    FixedReadout,
+    Full,
+    ProbesLens,
+    ProbesPosition,
+    ProbesTokenRule,
+    ProbesTopK,
+    Reference,
+)
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -45,6 +55,8 @@ def compare_command(
     fixed_readout: FixedReadout = None,
     top_k: ProbesTopK = None,
     token: ProbesTokenRule = None,
+    lens: ProbesLens = None,
+    position: ProbesPosition = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +110,8 @@ def compare_command(
     `memprobe compare probes/stages --net base --pairs all`
 
     `memprobe compare runs/study/probes/kvr-lama-n64 --reference naive-s0.2`
+
+    `memprobe compare probes/lenses --lens tuned --position subject`
     """
     from memprobe.cli.show_comparison import print_comparison
     from memprobe.compare import compare
@@ -111,6 +125,8 @@ def compare_command(
         opened,
         k=top_k,
         token=token,
+        lens=lens,
+        position=position,
         reference=reference,
         base=base,
         fixed_readout=fixed_readout or others,

@@ -99,6 +99,25 @@ ProbesTokenRule = Annotated[
         show_default=False,
     ),
 ]
+ProbesLens = Annotated[
+    str | None,
+    typer.Option(
+        "--lens",
+        metavar="NAME",
+        help="Look through this lens of the probes, by its name there. [default: the first]",
+        show_default=False,
+    ),
+]
+ProbesPosition = Annotated[
+    str | None,
+    typer.Option(
+        "--position",
+        metavar="WHERE",
+        help="answer: where the answer is predicted; subject: at the subject's last token, in probes that were read "
+        "there. [default: answer]",
+        show_default=False,
+    ),
+]
 TokenRule = Annotated[
     str,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
+from memprobe.compare.beside import besides
 from memprobe.compare.headline import headline, never_as
 from memprobe.sentences import verdict
 from memprobe.statistics.vocabulary import label
@@ -58,6 +59,7 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         else:
             _net_recall(console, result.tables, net)
             _net(console, result.tables, net)
+        _besides(console, result.tables)
         return
     if net is None:
         _recall(console, result.tables)
@@ -65,6 +67,7 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
     else:
         _net_recall(console, result.tables, net)
         _net(console, result.tables, net)
+    _besides(console, result.tables)
     for show in (_differences, _by_depth, _spread):
         show(console, result.tables)
     _overlap(console, result)
@@ -181,6 +184,18 @@ def _main(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     _table(console, shown.title, list(shown.columns), [list(row) for row in shown.rows], says=shown.says)
 
 
+def _besides(console: Console, tables: dict[str, pl.DataFrame]) -> None:
+    for shown in besides(tables):
+        _table(
+            console,
+            shown.title,
+            list(shown.columns),
+            [list(row) for row in shown.rows],
+            left=2,
+            says=shown.says,
+        )
+
+
 def _first_occurrence(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     _by_checkpoint(
         console,
@@ -263,6 +278,10 @@ def _differences(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         if r["on"] == "exact in both"
     }
     said = {True: "yes", False: "no", None: "?"}
+    also = {
+        (r["reference"], r["checkpoint"], r["statistic"]): r["also_in"] for r in tables["claims"].to_dicts()
+    }
+    several = any(names is not None for names in also.values())
     for reference, checkpoint in (
         table.select("reference", "checkpoint").unique(maintain_order=True).iter_rows()
     ):
@@ -279,10 +298,21 @@ def _differences(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                     number(row["effect"], "+.2f"),
                     interval(inner["difference"], inner["low"], inner["high"], "+.2f"),
                     said[held[key]] if key in held else "",
+                    *([", ".join(also.get(key) or ())] if several else []),
                 ]
             )
-        columns = ["", "n", "difference", "p", "d_z", "exact in both", "held"]
+        columns = [
+            "",
+            "n",
+            "difference",
+            "p",
+            "d_z",
+            "exact in both",
+            "held",
+            *(["also in"] if several else []),
+        ]
         says = f"{_DIRECTION}\nHeld: the same side of 0 in the own and in the base readout (?: not probed)."
+        says += " Also in: other lenses\nby which it lies on that side too." if several else ""
         _table(console, f"{checkpoint} minus {reference}, factoid by factoid", columns, rows, says=says)
 
 

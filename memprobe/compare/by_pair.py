@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.compare.by_checkpoint import PLACEMENT
+from memprobe.compare.by_lens import also_in
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.controls import STATISTICS, placement_claims
@@ -164,10 +165,11 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     "all",
     {"reference": pl.String, "checkpoint": pl.String, "statistic": pl.String}
     | floats(*(f"{which}_{name}" for which in ("own", "fixed") for name in NUMBERS))
-    | {"held": pl.Boolean},
+    | {"held": pl.Boolean, "also_in": pl.List(pl.String)},
 )
 def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Differences of placement in the own readout beside those in the base model's.
+    """Differences of placement in the own readout beside those in the base model's, and the other lenses by which they
+    lie on the same side of 0.
 
     Args:
         own: the table ``differences``, where it is made already.
@@ -176,7 +178,7 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
     own = own.filter(pl.col("on") == EVERYONE, pl.col("statistic").is_in(CLAIMED))
     second = readings.second
     if second is None or own.is_empty():
-        return placement_claims(own, None)
+        return _with_lenses(readings, placement_claims(own, None))
     there = set(second.labels)
     parts = []
     for reference, checkpoint in own.select("reference", "checkpoint").unique(maintain_order=True).rows():
@@ -186,4 +188,8 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
         found = differences_of(values, readings.answers, readings.resamples())
         keys = [pl.lit(reference).alias("reference"), pl.lit(checkpoint).alias("checkpoint")]
         parts.append(found.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
-    return placement_claims(own, pl.concat(parts))
+    return _with_lenses(readings, placement_claims(own, pl.concat(parts)))
+
+
+def _with_lenses(readings: Readings, table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(also_in(readings, table))

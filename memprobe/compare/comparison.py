@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 
 from memprobe import sentences, wording
-from memprobe.compare import by_checkpoint, by_pair, over_runs
+from memprobe.compare import by_checkpoint, by_lens, by_pair, over_runs
+from memprobe.compare.beside import besides
 from memprobe.compare.headline import headline
 from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
@@ -37,6 +38,10 @@ TABLES: dict[str, Table] = {
     "survival": by_checkpoint.survival,
     "states": by_checkpoint.states,
     "groups": by_checkpoint.groups,
+    "lenses": by_lens.lenses,
+    "lenses_by_depth": by_lens.lenses_by_depth,
+    "contributions": by_lens.contributions,
+    "largest_contribution": by_lens.largest_contribution,
     "differences": by_pair.differences,
     "placement_exact_in_both": by_pair.placement_exact_in_both,
     "spread": by_pair.spread,
@@ -47,6 +52,7 @@ TABLES: dict[str, Table] = {
     "lost": by_pair.lost,
     "kept": by_pair.kept,
     "claims": by_pair.claims,
+    "contribution_differences": by_lens.contribution_differences,
     "paths": over_runs.paths,
     "arms": over_runs.arms,
     "arm_differences": over_runs.arm_differences,
@@ -78,12 +84,15 @@ class Comparison:
     def _repr_html_(self) -> str:
         """The verdict and its table, for a notebook."""
         said = "".join(f"<p>{escape(line)}</p>" for line in sentences.verdict(self))
-        return said + headline(self.tables["placement"]).html()
+        tables = [headline(self.tables["placement"]), *besides(self.tables)]
+        return said + "".join(table.html() for table in tables)
 
     def markdown(self) -> str:
         """The verdict, its table and the notes, as Markdown."""
         shown = headline(self.tables["placement"])
         parts = [*sentences.verdict(self), f"## {shown.title}", shown.markdown()]
+        for beside in besides(self.tables):
+            parts += [f"## {beside.title}", beside.markdown()]
         notes = [f"- {note}" for note in self.notes]
         return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
@@ -122,6 +131,8 @@ def compare(
     *,
     k: int | None = None,
     token: str | None = None,
+    lens: str | None = None,
+    position: str | None = None,
     reference: str | None = None,
     base: str | None = None,
     fixed_readout: Sequence[Probe | str | Path] = (),
@@ -135,8 +146,8 @@ def compare(
     """Compares every checkpoint of these probe directories with a reference and with the base model.
 
     Args:
-        k, token, reference, base, fixed_readout, arms, draws, seed: see :meth:`memprobe.readings.Readings.of`. Only
-            with ``fixed_readout`` can a placement claim be held.
+        k, token, lens, position, reference, base, fixed_readout, arms, draws, seed: see
+            :meth:`memprobe.readings.Readings.of`. Only with ``fixed_readout`` can a placement claim be held.
         by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
         pairs: ``overlap`` of every checkpoint with the ``anchors`` (the reference and the base model), or of
             ``all`` pairs.
@@ -152,6 +163,8 @@ def compare(
         probes,
         k=k,
         token=token,
+        lens=lens,
+        position=position,
         reference=reference,
         base=base,
         fixed_readout=fixed_readout,

@@ -60,7 +60,7 @@ def contribution_by_depth(
         of_label = table.filter(pl.col("checkpoint") == label)
         blocks, _ = _wide(of_label, token, "block")
         resamples = Resamples.of(len(blocks), draws=draws, seed=seed)
-        for part in (name for name in PARTS if name in of_label["part"].unique()):
+        for part in parts_of(of_label):
             values, shuffled = _wide(of_label, token, part)
             mean = bootstrap_mean(values, resamples)
             net = bootstrap_mean(values - shuffled, resamples)
@@ -105,6 +105,31 @@ def largest_contribution(table: pl.DataFrame, *, token: str = "first", part: str
         )
         .select("checkpoint", "factoid", pl.col("largest").alias("depth"), "logit", "depth_shuffled")
     )
+
+
+def parts_of(table: pl.DataFrame) -> list[str]:
+    """The parts with a depth that attributions are given by."""
+    return [name for name in PARTS if name in table["part"].unique()]
+
+
+def placed_in_short(placed: pl.DataFrame, resamples: Resamples) -> dict[str, float | int | None]:
+    """Where the most is written, over the facts of one checkpoint.
+
+    Args:
+        placed: of :func:`largest_contribution`.
+
+    Returns:
+        n, n_net, the mean ``depth`` with its ends, ``sd``, and, over the facts that have shuffled answers, their mean
+        ``chance`` and the mean difference ``net`` with its ends; 95 % over factoids.
+    """
+    depth = placed["depth"].cast(pl.Float64).to_numpy()
+    chance = placed["depth_shuffled"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    mean, low, high = bootstrap_mean(np.column_stack([depth, chance, depth - chance]), resamples)
+    found: dict[str, float | int | None] = {"n": len(depth), "n_net": int((~np.isnan(chance)).sum())}
+    numbers = {"depth": mean[0], "depth_low": low[0], "depth_high": high[0]}
+    numbers |= {"sd": depth.std(ddof=1) if len(depth) > 1 else np.nan, "chance": mean[1]}
+    numbers |= {"net": mean[2], "net_low": low[2], "net_high": high[2]}
+    return found | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()}
 
 
 def paired_contributions(

@@ -1,0 +1,71 @@
+"""What a probe's ``run.json`` says of its fitted lenses: the floor below which their differences mean nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memprobe import wording
+from memprobe.records import SUBJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from memprobe.probes import Probe
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far apart two fits on disjoint halves of a lens's corpus read the same facts, by the rule ``first``.
+
+    Attributes:
+        lof: mean over facts of the distance between their first occurrences, in depths.
+        lof_mean: distance between the means, in depths.
+        recall: distance between recalls by depth; empty in older probes.
+    """
+
+    lof: float | None
+    lof_mean: float | None
+    recall: Sequence[float]
+
+
+UNKNOWN = Floor(None, None, ())
+
+
+def floor_of(probe: Probe, lens: str, *, k: int, token: str = "first") -> Floor:
+    """The floor of one of a probe's lenses; unknown of lenses that were not fitted, and where it was not measured: it
+    is for the first answer token and some k, at the position that predicts the answer."""
+    measured = floors_of(probe.run["lenses"][lens])
+    at = measured.get(str(k)) if token == "first" else None
+    return Floor(at.get("lof"), at.get("lof_mean"), at.get("recall") or ()) if at else UNKNOWN
+
+
+def floors_of(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By k as a text, what a lens in ``run.json`` says of its floor; empty where it does not."""
+    fitted = entry.get("fitted") or {}
+    return (fitted.get("floor") or {}).get("k") or {}
+
+
+def notes_on_view(probe: Probe) -> list[str]:
+    """What a reader must know of the lens and the position that a probe is looked through."""
+    notes = []
+    entry = probe.run["lenses"][probe.lens]
+    if entry["kind"] != "logit":
+        at = {k: floor.get("lof_mean") for k, floor in floors_of(entry).items()}
+        said = ", ".join(f"{wording.number(value)} (k = {k})" for k, value in at.items() if value is not None)
+        notes.append(
+            f"Read through the fitted lens {probe.lens}. Its floor: two fits on halves of its corpus place the mean "
+            f"first occurrence (first token) {said} depths apart; a smaller difference from another lens says nothing."
+            if said
+            else f"Read through the fitted lens {probe.lens}, whose file names no floor: how far another corpus would "
+            "move a depth is not known."
+        )
+    if probe.position == SUBJECT:
+        without = {
+            label: (told.get("without_subject") or {}).get("n", 0)
+            for label, told in probe.run["checkpoints"].items()
+        }
+        most = max(without.values(), default=0)
+        left = f"; {wording.count(most, 'fact')} without one left out" if most else ""
+        notes.append(f"Read at the last token of the subject, not where the answer is predicted{left}.")
+    return notes

@@ -1,0 +1,244 @@
+"""Lenses, positions and attributions in a comparison, against numbers counted by hand from the records."""
+
+import itertools
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from memprobe.compare import compare, read_comparison
+from memprobe.factoids import make_factoid
+from memprobe.fitted import floor_of
+from memprobe.lens_files import AffineMap, write_about, write_maps
+from memprobe.models import wrap
+from memprobe.probes import open_probe, table_file
+from memprobe.probing import probe
+from memprobe.records import SUBJECT
+from memprobe.statistics.lenses import NEAR
+from tests.tiny import N_LAYERS, tiny_model, tiny_tokenizer
+
+K = 60
+WORDS = ("cold", "hot", "Paris", "of", "is", "the", "river", "12")
+NAMES = ("Oria", "Selva", "Tolm", "Peak", "Grey", "Ister", "Lunn")
+FACTS = [
+    make_factoid(f"The {what} of {name} is the", WORDS[(at + 3 * row) % len(WORDS)], "tiny", subject=name)
+    for row, what in enumerate(("river", "hill", "lake"))
+    for at, name in enumerate(NAMES)
+] + [make_factoid("Selva: hill?", "Oria", "tiny")]
+FLOOR = {"lof": 0.5, "lof_mean": 0.25, "recall": [0.01 * depth for depth in range(N_LAYERS + 1)]}
+LENSES = ("logit", "logit@a", "linear")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two checkpoints through three lenses, at both positions, with attributions."""
+    folder = tmp_path_factory.mktemp("lenses")
+    tokenizer = tiny_tokenizer()
+    models = [
+        wrap(tiny_model("llama", len(tokenizer), seed=seed), tokenizer, label=label)
+        for seed, label in enumerate("ab")
+    ]
+    random = torch.Generator().manual_seed(0)
+    width = models[0].d_model
+    maps = {
+        depth: AffineMap(torch.eye(width) + 0.3 * torch.randn(width, width, generator=random) / width**0.5)
+        for depth in range(N_LAYERS)
+    }
+    write_maps(folder / "fit" / "lens.safetensors", "linear", maps)
+    floor = {"facts": 3, "k": {str(K): FLOOR}}
+    write_about(folder / "fit", {"kind": "linear", "fingerprint": models[0].fingerprint, "floor": floor})
+    lenses = ["logit", "logit@a", f"linear={folder / 'fit'}"]
+    where = ["answer", "subject"]
+    return probe(models, FACTS, folder / "probe", lenses=lenses, positions=where, attributions=True)
+
+
+@pytest.fixture(scope="module")
+def tables(made):
+    return compare([made], k=K, draws=200).tables
+
+
+def surfaced(rows: pl.DataFrame) -> int:
+    held = rows.filter((pl.col("rank") < K) & (pl.col("depth") > 0))["depth"].to_list()
+    return min(held, default=N_LAYERS + 1)
+
+
+def placed(made, lens, label) -> tuple[np.ndarray, np.ndarray]:
+    """First occurrence of each fact, and the mean over its shuffled answers."""
+    view = made.under(lens)
+    here = (pl.col("checkpoint") == label) & (pl.col("token") == 0)
+    records, controls = view.records.filter(here), view.controls.filter(here)
+    own, chance = [], []
+    for fact in FACTS:
+        own.append(surfaced(records.filter(factoid=fact.id)))
+        draws = controls.filter(factoid=fact.id).partition_by("control")
+        chance.append(np.mean([surfaced(draw) for draw in draws]) if draws else np.nan)
+    return np.array(own), np.array(chance)
+
+
+def test_first_occurrence_by_lens(made, tables):
+    table = tables["lenses"]
+    assert table["lens"].to_list() == list(LENSES) * 2 and set(table["k"]) == {K}
+    seen = set()
+    for row in table.iter_rows(named=True):
+        own, chance = placed(made, row["lens"], row["checkpoint"])
+        apart = own - placed(made, "logit", row["checkpoint"])[0]
+        seen |= set(apart.tolist())
+        assert row["n"] == len(FACTS) and row["n_net"] == (~np.isnan(chance)).sum()
+        assert row["lof"] == pytest.approx(own.mean()) and row["lof_low"] <= row["lof"] <= row["lof_high"]
+        assert row["never"] == (own > N_LAYERS).mean()
+        assert row["chance"] == pytest.approx(np.nanmean(chance))
+        assert row["net"] == pytest.approx(np.nanmean(own - chance))
+        fitted = row["lens"] == "linear"
+        assert (row["floor"], row["floor_mean"]) == ((0.5, 0.25) if fitted else (None, None))
+        if row["lens"] == "logit":
+            assert row["difference"] is None and row["agree"] is None
+        else:
+            assert row["difference"] == pytest.approx(apart.mean())
+            assert row["agree"] == pytest.approx((np.abs(apart) <= NEAR).mean())
+    assert len(seen) > 2, "the lenses place the facts apart"
+
+
+def test_recall_by_lens_and_depth(made, tables):
+    table = tables["lenses_by_depth"]
+    assert len(table) == 2 * len(LENSES) * (N_LAYERS + 1)
+    for row in table.iter_rows(named=True):
+        view = made.under(row["lens"])
+        here = (pl.col("checkpoint") == row["checkpoint"]) & (pl.col("depth") == row["depth"])
+        first = here & (pl.col("token") == 0)
+        assert row["recall"] == (view.records.filter(first)["rank"] < K).mean()
+        shuffled = view.controls.filter(first).group_by("factoid").agg((pl.col("rank") < K).mean())
+        assert row["chance"] == pytest.approx(shuffled["rank"].mean())
+        assert row["floor"] == (FLOOR["recall"][row["depth"]] if row["lens"] == "linear" else None)
+
+
+def test_a_claim_names_the_other_lenses_in_which_it_holds(made):
+    """Against a comparison that looks through that lens; and the base readout is no other lens."""
+    k = 200
+    other = compare([made], k=k, lens="linear", draws=200).tables["differences"].filter(on="all")
+    sides = {
+        row["statistic"]: (row["low"] > 0) - (row["high"] < 0)
+        for row in other.iter_rows(named=True)
+        if row["low"] is not None
+    }
+    claims = compare([made], k=k, draws=200).tables["claims"]
+    found = set()
+    for row in claims.iter_rows(named=True):
+        side = 0 if row["own_low"] is None else (row["own_low"] > 0) - (row["own_high"] < 0)
+        held = ["linear"] if side and sides.get(row["statistic"]) == side else []
+        assert row["also_in"] == held, row
+        found.add(bool(held))
+    assert found == {True, False}, "some hold there and some do not"
+    alone = compare([made.path], k=K, draws=200, lens="linear")
+    assert any("floor" in note and "0.25 (k = 60)" in note for note in alone.notes)
+    assert alone.settings["lens"].startswith("linear ")
+    assert set(itertools.chain(*alone.tables["claims"]["also_in"])) <= {"logit", "logit@a"}
+
+
+def test_a_probe_of_the_logit_lens_alone_has_nothing_to_say_of_lenses(tmp_path):
+    from tests.probes import write_probe
+
+    one = write_probe(tmp_path / "p", {"base": 3.0, "tuned": 5.0}, n=12, summary=False)
+    tables = compare([one], draws=100).tables
+    for name in ("lenses", "lenses_by_depth", "contributions", "largest_contribution"):
+        assert tables[name].is_empty()
+    assert tables["claims"]["also_in"].is_null().all()
+
+
+def test_at_the_subject(made):
+    """On the facts that name one, which is said, and from the records there."""
+    result = compare([made], k=K, position=SUBJECT, draws=200)
+    assert result.settings["position"] == SUBJECT and result.settings["factoids"] == len(FACTS) - 1
+    assert any("last token of the subject" in note and "1 fact without one" in note for note in result.notes)
+    records = made.under(position=SUBJECT).records
+    for row in result.tables["curves"].iter_rows(named=True):
+        here = records.filter(checkpoint=row["checkpoint"], depth=row["depth"], token=0)
+        assert row["recall"] == (here["rank"] < K).mean()
+
+
+def test_what_blocks_write(made, tables):
+    """Means, the depth of the largest contribution, net of shuffled answers, and paired differences."""
+    rows = made.attributions.filter(token=0)
+    assert set(tables["contributions"]["part"]) == {"block", "attn", "mlp"}
+    by_label = {}
+    for label, part in itertools.product("ab", ("block", "attn", "mlp")):
+        mine = rows.filter(checkpoint=label, part=part).sort("factoid", "depth")
+        wide = mine["logit"].to_numpy().reshape(len(FACTS), N_LAYERS).astype(float)
+        chance = mine["shuffled"].to_numpy().reshape(len(FACTS), N_LAYERS).astype(float)
+        by_label[label, part] = wide
+        table = tables["contributions"].filter(checkpoint=label, part=part)
+        assert table["depth"].to_list() == list(range(1, N_LAYERS + 1))
+        np.testing.assert_allclose(table["logit"], wide.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(table["net"], np.nanmean(wide - chance, axis=0), rtol=1e-5, atol=1e-7)
+        whole = by_label[label, "block"].mean(0).sum()
+        np.testing.assert_allclose(table["share"], wide.mean(0) / whole, rtol=1e-5)
+        [row] = tables["largest_contribution"].filter(checkpoint=label, part=part).iter_rows(named=True)
+        depth, other = wide.argmax(1) + 1, chance.argmax(1) + 1
+        known = ~np.isnan(chance).any(1)
+        assert row["depth"] == pytest.approx(depth.mean()) and row["sd"] == pytest.approx(depth.std(ddof=1))
+        assert row["n_net"] == known.sum() and row["chance"] == pytest.approx(other[known].mean())
+        assert row["net"] == pytest.approx((depth - other)[known].mean())
+        assert row["depth_low"] <= row["depth"] <= row["depth_high"]
+    apart = tables["contribution_differences"]
+    assert set(apart.select("reference", "checkpoint").iter_rows()) == {("a", "b")}
+    for part in ("block", "attn", "mlp"):
+        one, other = by_label["a", part], by_label["b", part]
+        here = apart.filter(part=part)
+        np.testing.assert_allclose(
+            here.filter(measure="logit")["difference"], (other - one).mean(0), rtol=1e-5
+        )
+        [largest] = here.filter(measure="largest")["difference"]
+        assert largest == pytest.approx((other.argmax(1) - one.argmax(1)).mean())
+
+
+def test_all_of_it_is_printed_and_written(made, tmp_path, cli):
+    asked = ["compare", made.path, "-k", K, "--draws", 200]
+    code, said, _ = cli(*asked, "--out", tmp_path)
+    assert code == 0
+    for text in ("By lens", "0.25, 0.50", "What blocks write", "attention", "depth of the largest"):
+        assert text in said and text in (tmp_path / "comparison.md").read_text()
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"lenses.csv", "lenses_by_depth.csv", "contributions.csv", "largest_contribution.csv"} <= names
+    assert "contribution_differences.csv" in names
+    assert "floor_mean" in pl.read_csv(tmp_path / "lenses.csv").columns
+    again = read_comparison(tmp_path / "comparison.json").tables
+    assert again["claims"].equals(compare([made], k=K, draws=200).tables["claims"])
+    code, said, _ = cli(*asked, "--full")
+    assert code == 0 and "also in" in said
+    code, said, told = cli(*asked, "--lens", "linear", "--position", "subject")
+    assert code == 0 and "Its floor" in told and "last token of the subject" in told
+    for option, value, message in (
+        ("--lens", "tuned", "not read with lens 'tuned'; there are logit, logit@a, linear"),
+        ("--position", "end", "not read with position 'end'; there are answer, subject"),
+    ):
+        code, _, told = cli(*asked, option, value)
+        assert code != 0 and message in told and "Traceback" not in told
+
+
+def test_identity_maps_give_the_logit_lens_records_byte_for_byte(tiny_checkpoint, tmp_path, cli):
+    """Over the whole chain, from the command line to the files, both lenses being given one name."""
+    from memprobe.checkpoints import resolve
+    from memprobe.models import load
+
+    read = load(resolve(str(tiny_checkpoint)))
+    eye = {
+        depth: AffineMap(torch.eye(read.d_model), torch.zeros(read.d_model)) for depth in range(read.n_layers)
+    }
+    write_maps(tmp_path / "eye" / "lens.safetensors", "linear", eye)
+    write_about(tmp_path / "eye", {"kind": "linear", "fingerprint": read.fingerprint})
+    asked = ["layers", "--ckpt", tiny_checkpoint, "--factoids", "known", "--n", 12]
+    asked += ["--positions", "answer,subject"]
+    for lens, folder in (("same=logit", "one"), (f"same=linear={tmp_path / 'eye'}", "other")):
+        code, _, told = cli(*asked, "--lens", lens, "--out", tmp_path / folder)
+        assert code == 0, told
+    one, other = open_probe(tmp_path / "one"), open_probe(tmp_path / "other")
+    assert one.lenses == other.lenses == ["same"] and other.run["lens"].startswith("linear ")
+    for table in ("records", "controls"):
+        files = [table_file(view.path, view.checkpoints[0], table).read_bytes() for view in (one, other)]
+        assert files[0] == files[1] and len(files[0]) > 1000, table
+
+
+def test_floors_are_known_where_they_were_measured(made):
+    assert floor_of(made, "linear", k=K).lof == 0.5
+    for lens, k, token in (("logit", K, "first"), ("linear", 3, "first"), ("linear", K, "all")):
+        assert floor_of(made, lens, k=k, token=token).lof is None
