@@ -296,3 +296,11 @@ def test_a_broken_book_is_one_line(tmp_path, text, told):
     assert "\n" not in str(error.value)
     with pytest.raises(MemprobeError, match="cannot be read"):
         read_book(tmp_path / "none.toml")
+
+
+def test_the_page_of_changed_verdicts_is_made_of_the_stored_results():
+    from analyses.changed_verdicts import PAGE, page, table
+
+    assert PAGE.read_text(encoding="utf-8") == page()
+    changed = table()
+    assert not (changed["before"] == changed["verdict"]).any() and not changed["why"].is_in(["", None]).any()
