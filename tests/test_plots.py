@@ -206,3 +206,20 @@ def test_training_curves_leave_out_steps_without_the_measure():
     table = pl.DataFrame({"run": ["a"] * 3, "step": [1, 2, 3], "exact": [None, 0.5, 1.0]})
     (line,) = plots.training_curves(table, "exact", y="own rows exact").data
     assert (list(line.x), list(line.y)) == ([2, 3], [0.5, 1.0])
+
+
+def test_a_control_below_the_chart_of_patches_is_marked_with_its_value():
+    columns = {
+        "source": "a", "target": "b", "what": "residual", "positions": "last", "parts": "all", "window": 1,
+        "direction": "restore",
+    }  # fmt: skip
+    rows = [
+        columns | {"depth": depth, "moved": 0.5, "low": 0.4, "high": 0.6, "other": other, "random": None}
+        for depth, other in enumerate([0.0, -12.0, -3.0, -0.1])
+    ]
+    figure = plots.restoration_curves(pl.DataFrame(rows, schema_overrides={"random": pl.Float64}))
+    (marks,) = [trace for trace in figure.data if trace.mode == "markers"]
+    floor, _ = figure.layout.yaxis.range
+    assert list(marks.x) == [1, 2] and [value for (value,) in marks.customdata] == [-12.0, -3.0]
+    assert all(y >= floor for y in marks.y)
+    assert "-1,200%" in figure.layout.annotations[0].text

@@ -109,6 +109,7 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
         if rows[control].is_not_null().any():
             said = "another fact's states" if control == "other" else "random"
             add_control(figure, name, depth, rows[control].to_list(), look=look, said=said, tip=said)
+            _mark_below(figure, name, rows.select("depth", control).rows(), look=look, said=said)
         figure.add_scatter(
             x=depth,
             y=rows["moved"].to_list(),
@@ -117,8 +118,36 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
             hovertemplate=share_tip(name),
         )
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
-    figure.update_yaxes(range=[-0.4, 1.08])  # a control can take away many times what is to be restored
+    figure.update_yaxes(range=[_FLOOR, 1.08])
     return figure
+
+
+_FLOOR = -0.4
+"""Where the chart ends: a control can take away many times what is to be restored."""
+
+
+def _mark_below(
+    figure: Sketch, name: str, points: list[tuple[float, float | None]], *, look: dict[str, str], said: str
+) -> None:
+    """Marks what lies below the chart on its lower edge, with the values in tooltips and the lowest in writing."""
+    below = [(depth, value) for depth, value in points if value is not None and value < _FLOOR]
+    if not below:
+        return
+    figure.add_scatter(
+        x=[depth for depth, _ in below],
+        y=[_FLOOR + 0.04] * len(below),
+        customdata=[[value] for _, value in below],
+        mode="markers",
+        marker={"symbol": "triangle-down", "size": 7, "color": look["colour"]},
+        name=f"{plain(name)}, {said}, below the chart",
+        hovertemplate=f"<b>%{{customdata[0]:,.0%}}</b> <i>{said}</i>, below the chart<extra></extra>",
+        showlegend=False,
+        meta={"checkpoint": name, "role": "control"},
+    )
+    depth, lowest = min(below, key=lambda point: point[1])
+    figure.add_annotation(
+        x=depth, y=_FLOOR + 0.06, yanchor="bottom", text=f"{said}: down to {lowest:,.0%}", showarrow=False
+    )
 
 
 def _axis(by_depth: pl.DataFrame) -> str:
