@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -142,6 +143,14 @@ def test_it_is_kept_with_what_it_found(path):
     assert not [cell for cell in code(notebook)[2:] if not cell.outputs], "a cell that shows nothing"
     assert not re.search(r"/(home|root|tmp|work)/", path.read_text(encoding="utf-8"))
     assert path.stat().st_size < 400_000
+
+
+@every
+def test_a_line_before_each_cell_says_what_it_does(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for before, cell in pairwise(cells):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown" and before.source.strip(), cell.source
 
 
 @every
