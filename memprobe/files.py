@@ -244,12 +244,12 @@ def read_valid(path: Path, schema: type[BaseModel], *, own: bool = True) -> dict
     return value
 
 
-def check_valid(value: Any, schema: type[BaseModel], path: Path) -> None:
+def check_valid(value: Any, schema: type[BaseModel], path: Path | str) -> None:
     """:func:`validated`, for what is read as it stands."""
     validated(schema, value, path)
 
 
-def validated(schema: type[Read], value: Any, path: Path) -> Read:
+def validated(schema: type[Read], value: Any, path: Path | str) -> Read:
     """What a file says, as a schema.
 
     Raises:

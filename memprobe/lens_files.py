@@ -21,10 +21,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json, replacing, write_json
+from memprobe.files import first_line, read_valid, replacing, write_json
 
 FittedKind = Literal["tuned", "linear", "jacobian"]
 FITTED_KINDS: tuple[FittedKind, ...] = get_args(FittedKind)
@@ -33,6 +34,56 @@ LENS_SCHEMA = 1
 WEIGHTS, ABOUT = "lens.safetensors", "lens.json"
 HALVES = ("half-1.safetensors", "half-2.safetensors")
 _PUBLISHED = ("config.json", "params.pt")
+
+
+class _About(BaseModel):
+    """Of a file that may say more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class FloorAt(_About):
+    """How far two fits differ in where answers surface, under one top-k."""
+
+    lof: float | None = None
+    lof_mean: float | None = None
+
+
+class FloorFile(_About):
+    """How far two fits on disjoint halves differ."""
+
+    facts: int | None = None
+    k: dict[str, FloorAt] = {}
+
+
+class AboutFile(_About):
+    """``lens.json``; ``depths`` and ``floor`` are null until they were measured."""
+
+    lens_schema: int = Field(LENS_SCHEMA, alias="schema")
+    kind: FittedKind
+    seconds: float | None = None
+    corpus: dict[str, Any] | None = None
+    depths: list[Any] | dict[str, Any] | None = None
+    floor: FloorFile | None = None
+
+
+class TunedLensFile(_About):
+    """``config.json`` of tuned-lens 0.2: of what it says, what its translators are read by."""
+
+    num_hidden_layers: int = Field(ge=1)
+    d_model: int = Field(ge=1)
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    unembed_hash: str | None = None
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """``lens.json`` of a folder.
+
+    Raises:
+        MemprobeError: it is missing or broken, or says what it may not.
+    """
+    return {"depths": None, "floor": None} | read_valid(folder / ABOUT, AboutFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +223,8 @@ def _read_own(path: Path) -> LensFile:
     if weight is None or not square or (bias is not None and bias.shape != weight.shape[:2]):
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise MemprobeError(f"{path}: not one square map for each depth ({shapes})")
-    about = read_json(path.parent / ABOUT)
-    if not isinstance(about, dict) or about.get("kind") != kind:
+    about = read_about(path.parent)
+    if about["kind"] != kind:
         raise MemprobeError(f"{path.parent / ABOUT}: does not belong to the {kind} lens in {path.name}")
     maps = {
         depth: AffineMap(weight[depth], None if bias is None else bias[depth])
@@ -184,12 +235,11 @@ def _read_own(path: Path) -> LensFile:
 
 def _read_tuned_lens(folder: Path) -> LensFile:
     """tuned-lens 0.2: translator d adds ``weight @ h + bias`` to the stream h at depth d."""
-    config = read_json(folder / _PUBLISHED[0], own=False)
+    config = read_valid(folder / _PUBLISHED[0], TunedLensFile, own=False)
     file = folder / _PUBLISHED[1]
     state = _load_pickled(file)
     try:
-        n_layers, d_model = int(config["num_hidden_layers"]), int(config["d_model"])
-        eye = torch.eye(d_model)
+        n_layers, d_model = config["num_hidden_layers"], config["d_model"]
         maps = {}
         for depth in range(n_layers):
             weight, bias = state[f"{depth}.weight"].float(), state.get(f"{depth}.bias")
@@ -197,11 +247,9 @@ def _read_tuned_lens(folder: Path) -> LensFile:
                 raise MemprobeError(
                     f"{file}: translator {depth} is not {d_model} x {d_model}, as config.json says"
                 )
-            maps[depth] = AffineMap(weight + eye, None if bias is None else bias.float())
+            maps[depth] = AffineMap(weight + torch.eye(d_model), None if bias is None else bias.float())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MemprobeError(f"{folder}: not a lens of tuned-lens ({_missing(error)})") from error
-    if not maps:
-        raise MemprobeError(f"{folder}: a lens of tuned-lens without a layer")
     about = {
         "made by": "tuned-lens",
         "model": config.get("base_model_name_or_path"),

@@ -128,9 +128,10 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
         MemprobeError: ``out`` was probed otherwise, or holds other files.
     """
     if (out / RUN).exists():
-        found = probe_of(out, read_run(out))
+        run = read_run(out)
+        found = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
         _refuse_other_run(found, wanted)
-        run = dict(found.run) if found.run["schema"] == SCHEMA_VERSION else _upgraded(found, wanted)
+        run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(found, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
     else:
         _refuse_other_files(out)
@@ -204,12 +205,13 @@ def _unfinished(file: Path) -> bool:
     return file.name == LOCK or file.name.startswith(f".{RUN}.")
 
 
-def _upgraded(found: Probe, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _upgraded(found: Probe, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A directory of schema 1 under the present one: tables by checkpoint, then ``run.json``, then the old tables go.
 
     Killed in between, it is still one of schema 1. Batches of a checkpoint under way are taken over as they are.
     """
-    run = dict(found.run) | {"schema": SCHEMA_VERSION, "tables": {}, "lenses": wanted["lenses"]}
+    run = dict(before) | {"schema": SCHEMA_VERSION, "tables": {}}
+    run |= {key: wanted[key] for key in ("lens", "readout", "lenses", "positions")}
     run["checkpoints"] = {label: dict(entry) for label, entry in found.run["checkpoints"].items()}
     run["tables"]["factoids"] = mark_of(found.path / FACTOIDS_FILE)
     for label in found.finished:

@@ -474,10 +474,14 @@ class Readings:
 
     def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
         frame = self._common(self.rows(label, "controls", ("control", "token", "depth", "rank")))
-        shuffled, intrusions = (
-            frame.filter(pl.col("control").str.starts_with(kind)) for kind in ("shuffled:", "intrusion:")
-        )
-        return list(trajectories(shuffled, token=self.token)), list(trajectories(intrusions, token="first"))
+        kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
+        for name in frame["control"].unique(
+            maintain_order=True
+        ):  # one at a time: each is put in order, in memory
+            part = frame.filter(pl.col("control") == name)
+            shuffled = name.startswith("shuffled:")
+            kinds[not shuffled].extend(trajectories(part, token=self.token if shuffled else "first"))
+        return kinds
 
     def _control_cells(self, label: str) -> dict[str, Cells]:
         shuffled, intrusions = self._lists(label)

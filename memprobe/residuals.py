@@ -165,8 +165,12 @@ def read_residuals(probe: str | Path, label: str) -> Residuals:
                 token = file.get_tensor("token").tolist()
         except SafetensorError as error:
             raise MemprobeError(f"{path}: cannot be read ({first_line(error)})") from error
-        columns = {"factoid": json.loads(about["factoids"]), "position": json.loads(about["positions"])}
-        parts.append(pl.DataFrame(columns | {"token": token}, schema_overrides={"token": pl.Int16}))
+        try:
+            columns = {"factoid": json.loads(about["factoids"]), "position": json.loads(about["positions"])}
+            schema = {"factoid": pl.String, "position": pl.String, "token": pl.Int16}
+            parts.append(pl.DataFrame(columns | {"token": token}, schema=schema))
+        except (KeyError, TypeError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+            raise MemprobeError(f"{path}: its header says what it may not ({first_line(error)})") from error
     return Residuals(pl.concat(parts), entry["depths"], cat(values))
 
 

@@ -26,12 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json, validated
+from memprobe.files import check_valid, first_line, read_json, validated
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"
 """In a grid's directory, and beside the run of each of its cells."""
-STATE = ".state"
+STATE, MATRIX = ".state", "accuracy.csv"
+"""Of a run: while a stage is under way, and what is written last of one that has ended."""
 EXACT = "exact_match"
 _STAGE = re.compile(r"(\d+)-(.+)")
 
@@ -153,6 +154,18 @@ class CellFile(_Open):
     why: str = ""
 
 
+class StepLine(_Open):
+    """A line of ``metrics.jsonl``: what was logged of an optimiser step."""
+
+    step: Count | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tokens: Count | None = None
+    exact: float | None = None
+
+
 def read_as(schema: type[Read], path: Path) -> Read:
     """A JSON file as a schema.
 
@@ -203,8 +216,7 @@ class StageDirectory:
                 entry = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise MemprobeError(f"{path}, line {number}: no JSON ({first_line(error)})") from error
-            if not isinstance(entry, dict):
-                raise MemprobeError(f"{path}, line {number}: no JSON object")
+            check_valid(entry, StepLine, f"{path}, line {number}")
             yield entry
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.factoids import Factoid
-from memprobe.files import read_json, read_valid, write_json
+from memprobe.files import read_valid, write_json
 from memprobe.runs import EvaluatedSet
 from memprobe.sources.kinds import AnyRow
 from training.data import ExampleMaker, Prepared, row_to_json
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
     from training.evaluate import EvaluationSet
+
+
+class InterferenceFile(BaseModel):
+    """``interference.json``: what was measured at the start of a stage; see :mod:`training.interference`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    loss_a: float
+    loss_b: float
+    gradient_norm_a: dict[str, Any]
+    gradient_norm_b: dict[str, Any]
+    cosine_a_b: dict[str, Any]
+
 
 INTERFERENCE_ROWS = 64
 """Of each dataset, the same at both ends of a stage."""
@@ -182,7 +197,11 @@ class Interference:
         sets = {"a": "stage 1", "b": "mixing rows"}
         if self.number > 1:
             sets = {"a": "stage 1", "b": "own rows", "m": "mixing rows"}
-        return {"sets": sets, "start": read_json(self.file), "end": self._measure(model, delta)}
+        return {
+            "sets": sets,
+            "start": read_valid(self.file, InterferenceFile),
+            "end": self._measure(model, delta),
+        }
 
     def _measure(self, model: PreTrainedModel, delta: dict[str, Any] | None) -> dict[str, Any]:
         from training.batches import collator, micro_batches

@@ -29,7 +29,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import EvaluationFile
+from memprobe.runs import EVALUATION, MATRIX, STATE, EvaluationFile
 from training.checkpoint import (
     METRICS,
     RECIPE,
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from training.penalties import Term
     from training.stage import StageTrainer
 
-LOG, STATE = "log.txt", ".state"
+LOG = "log.txt"
 _TOKENS_AT_ONCE = 2048  # keep an accelerator busy, and leave room for other processes
-BASE, EVALUATION, MATRIX = "0-base", "evaluation.json", "accuracy.csv"
+BASE = "0-base"
 
 
 def run(

@@ -18,7 +18,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
 from memprobe.grafts import Graft
@@ -127,6 +127,25 @@ class PlanFile(Part):
             if row.kind == "pair" and any(b - a < 2 for a, b in pairwise(blocks)):
                 raise ValueError("cells of kind pair: sets share a block; leave a block between them")
         return self
+
+
+class PlanStored(BaseModel):
+    """``plan.json`` as it was begun with: compared key by key, so that any object will do."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class CellFile(BaseModel):
+    """``cells/NAME.json``: a planted model, and whether every instrument has said its verdict."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    finished: bool
+
+
+class CellsFile(RootModel[list[CellFile]]):
+    """``cells.json``: the cells of stored results."""
 
 
 @dataclass(frozen=True)

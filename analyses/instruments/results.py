@@ -13,8 +13,9 @@ from typing import Any
 import polars as pl
 
 from analyses.instruments.marking import VERDICTS
+from analyses.instruments.plan import CellFile, CellsFile, PlanStored
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_json, write_parquet
+from memprobe.files import check_valid, read_json, read_valid, write_json, write_parquet
 
 CELLS, STORED, LENSES = "cells.json", "verdicts.parquet", "lenses.json"
 
@@ -46,15 +47,18 @@ def read_results(folders: Sequence[Path]) -> Results:
             verdicts = pl.read_parquet(folder / STORED)
             by_cell = {name[0]: part for name, part in verdicts.partition_by("cell", as_dict=True).items()}
             found = read_json(folder / CELLS)
-            lenses |= read_json(folder / LENSES) if (folder / LENSES).exists() else {}
+            check_valid(found, CellsFile, folder / CELLS)
+            lenses |= read_valid(folder / LENSES, PlanStored) if (folder / LENSES).exists() else {}
         else:
             found, by_cell = [], {}
             for path in sorted((folder / "cells").glob("*.json")):
-                found.append(read_json(path))
+                found.append(read_valid(path, CellFile))
                 table = folder / "verdicts" / f"{path.stem}.parquet"
                 if table.exists():
                     by_cell[path.stem] = pl.read_parquet(table).with_columns(cell=pl.lit(path.stem))
-            lenses |= {path.stem: read_json(path) for path in sorted((folder / "lenses").glob("*.json"))}
+            lenses |= {
+                path.stem: read_valid(path, PlanStored) for path in sorted((folder / "lenses").glob("*.json"))
+            }
         for cell in found:
             name = cell["name"]
             if name in cells and (cells[name]["finished"] or not cell["finished"]):

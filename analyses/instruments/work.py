@@ -29,9 +29,9 @@ from typing import Any
 
 import polars as pl
 
-from analyses.instruments.plan import Cell, PlanFile, cells_of
+from analyses.instruments.plan import Cell, CellFile, PlanFile, PlanStored, cells_of
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json, replacing, write_json, write_parquet
+from memprobe.files import first_line, read_valid, replacing, write_json, write_parquet
 from training.report import Report
 
 SCHEMA = 1
@@ -128,7 +128,7 @@ def _begin(plan: PlanFile, out: Path) -> None:
     path = out / "plan.json"
     said = json.loads(plan.model_dump_json())
     if path.exists():
-        before = read_json(path)
+        before = read_valid(path, PlanStored)
         for key in said.keys() - {"cells", "seeds", "instruments"}:
             if before.get(key) != said[key]:
                 raise MemprobeError(f"{out}: was begun with another {key}; give another --out")
@@ -143,7 +143,7 @@ def _begin(plan: PlanFile, out: Path) -> None:
 def is_finished(out: Path, cell: Cell) -> bool:
     """Whether all instruments have said their verdict on a cell."""
     path = out / "cells" / f"{cell.name}.json"
-    return path.exists() and bool(read_json(path)["finished"])
+    return path.exists() and bool(read_valid(path, CellFile)["finished"])
 
 
 def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
@@ -420,7 +420,7 @@ class _Work:
         from analyses.instruments.marking import VERDICTS, marked
 
         table = pl.read_parquet(self.verdicts) if self.verdicts.exists() else pl.DataFrame(schema=VERDICTS)
-        about = read_json(self.path)
+        about = read_valid(self.path, CellFile)
         instruments = all_instruments(self.plan.template, self.lenses.by_kind(), self.plan.instruments)
         done = set(table["instrument"])
         failed: list[str] = []

@@ -14,7 +14,8 @@ from pathlib import Path
 import polars as pl
 
 from memprobe import open_probe
-from memprobe.files import read_json, write_json
+from memprobe.files import write_json
+from memprobe.lens_files import read_about
 from memprobe.statistics.lenses import compare_lenses
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ def main() -> None:
     asked = parser.parse_args()
     floors = []
     for folder in asked.lenses:
-        about = read_json(folder / "lens.json")
+        about = read_about(folder)
         floors += [
             {"lens": about["kind"], "k": int(k), "floor": at["lof"], "floor_mean": at["lof_mean"]}
             for k, at in about["floor"]["k"].items()

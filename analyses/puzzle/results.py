@@ -6,10 +6,8 @@ it does without a directory, makes ``results.md`` from it.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,10 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from memprobe.files import read_valid
+from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.verdicts import holm, verdict
+from training.parts import read_toml
 
 HERE = Path(__file__).parent
 CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"
@@ -30,13 +31,10 @@ def collect(grid: Path) -> pl.DataFrame:
     """One row for each cell that has ended: D_A and D_B after each stage, and how far the weights moved."""
     rows = []
     for path in sorted(grid.glob("runs/*/*/cell.json")):
-        cell = json.loads(path.read_text())
-        stages = [
-            json.loads((path.parent / one["stage"] / "evaluation.json").read_text()) for one in cell["stages"]
-        ]
-        manifests = [
-            json.loads((path.parent / one["stage"] / "memprobe.json").read_text()) for one in cell["stages"]
-        ]
+        cell = read_valid(path, CellFile)
+        folders = [path.parent / one["stage"] for one in cell["stages"]]
+        stages = [read_valid(folder / EVALUATION, EvaluationFile) for folder in folders]
+        manifests = [read_valid(folder / MANIFEST, ManifestFile) for folder in folders]
         d_a, d_b = list(stages[-1]["sets"])[:2]
         row = {
             "arm": path.parent.name.rsplit("-s", 1)[0],
@@ -145,7 +143,7 @@ def main() -> None:
 
 def results(cells: pl.DataFrame) -> str:
     """The whole of ``results.md``."""
-    rules = tomllib.loads((HERE / "rules.toml").read_text(encoding="utf-8"))
+    rules = read_toml(HERE / "rules.toml")
     head = "Made by `python analyses/puzzle/results.py` from `cells.csv` and `rules.toml`.\n"
     return "\n".join([head, *markdown(cells, verdicts(cells, rules))]).rstrip() + "\n"
 

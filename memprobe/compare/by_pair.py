@@ -157,7 +157,7 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
     columns |= {"low": held.low, "high": held.high, "detectable": held.detectable}
     counts = [pl.lit(int(which.sum())).alias(name) for name, which in (("n_kept", still), ("n_lost", gone))]
-    found = pl.DataFrame(columns, nan_to_null=True).filter(pl.col("statistic") != "exact")
+    found = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")
     return found.select(*counts, pl.all())
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import BaseModel, ConfigDict
 
 from memprobe import wording
 from memprobe.compare.by_pair import differences, fates
@@ -23,7 +24,7 @@ from memprobe.compare.headline import Headline
 from memprobe.compare.over_runs import arm_differences, arms, check_apart, paths
 from memprobe.compare.table import floats
 from memprobe.errors import MemprobeError, among
-from memprobe.files import csv_text, json_text, read_json, write_together
+from memprobe.files import csv_text, json_text, read_valid, write_together
 from memprobe.probes import Probe, open_probe
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
@@ -151,13 +152,22 @@ class OutcomeComparison:
         write_together(texts, folder, mark=FILE, stale=[f"{name}.csv" for name in SCHEMAS])
 
 
+class OutcomesFile(BaseModel):
+    """``outcomes.json``: its settings, what a reader must know, and its tables, column by column or row by row."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    notes: list[str]
+    tables: dict[str, list[Any] | dict[str, list[Any]]]
+
+
 def read_outcomes(path: Path) -> OutcomeComparison:
     """An ``outcomes.json`` as :meth:`OutcomeComparison.write` left it.
 
     Raises:
         MemprobeError: the file is missing, broken, or something else.
     """
-    whole = read_json(path)
+    whole = read_valid(path, OutcomesFile)
     try:
         tables = {
             name: pl.DataFrame(whole["tables"][name], schema=schema) for name, schema in SCHEMAS.items()

@@ -10,7 +10,7 @@ import polars as pl
 from memprobe import plots, wording
 from memprobe.dashboard import explorer
 from memprobe.dashboard.chains import from_reference, pairs_of, paths_of
-from memprobe.dashboard.embedding import embedded, figure_json
+from memprobe.dashboard.embedding import embedded, figure_json, joined
 from memprobe.dashboard.rules import UnderRule
 from memprobe.dashboard.series import OVER_STEPS, looks_of, series_of
 from memprobe.dashboard.sets import Set
@@ -40,7 +40,7 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     looks, short = looks_of(readings), wording.shortened(labels, 20)
     followed = paths or from_reference(readings, without={label for one in series for label in one.labels})
     pairs = pairs_of(readings, paths)
-    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    figures: dict[str, dict[str, dict[str, bytes]]] = {}
     headline: dict[str, dict[str, Any]] = {}
     arms: dict[str, dict[str, Any]] = {}
     answer: dict[str, dict[str, list[str]]] = {}
@@ -58,8 +58,8 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
                 for label in labels
             ]
             for name, figure in found.figures.items():
-                figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = figure_json(figure)
-    blocks |= {f"{prefix}{name}": embedded(figure) for name, figure in figures.items()}
+                figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = embedded(figure_json(figure))
+    blocks |= {f"{prefix}{name}": joined(by_rule) for name, by_rule in figures.items()}
     blocks |= {
         f"{prefix}trajectory": embedded(_trajectory(readings)),
         f"{prefix}factoids": embedded(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from memprobe.errors import MemprobeError, among
-from memprobe.files import first_line, read_json, replacing
+from memprobe.files import first_line, replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of
 from memprobe.fitting.held_out import judge
@@ -34,6 +34,7 @@ from memprobe.lens_files import (
     WEIGHTS,
     AffineMap,
     FittedKind,
+    read_about,
     read_lens,
     write_about,
     write_maps,
@@ -126,7 +127,7 @@ def fit(
         "corpus": corpus.about,
     } | ({} if steps is None else {"steps": steps})
     _check_out(out, settings)
-    about: dict[str, Any] | None = read_json(out / ABOUT) if (out / ABOUT).exists() else None
+    about: dict[str, Any] | None = read_about(out) if (out / ABOUT).exists() else None
     if about is None:
         seconds = _fit_maps(kind, lens_model, corpus, out, settings, progress)
         about = {**settings, "seconds": seconds, "depths": None, "floor": None}
@@ -196,9 +197,9 @@ def _check_out(out: Path, settings: dict[str, Any]) -> None:
         raise MemprobeError(f"{out}: exists and is no lens of memprobe fit; use another --out")
     if not (out / ABOUT).exists():
         return
-    found = read_json(out / ABOUT)
+    found = read_about(out)
     for key, value in settings.items():
-        if not isinstance(found, dict) or found.get(key) != value:
+        if found.get(key) != value:
             raise MemprobeError(
                 f"{out}: holds a lens with another {key}; use another --out, or --fresh to start over"
             )

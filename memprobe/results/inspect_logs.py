@@ -49,7 +49,7 @@ def read(file: Path) -> list[Evaluation]:
         evaluation = Evaluation(TOOL, str(about["task"]), file, about.get("model"))
         for number, sample in enumerate(samples, 1):
             _add(evaluation, sample, f"{file} sample {number}")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise MemprobeError(f"{file}: no log of {TOOL} ({type(error).__name__}: {error})") from error
     if not evaluation.factoids:
         raise MemprobeError(f"{file}: holds no samples (its run is {header.get('status', 'not known')})")
@@ -109,9 +109,10 @@ def _is_log(path: Path) -> bool:
 def _opened(file: Path) -> tuple[Mapping[str, Any], Iterator[Mapping[str, Any]]]:
     if file.suffix == ".json":
         whole = read_json(file)
-        if not isinstance(whole, dict) or "eval" not in whole:
+        samples = whole.get("samples") or [] if isinstance(whole, dict) and "eval" in whole else None
+        if not isinstance(samples, list):
             raise MemprobeError(f"{file}: no log of {TOOL}")
-        return whole, iter(whole.get("samples") or [])
+        return whole, iter(samples)
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}

@@ -7,15 +7,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from memprobe.checkpoints import cache_dir, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.files import write_text
+from memprobe.files import first_line, write_text
 from memprobe.sources.kinds import Text
 from memprobe.sources.passages import PromptForm, halve
 
 BATCH = 32  # passages sampled together; part of what a seed means
 _TOKENS_PER_WORD = 2.0
 _MAX_TRIES = 20  # batches sampled for each batch of passages that is long enough
+_BATCH = TypeAdapter(list[str])
 
 
 def own_passages(
@@ -79,5 +82,8 @@ def _halved(batches: list[list[str]], words: tuple[int, int], prompt_form: Promp
 def _read(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [_BATCH.validate_json(line) for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise MemprobeError(f"{path}: broken ({first_line(error)}); delete it to start again") from error

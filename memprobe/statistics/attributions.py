@@ -76,7 +76,7 @@ def contribution_by_depth(
                 columns |= {end or name: edge for end, edge in zip(ends, edges, strict=True)}
                 if name == "share":
                     columns["n_net"] = (~np.isnan(shuffled)).sum(0)
-            frame = pl.DataFrame(columns, nan_to_null=True)
+            frame = pl.DataFrame(columns).fill_nan(None)
             parts.append(
                 frame.select(pl.lit(label).alias("checkpoint"), pl.lit(part).alias("part"), pl.all())
             )

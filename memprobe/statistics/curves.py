@@ -160,7 +160,7 @@ def curves_of(
         columns |= {f"{name}{end}": edge for end, edge in zip(("", "_low", "_high"), edges, strict=True)}
         if name == "recall":
             columns["chance"] = beside[0]
-    return pl.DataFrame(columns, nan_to_null=True)
+    return pl.DataFrame(columns).fill_nan(None)
 
 
 def _with_wilson(shares: pl.DataFrame) -> pl.DataFrame:

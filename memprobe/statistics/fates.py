@@ -28,7 +28,7 @@ def fates(known: np.ndarray) -> pl.DataFrame:
     paths = ["→".join(f"{number:0{steps}b}") for number in range(2**steps)][::-1]
     share = n / count if count else np.full(len(n), np.nan)
     low, high = wilson(share, np.full(len(n), count))
-    return pl.DataFrame({"path": paths, "n": n, "share": share, "low": low, "high": high}, nan_to_null=True)
+    return pl.DataFrame({"path": paths, "n": n, "share": share, "low": low, "high": high}).fill_nan(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ def lost_facts(
     }
     schema = {"factoid": pl.String, "deepest": pl.Int64, "rank": pl.Int64, "log_prob": pl.Float64}
     schema |= {"log_prob_change": pl.Float64, "intruder": pl.String, "intruder_rank": pl.Int64}
-    return pl.DataFrame(columns, schema=schema | {"intruded": pl.Boolean}, strict=False, nan_to_null=True)
+    return pl.DataFrame(columns, schema=schema | {"intruded": pl.Boolean}, strict=False).fill_nan(None)
 
 
 def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:

@@ -106,12 +106,11 @@ def occurrence(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.
                     "control": [trajectory.control] * len(found.factoids),
                     "factoid": found.factoids,
                     "n_layers": np.full(len(found.factoids), found.n_layers),
-                    "lof": found.lof,
-                    "settled": found.settled,
+                    "lof": pl.Series(found.lof).fill_nan(None),
+                    "settled": pl.Series(found.settled).fill_nan(None),
                     "n_depths": found.held[:, 1:].sum(1),
                 },
                 schema=_OCCURRENCE,
-                nan_to_null=True,
             )
         )
     table = pl.concat(parts) if parts else pl.DataFrame(schema=_OCCURRENCE)
@@ -148,7 +147,7 @@ def kaplan_meier(depth: np.ndarray, n_layers: int) -> pl.DataFrame:
     survival = 1 - np.cumsum(events) / n if n else np.full(n_layers + 1, np.nan)
     low, high = wilson(survival, np.full(n_layers + 1, n))
     columns = {"depth": depths, "at_risk": at_risk, "events": events, "survival": survival}
-    return pl.DataFrame(columns | {"low": low, "high": high}, nan_to_null=True)
+    return pl.DataFrame(columns | {"low": low, "high": high}).fill_nan(None)
 
 
 def median_depth(depth: np.ndarray) -> tuple[float, float, float]:

@@ -88,7 +88,7 @@ def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples)
         "statistic": list(names) * pairs,
         "n": (~np.isnan(cells)).sum(0),
     }
-    return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}, nan_to_null=True)
+    return pl.DataFrame(columns | {"difference": difference, "low": low, "high": high}).fill_nan(None)
 
 
 def states_of(exact: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def state_shares(states: np.ndarray) -> pl.DataFrame:
     share = n / len(states) if len(states) else np.full(len(n), np.nan)
     low, high = wilson(share, np.full(len(n), len(states)))
     columns = {"state": list(STATES), "n": n, "share": share, "low": low, "high": high}
-    return pl.DataFrame(columns, nan_to_null=True)
+    return pl.DataFrame(columns).fill_nan(None)
 
 
 def flows(states: np.ndarray) -> pl.DataFrame:
@@ -139,5 +139,5 @@ def flows(states: np.ndarray) -> pl.DataFrame:
             "target": [target for _ in STATES for target in STATES],
         }
         columns |= {"n": n, "share": share, "low": low, "high": high}
-        parts.append(pl.DataFrame(columns, nan_to_null=True))
+        parts.append(pl.DataFrame(columns).fill_nan(None))
     return pl.concat(parts)

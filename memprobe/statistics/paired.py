@@ -50,7 +50,7 @@ def differences(
         "effect": np.where(n > 1, effect, np.nan),
         "dominance": dominance,
     }
-    return pl.DataFrame(columns, nan_to_null=True)
+    return pl.DataFrame(columns).fill_nan(None)
 
 
 def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -144,16 +144,14 @@ def differences_by_depth(
         if measure == "rank":
             medians = np.array([median_interval(column[~np.isnan(column)]) for column in rank.T])
             edges = {name: medians[:, i] for i, name in enumerate(("difference", "low", "high"))}
-            table = table.with_columns(
-                pl.Series(name, edge, nan_to_null=True) for name, edge in edges.items()
-            )
+            table = table.with_columns(pl.Series(name, edge).fill_nan(None) for name, edge in edges.items())
             table = table.with_columns(pl.lit(None, pl.Float64).alias("effect"))  # d_z belongs to means
         q = false_discovery(table["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
         tables.append(
             table.with_columns(
                 pl.lit(measure).alias("measure"),
                 pl.Series("depth", np.arange(len(table))),
-                pl.Series("q", q, nan_to_null=True),
+                pl.Series("q", q).fill_nan(None),
             )
         )
     order = ["measure", "depth", "n", "difference", "low", "high", "p", "q", "effect", "dominance"]
@@ -177,7 +175,7 @@ def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples)
     jaccard, low, high = bootstrap(values, resamples, lambda sums, counts: sums[:, :half] / sums[:, half:])
     columns = {"both": values[:, :half].mean(0), "either": values[:, half:].mean(0)}
     depth = pl.Series("depth", [*range(half - 1), None], pl.Int64)
-    frame = pl.DataFrame(columns | {"jaccard": jaccard, "low": low, "high": high}, nan_to_null=True)
+    frame = pl.DataFrame(columns | {"jaccard": jaccard, "low": low, "high": high}).fill_nan(None)
     return frame.select(depth, *frame.columns)
 
 

@@ -146,9 +146,8 @@ def by_depth(
                     "moved": moved,
                     "low": low,
                     "high": high,
-                },
-                nan_to_null=True,
-            )
+                }
+            ).fill_nan(None)
             tested = None
             for name in ("other", "random"):
                 control = _like(values[name], ids, places)
@@ -170,7 +169,7 @@ def by_depth(
                     .to_numpy()
                 )
             part = part.with_columns(
-                pl.Series("p", p, nan_to_null=True), pl.Series("q", false_discovery(p), nan_to_null=True)
+                pl.Series("p", p).fill_nan(None), pl.Series("q", false_discovery(p)).fill_nan(None)
             )
             rows.append(head.join(part, how="cross"))
     return pl.concat(rows) if rows else pl.DataFrame()

@@ -35,7 +35,8 @@ def main() -> int:
     if asked.work:
         return _work(Path(asked.work[0]), asked.work[1], asked.seed)
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as folder:
-        seeds = Path(folder)
+        seeds = Path(folder) / "seeds"
+        seeds.mkdir()
         _python(
             "from pathlib import Path; from tests.fuzz.seeds import make; import sys; make(Path(sys.argv[1]))",
             seeds,
@@ -84,9 +85,11 @@ def _batch(todo, seeds, seed):
     while todo:
         names = ",".join(f"{kind}:{number}" for kind, number in todo)
         command = [sys.executable, "-m", "tests.fuzz", "--seed", str(seed), "--work", str(seeds), names]
-        worker = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=_environment()
-        )
+        said = seeds.parent / f"{seeds.name}.said"
+        with said.open("wb") as file:
+            worker = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=file, cwd=ROOT, env=_environment()
+            )
         done = 0
         while done < len(todo):
             line, used = _line(worker)
@@ -96,7 +99,8 @@ def _batch(todo, seeds, seed):
                 continue
             worker.kill()
             why = "hang" if used >= HANG else f"the process died (exit code {worker.wait()})"
-            yield *todo[done], {"wrong": why, "code": -1, "said": "", "what": ""}
+            told = said.read_text(errors="replace")[-700:]
+            yield *todo[done], {"wrong": why, "code": -1, "said": told, "what": ""}
             done += 1
             break
         worker.kill()

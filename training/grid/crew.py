@@ -15,10 +15,29 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from memprobe.files import read_json, write_json, write_text
+from pydantic import BaseModel, ConfigDict
+
+from memprobe.files import read_valid, write_json, write_text
 from training.stopping import asked
 
 FOLDER = ".workers"
+
+
+class AtFile(BaseModel):
+    """``N.json``: the cell that worker N is at."""
+
+    model_config = ConfigDict(strict=True)
+
+    cell: str | None
+
+
+class BrokenFile(BaseModel):
+    """A file in ``broken/``."""
+
+    model_config = ConfigDict(strict=True)
+
+    cell: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class Crew:
     def cell_of(self, worker: int) -> str | None:
         """The cell that a worker is at, or was when it died."""
         path = self.folder / f"{worker}.json"
-        return read_json(path)["cell"] if path.exists() else None
+        return read_valid(path, AtFile)["cell"] if path.exists() else None
 
     def give_up(self, cell: str, why: str) -> None:
         """Lets no worker try a cell again."""
@@ -73,5 +92,5 @@ class Crew:
 
     def broken(self) -> dict[str, str]:
         """By cell, why it is not tried again."""
-        found = [read_json(path) for path in sorted((self.folder / "broken").glob("*.json"))]
+        found = [read_valid(path, BrokenFile) for path in sorted((self.folder / "broken").glob("*.json"))]
         return {one["cell"]: one["why"] for one in found}

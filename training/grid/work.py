@@ -20,7 +20,7 @@ from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
+from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, RECIPE, STATE, EvaluationFile, ManifestFile
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of, deal
 from training.grid.crew import Crew
@@ -214,7 +214,7 @@ def _finish_cell(
     """
     *before, last = cell.node.chain
     for node in before:
-        if not is_trained(out, node):
+        if not _has_ended(out, node):
             with _claim(out, node):
                 begin()
                 _train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
@@ -255,7 +255,7 @@ def _train(
         say=report.say,
         asked=out / ".asked",
     )
-    if not is_trained(out, node):
+    if not _has_ended(out, node):
         if grid.launch:
             memory.forget()
             _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
@@ -282,6 +282,12 @@ def _launch(launch: str, node: Node, out: Path, *, data_dir: Path | None, quiet:
         raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
     if ended.returncode:
         raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
+
+
+def _has_ended(out: Path, node: Node) -> bool:
+    """Whether the run that trains a node came to its end: killed just before, its stage is there, but not all else."""
+    folder = directory(out, node)
+    return is_trained(out, node) and (folder / MATRIX).exists() and not (folder / STATE).exists()
 
 
 def is_trained(out: Path, node: Node) -> bool:

@@ -97,7 +97,7 @@ def read_book(path: Path = BOOK) -> Book:
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
         return Book(**{"schema_" if key == "schema" else key: value for key, value in told.items()})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise MemprobeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,0 +1,108 @@
+"""How much memory and time large probes take: many checkpoints, many factoids, many appends.
+
+    python -m tests.benchmarks.load [read] [append] [--checkpoints 200] [--factoids 500] [--depths 33]
+
+"read": ``dashboard``, ``compare`` and ``layers``' report over synthetic records of so many checkpoints, then over one
+checkpoint of 20,000 factoids; each in a process of its own, with its peak resident memory.
+"append": a tiny model is probed under 300 labels, one call after another into one directory; the time of a call must
+not grow with what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_PAGE = (
+    "import sys; from memprobe.probes import open_probe; from memprobe.dashboard import write_report;"
+    "write_report(open_probe(sys.argv[1]), sys.argv[2])"
+)
+_SUMMARY = (
+    "import sys; from memprobe.probes import open_probe; from memprobe.summary import summarise;"
+    "summarise(open_probe(sys.argv[1]))"
+)
+
+
+def measured(name: str, command: list[str], page: Path | None = None) -> None:
+    """Runs a command and prints what it took."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    size = f", page {page.stat().st_size / 1e6:.1f} MB" if page and page.exists() else ""
+    print(
+        f"{name:34} peak {used.ru_maxrss / 2**10:6.0f} MiB, {used.ru_utime + used.ru_stime:6.1f} s of processor, "
+        f"{time.monotonic() - start:6.1f} s{size}{'' if status == 0 else f'; FAILED ({status})'}",
+        flush=True,
+    )
+
+
+def read(checkpoints: int, factoids: int, depths: int) -> None:
+    """The commands that read a probe."""
+    from tests.benchmarks.report_load import write_large_probe
+
+    with tempfile.TemporaryDirectory() as folder:
+        for count, facts in ((checkpoints, factoids), (1, 20_000)):
+            path = write_large_probe(Path(folder) / f"{count}", count, facts, depths, answer_tokens=1).path
+            page, out = path / "page.html", path / "compared"
+            shape = f"{count} x {facts:,} x {depths}"
+            memprobe = ["-m", "memprobe"]
+            measured(f"dashboard {shape}", [*memprobe, "dashboard", str(path), "--out", str(page)], page)
+            measured(f"compare {shape}", [*memprobe, "compare", str(path), "--out", str(out)])
+            measured(f"report {shape}", ["-c", _PAGE, str(path), str(page)], page)
+            measured(f"summary {shape}", ["-c", _SUMMARY, str(path)])
+
+
+def append(checkpoints: int) -> None:
+    """One call after another into one directory, then what reads it."""
+    import memprobe
+    from memprobe.factoids import make_factoid
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    facts = [make_factoid(f"The river of land {i} is the", f"River {i}", "made") for i in range(20)]
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        out, seconds = Path(folder) / "probe", []
+        for number in range(checkpoints):
+            start = time.process_time()
+            memprobe.probe([memprobe.wrap(model, tokenizer, label=f"step {number}")], facts, out=out)
+            seconds.append(time.process_time() - start)
+        fifth = max(1, checkpoints // 5)
+        for name, part in (("first", seconds[1 : 1 + fifth]), ("last", seconds[-fifth:])):
+            print(
+                f"append, {name} {fifth:3} of {checkpoints}: {sum(part) / len(part):.3f} s of processor a call",
+                flush=True,
+            )
+        measured(f"compare of {checkpoints} appended", ["-m", "memprobe", "compare", str(out)])
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=["read", "append"], choices=["read", "append"])
+    parser.add_argument("--checkpoints", type=int, default=200)
+    parser.add_argument("--factoids", type=int, default=500)
+    parser.add_argument("--depths", type=int, default=33)
+    parser.add_argument("--appends", type=int, default=300)
+    asked = parser.parse_args()
+    if "read" in asked.parts:
+        read(asked.checkpoints, asked.factoids, asked.depths)
+    if "append" in asked.parts:
+        append(asked.appends)
+
+
+if __name__ == "__main__":
+    main()
