@@ -52,8 +52,9 @@ fits: setup  ## Fit lenses to SmolLM2-135M and read the built-in facts with them
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-fuzz: setup  ## Try 20,000 damaged inputs (hours on two cores); tests/fuzz says how one is tried again
+fuzz: setup  ## Try 20,000 damaged inputs (an hour on an idle core) and 100 kills; tests/fuzz says how one is tried again
 	$(BIN)/python -m tests.fuzz --inputs 20000
+	$(BIN)/python -m tests.fuzz.kills --n 100
 
 lint: setup  ## Style
 	$(BIN)/ruff check .

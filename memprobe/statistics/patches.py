@@ -282,7 +282,7 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
         return pl.DataFrame()
     made = pl.DataFrame(rows, infer_schema_length=None)
     q = false_discovery(made["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
-    return made.with_columns(pl.Series("q", q, nan_to_null=True))
+    return made.with_columns(pl.Series("q", q).fill_nan(None))
 
 
 def erasure_scores(
