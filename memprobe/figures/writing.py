@@ -385,8 +385,11 @@ def _run_input(folder: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror}); is it missing?") from error
 
 
 def _named(path: Path) -> str:
