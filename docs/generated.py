@@ -27,10 +27,35 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
-    for figure in sorted((ROOT / "figures").glob("*/*.png")):
-        name = f"figures/{figure.parent.name}/{figure.name}"
+    for name, (stored, _) in LIVE.items():
+        files.append(File.generated(config, name, content=live(stored)))
+    for figure in published():
+        name = str(figure.relative_to(ROOT))
         files.append(File.generated(config, name, abs_src_path=str(figure)))
     return files
+
+
+LIVE = {
+    "gallery/demo.html": (
+        "analyses/demo",
+        "The report of `memprobe demo`: built-in facts in SmolLM2-135M-Instruct",
+    ),
+    "gallery/study.html": ("analyses/study", "The published study"),
+}
+"""Interactive pages of the gallery: the stored results that each is made of, and what it shows."""
+
+
+def published() -> list[Path]:
+    """The figures that the repository holds."""
+    return sorted((ROOT / "figures").rglob("*.png"))
+
+
+def live(stored: str) -> str:
+    """The interactive page on stored results, as ``memprobe dashboard`` writes it."""
+    from memprobe.dashboard import dashboard_text
+    from memprobe.studies import open_study
+
+    return dashboard_text(open_study([ROOT / stored]))
 
 
 INSTRUMENTS = ROOT / "analyses" / "instruments" / "results"
@@ -155,13 +180,20 @@ def options(command: Any) -> Iterator[str]:
 
 
 def gallery() -> str:
-    """Every published figure with its file's name."""
-    parts = ["# Gallery", "", "Figures of the stored results; each is drawn from the JSON of its name.", ""]
-    for figure in sorted((ROOT / "figures" / "study").glob("*.png")):
+    """Interactive pages, each in a frame, and every published figure, each with the command that makes it."""
+    parts = ["# Gallery", ""]
+    for name, (stored, caption) in LIVE.items():
         parts += [
-            f"![{figure.stem}](figures/study/{figure.name})",
+            f"## {caption.partition(':')[0]}",
             "",
-            f"`figures/study/{figure.stem}.json`",
+            f"{caption}. Made of `{stored}` by `memprobe dashboard {stored}`; [open it alone]({name}).",
+            "",
+            f'<iframe src="{name}" title="{caption.replace("`", "")}" loading="lazy" '
+            'style="width: 100%; height: 40rem; border: 1px solid #8888"></iframe>',
             "",
         ]
+    parts += ["## Figures", "", "Each is drawn from the JSON of its name.", ""]
+    for figure in published():
+        name = str(figure.relative_to(ROOT))
+        parts += [f"![{figure.stem}]({name})", "", f"`{name.removesuffix('.png')}.json`", ""]
     return "\n".join(parts)

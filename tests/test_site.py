@@ -1,0 +1,59 @@
+"""The built site, opened from disk in a browser: no request leaves it, and nothing that it names is missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pages import chromium, find_chromium
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(out)]
+    built = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert built.returncode == 0, built.stderr
+    return out
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium")
+def test_every_page_opens_from_disk_and_asks_for_nothing_elsewhere(site):
+    pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # which a server alone shows
+    assert {"gallery.html", "demo.html", "study.html"} <= {page.name for page in pages}
+    elsewhere, missing, empty = [], [], []
+    with chromium() as browser:
+        tab = browser.new_page()
+        tab.on("request", lambda asked: _elsewhere(asked.url) and elsewhere.append((tab.url, asked.url)))
+        tab.on("requestfailed", lambda asked: _left(asked) or missing.append((tab.url, asked.url)))
+        for page in pages:
+            tab.goto(page.as_uri(), wait_until="load")
+            if not tab.evaluate("document.body.innerText.trim().length"):
+                empty.append(page.name)
+            undrawn = tab.evaluate(
+                "[...document.images].filter(one => !one.naturalWidth).map(one => one.src)"
+            )
+            missing += [(page.name, image) for image in undrawn]
+    assert not elsewhere
+    assert not missing
+    assert not empty
+
+
+def _elsewhere(address: str) -> bool:
+    return not address.startswith(("file:", "data:", "blob:", "about:"))
+
+
+def _left(asked) -> bool:
+    """Whether a request ended because the tab went on to the next page."""
+    return "ERR_ABORTED" in (asked.failure or "")
