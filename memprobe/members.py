@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
@@ -88,11 +89,11 @@ class Chain:
 def chains_of(members: Sequence[Member]) -> list[Chain]:
     """The training runs among checkpoints: those of one arm and seed, by stage.
 
-    Of several checkpoints along one stage the last stands for it. Runs that share their first stages and end on
+    Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
     different data make a chain each.
     """
     made: dict[tuple[str, str], dict[tuple[int, str], dict[str, Member]]] = {}
-    for member in members:
+    for member in sorted(members, key=along):
         if member.arm is not None and member.stage is not None:
             stages = made.setdefault((member.arm, member.seed or ""), {})
             stages.setdefault(member.stage_order, {})[member.stage_title] = member
@@ -105,6 +106,74 @@ def chains_of(members: Sequence[Member]) -> list[Chain]:
             Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
         ]
     return chains
+
+
+class Along(Protocol):
+    """What may be one of an arm's checkpoints, at a step of a stage."""
+
+    @property
+    def label(self) -> str:
+        """How it is called."""
+        ...
+
+    @property
+    def arm(self) -> str | None:
+        """Its arm, if it is of one."""
+        ...
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that it is of."""
+        ...
+
+    @property
+    def seed(self) -> str | None:
+        """Its run's seed."""
+        ...
+
+    @property
+    def step(self) -> int | None:
+        """The step of that stage, where it is one of several along it; ``None`` at its end."""
+        ...
+
+
+AnyAlong = TypeVar("AnyAlong", bound=Along)
+
+
+def along(one: Along) -> float:
+    """Sorts the checkpoints of one stage by their steps; one without a step is the stage's end."""
+    return math.inf if one.step is None else one.step
+
+
+def check_apart(members: Iterable[Along]) -> None:
+    """Refuses two checkpoints of one arm, stage, seed and step; reads no records.
+
+    Raises:
+        MemprobeError: so.
+    """
+    seen: dict[tuple[str | int | None, ...], str] = {}
+    for one in members:
+        if one.arm is None:
+            continue
+        key = (one.arm, one.stage or "", one.seed or "", one.step)
+        if key in seen:
+            step = "" if one.step is None else f", step {one.step}"
+            raise MemprobeError(
+                f"{seen[key]} and {one.label} are both arm {key[0]!r}, stage {key[1]!r}, seed {key[2]!r}{step}:"
+                " tell them apart with `arms`"
+            )
+        seen[key] = one.label
+
+
+def ends_of(members: Iterable[AnyAlong]) -> list[AnyAlong]:
+    """The checkpoints of an arm, one for each stage and seed: of several along a stage the last step."""
+    found: dict[tuple[str, str, str], AnyAlong] = {}
+    for one in members:
+        if one.arm is not None:
+            key = (one.arm, one.stage or "", one.seed or "")
+            if key not in found or along(one) > along(found[key]):
+                found[key] = one
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -197,7 +266,7 @@ def members_of(
         manifest = entry.get("manifest") or {}
         told = arms.get(label)
         made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
-        members.append(Member(label, probe, name, *made, step=_step(name, entry)))
+        members.append(Member(label, probe, name, *made, step=step_of(name, entry)))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members
@@ -207,8 +276,9 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _step(name: str, entry: Mapping[str, Any]) -> int | None:
-    """Of a probe along training: ``step`` in its entry or manifest, else in its label (``step-200``, ``step=200``)."""
+def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
+    """Of a probe along training: ``step`` in its entry in ``run.json`` or its manifest, else in its label
+    (``step-200``, ``step=200``)."""
     for told in (entry, entry.get("manifest") or {}):
         if told.get("step") is not None:
             return int(told["step"])

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from memprobe.cli.app import app
 from memprobe.compare import compare, kept_facts
+from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json, write_parquet
 from memprobe.probes import open_probe
@@ -197,6 +198,32 @@ def test_arms_from_options_and_their_mistakes(own, monkeypatch):
     monkeypatch.setattr(Readings, "_records", lambda *_: pytest.fail("records are read before it is refused"))
     with pytest.raises(MemprobeError, match="tell them apart"):
         compare([own], arms={"s1": ("a", "0", "1"), "s2": ("a", "0", "1")}, draws=100)
+
+
+def test_checkpoints_along_one_stage_are_told_apart_by_their_steps(tmp_path):
+    """A callback's checkpoints have one arm, stage and seed; what is said of the arm is of the last."""
+    depths, manifests = {}, {}
+    for seed in range(3):
+        for step in (300, 100, 200):  # as text 1000 would come before 200; as given, 200 would be the last
+            label = f"run{seed}@{step}"
+            depths[label] = {100: 7.0, 200: 6.0, 300: 3.0}[step]
+            manifests[label] = {"arm": "none", "seed": seed, "stage": 1, "steps": step}
+        depths[f"run{seed}"] = 5.0
+        manifests[f"run{seed}"] = {"arm": "none", "seed": seed, "stage": 2, "steps": 50}
+    probe = write_probe(tmp_path / "probe", depths, manifests=manifests, n=12, tokens=(1,), summary=False)
+    ends = [label for label in depths if not label.endswith(("@100", "@200"))]
+    whole, last = (compare([one], draws=100).tables for one in (probe, probe.only(ends)))
+    for name in ("arms", "arm_differences", "paths"):
+        assert whole[name].equals(last[name]), name
+    assert len(whole["arms"]) and set(whole["arms"]["seeds"]) == {3}
+    assert whole["steps"]["step"].to_list() == [100, 200, 300] * 3
+    answers = compare_outcomes([probe], draws=100).tables
+    assert set(answers["arms"]["seeds"]) == {3}
+    assert answers["arms"].equals(compare_outcomes([probe.only(ends)], draws=100).tables["arms"])
+    assert answers["paths"].equals(whole["paths"])
+    twice = {"run0@100": ("none", "0", "1"), "run1@100": ("none", "0", "1")}
+    with pytest.raises(MemprobeError, match="stage '1', seed '0', step 100: tell them apart"):
+        compare([probe], arms=twice, draws=100)
 
 
 def test_labels_that_repeat_take_their_directory(tmp_path):

@@ -19,7 +19,7 @@ from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError, among
 from memprobe.files import csv_text, json_text, write_together
-from memprobe.members import Member
+from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.records import ALIKE
@@ -183,7 +183,7 @@ def compare_readings(
     track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """:func:`compare` of readings that are opened already."""
-    over_runs.check_apart(readings.members)  # before the work, not after it
+    check_apart(readings.members)  # before the work, not after it
     options = {"groups": {"by": list(by)}}
     parts: dict[str, list[pl.DataFrame]] = {}
     # Checkpoint by checkpoint, so that few are in memory at a time however many there are.

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict
 from memprobe import wording
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
-from memprobe.compare.over_runs import arm_differences, arms, check_apart, paths
+from memprobe.compare.over_runs import arm_differences, arms, paths
 from memprobe.compare.table import floats
 from memprobe.errors import MemprobeError, among
 from memprobe.files import csv_text, json_text, read_valid, write_together
+from memprobe.members import check_apart, ends_of, step_of
 from memprobe.probes import Probe, open_probe
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
@@ -66,6 +67,7 @@ class Answers:
     arm: str | None
     seed: str | None
     stage: str | None
+    step: int | None = None
 
     @property
     def order(self) -> tuple[int, str]:
@@ -273,7 +275,10 @@ def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
         exact = dict(known.select("factoid", "exact_match").iter_rows())
         score = dict(known.select("factoid", "score").iter_rows())
         made = [None if manifest.get(key) is None else str(manifest[key]) for key in ("arm", "seed", "stage")]
-        yield Answers(label, source.path, source.factoids, exact, score, *made)
+        step = (
+            None if isinstance(source, ResultsDirectory) else step_of(label, source.run["checkpoints"][label])
+        )
+        yield Answers(label, source.path, source.factoids, exact, score, *made, step=step)
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:
@@ -351,7 +356,7 @@ def _outcomes(label: str, values: np.ndarray) -> pl.DataFrame:
 
 def _paths(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> Iterator[pl.DataFrame]:
     chains: dict[tuple[str, str], list[Answers]] = {}
-    for one in answers:
+    for one in ends_of(answers):
         if one.arm is not None and one.stage:
             chains.setdefault((one.arm, one.seed or ""), []).append(one)
     for (arm, seed), chain in chains.items():
@@ -366,7 +371,7 @@ def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[
     check_apart(answers)
     return [
         Run.of(one.arm, one.stage or "", one.seed or "", one.label, values[one.label])
-        for one in answers
+        for one in ends_of(answers)
         if one.arm is not None
     ]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import polars as pl
 
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
-from memprobe.errors import MemprobeError
+from memprobe.members import check_apart, ends_of
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
@@ -39,57 +38,14 @@ def paths(readings: Readings) -> pl.DataFrame:
 
 
 def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run]:
-    """The checkpoints whose arm is known, as :mod:`memprobe.statistics.arms` takes them.
+    """The checkpoints whose arm is known, as :mod:`memprobe.statistics.arms` takes them: the ends of stages.
 
     Raises:
-        MemprobeError: two of them have one arm, stage and seed.
+        MemprobeError: two of them have one arm, stage, seed and step.
     """
     wanted = [readings.member(label) for label in (readings.labels if labels is None else labels)]
     check_apart(wanted)
-    return [readings.run(member.label) for member in wanted if member.arm is not None]
-
-
-class OfAnArm(Protocol):
-    """What may be one of an arm's checkpoints: it has a label, and perhaps an arm, a stage and a seed."""
-
-    @property
-    def label(self) -> str:
-        """How it is called."""
-        ...
-
-    @property
-    def arm(self) -> str | None:
-        """Its arm, if it is of one."""
-        ...
-
-    @property
-    def stage(self) -> str | None:
-        """The stage after which it stands."""
-        ...
-
-    @property
-    def seed(self) -> str | None:
-        """Its run's seed."""
-        ...
-
-
-def check_apart(members: Iterable[OfAnArm]) -> None:
-    """Refuses two checkpoints of one arm, stage and seed; reads no records.
-
-    Raises:
-        MemprobeError: so.
-    """
-    seen: dict[tuple[str, str, str], str] = {}
-    for member in members:
-        if member.arm is None:
-            continue
-        key = (member.arm, member.stage or "", member.seed or "")
-        if key in seen:
-            raise MemprobeError(
-                f"{seen[key]} and {member.label} are both arm {key[0]!r}, stage {key[1]!r}, seed {key[2]!r}:"
-                " tell them apart with `arms`"
-            )
-        seen[key] = member.label
+    return [readings.run(member.label) for member in ends_of(wanted)]
 
 
 @table(
