@@ -24,8 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memprobe.batching import batches_by_tokens
+from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError
-from memprobe.models import CHECK_TEXT, decoder_of, evaluating, residual_hooks
+from memprobe.models import CHECK_TEXT
+from memprobe.modes import evaluating
 from memprobe.parts import MODULE_NAMES
 from memprobe.records import ATTRIBUTIONS, POSITION
 

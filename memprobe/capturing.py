@@ -24,12 +24,14 @@ from torch import Tensor
 
 from memprobe.answers import answer, shown
 from memprobe.batching import batches_by_tokens, rope_border
+from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.checkpoints import checkpoints_of, default_template
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lenses import Lens, parse_lenses
 from memprobe.logits import Reading, read_rows
-from memprobe.models import LensModel, decoder_of, evaluating, load, residual_hooks
+from memprobe.models import LensModel, load
+from memprobe.modes import evaluating
 from memprobe.planning import Plan, Site, plan_capture
 from memprobe.records import CONTROLS, LENS, OUTCOMES, POSITION, RECORDS
 from memprobe.templates import Template, TokenisedFactoid

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from memprobe.batching import batches_by_tokens
 from memprobe.errors import MemprobeError, among
 from memprobe.grafts import BLOCK_PARTS, OUTER_PARTS, Graft
-from memprobe.models import LensModel, after_blocks, evaluating
+from memprobe.models import LensModel, after_blocks
+from memprobe.modes import evaluating
 from memprobe.partial import Copy, Swap, check_partial, exchanged, finish, run_whole
 from memprobe.parts import chosen_names, parameter_places
 from memprobe.patching import answer_keys, own_log_probs, padded, read_answers, with_own

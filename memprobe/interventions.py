@@ -27,8 +27,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from memprobe.blocks import decoder_of
 from memprobe.errors import MemprobeError, among
-from memprobe.models import LensModel, decoder_of, evaluating
+from memprobe.models import LensModel
+from memprobe.modes import evaluating
 from memprobe.parts import PARTS, Part, part_of
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid

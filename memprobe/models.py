@@ -9,9 +9,6 @@ reproduced is refused. :func:`to_bridge` gives the same model to TransformerLens
 
 from __future__ import annotations
 
-import contextlib
-import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,12 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memprobe.adapters import check_in_memory
+from memprobe.blocks import block_list, blocks_of, residual_hooks
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError, among
 from memprobe.files import first_line
 from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
 from memprobe.merging import merge_adapter
+from memprobe.modes import evaluating
 from memprobe.parts import graft_weights, parameter_places
 from memprobe.splitting import gather_streams, home_of, is_split, load_split, weights_here
 
@@ -212,7 +211,7 @@ def wrap(
         raise MemprobeError(f"{label}: a {type(tokenizer).__name__} is no Hugging Face tokenizer")
     with evaluating(model):
         _check_finite(model, label)
-        parent, listed = _block_list(model, label)
+        parent, listed = block_list(model, label)
         blocks = list(listed)
         gather_streams(model, blocks)
         ids = _check_ids(tokenizer, model)
@@ -334,83 +333,6 @@ def tolerance(logits: Float[Tensor, ...], dtype: torch.dtype) -> float:
     return max(ATOL, 1e-5 * largest) if dtype == torch.float32 else 0.02 * max(1.0, largest)
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, without gradients and autocast, by the model's own forward pass; then all is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode(), _plain_forward(model), _without_autocast():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _plain_forward(model: nn.Module) -> Iterator[None]:
-    """Takes accelerate's wrapper off: mixed precision would compute in bf16 what the weights hold in fp32."""
-    wrapped = model.__dict__.get("forward")
-    original = model.__dict__.get("_original_forward")
-    if wrapped is None or original is None:
-        yield
-        return
-    bound = original if hasattr(original, "__self__") else types.MethodType(original, model)
-    model.__dict__["forward"] = bound
-    try:
-        yield
-    finally:
-        model.__dict__["forward"] = wrapped
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def residual_hooks(blocks: list[nn.Module], receive: Any) -> Iterator[None]:
-    """Calls ``receive(depth, residual [batch, position, d_model])`` for depths 0 … n_layers in a forward pass."""
-
-    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        receive(0, args[0] if args else kwargs["hidden_states"])
-
-    def leaving(depth: int) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            receive(depth, output[0] if isinstance(output, tuple | list) else output)
-
-        return hook
-
-    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
-    handles += [block.register_forward_hook(leaving(depth)) for depth, block in enumerate(blocks, 1)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its output head: a forward pass through it computes no logits."""
-    return model.base_model
-
-
-def blocks_of(model: PreTrainedModel, label: str = "model") -> list[nn.Module]:
-    """The transformer blocks of a model, in order.
-
-    Args:
-        label: names the model in the error.
-
-    Raises:
-        MemprobeError: it holds no list of as many modules as its configuration names layers.
-    """
-    return list(_block_list(model, label)[1])
-
-
 def after_blocks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str = "model"
 ) -> list[nn.Module]:
@@ -419,23 +341,9 @@ def after_blocks(
     Raises:
         MemprobeError: it is no plain causal LM.
     """
-    parent, blocks = _block_list(model, label)
+    parent, blocks = block_list(model, label)
     with evaluating(model):
         return _watch(model, _check_ids(tokenizer, model), list(blocks), parent, label)[2]
-
-
-def _block_list(model: PreTrainedModel, label: str) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of transformer blocks (the outermost one of the right length), behind the module that holds it."""
-    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
-    if not found:
-        raise MemprobeError(f"{label}: {type(model).__name__} has no list of {n_layers} transformer blocks")
-    name, blocks = min(found, key=lambda item: item[0].count("."))
-    return model.get_submodule(name.rpartition(".")[0]), blocks
 
 
 def _watch(

@@ -24,8 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError
-from memprobe.models import CHECK_TEXT, LensModel, decoder_of, evaluating, residual_hooks, tolerance
+from memprobe.models import CHECK_TEXT, LensModel, tolerance
+from memprobe.modes import evaluating
 from memprobe.parts import Part, part_of
 
 _CPU_WAVE_TOKENS, _GPU_WAVE_TOKENS = 2048, 32768

@@ -40,7 +40,8 @@ from memprobe.factoids import Factoid
 from memprobe.interventions import NOISE, Corrupt, Spans, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
-from memprobe.models import LensModel, evaluating
+from memprobe.models import LensModel
+from memprobe.modes import evaluating
 from memprobe.partial import Copy, Inside, Whole, check_partial, finish, run_whole
 from memprobe.parts import PARTS, Part
 from memprobe.records import PATCHES

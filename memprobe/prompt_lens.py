@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.factoids import make_factoid
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
-from memprobe.models import LensModel, decoder_of, evaluating, residual_hooks
+from memprobe.models import LensModel
+from memprobe.modes import evaluating
 from memprobe.templates import Template, TokenisedFactoid, tokenise
 
 

@@ -217,7 +217,7 @@ def _streams(
 
     from memprobe.batching import batches_by_tokens, rope_border
     from memprobe.capturing import residuals_at
-    from memprobe.models import evaluating
+    from memprobe.modes import evaluating
 
     order = sorted(range(len(items)), key=lambda index: len(items[index].inputs))
     border = rope_border(lens_model.model)

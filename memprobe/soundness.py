@@ -13,7 +13,8 @@ import torch
 from memprobe.answers import answer
 from memprobe.checkpoints import checkpoints_of, default_template
 from memprobe.errors import MemprobeError
-from memprobe.models import LensModel, evaluating
+from memprobe.models import LensModel
+from memprobe.modes import evaluating
 from memprobe.sources import load_factoids
 from memprobe.templates import Template, TokenisedFactoid, tokenise
 

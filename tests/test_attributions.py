@@ -9,7 +9,8 @@ from torch import nn
 from memprobe.attributions import Source, Split, attribute, find_split, hold
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.models import evaluating, load, to_bridge, wrap
+from memprobe.models import load, to_bridge, wrap
+from memprobe.modes import evaluating
 from memprobe.planning import plan_capture
 from memprobe.records import ATTRIBUTIONS
 from memprobe.templates import Template

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from memprobe import fitting
+from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.fitting import fit, make_corpus
@@ -19,7 +20,8 @@ from memprobe.fitting.tuned import TunedFit, held_out_divergence
 from memprobe.interventions import Put, applied
 from memprobe.lens_files import read_lens
 from memprobe.lenses import make_lens
-from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
+from memprobe.models import load, to_bridge, wrap
+from memprobe.modes import evaluating
 from memprobe.templates import Template, tokenise_all
 from tests.tiny import FAMILIES, N_LAYERS, SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from memprobe.answers import generate
+from memprobe.blocks import residual_hooks
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.interventions import Ablate, Corrupt, Put, Spans, applied, mean_output
-from memprobe.models import evaluating, load, residual_hooks, to_bridge, wrap
+from memprobe.models import load, to_bridge, wrap
+from memprobe.modes import evaluating
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, tokenise_all
 from tests.tiny import FAMILIES, N_LAYERS, TOKENIZERS, save_tiny, tiny_model, tiny_tokenizer

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import AffineMap, read_lens, write_about, write_maps
 from memprobe.lenses import Lens, LensSpec, parse_lens, parse_lenses
-from memprobe.models import evaluating, load, residual_hooks, wrap
+from memprobe.models import load, wrap
+from memprobe.modes import evaluating
 from tests import oracle
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 

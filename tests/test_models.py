@@ -9,19 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM
 
+from memprobe.blocks import blocks_of, residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.lenses import Readout
-from memprobe.models import (
-    ATOL,
-    CHECK_TEXT,
-    blocks_of,
-    evaluating,
-    fingerprint_model,
-    load,
-    residual_hooks,
-    to_bridge,
-    wrap,
-)
+from memprobe.models import ATOL, CHECK_TEXT, fingerprint_model, load, to_bridge, wrap
+from memprobe.modes import evaluating
 from tests import oracle
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 

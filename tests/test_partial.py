@@ -5,7 +5,8 @@ import torch
 
 from memprobe.errors import MemprobeError
 from memprobe.interventions import Put, applied
-from memprobe.models import evaluating, wrap
+from memprobe.models import wrap
+from memprobe.modes import evaluating
 from memprobe.partial import Copy, Inside, Swap, check_partial, finish, run_whole
 from tests.tiny import FAMILIES, N_LAYERS, tiny_model, tiny_tokenizer
 

@@ -7,11 +7,13 @@ import polars as pl
 import pytest
 import torch
 
+from memprobe.blocks import blocks_of, residual_hooks
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.interventions import Put, applied
-from memprobe.models import blocks_of, evaluating, residual_hooks, wrap
+from memprobe.models import wrap
+from memprobe.modes import evaluating
 from memprobe.patching import CONTROLS, POSITIONS, draw_others, own_log_probs, patch_batches, plan_patches
 from memprobe.records import PATCHES
 from memprobe.subjects import subject_positions

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
 from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
-from training.data import Prepared, row_to_json
+from training.data import Prepared
 from training.recipe import Recipe, to_toml
+from training.row_files import row_to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,6 +174,59 @@ def save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dty
     write_json(config | {"dtype": dtype}, folder / "config.json")
 
 
+def save_whole(
+    trainer: StageTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    about: About,
+    steps: int,
+    scratch: Path,
+    dtype: str,
+    finish: Callable[[Path], None],
+    *,
+    write: bool,
+) -> bool:
+    """Writes a checkpoint to ``scratch`` and moves it to its place when all of it is on the disk.
+
+    Args:
+        finish: what else is written there before it moves.
+        write: whether this process writes; every one must call, to hand over its weights.
+
+    Returns:
+        Whether this process wrote.
+
+    Raises:
+        MemprobeError: it cannot be saved; nothing half-written stays.
+    """
+    import torch
+
+    from training.states import sync_folder
+
+    weights = weights_of(trainer, dtype)
+    if not write:
+        return False
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        save_model(trainer, weights, scratch, dtype)
+        tokenizer.save_pretrained(scratch)
+        about.write(scratch, trainer.progress, steps)
+        finish(scratch)
+        sync_folder(scratch)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(target)
+    except (MemprobeError, torch.OutOfMemoryError):  # out of memory beside others, it may fit the next time
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    except Exception as error:  # torch, safetensors and the file system each have their own
+        shutil.rmtree(scratch, ignore_errors=True)
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MemprobeError(
+            f"{target}: the checkpoint could not be saved ({said}); the same command goes on from the last state"
+        ) from error
+    return True
+
+
 def _write_rows(rows: Sequence[AnyRow], path: Path) -> str:
     """Writes rows as JSONL; the SHA-256 of the file."""
     write_text("".join(json.dumps(row_to_json(row), ensure_ascii=False) + "\n" for row in rows), path)
@@ -240,8 +294,9 @@ def train_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place
     Raises:
         MemprobeError: the model has no such block or part.
     """
+    from memprobe.blocks import blocks_of
     from memprobe.grafts import parse_places
-    from memprobe.models import after_blocks, blocks_of
+    from memprobe.models import after_blocks
     from memprobe.parts import chosen_names, parameter_places
 
     final = after_blocks(model, tokenizer, label)

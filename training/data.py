@@ -9,24 +9,24 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from memprobe.chats import render_chat
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoid_id, factoids_hash
+from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import first_line, read_json, read_valid, write_json
 from memprobe.sources import Loaded, load, subset
-from memprobe.sources.kinds import AnyRow, Message, Task, Text, rows_hash
+from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
-from memprobe.templates import CHAT, Template, tokenise
-from training.mixing import IGNORED, Example, Part
+from training.examples import ExampleMaker
+from training.mixing import Part
 from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
+from training.row_files import tagged, untagged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -417,144 +417,24 @@ def parts_of(
     return own, extra, replayed
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleMaker:
-    """Rows as tokens, with the loss on what the assistant says and on the end token alone.
-
-    Factoids and single turns go through :func:`memprobe.templates.tokenise`, as when they are probed.
-    """
-
-    template: str
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-
-    def __call__(self, row: AnyRow, own: bool = True) -> Example:
-        """One row as an example; tasks and texts longer than ``max_length`` are cut, factoids are not.
-
-        Raises:
-            MemprobeError: a factoid is too long or cannot be written, or of a cut row nothing is left to learn.
-        """
-        if isinstance(row, Factoid):
-            whole, learned = self._turn(row)
-            if len(whole) - 1 > self.max_length:
-                raise MemprobeError(
-                    f"factoid {row.id} ({row.prompt[:60]!r}): {len(whole)} tokens do not fit "
-                    f"max_length {self.max_length}"
-                )
-        elif isinstance(row, Text):
-            whole, learned = self._text(row)
-        else:
-            whole, learned = self._task(row)
-        return self._example(row, whole, learned, own)
-
-    def fits(self, task: Task) -> bool:
-        """Whether anything is left to learn of a task that is cut."""
-        _, learned = self._task(task)
-        return any(learned[1 : self.max_length + 1])
-
-    def _example(self, row: AnyRow, whole: list[int], learned: list[bool], own: bool) -> Example:
-        end = min(len(whole), self.max_length + 1)
-        labels = tuple(
-            token if carries else IGNORED for token, carries in zip(whole[1:end], learned[1:end], strict=True)
-        )
-        if all(label == IGNORED for label in labels):
-            raise MemprobeError(
-                f"row {row.id}: its prompt alone fills {self.max_length} tokens, all of max_length or of the model"
-            )
-        return Example(tuple(whole[: end - 1]), labels, row.id, own)
-
-    def _turn(self, factoid: Factoid) -> tuple[list[int], list[bool]]:
-        item = tokenise(factoid, Template.parse(self.template), self.tokenizer)
-        whole = [*item.prompt, *item.targets]
-        return whole, [False] * len(item.prompt) + [True] * len(item.targets)
-
-    def _text(self, text: Text) -> tuple[list[int], list[bool]]:
-        if text.prompt:
-            return self._turn(_as_factoid(text.prompt, text.answer, text.source))
-        whole = list(self.tokenizer.encode(text.answer))
-        return whole, [True] * len(whole)
-
-    def _task(self, task: Task) -> tuple[list[int], list[bool]]:
-        if self.template == CHAT:
-            return self._chat(task.messages)
-        whole: list[int] = []
-        learned: list[bool] = []
-        before = ""
-        for message in task.messages:
-            if message.role != "assistant":
-                before = f"{before}\n\n{message.content}" if before else message.content
-                continue
-            ids, marks = self._turn(_as_factoid(before or "…", message.content, task.source))
-            if whole:
-                gap = list(self.tokenizer.encode("\n", add_special_tokens=False))
-                bos = self.tokenizer.bos_token_id
-                ids, marks = (ids[1:], marks[1:]) if ids[0] == bos == whole[0] else (ids, marks)
-                whole, learned = whole + gap, learned + [False] * len(gap)
-            whole, learned, before = whole + ids, learned + marks, ""
-        return whole, learned
-
-    def _chat(self, messages: Iterable[Message]) -> tuple[list[int], list[bool]]:
-        """Each assistant turn is what the chat template adds to the conversation before it."""
-        whole: list[int] = []
-        learned: list[bool] = []
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        for number, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            before = self._rendered(turns[:number], prompt=True)
-            after = self._rendered(turns[: number + 1], prompt=False)
-            if before[: len(whole)] != whole or after[: len(before)] != before:
-                raise MemprobeError("template 'chat': this chat template rewrites earlier turns; use tulu")
-            learned += [False] * (len(before) - len(whole)) + [True] * (len(after) - len(before))
-            whole = after
-        return whole, learned
-
-    def _rendered(self, turns: list[dict[str, str]], prompt: bool) -> list[int]:
-        text = render_chat(self.tokenizer, turns, prompt=prompt)
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _as_factoid(prompt: str, answer: str, source: str) -> Factoid:
-    return Factoid(prompt, answer, source, factoid_id(source, prompt, answer))
-
-
 # ---------------------------------------------------------------------------------------------- on disk
-
-
-def row_to_json(row: AnyRow) -> dict[str, Any]:
-    """A row's fields that are not empty: a line of the stage's file, which reads back as a source."""
-    return {key: value for key, value in asdict(row).items() if value not in (None, (), [])}
-
-
-def _tagged(row: AnyRow) -> dict[str, Any]:
-    return {"kind": type(row).__name__, **row_to_json(row)}
-
-
-def _untagged(data: dict[str, Any]) -> AnyRow:
-    fields = {key: value for key, value in data.items() if key != "kind"}
-    if data["kind"] == "Task":
-        turns = tuple(Message(turn["role"], turn["content"]) for turn in fields["messages"])
-        return Task(turns, fields["source"], fields["id"])
-    if data["kind"] == "Text":
-        return Text(**{"prompt": "", **fields})
-    return Factoid(**fields | {"aliases": tuple(fields.get("aliases", ()))})
 
 
 def _to_json(prepared: Prepared) -> dict[str, Any]:
     return {
         "stages": [
             {
-                "rows": [_tagged(row) for row in data.rows],
-                "held_out": [_tagged(row) for row in data.held_out],
-                "mixing": [[_tagged(row) for row in rows] for rows in data.mixing],
+                "rows": [tagged(row) for row in data.rows],
+                "held_out": [tagged(row) for row in data.held_out],
+                "mixing": [[tagged(row) for row in rows] for rows in data.mixing],
                 "origins": data.origins,
                 "counts": data.counts,
-                "known": [_tagged(row) for row in data.known],
+                "known": [tagged(row) for row in data.known],
             }
             for data in prepared.stages
         ],
-        "known": [_tagged(row) for row in prepared.known],
-        "texts": [_tagged(row) for row in prepared.texts],
+        "known": [tagged(row) for row in prepared.known],
+        "texts": [tagged(row) for row in prepared.texts],
     }
 
 
@@ -581,18 +461,18 @@ def _from_json(data: dict[str, Any], path: Path) -> Prepared:
 def _untold(data: dict[str, Any]) -> Prepared:
     stages = [
         StageData(
-            [_untagged(row) for row in stage["rows"]],
-            [_untagged(row) for row in stage["held_out"]],
-            [[_untagged(row) for row in rows] for rows in stage["mixing"]],
+            [untagged(row) for row in stage["rows"]],
+            [untagged(row) for row in stage["held_out"]],
+            [[untagged(row) for row in rows] for rows in stage["mixing"]],
             stage["origins"],
             stage["counts"],
             _factoids(stage["known"]),
         )
         for stage in data["stages"]
     ]
-    texts = [row for row in map(_untagged, data["texts"]) if isinstance(row, Text)]
+    texts = [row for row in map(untagged, data["texts"]) if isinstance(row, Text)]
     return Prepared(stages, _factoids(data["known"]), texts)
 
 
 def _factoids(rows: Iterable[dict[str, Any]]) -> list[Factoid]:
-    return [row for row in map(_untagged, rows) if isinstance(row, Factoid)]
+    return [row for row in map(untagged, rows) if isinstance(row, Factoid)]

@@ -27,7 +27,7 @@ from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
 from training.batches import collator
-from training.data import ExampleMaker
+from training.examples import ExampleMaker
 from training.gradients import in_eval_mode, kept_logits
 from training.mixing import Example
 from training.stage import rows_exact

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memprobe.blocks import blocks_of
 from memprobe.errors import MemprobeError
-from memprobe.models import blocks_of
 from training.gradients import gradients_of, in_eval_mode, kept_logits, trained_parameters
 
 if TYPE_CHECKING:

@@ -26,13 +26,14 @@ from torch.nn import functional as F
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.models import LensModel, evaluating, load
+from memprobe.models import LensModel, load
+from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
 from memprobe.sources import load_factoids
 from memprobe.statistics.intervals import LEVEL
 from memprobe.templates import Template, tokenise_all
 from training.batches import micro_batches, model_inputs
-from training.data import ExampleMaker
+from training.examples import ExampleMaker
 from training.mixing import Example
 
 DRAWS = 2_000

@@ -35,19 +35,19 @@ from training.checkpoint import (
     RECIPE,
     About,
     check_causal,
-    save_model,
+    save_whole,
     train_only,
     weights_at,
-    weights_of,
     with_adapter,
 )
-from training.data import ASKED, PREPARED, ExampleMaker, Prepared, parts_of, prepare
+from training.data import ASKED, Prepared, parts_of, prepare
+from training.directories import BASE, LOG, check_directory, delete_run
+from training.examples import ExampleMaker
 from training.measures import Interference, evaluate_base, evaluation_sets, kept_of_earlier, learned
 from training.memory import Memory, free
 from training.mixing import Part, Schedule
-from training.parts import read_toml
-from training.recipe import Along, Recipe, Stage, differences, parse_recipe, to_toml
-from training.report import Report
+from training.recipe import Along, Recipe, Stage, to_toml
+from training.run_log import RunLog
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +60,7 @@ if TYPE_CHECKING:
     from training.penalties import Term
     from training.stage import StageTrainer
 
-LOG = "log.txt"
 _TOKENS_AT_ONCE = 2048  # keep an accelerator busy, and leave room for other processes
-BASE = "0-base"
 
 
 def run(
@@ -113,11 +111,11 @@ def run(
         except OSError as error:
             raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
     try:
-        deleted = state.is_main_process and fresh and _delete_run(out)
+        deleted = state.is_main_process and fresh and delete_run(out)
         main = state.is_main_process
-        report = Report(out / LOG if main else None, quiet=quiet or not main)
+        report = RunLog(out / LOG if main else None, quiet=quiet or not main)
         if main and not deleted:
-            _check_directory(recipe, out)
+            check_directory(recipe, out)
         return _Run(recipe, out, data_dir, state, report, asked, memory).train()
     except OSError as error:
         raise MemprobeError(
@@ -126,38 +124,6 @@ def run(
     finally:
         if lock.is_locked:
             lock.release()
-
-
-def _check_directory(recipe: Recipe, out: Path) -> None:
-    """Raises a MemprobeError for a directory that holds something else, or a run of another recipe."""
-    if not (out / RECIPE).exists():
-        # A link is a stage of another run, from which this one goes on (training.grid).
-        paths = [path for path in out.iterdir() if not path.is_symlink()]
-        if others := [path.name for path in paths if not path.name.startswith(".") and path.name != LOG]:
-            raise MemprobeError(f"{out}: holds {others[0]!r} and is no run directory; give another --out")
-        return
-    old = parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
-    if changed := differences(old, recipe):
-        raise MemprobeError(
-            f"{out}: was begun with another recipe ({'; '.join(changed[:4])}); give another --out, or --fresh "
-            "deletes it"
-        )
-
-
-def _delete_run(out: Path) -> bool:
-    """Deletes what a run wrote, and nothing else; whether there was a run."""
-    if not (out / RECIPE).exists() and not (out / PREPARED).exists():
-        return False
-    for path in out.glob("*"):
-        if path.is_symlink():
-            path.unlink()
-        elif path.is_dir() and ((path / MANIFEST).exists() or path.name in ("along", BASE)):
-            shutil.rmtree(path)
-    for name in (STATE, ASKED):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (RECIPE, LOG, PREPARED, MATRIX):
-        (out / name).unlink(missing_ok=True)
-    return True
 
 
 class _Run:
@@ -169,7 +135,7 @@ class _Run:
         out: Path,
         data_dir: Path | None,
         state: PartialState,
-        report: Report,
+        report: RunLog,
         asked: Path | None,
         memory: Memory | None,
     ):
@@ -298,7 +264,8 @@ class _Run:
     def _stage(self, number: int, parent: Checkpoint, prepared: Prepared, folder: Path) -> None:
         from transformers import set_seed
 
-        from training.stage import StageRun, remove_torn, train
+        from training.stage import StageRun, train
+        from training.states import remove_torn
 
         recipe, stage = self.recipe, self.recipe.stages[number - 1]
         name = folder.name
@@ -480,38 +447,11 @@ class _Run:
         steps: int,
         finish: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Writes a checkpoint beside its place and moves it there when all of it is on the disk."""
-        import torch
-
-        from training.stage import sync_folder
-
+        """Writes a checkpoint; of a stage that is whole, its states go."""
+        scratch = self.out / STATE / f"saving-{target.parent.name}-{target.name}"
         dtype = self.recipe.precision.save_dtype
-        weights = weights_of(trainer, dtype)
-        if not self.main:
+        if not save_whole(trainer, tokenizer, target, about, steps, scratch, dtype, finish, write=self.main):
             return
-        partial = self.out / STATE / f"saving-{target.parent.name}-{target.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-            save_model(trainer, weights, partial, dtype)
-            tokenizer.save_pretrained(partial)
-            about.write(partial, trainer.progress, steps)
-            finish(partial)
-            sync_folder(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
-        except (
-            MemprobeError,
-            torch.OutOfMemoryError,
-        ):  # out of memory beside others, it may fit the next time
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        except Exception as error:  # torch, safetensors and the file system each have their own
-            shutil.rmtree(partial, ignore_errors=True)
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MemprobeError(
-                f"{target}: the checkpoint could not be saved ({said}); the same command goes on from the last state"
-            ) from error
         if target.parent == self.out:
             shutil.rmtree(self.out / STATE / about.name, ignore_errors=True)
 

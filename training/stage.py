@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +30,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
-from memprobe.models import evaluating
+from memprobe.modes import evaluating
 from training.batches import collator, micro_batches, model_inputs
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
-from training.report import Report
+from training.run_log import RunLog
+from training.states import COMPLETE, complete_states, mark_complete, newest_state, remove_state
 from training.stopping import Stopped, asked
 
 if TYPE_CHECKING:
@@ -46,12 +45,10 @@ if TYPE_CHECKING:
     from training.batches import MicroBatch
     from training.recipe import Recipe, Stop
 
-COMPLETE = "complete"
 METRICS = "metrics.jsonl"
 _NO_CLIP = 1e30  # no gradient is longer, and its length is still measured
 _ROWS_AT_ONCE = 128
 _KEPT = 2  # states from which a run can go on
-_STATE = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass
@@ -103,7 +100,7 @@ class StageRun:
     unclipped: bool = False
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
-    report: Report = field(default_factory=lambda: Report(None, quiet=True))
+    report: RunLog = field(default_factory=lambda: RunLog(None, quiet=True))
 
 
 def rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> Tensor:
@@ -431,36 +428,6 @@ def _arguments(run: StageRun) -> TrainingArguments:
 # ---------------------------------------------------------------------------------------------- states
 
 
-def complete_states(folder: Path) -> list[Path]:
-    """Folders of complete states, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := _STATE.fullmatch(path.name)) and (path / COMPLETE).exists()
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def newest_state(folder: Path) -> Path | None:
-    """The newest complete state."""
-    states = complete_states(folder)
-    return states[-1] if states else None
-
-
-def remove_torn(folder: Path) -> list[str]:
-    """Deletes states that a kill left half-written; their names."""
-    torn = [path for path in folder.glob("checkpoint-*") if not (path / COMPLETE).exists()]
-    for path in torn:
-        shutil.rmtree(path)
-    return [path.name for path in torn]
-
-
-def remove_state(path: Path) -> None:
-    """Deletes a state, its mark first, so that a kill in between leaves a torn one."""
-    (path / COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def _progress(path: Path) -> Progress:
     """How far a saved state is.
 
@@ -473,30 +440,6 @@ def _progress(path: Path) -> Progress:
         found = error.errors(include_url=False)[0]
         key = ".".join(map(str, found["loc"]))
         raise MemprobeError(f"{path}: {key}: {found['msg']}; delete the state's folder") from error
-
-
-def mark_complete(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the mark, once all that it vouches for is on the disk."""
-    sync_folder(folder)
-    temporary = folder / f".{COMPLETE}"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / COMPLETE)
-    _sync(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until every file in a folder is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

@@ -24,7 +24,8 @@ from memprobe.factoids import Factoid
 from memprobe.grafting import donor_of, sweep_batches
 from memprobe.lens_files import LensFile
 from memprobe.lenses import make_lens
-from memprobe.models import LensModel, evaluating
+from memprobe.models import LensModel
+from memprobe.modes import evaluating
 from memprobe.partial import exchanged
 from memprobe.parts import part_of
 from memprobe.patching import Positions, fitting_items, padded, patch_batches, plan_patches

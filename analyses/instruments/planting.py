@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from analyses.instruments.plan import Planting
 from memprobe.factoids import Factoid
 from memprobe.grafts import Graft
-from memprobe.models import LensModel, after_blocks, evaluating
+from memprobe.models import LensModel, after_blocks
+from memprobe.modes import evaluating
 from memprobe.partial import exchanged
 from memprobe.parts import chosen_names, parameter_places
 from training.batches import micro_batches, padded
-from training.data import ExampleMaker
+from training.examples import ExampleMaker
 from training.gradients import kept_logits
 from training.stage import rows_exact
 

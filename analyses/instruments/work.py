@@ -32,7 +32,7 @@ import polars as pl
 from analyses.instruments.plan import Cell, CellFile, PlanFile, PlanStored, cells_of
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, replacing, write_json, write_parquet
-from training.report import Report
+from training.run_log import RunLog
 
 SCHEMA = 1
 LOG = "log.txt"
@@ -76,7 +76,7 @@ def run(plan: PlanFile, options: Options, *, workers: int = 1) -> list[str]:
     from memprobe.checkpoints import resolve
 
     _begin(plan, options.out)
-    report = Report(options.out / LOG, quiet=options.quiet)
+    report = RunLog(options.out / LOG, quiet=options.quiet)
     cells = cells_of(plan)
     done = sum(is_finished(options.out, cell) for cell in cells)
     report.say(f"{options.out}: {len(cells)} cells, {done} finished before, {workers} process(es)")
@@ -152,7 +152,7 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
 
     from memprobe.models import load
 
-    report = Report(options.out / LOG, quiet=options.quiet)
+    report = RunLog(options.out / LOG, quiet=options.quiet)
 
     def check() -> None:
         if options.until is not None and time.time() >= options.until:
@@ -196,7 +196,7 @@ class _Lenses:
     """Fitted lenses: given, or fitted to the base by whichever process comes first."""
 
     def __init__(
-        self, plan: PlanFile, options: Options, base: Any, report: Report, check: Callable[[], None]
+        self, plan: PlanFile, options: Options, base: Any, report: RunLog, check: Callable[[], None]
     ):
         self.plan, self.options, self.base, self.report, self.check = plan, options, base, report, check
         self.given = dict(options.lenses)
@@ -292,7 +292,7 @@ class _Work:
         options: Options,
         base: Any,
         lenses: _Lenses,
-        report: Report,
+        report: RunLog,
         check: Callable[[], None],
     ):
         self.plan, self.cell, self.options, self.base, self.lenses = plan, cell, options, base, lenses

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.interventions import hook_output
-from memprobe.models import decoder_of, evaluating, residual_hooks
+from memprobe.modes import evaluating
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel

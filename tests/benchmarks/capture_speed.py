@@ -26,16 +26,8 @@ import torch
 
 from memprobe.capturing import capture_batches
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.models import (
-    LensModel,
-    choose_device,
-    choose_dtype,
-    evaluating,
-    load,
-    load_tokenizer,
-    to_bridge,
-    wrap,
-)
+from memprobe.models import LensModel, choose_device, choose_dtype, load, load_tokenizer, to_bridge, wrap
+from memprobe.modes import evaluating
 from memprobe.planning import Plan, plan_capture
 from memprobe.sources import load_factoids
 from memprobe.sweeps import VARIABLE, sweep_name

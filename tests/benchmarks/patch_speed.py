@@ -26,7 +26,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from memprobe.models import decoder_of, load, residual_hooks, to_bridge
+from memprobe.blocks import decoder_of, residual_hooks
+from memprobe.models import load, to_bridge
 from memprobe.partial import run_whole
 from memprobe.patching import Plan, padded, patch_batches, plan_patches
 from memprobe.sources import load_factoids

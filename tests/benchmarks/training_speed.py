@@ -78,7 +78,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from memprobe.checkpoints import resolve
     from memprobe.models import load_pretrained
     from memprobe.sources import load
-    from training.data import ExampleMaker
+    from training.examples import ExampleMaker
     from training.mixing import Part, Schedule
     from training.recipe import Stop, parse_recipe
     from training.stage import StageRun, StageTrainer

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from memprobe.sources import load_factoids
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from training.batches import collator, model_inputs, packed, packed_tokens, padded
-from training.data import ExampleMaker
+from training.examples import ExampleMaker
 from training.mixing import IGNORED, Example
 
 

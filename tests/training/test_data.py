@@ -10,7 +10,8 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, ExampleMaker, prepare, wanted_rows
+from training.data import PREPARED, prepare, wanted_rows
+from training.examples import ExampleMaker
 from training.mixing import IGNORED
 from training.recipe import parse_recipe
 from training.run import run

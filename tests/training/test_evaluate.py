@@ -18,13 +18,13 @@ from memprobe.models import wrap
 from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.data import ExampleMaker
 from training.evaluate import (
     EvaluationSet,
     accuracy_matrix,
     evaluate,
     retention,
 )
+from training.examples import ExampleMaker
 from training.mixing import IGNORED
 
 LEARNED = [

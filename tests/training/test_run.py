@@ -337,7 +337,7 @@ def test_two_states_are_kept_and_all_go_at_the_end(tiny_checkpoint, tmp_path, mo
 
 
 def test_a_torn_state_is_deleted_and_not_used(tiny_checkpoint, tmp_path):
-    from training.stage import COMPLETE, newest_state, remove_torn
+    from training.states import COMPLETE, newest_state, remove_torn
 
     for step in (2, 10, 9):
         folder = tmp_path / f"checkpoint-{step}"

@@ -13,7 +13,7 @@ from memprobe.sources import load_factoids
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.runs import environment, losses, metrics, small
 from training.batches import micro_batches, packed, padded
-from training.data import ExampleMaker
+from training.examples import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
 from training.penalties import Boundary
 from training.penalties.kl import Kl

@@ -21,7 +21,7 @@ from memprobe.sources import subset
 from training.data import Prepared
 from training.grid.cells import Cell
 from training.memory import Memory
-from training.report import Report
+from training.run_log import RunLog
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def probe_cell(
     out: Path,
     prepared: Prepared,
     memory: Memory,
-    report: Report,
+    report: RunLog,
     *,
     base_readout: bool,
     n: int | None = None,

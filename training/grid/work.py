@@ -29,7 +29,7 @@ from training.grid.probing import probe_cell
 from training.measures import shares_learned
 from training.memory import Memory
 from training.recipe import to_toml
-from training.report import Report
+from training.run_log import RunLog
 from training.stopping import Stopped
 
 LOG = "log.txt"
@@ -76,7 +76,7 @@ def run_grid(
     mine = deal(cells, *shard)
     after = _function(grid.after, path) if grid.after else None
     start_grid(path, out)
-    report = Report(out / LOG, quiet=quiet)
+    report = RunLog(out / LOG, quiet=quiet)
     part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
     done = sum(is_done(out, cell) for cell in mine)
     if crew is None:
@@ -136,7 +136,7 @@ def run_grid(
     return list(broken.values())
 
 
-def _begin(cell: Cell, cells: Sequence[Cell], report: Report, crew: Crew | None) -> None:
+def _begin(cell: Cell, cells: Sequence[Cell], report: RunLog, crew: Crew | None) -> None:
     """Says that a cell is begun."""
     report.say(f"[{cells.index(cell) + 1}/{len(cells)}] {cell.node.name}: {cell.node.recipe.arm_name}")
     if crew is not None:
@@ -198,7 +198,7 @@ def _finish_cell(
     out: Path,
     after: Callable[[Path], object] | None,
     memory: Memory,
-    report: Report,
+    report: RunLog,
     begin: Callable[[], object],
     *,
     data_dir: Path | None,
@@ -235,7 +235,7 @@ def _finish_cell(
 
 
 def _train(
-    grid: Grid, node: Node, out: Path, memory: Memory, report: Report, *, data_dir: Path | None, quiet: bool
+    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
 ) -> Prepared:
     """Trains one stage, unless it is there; the rows of the run."""
     import torch

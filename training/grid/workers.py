@@ -22,7 +22,7 @@ from training.grid.cells import Cell, cells_of, deal
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.work import LOG, is_done, start_grid
-from training.report import Report
+from training.run_log import RunLog
 
 TRIES = 3
 """Times that a cell is tried whose worker dies."""
@@ -81,7 +81,7 @@ def run_workers(
         ) from error
     crew.start()
     crowd = _Crowd(
-        crew, cells, _command(path, out, shard, data_dir), Report(out / LOG, quiet=quiet), grace=grace
+        crew, cells, _command(path, out, shard, data_dir), RunLog(out / LOG, quiet=quiet), grace=grace
     )
     try:
         crowd.run(workers, None if minutes is None else 60 * minutes)
@@ -115,7 +115,7 @@ class _Crowd:
     """The workers as they run."""
 
     def __init__(
-        self, crew: Crew, cells: Sequence[Cell], command: list[str], report: Report, *, grace: float
+        self, crew: Crew, cells: Sequence[Cell], command: list[str], report: RunLog, *, grace: float
     ):
         self.crew, self.cells, self.command, self.report, self.grace = crew, cells, command, report, grace
         self.running: list[_Worker] = []

@@ -9,7 +9,7 @@ from typing import Any
 _EVERY = 15.0  # seconds between two plain lines of one stage
 
 
-class Report:
+class RunLog:
     """Lines and bars of one run; silent in all processes but the first."""
 
     def __init__(self, path: Path | None, *, quiet: bool = False):
