@@ -7,7 +7,16 @@ import json
 import pytest
 
 from tests.benchmarks.coverage_designs import kept, means, shares
-from tests.benchmarks.interval_coverage import DRAWS, PAGE, SIMULATIONS, STORED, STUDIES, simulate, table
+from tests.benchmarks.interval_coverage import (
+    DRAWS,
+    PAGE,
+    SIMULATIONS,
+    STORED,
+    STUDIES,
+    says,
+    simulate,
+    table,
+)
 
 RESULT = json.loads(STORED.read_text(encoding="utf-8"))
 DESIGNS = RESULT["designs"]
@@ -105,3 +114,12 @@ def test_each_design_begins_as_it_was_stored(design):
     for key in set(row) - {"simulations", "share"}:
         assert row[key] == stored[key]
     assert row["share"] == pytest.approx(stored["share"], abs=0.15)
+
+
+def test_what_is_out_of_bounds_is_said_and_rare():
+    told = [says(row) for row in DESIGNS]
+    assert told.count("short") + told.count("too often") <= len(told) / 50
+    rows = [{"statistic": "share", "share": share} for share in (0.92, 0.95, 0.98)]
+    assert [says(row) for row in rows] == ["short", "", "conservative"]
+    assert says({"statistic": "null rejected", "share": 0.07}) == "too often"
+    assert says({"statistic": "lof_sd", "share": 0.5, "without": 0.9}) == "too few"

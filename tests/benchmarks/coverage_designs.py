@@ -4,7 +4,7 @@ what its intervals hold and what its tests reject."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,14 @@ from memprobe.statistics.paired import differences
 FACTS, SEEDS, SHARES = (64, 500), (3, 5, 10), (0.01, 0.1, 0.5, 0.99)
 N_LAYERS = 30
 Row = dict[str, Any]
+Wanted = Callable[[Row], bool]
+"""Whether a setting, of which these keys are known, is to be simulated."""
+
+
+def every(keys: Row) -> bool:
+    """All settings."""
+    del keys
+    return True
 
 
 def row(design: str, statistic: str, hits: list[bool], **settings: Any) -> Row:
@@ -71,12 +79,16 @@ def runs(arm: str, values: np.ndarray, start: str) -> list[Run]:
     ]
 
 
-def shares(simulations: int, seed: int) -> Iterator[Row]:
+def shares(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
     """An arm's share, its difference from a naive arm at 1 %, and a true null at the same share."""
     settings = itertools.product(FACTS, SEEDS, SHARES, (0.0, 0.1), (0.0, 0.3), (False, True))
     for facts, seeds, level, scatter, rows, prefix in settings:
         if prefix and not scatter:
             continue  # without scatter there is nothing that a prefix could have in common
+        keys = {"facts": facts, "seeds": seeds, "level": level, "scatter": scatter, "rows": rows}
+        paired = {**keys, "paired": prefix}
+        if not wanted(paired):
+            continue
         rng = np.random.default_rng(
             [seed, facts, seeds, int(level * 100), int(scatter * 100), int(rows * 100)]
         )
@@ -100,8 +112,6 @@ def shares(simulations: int, seed: int) -> Iterator[Row]:
                 found = arm_differences(runs("none", other, start) + of, ["x"], facts, binary=["x"])
                 low, high = found["low"][0], found["high"][0]
                 hits.append(low > 0 or high < 0 if truth is None else low <= truth <= high)
-        keys = {"facts": facts, "seeds": seeds, "level": level, "scatter": scatter, "rows": rows}
-        paired = {**keys, "paired": prefix}
         if alone:
             yield row("shares", "share", alone, **keys)
         if level != 0.01:
@@ -112,9 +122,12 @@ def shares(simulations: int, seed: int) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------- means over seeds
 
 
-def means(simulations: int, seed: int) -> Iterator[Row]:
+def means(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
     """Differences of means between arms whose seeds and factoids both vary; the second scatters ``ratio`` as widely."""
     for facts, seeds, ratio, prefix in itertools.product(FACTS, SEEDS, (1.0, 3.0), (False, True)):
+        keys = {"facts": facts, "seeds": seeds, "scatter": ratio, "paired": prefix}
+        if not wanted(keys):
+            continue
         rng = np.random.default_rng([seed, facts, seeds, int(ratio), prefix])
         hits, null = [], []
         for _ in range(simulations):
@@ -129,7 +142,6 @@ def means(simulations: int, seed: int) -> Iterator[Row]:
                 found = arm_differences(both, ["x"], facts)
                 low, high = found["low"][0], found["high"][0]
                 told.append(low > 0 or high < 0 if truth is None else low <= truth <= high)
-        keys = {"facts": facts, "seeds": seeds, "scatter": ratio, "paired": prefix}
         yield row("means", "difference", hits, **keys)
         yield row("means", "null rejected", null, **keys)
 
@@ -137,9 +149,12 @@ def means(simulations: int, seed: int) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------- kept facts
 
 
-def kept(simulations: int, seed: int) -> Iterator[Row]:
+def kept(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
     """Facts kept against facts lost: depths that scatter by 2.2, with half of their variance the fact's own."""
     for facts, seeds, level in itertools.product(FACTS, SEEDS, (0.15, 0.5)):
+        keys = {"facts": facts, "seeds": seeds, "level": level}
+        if not wanted(keys):
+            continue
         rng = np.random.default_rng([seed, facts, seeds, int(level * 100)])
         hits, null, power = [], [], []
         for _ in range(simulations):
@@ -162,7 +177,6 @@ def kept(simulations: int, seed: int) -> Iterator[Row]:
                     power.append(high < 0)
                 else:
                     null.append(low > 0 or high < 0)
-        keys = {"facts": facts, "seeds": seeds, "level": level}
         yield row("kept facts", "difference", hits, **keys)
         yield row("kept facts", "null rejected", null, **keys)
         yield row("kept facts", "power for 0.35 depths", power, **keys)
@@ -193,12 +207,14 @@ def held_from(lof: np.ndarray, rng: np.random.Generator) -> Occurrence:
 ALONE = ("lof_mean", "lof_sd", "lof_restricted_mean", "depths_per_factoid", "effective_layers")
 
 
-def few(simulations: int, seed: int, draws: int) -> Iterator[Row]:
+def few(simulations: int, seed: int, draws: int, wanted: Wanted = every) -> Iterator[Row]:
     """One checkpoint of which many facts never occur; ``without`` is the share that had too few for an interval."""
     for kind in ("deep", "at the end", "lucky hits"):
         rng = np.random.default_rng([seed, len(kind)])
         population = held_from(depths(rng, 200_000, kind), rng)
         for n, never in itertools.product((20, *FACTS), (0.0, 0.5, 0.8)):
+            if not wanted({"facts": n, "never": never, "depths": kind}):
+                continue
             rng = np.random.default_rng([seed, len(kind), n, int(never * 10)])
             gone = np.random.default_rng(seed + 1).random(200_000) < never
             lof = np.where(gone, np.nan, population.lof)
@@ -219,9 +235,11 @@ def few(simulations: int, seed: int, draws: int) -> Iterator[Row]:
                 )
 
 
-def few_pairs(simulations: int, seed: int, draws: int) -> Iterator[Row]:
+def few_pairs(simulations: int, seed: int, draws: int, wanted: Wanted = every) -> Iterator[Row]:
     """Paired differences of first occurrences that few facts have in both checkpoints."""
     for kind, n in itertools.product(("deep", "at the end", "lucky hits"), (3, 5, 10, 20, 64)):
+        if not wanted({"facts": n, "depths": kind}):
+            continue
         rng = np.random.default_rng([seed, len(kind), n])
         common, moved = depths(rng, 100_000, kind), np.rint(rng.normal(-0.5, 1, 100_000))
         apart = np.clip(common + moved, 1, N_LAYERS) - common
