@@ -67,12 +67,11 @@ class Patches:
     def table(self) -> pl.DataFrame:
         """All finished rows; see :data:`memprobe.records.PATCHES`."""
         frames = []
-        for key, entry in self.run["pairs"].items():
-            if entry["complete"]:
-                file = self.path / FOLDER / f"{key}.parquet"
-                if mark := entry.get("mark"):  # older ones have none
-                    check_mark(file, mark)
-                frames.append(_read(file))
+        marks = [entry.get("mark") for entry in self.run["pairs"].values() if entry["complete"]]
+        for file, mark in zip(self.files(), marks, strict=True):
+            if mark:  # older ones have none
+                check_mark(file, mark)
+            frames.append(_read(file))
         return pl.concat([pl.DataFrame(schema=PATCHES), *frames])
 
     @cached_property
@@ -81,6 +80,11 @@ class Patches:
         file = self.path / "factoids.parquet"
         with parquet_errors(file):
             return pl.read_parquet(file)
+
+    def files(self) -> list[Path]:
+        """The finished files, in the order in which they were patched."""
+        finished = [key for key, entry in self.run["pairs"].items() if entry["complete"]]
+        return [self.path / FOLDER / f"{key}.parquet" for key in finished]
 
     @property
     def n_layers(self) -> int:

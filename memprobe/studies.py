@@ -1,4 +1,4 @@
-"""A study: the probes, training runs and comparisons that lie in some directories.
+"""A study: the probes, patches, training runs and comparisons that lie in some directories.
 
 What a run directory holds is :mod:`memprobe.runs`'; nothing is computed here: scores and their intervals are those
 that the files hold. Which probes may be compared, for :mod:`memprobe.readings`, is decided here.
@@ -16,6 +16,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
+from memprobe.patches import FOLDER, Patches, open_patches
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 from memprobe.records import ALIKE
 from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
@@ -25,7 +26,7 @@ RESULTS = "tables"
 """Folder with a study's tables."""
 _NOTHING = (
     "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
-    "with stages N-NAME), comparisons (comparison.json) or a study's tables (tables/*.csv)"
+    "with stages N-NAME), patches (patches/run.json), comparisons (comparison.json) or a study's tables (tables/*.csv)"
 )
 
 _WHO = {
@@ -72,12 +73,14 @@ class Study:
         comparisons: every ``comparison.json``.
         results: every folder of a study's tables, as ``python -m training report`` leaves them; those of a grid whose
             runs are here too are not among them.
+        patches: every directory of ``memprobe patch``, also where it is a probe directory.
     """
 
     probes: list[Probe]
     runs: list[RunDirectory]
     comparisons: list[Path]
     results: list[Path] = field(default_factory=list)
+    patches: list[Patches] = field(default_factory=list)
 
     def evaluations(self) -> pl.DataFrame:
         """Scores after each stage: one row per run, stage, evaluated set and score; see :data:`EVALUATIONS`.
@@ -115,7 +118,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
     Raises:
         MemprobeError: a path is missing, nothing is found, or what is found is broken.
     """
-    probes, runs, comparisons, results = set[Path](), set[Path](), set[Path](), set[Path]()
+    probes, runs, comparisons, results, patched = (set[Path]() for _ in range(5))
     for given in map(Path, paths):
         if not given.exists():
             raise MemprobeError(f"{given}: no such directory")
@@ -125,7 +128,13 @@ def open_study(paths: Sequence[Path | str]) -> Study:
             comparisons.add(given)
             continue
         for folder, names in _walk(given):
-            if RUN in names and names & {FACTOIDS_FILE, PARTS, "records", "records.parquet"}:
+            if FOLDER in names and (folder / FOLDER / RUN).is_file():
+                patched.add(folder)
+            if (
+                RUN in names
+                and folder.name != FOLDER
+                and names & {FACTOIDS_FILE, PARTS, "records", "records.parquet"}
+            ):
                 probes.add(folder)
             if RECIPE in names and (STATE in names or ended_stages(folder)):
                 runs.add(folder)
@@ -133,7 +142,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 comparisons.add(folder / COMPARISON)
             if RESULTS in names and any((folder / RESULTS).glob("*.csv")):
                 results.add(folder)
-    if not (probes or runs or comparisons or results):
+    if not (probes or runs or comparisons or results or patched):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
     found = _without_beginnings(sorted(runs))
     return Study(
@@ -141,6 +150,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
         runs=[_opened(path, name) for path, name in zip(found, short_names(found), strict=True)],
         comparisons=sorted(comparisons),
         results=sorted(results),
+        patches=[open_patches(path) for path in sorted(patched)],
     )
 
 

@@ -18,7 +18,7 @@ from memprobe import figures
 from memprobe.arms import arm_names
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.figures import runs, tables
+from memprobe.figures import patches, runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.files import read_json, write_json, write_parquet
 from memprobe.palette import ALONG, COLOURS
@@ -500,7 +500,7 @@ def written(probe, trained, tmp_path_factory):
 def test_every_figure_is_there_in_each_format_beside_its_json(written):
     out, files, said = written
     names = {path.stem for path in files}
-    assert names == set(figures.DRAWN) - {"mixing_ratio", "mixing_length", "steps"}
+    assert names == set(figures.DRAWN) - {"mixing_ratio", "mixing_length", "steps", *patches.NAMES}
     assert {path.name for path in out.iterdir()} == {path.name for path in files}
     assert {path.suffix for path in files if path.stem == "recall"} == {".pdf", ".png", ".json"}
     assert {path.suffix for path in files if path.stem == "lof"} == {".pdf", ".png", ".json", ".csv", ".md"}

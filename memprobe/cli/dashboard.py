@@ -20,8 +20,8 @@ def dashboard_command(
         list[Path],
         typer.Argument(
             metavar="DIR…",
-            help="Probe directories, training runs, folders of memprobe compare --out or of a study's tables, or what "
-            "lies above them.",
+            help="Probe directories, training runs, patches, folders of memprobe compare --out or of a study's tables, "
+            "or what lies above them.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("dashboard.html"),
@@ -41,12 +41,14 @@ def dashboard_command(
     """Writes one interactive page over a study: a file that opens offline, in any browser.
 
     It holds what there is: curves, distributions, differences, fates and every factoid of the probes; scores and
-    learning curves of the training runs; the tables of comparisons. Its address keeps what a reader has chosen, so
-    that a view can be sent as a link.
+    learning curves of the training runs; what patches move; the tables of comparisons. Its address keeps what a reader
+    has chosen, so that a view can be sent as a link.
 
     Examples:
 
     `memprobe dashboard probes/demo-training runs/demo-naive runs/demo-remix --open`
+
+    `memprobe dashboard probes/stages probes/patch-s1-s2 --open`
 
     `memprobe dashboard --watch runs/my-run`
     """
@@ -62,12 +64,13 @@ def dashboard_command(
     study = open_study(paths)
     write_dashboard(study, out, say=_say, **options)
     held = [
-        f"{len(found)} {name}{'s' * (len(found) != 1)}"
-        for name, found in (
-            ("probe", study.probes),
-            ("training run", study.runs),
-            ("comparison", study.comparisons),
-            ("published result", study.results),
+        f"{len(found)} {name if len(found) == 1 else plural}"
+        for name, plural, found in (
+            ("probe", "probes", study.probes),
+            ("training run", "training runs", study.runs),
+            ("comparison", "comparisons", study.comparisons),
+            ("directory of patches", "directories of patches", study.patches),
+            ("published result", "published results", study.results),
         )
         if found
     ]

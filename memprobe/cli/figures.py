@@ -13,7 +13,8 @@ from memprobe.cli.terminal import echo
 
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences, spread, kept, steps (of probes and comparisons); "
-    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs)"
+    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs); "
+    "restoration, grafts (of patches)"
 )
 
 
@@ -23,8 +24,8 @@ def figures_command(
         list[Path],
         typer.Argument(
             metavar="DIR…",
-            help="Probe directories, training runs, folders of memprobe compare --out, or what lies above them, "
-            "such as a whole grid. Or the JSON files beside figures, to draw these again.",
+            help="Probe directories, training runs, folders of memprobe compare --out or memprobe patch, or what lies "
+            "above them, such as a whole grid. Or the JSON files beside figures, to draw these again.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),

@@ -5,19 +5,23 @@ The same figures stand in the report of a probe that holds patches; see :mod:`me
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from memprobe import palette
+from memprobe import palette, wording
 from memprobe.dashboard import page
-from memprobe.dashboard.embedding import figure_json, rounded
+from memprobe.dashboard.embedding import embedded, figure_json, rounded
 from memprobe.errors import MemprobeError
-from memprobe.files import write_text
+from memprobe.files import short_names, write_text
+from memprobe.patch_tables import tables_of
 from memprobe.patches import Patches
 from memprobe.plots.patches import restoration_curves, restoration_heatmap, sweep_names
 from memprobe.statistics import patches as statistics
+from memprobe.statistics.patch_arms import NAMES
+from memprobe.statistics.vocabulary import STATISTICS, label
 
 _KEYS = ["source", "target", "what", "positions", "parts", "window", "direction"]
 MAX_ROWS = 2000
@@ -36,7 +40,12 @@ def write_patches(
     Raises:
         MemprobeError: there are no patches, or ``path`` cannot be written.
     """
-    data = patches_data(found, facts=facts, threshold=threshold)
+    if found.table.is_empty():
+        raise MemprobeError(
+            f"{found.path}: no pair is patched to its end yet; run the same memprobe patch again"
+        )
+    data = patches_data([found], facts=facts, threshold=threshold)
+    data["templates"] = {theme: palette.template(theme) for theme in ("light", "dark")}
     text = page.assemble(
         title="patches · memprobe",
         body="patches.html",
@@ -47,55 +56,102 @@ def write_patches(
     write_text(text, Path(path))
 
 
-def patches_data(found: Patches, *, facts: str, threshold: float) -> dict[str, Any]:
-    """What the page shows: by pair and direction the figures and the rows, all computed here."""
-    if found.table.is_empty():
-        raise MemprobeError(
-            f"{found.path}: no pair is patched to its end yet; run the same memprobe patch again"
-        )
-    table = statistics.by_depth(found.table, facts=facts, threshold=threshold)
-    first = statistics.first_depths(found.table, facts=facts, threshold=threshold, n_layers=found.n_layers)
-    summary = statistics.first_depth_summary(first)
-    effects = statistics.graft_effects(found.table, facts=facts, threshold=threshold)
-    shares = statistics.moved_shares(statistics.answers(found.table, facts=facts), threshold=threshold)
-    asked = found.factoids.select("id", "prompt", "answer")
-    views = []
-    if not table.is_empty():
-        grafts = pl.col("what") == "weights"
-        for kind, rows in (("states", table.filter(~grafts)), ("weights", table.filter(grafts))):
-            views += [
-                _view(kind, part, summary, effects, shares, first, asked)
-                for part in rows.partition_by(["source", "target", "direction"], maintain_order=True)
-            ]
+def patches_room(found: Sequence[Patches]) -> tuple[bool, dict[str, bytes]]:
+    """Whether there is a room of patches, and the block that it waits for."""
+    whole = [one for one in found if not one.table.is_empty()]
+    if not whole:
+        return False, {}
+    return True, {"patches": embedded(patches_data(whole))}
+
+
+def patches_data(
+    found: Sequence[Patches], *, facts: str = "all", threshold: float = statistics.GAP
+) -> dict[str, Any]:
+    """What page and room show: by pair and direction the figures and the rows, all computed here."""
+    views, arms = [], []
+    for one, name in zip(found, short_names([one.path for one in found]), strict=True):
+        tables = tables_of(one, facts=facts, threshold=threshold)
+        prefix = f"{name}: " if len(found) > 1 else ""
+        first = statistics.first_depths(one.table, facts=facts, threshold=threshold, n_layers=one.n_layers)
+        shares = statistics.moved_shares(statistics.answers(one.table, facts=facts), threshold=threshold)
+        asked = one.factoids.select("id", "prompt", "answer")
+        if not tables["by_depth"].is_empty():
+            weights = pl.col("what") == "weights"
+            for kind, rows in (("states", ~weights), ("weights", weights)):
+                views += [
+                    _view(kind, part, tables, shares, first, asked, prefix)
+                    | {"said": _said(part, facts, threshold)}
+                    for part in tables["by_depth"]
+                    .filter(rows)
+                    .partition_by(["source", "target", "direction"], maintain_order=True)
+                ]
+        arms += _arms(tables["arms"], prefix)
+    nothing = (
+        f"No fact separates the two by more than {threshold:g} nats, so there is nothing to restore or erase."
+    )
+    head = ["arm", "stage", "facts", "patched", "direction", "seeds", *map(label, NAMES)]
     return {
-        "threshold": threshold,
-        "facts": facts,
-        "asked": len(asked),
-        "n_layers": found.n_layers,
-        "template": found.run["template"],
         "views": views,
-        "templates": {theme: palette.template(theme) for theme in ("light", "dark")},
+        "arms": [head, *arms] if arms else [],
+        "nothing": nothing,
         "heat": {theme: [list(stop) for stop in palette.SEQUENTIAL[theme]] for theme in ("light", "dark")},
     }
+
+
+def _said(part: pl.DataFrame, facts: str, threshold: float) -> str:
+    head = part.row(0, named=True)
+    n, asked = (int(part[name].to_numpy().max()) for name in ("n", "facts"))
+    of = "" if facts == "all" else f" (facts {facts})"
+    pair = f"between {head['source']} and {head['target']}"
+    return f"{n} of {asked} facts differ by more than {threshold:g} nats {pair}{of}."
+
+
+def _arms(means: pl.DataFrame, prefix: str) -> list[list[str]]:
+    """A row of texts for each arm, stage, set of facts and sweep."""
+    if means.is_empty() or (means["arm"].n_unique() < 2 and means["seeds"].to_numpy().max() < 2):
+        return []
+    rows = []
+    keys = ["facts", "what", "positions", "direction", "arm", "stage"]
+    for part in means.partition_by(keys, maintain_order=True):
+        head = part.row(0, named=True)
+        by_name = {row["statistic"]: row for row in part.iter_rows(named=True)}
+        numbers = []
+        for name in NAMES:
+            row, unit = by_name[name], ".1%" if STATISTICS[name].share else ".1f"
+            seeds = ", ".join("–" if value is None else format(value, unit) for value in row["by_seed"])
+            known = row["low"] is not None
+            numbers.append(
+                wording.interval(row["mean"], row["low"], row["high"], unit) if known else f"seeds {seeds}"
+            )
+        patched = f"{head['what']}, {head['positions']}"
+        said = [
+            head["arm"],
+            prefix + head["stage"],
+            head["facts"],
+            patched,
+            head["direction"],
+            str(head["seeds"]),
+        ]
+        rows.append([*said, *numbers])
+    return rows
 
 
 def _view(
     kind: str,
     part: pl.DataFrame,
-    summary: pl.DataFrame,
-    effects: pl.DataFrame,
+    tables: Mapping[str, pl.DataFrame],
     shares: pl.DataFrame,
     first: pl.DataFrame,
     asked: pl.DataFrame,
+    prefix: str,
 ) -> dict[str, Any]:
     """One pair in one direction: its figures, its sentences and the factoids of each of its sweeps."""
     head = part.row(0, named=True)
     same = [pl.col(name) == head[name] for name in ("source", "target", "direction")]
-    sentences = []
-    if kind == "states" and not summary.is_empty():
-        sentences = [_first_sentence(row) for row in summary.filter(same).iter_rows(named=True)]
-    elif kind == "weights" and not effects.is_empty():
-        sentences = [_graft_sentence(row) for row in effects.filter(same).iter_rows(named=True)]
+    sentences: list[str] = []
+    for name, say in _SENTENCES[kind].items():
+        if not tables[name].is_empty():
+            sentences += [say(row) for row in tables[name].filter(same).iter_rows(named=True)]
     sweeps = []
     for sweep, name in zip(part.partition_by(_KEYS, maintain_order=True), sweep_names(part), strict=True):
         row = sweep.row(0, named=True)
@@ -120,7 +176,7 @@ def _view(
             by_fact = by_fact.with_columns(first=best)
         by_fact = by_fact.sort("first", "prompt", nulls_last=True)
         rows = by_fact.head(MAX_ROWS).select(
-            "prompt", "answer", "source_log_prob", "target_log_prob", "gap", "first", "moved"
+            "factoid", "prompt", "answer", "source_log_prob", "target_log_prob", "gap", "first", "moved"
         )
         sweeps.append(
             {
@@ -130,14 +186,10 @@ def _view(
                 "left_out": max(0, len(by_fact) - MAX_ROWS),
             }
         )
+    by = " by grafts" if kind == "weights" else ""
     return {
-        "name": f"{head['source']} → {head['target']}: {head['direction']}{' by grafts' if kind == 'weights' else ''}",
+        "name": f"{prefix}{head['source']} → {head['target']}: {head['direction']}{by}",
         "kind": kind,
-        "direction": head["direction"],
-        "source": head["source"],
-        "target": head["target"],
-        "n": int(part["n"].to_numpy().max()),
-        "facts": int(part["facts"].to_numpy().max()),
         "sentences": sentences,
         "heatmap": figure_json(restoration_heatmap.sketch(part)),
         "curves": figure_json(restoration_curves.sketch(part)),
@@ -154,9 +206,19 @@ def _first_sentence(row: dict[str, Any]) -> str:
     )
 
 
+def _fate_sentence(row: dict[str, Any]) -> str:
+    return f"facts {row['fate']} ({row['facts']}): {_first_sentence(row)}"
+
+
 def _graft_sentence(row: dict[str, Any]) -> str:
     place = f"{row['depth']}" if row["depth"] == row["last"] else f"{row['depth']}–{row['last']}"
     return (
         f"{row['parts']}: block {place} moves most, {100 * row['moved']:.0f} %; it wins in "
         f"{100 * row['support']:.0f} % of resamples and for {100 * row['facts_share']:.0f} % of {row['n']} facts"
     )
+
+
+_SENTENCES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "states": {"first_depth": _first_sentence, "fates": _fate_sentence},
+    "weights": {"grafts": _graft_sentence},
+}

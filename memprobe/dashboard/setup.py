@@ -24,6 +24,8 @@ def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
         named = study.runs[0].name if count == 1 else f"{count} training runs"
         if study.runs:
             return f"Training: {named}", ""
+        if study.patches:
+            return "Which depths hold the fact?", ""
         return ("Comparisons" if study.comparisons else "What a study of arms found"), ""
     title = labels[0] if len(labels) == 1 else f"{len(labels)} checkpoints"
     parts = []

@@ -3,7 +3,8 @@
     probes ──── grouped by what was asked ─── statistics for every k and token rule ──┐
     training runs ─── evaluations, steps ─────────────────────────────────────────────┼─ figures, tables ── page
     comparisons ─── comparison.json ──────────────────────────────────────────────────┤
-    published studies ─── tables/*.csv ───────────────────────────────────────────────┘
+    published studies ─── tables/*.csv ───────────────────────────────────────────────┤
+    patches ─── patches/*.parquet ────────────────────────────────────────────────────┘
 
 Statistics become figures and tables here; the scripts in ``page/`` choose among them and compute none.
 The report of one probe is the same page, with fewer rooms.
@@ -20,6 +21,7 @@ from memprobe.dashboard import explorer, page
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.comparisons import comparisons_room
 from memprobe.dashboard.embedding import figure_json, rounded
+from memprobe.dashboard.patches import patches_room
 from memprobe.dashboard.results import results_room
 from memprobe.dashboard.sets import sets_of
 from memprobe.dashboard.setup import headings
@@ -103,7 +105,7 @@ def dashboard_text(
         raise MemprobeError(
             f"`fixed_readout` {named}: holds no two of the checkpoints shown, with their weights"
         )
-    if not (sets or study.runs or study.comparisons or study.results):
+    if not (sets or study.runs or study.comparisons or study.results or study.patches):
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
     ks = sorted({*K_VALUES, *(one.readings.k for one in sets)})
@@ -119,6 +121,8 @@ def dashboard_text(
     blocks |= own
     results, own = results_room(study.results)
     blocks |= own
+    patched, own = patches_room(study.patches)
+    blocks |= own
     title, subtitle = headings(study, sets)
     data = {
         "title": title,
@@ -130,13 +134,14 @@ def dashboard_text(
         "training": training,
         "comparisons": comparisons,
         "results": results,
+        "patches": patched,
         "version": version,
     }
     watching = ["watch.js"] if version is not None else []
     return page.assemble(
         title=f"{title} · memprobe",
         body="report.html",
-        scripts=("core.js", "report.js", "explorer.js", "start.js", *watching, page.PLOTLY),
+        scripts=("core.js", "patches.js", "report.js", "explorer.js", "start.js", *watching, page.PLOTLY),
         data={"report-data": rounded(data)},
         blocks=blocks,
         connects=version is not None,

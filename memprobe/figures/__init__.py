@@ -10,6 +10,7 @@
     drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm
     tables    comparison -> tables
     runs      training runs -> tables
+    patches   patches -> tables and figures
     writing   figures -> files
 """
 
@@ -19,6 +20,7 @@ from memprobe.figures.drawing import (
     first_occurrence,
     forgetting,
     frequency,
+    grafts,
     heatmap,
     interference,
     kept,
@@ -26,6 +28,7 @@ from memprobe.figures.drawing import (
     mixing_ratio,
     recall,
     replay_ratio,
+    restoration,
     spread,
     stages,
     steps,
@@ -43,6 +46,7 @@ __all__ = [
     "first_occurrence",
     "forgetting",
     "frequency",
+    "grafts",
     "heatmap",
     "interference",
     "kept",
@@ -52,6 +56,7 @@ __all__ = [
     "recall",
     "redraw",
     "replay_ratio",
+    "restoration",
     "save",
     "spread",
     "stages",

@@ -23,6 +23,7 @@ from memprobe.figures.by_arm import (
 from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 from memprobe.figures.by_step import steps
+from memprobe.figures.patches import grafts, restoration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,5 +44,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "mixing_length": mixing_length,
     "stages": stages,
     "interference": interference,
+    "restoration": restoration,
+    "grafts": grafts,
 }
 """Every figure by the name that its files have."""

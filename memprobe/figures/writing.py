@@ -22,18 +22,20 @@ import polars as pl
 
 from memprobe import __version__
 from memprobe.errors import MemprobeError, among
-from memprobe.figures import runs, tables
+from memprobe.figures import patches, runs, tables
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, draw_stored, read_figure
 from memprobe.files import csv_text, replacing, write_json, write_text
 from memprobe.members import members_of
+from memprobe.patches import Patches
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
 from memprobe.retention.runs import setups_of
 from memprobe.retention.tables import titles
 from memprobe.statistics.occurrence import DRAWS
+from memprobe.statistics.patches import GAP
 from memprobe.studies import (
     Study,
     asked_alike,
@@ -227,6 +229,19 @@ def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) 
         yield from _of_comparisons(study, names, asked, say)
     if names := [name for name in runs.NAMES if name in wanted]:
         yield from _of_runs(study, names, asked, say)
+    if names := [name for name in patches.NAMES if name in wanted]:
+        yield from _of_patches(study, names, asked)
+
+
+def _of_patches(study: Study, names: list[str], asked: dict[str, Any]) -> Iterator[Drawing]:
+    shared = _shared_folder([found.path for found in study.patches])
+    for found in study.patches:
+        settings = {"facts": "all", "threshold": GAP, "draws": asked["draws"]}
+        made = patches.of_patches(found, **settings)
+        source = _slug(found.path, shared) if len(study.patches) > 1 else ""
+        for name in names:
+            if name in made:
+                yield Drawing(name, source, made[name], {}, settings, [_patches_input(found)])
 
 
 def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
@@ -381,6 +396,15 @@ def _run_input(folder: Path) -> dict[str, Any]:
         "kind": "run",
         "path": _named(folder),
         "sha256": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+    }
+
+
+def _patches_input(found: Patches) -> dict[str, Any]:
+    return {
+        "kind": "patches",
+        "path": _named(found.path),
+        "factoids": found.run["factoids"]["hash"],
+        "sha256": {path.relative_to(found.path).as_posix(): _sha256(path) for path in found.files()},
     }
 
 

@@ -31,12 +31,16 @@ def sweep_names(by_depth: pl.DataFrame) -> list[str]:
             said.append(f"{row['source']} → {row['target']}")
         if row["what"] == "weights":
             said += [str(row["parts"])] if several == ["positions"] or "parts" in several else []
-            said += [f"{row['window']} blocks"] if "window" in several else []
+            said += [f"{row['window']} block{'s' * (row['window'] != 1)}"] if "window" in several else []
         else:
             said += [str(row[name]) for name in ("what", "positions") if name in several]
         said += [str(row["direction"])] if "direction" in several else []
         names.append(", ".join(said) or str(row["what"]))
     return names
+
+
+MOST_TICKS = 12
+"""Places up to which each has its number on the axis."""
 
 
 @drawn
@@ -77,6 +81,8 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
         margin={"t": 34},
         meta={"row": 26, "frame": 82},
     )
+    if len(depths) <= MOST_TICKS:
+        figure.update_xaxes(dtick=1)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure
 
@@ -118,7 +124,10 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
             hovertemplate=share_tip(name),
         )
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
-    figure.update_yaxes(range=[_FLOOR, 1.08])
+    if by_depth["depth"].n_unique() <= MOST_TICKS:
+        figure.update_xaxes(dtick=1)
+    own = [value for value in by_depth["moved"].to_list() if value is not None]
+    figure.update_yaxes(range=[_FLOOR, min(max([1.06, *own]) + 0.02, 3.0)])
     return figure
 
 

@@ -47,6 +47,12 @@ function glyph(checkpoint) {
   return svg;
 }
 
+/** A table of texts, the first row its head. */
+const plainTable = ([head, ...rows]) => element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
+  element("table", { class: "plain" },
+    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text)))))));
+
 // Data
 
 /** A piece of a line as it is drawn in a figure. */

@@ -276,6 +276,11 @@ async function showDetail() {
       element("div", { class: "segments", id: "token" }, ...segments("token", tokens, (value) => change({ token: value }), texts)));
   }
   if (token !== undefined) children.push(trajectoryHolder(), topTokens(records.get(token)));
+  if (report.patches) {
+    const patched = patchesOfFact(await figuresOf("patches"), explorer.shown);
+    if (explorer.shown !== id[factoid]) return; // another fact was chosen meanwhile
+    if (patched) children.push(patched);
+  }
   const tokenFocused = document.activeElement?.name === "token";
   byId("detail").replaceChildren(...children);
   for (const input of byId("detail").querySelectorAll("#token input")) {

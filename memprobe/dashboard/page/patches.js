@@ -1,82 +1,127 @@
-// The page of patches: chooses among the figures and rows that Python made, and computes none.
+// Patches, as a page of their own and as a room: chooses among the figures and rows that Python made, and computes none.
 "use strict";
 
-{
-  const data = readJson("patches-data");
-  const HALF = 0.5;
+const MOVED_HALF = 0.5;
 
-  const interpolate = (share) => {
-    const stops = data.heat[theme()];
-    const at = Math.min(1, Math.max(0, share));
-    const upper = Math.max(1, stops.findIndex(([place]) => place >= at));
-    const [[low, from], [high, to]] = [stops[upper - 1], stops[upper]];
-    const part = (at - low) / (high - low);
-    const channel = (text, index) => parseInt(text.slice(1 + 2 * index, 3 + 2 * index), 16);
-    return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) + part * (channel(to, i) - channel(from, i)))).join(" ")})`;
-  };
+/** A colour of the heatmap for a share. */
+function heatColour(share, stops) {
+  const at = Math.min(1, Math.max(0, share));
+  const upper = Math.max(1, stops.findIndex(([place]) => place >= at));
+  const [[low, from], [high, to]] = [stops[upper - 1], stops[upper]];
+  const part = (at - low) / (high - low);
+  const channel = (text, index) => parseInt(text.slice(1 + 2 * index, 3 + 2 * index), 16);
+  return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) + part * (channel(to, i) - channel(from, i)))).join(" ")})`;
+}
 
-  const strip = (places, moved) => {
-    const space = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(space, "svg");
-    svg.setAttribute("viewBox", `0 0 ${6 * moved.length} 14`);
-    svg.setAttribute("width", String(6 * moved.length));
-    svg.setAttribute("height", "14");
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", moved.map((share, i) => `${places[i]}: ${percent(share)}`).join(", "));
-    moved.forEach((share, index) => {
-      const cell = document.createElementNS(space, "rect");
-      for (const [key, value] of Object.entries({ x: 6 * index, y: 0, width: 5, height: 14, fill: interpolate(share ?? 0) }))
-        cell.setAttribute(key, String(value));
-      const title = document.createElementNS(space, "title");
-      title.textContent = `${places[index]}: ${percent(share)}`;
-      cell.append(title);
-      svg.append(cell);
-    });
-    return svg;
-  };
+/** The shares that the depths of one fact move, as a strip of cells. */
+function patchStrip(places, moved, stops) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("viewBox", `0 0 ${6 * moved.length} 14`);
+  svg.setAttribute("width", String(6 * moved.length));
+  svg.setAttribute("height", "14");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", moved.map((share, i) => `${places[i]}: ${percent(share)}`).join(", "));
+  moved.forEach((share, index) => {
+    const cell = document.createElementNS(space, "rect");
+    const look = { x: 6 * index, y: 0, width: 5, height: 14, fill: heatColour(share ?? 0, stops) };
+    for (const [key, value] of Object.entries(look)) cell.setAttribute(key, String(value));
+    const title = document.createElementNS(space, "title");
+    title.textContent = `${places[index]}: ${percent(share)}`;
+    cell.append(title);
+    svg.append(cell);
+  });
+  return svg;
+}
 
-  const current = () => data.views[Number(byId("view").value) || 0];
+const firstPatched = (view, first) => (first === null ? "never" : view.kind === "states" ? String(first) : `block ${first}`);
+
+/**
+ * Builds the view on patches in `holder` and returns what draws it: `show(name)` with the name of a pair.
+ * `data` holds { views, arms, heat }; `chosen(name)` is called when a reader takes another pair.
+ */
+function patchesView(holder, data, templates, chosen = () => {}) {
+  const pairs = element("select", { "aria-label": "Patched", class: "long" }, ...data.views.map((view, i) => element("option", { value: i }, view.name)));
+  const said = element("p", { class: "note" });
+  const sentences = element("ul", { class: "note" });
+  const figure = (name, title) => element("figure", { class: "plot wide", "data-figure": name, "data-own": "", "data-key": "", tabindex: "0" },
+    element("figcaption", {}, element("h2", {}, title)));
+  const heatmap = figure("patches-heatmap", "Share moved, by place");
+  const curves = figure("patches-curves", "Share moved, with 95 % bands; dotted: the control");
+  const sweeps = element("select", { "aria-label": "Sweep", class: "long" });
+  const filter = element("input", { type: "search", placeholder: "prompt or answer", "aria-label": "Filter facts" });
+  const rowsSaid = element("p", { class: "note" });
+  const facts = element("table", { class: "patched" });
+  const arms = data.arms.length ? [element("section", {}, element("h2", {}, "Arms, over training seeds"), plainTable(data.arms))] : [];
+  holder.replaceChildren(
+    element("p", { class: "row" }, element("span", {}, "Patched"), pairs), said, sentences, heatmap, curves,
+    element("section", {}, element("div", { class: "row" }, element("h2", {}, "Each fact"), element("span", {}, "in"), sweeps, filter),
+      rowsSaid, element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Each fact" }, facts)),
+    ...arms);
+  const current = () => data.views[Number(pairs.value) || 0];
 
   const showRows = () => {
     const view = current();
-    const sweep = view.sweeps[Number(byId("sweep").value) || 0];
-    const wanted = byId("filter").value.trim().toLowerCase();
-    const rows = sweep.rows.filter(([prompt, answer]) => !wanted || `${prompt} ${answer}`.toLowerCase().includes(wanted));
-    const reached = view.kind === "states" ? `first ≥ ${100 * HALF} %` : "best block";
+    const sweep = view.sweeps[Number(sweeps.value) || 0];
+    const wanted = filter.value.trim().toLowerCase();
+    const rows = sweep.rows.filter(([, prompt, answer]) => !wanted || `${prompt} ${answer}`.toLowerCase().includes(wanted));
+    const reached = view.kind === "states" ? `first ≥ ${100 * MOVED_HALF} %` : "best block";
     const names = ["prompt", "answer", "source", "target", reached, "share moved, from the first depth to the last"];
-    byId("facts").replaceChildren(
+    facts.replaceChildren(
       element("thead", {}, element("tr", {}, ...names.map((name, i) => element("th", { class: i > 1 && i < 5 ? "number" : null }, name)))),
-      element("tbody", {}, ...rows.map(([prompt, answer, source, target, , first, moved]) => element("tr", {},
+      element("tbody", {}, ...rows.map(([, prompt, answer, source, target, , first, moved]) => element("tr", {},
         element("td", {}, prompt), element("td", {}, answer),
         element("td", { class: "number" }, source.toFixed(2)), element("td", { class: "number" }, target.toFixed(2)),
-        element("td", { class: "number" }, first === null ? "never" : String(first)),
-        element("td", {}, strip(sweep.places, moved))))));
-    byId("rows-said").textContent = `${rows.length} of ${sweep.rows.length} facts; source and target: log-probability of the whole answer, nats.`
+        element("td", { class: "number" }, firstPatched(view, first)),
+        element("td", {}, patchStrip(sweep.places, moved, data.heat[theme()]))))));
+    rowsSaid.textContent = `${rows.length} of ${sweep.rows.length} facts; source and target: log-probability of the whole answer, nats.`
       + (sweep.left_out ? ` ${sweep.left_out} more are in the Parquet file.` : "");
   };
 
-  const show = () => {
+  const show = (name) => {
+    const at = data.views.findIndex((view) => view.name === name);
+    if (at >= 0) pairs.value = String(at);
     const view = current();
-    if (!view) return;
-    byId("said").textContent = `${view.n} of ${view.facts} facts differ by more than ${data.threshold} nats between ${view.source} and ${view.target}`
-      + (data.facts === "all" ? "." : ` (facts ${data.facts}).`);
-    byId("sentences").replaceChildren(...view.sentences.map((text) => element("li", {}, text)));
-    draw(document.querySelector("[data-figure=patches-heatmap]"), view.heatmap, data.templates);
-    draw(document.querySelector("[data-figure=patches-curves]"), view.curves, data.templates);
+    if (!view) {
+      said.textContent = data.nothing;
+      for (const part of [heatmap, curves, ...holder.querySelectorAll("section")]) part.hidden = true;
+      return;
+    }
+    said.textContent = view.said;
+    sentences.replaceChildren(...view.sentences.map((text) => element("li", {}, text)));
+    draw(heatmap, view.heatmap, templates);
+    draw(curves, view.curves, templates);
+    const kept = sweeps.value;
+    sweeps.replaceChildren(...view.sweeps.map((sweep, i) => element("option", { value: i }, sweep.name)));
+    if (Number(kept) < view.sweeps.length) sweeps.value = kept || "0";
     showRows();
   };
 
-  const choose = () => {
-    byId("sweep").replaceChildren(...(current()?.sweeps ?? []).map((sweep, i) => element("option", { value: i }, sweep.name)));
+  pairs.addEventListener("change", () => {
     show();
-  };
+    chosen(current().name);
+  });
+  sweeps.addEventListener("change", showRows);
+  filter.addEventListener("input", showRows);
+  return show;
+}
 
-  byId("view").replaceChildren(...data.views.map((view, i) => element("option", { value: i }, view.name)));
-  byId("view").addEventListener("change", choose);
-  byId("sweep").addEventListener("change", showRows);
-  byId("filter").addEventListener("input", showRows);
-  watchTheme(show);
-  if (data.views.length) choose();
-  else byId("said").textContent = `No fact separates the two by more than ${data.threshold} nats, so there is nothing to restore or erase.`;
+/** Every sweep that holds a fact, for its detail in the explorer; null where none does. */
+function patchesOfFact(data, id) {
+  const rows = data.views.flatMap((view) => view.sweeps.flatMap((sweep) => sweep.rows.filter((row) => row[0] === id).map((row) => element("tr", {},
+    element("td", {}, `${view.name}, ${sweep.name}`), element("td", { class: "number" }, firstPatched(view, row[6])),
+    element("td", {}, patchStrip(sweep.places, row[7], data.heat[theme()]))))));
+  if (!rows.length) return null;
+  const head = ["Patched", "First half", "Share moved, by depth"];
+  return element("div", {}, element("h4", {}, "What patches move"), element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What patches move" },
+    element("table", { class: "outcomes" },
+      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, ...rows))));
+}
+
+if (byId("patches-data")) {
+  const data = readJson("patches-data");
+  const show = patchesView(byId("patches"), data, data.templates);
+  watchTheme(() => show());
+  show();
   document.documentElement.setAttribute("data-ready", "");
 }

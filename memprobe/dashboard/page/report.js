@@ -19,6 +19,7 @@ const ROOMS = [
   ["depths", "Depths", () => set],
   ["differences", "Differences", () => set?.against.length || report.comparisons.length],
   ["fates", "Fates", () => set?.chains.length || set?.series.length],
+  ["patches", "Patches", () => report.patches],
   ["study", "Study", () => report.results.length],
   ["training", "Training", () => report.training],
   ["factoids", "Factoids", () => set],
@@ -36,6 +37,7 @@ const defaults = () => ({
   bands: "",
   against: set?.against[0]?.[0] ?? "",
   measure: Object.keys(report.training?.curves ?? {})[0] ?? "",
+  pair: "",
   search: "",
   relation: "",
   fate: "",
@@ -49,7 +51,7 @@ let state = defaults();
 
 // The hash holds what differs from the defaults, by name, so that links stay short and outlive new controls.
 
-const NAMES = ["k", "rule", "bands", "against", "measure", "search", "relation", "fate", "quarter", "sort", "page", "factoid", "token"];
+const NAMES = ["k", "rule", "bands", "against", "measure", "pair", "search", "relation", "fate", "quarter", "sort", "page", "factoid", "token"];
 
 function stateFromHash() {
   const query = new URLSearchParams(location.hash.slice(1));
@@ -63,7 +65,7 @@ function stateFromHash() {
   if (set?.against.some(([key]) => key === query.get("against"))) found.against = query.get("against");
   if (query.get("measure") in (report.training?.curves ?? {})) found.measure = query.get("measure");
   if (["on", "off"].includes(query.get("bands"))) found.bands = query.get("bands");
-  for (const name of ["search", "relation", "fate", "quarter", "sort"]) found[name] = query.get(name) ?? "";
+  for (const name of ["pair", "search", "relation", "fate", "quarter", "sort"]) found[name] = query.get(name) ?? "";
   for (const name of ["page", "token"]) found[name] = Math.trunc(Number(query.get(name))) || 0;
   found.factoid = query.get("factoid");
   // A link to a factoid opens the room that shows it.
@@ -88,7 +90,7 @@ function hashFromState() {
 function change(part) {
   if ("set" in part) {
     chooseSet(report.sets.find((entry) => entry.name === part.set));
-    const kept = Object.fromEntries(["room", "k", "rule", "measure"].map((name) => [name, state[name]]));
+    const kept = Object.fromEntries(["room", "k", "rule", "measure", "pair"].map((name) => [name, state[name]]));
     state = { ...defaults(), ...kept };
     if (!openRooms().includes(state.room)) state.room = openRooms()[0];
     keepHash();
@@ -289,12 +291,6 @@ function showArms() {
       })))));
 }
 
-/** A table of texts, the first row its head. */
-const plainTable = ([head, ...rows]) => element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
-  element("table", { class: "plain" },
-    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text)))))));
-
 // Figures
 
 const NOTHING = {
@@ -335,7 +331,7 @@ function shownRows(trace) {
 /** Draws the figures of the room that is open; those in other rooms wait until theirs is. */
 async function showFigures() {
   const room = byId(`room-${state.room}`);
-  const holders = [...room.querySelectorAll("[data-figure]:not([data-figure=trajectory])")].filter((holder) => !holder.closest("[hidden]"));
+  const holders = [...room.querySelectorAll("[data-figure]:not([data-figure=trajectory], [data-own])")].filter((holder) => !holder.closest("[hidden]"));
   for (const holder of holders) {
     const name = holder.dataset.figure;
     let figure;
@@ -413,6 +409,17 @@ function buildComparisons() {
     ...(entry.claims.length ? [element("h3", { class: "above" }, "Placement claims: do they hold in both readouts?"), plainTable(entry.claims)] : []))));
 }
 
+// Patches
+
+let showPatches = null;
+
+/** The room of patches: built when it is first opened, drawn anew when a pair or the theme changes. */
+async function openPatches() {
+  const data = await figuresOf("patches");
+  showPatches ??= patchesView(byId("patches"), data, report.templates, (pair) => change({ pair }));
+  showPatches(state.pair);
+}
+
 // What was run
 
 function showRun() {
@@ -454,7 +461,8 @@ function render(changed = null) {
     }
     if (window.Plotly) drawn = showFigures();
   }
-  return Promise.all([drawn, state.room === "factoids" ? openExplorer(changed) : null]);
+  const patched = state.room === "patches" && window.Plotly && any(["room", "pair"]) ? openPatches() : null;
+  return Promise.all([drawn, patched, state.room === "factoids" ? openExplorer(changed) : null]);
 }
 
 document.addEventListener("DOMContentLoaded", () => {

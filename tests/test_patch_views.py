@@ -1,0 +1,145 @@
+"""Patches as a room of the dashboard, in the explorer, and as figures for papers."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from memprobe import figures
+from memprobe.dashboard.patches import patches_data
+from memprobe.dashboard.writing import dashboard_text
+from memprobe.figures.patches import FLOOR, of_patches
+from memprobe.patch_tables import tables_of
+from memprobe.patches import open_patches
+from memprobe.studies import open_study
+from tests.pages import chromium, find_chromium, opened
+from tests.test_patch_arms import study
+from tests.tiny import N_LAYERS
+
+__all__ = ["study"]  # the fixture
+RUNS = ("naive-0", "naive-1", "kl-0")
+
+
+@pytest.fixture(scope="module")
+def top(study, tmp_path_factory):
+    """Patches of states and of weights, and a probe of two of the checkpoints on the same facts."""
+    from typer.testing import CliRunner
+
+    from memprobe.cli.app import app
+
+    top = tmp_path_factory.mktemp("top")
+    pairs = []
+    for run in RUNS:
+        pairs += ["--from", f"{run}.1={study / run / '1-a'}", "--into", f"{run}.2={study / run / '2-b'}"]
+    facts = ["--factoids", str(study / "facts.jsonl")]
+    shared = [*facts, "--threshold", "0.01", "--device", "cpu"]
+    commands = (
+        ["patch", *pairs, *shared, "--positions", "last,subject", "--out", str(top / "states")],
+        ["patch", *pairs[:4], *shared, "--weights", "--windows", "1,2", "--out", str(top / "weights")],
+        [
+            "layers",
+            "--ckpt",
+            pairs[1],
+            "--ckpt",
+            pairs[3],
+            *facts,
+            "--device",
+            "cpu",
+            "--out",
+            str(top / "probe"),
+        ],
+    )
+    for command in commands:
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    return top
+
+
+def test_what_is_drawn_is_what_the_tables_say(top):
+    found = open_patches(top / "states")
+    tables = tables_of(found, threshold=0.01)
+    data = patches_data([found], threshold=0.01)
+    assert {view["kind"] for view in data["views"]} == {"states"}
+    for view in data["views"]:
+        source, _, rest = view["name"].partition(" → ")
+        target, _, direction = rest.partition(": ")
+        rows = tables["by_depth"].filter(
+            (pl.col("source") == source) & (pl.col("target") == target) & (pl.col("direction") == direction)
+        )
+        lines = {
+            trace["name"]: trace["y"]
+            for trace in view["curves"]["data"]
+            if trace["meta"].get("role") == "line"
+        }
+        for positions, part in rows.group_by("positions"):
+            line = lines.get(positions[0]) or next(iter(lines.values()))
+            assert line == part.sort("depth")["moved"].to_list()
+        [heatmap] = view["heatmap"]["data"]
+        assert {len(line) for line in heatmap["z"]} == {N_LAYERS + 1}
+    arms = data["arms"]
+    assert {row[0] for row in arms[1:]} == {"none", "kl(0.1)"} and "seeds" in arms[0]
+
+
+def test_figures_draw_pairs_and_arms_and_say_what_made_them(top, tmp_path):
+    files = figures.write_figures([top], tmp_path, draws=50, formats=["png"], only=["restoration", "grafts"])
+    names = {path.name for path in files}
+    assert names == {
+        f"{name}.{kind}" for name in ("restoration-states", "grafts-weights") for kind in ("png", "json")
+    }
+    made = json.loads((tmp_path / "restoration-states.json").read_text())
+    assert made["inputs"][0]["kind"] == "patches" and len(made["inputs"][0]["sha256"]) == 2 * len(RUNS)
+    states = of_patches(open_patches(top / "states"), facts="all", threshold=0.01, draws=50)["restoration"]
+    assert states["seed"].n_unique() == 3, "arms have a mean and each of their seeds"
+    figure = figures.restoration(states)
+    lines = {
+        artist.get_gid(): np.asarray(artist.get_ydata())
+        for axes in figure.axes
+        for artist in axes.get_lines()
+    }
+    for (panel, line, seed), rows in states.group_by("panel", "line", "seed"):
+        drawn = lines[f"{panel}/{line}/{seed or ''}/line"]
+        np.testing.assert_allclose(drawn, rows.sort("depth")["moved"].cast(pl.Float64).to_numpy())
+    weights = of_patches(open_patches(top / "weights"), facts="all", threshold=0.01, draws=50)["grafts"]
+    for axes in figures.grafts(weights).axes:
+        assert axes.get_ylim()[0] == FLOOR
+    assert figures.redraw(tmp_path / "grafts-weights.json").axes
+
+
+def test_a_study_of_patches_alone_has_its_room(top):
+    found = open_study([top])
+    assert [one.path.name for one in found.patches] == ["states", "weights"]
+    assert [one.path.name for one in found.probes] == ["probe"]
+    text = dashboard_text(open_study([top / "weights"]), draws=50)
+    assert 'id="block-patches"' in text and "Which depths hold the fact?" in text
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(
+    find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
+)
+def test_the_room_and_the_explorer_show_patches(top, tmp_path, monkeypatch):
+    from memprobe.statistics import patches
+
+    monkeypatch.setattr(patches, "GAP", 0.01)
+    monkeypatch.setattr(patches_data, "__kwdefaults__", {"facts": "all", "threshold": 0.01})
+    path = tmp_path / "page.html"
+    path.write_text(dashboard_text(open_study([top]), draws=100), encoding="utf-8")
+    with chromium() as browser:
+        for width in (1440, 390):
+            with opened(browser, path, width=width, height=900, hash="#room=patches") as shown:
+                shown.wait_for_selector("#patches .js-plotly-plot >> visible=true")
+                assert shown.locator("#patches .js-plotly-plot").count() == 2
+                assert shown.evaluate("document.documentElement.scrollWidth") <= width
+                names = shown.locator("#patches select[aria-label=Patched] option").all_inner_texts()
+                assert any("grafts" in name for name in names) and any(
+                    "restoration" in name for name in names
+                )
+                last = names[-1]
+                shown.select_option("#patches select[aria-label=Patched]", label=last)
+                assert "pair=" in shown.evaluate("location.hash")
+                assert "Arms, over training seeds" in shown.inner_text("#patches")
+                assert shown.locator("#patches table.patched tbody tr").count() >= 1
+        with opened(browser, path, hash="#factoid=Selva") as shown:
+            shown.wait_for_selector("#detail h4:has-text('What patches move')")
+            assert shown.locator("#detail svg[role=img]").count() >= len(RUNS)
