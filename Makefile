@@ -27,6 +27,9 @@ DEMO_STAGES := --intrusion known=runs/demo-naive/2-known/factoids.jsonl --ckpt b
 	--ckpt naive-1=runs/demo-naive/1-kvr --ckpt naive-2=runs/demo-naive/2-known \
 	--ckpt remix-1=runs/demo-remix/1-kvr --ckpt remix-2=runs/demo-remix/2-known
 
+# Stage 1 into stage 2: where were the facts that stage 2 took?
+DEMO_PATCHES := --from s1=runs/demo-naive/1-kvr --into s2=runs/demo-naive/2-known --out probes/patch-demo
+
 demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every stage (shows the tool, not evidence)
 	$(BIN)/python -m training run training/recipes/demo.toml --out runs/demo-naive
 	$(BIN)/python -m training run training/recipes/demo.toml --arm "remix(data=self, stages=1, words=12)" \
@@ -37,6 +40,8 @@ demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every st
 
 notebooks: demo demo-training  ## Run the notebooks in analyses/ on the demos, and keep their outputs
 	$(BIN)/memprobe layers --out probes/demo-training-base-readout --readout smollm2-135m $(DEMO_STAGES)
+	$(BIN)/memprobe patch $(DEMO_PATCHES)
+	$(BIN)/memprobe patch $(DEMO_PATCHES) --weights --no-controls
 	$(BIN)/python analyses/run_notebooks.py
 
 # Sizes that two idle cores fit in some 20 minutes each; a Jacobian costs a backward pass for every coordinate.

@@ -13,6 +13,7 @@ from analyses import run_notebooks
 from analyses.instruments.report import write_report
 from analyses.run_notebooks import executed
 from tests import instruments
+from tests.patched import write_patched
 from tests.probes import write_probe
 
 FOLDER = Path(__file__).parents[1] / "analyses"
@@ -73,6 +74,7 @@ def probes(tmp_path_factory):
         "TABLES": str(tables),
         "FIGURES": str(drawn),
         "RESULTS": str(folder / "instruments"),
+        "PATCHES": str(write_patched(folder / "patches")),
         "FIGURE": str(folder / "instruments" / "found.png"),
     }
 
@@ -107,7 +109,7 @@ def test_they_are_numbered_in_order():
 def test_it_runs_on_other_probes(path, probes):
     notebook = nbformat.read(path, as_version=4)
     names = {name for name in probes if re.search(rf"^{name} =", parameters(notebook).source, re.M)}
-    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS"}
+    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS", "PATCHES"}
     done = executed(notebook, FOLDER, **{name: probes[name] for name in names})
     assert any("image/png" in output.get("data", {}) for cell in code(done) for output in cell.outputs)
     assert "on other data" in done.cells[0].source
