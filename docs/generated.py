@@ -64,6 +64,7 @@ INSTRUMENTS = ROOT / "analyses" / "instruments" / "results"
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path below ``docs``."""
+    from analyses.speed.costs import page as costs
     from memprobe.cli import app as commands
     from training.__main__ import app as training
 
@@ -76,6 +77,7 @@ def pages() -> dict[str, str]:
             encoding="utf-8"
         ),
         "findings/study-500.md": study_500(),
+        "findings/cost.md": costs(),
         "gallery.md": gallery(),
         "reference/statistics.md": statistics(),
     }

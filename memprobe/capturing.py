@@ -38,6 +38,7 @@ from memprobe.templates import Template, TokenisedFactoid
 
 if TYPE_CHECKING:
     BatchSize = int | Literal["auto"]
+    Batch = Sequence[TokenisedFactoid]
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 16384
 
@@ -99,50 +100,55 @@ def capture(
     return Tables.concat(list(batches))
 
 
+def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto") -> list[Batch]:
+    """A plan's factoids in batches, shortest first: of the plan and the model alone, whatever was read before.
+
+    Args:
+        batch_size: factoids a batch; ``auto`` fills batches up to a number of tokens.
+    """
+    items = sorted(plan.items, key=lambda item: (len(item.inputs), item.factoid.id))
+    size = None if batch_size == "auto" else batch_size
+    tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
+    border = rope_border(lens_model.model)
+    indices = batches_by_tokens(
+        range(len(items)), lambda index: len(items[index].inputs), tokens, size, border=border
+    )
+    return [[items[index] for index in batch] for batch in indices]
+
+
 def capture_batches(
     lens_model: LensModel,
     plan: Plan,
     *,
     lenses: Sequence[Lens] = (),
     batch_size: BatchSize = "auto",
+    batches: Sequence[Batch] | None = None,
     done: frozenset[str] = frozenset(),
     predictions: bool = True,
 ) -> Iterator[Tables]:
-    """Probes a plan batch by batch, shortest factoids first.
+    """Probes a plan batch by batch.
 
     Args:
         lenses: what reads the residual stream; by default the Logit Lens.
-        batch_size: factoids a batch; ``auto`` fills batches up to a number of tokens, fewer where a GPU runs
-            out of memory.
+        batch_size: see :func:`batches_of`; with ``auto``, fewer where a GPU runs out of memory.
+        batches: of :func:`batches_of`; by default all.
         done: ids of factoids to leave out.
         predictions: see :func:`capture`.
 
     Yields:
         The tables of one batch; ``error`` in the outcomes says where a logit was not finite.
     """
-    items = sorted(
-        (item for item in plan.items if item.factoid.id not in done),
-        key=lambda item: (len(item.inputs), item.factoid.id),
-    )
-    size = None if batch_size == "auto" else batch_size
-    tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
-    border = rope_border(lens_model.model)
-    waiting = batches_by_tokens(
-        range(len(items)), lambda index: len(items[index].inputs), tokens, size, border=border
-    )[::-1]
+    if batches is None:
+        batches = batches_of(lens_model, plan, batch_size)
+    left = [[item for item in batch if item.factoid.id not in done] for batch in batches]
+    waiting = [batch for batch in left if batch][::-1]
     while waiting:
         batch = waiting.pop()
         try:
             with evaluating(lens_model.model):
-                tables = _capture_batch(
-                    lens_model,
-                    lenses or [lens_model.lens],
-                    [items[index] for index in batch],
-                    plan,
-                    predictions,
-                )
+                tables = _capture_batch(lens_model, lenses or [lens_model.lens], batch, plan, predictions)
         except torch.OutOfMemoryError:
-            if size is not None or len(batch) == 1:
+            if batch_size != "auto" or len(batch) == 1:
                 raise MemprobeError(
                     f"{lens_model.label}: out of memory at a batch of {len(batch)}; "
                     "use a smaller --batch-size, --dtype bfloat16 or --device cpu"

@@ -136,6 +136,28 @@ def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
             frame.write_parquet(temporary)
 
 
+ROW_GROUP = 2**17
+"""Rows that are in memory at once where a table is written piece by piece."""
+
+
+def write_rows(pieces: Iterable[pl.DataFrame], schema: pl.Schema, path: Path) -> None:
+    """Writes a table atomically from pieces that come one by one; the same rows are the same bytes, however divided."""
+    from pyarrow import parquet
+
+    def arrow(frame: pl.DataFrame) -> Any:
+        return frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+
+    with replacing(path) as temporary:
+        waiting = pl.DataFrame(schema=schema)
+        with parquet.ParquetWriter(temporary, arrow(waiting).schema, compression="zstd") as writer:
+            for piece in pieces:
+                waiting = pl.concat([waiting, piece])
+                while len(waiting) > ROW_GROUP:
+                    writer.write_table(arrow(waiting[:ROW_GROUP]), row_group_size=ROW_GROUP)
+                    waiting = waiting[ROW_GROUP:]
+            writer.write_table(arrow(waiting), row_group_size=ROW_GROUP)
+
+
 def write_text(text: str, path: Path) -> None:
     """Writes UTF-8 text atomically.
 

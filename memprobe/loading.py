@@ -106,7 +106,7 @@ class Loader:
         del ahead
         return wrap(
             into,
-            self._tokenizer(checkpoint),
+            self.tokenizer(checkpoint),
             label=checkpoint.label,
             weights_fingerprint=fingerprint(checkpoint),
             checkpoint=checkpoint,
@@ -137,7 +137,7 @@ class Loader:
         tensors = read_tensors(checkpoint.path, self.dtype) if self._plain else None
         return _Read(checkpoint, mark, tensors)
 
-    def _tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         """Of equal files, the same tokenizer: what it made of factoids holds for both."""
         mark = _tokenizer_mark(checkpoint)
         if mark not in self._tokenizers:

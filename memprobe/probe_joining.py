@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
 from memprobe.files import replacing
 from memprobe.probe_writer import locked, open_or_start, write_run, write_summary
-from memprobe.probes import RUN, read_run, table_file
+from memprobe.probes import RUN, open_probe, read_run, table_file
+from memprobe.records import factoids_from_frame
 
 
-def join_probe(part: Path, into: Path, factoids: Sequence[Factoid]) -> list[str]:
+def join_probe(part: Path, into: Path, order: Sequence[str] = ()) -> list[str]:
     """Adds the finished checkpoints of a probe directory to another one, which is made if it is not there.
 
-    Checkpoints that it has already stay as they are; those without a manifest, such as the base model, come first.
-    The answers that were watched for may be others under the same names: each checkpoint's entry says which they were.
+    Checkpoints that it has already stay as they are. The answers that were watched for may be others under the same
+    names: each checkpoint's entry says which they were, and the first one's are those of the whole.
 
     Args:
-        factoids: that both were asked.
+        order: labels as they are to stand, so that the directory does not depend on which joined first.
 
     Returns:
         The labels that were added.
@@ -40,7 +40,7 @@ def join_probe(part: Path, into: Path, factoids: Sequence[Factoid]) -> list[str]
             "intrusions"
         ].keys():
             wanted["intrusions"] = there
-        run = open_or_start(into, wanted, factoids)
+        run = open_or_start(into, wanted, factoids_from_frame(open_probe(part).factoids))
         for label, entry in coming["checkpoints"].items():
             there = run["checkpoints"].get(label)
             if there is not None and there["fingerprint"] != entry["fingerprint"]:
@@ -54,8 +54,12 @@ def join_probe(part: Path, into: Path, factoids: Sequence[Factoid]) -> list[str]
             own = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
             run["checkpoints"][label] = entry | {"tokens": own, "intrusions": coming["intrusions"]}
             added.append(label)
-        ordered = sorted(run["checkpoints"].items(), key=lambda item: item[1]["manifest"] is not None)
+        place = {label: number for number, label in enumerate(order)}
+        ordered = sorted(run["checkpoints"].items(), key=lambda item: place.get(item[0], len(place)))
         run["checkpoints"] = dict(ordered)
+        run["tokens"] = dict(sorted(run["tokens"].items(), key=lambda item: int(item[0])))
+        if ordered:
+            run["intrusions"] = ordered[0][1].get("intrusions", run["intrusions"])
         write_run(run, into)
         write_summary(into, run, known=part)
     return added

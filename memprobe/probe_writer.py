@@ -1,7 +1,10 @@
 """The probe directory as it is written: locked for one process, begun, filled batch by batch, never torn.
 
-    parts/HASH/{records,controls,outcomes}-NUMBER.parquet    finished batches of the checkpoint under way
-        └─ merged into one file a table, named after the checkpoint, when it is complete; then the parts go
+    parts/HASH/{records,controls,outcomes}-PLACE.parquet    finished batches of the checkpoint under way, named by the
+        │                                                   place of their first factoid in the plan
+        └─ merged in the order of their names into one file a table when the checkpoint is complete; then they go
+
+The tables of a checkpoint are the same bytes however its batches were spread over parts, and whoever wrote them.
 
 ``run.json`` is written last, so that what it calls complete is there. A file of a finished checkpoint is not written
 again, whatever joins it.
@@ -22,7 +25,7 @@ import polars as pl
 from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.files import write_parquet, write_text
+from memprobe.files import write_parquet, write_rows, write_text
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
     FACTOIDS_FILE,
@@ -36,11 +39,10 @@ from memprobe.probes import (
     read_run,
     table_file,
 )
-from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, WHERE_ASKED, factoids_frame
+from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, TABLES, WHERE_ASKED, factoids_frame
 
 if TYPE_CHECKING:
     from memprobe.capturing import Tables
-    from memprobe.models import LensModel
 
 FLUSH_SECONDS = 20
 """At most so much work is lost when a probe is killed."""
@@ -242,32 +244,33 @@ class Parts:
     """
 
     def __init__(self, out: Path, label: str):
-        self.out, self.label = out, label
+        self.folder = parts_dir(out, label)
         self.waiting: list[Tables] = []
         self.flushed = time.monotonic()
         self.done: set[str] = set()
-        self.number = 0
+        self.place = 0
         for file in part_files(out, label, "outcomes"):
-            self.number = int(file.stem.rpartition("-")[2]) + 1
-            try:
-                names = [
-                    self._read(file.name.replace("outcomes", table, 1), table) for table in BY_CHECKPOINT
-                ]
-            except MemprobeError:
-                for table in reversed(BY_CHECKPOINT):  # outcomes first: without them a part does not count
-                    file.with_name(file.name.replace("outcomes", table, 1)).unlink(missing_ok=True)
-            else:
-                self.done |= names[-1]
+            self.take(file)
 
-    def _read(self, name: str, table: str) -> set[str]:
-        """The factoids of a part's table, after reading it whole."""
-        path = parts_dir(self.out, self.label) / name
-        rows = scan_table(path, table)
-        with parquet_errors(path):
-            return set(rows.collect()["factoid"])
+    def take(self, file: Path) -> None:
+        """Counts a part in, by the file of its outcomes, after reading it whole."""
+        names = {table: file.with_name(file.name.replace("outcomes", table, 1)) for table in BY_CHECKPOINT}
+        try:
+            found = [_factoids_in(path, table) for table, path in names.items()]
+        except MemprobeError:
+            for path in reversed(names.values()):  # outcomes first: without them a part does not count
+                path.unlink(missing_ok=True)
+        else:
+            self.done |= found[-1]
 
-    def add(self, tables: Tables) -> None:
-        """Takes a batch in."""
+    def add(self, place: int, tables: Tables) -> None:
+        """Takes a batch in.
+
+        Args:
+            place: of its first factoid in the plan.
+        """
+        if not self.waiting:
+            self.place = place
         self.waiting.append(tables)
         self.done |= set(tables.outcomes["factoid"])
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
@@ -278,35 +281,61 @@ class Parts:
         from memprobe.capturing import Tables
 
         if self.waiting:
-            merged = Tables.concat(self.waiting)
-            for table in BY_CHECKPOINT:  # outcomes last: they say that a part is whole
-                file = parts_dir(self.out, self.label) / f"{table}-{self.number:06}.parquet"
-                write_parquet(getattr(merged, table), file)
-            self.number += 1
+            write_part(self.folder, self.place, Tables.concat(self.waiting))
             self.waiting = []
         self.flushed = time.monotonic()
 
 
-def finish(out: Path, run: dict[str, Any], lens_model: LensModel) -> None:
-    """Merges a checkpoint's parts into its tables, then calls it complete.
+def _factoids_in(path: Path, table: str) -> set[str]:
+    rows = scan_table(path, table)
+    with parquet_errors(path):
+        return set(rows.collect()["factoid"])
+
+
+def write_part(folder: Path, place: int, tables: Tables) -> str:
+    """Writes finished batches as a part; the name of its outcomes, which come last and say that it is whole."""
+    name = ""
+    for table in BY_CHECKPOINT:
+        name = f"{table}-{place:08}.parquet"
+        write_parquet(getattr(tables, table), folder / name)
+    return name
+
+
+def merge(out: Path, run: Mapping[str, Any], label: str) -> list[int]:
+    """Merges a checkpoint's parts into its tables.
+
+    Returns:
+        The tokens that they name.
 
     Raises:
-        MemprobeError: they say what cannot be, or cannot be written.
+        MemprobeError: the parts say what cannot be, or the tables cannot be written.
     """
-    label = lens_model.label
-    entry = run["checkpoints"][label]
-    marks: dict[str, Any] = {}
+    found = probe_of(out, run)
     for table in BY_CHECKPOINT:
-        file = table_file(out, label, table)
-        rows = probe_of(out, run).read(
-            table, lens=list(run["lenses"]), position=run["positions"], checkpoints=[label]
-        )
-        write_parquet(rows, file)
-        marks[table] = mark_of(file)
-    texts = _token_texts(out, lens_model)
-    shared = run["tokens"]
+        write_rows(_rows(found, label, table), TABLES[table], table_file(out, label, table))
+    records, controls = (pl.scan_parquet(table_file(out, label, table)) for table in ("records", "controls"))
+    columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
+    return pl.concat(columns).unique().sort("id").collect()["id"].to_list()
+
+
+def _rows(found: Probe, label: str, table: str) -> Iterator[pl.DataFrame]:
+    """A table of a checkpoint under way, part by part."""
+    for file in part_files(found.path, label, table):
+        rows = found.scan_file(file, table, [label])
+        with parquet_errors(file):
+            yield rows.collect()
+
+
+def finish(out: Path, run: dict[str, Any], label: str, texts: Mapping[str, str]) -> None:
+    """Calls a checkpoint complete whose parts are merged.
+
+    Args:
+        texts: what the tokens of its tables say.
+    """
+    entry, shared = run["checkpoints"][label], run["tokens"]
     entry["tokens"] = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
-    entry["tables"] = marks
+    run["tokens"] = dict(sorted(shared.items(), key=lambda item: int(item[0])))
+    entry["tables"] = {table: mark_of(table_file(out, label, table)) for table in BY_CHECKPOINT}
     entry["complete"] = True
     write_run(run, out)
     remove_parts(out, label)
@@ -333,16 +362,6 @@ def remove_parts(out: Path, label: str) -> None:
     shutil.rmtree(parts_dir(out, label), ignore_errors=True)
     if not any((out / PARTS).iterdir()):
         shutil.rmtree(out / PARTS, ignore_errors=True)
-
-
-def _token_texts(out: Path, lens_model: LensModel) -> dict[str, str]:
-    records, controls = (
-        pl.scan_parquet(table_file(out, lens_model.label, table)) for table in ("records", "controls")
-    )
-    columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
-    ids = pl.concat(columns).unique().sort("id").collect()["id"].to_list()
-    texts = lens_model.tokenizer.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
-    return {str(index): text for index, text in zip(ids, texts, strict=True)}
 
 
 def write_run(run: Mapping[str, Any], out: Path) -> None:

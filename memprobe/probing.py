@@ -9,54 +9,45 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from memprobe import __version__, residuals
+from memprobe import __version__, prober, residuals
 from memprobe.chats import CHAT_DATE
 from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_parquet
-from memprobe.hub_cache import evict as evict_snapshot
-from memprobe.hub_cache import is_cached_snapshot
-from memprobe.lineage import origin
-from memprobe.manifests import Manifest
+from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
 from memprobe.parquet import mark_of
-from memprobe.planning import Plan, check_positions, plan_capture
+from memprobe.planning import check_positions
 from memprobe.probe_writer import (
     Parts,
     finish,
     locked,
+    merge,
     open_or_start,
     remove_parts,
     write_run,
     write_summary,
 )
+from memprobe.prober import Asked
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sequences import Deferred, find_all
 from memprobe.sources import load_factoids
-from memprobe.splitting import is_split
 from memprobe.statistics.holding import TokenRule
-from memprobe.sweeps import slow_note, sweep_name
 from memprobe.templates import CHAT, TOKENISATION, Template
 
 if TYPE_CHECKING:
-    import torch
-
     from memprobe.capturing import BatchSize
-    from memprobe.lens_set import AskedLens, LensSet
-    from memprobe.loading import Loader
+    from memprobe.cluster import Engine
+    from memprobe.lens_set import LensSet
     from memprobe.models import LensModel
 
-PRECISION_SAMPLE = 16
-"""Factoids whose ranks are held against fp32 where a probe computes in less."""
-
-_NAMED = 3  # factoids that are named where many are counted
 _PACKAGES = ("torch", "transformers", "transformer-lens", "polars")
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +77,7 @@ def probe(
     steps: Mapping[str, int] | None = None,
     origin: Mapping[str, Any] | None = None,
     evict: bool = False,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Probe:
     """Probes checkpoints into a directory, one model in memory at a time.
@@ -97,8 +89,9 @@ def probe(
     factoids are tokenised once for each tokenizer.
 
     In bf16 or fp16, the first checkpoint of each architecture is loaded once more in fp32 for its first
-    :data:`PRECISION_SAMPLE` factoids, and ``run.json`` says under ``precision`` how many ranks of the first lens the
-    shorter numbers changed; under ``precision_of`` the others name it. Models in memory are taken as they are.
+    :data:`memprobe.prober.PRECISION_SAMPLE` factoids, and ``run.json`` says under ``precision`` how many ranks of the
+    first lens the shorter numbers changed; under ``precision_of`` the others name it. Models in memory are taken as
+    they are.
 
     Args:
         checkpoints: specs (also of many, :mod:`memprobe.sequences`), resolved checkpoints, or models in memory.
@@ -125,210 +118,243 @@ def probe(
         steps: training steps by label, for probes along a training run.
         origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
         evict: delete each hub checkpoint from the hub's cache when it is probed, unless a lens reads with it.
+        engine: read the units on a Ray cluster (:mod:`memprobe.engine`); by default in this process, in order. The
+            directory is the same, byte for byte.
         progress: told of every batch.
 
     Raises:
-        MemprobeError: bad input, ``out`` holds something else, is in use, or cannot be written.
+        MemprobeError: bad input, ``out`` holds something else, is in use, or cannot be written; on Ray also, when all
+            others are finished, checkpoints of which a unit failed three times.
     """
-    from memprobe import models
-    from memprobe.capturing import capture_batches
     from memprobe.lens_set import LensSet
-    from memprobe.loading import Loader
+    from memprobe.models import LensModel
 
     out = Path(out)
     check_positions(positions)
-    where = models.choose_device(device)
-    precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
-
-    def loaded(checkpoint: str | Checkpoint | LensModel, exactly: bool = False) -> LensModel:
-        if isinstance(checkpoint, models.LensModel):
-            return checkpoint
-        return models.load(
-            checkpoint,
-            device=device if is_split(device) else str(where),
-            dtype="float32" if exactly else precision,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )
-
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
     named, told = _named(checkpoints, evict, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    steps = {**told, **(steps or {})}
-    chosen_template = template
     parsed = Template.parse(template or default_template(checkpoints_of(named)))
-    in_memory = [item for item in named if isinstance(item, models.LensModel)]
-    if in_memory:
-        precision = str(in_memory[0].model.dtype).removeprefix("torch.")
-    asked = lenses
-    if not isinstance(asked, LensSet):
-        asked = LensSet.of(asked, readout, named, allow_pickle=allow_pickle)
-    wanted = {
-        "schema": SCHEMA_VERSION,
-        "memprobe": __version__,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "lens": asked.first.spec.kind,
-        "readout": asked.first.readout,
-        "lenses": {lens.name: lens.entry() for lens in asked.lenses},
-        "positions": list(positions),
-        "template": parsed.name,
-        "chat_date": CHAT_DATE.isoformat() if parsed.name == CHAT else None,
-        "tokenisation": TOKENISATION,
-        "dtype": precision,
-        "seed": seed,
-        "factoids": _describe(factoids),
-        "origin": dict(origin) if origin is not None else None,
-        "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
-        "k": k,
-        "token": token,
-        "tables": {},
-        "checkpoints": {},
-        "tokens": {},
-    }
-
-    plans: dict[Any, tuple[Any, Plan]] = {}  # tokenised factoids, by what they depend on of a model
-
-    def plan_for(lens_model: LensModel) -> Plan:
-        key = (id(lens_model.tokenizer), lens_model.n_ids, lens_model.max_length)
-        if key not in plans:
-            plan = plan_capture(
-                lens_model, factoids, parsed, positions=positions, intrusions=intrusions, seed=seed
+    in_memory = [item for item in named if isinstance(item, LensModel)]
+    if not isinstance(lenses, LensSet):
+        lenses = LensSet.of(lenses, readout, named, allow_pickle=allow_pickle)
+    asked = Asked(
+        factoids=factoids,
+        template=parsed,
+        lenses=lenses,
+        positions=positions,
+        intrusions=intrusions,
+        steps={**told, **(steps or {})},
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        dtype=str(in_memory[0].model.dtype).removeprefix("torch.") if in_memory else dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        keep_residuals=keep_residuals,
+        evict=evict,
+        unit=prober.UNIT,
+    )
+    first = lenses.first
+    with locked(out), _hands(engine, asked, in_memory, out) as hands:
+        wanted = {
+            "schema": SCHEMA_VERSION,
+            "memprobe": __version__,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "lens": first.spec.kind,
+            "readout": first.readout,
+            "lenses": {lens.name: lens.entry() for lens in lenses.lenses},
+            "positions": list(positions),
+            "template": parsed.name,
+            "chat_date": CHAT_DATE.isoformat() if parsed.name == CHAT else None,
+            "tokenisation": TOKENISATION,
+            "dtype": hands.dtype,
+            "seed": seed,
+            "factoids": _describe(factoids),
+            "origin": dict(origin) if origin is not None else None,
+            "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
+            "k": k,
+            "token": token,
+            "tables": {},
+            "checkpoints": {},
+            "tokens": {},
+        }
+        run = open_or_start(out, wanted, factoids)
+        order = _order(run["checkpoints"], [item.label for item in named])
+        run["checkpoints"] = {
+            label: run["checkpoints"][label] for label in order if label in run["checkpoints"]
+        }
+        work = _Work(
+            out,
+            run,
+            asked,
+            attributions=attributions,
+            template_given=template is not None,
+            named=named,
+            order=order,
+            progress=progress or (lambda *_: None),
+            hands=hands,
+        )
+        failed = hands.run([(item, work.flow(item)) for item in named])
+        write_summary(out, run)
+        if failed:
+            raise MemprobeError(
+                f"{len(failed)} of {len(named)} checkpoints could not be probed, the others are there; "
+                f"first {failed[0]}; the same command tries them again"
             )
-            plans.clear()  # checkpoints of one tokenizer mostly follow each other
-            plans[key] = lens_model.tokenizer, plan
-        return plans[key][1]
+        return probe_of(out, run)
 
-    def capture_one(lens_model: LensModel, run: dict[str, Any]) -> None:
-        item = lens_model
-        if keep_residuals is not None:
-            residuals.depths_of(keep_residuals, lens_model)  # refused before the work
-        read_by = asked.build(lens_model, loaded)
-        plan = plan_for(lens_model)
-        if item.label not in run["checkpoints"]:
-            entry = _entry(lens_model, asked.first, steps.get(item.label))
-            slow = slow_note(lens_model.device)
-            entry["notes"] = [note for lens in read_by for note in lens.notes] + ([slow] if slow else [])
-            entry["reading"] = sweep_name(lens_model.device)
-            if len(plan.positions) > 1:
-                entry["without_subject"] = _without_subject(plan.without_subject)
-            run["checkpoints"][item.label] = entry
+
+def _order(there: Mapping[str, Any], named: Sequence[str]) -> list[str]:
+    """Labels as they are to stand: those that are finished or not asked for now as they do, then as they are named.
+
+    Several checkpoints may be under way in a directory; which was begun first is not told from one process to another.
+    """
+    kept = [label for label, entry in there.items() if entry["complete"] or label not in named]
+    return [*kept, *(label for label in named if label not in kept)]
+
+
+def _hands(engine: Engine | None, asked: Asked, in_memory: Sequence[LensModel], out: Path) -> Hands:
+    """Who reads the units: this process, or actors on Ray.
+
+    Raises:
+        MemprobeError: models in memory for another machine, or a cluster that cannot be reached.
+    """
+    if engine is None:
+        return Here(asked)
+    from memprobe.engine import OnRay
+
+    if in_memory or any(lens.in_memory for lens in asked.lenses.lenses):
+        raise MemprobeError("a model in memory stays in this process: give Ray checkpoints by their specs")
+    return OnRay(engine, asked, out)
+
+
+@dataclass
+class _Work:
+    """What is to be done for a probe directory, as steps that whoever has hands for them takes."""
+
+    out: Path
+    run: dict[str, Any]
+    asked: Asked
+    attributions: bool
+    template_given: bool
+    named: Sequence[Checkpoint | Deferred | LensModel]
+    order: Sequence[str]
+    progress: Progress
+    hands: Hands
+
+    def flow(self, item: Checkpoint | Deferred | LensModel) -> Flow:
+        """The steps of one checkpoint; each yields what is to be done, and is sent what it gave."""
+        from memprobe.models import LensModel
+
+        keep = self.asked.keep_residuals
+        every = len(self.asked.factoids)
+        if isinstance(item, Deferred) and _is_done(item, self.run) and not (self.attributions or keep):
+            remove_parts(self.out, item.label)  # nothing is fetched for it
+            self.progress(item.label, every, every)
+            return
+        entry = self.run["checkpoints"].get(item.label)
+        if not isinstance(item, Deferred):
+            mark = item.fingerprint if isinstance(item, LensModel) else fingerprint(item)
+            self._refuse_other_weights(item.label, mark)
+        if entry is not None and entry["complete"]:
+            remove_parts(self.out, item.label)
+            self.progress(item.label, every, every)
+        else:
+            yield from self._read(item)
+        entry = self.run["checkpoints"][item.label]
+        if self.attributions and "attributions" not in entry["tables"]:
+            rows, about = yield Do("attribute", item)
+            file = table_file(self.out, item.label, "attributions")
+            write_parquet(rows, file)
+            entry["attributions"] = about
+            entry["tables"]["attributions"] = mark_of(file)
+            write_run(self.run, self.out)
+        if keep is not None:
+            residuals.refuse_other_depths(entry, keep, f"{self.out}: {item.label}")
+            if "residuals" not in entry:
+                entry["residuals"] = yield Do("keep_residuals", item, (self.out,))
+                write_run(self.run, self.out)
+        yield Turn("precision")
+        in_memory = isinstance(item, LensModel) or self.asked.lenses.first.in_memory
+        if not in_memory and self.run["dtype"] != "float32":
+            yield from self._hold_against_fp32(item, entry)
+        if self.asked.evict and not isinstance(item, LensModel):
+            yield Evict()
+
+    def _read(self, item: Checkpoint | Deferred | LensModel) -> Flow:
+        """What is left of a checkpoint under way, or not begun."""
+        label, run, out = item.label, self.run, self.out
+        self.hands.fetch(out, label)
+        parts = Parts(out, label)
+        opened = yield Do("open", item, (frozenset(parts.done),))
+        if opened.checkpoint is not None and not self.template_given:
+            _check_template(opened.checkpoint, self.asked.template)
+        self._refuse_other_weights(label, opened.entry["fingerprint"])
+        if label not in run["checkpoints"]:
+            entries = run["checkpoints"] | {label: opened.entry}
+            run["checkpoints"] = {name: entries[name] for name in self.order if name in entries}
             write_run(run, out)
-        parts = Parts(out, item.label)
-        if progress is not None:
-            progress(item.label, len(parts.done), len(plan.items))
-        batches = capture_batches(
-            lens_model, plan, lenses=read_by, batch_size=batch_size, done=frozenset(parts.done)
+        every = len(self.asked.factoids)
+        self.progress(label, len(parts.done), every)
+        yield Read(
+            item,
+            opened.units,
+            parts,
+            lambda: self.progress(label, len(parts.done), every),
+            self._following(label),
         )
-        try:
-            for tables in batches:
-                parts.add(tables)
-                if progress is not None:
-                    progress(item.label, len(parts.done), len(plan.items))
-        finally:
-            parts.flush()  # what is finished stays, also after Ctrl-C
-        finish(out, run, lens_model)
-        if attributions:
-            attribute_one(lens_model, run)
-        if keep_residuals is not None:
-            keep_one(lens_model, run, keep_residuals)
+        yield Turn("merge")
+        tokens = merge(out, run, label)
+        texts = yield Do("texts", item, (tokens,))
+        finish(out, run, label, texts)
+        self.hands.forget(label)
 
-    def keep_one(lens_model: LensModel, run: dict[str, Any], depths: str) -> None:
-        plan = plan_for(lens_model)
-        chosen = residuals.depths_of(depths, lens_model)
-        run["checkpoints"][lens_model.label]["residuals"] = residuals.keep_residuals(
-            lens_model, plan, chosen, out
-        )
-        write_run(run, out)
+    def _following(self, label: str) -> Checkpoint | Deferred | None:
+        """The checkpoint that is loaded after this one."""
+        from memprobe.models import LensModel
 
-    def attribute_one(lens_model: LensModel, run: dict[str, Any]) -> None:
-        from memprobe.attributions import attribute_all
+        place = [one.label for one in self.named].index(label)
+        later = (one for one in self.named[place + 1 :] if not isinstance(one, LensModel))
+        return next((one for one in later if not _is_done(one, self.run)), None)
 
-        entry = run["checkpoints"][lens_model.label]
-        rows, entry["attributions"] = attribute_all(
-            lens_model, plan_capture(lens_model, factoids, parsed, seed=seed)
-        )
-        file = table_file(out, lens_model.label, "attributions")
-        write_parquet(rows, file)
-        entry["tables"]["attributions"] = mark_of(file)
-        write_run(run, out)
-
-    def probe_one(item: Checkpoint | LensModel, run: dict[str, Any], loader: Loader) -> None:
-        mark = item.fingerprint if isinstance(item, models.LensModel) else fingerprint(item)
-        entry = run["checkpoints"].get(item.label)
+    def _refuse_other_weights(self, label: str, mark: str) -> None:
+        entry = self.run["checkpoints"].get(label)
         if entry is not None and entry["fingerprint"] != mark:
             raise MemprobeError(
-                f"{out}: holds other weights under the label {item.label!r}; use another label or --out"
+                f"{self.out}: holds other weights under the label {label!r}; use another label or --out"
             )
-        if entry is not None and entry["complete"]:
-            remove_parts(out, item.label)
-            if progress is not None:
-                progress(item.label, len(factoids), len(factoids))
-        else:
-            if isinstance(item, models.LensModel) or is_split(device):
-                lens_model = loaded(item)
-            else:
-                lens_model = loader.get(item)
-                if (ahead := following(item, run)) is not None:
-                    loader.announce(ahead)
-            capture_one(lens_model, run)
-            del lens_model
-        entry = run["checkpoints"][item.label]
-        if attributions and "attributions" not in entry["tables"]:
-            attribute_one(loaded(item), run)
-        if keep_residuals is not None:
-            residuals.refuse_other_depths(entry, keep_residuals, f"{out}: {item.label}")
-            if "residuals" not in entry:
-                keep_one(loaded(item), run, keep_residuals)
-        if isinstance(item, models.LensModel) or asked.first.in_memory or precision == "float32":
+
+    def _hold_against_fp32(self, item: Checkpoint | Deferred, entry: dict[str, Any]) -> Flow:
+        """How many of the stored ranks of some factoids are other ones in fp32, or which checkpoint says so.
+
+        ``precision``: ``dtype``, ``k``; ``factoids``, ``ranks``: how many were compared; ``changed``: share of ranks
+        that differ; ``crossed``: share in the top k in one of the two alone. Where fp32 weights do not fit into memory
+        the shares are null and ``why`` says so.
+        """
+        if {"precision", "precision_of"} & entry.keys():
             return
-        if not {"precision", "precision_of"} & entry.keys():
-            if (other := _same_architecture(item.label, run)) is not None:
-                entry["precision_of"] = other
-            else:
-                loader.release()
-                exact = partial(loaded, exactly=True)
-                sample = factoids[:PRECISION_SAMPLE]
-                entry["precision"] = _precision(out, run, item, asked.first, sample, exact, where)
-            write_run(run, out)
+        if (other := _same_architecture(item.label, self.run)) is not None:
+            entry["precision_of"] = other
+        else:
+            exact = yield Do("exactly", item, (entry["parameters"],))
+            entry["precision"] = _precision(self.out, self.run, item.label, exact)
+        write_run(self.run, self.out)
 
-    def following(item: Checkpoint | LensModel, run: dict[str, Any]) -> Checkpoint | Deferred | None:
-        """The checkpoint that is loaded after this one."""
-        labels = [one.label for one in named]
-        for one in named[labels.index(item.label) + 1 :]:
-            if not isinstance(one, models.LensModel) and not _is_done(one, run):
-                return one
-        return None
 
-    with locked(out), Loader(str(where), precision, trust_remote_code) as loader:
-        run = open_or_start(out, wanted, factoids)
-        kept = {lens.other.path for lens in asked.lenses if isinstance(lens.other, Checkpoint)}
-        for asked_for in named:
-            if (
-                isinstance(asked_for, Deferred)
-                and _is_done(asked_for, run)
-                and not (attributions or keep_residuals)
-            ):
-                remove_parts(out, asked_for.label)  # nothing is fetched for it
-                if progress is not None:
-                    progress(asked_for.label, len(factoids), len(factoids))
-                continue
-            item: Checkpoint | LensModel
-            if isinstance(asked_for, Deferred):
-                item = loader.find(asked_for)
-                if chosen_template is None:
-                    _check_template(item, parsed)
-            else:
-                item = asked_for
-            probe_one(item, run, loader)  # one model at a time
-            if (
-                evict
-                and isinstance(item, Checkpoint)
-                and item.path not in kept
-                and is_cached_snapshot(item.path)
-            ):
-                evict_snapshot(item.path)
-        write_summary(out, run)
-        return probe_of(out, run)
+def _precision(out: Path, run: dict[str, Any], label: str, exact: pl.DataFrame | str) -> dict[str, Any]:
+    """Stored ranks against exact ones, or why there are none."""
+    k = run["k"]
+    found = {"dtype": run["dtype"], "k": k, "factoids": 0, "ranks": 0, "changed": None, "crossed": None}
+    if isinstance(exact, str):
+        return found | {"why": exact}
+    stored = probe_of(out, run).read("records", checkpoints=[label])
+    both = exact.lazy().join(stored, on=["factoid", "token", "depth"], suffix="_stored").collect()
+    ranks = pl.col("rank"), pl.col("rank_stored")
+    shares = both.select(
+        changed=(ranks[0] != ranks[1]).mean(), crossed=((ranks[0] < k) != (ranks[1] < k)).mean()
+    )
+    return found | {"factoids": both["factoid"].n_unique(), "ranks": len(both)} | shares.row(0, named=True)
 
 
 def _is_done(item: Checkpoint | Deferred, run: Mapping[str, Any]) -> bool:
@@ -389,96 +415,6 @@ def _named(
             named.append(item)
     check_labels(item.label for item in named)
     return named, steps
-
-
-def _precision(
-    out: Path,
-    run: dict[str, Any],
-    item: Checkpoint,
-    lens: AskedLens,
-    factoids: Sequence[Factoid],
-    exact: Callable[[Checkpoint], LensModel],
-    device: torch.device,
-) -> dict[str, Any]:
-    """How many of the stored ranks of some factoids are other ones in fp32.
-
-    Args:
-        lens: the first one, which is compared.
-        exact: loads a checkpoint in fp32.
-
-    Returns:
-        ``dtype``, ``k``; ``factoids``, ``ranks``: how many were compared; ``changed``: share of ranks that differ;
-        ``crossed``: share in the top k in one of the two alone. Where fp32 weights do not fit into memory the
-        shares are null and ``why`` says so.
-    """
-    from memprobe.capturing import capture
-
-    found = {
-        "dtype": run["dtype"],
-        "k": run["k"],
-        "factoids": 0,
-        "ranks": 0,
-        "changed": None,
-        "crossed": None,
-    }
-    needed = 4 * run["checkpoints"][item.label]["parameters"] * (1 if lens.other is None else 2)
-    if needed > (free := _free_memory(device)):
-        return found | {"why": f"fp32 weights need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free"}
-    lens_model = exact(item)
-    made = lens.make(lens_model, exact)
-    table = capture(lens_model, factoids, run["template"], lenses=[made], seed=run["seed"], predictions=False)
-    stored = probe_of(out, run).read("records", checkpoints=[item.label])
-    keys = ["factoid", "token", "depth"]
-    both = table.records.lazy().join(stored, on=keys, suffix="_stored").collect()
-    ranks, k = (pl.col("rank"), pl.col("rank_stored")), run["k"]
-    shares = both.select(
-        changed=(ranks[0] != ranks[1]).mean(), crossed=((ranks[0] < k) != (ranks[1] < k)).mean()
-    )
-    return found | {"factoids": both["factoid"].n_unique(), "ranks": len(both)} | shares.row(0, named=True)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that weights may still take: they are read into main memory, then moved to the device."""
-    import psutil
-    import torch
-
-    free = psutil.virtual_memory().available
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        free = min(free, torch.cuda.mem_get_info(device)[0])
-    return free
-
-
-def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[str, Any]:
-    checkpoint = lens_model.checkpoint
-    # A graft is asked as the checkpoint that it is made of, but is no stage of a run.
-    manifest = checkpoint.manifest if checkpoint and checkpoint.kind != "graft" else None
-    return {
-        "spec": checkpoint.spec if checkpoint else None,
-        "note": checkpoint.note if checkpoint else None,
-        "architecture": type(lens_model.model).__name__,
-        "fingerprint": lens_model.fingerprint,
-        "readout_fingerprint": first.fingerprint or lens_model.fingerprint,
-        "n_layers": lens_model.n_layers,
-        "d_model": lens_model.d_model,
-        "vocab": lens_model.vocab_size,
-        "parameters": lens_model.model.num_parameters(),
-        "difference": lens_model.difference,
-        "manifest": _manifest_entry(manifest) if manifest else None,
-        "step": step,
-        "complete": False,
-    }
-
-
-def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
-    keys = ("arm", "seed", "stage", "stage_name", "steps", "template")
-    named = {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
-    return named | origin(manifest.data)
-
-
-def _without_subject(reasons: Mapping[str, str]) -> dict[str, Any]:
-    """How many factoids are not read at their subject, and the first of them."""
-    return {"n": len(reasons), "first": list(reasons.values())[:_NAMED]}
 
 
 def _describe(factoids: Sequence[Factoid]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_a_step_killed_half_way_is_probed_anew_by_other_weights(tmp_path, monkey
     """Another number of workers, another GPU: the resumed run's weights differ in a last bit."""
     out = tmp_path / "probe"
 
-    def killed(folder, run, lens_model):
+    def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(probing, "finish", killed)

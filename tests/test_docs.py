@@ -129,3 +129,14 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
             url for url in loads.findall(page.read_text(encoding="utf-8")) if 'rel="canonical"' not in url
         ]
         assert not found, (page.name, found)
+
+
+def test_what_a_large_study_costs_is_computed_from_what_is_stored():
+    """By hand: a model of 10 weights, 2 depths, width 3 and 5 tokens in its vocabulary."""
+    from analyses.speed.costs import Model, operations, page
+
+    assert operations(Model("x", 10, 25, 1, 3, 5), tokens=7, positions=2) == 2 * 10 * 7 + 2 * 3 * 5 * 2 * 2
+    text = page()
+    stored = json.loads((ROOT / "analyses" / "speed" / "h100.json").read_text(encoding="utf-8"))
+    median = stored["sections"]["capture random:1b bfloat16"]["methods"]["memprobe"]["median"]
+    assert f"{median:.3f} s" in text and "nan" not in text

@@ -334,12 +334,12 @@ def test_a_running_probe_can_be_compared_and_shown(two, tmp_path, monkeypatch):
 
 
 def test_before_the_first_checkpoint_there_is_one_line(two, tmp_path, monkeypatch):
-    import memprobe.probing as probing
+    import memprobe.prober as prober
 
     def never(*_, **__):
         raise Stop
 
-    monkeypatch.setattr(probing, "plan_capture", never)
+    monkeypatch.setattr(prober, "plan_capture", never)
     with pytest.raises(Stop):
         probe(two, FACTS, tmp_path / "p")
     for look in (

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import polars as pl
 import pytest
 
-from memprobe import files, probe_writer, probing
+from memprobe import files, probe_writer, prober
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import wrap
@@ -245,18 +245,18 @@ def test_a_directory_with_other_files_is_left_alone(two, tmp_path, name):
 
 
 def test_precision_is_measured_on_a_sample_once(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "PRECISION_SAMPLE", 2)
+    monkeypatch.setattr(prober, "PRECISION_SAMPLE", 2)
     base = f"base={tiny_checkpoint}"
     options = {"out": tmp_path / "probe", "dtype": "bfloat16", "readout": str(tiny_checkpoint)}
     found = probe([base], FACTS, **options).run["checkpoints"]["base"]["precision"]
     assert found["factoids"] == 2 and found["ranks"] == 2 * (found["ranks"] // 2) > 0
     assert 0 < found["changed"] < 1 and "why" not in found
-    monkeypatch.setattr(probing, "_precision", None)  # would fail if it were called again
+    monkeypatch.setattr(prober.Prober, "exactly", None)  # would fail if it were called again
     assert probe([base], FACTS, **options).run["checkpoints"]["base"]["precision"] == found
 
 
 def test_without_memory_for_fp32_the_probe_says_so(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "_free_memory", lambda device: 1000)
+    monkeypatch.setattr(prober, "_free_memory", lambda device: 1000)
     found = probe([f"base={tiny_checkpoint}"], FACTS, out=tmp_path / "probe", dtype="bfloat16")
     entry = found.run["checkpoints"]["base"]
     assert entry["complete"] and entry["precision"]["changed"] is None

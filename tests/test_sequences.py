@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from memprobe import hub_cache, loading, planning, probing
+from memprobe import hub_cache, loading, planning, prober, probing
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.loading import Loader
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_loaded_anew(steps, monkeypatch, change):
 def test_a_probe_of_many_is_the_probe_of_each(steps, tmp_path, monkeypatch):
     planned = []
     plan = planning.plan_capture
-    monkeypatch.setattr(probing, "plan_capture", lambda *a, **k: planned.append(1) or plan(*a, **k))
+    monkeypatch.setattr(prober, "plan_capture", lambda *a, **k: planned.append(1) or plan(*a, **k))
     many = probe([str(steps / "checkpoint-*")], FACTS, tmp_path / "many", device="cpu")
     assert len(planned) == 1, "tokenised once for one tokenizer"
     assert [entry["step"] for entry in many.run["checkpoints"].values()] == [5, 10, 20, 100]
@@ -146,7 +146,7 @@ def test_fp32_is_asked_for_once_for_each_architecture(steps, tmp_path, monkeypat
     monkeypatch.setattr(
         probing,
         "_precision",
-        lambda out, run, item, *rest: asked.append(item.label) or precision(out, run, item, *rest),
+        lambda out, run, label, *rest: asked.append(label) or precision(out, run, label, *rest),
     )
     found = probe(
         [str(steps / "checkpoint-{5,10,20}")], FACTS, tmp_path / "probe", device="cpu", dtype="bfloat16"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,8 @@ import typer
 
 from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
-from memprobe.cli.options import MAX_SEED, DataDir
+from memprobe.cli.asked import engine_of
+from memprobe.cli.options import MAX_SEED, DataDir, EngineText
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
@@ -98,13 +98,6 @@ def grid_(
             show_default=False,
         ),
     ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            help="I/N: only the I-th of N parts, from 1, for machines that share no disk. Processes that share "
-            "--out need it not: each takes the next cell that no other is at.",
-        ),
-    ] = "1/1",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -140,6 +133,7 @@ def grid_(
         ),
     ] = None,
     grace: Annotated[float, typer.Option(help="Seconds after --minutes, see there.", min=1)] = 60.0,
+    engine: EngineText = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Trains, evaluates and probes every cell of a study, in order of priority.
@@ -157,11 +151,13 @@ def grid_(
 
     `python -m training grid training/grids/smollm2-study.toml --workers 16 --minutes 120`
 
-    `sbatch --array 1-8 --wrap "python -m training grid training/grids/smollm2-study.toml --out /shared/study"`
+    `python -m training grid training/grids/smollm2-study.toml --out /shared/study --engine ray`
     """
-    from training.grid import plan, read_grid, run_grid, run_workers
+    from training.grid import plan, read_grid, run_grid, run_on_ray, run_workers
 
-    part = _part(shard)
+    cluster = engine_of(engine, None, None)
+    if cluster is not None and (workers > 1 or minutes is not None):
+        raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")
     wanted = read_grid(grid)
     folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
     if power:
@@ -171,7 +167,7 @@ def grid_(
         from memprobe.cli.terminal import terminal
 
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
-            ahead = plan(wanted, grid, folder, shard=part, data_dir=data_dir)
+            ahead = plan(wanted, grid, folder, data_dir=data_dir)
         _print_plan(ahead)
         try:
             _print_power(wanted, grid, scatter)
@@ -179,10 +175,12 @@ def grid_(
             echo(f"power    not known: {error}")
         return
     if worker is not None:
-        _work(wanted, grid, folder, part, data_dir, worker)
+        _work(wanted, grid, folder, data_dir, worker)
         return
     with resumable(folder):
-        if workers > 1 or minutes is not None:
+        if cluster is not None:
+            broken = run_on_ray(wanted, grid, folder, engine=cluster, data_dir=data_dir)
+        elif workers > 1 or minutes is not None:
             broken = run_workers(
                 wanted,
                 grid,
@@ -190,27 +188,24 @@ def grid_(
                 workers=workers,
                 minutes=minutes,
                 grace=grace,
-                shard=part,
                 data_dir=data_dir,
             )
         else:
-            broken = run_grid(wanted, grid, folder, shard=part, data_dir=data_dir)
+            broken = run_grid(wanted, grid, folder, data_dir=data_dir)
     if broken:
         raise MemprobeError(
             f"{len(broken)} cells could not be trained, first {broken[0]}; the same command tries them again"
         )
 
 
-def _work(
-    wanted: Grid, grid: Path, folder: Path, part: tuple[int, int], data_dir: Path | None, number: int
-) -> None:
+def _work(wanted: Grid, grid: Path, folder: Path, data_dir: Path | None, number: int) -> None:
     """One of the processes that ``--workers`` starts."""
     from training.grid import run_grid
     from training.grid.crew import Crew
     from training.stopping import listen
 
     listen()
-    run_grid(wanted, grid, folder, shard=part, data_dir=data_dir, quiet=True, crew=Crew(folder, number))
+    run_grid(wanted, grid, folder, data_dir=data_dir, quiet=True, crew=Crew(folder, number))
 
 
 @app.command("report")
@@ -385,13 +380,6 @@ def _print_results(made: dict[str, pl.DataFrame]) -> None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise MemprobeError(f"--shard {text}: write I/N with I from 1 to N, as in 2/8")
-    return int(match[1]), int(match[2])
 
 
 def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
 from memprobe.grafts import parse_places
 from memprobe.sources.catalogue import DATASETS
@@ -148,6 +149,30 @@ class Along(Part):
         return self
 
 
+class Resources(Part):
+    """What a stage takes where Ray places it; nothing that is trained depends on it.
+
+    Attributes:
+        gpus: default: one where the cluster has any.
+        cpus: cores.
+        memory: main memory, such as ``40GiB``.
+    """
+
+    gpus: float | None = Field(None, ge=0)
+    cpus: float = Field(1.0, ge=0)
+    memory: str | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _size(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                bytes_of(text)
+            except MemprobeError as error:
+                raise ValueError(str(error)) from error  # which is told with its key
+        return text
+
+
 class Stage(Part):
     """One fine-tuning run on one dataset, from the checkpoint before it.
 
@@ -234,6 +259,7 @@ class Recipe(Part):
         max_length: tokens of one row; factoids that are longer are refused, tasks and texts are cut.
         save_minutes: between two states from which a killed run goes on.
         loggers: of transformers.Trainer, such as ``tensorboard`` or ``wandb``.
+        resources: what each stage takes on a Ray cluster.
     """
 
     base: str
@@ -247,6 +273,7 @@ class Recipe(Part):
     optimiser: Optimiser = Optimiser()
     precision: Precision = Precision()
     evaluate: Evaluate = Evaluate()
+    resources: Resources | None = None
     joint: bool = False
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -409,7 +436,8 @@ def _toml(value: Any) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
-    return list(_differ(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    before, after = (recipe.model_dump(mode="json", exclude={"resources"}) for recipe in (old, new))
+    return list(_differ(before, after, ""))
 
 
 def _differ(old: Any, new: Any, key: str) -> list[str]:

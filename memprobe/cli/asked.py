@@ -9,6 +9,7 @@ from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
+    from memprobe.cluster import Engine
     from memprobe.sources import Loaded
     from memprobe.sources.rows import OnBadRow
 
@@ -50,6 +51,22 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
     return int(text)
+
+
+def engine_of(text: str | None, resources: str | None, storage: str | None) -> Engine | None:
+    """The cluster that ``--engine`` names.
+
+    Raises:
+        MemprobeError: no such engine, or what is said of one without naming it.
+    """
+    if text is None:
+        for name, value in (("--resources", resources), ("--storage", storage)):
+            if value is not None:
+                raise MemprobeError(f"{name} {value}: says something of a cluster: give --engine ray with it")
+        return None
+    from memprobe.cluster import parse_engine
+
+    return parse_engine(text, resources, storage)
 
 
 def slug(label: str) -> str:

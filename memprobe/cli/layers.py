@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
+from memprobe.cli.asked import batch_size_of, engine_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import (
     MAX_SEED,
@@ -21,11 +21,14 @@ from memprobe.cli.options import (
     Device,
     DeviceMap,
     Dtype,
+    EngineText,
     Full,
     Lenses,
     ManyCheckpoints,
     MaxMemory,
     Open,
+    ResourcesText,
+    StorageText,
     TokenizerFrom,
     TokenRule,
     TopK,
@@ -116,6 +119,9 @@ def layers(
             help="Fetch each hub checkpoint when its turn comes, and delete it from the hub's cache after its probe.",
         ),
     ] = False,
+    engine: EngineText = None,
+    resources: ResourcesText = None,
+    storage: StorageText = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
@@ -145,7 +151,10 @@ def layers(
     `memprobe layers --ckpt 'EleutherAI/pythia-70m@step{1000..143000..1000}' --evict`
 
     `memprobe layers --ckpt 'runs/*/checkpoint-*'`
+
+    `memprobe layers --ckpt 'runs/*/checkpoint-*' --engine ray --resources gpus=1`
     """
+    cluster = engine_of(engine, resources, storage)
     device = device_text(device, device_map, max_memory)
     size = batch_size_of(batch_size)
     if keep_residuals is not None:
@@ -211,6 +220,7 @@ def layers(
                 trust_remote_code=trust_remote_code,
                 steps=steps,
                 evict=evict,
+                engine=cluster,
                 origin=asked.origin.to_dict(),
                 progress=bars.update,
             )

@@ -144,6 +144,36 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")
 ]
 BatchSize = Annotated[str, typer.Option(help="auto, or factoids per batch.")]
+EngineText = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="ray[://HOST:PORT]",
+        help="Work on a Ray cluster (extra `cluster`): ray is the one that this machine belongs to, else this machine "
+        "alone; ray://HOST:PORT one that is reached from outside. Results are the same. [default: this process]",
+        show_default=False,
+    ),
+]
+ResourcesText = Annotated[
+    str | None,
+    typer.Option(
+        "--resources",
+        metavar="gpus=N,cpus=N,memory=SIZE,actors=N",
+        help="With --engine: what one loaded model takes, and how many are loaded at once. [default: a GPU each, or "
+        "all cores of a node where the cluster has none; as many as there is room for]",
+        show_default=False,
+    ),
+]
+StorageText = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="FOLDER|URL",
+        help="With --engine: where nodes that do not reach --out leave their parts, a folder or an fsspec URL "
+        "(s3://bucket/probe).",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DeviceMap = Annotated[
     str | None,

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
 
 import pytest
 from typer.testing import CliRunner
@@ -15,8 +13,9 @@ from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import cells_of, deal, directory, plan, read_grid, run_grid
-from training.grid.work import _claim, _drop
+from training.grid import cells_of, directory, plan, read_grid, run_grid
+from training.grid.claims import only_command
+from training.grid.work import _drop, start_grid
 from training.run import run
 from training.study.collect import collect
 
@@ -64,15 +63,6 @@ def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_
     again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace('"naive"', '"replay", "naive"')
     path.write_text(path.read_text() + again)
     assert [(cell.node.arm, cell.block) for cell in cells(path)] == [("naive", "first"), ("replay", "again")]
-
-
-def test_parts_share_no_training_and_together_are_all(tmp_path):
-    found = cells(write(tmp_path))
-    parts = [deal(found, shard, 3) for shard in (1, 2, 3)]
-    assert sorted(c.node.name for part in parts for c in part) == sorted(c.node.name for c in found)
-    trained = [{node.name for cell in part for node in cell.node.chain} for part in parts]
-    assert all(trained) and not trained[0] & trained[1] and not trained[0] & trained[2]
-    assert max(map(len, trained)) <= 2 * min(map(len, trained))
 
 
 @pytest.mark.parametrize(
@@ -212,44 +202,18 @@ def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, t
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
-def test_what_another_process_trains_is_left_to_it_and_waited_for(tiny_checkpoint, tmp_path, monkeypatch):
-    """The other process holds naive's stage 1, which replay needs too, and gives it up without having trained it."""
+def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
     out = tmp_path / "out"
-    shared = cells(path)[0].node.parent
-    seen = []
-    sleep, poll = time.sleep, 0.0123
-
-    def waits(seconds):
-        if seconds != poll:  # others sleep too
-            return sleep(seconds)
-        seen.append(
-            {cell.node.arm for cell in cells(path) if (directory(out, cell.node) / "cell.json").exists()}
-        )
-        return held.close()
-
-    with ExitStack() as held:
-        held.enter_context(_claim(out, shared))
-        monkeypatch.setattr("training.grid.work._POLL", poll)
-        monkeypatch.setattr("training.grid.work.time.sleep", waits)
-        assert run_grid(read_grid(path), path, out, quiet=True) == []
-    assert seen == [{"remix-ratio1", "remix-ratio2"}], (
-        "the others were trained before it waited, and it waited once"
-    )
-    assert "2 cells are being trained by other processes" in (out / "log.txt").read_text()
-    assert outcome(out, "a-b-n4/replay-s0")["stages"][0]["run"] == shared.name
-
-
-def test_two_processes_share_a_grid(tiny_checkpoint, tmp_path):
-    path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
-    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(tmp_path / "out")]
-    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    log = (tmp_path / "out" / "log.txt").read_text()
-    for cell in cells(path):
-        assert log.count(f"{cell.node.name}: FAILED") == 1, "one of them, once"
-    assert all("4 of 4 cells are done" in text for text in said)
+    start_grid(path, out)
+    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
+    with only_command(out):
+        for more in ([], ["--workers", "2"]):
+            refused = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert refused.returncode == 2 and "another command is at this grid" in refused.stderr, (
+                refused.stderr
+            )
+    assert not (out / "runs").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -291,15 +255,14 @@ def test_the_function_after_a_cell_sees_its_weights(tiny_checkpoint, tmp_path, m
         run_grid(read_grid(path), path, tmp_path / "new", quiet=True)
 
 
-def test_the_command_plans_and_refuses_a_part_that_is_none(tmp_path, tiny_checkpoint):
+def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoint):
     path = write(tmp_path, tiny_checkpoint)
     told = CliRunner().invoke(app, ["grid", str(path), "--dry-run", "--out", str(tmp_path / "out")])
     assert told.exit_code == 0 and "a-b-n4/naive-s1" in told.output and "14 stages to train" in told.output
     assert "80 % power" in told.output or "power    not known" in told.output
     assert not (tmp_path / "out").exists()
-    for shard in ("0/2", "3/2", "two"):
-        refused = CliRunner().invoke(app, ["grid", str(path), "--shard", shard])
-        assert isinstance(refused.exception, MemprobeError) and "--shard" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["grid", str(path), "--engine", "ray", "--workers", "2"])
+    assert isinstance(refused.exception, MemprobeError) and "--workers" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

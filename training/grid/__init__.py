@@ -25,19 +25,22 @@ Each distinct prefix of stages is trained once::
                                           each one's own unembedding and with the base model's
 
 SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
-goes on. Processes that share OUT share the work: each takes the first cell that no other is at. Weights go as soon
-as nothing needs them, except where ``keep`` says so.
+goes on. One command works in OUT: in this process, in several here (``--workers``), or as tasks on a Ray cluster
+(``--engine ray``). Weights go as soon as nothing needs them, except where ``keep`` says so.
 
 ::
 
     file.py -> cells.py -> work.py        what is wanted -> cells and the stages they share -> trained, probed
                            probing.py     a cell's probe, in one pass
                            workers.py     the same in several processes, which crew.py lets know of each other
+                           claims.py      who may work where
+                           on_ray.py      the same as tasks on Ray, a stage each
                         -> planning.py    what that takes
 """
 
-from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.cells import Cell, Node, cells_of
 from training.grid.file import Block, Grid, read_grid
+from training.grid.on_ray import run_on_ray
 from training.grid.planning import Plan, plan
 from training.grid.work import directory, run_grid
 from training.grid.workers import run_workers
@@ -49,10 +52,10 @@ __all__ = [
     "Node",
     "Plan",
     "cells_of",
-    "deal",
     "directory",
     "plan",
     "read_grid",
     "run_grid",
+    "run_on_ray",
     "run_workers",
 ]

@@ -166,22 +166,3 @@ def _suffix(axes: Mapping[str, Scalar]) -> str:
 
 def _text(value: Scalar) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
-def deal(cells: Sequence[Cell], shard: int, shards: int) -> list[Cell]:
-    """The cells of one of ``shards`` machines (counted from 1), in order.
-
-    Cells that share stages stay together, so that machines need nothing of each other; each such group goes
-    to the machine that has the fewest stages to train so far.
-    """
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.node.chain[0].name, []).append(cell)
-    loads = [0] * shards
-    mine: set[str] = set()
-    for group in groups.values():
-        machine = loads.index(min(loads))
-        loads[machine] += len({node.name for cell in group for node in cell.node.chain})
-        if machine == shard - 1:
-            mine |= {cell.node.name for cell in group}
-    return [cell for cell in cells if cell.node.name in mine]

@@ -13,7 +13,7 @@ from memprobe.files import read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
-from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.cells import Cell, Node, cells_of
 from training.grid.file import Grid
 from training.grid.work import directory, is_done, is_trained
 from training.mixing import Schedule
@@ -46,14 +46,12 @@ class Plan:
     peak_stages: int
 
 
-def plan(
-    grid: Grid, path: Path, out: Path, *, shard: tuple[int, int] = (1, 1), data_dir: Path | None = None
-) -> Plan:
+def plan(grid: Grid, path: Path, out: Path, *, data_dir: Path | None = None) -> Plan:
     """What is to be done, and what it takes at the rate of what is done. Loads rows and a tokenizer, no model.
 
     Tokens are those of the longest course that a stage may take; a stop rule may end it before.
     """
-    cells = deal(cells_of(grid, path), *shard)
+    cells = cells_of(grid, path)
     nodes = {node.name: node for cell in cells for node in cell.node.chain}
     missing = [node for node in nodes.values() if not is_trained(out, node)]
     shared = {

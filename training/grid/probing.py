@@ -1,15 +1,14 @@
 """A cell's probe: its stages, and once for a set-up the base model, read by every lens in one pass.
 
 OUT/.probes/SETUP/CELL/       the cell's own probe directory, while it is being filled
-    └─ joined to OUT/probes/SETUP/depths when it is complete; nobody waits for another's probing
+    └─ joined to OUT/probes/SETUP/depths when it is complete, in whatever order cells end: what it says is the same
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +47,7 @@ def probe_cell(
     report: RunLog,
     *,
     base_readout: bool,
+    with_base: bool,
     n: int | None = None,
 ) -> float:
     """Probes a cell's stages on D_A, those that the set-up's probe does not hold yet; seconds.
@@ -56,53 +56,81 @@ def probe_cell(
         stages: the directory of each stage by its label in probes.
         n: of so many of D_A's factoids, the same for every cell; default: all.
         base_readout: also read with the base model's norm and unembedding.
+        with_base: also probe the base model, where the set-up's probe does not hold it.
     """
     import torch
-    from filelock import FileLock
 
     from memprobe.probing import probe
 
-    factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    factoids = _factoids(prepared, n)
     name, recipe = cell.node.name, cell.node.recipe
     if not factoids:
         report.say(f"{name}: stage 1 has no factoids to probe")
         return 0.0
-    if n is not None and n < len(factoids):
-        factoids = [row for row in subset(factoids, n, 0, "probe") if isinstance(row, Factoid)]
     began = time.monotonic()
     intrusions = {
         stage.name: [row for row in data.rows if isinstance(row, Factoid)]
         for stage, data in zip(recipe.stages[1:], prepared.stages[1:], strict=True)
         if stage.kind == "factoids"
     }
-    whole, part = probe_of_setup(out, cell.node.setup), out / ".probes" / name
     base = resolve(f"{BASE}={recipe.base}")
     dtype = getattr(torch, recipe.precision.save_dtype)
-    with ExitStack() as held:
-        # The last stage first: its weights are still in memory.
-        missing = [label for label in reversed(stages) if label not in _done(whole)]
-        asked = [resolve(f"{label}={stages[label]}") for label in missing]
-        if BASE not in _done(whole) and held.enter_context(_only_one(out, cell.node.setup)):
-            asked += [base] if BASE not in _done(whole) else []
-        if asked:
-            report.say(f"{name}: probing {', '.join(checkpoint.label for checkpoint in asked)}")
-        lenses = _lenses(base, memory, dtype, base_readout) if asked else ()
-        for checkpoint in asked:
-            probe(
-                [memory.lens_model(checkpoint, dtype)],
-                factoids,
-                part,
-                template=recipe.template,
-                lenses=lenses,
-                intrusions=intrusions,
-                origin=prepared.stages[0].origins[0],
-            )
-        if asked:
-            whole.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(whole.parent / f".{PROBE}.lock"):
-                join_probe(part, whole, factoids)
-    shutil.rmtree(part, ignore_errors=True)
+    done = _done(probe_of_setup(out, cell.node.setup))
+    # The last stage first: its weights are still in memory.
+    asked = [resolve(f"{label}={stages[label]}") for label in reversed(stages) if label not in done]
+    asked += [base] if with_base and BASE not in done else []
+    if asked:
+        report.say(f"{name}: probing {', '.join(checkpoint.label for checkpoint in asked)}")
+    lenses = _lenses(base, memory, dtype, base_readout) if asked else ()
+    for checkpoint in asked:
+        probe(
+            [memory.lens_model(checkpoint, dtype)],
+            factoids,
+            _part(cell, out),
+            template=recipe.template,
+            lenses=lenses,
+            intrusions=intrusions,
+            origin=prepared.stages[0].origins[0],
+        )
     return round(time.monotonic() - began, 1)
+
+
+def join_cell(cell: Cell, cells: Sequence[Cell], out: Path) -> None:
+    """Makes a cell's probe part of its set-up's.
+
+    Args:
+        cells: all of the grid, in whose order checkpoints stand.
+    """
+    from filelock import FileLock
+
+    part, whole = _part(cell, out), probe_of_setup(out, cell.node.setup)
+    if (part / RUN).exists():
+        labels = [
+            node.label for other in cells if other.node.setup == cell.node.setup for node in other.node.chain
+        ]
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(
+            whole.parent / f".{PROBE}.lock"
+        ):  # workers of one command join theirs beside each other
+            join_probe(part, whole, order=list(dict.fromkeys([BASE, *labels])))
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _part(cell: Cell, out: Path) -> Path:
+    return out / ".probes" / cell.node.name
+
+
+def _factoids(prepared: Prepared, n: int | None) -> list[Factoid]:
+    """What is asked of every stage."""
+    factoids = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
+    if n is None or n >= len(factoids):
+        return factoids
+    return [row for row in subset(factoids, n, 0, "probe") if isinstance(row, Factoid)]
+
+
+def has_base(out: Path, setup: str) -> bool:
+    """Whether a set-up's probe holds the base model."""
+    return BASE in _done(probe_of_setup(out, setup))
 
 
 def _done(folder: Path) -> set[str]:
@@ -119,22 +147,3 @@ def _lenses(base: Checkpoint, memory: Memory, dtype: torch.dtype, base_readout: 
 
     own = AskedLens(LensSpec(), None)
     return LensSet([own, AskedLens(LensSpec(), memory.second(base, dtype))] if base_readout else [own])
-
-
-@contextmanager
-def _only_one(out: Path, setup: str) -> Iterator[bool]:
-    """Whether this process is the one that probes a set-up's base model; it is until the block ends."""
-    from filelock import FileLock, Timeout
-
-    path = out / ".claims" / setup / ".base.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

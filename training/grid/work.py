@@ -1,4 +1,4 @@
-"""A grid's work: every cell trained, evaluated and probed, in this process, beside others that share the disk."""
+"""A grid's work: every cell trained, evaluated and probed, in this process, alone or as one worker of a command."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from memprobe.files import first_line, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, RECIPE, STATE, EvaluationFile, ManifestFile
 from training.data import Prepared, prepare
-from training.grid.cells import Cell, Node, cells_of, deal
+from training.grid.cells import Cell, Node, cells_of
+from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
-from training.grid.probing import probe_cell
+from training.grid.probing import join_cell, probe_cell
 from training.measures import shares_learned
 from training.memory import Memory
 from training.recipe import to_toml
@@ -40,27 +40,19 @@ _CROWDED = 4  # times that a cell is tried again which found the memory full
 _POLL = 2.0  # seconds between two looks at cells that other processes are training
 
 
-class _Taken(Exception):
-    """Another process trains this stage or cell."""
-
-
 def run_grid(
     grid: Grid,
     path: Path,
     out: Path,
     *,
-    shard: tuple[int, int] = (1, 1),
     data_dir: Path | None = None,
     quiet: bool = False,
     crew: Crew | None = None,
 ) -> list[str]:
     """Trains, probes and evaluates every cell that is not there yet.
 
-    Several processes may do this in one ``out``; each returns when all cells are done.
-
     Args:
         path: of the grid file.
-        shard: (i, n): only the i-th of n parts.
         crew: where this process is one of several that one command started: it says what it is at, begins nothing
             when they are to end, and leaves alone what broke in another.
 
@@ -68,19 +60,26 @@ def run_grid(
         One line for each cell that could not be trained; the others are there.
 
     Raises:
-        MemprobeError: bad input before anything is trained, or a directory that cannot be written.
+        MemprobeError: bad input before anything is trained, or a directory in use or that cannot be written.
     """
+    if crew is not None:
+        return _run_cells(grid, path, out, data_dir, quiet, crew)
+    start_grid(path, out)
+    with only_command(out):
+        return _run_cells(grid, path, out, data_dir, quiet, None)
+
+
+def _run_cells(
+    grid: Grid, path: Path, out: Path, data_dir: Path | None, quiet: bool, crew: Crew | None
+) -> list[str]:
     import torch
 
-    cells = cells_of(grid, path)
-    mine = deal(cells, *shard)
-    after = _function(grid.after, path) if grid.after else None
-    start_grid(path, out)
+    mine = cells_of(grid, path)
+    after = after_of(grid, path)
     report = RunLog(out / LOG, quiet=quiet)
-    part = f", part {shard[0]} of {shard[1]}" if shard[1] > 1 else ""
     done = sum(is_done(out, cell) for cell in mine)
     if crew is None:
-        report.say(f"{out}: {len(mine)} cells{part}, {done} done before")
+        report.say(f"{out}: {len(mine)} cells, {done} done before")
     broken: dict[str, str] = {}
     waiting, memory, crowded = False, Memory(), Counter[str]()
 
@@ -94,13 +93,22 @@ def run_grid(
             if crew is not None and crew.closed:
                 return list(broken.values())
             try:
-                with _claim(out, cell.node):
+                with claim(out, cell.node):
                     if not is_done(out, cell):  # by another process, since the list was made
                         begin = cache(partial(_begin, cell, mine, report, crew))
                         _finish_cell(
-                            grid, cell, out, after, memory, report, begin, data_dir=data_dir, quiet=quiet
+                            grid,
+                            cell,
+                            mine,
+                            out,
+                            after,
+                            memory,
+                            report,
+                            begin,
+                            data_dir=data_dir,
+                            quiet=quiet,
                         )
-            except _Taken:
+            except Taken:
                 continue
             except Stopped as error:
                 report.say(f"{cell.node.name}: {error}")
@@ -119,16 +127,16 @@ def run_grid(
                 memory.forget()
                 time.sleep(random.uniform(5, 15))
             waiting = False
-            _drop_weights(mine, out)
+            drop_weights(mine, out)
             if crew is not None:
                 crew.at(None)
             break  # the first cell that is free now may be one that was not
         else:
             if not waiting:
-                report.say(f"{len(left)} cells are being trained by other processes; waiting for them")
+                report.say(f"{len(left)} cells are being trained by other workers; waiting for them")
             waiting = True
             time.sleep(_POLL)
-    _drop_weights(mine, out)
+    drop_weights(mine, out)
     if crew is None:
         report.say(
             f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
@@ -160,28 +168,6 @@ def start_grid(path: Path, out: Path) -> None:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
 
 
-@contextmanager
-def _claim(out: Path, node: Node) -> Iterator[None]:
-    """Holds a stage for this process; the system gives it up when the process ends, however it ends.
-
-    Raises:
-        _Taken: another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    path = out / ".claims" / f"{node.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise _Taken from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def directory(out: Path, node: Node) -> Path:
     """A node's run directory."""
     return out / "runs" / node.name
@@ -195,6 +181,7 @@ def is_done(out: Path, cell: Cell) -> bool:
 def _finish_cell(
     grid: Grid,
     cell: Cell,
+    cells: Sequence[Cell],
     out: Path,
     after: Callable[[Path], object] | None,
     memory: Memory,
@@ -210,31 +197,64 @@ def _finish_cell(
         begin: called when no other process has what the cell needs first.
 
     Raises:
-        _Taken: another process trains one of its earlier stages.
+        Taken: another process trains one of its earlier stages.
     """
     *before, last = cell.node.chain
     for node in before:
-        if not _has_ended(out, node):
-            with _claim(out, node):
+        if not has_ended(out, node):
+            with claim(out, node):
                 begin()
-                _train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+                train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
     begin()
-    prepared = _train(grid, last, out, memory, report, data_dir=data_dir, quiet=quiet)
+    prepared = train(grid, last, out, memory, report, data_dir=data_dir, quiet=quiet)
+    with base_alone(out, cell.node.setup) as with_base:
+        seconds = look_at(grid, cell, out, after, prepared, memory, report, with_base=with_base)
+    end_cell(cell, cells, out, seconds, report)
+
+
+def look_at(
+    grid: Grid,
+    cell: Cell,
+    out: Path,
+    after: Callable[[Path], object] | None,
+    prepared: Prepared,
+    memory: Memory,
+    report: RunLog,
+    *,
+    with_base: bool,
+) -> float:
+    """What needs the weights of a cell whose stages are trained: its probe, and what is called after it; seconds."""
     seconds = 0.0
     if grid.probe:
-        stages = {node.label: directory(out, node) / node.stage for node in cell.node.chain}
         seconds = probe_cell(
-            cell, stages, out, prepared, memory, report, base_readout=grid.base_readout, n=grid.probe_n
+            cell,
+            {node.label: directory(out, node) / node.stage for node in cell.node.chain},
+            out,
+            prepared,
+            memory,
+            report,
+            base_readout=grid.base_readout,
+            with_base=with_base,
+            n=grid.probe_n,
         )
-    folder = directory(out, cell.node)
     if after is not None:
-        after(folder)
+        after(directory(out, cell.node))
+    return seconds
+
+
+def end_cell(cell: Cell, cells: Sequence[Cell], out: Path, seconds: float, report: RunLog) -> None:
+    """Joins a cell's probe to its set-up's and says how the cell ended.
+
+    Args:
+        seconds: that its probe took.
+    """
+    join_cell(cell, cells, out)
     ended = _outcome(cell, out) | {"seconds_probed": seconds}
-    write_json(ended, folder / CELL)
+    write_json(ended, directory(out, cell.node) / CELL)
     report.say(f"{cell.node.name}: {'learned' if ended['learned'] else 'FAILED: ' + ended['why']}")
 
 
-def _train(
+def train(
     grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
 ) -> Prepared:
     """Trains one stage, unless it is there; the rows of the run."""
@@ -255,7 +275,7 @@ def _train(
         say=report.say,
         asked=out / ".asked",
     )
-    if not _has_ended(out, node):
+    if not has_ended(out, node):
         if grid.launch:
             memory.forget()
             _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
@@ -284,7 +304,7 @@ def _launch(launch: str, node: Node, out: Path, *, data_dir: Path | None, quiet:
         raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
 
 
-def _has_ended(out: Path, node: Node) -> bool:
+def has_ended(out: Path, node: Node) -> bool:
     """Whether the run that trains a node came to its end: killed just before, its stage is there, but not all else."""
     folder = directory(out, node)
     return is_trained(out, node) and (folder / MATRIX).exists() and not (folder / STATE).exists()
@@ -336,7 +356,7 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
     }
 
 
-def _drop_weights(cells: Sequence[Cell], out: Path) -> None:
+def drop_weights(cells: Sequence[Cell], out: Path) -> None:
     """Removes the weights that no cell keeps and none still needs."""
     needed = {
         node.name
@@ -361,7 +381,15 @@ def _drop(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _function(spec: str, path: Path) -> Callable[[Path], object]:
+def after_of(grid: Grid, path: Path) -> Callable[[Path], object] | None:
+    """The function that a grid file names under ``after``.
+
+    Raises:
+        MemprobeError: there is none.
+    """
+    if grid.after is None:
+        return None
+    spec = grid.after
     module, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)

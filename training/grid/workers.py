@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from memprobe.errors import Interrupted, MemprobeError
-from training.grid.cells import Cell, cells_of, deal
+from training.grid.cells import Cell, cells_of
+from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.work import LOG, is_done, start_grid
@@ -47,7 +46,6 @@ def run_workers(
     workers: int,
     minutes: float | None = None,
     grace: float = GRACE,
-    shard: tuple[int, int] = (1, 1),
     data_dir: Path | None = None,
     quiet: bool = False,
 ) -> list[str]:
@@ -60,7 +58,7 @@ def run_workers(
         workers: processes.
         minutes: after so many no cell is begun any more.
         grace: seconds that running cells have after that; then they are stopped, and have as many to save their states.
-        shard, data_dir, quiet: see :func:`training.grid.run_grid`.
+        data_dir, quiet: see :func:`training.grid.run_grid`.
 
     Returns:
         One line for each cell that could not be trained.
@@ -69,20 +67,26 @@ def run_workers(
         MemprobeError: bad input, or workers that do not start.
         Interrupted: on Ctrl-C, when the workers have ended.
     """
-    cells = deal(cells_of(grid, path), *shard)
+    cells = cells_of(grid, path)
     start_grid(path, out)
     crew = Crew(out)
-    lock = FileLock(out / ".workers.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise MemprobeError(
-            f"{out}: the workers of another command are at this grid; wait for it, or give --out"
-        ) from error
+    with only_command(out):
+        return _watched(crew, cells, _command(path, out, data_dir), workers, minutes, grace, quiet)
+
+
+def _watched(
+    crew: Crew,
+    cells: Sequence[Cell],
+    command: list[str],
+    workers: int,
+    minutes: float | None,
+    grace: float,
+    quiet: bool,
+) -> list[str]:
+    """Starts the workers and stays until they have ended; see :func:`run_workers`."""
+    out = crew.out
     crew.start()
-    crowd = _Crowd(
-        crew, cells, _command(path, out, shard, data_dir), RunLog(out / LOG, quiet=quiet), grace=grace
-    )
+    crowd = _Crowd(crew, cells, command, RunLog(out / LOG, quiet=quiet), grace=grace)
     try:
         crowd.run(workers, None if minutes is None else 60 * minutes)
     except KeyboardInterrupt as error:
@@ -93,7 +97,6 @@ def run_workers(
         ) from error
     finally:
         crowd.kill()
-        lock.release()
     done, broken = sum(is_done(out, cell) for cell in cells), crew.broken()
     left = len(cells) - done - len(broken)
     crowd.report.say(
@@ -105,9 +108,8 @@ def run_workers(
     return [f"{name}: {why}" for name, why in broken.items()]
 
 
-def _command(path: Path, out: Path, shard: tuple[int, int], data_dir: Path | None) -> list[str]:
+def _command(path: Path, out: Path, data_dir: Path | None) -> list[str]:
     command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
-    command += ["--shard", f"{shard[0]}/{shard[1]}"]
     return command + (["--data-dir", str(data_dir)] if data_dir is not None else [])
 
 

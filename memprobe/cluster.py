@@ -1,0 +1,130 @@
+"""A Ray cluster as a user names it: which one, what a task takes of it, and the connection."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line
+
+RAY = "ray"
+
+_CLIENT_PORT = 10001
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
+_SCALE = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task or actor takes; ``memory`` in bytes. ``None``: what the cluster suggests."""
+
+    gpus: float | None = None
+    cpus: float | None = None
+    memory: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As Ray spells them."""
+        named = {"num_gpus": self.gpus, "num_cpus": self.cpus, "memory": self.memory}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Ray cluster, and how it is used.
+
+    Attributes:
+        address: ``ray``: the cluster that this machine belongs to, else this machine alone; ``ray://HOST[:PORT]``: one
+            that is reached from outside.
+        each: what one loaded model takes; by default a GPU, or on a cluster without any all cores of a node.
+        actors: models that are loaded at once; by default as many as there is room for.
+        storage: a folder or fsspec URL that all nodes reach, where they leave parts; by default the probe directory,
+            which they must reach then.
+    """
+
+    address: str = RAY
+    each: Resources = field(default_factory=Resources)
+    actors: int | None = None
+    storage: str | None = None
+
+
+def parse_engine(text: str, resources: str | None = None, storage: str | None = None) -> Engine:
+    """An engine from ``--engine``, ``--resources`` and ``--storage``.
+
+    Args:
+        resources: ``gpus=1,cpus=4,memory=40GiB,actors=8``, each of them or none.
+
+    Raises:
+        MemprobeError: it names something else.
+    """
+    if text != RAY and not text.startswith(f"{RAY}://"):
+        raise MemprobeError(f"--engine {text}: ray, or ray://HOST:PORT")
+    told: dict[str, str] = {}
+    for part in (resources or "").split(",") if resources else []:
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        if name not in ("gpus", "cpus", "memory", "actors") or not sign or name in told:
+            raise MemprobeError(
+                f"--resources {resources}: write gpus=1,cpus=4,memory=40GiB,actors=8, or some of them"
+            )
+        told[name] = value
+    gpus, cpus = (_number(told.get(name), name) for name in ("gpus", "cpus"))
+    actors = _number(told.get("actors"), "actors")
+    if actors is not None and (actors < 1 or actors != int(actors)):
+        raise MemprobeError(f"--resources actors={told['actors']}: a whole number from 1")
+    memory = bytes_of(told["memory"]) if "memory" in told else None
+    return Engine(text, Resources(gpus, cpus, memory), None if actors is None else int(actors), storage)
+
+
+def _number(text: str | None, name: str) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
+        raise MemprobeError(f"--resources {name}={text}: no number")
+    return float(text)
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of ``40GiB`` or ``500MB``.
+
+    Raises:
+        MemprobeError: it is no size.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise MemprobeError(f"memory {text}: a size such as 40GiB")
+    unit = (found[2] or "B").upper()
+    scale = 1024 ** "BKMGT".index(unit[0]) if "I" in unit else _SCALE[unit[0]]
+    return int(float(found[1]) * scale)
+
+
+def connect(address: str) -> Any:
+    """Ray, connected.
+
+    Returns:
+        The module, and whether this call connected it.
+
+    Raises:
+        MemprobeError: the extra is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MemprobeError(
+            "--engine ray needs the extra `cluster`: python -m pip install 'memprobe[cluster]'"
+        ) from error
+    if ray.is_initialized():
+        return ray, False
+    options: dict[str, Any] = {
+        "ignore_reinit_error": True,
+        "logging_level": "warning",
+        "log_to_driver": False,
+    }
+    if address != RAY:
+        host = address.removeprefix(f"{RAY}://").rstrip("/")
+        options = {"address": f"{RAY}://{host if ':' in host else f'{host}:{_CLIENT_PORT}'}"}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        raise MemprobeError(f"--engine {address}: no cluster answers ({first_line(error)})") from error
+    return ray, True

@@ -1,0 +1,383 @@
+"""Probing on a Ray cluster: actors that hold one loaded model each take units and write parts.
+
+    this process ──steps of each checkpoint──> actors: open, read a unit, …      (Ray places, restarts and shows them)
+                 <──a part by its name──────── parts/, or a storage that all reach
+                 merges parts by name, writes run.json
+
+An actor keeps the model that it holds as long as there are units of it; then it takes the next checkpoint, and where
+none is left it helps with the units of another one. A lost actor's unit is read by another; Ray starts the actor again
+where there is room. A unit that fails three times is named, and the other checkpoints go on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memprobe.cluster import Engine, connect
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line
+from memprobe.hands import Do, Flow, Item, Read, Turn
+from memprobe.prober import Asked, Prober, Unit
+from memprobe.probes import part_files, parts_dir
+from memprobe.records import BY_CHECKPOINT
+
+TRIES = 3
+"""Times that a step is tried."""
+_LOOK = 5.0  # seconds between two looks at what the cluster has room for
+
+
+class Parted(Prober):
+    """A prober on a node: leaves each unit as a part where the driver finds it by name.
+
+    Attributes:
+        folder: that holds parts: the probe directory, or a storage.
+    """
+
+    def __init__(self, asked: Asked, folder: str, where: str):
+        stand_in(where)
+        super().__init__(asked)
+        self.folder = folder
+
+    def ready(self) -> str:
+        """In which dtype models are read here."""
+        return self.dtype
+
+    def part(self, item: Item, unit: Unit) -> str:
+        """Reads a unit into a part; the name of its outcomes."""
+        from memprobe.capturing import Tables
+
+        found = list(self.read(item, unit))
+        return put_part(self.folder, item.label, found[0][0], Tables.concat([tables for _, tables in found]))
+
+
+def stand_in(where: str) -> None:
+    """Makes relative paths mean what they mean to the driver, where a node has its folder."""
+    if Path(where).is_dir():
+        os.chdir(where)
+
+
+def put_part(folder: str, label: str, place: int, tables: Any) -> str:
+    """Writes a part below a folder or URL; see :func:`memprobe.probe_writer.write_part`."""
+    from memprobe.probe_writer import write_part
+
+    if "://" not in folder:
+        return write_part(parts_dir(Path(folder), label), place, tables)
+    import io
+
+    files, root = storage_at(folder)
+    name = ""
+    for table in BY_CHECKPOINT:
+        name = f"{table}-{place:08}.parquet"
+        data = io.BytesIO()
+        getattr(tables, table).write_parquet(data)
+        target = f"{root}/{parts_dir(Path(), label).as_posix()}/{name}"
+        files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(target, data.getvalue())
+    return name
+
+
+def storage_at(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        MemprobeError: no such protocol, or what it needs is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        files, root = url_to_fs(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise MemprobeError(f"--storage {url}: {first_line(error)}") from error
+    return files, root.rstrip("/")
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    label: str | None = None  # of the checkpoint that it holds
+    ready: bool = False
+    deaths: int = 0  # since it last did something
+
+
+@dataclass
+class _Running:
+    """A flow that was begun."""
+
+    item: Item
+    flow: Flow
+    step: Any = None
+    waiting: deque[tuple[str, tuple[Any, ...]]] = field(default_factory=deque)
+    out: int = 0
+    parts: Any = None
+    told: Callable[[], None] | None = None
+    given: Any = None
+    passed: set[str] = field(default_factory=set)
+    tries: Counter[str] = field(default_factory=Counter)
+    ended: bool = False
+
+
+class OnRay:
+    """A cluster that takes the steps of all checkpoints beside each other."""
+
+    def __init__(self, engine: Engine, asked: Asked, out: Path):
+        self.engine, self.out = engine, out
+        self.folder = str(engine.storage or out.resolve())
+        if "://" in self.folder and asked.keep_residuals is not None:
+            raise MemprobeError(
+                "--keep-residuals writes into the probe directory, which all nodes must reach: leave --storage out"
+            )
+        self.elsewhere = engine.storage is not None
+        if self.elsewhere and "://" in self.folder:
+            storage_at(self.folder)
+        self.evicts = asked.evict
+        self.asked = asked
+        self.dtype = ""
+        self.actors: list[_Actor] = []
+        self.pending: dict[Any, tuple[_Actor, _Running | None, Any]] = {}
+        self.failed: dict[int, str] = {}
+
+    def __enter__(self) -> OnRay:
+        self.ray, self.own = connect(self.engine.address)
+        try:
+            self.resources = self._resources()
+            self._grow(1)
+            self.dtype = self._first_dtype()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor.handle, no_restart=True)
+        self.actors = []
+        if self.own:
+            self.ray.shutdown()
+
+    def run(self, flows: Sequence[tuple[Item, Flow]]) -> list[str]:
+        """Runs flows beside each other; a line for each that failed, in their order."""
+        self.flows = [_Running(item, flow) for item, flow in flows]
+        self.begun = 0
+        looked = 0.0
+        self._advance()
+        while any(not one.ended for one in self.flows):
+            if time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                self._grow(len(self.flows) if self.engine.actors is None else self.engine.actors)
+            self._hand_out()
+            if not self.actors:
+                raise MemprobeError(f"--engine {self.engine.address}: no actor stays alive; {self.last}")
+            done, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=_LOOK)
+            for ref in done:
+                self._take(ref)
+            self._advance()
+        if self.evicts:  # the others were deleted when the next was loaded
+            self.ray.wait([actor.handle.evict.remote() for actor in self.actors if actor.ready])
+        return [self.failed[place] for place in sorted(self.failed)]
+
+    def fetch(self, out: Path, label: str) -> None:
+        """Copies parts that are in the storage alone."""
+        if not self.elsewhere:
+            return
+        there = self._in_storage(label)
+        here = {file.name for file in part_files(out, label, "outcomes")}
+        for name in sorted(there - here):
+            self._fetch_part(out, label, name)
+
+    def forget(self, label: str) -> None:
+        """Deletes a checkpoint's parts from the storage."""
+        if self.elsewhere:
+            files, root = storage_at(self.folder)
+            folder = f"{root}/{parts_dir(Path(), label).as_posix()}"
+            if files.exists(folder):
+                files.rm(folder, recursive=True)
+
+    def _in_storage(self, label: str) -> set[str]:
+        files, root = storage_at(self.folder)
+        files.invalidate_cache()
+        found = files.glob(f"{root}/{parts_dir(Path(), label).as_posix()}/outcomes-*.parquet")
+        return {path.rpartition("/")[2] for path in found}
+
+    def _fetch_part(self, out: Path, label: str, name: str) -> None:
+        from memprobe.files import replacing
+
+        files, root = storage_at(self.folder)
+        for table in BY_CHECKPOINT:
+            own = name.replace("outcomes", table, 1)
+            with replacing(parts_dir(out, label) / own) as path:
+                path.write_bytes(files.cat_file(f"{root}/{parts_dir(Path(), label).as_posix()}/{own}"))
+
+    def _resources(self) -> dict[str, Any]:
+        """What an actor takes."""
+        options = self.engine.each.options()
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if "num_gpus" not in options and any(node.get("GPU") for node in nodes):
+            options["num_gpus"] = 1.0
+        if "num_cpus" not in options:
+            cores = [node["CPU"] for node in nodes if node.get("CPU")]
+            options["num_cpus"] = 1.0 if options.get("num_gpus") else min(cores, default=1.0)
+        return options
+
+    def _room(self) -> int:
+        """Actors that the cluster as it is has room for."""
+        room = 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                there = node["Resources"]
+                names = (("GPU", "num_gpus"), ("CPU", "num_cpus"), ("memory", "memory"))
+                fits = [
+                    there.get(name, 0) // self.resources[key]
+                    for name, key in names
+                    if self.resources.get(key)
+                ]
+                room += int(min(fits, default=1))
+        return room
+
+    def _grow(self, wanted: int) -> None:
+        """Starts actors up to a number, as far as there is room; those that were asked for also where there is none."""
+        most = max(1, min(wanted, self._room())) if self.engine.actors is None else wanted
+        made = self.ray.remote(Parted)
+        while len(self.actors) < most:
+            # Ray starts a lost actor again, on another node if need be; its unit goes to whoever is free.
+            options = {"max_restarts": -1, "max_task_retries": 0, **self.resources}
+            actor = _Actor(made.options(**options).remote(self.asked, self.folder, str(Path.cwd())))
+            self.actors.append(actor)
+            self._wait_for(actor)
+
+    def _wait_for(self, actor: _Actor) -> None:
+        actor.ready, actor.label = False, None
+        ready = actor.handle.ready.options(max_task_retries=-1)  # waits for the actor to be started again
+        self.pending[ready.remote()] = actor, None, None
+
+    def _first_dtype(self) -> str:
+        """The dtype of the first actor; what it cannot do is said before anything is written."""
+        (ref,) = self.pending
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            raise _cause(error) from None
+
+    def _hand_out(self) -> None:
+        busy = {id(actor) for actor, _, _ in self.pending.values()}
+        for actor in self.actors:
+            if not actor.ready or id(actor) in busy:
+                continue
+            one = self._next_for(actor)
+            if one is None:
+                continue
+            method, arguments = task = one.waiting.popleft()
+            one.out += 1
+            if method != "texts":  # for which no model is loaded
+                actor.label = one.item.label
+            self.pending[getattr(actor.handle, method).remote(one.item, *arguments)] = actor, one, task
+
+    def _next_for(self, actor: _Actor) -> _Running | None:
+        """Whose step an actor takes: of the model that it holds, of a checkpoint not begun, of any other."""
+        for one in self.flows[: self.begun]:
+            if one.waiting and one.item.label == actor.label:
+                return one
+        opening = [one for one in self.flows[: self.begun] if one.waiting and one.step.__class__ is Do]
+        if opening:
+            return opening[0]
+        while self.begun < len(self.flows):
+            one = self.flows[self.begun]
+            self.begun += 1
+            self._advance_one(one)
+            if one.waiting:
+                return one
+        return next((one for one in self.flows if one.waiting), None)
+
+    def _take(self, ref: Any) -> None:
+        """What a step gave, or how it failed."""
+        actor, one, task = self.pending.pop(ref)
+        lost = (self.ray.exceptions.RayActorError, self.ray.exceptions.ActorUnavailableError)
+        try:
+            given = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            if isinstance(error, lost):
+                actor.deaths += 1
+                self.last = first_line(error)
+                if actor.deaths > TRIES:
+                    self.actors.remove(actor)
+                else:
+                    self._wait_for(actor)
+            if one is None:
+                if not isinstance(error, lost):
+                    raise _cause(error) from None
+                return
+            self._failed(one, task, error)
+            return
+        if one is None:
+            actor.ready = True
+            return
+        actor.deaths = 0
+        one.out -= 1
+        if task[0] == "part":
+            if self.elsewhere:
+                self._fetch_part(self.out, one.item.label, given)
+            one.parts.take(parts_dir(self.out, one.item.label) / given)
+            assert one.told is not None
+            one.told()
+        else:
+            one.given = given
+
+    def _failed(self, one: _Running, task: Any, error: Exception) -> None:
+        one.out -= 1
+        if one.ended:
+            return
+        method, arguments = task
+        what = method
+        if method == "part":
+            what = f"batches {arguments[0].start + 1} to {arguments[0].stop}"
+        one.tries[what] += 1
+        if one.tries[what] < TRIES:
+            one.waiting.appendleft(task)
+            return
+        cause = _cause(error)
+        self._end(one, f"{one.item.label}: {what}: failed {TRIES} times: {first_line(cause)}")
+
+    def _end(self, one: _Running, why: str | None = None) -> None:
+        one.ended = True
+        one.waiting.clear()
+        one.flow.close()
+        if why is not None:
+            self.failed[self.flows.index(one)] = why
+
+    def _advance(self) -> None:
+        for one in self.flows[: self.begun]:
+            self._advance_one(one)
+
+    def _advance_one(self, one: _Running) -> None:
+        """Takes a flow on as far as nothing is to be waited for."""
+        while not one.ended and not one.waiting and not one.out:
+            if isinstance(one.step, Turn):
+                place = self.flows.index(one)
+                name = one.step.name
+                if not all(before.ended or name in before.passed for before in self.flows[:place]):
+                    return
+                one.passed.add(name)
+            given, one.given = one.given, None
+            try:
+                one.step = one.flow.send(given)
+            except StopIteration:
+                self._end(one)
+            except MemprobeError as error:
+                self._end(one, f"{one.item.label}: {error}")
+            else:
+                if isinstance(one.step, Do):
+                    one.waiting.append((one.step.method, one.step.arguments))
+                elif isinstance(one.step, Read):
+                    one.parts, one.told = one.step.parts, one.step.told
+                    one.waiting.extend(("part", (unit,)) for unit in one.step.units)
+
+
+def _cause(error: Exception) -> Exception:
+    """What went wrong on a node, as it was raised there."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else MemprobeError(first_line(error))

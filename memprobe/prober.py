@@ -1,0 +1,364 @@
+"""What probes: one model in memory at a time, and units of work on it.
+
+A unit is some consecutive batches of a checkpoint's plan. How a plan falls into batches depends on the plan alone, so
+that what a unit gives is the same whoever reads it, here or on another machine (:mod:`memprobe.engine`), and whatever
+was read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from memprobe import residuals
+from memprobe.checkpoints import Checkpoint
+from memprobe.factoids import Factoid
+from memprobe.hub_cache import evict, is_cached_snapshot
+from memprobe.lineage import origin
+from memprobe.manifests import Manifest
+from memprobe.planning import Plan, plan_capture
+from memprobe.sequences import Deferred
+from memprobe.splitting import is_split
+from memprobe.sweeps import slow_note, sweep_name
+from memprobe.templates import Template
+
+if TYPE_CHECKING:
+    import torch
+
+    from memprobe.capturing import Batch, BatchSize, Tables
+    from memprobe.lens_set import AskedLens, LensSet
+    from memprobe.lenses import Lens
+    from memprobe.models import LensModel
+
+UNIT = 256
+"""Factoids of a unit."""
+PRECISION_SAMPLE = 16
+"""Factoids whose ranks are held against fp32 where a probe computes in less."""
+
+_NAMED = 3  # factoids that are named where many are counted
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a probe asks of every checkpoint, the same in all processes; see :func:`memprobe.probing.probe`.
+
+    Attributes:
+        steps: training steps by label.
+        unit: factoids of a unit, or a few more: batches are not divided.
+    """
+
+    factoids: Sequence[Factoid]
+    template: Template
+    lenses: LensSet
+    positions: Sequence[str]
+    intrusions: Mapping[str, Sequence[Factoid]] | None
+    steps: Mapping[str, int]
+    seed: int
+    batch_size: BatchSize
+    device: str
+    dtype: str
+    allow_pickle: bool
+    trust_remote_code: bool
+    keep_residuals: str | None
+    evict: bool
+    unit: int = UNIT
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Batches ``start`` … ``stop`` - 1 of a checkpoint's plan, but for factoids that are ``done``.
+
+    Attributes:
+        n: factoids that are left.
+    """
+
+    start: int
+    stop: int
+    n: int
+    done: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of a checkpoint once its model is loaded.
+
+    Attributes:
+        checkpoint: as it was found; ``None`` for a model handed over in memory.
+        entry: for ``run.json``.
+        units: what is left to read.
+    """
+
+    checkpoint: Checkpoint | None
+    entry: dict[str, Any]
+    units: list[Unit]
+
+
+class Prober:
+    """Holds one loaded model and reads units of it.
+
+    Whichever checkpoint is asked for is loaded in place of the one before; factoids are tokenised once for each
+    tokenizer.
+    """
+
+    def __init__(self, asked: Asked):
+        from memprobe.loading import Loader
+        from memprobe.models import choose_device, choose_dtype
+
+        self.asked = asked
+        self.where = choose_device(asked.device)
+        self.dtype = str(choose_dtype(asked.dtype, self.where)).removeprefix("torch.")
+        self.loader = Loader(str(self.where), self.dtype, asked.trust_remote_code)
+        self._model: LensModel | None = None
+        self._lenses: list[Lens] = []
+        self._found: Checkpoint | None = None
+        self._plans: dict[Any, tuple[Any, Plan]] = {}
+        self._batches: list[Batch] = []
+
+    def __enter__(self) -> Prober:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.loader.__exit__(*exception)
+
+    def open(self, item: Checkpoint | Deferred | LensModel, done: frozenset[str] = frozenset()) -> Opened:
+        """Loads a checkpoint and says what is to be read of it.
+
+        Args:
+            done: ids of factoids that were read before.
+
+        Raises:
+            MemprobeError: it cannot be loaded, or not be read in the way that is asked.
+        """
+        from memprobe.capturing import batches_of
+
+        lens_model = self.model(item)
+        if self.asked.keep_residuals is not None:
+            residuals.depths_of(self.asked.keep_residuals, lens_model)  # refused before the work
+        plan = self.plan()
+        first = self.asked.lenses.first
+        entry = _entry(lens_model, first, self.asked.steps.get(lens_model.label))
+        slow = slow_note(lens_model.device)
+        entry["notes"] = [note for lens in self._lenses for note in lens.notes] + ([slow] if slow else [])
+        entry["reading"] = sweep_name(lens_model.device)
+        if len(plan.positions) > 1:
+            entry["without_subject"] = _without_subject(plan.without_subject)
+        batches = batches_of(lens_model, plan, self.asked.batch_size)
+        return Opened(lens_model.checkpoint, entry, units_of(batches, done, self.asked.unit))
+
+    def read(self, item: Checkpoint | Deferred | LensModel, unit: Unit) -> Iterator[tuple[int, Tables]]:
+        """Reads a unit, batch by batch.
+
+        Yields:
+            The tables of a batch, and the place of its first factoid in the plan: what they are filed under.
+        """
+        from memprobe.capturing import batches_of, capture_batches
+
+        lens_model = self.model(item)
+        plan = self.plan()
+        batches = self._batches = self._batches or batches_of(lens_model, plan, self.asked.batch_size)
+        place = sum(len(batch) for batch in batches[: unit.start])
+        chosen = batches[unit.start : unit.stop]
+        places = {
+            one.factoid.id: place + at for at, one in enumerate(one for batch in chosen for one in batch)
+        }
+        for tables in capture_batches(
+            lens_model,
+            plan,
+            lenses=self._lenses,
+            batch_size=self.asked.batch_size,
+            batches=chosen,
+            done=unit.done,
+        ):
+            yield places[tables.outcomes["factoid"][0]], tables
+
+    def announce(
+        self, item: Checkpoint | Deferred | LensModel, following: Checkpoint | Deferred | None
+    ) -> None:
+        """Begins to read the files of the checkpoint that comes after the one that is loaded from files."""
+        from memprobe.models import LensModel
+
+        if following is not None and not isinstance(item, LensModel) and not is_split(self.asked.device):
+            self.loader.announce(following)
+
+    def texts(self, item: Checkpoint | Deferred | LensModel, ids: Sequence[int]) -> dict[str, str]:
+        """What tokens say, each alone."""
+        from memprobe.models import LensModel
+
+        # The model may be gone by now.
+        known = item.tokenizer if isinstance(item, LensModel) else self.loader.tokenizer(self._find(item))
+        texts = known.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
+        return {str(index): text for index, text in zip(ids, texts, strict=True)}
+
+    def attribute(self, item: Checkpoint | Deferred | LensModel) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """What each block adds to the answers' logits; see :func:`memprobe.attributions.attribute_all`."""
+        from memprobe.attributions import attribute_all
+
+        lens_model = self.model(item)
+        asked = self.asked
+        return attribute_all(
+            lens_model, plan_capture(lens_model, asked.factoids, asked.template, seed=asked.seed)
+        )
+
+    def keep_residuals(self, item: Checkpoint | Deferred | LensModel, out: Any) -> dict[str, Any]:
+        """Keeps the residual stream; see :func:`memprobe.residuals.keep_residuals`."""
+        lens_model = self.model(item)
+        depths = residuals.depths_of(self.asked.keep_residuals or residuals.ALL, lens_model)
+        return residuals.keep_residuals(lens_model, self.plan(), depths, out)
+
+    def exactly(self, item: Checkpoint | Deferred, parameters: int) -> pl.DataFrame | str:
+        """The records of the first factoids through the first lens, in fp32; or why there is no memory for them.
+
+        Args:
+            parameters: of the checkpoint.
+        """
+        from memprobe.capturing import capture
+
+        first = self.asked.lenses.first
+        self._forget()
+        needed = 4 * parameters * (1 if first.other is None else 2)
+        if needed > (free := _free_memory(self.where)):
+            return f"fp32 weights need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free"
+        lens_model = self._load(self._find(item), "float32")
+        made = first.make(lens_model, lambda other: self._load(other, "float32"))
+        sample = self.asked.factoids[:PRECISION_SAMPLE]
+        return capture(
+            lens_model,
+            sample,
+            self.asked.template,
+            lenses=[made],
+            seed=self.asked.seed,
+            predictions=False,
+        ).records
+
+    def evict(self) -> None:
+        """Deletes the hub checkpoint that is loaded from the hub's cache, unless a lens reads with it."""
+        lenses = self.asked.lenses.lenses
+        kept = {lens.other.path for lens in lenses if isinstance(lens.other, Checkpoint)}
+        found = self._found
+        if found is not None and found.path not in kept and is_cached_snapshot(found.path):
+            evict(found.path)
+        self._found = None
+
+    def model(self, item: Checkpoint | Deferred | LensModel) -> LensModel:
+        """The model of a checkpoint, which is in memory from then on, and no other one."""
+        from memprobe.models import LensModel
+
+        if self._model is not None and self._model.label == item.label:
+            return self._model
+        if self._model is not None and self.asked.evict:
+            self.evict()
+        # The loader may put the next checkpoint's tensors into the model that is there.
+        self._model, self._lenses, self._batches = None, [], []
+        if isinstance(item, LensModel):
+            self._model = item
+        elif is_split(self.asked.device):
+            self._found = self._find(item)
+            self._model = self._load(self._found, self.dtype)
+        else:
+            self._found = self._find(item)
+            self._model = self.loader.get(self._found)
+        self._lenses = self.asked.lenses.build(self._model, lambda other: self._load(other, self.dtype))
+        return self._model
+
+    def plan(self) -> Plan:
+        """The plan of the model that is loaded."""
+        lens_model = self._model
+        assert lens_model is not None
+        key = (id(lens_model.tokenizer), lens_model.n_ids, lens_model.max_length)
+        if key not in self._plans:
+            asked = self.asked
+            plan = plan_capture(
+                lens_model,
+                asked.factoids,
+                asked.template,
+                positions=asked.positions,
+                intrusions=asked.intrusions,
+                seed=asked.seed,
+            )
+            self._plans.clear()  # checkpoints of one tokenizer mostly follow each other
+            self._plans[key] = lens_model.tokenizer, plan
+        return self._plans[key][1]
+
+    def _find(self, item: Checkpoint | Deferred) -> Checkpoint:
+        """A checkpoint, which is fetched where it must be, once while it is the one that is read."""
+        if self._found is not None and self._found.label == item.label:
+            return self._found
+        return self.loader.find(item)
+
+    def _load(self, checkpoint: Checkpoint | LensModel, dtype: str) -> LensModel:
+        from memprobe import models
+
+        if isinstance(checkpoint, models.LensModel):
+            return checkpoint
+        return models.load(
+            checkpoint,
+            device=self.asked.device if is_split(self.asked.device) else str(self.where),
+            dtype=dtype,
+            allow_pickle=self.asked.allow_pickle,
+            trust_remote_code=self.asked.trust_remote_code,
+        )
+
+    def _forget(self) -> None:
+        self._model, self._lenses, self._batches = None, [], []
+        self.loader.release()
+
+
+def units_of(batches: Sequence[Batch], done: frozenset[str], size: int = UNIT) -> list[Unit]:
+    """Batches as units of at least ``size`` factoids, but for the last, without those of which all is done."""
+    units: list[Unit] = []
+    start, ids = 0, []
+    for stop, batch in enumerate(batches, 1):
+        ids += [item.factoid.id for item in batch]
+        if len(ids) >= size or stop == len(batches):
+            before = frozenset(ids) & done
+            if len(before) < len(ids):
+                units.append(Unit(start, stop, len(ids) - len(before), before))
+            start, ids = stop, []
+    return units
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that weights may still take: they are read into main memory, then moved to the device."""
+    import psutil
+    import torch
+
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return free
+
+
+def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[str, Any]:
+    checkpoint = lens_model.checkpoint
+    # A graft is asked as the checkpoint that it is made of, but is no stage of a run.
+    manifest = checkpoint.manifest if checkpoint and checkpoint.kind != "graft" else None
+    return {
+        "spec": checkpoint.spec if checkpoint else None,
+        "note": checkpoint.note if checkpoint else None,
+        "architecture": type(lens_model.model).__name__,
+        "fingerprint": lens_model.fingerprint,
+        "readout_fingerprint": first.fingerprint or lens_model.fingerprint,
+        "n_layers": lens_model.n_layers,
+        "d_model": lens_model.d_model,
+        "vocab": lens_model.vocab_size,
+        "parameters": lens_model.model.num_parameters(),
+        "difference": lens_model.difference,
+        "manifest": _manifest_entry(manifest) if manifest else None,
+        "step": step,
+        "complete": False,
+    }
+
+
+def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
+    keys = ("arm", "seed", "stage", "stage_name", "steps", "template")
+    named = {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
+    return named | origin(manifest.data)
+
+
+def _without_subject(reasons: Mapping[str, str]) -> dict[str, Any]:
+    """How many factoids are not read at their subject, and the first of them."""
+    return {"n": len(reasons), "first": list(reasons.values())[:_NAMED]}

@@ -1,0 +1,78 @@
+"""A Ray cluster of several nodes on this machine, and actors that fail when a test wants it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memprobe.engine import Parted
+
+WITHOUT = "Ray is not installed: python -m pip install 'memprobe[cluster]'"
+SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@contextmanager
+def cluster_of(nodes: int) -> Iterator[Any]:
+    """A cluster of nodes with one core each, the head among them, that this process is connected to."""
+    ray = pytest.importorskip("ray", reason=WITHOUT)
+    from ray.cluster_utils import Cluster
+
+    cluster = _started(Cluster)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**SMALL)
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _started(make: Any, tries: int = 3) -> Any:
+    """A head; on a busy machine it may not be up within the time that Ray gives it."""
+    for number in range(1, tries + 1):
+        try:
+            return make(initialize_head=True, head_node_args=SMALL | {"include_dashboard": False})
+        except Exception:
+            if number == tries:
+                raise
+    raise AssertionError
+
+
+def wait_until(there: Any, seconds: float = 60.0) -> None:
+    """Waits until something is so."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+class Failing(Parted):
+    """Cannot read the second unit of checkpoint ``c2``."""
+
+    def part(self, item: Any, unit: Any) -> str:
+        if item.label == "c2" and unit.start == 2:
+            raise OSError("the disk that holds c2 is gone")
+        return super().part(item, unit)
+
+
+class Slow(Parted):
+    """Takes a while for each unit, and says where it is."""
+
+    def part(self, item: Any, unit: Any) -> str:
+        time.sleep(0.3)
+        return super().part(item, unit)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {
+        file.relative_to(out).as_posix(): file.read_bytes()
+        for file in sorted(out.rglob("*"))
+        if file.is_file()
+    }

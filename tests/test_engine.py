@@ -1,0 +1,188 @@
+"""Probing on a Ray cluster of several nodes gives the same bytes as one process, whatever is lost on the way."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memprobe import engine as engines
+from memprobe import prober
+from memprobe.cluster import Engine, Resources, bytes_of, connect, parse_engine
+from memprobe.errors import MemprobeError
+from memprobe.factoids import make_factoid
+from memprobe.probes import open_probe
+from memprobe.probing import probe
+from tests.clusters import Failing, Slow, cluster_of, files_of, wait_until
+from tests.tiny import save_tiny
+
+FACTS = [
+    make_factoid(f"The river of {name} is the", answer, "test", relation="river", id=f"f{number:02}")
+    for number, (name, answer) in enumerate(
+        (name + tail, answer)
+        for name in ("Oria", "Selva", "Tolm", "France")
+        for tail, answer in (("", "Lunn"), (" the old", "Brack"), (", hot and cold", "Ister"))
+    )
+]
+LABELS = ["c1", "c2", "c3", "c4"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with cluster_of(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    return [f"{name}={save_tiny(folder / name, seed=seed)}" for seed, name in enumerate(LABELS)]
+
+
+def asked(out, **options):
+    return {"factoids": FACTS, "out": out, "batch_size": 2, "device": "cpu"} | options
+
+
+@pytest.fixture(scope="module")
+def here(four, tmp_path_factory):
+    """The files of the same probe in one process."""
+    out = tmp_path_factory.mktemp("here") / "probe"
+    on_ray(four, out)
+    return files_of(out)
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch):
+    monkeypatch.setattr(prober, "UNIT", 4)
+
+
+def on_ray(four, out, **options):
+    """In half precision, so that one checkpoint is held against fp32, and with all that can be asked for."""
+    more = {"lenses": ["logit", "logit@c1"], "dtype": "bfloat16", "attributions": True}
+    return probe(four, **asked(out), **more, **options)
+
+
+def test_a_cluster_gives_the_same_bytes_also_where_nodes_share_a_storage_alone(cluster, four, here, tmp_path):
+    told = []
+    storage = tmp_path / "storage"
+    out = tmp_path / "probe"
+    engine = Engine(storage=f"file://{storage}")
+    on_ray(four, out, engine=engine, progress=lambda *what: told.append(what))
+    assert files_of(out) == here and not list(storage.rglob("*.parquet"))
+    assert {label for label, done, every in told if done == every == len(FACTS)} == set(LABELS)
+
+
+def test_a_lost_node_costs_time_only(cluster, four, here, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "Parted", Slow)
+    out = tmp_path / "probe"
+    lost = []
+
+    def tell(label: str, done: int, every: int) -> None:
+        if not lost and done >= 4:
+            lost.append(label)
+            cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+
+    try:
+        on_ray(four, out, engine=Engine(), progress=tell)
+    finally:
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    assert lost and files_of(out) == here
+
+
+def test_a_killed_driver_goes_on(cluster, four, here, tmp_path):
+    out = tmp_path / "probe"
+    script = (
+        "import sys; from memprobe import engine, prober; from memprobe.probing import probe; "
+        "from tests import test_engine as t; from tests.clusters import Slow; "
+        "prober.UNIT = 4; engine.Parted = Slow; t.on_ray(sys.argv[2:], sys.argv[1], engine=t.Engine())"
+    )
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script, str(out), *four], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: driver.poll() is not None or list(out.glob("parts/*/outcomes-*.parquet")), 240)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        said = driver.communicate()[1]
+    assert driver.returncode == -signal.SIGKILL, said.decode()[-2000:]
+    assert open_probe(out).finished != LABELS
+    on_ray(four, out, engine=Engine())
+    assert files_of(out) == here
+
+
+def test_a_unit_that_fails_three_times_is_named_and_the_others_finish(
+    cluster, four, here, tmp_path, monkeypatch
+):
+    out = tmp_path / "probe"
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "Parted", Failing)
+        with pytest.raises(MemprobeError) as error:
+            on_ray(four, out, engine=Engine())
+    said = str(error.value)
+    assert "1 of 4 checkpoints" in said and "\n" not in said
+    assert "c2: batches 3 to 4: failed 3 times: the disk that holds c2 is gone" in said
+    assert open_probe(out).finished == ["c1", "c3", "c4"]
+    on_ray(four, out, engine=Engine())
+    assert files_of(out) == here
+
+
+def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+    line = next(
+        line for line in page.splitlines() if line.startswith("memprobe layers --ckpt 'checkpoints/*'")
+    )
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("one", "two")):
+        save_tiny(tmp_path / "checkpoints" / name, seed=seed)
+    rows = [{"id": fact.id, "prompt": fact.prompt, "answer": fact.answer} for fact in FACTS]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*shlex.split(line)[1:], "--keep-residuals", "0,3"]
+    code, _, said = cli(*words)
+    assert code == 0, said
+    at = words.index("--engine")
+    code, _, said = cli(*words[:at], *words[at + 2 :], "--out", "probes/here")
+    assert code == 0, said
+    found, alone = files_of(Path("probes/all")), files_of(Path("probes/here"))
+    assert found.keys() == alone.keys() and "report.html" in found
+    assert all(found[name] == alone[name] for name in found if name != "report.html")  # which has a date
+    assert open_probe("probes/all").finished == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "resources", "said"),
+    [
+        ("dask", None, "--engine dask: ray, or ray://HOST:PORT"),
+        ("ray", "gpus=two", "gpus=two: no number"),
+        ("ray", "tpus=1", "write gpus=1,cpus=4,memory=40GiB"),
+        ("ray", "actors=0", "a whole number from 1"),
+        ("ray", "memory=much", "a size such as 40GiB"),
+    ],
+)
+def test_what_an_engine_cannot_be(text, resources, said):
+    with pytest.raises(MemprobeError, match=said):
+        parse_engine(text, resources)
+
+
+def test_what_an_actor_takes():
+    made = parse_engine("ray://head:1", "gpus=2, cpus=1.5,memory=2GiB,actors=3", "s3://bucket/x")
+    assert made == Engine("ray://head:1", Resources(2, 1.5, 2 * 2**30), 3, "s3://bucket/x")
+    assert (bytes_of("500MB"), bytes_of("1.5KiB"), bytes_of("7")) == (500 * 10**6, 1536, 7)
+
+
+def test_models_in_memory_stay_here(four, tmp_path):
+    from memprobe.models import load
+
+    with pytest.raises(MemprobeError, match="a model in memory stays in this process"):
+        probe([load(four[0])], **asked(tmp_path / "probe"), engine=Engine())
+
+
+def test_without_ray_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MemprobeError, match=r"needs the extra `cluster`"):
+        connect("ray")

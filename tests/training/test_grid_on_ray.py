@@ -1,0 +1,131 @@
+"""A grid on a Ray cluster of several nodes gives what one process gives, whatever is lost on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from memprobe.cluster import Engine
+from tests.clusters import cluster_of, files_of, wait_until
+from tests.training.grids import write
+from tests.training.runs import ROOT
+from training.grid import on_ray, read_grid, run_grid, run_on_ray
+
+BREAKS = """
+from pathlib import Path
+from memprobe.errors import MemprobeError
+
+def look(run):
+    # Every try leaves a mark; the naive cell breaks as long as the file "broken" stands beside the grid.
+    beside = Path(__file__).parent
+    with (beside / run.name).open("a") as file:
+        file.write("x")
+    if run.name.startswith("naive") and (beside / "broken").exists():
+        raise MemprobeError("the disk is full")
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with cluster_of(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def here(tiny_checkpoint, tmp_path_factory):
+    """The grid file, and what one process leaves."""
+    folder = tmp_path_factory.mktemp("grid")
+    path = write(folder, tiny_checkpoint, arms='["naive", "replay"]', seeds="[0]", epochs=2, keep="weights")
+    text = path.read_text().replace("[recipe.optimiser]", "[recipe.resources]\ncpus = 1\n[recipe.optimiser]")
+    path.write_text(text)
+    assert run_grid(read_grid(path), path, folder / "out", quiet=True) == []
+    return path, left_in(folder / "out")
+
+
+def left_in(out: Path) -> dict[str, object]:
+    """What a grid leaves, but for seconds and for logs that tell of them."""
+    found: dict[str, object] = {}
+    for name, content in files_of(out).items():
+        if name.rpartition("/")[2] in ("log.txt", "metrics.jsonl", ".lock") or name.startswith("."):
+            continue
+        content = content.replace(str(out).encode(), b"OUT")  # specs name the folder
+        found[name] = without_seconds(json.loads(content)) if name.endswith(".json") else content
+    return found
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        kept = {key: one for key, one in value.items() if "second" not in key and key != "commit"}
+        return {key: without_seconds(one) for key, one in kept.items()}
+    return [without_seconds(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_grid_on_a_cluster_that_loses_a_node(cluster, here, tmp_path, monkeypatch):
+    path, wanted = here
+    out = tmp_path / "out"
+    node = list(cluster.worker_nodes)[-1]
+    first_cells = on_ray._Tasks._with_base
+
+    def lose():
+        wait_until(lambda: list(out.glob("runs/*/*/*/memprobe.json")), 240)
+        cluster.remove_node(node, allow_graceful=False)
+
+    def begins(self, left):  # just before the tasks are handed out
+        threads.append(threading.Thread(target=lose))
+        threads[0].start()
+        return first_cells(self, left)
+
+    threads = []
+    monkeypatch.setattr(on_ray._Tasks, "_with_base", begins)
+    try:
+        assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
+    finally:
+        threads[0].join()
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    assert left_in(out) == wanted
+
+
+def test_a_killed_driver_goes_on(cluster, here, tmp_path):
+    path, wanted = here
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out), "--engine", "ray"]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    driver = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: driver.poll() is not None or list(out.glob("runs/*/*/1-a/memprobe.json")), 300)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        said = driver.communicate()[1]
+    assert driver.returncode == -signal.SIGKILL, said.decode()[-2000:]
+    assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
+    assert left_in(out) == wanted
+
+
+def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(cluster, here, tmp_path, monkeypatch):
+    path, wanted = here
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    (tmp_path / "broken").write_text("")
+    grid = read_grid(path).model_copy(update={"after": "breaks:look"})
+    monkeypatch.syspath_prepend(tmp_path)
+    import ray
+
+    out = tmp_path / "out"
+    # Workers look for modules where this process does; those that run already were told before.
+    ray.shutdown()
+    ray.init(
+        address=cluster.address,
+        logging_level="error",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": f"{tmp_path}:{ROOT}"}},
+    )
+    broken = run_on_ray(grid, path, out, engine=Engine(), quiet=True)
+    assert broken == ["a-b-n4/naive-s0: failed 3 times: the disk is full"]
+    assert (tmp_path / "naive-s0").read_text() == "xxx" and (tmp_path / "replay-s0").read_text() == "x"
+    (tmp_path / "broken").unlink()
+    assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
+    assert left_in(out) == wanted

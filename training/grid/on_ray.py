@@ -1,0 +1,232 @@
+"""A grid on a Ray cluster: every stage is a task that waits for the stage before it.
+
+    stage 1 of a prefix ──> stage 2 of a cell, then its probe        Ray places, tries again, and shows them
+                                └─ this process joins the probe, says how the cell ended, drops weights
+
+A task takes the resources that its recipe names; ``launch`` starts its processes within it. All nodes reach the grid's
+directory. A task that is lost with its node is run again on another and goes on from its last state; one that fails
+three times is named, with the cells that wait for it, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memprobe.cluster import Engine, bytes_of, connect
+from memprobe.engine import TRIES, stand_in
+from memprobe.errors import MemprobeError
+from memprobe.files import first_line
+from training.data import prepare
+from training.grid.cells import Cell, Node, cells_of
+from training.grid.claims import only_command
+from training.grid.file import Grid
+from training.grid.probing import has_base, join_cell
+from training.grid.work import (
+    LOG,
+    after_of,
+    directory,
+    drop_weights,
+    end_cell,
+    has_ended,
+    is_done,
+    look_at,
+    start_grid,
+    train,
+)
+from training.memory import Memory
+from training.recipe import Resources
+from training.run_log import RunLog
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every task is told."""
+
+    grid: Grid
+    path: Path
+    out: Path
+    data_dir: Path | None
+    where: str
+
+    def report(self) -> RunLog:
+        return RunLog(None, quiet=True)  # this process tells of it
+
+    def stage(self, node: Node, cell: Cell | None, with_base: bool, *_before: None) -> float:
+        """Trains a stage, unless it is there, and probes the cell that ends with it; seconds of the probe."""
+        after = after_of(self.grid, self.path)
+        memory, report = Memory(), self.report()
+        prepared = train(self.grid, node, self.out, memory, report, data_dir=self.data_dir, quiet=True)
+        if cell is None:
+            return 0.0
+        return look_at(self.grid, cell, self.out, after, prepared, memory, report, with_base=with_base)
+
+    def base(self, cell: Cell) -> float:
+        """Probes the base model alone, as it would be beside a cell."""
+        from training.grid.probing import probe_cell
+
+        memory, report = Memory(), self.report()
+        prepared = prepare(
+            cell.node.recipe,
+            directory(self.out, cell.node),
+            lambda: memory.lens_model(*_base_of(cell)),
+            data_dir=self.data_dir,
+            asked=self.out / ".asked",
+        )
+        return probe_cell(
+            cell,
+            {},
+            self.out,
+            prepared,
+            memory,
+            report,
+            base_readout=self.grid.base_readout,
+            with_base=True,
+            n=self.grid.probe_n,
+        )
+
+
+def _base_of(cell: Cell) -> tuple[Any, Any]:
+    import torch
+
+    from memprobe.checkpoints import resolve
+
+    recipe = cell.node.recipe
+    return resolve(recipe.base), getattr(torch, recipe.precision.save_dtype)
+
+
+def run_on_ray(
+    grid: Grid,
+    path: Path,
+    out: Path,
+    *,
+    engine: Engine,
+    data_dir: Path | None = None,
+    quiet: bool = False,
+) -> list[str]:
+    """Trains, probes and evaluates every cell that is not there yet, on a cluster.
+
+    Args:
+        path: of the grid file.
+        out: the grid's directory, which all nodes reach.
+
+    Returns:
+        One line for each cell that could not be trained; the others are there.
+
+    Raises:
+        MemprobeError: bad input before anything is trained, a directory in use or that cannot be written, or no
+            cluster.
+    """
+    out = out.resolve()
+    data_dir = None if data_dir is None else data_dir.resolve()
+    cells = cells_of(grid, path)
+    after_of(grid, path)
+    start_grid(path, out)
+    with only_command(out):
+        ray, own = connect(engine.address)
+        try:
+            work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()))
+            return _Tasks(ray, engine, work, cells, RunLog(out / LOG, quiet=quiet)).run()
+        finally:
+            if own:
+                ray.shutdown()
+
+
+class _Tasks:
+    """The tasks of a grid: handed to Ray at once, ended here as they come back."""
+
+    def __init__(self, ray: Any, engine: Engine, work: _Work, cells: Sequence[Cell], report: RunLog):
+        self.ray, self.engine, self.work, self.cells, self.report = ray, engine, work, cells, report
+        self.told = ray.put(work)
+        self.gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
+        self.stages: dict[str, Any] = {}  # by the name of a node
+        self.broken: dict[str, str] = {}
+
+    def run(self) -> list[str]:
+        """Until every cell has ended or broken."""
+        out, cells = self.work.out, self.cells
+        left = [cell for cell in cells if not is_done(out, cell)]
+        self.report.say(f"{out}: {len(cells)} cells, {len(cells) - len(left)} done before; on Ray")
+        ends = {node.name: cell for cell in left for node in [cell.node]}
+        with_base = self._with_base(left)
+        running = {self._submit(cell.node, ends, with_base): cell for cell in left}
+        try:
+            while running:
+                (ref,), _ = self.ray.wait(list(running), num_returns=1)
+                self._end(running.pop(ref), ref)
+                drop_weights(cells, out)
+        except BaseException:
+            for ref in [*self.stages.values(), *running]:
+                self.ray.cancel(ref, force=True)
+            raise
+        self._missing_bases()
+        drop_weights(cells, out)
+        done = sum(is_done(out, cell) for cell in cells)
+        self.report.say(f"{out}: {done} of {len(cells)} cells are done; python -m training report {out}")
+        return list(self.broken.values())
+
+    def _with_base(self, left: Sequence[Cell]) -> set[str]:
+        """The cells beside which a set-up's base model is probed: its first."""
+        first: dict[str, str] = {}
+        for cell in left:
+            if not has_base(self.work.out, cell.node.setup):
+                first.setdefault(cell.node.setup, cell.node.name)
+        return set(first.values())
+
+    def _submit(self, node: Node, ends: dict[str, Cell], with_base: set[str]) -> Any:
+        """The task of a stage, after those of the stages before it."""
+        if node.name not in self.stages:
+            before = []
+            if node.parent is not None and not has_ended(self.work.out, node.parent):
+                before = [self._submit(node.parent, ends, with_base)]
+            self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
+                self.told, "stage", node, ends.get(node.name), node.name in with_base, *before
+            )
+        return self.stages[node.name]
+
+    def _task(self, node: Node, method: str, name: str) -> Any:
+        asked = node.recipe.resources or Resources()
+        gpus = asked.gpus if asked.gpus is not None else float(self.gpus)
+        options = {
+            "num_cpus": asked.cpus,
+            "num_gpus": gpus,
+            "max_retries": TRIES - 1,
+            "retry_exceptions": True,
+        }
+        if asked.memory is not None:
+            options["memory"] = bytes_of(asked.memory)
+        return self.ray.remote(_call).options(
+            name=name if method == "stage" else f"{name} {method}", **options
+        )
+
+    def _end(self, cell: Cell, ref: Any) -> None:
+        name = cell.node.name
+        try:
+            seconds = self.ray.get(ref)
+            end_cell(cell, self.cells, self.work.out, seconds, self.report)
+        except (self.ray.exceptions.RayError, MemprobeError) as error:
+            cause = getattr(error, "cause", None)
+            why = first_line(cause if isinstance(cause, Exception) else error)
+            self.broken[name] = f"{name}: failed {TRIES} times: {why}"
+            self.report.say(self.broken[name])
+
+    def _missing_bases(self) -> None:
+        """Probes the base model of set-ups whose first cell broke."""
+        out = self.work.out
+        open_ = {}
+        for cell in self.cells:
+            setup = cell.node.setup
+            if self.work.grid.probe and is_done(out, cell) and not has_base(out, setup):
+                open_.setdefault(setup, cell)
+        for cell in open_.values():
+            task = self._task(cell.node, "base", cell.node.setup)
+            self.ray.get(task.remote(self.told, "base", cell))
+            join_cell(cell, self.cells, out)
+
+
+def _call(work: _Work, method: str, *arguments: Any) -> float:
+    """A task's body."""
+    stand_in(work.where)
+    return getattr(work, method)(*arguments)
