@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks fits test fuzz lint types docs check bench clean
+.PHONY: help setup demo demo-training notebooks fits fits-gemma test fuzz lint types docs check bench clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -46,6 +46,7 @@ notebooks: demo demo-training  ## Run the notebooks in analyses/ on the demos, a
 
 # Sizes that two idle cores fit in some 20 minutes each; a Jacobian costs a backward pass for every coordinate.
 FIT := $(BIN)/memprobe fit --ckpt smollm2-135m --texts generic --held-out 8
+FIT_GEMMA := $(BIN)/memprobe fit --ckpt gemma3-270m --texts generic --held-out 8
 fits: setup  ## Fit lenses to SmolLM2-135M and read the built-in facts with them (MEMPROBE_DATA_DIR: the folder with generic_text.jsonl)
 	$(FIT) --kind linear --length 64 --tokens 24000 --out lenses/linear
 	$(FIT) --kind tuned --length 64 --tokens 12000 --steps 4 --out lenses/tuned
@@ -53,6 +54,16 @@ fits: setup  ## Fit lenses to SmolLM2-135M and read the built-in facts with them
 	$(BIN)/memprobe layers --ckpt smollm2-135m --factoids known --out probes/lenses --lens logit \
 		--lens linear=lenses/linear --lens tuned=lenses/tuned --lens jacobian=lenses/jacobian
 	$(BIN)/python analyses/lenses/tables.py probes/lenses lenses/linear lenses/tuned lenses/jacobian
+	$(BIN)/memprobe figures probes/lenses --only lenses --out figures/lenses --format png
+	$(BIN)/python analyses/run_notebooks.py 09
+
+fits-gemma: setup  ## The same with Gemma-3-270M (hours on two cores; its weights must be in the cache of the hub)
+	$(FIT_GEMMA) --kind linear --length 64 --tokens 12000 --out lenses/gemma-linear
+	$(FIT_GEMMA) --kind tuned --length 64 --tokens 4000 --steps 4 --out lenses/gemma-tuned
+	$(FIT_GEMMA) --kind jacobian --length 48 --tokens 96 --out lenses/gemma-jacobian
+	$(BIN)/memprobe layers --ckpt gemma3-270m --factoids known --out probes/lenses-gemma --lens logit \
+		--lens linear=lenses/gemma-linear --lens tuned=lenses/gemma-tuned --lens jacobian=lenses/gemma-jacobian
+	$(BIN)/python analyses/lenses/tables.py probes/lenses-gemma lenses/gemma-linear lenses/gemma-tuned lenses/gemma-jacobian
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -78,6 +78,7 @@ def pages() -> dict[str, str]:
         ),
         "findings/study-500.md": study_500(),
         "findings/cost.md": costs(),
+        "findings/lenses-tables.md": lenses_tables(),
         "gallery.md": gallery(),
         "reference/statistics.md": statistics(),
     }
@@ -129,6 +130,57 @@ def study_500() -> str:
     seeds = cells.group_by("arm").agg(pl.col("seed").n_unique())["seed"].max()
     pilot = pl.read_csv(folder / "pilot.csv")
     return STUDY_500.format(seeds=seeds, cells=markdown(shown), pilot=markdown(pilot))
+
+
+LENSES = """# Lenses: the stored tables
+
+From `analyses/lenses`, made by `make fits`. Depths are means over facts, never counted as one depth further than there
+are, with 95 % intervals over facts; *net* is minus shuffled answers; *agree*, the share of facts placed within two
+depths of the Logit Lens; *floor*, how far apart two fits on halves of a lens's corpus place the mean, and a fact.
+
+{known}
+
+## On held-out text
+
+KL to the model's own output by depth, in nats, of each fitted lens and of the Logit Lens on the same text.
+
+{held_out}
+"""
+
+
+def lenses_tables() -> str:
+    """Where the built-in facts surface by each lens, and how well each fitted lens predicts held-out text."""
+    import json
+
+    import polars as pl
+
+    folder = ROOT / "analyses" / "lenses"
+    known = pl.read_csv(folder / "known.csv")
+
+    def ends(name: str) -> pl.Expr:
+        return pl.format("{} [{}, {}]", *(pl.col(f"{name}{end}").round(1) for end in ("", "_low", "_high")))
+
+    shown = known.select(
+        pl.col("checkpoint").alias("model"),
+        "lens",
+        "k",
+        ends("lof").alias("mean first occurrence"),
+        pl.col("chance").round(1).alias("of shuffled answers"),
+        ends("net").alias("net"),
+        ends("difference").alias("less the Logit Lens"),
+        pl.format("{} %", (100 * pl.col("agree")).round(0)).alias("agree"),
+        pl.format("{}, {}", pl.col("floor_mean").round(2), pl.col("floor").round(2)).alias("floor"),
+    )
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        rows += [
+            {"model": about["model"], "lens": about["kind"], "tokens": about["corpus"]["tokens"]}
+            | {"depth": at["depth"], "KL": round(at["kl"], 2), "Logit Lens": round(at["logit_kl"], 2)}
+            for at in about["depths"]
+            if at["depth"] % 6 == 0 or at["depth"] == about["n_layers"] - 1
+        ]
+    return LENSES.format(known=markdown(shown), held_out=markdown(pl.DataFrame(rows)))
 
 
 def markdown(table: Any) -> str:

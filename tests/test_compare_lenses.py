@@ -9,6 +9,8 @@ import torch
 
 from memprobe.compare import compare, read_comparison
 from memprobe.factoids import make_factoid
+from memprobe.figures import redraw
+from memprobe.files import read_json
 from memprobe.fitted import floor_of
 from memprobe.lens_files import AffineMap, write_about, write_maps
 from memprobe.models import wrap
@@ -242,3 +244,26 @@ def test_floors_are_known_where_they_were_measured(made):
     assert floor_of(made, "linear", k=K).lof == 0.5
     for lens, k, token in (("logit", K, "first"), ("linear", 3, "first"), ("linear", K, "all")):
         assert floor_of(made, lens, k=k, token=token).lof is None
+
+
+def test_curves_of_several_lenses_in_one_figure(made, tables, tmp_path, cli):
+    """What is drawn is what the tables say, with the floor of the fitted lens in the legend."""
+    asked = ["figures", made.path, "-k", K, "--draws", 200, "--format", "svg", "--out", tmp_path]
+    code, _, told = cli(*asked, "--only", "lenses", "--only", "contributions")
+    assert code == 0, told
+    data = {name: read_json(tmp_path / f"{name}.json")["data"] for name in ("lenses", "contributions")}
+    assert data["lenses"]["recall"] == tables["lenses_by_depth"]["recall"].to_list()
+    assert data["contributions"]["value"] == pytest.approx(tables["contributions"]["net"].to_list())
+    figure = redraw(tmp_path / "lenses.json")
+    lines = {line.get_gid(): line.get_ydata() for axes in figure.axes for line in axes.lines}
+    for label, lens in itertools.product("ab", LENSES):
+        rows = tables["lenses_by_depth"].filter(checkpoint=label, lens=lens)
+        np.testing.assert_allclose(lines[f"{label}/{lens}/line"], rows["recall"])
+        np.testing.assert_allclose(lines[f"{label}/{lens}/chance"], rows["chance"])
+    words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert "linear (floor 0.25 depths)" in words and "logit" in words
+    code, _, told = cli(*asked, "--only", "recall", "--lens", "linear", "--position", "subject")
+    assert code == 0 and "Its floor" in told, told
+    stored = read_json(tmp_path / "recall.json")
+    assert "--lens linear --position subject" in stored["command"]
+    assert "floor" in stored["settings"]["view"][0]

@@ -75,6 +75,7 @@ def probes(tmp_path_factory):
         "FIGURES": str(drawn),
         "RESULTS": str(folder / "instruments"),
         "PATCHES": str(write_patched(folder / "patches")),
+        "LENSES": str(shutil.copytree(FOLDER / "lenses", folder / "lenses")),
         "FIGURE": str(folder / "instruments" / "found.png"),
     }
 
@@ -109,7 +110,7 @@ def test_they_are_numbered_in_order():
 def test_it_runs_on_other_probes(path, probes):
     notebook = nbformat.read(path, as_version=4)
     names = {name for name in probes if re.search(rf"^{name} =", parameters(notebook).source, re.M)}
-    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS", "PATCHES"}
+    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS", "LENSES", "PATCHES"}
     done = executed(notebook, FOLDER, **{name: probes[name] for name in names})
     assert any("image/png" in output.get("data", {}) for cell in code(done) for output in cell.outputs)
     assert "on other data" in done.cells[0].source

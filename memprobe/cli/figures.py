@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import Draws, TokenRule, TopK
+from memprobe.cli.options import Draws, ProbesLens, ProbesPosition, TokenRule, TopK
 from memprobe.cli.terminal import echo
 
 _NAMES = (
-    "recall, frequency, lof, survival, heatmap, differences, spread, kept, steps (of probes and comparisons); "
+    "recall, frequency, lof, survival, heatmap, differences, spread, kept, steps, lenses, "
+    "contributions (of probes and comparisons); "
     "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, interference (of training runs); "
     "restoration, grafts (of patches)"
 )
@@ -42,6 +43,8 @@ def figures_command(
     ] = None,
     top_k: TopK = 10,
     token: TokenRule = "first",
+    lens: ProbesLens = None,
+    position: ProbesPosition = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -78,6 +81,8 @@ def figures_command(
         reference=reference,
         k=top_k,
         token=token,
+        lens=lens,
+        position=position,
         width=width,
         formats=[name.strip() for name in formats.split(",")],
         draws=draws,

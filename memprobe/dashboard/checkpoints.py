@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from memprobe import plots, wording
-from memprobe.dashboard import explorer
+from memprobe.dashboard import explorer, lenses
 from memprobe.dashboard.chains import from_reference, pairs_of, paths_of
 from memprobe.dashboard.embedding import embedded, figure_json, joined
 from memprobe.dashboard.rules import UnderRule
@@ -45,6 +45,7 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     arms: dict[str, dict[str, Any]] = {}
     answer: dict[str, dict[str, list[str]]] = {}
     occurrence = []
+    by_lens: dict[str, dict[str, list[list[str]]]] = {}
     for rule in TOKEN_RULES:
         ruled = readings.under(token=rule)
         under = UnderRule(ruled, paths, followed, pairs)
@@ -57,6 +58,9 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
                 explorer.depth_columns(Occurrence.of(ruled[label].everyone, k), chosen["id"].to_list())
                 for label in labels
             ]
+            if lenses.has_room(readings):
+                drawn, by_lens.setdefault(rule, {})[str(k)] = lenses.lenses_room(ruled.under(k=k))
+                found.figures.update(drawn)
             for name, figure in found.figures.items():
                 figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = embedded(figure_json(figure))
     blocks |= {f"{prefix}{name}": joined(by_rule) for name, by_rule in figures.items()}
@@ -71,6 +75,11 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     run = readings.run_json
     entry = {
         "name": one.name,
+        "family": one.family,
+        "lens": readings.lens,
+        "position": readings.members[0].probe.position,
+        "lenses": by_lens or None,
+        "lensed": labels[: lenses.MOST],
         "prefix": prefix,
         "subtitle": asked_how(one),
         "checkpoints": [

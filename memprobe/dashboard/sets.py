@@ -17,12 +17,14 @@ class Set:
     """Checkpoints that the page shows beside each other.
 
     Attributes:
-        name: short, of what was asked.
+        name: short, of what was asked, through which lens and where.
+        family: the same for all lenses and positions of what was asked.
         readings: at the probes' own top-k and token rule.
         waiting: labels of checkpoints that have no records yet.
     """
 
     name: str
+    family: str
     readings: Readings
     waiting: list[str]
 
@@ -45,14 +47,15 @@ def sets_of(
     """
     groups = asked_alike(probes)
     sets = []
-    for group, name in zip(groups, _names([group[0] for group in groups]), strict=True):
+    firsts = [group[0] for group in groups]
+    for group, name, family in zip(groups, _names(firsts), _families(firsts), strict=True):
         present = [probe for one in group if (probe := with_records(one, say)).checkpoints]
         if present:
             begun = {(probe.path, label) for probe in present for label in probe.checkpoints}
             waiting = [
                 label for probe in group for label in probe.checkpoints if (probe.path, label) not in begun
             ]
-            sets.append(Set(name, _read(present, fixed, reference, draws, say), waiting))
+            sets.append(Set(name, family, _read(present, fixed, reference, draws, say), waiting))
     if reference and not any(reference in one.readings.labels for one in sets):
         known = [label for one in sets for label in one.readings.labels]
         raise MemprobeError(
@@ -91,6 +94,25 @@ def _read(
         if unfinished := [label for label in probe.checkpoints if label not in probe.finished]:
             say(f"{probe.path}: {', '.join(unfinished)} not finished, and left out")
     return opened(ended)
+
+
+def _families(probes: Sequence[Probe]) -> list[str]:
+    """A name for each set that those share which differ in lens, readout or position alone."""
+    keys = [
+        (
+            setup_of(probe.path),
+            probe.run["factoids"]["hash"],
+            probe.run["template"],
+            probe.run["tokenisation"],
+        )
+        for probe in probes
+    ]
+    alone = {key: _names([probes[keys.index(key)]])[0] for key in keys}
+    several = list(alone.values())
+    return [
+        alone[key] if several.count(alone[key]) == 1 else f"{alone[key]} ({list(alone).index(key) + 1})"
+        for key in keys
+    ]
 
 
 def _names(probes: Sequence[Probe]) -> list[str]:

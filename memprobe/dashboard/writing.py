@@ -91,7 +91,12 @@ def dashboard_text(
     fixed = [in_another_readout(one) for one in fixed_readout]
     second = {(probe.path.resolve(), probe.lens) for probe in fixed}
     trained = cells_by_setup(study)
-    views = [view for probe in study.probes for view in probe.views()]
+    views = [
+        view.under(position=position)
+        for probe in study.probes
+        for position in probe.positions
+        for view in probe.views()
+    ]
     shown = [
         without_failed_cells(view, trained, say)
         for view in views

@@ -2,7 +2,7 @@
 :mod:`memprobe.compare`.
 
     probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept,
-                                          steps
+                                          steps, lenses, contributions
     training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
 """
 
@@ -26,7 +26,10 @@ MOST_LINES = 6
 """In one panel: as many as there are colours."""
 MOST_ROWS = 24
 """Checkpoints below each other, before a figure tells them by arm or by stage."""
-NAMES = ("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept", "steps")
+NAMES = (
+    *("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept", "steps"),
+    *("lenses", "contributions"),
+)
 """Figures of a comparison."""
 _NEVER = "no answer occurs at any depth"
 
@@ -77,6 +80,8 @@ def of_comparison(
         "frequency": frequency,
         "lof": lambda: _first_occurrence(tables, made, order),
         "survival": survival,
+        "lenses": lambda: _lenses(tables),
+        "contributions": lambda: _contributions(tables),
         "heatmap": lambda: _heatmap(tables["curves"], made, settings.get("base")),
         "differences": lambda: _differences(tables, settings),
         "spread": lambda: _spread(tables, settings),
@@ -175,6 +180,27 @@ def _in_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _after(row: Mapping[str, Any]) -> str:
     return f"after stage {row['stage']}" if row["stage"] else "trained"
+
+
+def _lenses(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
+    """[checkpoint, lens, depth, recall, recall_low, recall_high, chance, floor_mean]"""
+    curves = tables["lenses_by_depth"]
+    if curves["lens"].n_unique() < 2:
+        return "read through one lens only"
+    floors = tables["lenses"].select("checkpoint", "lens", "floor_mean")
+    columns = ("checkpoint", "lens", "depth", "recall", "recall_low", "recall_high", "chance", "floor_mean")
+    return curves.join(floors, on=["checkpoint", "lens"], how="left", maintain_order="left").select(columns)
+
+
+def _contributions(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
+    """[checkpoint, part, depth, value, low, high, net]: net of shuffled answers where all have them."""
+    found = tables["contributions"]
+    if found.is_empty():
+        return "there are no attributions (memprobe layers --attributions)"
+    net = found["net"].is_not_null().all()
+    value = {"value": "net", "low": "net_low", "high": "net_high"} if net else {"value": "logit"}
+    named = [pl.col(old).alias(new) for new, old in ({"low": "low", "high": "high"} | value).items()]
+    return found.select("checkpoint", "part", "depth", *named, net=pl.lit(net))
 
 
 def _laid_out(table: pl.DataFrame, layout: pl.DataFrame) -> pl.DataFrame:

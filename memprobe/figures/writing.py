@@ -27,6 +27,7 @@ from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, draw_stored, read_figure
 from memprobe.files import csv_text, replacing, write_json, write_text
+from memprobe.fitted import notes_on_view
 from memprobe.members import members_of
 from memprobe.patches import Patches
 from memprobe.probes import Probe
@@ -98,6 +99,8 @@ def write_figures(
     reference: str | None = None,
     k: int = 10,
     token: str = "first",
+    lens: str | None = None,
+    position: str | None = None,
     width: int | None = None,
     formats: Sequence[str] = ("pdf", "png"),
     draws: int = DRAWS,
@@ -112,6 +115,7 @@ def write_figures(
         only: names of figures; all of them where empty.
         reference: label that differences are taken from, where a probe has it.
         k, token: what counts as holding an answer, where records are read; a ``comparison.json`` has its own.
+        lens, position: which of those that the probes were read with; by default the first.
         width: millimetres, one of :data:`~memprobe.figures.look.WIDTHS`; ``None`` is 89, or as a JSON file says.
         formats: some of :data:`FORMATS`.
         draws: of the bootstrap.
@@ -140,7 +144,14 @@ def write_figures(
             again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
             files += _write(draw_stored(again, path), again, Path(out), path.stem, formats)
     if folders:
-        asked = {"reference": reference, "k": k, "token": token, "draws": draws, "width": width or WIDTHS[0]}
+        asked: dict[str, Any] = {
+            "reference": reference,
+            "k": k,
+            "token": token,
+            "draws": draws,
+            "width": width or WIDTHS[0],
+        }
+        asked |= {"lens": lens, "position": position}
         command = _command(folders, out, asked, formats)
         for drawing in _drawings(open_study(folders), wanted, asked, say):
             only = f"{command} --only {drawing.name}"
@@ -214,7 +225,8 @@ def _command(
     paths: Sequence[str | Path], out: str | Path, asked: dict[str, Any], formats: Sequence[str]
 ) -> str:
     parts = ["memprobe", "figures", *map(str, paths), "--out", str(out)]
-    parts += ["--reference", asked["reference"]] if asked["reference"] else []
+    for name in ("reference", "lens", "position"):
+        parts += [f"--{name}", asked[name]] if asked[name] else []
     parts += ["--k", str(asked["k"]), "--token", asked["token"], "--draws", str(asked["draws"])]
     return shlex.join([*parts, "--width", str(asked["width"]), "--format", ",".join(formats)])
 
@@ -277,7 +289,7 @@ def of_retention(
 
 def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     cells = cells_by_setup(study)
-    read = [view for probe in study.probes for view in _in_each_readout(probe)]
+    read = [view for probe in study.probes for view in _in_each_readout(_viewed(probe, asked))]
     probes = [without_failed_cells(probe, cells, say) for probe in read]
     ended = [probe for one in probes if (probe := with_records(one, say, finished=True)).checkpoints]
     groups = asked_alike(ended)
@@ -347,8 +359,16 @@ def _compared(
             fixed_readout=fixed,
             draws=asked["draws"],
         )
+        told = notes_on_view(group[0])
+        for note in told:
+            say(f"{source or group[0].path}: {note}")
         inputs = [_probe_input(probe) for probe in [*group, *fixed]]
-        yield source, TablesOnDemand(readings), settings_of(readings), inputs
+        yield (
+            source,
+            TablesOnDemand(readings),
+            settings_of(readings) | ({"view": told} if told else {}),
+            inputs,
+        )
 
 
 def _stored(
@@ -366,6 +386,12 @@ def _stored(
                 say(f"{path}: was made with {name} {settings[name]}, and is drawn so")
         source = _slug(path.parent, shared) or "comparison"
         yield source, made, settings, [{"kind": "comparison", "path": _named(path), "sha256": _sha256(path)}]
+
+
+def _viewed(probe: Probe, asked: Mapping[str, Any]) -> Probe:
+    """A probe through the lens and at the position that were asked for."""
+    lens, position = asked.get("lens"), asked.get("position")
+    return probe.under(lens, position) if lens or position else probe
 
 
 def _in_each_readout(probe: Probe) -> list[Probe]:

@@ -13,12 +13,17 @@ function chooseSet(chosen) {
 }
 chooseSet(set);
 
+/** Sets that differ from the one shown in lens, readout or position alone; and the one that tells of all its lenses. */
+const family = () => report.sets.filter((entry) => entry.family === set?.family);
+const lensHome = () => family().find((entry) => entry.position === set.position && entry.lenses);
+
 const ROOMS = [
   ["overview", "Overview", () => set],
   ["curves", "Curves", () => set],
   ["depths", "Depths", () => set],
   ["differences", "Differences", () => set?.against.length || report.comparisons.length],
   ["fates", "Fates", () => set?.chains.length || set?.series.length],
+  ["lenses", "Lenses", () => lensHome()],
   ["patches", "Patches", () => report.patches],
   ["study", "Study", () => report.results.length],
   ["training", "Training", () => report.training],
@@ -89,8 +94,13 @@ function hashFromState() {
 /** Changes the state, the hash and what depends on them. */
 function change(part) {
   if ("set" in part) {
+    const before = set;
     chooseSet(report.sets.find((entry) => entry.name === part.set));
-    const kept = Object.fromEntries(["room", "k", "rule", "measure", "pair"].map((name) => [name, state[name]]));
+    const same = before?.family === set.family;
+    const names = ["room", "k", "rule", "measure", "pair", ...(same ? ["bands", "search", "relation", "fate", "quarter", "factoid", "token"] : [])];
+    const kept = Object.fromEntries(names.map((name) => [name, state[name]]));
+    if (same) kept.checkpoints = [...checkpoints.keys()].filter((label) => state.checkpoints.includes(label));
+    if (!kept.checkpoints?.length) delete kept.checkpoints;
     state = { ...defaults(), ...kept };
     if (!openRooms().includes(state.room)) state.room = openRooms()[0];
     keepHash();
@@ -117,9 +127,19 @@ function buildControls() {
   byId("control").addEventListener("change", (event) => change({ control: event.target.checked }));
   byId("bands").addEventListener("change", (event) => change({ bands: event.target.checked ? "on" : "off" }));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
-  byId("set").append(...report.sets.map(({ name }) => element("option", { value: name }, name)));
-  byId("set").addEventListener("change", (event) => change({ set: event.target.value }));
-  byId("sets").hidden = report.sets.length < 2;
+  const families = [...new Set(report.sets.map((entry) => entry.family))];
+  byId("set").append(...families.map((name) => element("option", { value: name }, name)));
+  byId("set").addEventListener("change", (event) =>
+    change({ set: report.sets.find((entry) => entry.family === event.target.value).name }));
+  byId("sets").hidden = families.length < 2;
+  for (const axis of ["lens", "position"]) {
+    byId(axis).addEventListener("change", (event) => {
+      const wanted = { lens: set.lens, position: set.position, [axis]: event.target.value };
+      const there = family().find((entry) => entry.lens === wanted.lens && entry.position === wanted.position)
+        ?? family().find((entry) => entry[axis] === wanted[axis]);
+      change({ set: there.name });
+    });
+  }
   byId("headline-csv").addEventListener("click", () => download("checkpoints.csv", headlineCsv()));
   const curves = Object.keys(report.training?.curves ?? {});
   byId("measure").append(...segments("measure", curves, (measure) => change({ measure }), curves.map((name) => name.replace("_", " "))));
@@ -171,6 +191,15 @@ function buildSet() {
   byId("fates").replaceChildren(
     ...named("fates-").map((name) => small(name, `Over the steps of ${set.series[name.slice("fates-".length)].name}`)),
     ...named("fate-").map((name) => small(name, set.chains[name.slice("fate-".length)].name)));
+  for (const axis of ["lens", "position"]) {
+    const known = [...new Set(family().map((entry) => entry[axis]))];
+    byId(axis).replaceChildren(...known.map((name) => element("option", { value: name }, name)));
+    byId(axis).value = set[axis];
+  }
+  const home = lensHome();
+  byId("lenses").replaceChildren(...(home?.lensed ?? []).map((label, at) => element("figure", {
+    class: "plot", "data-figure": `lenses-${at}`, "data-prefix": home.prefix, "data-key": "",
+  }, element("figcaption", {}, element("h2", {}, label)))));
   showRun();
   buildFilters();
 }
@@ -192,7 +221,7 @@ function showControls() {
     const all = state.checkpoints.length === set.checkpoints.length;
     byId("chosen-said").textContent = `${all ? "all " : ""}${state.checkpoints.length}${all ? "" : ` of ${set.checkpoints.length}`}`;
   }
-  if (set) byId("set").value = set.name;
+  if (set) byId("set").value = set.family;
 }
 
 function showRoom() {
@@ -205,7 +234,9 @@ function showRoom() {
   }
   for (const field of byId("controls").querySelectorAll("[data-rooms]")) {
     const here = field.dataset.rooms.split(" ").includes(state.room);
-    const empty = { sets: report.sets.length < 2, "against-field": (set?.against.length ?? 0) < 1 }[field.id];
+    const empty = { sets: new Set(report.sets.map((entry) => entry.family)).size < 2,
+      "lens-field": new Set(family().map((entry) => entry.lens)).size < 2,
+      "position-field": new Set(family().map((entry) => entry.position)).size < 2, "against-field": (set?.against.length ?? 0) < 1 }[field.id];
     field.hidden = !here || !(set || field.dataset.rooms === "training") || Boolean(empty);
   }
   byId(`tab-${state.room}`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -342,7 +373,7 @@ async function showFigures() {
         holder.hidden = !chain.checkpoints.slice(1).some((label) => state.checkpoints.includes(label));
         if (holder.hidden) continue;
       }
-      const every = (await figuresOf(set.prefix + name))[state.rule][state.k];
+      const every = (await figuresOf((holder.dataset.prefix ?? set.prefix) + name))[state.rule][state.k];
       figure = { ...every, data: every.data.filter(isShown).map(shownRows) };
     }
     if (holder.closest(".room").hidden) return; // another room was opened meanwhile
@@ -458,6 +489,8 @@ function render(changed = null) {
     if (set) {
       showHeadline();
       showArms();
+      const lensed = lensHome()?.lenses?.[state.rule]?.[state.k];
+      byId("lenses-table").replaceChildren(...(lensed ? [plainTable(lensed)] : []));
     }
     if (window.Plotly) drawn = showFigures();
   }

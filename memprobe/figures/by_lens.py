@@ -1,0 +1,130 @@
+"""What else one pass read: curves of several lenses in one panel, and what each block writes towards the answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from memprobe.compare.beside import PARTS
+from memprobe.figures.look import (
+    DOTTED,
+    FAINT,
+    INK,
+    depth_axis,
+    groups,
+    handle,
+    in_style,
+    legend,
+    legend_height,
+    look,
+    name_axes,
+    not_empty,
+    numbers,
+    panels,
+    percent_axis,
+    rule,
+    shortened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@in_style
+def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Recall@k by depth through each lens, with its 95 % band and, dotted, the level that shuffled answers reach.
+
+    The legend names a fitted lens's floor: how far apart two fits on halves of its corpus place the mean first
+    occurrence.
+
+    Args:
+        table: [checkpoint, lens, depth, recall, recall_low, recall_high, chance, floor_mean].
+        k, token: named on the axis.
+        width: millimetres.
+    """
+    not_empty(table, "recall")
+    names = table["checkpoint"].unique(maintain_order=True).to_list()
+    lines = table["lens"].unique(maintain_order=True).to_list()
+    handles = [handle(_with_floor(table, line), **look(at)) for at, line in enumerate(lines)]
+    handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
+    figure, every = _panels(names, width, handles)
+    for axes, name in zip(every, names, strict=True):
+        for (line,), rows in groups(table.filter(checkpoint=name), "lens"):
+            marks, where = look(lines.index(line)), f"{name}/{line}"
+            x = rows["depth"].to_list()
+            low, high = (numbers(rows, f"recall_{end}") for end in ("low", "high"))
+            axes.fill_between(
+                x, low, high, color=marks["color"], alpha=0.12, linewidth=0, gid=f"{where}/band"
+            )
+            chance = numbers(rows, "chance")
+            axes.plot(x, chance, color=marks["color"], linestyle=DOTTED, lw=0.9, gid=f"{where}/chance")
+            axes.plot(
+                x,
+                numbers(rows, "recall"),
+                **marks,
+                linewidth=1.1,
+                markersize=3,
+                markevery=max(1, len(x) // 10),
+                clip_on=False,
+                zorder=3,
+                gid=f"{where}/line",
+            )
+        axes.set_title(shortened(name, 40) if len(names) > 1 else "")
+        depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+        axes.set_ylim(0, 1)
+        percent_axis(axes.yaxis)
+    name_axes(figure, every, "depth", f"recall@{k}{rule(token)}")
+    legend(figure, handles, width)
+    return figure
+
+
+@in_style
+def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """What each block, its attention and its MLP add to the answer's logit, net of shuffled answers where all
+    have them.
+
+    Args:
+        table: [checkpoint, part, depth, value, low, high, net].
+        k: not used: no top-k is involved.
+        token: which answer tokens; named on the axis.
+        width: millimetres.
+    """
+    del k
+    not_empty(table, "value")
+    names = table["checkpoint"].unique(maintain_order=True).to_list()
+    parts = table["part"].unique(maintain_order=True).to_list()
+    handles = [handle(PARTS[part], **look(at)) for at, part in enumerate(parts)]
+    figure, every = _panels(names, width, handles)
+    for axes, name in zip(every, names, strict=True):
+        axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
+        for (part,), rows in groups(table.filter(checkpoint=name), "part"):
+            marks, where, x = look(parts.index(part)), f"{name}/{part}", rows["depth"].to_list()
+            low, high = numbers(rows, "low"), numbers(rows, "high")
+            axes.fill_between(
+                x, low, high, color=marks["color"], alpha=0.15, linewidth=0, gid=f"{where}/band"
+            )
+            axes.plot(x, numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line")
+        axes.set_title(shortened(name, 40) if len(names) > 1 else "")
+        depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+    net = ", net of shuffled answers" if table["net"].all() else ""
+    name_axes(figure, every, "depth", f"adds to the answer’s logit{rule(token)}{net}")
+    legend(figure, handles, width)
+    return figure
+
+
+def _panels(names: list[str], width: int, handles: list) -> tuple[Figure, list]:
+    return panels(
+        len(names),
+        width,
+        columns=1 if len(names) == 1 else 2,
+        height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 44),
+        above=legend_height(handles, width),
+        sharex=True,
+        sharey=True,
+    )
+
+
+def _with_floor(table: pl.DataFrame, lens: str) -> str:
+    floors = table.filter(lens=lens)["floor_mean"].drop_nulls().unique().to_list()
+    return lens + (f" (floor {floors[0]:.2f} depths)" if len(floors) == 1 else "")
