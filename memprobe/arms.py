@@ -205,10 +205,6 @@ class Arm:
         """Whether stage ``stage`` of ``n`` is training on its own rows and nothing more."""
         return bool(self.parts) and not self.is_joint and all(stage not in p.stages_of(n) for p in self.parts)
 
-    def is_held_against(self, other: Arm) -> bool:
-        """Whether a claim about this arm is one against the other: naive, and of mixing its matched controls."""
-        return not self.is_naive and (other.is_naive or (self.mixes and other.is_control))
-
     @property
     def order(self) -> tuple[int, str]:
         """Sorts arms as tables and figures do: naive and its controls, penalties, mixing, what sees D_A again."""

@@ -26,11 +26,6 @@ SECONDS, CHARACTERS = 10.0, 1_000_000
 """The most that rendering may take, and what a template may add to the messages."""
 
 
-def asks_for_the_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether what the chat template writes depends on today's date."""
-    return "strftime_now" in str(tokenizer.chat_template or "")
-
-
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, prompt: bool = False
 ) -> str:

@@ -247,10 +247,6 @@ class Probe:
                 rows = rows.filter(pl.col(name).is_in(wanted))
         return rows
 
-    def scan(self, table: str) -> pl.LazyFrame:
-        """:meth:`read` of everything in this view."""
-        return self.read(table)
-
     def files(self) -> list[Path]:
         """The tables of finished checkpoints and the factoids, as paths within the directory."""
         files = [file for table in BY_CHECKPOINT for file, _ in self._files(table, self.finished)]

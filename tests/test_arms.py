@@ -58,14 +58,6 @@ def test_stages_that_are_not_named_are_those_that_the_kind_has():
             Arm.parse(f"replay(ratio=0.1, stages={stages})").parts[0].stages_of(3)
 
 
-def test_only_mixing_is_held_against_matched_controls():
-    naive, control = Arm.parse("none"), Arm.parse(CONTROL)
-    for text, against_control in ((REMIX, True), ("kl(strength=1)", False), (CONTROL, False)):
-        arm = Arm.parse(text)
-        assert (arm.is_held_against(naive), arm.is_held_against(control)) == (True, against_control)
-    assert not naive.is_held_against(naive)
-
-
 def test_a_penalty_needs_no_row_of_its_own():
     """One that memprobe has never heard of is spelled, ordered and parsed like those that it has."""
     arm = Arm.parse("mas(strength=3, stages=2)")

@@ -602,26 +602,6 @@ class TestBrowser:
                 assert shown.evaluate("document.documentElement.scrollWidth") <= 390, tab.inner_text()
             assert shown.get_attribute("html", "data-theme") == "dark"
 
-    def test_a_figure_has_a_page_of_its_own(self, browser, tmp_path):
-        figure = plots.accuracy_matrix(
-            pl.DataFrame(
-                {
-                    "row": ["a"],
-                    "dataset": [HOSTILE],
-                    "value": [0.9],
-                    "low": [0.8],
-                    "high": [1.0],
-                    "n": [9],
-                    "metric": ["m"],
-                }
-            )
-        )
-        dashboard.write_figure(figure, tmp_path / "lens.html", title=HOSTILE)
-        with opened(browser, tmp_path / "lens.html") as shown:
-            assert shown.inner_text("h1") == HOSTILE
-            assert shown.evaluate("window.pwned") is None
-            assert shown.evaluate("document.querySelector('.canvas').data[0].z[0][0]") == 0.9
-
 
 def test_the_command_writes_the_page_and_says_what_it_holds(study, tmp_path, cli):
     code, printed, said = cli("dashboard", study, "--out", tmp_path / "page.html")

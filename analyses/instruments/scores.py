@@ -208,18 +208,3 @@ def quartiles(facts: pl.DataFrame) -> pl.DataFrame:
         median=pl.col("depth").median(),
         q3=pl.col("depth").quantile(0.75, "linear"),
     )
-
-
-def agreement(facts: pl.DataFrame, one: Sequence[str]) -> pl.DataFrame:
-    """[instrument, other, within2]: how often two instruments, both naming a depth, are at most two blocks apart.
-
-    Args:
-        one: instruments to hold against each other.
-    """
-    kept = facts.filter(pl.col("instrument").is_in(list(one))).select("cell", "fact", "instrument", "depth")
-    pairs = kept.join(kept, on=["cell", "fact"], suffix="_other").filter(
-        pl.col("depth").is_not_null() & pl.col("depth_other").is_not_null()
-    )
-    return pairs.group_by("instrument", "instrument_other", maintain_order=True).agg(
-        within2=((pl.col("depth") - pl.col("depth_other")).abs() <= 2).mean()
-    )

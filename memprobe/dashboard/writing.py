@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from memprobe import palette
 from memprobe.dashboard import explorer, page
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.comparisons import comparisons_room
-from memprobe.dashboard.embedding import figure_json, rounded
+from memprobe.dashboard.embedding import rounded
 from memprobe.dashboard.patches import patches_room
 from memprobe.dashboard.results import results_room
 from memprobe.dashboard.sets import sets_of
@@ -32,9 +31,6 @@ from memprobe.probes import Probe, in_another_readout
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import Study, cells_by_setup, without_failed_cells
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def write_report(probe: Probe, path: str | Path) -> None:
@@ -151,18 +147,3 @@ def dashboard_text(
         blocks=blocks,
         connects=version is not None,
     )
-
-
-def write_figure(figure: Figure, path: str | Path, title: str) -> None:
-    """Writes one figure as a self-contained page in the look of the report.
-
-    Raises:
-        MemprobeError: ``path`` cannot be written.
-    """
-    templates = {theme: palette.template(theme) for theme in ("light", "dark")}
-    data = {"title": title, "figure": figure_json(figure), "templates": templates}
-    scripts = ("core.js", page.PLOTLY, "figure.js")
-    text = page.assemble(
-        title=title, body="figure.html", scripts=scripts, data={"figure-data": data}, blocks={}
-    )
-    write_text(text, Path(path))

@@ -28,12 +28,6 @@ def subject_and_relation(source: str, question: str) -> tuple[str, str] | None:
     return None
 
 
-def question_of(source: str, relation: str, subject: str) -> str | None:
-    """The set's own question for a relation, or None for a relation that it does not have."""
-    entry = wordings()[source].get(relation)
-    return entry and entry[1].format(subject=subject)
-
-
 def property_of(factoid: Factoid) -> str | None:
     """The Wikidata property that a factoid's relation stands for, so that sources can be compared."""
     if factoid.relation is None:

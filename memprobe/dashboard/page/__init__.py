@@ -2,7 +2,6 @@
 
     shell.html    head, security policy, the order of the parts
     report.html   markup of the report            report.js  explorer.js  start.js  watch.js
-    figure.html   markup of a page with one figure                        figure.js
     patches.html  markup of a page on patches                             patches.js, also of the room in the report
     prompt.html   markup of a page on one prompt                          prompt.js
     style.css     the look of both                core.js    what both share
