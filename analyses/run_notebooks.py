@@ -1,7 +1,7 @@
 """Runs the notebooks in this folder and keeps their outputs: ``python analyses/run_notebooks.py [NAME…]``.
 
-Tables are kept as HTML and text, figures as PNG, without times and counters, so that a second run changes only what
-the probes changed. On other probes, into another folder (paths are as seen from this folder)::
+Tables are kept as HTML and text, sentences as Markdown, figures as PNG, without times and counters, so that a second
+run changes only what the probes changed. On other probes, into another folder (paths are as seen from this folder)::
 
     python analyses/run_notebooks.py 04 --set 'PROBES=["../runs/GRID/probes/SETUP"]' --out runs/GRID/notebooks
 """
@@ -76,12 +76,14 @@ def executed(notebook: nbformat.NotebookNode, folder: Path, **parameters: Any) -
 
 
 def _kept(output: Mapping[str, Any]) -> nbformat.NotebookNode:
-    """An output without its counter; of a table HTML for readers and its text for terminals."""
+    """An output without its counter; of a table HTML for readers and its text for terminals, of sentences these."""
     kept = nbformat.from_dict(dict(output))
     if "execution_count" in kept:
         kept.execution_count = None
     if "image/png" in kept.get("data", {}):
         kept.data = {"image/png": kept.data["image/png"]}
+    elif "text/markdown" in kept.get("data", {}):
+        kept.data = {"text/markdown": kept.data["text/markdown"]}
     elif "text/plain" in kept.get("data", {}):
         kept.data = {kind: kept.data[kind] for kind in ("text/html", "text/plain") if kind in kept.data}
     return kept

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memprobe import adapters
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from memprobe.files import first_line
 from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
@@ -407,7 +407,12 @@ def _is_local(spec: str) -> bool:
 def _from_hub(spec: str, how: _How) -> Path:
     spec = _OLD_NAMES.get(spec, spec)
     if not _HUB_ID.fullmatch(spec) or _is_local(spec):
-        hint = "; a hub id has an owner: OWNER/NAME" if re.fullmatch(r"[\w.-]+", spec) else ""
+        bare = re.fullmatch(r"[\w.-]+", spec)
+        hint = (
+            f"; a hub id has an owner: OWNER/NAME; {among(spec, PACKAGED, before='packaged are')}"
+            if bare
+            else ""
+        )
         raise MemprobeError(f"{spec[:200]}: no such file or directory{hint}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

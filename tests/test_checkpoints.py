@@ -485,3 +485,8 @@ def test_the_common_template_is_that_of_the_manifests(copy, tiny_checkpoint):
     assert common_template([base, tulu, again]) == "tulu"
     with pytest.raises(MemprobeError, match=r"a: 'tulu', c: 'plain'.*give --template"):
         common_template([tulu, base, plain])
+
+
+def test_a_packaged_model_that_is_misspelt_is_suggested():
+    with pytest.raises(MemprobeError, match=r"OWNER/NAME; packaged are .*; did you mean smollm2-135m\?$"):
+        resolve("smollm2-135")

@@ -225,7 +225,7 @@ def report_(
         typer.Option(help="Where figures go. [default: figures, below the tables]", show_default=False),
     ] = None,
     draws: Annotated[
-        int, typer.Option(help="Of the bootstrap, where records are read.", min=100, max=1_000_000)
+        int, typer.Option(help="Resamples of the bootstrap, where records are read.", min=100, max=1_000_000)
     ] = 2000,
 ) -> None:
     """Writes a study's tables as CSV and Markdown, and its figures, from a grid's directory or its stored results.
@@ -276,6 +276,8 @@ def relearn_(
     fresh: Annotated[
         str | None,
         typer.Option(
+            "--never-learned",
+            metavar="SOURCE",
             help="A source of never-learned facts of the same kind. [default for KVR: others are made]",
             show_default=False,
         ),

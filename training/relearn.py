@@ -127,7 +127,9 @@ def relearn(
     others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
     size = min(len(picked), len(others))
     if size < 2:
-        raise MemprobeError(f"{spec}: {size} facts to compare; two at least are needed (--fresh gives more)")
+        raise MemprobeError(
+            f"{spec}: {size} facts to compare; two at least are needed (--never-learned gives more)"
+        )
     sets = {"lost": picked[:size], "fresh": others[:size]}
     cue = [fact for fact in first if fact not in sets["lost"]][:shots] or first[:shots]
     start = copy.deepcopy(model.model.state_dict())
@@ -172,7 +174,9 @@ def _never_learned(
 ) -> list[Factoid]:
     if fresh is None:
         if {fact.source for fact in first} != {"kvr"}:
-            raise MemprobeError("--fresh: name never-learned facts of the same kind (only KVR's can be made)")
+            raise MemprobeError(
+                "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"
+            )
         from memprobe.sources.kvr import generate_kvr
 
         return generate_kvr(len(lost), seed=seed, split="test")

@@ -20,7 +20,9 @@ def demo(
         str,
         typer.Option(metavar="SPEC", help="The model: smollm2-135m, gemma3-270m, or a checkpoint of yours."),
     ] = "smollm2-135m",
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the report in the browser.")] = True,
+    show: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in the browser once it is written.")
+    ] = True,
 ) -> None:
     """Probes a small pretrained model on 295 built-in facts, prints what it finds and opens the report.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.options import Draws, ProbesLens, ProbesPosition, TokenRule, TopK
+from memprobe.cli.options import Draws, ProbesLens, ProbesPosition, ProbesTokenRule, ProbesTopK
 from memprobe.cli.terminal import echo
 
 _NAMES = (
@@ -41,8 +41,8 @@ def figures_command(
             show_default=False,
         ),
     ] = None,
-    top_k: TopK = 10,
-    token: TokenRule = "first",
+    top_k: ProbesTopK = None,
+    token: ProbesTokenRule = None,
     lens: ProbesLens = None,
     position: ProbesPosition = None,
     width: Annotated[

@@ -97,8 +97,8 @@ def write_figures(
     *,
     only: Iterable[str] = (),
     reference: str | None = None,
-    k: int = 10,
-    token: str = "first",
+    k: int | None = None,
+    token: str | None = None,
     lens: str | None = None,
     position: str | None = None,
     width: int | None = None,
@@ -114,7 +114,8 @@ def write_figures(
         out: folder of the figures.
         only: names of figures; all of them where empty.
         reference: label that differences are taken from, where a probe has it.
-        k, token: what counts as holding an answer, where records are read; a ``comparison.json`` has its own.
+        k, token: what counts as holding an answer, where records are read; ``None``: as the probe was made. A
+            ``comparison.json`` has its own.
         lens, position: which of those that the probes were read with; by default the first.
         width: millimetres, one of :data:`~memprobe.figures.look.WIDTHS`; ``None`` is 89, or as a JSON file says.
         formats: some of :data:`FORMATS`.
@@ -225,10 +226,10 @@ def _command(
     paths: Sequence[str | Path], out: str | Path, asked: dict[str, Any], formats: Sequence[str]
 ) -> str:
     parts = ["memprobe", "figures", *map(str, paths), "--out", str(out)]
-    for name in ("reference", "lens", "position"):
-        parts += [f"--{name}", asked[name]] if asked[name] else []
-    parts += ["--k", str(asked["k"]), "--token", asked["token"], "--draws", str(asked["draws"])]
-    return shlex.join([*parts, "--width", str(asked["width"]), "--format", ",".join(formats)])
+    for name in ("reference", "lens", "position", "k", "token"):
+        parts += [f"--{name}", str(asked[name])] if asked[name] else []
+    parts += ["--draws", str(asked["draws"]), "--width", str(asked["width"]), "--format", ",".join(formats)]
+    return shlex.join(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -382,7 +383,7 @@ def _stored(
         found = read_comparison(path)
         made, settings = found.tables, found.settings
         for name in ("k", "token"):
-            if settings[name] != asked[name]:
+            if asked[name] not in (None, settings[name]):
                 say(f"{path}: was made with {name} {settings[name]}, and is drawn so")
         source = _slug(path.parent, shared) or "comparison"
         yield source, made, settings, [{"kind": "comparison", "path": _named(path), "sha256": _sha256(path)}]

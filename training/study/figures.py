@@ -60,7 +60,9 @@ def draw(
         probes = grid / "probes"
         files = []
         if probes.is_dir():
-            files += write_figures([grid], out, only=OF_PROBES, width=WIDTH, formats=FORMATS, **options)
+            files += write_figures(
+                [grid], out, only=OF_PROBES, k=10, token="first", width=WIDTH, formats=FORMATS, **options
+            )
         texts = dict(results.cells.select("arm", "arm_text").iter_rows())
         names = arm_names(by_kind(set(texts.values())))
         called = {arm: names[text] for arm, text in texts.items()}

@@ -1,0 +1,74 @@
+"""One option means one thing in every command of memprobe and of training."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, get_args
+
+import pytest
+from typer.main import get_command
+
+from memprobe.cli.app import app
+from training.__main__ import app as training
+
+MEANS = {
+    "--top-k": "Count an answer as present if it is among the top K tokens.",
+    "--k": "Count an answer as present if it is among the top K tokens.",
+    "--token": "Which tokens of an answer must be among the top K: first, last or all.",
+    "--draws": "Resamples of the bootstrap, ",
+    "--open": "Open the page in the browser once it is written.",
+    "--reference": "",
+    "--device": "auto, cpu, cuda",
+    "--fresh": "",
+    "--out": "",
+    "--seed": "",
+    "--data-dir": "Folder with the datasets' files.",
+    "--json": "Print ",
+}
+"""Shared options, and how each begins its help: of the empty ones each command says what is its own."""
+READ_PROBES = {"compare", "figures"}
+"""Commands that take probes, where k and the token rule are the probe's unless told otherwise."""
+
+
+@pytest.fixture(scope="module")
+def options():
+    """By option, (command, parameter) of each command that has it."""
+    found: dict[str, list[tuple[str, Any]]] = defaultdict(list)
+    for program in (app, training):
+        for name, command in get_command(program).commands.items():
+            for parameter in command.params:
+                for option in parameter.opts:
+                    found[option].append((name, parameter))
+    return found
+
+
+def type_of(parameter):
+    """What it holds, without ``| None``."""
+    annotation = parameter.type_descriptor.annotation
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if kinds and type(None) in get_args(annotation) else annotation
+
+
+@pytest.mark.parametrize("option", MEANS)
+def test_an_option_has_one_type_and_one_meaning(options, option):
+    found = options[option]
+    assert len(found) > 1, f"{option} is of one command alone"
+    assert len({type_of(parameter) for _, parameter in found}) == 1, [name for name, _ in found]
+    for name, parameter in found:
+        assert (parameter.help or "").startswith(MEANS[option]), f"{name} {option}: {parameter.help}"
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--k", "--token"])
+def test_what_is_read_of_probes_is_as_they_were_made(options, option):
+    for name, parameter in options[option]:
+        assert (parameter.default is None) is (name in READ_PROBES), name
+        assert ("[default: as the probe was made]" in parameter.help) is (name in READ_PROBES), name
+    assert {name for name, _ in options["--top-k"]} == {name for name, _ in options["--token"]}
+
+
+def test_a_page_opens_where_it_is_asked_for(options):
+    assert {
+        name: parameter.default for name, parameter in options["--open"] if name != "demo"
+    } == dict.fromkeys(["dashboard", "layers", "lens", "patch"], False)
+    (demo,) = [parameter for name, parameter in options["--open"] if name == "demo"]
+    assert demo.default is True and demo.secondary_opts == ["--no-open"], "the demo is there to be looked at"
