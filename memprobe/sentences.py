@@ -141,6 +141,44 @@ MOST_ARMS = 4
 """Arms that the sentence on retention names beside the first."""
 
 
+def of_placements(claims: pl.DataFrame) -> list[str]:
+    """Where facts surface, arm against arm over seeds, a sentence for each pair of datasets and stage.
+
+    Args:
+        claims: [setup, claim, arm, against, verdict, estimate, low, high, seeds] of those claims of a study that say
+            where facts surface earlier, in depths.
+    """
+    lines = []
+    for (setup, claim, against), part in claims.group_by("setup", "claim", "against", maintain_order=True):
+        rows = part.filter(part["verdict"] != "not tested").drop_nulls("estimate").to_dicts()
+        if not rows:
+            continue
+        firm = sorted(rows, key=lambda row: (row["verdict"] == "undecided", -abs(row["estimate"])))[
+            :MOST_ARMS
+        ]
+        told = [_over_seeds(row) for row in firm]
+        seeds = min(row["seeds"] for row in firm)
+        when = claim.removeprefix(SURFACES).strip()
+        lines.append(
+            f"{setup}: {when}, against {against} over {seeds} seeds, facts surface {'; '.join(told)}."
+        )
+    return lines
+
+
+SURFACES = "surfaces earlier"
+"""How the names of claims about depth begin."""
+
+
+def _over_seeds(row: Mapping[str, Any]) -> str:
+    """A difference in depths, by how much, which way, how sure, and what was made of the claim."""
+    value, low, high = row["estimate"], row["low"], row["high"]
+    if low is None or high is None or low <= 0 <= high:
+        moved = f"{wording.interval(value, low, high, '+.1f')} depths apart"
+    else:
+        moved = _moved(value, low, high)
+    return f"{moved} with {row['arm']} ({row['verdict']})"
+
+
 def of_verdicts(verdicts: Sequence[str]) -> str:
     """How many claims came out how."""
     found = {name: verdicts.count(name) for name in dict.fromkeys(verdicts)}
@@ -253,8 +291,11 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
         if len(rows) < FEWEST_STEPS:
             continue
         first, last = rows[0], rows[-1]
+        ends = [wording.percent(row["exact"], 0) for row in (first, last)]
         recalled = [
-            f"recall goes from {wording.percent(first['exact'], 0)} to {wording.percent(last['exact'], 0)}"
+            f"recall goes from {ends[0]} to {ends[1]}"
+            if ends[0] != ends[1]
+            else f"recall begins and ends at {ends[0]}"
         ]
         most = max(rows, key=lambda row: row["exact"] or 0)
         if (
@@ -302,6 +343,8 @@ def _recalled(row: Mapping[str, Any]) -> str:
     edges = wording.interval(
         100 * value, None if low is None else 100 * low, None if high is None else 100 * high, "+.0f"
     )
+    if value == low == high == 0:
+        return "recall is the same"
     if low is None or high is None or low <= 0 <= high:
         return f"recall differs by {edges} points, which may be chance"
     return f"{edges} points of recall"

@@ -293,9 +293,23 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         said = shown.inner_text("#answer")
         assert f"{naive['setup']}: after the last stage {naive['arm']} keeps {naive['retention']:.0%}" in said
         assert "Of 37 claims tested" in said
+        (claim,) = (
+            pl.read_csv(study / "tables" / "claims.csv")
+            .filter(claim="surfaces earlier after stage 1", arm="remix-random")
+            .to_dicts()
+        )
+        moved = " ".join(f"{claim[end]:.1f}" for end in ("estimate", "low", "high"))
+        moved = "{} [{}, {}]".format(*moved.split())
+        assert f"{moved} depths later with remix-random ({claim['verdict']})" in said
         drawn = shown.evaluate(
             """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
             .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
+        )
+        placed = shown.evaluate("""() => Object.fromEntries([...document.querySelectorAll('#results figure')].slice(1)
+            .map((f) => [f.querySelector('h3').textContent, f.querySelector('.js-plotly-plot')?.data[0].x.length]))""")
+        counts = pl.read_csv(study / "tables" / "placement.csv").filter(k=10, token="first", readout="own")
+        assert placed["Where D_A surfaces after stage 1 (top 10): kvr-lama-n64"] == len(
+            counts.filter(stage=1)
         )
         means = table.drop_nulls("retention")
         assert (
@@ -307,3 +321,11 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
             "() => document.querySelector('#results thead').textContent.includes('seconds')"
         )
         assert shown.locator("#results tbody tr").count() == len(pl.read_csv(study / "tables" / "cost.csv"))
+        shown.set_viewport_size({"width": 1440, "height": 900})
+        for table in shown.locator("#results select option").all_inner_texts():
+            shown.select_option("#results select", label=table)
+            wide = shown.evaluate(
+                "(() => { const s = document.querySelector('#results .scroll');"
+                " return [s.scrollWidth, s.clientWidth]; })()"
+            )
+            assert wide[0] <= wide[1], f"{table} is cut at 1440 px"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+import polars as pl
 import pytest
 
 import memprobe
@@ -44,6 +45,28 @@ def test_a_checkpoint_in_a_sentence():
 )
 def test_a_difference_says_which_way_and_how_sure(net, wanted):
     assert wanted in said(net=net)
+
+
+def test_where_facts_surface_over_seeds():
+    claim = {"setup": "ab", "claim": "surfaces earlier after stage 1", "against": "naive", "seeds": 3}
+    found = [
+        ("a", "seen", -3.1, -4.0, -2.2),
+        ("b", "undecided", 0.2, -0.1, 0.5),
+        ("c", "not tested", 9.0, 8.0, 10.0),
+    ]
+    rows = [
+        claim | dict(zip(("arm", "verdict", "estimate", "low", "high"), one, strict=True)) for one in found
+    ]
+    assert sentences.of_placements(pl.DataFrame(rows)) == [
+        "ab: after stage 1, against naive over 3 seeds, facts surface 3.1 [2.2, 4.0] depths earlier with a (seen); "
+        "+0.2 [-0.1, +0.5] depths apart with b (undecided)."
+    ]
+    assert sentences.of_placements(pl.DataFrame(rows[2:])) == []
+
+
+def test_what_does_not_change_is_said_so():
+    same, row = {"difference": 0.0, "low": 0.0, "high": 0.0}, {"difference": 1.0, "low": 0.5, "high": 1.5}
+    assert "b against a: recall is the same; facts surface" in sentences.against("b", "a", same, row, None)
 
 
 def test_numbers_are_written_one_way():

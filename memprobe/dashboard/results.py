@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,19 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
                 block = f"results-{position}-{len(figures)}"
                 blocks[block] = embedded(figure_json(plots.retention_points.sketch(part)))
                 figures.append([block, f"What is left of D_A: {setup}"])
-        if (claims := tables.get("claims")) is not None and "verdict" in claims.columns:
+        if (placed := tables.get("placement")) is not None:
+            order = [] if kept is None else kept["arm"].unique(maintain_order=True).to_list()
+            for title, part in _stages(_numbers(placed, PLACED, folder / RESULTS / "placement.csv"), order):
+                block = f"results-{position}-{len(figures)}"
+                blocks[block] = embedded(figure_json(plots.placement_points.sketch(part)))
+                figures.append([block, title])
+        claims = tables.get("claims")
+        if claims is not None and set(CLAIMS) <= set(claims.columns):
+            typed = _numbers(claims, CLAIMS, folder / RESULTS / "claims.csv")
+            answer += sentences.of_placements(
+                typed.filter(pl.col("claim").str.starts_with(sentences.SURFACES))
+            )
+        if claims is not None and "verdict" in claims.columns:
             answer.append(sentences.of_verdicts(claims["verdict"].to_list()))
         shown = []
         for table, rows in tables.items():
@@ -57,9 +69,59 @@ def _read(path: Path) -> pl.DataFrame:
         raise MemprobeError(f"{path}: cannot be read as a table ({error})") from error
 
 
+PLACED = {
+    "setup": pl.String,
+    "k": pl.Int64,
+    "token": pl.String,
+    "readout": pl.String,
+    "stage": pl.String,
+    "arm": pl.String,
+    "lof_restricted_mean": pl.Float64,
+    "chance_lof_restricted_mean": pl.Float64,
+}
+CLAIMS = {
+    **dict.fromkeys(("setup", "claim", "arm", "against", "verdict"), pl.String),
+    **dict.fromkeys(("estimate", "low", "high"), pl.Float64),
+    "seeds": pl.Int64,
+}
+
+
+def _stages(placed: pl.DataFrame, order: Sequence[str]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Placement in the paper's reading and the models' own readout, for each pair of datasets and stage.
+
+    Args:
+        order: of the arms.
+    """
+    own = placed.filter(k=10, token="first", readout="own").filter(pl.col("stage") != "0")
+    for (setup, stage), part in own.group_by("setup", "stage", maintain_order=True):
+        rows = part.drop_nulls("lof_restricted_mean")
+        place = rows["arm"].map_elements(
+            lambda arm: order.index(arm) if arm in order else len(order), pl.Int64
+        )
+        rows = rows.sort(place, maintain_order=True)
+        if len(rows):
+            yield f"Where D_A surfaces after stage {stage} (top 10): {setup}", rows
+
+
+def _numbers(table: pl.DataFrame, schema: Mapping[str, Any], path: Path) -> pl.DataFrame:
+    """Columns of a table of texts, as they are typed.
+
+    Raises:
+        MemprobeError: it lacks one.
+    """
+    try:
+        return table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+    except pl.exceptions.PolarsError as error:
+        raise MemprobeError(f"{path}: not as python -m training report writes it ({error})") from error
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def _short(text: str) -> str:
-    """Numbers, also several in a cell, with four digits."""
-    return re.sub(r"-?\d+\.\d{4,}(?:e-?\d+)?", lambda found: f"{float(found[0]):.4g}", text)
+    """Numbers, also several in a cell, with three digits."""
+    return re.sub(r"-?\d+\.\d{3,}(?:e-?\d+)?", lambda found: _rounded(float(found[0])), text)
 
 
 def _typed(table: pl.DataFrame, folder: Path) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from memprobe.plots.depths import depth_distribution, depth_heatmap, lof_distrib
 from memprobe.plots.differences import accuracy_matrix, difference_forest, fate_flows
 from memprobe.plots.patches import restoration_curves, restoration_heatmap
 from memprobe.plots.prompts import LENS_STATISTICS, lens_heatmap
-from memprobe.plots.results import retention_points
+from memprobe.plots.results import placement_points, retention_points
 from memprobe.plots.sketch import Sketch
 from memprobe.plots.steps import fate_areas, step_lines
 from memprobe.plots.tokens import rank_trajectory, visible
@@ -36,6 +36,7 @@ __all__ = [
     "lens_heatmap",
     "lof_distribution",
     "normalised_frequency",
+    "placement_points",
     "rank_trajectory",
     "recall_curves",
     "restoration_curves",

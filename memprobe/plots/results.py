@@ -13,6 +13,40 @@ if TYPE_CHECKING:
 
 
 @drawn
+def placement_points(table: pl.DataFrame) -> Sketch:
+    """Where the facts surface after a stage, a row for each arm: the mean over seeds, and the chance level.
+
+    Args:
+        table: [arm, lof_restricted_mean, chance_lof_restricted_mean] of one pair of datasets and stage, in depths.
+    """
+    figure = figure_of(
+        x="mean first occurrence (depth; never counts as one past the last)", y="", percent=False
+    )
+    names = shortened(table["arm"].to_list(), 30)
+    arms = [plain(names[arm]) for arm in table["arm"]]
+    look = style(0)
+    for column, name, symbol, size in (
+        ("lof_restricted_mean", "mean over seeds", "diamond", 10),
+        ("chance_lof_restricted_mean", "shuffled answers (chance)", "circle-open", 8),
+    ):
+        figure.add_scatter(
+            x=table[column].to_list(),
+            y=arms,
+            mode="markers",
+            name=name,
+            marker={"symbol": symbol, "size": size, "color": look["colour"]},
+            hovertemplate=f"<b>%{{x:.1f}}</b> {name}, %{{y}}<extra></extra>",
+            meta={"role": "line"},
+        )
+    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
+    figure.update_xaxes(showgrid=True, showline=False)
+    figure.update_yaxes(
+        autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=arms
+    )
+    return figure
+
+
+@drawn
 def retention_points(table: pl.DataFrame) -> Sketch:
     """What is left of D_A after the last stage, a row for each arm: mean with 95 % interval, and each seed.
 

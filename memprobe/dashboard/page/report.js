@@ -409,7 +409,7 @@ function showTraining() {
 
 function buildResults() {
   byId("results").append(...report.results.map((entry) => {
-    const shown = element("div", {});
+    const shown = element("div", { class: "fitted" });
     const choose = async (block) => {
       const table = await inflateJson(block);
       const left = entry.tables.find(([name]) => name === block)[2];
