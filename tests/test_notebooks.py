@@ -44,7 +44,8 @@ COMPUTES = {
     "describe",
 }
 NAMES = (
-    r"`[^`]*`|SmolLM2-135M(-Instruct)?|\d+ million parameters|\bk = \d+|\btop \d+|\b(depth|stage|block|figure) \d+"
+    r"`[^`]*`|SmolLM2-135M(-Instruct)?|Gemma-3-270M|recall@\d+|\d+ million parameters"
+    r"|\bk = \d+|\btop \d+|\b(depth|stage|block|figure) \d+"
     r"|\d→\d|95 % interval"
 )
 """Digits that are part of a name: code, model sizes, k, depths and stages, citations, paths of facts, levels."""
