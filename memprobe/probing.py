@@ -206,12 +206,12 @@ def probe(
 
 
 def _order(there: Mapping[str, Any], named: Sequence[str]) -> list[str]:
-    """Labels as they are to stand: those that are finished or not asked for now as they do, then as they are named.
+    """Labels as they are to stand: those that are not asked for now, then as they are named.
 
-    Several checkpoints may be under way in a directory; which was begun first is not told from one process to another.
+    Several checkpoints may be under way in a directory, or finished before one that failed; which came first does not
+    show.
     """
-    kept = [label for label, entry in there.items() if entry["complete"] or label not in named]
-    return [*kept, *(label for label in named if label not in kept)]
+    return [*(label for label in there if label not in named), *named]
 
 
 def _hands(engine: Engine | None, asked: Asked, in_memory: Sequence[LensModel], out: Path) -> Hands:

@@ -142,7 +142,7 @@ def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
         save_tiny(tmp_path / "checkpoints" / name, seed=seed)
     rows = [{"id": fact.id, "prompt": fact.prompt, "answer": fact.answer} for fact in FACTS]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [*shlex.split(line)[1:], "--keep-residuals", "0,3"]
+    words = shlex.split(line)[1:]
     code, _, said = cli(*words)
     assert code == 0, said
     at = words.index("--engine")
