@@ -21,7 +21,7 @@ MEANS = {
     "--device": "auto, cpu, cuda",
     "--fresh": "",
     "--out": "",
-    "--seed": "",
+    "--seed": "Seed ",
     "--data-dir": "Folder with the datasets' files.",
     "--json": "Print ",
 }

@@ -283,6 +283,12 @@ def test_steps_are_an_axis(browser, twenty):
         assert all(math.isclose(sum(at), 1, abs_tol=1e-6) for at in zip(*shares, strict=True))
 
 
+def drawn_names(study):
+    """What the paper's figure calls the arms of a study."""
+    stored = study.parents[1] / "figures" / study.name / "forgetting.json"
+    return json.loads(stored.read_text(encoding="utf-8"))["data"]["arm"]
+
+
 def test_a_published_study_opens_without_records(browser, tmp_path, cli):
     study = Path(__file__).parents[1] / "analyses" / "study"
     code, _, err = cli("dashboard", study, "--out", tmp_path / "study.html")
@@ -293,6 +299,7 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         said = shown.inner_text("#answer")
         assert f"{naive['setup']}: after the last stage {naive['arm']} keeps {naive['retention']:.0%}" in said
         assert "Of 37 claims tested" in said
+        called = dict(zip(table["arm"], drawn_names(study), strict=True))
         (claim,) = (
             pl.read_csv(study / "tables" / "claims.csv")
             .filter(claim="surfaces earlier after stage 1", arm="remix-random")
@@ -300,7 +307,7 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         )
         moved = " ".join(f"{claim[end]:.1f}" for end in ("estimate", "low", "high"))
         moved = "{} [{}, {}]".format(*moved.split())
-        assert f"{moved} depths later with remix-random ({claim['verdict']})" in said
+        assert f"{moved} depths later with {called['remix-random']} ({claim['verdict']})" in said
         drawn = shown.evaluate(
             """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
             .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
@@ -312,10 +319,9 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
             counts.filter(stage=1)
         )
         means = table.drop_nulls("retention")
-        assert (
-            drawn[0] == pytest.approx(means["retention"].to_list(), rel=1e-6)
-            and drawn[1] == means["arm"].to_list()
-        )
+        assert drawn[0] == pytest.approx(means["retention"].to_list(), rel=1e-6) and drawn[1] == [
+            called[arm] for arm in means["arm"]
+        ]
         shown.select_option("#results select", label="cost")
         shown.wait_for_function(
             "() => document.querySelector('#results thead').textContent.includes('seconds')"

@@ -42,7 +42,7 @@ def run_(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Instead of the recipe's own.", min=0, max=MAX_SEED)
+        int | None, typer.Option(help="Seed in place of the recipe's own.", min=0, max=MAX_SEED)
     ] = None,
     arm: Annotated[
         str | None,
@@ -287,7 +287,7 @@ def relearn_(
     limit: Annotated[int, typer.Option(help="Steps at most.", min=1)] = 60,
     shots: Annotated[int, typer.Option(help="Solved examples of a cue.", min=1)] = 4,
     n: Annotated[int | None, typer.Option(help="Facts in each set at most.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice and the order.", min=0, max=MAX_SEED)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and the order.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table as Parquet.")] = None,

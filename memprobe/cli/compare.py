@@ -85,7 +85,7 @@ def compare_command(
         typer.Option(help="Overlap with the reference and the base model (anchors), or of all pairs: all."),
     ] = "anchors",
     draws: Draws = 10_000,
-    seed: Annotated[int, typer.Option(help="Of those resamples.", min=0, max=MAX_SEED)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of those resamples.", min=0, max=MAX_SEED)] = 0,
     full: Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON.")] = False,
     out: Annotated[

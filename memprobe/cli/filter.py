@@ -77,7 +77,7 @@ def filter_(
     on_bad_row: BadRows = BadRowChoice.fail,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
     seed: Annotated[
-        int, typer.Option(help="Of the sample and of the solved examples.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample and of the solved examples.", min=0, max=MAX_SEED)
     ] = 0,
     device: Device = "auto",
     device_map: DeviceMap = None,

@@ -75,7 +75,7 @@ def fit(
     template: Annotated[
         str, typer.Option(help="How those facts are put: plain, tulu, chat, or a text.")
     ] = "plain",
-    seed: Annotated[int, typer.Option(help="Of the order of the texts.", min=0, max=MAX_SEED)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the texts.", min=0, max=MAX_SEED)] = 0,
     data_dir: DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
     device: Device = "auto",

@@ -110,7 +110,7 @@ def layers(
     max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     seed: Annotated[
-        int, typer.Option(help="Of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
     ] = 0,
     evict: Annotated[
         bool,

@@ -89,11 +89,11 @@ def patch(
         typer.Option("--weights", help="Graft the source's blocks one after another instead of its states."),
     ] = False,
     windows: Annotated[
-        str, typer.Option(help="Of --weights: how many blocks in a row, several with commas.")
+        str, typer.Option(help="With --weights: how many blocks in a row, several with commas.")
     ] = "1",
     parts: Annotated[
         str,
-        typer.Option(help="Of --weights: all, attn, mlp, norms; embeddings, head. Several with commas."),
+        typer.Option(help="With --weights: all, attn, mlp, norms; embeddings, head. Several with commas."),
     ] = "all",
     controls: Annotated[
         bool,
@@ -131,7 +131,7 @@ def patch(
     max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     seed: Annotated[
-        int, typer.Option(help="Of the sample, the noise and the controls.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample, the noise and the controls.", min=0, max=MAX_SEED)
     ] = 0,
     out: Annotated[
         Path | None,

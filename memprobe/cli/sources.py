@@ -103,7 +103,7 @@ def sources(
     ] = None,
     on_bad_row: BadRows = BadRowChoice.fail,
     seed: Annotated[
-        int, typer.Option(help="Of the sample and of what is generated.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample and of what is generated.", min=0, max=MAX_SEED)
     ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write the rows as JSONL instead of showing them.", show_default=False)

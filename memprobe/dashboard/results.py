@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from memprobe import plots, sentences
+from memprobe.arms import arm_names
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
@@ -28,9 +29,10 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
     entries, blocks = [], {}
     for position, (folder, name) in enumerate(zip(folders, short_names(folders), strict=True)):
         tables = {path.stem: _read(path) for path in sorted((folder / RESULTS).glob("*.csv"))}
-        figures, answer = [], []
+        figures, answer, names = [], [], {}
         if (kept := tables.get("forgetting")) is not None:
-            kept = _typed(kept, folder)
+            names = _names(kept)
+            kept = _typed(kept, folder).with_columns(_named("arm", names))
             answer = sentences.of_retention(kept)
             for (setup,), part in kept.group_by("setup", maintain_order=True):
                 block = f"results-{position}-{len(figures)}"
@@ -38,13 +40,15 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
                 figures.append([block, f"What is left of D_A: {setup}"])
         if (placed := tables.get("placement")) is not None:
             order = [] if kept is None else kept["arm"].unique(maintain_order=True).to_list()
-            for title, part in _stages(_numbers(placed, PLACED, folder / RESULTS / "placement.csv"), order):
+            for title, part in _stages(
+                _numbers(placed, PLACED, folder / RESULTS / "placement.csv", names), order
+            ):
                 block = f"results-{position}-{len(figures)}"
                 blocks[block] = embedded(figure_json(plots.placement_points.sketch(part)))
                 figures.append([block, title])
         claims = tables.get("claims")
         if claims is not None and set(CLAIMS) <= set(claims.columns):
-            typed = _numbers(claims, CLAIMS, folder / RESULTS / "claims.csv")
+            typed = _numbers(claims, CLAIMS, folder / RESULTS / "claims.csv", names)
             answer += sentences.of_placements(
                 typed.filter(pl.col("claim").str.starts_with(sentences.SURFACES))
             )
@@ -103,14 +107,30 @@ def _stages(placed: pl.DataFrame, order: Sequence[str]) -> Iterator[tuple[str, p
             yield f"Where D_A surfaces after stage {stage} (top 10): {setup}", rows
 
 
-def _numbers(table: pl.DataFrame, schema: Mapping[str, Any], path: Path) -> pl.DataFrame:
-    """Columns of a table of texts, as they are typed.
+def _names(kept: pl.DataFrame) -> dict[str, str]:
+    """What a grid calls an arm -> its name in figures; as it is called where two would have one name."""
+    if not {"arm", "arm_text"} <= set(kept.columns):
+        return {}
+    texts = dict(kept.select("arm", "arm_text").iter_rows())
+    names = arm_names(list(dict.fromkeys(texts.values())))
+    return {arm: names[text] for arm, text in texts.items()}
+
+
+def _named(column: str, names: Mapping[str, str]) -> pl.Expr:
+    return pl.col(column).replace(names) if names else pl.col(column)
+
+
+def _numbers(
+    table: pl.DataFrame, schema: Mapping[str, Any], path: Path, names: Mapping[str, str]
+) -> pl.DataFrame:
+    """Columns of a table of texts, as they are typed, with the arms' names.
 
     Raises:
         MemprobeError: it lacks one.
     """
     try:
-        return table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+        typed = table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+        return typed.with_columns(_named(name, names) for name in ("arm", "against") if name in schema)
     except pl.exceptions.PolarsError as error:
         raise MemprobeError(f"{path}: not as python -m training report writes it ({error})") from error
 
