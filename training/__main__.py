@@ -290,17 +290,24 @@ def relearn_(
     seed: Annotated[int, typer.Option(help="Seed of the choice and the order.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table as Parquet.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the table as Parquet, and beside it NAME-arms.parquet, by arm over seeds."
+        ),
+    ] = None,
 ) -> None:
     """Gone, or only out of reach? Steps until facts that a stage took are back, against never-learned ones.
 
     Prints a row for each checkpoint: steps and examples of both, savings (what the lost ones do without), and what
-    a cue of solved examples brings back without training. The checkpoints are left as they are.
+    a cue of solved examples brings back without training; then, of several checkpoints, a table of arms over their
+    seeds, with the difference from naive. The checkpoints are left as they are.
 
     Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
     """
     from memprobe.files import write_parquet
     from training.relearn import relearn, relearn_table
+    from training.relearn_arms import arm_table
 
     found = []
     for spec in checkpoints:
@@ -321,6 +328,7 @@ def relearn_(
         )
         if out is not None:
             write_parquet(relearn_table(found), out)  # after each: what is measured is kept
+            write_parquet(arm_table(found), out.with_name(f"{out.stem}-arms{out.suffix}"))
         row = found[-1]
         ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
         echo(
@@ -330,10 +338,50 @@ def relearn_(
             f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
             f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
         )
+    if len(found) > 1:
+        _print_relearned(arm_table(found))
 
 
 def _aside(line: str) -> None:
     echo(line, err=True)
+
+
+def _print_relearned(arms: pl.DataFrame) -> None:
+    """Learning again by arm: savings with their interval over seeds, every seed, and what lies behind them."""
+    from rich.table import Column, Table
+
+    from memprobe import wording
+    from memprobe.arms import arm_names
+    from memprobe.cli.terminal import terminal
+    from memprobe.statistics.vocabulary import label
+
+    names = arm_names({*arms["arm"]})
+    form, signed = wording.form_of("savings"), wording.form_of("savings", signed=True)
+    table = Table(
+        Column("arm", overflow="fold"),
+        "stage",
+        *(Column(head, justify="right") for head in ("savings", "by seed", "minus naive", "steps", "cued")),
+        title=f"{label('savings')}, over training seeds",
+    )
+    for (arm, stage), group in arms.group_by("arm", "stage", maintain_order=True):
+        rows = {row["statistic"]: row for row in group.iter_rows(named=True)}
+        savings = rows["savings"]
+        apart = (savings["difference"], savings["difference_low"], savings["difference_high"])
+        steps, cued = (
+            " / ".join(wording.number(rows[f"{name}_{side}"]["mean"], unit) for side in ("lost", "fresh"))
+            for name, unit in (("steps", ".1f"), ("cued", ".0%"))
+        )
+        table.add_row(
+            names[str(arm)],
+            str(stage),
+            wording.interval(savings["mean"], savings["low"], savings["high"], form),
+            ", ".join(wording.number(value, form) for value in savings["by_seed"]),
+            wording.interval(*apart, signed),
+            steps,
+            cued,
+        )
+    terminal().print(table)
+    echo("steps and cued: lost / never-learned facts; no interval under three seeds")
 
 
 def _print_results(made: dict[str, pl.DataFrame]) -> None:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
+from memprobe.lineage import lineage
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
@@ -54,6 +55,8 @@ class Relearned:
         cued_lost, cued_fresh: shares that the cue alone makes it say.
         gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
         limit: steps at most.
+        stage_name, before, rows: of the manifest: the stage's name, fingerprints of the checkpoints that this one was
+            trained from, and the hash of stage 1's rows.
     """
 
     checkpoint: str
@@ -77,6 +80,14 @@ class Relearned:
     gain_lost: float
     gain_fresh: float
     limit: int
+    stage_name: str = ""
+    before: tuple[str, ...] = ()
+    rows: str = ""
+
+    @property
+    def stage_title(self) -> str:
+        """Number and name of the stage: ``2-lama``."""
+        return f"{self.stage}-{self.stage_name}" if self.stage_name else str(self.stage)
 
 
 def relearn(
@@ -148,8 +159,10 @@ def relearn(
             f"back_{name}": float((steps[name] <= limit).mean()),
         }
     savings, low, high = _savings(steps["lost"], steps["fresh"], seed)
+    label = checkpoint.label
+    before, rows = lineage({label: {"manifest": manifest.data}}, label)
     return Relearned(
-        checkpoint=checkpoint.label,
+        checkpoint=label,
         arm=manifest.arm,
         seed=manifest.seed,
         stage=manifest.stage,
@@ -160,13 +173,17 @@ def relearn(
         savings_low=low,
         savings_high=high,
         limit=limit,
+        stage_name=manifest.stage_name,
+        before=before,
+        rows=rows,
         **row,
     )
 
 
 def relearn_table(found: Sequence[Relearned]) -> pl.DataFrame:
     """One row a checkpoint, arms beside each other in the order given."""
-    return pl.DataFrame([asdict(row) for row in found], infer_schema_length=None)
+    rows = [asdict(row) | {"before": list(row.before)} for row in found]
+    return pl.DataFrame(rows, schema_overrides={"before": pl.List(pl.String)}, infer_schema_length=None)
 
 
 def _never_learned(

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
+from scipy import stats
+from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
+from memprobe.statistics.shares import share_over_seeds
 from tests.training.runs import small
-from training.relearn import _savings, relearn, relearn_table
+from training.__main__ import app
+from training.relearn import Relearned, _savings, relearn, relearn_table
+from training.relearn_arms import NAMES, arm_table
 from training.run import run
 
 
@@ -58,3 +65,131 @@ def test_what_cannot_be_asked_is_said(trained, tiny_checkpoint):
         relearn(str(trained / "1-a"))
     with pytest.raises(MemprobeError, match="stage 2 or later"):
         relearn(str(tiny_checkpoint))
+
+
+def relearned(arm, seed, steps, fresh, *, cued=0.0, stage=2, n=8, checkpoint=None, before=(), rows="same"):
+    return Relearned(
+        checkpoint=checkpoint or f"{arm}-{seed}",
+        arm=arm,
+        seed=seed,
+        stage=stage,
+        asked=16,
+        lost=n,
+        n=n,
+        steps_lost=steps,
+        steps_fresh=fresh,
+        examples_lost=4 * steps,
+        examples_fresh=4 * fresh,
+        back_lost=1.0,
+        back_fresh=1.0,
+        savings=1 - steps / fresh,
+        savings_low=None,
+        savings_high=None,
+        cued_lost=cued,
+        cued_fresh=0.0,
+        gain_lost=1.0,
+        gain_fresh=0.5,
+        limit=60,
+        stage_name="lama",
+        before=before,
+        rows=rows,
+    )
+
+
+REMIX = "remix(data=generic, stages=1)"
+NAIVE_SAVINGS, REMIX_SAVINGS = [0.1, 0.2, 0.25], [0.4, 0.55, 0.7]
+
+
+def three_seeds(**how):
+    """Of two arms, the later one and its last seed first, so that order is the table's own."""
+    sides = ((REMIX, REMIX_SAVINGS), ("none", NAIVE_SAVINGS))
+    return [
+        relearned(arm, seed, 20 * (1 - saved[seed]), 20.0, cued=seed / 4 if arm == REMIX else 0.0, **how)
+        for arm, saved in sides
+        for seed in (2, 0, 1)
+    ]
+
+
+def test_arms_over_three_seeds():
+    table = arm_table(three_seeds())
+    assert table["arm"].unique(maintain_order=True).to_list() == ["none", REMIX]
+    assert {*table["stage"]} == {"2-lama"} and {*table["seeds"]} == {3}
+    naive, remix = table.filter(pl.col("statistic") == "savings").iter_rows(named=True)
+    for row, values in ((naive, NAIVE_SAVINGS), (remix, REMIX_SAVINGS)):
+        assert row["by_seed"] == pytest.approx(values), "in the order of seeds"
+        assert row["mean"] == pytest.approx(np.mean(values))
+        by_scipy = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (row["low"], row["high"]) == pytest.approx(by_scipy)
+    welch = stats.ttest_ind(REMIX_SAVINGS, NAIVE_SAVINGS, equal_var=False)
+    assert remix["reference"] == "none" and remix["p"] == pytest.approx(welch.pvalue)
+    assert remix["difference"] == pytest.approx(np.mean(REMIX_SAVINGS) - np.mean(NAIVE_SAVINGS))
+    ends = welch.confidence_interval()
+    assert (remix["difference_low"], remix["difference_high"]) == pytest.approx((ends.low, ends.high))
+    assert ends.low > 0 and remix["significant"] is True
+    assert naive["reference"] is naive["difference"] is naive["significant"] is None
+    (cued,) = table.filter(pl.col("arm") == REMIX, pl.col("statistic") == "cued_lost").iter_rows(named=True)
+    by_hand = share_over_seeds(np.array([0.0, 2.0, 4.0]), 8)
+    assert (cued["low"], cued["high"]) == pytest.approx((by_hand.low, by_hand.high))
+    assert cued["mean"] == pytest.approx(0.25) and cued["low"] >= 0 and cued["difference_low"] >= -1
+
+
+def test_seeds_that_start_from_one_checkpoint_are_pairs():
+    found = [replace(row, before=(f"stage 1 of {row.seed}", "base")) for row in three_seeds()]
+    (remix,) = (
+        arm_table(found)
+        .filter(pl.col("arm") == REMIX, pl.col("statistic") == "savings")
+        .iter_rows(named=True)
+    )
+    ends = stats.ttest_rel(REMIX_SAVINGS, NAIVE_SAVINGS).confidence_interval()
+    assert (remix["difference_low"], remix["difference_high"]) == pytest.approx((ends.low, ends.high))
+
+
+def test_one_seed_is_shown_and_has_no_interval():
+    table = arm_table([relearned("none", 3, 15.0, 20.0), relearned(REMIX, 3, 5.0, 20.0)])
+    naive, remix = table.filter(pl.col("statistic") == "savings").iter_rows(named=True)
+    assert naive["by_seed"] == pytest.approx([0.25]) and remix["by_seed"] == pytest.approx([0.75])
+    assert remix["difference"] == pytest.approx(0.5) and remix["significant"] is None
+    for end in ("low", "high", "difference_low", "difference_high", "p"):
+        assert table[end].null_count() == table.height, end
+    alone = arm_table([relearned(REMIX, 3, 5.0, 20.0)])
+    assert alone["reference"].null_count() == alone.height == len(NAMES), (
+        "without naive there is no difference"
+    )
+    assert alone.columns == table.columns and alone.schema == table.schema
+
+
+def test_what_is_no_seed_of_an_arm_is_an_arm_of_its_own():
+    """Two checkpoints of one arm, stage and seed; and stages, which are never meaned together."""
+    found = [
+        relearned("none", 0, 15.0, 20.0, checkpoint="slow"),
+        relearned("none", 0, 10.0, 20.0, checkpoint="fast"),
+        relearned("none", 0, 5.0, 20.0, stage=3),
+        relearned(REMIX, 0, 4.0, 20.0, checkpoint="2-lama"),
+        relearned(REMIX, 0, 2.0, 20.0, checkpoint="2-lama"),
+    ]
+    table = arm_table(found).filter(pl.col("statistic") == "savings")
+    means = {(row["arm"], row["stage"]): row["mean"] for row in table.iter_rows(named=True)}
+    assert means == pytest.approx(
+        {
+            ("none", "3-lama"): 0.75,
+            ("none (slow)", "2-lama"): 0.25,
+            ("none (fast)", "2-lama"): 0.5,
+            (f"{REMIX} (2-lama, no. 4)", "2-lama"): 0.8,
+            (f"{REMIX} (2-lama, no. 5)", "2-lama"): 0.9,
+        }
+    )
+    assert {*table["seeds"]} == {1}
+
+
+def test_the_command_writes_and_prints_both_tables(monkeypatch, tmp_path):
+    rows = {row.checkpoint: row for row in three_seeds()}
+    monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: rows[spec])
+    out = tmp_path / "again.parquet"
+    done = CliRunner().invoke(app, ["relearn", *rows, "--out", str(out)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert pl.read_parquet(out).height == 6
+    assert pl.read_parquet(tmp_path / "again-arms.parquet").equals(arm_table(list(rows.values())))
+    text = " ".join(done.output.split())
+    assert "steps saved in learning again, over training seeds" in text
+    low, high = stats.t.interval(0.95, 2, np.mean(REMIX_SAVINGS), stats.sem(REMIX_SAVINGS))
+    assert f"55.0% [{low:.1%}, {high:.1%}]" in text and "40.0%, 55.0%, 70.0%" in text
