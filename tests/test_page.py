@@ -312,6 +312,9 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
             """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
             .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
         )
+        assert "lora" in shown.inner_text("#results figure"), (
+            "an arm of which nothing is finished keeps its name"
+        )
         placed = shown.evaluate("""() => Object.fromEntries([...document.querySelectorAll('#results figure')].slice(1)
             .map((f) => [f.querySelector('h3').textContent, f.querySelector('.js-plotly-plot')?.data[0].x.length]))""")
         counts = pl.read_csv(study / "tables" / "placement.csv").filter(k=10, token="first", readout="own")

@@ -111,7 +111,8 @@ def _names(kept: pl.DataFrame) -> dict[str, str]:
     """What a grid calls an arm -> its name in figures; as it is called where two would have one name."""
     if not {"arm", "arm_text"} <= set(kept.columns):
         return {}
-    texts = dict(kept.select("arm", "arm_text").iter_rows())
+    told = kept.filter(pl.col("arm_text") != "–")  # an arm of which no cell is finished has no text
+    texts = dict(told.select("arm", "arm_text").iter_rows())
     names = arm_names(list(dict.fromkeys(texts.values())))
     return {arm: names[text] for arm, text in texts.items()}
 
