@@ -29,8 +29,12 @@ def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
         return ("Comparisons" if study.comparisons else "What a study of arms found"), ""
     title = labels[0] if len(labels) == 1 else f"{len(labels)} checkpoints"
     parts = []
-    if len(sets) > 1:
-        parts.append(f"{len(sets)} sets of facts")
+    asked = len({one.readings.run_json["factoids"]["hash"] for one in sets})
+    lenses = len({(one.readings.run_json["lens"], one.readings.run_json["readout"]) for one in sets})
+    if asked > 1:
+        parts.append(f"{asked} sets of facts")
+    if lenses > 1:
+        parts.append(f"{lenses} lenses")
     if study.runs:
         parts.append(f"{len(study.runs)} training run{'s' * (len(study.runs) > 1)}")
     if study.comparisons:
