@@ -170,7 +170,7 @@ def test_every_script_that_runs_is_named_by_the_policy_and_nothing_else_may(one)
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in scripts}
     assert set(re.findall(r"sha256-([A-Za-z0-9+/=]+)", policy)) == hashes
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     assert "default-src &#x27;none&#x27;" in policy
     assert "unsafe-eval" not in policy
 

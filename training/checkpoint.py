@@ -242,7 +242,8 @@ def _commit() -> str | None:
     """The commit of this code, with ``+`` where files differ from it; None outside a repository."""
     here = Path(__file__).parent
     try:
-        git = ["git", "-C", str(here)]
+        # Without optional locks: killed while it refreshes the index, git would leave a lock in somebody's repository.
+        git = ["git", "--no-optional-locks", "-C", str(here)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         if head.returncode:
             return None

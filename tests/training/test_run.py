@@ -487,17 +487,15 @@ def test_a_full_disk_leaves_the_run_resumable(tiny_checkpoint, tmp_path, monkeyp
     assert same_weights(run(eventful(tiny_checkpoint), tmp_path, quiet=True), unbroken)
 
 
-@pytest.mark.parametrize("name", ["save_model", "evaluation_sets"])
+@pytest.mark.parametrize("name", ["training.checkpoint.save_model", "training.run.evaluation_sets"])
 def test_a_disk_that_fills_while_the_checkpoint_is_saved(
     name, tiny_checkpoint, tmp_path, monkeypatch, unbroken
 ):
-    from training import run as module
-
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, full)
+        patch.setattr(name, full)
         with pytest.raises(MemprobeError, match=r"1-a: the checkpoint could not be saved .*No space left"):
             run(eventful(tiny_checkpoint), tmp_path, quiet=True)
     assert not (tmp_path / "1-a").exists() and not list(tmp_path.rglob("saving-*"))
@@ -586,3 +584,16 @@ def test_a_step_of_many_tokens_is_taken_in_pieces_and_comes_to_the_same(tiny_che
     assert not same_weights(tmp_path / "pieces" / "2-b", tmp_path / "whole" / "2-b"), (
         "it was summed otherwise"
     )
+
+
+def test_a_run_takes_no_lock_in_the_repository(monkeypatch):
+    """A killed run must not leave ``index.lock`` behind, after which git refuses every commit."""
+    from training import checkpoint
+
+    asked = []
+    real = checkpoint.subprocess.run
+    monkeypatch.setattr(
+        checkpoint.subprocess, "run", lambda line, **how: asked.append(line) or real(line, **how)
+    )
+    checkpoint._commit()
+    assert asked and all("--no-optional-locks" in line for line in asked)
