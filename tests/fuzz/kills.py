@@ -290,8 +290,12 @@ def _work(command: Command, out: Path, log: Path, ready: tuple[int, int]) -> Non
 
 
 def _content(out: Path) -> dict[str, Any]:
-    """What lies under a folder, by path; of lines and JSON what is no measure of the machine."""
-    return {str(path.relative_to(out)): _read(path) for path in sorted(out.rglob("*")) if path.is_file()}
+    """What lies under a folder, by path; of lines and JSON what is no measure of the machine.
+
+    Where the workers of a command meet is left out: a command that found all finished has begun none.
+    """
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and ".workers" not in path.parts)
+    return {str(path.relative_to(out)): _read(path) for path in files}
 
 
 def _read(path: Path) -> Any:
