@@ -180,12 +180,14 @@ def tried(folder: Path, n: int, seed: int, wanted: Sequence[str] = (), *, say: A
         code, _, said = _run(command, out)
         if code != 0:
             wrong.append(f"{name}: the unbroken command ends with {code}: {said[-600:]}")
+            say(wrong[-1], flush=True)
             continue
         expected = _content(out)
-        again = folder / name / "again"  # the second: nothing to import or to compile is left
+        again = folder / name / "again" / "out"  # the second: nothing to import or to compile is left
         seconds = _run(command, again)[1]
         if differences := _differences(expected, _content(again)):
             wrong.append(f"{name}: two unbroken runs differ: {differences}")
+            say(wrong[-1], flush=True)
         most = max(1, round(n * command.share / whole))
         chain = 0
         while kills[name] < most:
