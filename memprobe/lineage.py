@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memprobe.manifests import Manifest
 
 
 def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -11,6 +14,16 @@ def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
     parent = manifest.get("parent") or {}
     stages = [{key: stage[key] for key in ("index", "hash")} for stage in manifest.get("stages") or []]
     return {"parent": {"fingerprint": parent.get("fingerprint")} if parent else None, "stages": stages}
+
+
+def trained_as(manifest: Manifest, *more: str) -> dict[str, Any]:
+    """Of a checkpoint's manifest, what tables of a probe or of patches say of its training.
+
+    Args:
+        more: further attributes of the manifest.
+    """
+    named = {key: getattr(manifest, key) for key in ("arm", "seed", "stage", "stage_name", "steps", *more)}
+    return named | {"run": manifest.data.get("run")} | origin(manifest.data)
 
 
 def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple[str, ...], str]:

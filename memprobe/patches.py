@@ -30,7 +30,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import check_valid, parquet_errors, read_json, write_json, write_parquet
-from memprobe.lineage import origin
+from memprobe.lineage import trained_as
 from memprobe.parquet import check_mark, mark_of
 from memprobe.records import PATCHES, factoids_frame
 from memprobe.run_file import PatchesFile
@@ -483,10 +483,7 @@ def _made(item: Checkpoint | LensModel) -> dict[str, Any] | None:
     """How a checkpoint was trained; a graft is no stage of a run."""
     checkpoint = item if isinstance(item, Checkpoint) else item.checkpoint
     manifest = checkpoint.manifest if checkpoint and checkpoint.kind != "graft" else None
-    if manifest is None:
-        return None
-    named = {key: getattr(manifest, key) for key in ("arm", "seed", "stage", "stage_name", "steps")}
-    return named | {"run": manifest.data.get("run")} | origin(manifest.data)
+    return None if manifest is None else trained_as(manifest)
 
 
 def _key(wanted: dict[str, Any]) -> str:

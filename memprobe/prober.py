@@ -17,8 +17,7 @@ from memprobe import residuals
 from memprobe.checkpoints import Checkpoint
 from memprobe.factoids import Factoid
 from memprobe.hub_cache import evict, is_cached_snapshot
-from memprobe.lineage import origin
-from memprobe.manifests import Manifest
+from memprobe.lineage import trained_as
 from memprobe.planning import Plan, plan_capture
 from memprobe.sequences import Deferred
 from memprobe.splitting import is_split
@@ -347,16 +346,10 @@ def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[st
         "vocab": lens_model.vocab_size,
         "parameters": lens_model.model.num_parameters(),
         "difference": lens_model.difference,
-        "manifest": _manifest_entry(manifest) if manifest else None,
+        "manifest": trained_as(manifest, "template") if manifest else None,
         "step": step,
         "complete": False,
     }
-
-
-def _manifest_entry(manifest: Manifest) -> dict[str, Any]:
-    keys = ("arm", "seed", "stage", "stage_name", "steps", "template")
-    named = {key: getattr(manifest, key) for key in keys} | {"run": manifest.data.get("run")}
-    return named | origin(manifest.data)
 
 
 def _without_subject(reasons: Mapping[str, str]) -> dict[str, Any]:
