@@ -11,6 +11,7 @@ import polars as pl
 from memprobe.figures.look import (
     DOTTED,
     FAINT,
+    band,
     depth_axis,
     groups,
     handle,
@@ -126,17 +127,8 @@ def _curves(
             where = f"{name}/{line}/{'' if seed is None else seed}"
             x, y = rows["depth"].to_list(), numbers(rows, value)
             if edges is not None and seed is None and not many:
-                low, high = (numbers(rows, edge) for edge in edges)
-                axes.fill_between(
-                    x,
-                    low,
-                    high,
-                    color=marks["color"],
-                    alpha=0.24 / max(1, len(lines)) ** 0.5,
-                    linewidth=0,
-                    step="post" if stepwise else None,
-                    gid=f"{where}/band",
-                )
+                alpha, step = 0.24 / max(1, len(lines)) ** 0.5, "post" if stepwise else None
+                band(axes, rows, "depth", edges, where, alpha=alpha, step=step, color=marks["color"])
             if chance is not None and (not many or line == lines[-1]):
                 axes.plot(
                     x,

@@ -11,6 +11,7 @@ from memprobe.figures.look import (
     DOTTED,
     FAINT,
     INK,
+    band,
     depth_axis,
     groups,
     handle,
@@ -53,10 +54,7 @@ def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         for (line,), rows in groups(table.filter(checkpoint=name), "lens"):
             marks, where = look(lines.index(line)), f"{name}/{line}"
             x = rows["depth"].to_list()
-            low, high = (numbers(rows, f"recall_{end}") for end in ("low", "high"))
-            axes.fill_between(
-                x, low, high, color=marks["color"], alpha=0.12, linewidth=0, gid=f"{where}/band"
-            )
+            band(axes, rows, "depth", ("recall_low", "recall_high"), where, alpha=0.12, color=marks["color"])
             chance = numbers(rows, "chance")
             axes.plot(x, chance, color=marks["color"], linestyle=DOTTED, lw=0.9, gid=f"{where}/chance")
             axes.plot(
@@ -100,10 +98,7 @@ def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", wid
         axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
         for (part,), rows in groups(table.filter(checkpoint=name), "part"):
             marks, where, x = look(parts.index(part)), f"{name}/{part}", rows["depth"].to_list()
-            low, high = numbers(rows, "low"), numbers(rows, "high")
-            axes.fill_between(
-                x, low, high, color=marks["color"], alpha=0.15, linewidth=0, gid=f"{where}/band"
-            )
+            band(axes, rows, "depth", ("low", "high"), where, alpha=0.15, color=marks["color"])
             axes.plot(x, numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line")
         axes.set_title(shortened(name, 40) if len(names) > 1 else "")
         depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]

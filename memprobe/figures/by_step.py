@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from memprobe.figures.look import (
+    band,
     handle,
     in_style,
     legend,
@@ -62,15 +63,7 @@ def steps(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int 
         for position, run in enumerate(runs):
             rows = table.filter(run=run, statistic=statistic)
             marks, at = look(position), rows["step"].to_list()
-            axes.fill_between(
-                at,
-                numbers(rows, "low"),
-                numbers(rows, "high"),
-                color=marks["color"],
-                alpha=0.2,
-                linewidth=0,
-                gid=f"{run}/{statistic}/band",
-            )
+            band(axes, rows, "step", ("low", "high"), f"{run}/{statistic}", color=marks["color"])
             axes.plot(at, numbers(rows, "value"), **marks, clip_on=False, gid=f"{run}/{statistic}/line")
         axes.set_title(_title(statistic, k, token))
         if STATISTICS[statistic].share:

@@ -242,6 +242,28 @@ def groups(table: pl.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], p
     yield from table.group_by(*keys, maintain_order=True)
 
 
+def band(
+    axes: Axes,
+    rows: pl.DataFrame,
+    x: str,
+    ends: tuple[str, str],
+    where: str,
+    *,
+    alpha: float = 0.2,
+    **more: Any,
+) -> None:
+    """The interval of a line, as a band in its colour.
+
+    Args:
+        rows: of the line.
+        x, ends: columns: where, and from where to where.
+        where: of the line; the band's id is ``WHERE/band``.
+        more: for ``fill_between``, ``color`` among it.
+    """
+    low, high = (numbers(rows, end) for end in ends)
+    axes.fill_between(rows[x].to_list(), low, high, alpha=alpha, linewidth=0, gid=f"{where}/band", **more)
+
+
 def numbers(rows: pl.DataFrame, column: str) -> list[float]:
     """A column as matplotlib reads it."""
     return [nan(value) for value in rows[column].to_list()]
