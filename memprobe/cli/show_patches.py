@@ -12,9 +12,8 @@ from rich.text import Text
 
 from memprobe import wording
 from memprobe.cli.terminal import terminal
+from memprobe.statistics.patches import SWEEP
 from memprobe.statistics.vocabulary import label
-
-_SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
 
 
 def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
@@ -31,37 +30,29 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
             soft_wrap=True,
         )
         return
-    for part in tables["by_depth"].partition_by(_SWEEP, maintain_order=True):
+    for part in tables["by_depth"].partition_by(SWEEP, maintain_order=True):
         _by_depth(console, part, threshold)
     for row in tables["first_depth"].iter_rows(named=True):
-        console.print(
-            Text(f"half {row['direction']}, {_sweep(row)}: {_first(row)} of {row['n']} facts"), soft_wrap=True
-        )
+        _say(console, f"half {row['direction']}, {_sweep(row)}: {_first(row)} of {row['n']} facts")
     for row in tables["fates"].iter_rows(named=True):
-        console.print(
-            Text(
-                f"of {row['facts']} facts {row['fate']}, {row['n']} differ enough for {row['direction']}, "
-                f"{_sweep(row)}: {_first(row)}"
-            ),
-            soft_wrap=True,
+        _say(
+            console,
+            f"of {row['facts']} facts {row['fate']}, {row['n']} differ enough for {row['direction']}, "
+            f"{_sweep(row)}: {_first(row)}",
         )
     for row in tables["grafts"].iter_rows(named=True):
-        console.print(
-            Text(
-                f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block "
-                f"{_place(row)}, {row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of "
-                f"{row['facts_share']:.0%} of facts"
-            ),
-            soft_wrap=True,
+        _say(
+            console,
+            f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block "
+            f"{_place(row)}, {row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of "
+            f"{row['facts_share']:.0%} of facts",
         )
     for row in tables["erasure"].iter_rows(named=True):
-        console.print(
-            Text(
-                f"{label('erasure_score')} of {row['source']} in {row['target']}: "
-                f"{wording.interval(row['score'], row['low'], row['high'], '.1%')} over {row['n']} of "
-                f"{row['facts']} facts"
-            ),
-            soft_wrap=True,
+        _say(
+            console,
+            f"{label('erasure_score')} of {row['source']} in {row['target']}: "
+            f"{wording.interval(row['score'], row['low'], row['high'], '.1%')} over {row['n']} of "
+            f"{row['facts']} facts",
         )
     _arms(console, tables["arms"], tables["arm_differences"])
 
@@ -73,7 +64,7 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
         f"{head['parts']} of {head['window']} block(s)" if grafts else f"{head['what']}, {head['positions']}"
     )
     title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
-    console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
+    _say(console, f"\n{title}", "bold")
     console.print(f"{head['n']} of {head['facts']} facts differ by more than {threshold:g} nats", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("block" if grafts else "depth", justify="right")
@@ -83,8 +74,8 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
     table.add_column("q", justify="right")
     for row in part.iter_rows(named=True):
         share = wording.interval(row["moved"], row["low"], row["high"], ".1%")
-        q = "–" if row["q"] is None else f"{row['q']:.3f}"
-        table.add_row(_place(row), share, _share(row["other"]), _share(row["random"]), q)
+        q = wording.number(row["q"], ".3f")
+        table.add_row(_place(row), share, wording.percent(row["other"]), wording.percent(row["random"]), q)
     console.print(table)
 
 
@@ -95,15 +86,12 @@ def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> No
     console.print(Text("\nOver training seeds", "bold"))
     for row in arms.iter_rows(named=True):
         unit = ".1%" if row["statistic"] == "moved_never" else ".1f"
-        seeds = ", ".join("–" if value is None else format(value, unit) for value in row["by_seed"])
-        ends = "" if row["low"] is None else f" [{row['low']:{unit}}, {row['high']:{unit}}]"
-        mean = "–" if row["mean"] is None else format(row["mean"], unit)
-        console.print(
-            Text(
-                f"{row['arm']}, {row['stage']} ({row['what']}, {row['positions']}, {row['direction']}, "
-                f"{row['facts']}): {label(row['statistic'])} {mean}{ends}, by seed {seeds}"
-            ),
-            soft_wrap=True,
+        seeds = ", ".join(wording.number(value, unit) for value in row["by_seed"])
+        mean = wording.interval(row["mean"], row["low"], row["high"], unit)
+        _say(
+            console,
+            f"{row['arm']}, {row['stage']} ({row['what']}, {row['positions']}, {row['direction']}, "
+            f"{row['facts']}): {label(row['statistic'])} {mean}, by seed {seeds}",
         )
     for row in differences.iter_rows(named=True):
         ends = (
@@ -111,13 +99,16 @@ def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> No
             if row["low"] is None
             else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
         )
-        console.print(
-            Text(
-                f"{row['arm']} minus {row['reference']} ({row['what']}, {row['positions']}, {row['direction']}, "
-                f"{row['facts']}): {label(row['statistic'])} {row['difference']:+.2f}, {ends}"
-            ),
-            soft_wrap=True,
+        _say(
+            console,
+            f"{row['arm']} minus {row['reference']} ({row['what']}, {row['positions']}, {row['direction']}, "
+            f"{row['facts']}): {label(row['statistic'])} {row['difference']:+.2f}, {ends}",
         )
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    """A line as it stands: nothing in it is markup, and the terminal breaks it where it is too long."""
+    console.print(Text(line, style), soft_wrap=True)
 
 
 def _sweep(row: Mapping[str, Any]) -> str:
@@ -134,7 +125,3 @@ def _first(row: Mapping[str, Any]) -> str:
 
 def _place(row: Mapping[str, Any]) -> str:
     return str(row["depth"]) if row["last"] == row["depth"] else f"{row['depth']}-{row['last']}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

@@ -21,9 +21,9 @@ from memprobe.patches import Patches
 from memprobe.plots.patches import restoration_curves, restoration_heatmap, sweep_names
 from memprobe.statistics import patches as statistics
 from memprobe.statistics.patch_arms import NAMES
+from memprobe.statistics.patches import SWEEP
 from memprobe.statistics.vocabulary import STATISTICS, label
 
-_KEYS = ["source", "target", "what", "positions", "parts", "window", "direction"]
 MAX_ROWS = 2000
 """Factoids of a sweep beyond these are left out of the page, and it says so."""
 
@@ -153,9 +153,9 @@ def _view(
         if not tables[name].is_empty():
             sentences += [say(row) for row in tables[name].filter(same).iter_rows(named=True)]
     sweeps = []
-    for sweep, name in zip(part.partition_by(_KEYS, maintain_order=True), sweep_names(part), strict=True):
+    for sweep, name in zip(part.partition_by(SWEEP, maintain_order=True), sweep_names(part), strict=True):
         row = sweep.row(0, named=True)
-        within = [pl.col(key) == row[key] for key in _KEYS]
+        within = [pl.col(key) == row[key] for key in SWEEP]
         own = shares.filter([*within, pl.col("control") == "", pl.col("moved").is_not_null()])
         by_fact = (
             own.sort("depth")
@@ -168,7 +168,7 @@ def _view(
             asked, left_on="factoid", right_on="id"
         )
         if kind == "states":
-            keys = [key for key in _KEYS if key not in ("parts", "window")]
+            keys = [key for key in SWEEP if key not in ("parts", "window")]
             depths = first.filter([pl.col(key) == row[key] for key in keys]).select("factoid", "first")
             by_fact = by_fact.join(depths, on="factoid", how="left")
         else:

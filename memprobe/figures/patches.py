@@ -9,6 +9,7 @@ import polars as pl
 from memprobe.figures.look import (
     DOTTED,
     FAINT,
+    band,
     depth_axis,
     groups,
     handle,
@@ -26,6 +27,7 @@ from memprobe.figures.look import (
 from memprobe.patch_tables import tables_of
 from memprobe.patches import Patches
 from memprobe.plots.patches import sweep_names
+from memprobe.statistics.patches import SWEEP
 from memprobe.statistics.vocabulary import label
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 NAMES = ("restoration", "grafts")
 FLOOR, TOP = -0.25, 1.1
 """Of the axis. A control may take away many times what separates the two: what lies below is drawn on the floor."""
-_SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
 
 
 @in_style
@@ -94,9 +95,7 @@ def _by_pair(rows: pl.DataFrame, control: str) -> pl.DataFrame:
     for pair in rows.partition_by(["source", "target", "direction"], maintain_order=True):
         head = pair.row(0, named=True)
         panel = f"{head['source']} into {head['target']}: {head['direction']}"
-        for sweep, line in zip(
-            pair.partition_by(_SWEEP, maintain_order=True), sweep_names(pair), strict=True
-        ):
+        for sweep, line in zip(pair.partition_by(SWEEP, maintain_order=True), sweep_names(pair), strict=True):
             parts.append(
                 sweep.select(
                     pl.lit(panel).alias("panel"),
@@ -168,10 +167,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
             marks, where = look(lines.index(line)), f"{name}/{line}/{seed or ''}"
             x, y = rows["depth"].to_list(), numbers(rows, "moved")
             if seed is None:
-                low, high = (numbers(rows, edge) for edge in ("low", "high"))
-                axes.fill_between(
-                    x, low, high, color=marks["color"], alpha=0.2, linewidth=0, gid=f"{where}/band"
-                )
+                band(axes, rows, "depth", ("low", "high"), where, color=marks["color"])
                 held = numbers(rows.with_columns(pl.col("control").cast(pl.Float64).clip(FLOOR)), "control")
                 axes.plot(x, held, color=marks["color"], linestyle=DOTTED, lw=0.9, gid=f"{where}/control")
                 axes.plot(x, y, **marks, markersize=2.4, zorder=3, gid=f"{where}/line")

@@ -16,14 +16,13 @@ from memprobe.plots.sketch import (
     plain,
     share_tip,
 )
-
-_SWEEP = ["source", "target", "what", "positions", "parts", "window", "direction"]
+from memprobe.statistics.patches import SWEEP
 
 
 def sweep_names(by_depth: pl.DataFrame) -> list[str]:
     """A name for each sweep of a table, of what tells it from the others alone."""
-    sweeps = by_depth.select(_SWEEP).unique(maintain_order=True)
-    several = [name for name in _SWEEP if sweeps[name].n_unique() > 1] or ["positions"]
+    sweeps = by_depth.select(SWEEP).unique(maintain_order=True)
+    several = [name for name in SWEEP if sweeps[name].n_unique() > 1] or ["positions"]
     names = []
     for row in sweeps.iter_rows(named=True):
         said: list[str] = []
@@ -51,7 +50,7 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
         by_depth: of :func:`memprobe.statistics.patches.by_depth`.
     """
     figure = figure_of(x=_axis(by_depth), y="", percent=False)
-    parts = by_depth.partition_by(_SWEEP, maintain_order=True)
+    parts = by_depth.partition_by(SWEEP, maintain_order=True)
     depths = sorted(by_depth["depth"].unique().to_list())
     names = sweep_names(by_depth)
     cells = [dict(part.select("depth", "moved").iter_rows()) for part in parts]
@@ -97,7 +96,7 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
     """
     figure = figure_of(x=_axis(by_depth), y="moved", percent=True)
     names = sweep_names(by_depth)
-    parts = by_depth.partition_by(_SWEEP, maintain_order=True)
+    parts = by_depth.partition_by(SWEEP, maintain_order=True)
     for position, (part, name) in enumerate(zip(parts, names, strict=True)):
         rows = part.sort("depth")
         look = style(position)

@@ -36,6 +36,8 @@ DRAWS = 2_000
 
 UNIT = ["source", "target", "what", "positions", "parts"]
 """What tells one sweep over depth from another; of grafts also ``window``, the number of blocks."""
+SWEEP = [*UNIT, "window", "direction"]
+"""What tells one line of :func:`by_depth` from another, over depth."""
 FACTS = ("all", "taken", "kept")
 """All; those that the source says and the target does not; those that both say."""
 
