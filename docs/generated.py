@@ -150,8 +150,6 @@ KL to the model's own output by depth, in nats, of each fitted lens and of the L
 
 def lenses_tables() -> str:
     """Where the built-in facts surface by each lens, and how well each fitted lens predicts held-out text."""
-    import json
-
     import polars as pl
 
     folder = ROOT / "analyses" / "lenses"

@@ -261,7 +261,7 @@ class OnRay:
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
 
     def _hand_out(self) -> None:
         busy = {id(actor) for actor, _, _ in self.pending.values()}
@@ -309,7 +309,7 @@ class OnRay:
                     self._wait_for(actor)
             if one is None:
                 if not isinstance(error, lost):
-                    raise _cause(error) from None
+                    raise cause_of(error) from None
                 return
             self._failed(one, task, error)
             return
@@ -339,7 +339,7 @@ class OnRay:
         if one.tries[what] < TRIES:
             one.waiting.appendleft(task)
             return
-        cause = _cause(error)
+        cause = cause_of(error)
         self._end(one, f"{one.item.label}: {what}: failed {TRIES} times: {first_line(cause)}")
 
     def _end(self, one: _Running, why: str | None = None) -> None:
@@ -377,7 +377,7 @@ class OnRay:
                     one.waiting.extend(("part", (unit,)) for unit in one.step.units)
 
 
-def _cause(error: Exception) -> Exception:
+def cause_of(error: Exception) -> Exception:
     """What went wrong on a node, as it was raised there."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else MemprobeError(first_line(error))

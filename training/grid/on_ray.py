@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.cluster import Engine, bytes_of, connect
-from memprobe.engine import TRIES, stand_in
+from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
 from training.data import prepare
@@ -207,9 +207,7 @@ class _Tasks:
             seconds = self.ray.get(ref)
             end_cell(cell, self.cells, self.work.out, seconds, self.report)
         except (self.ray.exceptions.RayError, MemprobeError) as error:
-            cause = getattr(error, "cause", None)
-            why = first_line(cause if isinstance(cause, Exception) else error)
-            self.broken[name] = f"{name}: failed {TRIES} times: {why}"
+            self.broken[name] = f"{name}: failed {TRIES} times: {first_line(cause_of(error))}"
             self.report.say(self.broken[name])
 
     def _missing_bases(self) -> None:
