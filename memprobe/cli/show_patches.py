@@ -37,7 +37,7 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
     for row in tables["fates"].iter_rows(named=True):
         _say(
             console,
-            f"of {row['facts']} facts {row['fate']}, {row['n']} differ enough for {row['direction']}, "
+            f"of {wording.count(row['facts'], 'fact')} {row['fate']}, {row['n']} differ enough for {row['direction']}, "
             f"{_sweep(row)}: {_first(row)}",
         )
     for row in tables["grafts"].iter_rows(named=True):

@@ -47,7 +47,7 @@ function patchesView(holder, data, templates, chosen = () => {}) {
   const figure = (name, title) => element("figure", { class: "plot wide", "data-figure": name, "data-own": "", "data-key": "", tabindex: "0" },
     element("figcaption", {}, element("h2", {}, title)));
   const heatmap = figure("patches-heatmap", "Share moved, by place");
-  const curves = figure("patches-curves", "Share moved, with 95 % bands; dotted: the control");
+  const curves = figure("patches-curves", "Share moved, with 95 % bands; dotted: the control, where there is one");
   const sweeps = element("select", { "aria-label": "Sweep", class: "long" });
   const filter = element("input", { type: "search", placeholder: "prompt or answer", "aria-label": "Filter facts" });
   const rowsSaid = element("p", { class: "note" });
