@@ -14,7 +14,8 @@ from memprobe.grafting import donor_of, sweep_batches
 from memprobe.grafts import Graft, make_graft, parse_graft, parse_places
 from memprobe.models import after_blocks, load, wrap
 from memprobe.parts import parameter_places
-from memprobe.patching import own_log_probs, patch_batches, plan_patches
+from memprobe.patch_plan import plan_patches
+from memprobe.patching import own_log_probs, patch_batches
 from memprobe.templates import Template, tokenise_all
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 

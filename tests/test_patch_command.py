@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from memprobe import patches as directory
+from memprobe import patch_pairs
 from memprobe.patches import open_patches
 from memprobe.records import PATCHES
 from tests.tiny import N_LAYERS, save_tiny
@@ -54,7 +54,7 @@ def test_states_then_weights_into_one_directory(setup, tmp_path, cli, monkeypatc
     assert found.table.schema == PATCHES and set(found.table["what"]) == {"residual", "weights"}
     assert found.pairs == [("m1", "m0")] and found.n_layers == N_LAYERS
     # the same call does nothing, another one says why not
-    monkeypatch.setattr(directory, "_write", None)
+    monkeypatch.setattr(patch_pairs, "write_pair", None)
     assert cli(*options(setup, out))[0] == 0
     code, _, err = cli(*options(setup, out, "--depths", "0-1"))
     assert code == 2 and "was patched with depths all" in err

@@ -14,7 +14,8 @@ from memprobe.factoids import make_factoid
 from memprobe.interventions import Put, applied
 from memprobe.models import wrap
 from memprobe.modes import evaluating
-from memprobe.patching import CONTROLS, POSITIONS, draw_others, own_log_probs, patch_batches, plan_patches
+from memprobe.patch_plan import CONTROLS, POSITIONS, draw_others, plan_patches
+from memprobe.patching import own_log_probs, patch_batches
 from memprobe.records import PATCHES
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, tokenise_all

@@ -10,7 +10,8 @@ from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.filter import ask
 from memprobe.models import load
-from memprobe.patching import patch_batches, plan_patches
+from memprobe.patch_plan import plan_patches
+from memprobe.patching import patch_batches
 from memprobe.sources import load_factoids
 from memprobe.splitting import device_text, home_of, memory_of
 from memprobe.weights import files_like

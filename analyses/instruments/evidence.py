@@ -28,7 +28,8 @@ from memprobe.models import LensModel
 from memprobe.modes import evaluating
 from memprobe.partial import exchanged
 from memprobe.parts import part_of
-from memprobe.patching import Positions, fitting_items, padded, patch_batches, plan_patches
+from memprobe.patch_plan import Positions, fitting_items, plan_patches
+from memprobe.patching import padded, patch_batches
 from memprobe.planning import plan_capture
 from memprobe.statistics.holding import trajectories
 from memprobe.statistics.patches import answers, moved_shares

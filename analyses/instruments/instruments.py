@@ -40,7 +40,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lens_files import FittedKind, LensFile
 from memprobe.models import LensModel
-from memprobe.patching import POSITIONS, Positions
+from memprobe.patch_plan import POSITIONS, Positions
 from memprobe.statistics.occurrence import first_depth, settled_depth
 from memprobe.statistics.patches import GAP, HALF, TAU
 

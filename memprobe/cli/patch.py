@@ -172,8 +172,9 @@ def patch(
     size = batch_size_of(batch_size)
     chosen_depths = _depths(depths)
     from memprobe.checkpoints import Checkpoint, common_template
-    from memprobe.patches import delete_patches, pair_up
-    from memprobe.patches import patch as run_patch
+    from memprobe.patch_pairs import pair_up
+    from memprobe.patch_pairs import patch as run_patch
+    from memprobe.patches import delete_patches
     from memprobe.statistics.patches import FACTS
 
     if facts not in FACTS:

@@ -29,7 +29,8 @@ import torch
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.models import load, to_bridge
 from memprobe.partial import run_whole
-from memprobe.patching import Plan, padded, patch_batches, plan_patches
+from memprobe.patch_plan import Plan, plan_patches
+from memprobe.patching import padded, patch_batches
 from memprobe.sources import load_factoids
 
 ALLOWED = 1.2

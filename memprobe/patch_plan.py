@@ -1,0 +1,209 @@
+"""What is to be patched, before any model runs: questions, their positions, and the controls drawn for them.
+
+A set of positions is of the input that the model is given, prompt and forced answer tokens together, so that each token
+is asked under the same patch:
+
+    last     the prompt's last token and, after it, the forced answer tokens: the positions that predict an answer
+    subject  the subject's tokens
+    prompt   every position: with it, a patch at depth d runs the source up to d and the target from there
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from memprobe.errors import MemprobeError, among
+from memprobe.factoids import Factoid
+from memprobe.interventions import NOISE, Corrupt, Spans
+from memprobe.models import LensModel
+from memprobe.partial import check_partial
+from memprobe.parts import PARTS, Part
+from memprobe.subjects import subject_positions
+from memprobe.templates import Template, TokenisedFactoid, tokenise_all
+
+Positions = Literal["last", "subject", "prompt"]
+POSITIONS: tuple[Positions, ...] = ("last", "subject", "prompt")
+Control = Literal["other", "random"]
+CONTROLS: tuple[Control, ...] = ("other", "random")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A factoid as it is asked, with the positions of each set and the factoid whose states are its control.
+
+    Attributes:
+        item: its tokens.
+        sets: by name of the set, positions in ``item.inputs``.
+        other: the control's tokens and sets; ``None`` where no other factoid has another answer.
+    """
+
+    item: TokenisedFactoid
+    sets: dict[Positions, tuple[int, ...]]
+    other: Question | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be patched, before any model runs.
+
+    Attributes:
+        questions: in the order of the factoids given.
+        what: residual stream, attention or MLP outputs.
+        positions: the sets.
+        depths: depths of the stream; for attention and MLP the blocks of the same number.
+        controls: which controls stand beside.
+        corrupt: applied to the target's run.
+        seed: of the controls.
+        reuse: whether both models' keys and values can be used again.
+    """
+
+    questions: list[Question]
+    what: tuple[Part, ...]
+    positions: tuple[Positions, ...]
+    depths: tuple[int, ...]
+    controls: tuple[Control, ...]
+    corrupt: Corrupt | None
+    seed: int
+    reuse: bool
+
+
+def plan_patches(
+    source: LensModel,
+    target: LensModel,
+    factoids: Sequence[Factoid],
+    template: str | Template = "plain",
+    *,
+    what: Sequence[Part] = ("residual",),
+    positions: Sequence[Positions] = ("last",),
+    depths: Sequence[int] | None = None,
+    controls: Sequence[Control] = CONTROLS,
+    corrupt: bool = False,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> Plan:
+    """Tokenises factoids, finds their positions and draws their controls.
+
+    Args:
+        depths: all of them by default.
+        corrupt: the target's run has noise on the subject's embeddings.
+        noise: in standard deviations of the embeddings.
+
+    Raises:
+        MemprobeError: models that do not fit together, a factoid that cannot be asked, one without a subject where that
+            is needed, a depth that is none, or blocks that cannot be run from a depth on.
+    """
+    template = Template.parse(template) if isinstance(template, str) else template
+    _check_choices(what, PARTS, "--what")
+    _check_choices(positions, POSITIONS, "--positions")
+    _check_choices(controls, CONTROLS, "--controls")
+    items = fitting_items(source, target, factoids, template)
+    chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
+    if wrong := [depth for depth in chosen if not 0 <= depth <= target.n_layers]:
+        raise MemprobeError(f"--depths {wrong[0]}: {target.label} has depths 0 to {target.n_layers}")
+    plain = [
+        Question(item, {name: _columns(name, item, template, target) for name in positions}) for item in items
+    ]
+    others = draw_others(items, seed) if "other" in controls else [None] * len(items)
+    questions = [
+        Question(question.item, question.sets, None if other is None else plain[other])
+        for question, other in zip(plain, others, strict=True)
+    ]
+    spans = Spans.of_subjects(items, template, target) if corrupt else None
+    return Plan(
+        questions,
+        tuple(dict.fromkeys(what)),
+        tuple(dict.fromkeys(positions)),
+        chosen,
+        tuple(dict.fromkeys(controls)),
+        None if spans is None else Corrupt(spans, noise, seed),
+        seed,
+        check_partial(target),
+    )
+
+
+def fitting_items(
+    source: LensModel, target: LensModel, factoids: Sequence[Factoid], template: Template
+) -> list[TokenisedFactoid]:
+    """Factoids' tokens, which must be the same in both models.
+
+    Raises:
+        MemprobeError: the models differ in shape or tokenizer, or a factoid cannot be asked.
+    """
+    pair = f"{source.label} into {target.label}"
+    for name in ("n_layers", "d_model"):
+        ours, theirs = getattr(source, name), getattr(target, name)
+        if ours != theirs:
+            said = {"n_layers": "blocks", "d_model": "wide"}[name]
+            raise MemprobeError(
+                f"{pair}: one has {ours} {said}, the other {theirs}; nothing can be put across"
+            )
+    ids = [factoid.id for factoid in factoids]
+    if not ids:
+        raise MemprobeError("there are no factoids to patch")
+    if len(set(ids)) < len(ids):
+        repeated = next(name for name in ids if ids.count(name) > 1)
+        raise MemprobeError(f"the factoid id {repeated!r} stands twice")
+    items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
+    theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+    check_same_tokens(pair, items, theirs)
+    return items
+
+
+def check_same_tokens(
+    pair: str, items: Sequence[TokenisedFactoid], theirs: Sequence[TokenisedFactoid]
+) -> None:
+    """Refuses factoids that two models' tokenizers write differently.
+
+    Raises:
+        MemprobeError: so.
+    """
+    for ours, other in zip(items, theirs, strict=True):
+        if ours.inputs != other.inputs or ours.targets != other.targets:
+            raise MemprobeError(
+                f"{pair}: their tokenizers differ (first in factoid {ours.factoid.id}), so that positions do not "
+                "correspond"
+            )
+
+
+def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None]:
+    """For each factoid the index of another one whose states are its control.
+
+    It has another first answer token; of these one of the same source and relation is taken if there is any, and of
+    these one with as many prompt tokens if there is any. Which, the seed and the factoid's id decide.
+    """
+    chosen: list[int | None] = []
+    for item in items:
+        fit = [index for index, other in enumerate(items) if other.answer[0] != item.answer[0]]
+        for same in (
+            lambda other, item=item: (
+                (other.factoid.source, other.factoid.relation) == (item.factoid.source, item.factoid.relation)
+            ),
+            lambda other, item=item: len(other.prompt) == len(item.prompt),
+        ):
+            fit = [index for index in fit if same(items[index])] or fit
+        fit.sort(key=lambda index: items[index].factoid.id)
+        chosen.append(fit[seeded(seed, item.factoid.id, "other") % len(fit)] if fit else None)
+    return chosen
+
+
+def _check_choices(chosen: Sequence[str], known: Sequence[str], option: str) -> None:
+    if wrong := [name for name in chosen if name not in known]:
+        raise MemprobeError(f"{option} {wrong[0]}: {among(wrong[0], known)}")
+
+
+def _columns(
+    name: Positions, item: TokenisedFactoid, template: Template, lens_model: LensModel
+) -> tuple[int, ...]:
+    if name == "prompt":
+        return tuple(range(len(item.inputs)))
+    if name == "last":
+        return tuple(range(len(item.prompt) - 1, len(item.inputs)))
+    return tuple(subject_positions(item, template, lens_model.tokenizer))
+
+
+def seeded(seed: int, factoid: str, purpose: str) -> int:
+    """A number that a seed, a factoid and what it is for decide."""
+    return int(hashlib.sha256(f"{purpose} {seed} {factoid}".encode()).hexdigest()[:12], 16)
