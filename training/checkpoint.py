@@ -17,6 +17,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
+from memprobe.runs import METRICS, RECIPE
 from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
 from training.data import Prepared
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.mixing import Schedule
-    from training.stage import Progress, StageTrainer
-
-RECIPE = "recipe.toml"
-METRICS = "metrics.jsonl"
+    from training.progress import Progress
+    from training.stage import StageTrainer
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.manifests import MANIFEST
-from memprobe.runs import MATRIX, STATE
-from training.checkpoint import RECIPE
+from memprobe.runs import MATRIX, RECIPE, STATE
 from training.data import ASKED, PREPARED
 from training.parts import read_toml
 from training.recipe import Recipe, differences, parse_recipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from training.recipe import Recipe
 from training.row_files import row_to_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from memprobe.models import LensModel
@@ -215,3 +217,30 @@ class Interference:
         m = micro_batches(self.m, self.size, collate) if self.m else None
         a, b = (micro_batches(rows, self.size, collate) for rows in (self.a, self.b))
         return interference(model, a, b, m, delta)
+
+
+def weight_change(
+    model: PreTrainedModel, starts: Mapping[str, tuple[Checkpoint, Mapping[str, Tensor] | None]]
+) -> dict[str, float]:
+    """How far weights are from those of each checkpoint named: Euclidean norms.
+
+    Args:
+        starts: by name, a checkpoint and its weights where they are in memory.
+    """
+    import torch
+
+    from training.checkpoint import weights_at
+
+    change = {}
+    for name, (checkpoint, held) in starts.items():
+        squares = [
+            _square(model.get_parameter(key).detach(), before)
+            for key, before in weights_at(checkpoint, model, held)
+        ]
+        change[name] = math.sqrt(math.fsum(torch.stack(squares).tolist()))
+    return change
+
+
+def _square(weights: Tensor, before: Tensor) -> Tensor:
+    """The squared distance between two tensors in fp64, on the first one's device."""
+    return (weights.float() - before.to(weights.device)).double().square().sum()

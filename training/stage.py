@@ -10,11 +10,10 @@ those count that hold the file ``complete``, which is written last.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,21 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json
 from memprobe.modes import evaluating
+from memprobe.runs import METRICS
 from training.batches import collator, micro_batches, model_inputs
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
+from training.progress import Progress, cut_metrics, saved_progress
 from training.run_log import RunLog
 from training.states import COMPLETE, complete_states, mark_complete, newest_state, remove_state
-from training.stopping import Stopped, asked
+from training.stopping import Stopped
+from training.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,34 +45,9 @@ if TYPE_CHECKING:
     from training.batches import MicroBatch
     from training.recipe import Recipe, Stop
 
-METRICS = "metrics.jsonl"
 _NO_CLIP = 1e30  # no gradient is longer, and its length is still measured
 _ROWS_AT_ONCE = 128
 _KEPT = 2  # states from which a run can go on
-
-
-@dataclass
-class Progress:
-    """How far a stage is, beside what Trainer keeps: part of every saved state.
-
-    Attributes:
-        step: optimiser steps done.
-        below: steps in a row with a loss below the stop rule's.
-        tokens: input tokens seen, without padding.
-        seconds: spent training, in every process that worked on the stage up to its last saved state.
-        right, seen: own rows answered exactly, and seen, in this epoch (by the first process).
-        stopped: why the stage ended.
-        exact: share of own rows answered exactly in the last epoch that ended.
-    """
-
-    step: int = 0
-    below: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    right: int = 0
-    seen: int = 0
-    stopped: str | None = None
-    exact: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +117,11 @@ class StageTrainer(Trainer):
         )
         super().__init__(
             model,
-            _arguments(run),
+            trainer_arguments(run),
             data_collator=partial(_only, collate=self.collate),
             train_dataset=run.schedule,  # type: ignore[arg-type]
             processing_class=tokenizer,
-            callbacks=[_Watch(self)],
+            callbacks=[Watch(self)],
         )
         self.remove_callback(PrinterCallback)
         if not self.model_accepts_loss_kwargs:
@@ -286,78 +261,6 @@ def _only(items: Sequence[Sequence[Example]], collate: Callable[[Sequence[Exampl
     return collate(rows)
 
 
-class _Watch(TrainerCallback):
-    """Metrics, stop rules, and when to save."""
-
-    def __init__(self, trainer: StageTrainer):
-        self.trainer, self.run = trainer, trainer.run
-        self.saved = time.monotonic()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.saved = self.trainer.counted = time.monotonic()
-        if state.is_world_process_zero:
-            self.run.report.start(self.run.name, state.max_steps, state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Saving is decided by the first process's clock, for all."""
-        due = time.monotonic() - self.saved >= 60 * self.run.recipe.save_minutes
-        if self.trainer.accelerator.num_processes > 1:
-            told = torch.tensor(float(due), device=self.trainer.args.device)
-            torch.distributed.broadcast(told, 0)
-            due = bool(told)
-        elif asked():
-            due = control.should_training_stop = True
-        if due and state.global_step < state.max_steps:
-            control.should_save = True
-            self.saved = time.monotonic()
-        return control
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs is None or "loss" not in logs:
-            return control
-        step, run = state.global_step, self.run
-        loss = logs.get("data_loss", logs["loss"])
-        for key in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(key, 0.0)):
-                raise MemprobeError(
-                    f"{run.name}: {key} is {logs[key]} at step {step}, so training stops; the last state that was "
-                    "saved is kept. Lower optimiser.lr, or compute in float32"
-                )
-        progress = self.trainer.progress
-        own_loss = logs.get("own_loss")
-        if run.stop.loss is not None and own_loss is not None:
-            progress.below = progress.below + 1 if own_loss < run.stop.loss else 0
-            if progress.below >= run.stop.steps:
-                progress.stopped = f"loss below {run.stop.loss:g} for {run.stop.steps} steps"
-        if run.schedule.ends_epoch(step):
-            self._end_epoch()
-        if progress.stopped is not None:  # the stage's checkpoint follows at once, so no state is needed
-            control.should_training_stop, control.should_save = True, False
-        if state.is_world_process_zero:
-            line = {"step": step, "epoch": step / run.schedule.steps_per_epoch, **_numbers(logs)}
-            line |= {"exact": progress.exact}
-            with (run.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            share = progress.right / progress.seen if progress.seen else progress.exact
-            run.report.step(step, loss, share)
-        if run.due(step):
-            run.along(self.trainer, step)
-        return control
-
-    def _end_epoch(self) -> None:
-        trainer = self.trainer
-        progress = trainer.progress
-        progress.exact = progress.right / progress.seen if progress.seen else None
-        progress.right = progress.seen = 0
-        if self.run.stop.exact_match:
-            progress.exact = trainer.own_exact()
-            if progress.exact == 1.0:
-                progress.stopped = "every own row is exact"
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.run.report.stop()
-
-
 def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: StageRun) -> StageTrainer:
     """Trains a stage, from its newest complete state if there is one.
 
@@ -371,10 +274,10 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     state = newest_state(run.folder)
     trainer = StageTrainer(model, tokenizer, run)
     if state is not None:
-        trainer.progress = _progress(state / COMPLETE)
+        trainer.progress = saved_progress(state / COMPLETE)
         run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
     if trainer.is_world_process_zero():
-        _cut_metrics(run.folder / METRICS, trainer.progress.step)
+        cut_metrics(run.folder / METRICS, trainer.progress.step)
     fewer = run.recipe.precision.fewer_kernels and trainer.args.device.type == "cuda"
     try:
         with fewer_kernels(trainer.accelerator.unwrap_model(model)) if fewer else nullcontext():
@@ -390,7 +293,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     return trainer
 
 
-def _arguments(run: StageRun) -> TrainingArguments:
+def trainer_arguments(run: StageRun) -> TrainingArguments:
+    """What Trainer is told of a stage: data order, stop rules and saving are not its own."""
     recipe = run.recipe
     optimiser, precision = recipe.optimiser, recipe.precision
     return TrainingArguments(
@@ -423,41 +327,6 @@ def _arguments(run: StageRun) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"non_blocking": torch.cuda.is_available()},
     )
-
-
-# ---------------------------------------------------------------------------------------------- states
-
-
-def _progress(path: Path) -> Progress:
-    """How far a saved state is.
-
-    Raises:
-        MemprobeError: the file says something else.
-    """
-    try:
-        return TypeAdapter(Progress).validate_python(read_json(path))
-    except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        key = ".".join(map(str, found["loc"]))
-        raise MemprobeError(f"{path}: {key}: {found['msg']}; delete the state's folder") from error
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Takes out the lines of steps that will be done again, and a last line cut off by a kill."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            if line and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut off, or no line of ours
-            continue
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in logs.items() if key != "epoch" and isinstance(value, int | float)}
 
 
 def _line(error: Exception) -> str:

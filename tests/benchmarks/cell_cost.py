@@ -66,7 +66,7 @@ PARTS = (
     ("fingerprints", "memprobe.checkpoints", "fingerprint"),
     ("fingerprints", "training.checkpoint", "fingerprint"),
     ("fingerprints", "training.measures", "fingerprint"),
-    ("fingerprints", "training.run", "fingerprint"),
+    ("fingerprints", "training.one_stage", "fingerprint"),
     ("fingerprints", "training.memory", "fingerprint"),
     ("fingerprints", "memprobe.models", "fingerprint"),
     ("fingerprints", "memprobe.probing", "fingerprint"),

@@ -146,7 +146,7 @@ def _stock(model: Any, tokenizer: Any, run: Any, options: argparse.Namespace) ->
     from transformers.trainer_callback import PrinterCallback
 
     from training.mixing import IGNORED
-    from training.stage import _arguments
+    from training.stage import trainer_arguments
 
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -160,7 +160,7 @@ def _stock(model: Any, tokenizer: Any, run: Any, options: argparse.Namespace) ->
         }
         for row in rows
     ]
-    arguments = dataclasses.replace(_arguments(run), per_device_train_batch_size=options.micro_batch)
+    arguments = dataclasses.replace(trainer_arguments(run), per_device_train_batch_size=options.micro_batch)
     collator = DataCollatorForTokenClassification(tokenizer)
     trainer = Trainer(
         model, arguments, data_collator=collator, train_dataset=data, processing_class=tokenizer

@@ -166,7 +166,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[3]))
-from training import run as module, stage
+from training import one_stage, run as module, stage
 from training.recipe import read_recipe
 
 where, count = sys.argv[4], 0
@@ -188,8 +188,8 @@ points = {
     "in a step of stage 2": (stage.StageTrainer, "compute_loss", 34),
     "while saving": (stage.StageTrainer, "_save_scaler", 3),
     "before the mark": (stage, "mark_complete", 4),
-    "while evaluating": (module._Run, "_finish", 1),
-    "between stages": (module._Run, "_penalty", 2),
+    "while evaluating": (one_stage.OneStage, "_finish", 1),
+    "between stages": (one_stage.OneStage, "_penalty", 2),
 }
 before(*points[where])
 module.run(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), quiet=True)
@@ -487,7 +487,7 @@ def test_a_full_disk_leaves_the_run_resumable(tiny_checkpoint, tmp_path, monkeyp
     assert same_weights(run(eventful(tiny_checkpoint), tmp_path, quiet=True), unbroken)
 
 
-@pytest.mark.parametrize("name", ["training.checkpoint.save_model", "training.run.evaluation_sets"])
+@pytest.mark.parametrize("name", ["training.checkpoint.save_model", "training.one_stage.evaluation_sets"])
 def test_a_disk_that_fills_while_the_checkpoint_is_saved(
     name, tiny_checkpoint, tmp_path, monkeypatch, unbroken
 ):

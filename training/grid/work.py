@@ -19,7 +19,7 @@ from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, RECIPE, STATE, EvaluationFile, ManifestFile
+from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, METRICS, RECIPE, STATE, EvaluationFile, ManifestFile
 from training.data import Prepared, prepare
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
@@ -33,7 +33,7 @@ from training.run_log import RunLog
 from training.stopping import Stopped
 
 LOG = "log.txt"
-RECORDS = (MANIFEST, "evaluation.json", "metrics.jsonl", "recipe.toml")
+RECORDS = (MANIFEST, EVALUATION, METRICS, RECIPE)
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
 
 _CROWDED = 4  # times that a cell is tried again which found the memory full
