@@ -17,10 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from memprobe.answers import budget, cut, stop_ids
 from memprobe.batching import sharing
+from memprobe.blocks import residual_hooks
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.interventions import Put, applied
 from memprobe.models import LensModel, wrap
+from memprobe.modes import evaluating
+from memprobe.patch_plan import plan_patches
+from memprobe.patching import patch_batches
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 
@@ -148,15 +153,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-def build(family: str) -> PreTrainedModel:
+def build(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model, every parameter perturbed so that no unit gain or zero bias hides an error."""
     settings = dict(FAMILIES[family])
     if "text_config" not in settings:
         settings = {"vocab_size": 320, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1} | settings
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(
@@ -177,6 +182,8 @@ class Found:
         ranks: how many ranks at full depth differ.
         predictions: how many predictions differ from greedy decoding without cache, batch or filling.
         alone: how many records or predictions differ between one batch and one factoid at a time.
+        unpatched: why its states cannot be patched; ``None`` where they can.
+        patched: largest difference of a log-probability after a patch from hooks on a whole pass, nats.
     """
 
     architecture: str
@@ -186,6 +193,8 @@ class Found:
     ranks: int = 0
     predictions: int = 0
     alone: int = 0
+    unpatched: str | None = None
+    patched: float = 0.0
 
 
 def examine(family: str) -> Found:
@@ -203,6 +212,11 @@ def examine(family: str) -> Found:
     far = both.filter((pl.col("log_prob") - pl.col("log_prob_alone")).abs() > 1e-3).height
     said = tables.outcomes.sort("factoid"), single.outcomes.sort("factoid")
     log_prob, ranks, predictions = _by_hand(read, tables.records, tables.outcomes)
+    unpatched, patched = None, 0.0
+    try:
+        patched = _patched_by_hand(read, wrap(build(family, seed=1), read.tokenizer, label="source"))
+    except MemprobeError as error:
+        unpatched = str(error).removeprefix(f"{family}: ")
     return Found(
         name,
         together=sharing(read).name.lower(),
@@ -210,7 +224,32 @@ def examine(family: str) -> Found:
         ranks=ranks,
         predictions=predictions,
         alone=far + (said[0]["prediction"] != said[1]["prediction"]).sum(),
+        unpatched=unpatched,
+        patched=patched,
     )
+
+
+@torch.no_grad()
+def _patched_by_hand(target: LensModel, source: LensModel) -> float:
+    """The largest difference of patches at the last positions from the same states put in by hooks."""
+    plan = plan_patches(source, target, FACTS, controls=[])
+    table = pl.concat(list(patch_batches(source, target, plan)))
+    item = next(question.item for question in plan.questions if question.item.factoid == FACTS[0])
+    ids, columns = torch.tensor([item.inputs]), list(range(len(item.prompt) - 1, len(item.inputs)))
+    kept: dict[int, torch.Tensor] = {}
+    with evaluating(source.model), residual_hooks(source.blocks, kept.__setitem__):
+        source.model(input_ids=ids, use_cache=False)
+    worst = 0.0
+    for depth in range(target.n_layers + 1):
+        with (
+            evaluating(target.model),
+            applied(target, Put(depth, kept[depth][:, columns], positions=columns)),
+        ):
+            lines = target.model(input_ids=ids, use_cache=False).logits[0, columns].float().log_softmax(-1)
+        found = table.filter(factoid=item.factoid.id, depth=depth).sort("token")["log_prob"]
+        wanted = [lines[j, token].item() for j, token in enumerate(item.targets)]
+        worst = max(worst, *(abs(a - b) for a, b in zip(found, wanted, strict=True)))
+    return worst
 
 
 @torch.no_grad()
@@ -255,13 +294,17 @@ def table() -> str:
         "left; `equal`: those of one length; `alone`: one at a time; `no_cache`: one at a time, every token from a",
         "whole pass, because the family's cache gives other logits than its forward pass.",
         "",
-        "| family | class | read | together |",
-        "|---|---|---|---|",
+        "*Patched*: states of another random model, patched in at every depth as `memprobe patch` does it, give the",
+        "log-probabilities that hooks on a whole forward pass give.",
+        "",
+        "| family | class | read | together | patched |",
+        "|---|---|---|---|---|",
     ]
     for family in sorted(FAMILIES):
         found = examine(family)
         read = "yes" if found.refused is None else f"no: {found.refused}"
-        lines.append(f"| {family} | {found.architecture} | {read} | {found.together} |")
+        patched = "" if found.refused else "yes" if found.unpatched is None else f"no: {found.unpatched}"
+        lines.append(f"| {family} | {found.architecture} | {read} | {found.together} | {patched} |")
         print(family, found, file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"
 

@@ -29,11 +29,16 @@ def test_the_page_has_every_family():
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_is_read_as_its_own_forward_pass_says_or_refused(family):
     found = examine(family)
-    architecture, read, together = rows()[family]
+    architecture, read, together, patched = rows()[family]
     assert found.architecture == architecture and found.together == together
     if found.refused is not None:
         assert without_numbers(read) == without_numbers(f"no: {found.refused}")
         assert len(found.refused.splitlines()) == 1
         return
     assert read == "yes"
+    if found.unpatched is None:
+        assert patched == "yes" and found.patched < 1e-4
+    else:
+        assert without_numbers(patched) == without_numbers(f"no: {found.unpatched}")
+        assert len(found.unpatched.splitlines()) == 1
     assert found.log_prob < 1e-4 and (found.ranks, found.predictions, found.alone) == (0, 0, 0)

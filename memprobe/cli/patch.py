@@ -183,7 +183,10 @@ def patch(
         pairs = pair_up(source, into, allow_pickle=allow_pickle)
         given = list(dict.fromkeys(pair.source.label for pair in pairs))
         if reference is not None and reference not in given:
-            raise MemprobeError(f"--reference {reference}: {among(reference, given)}")
+            raise MemprobeError(
+                f"--reference {reference}: is no label of --from; {among(reference, given)} "
+                "(a label is what stands before = in --from LABEL=SPEC, else the checkpoint's name)"
+            )
         sides = [item for pair in pairs for item in (pair.source, pair.target)]
         checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
         chosen_template = template or common_template(checkpoints) or "plain"
