@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -31,99 +31,32 @@ from memprobe.members import (
     base_of,
     chains_of,
     check_alike,
-    collect,
     common_factoids,
     members_of,
     named,
     series_of,
 )
 from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
+from memprobe.reading import Cells, Reading, common, controls_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
 from memprobe.statistics.controls import (
     STATISTICS,
-    answer_cover,
     by_control,
-    curve_values,
     means_of,
     net_tables,
-    values_of,
 )
-from memprobe.statistics.holding import Trajectories, check_k, check_rule, trajectories
+from memprobe.statistics.holding import Trajectories, check_k, check_rule
 from memprobe.statistics.intervals import Resamples, check_draws
-from memprobe.statistics.occurrence import DRAWS, Occurrence, placement_of
+from memprobe.statistics.occurrence import DRAWS, placement_of
 from memprobe.statistics.vocabulary import PER_FACTOID
 
 SHUFFLED, BASE = "shuffled", "base"
 """Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
 NET_OF_SHUFFLED = tuple(key for key, row in PER_FACTOID.items() if row.net)
-OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
 ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in NET_OF_SHUFFLED))
 """Of a run, see :meth:`Readings.run`; ``NAME_net`` is net of shuffled answers."""
 _MEMORY = 2**30  # bytes of readings that are kept; beyond, the oldest is read again
-
-
-class Cells(NamedTuple):
-    """Values of a checkpoint or of a control, by factoid.
-
-    ``values`` is [factoid, STATISTICS], ``curves`` [factoid, CURVES x depth]; see
-    :func:`memprobe.statistics.controls.values_of` and :func:`~memprobe.statistics.controls.curve_values`.
-    """
-
-    values: np.ndarray
-    curves: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """One checkpoint's records under a token rule and a top-k, on the common factoids in their common order.
-
-    Attributes:
-        everyone: ranks, log-probabilities and entropies of all its factoids, [factoid, depth].
-        trajectory: of the common ones.
-        outcomes: [exact_match, exact_tokens, alias_match], what the model says, null where that is not known.
-        exact: bool [factoid], the model says the answer.
-        first_rank: [factoid], of the first answer token in the model's own readout; -1 where missing.
-        answers: [factoid, token, token_id], the answer's tokens.
-    """
-
-    member: Member
-    everyone: Trajectories
-    trajectory: Trajectories
-    outcomes: pl.DataFrame
-    exact: np.ndarray
-    first_rank: np.ndarray
-    answers: pl.DataFrame
-    k: int
-    token: str
-
-    @cached_property
-    def found(self) -> Occurrence:
-        """First occurrence, settled depth and the depths that hold each answer."""
-        return Occurrence.of(self.trajectory, self.k)
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """[factoid, STATISTICS]"""
-        return values_of(self.trajectory, self.found, self.exact)
-
-    @property
-    def cells(self) -> Cells:
-        """Values and curves."""
-        return Cells(self.values, curve_values(self.trajectory, self.k))
-
-    @property
-    def cover(self) -> float:
-        """The share of factoids that the k commonest answer tokens cover."""
-        return answer_cover(self.answers, k=self.k, token=self.token)
-
-    @property
-    def tokens(self) -> pl.DataFrame:
-        """[factoid, length, first]: how many tokens the answer has, and its first."""
-        return self.answers.group_by("factoid").agg(
-            pl.col("token").n_unique().alias("length"),
-            pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
-        )
 
 
 @dataclass(eq=False)
@@ -156,7 +89,7 @@ class Readings:
         deepest = max(member.n_layers for member in self.members) + 1
         facts = max(member.probe.run["factoids"]["n"] for member in self.members)
         room = max(4, _MEMORY // (facts * deepest * 48 + 1))
-        self._read = lru_cache(room)(self._records)
+        self._read = lru_cache(room)(self._reading)
         self._lists = lru_cache(room)(self._control_records)
         self._cells = lru_cache(room)(self._control_cells)
         self.net = lru_cache(4)(self._net)
@@ -418,10 +351,7 @@ class Readings:
             table: records, controls or outcomes.
             columns: some of them, beside checkpoint and factoid; all where empty.
         """
-        member = self.member(label)
-        lazy = member.probe.read(table, checkpoints=[member.name])
-        chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
-        return collect(chosen.with_columns(checkpoint=pl.lit(label, pl.String)), member.probe)
+        return rows_of(self.member(label), table, columns)
 
     def attributions(self, label: str) -> pl.DataFrame:
         """What a checkpoint's blocks write towards the answers of the common factoids, see
@@ -430,58 +360,13 @@ class Readings:
         if "attributions" not in tables_of(member.probe.run, member.name):
             return pl.DataFrame(schema=ATTRIBUTIONS)
         rows = member.probe.only([member.name]).attributions
-        return self._common(rows).with_columns(checkpoint=pl.lit(label, pl.String))
+        return common(rows, self.ids).with_columns(checkpoint=pl.lit(label, pl.String))
 
-    def _common(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.filter(pl.col("factoid").is_in(pl.Series(self.ids, dtype=pl.String).implode()))
-
-    def _records(self, label: str) -> Reading:
-        member = self.member(label)
-        columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
-        records = self.rows(label, "records", columns)
-        found = list(trajectories(records, token=self.token))
-        if not found or len(found[0].factoids) < len(self.ids):
-            raise MemprobeError(
-                f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
-            )
-        everyone = found[0]
-        if everyone.n_layers != member.n_layers:
-            raise MemprobeError(
-                f"{member.probe.path}: records of {member.name!r} end at depth {everyone.n_layers},"
-                f" run.json says {member.n_layers}; probe it again"
-            )
-        trajectory = everyone.select(self.ids)
-        outcomes = self.rows(label, "outcomes", OUTCOMES).unique("factoid")
-        starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
-        joined = (
-            pl.DataFrame({"factoid": self.ids})
-            .join(outcomes, on="factoid", how="left", maintain_order="left")
-            .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
-        )
-        answers = self._common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"))
-        exact = joined.select(pl.coalesce("exact_match", "exact_tokens").fill_null(False)).to_series()
-        return Reading(
-            member=member,
-            everyone=everyone,
-            trajectory=trajectory,
-            outcomes=joined.select(OUTCOMES),
-            exact=exact.to_numpy().astype(bool),
-            first_rank=joined["rank"].fill_null(-1).to_numpy(),
-            answers=answers.unique(maintain_order=True),
-            k=self.k,
-            token=self.token,
-        )
+    def _reading(self, label: str) -> Reading:
+        return reading_of(self.member(label), self.ids, k=self.k, token=self.token)
 
     def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
-        frame = self._common(self.rows(label, "controls", ("control", "token", "depth", "rank")))
-        kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
-        for name in frame["control"].unique(
-            maintain_order=True
-        ):  # one at a time: each is put in order, in memory
-            part = frame.filter(pl.col("control") == name)
-            shuffled = name.startswith("shuffled:")
-            kinds[not shuffled].extend(trajectories(part, token=self.token if shuffled else "first"))
-        return kinds
+        return controls_of(self.member(label), self.ids, token=self.token)
 
     def _control_cells(self, label: str) -> dict[str, Cells]:
         shuffled, intrusions = self._lists(label)

@@ -15,9 +15,6 @@ from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from training.grid import Plan
     from training.grid.file import Grid
 
 app = application("training", "Makes the checkpoints that memprobe probes.")
@@ -154,6 +151,7 @@ def grid_(
     `python -m training grid training/grids/smollm2-study.toml --out /shared/study --engine ray`
     """
     from training.grid import plan, read_grid, run_grid, run_on_ray, run_workers
+    from training.show import print_plan, print_power
 
     cluster = engine_of(engine, None, None)
     if cluster is not None and (workers > 1 or minutes is not None):
@@ -161,16 +159,16 @@ def grid_(
     wanted = read_grid(grid)
     folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
     if power:
-        _print_power(wanted, grid, scatter)
+        print_power(wanted, grid, scatter)
         return
     if dry_run:
         from memprobe.cli.terminal import terminal
 
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
             ahead = plan(wanted, grid, folder, data_dir=data_dir)
-        _print_plan(ahead)
+        print_plan(ahead)
         try:
-            _print_power(wanted, grid, scatter)
+            print_power(wanted, grid, scatter)
         except MemprobeError as error:  # a plan needs no stored study
             echo(f"power    not known: {error}")
         return
@@ -242,6 +240,7 @@ def report_(
     """
     from memprobe.files import csv_text, write_text
     from memprobe.runs import GRID
+    from training.show import print_results
     from training.study.collect import collect, read_results
     from training.study.figures import draw
     from training.study.published import flat, markdown, tables
@@ -263,7 +262,7 @@ def report_(
         draws=draws,
         say=_aside,
     )
-    _print_results(made)
+    print_results(made)
     _aside(f"tables   {target / 'README.md'}")
     _aside(f"figures  {len(drawn)} in {drawn[0].parent}" if drawn else "figures  none")
 
@@ -308,6 +307,7 @@ def relearn_(
     from memprobe.files import write_parquet
     from training.relearn import relearn, relearn_table
     from training.relearn_arms import arm_table
+    from training.show import print_relearned
 
     found = []
     for spec in checkpoints:
@@ -339,153 +339,11 @@ def relearn_(
             f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
         )
     if len(found) > 1:
-        _print_relearned(arm_table(found))
+        print_relearned(arm_table(found))
 
 
 def _aside(line: str) -> None:
     echo(line, err=True)
-
-
-def _print_relearned(arms: pl.DataFrame) -> None:
-    """Learning again by arm: savings with their interval over seeds, every seed, and what lies behind them."""
-    from rich.table import Column, Table
-
-    from memprobe import wording
-    from memprobe.arms import arm_names
-    from memprobe.cli.terminal import terminal
-    from memprobe.statistics.vocabulary import label
-
-    names = arm_names({*arms["arm"]})
-    form, signed = wording.form_of("savings"), wording.form_of("savings", signed=True)
-    table = Table(
-        Column("arm", overflow="fold"),
-        "stage",
-        *(Column(head, justify="right") for head in ("savings", "by seed", "minus naive", "steps", "cued")),
-        title=f"{label('savings')}, over training seeds",
-    )
-    for (arm, stage), group in arms.group_by("arm", "stage", maintain_order=True):
-        rows = {row["statistic"]: row for row in group.iter_rows(named=True)}
-        savings = rows["savings"]
-        apart = (savings["difference"], savings["difference_low"], savings["difference_high"])
-        steps, cued = (
-            " / ".join(wording.number(rows[f"{name}_{side}"]["mean"], unit) for side in ("lost", "fresh"))
-            for name, unit in (("steps", ".1f"), ("cued", ".0%"))
-        )
-        table.add_row(
-            names[str(arm)],
-            str(stage),
-            wording.interval(savings["mean"], savings["low"], savings["high"], form),
-            ", ".join(wording.number(value, form) for value in savings["by_seed"]),
-            wording.interval(*apart, signed),
-            steps,
-            cued,
-        )
-    terminal().print(table)
-    echo("steps and cued: lost / never-learned facts; no interval under three seeds")
-
-
-def _print_results(made: dict[str, pl.DataFrame]) -> None:
-    """Retention by arm, and the claims that could be tested."""
-    import polars as pl
-    from rich.table import Column, Table
-
-    from memprobe.cli.terminal import terminal
-    from memprobe.statistics.verdicts import NOT_TESTED
-    from training.study.published import shown
-
-    console = terminal()
-    columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]
-    for (setup,), group in made["forgetting"].group_by("setup", maintain_order=True):
-        table = Table(
-            Column("arm", overflow="fold"),
-            "learned",
-            *columns,
-            title=str(setup),
-            title_justify="left",
-            box=None,
-        )
-        for row in group.iter_rows(named=True):
-            edges = "–" if row["low"] is None else f"{row['low']:.1%} – {row['high']:.1%}"
-            shares = [_percent(row[name]) for name in ("d_a_after_1", "retention")]
-            seeds = " ".join(_percent(value) for value in row["by_seed"] or [])
-            metric = row["last_metric"]
-            percent = metric in ("exact_match", None)
-            last = _percent(row["last_score"]) if percent else f"{metric} {shown(row['last_score'])}"
-            learned = f"{row['cells'] - row['failed']}/{row['cells']}"
-            table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
-        console.print(table)
-    claims = made["claims"]
-    tested = claims.filter(pl.col("verdict") != NOT_TESTED)
-    table = Table("claim", "", "verdict", "evidence", title="Claims", title_justify="left", box=None)
-    for row in tested.iter_rows(named=True):
-        reading = "" if row["k"] is None else f", top {row['k']}, {row['token']}"
-        against = f" against {row['against']}" if row["against"] else ""
-        table.add_row(
-            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["verdict"], row["evidence"]
-        )
-    if len(tested):
-        console.print(table)
-    console.print(f"{len(claims) - len(tested)} claims are not tested; the tables say why", highlight=False)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
-    """Which differences a grid can see, by set-up."""
-    from rich.table import Column, Table
-
-    from memprobe.cli.terminal import terminal
-    from training.grid.cells import cells_of
-    from training.study.collect import read_results
-    from training.study.power import power_of, stored_scatter
-
-    scattered = stored_scatter(read_results(scatter).cells)
-    made = power_of(cells_of(wanted, grid), scattered)
-    folded = [Column(name, overflow="fold") for name in made.columns]
-    table = Table(*folded, box=None, padding=(0, 2, 0, 0))
-    for row in made.iter_rows(named=True):
-        points = [f"{100 * row[name]:.1f}" if row[name] is not None else "-" for name in ("sd", "detectable")]
-        first = [str(row[name]) for name in ("setup", "facts", "seeds", "scatter")]
-        needed = ["over 200" if row[name] is None else str(row[name]) for name in made.columns[-2:]]
-        table.add_row(*first, *points, *needed)
-    console = terminal()
-    console.print(table)
-    console.print(
-        f"In points of retention, against naive, at 80 % power and 5 %: if pairs of seeds scatter as in {scatter}, "
-        "all arms together and the one that scatters most.",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _print_plan(plan: Plan) -> None:
-    from rich.table import Table
-
-    from memprobe.cli.terminal import terminal
-
-    table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))
-    for name, block, done in plan.cells:
-        table.add_row(name, block, "done" if done else "")
-    console = terminal()
-    console.print(table)
-    for name, count in plan.shared.items():
-        console.print(f"shared   {name} by {count} cells", highlight=False)
-    hours = None if plan.per_second is None else plan.tokens / plan.per_second / 3600
-    time = (
-        "its rate is known after the first stage"
-        if hours is None
-        else f"about {hours:.1f} h at the {plan.per_second:.0f} tokens/s measured here"
-    )
-    console.print(
-        f"time     {plan.stages} stages to train, at most {plan.tokens:,} tokens: {time}", highlight=False
-    )
-    console.print(
-        f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "
-        f"({plan.peak_stages} stages)",
-        highlight=False,
-    )
 
 
 def main() -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from memprobe import wording
-from memprobe.cli.terminal import terminal
+from memprobe.cli.terminal import plain_table, terminal
 from memprobe.statistics.patches import SWEEP
 from memprobe.statistics.vocabulary import label
 
@@ -66,7 +65,7 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
     title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
     _say(console, f"\n{title}", "bold")
     console.print(f"{head['n']} of {head['facts']} facts differ by more than {threshold:g} nats", style="dim")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("block" if grafts else "depth", justify="right")
     table.add_column(label("moved", short=True), justify="right")
     for name in ("other fact's", "random"):

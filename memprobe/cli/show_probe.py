@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memprobe import sentences, wording
+from memprobe.cli.terminal import plain_table, wide_terminal
 from memprobe.statistics.vocabulary import label as called
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
     Args:
         full: print every depth, also those where no more surfaces than by chance.
     """
-    from memprobe.cli.terminal import terminal
-
     summary = probe.summary
     k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
-    console = terminal()
-    if not console.is_terminal:  # a file has room for all checkpoints side by side
-        console.width = _UNFOLDED
+    console = wide_terminal(_UNFOLDED)  # a file has room for all checkpoints side by side
     for label, entry in checkpoints.items():
         console.print(
             sentences.of_summary(label, entry, k=k),
@@ -62,10 +59,9 @@ def _that_fit(checkpoints: dict[str, Any], room: int, width: int) -> Iterator[di
 
 
 def _headline(checkpoints: dict[str, Any]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("")
     for label in checkpoints:
         table.add_column(Text(label), justify="right")
@@ -97,7 +93,6 @@ def _net(entry: Mapping[str, Any]) -> str:
 
 def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> Group:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     ks = list(dict.fromkeys((1, k)))
@@ -105,7 +100,7 @@ def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -
     quiet = [
         not full and all(_quiet(entry, depth, ks) for entry in checkpoints.values()) for depth in range(size)
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("depth", justify="right", no_wrap=True)
     for label in checkpoints:
         prefix = f"{label}\n" if named else ""

@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Control characters but tab and newline, halves of characters, and what turns the direction of writing.
 _OBEYED = re.compile(
@@ -41,6 +42,49 @@ def echo_json(value: Any) -> None:
 def terminal(**options: Any) -> Console:
     """A console of rich that spells out what it is given; options are rich's."""
     return _console_class()(markup=False, emoji=False, **options)
+
+
+def wide_terminal(width: int) -> Console:
+    """A console for tables: a file or a pipe has no width of its own, and takes this one."""
+    console = terminal()
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
+def plain_table() -> Table:
+    """A table without lines, two spaces between its columns."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def print_table(
+    console: Console,
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    left: int = 1,
+    says: str | None = None,
+) -> None:
+    """Prints a title, what a reader must know, and rows of text.
+
+    Args:
+        left: columns that are aligned to the left; numbers are to the right.
+    """
+    from rich.text import Text
+
+    table = plain_table()
+    for position, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print()
+    console.print(Text(title, "bold"))
+    if says:
+        console.print(Text(says, "dim"))
+    console.print(table)
 
 
 @cache

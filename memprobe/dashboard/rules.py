@@ -14,7 +14,8 @@ from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
 from memprobe.dashboard.series import looks_of, series_of, step_figures
 from memprobe.plots import Sketch
-from memprobe.readings import ARM_STATISTICS, Reading, Readings
+from memprobe.reading import Reading
+from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import MIN_SEEDS, arm_means
 from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of

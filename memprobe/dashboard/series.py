@@ -10,7 +10,8 @@ import polars as pl
 from memprobe import palette, plots
 from memprobe.members import Series
 from memprobe.plots import Sketch
-from memprobe.readings import Reading, Readings
+from memprobe.reading import Reading
+from memprobe.readings import Readings
 from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.overview import STATE_NAMES, state_shares, states_of

@@ -1,0 +1,158 @@
+"""One checkpoint's records under a token rule and a top-k, and those of its controls. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from memprobe.errors import MemprobeError
+from memprobe.members import Member, collect
+from memprobe.statistics.controls import answer_cover, curve_values, values_of
+from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.occurrence import Occurrence
+
+OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
+
+
+class Cells(NamedTuple):
+    """Values of a checkpoint or of a control, by factoid.
+
+    ``values`` is [factoid, STATISTICS], ``curves`` [factoid, CURVES x depth]; see
+    :func:`memprobe.statistics.controls.values_of` and :func:`~memprobe.statistics.controls.curve_values`.
+    """
+
+    values: np.ndarray
+    curves: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One checkpoint's records under a token rule and a top-k, on the common factoids in their common order.
+
+    Attributes:
+        everyone: ranks, log-probabilities and entropies of all its factoids, [factoid, depth].
+        trajectory: of the common ones.
+        outcomes: [exact_match, exact_tokens, alias_match], what the model says, null where that is not known.
+        exact: bool [factoid], the model says the answer.
+        first_rank: [factoid], of the first answer token in the model's own readout; -1 where missing.
+        answers: [factoid, token, token_id], the answer's tokens.
+    """
+
+    member: Member
+    everyone: Trajectories
+    trajectory: Trajectories
+    outcomes: pl.DataFrame
+    exact: np.ndarray
+    first_rank: np.ndarray
+    answers: pl.DataFrame
+    k: int
+    token: str
+
+    @cached_property
+    def found(self) -> Occurrence:
+        """First occurrence, settled depth and the depths that hold each answer."""
+        return Occurrence.of(self.trajectory, self.k)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """[factoid, STATISTICS]"""
+        return values_of(self.trajectory, self.found, self.exact)
+
+    @property
+    def cells(self) -> Cells:
+        """Values and curves."""
+        return Cells(self.values, curve_values(self.trajectory, self.k))
+
+    @property
+    def cover(self) -> float:
+        """The share of factoids that the k commonest answer tokens cover."""
+        return answer_cover(self.answers, k=self.k, token=self.token)
+
+    @property
+    def tokens(self) -> pl.DataFrame:
+        """[factoid, length, first]: how many tokens the answer has, and its first."""
+        return self.answers.group_by("factoid").agg(
+            pl.col("token").n_unique().alias("length"),
+            pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
+        )
+
+
+def rows_of(member: Member, table: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+    """A checkpoint's rows of a table, of all its factoids, under the label that it has among those compared.
+
+    Args:
+        table: records, controls or outcomes.
+        columns: some of them, beside checkpoint and factoid; all where empty.
+    """
+    lazy = member.probe.read(table, checkpoints=[member.name])
+    chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
+    return collect(chosen.with_columns(checkpoint=pl.lit(member.label, pl.String)), member.probe)
+
+
+def common(rows: pl.DataFrame, ids: np.ndarray) -> pl.DataFrame:
+    """The rows of some factoids."""
+    return rows.filter(pl.col("factoid").is_in(pl.Series(ids, dtype=pl.String).implode()))
+
+
+def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Reading:
+    """Reads a checkpoint's records.
+
+    Args:
+        ids: of the common factoids, in their order.
+
+    Raises:
+        MemprobeError: records lack answer tokens or depths.
+    """
+    columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
+    records = rows_of(member, "records", columns)
+    read = list(trajectories(records, token=token))
+    if not read or len(read[0].factoids) < len(ids):
+        raise MemprobeError(
+            f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
+        )
+    everyone = read[0]
+    if everyone.n_layers != member.n_layers:
+        raise MemprobeError(
+            f"{member.probe.path}: records of {member.name!r} end at depth {everyone.n_layers},"
+            f" run.json says {member.n_layers}; probe it again"
+        )
+    trajectory = everyone.select(ids)
+    outcomes = rows_of(member, "outcomes", OUTCOMES).unique("factoid")
+    starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
+    joined = (
+        pl.DataFrame({"factoid": ids})
+        .join(outcomes, on="factoid", how="left", maintain_order="left")
+        .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
+    )
+    answers = common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"), ids)
+    exact = joined.select(pl.coalesce("exact_match", "exact_tokens").fill_null(False)).to_series()
+    return Reading(
+        member=member,
+        everyone=everyone,
+        trajectory=trajectory,
+        outcomes=joined.select(OUTCOMES),
+        exact=exact.to_numpy().astype(bool),
+        first_rank=joined["rank"].fill_null(-1).to_numpy(),
+        answers=answers.unique(maintain_order=True),
+        k=k,
+        token=token,
+    )
+
+
+def controls_of(
+    member: Member, ids: np.ndarray, *, token: str
+) -> tuple[list[Trajectories], list[Trajectories]]:
+    """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed."""
+    frame = common(rows_of(member, "controls", ("control", "token", "depth", "rank")), ids)
+    kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
+    # One at a time: each is put in order, in memory.
+    for name in frame["control"].unique(maintain_order=True):
+        part = frame.filter(pl.col("control") == name)
+        shuffled = name.startswith("shuffled:")
+        kinds[not shuffled].extend(trajectories(part, token=token if shuffled else "first"))
+    return kinds

@@ -1,0 +1,148 @@
+"""What the commands print as tables: a study's results, a grid's plan and power, and what was learned again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Column, Table
+
+from memprobe.cli.terminal import echo, terminal
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from training.grid import Plan
+    from training.grid.file import Grid
+
+
+def print_relearned(arms: pl.DataFrame) -> None:
+    """Learning again by arm: savings with their interval over seeds, every seed, and what lies behind them."""
+    from memprobe import wording
+    from memprobe.arms import arm_names
+    from memprobe.statistics.vocabulary import label
+
+    names = arm_names({*arms["arm"]})
+    form, signed = wording.form_of("savings"), wording.form_of("savings", signed=True)
+    table = Table(
+        Column("arm", overflow="fold"),
+        "stage",
+        *(Column(head, justify="right") for head in ("savings", "by seed", "minus naive", "steps", "cued")),
+        title=f"{label('savings')}, over training seeds",
+    )
+    for (arm, stage), group in arms.group_by("arm", "stage", maintain_order=True):
+        rows = {row["statistic"]: row for row in group.iter_rows(named=True)}
+        savings = rows["savings"]
+        apart = (savings["difference"], savings["difference_low"], savings["difference_high"])
+        steps, cued = (
+            " / ".join(wording.number(rows[f"{name}_{side}"]["mean"], unit) for side in ("lost", "fresh"))
+            for name, unit in (("steps", ".1f"), ("cued", ".0%"))
+        )
+        table.add_row(
+            names[str(arm)],
+            str(stage),
+            wording.interval(savings["mean"], savings["low"], savings["high"], form),
+            ", ".join(wording.number(value, form) for value in savings["by_seed"]),
+            wording.interval(*apart, signed),
+            steps,
+            cued,
+        )
+    terminal().print(table)
+    echo("steps and cued: lost / never-learned facts; no interval under three seeds")
+
+
+def print_results(made: dict[str, pl.DataFrame]) -> None:
+    """Retention by arm, and the claims that could be tested."""
+    import polars as pl
+
+    from memprobe.statistics.verdicts import NOT_TESTED
+    from training.study.published import shown
+
+    console = terminal()
+    columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]
+    for (setup,), group in made["forgetting"].group_by("setup", maintain_order=True):
+        table = Table(
+            Column("arm", overflow="fold"),
+            "learned",
+            *columns,
+            title=str(setup),
+            title_justify="left",
+            box=None,
+        )
+        for row in group.iter_rows(named=True):
+            edges = "–" if row["low"] is None else f"{row['low']:.1%} – {row['high']:.1%}"
+            shares = [_percent(row[name]) for name in ("d_a_after_1", "retention")]
+            seeds = " ".join(_percent(value) for value in row["by_seed"] or [])
+            metric = row["last_metric"]
+            percent = metric in ("exact_match", None)
+            last = _percent(row["last_score"]) if percent else f"{metric} {shown(row['last_score'])}"
+            learned = f"{row['cells'] - row['failed']}/{row['cells']}"
+            table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
+        console.print(table)
+    claims = made["claims"]
+    tested = claims.filter(pl.col("verdict") != NOT_TESTED)
+    table = Table("claim", "", "verdict", "evidence", title="Claims", title_justify="left", box=None)
+    for row in tested.iter_rows(named=True):
+        reading = "" if row["k"] is None else f", top {row['k']}, {row['token']}"
+        against = f" against {row['against']}" if row["against"] else ""
+        table.add_row(
+            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["verdict"], row["evidence"]
+        )
+    if len(tested):
+        console.print(table)
+    console.print(f"{len(claims) - len(tested)} claims are not tested; the tables say why", highlight=False)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
+    """Which differences a grid can see, by set-up."""
+    from training.grid.cells import cells_of
+    from training.study.collect import read_results
+    from training.study.power import power_of, stored_scatter
+
+    scattered = stored_scatter(read_results(scatter).cells)
+    made = power_of(cells_of(wanted, grid), scattered)
+    folded = [Column(name, overflow="fold") for name in made.columns]
+    table = Table(*folded, box=None, padding=(0, 2, 0, 0))
+    for row in made.iter_rows(named=True):
+        points = [f"{100 * row[name]:.1f}" if row[name] is not None else "-" for name in ("sd", "detectable")]
+        first = [str(row[name]) for name in ("setup", "facts", "seeds", "scatter")]
+        needed = ["over 200" if row[name] is None else str(row[name]) for name in made.columns[-2:]]
+        table.add_row(*first, *points, *needed)
+    console = terminal()
+    console.print(table)
+    console.print(
+        f"In points of retention, against naive, at 80 % power and 5 %: if pairs of seeds scatter as in {scatter}, "
+        "all arms together and the one that scatters most.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells of a grid, what they share, and an estimate of time and disk."""
+
+    table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))
+    for name, block, done in plan.cells:
+        table.add_row(name, block, "done" if done else "")
+    console = terminal()
+    console.print(table)
+    for name, count in plan.shared.items():
+        console.print(f"shared   {name} by {count} cells", highlight=False)
+    hours = None if plan.per_second is None else plan.tokens / plan.per_second / 3600
+    time = (
+        "its rate is known after the first stage"
+        if hours is None
+        else f"about {hours:.1f} h at the {plan.per_second:.0f} tokens/s measured here"
+    )
+    console.print(
+        f"time     {plan.stages} stages to train, at most {plan.tokens:,} tokens: {time}", highlight=False
+    )
+    console.print(
+        f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "
+        f"({plan.peak_stages} stages)",
+        highlight=False,
+    )
