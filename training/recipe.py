@@ -63,6 +63,9 @@ class Precision(Part):
             the same from that and where it is less work; see :mod:`training.packing`.
         fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`. Off by default:
             its results were compared on a CPU, and it has not been timed on a GPU.
+        graphs: on one CUDA device, a step's forward and backward pass as one CUDA graph, where that computes the same;
+            rows are padded then, not packed; see :mod:`training.graphs`.
+        compile: in those graphs, the model's blocks as one compiled function.
         save_dtype: of the checkpoints, which the next stage starts from.
         fsdp: shard the model over the processes.
     """
@@ -71,6 +74,8 @@ class Precision(Part):
     autocast: Literal["none", "bfloat16"] = "none"
     packing: bool = True
     fewer_kernels: bool = False
+    graphs: bool = False
+    compile: bool = False
     save_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     fsdp: bool = False

@@ -11,6 +11,7 @@ those count that hold the file ``complete``, which is written last.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from transformers.trainer_callback import PrinterCallback
 from memprobe.errors import MemprobeError
 from memprobe.modes import evaluating
 from memprobe.runs import METRICS
-from training.batches import collator, micro_batches, model_inputs
+from training.batches import collator, micro_batches, model_inputs, padded
+from training.graphs import GraphedSteps, Unfit, in_shapes
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
@@ -109,12 +111,16 @@ class StageTrainer(Trainer):
         )
         self.own_rows: Tensor | None = None  # [2], of own rows in this step: exact ones, and all
         self.counted = time.monotonic()
+        self.graphs: GraphedSteps | None = None
+        self.graphs_checked = False
         self.collate = collator(
             model,
             run.schedule.rows,
             packing=run.recipe.precision.packing and not run.recipe.precision.fsdp,
             say=lambda line: run.report.say(f"{run.name}: {line}"),
         )
+        if self.wants_graphs:
+            self.collate = in_shapes(padded)
         super().__init__(
             model,
             trainer_arguments(run),
@@ -129,7 +135,57 @@ class StageTrainer(Trainer):
                 f"{type(model).__name__}: its loss cannot be normalised over a step, so it cannot train"
             )
 
+    @property
+    def wants_graphs(self) -> bool:
+        """Whether this stage's steps go through CUDA graphs: on one device, where the loss is the rows' alone."""
+        precision = self.run.recipe.precision
+        return (
+            precision.graphs
+            and torch.cuda.is_available()
+            and self.run.penalty is None
+            and not (precision.fsdp or precision.gradient_checkpointing)
+            and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):  # noqa: D102
+        if not self.wants_graphs or (self.graphs_checked and self.graphs is None):
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        items = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
+        if not self.graphs_checked:
+            return self._first_step(model, inputs, items)
+        assert self.graphs is not None
+        found = self.graphs(inputs, items)
+        self.own_rows = found.rows if self.own_rows is None else self.own_rows + found.rows
+        if self.run.stop.loss is not None:
+            self.own_nats = found.nats if self.own_nats is None else self.own_nats + found.nats
+        return found.loss
+
+    def _first_step(self, model: Any, inputs: Any, items: Any) -> Tensor:
+        """A stage's first micro-batch through the model itself and through a graph, which is kept if both agree."""
+        self.graphs_checked = True
+        loss = super().training_step(model, dict(inputs), items)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        cast = torch.bfloat16 if self.run.recipe.precision.autocast == "bfloat16" else None
+        try:
+            longest = max(len(row.ids) for row in self.run.schedule.rows)
+            compiled = self.run.recipe.precision.compile
+            graphs = GraphedSteps(unwrapped, cast, compiled=compiled, longest=longest)
+            differs = graphs.differs(inputs, items, loss)
+        except (Unfit, RuntimeError, AttributeError, TypeError) as error:
+            differs = _line(error)
+        else:
+            self.graphs = graphs if differs is None else None
+        if differs is not None:
+            self.run.report.say(f"{self.run.name}: trained without CUDA graphs: {differs}")
+            model.zero_grad()
+            self.own_rows = self.own_nats = None
+            loss = super().training_step(model, dict(inputs), items)
+        return loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
+        inputs.pop("kept_at", None)
         own, kept_row, labels = inputs.pop("own"), inputs.pop("kept_row"), inputs["labels"]
         seen = model_inputs(inputs)
         inputs["use_cache"] = False

@@ -7,8 +7,12 @@
 ``packed``    as it comes: micro-batches packed where that is less work, fp32
 ``bfloat16``  the same with matrix products in bfloat16
 
-Each runs in a process of its own, in turns; a step's rows are the same, so the losses are too. The first step is left
-out of the rate, which is by processor second, so that whoever else computes on the machine counts less.
+On a CUDA device all compute in bfloat16 by autocast, and three more run: ``kernels`` with fused norms and flash
+attention, ``graphs`` with CUDA graphs and both, ``compiled`` with the blocks compiled, too.
+
+Each runs in a process of its own, in turns; a step's rows are the same, so the losses are too. The first steps
+(``--warm-up``) are left out of the rate, which is by processor second, so that whoever else computes on the machine
+counts less; on a CUDA device it is by second.
 """
 
 from __future__ import annotations
@@ -20,22 +24,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 ARMS = ("stock", "padded", "packed", "bfloat16")
+ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs", "compiled")
 
 
 def main() -> None:
     """Runs both in turns and prints what they measured."""
+    import torch
+
     options = _options()
+    cuda = torch.cuda.is_available()
     if options.one:
-        print(json.dumps(_train(options)))
+        print(json.dumps(_train(options, cuda)))
         return
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    arms = [arm for arm in (ON_CUDA if cuda else ARMS) if arm not in options.without]
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(options.repeats):
-        for arm in ARMS:
+        for arm in arms:
             done = subprocess.run(
                 [sys.executable, "-m", "tests.benchmarks.training_speed", *sys.argv[1:], "--one", arm],
                 stdout=subprocess.PIPE,
@@ -44,14 +54,15 @@ def main() -> None:
             )
             results[arm].append(json.loads(done.stdout.splitlines()[-1]))
     stock = results["stock"]
-    for arm in ARMS:
+    for arm in arms:
         rates = ", ".join(f"{one['rate']:.3f}" for one in results[arm])
         peak = max(one["peak_mib"] for one in results[arm])
         faster = median(one["rate"] for one in results[arm]) / median(one["rate"] for one in stock)
         pairs = zip(stock[0]["losses"], results[arm][0]["losses"], strict=True)
         apart = max(abs(one - other) / one for one, other in pairs)
         print(
-            f"{arm:8} {rates} examples a processor second, {faster:.2f} x stock, peak {peak:.0f} MiB, "
+            f"{arm:8} {rates} examples a {'' if cuda else 'processor '}second, {faster:.2f} x stock, "
+            f"peak {peak:.0f} MiB{' on the device' if cuda else ''}, "
             f"losses differ by at most {apart:.1e} of their value"
         )
 
@@ -67,11 +78,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--warm-up", type=int, default=1, help="steps")
+    parser.add_argument("--without", nargs="*", default=[], help="arms that do not run")
+    parser.add_argument("--one", choices=sorted({*ARMS, *ON_CUDA}), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _train(options: argparse.Namespace) -> dict[str, Any]:
+def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback, set_seed
 
@@ -79,6 +92,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from memprobe.models import load_pretrained
     from memprobe.sources import load
     from training.examples import ExampleMaker
+    from training.kernels import fewer_kernels
     from training.mixing import Part, Schedule
     from training.recipe import Stop, parse_recipe
     from training.stage import StageRun, StageTrainer
@@ -110,8 +124,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
             "save_minutes": 1e6,
             "optimiser": {"batch": options.batch, "micro_batch": options.micro_batch},
             "precision": {
-                "packing": options.one != "padded",
-                "autocast": "bfloat16" if options.one == "bfloat16" else "none",
+                "packing": options.one in ("packed", "bfloat16"),
+                "autocast": "bfloat16" if cuda or options.one == "bfloat16" else "none",
+                "fewer_kernels": options.one in ("kernels", "graphs", "compiled"),
+                "graphs": options.one in ("graphs", "compiled"),
             },
             "stages": [{"name": "a", "data": "known"}],
         }
@@ -121,21 +137,30 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     class Clock(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
-                times.append(time.process_time())
+                times.append(time.perf_counter() if cuda else time.process_time())
                 losses.append(logs["loss"])
 
     with tempfile.TemporaryDirectory() as folder:
         run = StageRun(recipe, "a", Path(folder), schedule, accumulation, 0, Stop(), own)
         set_seed(0)
+        if options.one == "compiled":
+            for block in model.model.layers:
+                block.compile(dynamic=False)
         if options.one == "stock":
             trainer = _stock(model, tokenizer, run, options)
         else:
             trainer = StageTrainer(model, tokenizer, run)
         trainer.add_callback(Clock())
-        trainer.train()
-    rows = sum(len(schedule.step(step)) for step in range(1, options.steps))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rate": rows / (times[-1] - times[0]), "losses": losses, "peak_mib": peak}
+        fewer = recipe.precision.fewer_kernels
+        with fewer_kernels(model) if fewer else nullcontext():
+            trainer.train()
+    rows = sum(len(schedule.step(step)) for step in range(options.warm_up, options.steps))
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_mib()
+    return {"rate": rows / (times[-1] - times[options.warm_up - 1]), "losses": losses, "peak_mib": peak}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _stock(model: Any, tokenizer: Any, run: Any, options: argparse.Namespace) -> Any:
