@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from memprobe import adapters
 from memprobe.errors import MemprobeError, among
-from memprobe.files import first_line
+from memprobe.files import exists, first_line
 from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder
@@ -86,14 +86,14 @@ def split_label(text: str) -> tuple[str | None, str]:
     a label without slashes; else at the first.
     """
     parts = text.split("=")
-    if len(parts) == 1 or is_graft(text) or _exists(text):
+    if len(parts) == 1 or is_graft(text) or exists(text):
         return None, text
     splits = [("=".join(parts[:cut]), "=".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
     label, spec = next(
         (
             (label, spec)
             for label, spec in splits
-            if _exists(spec.strip())
+            if exists(spec.strip())
             or spec.strip() in PACKAGED
             or ("/" not in label and _HUB_ID.fullmatch(spec.strip()))
         ),
@@ -102,14 +102,6 @@ def split_label(text: str) -> tuple[str | None, str]:
     if not label.strip() or not spec.strip():
         raise MemprobeError(f"--ckpt {text!r}: write SPEC or LABEL=SPEC")
     return label.strip(), spec.strip()
-
-
-def _exists(path: str) -> bool:
-    """Whether there is such a file or folder; a text that no file can be called is none."""
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def resolve(
@@ -157,11 +149,11 @@ def _resolve(text: str, how: _How) -> Checkpoint:
         return _graft(spec, label, how)
     if (model := PACKAGED.get(spec)) is not None:
         return Checkpoint(spec, label or spec, folder(model, cache_dir()), "weights", note=model.note)
-    path = Path(spec).expanduser() if _exists(spec) else Path(spec)
+    path = Path(spec).expanduser() if exists(spec) else Path(spec)
     if path.suffix == ".gguf" and _is_file(path):
         return Checkpoint(spec, label or path.stem, path.parent, "gguf", gguf_file=path.name)
     fetched = False
-    if not _exists(spec):
+    if not exists(spec):
         if (stage := _stage_by_name(path)) is not None:
             path = stage
         else:
@@ -193,7 +185,7 @@ def _is_file(path: Path) -> bool:
 def _resolve_tokenizer(text: str, how: _How) -> Checkpoint:
     """A checkpoint, or a folder with a tokenizer alone."""
     path = Path(text).expanduser()
-    if _exists(text) and path.is_dir() and not (path / "config.json").exists():
+    if exists(text) and path.is_dir() and not (path / "config.json").exists():
         return Checkpoint(text, path.resolve().name, path, "weights")
     return _resolve(text, replace(how, base=None))
 
@@ -353,9 +345,9 @@ def _adapter_base(path: Path, config: adapters.AdapterConfig, how: _How) -> Chec
     if name is None:
         raise MemprobeError(f"{path / adapters.CONFIG}: names no base model; give --base SPEC")
     beside = path / name
-    if _exists(str(beside)) and beside.is_dir():
+    if exists(str(beside)) and beside.is_dir():
         return _resolve(str(beside), how)
-    if _exists(name) or name in PACKAGED:
+    if exists(name) or name in PACKAGED:
         return _resolve(name, how)
     if not _HUB_ID.fullmatch(name) or _is_local(name):
         raise MemprobeError(f"{path}: its base model {name!r} is not here; give --base SPEC")
@@ -384,7 +376,7 @@ def _last_stage(path: Path) -> Path:
 
 def _stage_by_name(path: Path) -> Path | None:
     """``RUN/NAME`` for the stage directory ``RUN/2-NAME``."""
-    if not _exists(str(path.parent / "recipe.toml")):
+    if not exists(str(path.parent / "recipe.toml")):
         return None
     matches = [
         child
@@ -401,7 +393,7 @@ class _NotCached(MemprobeError):
 def _is_local(spec: str) -> bool:
     """Whether a text that could be a hub id begins with a folder that exists, so that it means a path."""
     first = Path(spec).parts[0] if Path(spec).parts else ""
-    return first in (".", "..") or _exists(first)
+    return first in (".", "..") or exists(first)
 
 
 def _from_hub(spec: str, how: _How) -> Path:

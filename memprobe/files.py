@@ -222,6 +222,14 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def exists(text: str) -> bool:
+    """Whether there is a file or folder of that name (``~`` is the home folder); what no file can be called is none."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def read_json(path: Path, *, own: bool = True) -> Any:
     """Reads JSON.
 

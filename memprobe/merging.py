@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from memprobe.adapters import CONFIG
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.files import first_line, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,19 +33,18 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         MemprobeError: weights of the adapter find no module or are missing, shapes differ, its kind cannot be merged,
             or merging changes what the model says.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import load_peft_weights
     from peft.utils.other import AuxiliaryTrainingWrapper
 
+    config = _config(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of missing keys, which are refused below
             saved = load_peft_weights(str(path), device="cpu")
             _resize(model, saved)
-            adapted: Any = PeftModel.from_pretrained(
-                model, str(path), config=PeftConfig.from_pretrained(str(path))
-            )
+            adapted: Any = PeftModel.from_pretrained(model, str(path), config=config)
             result = adapted.load_adapter(str(path), "default")
     except Exception as error:  # PEFT raises many kinds
         raise MemprobeError(
@@ -78,6 +78,30 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             f"{path}: merged into its base model, the adapter says something else (logits differ by {difference:.2g})"
         )
     return merged
+
+
+def _config(path: Path) -> Any:
+    """The adapter's configuration. PEFT leaves out with a warning what it does not know, and reads another adapter.
+
+    Raises:
+        MemprobeError: it cannot be read, or says something that the installed PEFT does not know.
+    """
+    from peft import PeftConfig, __version__
+
+    file = path / CONFIG
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(path))
+    except Exception as error:  # PEFT raises many kinds
+        raise MemprobeError(f"{file}: PEFT cannot read it ({first_line(error)})") from error
+    said = read_json(file, own=False)
+    unknown = sorted(key for key, value in said.items() if value and not hasattr(config, key))
+    if unknown:
+        raise MemprobeError(
+            f"{file}: the installed PEFT {__version__} does not know {', '.join(unknown)}; a later one does"
+        )
+    return config
 
 
 def _resize(model: PreTrainedModel, saved: dict[str, torch.Tensor]) -> None:

@@ -192,8 +192,8 @@ def wrap(
 ) -> LensModel:
     """Makes a model in memory readable at every depth.
 
-    Wrappers of a training loop (``torch.compile``, PEFT, accelerate's mixed precision) are looked through: what is
-    read is the model's own forward pass in the precision of its weights.
+    Wrappers of a training loop (``torch.compile``, ``DistributedDataParallel``, PEFT, accelerate's mixed precision) are
+    looked through: what is read is the model's own forward pass in the precision of its weights.
 
     Args:
         tokenizer: or a processor that holds one.
@@ -203,7 +203,7 @@ def wrap(
         MemprobeError: not a causal LM, one with virtual tokens, weights that are not finite, logits that do not
             depend on the token, or a readout that does not equal the model's own logits.
     """
-    model = check_in_memory(getattr(model, "_orig_mod", model), label)
+    model = check_in_memory(_unwrapped(model), label)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         raise MemprobeError(f"{label}: a {type(model).__name__} is no Hugging Face model")
@@ -228,6 +228,17 @@ def wrap(
         difference=difference,
         checkpoint=checkpoint,
     )
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model in the wrappers of compilation and of data parallelism, in whatever order they lie."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def fingerprint_model(model: nn.Module) -> str:

@@ -40,6 +40,7 @@ from memprobe.probes import (
     table_file,
 )
 from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, TABLES, WHERE_ASKED, factoids_frame
+from memprobe.vouching import CHECKSUMS
 
 if TYPE_CHECKING:
     from memprobe.capturing import Tables
@@ -119,7 +120,7 @@ def delete_probe(out: Path) -> None:
             file.unlink()
         with suppress(OSError):  # not there, or it holds something else
             (out / table).rmdir()
-    for name in (FACTOIDS_FILE, SUMMARY, REPORT, RUN):
+    for name in (FACTOIDS_FILE, SUMMARY, REPORT, CHECKSUMS, RUN):
         (out / name).unlink(missing_ok=True)
 
 
@@ -232,6 +233,7 @@ def _upgraded(found: Probe, before: Mapping[str, Any], wanted: Mapping[str, Any]
     write_run(run, found.path)
     for table in BY_CHECKPOINT:
         (found.path / f"{table}.parquet").unlink(missing_ok=True)
+    (found.path / CHECKSUMS).unlink(missing_ok=True)  # of the tables that are gone
     return run
 
 

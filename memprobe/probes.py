@@ -34,6 +34,7 @@ from memprobe.errors import MemprobeError, among
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
 from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
+from memprobe.vouching import kept_marks, vouch
 
 RUN, SUMMARY, FACTOIDS_FILE, PARTS = "run.json", "summary.json", "factoids.parquet", "parts"
 
@@ -51,12 +52,14 @@ class Probe:
         run: ``run.json``; ``lens``, ``readout`` and ``position`` in it are those of this view.
         lens: name of the lens that is looked through; at first the first one (:meth:`under` changes it).
         position: where it is read; at first the position that predicts the answer.
+        note: what a reader must know of its tables; empty where their checksums stand in ``run.json``.
     """
 
     path: Path
     run: dict[str, Any]
     lens: str
     position: str = POSITION
+    note: str = ""
     _checked: set[tuple[Path, str]] = field(default_factory=set, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -254,12 +257,18 @@ class Probe:
         return [file.relative_to(self.path) for file in [*files, self.path / FACTOIDS_FILE]]
 
     def check(self) -> None:
-        """Holds every finished table against its mark in ``run.json``; schema 1 has none.
+        """Holds every finished table against its mark: in ``run.json``, under schema 1 in ``checksums.json``.
 
         Raises:
             MemprobeError: a table is missing or was changed.
         """
-        marks = {self.path / FACTOIDS_FILE: self.run.get("tables", {}).get("factoids")}
+        marks: dict[Path, dict[str, Any] | None] = {
+            self.path / FACTOIDS_FILE: self.run.get("tables", {}).get("factoids")
+        }
+        if self.run["schema"] == 1:
+            marks |= {
+                self.path / f"{table}.parquet": mark for table, mark in (kept_marks(self.path) or {}).items()
+            }
         for label in self.finished:
             for table in BY_CHECKPOINT if self.run["schema"] > 1 else ():
                 mark = self.run["checkpoints"][label].get("tables", {}).get(table)
@@ -333,6 +342,13 @@ def open_probe(path: str | Path, *, lens: str | None = None, position: str | Non
     """
     opened = probe_of(Path(path), read_run(Path(path)))
     opened.check()
+    if (
+        opened.run["schema"] == 1
+        and opened.finished == opened.checkpoints
+        and kept_marks(opened.path) is None
+    ):
+        tables = {table: opened.read(table) for table in BY_CHECKPOINT}
+        opened = replace(opened, note=vouch(opened.path, opened.run, tables, opened.factoids))
     return opened.under(lens, position) if lens or position else opened
 
 

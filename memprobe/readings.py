@@ -151,11 +151,13 @@ class Readings:
             raise MemprobeError(
                 f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
             )
+        factoids = common_factoids(members, notes)
+        notes += dict.fromkeys(probe.note for probe in opened if probe.note)
         found = cls(
             members=members,
             reference=named(members, reference, "reference") if reference else members[0],
             base=named(members, base, "base") if base else base_of(members),
-            factoids=common_factoids(members, notes),
+            factoids=factoids,
             k=k,
             token=token,
             draws=draws,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from memprobe.checkpoints import Checkpoint, check_labels, resolve, split_label
 from memprobe.errors import MemprobeError
+from memprobe.files import exists
 from memprobe.grafts import is_graft
 
 MOST = 10_000
@@ -63,7 +64,7 @@ def expand(text: str) -> list[One]:
     Raises:
         MemprobeError: braces that say nothing, a pattern without a match, or more than :data:`MOST`.
     """
-    if is_graft(text) or Path(text).exists():
+    if is_graft(text) or exists(text):
         return [One(text, None, False)]
     label, spec = _label_of(text)
     specs = [spec]
@@ -120,7 +121,7 @@ def _label_of(text: str) -> tuple[str | None, str]:
     """A label before the first ``=`` outside braces that is followed by something with a slash, a brace or a mark."""
     head, equals, rest = text.partition("=")
     if equals and head.strip() and rest.strip() and not _BRACES.search(head) and not _MARKS.search(head):
-        if "/" in head or Path(head).exists():  # a path with = in a name
+        if "/" in head or exists(head):  # a path with = in a name
             return None, text
         return head.strip(), rest.strip()
     return None, text
@@ -149,7 +150,7 @@ def _unbrace(text: str) -> list[str]:
 
 
 def _is_pattern(text: str) -> bool:
-    return bool(_MARKS.search(text)) and not Path(text).exists()
+    return bool(_MARKS.search(text)) and not exists(text)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -194,6 +195,6 @@ def _may_be_on_hub(spec: str) -> bool:
     """Whether a spec is a hub id: nothing of that name, and no folder it could be in, is here."""
     return (
         bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec))
-        and not Path(spec).exists()
-        and not Path(spec.split("/")[0]).exists()
+        and not exists(spec)
+        and not exists(spec.split("/")[0])
     )

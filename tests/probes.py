@@ -16,6 +16,7 @@ from memprobe.parquet import mark_of
 from memprobe.probes import Probe, open_probe, table_file
 from memprobe.records import CONTROLS, FACTOIDS, OUTCOMES, RECORDS, TABLES, factoids_frame
 from memprobe.summary import summarise
+from memprobe.vouching import CHECKSUMS
 
 VOCABULARY = 1000
 RELATIONS = ("capital", "currency", "author")
@@ -159,6 +160,12 @@ def write_probe(
             {"schema": schema, "k": 10, "token": "first", "checkpoints": checkpoints}, path / "summary.json"
         )
     return probe
+
+
+def retell(path: Path, table: str, frame: pl.DataFrame) -> None:
+    """Writes another table into a probe of schema 1, as if it had always been so."""
+    write_parquet(frame, path / f"{table}.parquet")
+    (path / CHECKSUMS).unlink(missing_ok=True)
 
 
 def write_tables(path: Path, tables: Mapping[str, pl.DataFrame], run: dict[str, Any], schema: int) -> None:

@@ -139,6 +139,30 @@ def test_virtual_tokens_are_refused_on_disk_and_in_memory(config, tmp_path):
     refused(tmp_path / "adapter", "virtual tokens", read=resolve)
 
 
+def test_an_adapter_whose_base_cannot_be_made_again_is_refused(lora):
+    """PEFT takes a randomised decomposition off the base, another one each time: logits were off by 6."""
+    change(lora, init_lora_weights="pissa_niter_4")
+    refused(lora, "init_lora_weights='pissa_niter_4'", "cannot be repeated", read=resolve)
+
+
+def test_an_adapter_of_a_later_peft_is_refused(lora):
+    """PEFT leaves out with a warning what it does not know, and reads another adapter."""
+    change(lora, use_something_new=False, another_new={})
+    load(str(lora), device="cpu")
+    change(lora, use_something_new=True)
+    refused(lora, "does not know use_something_new", "adapter_config.json")
+
+
+def test_what_peft_does_outside_the_blocks_is_refused_in_memory(tmp_path):
+    waiting = adapted(
+        save_tiny(tmp_path / "base"), target_modules=["q_proj"], alora_invocation_tokens=[5, 17]
+    )
+    with pytest.raises(MemprobeError, match="mine: an activated LoRA"):
+        wrap(waiting, tiny_tokenizer(), label="mine")
+    waiting.save_pretrained(tmp_path / "adapter")
+    refused(tmp_path / "adapter", "cannot be merged")
+
+
 def test_an_adapter_in_memory_is_read_with_its_adapter(tmp_path):
     trained = adapted(save_tiny(tmp_path / "base", "llama-tied"), **KINDS["head"])
     read = wrap(trained, tiny_tokenizer())

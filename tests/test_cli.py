@@ -530,6 +530,29 @@ def test_what_nobody_foresaw_is_one_line_that_asks_for_a_report(kind, capsys, mo
     assert said.count("\n") == 1 and "--debug" in said and "\x1b" not in said and "Traceback" not in said
 
 
+LONG = "a" * 300  # no file can be called so
+TOO_LONG = {
+    "ckpt": ["layers", "--ckpt", LONG],
+    "labelled": ["check", "--ckpt", f"x={LONG}"],
+    "tokenizer": ["check", "--ckpt", "CKPT", "--tokenizer", LONG],
+    "factoids": ["layers", "--ckpt", "CKPT", "--factoids", LONG],
+    "out": ["layers", "--ckpt", "CKPT", "--factoids", "FACTS", "--out", LONG],
+    "compare": ["compare", LONG],
+    "dashboard": ["dashboard", LONG, "--out", "d.html"],
+    "figures": ["figures", LONG, "--out", "f"],
+    "sources": ["sources", LONG],
+    "show": ["show", LONG],
+    "filter": ["filter", "--ckpt", "CKPT", "--factoids", "FACTS", "--out", f"{LONG}.jsonl"],
+}
+
+
+@pytest.mark.parametrize("what", TOO_LONG)
+def test_names_that_no_file_can_have_are_bad_input(cli, tiny_checkpoint, facts, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    known = {"CKPT": str(tiny_checkpoint), "FACTS": str(facts)}
+    refused(cli(*(known.get(text, text) for text in TOO_LONG[what])), "a" * 40)
+
+
 def test_bad_input_cannot_write_to_the_terminal(cli, tiny_checkpoint, tmp_path):
     (tmp_path / "facts.jsonl").write_text(
         json.dumps({"prompt": "\x1b]0;title\x07", "answer": "\ud800"}) + "\n"

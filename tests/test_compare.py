@@ -14,12 +14,12 @@ from memprobe.cli.app import app
 from memprobe.compare import compare, kept_facts
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
-from memprobe.files import read_json, write_json, write_parquet
+from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
 from memprobe.statistics import held, occurrence
 from memprobe.summary import summarise
-from tests.probes import synthetic_factoids, write_probe, write_setups
+from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 
 STAGES = {"s1": {"arm": "none", "seed": 0, "stage": 1}, "s2": {"arm": "none", "seed": 0, "stage": 2}}
 DEPTHS = {"base": 7, "s1": 4, "s2": 6}
@@ -257,7 +257,7 @@ def test_order_of_rows_does_not_matter(own, tmp_path):
     shutil.copytree(own.path, copy)
     for name in ("records", "controls", "outcomes"):
         frame = pl.read_parquet(copy / f"{name}.parquet").sample(fraction=1, shuffle=True, seed=1)
-        frame.write_parquet(copy / f"{name}.parquet")
+        retell(copy, name, frame)
     before, after = (compare([path], draws=200).tables for path in (own, copy))
     for name in before:
         assert before[name].equals(after[name]), name
@@ -357,7 +357,7 @@ def test_one_checkpoint_alone(tmp_path):
 
 def test_without_controls_chance_is_not_known(tmp_path):
     probe = write_probe(tmp_path, {"a": 5.0, "b": 4.0}, n=6, summary=False)
-    pl.read_parquet(tmp_path / "controls.parquet").clear().write_parquet(tmp_path / "controls.parquet")
+    retell(tmp_path, "controls", probe.controls.clear())
     curves = compare([probe], draws=100).tables["curves"]
     assert curves["chance"].null_count() == len(curves) and curves["recall"].null_count() == 0
     entry = summarise(probe, draws=100)["a"]
@@ -391,7 +391,7 @@ def kept(tmp_path_factory):
         )
     ]
     outcomes = probe.outcomes.with_columns(pl.Series("exact_match", said), pl.Series("exact_tokens", said))
-    write_parquet(outcomes, probe.path / "outcomes.parquet")
+    retell(probe.path, "outcomes", outcomes)
     return probe.path, depth, outcomes
 
 

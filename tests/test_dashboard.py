@@ -23,7 +23,7 @@ from memprobe.files import write_json
 from memprobe.probes import Probe, open_probe
 from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
-from tests.probes import synthetic_factoids, write_probe, write_setups
+from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 from tests.test_studies import write_metrics, write_stage
 from tests.trained import write_run
 
@@ -200,8 +200,8 @@ def test_what_does_not_fit_the_explorer_is_left_out_of_it_and_said(six, tmp_path
 
 
 def test_a_probe_without_records_is_refused(tmp_path):
-    probe = write_probe(tmp_path / "probe", {"a": 3}, n=4)
-    probe.records.head(0).write_parquet(probe.path / "records.parquet")
+    probe = write_probe(tmp_path / "probe", {"a": 3}, n=4, summary=False)
+    retell(probe.path, "records", probe.records.head(0))
     empty = open_probe(probe.path)
     with pytest.raises(MemprobeError, match="no records"):
         dashboard.write_report(empty, tmp_path / "report.html")

@@ -20,12 +20,12 @@ from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.figures import patches, runs, tables
 from memprobe.figures.look import STYLE
-from memprobe.files import read_json, write_json, write_parquet
+from memprobe.files import read_json, write_json
 from memprobe.palette import ALONG, COLOURS
 from memprobe.probes import open_probe
 from memprobe.retention import ended_runs, retention_of
 from memprobe.studies import open_study
-from tests.probes import write_probe, write_setups
+from tests.probes import retell, write_probe, write_setups
 from tests.trained import write_run
 
 ARMS = {"none": 6.0, "remix(data=generic, stages=1)": 3.0}
@@ -71,7 +71,7 @@ def probe(tmp_path_factory):
     )
     lost = pl.col("factoid").is_in(made.factoids["id"][::3].implode()) & (pl.col("checkpoint") == "early")
     outcomes = made.outcomes.with_columns(pl.col("exact_match", "exact_tokens") & ~lost)
-    write_parquet(outcomes, made.path / "outcomes.parquet")
+    retell(made.path, "outcomes", outcomes)
     return open_probe(made.path)
 
 
@@ -649,7 +649,7 @@ def test_labels_are_text_whatever_they_hold(tmp_path):
 
 def test_a_probe_of_one_checkpoint_in_which_nothing_surfaces(tmp_path):
     probe = write_probe(tmp_path / "probe", {"only": 5}, n=6, never=2.0, summary=False)
-    pl.read_parquet(probe.path / "controls.parquet").clear().write_parquet(probe.path / "controls.parquet")
+    retell(probe.path, "controls", probe.controls.clear())
     said = []
     files = figures.write_figures([probe.path], tmp_path / "out", formats=["png"], draws=200, say=said.append)
     assert {path.stem for path in files} == {"recall", "heatmap", "lof"}

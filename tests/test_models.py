@@ -17,6 +17,12 @@ from memprobe.modes import evaluating
 from tests import oracle
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "parallel": nn.DataParallel,
+    "compiled, then parallel": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "parallel, then compiled": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
 PROMPT = "The river of Oria is the Lunn, and 12 + 7"
 
 
@@ -275,3 +281,10 @@ def test_a_padding_token_that_the_model_does_not_know_is_not_put_in(tiny_checkpo
     )
     model = load(str(folder), device="cpu")
     assert model.tokenizer.pad_token_id >= model.n_ids > model.pad_id()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_training_wraps_a_model_in_is_looked_through(wrapper):
+    model = tiny_model()
+    read = wrap(WRAPPERS[wrapper](model), tiny_tokenizer())
+    assert read.model is model and read.fingerprint == wrap(model, tiny_tokenizer()).fingerprint

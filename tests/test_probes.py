@@ -22,6 +22,7 @@ from memprobe.probing import probe
 from memprobe.records import BY_CHECKPOINT, CONTROLS, RECORDS, TABLES
 from memprobe.studies import open_study
 from memprobe.templates import Template
+from memprobe.vouching import CHECKSUMS
 from tests.probes import write_probe
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -254,6 +255,7 @@ def test_what_cannot_be_is_refused_also_under_a_mark_that_fits(tmp_path, what, s
     file = table_file(made.path, "late", name) if schema == 2 else made.path / f"{name}.parquet"
     table = pl.read_parquet(file)
     change(table.with_columns(pl.col("factoid").replace({table["factoid"][0]: "a"}))).write_parquet(file)
+    (made.path / CHECKSUMS).unlink(missing_ok=True)
     run = json.loads((made.path / "run.json").read_text())
     if schema == 2:
         run["checkpoints"]["late"]["tables"][name] = mark_of(file)
@@ -436,6 +438,7 @@ def test_a_directory_of_schema_1_is_taken_over(two, both, tmp_path, monkeypatch,
     grown = probe(two, FACTS, out, batch_size=2, progress=lambda *call: told.append(call))
     assert {label for label, done, of in told if done < of} == ({"tuned"} if unfinished else set())
     assert grown.run["schema"] == 2 and not list(out.glob("records.parquet"))
+    assert not (out / CHECKSUMS).exists()  # of tables that are gone
     assert rows(grown.records).equals(rows(both.records))
     open_probe(out)
 

@@ -5,6 +5,7 @@ The commands import from here, :mod:`memprobe.cli` imports the commands: one way
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,12 @@ def run(commands: typer.Typer, name: str) -> None:
             _say_usage(name, error)
         if "--debug" in sys.argv:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            typer.echo(
+                f"{name}: error: no file can be named {one_line(str(error.filename))[:60]}… (too long)",
+                err=True,
+            )
+            sys.exit(MemprobeError.exit_code)
         typer.echo(
             f"{name}: an error that memprobe does not foresee: {one_line(f'{type(error).__name__}: {error}')[:400]}; "
             "please report it with what the same command prints with --debug",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -14,6 +15,11 @@ JUNK: list[Any] = [
     "\u202e", "[/]", "=1+1", "{prompt}", "{{ 1/0 }}", [], {}, [[]], [None], {"": None}, {"schema": 1}, [1, "a", {}],
     "config.json", "owner/name", "-",
 ]  # fmt: skip
+
+
+def junk(random: Random) -> Any:
+    """One of :data:`JUNK`, and never the same object twice: what is changed in one input would be in the next."""
+    return copy.deepcopy(random.choice(JUNK))
 
 
 def deep(depth: int) -> Any:
@@ -118,7 +124,7 @@ def _other(value: Any, random: Random) -> Any:
         return random.choice([value[:-1], value + "x", value * 50, value.upper(), [value], {"text": value}])
     if how < 0.25:
         return deep(random.choice([3, 50, 400]))
-    return random.choice(JUNK)
+    return junk(random)
 
 
 def frame_of(frame: pl.DataFrame, random: Random) -> pl.DataFrame:

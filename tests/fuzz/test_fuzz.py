@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from tests.fuzz import mutate
 from tests.fuzz.inputs import KINDS, kind_of
 from tests.fuzz.seeds import make
 from tests.fuzz.trying import attempt, run
@@ -51,3 +53,10 @@ def test_damaged_inputs_are_read_or_refused_in_one_line(seeds, kind):
     wrong = {f"{kind}:{number}": (one.wrong, one.said[-500:]) for number, one in ended.items() if one.wrong}
     assert not wrong, json.dumps(wrong, indent=1)
     assert any(one.code for one in ended.values()), "nothing was refused: the damage does none"
+
+
+def test_an_input_does_not_depend_on_those_made_before_it():
+    numbers = range(400)
+    value = {"a": [1, {"b": {}}], "c": {}}
+    made = {number: mutate.json_of(value, Random(number)) for number in numbers}
+    assert all(mutate.json_of(value, Random(number)) == made[number] for number in reversed(numbers))

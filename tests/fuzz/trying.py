@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,12 @@ def attempt(kind: str, number: int, seeds: Path, *, seed: int = 0, keep: Path | 
     """
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        made = KINDS[kind][0](Random(f"{seed} {kind} {number}"), folder, seeds)
+        try:
+            made = KINDS[kind][0](Random(f"{seed} {kind} {number}"), folder, seeds)
+        except Exception:  # said as it is: a worker that dies of it looks like a command that does
+            return Ended(
+                "the input could not be made", -1, traceback.format_exc()[-2000:], Input("", [], what=kind)
+            )
         code, out, err = run(made.program, made.arguments, folder)
         if keep is not None:
             shutil.copytree(folder, keep, symlinks=True, dirs_exist_ok=True)
