@@ -38,7 +38,7 @@ SEQUENTIAL = {
 }
 
 # Of what becomes of a fact: said, only surfacing, absent.
-FATES = ("#1e78b4", "#d98a1e", "#8a919c")
+FATES = ("#1e78b4", "#c98500", "#8a919c")
 TEMPLATES = {
     "light": {
         "text": "#454b54",

@@ -65,18 +65,32 @@ def _against_chance(n_layers: int, value: float | None, low: float | None, high:
     if low is not None and high is not None and low <= 0 <= high:
         apart = wording.interval(value, low, high, "+.1f")
         return f"On average that is as deep as shuffled answers surface ({apart} depths)."
+    if value is not None and abs(value) < 0.05:
+        return f"On average that is as deep as shuffled answers surface, counting never as {n_layers + 1}."
     moved = _moved(value, low, high)
     return f"On average facts surface {moved} than shuffled answers, counting never as {n_layers + 1}."
 
 
-def _moved(value: float | None, low: float | None, high: float | None) -> str:
+def _surfaces(value: float | None, low: float | None, high: float | None) -> str:
     """A difference in depths, in words: how far, which way, how sure."""
     if value is None:
-        return "not known"
+        return "first occurrence is not known"
+    if low is None or high is None:
+        return f"facts surface {_moved(value, low, high)} ({NO_INTERVAL})"
+    if low <= 0 <= high:
+        return f"no clear difference in depth ({wording.interval(value, low, high, '+.1f')})"
+    return f"facts surface {_moved(value, low, high)}"
+
+
+NO_INTERVAL = "too few facts for an interval"
+
+
+def _moved(value: float | None, low: float | None, high: float | None) -> str:
+    """How far, and which way; with its interval where there is one."""
+    if value is None:
+        return "at a depth not known"
     if low is None or high is None:
         return f"{abs(value):.1f} depths {_way('lof', value)}"
-    if low <= 0 <= high:
-        return f"no earlier and no later ({wording.interval(value, low, high, '+.1f')} depths, which may be chance)"
     near, far = sorted((abs(low), abs(high)))
     return f"{wording.interval(abs(value), near, far, '.1f')} depths {_way('lof', value)}"
 
@@ -274,8 +288,7 @@ def against(
         held: whether the latter is on the same side of 0 in both readouts; ``None`` where one was not probed.
     """
     return (
-        f"{label} against {reference}: {_recalled(exact)}; facts surface {_moved(*_edges(depth))}"
-        f"{_in_both(held, depth)}."
+        f"{label} against {reference}: {recalled(exact)}; {_surfaces(*_edges(depth))}{_in_both(held, depth)}."
     )
 
 
@@ -323,8 +336,8 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
     names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
     for arm in arms[:MOST]:
         exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
-        parts = [_recalled(exact)] if exact else []
-        parts += [f"facts surface {_moved(*_edges(depth))}"] if depth else []
+        parts = [recalled(exact)] if exact else []
+        parts += [_surfaces(*_edges(depth))] if depth else []
         one = exact or depth
         if one and parts:
             against = (
@@ -336,17 +349,20 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
     return lines
 
 
-def _recalled(row: Mapping[str, Any]) -> str:
+def recalled(row: Mapping[str, Any]) -> str:
+    """A difference of exact match, in words: by how many points, how sure."""
     value, low, high = _edges(row)
     if value is None:
-        return "recall not known"
+        return "recall is not known"
     edges = wording.interval(
         100 * value, None if low is None else 100 * low, None if high is None else 100 * high, "+.0f"
     )
     if value == low == high == 0:
         return "recall is the same"
-    if low is None or high is None or low <= 0 <= high:
-        return f"recall differs by {edges} points, which may be chance"
+    if low is None or high is None:
+        return f"{edges} points of recall ({NO_INTERVAL})"
+    if low <= 0 <= high:
+        return f"no clear difference in recall ({edges} points)"
     return f"{edges} points of recall"
 
 

@@ -23,7 +23,15 @@ TOKEN_RULES = {"first": "its first token is", "last": "its last token is", "all"
 
 def number(value: float | None, form: str = ".2f") -> str:
     """A number, or a dash where there is none."""
-    return MISSING if value is None else f"{value:{form}}"
+    return MISSING if value is None else f"{value:{_without_sign_of_zero(form)}}"
+
+
+def _without_sign_of_zero(form: str) -> str:
+    """What rounds to nothing is 0, never -0."""
+    if form[-1:] not in "efgEFG%" or "z" in form:
+        return form
+    sign = form[:1] if form[:1] in "+- " else ""
+    return f"{sign}z{form[len(sign) :]}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -43,7 +51,7 @@ def interval(
         return MISSING
     if low is None or (high is None and not open_ended):
         return number(value, form)
-    return f"{value:{form}} [{low:{form}}, {'∞' if high is None else format(high, form)}]"
+    return f"{number(value, form)} [{number(low, form)}, {'∞' if high is None else number(high, form)}]"
 
 
 def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: bool = False) -> str:

@@ -27,6 +27,10 @@ def find_chromium() -> str | None:
     return named or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
+AUDIT = Path(__file__).with_name("audit.js").read_text(encoding="utf-8")
+"""A function that says what is wrong with what a page shows."""
+
+
 @contextmanager
 def chromium() -> Iterator:
     """A browser that starts once and opens pages of its own."""

@@ -15,7 +15,7 @@ from memprobe.dashboard import writing
 from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.benchmarks.report_load import write_large_probe
-from tests.pages import chromium, find_chromium, opened
+from tests.pages import AUDIT, chromium, find_chromium, opened
 from tests.probes import write_probe
 
 pytestmark = [
@@ -78,19 +78,34 @@ def twenty(tmp_path_factory):
     return written(open_study([top]), top / "page.html")
 
 
-PAGES = ("one", "stages", "twenty")
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five checkpoints, two arms of two stages among them."""
+    top = tmp_path_factory.mktemp("five")
+    write_large_probe(top / "probe", 5, 40, 13)
+    return written(open_study([top]), top / "page.html")
+
+
+PAGES = ("one", "stages", "five", "twenty")
 every_page = pytest.mark.parametrize("name", PAGES)
+
+
+BEGINS = {
+    "one": "SmolLM2 recalls",
+    "stages": "s2 against s1",
+    "five": "checkpoint 4 against checkpoint 3",
+    "twenty": "20 checkpoints",
+}
 
 
 @every_page
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_first_screen_answers_and_draws(browser, request, name, width, height, scheme):
+def test_the_first_screen_answers_and_draws(browser, request, name, width, height):
     path = request.getfixturevalue(name)
-    with opened(browser, path, width=width, height=height, color_scheme=scheme) as shown:
+    with opened(browser, path, width=width, height=height, color_scheme="light") as shown:
         said = shown.inner_text("#answer")
         assert "recall" in said and "shuffled answers" in said and "the top 10" in said
-        assert {"one": "SmolLM2 recalls", "stages": "s2 against s1", "twenty": "20 checkpoints"}[name] in said
+        assert BEGINS[name] in said
         answer = shown.locator("#answer").bounding_box()
         assert answer["y"] + answer["height"] < height
         chart = shown.locator("#room-overview .js-plotly-plot >> visible=true").first.bounding_box()
@@ -98,7 +113,11 @@ def test_the_first_screen_answers_and_draws(browser, request, name, width, heigh
         if width > 1000:
             assert chart["y"] + chart["height"] <= height, "and ends there"
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        assert shown.get_attribute("html", "data-theme") == scheme
+        assert shown.get_attribute("html", "data-theme") == "light"
+        shown.emulate_media(color_scheme="dark")
+        shown.wait_for_selector("html[data-theme=dark]")
+        dark = shown.locator("#room-overview .js-plotly-plot >> visible=true").first.bounding_box()
+        assert dark == pytest.approx(chart)
 
 
 def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
@@ -139,7 +158,7 @@ TIP = """(name) => {
 }"""
 
 
-@every_page
+@pytest.mark.parametrize("name", ["one", "stages", "twenty"])
 def test_every_chart_shows_values_under_the_pointer(browser, request, name):
     with opened(browser, request.getfixturevalue(name)) as shown:
         checked = set()
@@ -176,49 +195,74 @@ def points_somewhere(shown, holder, figure) -> str:
     return ""
 
 
-CLIPPED = """() => {
-  const shown = (node) => node.offsetParent !== null || node.getClientRects().length;
-  const wrong = [];
-  const room = document.querySelector('.room:not([hidden])');
-  for (const text of room.querySelectorAll('.js-plotly-plot .xtick text, .js-plotly-plot .ytick text')) {
-    if (!shown(text)) continue;
-    const [box, canvas] = [text.getBoundingClientRect(), text.closest('.js-plotly-plot').getBoundingClientRect()];
-    if (box.left < canvas.left - 1 || box.right > canvas.right + 1) wrong.push(`tick ${text.textContent}`);
-  }
-  for (const node of [...room.querySelectorAll('td, th'), ...document.querySelectorAll('#answer p')]) {
-    if (!shown(node) || node.classList.contains('prompt') || node.classList.contains('answer')) continue;
-    const hides = getComputedStyle(node).overflow !== 'visible';
-    if (node.scrollWidth > node.clientWidth + 1 && hides) wrong.push(node.textContent);
-    const panel = node.closest('.scroll')?.getBoundingClientRect();
-    const box = node.getBoundingClientRect();
-    const first = node.cellIndex === 0;
-    if (panel && first && box.left < panel.left - 1) wrong.push(`cut ${node.textContent}`);
-  }
-  return wrong;
-}"""
-
-
 @every_page
-def test_a_phone_cuts_no_number_and_shows_the_prompt(browser, request, name):
-    with opened(browser, request.getfixturevalue(name), width=390, height=844) as shown:
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_every_room_can_be_read(browser, request, name, width, scheme):
+    """Nothing cut, nothing faint, no look twice, a name for everything, whatever the page, its width and its theme."""
+    path = request.getfixturevalue(name)
+    with opened(browser, path, width=width, height=844, color_scheme=scheme) as shown:
         for tab in shown.locator("#rooms button").all():
             tab.click()
             shown.wait_for_function(DRAWN)
-            assert shown.evaluate("document.documentElement.scrollWidth") <= 390, tab.inner_text()
-            assert shown.evaluate(CLIPPED) == [], tab.inner_text()
+            if tab.get_attribute("id") == "tab-factoids":
+                shown.wait_for_selector("#explorer[data-ready]", state="attached")
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width, tab.inner_text()
+            assert shown.evaluate(AUDIT) == [], tab.inner_text()
+
+
+@every_page
+def test_a_phone_shows_the_prompt_and_the_last_depth(browser, request, name):
+    with opened(browser, request.getfixturevalue(name), width=390, height=844) as shown:
         shown.locator("#tab-factoids").click()
         shown.wait_for_selector("#explorer[data-ready]", state="attached")
         prompt = shown.locator("#factoids tbody tr").nth(1).locator(".prompt button").bounding_box()
         assert prompt["width"] > 250, "the prompt has a line of its own"
-        shown.locator("#tab-overview").click()
-        for cell in shown.locator("#headline tbody tr").first.locator("td").all():
-            box = cell.bounding_box()
-            assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "no number beyond the edge"
-        shown.locator("#tab-factoids").click()
-        marks = shown.locator("#factoids tbody tr").nth(1).locator("td.mark").all()
-        for mark in marks:
-            box = mark.bounding_box()
-            assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+        shown.locator("#tab-depths").click()
+        shown.wait_for_function(DRAWN)
+        for figure in ("lof", "settled"):
+            ticks = shown.locator(f"#room-depths [data-figure={figure}] .xtick text").all_text_contents()
+            last = shown.evaluate("Math.max(...set.checkpoints.map((entry) => entry.n_layers))")
+            assert ticks[-2:] == [str(last), "never"], figure
+
+
+def test_controls_fold_on_a_phone_and_say_what_is_chosen(browser, five):
+    with opened(browser, five, width=390, height=844) as shown:
+        assert shown.inner_text("#folded-said") == "5 checkpoints · top 10 · first token · with chance"
+        assert not shown.locator("#k").is_visible()
+        shown.click("#folded-said")
+        shown.click("#k input[value='1']")
+        assert "top 1 ·" in shown.inner_text("#folded-said")
+        assert "the top 1;" in shown.inner_text("#answer")
+    with opened(browser, five) as shown:
+        assert shown.locator("#k").is_visible() and not shown.locator("#folded-said").is_visible()
+
+
+def test_keys_alone_lead_through_rooms_and_facts(browser, five):
+    with opened(browser, five) as shown:
+        shown.locator("#tab-overview").focus()
+        shown.keyboard.press("ArrowLeft")
+        assert shown.evaluate("document.activeElement.id") == "tab-run"
+        shown.keyboard.press("/")
+        assert shown.evaluate("document.activeElement.id") == "search"
+        shown.wait_for_selector("#explorer[data-ready]", state="attached")
+        shown.locator("#factoids tbody button").first.focus()
+        first = shown.inner_text("#detail h3")
+        shown.keyboard.press("ArrowDown")
+        shown.wait_for_function(
+            "(before) => document.querySelector('#detail h3').innerText !== before", arg=first
+        )
+        box = shown.locator("#detail").bounding_box()
+        assert box["y"] < 900, "a fact opens beside the list"
+
+
+def test_prompts_are_read_beside_twenty_checkpoints(browser, twenty):
+    with opened(browser, twenty, hash="#room=factoids") as shown:
+        shown.wait_for_selector("#explorer[data-ready]", state="attached")
+        assert shown.locator("#factoids tbody td.prompt").first.bounding_box()["width"] > 150
+        chart = shown.locator("#detail .js-plotly-plot").bounding_box()
+        table = shown.locator("#detail .outcomes").bounding_box()
+        assert chart["y"] < table["y"], "of many checkpoints, the chart comes first"
+        assert shown.locator("#detail .x2tick text").last.text_content() == "12"
 
 
 @every_page
@@ -312,9 +356,10 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
             """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
             .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
         )
-        assert "lora" in shown.inner_text("#results figure"), (
+        assert "LoRA 16" in shown.inner_text("#results figure"), (
             "an arm of which nothing is finished keeps its name"
         )
+        assert shown.evaluate(AUDIT) == []
         placed = shown.evaluate("""() => Object.fromEntries([...document.querySelectorAll('#results figure')].slice(1)
             .map((f) => [f.querySelector('h3').textContent, f.querySelector('.js-plotly-plot')?.data[0].x.length]))""")
         counts = pl.read_csv(study / "tables" / "placement.csv").filter(k=10, token="first", readout="own")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from memprobe import palette, wording
+from memprobe.plots.prompts import FRAME
 
 # Machado, Oliveira and Fernandes (2009), deuteranopia, for linear RGB.
 DEUTERANOPIA = np.array(
@@ -60,7 +61,12 @@ def test_texts_and_lines_stand_out(theme):
     assert contrast(found["ink"], found["mark"]) >= 4.5, "selected rows are in ink alone"
     for name in ("text", "faint"):
         assert contrast(palette.TEMPLATES[theme][name], found["page"]) >= 4.5, name
-    drawn = [*palette.COLOURS, *palette.ALONG, *(look["colour"] for look in palette.along(20))]
+    drawn = [
+        *palette.COLOURS,
+        *palette.ALONG,
+        *palette.FATES,
+        *(look["colour"] for look in palette.along(20)),
+    ]
     for colour in drawn:
         assert contrast(colour, found["page"]) >= 3, colour
 
@@ -68,10 +74,12 @@ def test_texts_and_lines_stand_out(theme):
 def test_white_text_stands_out_in_every_cell():
     for _, colour in palette.HEAT:
         assert contrast(colour, "#ffffff") >= 4.5
+        assert contrast(colour, FRAME) >= 3, "the frame around the answer"
 
 
-def test_colours_differ_without_colour_vision():
-    light = np.array([linear(colour) for colour in palette.COLOURS])
+@pytest.mark.parametrize("colours", [palette.COLOURS, palette.FATES])
+def test_colours_differ_without_colour_vision(colours):
+    light = np.array([linear(colour) for colour in colours])
     for seen in (light, np.clip(light @ DEUTERANOPIA.T, 0, 1)):
         apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(oklab(seen), 2)]
         assert min(apart) >= 0.1

@@ -14,7 +14,7 @@ from memprobe.factoids import make_factoid
 from memprobe.models import load
 from memprobe.prompt_lens import read_prompt
 from memprobe.templates import Template, tokenise
-from tests.pages import chromium, find_chromium, opened
+from tests.pages import AUDIT, chromium, find_chromium, opened
 from tests.test_plots import prompt_reading
 
 HOSTILE = "</script><img src=x onerror=window.pwned=1>"
@@ -95,6 +95,14 @@ class TestInABrowser:
             for told in ("depth 2", "60.0%", "rank of ·Paris: 0", "entropy 0.50 nats"):
                 assert told in hover.text_content()
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            framed = shown.evaluate("document.querySelector('.canvas').layout.shapes.length")
+            assert framed == sum(rank == 0 for row in reading.answer_ranks for rank in row) > 0
+            ticks = shown.locator(".ytick text").all_text_contents()
+            assert ticks[-1] == str(reading.n_layers), "the last depth is ticked"
+            shown.mouse.move(0, 0)
+            for scheme in ("light", "dark"):
+                shown.emulate_media(color_scheme=scheme)
+                assert shown.evaluate(AUDIT) == [], scheme
 
 
 @pytest.mark.parametrize("answered", [True, False])

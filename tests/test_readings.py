@@ -74,7 +74,7 @@ def test_terminal_page_summary_and_figure_tell_one_number_with_one_interval(tmp_
     (shown,) = sets_of([probe], [], reference="base", draws=200, say=print)
     entry, blocks = set_of(shown, "s0-", [10], 10**6)
     headline = entry["headline"]["first"]["10"]
-    stage = json.loads(blocks["s0-stage-lof"])["first"]["10"]["data"][0]
+    stage = json.loads(blocks["s0-stage-lof_restricted"])["first"]["10"]["data"][0]
     short = {label: summary_of(Readings.of([probe.only([label])], draws=200)) for label in readings.labels}
     drawn = of_comparison(compare([probe], draws=200).tables, settings_of(readings))["lof"]
     grouped = TABLES["groups"](readings, by=("source",))
@@ -89,9 +89,9 @@ def test_terminal_page_summary_and_figure_tell_one_number_with_one_interval(tmp_
             assert grouped.filter(checkpoint=label).row(0, named=True)[f"lof_mean{end}"] == told
             assert headline[label][f"exact{end}"] == row[f"exact{end}"]
         at = stage["meta"]["checkpoints"].index(label)
-        assert stage["y"][at] == pytest.approx(row["lof_mean"], rel=1e-6)
+        assert stage["y"][at] == pytest.approx(row["lof_restricted_mean"], rel=1e-6)
         assert stage["error_y"]["array"][at] == pytest.approx(
-            row["lof_mean_high"] - row["lof_mean"], rel=1e-5
+            row["lof_restricted_mean_high"] - row["lof_restricted_mean"], rel=1e-5
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from memprobe import wording
+from memprobe import sentences, wording
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
 from memprobe.compare.over_runs import arm_differences, arms, paths
@@ -96,13 +96,15 @@ class OutcomeComparison:
         own = self.tables["outcomes"].row(by_predicate=pl.col("checkpoint") == reference, named=True)
         lines = [f"{reference} gives {_percent(own)} of {wording.count(own['n'], 'fact')}."]
         paired = self.tables["differences"].filter(statistic=EXACT).iter_rows(named=True)
-        lines += [f"{row['checkpoint']} against {reference}: {_points(row)}." for row in paired]
+        lines += [f"{row['checkpoint']} against {reference}: {sentences.recalled(row)}." for row in paired]
         for row in (
             self.tables["arm_differences"].filter(statistic=EXACT).drop_nulls("low").iter_rows(named=True)
         ):
             stage = f" after stage {row['stage']}" if row["stage"] else ""
             seeds = f"{row['seeds']} and {row['reference_seeds']} seeds"
-            lines.append(f"Arm {row['arm']} against {row['reference']}{stage}: {_points(row)} ({seeds}).")
+            lines.append(
+                f"Arm {row['arm']} against {row['reference']}{stage}: {sentences.recalled(row)} ({seeds})."
+            )
         return lines
 
     def headline(self) -> Headline:
@@ -378,10 +380,3 @@ def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[
 
 def _percent(row: Mapping[str, Any]) -> str:
     return wording.of_row(row, "exact", ".1%")
-
-
-def _points(row: Mapping[str, Any]) -> str:
-    edges = [None if row[name] is None else 100 * row[name] for name in ("difference", "low", "high")]
-    said = wording.interval(edges[0], edges[1], edges[2], "+.1f")
-    unsure = row["low"] is None or row["low"] <= 0 <= row["high"]
-    return f"{said} points of recall{', which may be chance' if unsure else ''}"

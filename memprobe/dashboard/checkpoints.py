@@ -27,6 +27,9 @@ _AGAINST = {
     "naive": "naive arm",
 }
 
+FEW = 6
+"""Checkpoints whose labels stand beside a fact's marks on a phone; those of more are shorter."""
+
 
 def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What the page shows of one set: the entry that is read at once, and the blocks that wait."""
@@ -37,7 +40,7 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     chosen = explored.factoids
     paths = paths_of(readings)
     series = series_of(readings)
-    looks, short = looks_of(readings), wording.shortened(labels, 20)
+    looks, short = looks_of(readings), wording.shortened(labels, 20 if len(labels) <= FEW else 10)
     followed = paths or from_reference(readings, without={label for one in series for label in one.labels})
     pairs = pairs_of(readings, paths)
     figures: dict[str, dict[str, dict[str, bytes]]] = {}
@@ -119,7 +122,10 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
 
 def _trajectory(readings: Readings) -> dict[str, Any]:
     """The figure of one factoid, for the page to put each factoid's own numbers into."""
-    some = [readings.rows(label, "records").filter(pl.col("token") == 0).head(1) for label in readings.labels]
+    some = []
+    for label in readings.labels:
+        known = readings.rows(label, "records").filter(pl.col("token") == 0).sort("depth")
+        some += [known.head(1), known.tail(1)]  # so that the axis ends at the last depth
     rows = pl.concat(some).with_columns(factoid=pl.lit(""))
     return figure_json(
         plots.rank_trajectory(rows, k=readings.k, checkpoints=readings.labels, looks=looks_of(readings))

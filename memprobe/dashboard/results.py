@@ -57,12 +57,26 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
         shown = []
         for table, rows in tables.items():
             block = f"results-{position}-table-{table}"
-            head = [column.replace("_", " ") for column in rows.columns]
-            body = [list(map(_short, row)) for row in rows.head(MOST_ROWS).rows()]
+            told, shared = _without_shared(
+                rows.with_columns(_named(name, names) for name in ("arm", "against") if name in rows.columns)
+            )
+            head = [column.replace("_", " ") for column in told.columns]
+            body = [list(map(_short, row)) for row in told.head(MOST_ROWS).rows()]
             blocks[block] = embedded([head, *body])
-            shown.append([block, table.replace("_", " "), max(0, len(rows) - MOST_ROWS)])
+            shown.append([block, table.replace("_", " "), max(0, len(rows) - MOST_ROWS), shared])
         entries.append({"name": name, "answer": answer, "figures": figures, "tables": shown})
     return entries, blocks
+
+
+def _without_shared(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """A table without the columns that say the same in every row, and what those say."""
+    if len(rows) < 2:
+        return rows, ""
+    same = [name for name in rows.columns if rows[name].n_unique() == 1]
+    if len(same) == len(rows.columns):
+        return rows, ""
+    said = [f"{name.replace('_', ' ')} {value}" for name in same if (value := _short(rows[name][0])) != "–"]
+    return rows.drop(same), f"In every row: {', '.join(said)}." if said else ""
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -81,8 +95,12 @@ PLACED = {
     "stage": pl.String,
     "arm": pl.String,
     "lof_restricted_mean": pl.Float64,
+    "lof_restricted_mean_low": pl.Float64,
+    "lof_restricted_mean_high": pl.Float64,
     "chance_lof_restricted_mean": pl.Float64,
 }
+NEWER = ("lof_restricted_mean_low", "lof_restricted_mean_high")
+"""Columns that tables of before do not have."""
 CLAIMS = {
     **dict.fromkeys(("setup", "claim", "arm", "against", "verdict"), pl.String),
     **dict.fromkeys(("estimate", "low", "high"), pl.Float64),
@@ -130,7 +148,10 @@ def _numbers(
         MemprobeError: it lacks one.
     """
     try:
-        typed = table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+        lacking = [pl.lit("–").alias(name) for name in NEWER if name in schema and name not in table.columns]
+        typed = table.with_columns(lacking).select(
+            pl.col(name).cast(kind, strict=False) for name, kind in schema.items()
+        )
         return typed.with_columns(_named(name, names) for name in ("arm", "against") if name in schema)
     except pl.exceptions.PolarsError as error:
         raise MemprobeError(f"{path}: not as python -m training report writes it ({error})") from error

@@ -67,6 +67,7 @@ def what_was_run(readings: Readings) -> list[tuple[str, str]]:
     versions = {"memprobe": run["memprobe"]} | run["versions"]
     probes = {member.probe.path: member.probe for member in readings.members}
     dates = [datetime.fromtimestamp((path / RUN).stat().st_mtime) for path in probes]
+    intervals = [text for kind, text in INTERVALS.items() if kind != "none"]
     return [
         ("Probed", f"{max(dates):%d %B %Y, %H:%M}"),
         ("Again", "; ".join(_command(probe) for probe in probes.values())),
@@ -78,7 +79,7 @@ def what_was_run(readings: Readings) -> list[tuple[str, str]]:
         ("Precision", f"model {run['dtype']}, readout float32"),
         ("Seed", str(run["seed"])),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("Intervals", f"95 %, {readings.draws:,} draws over facts; {', '.join(INTERVALS.values())}"),
+        ("Intervals", f"95 %, {readings.draws:,} draws over facts; {', '.join(intervals)}"),
         ("On this page", f"log-probabilities in half precision, ranks up to {explorer.MAX_RANK:,}"),
     ]
 

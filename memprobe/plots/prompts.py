@@ -15,6 +15,8 @@ from memprobe.plots.tokens import visible
 if TYPE_CHECKING:
     from memprobe.prompt_lens import PromptReading
 
+FRAME = "#ffd23f"
+"""Around a cell that says the answer: at least 3:1 against every cell."""
 _RANKS = (0, 9, 99, 999, 9_999, 99_999)
 
 
@@ -67,7 +69,7 @@ def lens_heatmap(reading: PromptReading, statistic: str = "probability") -> Sket
     if values is None:
         raise MemprobeError("lens_heatmap: the rank is an answer's: read the prompt with `answer`")
     positions = list(range(len(reading.tokens)))
-    figure = figure_of(x="input token", y="depth", percent=False)
+    figure = figure_of(x="", y="depth", percent=False)
     figure.add(
         "heatmap",
         x=positions,
@@ -91,11 +93,11 @@ def lens_heatmap(reading: PromptReading, statistic: str = "probability") -> Sket
         for at, rank in enumerate(row):
             if rank == 0:
                 edges = {"x0": at - 0.47, "x1": at + 0.47, "y0": depth - 0.46, "y1": depth + 0.46}
-                figure.add_shape(type="rect", line={"color": "#ffffff", "width": 2}, **edges)
+                figure.add_shape(type="rect", line={"color": FRAME, "width": 3}, **edges)
     figure.update_layout(
         hovermode="closest",
         height=max(320, 24 * len(values) + 110),
-        margin={"l": 8, "r": 52, "t": 56, "b": 60},
+        margin={"l": 8, "r": 52, "t": 64, "b": 36},
         meta={"least": 60 + 54 * len(positions)},
     )
     figure.update_xaxes(
@@ -113,8 +115,8 @@ def _bar(chosen: LensStatistic, statistic: str) -> dict[str, Any]:
     bar: dict[str, Any] = {
         "title": {"text": chosen.label, "side": "top"},
         "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
+        "x": 1,  # a page opens a long prompt at its end
+        "xanchor": "right",
         "y": 1.0,
         "yanchor": "bottom",
         "len": 0.6,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import style
 from memprobe.plots.sketch import Sketch, drawn, figure_of, plain
-from memprobe.wording import shortened
+from memprobe.wording import interval, shortened
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,33 +17,57 @@ def placement_points(table: pl.DataFrame) -> Sketch:
     """Where the facts surface after a stage, a row for each arm: the mean over seeds, and the chance level.
 
     Args:
-        table: [arm, lof_restricted_mean, chance_lof_restricted_mean] of one pair of datasets and stage, in depths.
+        table: [arm, lof_restricted_mean, its _low and _high, chance_lof_restricted_mean] of one pair of datasets and
+            stage, in depths. An arm of fewer than three seeds has no interval.
     """
     figure = figure_of(
         x="mean first occurrence (depth; never counts as one past the last)", y="", percent=False
     )
+    ends = [f"lof_restricted_mean{end}" for end in ("_low", "_high")]
     names = shortened(table["arm"].to_list(), 30)
     arms = [plain(names[arm]) for arm in table["arm"]]
     look = style(0)
-    for column, name, symbol, size in (
-        ("lof_restricted_mean", "mean over seeds", "diamond", 10),
-        ("chance_lof_restricted_mean", "shuffled answers (chance)", "circle-open", 8),
-    ):
-        figure.add_scatter(
-            x=table[column].to_list(),
-            y=arms,
-            mode="markers",
-            name=name,
-            marker={"symbol": symbol, "size": size, "color": look["colour"]},
-            hovertemplate=f"<b>%{{x:.1f}}</b> {name}, %{{y}}<extra></extra>",
-            meta={"role": "line"},
-        )
+    chance = "chance_lof_restricted_mean"
+    figure.add_scatter(
+        x=table[chance].to_list(),
+        y=arms,
+        mode="markers",
+        name="shuffled answers (chance)",
+        marker={"symbol": "circle-open", "size": 8, "color": look["colour"]},
+        hovertemplate="<b>%{x:.1f}</b> shuffled answers (chance), %{y}<extra></extra>",
+        meta={"role": "line"},
+    )
+    mean = table["lof_restricted_mean"]
+    figure.add_scatter(
+        x=mean.to_list(),
+        y=arms,
+        error_x=_bars(mean, *(table[end] for end in ends)),
+        customdata=table.select(ends).rows(),
+        text=[interval(value, *edges, form=".1f") for value, *edges in table.select(mean.name, *ends).rows()],
+        mode="markers",
+        name="mean over seeds, with its 95 % interval",
+        marker={"symbol": "diamond", "size": 10, "color": look["colour"]},
+        hovertemplate="<b>%{text}</b> mean over seeds, %{y}<extra></extra>",
+        meta={"role": "line"},
+    )
     figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
     figure.update_xaxes(showgrid=True, showline=False)
     figure.update_yaxes(
         autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=arms
     )
     return figure
+
+
+def _bars(value: pl.Series, low: pl.Series, high: pl.Series) -> dict[str, Any]:
+    """Bars from ``low`` to ``high``; none where they are not known."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (high - value).fill_null(0).to_list(),
+        "arrayminus": (value - low).fill_null(0).to_list(),
+        "thickness": 2,
+        "width": 0,
+    }
 
 
 @drawn
@@ -70,14 +94,7 @@ def retention_points(table: pl.DataFrame) -> Sketch:
     figure.add_scatter(
         x=known["retention"].to_list(),
         y=[plain(names[arm]) for arm in known["arm"]],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": (known["high"] - known["retention"]).to_list(),
-            "arrayminus": (known["retention"] - known["low"]).to_list(),
-            "thickness": 2,
-            "width": 0,
-        },
+        error_x=_bars(known["retention"], known["low"], known["high"]),
         customdata=known.select("low", "high").rows(),
         mode="markers",
         name="mean, with its 95 % interval",

@@ -56,14 +56,14 @@ def forgetting(found: Retention) -> pl.DataFrame:
     """
     learned = _learned(found)
     numbers = ["d_a_after_1", "last_score", "steps", "tokens"]
-    over = _means(learned, ["setup", "arm", "arm_text", "last_metric"], numbers)
+    over = _means(learned, ["setup", "arm", "last_metric"], numbers)
     kept = learned.group_by("setup", "arm", maintain_order=True).agg(
         retention=pl.col("retention").mean(), by_seed=pl.col("retention").sort_by("seed")
     )
     counts = found.cells.group_by("setup", "arm", maintain_order=True).agg(
-        cells=pl.len(), failed=pl.col("learned").not_().sum()
+        pl.col("arm_text").first(), cells=pl.len(), failed=pl.col("learned").not_().sum()
     )
-    naive = over.filter(pl.col("arm_text") == NAIVE).select(
+    naive = over.join(counts.filter(arm_text=NAIVE), on=["setup", "arm"], how="semi").select(
         "setup", naive_steps="steps", naive_tokens="tokens"
     )
     table = (

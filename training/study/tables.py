@@ -23,13 +23,21 @@ def placement(results: Results) -> pl.DataFrame:
 
     Returns:
         [setup, k, token, readout, stage, arm, seeds, exact, lof_mean, lof_mean_by_seed, lof_sd, lof_sd_by_seed,
-        share_never, lof_restricted_mean, chance_lof_restricted_mean, effective_layers, depths_per_factoid]
+        share_never, lof_restricted_mean, lof_restricted_mean_low, lof_restricted_mean_high,
+        chance_lof_restricted_mean, effective_layers, depths_per_factoid]; the interval is over seeds, from three on.
     """
     if not len(results.placement):
         return pl.DataFrame()
     table = results.placement.with_columns(pl.col("arm").fill_null("base"), pl.col("stage").fill_null(0))
     means = ["exact", "share_never", "lof_restricted_mean", "chance_lof_restricted_mean", "effective_layers"]
-    return (
+    ends = ("lof_restricted_mean_low", "lof_restricted_mean_high")
+    over = results.arms.filter(statistic="lof_restricted").select(
+        *_KEYS,
+        "arm",
+        pl.col("stage").cast(table["stage"].dtype),
+        **dict(zip(ends, ("low", "high"), strict=True)),
+    )
+    made = (
         table.group_by(*_KEYS, "stage", "arm", maintain_order=True)
         .agg(
             pl.len().alias("seeds"),
@@ -39,8 +47,12 @@ def placement(results: Results) -> pl.DataFrame:
             pl.col("lof_sd").sort_by("seed").alias("lof_sd_by_seed"),
             *(pl.col(name).mean() for name in [*means, "depths_per_factoid"]),
         )
+        .join(over, on=[*_KEYS, "stage", "arm"], how="left", maintain_order="left")
         .sort(*_KEYS, "stage", maintain_order=True)
     )
+    place = made.columns.index("lof_restricted_mean") + 1
+    named = [name for name in made.columns if name not in ends]
+    return made.select(*named[:place], *ends, *named[place:])
 
 
 def spread(results: Results) -> pl.DataFrame:

@@ -51,7 +51,10 @@ function glyph(checkpoint) {
 const plainTable = ([head, ...rows]) => element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
   element("table", { class: "plain" },
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text)))))));
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, at) => labelled(head[at], text)))))));
+
+/** A cell that knows the head of its column: a phone shows a row as a card. */
+const labelled = (head, ...children) => element("td", { "data-label": head, class: children.join("") === "–" || children.join("") === "" ? "nil" : null }, ...children);
 
 // Data
 
@@ -116,7 +119,8 @@ const theme = () => (chosenTheme === "auto" ? (systemDark.matches ? "dark" : "li
 function setTheme(name, changed) {
   chosenTheme = THEMES.includes(name) ? name : "auto";
   document.documentElement.dataset.theme = theme();
-  byId("theme").textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[chosenTheme];
+  byId("theme").replaceChildren(element("span", { class: "spare" }, "Theme: "), chosenTheme);
+  byId("theme").setAttribute("aria-label", `Theme: ${chosenTheme}`);
   if (changed) changed();
 }
 
@@ -156,11 +160,66 @@ function draw(holder, figure, templates, nothing = "") {
     if (meta.column) canvas.style.maxWidth = `${260 + meta.column * figure.data[0].x.length}px`;
   }
   if (!layout.hovermode && linesOf(figure).length > MOST_IN_A_TIP) layout.hovermode = "closest";
+  const width = canvas.parentElement.clientWidth;
+  const narrow = width < NARROW;
+  fitted(layout, figure, width);
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", said(holder, figure));
   showKey(holder.querySelector(".key"), figure);
-  Plotly.react(canvas, figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+  Plotly.react(canvas, narrow ? figure.data.map(shortFlows) : figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
 }
+
+const NARROW = 480; // pixels: a phone's width, or a third of a page
+const LETTER = 7; // about the width of a letter of an axis
+
+/** Makes the texts of horizontal axes fit: titles break into lines, ticks are left out from the end on. */
+function fitted(layout, figure, width) {
+  const names = figure.data.flatMap((trace) => trace.y ?? []).filter((value) => typeof value === "string");
+  const beside = Math.max(layout.margin?.l ?? 52, 10 + LETTER * Math.max(0, ...names.map((name) => unplain(name).length)));
+  const inside = Math.max(120, width - beside - 24);
+  for (const key of Object.keys(layout).filter((name) => /^xaxis\d*$/.test(name))) {
+    const axis = { ...layout[key] };
+    const title = axis.title?.text ?? "";
+    if (title.length * LETTER > inside) axis.title = { ...axis.title, text: wrapped(title, Math.floor(inside / LETTER)) };
+    if (axis.tickvals && !figure.layout.meta?.least) {
+      axis.tickangle = 0;
+      [axis.tickvals, axis.ticktext] = thinned(axis, inside, width < NARROW);
+    }
+    layout[key] = axis;
+  }
+  const bar = layout.coloraxis?.colorbar;
+  if (bar && width < NARROW) layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, nticks: 3, tickangle: 0, len: 0.6 } };
+}
+
+/** Flows whose names leave room for each other. */
+const shortFlows = (trace) => (trace.type !== "sankey" ? trace
+  : { ...trace, node: { ...trace.node, label: trace.node.label.map((text) => text.replace(/ only$/, "")) } });
+
+/** Those ticks, from the last on, whose texts leave room for each other. */
+function thinned(axis, inside, narrow) {
+  const places = axis.tickvals;
+  const texts = [...(axis.ticktext ?? places.map(String))];
+  const [from, to] = axis.range ?? [places[0], places[places.length - 1]];
+  const scale = inside / Math.max(1e-9, to - from);
+  const kept = [];
+  let left = Infinity; // where the last that is kept begins
+  for (let at = places.length - 1; at >= 0; at -= 1) {
+    const half = (LETTER * unplain(texts[at]).length) / 2 + 2;
+    if (texts[at] === "never" && narrow) texts[at] = "<br>never"; // below the last depth, which keeps its tick
+    else if (places[at] * scale + half > left) continue;
+    else left = places[at] * scale - half;
+    kept.unshift(at);
+  }
+  return [kept.map((at) => places[at]), kept.map((at) => texts[at])];
+}
+
+/** A title in lines of at most so many letters. */
+const wrapped = (text, most) => text.split(" ").reduce((lines, word) => {
+  const last = lines[lines.length - 1];
+  if (last && last.length + 1 + word.length <= most) lines[lines.length - 1] = `${last} ${word}`;
+  else lines.push(word);
+  return lines;
+}, []).join("<br>");
 
 const MOST_IN_A_TIP = 6; // of more lines, a tooltip names the nearest one
 

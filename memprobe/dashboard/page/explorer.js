@@ -2,6 +2,7 @@
 "use strict";
 
 const PAGE = 20;
+const MOST_ROWS_ABOVE = 6; // of more checkpoints, the chart of a fact stands above its table
 const NEVER = 0xffff; // of first occurrence and settled depth
 const ABSENT = 0xfffe; // no records: the factoid is an error
 const CLIPPED = 0xffff; // of rank
@@ -265,8 +266,10 @@ async function showDetail() {
     element("header", {},
       element("h3", {}, `${prompt[factoid]} `, element("mark", {}, answer[factoid])),
       element("p", { class: "facts" }, ...facts.filter(Boolean).map((text) => element("span", {}, text)))),
-    outcomeTable(factoid, records.get(token)),
   ];
+  const outcomes = outcomeTable(factoid, records.get(token));
+  const many = state.checkpoints.length > MOST_ROWS_ABOVE;
+  if (!many) children.push(outcomes);
   if (tokens.length > 1) {
     const texts = tokens.map((index) => {
       const [first] = records.get(index).values();
@@ -275,7 +278,9 @@ async function showDetail() {
     children.push(element("h4", {}, "Answer token"),
       element("div", { class: "segments", id: "token" }, ...segments("token", tokens, (value) => change({ token: value }), texts)));
   }
-  if (token !== undefined) children.push(trajectoryHolder(), topTokens(records.get(token)));
+  if (token !== undefined) children.push(trajectoryHolder());
+  if (many) children.push(outcomes);
+  if (token !== undefined) children.push(topTokens(records.get(token)));
   if (report.patches) {
     const patched = patchesOfFact(await figuresOf("patches"), explorer.shown);
     if (explorer.shown !== id[factoid]) return; // another fact was chosen meanwhile

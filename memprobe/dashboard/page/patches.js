@@ -51,10 +51,10 @@ function patchesView(holder, data, templates, chosen = () => {}) {
   const sweeps = element("select", { "aria-label": "Sweep", class: "long" });
   const filter = element("input", { type: "search", placeholder: "prompt or answer", "aria-label": "Filter facts" });
   const rowsSaid = element("p", { class: "note" });
-  const facts = element("table", { class: "patched" });
+  const facts = element("table", { class: "patched plain" });
   const arms = data.arms.length ? [element("section", {}, element("h2", {}, "Arms, over training seeds"), plainTable(data.arms))] : [];
   holder.replaceChildren(
-    element("p", { class: "row" }, element("span", {}, "Patched"), pairs), said, sentences, heatmap, curves,
+    element("p", { class: "row above" }, element("span", {}, "Patched"), pairs), said, sentences, heatmap, curves,
     element("section", {}, element("div", { class: "row" }, element("h2", {}, "Each fact"), element("span", {}, "in"), sweeps, filter),
       rowsSaid, element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Each fact" }, facts)),
     ...arms);
@@ -70,10 +70,8 @@ function patchesView(holder, data, templates, chosen = () => {}) {
     facts.replaceChildren(
       element("thead", {}, element("tr", {}, ...names.map((name, i) => element("th", { class: i > 1 && i < 5 ? "number" : null }, name)))),
       element("tbody", {}, ...rows.map(([, prompt, answer, source, target, , first, moved]) => element("tr", {},
-        element("td", {}, prompt), element("td", {}, answer),
-        element("td", { class: "number" }, source.toFixed(2)), element("td", { class: "number" }, target.toFixed(2)),
-        element("td", { class: "number" }, firstPatched(view, first)),
-        element("td", {}, patchStrip(sweep.places, moved, data.heat[theme()]))))));
+        ...[prompt, answer, source.toFixed(2), target.toFixed(2), firstPatched(view, first), patchStrip(sweep.places, moved, data.heat[theme()])]
+          .map((shown, i) => element("td", { class: i > 1 && i < 5 ? "number" : null, "data-label": names[i] }, shown))))));
     rowsSaid.textContent = `${rows.length} of ${sweep.rows.length} facts; source and target: log-probability of the whole answer, nats.`
       + (sweep.left_out ? ` ${sweep.left_out} more are in the Parquet file.` : "");
   };

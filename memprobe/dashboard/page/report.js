@@ -118,6 +118,9 @@ function keepHash() {
 
 // Controls
 
+// As in the stylesheet. There the controls fold into a line, so that what they choose comes first.
+const phone = matchMedia("(max-width: 700px)");
+
 /** What stays the same whichever set is shown. */
 function buildControls() {
   byId("title").textContent = report.title;
@@ -127,6 +130,11 @@ function buildControls() {
   byId("control").addEventListener("change", (event) => change({ control: event.target.checked }));
   byId("bands").addEventListener("change", (event) => change({ bands: event.target.checked ? "on" : "off" }));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("folded").open = !phone.matches;
+  phone.addEventListener("change", () => {
+    byId("folded").open = !phone.matches;
+    showAnswer();
+  });
   const families = [...new Set(report.sets.map((entry) => entry.family))];
   byId("set").append(...families.map((name) => element("option", { value: name }, name)));
   byId("set").addEventListener("change", (event) =>
@@ -222,9 +230,27 @@ function showControls() {
     byId("chosen-said").textContent = `${all ? "all " : ""}${state.checkpoints.length}${all ? "" : ` of ${set.checkpoints.length}`}`;
   }
   if (set) byId("set").value = set.family;
+  const said = [...byId("controls").querySelectorAll("fieldset[data-rooms]")].filter((field) => !field.hidden).map(chosenIn).filter(Boolean);
+  byId("folded-said").textContent = said.join(" · ");
+  byId("folded").hidden = !said.length;
+}
+
+/** What a field of the controls says, in a few words. */
+function chosenIn(field) {
+  if (field.contains(byId("checkpoints"))) {
+    const chosen = state.checkpoints.length;
+    return `${chosen === checkpoints.size ? "" : `${chosen} of `}${checkpoints.size} checkpoint${checkpoints.size === 1 ? "" : "s"}`;
+  }
+  if (field.contains(byId("k"))) return `top ${state.k}`;
+  if (field.contains(byId("rule"))) return `${state.rule} token${state.rule === "all" ? "s" : ""}`;
+  if (field.contains(byId("control"))) return state.control ? "with chance" : "";
+  const choice = field.querySelector("select");
+  if (choice) return choice.selectedOptions[0]?.textContent ?? "";
+  return field.querySelector("input:checked")?.parentElement.textContent ?? "";
 }
 
 function showRoom() {
+  document.body.dataset.room = state.room;
   for (const [name] of ROOMS) {
     byId(`room-${name}`).hidden = name !== state.room;
     const tab = byId(`tab-${name}`);
@@ -245,7 +271,7 @@ function showRoom() {
 // Tables of the overview
 
 const span = (low, high, show) => (low === null || low === undefined ? null : `${show(low)} – ${show(high)}`);
-const orFew = (value, interval) => (value === null || value === undefined ? null : interval ?? "too few for an interval");
+const orFew = (value, interval) => (value === null || value === undefined ? null : interval ?? "too few");
 const share = (entry) => (entry ? [percent(entry.value), span(entry.low, entry.high, percent)] : ["–", null]);
 const spread = (mean, sd) => (mean === null ? "–" : sd === null ? fixed(mean) : `${fixed(mean)} ± ${fixed(sd)}`);
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
@@ -302,7 +328,7 @@ function headlineCsv() {
 const OVER_SEEDS = [
   ["Exact match", "exact", percent],
   ["Recall@{k}", "recall_full", percent],
-  ["First occurrence", "lof", fixed],
+  ["First occurrence", "lof_restricted", fixed],
   ["Depths held", "depths_per_factoid", fixed],
 ];
 
@@ -314,10 +340,10 @@ function showArms() {
   byId("arms").replaceChildren(
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {},
-      element("th", { scope: "row" }, row.arm), element("td", {}, row.stage), element("td", {}, String(row.seeds)),
-      ...OVER_SEEDS.map(([, name, show]) => {
+      element("th", { scope: "row" }, row.arm), labelled(head[1], row.stage), labelled(head[2], String(row.seeds)),
+      ...OVER_SEEDS.map(([, name, show], at) => {
         const { mean, low, high, by_seed } = row[name];
-        return element("td", {}, element("span", { class: "value" }, show(mean)),
+        return element("td", { "data-label": head[at + 3] }, element("span", { class: "value" }, show(mean)),
           element("small", {}, low === null ? `seeds ${by_seed.map(show).join(", ")}` : span(low, high, show)));
       })))));
 }
@@ -412,8 +438,9 @@ function buildResults() {
     const shown = element("div", { class: "fitted" });
     const choose = async (block) => {
       const table = await inflateJson(block);
-      const left = entry.tables.find(([name]) => name === block)[2];
-      shown.replaceChildren(plainTable(table), element("p", { class: "note" }, left ? `${grouped(left)} more rows are in the file.` : ""));
+      const [, , left, shared] = entry.tables.find(([name]) => name === block);
+      shown.replaceChildren(element("p", { class: "note" }, shared), plainTable(table),
+        element("p", { class: "note" }, left ? `${grouped(left)} more rows are in the file.` : ""));
     };
     const picker = element("select", { "aria-label": "Table", onchange: (event) => choose(event.target.value) },
       ...entry.tables.map(([block, name]) => element("option", { value: block }, name)));
@@ -458,7 +485,7 @@ function showRun() {
   const [head, ...rows] = set.run_checkpoints;
   byId("run-checkpoints").replaceChildren(
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text))))));
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, at) => labelled(head[at], text))))));
 }
 
 // One turn: everything, or what the changed parts of the state concern
@@ -469,11 +496,17 @@ const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "contr
 
 const RULES = { first: "its first token is", last: "its last token is", all: "all of its tokens are" };
 
+const MOST_ON_A_PHONE = 4; // sentences of the answer, so that a chart begins on the first screen
+
 /** The answer, and on paper what it rests on. */
 function showAnswer() {
   const lines = set ? set.answer?.[state.rule]?.[state.k] ?? []
     : [...report.results, ...report.comparisons][0]?.answer ?? [];
-  byId("answer").replaceChildren(...lines.map((line) => element("p", {}, line)));
+  const paragraphs = lines.map((line) => element("p", {}, line));
+  const rest = phone.matches ? paragraphs.splice(MOST_ON_A_PHONE) : [];
+  if (rest.length === 1) paragraphs.push(...rest.splice(0));
+  if (rest.length) paragraphs.push(element("details", {}, element("summary", {}, `${rest.length} more`), ...rest));
+  byId("answer").replaceChildren(...paragraphs);
   byId("printed").textContent = set
     ? `A depth holds an answer when ${RULES[state.rule]} among the top ${state.k} tokens. ${set.subtitle}. Checkpoints: ${state.checkpoints.join(", ")}.` : "";
 }
