@@ -19,14 +19,18 @@ from memprobe.files import short_names
 from memprobe.patches import FOLDER, Patches, open_patches
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 from memprobe.records import ALIKE
+from memprobe.results.directory import RESULTS as EVALUATED
 from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
 
 COMPARISON = "comparison.json"
+OUTCOMES = "outcomes.json"
+"""What ``memprobe compare --out`` writes of answers alone."""
 RESULTS = "tables"
 """Folder with a study's tables."""
 _NOTHING = (
     "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
-    "with stages N-NAME), patches (patches/run.json), comparisons (comparison.json) or a study's tables (tables/*.csv)"
+    "with stages N-NAME), patches (patches/run.json), results of other tools (results.json), comparisons "
+    "(comparison.json, outcomes.json) or a study's tables (tables/*.csv)"
 )
 
 _WHO = {
@@ -74,6 +78,7 @@ class Study:
         results: every folder of a study's tables, as ``python -m training report`` leaves them; those of a grid whose
             runs are here too are not among them.
         patches: every directory of ``memprobe patch``, also where it is a probe directory.
+        outcomes: every results directory of ``memprobe import``, and every ``outcomes.json``.
     """
 
     probes: list[Probe]
@@ -81,6 +86,7 @@ class Study:
     comparisons: list[Path]
     results: list[Path] = field(default_factory=list)
     patches: list[Patches] = field(default_factory=list)
+    outcomes: list[Path] = field(default_factory=list)
 
     def evaluations(self) -> pl.DataFrame:
         """Scores after each stage: one row per run, stage, evaluated set and score; see :data:`EVALUATIONS`.
@@ -118,14 +124,14 @@ def open_study(paths: Sequence[Path | str]) -> Study:
     Raises:
         MemprobeError: a path is missing, nothing is found, or what is found is broken.
     """
-    probes, runs, comparisons, results, patched = (set[Path]() for _ in range(5))
+    probes, runs, comparisons, results, patched, outcomes = (set[Path]() for _ in range(6))
     for given in map(Path, paths):
         if not given.exists():
             raise MemprobeError(f"{given}: no such directory")
         if given.is_file():
-            if given.name != COMPARISON:
+            if given.name not in (COMPARISON, OUTCOMES):
                 raise MemprobeError(f"{given}: a file; give the directory that it lies in")
-            comparisons.add(given)
+            (comparisons if given.name == COMPARISON else outcomes).add(given)
             continue
         for folder, names in _walk(given):
             if FOLDER in names and (folder / FOLDER / RUN).is_file():
@@ -140,9 +146,13 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 runs.add(folder)
             if COMPARISON in names:
                 comparisons.add(folder / COMPARISON)
+            if OUTCOMES in names:
+                outcomes.add(folder / OUTCOMES)
+            if EVALUATED in names and (folder / FACTOIDS_FILE).is_file():
+                outcomes.add(folder)
             if RESULTS in names and any((folder / RESULTS).glob("*.csv")):
                 results.add(folder)
-    if not (probes or runs or comparisons or results or patched):
+    if not (probes or runs or comparisons or results or patched or outcomes):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
     found = _without_beginnings(sorted(runs))
     return Study(
@@ -151,6 +161,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
         comparisons=sorted(comparisons),
         results=sorted(results),
         patches=[open_patches(path) for path in sorted(patched)],
+        outcomes=sorted(outcomes),
     )
 
 

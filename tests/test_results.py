@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,32 @@ def test_compare_pairs_fact_by_fact(cli, tmp_path):
     assert cli("show", tables, "--full")[1] == text
     code, text, _ = cli("compare", results, "--draws", 500, "--json")
     assert code == 0 and json.loads(text)["tables"] == found
+
+
+def test_dashboard_and_figures_show_other_tools_results(cli, tmp_path):
+    results, stored = tmp_path / "results", tmp_path / "tables"
+    paths = [f"{name}={EXPORTS / 'lm_eval' / name}" for name in ("base", "tuned")]
+    assert cli("import", *paths, "--task", FREE, "--out", results)[0] == 0
+    assert cli("compare", results, "--out", stored)[0] == 0
+    (verdict, against) = compare_outcomes([results]).verdict()
+    for there in (results, stored):
+        code, _, err = cli("dashboard", there, "--out", tmp_path / "page.html")
+        assert code == 0 and "1 result of other tools" in err, err
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        (held,) = json.loads(
+            re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1].replace("\\u003c", "<")
+        )["comparisons"]
+        assert held["answer"] == [verdict, against]
+        assert held["table"][1][0] == ["", "exact match", "1→1", "1→0", "0→1", "0→0"]
+        assert [title for _, title in held["figures"]] == ["exact match"]
+        code, _, err = cli("figures", there, "--out", tmp_path / "figures", "--format", "svg")
+        assert code == 0, err
+        drawn = json.loads(
+            next((tmp_path / "figures").glob("differences-*.json")).read_text(encoding="utf-8")
+        )
+        row = compare_outcomes([results]).tables["differences"].filter(statistic="exact").row(0, named=True)
+        assert drawn["data"]["difference"] == [row["difference"]] and drawn["inputs"][0]["kind"] == "outcomes"
+        shutil.rmtree(tmp_path / "figures")
 
 
 def test_arms_over_seeds_and_paths_through_stages(tmp_path):

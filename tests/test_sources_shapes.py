@@ -81,6 +81,53 @@ def test_rows_as_published(tmp_path, row, expected, ending):
     assert id is None or fact.id == id
 
 
+@pytest.mark.parametrize("row", [COUNTERFACT, ZSRE | {"id": 3}], ids=["counterfact", "zsre"])
+def test_an_edited_answer_is_a_fact_of_its_own(tmp_path, row):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([row]))
+    (true,) = load_factoids(f"{file}:true")
+    (new,) = load_factoids(f"{file}:new")
+    assert [true] == load_factoids(str(file)) and [true, new] == load_factoids(f"{file}:both")
+    assert (
+        new.answer
+        == {"counterfact": "Selvan", "zsre": "White Sea"}["zsre" if "src" in row else "counterfact"]
+    )
+    assert (new.prompt, new.subject, new.aliases) == (true.prompt, true.subject, ())
+    assert (true.source, new.source) == ("file", "edit") and new.id == f"{true.id}-new"
+
+
+def test_what_has_no_edited_answer_is_named(tmp_path):
+    file = tmp_path / "rows.json"
+    for row, said in (
+        (SQUAD, "rows of CounterFact and zsRE have one"),
+        (ZSRE | {"alt": None}, "no edited answer 'alt'"),
+    ):
+        file.write_text(json.dumps([row]))
+        with pytest.raises(MemprobeError, match=said):
+            load_factoids(f"{file}:new")
+    with pytest.raises(MemprobeError, match="which answers"):
+        load_factoids(f"{file}:old")
+
+
+def test_a_probe_ranks_both_answers_of_an_edit(tiny_checkpoint, tmp_path, cli):
+    rows = [COUNTERFACT | {"case_id": i} for i in range(3)]
+    for i, row in enumerate(rows):
+        row["requested_rewrite"] = row["requested_rewrite"] | {"subject": f"Ada {i}"}
+    (tmp_path / "edits.json").write_text(json.dumps(rows))
+    code, _, err = cli(
+        "layers",
+        "--ckpt",
+        tiny_checkpoint,
+        "--factoids",
+        f"{tmp_path / 'edits.json'}:both",
+        "--out",
+        tmp_path / "p",
+    )
+    assert code == 0, err
+    ranks = pl.read_parquet(next((tmp_path / "p" / "records").glob("*.parquet")))
+    assert set(ranks["factoid"]) == {"0", "1", "2", "0-new", "1-new", "2-new"}
+
+
 def test_squad_nested_and_in_parquet(tmp_path):
     (tmp_path / "train-v1.1.json").write_text(json.dumps(NESTED))
     (fact,) = load_factoids(str(tmp_path / "train-v1.1.json"))

@@ -41,8 +41,8 @@ def dashboard_command(
     """Writes one interactive page over a study: a file that opens offline, in any browser.
 
     It holds what there is: curves, distributions, differences, fates and every factoid of the probes; scores and
-    learning curves of the training runs; what patches move; the tables of comparisons. Its address keeps what a reader
-    has chosen, so that a view can be sent as a link.
+    learning curves of the training runs; what patches move; comparisons, also of other tools' results. Its address
+    keeps what a reader has chosen, so that a view can be sent as a link.
 
     Examples:
 
@@ -71,6 +71,7 @@ def dashboard_command(
             ("comparison", "comparisons", study.comparisons),
             ("directory of patches", "directories of patches", study.patches),
             ("published result", "published results", study.results),
+            ("result of other tools", "results of other tools", study.outcomes),
         )
         if found
     ]

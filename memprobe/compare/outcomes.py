@@ -186,6 +186,15 @@ def read_outcomes(path: Path) -> OutcomeComparison:
     return found
 
 
+def outcomes_of(path: Path, *, draws: int = DRAWS) -> OutcomeComparison:
+    """What is known of answers alone at a path: an ``outcomes.json`` as it was made, a results directory compared.
+
+    Raises:
+        MemprobeError: broken files.
+    """
+    return compare_outcomes([path], draws=draws) if path.is_dir() else read_outcomes(path)
+
+
 def compare_outcomes(
     sources: Sequence[Probe | ResultsDirectory | str | Path],
     *,

@@ -10,9 +10,10 @@ import polars as pl
 
 from memprobe import plots, sentences, wording
 from memprobe.compare import read_comparison
+from memprobe.compare.outcomes import outcomes_of
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.files import short_names
-from memprobe.statistics.vocabulary import PER_FACTOID, axis, shown
+from memprobe.statistics.vocabulary import PER_FACTOID, STATISTICS, axis, shown
 from memprobe.statistics.vocabulary import label as called
 
 
@@ -63,6 +64,45 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
                 "notes": notes,
                 "figures": figures,
                 "claims": held[1:] and held,
+            }
+        )
+    return entries, blocks
+
+
+def outcomes_room(paths: Sequence[Path], draws: int) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Which facts checkpoints give, by results of other tools: differences and fates, for the room of comparisons.
+
+    Args:
+        paths: results directories and ``outcomes.json`` files.
+    """
+    entries, blocks = [], {}
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    for position, (path, name) in enumerate(zip(paths, short_names(folders), strict=True)):
+        found = outcomes_of(path, draws=draws)
+        settings = found.settings
+        figures = []
+        for statistic in found.tables["differences"]["statistic"].unique(maintain_order=True):
+            part = found.tables["differences"].filter(statistic=statistic)
+            figure = plots.difference_forest.sketch(
+                part.with_columns(against=pl.lit(f"outcomes-{position}")),
+                x=axis(statistic, difference=True),
+                percent=STATISTICS[statistic].share,
+                checkpoints=[row["label"] for row in settings["checkpoints"]],
+            )
+            block = f"outcomes-{position}-{statistic}"
+            blocks[block] = embedded(figure_json(figure))
+            figures.append([block, called(statistic)])
+        shown = found.headline()
+        entries.append(
+            {
+                "name": name,
+                "about": f"Answers alone: {settings['factoids']:,} facts, {settings['draws']:,} draws, "
+                f"against {settings['reference']}",
+                "answer": found.verdict(),
+                "notes": found.notes,
+                "figures": figures,
+                "claims": [],
+                "table": [f"{shown.title}. {shown.says}", [list(shown.columns), *map(list, shown.rows)]],
             }
         )
     return entries, blocks

@@ -26,6 +26,8 @@ def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
             return f"Training: {named}", ""
         if study.patches:
             return "Which depths hold the fact?", ""
+        if study.outcomes and not study.comparisons:
+            return "Which facts are given", ""
         return ("Comparisons" if study.comparisons else "What a study of arms found"), ""
     title = labels[0] if len(labels) == 1 else f"{len(labels)} checkpoints"
     parts = []

@@ -31,7 +31,7 @@ SECONDS = 2.0
 """Between two looks at the files."""
 _WATCHED = {
     "run.json", "records.parquet", "controls.parquet", "outcomes.parquet", "recipe.toml", "evaluation.json",
-    "metrics.jsonl", "memprobe.json", "comparison.json",
+    "metrics.jsonl", "memprobe.json", "comparison.json", "outcomes.json", "results.json",
 }  # fmt: skip
 _WAITING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <meta name="color-scheme" content="light dark"><title>memprobe</title>

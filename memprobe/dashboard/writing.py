@@ -3,6 +3,7 @@
     probes ──── grouped by what was asked ─── statistics for every k and token rule ──┐
     training runs ─── evaluations, steps ─────────────────────────────────────────────┼─ figures, tables ── page
     comparisons ─── comparison.json ──────────────────────────────────────────────────┤
+    results of other tools ─── results.json, outcomes.json ───────────────────────────┤
     published studies ─── tables/*.csv ───────────────────────────────────────────────┤
     patches ─── patches/*.parquet ────────────────────────────────────────────────────┘
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from memprobe import palette
 from memprobe.dashboard import explorer, page
 from memprobe.dashboard.checkpoints import set_of
-from memprobe.dashboard.comparisons import comparisons_room
+from memprobe.dashboard.comparisons import comparisons_room, outcomes_room
 from memprobe.dashboard.embedding import rounded
 from memprobe.dashboard.patches import patches_room
 from memprobe.dashboard.results import results_room
@@ -106,7 +107,7 @@ def dashboard_text(
         raise MemprobeError(
             f"`fixed_readout` {named}: holds no two of the checkpoints shown, with their weights"
         )
-    if not (sets or study.runs or study.comparisons or study.results or study.patches):
+    if not (sets or study.runs or study.comparisons or study.results or study.patches or study.outcomes):
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
     ks = sorted({*K_VALUES, *(one.readings.k for one in sets)})
@@ -119,6 +120,9 @@ def dashboard_text(
     training, own = training_room(study)
     blocks |= own
     comparisons, own = comparisons_room(study.comparisons)
+    blocks |= own
+    evaluated, own = outcomes_room(study.outcomes, draws)
+    comparisons += evaluated
     blocks |= own
     results, own = results_room(study.results)
     blocks |= own

@@ -240,6 +240,8 @@ def _command(
 def _drawings(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     if names := [name for name in OF_COMPARISONS if name in wanted]:
         yield from _of_comparisons(study, names, asked, say)
+    if "differences" in wanted:
+        yield from _of_outcomes(study, asked)
     if names := [name for name in runs.NAMES if name in wanted]:
         yield from _of_runs(study, names, asked, say)
     if names := [name for name in patches.NAMES if name in wanted]:
@@ -296,6 +298,8 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
     groups = asked_alike(ended)
     if not groups and not study.comparisons:
         for name in names:
+            if name == "differences" and study.outcomes:
+                continue
             say(f"{name}: left out, there is no probe and no comparison")
         return
     compared = itertools.chain(_compared(groups, asked, say), _stored(study.comparisons, asked, say))
@@ -319,6 +323,30 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
                 whole = tables.lof_table(made["placement"])
                 beside = {"csv": csv_text(whole), "md": tables.lof_markdown(whole, **chosen)}
             yield Drawing(name, stem, table, chosen, settings, inputs, beside)
+
+
+def _of_outcomes(study: Study, asked: dict[str, Any]) -> Iterator[Drawing]:
+    """Differences of answers alone, where other tools' results say no more."""
+    from memprobe.compare.outcomes import outcomes_of
+
+    folders = [path if path.is_dir() else path.parent for path in study.outcomes]
+    shared = _shared_folder(folders) if len(folders) > 1 else None
+    for path, folder in zip(study.outcomes, folders, strict=True):
+        found = outcomes_of(path, draws=asked["draws"])
+        table = found.tables["differences"].filter(statistic="exact")
+        if table.is_empty():
+            continue
+        drawn = table.select(
+            "reference",
+            "statistic",
+            "difference",
+            "low",
+            "high",
+            row="checkpoint",
+            held=pl.lit(None, pl.Boolean),
+        )
+        source = _slug(folder, shared) if shared else folder.name
+        yield Drawing("differences", source, drawn, {}, found.settings, [_outcomes_input(path)])
 
 
 def _compared(
@@ -432,6 +460,17 @@ def _patches_input(found: Patches) -> dict[str, Any]:
         "path": _named(found.path),
         "factoids": found.run["factoids"]["hash"],
         "sha256": {path.relative_to(found.path).as_posix(): _sha256(path) for path in found.files()},
+    }
+
+
+def _outcomes_input(path: Path) -> dict[str, Any]:
+    """A results directory, or an ``outcomes.json``."""
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    top = path.parent if path.is_file() else path
+    return {
+        "kind": "outcomes",
+        "path": _named(path),
+        "sha256": {one.relative_to(top).as_posix(): _sha256(one) for one in files},
     }
 
 

@@ -40,6 +40,7 @@ from memprobe.sources.passages import (
     vocabulary,
 )
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
+from memprobe.sources.shapes import TARGETS
 
 __all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
 
@@ -273,6 +274,11 @@ def _open(
         return _Opened(_counted(texts, counts), origin)
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
         return _open_file(path, kind or "factoids", bad, counts, halves)
+    file, _, target = name.rpartition(":")
+    if Path(file).suffix.lower() in ROW_FILES and kind in (None, "factoids"):
+        if target not in TARGETS:
+            raise MemprobeError(f"{name}: which answers? {among(target, TARGETS)}")
+        return _open_file(Path(file), "factoids", bad, counts, halves, target)
     if head == "hub":
         return _open_hub(name, kind or "factoids", n, seed, bad, counts, halves)
     if head in DATASETS:
@@ -320,14 +326,17 @@ def _open_hub(
     return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
-def _open_file(path: Path, kind: Kind, bad: BadRows, counts: Counter[str], halves: _Halves) -> _Opened:
+def _open_file(
+    path: Path, kind: Kind, bad: BadRows, counts: Counter[str], halves: _Halves, target: str = "true"
+) -> _Opened:
     readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
-        "factoids": lambda: _counted(read_factoid_file(path, bad), counts),
+        "factoids": lambda: _counted(read_factoid_file(path, bad, TARGETS[target]), counts),
         "tasks": lambda: _convert(read_rows(path, bad), _task_of, bad, counts),
         "texts": lambda: _convert(read_rows(path, bad), _text_of(halves), bad, counts),
     }
     rows = readers[kind]()
-    return _Opened(rows, Origin("file", kind, "file", path.name, revision=file_revision(path)))
+    split = None if target == "true" else target
+    return _Opened(rows, Origin("file", kind, "file", path.name, split=split, revision=file_revision(path)))
 
 
 def _open_dataset(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.sources.rows import BadRow, BadRows, Columns, Row, read_rows, text_of, texts_of
-from memprobe.sources.shapes import in_plain_shape, squad_rows
+from memprobe.sources.shapes import Target, in_plain_shape, squad_rows
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
 _BREAKS = ("\u2028", "\u2029")
 
 
-def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
+def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("true",)) -> list[Factoid]:
     """Factoids of a JSONL, JSON, CSV or Parquet file, in order, repeated rows included.
 
     Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
@@ -24,13 +24,16 @@ def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
     a list is written as JSON. Rows of CounterFact, zsRE and SQuAD are read as they are published
     (:mod:`memprobe.sources.shapes`). A row keeps its own ``id``; its source is its ``source`` column or ``file``.
 
+    Args:
+        targets: which answers are facts: true ones, edited ones, or both of each row.
+
     Raises:
         MemprobeError: the file cannot be read or has no rows, one id stands twice, or a bad row under the
             policy ``fail``.
     """
     places: dict[str, str] = {}
     factoids = []
-    for row, factoid in _factoids(path, bad):
+    for row, factoid in _factoids(path, bad, targets):
         if row.columns.get("id") is not None:
             if factoid.id in places:
                 raise MemprobeError(
@@ -43,12 +46,14 @@ def read_factoid_file(path: Path, bad: BadRows) -> list[Factoid]:
     return factoids
 
 
-def _factoids(path: Path, bad: BadRows) -> Iterator[tuple[Row, Factoid]]:
+def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[tuple[Row, Factoid]]:
     for row in _unfolded(read_rows(path, bad), bad):
         try:
-            yield row, factoid_of(row.columns)
+            found = [factoid_of(row.columns, target=target) for target in targets]
         except (BadRow, MemprobeError) as problem:
             bad.add(row.where, str(problem))
+            continue
+        yield from ((row, factoid) for factoid in found)
 
 
 def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
@@ -64,13 +69,16 @@ def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
             bad.add(row.where, str(problem))
 
 
-def factoid_of(columns: Columns, source: str = "file") -> Factoid:
+def factoid_of(columns: Columns, source: str = "file", target: Target = "true") -> Factoid:
     """One row as a factoid; ``source`` stands where the row names none.
+
+    Args:
+        target: see :func:`memprobe.sources.shapes.in_plain_shape`.
 
     Raises:
         BadRow: a field is missing, empty, of a wrong type, or breaks a line inside the prompt or the answer.
     """
-    columns = in_plain_shape(columns)
+    columns = in_plain_shape(columns, target)
     answers = texts_of(columns, *ANSWERS)
     aliases = texts_of(columns, "aliases") if columns.get("aliases") not in (None, [], "", "[]") else []
     return make_factoid(

@@ -464,6 +464,7 @@ function buildComparisons() {
     element("div", { class: "plots three" }, ...entry.figures.map(([block, label]) => element("figure", {
       class: "plot", "data-figure": block, "data-free": "",
     }, element("figcaption", {}, element("h3", {}, titled(label)))))),
+    ...(entry.table ? [element("p", { class: "note" }, entry.table[0]), plainTable(entry.table[1])] : []),
     ...(entry.claims.length ? [element("h3", { class: "above" }, "Placement claims: do they hold in both readouts?"), plainTable(entry.claims)] : []))));
 }
 
