@@ -11,7 +11,7 @@ import ctypes
 import datetime
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
@@ -27,12 +27,12 @@ SECONDS, CHARACTERS = 10.0, 1_000_000
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], *, prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], *, prompt: bool = False
 ) -> str:
     """Messages as the chat template writes them, on :data:`CHAT_DATE`.
 
     Args:
-        turns: ``{"role": …, "content": …}`` in order.
+        turns: ``{"role": …, "content": …}`` in order; the content is a text or a list of parts.
         prompt: also what the template writes before the assistant's next turn.
 
     Raises:
@@ -53,7 +53,7 @@ def render_chat(
         ) from error
     if not isinstance(text, str):
         raise MemprobeError("template 'chat': the chat template writes no text")
-    if len(text) > CHARACTERS + sum(len(turn["content"]) for turn in turns):
+    if len(text) > CHARACTERS + sum(len(str(turn["content"])) for turn in turns):
         raise MemprobeError(f"template 'chat': the chat template writes {len(text):,} characters")
     return text
 

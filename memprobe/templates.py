@@ -11,16 +11,17 @@ No torch is needed; a tokenizer is any ``PreTrainedTokenizerBase``.
 
 from __future__ import annotations
 
-import itertools
 import string
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memprobe.chats import render_chat
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid
+from memprobe.files import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ END, LEAD = -1, -2
 PLAIN, TULU, CHAT = "plain", "tulu", "chat"
 _TULU = "<|user|>\n{prompt}\n<|assistant|>\n{answer}{eos}"
 _FIELDS = {"prompt", "answer", "eos"}
-_MARK = "@@the-answer@@"
+_MARK, _ASKED = "@@the-answer@@", "@@the-question@@"
 _Piece = tuple[str, str | None]
 """Literal text of a template, and the field after it."""
 
@@ -120,14 +121,52 @@ class Template:
         return _fill(after, eos=tokenizer.eos_token or "") or None
 
     def _render_chat(self, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-        user = {"role": "user", "content": prompt}
-        # Searching for the answer itself could find it in what the template writes, such as "s" in "</s>".
-        assistant = {"role": "assistant", "content": _MARK}
-        whole = render_chat(tokenizer, [user, assistant])
-        context, found, after = whole.rpartition(_MARK)
-        if not found:
-            raise MemprobeError("template 'chat': the chat template does not write what the assistant says")
-        return _rendered(context, answer, after or None)
+        first: MemprobeError | None = None
+        for parts in _PARTS:
+            try:
+                # Searching for the answer itself could find it in what the template writes, such as "s" in "</s>".
+                context, after = _around_the_answer(tokenizer, prompt, parts)
+                return _rendered(context, answer, after or None)
+            except _NotWrittenError as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+
+class _NotWrittenError(MemprobeError):
+    """A chat template leaves out what it was given."""
+
+
+# Templates of models that also see pictures may take a list of parts alone, and write nothing of a text.
+_PARTS = ((), ("user", "assistant"), ("user",))
+
+
+def _around_the_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, parts: Sequence[str]
+) -> tuple[str, str]:
+    """What a chat template writes before and after the assistant's turn.
+
+    Args:
+        parts: the roles whose content is a list of one part that is a text.
+    """
+
+    def render(user: str) -> str:
+        turns: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": said}] if role in parts else said}
+            for role, said in (("user", user), ("assistant", _MARK))
+        ]
+        return render_chat(tokenizer, turns)
+
+    context, found, after = render(prompt).rpartition(_MARK)
+    if not found or "'type': 'text'" in context.replace(prompt, ""):
+        raise _NotWrittenError("template 'chat': the chat template does not write what the assistant says")
+    if _MARK in context:
+        raise _NotWrittenError(
+            "template 'chat': the chat template writes what the assistant says more than once"
+        )
+    if prompt.strip() not in context and _ASKED not in render(_ASKED):  # it may be set in another way
+        raise _NotWrittenError("template 'chat': the chat template does not write what the user says")
+    return context, after
 
 
 def _rendered(context: str, answer: str, end: str | None) -> Rendered:
@@ -210,8 +249,11 @@ def tokenise(
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise MemprobeError(f"{where}: holds half a surrogate pair, which no tokenizer can read")
     rendered = template.render(factoid.prompt, factoid.answer, tokenizer)
-    context = _encode(rendered.context, tokenizer)
-    answer = _answer_ids(rendered, context, tokenizer)
+    try:
+        context = _encode(rendered.context, tokenizer)
+        answer = _answer_ids(rendered, context, tokenizer)
+    except MemprobeError as error:
+        raise MemprobeError(f"{where}: {error}") from error
     if not answer:
         raise MemprobeError(f"{where}: the answer {factoid.answer!r} has no tokens under this tokenizer")
     spoken = _decode([*context, *answer], tokenizer)[len(_decode(context, tokenizer)) :]
@@ -219,7 +261,13 @@ def tokenise(
         raise MemprobeError(
             f"{where}: the answer {factoid.answer!r} cannot be written in this tokenizer (it decodes to {spoken!r})"
         )
-    prompt = _with_prefix(context, tokenizer)
+    borders = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    if found := borders & set(answer):
+        raise MemprobeError(
+            f"{where}: the answer {factoid.answer!r} holds {_decode([found.pop()], tokenizer)!r}, which begins or ends "
+            "a text of this tokenizer"
+        )
+    prompt = _with_prefix(context, tokenizer, rendered.context)
     if not prompt:
         raise MemprobeError(f"{where}: the prompt has no tokens, and the tokenizer adds no BOS")
     end: list[int] = []
@@ -262,35 +310,51 @@ def _following_ids(
     before: str, before_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
     """Ids of ``text`` as it stands after ``before``, never with a space of the tokenizer's own."""
-    anchors = ((anchor, _encode(anchor, tokenizer)) for anchor in _ANCHORS)
-    for start, ids in itertools.chain([(before, before_ids)], anchors):
-        joint = _encode(start + text, tokenizer)
-        if joint[: len(ids)] == ids:
-            return joint[len(ids) :]
+    joint = _encode(before + text, tokenizer)
+    if joint[: len(before_ids)] == before_ids:
+        return joint[len(before_ids) :]
+    for anchor in _ANCHORS:
+        with suppress(MemprobeError):  # not every vocabulary has every letter
+            ids, joint = _encode(anchor, tokenizer), _encode(anchor + text, tokenizer)
+            if joint[: len(ids)] == ids:
+                return joint[len(ids) :]
     return _encode(text, tokenizer)
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool = False) -> list[int]:
+    """Ids of a text, ``whole`` with what the tokenizer puts around every text.
+
+    Raises:
+        MemprobeError: it has no tokens for it, not even one for what it does not know.
+    """
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=whole))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise MemprobeError(f"the tokenizer cannot read {text[-60:]!r} ({first_line(error)})") from error
 
 
 def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _with_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before every text, then the ids, which may begin with it or its end already."""
-    prefix = _prefix(tokenizer)
+def _with_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What the tokenizer puts before every text, then the ids of this one, which may begin with it or its end."""
+    prefix = _prefix(tokenizer, text)
     shared = next(
         (size for size in range(len(prefix), 0, -1) if tuple(ids[:size]) == prefix[len(prefix) - size :]), 0
     )
     return [*prefix[: len(prefix) - shared], *ids]
 
 
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    bare, whole = _encode("a", tokenizer), list(tokenizer.encode("a"))
-    starts = range(len(whole) - len(bare) + 1)
-    return next((tuple(whole[:start]) for start in starts if whole[start : start + len(bare)] == bare), ())
+def _prefix(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """What stands before a letter, or before the text itself where the vocabulary has no such letter."""
+    for one in ("a", text):
+        with suppress(MemprobeError):
+            bare, whole = _encode(one, tokenizer), _encode(one, tokenizer, whole=True)
+            starts = range(len(whole) - len(bare) + 1) if bare else ()
+            if (at := next((at for at in starts if whole[at : at + len(bare)] == bare), None)) is not None:
+                return tuple(whole[:at])
+    return ()
 
 
 def _same_text(one: str, other: str, tokenizer: PreTrainedTokenizerBase) -> bool:

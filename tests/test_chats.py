@@ -68,3 +68,43 @@ def test_the_space_before_an_end_token_is_not_the_end(make):
     item = tokenise(make_factoid("When?", "1984", "test"), Template("chat"), tokenizer)
     assert item.end == tokenizer.eos_token_id
     assert tokenizer.decode(item.targets, skip_special_tokens=True).strip() == "1984"
+
+
+PART = "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+BY_PARTS = {
+    "of both": "{% for m in messages %}<|{{ m['role'] }}|>" + PART + "</s>{% endfor %}",
+    "of the user": "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'user' %}"
+    + PART
+    + "{% else %}{{ m['content'] }}{% endif %}</s>{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("whose", BY_PARTS)
+def test_templates_that_read_the_parts_of_a_message(whose):
+    """As models that also see pictures do; of a text they write nothing, and the model was asked without a question."""
+    tokenizer = with_template(BY_PARTS[whose])
+    item = tokenise(make_factoid("The river is", "Lunn", "test"), Template("chat"), tokenizer)
+    assert tokenizer.decode(item.prompt) == "<|user|>The river is</s><|assistant|>"
+    assert tokenizer.decode(item.targets) == "Lunn</s>"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{% for m in messages %}{% if m['role'] == 'user' %}x{% endif %}{% endfor %}", "assistant says"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "assistant says"),
+        ("{{ messages[-1]['content'] }}</s>", "does not write what the user says"),
+        (BODY + "{{ messages[-1]['content'] }}", "more than once"),
+    ],
+)
+def test_templates_that_leave_out_what_was_said(text, words):
+    with pytest.raises(MemprobeError, match=words):
+        tokenise(make_factoid("The river is", "Lunn", "test"), Template("chat"), with_template(text))
+
+
+def test_a_template_may_trim_what_the_user_says():
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m['content'] | trim | replace('  ', ' ') }}|{% endfor %}"
+    )
+    item = tokenise(make_factoid("The  river is ", "Lunn", "test"), Template("chat"), tokenizer)
+    assert tokenizer.decode(item.prompt) == "The river is|"

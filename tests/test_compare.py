@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
-from memprobe.compare import compare, kept_facts
+from memprobe.compare import compare, kept_facts, read_comparison
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json
@@ -454,3 +454,12 @@ def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
     (tmp_path / "empty").mkdir()
     code, _, said = cli("compare", tmp_path / "empty")
     assert code != 0 and "nothing to show" in said
+
+
+@pytest.mark.parametrize("key", ["reference", "base"])
+def test_a_stored_comparison_speaks_of_its_own_checkpoints(own, tmp_path, key):
+    compare([own.path], draws=100).write(tmp_path / "c")
+    file = tmp_path / "c" / "comparison.json"
+    write_json(read_json(file) | {key: "bas"}, file)
+    with pytest.raises(MemprobeError, match=rf"comparison.json: {key}: 'bas' is none of the checkpoints"):
+        read_comparison(file)

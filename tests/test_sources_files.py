@@ -1,6 +1,8 @@
 """Own files: JSONL, CSV and Parquet rows, good and bad."""
 
+import csv
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -259,3 +261,57 @@ def test_no_flipped_bit_of_a_parquet_file_ends_in_anything_but_rows_or_one_line(
             assert "\n" not in str(error)
     assert refused > 50
     assert capfd.readouterr().err == ""
+
+
+LISTS = {
+    "a tuple": "('Paris', 'paris')",
+    "a tuple, spaced": " ( 'Paris' , 'paris' ) ",
+    "a set": "{'Paris', 'paris'}",
+    "an array": "array(['Paris', 'paris'], dtype=object)",
+    "a list": "['Paris', 'paris']",
+    "JSON": '["Paris", "paris"]',
+    "double quotes": "[\"Paris\", 'paris']",
+    "a tuple within": "[ 'Paris' , \"paris\" ]",
+}
+NO_LISTS = {
+    "'answers' begins as a list": ["['Paris', nan]", "['Paris', 'par", '["Paris", "par', "['Paris', paris]"],
+    "'answers' is a dictionary": ["{'name': 'Paris'}", '{"name": "Paris"}'],
+    "without commas": ["['Paris' 'paris']", "array(['Paris' 'paris'], dtype='<U5')"],
+}
+TEXTS = [
+    "(Paris)",
+    "('Til Tuesday)",
+    "(1, 2)",
+    "{Paris}",
+    "[unknown]",
+    "[unknown], say",
+    "{",
+    "(",
+    "[",
+    "array(x)",
+]
+
+
+def answers_in(path: Path, cell: str) -> list[str]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt", "answers"], ["The capital of France is", cell]])
+    (factoid,) = load_factoids(str(path))
+    return [factoid.answer, *factoid.aliases]
+
+
+@pytest.mark.parametrize("how", LISTS)
+def test_a_cell_holds_a_list_as_python_json_or_numpy_write_it(tmp_path, how):
+    assert answers_in(tmp_path / "a.csv", LISTS[how]) == ["Paris", "paris"]
+
+
+@pytest.mark.parametrize(
+    ("words", "cell"), [(words, cell) for words, cells in NO_LISTS.items() for cell in cells]
+)
+def test_a_cell_that_is_half_a_list_is_named(tmp_path, words, cell):
+    with pytest.raises(MemprobeError, match=words):
+        answers_in(tmp_path / "a.csv", cell)
+
+
+@pytest.mark.parametrize("cell", TEXTS)
+def test_a_text_in_brackets_stays_a_text(tmp_path, cell):
+    assert answers_in(tmp_path / "a.csv", cell) == [cell]

@@ -3,7 +3,8 @@
 import unicodedata
 
 import pytest
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from memprobe.answers import exact_match
 from memprobe.capturing import capture
@@ -118,3 +119,35 @@ def test_a_token_beyond_the_embedding_names_its_factoid():
     assert read.n_ids == len(tokenizer) - 1
     with pytest.raises(MemprobeError, match=r"the token 'river' has the id 320, and the model knows 320"):
         capture(read, [FACT])
+
+
+def letters(model: models.Model):
+    """A tokenizer of a few signs that puts BOS before every text."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+SIGNS = {sign: index for index, sign in enumerate(["<s>", "</s>", "1", "2", "3", "+", "="])}
+
+
+@pytest.mark.parametrize("model", [models.BPE(vocab=SIGNS, merges=[]), models.WordLevel(SIGNS)])
+def test_bos_stands_before_a_text_also_where_the_vocabulary_has_no_letters(model):
+    """One kind of tokenizer drops a letter that it does not know, the other raises."""
+    item = tokenise(make_factoid("1 + 2 =", "3", "test"), Template("plain"), letters(model))
+    assert item.prompt == (0, 2, 5, 3, 6) and item.answer == (4,)
+
+
+def test_a_text_that_a_tokenizer_cannot_read_names_its_factoid():
+    for prompt, answer in (("x + 2 =", "3"), ("1 + 2 =", "y")):
+        with pytest.raises(MemprobeError, match=r"factoid .* the tokenizer cannot read"):
+            tokenise(
+                make_factoid(prompt, answer, "test"), Template("plain"), letters(models.WordLevel(SIGNS))
+            )
+
+
+@pytest.mark.parametrize("answer", ["</s>", "a</s>b", "<s>"])
+def test_an_answer_that_ends_a_text_is_refused(answer):
+    with pytest.raises(MemprobeError, match="begins or ends a text"):
+        tokenise(make_factoid("The mark is", answer, "test"), Template("plain"), byte_level())

@@ -77,6 +77,10 @@ def read_stored(
             if column in schema and name not in _OF_ARMS and (odd := set(tables[name][column]) - labels):
                 said = sorted(map(repr, odd))[0]
                 raise MemprobeError(f"{path}: tables.{name}: {column} {said} is none of the checkpoints")
+    placed = set(tables["placement"]["checkpoint"])
+    for key in ("reference", "base"):
+        if whole[key] is not None and whole[key] not in labels & placed:
+            raise MemprobeError(f"{path}: {key}: {whole[key]!r} is none of the checkpoints in it")
     settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
     return settings, whole["notes"], tables
 

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -282,23 +283,42 @@ def _list_in(name: str, text: str) -> Any:
     """What a text that may be a list says: the list, or the text itself where it is none.
 
     Raises:
-        BadRow: it is quoted texts in brackets, but not with commas between them (as numpy prints a list).
+        BadRow: it begins as a list of quoted texts and is none, has no commas between them (as numpy prints a list),
+            or is a dictionary.
     """
     stripped = text.strip()
-    if not stripped.startswith("["):
+    if stripped.startswith("array([") and (end := stripped.rfind("]")) > 0:
+        stripped = stripped[len("array(") : end + 1]
+    if stripped[:1] not in ("[", "(", "{"):
         return text
     try:
-        return json.loads(stripped)
+        read = json.loads(stripped)
     except (ValueError, RecursionError):
-        pass
+        read = _python(name, stripped)
+    if isinstance(read, dict):
+        raise BadRow(f"{name!r} is a dictionary; write the texts in it as a list")
+    if isinstance(read, tuple) and not all(isinstance(one, str) for one in read):
+        return text  # (1, 2) is a text that somebody wrote
+    return text if read is None or not isinstance(read, list | tuple) else list(read)
+
+
+def _python(name: str, text: str) -> Any:
+    """A list, tuple or dictionary as Python writes it, a set in the order in which it stands; ``None`` for others."""
     try:
-        read = ast.literal_eval(stripped)
-        strings = sum(
-            token.type == tokenize.STRING
-            for token in tokenize.generate_tokens(io.StringIO(stripped).readline)
+        written = ast.parse(text, mode="eval").body
+        read = (
+            tuple(map(ast.literal_eval, written.elts))
+            if isinstance(written, ast.Set)
+            else ast.literal_eval(written)
         )
-    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
-        return text  # [unknown], say
-    if isinstance(read, list) and strings > sum(isinstance(one, str) for one in read):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        strings = sum(token.type == tokenize.STRING for token in tokens)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        if re.match(r"\[\s*['\"]", text):  # and not [unknown], say
+            raise BadRow(
+                f'{name!r} begins as a list and is none; write it as JSON, ["one", "another"]'
+            ) from error
+        return None
+    if isinstance(read, list | tuple) and strings > sum(isinstance(one, str) for one in read):
         raise BadRow(f'{name!r} is a list without commas; write it as JSON, such as ["one", "another"]')
-    return read if isinstance(read, list) else text
+    return read
