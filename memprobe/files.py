@@ -349,6 +349,19 @@ def parquet_errors(path: Path) -> Iterator[None]:
         raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits.
+
+    Raises:
+        MemprobeError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, else its name."""
     return (str(error).splitlines() or [type(error).__name__])[0]

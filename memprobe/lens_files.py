@@ -13,7 +13,6 @@ Files that Python pickled are read with ``weights_only``: tensors and plain valu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_valid, replacing, write_json
+from memprobe.files import first_line, read_valid, replacing, sha256_of, write_json
 
 FittedKind = Literal["tuned", "linear", "jacobian"]
 FITTED_KINDS: tuple[FittedKind, ...] = get_args(FittedKind)
@@ -230,7 +229,7 @@ def _read_own(path: Path) -> LensFile:
         depth: AffineMap(weight[depth], None if bias is None else bias[depth])
         for depth in range(weight.shape[0])
     }
-    return LensFile(kind, maps, weight.shape[0], about, _digest(path))
+    return LensFile(kind, maps, weight.shape[0], about, sha256_of(path))
 
 
 def _read_tuned_lens(folder: Path) -> LensFile:
@@ -256,7 +255,7 @@ def _read_tuned_lens(folder: Path) -> LensFile:
         "revision": config.get("base_model_revision"),
         "unembedding hash": config.get("unembed_hash"),
     }
-    return LensFile("tuned", maps, n_layers, about, _digest(file))
+    return LensFile("tuned", maps, n_layers, about, sha256_of(file))
 
 
 def _read_jacobian_lens(path: Path) -> LensFile:
@@ -287,7 +286,7 @@ def _read_jacobian_lens(path: Path) -> LensFile:
         "prompts": count,
         "metadata": plain,
     }
-    return LensFile("jacobian", dict(sorted(maps.items())), None, about, _digest(path))
+    return LensFile("jacobian", dict(sorted(maps.items())), None, about, sha256_of(path))
 
 
 def _load_pickled(path: Path) -> dict[str, Any]:
@@ -306,11 +305,6 @@ def _load_pickled(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise MemprobeError(f"{path}: holds a {type(loaded).__name__}, not the tensors of a lens")
     return loaded
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _missing(error: Exception) -> str:

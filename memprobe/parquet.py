@@ -7,7 +7,6 @@ vocabulary, one row a key.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.files import parquet_errors
+from memprobe.files import parquet_errors, sha256_of
 from memprobe.records import TABLES, UNITS
 from memprobe.templates import LEAD
 
@@ -48,7 +47,7 @@ def scan_table(path: Path, table: str, added: Mapping[str, Any] | None = None) -
 def mark_of(path: Path) -> dict[str, Any]:
     """What ``run.json`` keeps of a table: ``rows``, ``columns``, ``bytes`` and ``sha256``."""
     rows, columns = _shape(path)
-    return {"rows": rows, "columns": columns, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"rows": rows, "columns": columns, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
@@ -62,7 +61,7 @@ def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != mark["bytes"]:
         raise MemprobeError(_changed(path, f"{size:,} bytes, not {mark['bytes']:,}"))
-    if _sha256(path) != mark["sha256"]:
+    if sha256_of(path) != mark["sha256"]:
         raise MemprobeError(_changed(path, "its checksum is another"))
     rows, columns = _shape(path)
     for name, found in (("rows", rows), ("columns", columns)):
@@ -73,14 +72,6 @@ def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
 def _shape(path: Path) -> tuple[int, int]:
     with parquet_errors(path):
         return pl.scan_parquet(path).select(pl.len()).collect().item(), len(pl.read_parquet_schema(path))
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _changed(path: Path, how: str) -> str:

@@ -12,7 +12,6 @@ A shard holds :data:`SHARD` factoids in the probe's order and is not written aga
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, replacing
+from memprobe.files import first_line, replacing, sha256_of
 from memprobe.probes import read_run, table_file
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def keep_residuals(lens_model: LensModel, plan: Plan, depths: Sequence[int], out
         }
         if not _is_there(path, metadata):
             _write(path, lens_model, plan, items, depths, [row[2] for row in rows], metadata)
-        files[path.name] = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
         total += len(rows)
     return {"depths": list(depths), "dtype": "bfloat16", "rows": total, "files": files}
 
@@ -156,7 +155,7 @@ def read_residuals(probe: str | Path, label: str) -> Residuals:
         path = folder_of(probe, label) / name
         if not path.is_file():
             raise MemprobeError(f"{path}: missing; probe again")
-        if _sha256(path) != mark["sha256"]:
+        if sha256_of(path) != mark["sha256"]:
             raise MemprobeError(f"{path}: changed since it was written; copy it again, or probe again")
         try:
             with safe_open(path, framework="pt") as file:
@@ -231,11 +230,3 @@ def _streams(
         found = found.transpose(0, 1).to(device="cpu", dtype=torch.bfloat16)
         for row, item in enumerate(chosen):
             yield item.factoid.id, found[[i for i, (at, _) in enumerate(sites) if at == row]]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error

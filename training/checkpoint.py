@@ -20,7 +20,7 @@ from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
 from memprobe.runs import METRICS, RECIPE
 from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
-from training.data import Prepared
+from training.prepared import Prepared
 from training.recipe import Recipe, to_toml
 from training.row_files import row_to_json
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint
-from training.data import Prepared, parts_of
+from training.data import parts_of
 from training.memory import Memory
+from training.prepared import Prepared
 from training.recipe import Recipe
 from training.run_log import RunLog
 

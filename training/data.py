@@ -6,27 +6,26 @@ questions of the unknown-to-base filter are asked once.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
-from memprobe.files import first_line, read_json, read_valid, write_json
+from memprobe.factoids import Factoid
+from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
+from training.asking import known_facts, unknown_rows
 from training.examples import ExampleMaker
 from training.mixing import Part
-from training.recipe import Mixing, Recipe, Stage, Unknown, to_toml
-from training.row_files import tagged, untagged
+from training.prepared import Prepared, PreparedFile, StageData, from_json, to_json
+from training.recipe import Mixing, Recipe, Stage, to_toml
+from training.settings import under_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,37 +33,6 @@ if TYPE_CHECKING:
     from memprobe.models import LensModel
 
 PREPARED, ASKED = ".prepared.json", ".asked"
-_ASKED_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class StageData:
-    """What one stage trains on.
-
-    Attributes:
-        rows: the stage's own.
-        held_out: for tasks and texts, rows to evaluate on.
-        mixing: rows of each mixing source, in the recipe's order.
-        origins: where ``rows`` and each of ``mixing`` came from.
-        counts: what was read and left out of ``rows``.
-        known: of the rows asked for the unknown-to-base filter, those that the base model answers.
-    """
-
-    rows: list[AnyRow]
-    held_out: list[AnyRow]
-    mixing: list[list[AnyRow]]
-    origins: list[dict[str, Any]]
-    counts: dict[str, int]
-    known: list[Factoid]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The rows of a whole run: its stages', facts known before stage 1, and held-out text."""
-
-    stages: list[StageData]
-    known: list[Factoid]
-    texts: list[Text]
 
 
 def prepare(
@@ -87,7 +55,7 @@ def prepare(
     """
     path = run / PREPARED
     if path.exists() and (kept := read_valid(path, PreparedFile))["recipe"] == to_toml(recipe):
-        return _from_json(kept, path)
+        return from_json(kept, path)
     asked = asked or run / ASKED
     stages: list[StageData] = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -95,9 +63,9 @@ def prepare(
         earlier = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
         stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, asked, base, data_dir, say))
     prepared = Prepared(
-        stages, _known(recipe, stages, asked, base, data_dir, say), _texts(recipe, stages, data_dir)
+        stages, known_facts(recipe, stages, asked, base, data_dir, say), _texts(recipe, stages, data_dir)
     )
-    write_json({"recipe": to_toml(recipe), **_to_json(prepared)}, path)
+    write_json({"recipe": to_toml(recipe), **to_json(prepared)}, path)
     return prepared
 
 
@@ -113,21 +81,21 @@ def _stage_data(
 ) -> StageData:
     learned = stage.kind == "factoids"
     wanted = None if stage.unknown or stage.n is None else stage.n + (0 if learned else stage.held_out)
-    with _named(f"{key}.data"):
+    with under_key(f"{key}.data"):
         loaded = _loaded(recipe, stage, wanted, earlier, data_dir)
     rows, known = loaded.rows, []
     held_out: list[AnyRow] = []
     if not learned:
-        with _named(f"{key}.held_out"):
+        with under_key(f"{key}.held_out"):
             rows, held_out = _split(rows, stage.held_out, recipe.own_rows_seed(stage), stage.data)
     counts = dict(loaded.counts)
     if stage.unknown:
-        with _named(f"{key}.unknown"):
-            rows, known = _unknown(recipe, stage, rows, asked, base, say)
+        with under_key(f"{key}.unknown"):
+            rows, known = unknown_rows(recipe, stage, rows, asked, base, say)
         counts |= {"known to the base model": len(known), "kept": len(rows)}
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
-        with _named(f"{key}.mixing.{place}.source"):
+        with under_key(f"{key}.mixing.{place}.source"):
             texts, origin = _mixing_rows(recipe, stage, part, len(rows), data_dir)
         mixing.append(texts)
         origins.append(origin)
@@ -232,100 +200,6 @@ def _is_named(source: str) -> bool:
     return not source.startswith("jsonl:") and not Path(source).suffix
 
 
-def _unknown(
-    recipe: Recipe,
-    stage: Stage,
-    candidates: Sequence[AnyRow],
-    asked: Path,
-    base: Callable[[], LensModel],
-    say: Callable[[str], None],
-) -> tuple[list[AnyRow], list[Factoid]]:
-    """Asks the base model, some at a time, until there are n factoids that it does not know."""
-    assert stage.unknown is not None
-    seed = recipe.own_rows_seed(stage)
-    order = subset(candidates, len(candidates), seed, stage.data)
-    unknown: list[AnyRow] = []
-    known: list[Factoid] = []
-    at_once = _ASKED_AT_ONCE if stage.n is None else max(32, min(_ASKED_AT_ONCE, 2 * stage.n), stage.n)
-    for start in range(0, len(order), at_once):
-        if stage.n is not None and len(unknown) >= stage.n:
-            break
-        some = [row for row in order[start : start + at_once] if isinstance(row, Factoid)]
-        answers = _ask(base, some, asked, recipe, stage.unknown, seed)
-        for factoid, knows in zip(some, answers, strict=True):
-            (known if knows else unknown).append(factoid)
-        say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
-    if stage.n is not None and len(unknown) < stage.n:
-        raise MemprobeError(
-            f"{stage.data}: the base model does not know {len(unknown)} of {len(order)}, and n is {stage.n}"
-        )
-    return unknown[: stage.n], known
-
-
-def _ask(
-    base: Callable[[], LensModel],
-    factoids: list[Factoid],
-    asked: Path,
-    recipe: Recipe,
-    how: Unknown,
-    seed: int,
-) -> list[bool]:
-    """Whether the base model answers each of these factoids; its answers are kept by what was asked."""
-    from filelock import FileLock
-
-    from memprobe.filter import ask
-
-    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, seed)
-    journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
-    whole = journal.with_suffix(".json")
-    if not whole.exists():
-        asked.mkdir(parents=True, exist_ok=True)
-        with FileLock(journal.with_suffix(".lock")):  # another run may be asking the same
-            if not whole.exists():
-                told = {"template": how.template, "shots": how.shots, "seed": seed}
-                answers = ask(base(), factoids, journal, **told)
-                write_json([one.verdict.alias_match for one in answers], whole)
-    answered = read_json(whole)
-    if not isinstance(answered, list) or [type(one) for one in answered] != [bool] * len(factoids):
-        raise MemprobeError(
-            f"{whole}: does not say of each of {len(factoids)} factoids whether it is known; delete it"
-        )
-    return answered
-
-
-def _known(
-    recipe: Recipe,
-    stages: Sequence[StageData],
-    asked: Path,
-    base: Callable[[], LensModel],
-    data_dir: Path | None,
-    say: Callable[[str], None],
-) -> list[Factoid]:
-    """Facts that the base model answers and that no stage trains on."""
-    limit = recipe.evaluate.known
-    if not limit:
-        return []
-    trained = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
-    with _named("evaluate.known_source"):
-        loaded = load(
-            recipe.evaluate.known_source,
-            "factoids",
-            seed=recipe.rows_seed,
-            data_dir=data_dir,
-            without=trained,
-        )
-    factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
-    found: list[Factoid] = []
-    for start in range(0, len(factoids), _ASKED_AT_ONCE):
-        some = factoids[start : start + _ASKED_AT_ONCE]
-        answers = _ask(base, some, asked, recipe, Unknown(), recipe.rows_seed)
-        found += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
-        if len(found) >= limit:
-            break
-    say(f"the base model knows {len(found[:limit])} facts of {recipe.evaluate.known_source} to watch")
-    return found[:limit]
-
-
 def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -> list[Text]:
     """Passages for perplexity that no stage trains on."""
     source, wanted = recipe.evaluate.texts, recipe.evaluate.texts_n
@@ -347,7 +221,7 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
     ]
     drawn = wanted + len(trained) if source in ("self", "random-words") else None
     kind = None if _is_named(source) else "texts"
-    with _named("evaluate.texts"):
+    with under_key("evaluate.texts"):
         loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
         order = subset(loaded.rows, len(loaded.rows), recipe.rows_seed, source)
         texts = [
@@ -372,20 +246,6 @@ def _holds(text: Text, halves: Sequence[str]) -> bool:
     return any(half in passage for half in halves)
 
 
-class _named:
-    """Puts the recipe's key before an error's message."""
-
-    def __init__(self, key: str):
-        self.key = key
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, MemprobeError):
-            raise MemprobeError(f"{self.key}: {error}") from error
-
-
 # ---------------------------------------------------------------------------------------------- examples
 
 
@@ -399,11 +259,11 @@ def parts_of(
     stage, data = recipe.stages[number - 1], prepared.stages[number - 1]
     rows = [row for one in prepared.stages for row in one.rows] if recipe.joint else data.rows
     make = ExampleMaker(recipe.template, tokenizer, max_length)
-    with _named(f"stages.{number}.data"):
+    with under_key(f"stages.{number}.data"):
         own = Part([make(row) for row in rows], len(rows))
     extra = []
     for place, (part, texts) in enumerate(zip(stage.mixing, data.mixing, strict=True), 1):
-        with _named(f"stages.{number}.mixing.{place}"):
+        with under_key(f"stages.{number}.mixing.{place}"):
             examples = [make(text, own=False) for text in texts]
         extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
     replayed: list[str] = []
@@ -415,64 +275,3 @@ def parts_of(
         replayed = [row.id for row in chosen]
         extra.append(Part([make(row, own=False) for row in chosen], wanted, stage.replay.redraw))
     return own, extra, replayed
-
-
-# ---------------------------------------------------------------------------------------------- on disk
-
-
-def _to_json(prepared: Prepared) -> dict[str, Any]:
-    return {
-        "stages": [
-            {
-                "rows": [tagged(row) for row in data.rows],
-                "held_out": [tagged(row) for row in data.held_out],
-                "mixing": [[tagged(row) for row in rows] for rows in data.mixing],
-                "origins": data.origins,
-                "counts": data.counts,
-                "known": [tagged(row) for row in data.known],
-            }
-            for data in prepared.stages
-        ],
-        "known": [tagged(row) for row in prepared.known],
-        "texts": [tagged(row) for row in prepared.texts],
-    }
-
-
-class PreparedFile(BaseModel):
-    """``.prepared.json``: the rows of a run, and the recipe that they were drawn for."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    recipe: str
-    stages: list[dict[str, Any]]
-    known: list[dict[str, Any]]
-    texts: list[dict[str, Any]]
-
-
-def _from_json(data: dict[str, Any], path: Path) -> Prepared:
-    try:
-        return _untold(data)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MemprobeError(
-            f"{path}: not as training wrote it ({type(error).__name__}: {first_line(error)}); delete it"
-        ) from error
-
-
-def _untold(data: dict[str, Any]) -> Prepared:
-    stages = [
-        StageData(
-            [untagged(row) for row in stage["rows"]],
-            [untagged(row) for row in stage["held_out"]],
-            [[untagged(row) for row in rows] for rows in stage["mixing"]],
-            stage["origins"],
-            stage["counts"],
-            _factoids(stage["known"]),
-        )
-        for stage in data["stages"]
-    ]
-    texts = [row for row in map(untagged, data["texts"]) if isinstance(row, Text)]
-    return Prepared(stages, _factoids(data["known"]), texts)
-
-
-def _factoids(rows: Iterable[dict[str, Any]]) -> list[Factoid]:
-    return [row for row in map(untagged, rows) if isinstance(row, Factoid)]

@@ -9,8 +9,8 @@ from memprobe.errors import MemprobeError
 from memprobe.manifests import MANIFEST
 from memprobe.runs import MATRIX, RECIPE, STATE
 from training.data import ASKED, PREPARED
-from training.parts import read_toml
 from training.recipe import Recipe, differences, parse_recipe
+from training.settings import read_toml
 
 LOG, BASE = "log.txt", "0-base"
 

@@ -16,9 +16,9 @@ from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.runs import EvaluatedSet
 from memprobe.sources.kinds import AnyRow
-from training.data import Prepared
 from training.examples import ExampleMaker
 from training.mixing import Part
+from training.prepared import Prepared
 from training.recipe import Recipe
 from training.row_files import row_to_json
 

@@ -14,11 +14,12 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, METRICS, STATE
 from training.checkpoint import About, save_whole, train_only, with_adapter
 from training.context import RunContext
-from training.data import Prepared, parts_of
+from training.data import parts_of
 from training.examples import ExampleMaker
 from training.measures import Interference, evaluation_sets, kept_of_earlier, learned, weight_change
 from training.memory import free
 from training.mixing import Part, Schedule
+from training.prepared import Prepared
 from training.recipe import Along
 
 if TYPE_CHECKING:

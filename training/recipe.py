@@ -8,7 +8,6 @@ See :mod:`memprobe.arms` for how arms are written.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,14 +21,14 @@ from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.arms import arm_of, unfold_arm
-from training.parts import Part, read_toml, validated
 from training.penalties import AnyPenalty
+from training.settings import Settings, changes, read_toml, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class Optimiser(Part):
+class Optimiser(Settings):
     """AdamW and its learning rate over time; the defaults are the paper's (arXiv 2411.07175).
 
     Attributes:
@@ -53,7 +52,7 @@ class Optimiser(Part):
     micro_tokens: int | None = Field(None, ge=1)
 
 
-class Precision(Part):
+class Precision(Settings):
     """Number formats and the memory they cost.
 
     Attributes:
@@ -81,7 +80,7 @@ class Precision(Part):
     fsdp: bool = False
 
 
-class Mixing(Part):
+class Mixing(Settings):
     """Rows trained beside a stage's own.
 
     Attributes:
@@ -99,7 +98,7 @@ class Mixing(Part):
     redraw: bool = False
 
 
-class Replay(Part):
+class Replay(Settings):
     """Rows of all earlier stages, trained again: ``ratio`` × their number.
 
     One fixed seeded subset. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
@@ -109,14 +108,14 @@ class Replay(Part):
     redraw: bool = False
 
 
-class Lora(Part):
+class Lora(Settings):
     """Low-rank adapters (Hu et al. 2021) on every linear layer but the unembedding, merged when the stage ends."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
 
 
-class Stop(Part):
+class Stop(Settings):
     """Stops a stage before its last epoch. What comes first counts.
 
     Attributes:
@@ -130,7 +129,7 @@ class Stop(Part):
     exact_match: bool = False
 
 
-class Unknown(Part):
+class Unknown(Settings):
     """Keep only factoids that the base model does not answer (the paper's filter).
 
     Attributes:
@@ -141,7 +140,7 @@ class Unknown(Part):
     shots: int = Field(0, ge=0, le=5)
 
 
-class Along(Part):
+class Along(Settings):
     """Checkpoints along the way, for learning curves: every so many steps or epochs."""
 
     steps: int | None = Field(None, ge=1)
@@ -154,7 +153,7 @@ class Along(Part):
         return self
 
 
-class Resources(Part):
+class Resources(Settings):
     """What a stage takes where Ray places it; nothing that is trained depends on it.
 
     Attributes:
@@ -178,7 +177,7 @@ class Resources(Part):
         return text
 
 
-class Stage(Part):
+class Stage(Settings):
     """One fine-tuning run on one dataset, from the checkpoint before it.
 
     Attributes:
@@ -231,7 +230,7 @@ class Stage(Part):
         return self
 
 
-class Evaluate(Part):
+class Evaluate(Settings):
     """What is measured after each stage, beside exact match on every stage's own rows.
 
     Attributes:
@@ -252,7 +251,7 @@ class Evaluate(Part):
     interference: bool = False
 
 
-class Recipe(Part):
+class Recipe(Settings):
     """A whole run.
 
     Attributes:
@@ -403,61 +402,14 @@ def with_sources(recipe: Recipe, path: Path) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-# ---------------------------------------------------------------------------------------------- TOML out
-
-
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe, every default written out; reading it gives the same recipe."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     data["arm"] = recipe.arm_name
-    lines: list[str] = []
-    _write_table(data, "", lines)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _write_table(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
-    for key, value in table.items():
-        if not isinstance(value, dict) and not _is_tables(value):
-            lines.append(f"{key} = {_toml(value)}")
-    for key, value in table.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, dict):
-            lines += ["", f"[{name}]"]
-            _write_table(value, name, lines)
-        elif _is_tables(value):
-            for item in value:
-                lines += ["", f"[[{name}]]"]
-                _write_table(item, name, lines)
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _toml(value: Any) -> str:
-    """A TOML value: its strings, numbers, booleans and lists are written as in JSON."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_text(data)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
     before, after = (recipe.model_dump(mode="json", exclude={"resources"}) for recipe in (old, new))
-    return list(_differ(before, after, ""))
-
-
-def _differ(old: Any, new: Any, key: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for name in dict.fromkeys([*old, *new])
-            for line in _differ(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True), 1)
-        return [line for number, (one, other) in pairs for line in _differ(one, other, f"{key}.{number}")]
-    return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return changes(before, after)

@@ -30,11 +30,12 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
 from training.checkpoint import check_causal
 from training.context import RunContext
-from training.data import ASKED, Prepared, prepare
+from training.data import ASKED, prepare
 from training.directories import BASE, LOG, check_directory, delete_run
 from training.measures import evaluate_base
 from training.memory import Memory
 from training.one_stage import OneStage
+from training.prepared import Prepared
 from training.recipe import Recipe, to_toml
 from training.run_log import RunLog
 

@@ -24,13 +24,13 @@ from memprobe.errors import MemprobeError
 from memprobe.grafts import Graft
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
-from training.parts import Part, read_toml, validated
+from training.settings import Settings, read_toml, validated
 
 Kind = Literal["several", "pair", "single", "full", "null"]
 Places = Literal["all", "attn", "mlp"]
 
 
-class Planting(Part):
+class Planting(Settings):
     """How sets are trained.
 
     Attributes:
@@ -54,7 +54,7 @@ class Planting(Part):
     clip: float = Field(1.0, gt=0)
 
 
-class Fits(Part):
+class Fits(Settings):
     """Lenses that are fitted to the base where ``--lens`` gives none; no tokens: that kind is left out.
 
     Attributes:
@@ -73,7 +73,7 @@ class Fits(Part):
     held_out: int = Field(8, ge=2)
 
 
-class Row(Part):
+class Row(Settings):
     """Cells of one kind: every combination of what is listed, for every seed.
 
     Attributes:
@@ -91,7 +91,7 @@ class Row(Part):
     seeds: tuple[int, ...] | None = None
 
 
-class PlanFile(Part):
+class PlanFile(Settings):
     """A whole plan.
 
     Attributes:

@@ -19,7 +19,7 @@ from scipy import stats
 from memprobe.files import read_valid
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.verdicts import holm, verdict
-from training.parts import read_toml
+from training.settings import read_toml
 
 HERE = Path(__file__).parent
 CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"

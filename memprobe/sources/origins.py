@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memprobe.errors import MemprobeError, among
+from memprobe.files import sha256_of
 from memprobe.sources.catalogue import Dataset, Split
 from memprobe.sources.rows import BadRows, Row, read_rows
 
@@ -125,11 +125,7 @@ def file_revision(path: Path) -> str:
     Raises:
         MemprobeError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
+    return f"sha256:{sha256_of(path)[:16]}"
 
 
 def _hub_id(dataset: Dataset) -> str:

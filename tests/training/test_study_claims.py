@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from memprobe.errors import MemprobeError
-from training.study.claims import BOOK, Book, claims, read_book, specification
+from training.study.claim_book import BOOK, Book, read_book
+from training.study.claims import claims, specification
 from training.study.collect import Results
 
 BOTH = ("own", "base-readout")
@@ -67,7 +68,7 @@ def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Results:
 def book(*claims: dict, readings=((10, "first"),)) -> Book:
     base = {"family": "f", "says": "", "about": "difference", "side": "above", "statistic": "exact"}
     return Book(
-        schema_=1,
+        schema=1,
         readings=[{"k": k, "token": token} for k, token in readings],
         families={"f": "", "g": ""},
         claims=[{"against": "naive", **base, **claim} for claim in claims],
@@ -273,8 +274,8 @@ def test_gradients_count_arms():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("schema = 2", "schema_"),
-        ("no toml", "cannot be read"),
+        ("schema = 2", "schema"),
+        ("no toml", "is not TOML"),
         ("schema = 1\nreadings = []\nclaims = []\n[families]", "no reading"),
         (
             'schema = 1\nreadings = [{k = 1, token = "all"}]\n[families]\n[[claims]]\nname = "x"\nfamily = "f"\n'

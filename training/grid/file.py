@@ -9,13 +9,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from memprobe.errors import MemprobeError, among
-from training.parts import Part, read_toml, validated
+from training.settings import Settings, read_toml, validated
 
 Scalar = int | float | str
 Redraw = Literal["nothing", "later", "all"]
 
 
-class Block(Part):
+class Block(Settings):
     """Cells that belong together: chains of stages × axes × seeds × arms.
 
     Attributes:
@@ -32,7 +32,7 @@ class Block(Part):
     redraw: Redraw | None = None
 
 
-class Grid(Part):
+class Grid(Settings):
     """A grid file.
 
     Attributes:

@@ -17,9 +17,9 @@ from memprobe.factoids import Factoid
 from memprobe.probe_joining import join_probe
 from memprobe.probes import RUN, read_run
 from memprobe.sources import subset
-from training.data import Prepared
 from training.grid.cells import Cell
 from training.memory import Memory
+from training.prepared import Prepared
 from training.run_log import RunLog
 
 if TYPE_CHECKING:

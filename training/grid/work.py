@@ -20,7 +20,7 @@ from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, METRICS, RECIPE, STATE, EvaluationFile, ManifestFile
-from training.data import Prepared, prepare
+from training.data import prepare
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
@@ -28,6 +28,7 @@ from training.grid.file import Grid
 from training.grid.probing import join_cell, probe_cell
 from training.measures import shares_learned
 from training.memory import Memory
+from training.prepared import Prepared
 from training.recipe import to_toml
 from training.run_log import RunLog
 from training.stopping import Stopped

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from memprobe.errors import among
-from training.parts import Part
+from training.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from training.batches import MicroBatch
 
 
-class Penalty(Part):
+class Penalty(Settings):
     """What a recipe says of a penalty.
 
     Attributes:

@@ -10,9 +10,10 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures import write_figures
+from memprobe.figures.drawings import Drawing, of_retention
 from memprobe.figures.runs import NAMES
 from memprobe.figures.tables import log2_ratio
-from memprobe.figures.writing import Drawing, of_retention, write_figure
+from memprobe.figures.writing import write_figure
 from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
 
 OF_PROBES = ("lof", "differences")

@@ -1,9 +1,11 @@
-"""Parts of a TOML file (a recipe, a grid) as pydantic models: unknown keys and values of the wrong kind are refused."""
+"""TOML files (a recipe, a grid) as pydantic models and back: unknown keys and values of the wrong kind are refused."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,7 +16,7 @@ from memprobe.errors import MemprobeError, among
 Validated = TypeVar("Validated", bound=BaseModel)
 
 
-class Part(BaseModel):
+class Settings(BaseModel):
     """A table of a file. ``true`` is no number and ``"3"`` is none either, though pydantic would read them as such."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -57,21 +59,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MemprobeError(f"{path}: is not TOML ({error})") from error
 
 
-def validated(part: type[Validated], data: dict[str, Any], where: str) -> Validated:
+def validated(table: type[Validated], data: dict[str, Any], where: str) -> Validated:
     """Plain data as a pydantic model.
 
     Raises:
         MemprobeError: with ``where``, the key and what is wrong with it.
     """
     try:
-        return part.model_validate(data)
+        return table.model_validate(data)
     except MemprobeError as error:
         raise MemprobeError(f"{where}: {error}") from error
     except ValidationError as error:
         found = error.errors()
         # A list with a broken item is also reported as too short, which says nothing.
         found = [problem for problem in found if problem["type"] != "too_short"] or found
-        problems = [f"{_key(problem['loc'])}{_told(problem, part)}" for problem in found]
+        problems = [f"{_key(problem['loc'])}{_problem(problem, table)}" for problem in found]
         more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:3])})" if len(problems) > 1 else ""
         raise MemprobeError(f"{where}: {problems[0]}{more}") from error
 
@@ -82,10 +84,10 @@ def _key(loc: tuple[int | str, ...]) -> str:
     return ".".join(parts) + ": " if parts else ""
 
 
-def _told(problem: Any, part: type[BaseModel]) -> str:
+def _problem(problem: Any, table: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         *above, key = problem["loc"]
-        known = _keys(part, above)
+        known = _keys(table, above)
         return f"unknown key; {among(key, known, before='there are')}" if known else "unknown key"
     if problem["type"] == "missing":
         return "missing"
@@ -94,12 +96,74 @@ def _told(problem: Any, part: type[BaseModel]) -> str:
     return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
 
 
-def _keys(part: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+def _keys(table: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
     """The keys of the table at ``loc``; none where the file's schema alone does not say which table that is."""
-    tables = [part]
+    tables = [table]
     for step in loc:
         if isinstance(step, str):
             fields = [table.model_fields[step] for table in tables if step in table.model_fields]
             kinds = [kind for field in fields for kind in _kinds(field.annotation)]
             tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     return [field.alias or name for table in tables for name, field in table.model_fields.items()]
+
+
+# ---------------------------------------------------------------------------------------------- TOML out
+
+
+def toml_text(data: dict[str, Any]) -> str:
+    """Plain data as TOML; reading it gives the same data."""
+    lines: list[str] = []
+    _add_table(data, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _add_table(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, dict) and not _is_tables(value):
+            lines.append(f"{key} = {_toml(value)}")
+    for key, value in table.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, dict):
+            lines += ["", f"[{name}]"]
+            _add_table(value, name, lines)
+        elif _is_tables(value):
+            for item in value:
+                lines += ["", f"[[{name}]]"]
+                _add_table(item, name, lines)
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: its strings, numbers, booleans and lists are written as in JSON."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def changes(old: Any, new: Any, key: str = "") -> list[str]:
+    """Keys in which plain data differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in dict.fromkeys([*old, *new])
+            for line in changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True), 1)
+        return [line for number, (one, other) in pairs for line in changes(one, other, f"{key}.{number}")]
+    return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Puts a key of the file before the message of an error."""
+    try:
+        yield
+    except MemprobeError as error:
+        raise MemprobeError(f"{key}: {error}") from error

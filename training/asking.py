@@ -1,0 +1,118 @@
+"""What the base model knows before stage 1: rows are chosen by its answers, which are asked for once.
+
+Its answers are files in a folder that runs may share, named by what was asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid, factoids_hash
+from memprobe.files import read_json, write_json
+from memprobe.sources import load, subset
+from memprobe.sources.kinds import AnyRow
+from training.prepared import StageData
+from training.recipe import Recipe, Stage, Unknown
+from training.settings import under_key
+
+if TYPE_CHECKING:
+    from memprobe.models import LensModel
+
+_ASKED_AT_ONCE = 256
+
+
+def unknown_rows(
+    recipe: Recipe,
+    stage: Stage,
+    candidates: Sequence[AnyRow],
+    asked: Path,
+    base: Callable[[], LensModel],
+    say: Callable[[str], None],
+) -> tuple[list[AnyRow], list[Factoid]]:
+    """Asks the base model, some at a time, until there are n factoids that it does not know."""
+    assert stage.unknown is not None
+    seed = recipe.own_rows_seed(stage)
+    order = subset(candidates, len(candidates), seed, stage.data)
+    unknown: list[AnyRow] = []
+    known: list[Factoid] = []
+    at_once = _ASKED_AT_ONCE if stage.n is None else max(32, min(_ASKED_AT_ONCE, 2 * stage.n), stage.n)
+    for start in range(0, len(order), at_once):
+        if stage.n is not None and len(unknown) >= stage.n:
+            break
+        some = [row for row in order[start : start + at_once] if isinstance(row, Factoid)]
+        answers = _answered(base, some, asked, recipe, stage.unknown, seed)
+        for factoid, knows in zip(some, answers, strict=True):
+            (known if knows else unknown).append(factoid)
+        say(f"{stage.name}: asked {start + len(some)} factoids, {len(known)} are known to the base model")
+    if stage.n is not None and len(unknown) < stage.n:
+        raise MemprobeError(
+            f"{stage.data}: the base model does not know {len(unknown)} of {len(order)}, and n is {stage.n}"
+        )
+    return unknown[: stage.n], known
+
+
+def _answered(
+    base: Callable[[], LensModel],
+    factoids: list[Factoid],
+    asked: Path,
+    recipe: Recipe,
+    how: Unknown,
+    seed: int,
+) -> list[bool]:
+    """Whether the base model answers each of these factoids; its answers are kept by what was asked."""
+    from filelock import FileLock
+
+    from memprobe.filter import ask
+
+    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, seed)
+    journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
+    whole = journal.with_suffix(".json")
+    if not whole.exists():
+        asked.mkdir(parents=True, exist_ok=True)
+        with FileLock(journal.with_suffix(".lock")):  # another run may be asking the same
+            if not whole.exists():
+                answers = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=seed)
+                write_json([one.verdict.alias_match for one in answers], whole)
+    answered = read_json(whole)
+    if not isinstance(answered, list) or [type(one) for one in answered] != [bool] * len(factoids):
+        raise MemprobeError(
+            f"{whole}: does not say of each of {len(factoids)} factoids whether it is known; delete it"
+        )
+    return answered
+
+
+def known_facts(
+    recipe: Recipe,
+    stages: Sequence[StageData],
+    asked: Path,
+    base: Callable[[], LensModel],
+    data_dir: Path | None,
+    say: Callable[[str], None],
+) -> list[Factoid]:
+    """Facts that the base model answers and that no stage trains on."""
+    limit = recipe.evaluate.known
+    if not limit:
+        return []
+    trained = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
+    with under_key("evaluate.known_source"):
+        loaded = load(
+            recipe.evaluate.known_source,
+            "factoids",
+            seed=recipe.rows_seed,
+            data_dir=data_dir,
+            without=trained,
+        )
+    factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
+    known: list[Factoid] = []
+    for start in range(0, len(factoids), _ASKED_AT_ONCE):
+        some = factoids[start : start + _ASKED_AT_ONCE]
+        answers = _answered(base, some, asked, recipe, Unknown(), recipe.rows_seed)
+        known += [factoid for factoid, knows in zip(some, answers, strict=True) if knows]
+        if len(known) >= limit:
+            break
+    say(f"the base model knows {len(known[:limit])} facts of {recipe.evaluate.known_source} to watch")
+    return known[:limit]

@@ -1,0 +1,110 @@
+"""The rows of a run, as they are chosen before anything is trained and kept in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.files import first_line
+from memprobe.sources.kinds import AnyRow, Text
+from training.row_files import tagged, untagged
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """What one stage trains on.
+
+    Attributes:
+        rows: the stage's own.
+        held_out: for tasks and texts, rows to evaluate on.
+        mixing: rows of each mixing source, in the recipe's order.
+        origins: where ``rows`` and each of ``mixing`` came from.
+        counts: what was read and left out of ``rows``.
+        known: of the rows asked for the unknown-to-base filter, those that the base model answers.
+    """
+
+    rows: list[AnyRow]
+    held_out: list[AnyRow]
+    mixing: list[list[AnyRow]]
+    origins: list[dict[str, Any]]
+    counts: dict[str, int]
+    known: list[Factoid]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The rows of a whole run: its stages', facts known before stage 1, and held-out text."""
+
+    stages: list[StageData]
+    known: list[Factoid]
+    texts: list[Text]
+
+
+def to_json(prepared: Prepared) -> dict[str, Any]:
+    """The rows of a run as plain data."""
+    return {
+        "stages": [
+            {
+                "rows": [tagged(row) for row in data.rows],
+                "held_out": [tagged(row) for row in data.held_out],
+                "mixing": [[tagged(row) for row in rows] for rows in data.mixing],
+                "origins": data.origins,
+                "counts": data.counts,
+                "known": [tagged(row) for row in data.known],
+            }
+            for data in prepared.stages
+        ],
+        "known": [tagged(row) for row in prepared.known],
+        "texts": [tagged(row) for row in prepared.texts],
+    }
+
+
+class PreparedFile(BaseModel):
+    """``.prepared.json``: the rows of a run, and the recipe that they were drawn for."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    recipe: str
+    stages: list[dict[str, Any]]
+    known: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+
+
+def from_json(data: dict[str, Any], path: Path) -> Prepared:
+    """The rows of a run from plain data, read from ``path``.
+
+    Raises:
+        MemprobeError: they are not as :func:`to_json` wrote them.
+    """
+    try:
+        return _stages(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MemprobeError(
+            f"{path}: not as training wrote it ({type(error).__name__}: {first_line(error)}); delete it"
+        ) from error
+
+
+def _stages(data: dict[str, Any]) -> Prepared:
+    stages = [
+        StageData(
+            [untagged(row) for row in stage["rows"]],
+            [untagged(row) for row in stage["held_out"]],
+            [[untagged(row) for row in rows] for rows in stage["mixing"]],
+            stage["origins"],
+            stage["counts"],
+            _factoids(stage["known"]),
+        )
+        for stage in data["stages"]
+    ]
+    texts = [row for row in map(untagged, data["texts"]) if isinstance(row, Text)]
+    return Prepared(stages, _factoids(data["known"]), texts)
+
+
+def _factoids(rows: Iterable[dict[str, Any]]) -> list[Factoid]:
+    return [row for row in map(untagged, rows) if isinstance(row, Factoid)]

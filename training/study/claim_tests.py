@@ -1,0 +1,263 @@
+"""Each claim as tests: one per arm and reading, with what each lens says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from memprobe.arms import Arm
+from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
+from memprobe.statistics.latent import ratio_over_seeds
+from memprobe.statistics.margins import GIVEN_MARGIN
+from memprobe.statistics.verdicts import is_inert
+from training.study.claim_book import NET, OWN, Book, Claim, Reading
+from training.study.collect import NAIVE, Results
+from training.study.tables import spread
+
+
+@dataclass
+class LensSays:
+    """What one lens says."""
+
+    lens: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclass
+class Test:
+    """One claim about one arm in one reading."""
+
+    claim: Claim
+    setup: str
+    arm: str
+    against: str
+    stage: int | None
+    reading: Reading | None
+    parts: list[LensSays]
+    seeds: int
+    in_common: str = ""
+    detectable: float | None = None
+    why: str = ""
+    beside: str = ""
+    p_family: float | None = field(default=None)
+
+    @property
+    def p(self) -> float | None:
+        """Of a claim that all lenses must carry: the largest of theirs."""
+        known = [part.p for part in self.parts if part.p is not None]
+        return max(known) if len(known) == len(self.parts) and known else None
+
+
+def finite(value: float | None) -> float | None:
+    """A number that is one, for a table."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def tests_of(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    """A claim about every arm that it is about, in every reading of the book."""
+    of = {
+        "mean": _means,
+        "difference": _differences,
+        "kept": _kept,
+        "spread": _spread,
+        "gradients": _gradients,
+    }
+    yield from of[claim.about](claim, results, book)
+
+
+def _about(claim: Claim, text: str) -> bool:
+    """Whether the claim is about this arm."""
+    arm = Arm.of(text)
+    if arm.is_naive or arm.is_control:
+        return claim.arms == "naive" and arm.is_naive
+    mixing = arm.mixes and not arm.sees_again
+    return claim.arms == "every" or claim.arms == ("mixing" if mixing else "not mixing")
+
+
+def _readings(claim: Claim, book: Book) -> Sequence[Reading | None]:
+    """Retention and the log-probability of whole answers do not depend on the reading."""
+    return [None] if claim.statistic in ("exact", "log_prob_full") else book.readings
+
+
+def _stages(claim: Claim, table: pl.DataFrame) -> pl.DataFrame:
+    stage = pl.col("stage")
+    table = table.with_columns(stage.cast(pl.Int64))
+    if claim.stages == "last":
+        return table.filter(stage == stage.max().over("setup"))
+    return table.filter(stage == 1) if claim.stages == "first" else table
+
+
+def _in(table: pl.DataFrame, reading: Reading | None, book: Book) -> pl.DataFrame:
+    at = reading or book.readings[0]
+    return table.filter(pl.col("k") == at.k, pl.col("token") == at.token)
+
+
+def _means(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    if not len(results.arms):
+        return
+    for reading in _readings(claim, book):
+        rows = _stages(claim, _in(results.arms, reading, book)).filter(statistic=claim.statistic, readout=OWN)
+        for row in rows.iter_rows(named=True):
+            if _about(claim, row["arm"]):
+                mean, low, high = (
+                    None if row[name] is None else row[name] - claim.threshold
+                    for name in ("mean", "low", "high")
+                )
+                part = LensSays(OWN, mean, low, high, None)
+                yield Test(claim, row["setup"], row["arm"], "", row["stage"], reading, [part], row["seeds"])
+
+
+def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    if not len(results.differences):
+        return
+    idle = _idle(results.cells)
+    for reading in _readings(claim, book):
+        rows = _stages(claim, _in(results.differences, reading, book))
+        for key, group in rows.group_by("setup", "arm", "reference", "stage", maintain_order=True):
+            setup, arm, reference, stage = str(key[0]), str(key[1]), str(key[2]), int(key[3])  # type: ignore[arg-type]
+            if not _about(claim, arm) or (claim.against == "naive") != (reference == NAIVE):
+                continue
+            # What replay keeps is asked of the facts that it does not show again, where that is known.
+            unseen = group.filter(statistic="exact_unseen") if claim.statistic == "exact" else group.clear()
+            of = unseen if len(unseen) else group.filter(statistic=claim.statistic)
+            own = of.filter(readout=OWN)
+            if not len(own):
+                continue
+            first = own.row(0, named=True)
+            parts = [_part(lens, of, group, claim) for lens in claim.lenses]
+            beside = ""
+            if claim.statistic == "log_prob_full":
+                beside = _beside(group.filter(statistic=GIVEN_MARGIN, readout=OWN))
+            why = idle.get((setup, arm), "") or _untold(parts, min(first["seeds"], first["reference_seeds"]))
+            yield Test(
+                claim,
+                setup,
+                arm,
+                reference,
+                stage,
+                reading,
+                parts,
+                first["seeds"],
+                first["in_common"] or "",
+                first["detectable"],
+                why,
+                beside,
+            )
+
+
+def _beside(given: pl.DataFrame) -> str:
+    """The same difference given the margin, where that is known."""
+    for row in given.drop_nulls("low").iter_rows(named=True):
+        edges = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        return f"given the margin after stage 1: {row['difference']:+.3f} {edges}"
+    return ""
+
+
+def _part(lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim) -> LensSays:
+    """One lens of a table with a row per statistic and readout; net is a statistic of the own readout."""
+    net = every.filter(statistic=f"{claim.statistic}_net", readout=OWN)
+    found = net if lens == NET else rows.filter(readout=lens)
+    if not len(found):
+        return LensSays(lens, None, None, None, None)
+    row = found.row(0, named=True)
+    return LensSays(lens, row["difference"], row["low"], row["high"], row["p"])
+
+
+def _untold(parts: list[LensSays], seeds: int) -> str:
+    """Why there is no interval, if so."""
+    without = [part.lens for part in parts if part.low is None]
+    if not without:
+        return ""
+    if seeds < MIN_SEEDS:
+        return f"fewer than {MIN_SEEDS} seeds"
+    missing = [part.lens for part in parts if part.estimate is None]
+    if missing:
+        return f"not read in: {', '.join(missing)}"
+    return f"nothing scatters in: {', '.join(without)}"
+
+
+def _kept(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    if not len(results.kept):
+        return
+    for reading in _readings(claim, book):
+        rows = _stages(claim, _in(results.kept, reading, book))
+        for key, group in rows.group_by("setup", "arm", "stage", maintain_order=True):
+            setup, arm, stage = str(key[0]), str(key[1]), int(key[2])  # type: ignore[arg-type]
+            own = group.filter(statistic=claim.statistic, readout=OWN)
+            if not len(own):
+                continue
+            first = own.row(0, named=True)
+            parts = [
+                _part(lens, group.filter(statistic=claim.statistic), group, claim) for lens in claim.lenses
+            ]
+            why = _untold(parts, first["seeds"])
+            yield Test(
+                claim, setup, arm, "", stage, reading, parts, first["seeds"], "", first["detectable"], why
+            )
+
+
+def _spread(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    table = spread(results)
+    if not len(table):
+        return
+    for reading in book.readings:
+        rows = _stages(claim, _in(table, reading, book))
+        for key, group in rows.group_by("setup", "arm", "stage", maintain_order=True):
+            setup, arm, stage = str(key[0]), str(key[1]), int(key[2])  # type: ignore[arg-type]
+            if not _about(claim, arm):
+                continue
+            parts, fewest, reasons = [], 10**9, []
+            for lens in claim.lenses:
+                of = group.filter(readout=lens)
+                known = of.filter(pl.col("ratio").is_not_null())
+                found = ratio_over_seeds(known["ratio"].log().to_list(), known["error"].to_list())
+                fewest = min(fewest, found.seeds)
+                reasons += of.filter(pl.col("why") != "")["why"].to_list()
+                estimate, low, high, p = (finite(value) for value in found[:4])
+                parts.append(LensSays(lens, estimate, low, high, p))
+            why = ""
+            if fewest < MIN_SEEDS:
+                why = f"not estimable: {reasons[0]}" if reasons else f"fewer than {MIN_SEEDS} seeds"
+            yield Test(claim, setup, arm, NAIVE, stage, reading, parts, fewest, why=why)
+
+
+def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    del book
+    known = results.cells.filter(
+        pl.col("learned"), pl.col("plain_last"), pl.col("cosine_start").is_not_null()
+    )
+    for (setup,), group in known.group_by("setup", maintain_order=True):
+        found = clustered_rank_correlation(
+            group["cosine_start"].to_numpy(), group["retention"].to_numpy(), group["arm"].to_numpy()
+        )
+        why = (
+            "" if found.clusters >= MIN_CLUSTERS else f"fewer than {MIN_CLUSTERS} arms end in plain training"
+        )
+        if not why and found.least_p > 0.05:
+            why = f"no order of {found.clusters} arms is unlikely enough"
+        # A permutation test has no interval: on one side of 0 where it rejects, on both where it does not.
+        sure = not np.isnan(found.p) and found.p < 0.05
+        edges = (found.rho, found.rho) if sure else (-1.0, 1.0)
+        part = LensSays(OWN, finite(found.rho), *edges, finite(found.p))
+        yield Test(claim, str(setup), "", "", None, None, [part], len(group), why=why)
+
+
+def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:
+    """Arms that did nothing: those that moved the weights as far as naive training did."""
+    found = {}
+    learned = cells.filter("learned")
+    naive = learned.filter(pl.col("arm_text") == NAIVE).select("setup", "seed", naive="weight_change")
+    for (setup, arm), group in learned.filter(pl.col("arm_text") != NAIVE).group_by(
+        "setup", "arm_text", maintain_order=True
+    ):
+        both = group.join(naive, on=["setup", "seed"], how="inner").sort("seed")
+        if is_inert(both["weight_change"].to_list(), both["naive"].to_list()):
+            found[str(setup), str(arm)] = "inert: it moved the weights as far as naive training did"
+    return found
