@@ -79,3 +79,13 @@ def test_memprobe_never_imports_training(sources):
     for name, others in graph.items():
         if name.split(".")[0] == "memprobe":
             assert not [other for other in others if other.split(".")[0] == "training"], name
+
+
+def test_no_module_is_so_long_that_it_is_two():
+    tops = ("memprobe", "training", "analyses")
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for top in tops
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert {path: n for path, n in lines.items() if n > 450} == {}

@@ -16,10 +16,10 @@ from analyses.instruments.__main__ import HERE
 from analyses.instruments.evidence import directional, metered
 from analyses.instruments.instruments import Verdict, all_instruments, by_part, cost_of, largest
 from analyses.instruments.marking import among_sets, marked, rank_of
-from analyses.instruments.plan import Planting, cells_of, parse_plan, read_plan
+from analyses.instruments.plan import Options, Planting, cells_of, parse_plan, read_plan
 from analyses.instruments.planting import Plant, Planted, drawn_away
 from analyses.instruments.small import write_small
-from analyses.instruments.work import Options, run
+from analyses.instruments.work import run
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
 from memprobe.grafts import Graft

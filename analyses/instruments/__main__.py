@@ -66,8 +66,9 @@ def run_(
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but in OUT/log.txt.")] = False,
 ) -> None:
     """Plants, verifies, and asks every instrument: resumable, in as many processes as wanted."""
-    from analyses.instruments.plan import read_plan
-    from analyses.instruments.work import KINDS, Options, run
+    from analyses.instruments.lenses import KINDS
+    from analyses.instruments.plan import Options, read_plan
+    from analyses.instruments.work import run
 
     until = None if minutes is None else time.time() + 60 * minutes
     out = out or Path("runs/instruments") / plan.stem

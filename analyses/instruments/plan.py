@@ -232,3 +232,21 @@ def cells_of(plan: PlanFile) -> list[Cell]:
                 for places in groups
             ]
     return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is worked on: what does not change its results.
+
+    Attributes:
+        lenses: by kind, a fitted lens.
+        until: the time (of ``time.time``) at which work stops.
+    """
+
+    out: Path
+    scratch: Path
+    data_dir: Path | None = None
+    device: str = "auto"
+    lenses: tuple[tuple[str, Path], ...] = ()
+    until: float | None = None
+    quiet: bool = False

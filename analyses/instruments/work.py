@@ -22,14 +22,14 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from analyses.instruments.plan import Cell, CellFile, PlanFile, PlanStored, cells_of
+from analyses.instruments.lenses import Lenses
+from analyses.instruments.plan import Cell, CellFile, Options, PlanFile, PlanStored, cells_of
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, replacing, write_json, write_parquet
 from training.run_log import RunLog
@@ -39,29 +39,10 @@ LOG = "log.txt"
 _POLL = 1.0
 _GRACE = 20.0
 """Seconds after the time limit in which processes may finish the step that they are in."""
-KINDS = ("linear", "tuned", "jacobian")
 
 
 class _OutOfTime(Exception):
     """The limit of this call is reached."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What does not change results.
-
-    Attributes:
-        lenses: by kind, a fitted lens.
-        until: the time (of ``time.time``) at which work stops.
-    """
-
-    out: Path
-    scratch: Path
-    data_dir: Path | None = None
-    device: str = "auto"
-    lenses: tuple[tuple[str, Path], ...] = ()
-    until: float | None = None
-    quiet: bool = False
 
 
 def run(plan: PlanFile, options: Options, *, workers: int = 1) -> list[str]:
@@ -161,7 +142,7 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
     broken: dict[str, str] = {}
     try:
         base = load(plan.base, device=options.device, dtype="float32")
-        lenses = _Lenses(plan, options, base, report, check)
+        lenses = Lenses(plan, options, base, report, check)
         lenses.fit_one(first_fit)
         cells = cells_of(plan)
         waiting = False
@@ -192,96 +173,6 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
     return list(broken.values())
 
 
-class _Lenses:
-    """Fitted lenses: given, or fitted to the base by whichever process comes first."""
-
-    def __init__(
-        self, plan: PlanFile, options: Options, base: Any, report: RunLog, check: Callable[[], None]
-    ):
-        self.plan, self.options, self.base, self.report, self.check = plan, options, base, report, check
-        self.given = dict(options.lenses)
-        tokens = {kind: getattr(plan.fits, kind) for kind in KINDS}
-        self.kinds = [kind for kind in KINDS if kind in self.given or tokens[kind]]
-        self.files: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}
-
-    def fit_one(self, number: int) -> None:
-        """Begins with one of the lenses, unless another process has it; one that fails is told where it is asked for.
-
-        Raises:
-            MemprobeError: what it takes is missing, such as the texts.
-        """
-        fitted = [kind for kind in self.kinds if kind not in self.given]
-        if number < len(fitted):
-            try:
-                self._fit(fitted[number])
-            except RuntimeError as error:
-                self._give_up(fitted[number], error)
-
-    def _give_up(self, kind: str, error: RuntimeError) -> None:
-        self.failed[kind] = f"the {kind} lens could not be fitted ({first_line(error)})"
-        self.report.say(f"{kind} lens: {''.join(traceback.format_exception(error))}")
-
-    def by_kind(self) -> dict[Any, Callable[[], Any]]:
-        """What gives each lens; it may have to wait for it."""
-        return {kind: partial(self._read, kind) for kind in self.kinds}
-
-    def _read(self, kind: str) -> Any:
-        from memprobe.lens_files import read_lens
-
-        if kind in self.failed:
-            raise MemprobeError(self.failed[kind])
-        if kind not in self.files:
-            try:
-                path = self.given.get(kind) or self._fit(kind)
-            except RuntimeError as error:
-                self._give_up(kind, error)
-                raise MemprobeError(self.failed[kind]) from error
-            self.files[kind] = read_lens(path, kind)  # pyrefly: ignore[bad-argument-type]
-        return self.files[kind]
-
-    def _fit(self, kind: str) -> Path:
-        """Fits a lens, unless it is there; waits where another process is at it."""
-        from filelock import FileLock, Timeout
-
-        from memprobe.fitting import fit, load_texts, make_corpus
-
-        folder = self.options.scratch / "lenses" / kind
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        about = self.options.out / "lenses" / f"{kind}.json"
-        lock = FileLock(f"{folder}.lock", timeout=_POLL)
-        while True:
-            self.check()
-            try:
-                with lock:
-                    fits = self.plan.fits
-                    length = fits.jacobian_length if kind == "jacobian" else fits.length
-                    texts, origin = load_texts(fits.texts, length, data_dir=self.options.data_dir)
-                    corpus = make_corpus(
-                        self.base,
-                        texts,
-                        tokens=getattr(fits, kind),
-                        length=length,
-                        held_out=fits.held_out,
-                        origin=origin,
-                    )
-                    start = time.monotonic()
-                    found = fit(
-                        kind,  # pyrefly: ignore[bad-argument-type]
-                        self.base,
-                        corpus,
-                        folder,
-                        steps=fits.tuned_steps if kind == "tuned" else None,
-                        progress=lambda *_: self.check(),
-                    )
-                    if not about.exists():
-                        write_json(found, about)
-                        self.report.say(f"{kind} lens: fitted in {time.monotonic() - start:.0f} s")
-                    return folder
-            except Timeout:
-                continue
-
-
 class _Work:
     """One cell."""
 
@@ -291,7 +182,7 @@ class _Work:
         cell: Cell,
         options: Options,
         base: Any,
-        lenses: _Lenses,
+        lenses: Lenses,
         report: RunLog,
         check: Callable[[], None],
     ):
