@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
+from memprobe.locks import one_process
 from memprobe.parquet import mark_of
 from memprobe.patches import FOLDER, open_patches, read_rows
 from memprobe.records import PATCHES, factoids_frame
@@ -143,28 +144,12 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         MemprobeError: another process patches into it, it holds other files, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     known = (FOLDER, "factoids.parquet", "patches.html", "patches.json")
     mine = not out.exists() or (out / "run.json").exists()
     if not mine and (not out.is_dir() or any(not _is_ours(file, known) for file in out.iterdir())):
         raise MemprobeError(f"{out}: exists and holds no patches; use another --out")
-    lock = FileLock(out / FOLDER / ".lock", timeout=0)
-    try:
-        (out / FOLDER).mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise MemprobeError(f"{out}: another process is patching here; wait for it, or give --out") from error
-    except OSError as error:
-        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
+    with one_process(out, "patching", lock=f"{FOLDER}/.lock"):
         yield
-    finally:
-        lock.release()
-        with suppress(OSError):
-            (out / FOLDER / ".lock").unlink()
-            (out / FOLDER).rmdir()  # where nothing came of it
-            out.rmdir()
 
 
 def _is_ours(file: Path, known: Sequence[str]) -> bool:

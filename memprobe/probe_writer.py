@@ -26,6 +26,7 @@ from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
+from memprobe.locks import one_process
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
     FACTOIDS_FILE,
@@ -65,28 +66,11 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         MemprobeError: another process probes into it, it holds other files, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     _refuse_other_files(out)
-    lock = FileLock(out / LOCK, timeout=0, is_singleton=True)
-    outermost = not lock.is_locked
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise MemprobeError(f"{out}: another process is probing here; wait for it, or give --out") from error
-    except OSError as error:
-        raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        if outermost:
+    with one_process(out, "probing", lock=LOCK) as first:
+        if first:
             _remove_leftovers(out)
         yield
-    finally:
-        if outermost:
-            with suppress(OSError):  # Windows keeps a file that is open
-                (out / LOCK).unlink()
-                out.rmdir()  # where nothing came of it
-        lock.release()
 
 
 def _remove_leftovers(out: Path) -> None:

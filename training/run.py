@@ -19,6 +19,7 @@ What starts with a dot is state, and goes when it is no longer needed. ``evaluat
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, read_valid, write_json, write_text
+from memprobe.locks import one_process
 from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
 from training.checkpoint import check_causal
@@ -72,41 +74,28 @@ def run(
     """
     import torch
     from accelerate import PartialState
-    from filelock import FileLock, Timeout
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar for the stage is enough
     logging.set_verbosity_error()  # a tied unembedding is no missing weight
     # The others wait while the first process asks and evaluates.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    lock = FileLock(out / ".lock", timeout=0)
-    if state.is_main_process:
+    alone = one_process(out, "training") if state.is_main_process else nullcontext()
+    with alone:
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise MemprobeError(
-                f"{out}: another process is training here; wait for it, or give --out"
-            ) from error
+            deleted = state.is_main_process and fresh and delete_run(out)
+            main = state.is_main_process
+            report = RunLog(out / LOG if main else None, quiet=quiet or not main)
+            if main and not deleted:
+                check_directory(recipe, out)
+            base = resolve(recipe.base)
+            check_causal(base)
+            context = RunContext(recipe, out, state, report, memory or Memory(state.device), base)
+            return _train(context, data_dir, asked or out / ASKED)
         except OSError as error:
-            raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        deleted = state.is_main_process and fresh and delete_run(out)
-        main = state.is_main_process
-        report = RunLog(out / LOG if main else None, quiet=quiet or not main)
-        if main and not deleted:
-            check_directory(recipe, out)
-        base = resolve(recipe.base)
-        check_causal(base)
-        context = RunContext(recipe, out, state, report, memory or Memory(state.device), base)
-        return _train(context, data_dir, asked or out / ASKED)
-    except OSError as error:
-        raise MemprobeError(
-            f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
-        ) from error
-    finally:
-        if lock.is_locked:
-            lock.release()
+            raise MemprobeError(
+                f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
+            ) from error
 
 
 def _train(context: RunContext, data_dir: Path | None, asked: Path) -> Path:

@@ -32,6 +32,7 @@ from analyses.instruments.lenses import Lenses
 from analyses.instruments.plan import Cell, CellFile, Options, PlanFile, PlanStored, cells_of
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, replacing, write_json, write_parquet
+from memprobe.locks import held
 from training.run_log import RunLog
 
 SCHEMA = 1
@@ -129,8 +130,6 @@ def is_finished(out: Path, cell: Cell) -> bool:
 
 def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
     """Works on cells in this process, beside others that do the same; see :func:`run`."""
-    from filelock import FileLock, Timeout
-
     from memprobe.models import load
 
     report = RunLog(options.out / LOG, quiet=options.quiet)
@@ -151,16 +150,15 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
         ]:
             check()
             for cell in left:
-                lock = FileLock(options.out / ".claims" / f"{cell.name}.lock", timeout=0)
-                try:
-                    with lock:
+                with held(options.out / ".claims" / f"{cell.name}.lock") as mine:
+                    if not mine:
+                        continue
+                    try:
                         if not is_finished(options.out, cell):
                             _Work(plan, cell, options, base, lenses, report, check).finish()
-                except Timeout:
-                    continue
-                except MemprobeError as error:
-                    broken[cell.name] = f"{cell.name}: {error}"
-                    report.say(broken[cell.name])
+                    except MemprobeError as error:
+                        broken[cell.name] = f"{cell.name}: {error}"
+                        report.say(broken[cell.name])
                 waiting = False
                 break
             else:

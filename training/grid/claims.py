@@ -11,29 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from memprobe.errors import MemprobeError
+from memprobe.locks import held
 from training.grid.cells import Node
 
 
 class Taken(Exception):
     """Another process trains this stage or cell."""
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Whether the block holds a lock file: it does until it ends, unless another process has it."""
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -43,8 +26,8 @@ def only_command(out: Path) -> Iterator[None]:
     Raises:
         MemprobeError: another command is at this grid.
     """
-    with _held(out / ".lock") as held:
-        if not held:
+    with held(out / ".lock") as mine:
+        if not mine:
             raise MemprobeError(
                 f"{out}: another command is at this grid; wait for it, or give --out. --workers N trains N cells "
                 "beside each other here, --engine ray on many machines"
@@ -59,12 +42,12 @@ def claim(out: Path, node: Node) -> Iterator[None]:
     Raises:
         Taken: another worker holds it.
     """
-    with _held(out / ".claims" / f"{node.name}.lock") as held:
-        if not held:
+    with held(out / ".claims" / f"{node.name}.lock") as mine:
+        if not mine:
             raise Taken
         yield
 
 
 def base_alone(out: Path, setup: str) -> AbstractContextManager[bool]:
     """Whether this worker is the one that probes a set-up's base model; it is until the block ends."""
-    return _held(out / ".claims" / setup / ".base.lock")
+    return held(out / ".claims" / setup / ".base.lock")
