@@ -116,7 +116,7 @@ class Part:
                 f"arm: {self.name}: stages={given}: give numbers from 1 to {n}, as in stages=1,2"
             )
         if len(set(numbers)) < len(numbers):
-            raise MemprobeError(f"arm: {self.name}: stages={given}: a stage stands there twice")
+            raise MemprobeError(f"arm: {self.name}: stages={given}: names a stage twice")
         return tuple(sorted(map(int, numbers)))
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class Arm:
         """
         parts = tuple(_parsed(piece) for piece in _PLUS.split(text))
         if len(parts) > 1 and any(part.name == "none" for part in parts):
-            raise MemprobeError("arm: none goes with nothing else")
+            raise MemprobeError("arm: none cannot be combined with another arm")
         return cls(text, parts)
 
     @classmethod
@@ -235,7 +235,7 @@ def _parsed(piece: str) -> Part:
         raise MemprobeError(f"arm: {name}: no option {unknown[0]!r}; {instead}")
     for key in kind.needed:
         if key not in part.options:
-            raise MemprobeError(f"arm: {name}: name its {key}, as in {kind.example}")
+            raise MemprobeError(f"arm: {name}: give its {key}, as in {kind.example}")
     return part
 
 

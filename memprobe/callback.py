@@ -73,7 +73,7 @@ class ProbeCallback(TrainerCallback):
             MemprobeError: ``every`` is below 1, an unknown template, lens or position, or no factoids.
         """
         if every < 1:
-            raise MemprobeError(f"every={every}: probe every 1 step or more")
+            raise MemprobeError(f"every={every}: give a whole number of at least 1")
         if isinstance(factoids, str):
             factoids = load_factoids(factoids)
         if not factoids:

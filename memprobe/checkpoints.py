@@ -303,7 +303,7 @@ def _inspect(spec: str, label: str, path: Path, how: _How) -> Checkpoint:
         if len(ggufs) == 1:
             return Checkpoint(spec, label, path, "gguf", gguf_file=ggufs[0].name, manifest=manifest)
         many = f", and {len(ggufs)} GGUF files: name one" if ggufs else ""
-        raise MemprobeError(f"{path}: no config.json, so this is no Hugging Face checkpoint{many}")
+        raise MemprobeError(f"{path}: no config.json, so this is not a Hugging Face checkpoint{many}")
     check_config(path, safetensors)
     if safetensors:
         return Checkpoint(spec, label, path, "weights", manifest=manifest)
@@ -327,7 +327,7 @@ def _inspect_adapter(spec: str, label: str, path: Path, manifest: Manifest | Non
         _refuse_pickle(path, adapters.PICKLE, how)
     here = path.resolve()
     if here in how.above:
-        raise MemprobeError(f"{path}: the adapter is, in the end, its own base model")
+        raise MemprobeError(f"{path}: its chain of base models leads back to itself")
     base = _adapter_base(path, config, replace(how, above=(*how.above, here)))
     found = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest)
     own = Checkpoint(spec, label, path, "weights")  # as a folder with a tokenizer

@@ -59,7 +59,7 @@ def parse_engine(text: str, resources: str | None = None, storage: str | None = 
         MemprobeError: it names something else.
     """
     if text != RAY and not text.startswith(f"{RAY}://"):
-        raise MemprobeError(f"--engine {text}: ray, or ray://HOST:PORT")
+        raise MemprobeError(f"--engine {text}: give ray, or ray://HOST:PORT")
     told: dict[str, str] = {}
     for part in (resources or "").split(",") if resources else []:
         name, sign, value = (piece.strip() for piece in part.partition("="))
@@ -71,7 +71,7 @@ def parse_engine(text: str, resources: str | None = None, storage: str | None = 
     gpus, cpus = (_number(told.get(name), name) for name in ("gpus", "cpus"))
     actors = _number(told.get("actors"), "actors")
     if actors is not None and (actors < 1 or actors != int(actors)):
-        raise MemprobeError(f"--resources actors={told['actors']}: a whole number from 1")
+        raise MemprobeError(f"--resources actors={told['actors']}: give a whole number of at least 1")
     memory = bytes_of(told["memory"]) if "memory" in told else None
     return Engine(text, Resources(gpus, cpus, memory), None if actors is None else int(actors), storage)
 
@@ -80,7 +80,7 @@ def _number(text: str | None, name: str) -> float | None:
     if text is None:
         return None
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
-        raise MemprobeError(f"--resources {name}={text}: no number")
+        raise MemprobeError(f"--resources {name}={text}: give a number")
     return float(text)
 
 
@@ -92,7 +92,7 @@ def bytes_of(text: str) -> int:
     """
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise MemprobeError(f"memory {text}: a size such as 40GiB")
+        raise MemprobeError(f"memory {text}: give a size such as 40GiB")
     unit = (found[2] or "B").upper()
     scale = 1024 ** "BKMGT".index(unit[0]) if "I" in unit else _SCALE[unit[0]]
     return int(float(found[1]) * scale)

@@ -381,7 +381,7 @@ def hook_output(lens_model: LensModel, part: Part, depth: int, edit: Callable[[T
 
 def _check_place(lens_model: LensModel, part: Part, depth: int) -> None:
     if part not in PARTS:
-        raise MemprobeError(f"{part!r} is no part of a block; {among(part, PARTS)}")
+        raise MemprobeError(f"{part!r} is not a part of a block; {among(part, PARTS)}")
     if part == "residual":
         if not 0 <= depth <= lens_model.n_layers:
             raise MemprobeError(f"{lens_model.label}: has depths 0 to {lens_model.n_layers}, not {depth}")

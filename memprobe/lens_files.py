@@ -299,7 +299,7 @@ def _load_pickled(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of old pickle protocols
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise MemprobeError(f"{path}: torn, or holds pickled code, which memprobe does not run") from error
+        raise MemprobeError(f"{path}: damaged, or holds pickled code, which memprobe does not run") from error
     except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise MemprobeError(f"{path}: truncated or corrupt ({first_line(error)})") from error
     if not isinstance(loaded, dict):

@@ -206,9 +206,9 @@ def wrap(
     model = check_in_memory(_unwrapped(model), label)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not hasattr(getattr(model, "config", None), "get_text_config"):
-        raise MemprobeError(f"{label}: a {type(model).__name__} is no Hugging Face model")
+        raise MemprobeError(f"{label}: a {type(model).__name__} is not a Hugging Face model")
     if not hasattr(tokenizer, "encode"):
-        raise MemprobeError(f"{label}: a {type(tokenizer).__name__} is no Hugging Face tokenizer")
+        raise MemprobeError(f"{label}: a {type(tokenizer).__name__} is not a Hugging Face tokenizer")
     with evaluating(model):
         _check_finite(model, label)
         parent, listed = block_list(model, label)

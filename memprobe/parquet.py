@@ -62,7 +62,7 @@ def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
     if size != mark["bytes"]:
         raise MemprobeError(_changed(path, f"{size:,} bytes, not {mark['bytes']:,}"))
     if sha256_of(path) != mark["sha256"]:
-        raise MemprobeError(_changed(path, "its checksum is another"))
+        raise MemprobeError(_changed(path, "its checksum differs"))
     rows, columns = _shape(path)
     for name, found in (("rows", rows), ("columns", columns)):
         if found != mark[name]:

@@ -56,7 +56,7 @@ def pair_up(sources: Sequence[str], targets: Sequence[str], *, allow_pickle: boo
     if len(sources) != len(targets) and 1 not in (len(sources), len(targets)):
         raise MemprobeError(
             f"--from stands {len(sources)} times and --into {len(targets)} times; "
-            "give one of them once, or both as often"
+            "give one of them once, or both equally often"
         )
     known = {spec: resolve(spec, allow_pickle=allow_pickle) for spec in dict.fromkeys([*sources, *targets])}
     labels: dict[str, Checkpoint] = {}

@@ -138,7 +138,7 @@ def fitting_items(
         if ours != theirs:
             said = {"n_layers": "blocks", "d_model": "wide"}[name]
             raise MemprobeError(
-                f"{pair}: one has {ours} {said}, the other {theirs}; nothing can be put across"
+                f"{pair}: one has {ours} {said}, the other {theirs}; states cannot be moved between them"
             )
     ids = [factoid.id for factoid in factoids]
     if not ids:

@@ -147,7 +147,7 @@ def _refuse_other_lenses(found: Probe, wanted: Mapping[str, Any]) -> None:
     for name in wanted if found.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
         if ours[name] != theirs[name]:
             raise MemprobeError(
-                f"{found.path}: the lens {name!r} of this probe is another one than yours{_MEND}"
+                f"{found.path}: the lens {name!r} of this probe is not the one that you gave{_MEND}"
             )
 
 
@@ -180,11 +180,11 @@ def _short(value: Any) -> str:
 
 
 def _refuse_other_files(out: Path) -> None:
-    """Raises a MemprobeError for what exists and is no probe directory."""
+    """Raises a MemprobeError for what exists and is not a probe directory."""
     if (out / RUN).exists() or not out.exists():
         return
     if not out.is_dir() or any(not _unfinished(file) for file in out.iterdir()):
-        raise MemprobeError(f"{out}: exists and is no probe directory; use another --out")
+        raise MemprobeError(f"{out}: exists and is not a probe directory; use another --out")
 
 
 def _unfinished(file: Path) -> bool:

@@ -398,7 +398,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     if not (path / RUN).exists():
         raise MemprobeError(
-            f"{path}: no run.json, so this is no probe directory (memprobe layers --out makes one)"
+            f"{path}: no run.json, so this is not a probe directory (memprobe layers --out makes one)"
         )
     return read_run_file(path)
 

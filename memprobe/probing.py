@@ -405,7 +405,7 @@ def _named(
     for item in items:
         if not isinstance(item, str | Checkpoint | Deferred | LensModel):
             raise MemprobeError(
-                f"a {type(item).__name__} is no checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
+                f"a {type(item).__name__} is not a checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
             )
         if isinstance(item, str):
             found, told = find_all([item], defer=defer, **options)

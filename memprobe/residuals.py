@@ -169,7 +169,7 @@ def read_residuals(probe: str | Path, label: str) -> Residuals:
             schema = {"factoid": pl.String, "position": pl.String, "token": pl.Int16}
             parts.append(pl.DataFrame(columns | {"token": token}, schema=schema))
         except (KeyError, TypeError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
-            raise MemprobeError(f"{path}: its header says what it may not ({first_line(error)})") from error
+            raise MemprobeError(f"{path}: its header is not valid ({first_line(error)})") from error
     return Residuals(pl.concat(parts), entry["depths"], cat(values))
 
 

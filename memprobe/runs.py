@@ -215,7 +215,7 @@ class StageDirectory:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise MemprobeError(f"{path}, line {number}: no JSON ({first_line(error)})") from error
+                raise MemprobeError(f"{path}, line {number}: not JSON ({first_line(error)})") from error
             check_valid(entry, StepLine, f"{path}, line {number}")
             yield entry
 

@@ -145,7 +145,7 @@ def _unbrace(text: str) -> list[str]:
     elif "," in inside and all(part.strip() for part in inside.split(",")):
         choices = [part.strip() for part in inside.split(",")]
     else:
-        raise MemprobeError(f"--ckpt {text}: {{{inside}}} is no {{FIRST..LAST..BY}} and no {{a,b,c}}")
+        raise MemprobeError(f"--ckpt {text}: {{{inside}}} is neither {{FIRST..LAST..BY}} nor {{a,b,c}}")
     return [f"{text[: match.start()]}{choice}{text[match.end() :]}" for choice in choices]
 
 

@@ -39,7 +39,7 @@ def device_text(device: str, device_map: str | None, max_memory: str | None) -> 
             raise MemprobeError("--max-memory says how a model is split: give --device-map auto with it")
         return device
     if device_map != "auto":
-        raise MemprobeError(f"--device-map {device_map}: auto is the one there is")
+        raise MemprobeError(f"--device-map {device_map}: give auto")
     if device != "auto":
         raise MemprobeError("--device names one device, --device-map auto uses all: give one of the two")
     text = SPLIT if max_memory is None else f"{SPLIT}:{max_memory}"

@@ -300,7 +300,7 @@ def test_lens_prints_and_writes_a_page(cli, tiny_checkpoint, tmp_path):
         "The river of Oria is",
         "--answer",
         "Lunn",
-        "--tokens",
+        "--best",
         2,
         "--out",
         page,

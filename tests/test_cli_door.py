@@ -73,7 +73,7 @@ def test_show_prints_a_comparison_as_compare_did(cli, tiny_checkpoint, tmp_path)
 
 def test_show_names_what_it_cannot_show(cli, tiny_checkpoint, tmp_path):
     code, _, err = cli("show", tmp_path)
-    assert code == 2 and "no probe directory" in err
+    assert code == 2 and "not a probe directory" in err
     out = tmp_path / "probe"
     assert cli("layers", "--ckpt", tiny_checkpoint, "--n", 6, "--out", out)[0] == 0
     (out / "summary.json").unlink()

@@ -158,9 +158,9 @@ def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
     ("text", "resources", "said"),
     [
         ("dask", None, "--engine dask: ray, or ray://HOST:PORT"),
-        ("ray", "gpus=two", "gpus=two: no number"),
+        ("ray", "gpus=two", "gpus=two: give a number"),
         ("ray", "tpus=1", "write gpus=1,cpus=4,memory=40GiB"),
-        ("ray", "actors=0", "a whole number from 1"),
+        ("ray", "actors=0", "give a whole number of at least 1"),
         ("ray", "memory=much", "a size such as 40GiB"),
     ],
 )

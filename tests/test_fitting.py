@@ -363,7 +363,7 @@ def test_another_fit_in_the_way_is_one_line(tmp_path):
         fit("tuned", read, corpus, tmp_path / "fit")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(MemprobeError, match="no lens of memprobe fit"):
+    with pytest.raises(MemprobeError, match="not a lens of memprobe fit"):
         fit("linear", read, corpus, tmp_path / "mine")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "state.safetensors").write_bytes(b"torn")

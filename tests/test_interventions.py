@@ -229,7 +229,7 @@ def test_what_an_edit_was_is_json():
         (lambda d: Put(4, torch.ones(d)), "depths 0 to 3, not 4"),
         (lambda d: Put(0, torch.ones(d), part="attn"), "blocks 1 to 3, not 0"),
         (lambda d: Put(1, torch.ones(d + 1)), "states of width 33"),
-        (lambda d: Put(1, torch.ones(d), part="head"), "'head' is no part"),
+        (lambda d: Put(1, torch.ones(d), part="head"), "'head' is not a part"),
         (lambda d: Put(1, torch.ones(d), positions=[99]), "positions .99. are asked for"),
         (lambda d: Ablate(0), "not "),
         (lambda d: Ablate(7, "mlp"), "blocks 1 to 3, not 7"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from typer.main import get_command
@@ -56,6 +56,14 @@ def test_an_option_has_one_type_and_one_meaning(options, option):
     assert len({type_of(parameter) for _, parameter in found}) == 1, [name for name, _ in found]
     for name, parameter in found:
         assert (parameter.help or "").startswith(MEANS[option]), f"{name} {option}: {parameter.help}"
+
+
+def test_every_shared_option_has_one_type(options):
+    """One that may be repeated holds several of the same."""
+    for option, found in options.items():
+        kinds = {name: type_of(parameter) for name, parameter in found}
+        single = {get_args(kind)[0] if get_origin(kind) is list else kind for kind in kinds.values()}
+        assert len(single) == 1, (option, kinds)
 
 
 @pytest.mark.parametrize("option", ["--top-k", "--k", "--token"])

@@ -155,9 +155,10 @@ def test_pairs_of_arms_and_seeds_end_in_one_table(study, tmp_path, cli):
     assert tables["arm_curves"]["depth"].unique().sort().to_list() == list(range(N_LAYERS + 1))
     code, _, err = cli("patch", *given, *more, "--reference", "nobody")
     assert (
-        code == 2 and "--reference nobody: is no label of --from; choose naive-0.1, naive-1.1, kl-0.1" in err
+        code == 2
+        and "--reference nobody: is not a label of --from; choose naive-0.1, naive-1.1, kl-0.1" in err
     )
     # the label of a target is none of a source, and a spec is no label
     for given_as in ("naive-0.2", study / "naive-0" / "1-a"):
         code, _, err = cli("patch", *given, *more, "--reference", given_as)
-        assert code == 2 and "is no label of --from" in err and len(err.strip().splitlines()) == 1
+        assert code == 2 and "is not a label of --from" in err and len(err.strip().splitlines()) == 1

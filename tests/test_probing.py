@@ -239,7 +239,7 @@ def test_what_would_mix_two_probes_is_refused(two, tmp_path):
 @pytest.mark.parametrize("name", ["factoids.parquet", "thesis.tex", ".hidden"])
 def test_a_directory_with_other_files_is_left_alone(two, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(MemprobeError, match="no probe directory"):
+    with pytest.raises(MemprobeError, match="not a probe directory"):
         probe(two[:1], FACTS, tmp_path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
 

@@ -38,7 +38,7 @@ def test_braces_count_and_list():
     [
         ("o/n@{3..1}", "counts to nothing"),
         ("o/n@{1..9..0}", "counts to nothing"),
-        ("o/n@{x}", "is no {FIRST..LAST..BY}"),
+        ("o/n@{x}", "is neither {FIRST..LAST..BY}"),
         ("o/n@{1..99999}", "more than 10,000"),
         ("o/n@{1..200}{1..200}", "more than 10,000"),
         ("nowhere/check*", "no checkpoint matches"),

@@ -146,7 +146,7 @@ def test_what_is_damaged_missing_or_in_the_way_is_one_line(cli, hub, probe, tmp_
         (("pull", "nothing", "--out", back), "neither OWNER/NAME"),
         (("pull", "./nothing", "--out", back), "no such folder"),
         (("pull", "me/rivers", "--out", probe), "exists already"),
-        (("push", tmp_path, "me/x"), "no probe directory"),
+        (("push", tmp_path, "me/x"), "not a probe directory"),
         (("push", probe, "me/x@v1"), "revision of its own"),
     ):
         code, _, err = cli(*arguments)

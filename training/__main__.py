@@ -44,7 +44,7 @@ def run_(
     arm: Annotated[
         str | None,
         typer.Option(
-            help="What is done against forgetting, instead of the recipe's own, e.g. replay(ratio=0.1)."
+            help="What to do against forgetting, in place of the recipe's arm, e.g. replay(ratio=0.1)."
         ),
     ] = None,
     base: Annotated[
@@ -54,16 +54,16 @@ def run_(
     asked: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the base model's answers; runs that give the same one ask it once. "
+            help="Folder that keeps the base model's answers; runs that share it ask the base model once. "
             "[default: in the run directory, while it trains]",
             show_default=False,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that --out already holds.")] = False,
 ) -> None:
-    """Trains a recipe's stages, one checkpoint each.
+    """Trains the stages of a recipe; each becomes a checkpoint.
 
-    Killed at any moment, the same command goes on where it was. What is finished is probed with
+    If it is killed, the same command continues where it stopped. Probe what is finished with
     `memprobe layers --ckpt RUN` (its last stage) or `--ckpt RUN/1-NAME`.
 
     Examples:
@@ -106,8 +106,8 @@ def grid_(
         bool,
         typer.Option(
             "--power",
-            help="Only print which difference of retention the grid's seeds and facts can see, and how many "
-            "seeds smaller ones need, if its runs scatter as those of --scatter did.",
+            help="Only print the smallest difference of retention that the grid's seeds and facts can detect, and how "
+            "many seeds smaller ones need, if its runs vary as those of --scatter did.",
         ),
     ] = False,
     scatter: Annotated[
@@ -117,26 +117,28 @@ def grid_(
     workers: Annotated[
         int,
         typer.Option(
-            help="Processes that train cells beside each other, here: as many as there are cores, also where they "
-            "share one GPU.",
+            help="How many processes train cells side by side on this machine; they may share one GPU.",
             min=1,
         ),
     ] = 1,
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Begin no cell after so many minutes. Those that run have --grace more; then they save their states.",
+            help="Start no cell after this many minutes. Running cells get --grace more seconds, then save their "
+            "state.",
             min=0,
         ),
     ] = None,
-    grace: Annotated[float, typer.Option(help="Seconds after --minutes, see there.", min=1)] = 60.0,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that running cells get after --minutes.", min=1)
+    ] = 60.0,
     engine: EngineText = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Trains, evaluates and probes every cell of a study, in order of priority.
 
-    Stages that cells share are trained once. Killed at any moment, the same command goes on; a cell that
-    breaks is named and the others go on. Probes and evaluations are kept, and weights where the grid says so.
+    Stages that cells share are trained once. If it is killed, the same command continues; a cell that fails is
+    named, and the others continue. Probes and evaluations are kept; weights only where the grid says so.
 
     Examples:
 
@@ -282,10 +284,10 @@ def relearn_(
         ),
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-4,
-    batch: Annotated[int, typer.Option(help="Facts a step.", min=1)] = 4,
-    limit: Annotated[int, typer.Option(help="Steps at most.", min=1)] = 60,
-    shots: Annotated[int, typer.Option(help="Solved examples of a cue.", min=1)] = 4,
-    n: Annotated[int | None, typer.Option(help="Facts in each set at most.", min=2)] = None,
+    batch: Annotated[int, typer.Option(help="Facts per training step.", min=1)] = 4,
+    limit: Annotated[int, typer.Option(help="The most training steps.", min=1)] = 60,
+    shots: Annotated[int, typer.Option(help="Solved examples in the prompt.", min=1)] = 4,
+    n: Annotated[int | None, typer.Option(help="The most facts in each set.", min=2)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice and the order.", min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     data_dir: DataDir = None,
@@ -296,11 +298,12 @@ def relearn_(
         ),
     ] = None,
 ) -> None:
-    """Gone, or only out of reach? Steps until facts that a stage took are back, against never-learned ones.
+    """Are forgotten facts gone, or only out of reach? Counts the steps that bring them back.
 
-    Prints a row for each checkpoint: steps and examples of both, savings (what the lost ones do without), and what
-    a cue of solved examples brings back without training; then, of several checkpoints, a table of arms over their
-    seeds, with the difference from naive. The checkpoints are left as they are.
+    Prints a row for each checkpoint: the steps and examples that forgotten and never-learned facts need, the savings
+    (the share of steps that forgotten facts save), and what a prompt with solved examples brings back without training.
+    For several checkpoints it adds a table of arms over their seeds, with the difference from naive. The checkpoints
+    are not changed.
 
     Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
     """

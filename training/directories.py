@@ -21,7 +21,7 @@ def check_directory(recipe: Recipe, out: Path) -> None:
         # A link is a stage of another run, from which this one goes on (training.grid).
         paths = [path for path in out.iterdir() if not path.is_symlink()]
         if others := [path.name for path in paths if not path.name.startswith(".") and path.name != LOG]:
-            raise MemprobeError(f"{out}: holds {others[0]!r} and is no run directory; give another --out")
+            raise MemprobeError(f"{out}: holds {others[0]!r} and is not a run directory; give another --out")
         return
     old = parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
     if changed := differences(old, recipe):

@@ -49,7 +49,7 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
-        raise MemprobeError(f"--batch-size {text}: auto, or a whole number from 1")
+        raise MemprobeError(f"--batch-size {text}: give auto, or a whole number of at least 1")
     return int(text)
 
 
@@ -62,7 +62,7 @@ def engine_of(text: str | None, resources: str | None, storage: str | None) -> E
     if text is None:
         for name, value in (("--resources", resources), ("--storage", storage)):
             if value is not None:
-                raise MemprobeError(f"{name} {value}: says something of a cluster: give --engine ray with it")
+                raise MemprobeError(f"{name} {value}: is for a cluster; give --engine ray with it")
         return None
     from memprobe.cluster import parse_engine
 

@@ -34,7 +34,9 @@ def dashboard_command(
             "until Ctrl-C. No file is written.",
         ),
     ] = False,
-    port: Annotated[int, typer.Option(help="With --watch; 0 takes a free one.", min=0, max=65535)] = 0,
+    port: Annotated[
+        int, typer.Option(help="Port of the --watch server; 0 picks a free one.", min=0, max=65535)
+    ] = 0,
     reference: Reference = None,
     fixed_readout: FixedReadout = None,
 ) -> None:

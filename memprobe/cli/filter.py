@@ -49,12 +49,18 @@ def filter_(
         str, typer.Option(help="A source by name (memprobe sources) or a JSONL/CSV/Parquet file.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Where the factoids that the checkpoint does not know go (JSONL).")
+        Path, typer.Option(help="File for the factoids that the checkpoint does not know (JSONL).")
     ],
     known: Annotated[
-        Path | None, typer.Option(help="Where those that it knows go.", show_default=False)
+        Path | None,
+        typer.Option(help="Also write the factoids that it knows, to this file (JSONL).", show_default=False),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Ask a seeded sample of so many.", min=1)] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            help="Ask a random sample of this many factoids, drawn by --seed. [default: all]", min=1
+        ),
+    ] = None,
     shots: Annotated[
         int,
         typer.Option(help="Solved examples before each prompt, 0 to 5: they show what an answer looks like."),

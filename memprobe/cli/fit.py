@@ -53,10 +53,10 @@ def fit(
         ),
     ] = "generic",
     tokens: Annotated[
-        int, typer.Option(help="Tokens to fit on, in two halves. More are better; see the floor.", min=1)
+        int, typer.Option(help="Tokens to fit on, in two halves. A high floor asks for more.", min=1)
     ] = 20_000,
     length: Annotated[
-        int, typer.Option(help="Tokens of a sequence; shorter texts are left out.", min=2)
+        int, typer.Option(help="Length of each sequence in tokens; shorter texts are left out.", min=2)
     ] = 64,
     steps: Annotated[
         int | None,
@@ -66,14 +66,14 @@ def fit(
         ),
     ] = None,
     held_out: Annotated[
-        int, typer.Option(help="Sequences that judge the fit, and as many that choose it.")
+        int, typer.Option(help="How many sequences measure the fit; as many again choose its settings.")
     ] = 16,
     factoids: Annotated[
         str,
         typer.Option(help="Facts on which the floor is measured: a source or a file, or none."),
     ] = "known",
     template: Annotated[
-        str, typer.Option(help="How those facts are put: plain, tulu, chat, or a text.")
+        str, typer.Option(help="Prompt template of those facts: plain, tulu, chat, or a text.")
     ] = "plain",
     seed: Annotated[int, typer.Option(help="Seed of the order of the texts.", min=0, max=MAX_SEED)] = 0,
     data_dir: DataDir = None,
@@ -86,7 +86,7 @@ def fit(
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Fits a lens to a checkpoint: a map for each depth, to be read with `--lens KIND=OUT`.
+    """Fits a lens to a checkpoint: a map for each depth. `memprobe layers --lens KIND=OUT` reads with it.
 
     Says how long it will take once the first piece of work is done, and prints how well the lens predicts on held-out
     text by depth, beside the Logit Lens, and how far two fits on disjoint halves of the text differ (its floor).

@@ -30,7 +30,7 @@ def import_command(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="By which score a fact is judged. [default: exact_match, or the only one]",
+            help="The score that decides whether a fact is known. [default: exact_match, or the only one]",
             show_default=False,
         ),
     ] = None,
@@ -38,12 +38,12 @@ def import_command(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="From which score on a fact counts as known. [default: 1, where scores are 0 and 1 alone]",
+            help="A fact counts as known from this score on. [default: 1, where scores are 0 and 1 alone]",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Turns results of other evaluation tools into outcomes that `memprobe compare` pairs fact by fact.
+    """Reads results of other evaluation tools, so that `memprobe compare` can pair them fact by fact.
 
     Facts keep the ids that the tool gives them (the document's own `id`, else a hash of it; a sample's id; the row), so
     that one fact is the same in every checkpoint, and the same as in a probe of a file with those ids.

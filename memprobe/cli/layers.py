@@ -56,7 +56,12 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Probe a seeded sample of so many.", min=1)] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            help="Probe a random sample of this many factoids, drawn by --seed. [default: all]", min=1
+        ),
+    ] = None,
     top_k: TopK = 10,
     token: TokenRule = "first",
     template: Annotated[

@@ -39,7 +39,9 @@ def lens(
             show_default=False,
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="How many tokens to show at each depth.")] = 5,
+    best: Annotated[
+        int, typer.Option(help="Show this many tokens at each depth, the most probable first.")
+    ] = 5,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -61,8 +63,8 @@ def lens(
 
     Example: `memprobe lens --ckpt smollm2-135m --prompt "The capital of France is" --answer Paris --out lens.html`
     """
-    if tokens < 1:
-        raise MemprobeError(f"--tokens {tokens}: show at least 1 token")
+    if best < 1:
+        raise MemprobeError(f"--best {best}: give a whole number of at least 1")
     if not prompt.strip():
         raise MemprobeError("--prompt is empty")
     from memprobe.checkpoints import default_template, resolve
@@ -81,8 +83,8 @@ def lens(
     for note in [note for one in lenses for note in one.notes]:
         echo(f"note     {note}", err=True)
     # The page shows five tokens at each place, however many the terminal does.
-    readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(tokens, 5))
-    _print(readings, model.label, tokens)
+    readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(best, 5))
+    _print(readings, model.label, best)
     if out is None and show:
         out = Path("lens.html")
     if out is not None:

@@ -104,7 +104,7 @@ ProbesLens = Annotated[
     typer.Option(
         "--lens",
         metavar="NAME",
-        help="Look through this lens of the probes, by its name there. [default: the first]",
+        help="Use this lens of the probes, by its name. [default: the first]",
         show_default=False,
     ),
 ]
@@ -138,7 +138,10 @@ Full = Annotated[bool, typer.Option("--full", help="Print everything, not the an
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser once it is written.")]
 BadRows = Annotated[
     BadRowChoice,
-    typer.Option("--on-bad-row", help="Refuse rows that cannot be read, or leave them out and count them."),
+    typer.Option(
+        "--on-bad-row",
+        help="What to do with rows that cannot be read: stop (fail), or leave them out and count them (skip).",
+    ),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the datasets' files.", envvar="MEMPROBE_DATA_DIR")

@@ -50,8 +50,8 @@ def patch(
         typer.Option(
             "--into",
             metavar="[LABEL=]SPEC",
-            help="The checkpoint that they are put into. Several --from and --into go in pairs; one alone goes "
-            "with each of the other.",
+            help="The checkpoint that they are put into. Several --from and --into are paired in order; a "
+            "single one is paired with each of the others.",
         ),
     ],
     factoids: Annotated[
@@ -61,7 +61,12 @@ def patch(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option(help="Patch a seeded sample of so many.", min=1)] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            help="Patch a random sample of this many factoids, drawn by --seed. [default: all]", min=1
+        ),
+    ] = None,
     what: Annotated[
         str, typer.Option(help="residual, attn, mlp, several with commas: the stream, or a block's outputs.")
     ] = "residual",
@@ -78,7 +83,8 @@ def patch(
     corrupt: Annotated[
         CorruptChoice | None,
         typer.Option(
-            help="Causal tracing: noise on the subject in the target's run; --from and --into may be one."
+            help="Causal tracing: noise on the subject in the target's run; --from and --into may be the same "
+            "checkpoint."
         ),
     ] = None,
     noise: Annotated[
@@ -164,9 +170,11 @@ def patch(
     """
     device = device_text(device, device_map, max_memory)
     if not threshold > 0:
-        raise MemprobeError(f"--threshold {threshold}: above 0, since a share of nothing is none")
+        raise MemprobeError(
+            f"--threshold {threshold}: give nats above 0, so that there is a difference to take a share of"
+        )
     if not 0 < noise < float("inf"):
-        raise MemprobeError(f"--noise {noise}: above 0")
+        raise MemprobeError(f"--noise {noise}: give a number above 0")
     if weights and corrupt is not None:
         raise MemprobeError("--weights grafts into the model itself; it does not go with --corrupt")
     size = batch_size_of(batch_size)
@@ -184,7 +192,7 @@ def patch(
         given = list(dict.fromkeys(pair.source.label for pair in pairs))
         if reference is not None and reference not in given:
             raise MemprobeError(
-                f"--reference {reference}: is no label of --from; {among(reference, given)} "
+                f"--reference {reference}: is not a label of --from; {among(reference, given)} "
                 "(a label is what stands before = in --from LABEL=SPEC, else the checkpoint's name)"
             )
         sides = [item for pair in pairs for item in (pair.source, pair.target)]
@@ -252,7 +260,7 @@ def _list(text: str) -> list[str]:
 
 def _whole(text: str, option: str) -> int:
     if not text.isdecimal():
-        raise MemprobeError(f"{option} {text}: whole numbers, as in 1,5")
+        raise MemprobeError(f"{option} {text}: give whole numbers, as in 1,5")
     return int(text)
 
 
@@ -264,8 +272,8 @@ def _depths(text: str | None) -> list[int] | None:
     for part in _list(text):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
-            raise MemprobeError(f"--depths {part}: a number, or two as in 0-10")
+            raise MemprobeError(f"--depths {part}: give a number, or a range as in 0-10")
         chosen |= set(range(int(first), int(last if dash else first) + 1))
     if not chosen:
-        raise MemprobeError("--depths: names none")
+        raise MemprobeError("--depths: names no depth")
     return sorted(chosen)

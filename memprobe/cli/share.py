@@ -22,13 +22,13 @@ def push(
         ),
     ],
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see a data set that is made now.")
+        bool, typer.Option("--public", help="If this command creates the data set, make it public.")
     ] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
 ) -> None:
     """Shares a probe: its tables, a card that says what they hold, and a report. No weights.
 
-    Paths of this machine in run.json are cut to their last part. The facts that were asked go along: mind their
+    Paths in run.json are shortened to their last part. The facts that were asked are published too: check their
     licence.
 
     Example: `memprobe push probes/demo me/smollm2-known`
@@ -46,9 +46,9 @@ def pull(
             metavar="WHERE", help="OWNER/NAME[@REVISION] of a data set that push made, or a folder."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The probe directory; not there yet.")],
+    out: Annotated[Path, typer.Option(help="The probe directory to create; it must not exist yet.")],
 ) -> None:
-    """Fetches a probe that somebody shared, holds its tables against their checksums and writes its report anew.
+    """Fetches a probe that somebody shared, checks its tables against their checksums and writes its report again.
 
     Example: `memprobe pull me/smollm2-known --out probes/theirs`
     """

@@ -59,14 +59,18 @@ def sources(
             help="NAME[:SPLIT], kvr:N, random-words, self, or a file. Without it, all are listed."
         ),
     ] = None,
-    n: Annotated[int, typer.Option(help="Rows to show (and to draw, with --out).", min=1)] = 5,
+    n: Annotated[int, typer.Option(help="Rows to show; with --out, rows to draw.", min=1)] = 5,
     kind: Annotated[
-        KindChoice | None, typer.Option(help="What a file holds. [default: factoids]", show_default=False)
+        KindChoice | None,
+        typer.Option("--holds", help="What a file holds. [default: factoids]", show_default=False),
     ] = None,
-    template: Annotated[str, typer.Option(help="Rows are shown as this template puts them.")] = "plain",
+    template: Annotated[str, typer.Option(help="Show rows as this template writes them.")] = "plain",
     ckpt: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Count tokens as this checkpoint does; it speaks for `self`."),
+        typer.Option(
+            metavar="SPEC",
+            help="Count tokens as this checkpoint does. For the source self: the checkpoint that writes the texts.",
+        ),
     ] = None,
     data_dir: DataDir = None,
     without: Annotated[
@@ -80,23 +84,26 @@ def sources(
     conflicts: Annotated[
         Conflict | None,
         typer.Option(
-            help="Factoids that ask the same and answer differently. [default: the set's own rule]",
+            help="What to do with factoids that ask the same and answer differently. [default: the set's own rule]",
             show_default=False,
         ),
     ] = None,
     variant: Annotated[
         Variant | None,
         typer.Option(
-            help="Other wordings of the factoids, or tasks that need their answers.", show_default=False
+            help="In place of the factoids: other wordings of them, or tasks that need their answers.",
+            show_default=False,
         ),
     ] = None,
-    words: Annotated[tuple[int, int], typer.Option(help="Texts: words of the prompt and of the answer.")] = (
+    words: Annotated[
+        tuple[int, int], typer.Option(help="For texts: how many words the prompt and the answer have.")
+    ] = (
         50,
         50,
     ),
     prompt_form: Annotated[
         PromptChoice,
-        typer.Option(help="Texts: a prompt with words of the passage in it, or one sentence for all."),
+        typer.Option(help="For texts: a prompt with words of the passage in it, or one sentence for all."),
     ] = PromptChoice.words,
     words_file: Annotated[
         Path | None, typer.Option(help="Word list for random-words, one a line.", show_default=False)

@@ -181,7 +181,7 @@ def read_outcomes(path: Path) -> OutcomeComparison:
         found.markdown()
     except (KeyError, AttributeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise MemprobeError(
-            f"{path}: is no comparison of outcomes; memprobe compare --out writes one"
+            f"{path}: is not a comparison of outcomes; memprobe compare --out writes one"
         ) from error
     return found
 

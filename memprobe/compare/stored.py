@@ -59,7 +59,7 @@ def read_stored(
     """
     whole = read_json(path)
     if not isinstance(whole, dict) or not {"tables", "notes", "checkpoints"} <= whole.keys():
-        raise MemprobeError(f"{path}: is no comparison; memprobe compare --out writes one")
+        raise MemprobeError(f"{path}: is not a comparison; memprobe compare --out writes one")
     check_valid(whole, ComparisonFile, path)
     held = whole["tables"]
     if missing := [name for name in _NEEDED if name not in held]:

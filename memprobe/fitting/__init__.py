@@ -194,7 +194,7 @@ def _check_out(out: Path, settings: dict[str, Any]) -> None:
         return
     known = {WEIGHTS, ABOUT, STATE, *HALVES}
     if not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir()):
-        raise MemprobeError(f"{out}: exists and is no lens of memprobe fit; use another --out")
+        raise MemprobeError(f"{out}: exists and is not a lens of memprobe fit; use another --out")
     if not (out / ABOUT).exists():
         return
     found = read_about(out)

@@ -97,7 +97,7 @@ def open_results(path: str | Path) -> ResultsDirectory:
     path = Path(path)
     if not is_results(path):
         raise MemprobeError(
-            f"{path}: no {RESULTS}, so this is no results directory (memprobe import makes one)"
+            f"{path}: no {RESULTS}, so this is not a results directory (memprobe import makes one)"
         )
     return ResultsDirectory(path, read_valid(path / RESULTS, ResultsFile))
 
@@ -127,7 +127,7 @@ def write_results(
         opened = open_results(out)
         before, facts = opened.about["checkpoints"], {f.id: f for f in factoids_from_frame(opened.factoids)}
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MemprobeError(f"{out}: exists and is no results directory; use another --out")
+        raise MemprobeError(f"{out}: exists and is not a results directory; use another --out")
     tables, entries = {}, {}
     for label, evaluation in evaluations.items():
         name = evaluation.chosen(metric)

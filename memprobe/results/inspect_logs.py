@@ -50,7 +50,7 @@ def read(file: Path) -> list[Evaluation]:
         for number, sample in enumerate(samples, 1):
             _add(evaluation, sample, f"{file} sample {number}")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise MemprobeError(f"{file}: no log of {TOOL} ({type(error).__name__}: {error})") from error
+        raise MemprobeError(f"{file}: not a log of {TOOL} ({type(error).__name__}: {error})") from error
     if not evaluation.factoids:
         raise MemprobeError(f"{file}: holds no samples (its run is {header.get('status', 'not known')})")
     return [evaluation]
@@ -111,7 +111,7 @@ def _opened(file: Path) -> tuple[Mapping[str, Any], Iterator[Mapping[str, Any]]]
         whole = read_json(file)
         samples = whole.get("samples") or [] if isinstance(whole, dict) and "eval" in whole else None
         if not isinstance(samples, list):
-            raise MemprobeError(f"{file}: no log of {TOOL}")
+            raise MemprobeError(f"{file}: not a log of {TOOL}")
         return whole, iter(samples)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -138,7 +138,7 @@ def _member(file: Path, entry: zipfile.ZipInfo) -> Any:
             packed = raw.read(entry.compress_size)
         text = pyarrow.decompress(packed, decompressed_size=entry.file_size, codec="zstd", asbytes=True)
         if zlib.crc32(text) != entry.CRC:
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum differs")
         return json.loads(text)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
         raise MemprobeError(f"{file}: {entry.filename} is damaged ({first_line(error)})") from error

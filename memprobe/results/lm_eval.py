@@ -50,7 +50,7 @@ def read(file: Path) -> list[Evaluation]:
             metrics = columns["metrics"]
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise MemprobeError(
-                f"{row.where}: no sample of {TOOL} ({type(error).__name__}: {error})"
+                f"{row.where}: not a sample of {TOOL} ({type(error).__name__}: {error})"
             ) from error
         id = _id(doc, columns)
         first = id not in evaluation.factoids

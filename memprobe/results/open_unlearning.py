@@ -42,7 +42,7 @@ def read(file: Path) -> list[Evaluation]:
             _add(evaluation, str(index), values, f"{file} {name} row {index}")
         found.append(evaluation)
     if not found:
-        raise MemprobeError(f"{file}: no evaluation of {TOOL}: none of its metrics has a {_BY_ROW!r}")
+        raise MemprobeError(f"{file}: not an evaluation of {TOOL}: none of its metrics has a {_BY_ROW!r}")
     return found
 
 

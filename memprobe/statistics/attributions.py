@@ -32,7 +32,7 @@ def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "blo
     if token not in ("first", "last", "all"):
         raise MemprobeError(f"--token {token}: {among(token, ('first', 'last', 'all'))}")
     if part not in PARTS:
-        raise MemprobeError(f"{part!r} is no part of a block; {among(part, PARTS)}")
+        raise MemprobeError(f"{part!r} is not a part of a block; {among(part, PARTS)}")
     rows = table.filter(pl.col("part") == part)
     if rows.is_empty() and not table.is_empty():
         raise MemprobeError(f"these attributions are given by block; there is no {part} in them")

@@ -96,7 +96,7 @@ def moved_shares(said: pl.DataFrame, *, threshold: float = GAP) -> pl.DataFrame:
     """
     if not threshold > 0:
         raise MemprobeError(
-            f"the threshold is {threshold}: give nats above 0, since a share of nothing is none"
+            f"the threshold is {threshold}: give nats above 0, so that there is a difference to take a share of"
         )
     gap = pl.col("source_log_prob") - pl.col("target_log_prob")
     enough = gap.abs() > threshold

@@ -210,7 +210,7 @@ def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
     with only_command(out):
         for more in ([], ["--workers", "2"]):
             refused = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
-            assert refused.returncode == 2 and "another command is at this grid" in refused.stderr, (
+            assert refused.returncode == 2 and "another command is working on this grid" in refused.stderr, (
                 refused.stderr
             )
     assert not (out / "runs").exists()

@@ -29,8 +29,8 @@ def only_command(out: Path) -> Iterator[None]:
     with held(out / ".lock") as mine:
         if not mine:
             raise MemprobeError(
-                f"{out}: another command is at this grid; wait for it, or give --out. --workers N trains N cells "
-                "beside each other here, --engine ray on many machines"
+                f"{out}: another command is working on this grid; wait for it, or give another --out. --workers N "
+                "trains N cells beside each other here, --engine ray on many machines"
             )
         yield
 

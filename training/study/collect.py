@@ -110,7 +110,9 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
         MemprobeError: the directory holds no grid, or no finished cell.
     """
     if not (out / GRID).exists():
-        raise MemprobeError(f"{out}: holds no {GRID}, so this is no grid (python -m training grid makes one)")
+        raise MemprobeError(
+            f"{out}: holds no {GRID}, so this is not a grid (python -m training grid makes one)"
+        )
     folders = [path.parent for path in sorted((out / "runs").glob(f"*/*/{CELL}"))]
     if not folders:
         raise MemprobeError(f"{out}: no cell is finished yet")
