@@ -272,6 +272,21 @@ def test_every_shipped_grid_is_valid(path):
     assert cells(path)
 
 
+def test_the_cells_patched_are_those_of_the_study_but_for_what_the_grid_says():
+    """bfloat16 products, and nothing evaluated beside the stages' own facts."""
+    found = {}
+    for name in ("smollm2-study", "where-stored"):
+        path = ROOT / "training" / "grids" / f"{name}.toml"
+        found[name] = {
+            cell.node.name: cell.node.recipe.model_dump() for cell in cells_of(read_grid(path), path)
+        }
+    assert len(found["where-stored"]) == 3
+    for name, recipe in found["where-stored"].items():
+        study = found["smollm2-study"][name]
+        assert recipe["precision"]["autocast"] == "bfloat16" and study["precision"]["autocast"] == "none"
+        assert {key for key in recipe if recipe[key] != study[key]} == {"evaluate", "precision"}
+
+
 def test_a_grid_has_a_directory_of_its_own(tiny_checkpoint, tmp_path):
     path = write(tmp_path, tiny_checkpoint)
     (tmp_path / "out").mkdir()
