@@ -30,6 +30,8 @@ class Floor:
 
 
 UNKNOWN = Floor(None, None, ())
+WITH_FLOOR = ("lof", "lof_restricted")
+"""Statistics of a fact whose mean's floor is measured."""
 
 
 def floor_of(probe: Probe, lens: str, *, k: int, token: str = "first") -> Floor:

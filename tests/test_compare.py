@@ -195,7 +195,7 @@ def test_arms_from_options_and_their_mistakes(own, monkeypatch):
     assert set(compare([own], arms=arms, draws=100).tables["arms"]["arm"]) == {"a", "b"}
     with pytest.raises(MemprobeError, match="no checkpoint 's9'"):
         compare([own], arms={"s9": ("a", "0", "1")}, draws=100)
-    monkeypatch.setattr(Readings, "_records", lambda *_: pytest.fail("records are read before it is refused"))
+    monkeypatch.setattr(Readings, "_reading", lambda *_: pytest.fail("records are read before it is refused"))
     with pytest.raises(MemprobeError, match="tell them apart"):
         compare([own], arms={"s1": ("a", "0", "1"), "s2": ("a", "0", "1")}, draws=100)
 

@@ -142,7 +142,7 @@ def test_a_probe_of_the_logit_lens_alone_has_nothing_to_say_of_lenses(tmp_path):
 
     one = write_probe(tmp_path / "p", {"base": 3.0, "tuned": 5.0}, n=12, summary=False)
     tables = compare([one], draws=100).tables
-    for name in ("lenses", "lenses_by_depth", "contributions", "largest_contribution"):
+    for name in ("lenses", "lenses_by_depth", "positions_by_depth", "contributions", "largest_contribution"):
         assert tables[name].is_empty()
     assert tables["claims"]["also_in"].is_null().all()
 
@@ -156,6 +156,71 @@ def test_at_the_subject(made):
     for row in result.tables["curves"].iter_rows(named=True):
         here = records.filter(checkpoint=row["checkpoint"], depth=row["depth"], token=0)
         assert row["recall"] == (here["rank"] < K).mean()
+
+
+def test_recall_by_position_and_depth(made, tables):
+    """On the facts that have both positions, which leaves out the one without a subject at the answer too."""
+    table = tables["positions_by_depth"]
+    assert len(table) == 2 * 2 * (N_LAYERS + 1) and set(table["n"]) == {len(FACTS) - 1}
+    asked = [fact.id for fact in FACTS[:-1]]
+    seen = set()
+    for row in table.iter_rows(named=True):
+        view = made.under(position=row["position"])
+        here = (pl.col("checkpoint") == row["checkpoint"]) & (pl.col("depth") == row["depth"])
+        first = here & (pl.col("token") == 0) & pl.col("factoid").is_in(asked)
+        assert row["recall"] == (view.records.filter(first)["rank"] < K).mean()
+        assert row["recall_low"] <= row["recall"] <= row["recall_high"]
+        shuffled = view.controls.filter(first).group_by("factoid").agg((pl.col("rank") < K).mean())
+        assert row["chance"] == pytest.approx(shuffled["rank"].mean())
+        seen.add(row["recall"])
+    assert len(seen) > 3, "positions and depths differ"
+
+
+def test_the_placement_table_has_a_row_for_each_lens(made):
+    result = compare([made], k=K, draws=200)
+    rows = [list(row) for row in result.headline().rows]
+    assert [row[0] for row in rows] == [
+        "a",
+        "  by logit@a",
+        "  by linear",
+        "b",
+        "  by logit@a",
+        "  by linear",
+    ]
+    placed = {(row["checkpoint"], row["lens"]): row for row in result.tables["lenses"].iter_rows(named=True)}
+    for label, at in (("a", 2), ("b", 5)):
+        row = placed[label, "linear"]
+        assert rows[at][2] == f"{row['never']:.0%}" and rows[at][4].startswith(f"{row['lof']:.1f} [")
+    through = compare([made], k=K, draws=200, lens="linear").headline()
+    assert [row[0] for row in through.rows][:3] == ["a", "  by logit", "  by logit@a"]
+
+
+def test_floors_are_in_the_tables_and_on_the_face_of_figures(made, tmp_path, cli):
+    tables = compare([made], k=K, draws=200, lens="linear").tables
+    assert set(tables["placement"]["lof_floor"]) == {FLOOR["lof_mean"]}
+    for part in tables["curves"].partition_by("checkpoint"):
+        assert part["floor"].to_list() == FLOOR["recall"]
+    own = compare([made], k=K, draws=200).tables
+    assert own["placement"]["lof_floor"].is_null().all() and own["curves"]["floor"].is_null().all()
+    asked = ["figures", made.path, "-k", K, "--draws", 200, "--format", "svg", "--lens", "linear"]
+    asked += ["--width", 183, "--only", "recall", "--only", "lof", "--only", "differences"]
+    code, _, told = cli(*asked, "--out", tmp_path)
+    assert code == 0, told
+    recall, lof, differences = (
+        redraw(tmp_path / f"{name}.json") for name in ("recall", "lof", "differences")
+    )
+    lines = {line.get_gid(): line for figure in (recall, lof) for axes in figure.axes for line in axes.lines}
+    [floor] = [line for gid, line in lines.items() if gid and gid.endswith("/floor") and "lof" not in gid]
+    np.testing.assert_allclose(floor.get_ydata(), FLOOR["recall"])
+    assert np.ptp(lines["lof_mean/floor"].get_xdata()) == pytest.approx(FLOOR["lof_mean"])
+    spans = {patch.get_gid(): patch for axes in differences.axes for patch in axes.patches if patch.get_gid()}
+    assert set(spans) == {"lof_restricted/floor"}, "no floor was measured of other statistics"
+    box = (
+        spans["lof_restricted/floor"]
+        .get_window_extent()
+        .transformed(differences.axes[0].transData.inverted())
+    )
+    assert (box.x0, box.x1) == pytest.approx((-FLOOR["lof_mean"], FLOOR["lof_mean"]))
 
 
 def test_what_blocks_write(made, tables):
@@ -249,8 +314,13 @@ def test_floors_are_known_where_they_were_measured(made):
 def test_curves_of_several_lenses_in_one_figure(made, tables, tmp_path, cli):
     """What is drawn is what the tables say, with the floor of the fitted lens in the legend."""
     asked = ["figures", made.path, "-k", K, "--draws", 200, "--format", "svg", "--out", tmp_path]
-    code, _, told = cli(*asked, "--only", "lenses", "--only", "contributions")
+    code, _, told = cli(*asked, "--only", "lenses", "--only", "contributions", "--only", "positions")
     assert code == 0, told
+    by_position = redraw(tmp_path / "positions.json")
+    drawn = {line.get_gid(): line.get_ydata() for axes in by_position.axes for line in axes.lines}
+    for label, where in itertools.product("ab", ("answer", "subject")):
+        rows = tables["positions_by_depth"].filter(checkpoint=label, position=where)
+        np.testing.assert_allclose(drawn[f"{label}/{where}/line"], rows["recall"])
     data = {name: read_json(tmp_path / f"{name}.json")["data"] for name in ("lenses", "contributions")}
     assert data["lenses"]["recall"] == tables["lenses_by_depth"]["recall"].to_list()
     assert data["contributions"]["value"] == pytest.approx(tables["contributions"]["net"].to_list())

@@ -3,7 +3,9 @@
 import pytest
 
 from memprobe import dashboard
+from memprobe.compare import compare
 from memprobe.dashboard import writing
+from memprobe.statistics.vocabulary import label
 from memprobe.studies import open_study
 from tests.pages import chromium, find_chromium, opened
 from tests.test_compare_lenses import LENSES, made
@@ -41,3 +43,48 @@ def test_lens_and_position_are_chosen(made, tmp_path, monkeypatch):
         page.wait_for_selector("#lenses .plot .js-plotly-plot, #lenses .js-plotly-plot, #lenses svg")
         names = page.evaluate("[...shownFigures].map(([, figure]) => figure.data.map((trace) => trace.name))")
         assert any(set(LENSES) <= set(found) for found in names)
+        page.locator("#tab-positions").click()
+        page.wait_for_selector("#positions .js-plotly-plot")
+        said = page.locator("#positions-table").inner_text()
+        assert "Recall@60 there" in said and "subject" in said
+        page.locator("#tab-written").click()
+        page.wait_for_selector("#written .js-plotly-plot")
+        said = page.locator("#written-table").inner_text()
+        assert "attention" in said and "depth of the largest" in said
+
+
+def test_floors_are_drawn_and_claims_name_the_other_lenses(made, tmp_path, monkeypatch):
+    """Of the fitted lens at the k at which its floor was measured, and of no other; lenses as ``compare`` has them."""
+    monkeypatch.setattr(writing, "K_VALUES", (60, 200))
+    page_file = tmp_path / "page.html"
+    page_file.write_text(dashboard.dashboard_text(open_study([made.path]), draws=200), encoding="utf-8")
+    shapes = """[...shownFigures].filter(([holder]) => holder.isConnected)
+        .flatMap(([holder, figure]) => (figure.layout.shapes ?? [])
+        .filter((shape) => shape.type === "rect").map((shape) => [holder.dataset.figure, shape.x0, shape.x1]))"""
+    with chromium() as browser, opened(browser, page_file) as page:
+        page.locator('input[name=k][value="60"]').check(force=True)
+        for lens, wanted in (("linear", [["difference-lof_restricted", -0.25, 0.25]]), ("logit", [])):
+            page.select_option("#lens", lens)
+            page.locator("#tab-differences").click()
+            page.wait_for_selector("#differences .js-plotly-plot")
+            page.wait_for_function(
+                "[...shownFigures.keys()].filter((holder) => holder.isConnected).length > 2"
+            )
+            assert [shape for shape in page.evaluate(shapes) if shape[0].startswith("difference")] == wanted
+        page.select_option("#lens", "linear")
+        page.locator("#tab-curves").click()
+        page.wait_for_function(
+            "[...shownFigures.values()].some((one) => one.data.some((trace) => trace.name === 'the lens’s floor'))"
+        )
+        page.locator("#tab-depths").click()
+        page.wait_for_function(
+            "[...shownFigures.values()].some((one) => one.layout.shapes?.some((s) => s.x0 === 1))"
+        )
+        page.locator('input[name=k][value="200"]').check(force=True)
+        page.locator("#tab-differences").click()
+        claims = compare([made], k=200, draws=200).tables["claims"]
+        held = [row["statistic"] for row in claims.iter_rows(named=True) if row["also_in"]]
+        rows = page.locator("#also_in-table tbody tr").all_inner_texts()
+        said = [row.split("\t")[2] for row in rows if row.split("\t")[-1] == "linear"]
+        assert held and said == [label(name) for name in held]
+        assert "by lens logit hold" in page.locator("#also-in-title").inner_text()

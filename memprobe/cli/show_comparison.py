@@ -19,7 +19,7 @@ from memprobe.cli.show_pairs import (
 )
 from memprobe.cli.terminal import print_table, wide_terminal
 from memprobe.compare.beside import besides
-from memprobe.compare.headline import headline, never_as
+from memprobe.compare.headline import never_as
 from memprobe.sentences import verdict
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
@@ -58,7 +58,7 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
     )
     if not full:
         if net is None:
-            _main(console, result.tables)
+            _main(console, result)
         else:
             _net_recall(console, result.tables, net)
             _net(console, result.tables, net)
@@ -151,8 +151,8 @@ def _net(console: Console, tables: dict[str, pl.DataFrame], control: str) -> Non
     print_table(console, f"Net of {control}: value minus control", columns, rows, left=2, says=DIRECTION)
 
 
-def _main(console: Console, tables: dict[str, pl.DataFrame]) -> None:
-    shown = headline(tables["placement"])
+def _main(console: Console, result: Comparison) -> None:
+    shown = result.headline()
     print_table(console, shown.title, list(shown.columns), [list(row) for row in shown.rows], says=shown.says)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.compare.table import floats, row, table, with_ends
+from memprobe.fitted import Floor, floor_of
 from memprobe.readings import NET_OF_SHUFFLED, SHUFFLED, Readings
 from memprobe.statistics.curves import curves_of
 from memprobe.statistics.groups import GROUPED, by_group, group_labels
@@ -41,17 +42,27 @@ def net_by_depth(readings: Readings, label: str) -> pl.DataFrame:
     {"depth": pl.Int64, "n": pl.Int64}
     | with_ends("recall")
     | floats("chance", "net", "net_low", "net_high")
-    | with_ends("frequency", "log_prob", "entropy", "median_rank"),
+    | with_ends("frequency", "log_prob", "entropy", "median_rank")
+    | floats("floor"),
 )
 def curves(readings: Readings, label: str) -> pl.DataFrame:
-    """Recall, its chance level and other measures by depth."""
+    """Recall, its chance level and other measures by depth; ``floor``: how far two fits of a fitted lens read apart."""
     by_depth = readings.net(label)[1].filter(control=SHUFFLED, measure="recall")
-    return curves_of(
+    found = curves_of(
         readings[label].trajectory,
         k=readings.k,
         net=by_depth if len(by_depth) else None,
         resamples=readings.resamples(),
     )
+    floor = dict(enumerate(_floor(readings, label).recall))
+    return found.with_columns(
+        pl.col("depth").replace_strict(floor, default=None, return_dtype=pl.Float64).alias("floor")
+    )
+
+
+def _floor(readings: Readings, label: str) -> Floor:
+    probe = readings.member(label).probe
+    return floor_of(probe, probe.lens, k=readings.k, token=readings.token)
 
 
 @table(
@@ -61,10 +72,11 @@ def curves(readings: Readings, label: str) -> pl.DataFrame:
     | with_ends("exact", "area", "recall_full")
     | floats(*(f"chance_{name}" for name in _CHANCE.values()))
     | with_ends("net_lof_restricted_mean")
-    | floats("answer_cover"),
+    | floats("answer_cover", "lof_floor"),
 )
 def placement(readings: Readings, label: str) -> pl.DataFrame:
-    """Where a checkpoint's answers surface, in one row, with its chance levels."""
+    """Where a checkpoint's answers surface, in one row, with its chance levels; ``lof_floor`` is how far apart two fits
+    of a fitted lens place the mean first occurrence."""
     values: dict[str, Any] = dict(readings.placed(label))
     shuffled = readings.net(label)[0].filter(control=SHUFFLED)
     beside = {one["statistic"]: one for one in shuffled.iter_rows(named=True)}
@@ -73,6 +85,7 @@ def placement(readings: Readings, label: str) -> pl.DataFrame:
     for end, part in zip(ENDS, ("net", "low", "high"), strict=True):
         values[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
     values["answer_cover"] = readings[label].cover
+    values["lof_floor"] = _floor(readings, label).lof_mean
     base = readings.base is not None and readings.base.label == label
     return row({"base": base} | values, placement.schema)
 

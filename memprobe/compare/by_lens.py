@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
-from memprobe.fitted import Floor, floor_of
+from memprobe.fitted import floor_of
 from memprobe.readings import SHUFFLED, Readings
 from memprobe.statistics import attributions as attributed
 from memprobe.statistics.controls import CURVES, STATISTICS
@@ -42,7 +42,9 @@ def lenses(readings: Readings, label: str) -> pl.DataFrame:
         chance = one.shuffled_values(label)
         surfaced[name] = Surfaced(one[label].values[:, _LOF], chance[:, _LOF])
     found = first_occurrence_by_lens(surfaced, readings.member(label).n_layers, readings.resamples())
-    floors = [_floor(readings, label, name) for name in surfaced]
+    floors = [
+        floor_of(readings.member(label).probe, name, k=readings.k, token=readings.token) for name in surfaced
+    ]
     return found.with_columns(
         pl.Series("floor", [floor.lof for floor in floors], dtype=pl.Float64),
         pl.Series("floor_mean", [floor.lof_mean for floor in floors], dtype=pl.Float64),
@@ -61,8 +63,10 @@ def lenses_by_depth(readings: Readings, label: str) -> pl.DataFrame:
     parts = []
     for name, one in readings.by_lens.items():
         curve = recall_of([one[label].trajectory], k=readings.k).sort("depth")
-        chance = _chance_by_depth(one, label)
-        floor = list(_floor(readings, label, name).recall) or [None] * len(curve)
+        chance = chance_by_depth(one, label)
+        floor = list(
+            floor_of(readings.member(label).probe, name, k=readings.k, token=readings.token).recall
+        ) or [None] * len(curve)
         parts.append(
             curve.rename({"low": "recall_low", "high": "recall_high"}).select(
                 pl.lit(name).alias("lens"),
@@ -74,7 +78,7 @@ def lenses_by_depth(readings: Readings, label: str) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _chance_by_depth(readings: Readings, label: str) -> list[float | None]:
+def chance_by_depth(readings: Readings, label: str) -> list[float | None]:
     """Recall by depth of shuffled answers, over the facts that have any."""
     cells = readings.controls(label).get(SHUFFLED)
     depths = readings.member(label).n_layers + 1
@@ -209,7 +213,3 @@ def contribution_differences(readings: Readings, reference: str, checkpoint: str
         )
         parts.append(found.drop("checkpoint").select(pl.lit(part).alias("part"), pl.all()))
     return pl.concat(parts)
-
-
-def _floor(readings: Readings, label: str, lens: str) -> Floor:
-    return floor_of(readings.member(label).probe, lens, k=readings.k, token=readings.token)

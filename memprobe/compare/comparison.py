@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from memprobe import sentences, wording
-from memprobe.compare import by_checkpoint, by_lens, by_pair, over_runs
+from memprobe.compare import by_checkpoint, by_lens, by_pair, by_position, over_runs
 from memprobe.compare.beside import besides
-from memprobe.compare.headline import headline
+from memprobe.compare.headline import Headline, headline
 from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError, among
@@ -40,6 +40,7 @@ TABLES: dict[str, Table] = {
     "groups": by_checkpoint.groups,
     "lenses": by_lens.lenses,
     "lenses_by_depth": by_lens.lenses_by_depth,
+    "positions_by_depth": by_position.positions_by_depth,
     "contributions": by_lens.contributions,
     "largest_contribution": by_lens.largest_contribution,
     "differences": by_pair.differences,
@@ -81,15 +82,20 @@ class Comparison:
         held = ", ".join(name for name, table in self.tables.items() if len(table))
         return f"Comparison of {many} on {facts}, against {self.settings['reference']}; tables: {held}"
 
+    def headline(self) -> Headline:
+        """The main table: where the facts surface, by the lens looked through and by the others."""
+        through = self.settings.get("through")
+        return headline(self.tables["placement"], self.tables["lenses"], through=through)
+
     def _repr_html_(self) -> str:
         """The verdict and its table, for a notebook."""
         said = "".join(f"<p>{escape(line)}</p>" for line in sentences.verdict(self))
-        tables = [headline(self.tables["placement"]), *besides(self.tables)]
+        tables = [self.headline(), *besides(self.tables)]
         return said + "".join(table.html() for table in tables)
 
     def markdown(self) -> str:
         """The verdict, its table and the notes, as Markdown."""
-        shown = headline(self.tables["placement"])
+        shown = self.headline()
         parts = [*sentences.verdict(self), f"## {shown.title}", shown.markdown()]
         for beside in besides(self.tables):
             parts += [f"## {beside.title}", beside.markdown()]
@@ -218,6 +224,7 @@ def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]
         "base": readings.base.label if readings.base else None,
         "pairs": pairs,
         **{name: readings.run_json.get(name) for name in ALIKE},
+        "through": readings.lens,
         "checkpoints": [
             {name: getattr(one, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
             for one in readings.members

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from memprobe import wording
 from memprobe.wording import number, of_row
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "recalled": lambda row: wording.percent(row["exact"], 0),
@@ -50,23 +49,41 @@ class Headline:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(self.says)}</p>"
 
 
-def headline(placement: pl.DataFrame) -> Headline:
-    """What is recalled and where it first surfaces, a row for each checkpoint.
+def headline(
+    placement: pl.DataFrame, lenses: pl.DataFrame | None = None, *, through: str | None = None
+) -> Headline:
+    """What is recalled and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
+    lenses that it was read through.
 
     Args:
-        placement: the table of that name.
+        placement, lenses: the tables of these names.
+        through: the lens that ``placement`` is read through; of the others there are no rows where it is not known.
     """
-    rows = [
-        [row["checkpoint"] + (" (base)" if row["base"] else ""), *(cell(row) for cell in _COLUMNS.values())]
-        for row in placement.iter_rows(named=True)
-    ]
+    rows = []
+    for row in placement.iter_rows(named=True):
+        name = row["checkpoint"] + (" (base)" if row["base"] else "")
+        rows.append([name, *(cell(row) for cell in _COLUMNS.values())])
+        if lenses is not None and through is not None:
+            others = lenses.filter(pl.col("checkpoint") == row["checkpoint"], pl.col("lens") != through)
+            rows += [_of_lens(one) for one in others.iter_rows(named=True)]
+    beside = " By another lens: the same facts, read in the same pass." if len(rows) > len(placement) else ""
     return Headline(
         "What is recalled, and at which depth it first surfaces",
         f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in "
-        "depths; negative is earlier than chance. No median: more than half never surface.",
+        f"depths; negative is earlier than chance. No median: more than half never surface.{beside}",
         ["", *_COLUMNS],
         rows,
     )
+
+
+def _of_lens(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table ``lenses`` below its checkpoint's; what is recalled does not depend on a lens."""
+    cells = {
+        "never": wording.percent(row["never"], 0),
+        "mean": of_row(row, "lof", ".1f"),
+        "against chance": of_row(row, "net", "+.1f"),
+    }
+    return [f"  by {row['lens']}", *(cells.get(name, "") for name in _COLUMNS)]
 
 
 def never_as(placement: pl.DataFrame) -> str:

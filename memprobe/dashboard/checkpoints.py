@@ -48,7 +48,7 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
     arms: dict[str, dict[str, Any]] = {}
     answer: dict[str, dict[str, list[str]]] = {}
     occurrence = []
-    by_lens: dict[str, dict[str, list[list[str]]]] = {}
+    beside: dict[str, dict[str, dict[str, list[list[str]]]]] = {}
     for rule in TOKEN_RULES:
         ruled = readings.under(token=rule)
         under = UnderRule(ruled, paths, followed, pairs)
@@ -61,9 +61,10 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
                 explorer.depth_columns(Occurrence.of(ruled[label].everyone, k), chosen["id"].to_list())
                 for label in labels
             ]
-            if lenses.has_room(readings):
-                drawn, by_lens.setdefault(rule, {})[str(k)] = lenses.lenses_room(ruled.under(k=k))
-                found.figures.update(drawn)
+            more = lenses.beside_of(ruled.under(k=k))
+            found.figures.update(more.figures)
+            for room, table in more.tables.items():
+                beside.setdefault(room, {}).setdefault(rule, {})[str(k)] = table
             for name, figure in found.figures.items():
                 figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = embedded(figure_json(figure))
     blocks |= {f"{prefix}{name}": joined(by_rule) for name, by_rule in figures.items()}
@@ -81,8 +82,8 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
         "family": one.family,
         "lens": readings.lens,
         "position": readings.members[0].probe.position,
-        "lenses": by_lens or None,
-        "lensed": labels[: lenses.MOST],
+        "beside": beside,
+        "shown_beside": labels[: lenses.MOST],
         "prefix": prefix,
         "subtitle": asked_how(one),
         "checkpoints": [

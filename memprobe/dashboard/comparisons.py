@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from memprobe import plots, sentences, wording
+from memprobe import plots, sentences
 from memprobe.compare import read_comparison
 from memprobe.compare.outcomes import outcomes_of
 from memprobe.dashboard.embedding import embedded, figure_json
+from memprobe.dashboard.lenses import claim_cells, claim_head
 from memprobe.files import short_names
 from memprobe.statistics.vocabulary import PER_FACTOID, STATISTICS, axis, shown
 from memprobe.statistics.vocabulary import label as called
@@ -38,8 +39,10 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
             .select("reference", "checkpoint", "statistic", "n", "difference", "low", "high")
             .with_columns(against=pl.lit(f"comparison-{position}"))
         )
-        held = [["Checkpoint", "Against", "Statistic", "Own readout", "Base model’s readout", "Held"]]
-        held += [_claim(row) for row in tables["claims"].iter_rows(named=True) if row["held"] is not None]
+        claims = tables["claims"].filter(pl.col("held").is_not_null() | pl.col("also_in").is_not_null())
+        lenses = bool(claims["also_in"].is_not_null().any())
+        held = [claim_head(lenses=lenses)]
+        held += [claim_cells(row, lenses=lenses) for row in claims.iter_rows(named=True)]
         figures = []
         for statistic in shown("compared"):
             part = table.filter(pl.col("statistic") == statistic) if len(table) else table
@@ -106,18 +109,3 @@ def outcomes_room(paths: Sequence[Path], draws: int) -> tuple[list[dict[str, Any
             }
         )
     return entries, blocks
-
-
-def _claim(row: Mapping[str, Any]) -> list[str]:
-    form = wording.form_of(row["statistic"], signed=True)
-    numbers = [
-        wording.interval(row[f"{which}_difference"], row[f"{which}_low"], row[f"{which}_high"], form)
-        for which in ("own", "fixed")
-    ]
-    return [
-        row["checkpoint"],
-        row["reference"],
-        called(row["statistic"]),
-        *numbers,
-        wording.HELD[row["held"]],
-    ]

@@ -13,6 +13,7 @@ from memprobe import plots
 from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
 from memprobe.dashboard.series import looks_of, series_of, step_figures
+from memprobe.fitted import WITH_FLOOR, Floor, floor_of
 from memprobe.plots import Sketch
 from memprobe.reading import Reading
 from memprobe.readings import ARM_STATISTICS, Readings
@@ -84,8 +85,11 @@ class UnderRule:
         recall, frequency = recall_of(answers, k=k), frequency_of(answers, k=k)
         chance = shuffled_recall_of((draw for label in self.labels for draw in at.shuffled(label)), k=k)
         look = {"checkpoints": self.labels, "looks": self.looks}
+        floor = floor_of(self.readings.members[0].probe, self.readings.lens, k=k, token=at.token)
         figures = {
-            "recall": plots.recall_curves.sketch(recall, chance, accuracy=self.accuracy, **look),
+            "recall": plots.recall_curves.sketch(
+                recall, chance, accuracy=self.accuracy, floor=floor.recall, **look
+            ),
             "frequency": plots.normalised_frequency.sketch(frequency, accuracy=self.accuracy, **look),
             "recall-heatmap": plots.depth_heatmap.sketch(recall, "recall", title=f"recall@{k}", **look),
             "frequency-heatmap": plots.depth_heatmap.sketch(
@@ -94,14 +98,16 @@ class UnderRule:
         }
         for name, of in (("lof", "first occurrence"), ("settled", "settled depth")):
             depths = {label: (getattr(one.found, name), one.found.n_layers) for label, one in read.items()}
-            figures[name] = plots.depth_distribution.sketch(depth_shares(depths), of=of, **look)
+            figures[name] = plots.depth_distribution.sketch(
+                depth_shares(depths), of=of, floor=floor.lof_mean if name == "lof" else None, **look
+            )
             survival = pl.concat(
                 kaplan_meier(depth, layers).with_columns(pl.lit(label, pl.String).alias("checkpoint"))
                 for label, (depth, layers) in depths.items()
             )
             figures[f"{name}-survival"] = plots.survival_curves.sketch(survival, of=of, **look)
         differences = self._differences(at, read)
-        figures |= self._forests(differences) if differences is not None else {}
+        figures |= self._forests(differences, floor) if differences is not None else {}
         figures |= self._fates(read) | step_figures(at, read)
         staged, arms = self._stages(at) if self.paths else ({}, [])
         headline = self._headline(at, recall, chance)
@@ -147,7 +153,7 @@ class UnderRule:
             table = table.join(beside, on=["pair", "statistic"], how="left", maintain_order="left")
         return table
 
-    def _forests(self, table: pl.DataFrame) -> dict[str, Sketch]:
+    def _forests(self, table: pl.DataFrame, floor: Floor) -> dict[str, Sketch]:
         # Of a run that is told by its steps, the last checkpoint stands for all: the others are points of its lines.
         passed = {label for one in series_of(self.readings) for label in one.labels[:-1]}
         return {
@@ -157,6 +163,7 @@ class UnderRule:
                 percent=PER_FACTOID[name].share,
                 checkpoints=self.labels,
                 looks=self.looks,
+                floor=floor.lof_mean if name in WITH_FLOOR else None,
             )
             for name in shown("compared")
         }

@@ -49,7 +49,8 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
 
     Args:
         table: [row, series, statistic, value, low, high, sd, by_seed, along]; ``series`` tells stages of one arm
-            apart, ``by_seed`` is a list, null where the row is one checkpoint, ``along`` its place along its run.
+            apart, ``by_seed`` is a list, null where the row is one checkpoint, ``along`` its place along its run. Of a
+            fitted lens also ``floor``, how far two fits place the mean apart: a grey bar of that width.
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
@@ -77,6 +78,12 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             along = row.get("along")
             marks = look(series.index(row["series"])) if along is None else look_along(along)
             _point(axes, row, at, marks, where)
+        if floor := _floor(table, statistic):
+            left = axes.get_xlim()[0]
+            place = axes.get_xaxis_transform()
+            axes.plot(
+                [left, left + floor], [0.98] * 2, color=FAINT, lw=3, transform=place, gid=f"{statistic}/floor"
+            )
         beside = ", mean ± sd" if spread and statistic == "lof_mean" else ""
         axes.set_xlabel(fill(axis(statistic, k=k) + beside, 20))
         if STATISTICS[statistic].share:
@@ -88,6 +95,9 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
     few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
     notes = [f"token rule: {TOKENS[token]}"] if token != "first" else []
     notes += ["without a dark line: too few for an interval"] if len(few) else []
+    notes += (
+        [f"bar on top: the lens’s floor, {_floor(table, 'lof_mean'):.2g}"] if "floor" in table.columns else []
+    )
     if notes:
         figure.supxlabel("; ".join(notes), fontsize=6.5, color=FAINT)
     legend(figure, handles, width)
@@ -103,7 +113,8 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     where its interval leaves 0 out.
 
     Args:
-        table: [row, reference, statistic, difference, low, high, held]; one reference throughout.
+        table: [row, reference, statistic, difference, low, high, held]; one reference throughout. Of a fitted lens
+            also ``floor``, how far two fits place the mean apart; grey around 0.
         k, token: named below.
         width: millimetres; one column has room for the first three of :data:`DIFFERENCES`.
     """
@@ -122,6 +133,8 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
         if wanted
     ]
     handles.append(handle("interval holds 0", color=FAINT, marker="o", linestyle="", markerfacecolor="white"))
+    if "floor" in table.columns:
+        handles.append(handle("the lens’s floor", color=FAINT, alpha=0.25, linewidth=6))
     figure, every = panels(
         len(shown),
         width,
@@ -132,6 +145,10 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     )
     for axes, statistic in zip(every, shown, strict=True):
         axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        if floor := _floor(table, statistic):
+            axes.axvspan(
+                -floor, floor, color=FAINT, alpha=0.25, linewidth=0, zorder=0, gid=f"{statistic}/floor"
+            )
         for row in table.filter(statistic=statistic).iter_rows(named=True):
             low, high = row["low"], row["high"]
             sure = low is not None and (low > 0 or high < 0)
@@ -163,6 +180,12 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     figure.supxlabel(f"{minus}; top {k}, {TOKENS[token]}; never as n + 1", fontsize=6.5, color=FAINT)
     legend(figure, handles, width)
     return figure
+
+
+def _floor(table: pl.DataFrame, statistic: str) -> float | None:
+    """The largest floor of a statistic's rows, where a lens has one."""
+    known = table.filter(statistic=statistic)["floor"].drop_nulls() if "floor" in table.columns else []
+    return float(max(known)) if len(known) else None
 
 
 @in_style

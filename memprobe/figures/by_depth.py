@@ -11,6 +11,7 @@ import polars as pl
 from memprobe.figures.look import (
     DOTTED,
     FAINT,
+    FLOOR,
     band,
     depth_axis,
     groups,
@@ -46,7 +47,8 @@ def recall(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
 
     Args:
         table: [panel, line, seed, exact, depth, recall, recall_low, recall_high, chance]; ``seed`` is null where
-            a line is one checkpoint, ``exact`` the share of exact matches.
+            a line is one checkpoint, ``exact`` the share of exact matches. Of a fitted lens also ``floor``, how far
+            two fits read apart; a grey line.
         k, token: named on the axis.
         width: millimetres.
     """
@@ -108,6 +110,13 @@ def _curves(
     handles = _line_handles(table, lines, accuracy=accuracy and alone and not seeded)
     if chance is not None and table[chance].null_count() < len(table):
         handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
+    floor = (
+        table.filter(pl.col("floor").is_not_null())
+        if value == "recall" and "floor" in table.columns
+        else None
+    )
+    if floor is not None:
+        handles.append(handle("the lens’s floor", color=FAINT, linestyle=FLOOR))
     figure, every = panels(
         len(names),
         width,
@@ -149,6 +158,11 @@ def _curves(
                 clip_on=False,
                 zorder=3,
                 gid=f"{where}/line",
+            )
+        if floor is not None:
+            height = floor.filter(panel=name).group_by("depth").agg(pl.col("floor").max()).sort("depth")
+            axes.plot(
+                height["depth"], height["floor"], color=FAINT, linestyle=FLOOR, lw=0.9, gid=f"{name}/floor"
             )
         if name:
             axes.set_title(shortened(name, 26 if len(names) > 1 else 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -44,14 +45,35 @@ def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         k, token: named on the axis.
         width: millimetres.
     """
+    lines = table["lens"].unique(maintain_order=True).to_list()
+    said = {line: _with_floor(table, line) for line in lines}
+    return _recall_by(table, "lens", said, label=f"recall@{k}{rule(token)}", width=width)
+
+
+@in_style
+def positions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
+    """Recall@k by depth at each position, on the facts that have all of them, with its 95 % band and, dotted, the
+    level that shuffled answers reach there.
+
+    Args:
+        table: [checkpoint, position, depth, recall, recall_low, recall_high, chance].
+        k, token: named on the axis.
+        width: millimetres.
+    """
+    said = {line: f"at the {line}" for line in table["position"].unique(maintain_order=True)}
+    return _recall_by(table, "position", said, label=f"recall@{k}{rule(token)}", width=width)
+
+
+def _recall_by(table: pl.DataFrame, by: str, said: Mapping[str, str], *, label: str, width: int) -> Figure:
+    """Recall by depth, a panel for each checkpoint and a line for each value of ``by``."""
     not_empty(table, "recall")
     names = table["checkpoint"].unique(maintain_order=True).to_list()
-    lines = table["lens"].unique(maintain_order=True).to_list()
-    handles = [handle(_with_floor(table, line), **look(at)) for at, line in enumerate(lines)]
+    lines = list(said)
+    handles = [handle(said[line], **look(at)) for at, line in enumerate(lines)]
     handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
     figure, every = _panels(names, width, handles)
     for axes, name in zip(every, names, strict=True):
-        for (line,), rows in groups(table.filter(checkpoint=name), "lens"):
+        for (line,), rows in groups(table.filter(checkpoint=name), by):
             marks, where = look(lines.index(line)), f"{name}/{line}"
             x = rows["depth"].to_list()
             band(axes, rows, "depth", ("recall_low", "recall_high"), where, alpha=0.12, color=marks["color"])
@@ -72,7 +94,7 @@ def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
         axes.set_ylim(0, 1)
         percent_axis(axes.yaxis)
-    name_axes(figure, every, "depth", f"recall@{k}{rule(token)}")
+    name_axes(figure, every, "depth", label)
     legend(figure, handles, width)
     return figure
 

@@ -22,7 +22,7 @@ from memprobe.figures.by_arm import (
 )
 from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
-from memprobe.figures.by_lens import contributions, lenses
+from memprobe.figures.by_lens import contributions, lenses, positions
 from memprobe.figures.by_step import steps
 from memprobe.figures.patches import grafts, restoration
 
@@ -40,6 +40,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "kept": kept,
     "steps": steps,
     "lenses": lenses,
+    "positions": positions,
     "contributions": contributions,
     "forgetting": forgetting,
     "replay_ratio": replay_ratio,

@@ -80,6 +80,7 @@ _DASHES: tuple[Any, ...] = (
     (0, (4, 1, 1, 1, 1, 1)),
 )
 DOTTED = (0, (1, 1.3))  # chance levels alone are dotted
+FLOOR = (0, (4, 1.5, 1, 1.5))  # and floors of lenses alone dash-dotted, or grey areas
 _SETS = re.compile(r"\bD_([ABCM])\b")
 
 P = ParamSpec("P")

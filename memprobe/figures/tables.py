@@ -18,6 +18,7 @@ from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 from memprobe.figures.by_step import OVER_STEPS
+from memprobe.fitted import WITH_FLOOR
 from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
@@ -28,7 +29,7 @@ MOST_ROWS = 24
 """Checkpoints below each other, before a figure tells them by arm or by stage."""
 NAMES = (
     *("recall", "frequency", "lof", "survival", "heatmap", "differences", "spread", "kept", "steps"),
-    *("lenses", "contributions"),
+    *("lenses", "positions", "contributions"),
 )
 """Figures of a comparison."""
 _NEVER = "no answer occurs at any depth"
@@ -74,13 +75,17 @@ def of_comparison(
         return laid_out(surfaced).select(*front, "survival", "low", "high")
 
     figures: dict[str, Callable[[], pl.DataFrame | str]] = {
-        "recall": lambda: laid_out(tables["curves"]).select(
-            *front, "recall", "recall_low", "recall_high", "chance"
+        "recall": lambda: _without_empty(
+            laid_out(tables["curves"]).select(
+                *front, "recall", "recall_low", "recall_high", "chance", "floor"
+            ),
+            "floor",
         ),
         "frequency": frequency,
         "lof": lambda: _first_occurrence(tables, made, order),
         "survival": survival,
         "lenses": lambda: _lenses(tables),
+        "positions": lambda: _positions(tables),
         "contributions": lambda: _contributions(tables),
         "heatmap": lambda: _heatmap(tables["curves"], made, settings.get("base")),
         "differences": lambda: _differences(tables, settings),
@@ -192,6 +197,20 @@ def _lenses(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     return curves.join(floors, on=["checkpoint", "lens"], how="left", maintain_order="left").select(columns)
 
 
+def _positions(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
+    """[checkpoint, position, depth, recall, recall_low, recall_high, chance]"""
+    curves = tables["positions_by_depth"]
+    if curves.is_empty():
+        return "read at one position only (memprobe layers --positions answer,subject)"
+    columns = ("checkpoint", "position", "depth", "recall", "recall_low", "recall_high", "chance")
+    return curves.select(columns)
+
+
+def _without_empty(table: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Without a column that says nothing in any row."""
+    return table.drop(column) if table[column].is_null().all() else table
+
+
 def _contributions(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     """[checkpoint, part, depth, value, low, high, net]: net of shuffled answers where all have them."""
     found = tables["contributions"]
@@ -230,8 +249,8 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
 def _first_occurrence(
     tables: Mapping[str, pl.DataFrame], made: Sequence[Mapping[str, Any]], order: Sequence[str]
 ) -> pl.DataFrame:
-    """[row, series, statistic, value, low, high, sd, by_seed, along], by checkpoint; by arm and stage where seeds
-    repeat."""
+    """[row, series, statistic, value, low, high, sd, by_seed, along, floor], by checkpoint; by arm and stage where
+    seeds repeat. ``floor`` is there where a lens has one."""
     placed = {row["checkpoint"]: row for row in tables["placement"].iter_rows(named=True)}
     trained = [row for row in made if row["arm"] is not None]
     rows: list[list[Any]] = []
@@ -267,8 +286,14 @@ def _first_occurrence(
     schema = {"row": pl.String, "series": pl.String, "statistic": pl.String, **numbers}
     table = pl.DataFrame(rows, schema=schema, orient="row")
     places = {label: place for label, (_, _, place) in places_along(tables["steps"]).items()}
-    return table.with_columns(
-        pl.col("row").replace_strict(places, default=None, return_dtype=pl.Float64).alias("along")
+    floors = tables["placement"]["lof_floor"].drop_nulls()
+    floor = pl.when(pl.col("statistic") == "lof_mean").then(pl.lit(floors.max(), pl.Float64))
+    return _without_empty(
+        table.with_columns(
+            pl.col("row").replace_strict(places, default=None, return_dtype=pl.Float64).alias("along"),
+            floor.alias("floor"),
+        ),
+        "floor",
     )
 
 
@@ -315,7 +340,8 @@ def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
 
 
 def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
-    """[row, reference, statistic, difference, low, high, held]: by checkpoint, or by arm where those are many."""
+    """[row, reference, statistic, difference, low, high, held, floor]: by checkpoint, or by arm where those are many.
+    ``floor`` is there where a lens has one."""
     wanted = pl.col("statistic").is_in(list(DIFFERENCES))
     numbers = ["difference", "low", "high"]
     if len(settings["checkpoints"]) < 2:
@@ -337,7 +363,12 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
         return f"no checkpoint is comparable with {settings['reference']}"
     keys = ["reference", "checkpoint", "statistic"]
     table = table.join(tables["claims"].select(*keys, "held"), on=keys, how="left", maintain_order="left")
-    return table.select(pl.col("checkpoint").alias("row"), "reference", "statistic", *numbers, "held")
+    floors = tables["placement"].select("checkpoint", floor="lof_floor")
+    table = table.join(floors, on="checkpoint", how="left", maintain_order="left").with_columns(
+        pl.when(pl.col("statistic").is_in(WITH_FLOOR)).then("floor").alias("floor")
+    )
+    columns = ["reference", "statistic", *numbers, "held", "floor"]
+    return _without_empty(table.select(pl.col("checkpoint").alias("row"), *columns), "floor")
 
 
 def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:

@@ -23,11 +23,13 @@ from memprobe.plots.results import placement_points, retention_points
 from memprobe.plots.sketch import Sketch
 from memprobe.plots.steps import fate_areas, step_lines
 from memprobe.plots.tokens import rank_trajectory, visible
+from memprobe.plots.written import contribution_curves
 
 __all__ = [
     "LENS_STATISTICS",
     "Sketch",
     "accuracy_matrix",
+    "contribution_curves",
     "depth_distribution",
     "depth_heatmap",
     "difference_forest",

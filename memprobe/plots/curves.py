@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import style
 from memprobe.plots.sketch import (
+    FLOOR_COLOUR,
     Looks,
     Sketch,
     add_band,
@@ -35,6 +36,7 @@ def recall_curves(
     checkpoints: Sequence[str] | None = None,
     looks: Looks | None = None,
     accuracy: Mapping[str, float | None] | None = None,
+    floor: Sequence[float] = (),
 ) -> Sketch:
     """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
 
@@ -44,10 +46,21 @@ def recall_curves(
         checkpoints: their order; as in the table where not given.
         looks: see :data:`memprobe.plots.sketch.Looks`.
         accuracy: share of exact answers by checkpoint, for the legend (as in the paper's figure 4).
+        floor: by depth, how far apart two fits of a fitted lens read; a grey line.
     """
     figure = figure_of(x="depth", y="recall", percent=True)
     figure.update_yaxes(range=[0, 1.02])
     _tick_depths(figure, recall)
+    if floor:
+        figure.add_scatter(
+            x=list(range(len(floor))),
+            y=list(floor),
+            mode="lines",
+            name="the lens’s floor",
+            line={"color": FLOOR_COLOUR, "width": 1.5, "dash": "dashdot"},
+            hovertemplate="%{y:.1%} <i>the lens’s floor: two fits differ by so much</i><extra></extra>",
+            meta={"role": "line"},
+        )
     for look, label, rows in by_checkpoint(recall, checkpoints, looks):
         depth, low, high = rows["depth"].to_list(), rows["low"].to_list(), rows["high"].to_list()
         add_band(figure, depth, low, high, colour=look["colour"], meta={"checkpoint": label})

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import translucent
-from memprobe.plots.sketch import Looks, Sketch, by_checkpoint, depth_ticks, drawn, figure_of, plain
+from memprobe.plots.sketch import (
+    Looks,
+    Sketch,
+    add_floor_width,
+    by_checkpoint,
+    depth_ticks,
+    drawn,
+    figure_of,
+    plain,
+)
 from memprobe.wording import shortened
 
 if TYPE_CHECKING:
@@ -35,6 +44,7 @@ def depth_distribution(
     of: str = "first occurrence",
     checkpoints: Sequence[str] | None = None,
     looks: Looks | None = None,
+    floor: float | None = None,
 ) -> Sketch:
     """How first occurrences or settled depths spread over the depths, in bars; factoids without one stand apart.
 
@@ -45,6 +55,7 @@ def depth_distribution(
         of: what the depths are, for the axis.
         checkpoints: their order; as in the table where not given.
         looks: see :data:`memprobe.plots.sketch.Looks`.
+        floor: in depths, how far apart two fits of a fitted lens place the mean; a bar of that width.
     """
     depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
@@ -62,6 +73,7 @@ def depth_distribution(
             placed, "share", title="of facts", largest=None, checkpoints=checkpoints, at=of
         )
         figure.update_xaxes(**axis)
+        add_floor_width(figure, floor, at=1)
         return figure
     figure = figure_of(x=of, y="share of facts", percent=True)
     figure.update_yaxes(rangemode="tozero")
@@ -98,6 +110,7 @@ def depth_distribution(
         )
     figure.update_layout(bargap=0.1, barmode="group")
     figure.update_xaxes(**axis)
+    add_floor_width(figure, floor, at=1)
     return figure
 
 

@@ -9,6 +9,7 @@ from memprobe.palette import FATES, HEAT, style, translucent
 from memprobe.plots.sketch import (
     Looks,
     Sketch,
+    add_floor_band,
     clip,
     drawn,
     figure_of,
@@ -29,6 +30,7 @@ def difference_forest(
     percent: bool = False,
     checkpoints: Sequence[str] | None = None,
     looks: Looks | None = None,
+    floor: float | None = None,
 ) -> Sketch:
     """Paired differences with 95 % intervals, a row for each checkpoint, and the line of no difference.
 
@@ -43,8 +45,10 @@ def difference_forest(
         percent: shares, in percentage points.
         checkpoints: their order, which gives each its look; as in the table where not given.
         looks: see :data:`memprobe.plots.sketch.Looks`.
+        floor: in depths, how far apart two fits of a fitted lens place the mean; grey around 0.
     """
     figure = figure_of(x=x, y="", percent=False)
+    add_floor_band(figure, floor)
     labels = (
         list(checkpoints)
         if checkpoints is not None
@@ -102,7 +106,7 @@ def difference_forest(
                 },
             )
     figure.add_shape(type="line", x0=0, x1=0, yref="paper", y0=0, y1=1, layer="below")
-    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
+    figure.update_layout(hovermode="closest", margin={"t": 22 if floor else 8}, meta={"row": 28, "frame": 66})
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_xaxes(showgrid=True, showline=False, nticks=6)
     return figure

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 P = ParamSpec("P")
+FLOOR_COLOUR = "#8c8c8c"
+"""Of what a fitted lens cannot tell apart, in either theme."""
 
 
 class Sketch:
@@ -153,6 +155,28 @@ def add_control(
         meta={"checkpoint": label, "role": "control"},
         customdata=customdata,
     )
+
+
+def add_floor_band(figure: Sketch, floor: float | None) -> None:
+    """On an axis of depths apart, what two fits of a lens differ by: within it a difference says nothing."""
+    if floor:
+        shape = {"type": "rect", "x0": -floor, "x1": floor, "yref": "paper", "y0": 0, "y1": 1}
+        figure.add_shape(**shape, fillcolor=FLOOR_COLOUR, opacity=0.22, line={"width": 0}, layer="below")
+        _say_floor(figure, f"grey: the lens’s floor, ±{floor:.2g}")
+
+
+def add_floor_width(figure: Sketch, floor: float | None, *, at: float) -> None:
+    """On an axis of depths, as a bar of its own width from ``at`` on, how far apart two fits place the mean."""
+    if floor:
+        shape = {"type": "rect", "x0": at, "x1": at + floor, "yref": "paper", "y0": 0.965, "y1": 1}
+        figure.add_shape(**shape, fillcolor=FLOOR_COLOUR, opacity=0.7, line={"width": 0})
+        _say_floor(figure, f"bar: the lens’s floor, {floor:.2g} depths", inside=True)
+
+
+def _say_floor(figure: Sketch, text: str, *, inside: bool = False) -> None:
+    place = {"xref": "paper", "x": 1, "xanchor": "right", "yref": "paper", "y": 1}
+    place["yanchor"] = "top" if inside else "bottom"
+    figure.add_annotation(**place, text=text, showarrow=False, font={"size": 11, "color": FLOOR_COLOUR})
 
 
 def share_tip(label: str) -> str:

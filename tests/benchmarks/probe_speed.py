@@ -8,7 +8,8 @@
 `lenses` sets one capture with four lenses beside the bare forward pass of the same batches with one and with four
 matrix products of the size of all readouts. The other readouts are the model's own with its weights moved a little, so
 that none is read for another. `append` adds checkpoint after checkpoint of one tiny model to a directory, as a callback
-does. Repeats are interleaved; the median of the ratios within a repeat is printed. Times never decide a test.
+does. Repeats are interleaved; the median of the ratios within a repeat is printed, of processor seconds. Times never
+decide a test.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from memprobe.templates import Template
 
 
 def timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Processor seconds of all threads, so that what else runs on the machine does not count."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def moved(model: LensModel, label: str, seed: int) -> LensModel:

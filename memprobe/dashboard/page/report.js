@@ -13,9 +13,10 @@ function chooseSet(chosen) {
 }
 chooseSet(set);
 
-/** Sets that differ from the one shown in lens, readout or position alone; and the one that tells of all its lenses. */
+/** Sets that differ from the one shown in lens, readout or position alone; and the one that tells of what else was read. */
 const family = () => report.sets.filter((entry) => entry.family === set?.family);
-const lensHome = () => family().find((entry) => entry.position === set.position && entry.lenses);
+const homeOf = (room) => family().find((entry) => entry.beside[room]);
+const BESIDE = ["lenses", "positions", "written"];
 
 const ROOMS = [
   ["overview", "Overview", () => set],
@@ -23,7 +24,9 @@ const ROOMS = [
   ["depths", "Depths", () => set],
   ["differences", "Differences", () => set?.against.length || report.comparisons.length],
   ["fates", "Fates", () => set?.chains.length || set?.series.length],
-  ["lenses", "Lenses", () => lensHome()],
+  ["lenses", "Lenses", () => homeOf("lenses")],
+  ["positions", "Positions", () => homeOf("positions")],
+  ["written", "Written", () => homeOf("written")],
   ["patches", "Patches", () => report.patches],
   ["study", "Study", () => report.results.length],
   ["training", "Training", () => report.training],
@@ -204,10 +207,12 @@ function buildSet() {
     byId(axis).replaceChildren(...known.map((name) => element("option", { value: name }, name)));
     byId(axis).value = set[axis];
   }
-  const home = lensHome();
-  byId("lenses").replaceChildren(...(home?.lensed ?? []).map((label, at) => element("figure", {
-    class: "plot", "data-figure": `lenses-${at}`, "data-prefix": home.prefix, "data-key": "",
-  }, element("figcaption", {}, element("h2", {}, label)))));
+  for (const room of BESIDE) {
+    const home = homeOf(room);
+    byId(room).replaceChildren(...(home?.shown_beside ?? []).map((label, at) => element("figure", {
+      class: "plot", "data-figure": `${room}-${at}`, "data-prefix": home.prefix, "data-key": "",
+    }, element("figcaption", {}, element("h2", {}, label)))));
+  }
   showRun();
   buildFilters();
 }
@@ -523,8 +528,13 @@ function render(changed = null) {
     if (set) {
       showHeadline();
       showArms();
-      const lensed = lensHome()?.lenses?.[state.rule]?.[state.k];
-      byId("lenses-table").replaceChildren(...(lensed ? [plainTable(lensed)] : []));
+      for (const room of [...BESIDE, "also_in"]) {
+        const rows = homeOf(room)?.beside[room][state.rule]?.[state.k];
+        byId(`${room}-table`).replaceChildren(...(rows ? [plainTable(rows)] : []));
+        if (room !== "also_in") continue;
+        byId("also-in").hidden = !rows;
+        byId("also-in-title").textContent = `By which other lenses do differences by lens ${homeOf(room)?.lens} hold?`;
+      }
     }
     if (window.Plotly) drawn = showFigures();
   }
