@@ -60,8 +60,7 @@ class Precision(Settings):
         autocast: of the matrix products; ``none`` computes in the weights' own.
         packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
             the same from that and where it is less work; see :mod:`training.packing`.
-        fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`. Off by default:
-            its results were compared on a CPU, and it has not been timed on a GPU.
+        fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`.
         graphs: on one CUDA device, a step's forward and backward pass as one CUDA graph, where that computes the same;
             rows are padded then, not packed; see :mod:`training.graphs`.
         compile: in those graphs, the model's blocks as one compiled function.
@@ -72,8 +71,8 @@ class Precision(Settings):
     weights: Dtype = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
     packing: bool = True
-    fewer_kernels: bool = False
-    graphs: bool = False
+    fewer_kernels: bool = True
+    graphs: bool = True
     compile: bool = False
     save_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
