@@ -106,6 +106,10 @@ three seeds are not judged):
 - **What it costs**: perplexity on abstracts after stage 1 is {perplexity}.
   Known facts that the model still says after stage 2: {known}.
 
+What an arm costs, a cell, its stage 1 included (seconds in a process beside seven to nine others on the card):
+
+{cost}
+
 How every cell ended:
 
 {cells}
@@ -209,6 +213,11 @@ def study_500() -> str:
             },
             100,
             " %",
+        ),
+        cost=markdown(
+            pl.read_csv(folder / "tables" / "cost.csv")
+            .drop("setup")
+            .with_columns(pl.col("steps", "tokens", "seconds").round(0).cast(int))
         ),
         cells=markdown(shown),
         pilot=markdown(pl.read_csv(folder / "pilot.csv")),

@@ -6,8 +6,7 @@ of 8, tokens of a row to a multiple of 16, positions with a loss to an eighth of
 carries no loss, and stands where causal attention does not look.
 
 Fewer kernels go into a graph than into an eager pass. Autocast casts every weight by itself, and its gradient back;
-here the weights of all linear layers are copied at once, and the copies stand in their place for the pass. Where the
-recipe says so, the blocks are compiled, once for all.
+here the weights of all linear layers are copied at once, and the copies stand in their place for the pass.
 
 Nothing is taken on trust: a stage's first micro-batch also goes through the model's own forward pass, and where loss
 or gradients differ from it, the stage goes on without graphs and says so.
@@ -82,15 +81,12 @@ def in_shapes(
 class GraphedSteps:
     """Passes of a model through graphs, which add to the parameters' gradients as ``backward`` does."""
 
-    def __init__(
-        self, model: Any, autocast: torch.dtype | None, *, compiled: bool = False, longest: int | None = None
-    ):
+    def __init__(self, model: Any, autocast: torch.dtype | None, *, longest: int | None = None):
         """Takes hold of a model.
 
         Args:
             longest: tokens of the longest row.
             autocast: type of the matrix products; None: that of the weights.
-            compiled: compile the blocks.
 
         Raises:
             Unfit: the model cannot be graphed.
@@ -110,7 +106,6 @@ class GraphedSteps:
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
         self.device = self.parameters[0].device
         self.copies = _Copies((self.decoder, self.head), self.parameters, autocast)
-        self.blocks = _Blocks(self.decoder, compiled)
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.pool = torch.cuda.graph_pool_handle() if self.stream else None
         self.seen: set[tuple[int, ...]] = set()
@@ -197,7 +192,7 @@ class GraphedSteps:
             else nullcontext()
         )
         self.copies.refresh()
-        with cast, _without_masks(self.decoder), self.copies.in_place(), self.blocks.compiled():
+        with cast, _without_masks(self.decoder), self.copies.in_place():
             states = self.decoder(input_ids=static["input_ids"], use_cache=False).last_hidden_state
             logits = self.head(states.flatten(0, 1).index_select(0, static["kept_at"]))
         nats = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
@@ -264,40 +259,6 @@ class _Copies:
         finally:
             for (module, name, _), weight in zip(self.places, weights, strict=True):
                 module._parameters[name] = weight
-
-
-class _Blocks:
-    """A decoder's blocks, which one compiled function computes."""
-
-    def __init__(self, decoder: Any, compiled: bool):
-        blocks = getattr(decoder, "layers", None)
-        if compiled and not isinstance(blocks, torch.nn.ModuleList):
-            raise Unfit("its blocks cannot be told")
-        self.blocks = list(blocks) if compiled and blocks is not None else []
-        self.calls = [torch.compile(block._call_impl, dynamic=True) for block in self.blocks]
-        # Only a cache reads the number of a block; it would make each a function of its own.
-        self.numbered = [
-            module for block in self.blocks for module in block.modules() if hasattr(module, "layer_idx")
-        ]
-
-    @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """The compiled blocks in the place of the model's own."""
-        if not self.blocks:
-            yield
-            return
-        numbers = [getattr(module, "layer_idx") for module in self.numbered]  # noqa: B009
-        for module in self.numbered:
-            setattr(module, "layer_idx", 0)  # noqa: B010 - modules are typed to hold tensors
-        for block, call in zip(self.blocks, self.calls, strict=True):
-            block._compiled_call_impl = call
-        try:
-            yield
-        finally:
-            for block in self.blocks:
-                block._compiled_call_impl = None
-            for module, number in zip(self.numbered, numbers, strict=True):
-                setattr(module, "layer_idx", number)  # noqa: B010
 
 
 class _Graph:

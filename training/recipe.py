@@ -63,7 +63,6 @@ class Precision(Settings):
         fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`.
         graphs: on one CUDA device, a step's forward and backward pass as one CUDA graph, where that computes the same;
             rows are padded then, not packed; see :mod:`training.graphs`.
-        compile: in those graphs, the model's blocks as one compiled function.
         save_dtype: of the checkpoints, which the next stage starts from.
         fsdp: shard the model over the processes.
     """
@@ -73,7 +72,6 @@ class Precision(Settings):
     packing: bool = True
     fewer_kernels: bool = True
     graphs: bool = True
-    compile: bool = False
     save_dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     fsdp: bool = False

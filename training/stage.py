@@ -170,8 +170,7 @@ class StageTrainer(Trainer):
         cast = torch.bfloat16 if self.run.recipe.precision.autocast == "bfloat16" else None
         try:
             longest = max(len(row.ids) for row in self.run.schedule.rows)
-            compiled = self.run.recipe.precision.compile
-            graphs = GraphedSteps(unwrapped, cast, compiled=compiled, longest=longest)
+            graphs = GraphedSteps(unwrapped, cast, longest=longest)
             differs = graphs.differs(inputs, items, loss)
         except (Unfit, RuntimeError, AttributeError, TypeError) as error:
             differs = _line(error)

@@ -7,8 +7,8 @@
 ``packed``    as it comes: micro-batches packed where that is less work, fp32
 ``bfloat16``  the same with matrix products in bfloat16
 
-On a CUDA device all compute in bfloat16 by autocast, and three more run: ``kernels`` with fused norms and flash
-attention, ``graphs`` with CUDA graphs and both, ``compiled`` with the blocks compiled, too.
+On a CUDA device all compute in bfloat16 by autocast, and two more run: ``kernels`` with fused norms and flash
+attention, ``graphs`` with CUDA graphs, too.
 
 Each runs in a process of its own, in turns; a step's rows are the same, so the losses are too. The first steps
 (``--warm-up``) are left out of the rate, which is by processor second, so that whoever else computes on the machine
@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 ARMS = ("stock", "padded", "packed", "bfloat16")
-ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs", "compiled")
+ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs")
 
 
 def main() -> None:
@@ -126,8 +126,8 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
             "precision": {
                 "packing": options.one in ("packed", "bfloat16"),
                 "autocast": "bfloat16" if cuda or options.one == "bfloat16" else "none",
-                "fewer_kernels": options.one in ("kernels", "graphs", "compiled"),
-                "graphs": options.one in ("graphs", "compiled"),
+                "fewer_kernels": options.one in ("kernels", "graphs"),
+                "graphs": options.one == "graphs",
             },
             "stages": [{"name": "a", "data": "known"}],
         }
@@ -143,9 +143,6 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = StageRun(recipe, "a", Path(folder), schedule, accumulation, 0, Stop(), own)
         set_seed(0)
-        if options.one == "compiled":
-            for block in model.model.layers:
-                block.compile(dynamic=False)
         if options.one == "stock":
             trainer = _stock(model, tokenizer, run, options)
         else:
