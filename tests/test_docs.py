@@ -131,6 +131,17 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
         assert not found, (page.name, found)
 
 
+def test_the_table_of_sources_is_that_of_the_catalogue_and_the_stored_counts():
+    from analyses.sources.counts import PAGE, stored_counts, table, written
+    from memprobe.sources.catalogue import DATASETS
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(page, table(stored_counts())) == page, "python -m analyses.sources.counts writes it"
+    for name, dataset in DATASETS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert f"| {dataset.licence} |" in row and f"| {stored_counts()[name]['kept']:,} |" in row
+
+
 def test_what_a_large_study_costs_is_computed_from_what_is_stored():
     """By hand: a model of 10 weights, 2 depths, width 3 and 5 tokens in its vocabulary."""
     from analyses.speed.costs import Model, operations, page

@@ -198,12 +198,9 @@ def _list(data_dir: Path | None) -> None:
     from rich.table import Table
 
     from memprobe.cli.terminal import terminal
-    from memprobe.sources import load
-    from memprobe.sources.builtin import read_known
-    from memprobe.sources.catalogue import DATASETS
-    from memprobe.sources.origins import data_folder, expected, split_of
+    from memprobe.sources.listing import KEPT, READ, listed
+    from memprobe.sources.origins import data_folder
 
-    folder = data_folder(data_dir)
     table = Table(box=SIMPLE_HEAD)
     for column in ("source", "kind"):
         table.add_column(column)
@@ -211,34 +208,9 @@ def _list(data_dir: Path | None) -> None:
         table.add_column(column, justify="right")
     for column in ("licence", "from", "note"):
         table.add_column(column, overflow="fold")
-    known = str(len(read_known()))
-    table.add_row("known", "factoids", known, known, "Apache-2.0", "built in", "written for memprobe")
-    table.add_row(
-        "kvr:N", "factoids", "N", "N", "none", "generated", "made-up keys and values; also kvr:N:test"
-    )
-    for dataset in DATASETS.values():
-        rows = kept = "?"
-        file = split_of(dataset, None)[1].file
-        if folder is not None and file is not None and (folder / file).is_file():
-            counts = load(dataset.name, data_dir=folder, on_bad_row="skip").counts
-            rows, kept = f"{counts['read']:,}", f"{counts['kept']:,}"
-        splits = list(dataset.splits)
-        named = f"splits {', '.join(splits)}" if len(splits) > 1 else ""
-        note = "; ".join(filter(None, (named, dataset.note)))
-        where = expected(dataset, folder)
-        table.add_row(dataset.name, dataset.kind, rows, kept, dataset.licence, where, note)
-    table.add_row(
-        "random-words",
-        "texts",
-        "--n",
-        "--n",
-        "public domain",
-        "generated",
-        "from a word list, or english-words",
-    )
-    table.add_row(
-        "self", "texts", "--n", "--n", "the model's", "generated", "sampled from --ckpt at temperature 1"
-    )
+    for one in listed(data_folder(data_dir)):
+        told = [f"{one.counts[rule]:,}" if one.counts else one.amount or "?" for rule in (READ, KEPT)]
+        table.add_row(one.name, one.kind, *told, one.licence, one.where, one.note)
     table.add_row("FILE", "any", "", "", "yours", "file", "JSONL, CSV, Parquet; jsonl:FILE for other names")
     console = terminal()
     # In a file or a pipe nothing is folded, so that a line stays a row.

@@ -1,0 +1,74 @@
+"""The table of docs/reference/sources.md: licences and homes from the catalogue, counts from the data.
+
+    python -m analyses.sources.counts [--data-dir DIR]
+
+With ``--data-dir`` the rows of every source are read and counted anew, into counts.json; without it the table is made
+from the counts that are stored. No row is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from memprobe.sources.listing import KEPT, READ, listed
+
+HERE = Path(__file__).parent
+COUNTS = HERE / "counts.json"
+PAGE = HERE.parents[1] / "docs" / "reference" / "sources.md"
+_TABLE = re.compile(r"^\| source \|.*?\n(?=\n)", re.S | re.M)
+
+
+def count(folder: Path) -> dict[str, dict[str, int]]:
+    """By source, rows read, kept, and taken out by each rule."""
+    found = {one.name: one.counts for one in listed(folder, splits=True)}
+    return {name: {rule: n for rule, n in counts.items() if n} for name, counts in found.items() if counts}
+
+
+def table(stored: dict[str, dict[str, int]]) -> str:
+    """The table of sources as Markdown."""
+    lines = [
+        "| source | kind | rows in file | kept | taken out | licence | hub id | note |",
+        "|---|---|---:|---:|---|---|---|---|",
+    ]
+    about = {one.name: one for one in listed(None)}
+    parts = {known: [name for name in stored if name.startswith(f"{known}:")] for known in about}
+    for name in [each for known in about for each in (known, *parts[known])]:
+        one = about.get(name) or about[name.partition(":")[0]]
+        counts = dict(stored.get(name, {}))
+        rows, kept = (counts.pop(rule, None) for rule in (READ, KEPT))
+        told = [f"{n:,}" if n is not None else one.amount for n in (rows, kept)]
+        taken = ", ".join(f"{n:,} {rule}" for rule, n in counts.items())
+        note = one.note if name in about else ""
+        cells = [f"`{name}`", one.kind, *told, taken, one.licence, one.hub, note]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def written(page: str, made: str) -> str:
+    """The page with this table in the place of the one that it has."""
+    text, n = _TABLE.subn(lambda _: made, page)
+    assert n == 1, "the page has one table of sources"
+    return text
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", type=Path)
+    folder = parser.parse_args().data_dir
+    if folder is not None:
+        COUNTS.write_text(json.dumps(count(folder), indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), table(stored_counts())), encoding="utf-8")
+
+
+def stored_counts() -> dict[str, Any]:
+    """What the last count found."""
+    return json.loads(COUNTS.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
