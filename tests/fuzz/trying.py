@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -78,9 +79,13 @@ def _wrong(made: Input, code: int, out: str, err: str) -> str:
 
 def run(program: str, arguments: list[str], folder: Path) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command in a folder; Rust's own lines are among the latter."""
+    import typer.main
+
     from memprobe.cli import main
     from training.__main__ import main as train
 
+    if not hasattr(typer.main.get_command, "cache_info"):  # building the options takes as long as most inputs
+        typer.main.get_command = functools.cache(typer.main.get_command)
     out, err = io.StringIO(), io.StringIO()
     before, argv = Path.cwd(), sys.argv
     os.chdir(folder)
