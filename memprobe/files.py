@@ -349,6 +349,26 @@ def parquet_errors(path: Path) -> Iterator[None]:
         raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
+def check_pages(path: Path) -> None:
+    """Reads a Parquet file of unknown origin once, a part at a time.
+
+    A damaged page may name a size of hundreds of gigabytes. Arrow says so; polars sets the memory aside, and its
+    process dies without a word.
+
+    Raises:
+        MemprobeError: the file cannot be read.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for _ in file.iter_batches():
+                pass
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise MemprobeError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex digits.
 

@@ -31,6 +31,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.errors import MemprobeError, among
+from memprobe.files import check_pages
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
 from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
@@ -347,6 +348,9 @@ def open_probe(path: str | Path, *, lens: str | None = None, position: str | Non
         and opened.finished == opened.checkpoints
         and kept_marks(opened.path) is None
     ):
+        for table in (*BY_CHECKPOINT, "factoids"):
+            if (file := opened.path / f"{table}.parquet").is_file():
+                check_pages(file)
         tables = {table: opened.read(table) for table in BY_CHECKPOINT}
         opened = replace(opened, note=vouch(opened.path, opened.run, tables, opened.factoids))
     return opened.under(lens, position) if lens or position else opened

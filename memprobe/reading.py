@@ -148,11 +148,15 @@ def controls_of(
     member: Member, ids: np.ndarray, *, token: str
 ) -> tuple[list[Trajectories], list[Trajectories]]:
     """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed."""
-    frame = common(rows_of(member, "controls", ("control", "token", "depth", "rank")), ids)
+    lazy = member.probe.read("controls", checkpoints=[member.name])
+    named = collect(lazy.select(pl.col("control").unique(maintain_order=True)), member.probe)["control"]
+    chosen = lazy.select("checkpoint", "factoid", "control", "token", "depth", "rank").with_columns(
+        checkpoint=pl.lit(member.label, pl.String)
+    )
     kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
-    # One at a time: each is put in order, in memory.
-    for name in frame["control"].unique(maintain_order=True):
-        part = frame.filter(pl.col("control") == name)
+    # One at a time: each is read and put in order, in memory, and there are six times as many rows as of answers.
+    for name in named:
+        part = common(collect(chosen.filter(pl.col("control") == name), member.probe), ids)
         shuffled = name.startswith("shuffled:")
         kinds[not shuffled].extend(trajectories(part, token=token if shuffled else "first"))
     return kinds

@@ -132,6 +132,7 @@ BROKEN = {
     ],
     "2-lama/evaluation.json": [
         ("sets", None, r"evaluation\.json: sets: "),
+        ("sets", {}, "lacks its own rows, 2-lama"),
         ("sets", {"1-kvr": {"kind": "factoids"}}, r"evaluation\.json: sets\.1-kvr\.metric: "),
         ("interference", {"start": 1}, r"evaluation\.json: interference\.start: "),
     ],
@@ -157,6 +158,14 @@ def test_what_does_not_fit_is_named_by_file_and_key(tmp_path, file, key, value, 
     with pytest.raises(MemprobeError, match=said) as error:
         of(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_names_other_stages_is_refused(tmp_path):
+    run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('"lama"', '"other"'))
+    with pytest.raises(MemprobeError, match=r"calls stage 2 'other', and its folder 'lama'"):
+        of(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "null", '{"sets": {"a": 1e999}}'])

@@ -18,7 +18,7 @@ from pydantic import Field
 from memprobe import __version__
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.files import parquet_errors, read_valid, write_json, write_parquet
+from memprobe.files import check_pages, parquet_errors, read_valid, write_json, write_parquet
 from memprobe.probes import FACTOIDS_FILE, table_file
 from memprobe.records import FACTOIDS, OUTCOMES, factoids_frame, factoids_from_frame
 from memprobe.results.evaluation import Evaluation
@@ -76,6 +76,7 @@ class ResultsDirectory:
     def _table(self, path: Path, schema: pl.Schema) -> pl.DataFrame:
         if not path.is_file():
             raise MemprobeError(f"{path}: missing, so this results directory is incomplete; import again")
+        check_pages(path)
         with parquet_errors(path):
             found = pl.read_parquet(path)
         if {name: found.schema.get(name) for name in schema} != dict(schema):

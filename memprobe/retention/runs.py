@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import arm_names, by_kind
+from memprobe.errors import MemprobeError
 from memprobe.runs import EXACT, EvaluatedSet, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
@@ -150,6 +151,12 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
     """One run's row."""
     recipe, cell, names = run.recipe, run.cell, run.datasets
     stages = run.trained
+    for number, stage in stages.items():
+        if stage.name != recipe.stages[number - 1].name:
+            raise MemprobeError(
+                f"{run.path}: recipe.toml calls stage {number} {recipe.stages[number - 1].name!r}, and its folder "
+                f"{stage.name!r}"
+            )
     first, last = (stages[number].evaluation for number in (min(stages), max(stages)))
     assert first is not None and last is not None
     manifests = [stage.manifest for stage in stages.values()]
@@ -158,7 +165,9 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
     ratio, words = settings.pop() if len(settings) == 1 else (None, None)
     replay = [stage.replay.ratio for stage in recipe.stages if stage.replay]
     d_a = _score(last.sets.get(names[0]))
-    own = last.sets[names[-1]]
+    own = last.sets.get(names[-1])
+    if own is None:
+        raise MemprobeError(f"{run.path}: the evaluation of the last stage lacks its own rows, {names[-1]}")
     kept = last.retention.get(names[0], {})
     # Joint training has no second dataset whose gradient could pull against the first one's.
     measured: Mapping[str, Any] = {} if recipe.joint else last.interference or {}

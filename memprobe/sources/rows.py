@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line, parquet_errors
+from memprobe.files import check_pages, first_line, parquet_errors
 
 Columns = Mapping[str, Any]
 OnBadRow = Literal["fail", "skip"]
@@ -208,6 +208,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
     import polars as pl
 
+    check_pages(path)
     with parquet_errors(path):
         frame = pl.read_parquet(path)
         # 0.1 in 32 bits is 0.1, not its 17 digits in 64.

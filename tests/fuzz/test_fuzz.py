@@ -55,6 +55,17 @@ def test_damaged_inputs_are_read_or_refused_in_one_line(seeds, kind):
     assert any(one.code for one in ended.values()), "nothing was refused: the damage does none"
 
 
+# A name too long for a file, a comparison's reference that is none of its checkpoints, stages that a recipe calls
+# otherwise than their folders, a page that names 800 GB (polars' process died of it).
+FAILED_ONCE = [("lines", 1798), ("stored", 4871), ("studies", 6793), ("factoids", 8745)]
+
+
+@pytest.mark.parametrize(("kind", "number"), FAILED_ONCE)
+def test_what_failed_once_is_refused_in_one_line(seeds, kind, number):
+    ended = attempt(kind, number, seeds, seed=20_271)
+    assert not ended.wrong and ended.code, ended.said
+
+
 def test_an_input_does_not_depend_on_those_made_before_it():
     numbers = range(400)
     value = {"a": [1, {"b": {}}], "c": {}}
