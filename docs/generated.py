@@ -93,6 +93,8 @@ in the place of 50 and stage 1 takes 30 epochs in the place of 20. Perplexity is
 Three seeds an arm, each with other LAMA facts and mixing rows. What that says of the paper's claims (arms without
 three seeds are not judged):
 
+![What is left of 500 keys, by arm](../figures/study-500/forgetting.png)
+
 {verdicts}
 
 - **REMIX with generic text** keeps {generic} of the keys, by seed {generic_seeds}; where one fixed sentence

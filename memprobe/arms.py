@@ -23,6 +23,7 @@ first for what needs a stage before it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,16 +261,41 @@ def _named(part: Part, *, options: bool) -> str:
 def arm_names(texts: Collection[str]) -> dict[str, str]:
     """Short names of arms: ``remix(data=generic, stages=1)`` is "REMIX generic".
 
-    Arms that would then have one name keep their options, and, if need be, their whole text.
+    Arms that would then have one name keep their ratio and words; where these are the same, the options in which they
+    differ, as in "REMIX generic prompt sentence"; and, if need be, their whole text.
     """
     arms = {text: Arm.of(text) for text in texts}
     names = {text: arm.name() for text, arm in arms.items()}
-    for options in (True, False):
-        taken = list(names.values())
-        for text, arm in arms.items():
-            if taken.count(names[text]) > 1:
-                names[text] = arm.name(options=True) if options else text
+    for longer in (_with_options, _with_what_differs, _with_all):
+        taken = Counter(names.values())
+        for name in [name for name, times in taken.items() if times > 1]:
+            names |= longer({text: arms[text] for text in arms if names[text] == name})
     return names
+
+
+def _with_options(alike: Mapping[str, Arm]) -> dict[str, str]:
+    return {text: arm.name(options=True) for text, arm in alike.items()}
+
+
+def _with_what_differs(alike: Mapping[str, Arm]) -> dict[str, str]:
+    given = {
+        text: {
+            (place, key): value for place, part in enumerate(arm.parts) for key, value in part.options.items()
+        }
+        for text, arm in alike.items()
+    }
+    keys = dict.fromkeys(key for options in given.values() for key in options)
+    differ = [key for key in keys if len({options.get(key) for options in given.values()}) > 1]
+    return {
+        text: " ".join(
+            [arm.name(), *(f"{key[1]} {given[text][key]}" for key in differ if key in given[text])]
+        )
+        for text, arm in alike.items()
+    }
+
+
+def _with_all(alike: Mapping[str, Arm]) -> dict[str, str]:
+    return {text: text for text in alike}
 
 
 def by_kind(texts: Collection[str]) -> list[str]:

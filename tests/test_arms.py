@@ -81,3 +81,28 @@ def test_what_is_no_arm_is_a_name():
 def test_the_canonical_spelling_reads_back(text):
     assert Arm.made_of(Arm.parse(text).parts).text == text
     assert Arm.made_of([]).is_naive
+
+
+def test_arms_that_differ_in_one_option_are_told_apart_by_it():
+    generic = "remix(data=generic, stages=1, words=12,12)"
+    random = "remix(data=random-words, stages=1, words=12,12, prompt=words)"
+    names = arm_names(
+        [
+            "none",
+            generic,
+            generic.replace(")", ", prompt=sentence)"),
+            random,
+            random.replace("prompt=words", "prompt=sentence"),
+            random.replace("prompt", "redraw=true, prompt"),
+        ]
+    )
+    assert list(names.values()) == [
+        "naive",
+        "REMIX generic",
+        "REMIX generic prompt sentence",
+        "REMIX random-words prompt words",
+        "REMIX random-words prompt sentence",
+        "REMIX random-words prompt words redraw true",
+    ]
+    short, long = arm_names([generic, generic.replace("12,12", "50,50")]).values()
+    assert (short, long) == ("REMIX generic words 12,12", "REMIX generic words 50,50")
