@@ -141,7 +141,12 @@ class Schedule:
     @property
     def tokens(self) -> int:
         """Input tokens of all steps, without padding."""
-        return sum(len(example.ids) for step in range(self.steps) for example in self.step(step))
+        steps, whole = range(self.steps), 0
+        if not any(part.redraw for part in self.parts):  # every epoch has the same rows
+            epochs = self.steps // self.steps_per_epoch
+            whole = epochs * sum(len(example.ids) for example in self._lay_out(0))
+            steps = range(epochs * self.steps_per_epoch, self.steps)
+        return whole + sum(len(example.ids) for step in steps for example in self.step(step))
 
     def _lay_out(self, epoch: int) -> list[Example]:
         """The rows of an epoch, in order."""

@@ -194,7 +194,7 @@ class Stage(Settings):
     held_out: int = Field(64, ge=1)
     words: Words = (50, 50)
     unknown: Unknown | None = None
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, le=10_000)
     stop: Stop = Stop()
     mixing: tuple[Mixing, ...] = ()
     match: Literal["steps", "tokens"] | None = None

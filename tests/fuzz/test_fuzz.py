@@ -56,8 +56,8 @@ def test_damaged_inputs_are_read_or_refused_in_one_line(seeds, kind):
 
 
 # A name too long for a file, a comparison's reference that is none of its checkpoints, stages that a recipe calls
-# otherwise than their folders, a page that names 800 GB (polars' process died of it).
-FAILED_ONCE = [("lines", 1798), ("stored", 4871), ("studies", 6793), ("factoids", 8745)]
+# otherwise than their folders, a page that names 800 GB (polars' process died of it), 10^30 epochs (a hang).
+FAILED_ONCE = [("lines", 1798), ("stored", 4871), ("studies", 6793), ("factoids", 8745), ("grids", 12_361)]
 
 
 @pytest.mark.parametrize(("kind", "number"), FAILED_ONCE)

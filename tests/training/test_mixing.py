@@ -124,3 +124,12 @@ def test_items_beyond_the_end_are_refused():
     schedule = Schedule(Part(rows(3), 3), epochs=1, batch=3, seed=0)
     with pytest.raises(IndexError):
         schedule[len(schedule)]
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+@pytest.mark.parametrize("match", [None, "steps", "tokens"])
+def test_tokens_are_those_of_every_step(redraw, match):
+    own, extra = Part(rows(5), 5), Part(rows(7, "mix", own=False), 3, redraw=redraw)
+    schedule = Schedule(own, [extra], epochs=5, batch=4, seed=0, match=match)
+    counted = sum(len(row.ids) for step in range(schedule.steps) for row in schedule.step(step))
+    assert schedule.tokens == counted
