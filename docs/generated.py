@@ -77,6 +77,7 @@ def pages() -> dict[str, str]:
             encoding="utf-8"
         ),
         "findings/study-500.md": study_500(),
+        "findings/claims.md": claims(),
         "findings/cost.md": costs(),
         "findings/lenses-tables.md": lenses_tables(),
         "gallery.md": gallery(),
@@ -224,6 +225,76 @@ def study_500() -> str:
         cells=markdown(shown),
         pilot=markdown(pl.read_csv(folder / "pilot.csv")),
     )
+
+
+CLAIMS = """# The paper, claim by claim
+
+What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, and what SmolLM2-135M-Instruct says in
+two studies: [64 made-up keys, then 64 LAMA facts](study.md), and [500 and 500](study-500.md). Three seeds an arm. A
+verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies within bounds that count as nothing),
+*undecided*, or *not tested*; tests of one family are corrected together ([how it is made right](../concepts/how-right.md)).
+*Would be seen from*: the smallest difference that such a test finds in eight of ten studies. Differences are shares of
+keys, nats or depths, with 95 % intervals over seeds and facts. Not tested on either: other D_A, stages of tasks, three
+stages, Gemma, the paper's own models.
+
+{claims}
+"""
+
+_PAPER = {
+    "forgetting": "A second stage of factoids makes the model forget the first",
+    "mixing": "REMIX keeps what naive training forgets, and more than training longer does",
+    "baselines": "Replay and weight regularisation help little (what is *seen* here speaks against it)",
+    "nats": "The same, in the log-probability of the keys",
+    "placement, after stage 1": "REMIX stores facts earlier: after stage 1",
+    "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
+    "kept": "What is kept was in earlier layers",
+    "spread": "REMIX spreads facts over more diverse layers",
+    "gradients": "What harms the keys shows in the gradients before stage 2",
+}
+"""What the paper says, or would have to show, by family of the book of claims."""
+
+
+def claims() -> str:
+    """Every verdict of both studies, below what the paper says."""
+    import polars as pl
+
+    headline = pl.col("k").is_null() | ((pl.col("k") == 10) & (pl.col("token") == "first"))
+    found = pl.concat(
+        [
+            pl.read_csv(ROOT / "analyses" / folder / "tables" / "claims.csv")
+            .with_columns(pl.lit(keys).alias("keys"))
+            .cast({"k": pl.Int64, "token": pl.String, "arm": pl.String, "against": pl.String})
+            .filter(headline)
+            for folder, keys in (("study", 64), ("study-500", 500))
+        ],
+        how="diagonal_relaxed",
+    )
+    if missing := sorted(set(found["family"]) - set(_PAPER)):
+        raise ValueError(f"no sentence of the paper for {missing}")
+    tables = []
+    for family, said in _PAPER.items():
+        of_family = found.filter(family=family)
+        tested = of_family.filter(pl.col("verdict") != "not tested")
+        counts = tested.group_by("keys", "verdict").len().sort("keys", "verdict")
+        told = "; ".join(
+            f"{keys} keys: " + ", ".join(f"{row['len']} {row['verdict']}" for row in rows.to_dicts())
+            for (keys,), rows in counts.group_by("keys", maintain_order=True)
+        )
+        number = pl.col("estimate", "low", "high", "detectable").round(2)
+        rows = tested.with_columns(number).select(
+            "keys",
+            "claim",
+            pl.col("arm").fill_null(""),
+            pl.col("against").fill_null(""),
+            "verdict",
+            pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
+            pl.col("detectable").alias("would be seen from"),
+        )
+        left_out = len(of_family) - len(tested)
+        more = f"\n\nNot tested, as the tables of the studies say why: {left_out}." if left_out else ""
+        shown = f"\n\n{markdown(rows)}" if len(rows) else ""
+        tables.append(f"## {said}\n\n{told or 'Nothing could be tested'}.{shown}{more}")
+    return CLAIMS.format(claims="\n\n".join(tables))
 
 
 LENSES = """# Lenses: the stored tables
