@@ -232,7 +232,7 @@ CLAIMS = """# The paper, claim by claim
 What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, and what SmolLM2-135M-Instruct says in
 two studies: [64 made-up keys, then 64 LAMA facts](study.md), and [500 and 500](study-500.md). Three seeds an arm. A
 verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies within bounds that count as nothing),
-*undecided*, or *not tested*; tests of one family are corrected together ([how it is made right](../concepts/how-right.md)).
+*undecided*, or *not tested*; tests of one family are corrected together ([why](../concepts/how-right.md)).
 *Would be seen from*: the smallest difference that such a test finds in eight of ten studies. Differences are shares of
 keys, nats or depths, with 95 % intervals over seeds and facts. Not tested on either: other D_A, stages of tasks, three
 stages, Gemma, the paper's own models.
