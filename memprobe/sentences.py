@@ -77,6 +77,8 @@ def _surfaces(value: float | None, low: float | None, high: float | None) -> str
         return "first occurrence is not known"
     if low is None or high is None:
         return f"facts surface {_moved(value, low, high)} ({NO_INTERVAL})"
+    if value == low == high == 0:
+        return "first occurrence is the same"
     if low <= 0 <= high:
         return f"no clear difference in depth ({wording.interval(value, low, high, '+.1f')})"
     return f"facts surface {_moved(value, low, high)}"

@@ -96,3 +96,20 @@ def test_the_shell_can_complete(cli, shell, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
     assert "demo" in cli()[1]
+
+
+def test_a_probe_without_a_chance_level_says_why(cli, tiny_checkpoint, tmp_path):
+    rows = [{"prompt": f"The river {i} flows to", "answer": "Lunn"} for i in range(3)]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, text, err = cli(
+        "layers",
+        "--ckpt",
+        tiny_checkpoint,
+        "--factoids",
+        tmp_path / "facts.jsonl",
+        "--out",
+        tmp_path / "probe",
+    )
+    assert code == 0 and "No chance level: it is that of other facts' answers" in text, err
+    code, text, _ = cli("layers", "--ckpt", tiny_checkpoint, "--n", 8, "--out", tmp_path / "known")
+    assert code == 0 and "No chance level" not in text

@@ -44,11 +44,17 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
     )
     for group in _that_fit(checkpoints, console.width - 40, 24):
         console.print(_headline(group))
+    if all(entry["shuffled_lof"]["restricted_mean"] is None for entry in checkpoints.values()):
+        console.print(NO_CHANCE, style="dim", soft_wrap=not console.is_terminal)
     for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
         console.print(_by_depth(group, k, named=len(checkpoints) > 1, full=full))
 
 
 _UNFOLDED = 10_000
+NO_CHANCE = (
+    "No chance level: it is that of other facts' answers, of one source and relation, that begin with another token; "
+    "here there are none.\n"
+)
 
 
 def _that_fit(checkpoints: dict[str, Any], room: int, width: int) -> Iterator[dict[str, Any]]:
