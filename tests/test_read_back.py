@@ -9,7 +9,7 @@ from memprobe.compare.outcomes import read_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import _read_tuned_lens, read_about
 from memprobe.runs import StageDirectory
-from memprobe.sources.replay import _read
+from memprobe.sources.own_passages import _read
 from training.grid.crew import Crew
 
 ROOT = Path(__file__).parents[1]

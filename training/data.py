@@ -18,6 +18,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
+from memprobe.sources.generated import is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
 from training.asking import known_facts, unknown_rows
@@ -167,7 +168,7 @@ def _mixing_rows(
     needed = wanted_rows(part.ratio, n_own)
     if not needed:
         return [], {"source": part.source, "n": 0}
-    generated = part.source in ("random-words", "self")
+    generated = is_endless(part.source)
     n: int | None = needed * stage.epochs if part.redraw and generated else needed
     if part.redraw and not generated:
         n = None  # all there are
@@ -219,7 +220,7 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
         for row in part
         if isinstance(row, Text) and row.prompt == RECALL
     ]
-    drawn = wanted + len(trained) if source in ("self", "random-words") else None
+    drawn = wanted + len(trained) if is_endless(source) else None
     kind = None if _is_named(source) else "texts"
     with under_key("evaluate.texts"):
         loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)

@@ -17,6 +17,7 @@ from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
 from memprobe.grafts import parse_places
 from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.generated import GENERATED
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
@@ -378,7 +379,7 @@ def with_sources(recipe: Recipe, path: Path) -> Recipe:
                     return str(candidate)
             raise MemprobeError(f"{path}: {key}: no file {bare} here or beside the recipe")
         head = name.partition(":")[0]
-        if head not in (*DATASETS, "known", "kvr", "random-words", "self"):
+        if head not in (*DATASETS, *GENERATED, "known"):
             raise MemprobeError(
                 f"{path}: {key}: no source {name!r}; `memprobe sources` lists them, or give a file"
             )

@@ -131,9 +131,9 @@ def sources(
         _list(data_dir)
         return
     from memprobe.sources import load
+    from memprobe.sources.generated import is_endless
 
-    generated = name in ("random-words", "self")
-    size = None if (not generated and (every or out is None)) else n
+    size = None if (not is_endless(name) and (every or out is None)) else n
     first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).factoids]
     with _Progress() as progress:
         loaded = load(

@@ -17,7 +17,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,18 +26,10 @@ from memprobe.sources.builtin import read_known
 from memprobe.sources.catalogue import DATASETS, Dataset, HubSet, Split, messages_of
 from memprobe.sources.cleaning import Conflicts, clean, without_overlap
 from memprobe.sources.files import factoid_of, read_factoid_file
+from memprobe.sources.generated import GENERATED, Asked, written
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
-from memprobe.sources.kvr import generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
-from memprobe.sources.passages import (
-    WORDS_FILE,
-    WORDS_PACKAGE,
-    PromptForm,
-    check_words,
-    halve,
-    random_words,
-    vocabulary,
-)
+from memprobe.sources.passages import PromptForm, check_words, halve
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 from memprobe.sources.shapes import TARGETS
 
@@ -110,9 +101,8 @@ def load(
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    opened = _open(
-        name, kind, n, seed, data_dir, bad, counts, _Halves(words, prompt_form), words_file, base, progress
-    )
+    asked = Asked(name, n, seed, data_dir, words, prompt_form, words_file, base, progress)
+    opened = _open(asked, kind, bad, counts)
     origin = opened.origin
     if kind is not None and origin.kind != kind:
         raise MemprobeError(f"{name}: holds {origin.kind}, not {kind}")
@@ -211,14 +201,6 @@ def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]
 
 
 @dataclass(frozen=True, slots=True)
-class _Halves:
-    """How passages become prompt and answer."""
-
-    words: tuple[int, int]
-    prompt_form: PromptForm
-
-
-@dataclass(frozen=True, slots=True)
 class _Opened:
     """Rows before cleaning; ``streamed`` ones are shuffled already, and read only as far as they are needed."""
 
@@ -228,111 +210,54 @@ class _Opened:
     streamed: bool = False
 
 
-def _open(
-    name: str,
-    kind: Kind | None,
-    n: int | None,
-    seed: int,
-    data_dir: str | Path | None,
-    bad: BadRows,
-    counts: Counter[str],
-    halves: _Halves,
-    words_file: str | Path | None,
-    base: str | None,
-    progress: Callable[[int, int], None] | None,
-) -> _Opened:
+def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -> _Opened:
+    name = asked.name
     path = Path(name.removeprefix("jsonl:"))
     head, _, tail = name.partition(":")
     if name == "known":
         return _Opened(_counted(read_known(), counts), Origin("known", "factoids", "built-in"))
-    if head == "kvr":
-        return _open_kvr(name, tail, n, seed, counts)
-    if name == "random-words":
-        folder = None if words_file else data_folder(data_dir)
-        file = Path(words_file) if words_file else folder and folder / WORDS_FILE
-        texts = random_words(
-            _needed(name, n), vocabulary(file), words=halves.words, prompt_form=halves.prompt_form, seed=seed
-        )
-        revision = file_revision(file) if file else metadata.version(WORDS_PACKAGE)
-        place = file.name if file else WORDS_PACKAGE
-        origin = Origin(name, "texts", "generated", place, revision=f"{revision}, seed {seed}")
-        return _Opened(_counted(texts, counts), origin)
-    if name == "self":
-        from memprobe.sources.replay import own_passages
-
-        if base is None:
-            raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
-        texts, fingerprint = own_passages(
-            base,
-            _needed(name, n),
-            words=halves.words,
-            prompt_form=halves.prompt_form,
-            seed=seed,
-            progress=progress,
-        )
-        origin = Origin(name, "texts", "generated", revision=f"weights {fingerprint[:16]}, seed {seed}")
-        return _Opened(_counted(texts, counts), origin)
+    if head in GENERATED and not (tail and GENERATED[head].endless):
+        made, origin = GENERATED[head].make(asked)
+        return _Opened(_counted(made, counts), origin)
     if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
-        return _open_file(path, kind or "factoids", bad, counts, halves)
+        return _open_file(path, kind or "factoids", bad, counts, asked)
     file, _, target = name.rpartition(":")
     if Path(file).suffix.lower() in ROW_FILES and kind in (None, "factoids"):
         if target not in TARGETS:
             raise MemprobeError(f"{name}: which answers? {among(target, TARGETS)}")
-        return _open_file(Path(file), "factoids", bad, counts, halves, target)
+        return _open_file(Path(file), "factoids", bad, counts, asked, target)
     if head == "hub":
-        return _open_hub(name, kind or "factoids", n, seed, bad, counts, halves)
+        return _open_hub(asked, kind or "factoids", bad, counts)
     if head in DATASETS:
-        return _open_dataset(DATASETS[head], tail or None, n, seed, data_dir, bad, counts, halves)
-    named = ("known", "kvr:N", *DATASETS, "random-words", "self", "hub:OWNER/NAME")
+        return _open_dataset(DATASETS[head], tail or None, asked, bad, counts)
+    named = ("known", *written(endless=False), *DATASETS, *written(endless=True), "hub:OWNER/NAME")
     files = f"a {', '.join(ROW_FILES)} file"
     raise MemprobeError(f"no source {name!r}; {among(name, (*named, files), before='give')}")
 
 
-def _open_kvr(name: str, tail: str, n: int | None, seed: int, counts: Counter[str]) -> _Opened:
-    size, _, split = tail.partition(":")
-    if not size.isdecimal():  # kvr, kvr:test
-        size, split = "" if n is None else str(n), tail
-    if not size:
-        raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
-    split = split or "train"
-    if n is not None and not 1 <= n <= int(size):
-        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {int(size)} rows")
-    factoids = generate_kvr(int(size) if n is None else n, seed=seed, split=split)
-    origin = Origin("kvr", "factoids", "generated", split=split, revision=f"seed {seed}")
-    return _Opened(_counted(factoids, counts), origin)
-
-
-def _open_hub(
-    name: str,
-    kind: Kind,
-    n: int | None,
-    seed: int,
-    bad: BadRows,
-    counts: Counter[str],
-    halves: _Halves,
-) -> _Opened:
+def _open_hub(asked: Asked, kind: Kind, bad: BadRows, counts: Counter[str]) -> _Opened:
     """Any hub dataset with the columns of a file: ``hub:OWNER/NAME[@REVISION][:SPLIT]``."""
-    place, _, split = name.removeprefix("hub:").partition(":")
+    place, _, split = asked.name.removeprefix("hub:").partition(":")
     hub_id, _, revision = place.partition("@")
     readers: dict[Kind, Callable[[Columns], AnyRow | None]] = {
         "factoids": lambda columns: factoid_of(columns, hub_id),
         "tasks": _task_of,
-        "texts": _text_of(halves),
+        "texts": _text_of(asked),
     }
     split = split or "train"
-    hub = HubSet(hub_id, revision=revision or "main", large=n is not None and kind != "factoids")
-    dataset = Dataset(name, kind, "unknown", hub, {split: Split(None, (split,))}, readers[kind])
-    rows, origin = open_rows(dataset, None, None, bad, seed)
+    hub = HubSet(hub_id, revision=revision or "main", large=asked.n is not None and kind != "factoids")
+    dataset = Dataset(asked.name, kind, "unknown", hub, {split: Split(None, (split,))}, readers[kind])
+    rows, origin = open_rows(dataset, None, None, bad, asked.seed)
     return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
 def _open_file(
-    path: Path, kind: Kind, bad: BadRows, counts: Counter[str], halves: _Halves, target: str = "true"
+    path: Path, kind: Kind, bad: BadRows, counts: Counter[str], asked: Asked, target: str = "true"
 ) -> _Opened:
     readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
         "factoids": lambda: _counted(read_factoid_file(path, bad, TARGETS[target]), counts),
         "tasks": lambda: _convert(read_rows(path, bad), _task_of, bad, counts),
-        "texts": lambda: _convert(read_rows(path, bad), _text_of(halves), bad, counts),
+        "texts": lambda: _convert(read_rows(path, bad), _text_of(asked), bad, counts),
     }
     rows = readers[kind]()
     split = None if target == "true" else target
@@ -342,21 +267,18 @@ def _open_file(
 def _open_dataset(
     dataset: Dataset,
     split: str | None,
-    n: int | None,
-    seed: int,
-    data_dir: str | Path | None,
+    asked: Asked,
     bad: BadRows,
     counts: Counter[str],
-    halves: _Halves,
 ) -> _Opened:
-    folder = data_folder(data_dir)
-    if folder is None and dataset.hub and dataset.hub.large and n is None:
+    folder = data_folder(asked.data_dir)
+    if folder is None and dataset.hub and dataset.hub.large and asked.n is None:
         raise MemprobeError(f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give --n")
-    rows, origin = open_rows(dataset, split, folder, bad, seed)
+    rows, origin = open_rows(dataset, split, folder, bad, asked.seed)
 
     def read(columns: Columns) -> AnyRow | None:
         row = dataset.read(columns)
-        return halve(row, dataset.name, halves.words, halves.prompt_form) if isinstance(row, str) else row
+        return halve(row, dataset.name, asked.words, asked.prompt_form) if isinstance(row, str) else row
 
     converted = _convert(rows, read, bad, counts, "short" if dataset.kind == "texts" else "unanswered")
     if folder is not None and dataset.popularity_file and (folder / dataset.popularity_file).is_file():
@@ -407,16 +329,16 @@ def _task_of(columns: Columns) -> Task:
     return make_task([Message("user", prompt), Message("assistant", answer)], "file")
 
 
-def _text_of(halves: _Halves) -> Callable[[Columns], Text | None]:
+def _text_of(asked: Asked) -> Callable[[Columns], Text | None]:
     def read(columns: Columns) -> Text | None:
         if columns.get("answer") is not None:
             return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")
-        return halve(text_of(columns, "text", "content"), "file", halves.words, halves.prompt_form)
+        return halve(text_of(columns, "text", "content"), "file", asked.words, asked.prompt_form)
 
     return read
 
 
-def _counted(rows: Sequence[R], counts: Counter[str]) -> Sequence[R]:
+def _counted(rows: Sequence[AnyRow], counts: Counter[str]) -> Sequence[AnyRow]:
     counts["read"] += len(rows)
     return rows
 
@@ -431,12 +353,6 @@ def _unique(rows: Iterable[AnyRow], counts: Counter[str], stop: int | None) -> l
         if len(kept) == stop:
             break
     return list(kept.values())
-
-
-def _needed(name: str, n: int | None) -> int:
-    if n is None or n < 1:
-        raise MemprobeError(f"{name}: give how many texts with --n")
-    return n
 
 
 def _of(loaded: Loaded, kind: type[R]) -> list[R]:

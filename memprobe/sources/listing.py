@@ -9,6 +9,7 @@ from pathlib import Path
 from memprobe.sources import load
 from memprobe.sources.builtin import read_known
 from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.generated import written
 from memprobe.sources.origins import expected, split_of
 
 READ, KEPT = "read", "kept"
@@ -51,9 +52,7 @@ def listed(folder: Path | None, *, splits: bool = False) -> Iterator[Listed]:
     yield Listed(
         "known", "factoids", "Apache-2.0", "built in", "built in", "written for memprobe", counts=built_in
     )
-    yield Listed(
-        "kvr:N", "factoids", "none", "generated", "generated", "made-up keys and values; also kvr:N:test", "N"
-    )
+    yield from _made(endless=False, amount="N")
     for dataset in DATASETS.values():
         named = f"splits {', '.join(dataset.splits)}" if len(dataset.splits) > 1 else ""
         hub = dataset.hub.id if dataset.hub else "not on the hub"
@@ -69,7 +68,9 @@ def listed(folder: Path | None, *, splits: bool = False) -> Iterator[Listed]:
             note = "; ".join(filter(None, (named, dataset.note))) if first else ""
             where = expected(dataset, folder)
             yield Listed(name, dataset.kind, dataset.licence, where, hub, note, counts=counts)
-    words = "from a word list, or english-words"
-    yield Listed("random-words", "texts", "public domain", "generated", "generated", words, "--n")
-    own = "sampled from --ckpt at temperature 1"
-    yield Listed("self", "texts", "the model's", "generated", "generated", own, "--n")
+    yield from _made(endless=True, amount="--n")
+
+
+def _made(*, endless: bool, amount: str) -> Iterator[Listed]:
+    for name, made in written(endless=endless).items():
+        yield Listed(name, made.kind, made.licence, "generated", "generated", made.note, amount)

@@ -1,0 +1,132 @@
+"""Sources that are made instead of read, each a row of :data:`GENERATED`: all that names them asks there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.sources.kinds import AnyRow, Kind, Text
+from memprobe.sources.kvr import generate_kvr
+from memprobe.sources.origins import Origin, data_folder, file_revision
+from memprobe.sources.passages import WORDS_FILE, WORDS_PACKAGE, PromptForm, random_words, vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a source is asked for, see :func:`memprobe.sources.load`.
+
+    Attributes:
+        name: as it was given.
+        words, prompt_form: how passages become prompt and answer.
+    """
+
+    name: str
+    n: int | None = None
+    seed: int = 0
+    data_dir: str | Path | None = None
+    words: tuple[int, int] = (50, 50)
+    prompt_form: PromptForm = "words"
+    words_file: str | Path | None = None
+    base: str | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def tail(self) -> str:
+        """What stands behind the colon."""
+        return self.name.partition(":")[2]
+
+    @property
+    def size(self) -> int:
+        """How many rows.
+
+        Raises:
+            MemprobeError: nobody said.
+        """
+        if self.n is None or self.n < 1:
+            raise MemprobeError(f"{self.name}: give how many texts with --n")
+        return self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A source that is made.
+
+    Attributes:
+        kind: of its rows.
+        make: the rows that are asked for, and where they come from.
+        licence, note: for the list of sources.
+        endless: makes as many rows as are asked for; another one is told with its name, as in ``kvr:N``.
+    """
+
+    kind: Kind
+    make: Callable[[Asked], tuple[Sequence[AnyRow], Origin]]
+    licence: str
+    note: str
+    endless: bool = True
+
+
+def is_endless(name: str) -> bool:
+    """Whether a source makes as many rows as are asked for."""
+    return name in GENERATED and GENERATED[name].endless
+
+
+def written(*, endless: bool) -> dict[str, Generated]:
+    """The sources as one writes them: ``self``, or ``kvr:N``."""
+    return {
+        name if endless else f"{name}:N": source
+        for name, source in GENERATED.items()
+        if source.endless == endless
+    }
+
+
+def _kvr(asked: Asked) -> tuple[list[Factoid], Origin]:
+    name, tail, n = asked.name, asked.tail, asked.n
+    size, _, split = tail.partition(":")
+    if not size.isdecimal():  # kvr, kvr:test
+        size, split = "" if n is None else str(n), tail
+    if not size:
+        raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
+    split = split or "train"
+    if n is not None and not 1 <= n <= int(size):
+        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {int(size)} rows")
+    factoids = generate_kvr(int(size) if n is None else n, seed=asked.seed, split=split)
+    return factoids, Origin("kvr", "factoids", "generated", split=split, revision=f"seed {asked.seed}")
+
+
+def _random_words(asked: Asked) -> tuple[list[Text], Origin]:
+    folder = None if asked.words_file else data_folder(asked.data_dir)
+    file = Path(asked.words_file) if asked.words_file else folder and folder / WORDS_FILE
+    texts = random_words(
+        asked.size, vocabulary(file), words=asked.words, prompt_form=asked.prompt_form, seed=asked.seed
+    )
+    revision = file_revision(file) if file else metadata.version(WORDS_PACKAGE)
+    place = file.name if file else WORDS_PACKAGE
+    return texts, Origin(asked.name, "texts", "generated", place, revision=f"{revision}, seed {asked.seed}")
+
+
+def _self(asked: Asked) -> tuple[list[Text], Origin]:
+    from memprobe.sources.own_passages import own_passages
+
+    if asked.base is None:
+        raise MemprobeError("self: give the checkpoint that speaks with --ckpt")
+    texts, fingerprint = own_passages(
+        asked.base,
+        asked.size,
+        words=asked.words,
+        prompt_form=asked.prompt_form,
+        seed=asked.seed,
+        progress=asked.progress,
+    )
+    revision = f"weights {fingerprint[:16]}, seed {asked.seed}"
+    return texts, Origin(asked.name, "texts", "generated", revision=revision)
+
+
+GENERATED: Mapping[str, Generated] = {
+    "kvr": Generated("factoids", _kvr, "none", "made-up keys and values; also kvr:N:test", endless=False),
+    "random-words": Generated("texts", _random_words, "public domain", "from a word list, or english-words"),
+    "self": Generated("texts", _self, "the model's", "sampled from --ckpt at temperature 1"),
+}
