@@ -49,7 +49,7 @@ from memprobe.statistics.controls import (
 from memprobe.statistics.holding import Trajectories, check_k, check_rule
 from memprobe.statistics.intervals import Resamples, check_draws
 from memprobe.statistics.occurrence import DRAWS, placement_of
-from memprobe.statistics.vocabulary import PER_FACTOID
+from memprobe.statistics.vocabulary import BESIDE, PER_FACTOID
 
 SHUFFLED, BASE = "shuffled", "base"
 """Names of controls in the tables ``net`` and ``net_by_depth``; the others are ``intrusion:NAME``."""
@@ -325,12 +325,10 @@ class Readings:
         return np.hstack([values, (values - level)[:, net]])
 
     def _placed(self, label: str) -> dict[str, float | None]:
-        """Where its answers surface: :func:`~memprobe.statistics.occurrence.placement_of`, with the area under recall,
-        recall at full depth and exact match. Every number NAME has NAME_low and NAME_high beside it."""
+        """Where its answers surface: :func:`~memprobe.statistics.occurrence.placement_of`, with what stands beside it,
+        :data:`~memprobe.statistics.vocabulary.BESIDE`. Every number NAME has NAME_low and NAME_high."""
         reading, resamples = self[label], self.resamples()
-        beside = {
-            name: reading.values[:, STATISTICS.index(name)] for name in ("area", "recall_full", "exact")
-        }
+        beside = {name: reading.values[:, at] for at, name in enumerate(STATISTICS) if name in BESIDE}
         return placement_of(reading.found, resamples) | means_of(beside, resamples)
 
     def _net(self, label: str) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -9,7 +9,7 @@ from memprobe.arms import arm_names
 from memprobe.cli.show_pairs import DIRECTION
 from memprobe.cli.terminal import print_table
 from memprobe.compare.headline import never_as
-from memprobe.statistics.vocabulary import label
+from memprobe.statistics.vocabulary import label, shown
 from memprobe.wording import interval, number, of_row
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def print_paths(console: Console, tables: dict[str, pl.DataFrame]) -> None:
 
 def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     """Means over seeds of each arm and stage, then differences between arms."""
-    shown = ["exact", "score", "recall_full", "lof_restricted", "settled_restricted", "depths_per_factoid"]
+    wanted = {*shown("arms"), "score"}
     for name in ("arms", "arm_differences"):
         table = tables[name]
         means = name == "arms"
@@ -47,7 +47,7 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         for (arm, stage), part in table.group_by("arm", "stage", maintain_order=True):
             rows = []
             for row in part.to_dicts():
-                if row["statistic"] not in shown:
+                if row["statistic"] not in wanted:
                     continue
                 value = row["mean"] if means else row["difference"]
                 cells = [interval(value, row["low"], row["high"], ".2f" if means else "+.2f")]

@@ -15,7 +15,7 @@ from memprobe.statistics.curves import curves_of
 from memprobe.statistics.groups import GROUPED, by_group, group_labels
 from memprobe.statistics.occurrence import ENDS, kaplan_meier
 from memprobe.statistics.overview import state_shares, states_of
-from memprobe.statistics.vocabulary import PER_FACTOID, PLACED
+from memprobe.statistics.vocabulary import BESIDE, PER_FACTOID, PLACED
 
 _NET = {"n": pl.Int64} | floats("value", "chance", "net", "low", "high")
 _CHANCE = {key: PER_FACTOID[key].in_placement for key in NET_OF_SHUFFLED}
@@ -69,7 +69,7 @@ def _floor(readings: Readings, label: str) -> Floor:
     "checkpoint",
     {"base": pl.Boolean}
     | PLACEMENT
-    | with_ends("exact", "area", "recall_full")
+    | with_ends(*BESIDE)
     | floats(*(f"chance_{name}" for name in _CHANCE.values()))
     | with_ends("net_lof_restricted_mean")
     | floats("answer_cover", "lof_floor"),

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
 import polars as pl
 
 from memprobe import wording
-from memprobe.wording import number, of_row
+from memprobe.statistics.vocabulary import PER_FACTOID, shown
+from memprobe.wording import form_of, number, of_row
 
-_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+
+def _mean(row: Mapping[str, Any], key: str, form: str) -> str:
+    return of_row(row, key, form) if key in row else ""
+
+
+_FIRST: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "recalled": lambda row: wording.percent(row["exact"], 0),
     "never": lambda row: wording.percent(row["share_never"], 0),
     "median": lambda row: number(row["lof_median"], ".0f"),
     "mean": lambda row: of_row(row, "lof_restricted_mean", ".1f"),
     "against chance": lambda row: of_row(row, "net_lof_restricted_mean", "+.1f"),
+}
+
+
+_COLUMNS = _FIRST | {
+    PER_FACTOID[key].short: partial(_mean, key=PER_FACTOID[key].in_placement, form=form_of(key))
+    for key in shown("headline")
 }
 
 

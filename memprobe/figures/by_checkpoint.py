@@ -30,6 +30,7 @@ from memprobe.figures.look import (
     shortened,
 )
 from memprobe.statistics.vocabulary import STATISTICS, axis, label
+from memprobe.statistics.vocabulary import panels as panels_of_differences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 PLACEMENT = ("lof_mean", "lof_sd", "share_never", "effective_layers")
 """Panels of :func:`first_occurrence`: statistics of placement."""
-DIFFERENCES = ("lof_restricted", "depths_per_factoid", "exact", "settled_restricted", "area")
+DIFFERENCES = panels_of_differences()
 """Panels of :func:`differences`: statistics of a fact; one column of a page has room for the first three."""
 
 

@@ -21,7 +21,7 @@ from memprobe.statistics.occurrence import Occurrence, restricted
 
 Unit = Literal["share", "depth", "depths", "layers", "nats", "rank", "facts"]
 Interval = Literal["wilson", "order", "bca", "bootstrap-t", "percentile", "none"]
-View = Literal["compared", "staged", "arms", "placement"]
+View = Literal["compared", "staged", "arms", "placement", "headline"]
 INTERVALS: dict[Interval, str] = {
     "wilson": "Wilson's for shares",
     "order": "order statistics for medians",
@@ -54,11 +54,13 @@ class Statistic:
         interval: of its value at one checkpoint, the same wherever it is shown.
         more, less: what a positive, or a negative, difference of it says.
         views: where it is shown beside the tables, which hold all: ``compared`` (differences), ``staged`` (from
-            stage to stage), ``arms`` (over seeds), ``placement`` (in a row for each checkpoint).
+            stage to stage), ``arms`` (over seeds), ``placement`` (in a row for each checkpoint), ``headline`` (in a
+            column of the one table below a verdict, on the terminal, in a notebook and in Markdown).
         of: for a statistic of a factoid, ``of(trajectory, found, exact)`` [factoid], NaN where there is none.
         net: whether it is also followed net of shuffled answers.
         on: the facts that it is over, where these are not all.
         placed: of a statistic of a factoid, its name in a checkpoint's row of placement, where it has another there.
+        panel: its place among the panels of the paper's figure of differences, from 1; 0: it has none.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Statistic:
     net: bool = False
     on: str = ""
     placed: str = ""
+    panel: int = 0
 
     @property
     def share(self) -> bool:
@@ -123,6 +126,7 @@ _ROWS = (
         of=lambda trajectory, found, exact: restricted(found.lof, found.n_layers),
         net=True,
         placed="lof_restricted_mean",
+        panel=1,
     ),
     Statistic(
         "settled",
@@ -146,6 +150,7 @@ _ROWS = (
         of=lambda trajectory, found, exact: restricted(found.settled, found.n_layers),
         net=True,
         placed="settled_restricted_mean",
+        panel=4,
     ),
     Statistic(
         "depths_per_factoid",
@@ -156,6 +161,7 @@ _ROWS = (
         views=_views("compared", "staged", "arms", "placement"),
         of=lambda trajectory, found, exact: found.held[:, 1:].sum(1),
         net=True,
+        panel=2,
     ),
     Statistic(
         "area",
@@ -167,6 +173,7 @@ _ROWS = (
         views=_views("placement"),
         of=lambda trajectory, found, exact: area(found.held.astype(float)),
         net=True,
+        panel=5,
     ),
     Statistic(
         "recall_full",
@@ -200,6 +207,7 @@ _ROWS = (
         **_HIGHER,
         views=_views("compared", "staged", "arms", "placement"),
         of=lambda trajectory, found, exact: _unknown(found) if exact is None else exact,
+        panel=3,
     ),
 )
 PER_FACTOID: dict[str, Statistic] = {row.key: row for row in _ROWS}
@@ -258,6 +266,18 @@ _PLACED = (
 )
 PLACED: dict[str, Statistic] = {row.key: row for row in _PLACED}
 """Statistics of a checkpoint's placement, in the order of :func:`memprobe.statistics.occurrence.placement_of`."""
+
+BESIDE = tuple(
+    sorted(
+        (
+            key
+            for key, row in PER_FACTOID.items()
+            if row.views & {"staged", "placement", "headline"} and row.in_placement not in PLACED
+        ),
+        key=lambda key: key != "exact",  # what the model says comes first
+    )
+)
+"""Statistics of a factoid whose means stand beside those of placement, in a checkpoint's row."""
 
 _OTHERS = (
     Statistic("exact_match", "exact match", "exact match", "share", "wilson", **_HIGHER),
@@ -354,3 +374,10 @@ def axis(key: str, *, k: int | None = None, n_layers: int | None = None, differe
 def shown(view: View) -> list[str]:
     """Keys of the statistics of factoids that a view shows, in the order of :data:`PER_FACTOID`."""
     return [key for key, row in PER_FACTOID.items() if view in row.views]
+
+
+def panels() -> tuple[str, ...]:
+    """Keys of the statistics of factoids that have a panel in the paper's figure of differences, in its order."""
+    return tuple(
+        sorted((key for key, row in PER_FACTOID.items() if row.panel), key=lambda key: PER_FACTOID[key].panel)
+    )
