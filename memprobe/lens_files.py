@@ -16,18 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid, replacing, sha256_of, write_json
-
-FittedKind = Literal["tuned", "linear", "jacobian"]
-FITTED_KINDS: tuple[FittedKind, ...] = get_args(FittedKind)
+from memprobe.lens_kinds import FITTED_KINDS
 
 LENS_SCHEMA = 1
 WEIGHTS, ABOUT = "lens.safetensors", "lens.json"
@@ -59,11 +57,18 @@ class AboutFile(_About):
     """``lens.json``; ``depths`` and ``floor`` are null until they were measured."""
 
     lens_schema: int = Field(LENS_SCHEMA, alias="schema")
-    kind: FittedKind
+    kind: str
     seconds: float | None = None
     corpus: dict[str, Any] | None = None
     depths: list[Any] | dict[str, Any] | None = None
     floor: FloorFile | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in FITTED_KINDS:
+            raise ValueError(f"{kind!r} is none of {', '.join(FITTED_KINDS)}")
+        return kind
 
 
 class TunedLensFile(_About):
@@ -113,7 +118,7 @@ class LensFile:
         digest: SHA-256 of the file with the tensors.
     """
 
-    kind: FittedKind
+    kind: str
     maps: Mapping[int, AffineMap]
     n_layers: int | None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -125,7 +130,7 @@ class LensFile:
         return next(iter(self.maps.values())).weight.shape[0]
 
 
-def read_lens(path: str | Path, kind: FittedKind) -> LensFile:
+def read_lens(path: str | Path, kind: str) -> LensFile:
     """Reads a fitted lens.
 
     Args:
@@ -160,7 +165,7 @@ def read_lens(path: str | Path, kind: FittedKind) -> LensFile:
     return found
 
 
-def write_maps(path: Path, kind: FittedKind, maps: Mapping[int, AffineMap]) -> None:
+def write_maps(path: Path, kind: str, maps: Mapping[int, AffineMap]) -> None:
     """Writes the tensors of a lens; see the module for the format.
 
     Args:

@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError, among
 from memprobe.lens_files import AffineMap, LensFile, in_short, read_lens
+from memprobe.lens_kinds import FITTED_KINDS
 from memprobe.splitting import home_of, own_copy
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
 
-LensKind = Literal["logit", "tuned", "linear", "jacobian"]
-LENS_KINDS: tuple[LensKind, ...] = get_args(LensKind)
+LENS_KINDS = ("logit", *FITTED_KINDS)
 
 
 class Readout(nn.Module):
@@ -125,7 +125,7 @@ class Lens:
 
     name: str
     readout: Readout
-    kind: LensKind = "logit"
+    kind: str = "logit"
     maps: Mapping[int, AffineMap] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     other: str | None = None
@@ -182,7 +182,7 @@ class LensSpec:
         label: its name in tables; ``None`` for the kind's, as in ``tuned@base``.
     """
 
-    kind: LensKind = "logit"
+    kind: str = "logit"
     path: Path | None = None
     readout: str | None = None
     label: str | None = None
@@ -232,7 +232,7 @@ def make_lens(
     Raises:
         MemprobeError: maps or readout are of another width, depth or vocabulary.
     """
-    kind: LensKind = "logit" if file is None else file.kind
+    kind: str = "logit" if file is None else file.kind
     name = name or (kind if other is None else f"{kind}@{other.label}")
     if other is not None and (mine := _size(lens_model)) != (theirs := _size(other)):
         raise MemprobeError(
@@ -258,7 +258,8 @@ def make_lens(
 
 
 def parse_lens(text: str) -> LensSpec:
-    """A lens from ``[LABEL=]logit[@SPEC]`` or ``[LABEL=]KIND=PATH[@SPEC]``, KIND being tuned, linear or jacobian.
+    """A lens from ``[LABEL=]logit[@SPEC]`` or ``[LABEL=]KIND=PATH[@SPEC]``, KIND being one of
+    :data:`~memprobe.lens_kinds.FITTED_KINDS`.
 
     Raises:
         MemprobeError: an unknown kind, or a path or checkpoint that is missing.

@@ -13,12 +13,13 @@ from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.fitting import fit, make_corpus
-from memprobe.fitting.jacobian import JacobianFit
-from memprobe.fitting.linear import SKIP, STRENGTHS, LinearFit
 from memprobe.fitting.streams import streams_of
-from memprobe.fitting.tuned import TunedFit, held_out_divergence
 from memprobe.interventions import Put, applied
 from memprobe.lens_files import read_lens
+from memprobe.lens_kinds import FITTED_KINDS
+from memprobe.lens_kinds.jacobian import JacobianFit
+from memprobe.lens_kinds.linear import SKIP, STRENGTHS, LinearFit
+from memprobe.lens_kinds.tuned import TunedFit, held_out_divergence
 from memprobe.lenses import make_lens
 from memprobe.models import load, to_bridge, wrap
 from memprobe.modes import evaluating
@@ -260,7 +261,7 @@ def test_gradients_of_the_tuned_lens_are_those_of_its_loss():
     torch.testing.assert_close(found[1].double(), leaf.grad, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", fitting.FITTERS)
+@pytest.mark.parametrize("kind", FITTED_KINDS)
 def test_a_killed_fit_goes_on_to_the_same_bytes(kind, tmp_path, monkeypatch):
     read = model_of()
     corpus = corpus_of(read, 2400)
@@ -385,7 +386,7 @@ def test_a_fit_leaves_the_model_as_it_was(tmp_path):
     read = model_of()
     before = {name: tensor.clone() for name, tensor in read.model.state_dict().items()}
     read.model.train()
-    for kind in fitting.FITTERS:
+    for kind in FITTED_KINDS:
         fit(kind, read, corpus_of(read, 100), tmp_path / kind)
     assert read.model.training and all(p.requires_grad and p.grad is None for p in read.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in read.model.modules())

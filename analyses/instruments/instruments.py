@@ -38,7 +38,7 @@ from analyses.instruments.evidence import (
 )
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.lens_files import FittedKind, LensFile
+from memprobe.lens_files import LensFile
 from memprobe.models import LensModel
 from memprobe.patch_plan import POSITIONS, Positions
 from memprobe.statistics.occurrence import first_depth, settled_depth
@@ -291,7 +291,7 @@ def by_part(scores: Mapping[str, np.ndarray]) -> Verdict:
 
 
 def all_instruments(
-    template: str, lenses: Mapping[FittedKind, Callable[[], LensFile]] | None = None, only: Sequence[str] = ()
+    template: str, lenses: Mapping[str, Callable[[], LensFile]] | None = None, only: Sequence[str] = ()
 ) -> list[Instrument]:
     """Every instrument, those that read the same beside each other, those that need a fitted lens last.
 

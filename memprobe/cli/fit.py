@@ -22,15 +22,11 @@ from memprobe.cli.options import (
     TrustRemoteCode,
 )
 from memprobe.cli.terminal import echo, echo_json
+from memprobe.lens_kinds import FITTED_KINDS, summaries
 from memprobe.splitting import device_text
 
-
-class FitKind(StrEnum):
-    """The lenses that can be fitted."""
-
-    linear = "linear"
-    tuned = "tuned"
-    jacobian = "jacobian"
+FitKind = StrEnum("FitKind", {kind: kind for kind in FITTED_KINDS})  # pyrefly: ignore[invalid-argument]
+_KINDS = " ".join(f"{kind}: {text}" for kind, text in summaries().items())
 
 
 @app.command()
@@ -39,8 +35,7 @@ def fit(
     kind: Annotated[
         FitKind,
         typer.Option(
-            help="linear: least squares to the last stream, in closed form. tuned: least KL to the model's own "
-            "output. jacobian: the mean Jacobian of the last stream.",
+            help=_KINDS,
             show_default=False,
         ),
     ],

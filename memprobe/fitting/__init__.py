@@ -1,6 +1,6 @@
 """Fitting a lens: corpus → maps for each depth → how well they predict → how far two fits differ.
 
-    texts ──> two halves, validation, test ──> LinearFit | TunedFit | JacobianFit, unit by unit
+    texts ──> two halves, validation, test ──> a kind of memprobe.lens_kinds, unit by unit
                                                    │ state.safetensors, now and then
                                                    └──> lens.safetensors, half-1, half-2, lens.json
 
@@ -23,29 +23,25 @@ from memprobe.files import first_line, replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of
 from memprobe.fitting.held_out import judge
-from memprobe.fitting.jacobian import JacobianFit
-from memprobe.fitting.linear import LinearFit
-from memprobe.fitting.tuned import TunedFit
 from memprobe.lens_files import (
     ABOUT,
-    FITTED_KINDS,
     HALVES,
     LENS_SCHEMA,
     WEIGHTS,
     AffineMap,
-    FittedKind,
     read_about,
     read_lens,
     write_about,
     write_maps,
 )
+from memprobe.lens_kinds import FITTED_KINDS, fitter
 from memprobe.lenses import make_lens
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid
     from memprobe.models import LensModel
 
-__all__ = ["FITTERS", "fit", "load_texts", "make_corpus"]
+__all__ = ["Fitter", "fit", "load_texts", "make_corpus"]
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 60
@@ -77,15 +73,8 @@ class Fitter(Protocol):
         ...
 
 
-FITTERS: dict[FittedKind, Callable[..., Fitter]] = {
-    "linear": LinearFit,
-    "tuned": TunedFit,
-    "jacobian": JacobianFit,
-}
-
-
 def fit(
-    kind: FittedKind,
+    kind: str,
     lens_model: LensModel,
     corpus: Corpus,
     out: str | Path,
@@ -98,7 +87,7 @@ def fit(
     """Fits a lens into a directory; see :mod:`memprobe.lens_files` for what it holds.
 
     Args:
-        kind: ``linear``, ``tuned`` or ``jacobian``.
+        kind: one of :data:`memprobe.lens_kinds.FITTED_KINDS`.
         corpus: of :func:`make_corpus`.
         steps: for ``tuned``, at most so many steps of each half, on as much of its text; the least-squares map that
             they start from has all of it.
@@ -153,7 +142,7 @@ def fit(
 
 
 def _fit_maps(
-    kind: FittedKind,
+    kind: str,
     lens_model: LensModel,
     corpus: Corpus,
     out: Path,
@@ -162,23 +151,25 @@ def _fit_maps(
 ) -> float:
     """Runs the units that are left and writes the maps; returns the seconds that all of them took."""
     options = {"steps": settings["steps"]} if "steps" in settings else {}
-    fitter = FITTERS[kind](lens_model, corpus, **options)
-    done, seconds = _restore(fitter, out / STATE, settings)
+    fitting: Fitter = fitter(kind)(lens_model, corpus, **options)
+    done, seconds = _restore(fitting, out / STATE, settings)
     if progress is not None:
-        progress(done, fitter.units, "fitting")
+        progress(done, fitting.units, "fitting")
     started = saved = time.monotonic()
     before = seconds
 
-    for unit in range(done, fitter.units):
-        fitter.run(unit)
+    for unit in range(done, fitting.units):
+        fitting.run(unit)
         done, now = unit + 1, time.monotonic()
         seconds = before + now - started
-        if now - saved > SAVE_SECONDS and done < fitter.units:  # never within a unit, which may be half added
-            _save(fitter.state(), out / STATE, settings, done, seconds)
+        if (
+            now - saved > SAVE_SECONDS and done < fitting.units
+        ):  # never within a unit, which may be half added
+            _save(fitting.state(), out / STATE, settings, done, seconds)
             saved = time.monotonic()
         if progress is not None:
-            progress(done, fitter.units, "fitting")
-    fits = {HALVES[0]: fitter.maps(0), HALVES[1]: fitter.maps(1), WEIGHTS: fitter.maps()}
+            progress(done, fitting.units, "fitting")
+    fits = {HALVES[0]: fitting.maps(0), HALVES[1]: fitting.maps(1), WEIGHTS: fitting.maps()}
     for maps in fits.values():
         for depth, map_ in maps.items():
             if not all(part.isfinite().all() for part in (map_.weight, map_.bias) if part is not None):

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memprobe.fitting.linear import SKIP
-from memprobe.fitting.streams import streams_of
+from memprobe.fitting.streams import SKIP, streams_of
 from memprobe.statistics.intervals import Resamples, bootstrap_mean
 
 if TYPE_CHECKING:

@@ -17,6 +17,9 @@ from memprobe.modes import evaluating
 if TYPE_CHECKING:
     from memprobe.models import LensModel
 
+SKIP = 1
+"""Leading positions that are left out: the first token's stream is a sink of attention, unlike all others."""
+
 
 def streams_of(
     lens_model: LensModel, ids: Int[Tensor, "sequence position"]

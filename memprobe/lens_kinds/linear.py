@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memprobe.fitting.streams import streams_of
+from memprobe.fitting.streams import SKIP, streams_of
 from memprobe.lens_files import AffineMap
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from memprobe.models import LensModel
 
 STRENGTHS = tuple(10.0**power for power in range(-7, 3))
-SKIP = 1
-"""Leading positions that are left out: the first token's stream is a sink of attention, unlike all others."""
-
 _BATCH_TOKENS = 1024
 
 
@@ -144,3 +141,6 @@ def ridge(fitted: Moments, held_out: Moments, depth: int) -> AffineMap:
     return min(
         (solve(strength) for strength in STRENGTHS), key=lambda map_: held_out.squared_error(depth, map_)
     )
+
+
+FIT = LinearFit

@@ -91,3 +91,6 @@ class JacobianFit:
         total = self.sums.sum(0) if half is None else self.sums[half]
         n = len(self.sequences) // (1 if half is None else 2)
         return {depth: AffineMap(total[depth] / n) for depth in range(self.lens_model.n_layers)}
+
+
+FIT = JacobianFit

@@ -2,7 +2,7 @@
 
 Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens" (arXiv 2303.08112): for each
 depth, KL(model ‖ lens) averaged over positions. Unlike theirs it starts from the least-squares map of the same half
-of the corpus (:mod:`memprobe.fitting.linear`) and moves in coordinates standardised on it, so that one step size
+of the corpus (:mod:`memprobe.lens_kinds.linear`) and moves in coordinates standardised on it, so that one step size
 fits every depth and model:
 
     W x + b = W_linear x + b_linear + sd(y) (B (x − mean x) / sd(x) + c)
@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memprobe.fitting.linear import SKIP, LinearFit
-from memprobe.fitting.streams import frozen, streams_of
+from memprobe.fitting.streams import SKIP, frozen, streams_of
 from memprobe.lens_files import AffineMap
+from memprobe.lens_kinds.linear import LinearFit
 
 if TYPE_CHECKING:
     from memprobe.fitting.corpus import Corpus
@@ -190,3 +190,6 @@ def _mean(fits: list[dict[int, AffineMap]]) -> dict[int, AffineMap]:
         depth: AffineMap(torch.stack([fit[depth].weight for fit in fits]).mean(0), bias(depth))
         for depth in fits[0]
     }
+
+
+FIT = TunedFit
