@@ -322,10 +322,17 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
         if half is not None and half is not first:
             recalled.append(f"half of the facts by step {half['step']:,}")
         depths = [wording.number(row["lof_restricted_mean"], ".1f") for row in (first, last)]
+        moved = (
+            f"goes from depth {depths[0]} to {depths[1]}"
+            if depths[0] != depths[1]
+            else f"begins and ends at depth {depths[0]}"
+        )
+        run = (
+            "" if rows[0]["run"] in ("", "step") else f" of {rows[0]['run']}"
+        )  # a callback's labels are step@N
         lines.append(
-            f"From step {first['step']:,} to {last['step']:,} of {rows[0]['run']}, {len(rows)} checkpoints: "
-            f"{', '.join(recalled)}; the mean first occurrence goes from depth {depths[0]} to {depths[1]} of "
-            f"{last['n_layers']}, counting never as {last['n_layers'] + 1}."
+            f"From step {first['step']:,} to {last['step']:,}{run}, {len(rows)} checkpoints: {', '.join(recalled)}; "
+            f"the mean first occurrence {moved} of {last['n_layers']}, counting never as {last['n_layers'] + 1}."
         )
     return lines
 

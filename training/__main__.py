@@ -351,7 +351,7 @@ def _aside(line: str) -> None:
 
 def main() -> None:
     """The command ``python -m training``."""
-    run_commands(app, "training")
+    run_commands(app, "python -m training")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,19 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.files import write_json
 from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, METRICS, STATE
+from memprobe.wording import listed
 from training.checkpoint import About, save_whole, train_only, with_adapter
 from training.context import RunContext
 from training.data import parts_of
 from training.examples import ExampleMaker
-from training.measures import Interference, evaluation_sets, kept_of_earlier, learned, weight_change
+from training.measures import (
+    Interference,
+    evaluation_sets,
+    kept_of_earlier,
+    learned,
+    shares_learned,
+    weight_change,
+)
 from training.memory import free
 from training.mixing import Part, Schedule
 from training.prepared import Prepared
@@ -263,9 +271,13 @@ class OneStage:
         write_json(result, partial / EVALUATION)
         self.context.say_scores(self.name, results)
         if result["learned"] is False:
+            told = [
+                f"{share:.1%} of {name}"
+                for name, share in shares_learned(self.recipe, self.number, results).items()
+            ]
             self.report.say(
-                f"{self.name}: NOT LEARNED: not all of its own factoids are exact, so that what it keeps of earlier "
-                "ones proves nothing"
+                f"{self.name}: learned {listed(told)}, so what it keeps of earlier facts cannot be interpreted; "
+                "train longer"
             )
 
     def _as_saved(self, partial: Path, trainer: StageTrainer) -> LensModel:
