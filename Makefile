@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks fits fits-gemma test fuzz lint types docs check bench clean
+.PHONY: help setup demo demo-training notebooks fits fits-gemma where where-report test fuzz lint types docs check bench clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,9 +27,6 @@ DEMO_STAGES := --intrusion known=runs/demo-naive/2-known/factoids.jsonl --ckpt b
 	--ckpt naive-1=runs/demo-naive/1-kvr --ckpt naive-2=runs/demo-naive/2-known \
 	--ckpt remix-1=runs/demo-remix/1-kvr --ckpt remix-2=runs/demo-remix/2-known
 
-# Stage 1 into stage 2: where were the facts that stage 2 took?
-DEMO_PATCHES := --from s1=runs/demo-naive/1-kvr --into s2=runs/demo-naive/2-known --out probes/patch-demo
-
 demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every stage (shows the tool, not evidence)
 	$(BIN)/python -m training run training/recipes/demo.toml --out runs/demo-naive
 	$(BIN)/python -m training run training/recipes/demo.toml --arm "remix(data=self, stages=1, words=12)" \
@@ -40,8 +37,6 @@ demo-training: setup  ## Train SmolLM2 naively and with REMIX and probe every st
 
 notebooks: demo demo-training  ## Run the notebooks in analyses/ on the demos, and keep their outputs
 	$(BIN)/memprobe layers --out probes/demo-training-base-readout --readout smollm2-135m $(DEMO_STAGES)
-	$(BIN)/memprobe patch $(DEMO_PATCHES)
-	$(BIN)/memprobe patch $(DEMO_PATCHES) --weights --no-controls
 	$(BIN)/python analyses/run_notebooks.py
 
 # Sizes that two idle cores fit in some 20 minutes each; a Jacobian costs a backward pass for every coordinate.
@@ -64,6 +59,28 @@ fits-gemma: setup  ## The same with Gemma-3-270M (hours on two cores; its weight
 	$(BIN)/memprobe layers --ckpt gemma3-270m --factoids known --out probes/lenses-gemma --lens logit \
 		--lens linear=lenses/gemma-linear --lens tuned=lenses/gemma-tuned --lens jacobian=lenses/gemma-jacobian
 	$(BIN)/python analyses/lenses/tables.py probes/lenses-gemma lenses/gemma-linear lenses/gemma-tuned lenses/gemma-jacobian
+
+# Stage 1 of the study's seed 0, and the stages 2 that start from it.
+WHERE_RUNS := runs/where-stored-grid/runs
+WHERE_1 := s1=$(WHERE_RUNS)/kvr-n64/naive-s0/1-kvr
+WHERE_2 := naive=$(WHERE_RUNS)/kvr-lama-n64/naive-s0/2-lama replay=$(WHERE_RUNS)/kvr-lama-n64/replay-s0/2-lama \
+	remix=$(WHERE_RUNS)/kvr-lama-n64/remix-generic-2-s0/2-lama
+where: setup  ## Train the study's seed 0 again and patch between its stages (two hours on a core; MEMPROBE_DATA_DIR)
+	$(BIN)/python -m training grid training/grids/where-stored.toml
+	$(BIN)/memprobe patch --from $(WHERE_1) $(addprefix --into ,$(WHERE_2)) --out analyses/where/states
+	$(BIN)/memprobe patch --from base=smollm2-135m $(addprefix --from ,$(WHERE_2)) --into $(WHERE_1) --no-controls \
+		--reference base --out analyses/where/erasure
+	$(BIN)/memprobe patch --from $(WHERE_1) $(addprefix --into ,$(wordlist 1,2,$(WHERE_2))) --weights --windows 1,10 --n 24 \
+		--out analyses/where/weights
+	$(BIN)/python -m training relearn $(foreach one,$(WHERE_2),$(lastword $(subst =, ,$(one)))) --n 12 --limit 30 \
+		--out analyses/where/relearn.parquet
+	$(MAKE) where-report
+
+where-report: setup  ## Tables, figures and the notebook of what `make where` stored
+	$(BIN)/python analyses/where/report.py
+	$(BIN)/memprobe figures analyses/where/states --only restoration --out figures/where --format png --width 183
+	$(BIN)/memprobe figures analyses/where/weights --only grafts --out figures/where --format png --width 183
+	$(BIN)/python analyses/run_notebooks.py 08
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4

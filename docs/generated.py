@@ -80,6 +80,7 @@ def pages() -> dict[str, str]:
         "findings/claims.md": claims(),
         "findings/cost.md": costs(),
         "findings/lenses-tables.md": lenses_tables(),
+        "findings/where-tables.md": (ROOT / "analyses" / "where" / "report.md").read_text(encoding="utf-8"),
         "gallery.md": gallery(),
         "reference/statistics.md": statistics(),
     }

@@ -79,7 +79,11 @@ def probes(tmp_path_factory):
         "TABLES": str(tables),
         "FIGURES": str(drawn),
         "RESULTS": str(folder / "instruments"),
-        "PATCHES": str(write_patched(folder / "patches")),
+        "PATCHES": (patches := str(write_patched(folder / "patches"))),
+        "GRAFTS": patches,
+        "ERASURE": patches,
+        "RELEARN": str(FOLDER / "where" / "relearn.parquet"),
+        "DRAWN": str(shutil.copytree(FOLDER.parent / "figures" / "where", folder / "drawn")),
         "LENSES": str(shutil.copytree(FOLDER / "lenses", folder / "lenses")),
         "FIGURE": str(folder / "instruments" / "found.png"),
     }

@@ -148,7 +148,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
     handles = [handle(line, **look(position)) for position, line in enumerate(lines)]
     controlled = table["control"].cast(pl.Float64).drop_nulls()
     if len(controlled):
-        below = " (below the axis: on its floor)" if (controlled < FLOOR).any() else ""
+        below = ", below the axis" if (controlled < FLOOR).any() else ""
         handles.append(handle(control + below, color=FAINT, linestyle=DOTTED))
     figure, every = panels(
         len(names),
