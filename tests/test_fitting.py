@@ -372,7 +372,7 @@ def test_another_fit_in_the_way_is_one_line(tmp_path):
         fit("linear", read, corpus, tmp_path / "torn")
     with pytest.raises(MemprobeError, match="for a tuned lens alone"):
         fit("linear", read, corpus, tmp_path / "new", steps=3)
-    with pytest.raises(MemprobeError, match="choose tuned, linear, jacobian"):
+    with pytest.raises(MemprobeError, match="choose jacobian, linear, tuned"):
         fit("cubic", read, corpus, tmp_path / "new")
 
 

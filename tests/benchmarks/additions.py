@@ -207,7 +207,7 @@ FIT = ShiftFit
 import json
 run("tests.tiny", work / "base")
 from tests.tiny import SENTENCES
-(work / "t.jsonl").write_text("".join(json.dumps({"text": one}) + "\\\\n" for one in SENTENCES * 40))
+(work / "t.jsonl").write_text("".join(json.dumps({"text": one}) + "\\n" for one in SENTENCES * 40))
 assert "shift" in run("memprobe", "fit", "--help")
 small = ["--tokens", "256", "--length", "8", "--held-out", "4", "--factoids", "none"]
 run("memprobe", "fit", "--kind", "shift", "--ckpt", work / "base", "--texts", work / "t.jsonl", *small,
