@@ -207,12 +207,13 @@ FIT = ShiftFit
 import json
 run("tests.tiny", work / "base")
 from tests.tiny import SENTENCES
-(work / "t.jsonl").write_text("".join(json.dumps({"text": one}) + "\\n" for one in SENTENCES * 40))
+texts = [json.dumps({"text": f"{n}. {one}"}) for n in range(40) for one in SENTENCES]
+(work / "t.jsonl").write_text("\\n".join(texts))
 assert "shift" in run("memprobe", "fit", "--help")
 small = ["--tokens", "256", "--length", "8", "--held-out", "4", "--factoids", "none"]
 run("memprobe", "fit", "--kind", "shift", "--ckpt", work / "base", "--texts", work / "t.jsonl", *small,
     "--out", work / "lens")
-lens = ["--lens", f"shift={work / 'lens'}", "-n", "4", "--out", work / "probe"]
+lens = ["--lens", f"shift={work / 'lens'}", "--factoids", "kvr:4", "--out", work / "probe"]
 run("memprobe", "layers", "--ckpt", work / "base", *lens)
 """,
     ),
