@@ -22,7 +22,12 @@ def stage_lines(folder):
 
 BROKEN = [
     ("lens.json", '{"kind": "linear", "floor": 3}', read_about, r"lens\.json: floor: should be"),
-    ("lens.json", '{"kind": "other"}', read_about, r"lens\.json: kind: 'other' is none of jacobian, linear, tuned"),
+    (
+        "lens.json",
+        '{"kind": "other"}',
+        read_about,
+        r"lens\.json: kind: 'other' is none of jacobian, linear, tuned",
+    ),
     ("lens.json", '{"kind": "linear", "floor": {"k": {"1": []}}}', read_about, r"lens\.json: floor\.k\.1: "),
     ("lens.json", DEEP, read_about, r"lens\.json: cannot be read as JSON"),
     ("lens.json", "null", read_about, r"lens\.json: should be"),

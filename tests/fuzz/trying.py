@@ -19,6 +19,10 @@ from memprobe.cli.app import UNFORESEEN
 from tests.fuzz.inputs import KINDS, Input
 
 
+NAMED = {"memprobe": "memprobe", "training": "python -m training"}
+"""What a program calls itself where it says what is wrong."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended.
@@ -62,7 +66,7 @@ def _wrong(made: Input, code: int, out: str, err: str) -> str:
     said = [
         line
         for line in err.splitlines()
-        if line.startswith((f"{made.program}: error:", f"{made.program}: inter"))
+        if line.startswith((f"{NAMED[made.program]}: error:", f"{NAMED[made.program]}: inter"))
     ]
     if code == UNFORESEEN or "Traceback (most recent call last)" in err:
         return "traceback"
