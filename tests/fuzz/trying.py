@@ -18,7 +18,6 @@ from random import Random
 from memprobe.cli.app import UNFORESEEN
 from tests.fuzz.inputs import KINDS, Input
 
-
 NAMED = {"memprobe": "memprobe", "training": "python -m training"}
 """What a program calls itself where it says what is wrong."""
 
