@@ -83,7 +83,7 @@ def probes(tmp_path_factory):
         "GRAFTS": patches,
         "ERASURE": patches,
         "RELEARN": str(FOLDER / "where" / "relearn.parquet"),
-        "FIGURES": str(shutil.copytree(FOLDER.parent / "figures" / "where", folder / "drawn")),
+        "PICTURES": str(shutil.copytree(FOLDER.parent / "figures" / "where", folder / "drawn")),
         "LENSES": str(shutil.copytree(FOLDER / "lenses", folder / "lenses")),
         "FIGURE": str(folder / "instruments" / "found.png"),
     }
