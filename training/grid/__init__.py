@@ -38,12 +38,18 @@ goes on. One command works in OUT: in this process, in several here (``--workers
                         -> planning.py    what that takes
 """
 
-from training.grid.cells import Cell, Node, cells_of
-from training.grid.file import Block, Grid, read_grid
-from training.grid.on_ray import run_on_ray
-from training.grid.planning import Plan, plan
-from training.grid.work import directory, run_grid
-from training.grid.workers import run_workers
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.grid.cells import Cell, Node, cells_of
+    from training.grid.file import Block, Grid, read_grid
+    from training.grid.on_ray import run_on_ray
+    from training.grid.planning import Plan, plan
+    from training.grid.work import directory, run_grid
+    from training.grid.workers import run_workers
 
 __all__ = [
     "Block",
@@ -59,3 +65,19 @@ __all__ = [
     "run_on_ray",
     "run_workers",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("Cell", "Node", "cells_of"), "cells"),
+    **dict.fromkeys(("Block", "Grid", "read_grid"), "file"),
+    **dict.fromkeys(("Plan", "plan"), "planning"),
+    **dict.fromkeys(("directory", "run_grid"), "work"),
+    "run_on_ray": "on_ray",
+    "run_workers": "workers",
+}
+"""Where names live: a report reads a grid's results, and waits for neither torch nor Ray."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
