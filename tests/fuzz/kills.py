@@ -255,7 +255,7 @@ def _import() -> None:
     import memprobe.cli.layers
     import memprobe.cli.patch
     import training.__main__
-    import training.grid
+    import training.grid.workers
     import training.stage
 
     assert peft and transformers.trainer and memprobe.cli.fit and training.stage
