@@ -6,6 +6,7 @@ Killed at any moment, the same call goes on: what is finished lies in ``patches/
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 import time
@@ -51,6 +52,9 @@ def write_pair(
     written = sorted(parts.glob("batch-*.parquet"))
     done = {name for file in written for name in read_rows(file)["factoid"].unique()}
     n_layers, batches = start(frozenset(done))
+    first = next(
+        batches, None
+    )  # what is asked for is checked when the first batch is: a refusal leaves no entry
     run["pairs"][key] = wanted | {"n_layers": n_layers, "complete": False}
     write_json(run, out / FOLDER / "run.json")
     said = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
@@ -68,7 +72,7 @@ def write_pair(
         flushed = time.monotonic()
 
     try:
-        for table in batches:
+        for table in itertools.chain([] if first is None else [first], batches):
             waiting.append(table)
             done |= set(table["factoid"])
             if time.monotonic() - flushed > FLUSH_SECONDS:

@@ -127,6 +127,8 @@ def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
 def test_bad_options_are_one_line(setup, tmp_path, cli, more, message):
     code, _, err = cli(*options(setup, tmp_path / "p", *more))
     assert code == 2 and message in err and "Traceback" not in err
+    run = tmp_path / "p" / "patches" / "run.json"
+    assert not run.exists() or not json.loads(run.read_text())["pairs"], "the corrected call would be refused"
 
 
 def test_checkpoints_that_do_not_fit_and_facts_that_do_not_differ(setup, tmp_path, cli):
