@@ -216,13 +216,13 @@ def test_broken_configurations_are_named(lora, value):
 
 def test_an_adapter_that_is_its_own_base_is_refused(lora):
     change(lora, base_model_name_or_path=".")
-    refused(lora, "its own base model", read=resolve)
+    refused(lora, "leads back to itself", read=resolve)
     (lora.parent / "other").mkdir()
     for file in lora.iterdir():
         (lora.parent / "other" / file.name).write_bytes(file.read_bytes())
     change(lora, base_model_name_or_path="../other")
     change(lora.parent / "other", base_model_name_or_path="../adapter")
-    refused(lora, "its own base model", read=resolve)
+    refused(lora, "leads back to itself", read=resolve)
 
 
 # Tokenizers

@@ -76,7 +76,7 @@ def test_differences_are_paired_by_factoid():
 def test_unknown_rules_and_parts_are_one_line():
     with pytest.raises(MemprobeError, match="choose first, last, all"):
         contributions(table(VALUES), token="middle")
-    with pytest.raises(MemprobeError, match="no part of a block"):
+    with pytest.raises(MemprobeError, match="not a part of a block"):
         contributions(table(VALUES), part="embedding")
     with pytest.raises(MemprobeError, match="given by block; there is no mlp"):
         contributions(table(VALUES), part="mlp")

@@ -157,7 +157,7 @@ def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "resources", "said"),
     [
-        ("dask", None, "--engine dask: ray, or ray://HOST:PORT"),
+        ("dask", None, "--engine dask: give ray, or ray://HOST:PORT"),
         ("ray", "gpus=two", "gpus=two: give a number"),
         ("ray", "tpus=1", "write gpus=1,cpus=4,memory=40GiB"),
         ("ray", "actors=0", "give a whole number of at least 1"),

@@ -109,7 +109,7 @@ def test_what_is_asked_of_devices():
     assert memory_of(device_text("auto", "auto", "cpu=8GiB, 0=70GB")) == {"cpu": "8GiB", 0: "70GB"}
     assert memory_of("split") is None
     for device, device_map, memory, said in (
-        ("auto", "balanced", None, "auto is the one"),
+        ("auto", "balanced", None, "--device-map balanced: give auto"),
         ("auto", None, "cpu=1GB", "--device-map auto with it"),
         ("cuda", "auto", None, "give one of the two"),
         ("auto", "auto", "cpu=much", "DEVICE=SIZE"),

@@ -152,7 +152,7 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
     recipe, cell, names = run.recipe, run.cell, run.datasets
     stages = run.trained
     for number, stage in stages.items():
-        if stage.name != recipe.stages[number - 1].name:
+        if not recipe.joint and stage.name != recipe.stages[number - 1].name:
             raise MemprobeError(
                 f"{run.path}: recipe.toml calls stage {number} {recipe.stages[number - 1].name!r}, and its folder "
                 f"{stage.name!r}"
