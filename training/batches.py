@@ -148,6 +148,36 @@ def collator(
     return collate
 
 
+def rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> Tensor:
+    """For each of so many rows [row] whether the argmax is right at every position that carries loss.
+
+    Args:
+        logits: [kept, vocab]. labels, kept_row: [kept], the next token of each position and its row's index; a label
+            that is ignored fills a batch up and belongs to no row.
+    """
+    counts = labels != IGNORED
+    wrong = counts & (logits.argmax(-1) != labels)
+    per_row = torch.zeros(2, rows, device=logits.device)
+    per_row.index_add_(1, kept_row, torch.stack([counts, wrong]).to(per_row.dtype))
+    return (per_row[0] > 0) & (per_row[1] == 0)
+
+
+def own_rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor) -> Tensor:
+    """[2]: own rows that are exact (see :func:`rows_exact`), and all own rows."""
+    exact = rows_exact(logits, labels, kept_row, len(own)) & own
+    return torch.stack([exact.sum(), own.sum()])
+
+
+def own_nats(nats: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor) -> Tensor:
+    """[2]: the summed loss of own rows' tokens, and of how many.
+
+    Args:
+        nats: [kept], the loss of each position.
+    """
+    mine = own[kept_row] & (labels != IGNORED)
+    return torch.stack([torch.where(mine, nats, 0.0).sum(), mine.sum().to(nats.dtype)])
+
+
 def model_inputs(batch: Mapping[str, Tensor]) -> MicroBatch:
     """What of a micro-batch the model takes."""
     return {key: batch[key] for key in _INPUTS if key in batch}

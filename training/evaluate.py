@@ -26,11 +26,10 @@ from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
-from training.batches import collator
+from training.batches import collator, rows_exact
 from training.examples import ExampleMaker
 from training.gradients import in_eval_mode, kept_logits
 from training.mixing import Example
-from training.stage import rows_exact
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.batches import own_nats, own_rows_exact
 from training.mixing import IGNORED, Example
 
 if TYPE_CHECKING:
@@ -200,17 +201,8 @@ class GraphedSteps:
         leaves = [*self.parameters, *self.copies.trained]
         self._add(torch.autograd.grad(loss, leaves, allow_unused=True))
         with torch.no_grad():
-            row, own, counts = static["kept_row"], static["own"], labels != IGNORED
-            wrong = counts & (logits.argmax(-1) != labels)
-            per_row = torch.zeros(2, len(own), device=self.device)
-            per_row.index_add_(1, row, torch.stack([counts, wrong]).float())
-            exact = own & (per_row[0] > 0) & (per_row[1] == 0)
-            mine = counts & own[row]
-            return Counted(
-                loss.detach(),
-                torch.stack([exact.sum(), own.sum()]),
-                torch.stack([torch.where(mine, nats, 0.0).sum(), mine.sum().to(nats.dtype)]),
-            )
+            place = labels, static["kept_row"], static["own"]
+            return Counted(loss.detach(), own_rows_exact(logits, *place), own_nats(nats, *place))
 
 
 class _Copies:

@@ -11,7 +11,6 @@ those count that hold the file ``complete``, which is written last.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,15 @@ from transformers.trainer_callback import PrinterCallback
 from memprobe.errors import MemprobeError
 from memprobe.modes import evaluating
 from memprobe.runs import METRICS
-from training.batches import collator, micro_batches, model_inputs, padded
+from training.batches import (
+    collator,
+    micro_batches,
+    model_inputs,
+    own_nats,
+    own_rows_exact,
+    padded,
+    rows_exact,
+)
 from training.graphs import GraphedSteps, Unfit, in_shapes
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
@@ -63,6 +70,7 @@ class StageRun:
         folder: where the resumable state goes.
         own: rows of the stop rule ``exact_match``.
         along: called with the trainer and the step where a checkpoint along the way is due.
+        alone: one process trains the whole model, see :attr:`training.context.RunContext.alone`.
     """
 
     recipe: Recipe
@@ -75,22 +83,10 @@ class StageRun:
     own: Sequence[Example]
     penalty: tuple[float, Term] | None = None
     unclipped: bool = False
+    alone: bool = True
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
     report: RunLog = field(default_factory=lambda: RunLog(None, quiet=True))
-
-
-def rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> Tensor:
-    """For each of so many rows [row] whether the argmax is right at every position that carries loss.
-
-    Args:
-        logits: [kept, vocab]. labels, kept_row: [kept], the next token of each position and its row's index.
-    """
-    wrong = torch.zeros(rows, device=logits.device)
-    kept = torch.zeros(rows, device=logits.device)
-    wrong.index_add_(0, kept_row, (logits.argmax(-1) != labels).to(wrong.dtype))
-    kept.index_add_(0, kept_row, torch.ones_like(labels, dtype=kept.dtype))
-    return (wrong == 0) & (kept > 0)
 
 
 class StageTrainer(Trainer):
@@ -111,16 +107,12 @@ class StageTrainer(Trainer):
         )
         self.own_rows: Tensor | None = None  # [2], of own rows in this step: exact ones, and all
         self.counted = time.monotonic()
-        self.graphs: GraphedSteps | None = None
-        self.graphs_checked = False
-        self.collate = collator(
-            model,
-            run.schedule.rows,
-            packing=run.recipe.precision.packing and not run.recipe.precision.fsdp,
-            say=lambda line: run.report.say(f"{run.name}: {line}"),
+        # Whether steps go through CUDA graphs: on one device, where the loss is that of the rows alone.
+        self.graphing = (
+            run.recipe.precision.graphs and run.alone and run.penalty is None and torch.cuda.is_available()
         )
-        if self.wants_graphs:
-            self.collate = in_shapes(padded)
+        self.graphs: GraphedSteps | None = None  # from the first step on
+        self.collate = in_shapes(padded) if self.graphing else self._collator(model)
         super().__init__(
             model,
             trainer_arguments(run),
@@ -135,36 +127,29 @@ class StageTrainer(Trainer):
                 f"{type(model).__name__}: its loss cannot be normalised over a step, so it cannot train"
             )
 
-    @property
-    def wants_graphs(self) -> bool:
-        """Whether this stage's steps go through CUDA graphs: on one device, where the loss is the rows' alone."""
-        precision = self.run.recipe.precision
-        return (
-            precision.graphs
-            and torch.cuda.is_available()
-            and self.run.penalty is None
-            and not (precision.fsdp or precision.gradient_checkpointing)
-            and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    def _collator(self, model: PreTrainedModel) -> Callable[[Sequence[Example]], MicroBatch]:
+        run, precision = self.run, self.run.recipe.precision
+        return collator(
+            model,
+            run.schedule.rows,
+            packing=precision.packing and not precision.fsdp,
+            say=lambda line: run.report.say(f"{run.name}: {line}"),
         )
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # noqa: D102
-        if not self.wants_graphs or (self.graphs_checked and self.graphs is None):
+        if not self.graphing:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
         items = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
-        if not self.graphs_checked:
+        if self.graphs is None:
             return self._first_step(model, inputs, items)
-        assert self.graphs is not None
         found = self.graphs(inputs, items)
-        self.own_rows = found.rows if self.own_rows is None else self.own_rows + found.rows
-        if self.run.stop.loss is not None:
-            self.own_nats = found.nats if self.own_nats is None else self.own_nats + found.nats
+        self._count(found.rows, found.nats)
         return found.loss
 
     def _first_step(self, model: Any, inputs: Any, items: Any) -> Tensor:
         """A stage's first micro-batch through the model itself and through a graph, which is kept if both agree."""
-        self.graphs_checked = True
         loss = super().training_step(model, dict(inputs), items)
         unwrapped = self.accelerator.unwrap_model(self.model)
         cast = torch.bfloat16 if self.run.recipe.precision.autocast == "bfloat16" else None
@@ -175,13 +160,14 @@ class StageTrainer(Trainer):
         except (Unfit, RuntimeError, AttributeError, TypeError) as error:
             differs = _line(error)
         else:
-            self.graphs = graphs if differs is None else None
-        if differs is not None:
-            self.run.report.say(f"{self.run.name}: trained without CUDA graphs: {differs}")
-            model.zero_grad()
-            self.own_rows = self.own_nats = None
-            loss = super().training_step(model, dict(inputs), items)
-        return loss
+            self.graphs = graphs
+        if differs is None:
+            return loss
+        self.run.report.say(f"{self.run.name}: trained without CUDA graphs: {differs}")
+        self.graphing, self.graphs = False, None
+        model.zero_grad()
+        self.own_rows = self.own_nats = None
+        return super().training_step(model, dict(inputs), items)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: D102
         inputs.pop("kept_at", None)
@@ -194,7 +180,11 @@ class StageTrainer(Trainer):
         if logits.ndim != 2 or len(logits) != len(labels):
             raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
         mine = own[kept_row]
-        self._count(logits.detach(), labels, kept_row, own, mine)
+        seen_logits, nats = logits.detach(), None
+        if self.run.stop.loss is not None:
+            each = F.cross_entropy(seen_logits.float(), labels, reduction="none")
+            nats = own_nats(each, labels, kept_row, own)
+        self._count(own_rows_exact(seen_logits, labels, kept_row, own), nats)
         penalty = self._penalty(seen, logits, mine)
         if penalty is not None:
             before = self.penalty_sum
@@ -214,15 +204,11 @@ class StageTrainer(Trainer):
         found = term(Step(model, seen, logits, mine, share, self.run.accumulation))
         return None if found is None else strength * found
 
-    def _count(self, logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor, mine: Tensor) -> None:
+    def _count(self, rows: Tensor, nats: Tensor | None) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""
-        exact = rows_exact(logits, labels, kept_row, len(own)) & own
-        rows = torch.stack([exact.sum(), own.sum()])
         self.own_rows = rows if self.own_rows is None else self.own_rows + rows
-        if self.run.stop.loss is not None:
-            nats = F.cross_entropy(logits.float(), labels, reduction="none")
-            sums = torch.stack([torch.where(mine, nats, 0.0).sum(), mine.sum().to(nats.dtype)])
-            self.own_nats = sums if self.own_nats is None else self.own_nats + sums
+        if self.run.stop.loss is not None and nats is not None:
+            self.own_nats = nats if self.own_nats is None else self.own_nats + nats
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: D102
         if "loss" in logs:

@@ -4,10 +4,9 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from training.batches import model_inputs, padded
+from training.batches import model_inputs, padded, rows_exact
 from training.graphs import GraphedSteps, Unfit, _kept, in_shapes
 from training.mixing import IGNORED, Example
-from training.stage import rows_exact
 
 
 def llama(**changes):

@@ -12,14 +12,14 @@ from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.runs import environment, losses, metrics, small
-from training.batches import micro_batches, packed, padded
+from training.batches import micro_batches, packed, padded, rows_exact
 from training.examples import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
 from training.penalties import Boundary
 from training.penalties.kl import Kl
 from training.recipe import Stop, to_toml
 from training.run import run
-from training.stage import StageRun, rows_exact, train
+from training.stage import StageRun, train
 
 REMIX = "remix(data=kvr:20:test, stages=1,2)"
 ARMS = {
