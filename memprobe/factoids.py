@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memprobe.errors import MemprobeError
@@ -83,6 +83,23 @@ def factoids_hash(factoids: Iterable[Factoid]) -> str:
     """SHA-256 over the sorted (id, prompt, answer): equal for the same set in any order."""
     rows = sorted([factoid.id, factoid.prompt, factoid.answer] for factoid in factoids)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def check_factoids(factoids: Sequence[Factoid], purpose: str) -> None:
+    """What every run over factoids needs of them.
+
+    Args:
+        purpose: what is done with them, for the message: ``probe``.
+
+    Raises:
+        MemprobeError: there are none, or two have one id.
+    """
+    ids = [factoid.id for factoid in factoids]
+    if not ids:
+        raise MemprobeError(f"there are no factoids to {purpose}")
+    if len(set(ids)) < len(ids):
+        repeated = next(name for name in ids if ids.count(name) > 1)
+        raise MemprobeError(f"the factoid id {repeated!r} stands twice")
 
 
 def _check_text(what: str, text: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memprobe.errors import MemprobeError, among
-from memprobe.factoids import Factoid
+from memprobe.factoids import Factoid, check_factoids
 from memprobe.interventions import NOISE, Corrupt, Spans
 from memprobe.models import LensModel
 from memprobe.partial import check_partial
@@ -140,12 +140,7 @@ def fitting_items(
             raise MemprobeError(
                 f"{pair}: one has {ours} {said}, the other {theirs}; states cannot be moved between them"
             )
-    ids = [factoid.id for factoid in factoids]
-    if not ids:
-        raise MemprobeError("there are no factoids to patch")
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise MemprobeError(f"the factoid id {repeated!r} stands twice")
+    check_factoids(factoids, "patch")
     items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
     theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
     check_same_tokens(pair, items, theirs)

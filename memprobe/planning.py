@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
+from memprobe.factoids import Factoid, check_factoids
 from memprobe.records import POSITION, POSITIONS, SUBJECT
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid, tokenise_all
@@ -82,12 +82,7 @@ def plan_capture(
         MemprobeError: see :func:`memprobe.capturing.capture`.
     """
     check_positions(positions)
-    ids = [factoid.id for factoid in factoids]
-    if not ids:
-        raise MemprobeError("there are no factoids to probe")
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise MemprobeError(f"the factoid id {repeated!r} stands twice")
+    check_factoids(factoids, "probe")
     n_ids = lens_model.n_ids
     items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, n_ids)
     watched = {}
