@@ -158,17 +158,6 @@ def study_500() -> str:
     claims = pl.read_csv(folder / "tables" / "claims.csv").filter(
         pl.col("family").is_in(_CLAIMS_500), pl.col("verdict") != "not tested"
     )
-    verdicts = claims.select(
-        "claim",
-        "arm",
-        pl.col("against").fill_null(""),
-        "verdict",
-        pl.format(
-            "{} [{}, {}]", pl.col("estimate").round(2), pl.col("low").round(2), pl.col("high").round(2)
-        ).alias("difference"),
-        pl.col("detectable").round(2).alias("would be seen from"),
-        "seeds",
-    )
     kept = {row["arm"]: row for row in pl.read_csv(folder / "tables" / "forgetting.csv").to_dicts()}
 
     def share(arm: str) -> str:
@@ -184,7 +173,7 @@ def study_500() -> str:
         return ", ".join(f"{name} {scale * means[arm]:.0f}{unit}" for arm, name in arms.items())
 
     return STUDY_500.format(
-        verdicts=markdown(verdicts),
+        verdicts=verdicts_table(claims, "seeds"),
         generic=share("generic-1"),
         generic_seeds=", ".join(
             f"{100 * kept_by:.1f} %" for kept_by in cells.filter(arm="generic-1")["retention"].to_list()
@@ -281,19 +270,9 @@ def claims() -> str:
             f"{keys} keys: " + ", ".join(f"{row['len']} {row['verdict']}" for row in rows.to_dicts())
             for (keys,), rows in counts.group_by("keys", maintain_order=True)
         )
-        number = pl.col("estimate", "low", "high", "detectable").round(2)
-        rows = tested.with_columns(number).select(
-            "keys",
-            "claim",
-            pl.col("arm").fill_null(""),
-            pl.col("against").fill_null(""),
-            "verdict",
-            pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
-            pl.col("detectable").alias("would be seen from"),
-        )
         left_out = len(of_family) - len(tested)
         more = f"\n\nNot tested, as the tables of the studies say why: {left_out}." if left_out else ""
-        shown = f"\n\n{markdown(rows)}" if len(rows) else ""
+        shown = f"\n\n{verdicts_table(tested, 'keys')}" if len(tested) else ""
         tables.append(f"## {said}\n\n{told or 'Nothing could be tested'}.{shown}{more}")
     return CLAIMS.format(claims="\n\n".join(tables))
 
@@ -345,6 +324,23 @@ def lenses_tables() -> str:
             if at["depth"] % 6 == 0 or at["depth"] == about["n_layers"] - 1
         ]
     return LENSES.format(known=markdown(shown), held_out=markdown(pl.DataFrame(rows)))
+
+
+def verdicts_table(claims: Any, *more: str) -> str:
+    """Rows of ``claims.csv`` as Markdown, with further columns of theirs."""
+    import polars as pl
+
+    return markdown(
+        claims.with_columns(pl.col("estimate", "low", "high", "detectable").round(2)).select(
+            "claim",
+            pl.col("arm").fill_null(""),
+            pl.col("against").fill_null(""),
+            "verdict",
+            pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
+            pl.col("detectable").alias("would be seen from"),
+            *more,
+        )
+    )
 
 
 def markdown(table: Any) -> str:
