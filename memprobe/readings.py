@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.fitted import notes_on_view
+from memprobe.fitted import Floor, floor_of, notes_on_view
 from memprobe.lineage import lineage
 from memprobe.members import (
     Chain,
@@ -240,6 +240,11 @@ class Readings:
     def labels(self) -> list[str]:
         """Of the checkpoints."""
         return [member.label for member in self.members]
+
+    def floor(self, label: str) -> Floor:
+        """How far two fits of the lens that is looked through read a checkpoint's facts apart."""
+        probe = self.member(label).probe
+        return floor_of(probe, probe.lens, k=self.k, token=self.token)
 
     def member(self, label: str) -> Member:
         """The checkpoint of that label.

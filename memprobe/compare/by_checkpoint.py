@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from memprobe.compare.table import floats, row, table, with_ends
-from memprobe.fitted import Floor, floor_of
 from memprobe.readings import NET_OF_SHUFFLED, SHUFFLED, Readings
 from memprobe.statistics.curves import curves_of
 from memprobe.statistics.groups import GROUPED, by_group, group_labels
@@ -54,15 +53,10 @@ def curves(readings: Readings, label: str) -> pl.DataFrame:
         net=by_depth if len(by_depth) else None,
         resamples=readings.resamples(),
     )
-    floor = dict(enumerate(_floor(readings, label).recall))
+    floor = dict(enumerate(readings.floor(label).recall))
     return found.with_columns(
         pl.col("depth").replace_strict(floor, default=None, return_dtype=pl.Float64).alias("floor")
     )
-
-
-def _floor(readings: Readings, label: str) -> Floor:
-    probe = readings.member(label).probe
-    return floor_of(probe, probe.lens, k=readings.k, token=readings.token)
 
 
 @table(
@@ -85,7 +79,7 @@ def placement(readings: Readings, label: str) -> pl.DataFrame:
     for end, part in zip(ENDS, ("net", "low", "high"), strict=True):
         values[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
     values["answer_cover"] = readings[label].cover
-    values["lof_floor"] = _floor(readings, label).lof_mean
+    values["lof_floor"] = readings.floor(label).lof_mean
     base = readings.base is not None and readings.base.label == label
     return row({"base": base} | values, placement.schema)
 

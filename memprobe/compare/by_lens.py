@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
-from memprobe.fitted import floor_of
 from memprobe.readings import SHUFFLED, Readings
 from memprobe.statistics import attributions as attributed
 from memprobe.statistics.controls import CURVES, STATISTICS
@@ -42,9 +41,7 @@ def lenses(readings: Readings, label: str) -> pl.DataFrame:
         chance = one.shuffled_values(label)
         surfaced[name] = Surfaced(one[label].values[:, _LOF], chance[:, _LOF])
     found = first_occurrence_by_lens(surfaced, readings.member(label).n_layers, readings.resamples())
-    floors = [
-        floor_of(readings.member(label).probe, name, k=readings.k, token=readings.token) for name in surfaced
-    ]
+    floors = [one.floor(label) for one in readings.by_lens.values()]
     return found.with_columns(
         pl.Series("floor", [floor.lof for floor in floors], dtype=pl.Float64),
         pl.Series("floor_mean", [floor.lof_mean for floor in floors], dtype=pl.Float64),
@@ -64,9 +61,7 @@ def lenses_by_depth(readings: Readings, label: str) -> pl.DataFrame:
     for name, one in readings.by_lens.items():
         curve = recall_of([one[label].trajectory], k=readings.k).sort("depth")
         chance = chance_by_depth(one, label)
-        floor = list(
-            floor_of(readings.member(label).probe, name, k=readings.k, token=readings.token).recall
-        ) or [None] * len(curve)
+        floor = list(one.floor(label).recall) or [None] * len(curve)
         parts.append(
             curve.rename({"low": "recall_low", "high": "recall_high"}).select(
                 pl.lit(name).alias("lens"),

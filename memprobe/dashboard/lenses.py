@@ -81,9 +81,8 @@ def _curves(table: pl.DataFrame, line: str) -> Sketch:
         "checkpoint", "depth", pl.col("chance").alias("recall"), low="chance", high="chance"
     )
     figure = plots.recall_curves.sketch(recall, chance if chance["recall"].null_count() == 0 else None)
-    for (
-        trace
-    ) in figure.data:  # a line is no checkpoint here, which the choice of checkpoints does not concern
+    # A line is no checkpoint here, which the choice of checkpoints does not concern.
+    for trace in figure.data:
         meta: dict[str, Any] = dict(trace.get("meta") or {})
         trace["meta"] = {line: meta.pop("checkpoint", None)} | meta
     return figure

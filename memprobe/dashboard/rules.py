@@ -13,7 +13,7 @@ from memprobe import plots
 from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
 from memprobe.dashboard.series import looks_of, series_of, step_figures
-from memprobe.fitted import WITH_FLOOR, Floor, floor_of
+from memprobe.fitted import WITH_FLOOR, Floor
 from memprobe.plots import Sketch
 from memprobe.reading import Reading
 from memprobe.readings import ARM_STATISTICS, Readings
@@ -85,7 +85,7 @@ class UnderRule:
         recall, frequency = recall_of(answers, k=k), frequency_of(answers, k=k)
         chance = shuffled_recall_of((draw for label in self.labels for draw in at.shuffled(label)), k=k)
         look = {"checkpoints": self.labels, "looks": self.looks}
-        floor = floor_of(self.readings.members[0].probe, self.readings.lens, k=k, token=at.token)
+        floor = at.floor(at.members[0].label)
         figures = {
             "recall": plots.recall_curves.sketch(
                 recall, chance, accuracy=self.accuracy, floor=floor.recall, **look
