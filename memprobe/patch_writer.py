@@ -52,9 +52,8 @@ def write_pair(
     written = sorted(parts.glob("batch-*.parquet"))
     done = {name for file in written for name in read_rows(file)["factoid"].unique()}
     n_layers, batches = start(frozenset(done))
-    first = next(
-        batches, None
-    )  # what is asked for is checked when the first batch is: a refusal leaves no entry
+    # What is asked for is checked when the first batch is made: a refusal leaves no entry.
+    first = next(batches, None)
     run["pairs"][key] = wanted | {"n_layers": n_layers, "complete": False}
     write_json(run, out / FOLDER / "run.json")
     said = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
