@@ -113,8 +113,8 @@ def count(n: int, thing: str) -> str:
 def shortened(labels: Sequence[str], most: int = 28) -> dict[str, str]:
     """Labels that fit into so many characters where they can, told apart by what differs between them.
 
-    A long label loses what all long labels share at its beginning, then at its end, then its middle; two that would
-    become the same stay whole.
+    A long label loses what all long labels share at its beginning, then at its end, then its middle; of a beginning
+    that leaves little, as much stays as there is room for. Two that would become the same stay whole.
     """
     long = [label for label in labels if len(label) > most]
     front, back = (_shared(long), _shared([label[::-1] for label in long])) if len(long) > 1 else (0, 0)
@@ -123,7 +123,9 @@ def shortened(labels: Sequence[str], most: int = 28) -> dict[str, str]:
         short = label
         if len(label) > most:
             if front > 2:
-                short = "…" + label[front:]
+                rest = label[front:]
+                room = most - 1 - len(rest) if len(rest) < 2 * most // 3 else 0
+                short = f"{label[: min(room, front)]}…{rest}"
             if len(short) > most and back > 2:
                 short = short[: len(short) - back] + "…"
             if len(short) > most:

@@ -97,6 +97,11 @@ def test_labels_are_shortened_where_they_differ():
     assert short["base"] == "base"
     assert all(len(short[label]) <= 28 for label in long) and short[long[0]] != short[long[1]]
     assert "0" in short[long[0]] and "1" in short[long[1]]
+    arms = [f"REMIX random-words prompt {end}" for end in ("sentence", "words", "words redraw true")]
+    kept = wording.shortened(arms, 30)
+    assert all(short.startswith("REMIX") and len(short) <= 30 for short in kept.values()), (
+        "not only how they end"
+    )
     same = ["x" * 40 + str(i) + "y" * 40 for i in range(2)]
     found = wording.shortened(same, 20)
     assert len(set(found.values())) == 2, "never two checkpoints under one name"
