@@ -17,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from memprobe.compare import TABLES
+from memprobe.errors import MemprobeError
 from memprobe.files import write_json
 from memprobe.lens_files import read_about
 from memprobe.readings import Readings
@@ -34,6 +35,13 @@ def main() -> None:
     parser.add_argument("lenses", type=Path, nargs="+", help="directories of memprobe fit")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the files [this one]")
     asked = parser.parse_args()
+    try:
+        _write(asked)
+    except MemprobeError as error:
+        parser.error(str(error))
+
+
+def _write(asked: argparse.Namespace) -> None:
     for folder in asked.lenses:
         about = read_about(folder)
         del about["seconds"]  # of that machine, on that day

@@ -2,8 +2,8 @@
 
     python -m analyses.sources.counts [--data-dir DIR]
 
-With ``--data-dir`` the rows of every source are read and counted anew, into counts.json; without it the table is made
-from the counts that are stored. No row is stored.
+With ``--data-dir`` the rows of every source that is there are read and counted anew, into counts.json; of others, and
+without it, the table is made from the counts that are stored. No row is stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from memprobe.errors import MemprobeError
 from memprobe.sources.listing import KEPT, READ, listed
+from memprobe.sources.origins import data_folder
 
 HERE = Path(__file__).parent
 COUNTS = HERE / "counts.json"
@@ -59,9 +61,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path)
-    folder = parser.parse_args().data_dir
-    if folder is not None:
-        COUNTS.write_text(json.dumps(count(folder), indent=1) + "\n", encoding="utf-8")
+    asked = parser.parse_args().data_dir
+    if asked is not None:
+        try:
+            folder = data_folder(asked)
+            assert folder is not None
+            found = stored_counts() | count(folder)
+        except MemprobeError as error:
+            parser.error(str(error))
+        COUNTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), table(stored_counts())), encoding="utf-8")
 
 

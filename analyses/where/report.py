@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from memprobe import wording
+from memprobe.errors import MemprobeError
 from memprobe.files import write_text
 from memprobe.patch_tables import tables_of
 from memprobe.patches import open_patches
@@ -37,7 +38,10 @@ def main() -> None:
         "folder", type=Path, nargs="?", default=HERE, help="folder with the results [this one]"
     )
     asked = parser.parse_args()
-    write_text(report(asked.folder), asked.folder / "report.md")
+    try:
+        write_text(report(asked.folder), asked.folder / "report.md")
+    except MemprobeError as error:
+        parser.error(str(error))
 
 
 def report(folder: Path) -> str:
