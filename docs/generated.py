@@ -224,7 +224,8 @@ two studies: [64 made-up keys, then 64 LAMA facts](study.md), and [500 and 500](
 verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies within bounds that count as nothing),
 *undecided*, or *not tested*; tests of one family are corrected together ([why](../concepts/how-right.md)).
 *Would be seen from*: the smallest difference that such a test finds in eight of ten studies. Differences are shares of
-keys, nats or depths, with 95 % intervals over seeds and facts. Not tested on either: other D_A, stages of tasks, three
+keys, nats or depths, with 95 % intervals over seeds and facts. The notebook `analyses/10_what_the_paper_claims.ipynb`
+puts both studies side by side, with costs and controls. Not tested on either: other D_A, stages of tasks, three
 stages, Gemma, the paper's own models.
 
 {claims}
