@@ -77,6 +77,8 @@ def probes(tmp_path_factory):
         "FIXED": str(folder / "fixed"),
         "PROBES": [str(folder)],
         "TABLES": str(tables),
+        "STUDIES": {"one": str(folder), "another": str(FOLDER / "study-500")},
+        "FORGETTING": [str(drawn / "forgetting.json")],
         "FIGURES": str(drawn),
         "RESULTS": str(folder / "instruments"),
         "PATCHES": (patches := str(write_patched(folder / "patches"))),
@@ -129,7 +131,7 @@ def test_they_are_numbered_in_order():
 def test_it_runs_on_other_probes(path, probes):
     notebook = nbformat.read(path, as_version=4)
     names = {name for name in probes if re.search(rf"^{name} =", parameters(notebook).source, re.M)}
-    assert names & {"PROBE", "PROBES", "TABLES", "RESULTS", "LENSES", "PATCHES"}
+    assert names & {"PROBE", "PROBES", "TABLES", "STUDIES", "RESULTS", "LENSES", "PATCHES"}
     done = executed(notebook, FOLDER, **{name: probes[name] for name in names})
     assert any("image/png" in output.get("data", {}) for cell in code(done) for output in cell.outputs)
     assert "on other data" in done.cells[0].source
