@@ -98,15 +98,16 @@ def test_too_much_censored_is_not_estimable():
 def test_cells_are_those_of_the_normal_without_skewness():
     """With no skewness and tails as the normal's, sinh-arcsinh is the normal; by scipy's own density elsewhere."""
     edges = np.arange(1.0, 10)
-    cells = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.0, 0.0, np.ones(10)))
+    place, scale = np.array([[6.2]]), np.array([[math.log(1.7)]])
+    cells = np.exp(_log_cells(edges, place, scale, 0.0, 0.0, np.ones((1, 9))))[0]
     wanted = np.diff(np.concatenate([[0], special.ndtr((edges - 6.2) / 1.7), [1]]))
     np.testing.assert_allclose(cells, np.maximum(wanted, 1e-12), atol=1e-12)
-    skewed = np.exp(_log_cells(edges, 6.2, math.log(1.7), 0.5, -0.2, np.ones(10)))
+    skewed = np.exp(_log_cells(edges, place, scale, 0.5, -0.2, np.ones((1, 9))))
     assert skewed.sum() == pytest.approx(1)
     # The median is where the transformed depth is 0: sinh(arcsinh(0.5) / δ) scales away.
     median = 6.2 + 1.7 * math.sinh(0.5 / math.exp(-0.2))
     at = optimize.brentq(
-        lambda x: _log_cells(np.array([x]), 6.2, math.log(1.7), 0.5, -0.2, np.ones(10))[0] - math.log(0.5),
+        lambda x: _log_cells(np.array([x]), place, scale, 0.5, -0.2, np.ones((1, 1)))[0, 0] - math.log(0.5),
         1,
         20,
     )

@@ -109,6 +109,9 @@ def test_false_discovery_by_hand():
     q = false_discovery(np.array([0.04, np.nan, 0.01, 0.03]))
     assert q[[0, 2, 3]] == pytest.approx([0.04, 0.03, 0.04])
     assert math.isnan(q[1])
+    many = np.random.default_rng(0).random(50) ** 3
+    np.testing.assert_allclose(false_discovery(many), stats.false_discovery_control(many))
+    assert np.isnan(false_discovery(np.full(3, np.nan))).all()
 
 
 def test_differences_by_depth():

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from memprobe.arms import Arm, by_kind
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.shares import size_over_seeds
 from training.relearn import Relearned
 
 SHARES = ("back_lost", "back_fresh", "cued_lost", "cued_fresh")
@@ -48,7 +48,13 @@ def arm_table(found: Sequence[Relearned]) -> pl.DataFrame:
     order = {arm: place for place, arm in enumerate(by_kind({arm for arm, _ in runs}))}
     groups = [runs[key] for key in sorted(runs, key=lambda key: (order[key[0]], key[1]))]
     means = pl.concat(
-        arm_means([run for run, _ in group], list(NAMES), _size(group), shares=SHARES, binary=SHARES)
+        arm_means(
+            [run for run, _ in group],
+            list(NAMES),
+            max(2, size_over_seeds(n for _, n in group)),
+            shares=SHARES,
+            binary=SHARES,
+        )
         for group in groups
     ).drop("p", "detectable")
     every = [run for group in groups for run, _ in group]
@@ -88,8 +94,3 @@ def _run(row: Relearned, arm: str) -> Run:
         row.before,
         row.rows,
     )
-
-
-def _size(group: Sequence[tuple[Run, int]]) -> int:
-    """Of how many facts a seed's shares are, where seeds differ: the harmonic mean, as their variances have it."""
-    return max(2, round(float(stats.hmean([n for _, n in group]))))

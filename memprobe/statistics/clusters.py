@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import polars as pl
 
 MIN_CLUSTERS = 4
 _EVERY = 7  # clusters of which every order is tried
@@ -38,7 +38,8 @@ def clustered_rank_correlation(
     """
     names = list(dict.fromkeys(cluster.tolist()))
     left, right = (
-        stats.rankdata([float(values[cluster == name].mean()) for name in names]) for values in (x, y)
+        pl.Series([float(values[cluster == name].mean()) for name in names]).rank().to_numpy()
+        for values in (x, y)
     )
     count = len(names)
     if count < MIN_CLUSTERS or np.ptp(left) == 0 or np.ptp(right) == 0:

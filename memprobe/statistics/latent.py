@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy import optimize, special
+from scipy import special
 
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.intervals import LEVEL
@@ -211,14 +211,15 @@ def _fit(
     seen: list[np.ndarray], histograms: list[np.ndarray], lucky: list[np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """The parameters at the posterior's mode, and the standard error of the log ratio."""
+    from scipy import optimize
+
     edges = np.arange(1.0, len(histograms[0]))
 
-    def logs(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shape = (float(at[4]), float(at[5]))
-        return (
-            _log_cells(edges, float(at[0]), float(at[1]), *shape, lucky[0]),
-            _log_cells(edges, float(at[0] + at[2]), float(at[1] + at[3]), *shape, lucky[1]),
-        )
+    share = np.array(lucky)[:, : len(edges)]
+
+    def logs(at: np.ndarray) -> np.ndarray:
+        place, log_scale = np.array([[at[0], at[0] + at[2]], [at[1], at[1] + at[3]]])[:, :, None]
+        return _log_cells(edges, place, log_scale, float(at[4]), float(at[5]), share)
 
     def loss(at: np.ndarray) -> float:
         fits = sum(float(counts @ log) for counts, log in zip(histograms, logs(at), strict=True))
@@ -252,9 +253,21 @@ def _fit(
 
 
 def _log_cells(
-    edges: np.ndarray, place: float, log_scale: float, skew: float, log_tail: float, lucky: np.ndarray
+    edges: np.ndarray,
+    place: np.ndarray,
+    log_scale: np.ndarray,
+    skew: float,
+    log_tail: float,
+    lucky: np.ndarray,
 ) -> np.ndarray:
-    """Log-probability of each depth 1 … n, the last one being all that is deeper than n - 1."""
+    """Log-probability [checkpoint, depth] of each depth 1 … n, the last one being all that is deeper than n - 1.
+
+    Args:
+        place, log_scale: [checkpoint, 1].
+        lucky: [checkpoint, edge].
+    """
     at = np.sinh(np.clip(np.exp(log_tail) * np.arcsinh((edges - place) / np.exp(log_scale)) - skew, -50, 50))
-    beyond = np.concatenate([[1.0], special.ndtr(-at) * lucky[: len(edges)], [0.0]])
-    return np.log(np.maximum(-np.diff(beyond), _LEAST))
+    beyond = np.empty((len(place), len(edges) + 2))
+    beyond[:, 0], beyond[:, -1] = 1.0, 0.0
+    np.multiply(special.ndtr(-at), lucky, out=beyond[:, 1:-1])
+    return np.log(np.maximum(beyond[:, :-1] - beyond[:, 1:], _LEAST))

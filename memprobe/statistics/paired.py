@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
@@ -50,7 +50,7 @@ def differences(
         "effect": np.where(n > 1, effect, np.nan),
         "dominance": dominance,
     }
-    return pl.DataFrame(columns).fill_nan(None)
+    return pl.DataFrame(columns, nan_to_null=True)
 
 
 def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -104,10 +104,11 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
 def false_discovery(p: np.ndarray) -> np.ndarray:
     """p-values adjusted for the false-discovery rate (Benjamini & Hochberg 1995); NaN stays NaN and is not
     counted among the tests."""
+    # scipy.stats has this too, but takes half a second to import.
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
+    scaled = p[order] * (len(order) / np.arange(1, len(order) + 1))
     q = np.full(len(p), np.nan)
-    tested = ~np.isnan(p)
-    if tested.any():
-        q[tested] = stats.false_discovery_control(p[tested])
+    q[order] = np.clip(np.minimum.accumulate(scaled[::-1])[::-1], 0, 1)
     return q
 
 
@@ -208,4 +209,4 @@ def log_rank(sets: list[Occurrence]) -> tuple[float, float]:
     if np.linalg.matrix_rank(inner) < len(rest):
         return np.nan, np.nan
     chi2 = float(rest @ np.linalg.solve(inner, rest))
-    return chi2, float(stats.chi2.sf(chi2, len(rest)))
+    return chi2, float(special.chdtrc(len(rest), chi2))

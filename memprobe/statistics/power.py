@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from memprobe.statistics.intervals import LEVEL
 
@@ -24,10 +24,9 @@ def power_of(difference: np.ndarray | float, error: np.ndarray | float, freedom:
     """
     apart = np.abs(difference) / np.asarray(error, float)
     edge = special.stdtrit(freedom, 0.5 + LEVEL / 2)
-    other_side = np.nan_to_num(
-        stats.nct.cdf(-edge, freedom, apart)
-    )  # NaN far out, where there is next to nothing
-    return stats.nct.sf(edge, freedom, apart) + other_side
+    # NaN far out, where there is next to nothing.
+    other_side = np.nan_to_num(special.nctdtr(freedom, apart, -edge))
+    return special.nctdtr(freedom, -apart, -edge) + other_side
 
 
 def detectable(error: float, freedom: float, *, power: float = POWER) -> float:
@@ -44,6 +43,8 @@ def detectable(error: float, freedom: float, *, power: float = POWER) -> float:
 @lru_cache(maxsize=4096)
 def _apart(freedom: float, power: float) -> float:
     """How many standard errors the truth must be from 0."""
+    from scipy import optimize
+
     normal = special.ndtri(0.5 + LEVEL / 2) + special.ndtri(power)
     if freedom > 1e4:
         return float(normal)

@@ -14,11 +14,13 @@ noise and added to the posterior as a normal on the scale of θ, where the varia
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from statistics import harmonic_mean
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage, optimize, special
+from scipy import special
 
 from memprobe.statistics.intervals import LEVEL
 
@@ -60,6 +62,8 @@ def share_over_seeds(counts: np.ndarray, n: int, *, fact_variance: float = 0.0) 
     """
     weights, common = _posterior(counts, n, fact_variance)
     if common:
+        from scipy import ndimage
+
         spread = np.sqrt(common / (4 * n)) / (np.pi / 2 / _ANGLES)
         weights = ndimage.gaussian_filter1d(weights, spread, mode="reflect")
     share, low, high = _ends(weights, counts, n, _TAIL)
@@ -112,6 +116,8 @@ def share_difference(
     elif apart(least) > 0:
         p = 2e-9
     else:
+        from scipy import optimize
+
         p = 2 * float(np.exp(optimize.brentq(apart, least, most, xtol=1e-4)))
     return Share(value, low, high, p)
 
@@ -121,6 +127,12 @@ def _ends(weights: np.ndarray, counts: np.ndarray, n: int, tail: float) -> tuple
     share = float(np.mean(counts)) / n
     low, high = np.sin(np.interp([tail, 1 - tail], np.cumsum(weights) - weights / 2, _ANGLE)) ** 2
     return share, min(share, float(low)) if share > 0 else 0.0, max(share, float(high)) if share < 1 else 1.0
+
+
+def size_over_seeds(sizes: Iterable[float]) -> int:
+    """Of how many facts a share over seeds is, where seeds are asked different numbers of them: the harmonic mean, as
+    their variances have it."""
+    return max(1, round(harmonic_mean(sizes)))
 
 
 def discordant_variance(difference: np.ndarray) -> float:

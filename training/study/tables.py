@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from memprobe.statistics.arms import MIN_SEEDS, student
 from memprobe.statistics.margins import GIVEN_MARGIN
-from memprobe.statistics.shares import share_over_seeds
-from training.study.collect import SETTINGS, Results
+from memprobe.statistics.shares import share_over_seeds, size_over_seeds
+from training.study.results import SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
 
@@ -208,7 +207,7 @@ def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
     counts = known[name].to_numpy() * sizes
     found[name] = float(counts.sum() / sizes.sum())
     if len(known) >= MIN_SEEDS:
-        size = max(1, round(float(stats.hmean(sizes))))
+        size = size_over_seeds(sizes)
         share = share_over_seeds(counts / sizes * size, size)
         found |= {f"{name}_low": share.low, f"{name}_high": share.high}
     return found
