@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
-from memprobe.compare import compare, kept_facts, read_comparison
+from memprobe.compare import ANSWER, compare, kept_facts, read_comparison
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json, write_json
@@ -118,6 +118,21 @@ def test_intrusions_are_no_control_of_whole_answers(own):
     result = compare([own], token="all", draws=100)
     assert set(result.tables["net"]["control"]) == {"shuffled", "base"}
     assert any("where an answer begins" in note for note in result.notes)
+
+
+def test_only_some_tables_are_those_of_all(own, result):
+    answer = compare([own], draws=500, only=ANSWER)
+    assert set(answer.tables) == set(ANSWER)
+    assert all(table.equals(result.tables[name]) for name, table in answer.tables.items())
+    assert answer.markdown() == result.markdown() and answer.notes == result.notes
+    every = {"pairs": "all", "draws": 100}
+    assert (
+        compare([own], only=["overlap"], **every)
+        .tables["overlap"]
+        .equals(compare([own], **every).tables["overlap"])
+    )
+    with pytest.raises(MemprobeError, match=r"`only` 'fate'.*fates"):
+        compare([own], only=["fate"])
 
 
 def test_overlap_of_all_pairs(own, result):

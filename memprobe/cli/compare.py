@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from memprobe.probes import Probe
 
 
+_NET = ("net", "net_by_depth")
+"""Tables that ``--net`` shows beside those of the answer."""
+
+
 @app.command("compare")
 def compare_command(
     typer_context: typer.Context,
@@ -114,7 +118,7 @@ def compare_command(
     `memprobe compare probes/lenses --lens tuned --position subject`
     """
     from memprobe.cli.show_comparison import print_comparison
-    from memprobe.compare import compare
+    from memprobe.compare import ANSWER, compare
     from memprobe.results import is_results
 
     if any(is_results(path) for path in probes):
@@ -133,6 +137,7 @@ def compare_command(
         by=by or (),
         arms=dict(_arm(text) for text in arms or ()),
         pairs=pairs,
+        only=None if full or as_json or out else (*ANSWER, *(_NET if net else ())),
         draws=draws,
         seed=seed,
         track=_track,
@@ -235,7 +240,9 @@ def _say(result: Comparison | OutcomeComparison, out: Path | None) -> None:
 
 
 def _check_net(result: Comparison, net: str | None) -> None:
+    if net is None:
+        return
     there = result.tables["net"]["control"].unique(maintain_order=True).to_list()
-    if net is not None and net not in there:
+    if net not in there:
         has = f"the controls here are {', '.join(there)}" if there else "these probes hold no controls"
         raise MemprobeError(f"--net {net}: {has}")

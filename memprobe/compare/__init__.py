@@ -14,6 +14,7 @@ A table is a function of :class:`memprobe.readings.Readings` and can be made alo
 """
 
 from memprobe.compare.comparison import (
+    ANSWER,
     PAIRS,
     TABLES,
     Comparison,
@@ -28,6 +29,7 @@ from memprobe.compare.table import Table
 from memprobe.readings import ARM_STATISTICS, BASE, SHUFFLED
 
 __all__ = [
+    "ANSWER",
     "ARM_STATISTICS",
     "BASE",
     "PAIRS",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +20,7 @@ from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.errors import MemprobeError, among
 from memprobe.files import csv_text, json_text, write_together
-from memprobe.members import Member, check_apart
+from memprobe.members import Member, check_apart, ends_of
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.records import ALIKE
@@ -52,14 +53,25 @@ TABLES: dict[str, Table] = {
     "lost_facts": by_pair.lost_facts,
     "lost": by_pair.lost,
     "kept": by_pair.kept,
-    "claims": by_pair.claims,
     "contribution_differences": by_lens.contribution_differences,
+    "claims": by_pair.claims,
     "paths": over_runs.paths,
     "arms": over_runs.arms,
     "arm_differences": over_runs.arm_differences,
     "steps": over_runs.steps,
 }
 """Every table of a comparison: ``TABLES[name](readings)`` makes it, ``TABLES[name].schema`` says what it holds."""
+ANSWER = (
+    "placement",
+    "lenses",
+    "contributions",
+    "largest_contribution",
+    "differences",
+    "claims",
+    "arm_differences",
+    "steps",
+)
+"""Those that the verdict, the main table and what stands beside it are made of."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +81,7 @@ class Comparison:
     Attributes:
         settings: what was compared, and how.
         notes: what a reader must know beside the numbers, one line each.
-        tables: polars frames by name, all of :data:`TABLES`; empty where there is nothing to say.
+        tables: polars frames by name, all of :data:`TABLES` or those asked for; empty where there is nothing to say.
     """
 
     settings: dict[str, Any]
@@ -145,6 +157,7 @@ def compare(
     by: Iterable[str] = (),
     arms: Mapping[str, tuple[str, str, str]] | None = None,
     pairs: str = "anchors",
+    only: Collection[str] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     track: Callable[[list[Member]], Iterable[Member]] = iter,
@@ -157,6 +170,7 @@ def compare(
         by: groupings, see :data:`memprobe.statistics.groups.GROUPINGS`.
         pairs: ``overlap`` of every checkpoint with the ``anchors`` (the reference and the base model), or of
             ``all`` pairs.
+        only: names of the tables that are made, :data:`ANSWER` among them for a verdict; by default all.
         track: wraps the loop over checkpoints, to show progress.
 
     Raises:
@@ -178,7 +192,7 @@ def compare(
         draws=draws,
         seed=seed,
     )
-    return compare_readings(readings, by=by, pairs=pairs, track=track)
+    return compare_readings(readings, by=by, pairs=pairs, only=only, track=track)
 
 
 def compare_readings(
@@ -186,30 +200,23 @@ def compare_readings(
     *,
     by: Iterable[str] = (),
     pairs: str = "anchors",
+    only: Collection[str] | None = None,
     track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """:func:`compare` of readings that are opened already."""
     check_apart(readings.members)  # before the work, not after it
-    options = {"groups": {"by": list(by)}}
-    parts: dict[str, list[pl.DataFrame]] = {}
-    # Checkpoint by checkpoint, so that few are in memory at a time however many there are.
-    for member in track(readings.members):
-        ours = [pair for pair in readings.pairs if pair[1] == member.label]
-        for name, table in TABLES.items():
-            keys: Sequence[Any] = {"checkpoint": [member.label], "pair": ours, "all": []}[table.over]
-            made = [table.part(readings, key, **options.get(name, {})) for key in keys]
-            parts.setdefault(name, []).extend(made)
-    tables = {name: table.joined(parts[name]) for name, table in TABLES.items() if table.over != "all"}
-    if pairs == "all":
-        tables["overlap"] = by_pair.overlap(readings, itertools.combinations(readings.labels, 2))
-    beside: dict[str, dict[str, Any]] = {
-        "claims": {"own": tables["differences"]},
-        "steps": {"placed": tables["placement"]},
-    }
-    for name, table in TABLES.items():
-        if table.over == "all":
-            tables[name] = table(readings, **beside.get(name, {}))
-    return Comparison(settings_of(readings, pairs=pairs), _notes(readings, tables), tables)
+    wanted = TABLES if only is None else {name: TABLES[name] for name in TABLES if name in _known(only)}
+    made = TablesOnDemand(readings, by=by, pairs=pairs)
+    made.make(wanted, track)
+    tables = {name: made[name] for name in wanted}
+    return Comparison(settings_of(readings, pairs=pairs), _notes(readings), tables)
+
+
+def _known(only: Collection[str]) -> Collection[str]:
+    for name in only:
+        if name not in TABLES:
+            raise MemprobeError(f"`only` {name!r}: {among(name, TABLES)}")
+    return only
 
 
 def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]:
@@ -233,21 +240,44 @@ def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]
 
 
 class TablesOnDemand(Mapping[str, pl.DataFrame]):
-    """The tables of a comparison, each made when it is first asked for: of a hundred checkpoints few are needed."""
+    """The tables of a comparison, each made when it is first asked for: of a hundred checkpoints few are needed.
 
-    def __init__(self, readings: Readings):
-        self._readings = readings
+    Args:
+        by, pairs: see :func:`compare`.
+    """
+
+    def __init__(self, readings: Readings, *, by: Iterable[str] = (), pairs: str = "anchors"):
+        self._readings, self._by, self._pairs = readings, list(by), pairs
         self._made: dict[str, pl.DataFrame] = {}
+
+    def make(self, names: Iterable[str], track: Callable[[list[Member]], Iterable[Member]] = iter) -> None:
+        """Makes tables checkpoint by checkpoint, so that few are in memory at a time however many there are."""
+        readings = self._readings
+        single = [name for name in names if TABLES[name].over != "all" and self._keys(name) is None]
+        parts: dict[str, list[pl.DataFrame]] = {name: [] for name in single}
+        for member in track(readings.members):
+            ours = [pair for pair in readings.pairs if pair[1] == member.label]
+            for name in single:
+                keys: Sequence[Any] = [member.label] if TABLES[name].over == "checkpoint" else ours
+                parts[name] += [TABLES[name].part(readings, key, **self._options(name)) for key in keys]
+        self._made |= {name: TABLES[name].joined(part) for name, part in parts.items()}
+
+    def _keys(self, name: str) -> Iterable[tuple[str, str]] | None:
+        every = name == "overlap" and self._pairs == "all"
+        return itertools.combinations(self._readings.labels, 2) if every else None
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """What a table takes beside the readings: tables that it is made of among them."""
+        if name == "groups":
+            return {"by": self._by}
+        beside = {"claims": ("own", "differences"), "steps": ("placed", "placement")}
+        return {key: self[table] for key, table in [beside[name]]} if name in beside else {}
 
     def __getitem__(self, name: str) -> pl.DataFrame:
         """The table of that name, one of :data:`TABLES`."""
         if name not in self._made:
-            options: dict[str, Any] = {"by": []} if name == "groups" else {}
-            if name == "claims":
-                options = {"own": self["differences"]}
-            if name == "steps":
-                options = {"placed": self["placement"]}
-            self._made[name] = TABLES[name](self._readings, **options)
+            keys = {} if (keys := self._keys(name)) is None else {"keys": keys}
+            self._made[name] = TABLES[name](self._readings, **keys, **self._options(name))
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -257,15 +287,15 @@ class TablesOnDemand(Mapping[str, pl.DataFrame]):
         return len(TABLES)
 
 
-def _notes(readings: Readings, tables: Mapping[str, pl.DataFrame]) -> list[str]:
+def _notes(readings: Readings) -> list[str]:
     """What a reader must know beside the numbers."""
     notes = list(readings.notes)
     for anchor, label in readings.pairs:
         if not readings.same_depths(anchor, label):
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
-    seeds = tables["arms"]["seeds"].to_list()
-    if seeds and min(seeds) < MIN_SEEDS:
+    seeds = Counter((member.arm, member.stage or "") for member in ends_of(readings.members))
+    if seeds and min(seeds.values()) < MIN_SEEDS:
         notes.append(
             f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
         )
