@@ -19,7 +19,7 @@ import polars as pl
 
 from memprobe.statistics.verdicts import NOT_TESTED
 from training.study.claims import claims
-from training.study.collect import read_results
+from training.study.results import read_results
 
 STUDY, PAGE = ROOT / "analyses" / "study", ROOT / "docs" / "findings" / "verdicts.md"
 BEFORE = STUDY / "verdicts-before.csv"

@@ -222,7 +222,10 @@ def report_(
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="Where figures go. [default: figures, below the tables]", show_default=False),
+        typer.Option(
+            help="Where figures go. [default: figures, below the tables; of stored results only if it is there]",
+            show_default=False,
+        ),
     ] = None,
     draws: Annotated[
         int, typer.Option(help="Resamples of the bootstrap, where records are read.", min=100, max=1_000_000)
@@ -243,30 +246,32 @@ def report_(
     from memprobe.files import csv_text, write_text
     from memprobe.runs import GRID
     from training.show import print_results
-    from training.study.collect import collect, read_results
-    from training.study.figures import draw
     from training.study.published import flat, markdown, tables
+    from training.study.results import read_results
 
     fresh = (folder / GRID).exists()
-    results = collect(folder, draws=draws, say=_aside) if fresh else read_results(folder)
+    if fresh:
+        from training.study.collect import collect
+
+        results = collect(folder, draws=draws, say=_aside)
+    else:
+        results = read_results(folder)
     target = out or (folder / "results" if fresh else folder)
     results.write(target)
     made = tables(results)
     for name, table in made.items():
         write_text(csv_text(flat(table)), target / "tables" / f"{name}.csv")
     write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
-    drawn = draw(
-        results,
-        made,
-        folder if fresh else None,
-        target,
-        figures or target / "figures",
-        draws=draws,
-        say=_aside,
-    )
+    where = figures or target / "figures"
+    drawn = []
+    if figures or fresh or where.is_dir():
+        from training.study.figures import draw  # takes as long to import as the tables take
+
+        grid = folder if fresh else None
+        drawn = draw(results, made, grid, target, where, draws=draws, say=_aside)
     print_results(made)
     _aside(f"tables   {target / 'README.md'}")
-    _aside(f"figures  {len(drawn)} in {drawn[0].parent}" if drawn else "figures  none")
+    _aside(f"figures  {len(drawn)} in {where}" if drawn else "figures  none (--figures DIR draws them)")
 
 
 @app.command("relearn")

@@ -100,8 +100,8 @@ def _percent(value: float | None) -> str:
 def print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
     """Which differences a grid can see, by set-up."""
     from training.grid.cells import cells_of
-    from training.study.collect import read_results
     from training.study.power import power_of, stored_scatter
+    from training.study.results import read_results
 
     scattered = stored_scatter(read_results(scatter).cells)
     made = power_of(cells_of(wanted, grid), scattered)

@@ -12,8 +12,9 @@ from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
 from training.__main__ import app
-from training.study.collect import Results, collect, read_results
+from training.study.collect import collect
 from training.study.published import markdown, tables
+from training.study.results import Results, read_results
 from training.study.tables import kept_before, lost_facts
 from training.study.unseen import unseen_differences
 

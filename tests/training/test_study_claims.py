@@ -8,7 +8,7 @@ import pytest
 from memprobe.errors import MemprobeError
 from training.study.claim_book import BOOK, Book, read_book
 from training.study.claims import claims, specification
-from training.study.collect import Results
+from training.study.results import Results
 
 BOTH = ("own", "base-readout")
 GENERIC, CONTROL = "remix(data=generic, stages=1)", "matched(to=steps, data=generic, stages=1)"

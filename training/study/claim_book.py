@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from training.settings import Settings, read_toml, validated
-from training.study.collect import READOUTS
+from training.study.results import READOUTS
 
 BOOK = Path(__file__).with_name("claims.toml")
 OWN, NET = READOUTS[0], "net"

@@ -15,7 +15,7 @@ from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.verdicts import is_inert
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
-from training.study.collect import NAIVE, Results
+from training.study.results import NAIVE, Results
 from training.study.tables import spread
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from memprobe.statistics.verdicts import NOT_TESTED, holm, together, verdict
 from training.study.claim_book import OWN, Book, Reading, read_book
 from training.study.claim_tests import LensSays, Test, finite, tests_of
-from training.study.collect import Results
+from training.study.results import Results
 
 
 def claims(results: Results, book: Book | None = None) -> pl.DataFrame:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,16 @@ import polars as pl
 from memprobe.arms import Arm
 from memprobe.compare import TABLES, kept_facts
 from memprobe.errors import MemprobeError
-from memprobe.files import parquet_errors, read_json, write_parquet
+from memprobe.files import read_json
 from memprobe.lineage import origin
 from memprobe.manifests import MANIFEST
 from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
-from memprobe.retention import Retention, ended_runs, retention_of
+from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import CELL, GRID, RunDirectory
 from training.grid.probing import probe_of_setup
+from training.study.results import READOUTS, SETTINGS, Results
 from training.study.unseen import unseen_differences
-
-SETTINGS = ((10, "first"), (1, "all"))
-"""(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
-small alphabet needs."""
-READOUTS = ("own", "base-readout")
-NAIVE = "none"
 
 _PLACED = (
     "exact",
@@ -45,58 +39,6 @@ _PLACED = (
     "chance_lof_restricted_mean",
     "chance_recall_full",
 )
-
-
-@dataclass(frozen=True)
-class Results:
-    """What is published of a grid; :func:`tables` needs no more.
-
-    Attributes:
-        cells: one row per finished cell.
-        stages: one row per cell, stage and evaluated dataset.
-        retained: each stage's dataset after each stage, over seeds; see :class:`memprobe.retention.Retention`.
-        placement: one row per set-up, reading, readout and checkpoint.
-        arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
-        differences: over seeds, against naive and its controls; see
-            :func:`memprobe.statistics.arms.arm_differences`. With ``exact_unseen``, see :mod:`training.study.unseen`.
-        spread: of latent depths, seed by seed against naive; see :mod:`memprobe.statistics.latent`.
-        lost: of the facts lost to a later stage, what the lens still reads.
-        kept: of the facts kept by it, where they had surfaced before; see :func:`memprobe.compare.kept_facts`.
-    """
-
-    cells: pl.DataFrame
-    stages: pl.DataFrame
-    retained: pl.DataFrame
-    placement: pl.DataFrame
-    arms: pl.DataFrame
-    differences: pl.DataFrame
-    spread: pl.DataFrame
-    lost: pl.DataFrame
-    kept: pl.DataFrame
-
-    @property
-    def retention(self) -> Retention:
-        """What :mod:`memprobe.retention` makes tables of."""
-        return Retention(self.cells, self.stages, self.retained)
-
-    def write(self, folder: Path) -> None:
-        """One Parquet file per table."""
-        for name, table in vars(self).items():
-            write_parquet(table, folder / f"{name}.parquet")
-
-
-def read_results(folder: Path) -> Results:
-    """Results as :meth:`Results.write` left them.
-
-    Raises:
-        MemprobeError: a table is missing or broken.
-    """
-    found = {}
-    for name in Results.__dataclass_fields__:
-        path = folder / f"{name}.parquet"
-        with parquet_errors(path):
-            found[name] = pl.read_parquet(path)
-    return Results(**found)
 
 
 def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda line: None) -> Results:

@@ -14,7 +14,7 @@ from memprobe.figures.drawings import Drawing, of_retention
 from memprobe.figures.runs import NAMES
 from memprobe.figures.tables import log2_ratio
 from memprobe.figures.writing import write_figure
-from training.study.collect import NAIVE, READOUTS, SETTINGS, Results
+from training.study.results import NAIVE, READOUTS, SETTINGS, Results
 
 OF_PROBES = ("lof", "differences")
 """Of what :func:`memprobe.figures.write_figures` draws of a grid's probes, the figures that tell of arms."""

@@ -11,7 +11,7 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.statistics.power import detectable_over_seeds, scatter, seeds_needed
 from training.grid.cells import Cell
-from training.study.collect import NAIVE
+from training.study.results import NAIVE
 
 ASKED = (0.20, 0.10)
 """Differences of retention for which the seeds are counted."""

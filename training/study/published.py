@@ -9,7 +9,7 @@ import polars as pl
 from memprobe import retention
 from training.study import tables as surfacing
 from training.study.claims import claims, specification
-from training.study.collect import Results
+from training.study.results import Results
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:

@@ -17,7 +17,7 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
     """Rows of :data:`UNSEEN` beside those of exact match: facts not shown again against all facts of the other arm.
 
     Args:
-        differences: as :class:`~training.study.collect.Results` holds them; rows of the last stage are answered.
+        differences: as :class:`~training.study.results.Results` holds them; rows of the last stage are answered.
         learned: the cells that learned what they were to learn.
 
     Returns:
