@@ -1,4 +1,4 @@
-"""Files that a reader never sees half written: atomic writes of text, JSON and Parquet, and JSON back in."""
+"""Files that a reader never sees half written: atomic writes of text, JSON and Parquet, and JSON and TOML back in."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -241,11 +242,50 @@ def read_json(path: Path, *, own: bool = True) -> Any:
     """
     strict: dict[str, Any] = {"object_pairs_hook": _once_each, "parse_constant": _no_number} if own else {}
     try:
-        if path.exists() and not path.is_file():  # a device may have no end
-            raise OSError(f"it is {_kind(path)}")
-        return json.loads(path.read_text(encoding="utf-8"), **strict)
+        value = json.loads(_text_of(path), **strict)
     except (OSError, ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: cannot be read as JSON ({first_line(error)})") from error
+    _refuse_deep(value, path)
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads TOML.
+
+    Raises:
+        MemprobeError: the file is missing or broken.
+    """
+    try:
+        value = tomllib.loads(_text_of(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MemprobeError(f"{path}: cannot be read as TOML ({first_line(error)})") from error
+    _refuse_deep(value, path)
+    return value
+
+
+def _text_of(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise OSError(f"it is {_kind(path)}")
+    return path.read_text(encoding="utf-8")
+
+
+DEEPEST = 100
+"""Lists and tables in each other that a file may hold: whatever checks or writes them calls itself once for each."""
+
+
+def _refuse_deep(value: Any, path: Path) -> None:
+    inside = [value]
+    for _ in range(DEEPEST):
+        inside = [
+            one
+            for outer in inside
+            if isinstance(outer, dict | list)
+            for one in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(one, dict | list)
+        ]
+        if not inside:
+            return
+    raise MemprobeError(f"{path}: nested too deeply")
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, first_line, read_json, validated
+from memprobe.files import check_valid, first_line, read_json, read_toml, validated
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"
@@ -236,11 +235,7 @@ class RunDirectory:
     def recipe(self) -> RecipeFile:
         """As in ``recipe.toml``."""
         path = self.path / RECIPE
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise MemprobeError(f"{path}: cannot be read as TOML ({first_line(error)})") from error
-        return validated(RecipeFile, data, path)
+        return validated(RecipeFile, read_toml(path), path)
 
     @property
     def arm(self) -> str:

@@ -64,7 +64,7 @@ def expand(text: str) -> list[One]:
     Raises:
         MemprobeError: braces that say nothing, a pattern without a match, or more than :data:`MOST`.
     """
-    if is_graft(text) or exists(text):
+    if is_graft(text) or exists(text) or exists(split_label(text)[1]):  # a label may hold marks and braces
         return [One(text, None, False)]
     label, spec = _label_of(text)
     specs = [spec]

@@ -690,6 +690,16 @@ def test_a_figure_of_nothing_is_refused():
         figures.recall(pl.DataFrame())
 
 
+def test_numbers_beyond_any_axis_are_refused_with_their_file(probe, tmp_path):
+    """Such a comparison was drawn as an empty page, or ended in an OverflowError of the axis."""
+    compare([probe], draws=100).write(tmp_path / "tables")
+    stored = read_json(tmp_path / "tables" / "comparison.json")
+    stored["tables"]["curves"][-1]["recall"] = 1e308
+    (tmp_path / "tables" / "comparison.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(MemprobeError, match=r"tables.*: .* cannot be drawn \(recall: 1e\+308"):
+        figures.write_figures([tmp_path / "tables"], tmp_path / "out", formats=["svg"])
+
+
 FIGURE_FILES = {
     "describes no figure": {"schema": 1, "figure": "recall", "options": {}},
     "schema: should be 1": {"schema": 2, "figure": "recall", "options": {}, "data": {}},
@@ -705,6 +715,12 @@ FIGURE_FILES = {
         "data": {"x": 1},
     },
     "cannot be drawn as heatmap": {"schema": 1, "figure": "heatmap", "options": {}, "data": {"depth": ["a"]}},
+    r"cannot be drawn as lof \(n: 1e\+308 is beyond any axis": {
+        "schema": 1,
+        "figure": "lof",
+        "options": {},
+        "data": {"n": [1.0, 1e308]},
+    },
     "cannot be drawn as lof": {"schema": 1, "figure": "lof", "options": {}, "data": {"a": [1], "b": [1, 2]}},
 }
 

@@ -1,5 +1,6 @@
 """Writing files: what is left alone, what is swept up, what a full disk costs; and tables that run nothing."""
 
+import json
 import os
 import signal
 import stat
@@ -126,3 +127,30 @@ def test_a_csv_holds_no_formula_and_numbers_stay_numbers():
 def test_half_a_character_is_no_text_to_write(tmp_path):
     with pytest.raises(MemprobeError, match=r"run\.json: cannot be written .*half a character"):
         files.write_json({"label": "\udcff"}, tmp_path / "run.json")
+
+
+def _inside(depth):
+    value = 0
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.toml"])
+def test_what_is_nested_too_deeply_is_refused_before_anything_walks_it(tmp_path, name):
+    """TOML's dotted keys are read without recursion, and so deep that nothing else can walk what comes of them."""
+    path = tmp_path / name
+    read = files.read_json if name == "a.json" else files.read_toml
+    for depth in (files.DEEPEST, files.DEEPEST + 1, 900):
+        path.write_text(json.dumps(_inside(depth)) if name == "a.json" else f"{'a.' * (depth - 1)}a = 0")
+        if depth == files.DEEPEST:
+            assert read(path) == _inside(depth)
+        else:
+            with pytest.raises(MemprobeError, match=f"{name}: nested too deeply"):
+                read(path)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_toml])
+def test_a_device_is_not_read(read):
+    with pytest.raises(MemprobeError, match=r"zero: cannot be read as \w+ \(it is a device"):
+        read(Path("/dev/zero"))

@@ -232,3 +232,10 @@ def test_layers_takes_many(steps, tmp_path, cli):
     assert list(json.loads(out)["checkpoints"]) == ["checkpoint-5", "checkpoint-10"]
     code, _, err = cli("layers", "--ckpt", str(steps / "x*"), "--out", str(tmp_path / "other"))
     assert code != 0 and "no checkpoint matches" in err
+
+
+@pytest.mark.parametrize("label", ["[/]x", "{a,b}", "step*", "[link=evil]y[/link]", "what?"])
+def test_a_label_before_something_that_exists_may_hold_marks_and_braces(steps, label):
+    spec = f"{label}={steps / 'checkpoint-5'}"
+    assert [(one.text, one.one_of_many) for one in expand(spec)] == [(spec, False)]
+    assert [item.label for item in find_all([spec])[0]] == [label]

@@ -315,3 +315,12 @@ def test_a_cell_that_is_half_a_list_is_named(tmp_path, words, cell):
 @pytest.mark.parametrize("cell", TEXTS)
 def test_a_text_in_brackets_stays_a_text(tmp_path, cell):
     assert answers_in(tmp_path / "a.csv", cell) == [cell]
+
+
+def test_whole_numbers_are_written_alike_in_every_format(tmp_path):
+    """pandas writes a column of integers with a gap as floats, also into JSON."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "one?", "answer": 1889.0, "aliases": [7.0], "id": 3.0}\n{"prompt": "two?", "answer": 0.5}\n'
+    )
+    one, two = load_factoids(str(tmp_path / "a.jsonl"))
+    assert (one.answer, one.aliases, one.id, two.answer) == ("1889", ("7",), "3", "0.5")

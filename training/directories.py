@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 from memprobe.errors import MemprobeError
+from memprobe.files import read_toml
 from memprobe.manifests import MANIFEST
 from memprobe.runs import MATRIX, RECIPE, STATE
 from training.data import ASKED, PREPARED
 from training.recipe import Recipe, differences, parse_recipe
-from training.settings import read_toml
 
 LOG, BASE = "log.txt", "0-base"
 

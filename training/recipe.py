@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
+from memprobe.files import read_toml
 from memprobe.grafts import parse_places
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
@@ -23,7 +24,7 @@ from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
 from training.arms import arm_of, unfold_arm
 from training.penalties import AnyPenalty
-from training.settings import Settings, changes, read_toml, toml_text, validated
+from training.settings import Settings, changes, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -43,20 +41,6 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield type(annotation)
     for part in get_args(annotation):
         yield from _kinds(part)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as plain data.
-
-    Raises:
-        MemprobeError: it cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MemprobeError(f"{path}: is not TOML ({error})") from error
 
 
 def validated(table: type[Validated], data: dict[str, Any], where: str) -> Validated:

@@ -21,10 +21,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator, model_validator
 
 from memprobe.errors import MemprobeError
+from memprobe.files import read_toml
 from memprobe.grafts import Graft
 from memprobe.sources.rows import ROW_FILES
 from memprobe.templates import Template
-from training.settings import Settings, read_toml, validated
+from training.settings import Settings, validated
 
 Kind = Literal["several", "pair", "single", "full", "null"]
 Places = Literal["all", "attn", "mlp"]

@@ -16,10 +16,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from memprobe.files import read_valid
+from memprobe.files import read_toml, read_valid
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.verdicts import holm, verdict
-from training.settings import read_toml
 
 HERE = Path(__file__).parent
 CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"

@@ -16,6 +16,8 @@ from memprobe.figures.look import WIDTHS
 from memprobe.files import check_valid, first_line, read_json
 
 SCHEMA_VERSION = 1
+REACH = 1e15
+"""No number of a figure is larger; axes and their labels fail at those of hundreds of digits."""
 
 
 class FigureFile(BaseModel):
@@ -72,7 +74,9 @@ def draw_stored(made_of: dict[str, Any], path: Path) -> Figure:
         MemprobeError: its data are not those of such a figure.
     """
     try:
-        return DRAWN[made_of["figure"]](pl.DataFrame(made_of["data"]), **made_of["options"])
+        table = pl.DataFrame(made_of["data"])
+        check_reach(table)
+        return DRAWN[made_of["figure"]](table, **made_of["options"])
     except (
         MemprobeError,
         pl.exceptions.PolarsError,
@@ -86,3 +90,17 @@ def draw_stored(made_of: dict[str, Any], path: Path) -> Figure:
         raise MemprobeError(
             f"{path}: its data cannot be drawn as {made_of['figure']} ({first_line(error)})"
         ) from error
+
+
+def check_reach(table: pl.DataFrame) -> None:
+    """Refuses numbers that cannot be drawn: those that are none, and those beyond :data:`REACH`.
+
+    Raises:
+        MemprobeError: so; naming the column.
+    """
+    for column in table:
+        values = column.explode() if isinstance(column.dtype, pl.List) else column
+        if values.dtype.is_numeric():
+            known = values.drop_nulls().cast(pl.Float64)
+            if len(odd := known.filter(~(known.abs() <= REACH))):
+                raise MemprobeError(f"{column.name}: {odd[0]:g} is beyond any axis")

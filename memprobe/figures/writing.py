@@ -21,7 +21,7 @@ from memprobe.errors import MemprobeError, among
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.drawings import Drawing, Say, drawings_of
 from memprobe.figures.look import WIDTHS, in_style
-from memprobe.figures.stored import SCHEMA_VERSION, draw_stored, read_figure
+from memprobe.figures.stored import SCHEMA_VERSION, check_reach, draw_stored, read_figure
 from memprobe.files import replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import (
@@ -126,7 +126,13 @@ def write_figure(
         "options": drawing.options | {"width": width},
         "data": drawing.table.fill_nan(None).to_dict(as_series=False),
     }
-    figure = DRAWN[drawing.name](pl.DataFrame(made_of["data"]), **made_of["options"])
+    table = pl.DataFrame(made_of["data"])
+    try:
+        check_reach(table)
+    except MemprobeError as error:
+        read = ", ".join(str(one["path"]) for one in drawing.inputs)
+        raise MemprobeError(f"{read}: {drawing.name} cannot be drawn ({error})") from error
+    figure = DRAWN[drawing.name](table, **made_of["options"])
     files = _write(figure, made_of, out, drawing.stem, formats)
     for suffix, text in drawing.beside.items():
         files.append(out / f"{drawing.stem}.{suffix}")

@@ -216,18 +216,9 @@ def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
         frame = frame.with_columns(pl.col(short).cast(pl.String).cast(pl.Float64))
     for number, columns in enumerate(frame.iter_rows(named=True), 1):
         yield Row(
-            {name: _whole(value) for name, value in columns.items() if value is not None},
+            {name: value for name, value in columns.items() if value is not None},
             f"{path} row {number}",
         )
-
-
-def _whole(value: Any) -> Any:
-    """Whole numbers as integers: a column of integers with a gap is stored as one of floats."""
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
-        return int(value)
-    return value
 
 
 def text_of(columns: Columns, *names: str) -> str:
@@ -275,8 +266,11 @@ def _first_of(columns: Columns, names: Sequence[str]) -> tuple[str, Any]:
 
 
 def _as_text(name: str, value: str | float) -> str:
+    """Whole numbers without a point: programs store a column of integers with a gap as one of floats."""
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow(f"{name!r} is {value}, not a number")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)
     return str(value).strip()
 
 

@@ -275,7 +275,7 @@ def test_gradients_count_arms():
     ("text", "told"),
     [
         ("schema = 2", "schema"),
-        ("no toml", "is not TOML"),
+        ("no toml", "cannot be read as TOML"),
         ("schema = 1\nreadings = []\nclaims = []\n[families]", "no reading"),
         (
             'schema = 1\nreadings = [{k = 1, token = "all"}]\n[families]\n[[claims]]\nname = "x"\nfamily = "f"\n'

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from memprobe.errors import MemprobeError, among
-from training.settings import Settings, read_toml, validated
+from memprobe.files import read_toml
+from training.settings import Settings, validated
 
 Scalar = int | float | str
 Redraw = Literal["nothing", "later", "all"]

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from training.settings import Settings, read_toml, validated
+from memprobe.files import read_toml
+from training.settings import Settings, validated
 from training.study.results import READOUTS
 
 BOOK = Path(__file__).with_name("claims.toml")
