@@ -3,7 +3,7 @@
     facts = memprobe.load_factoids("known")
     probe = memprobe.probe(["smollm2-135m"], facts, out="probes/known")
     probe.records                                  # one row per (checkpoint, factoid, token, depth)
-    memprobe.statistics.recall_by_depth(probe.records, k=10, token="first")
+    memprobe.statistics.recall_by_depth(probe)
     memprobe.plots.recall_curves(...)
 
 Names are imported when first used, so that ``import memprobe`` costs nothing.

@@ -154,7 +154,7 @@ class Probe:
         """
         from memprobe.statistics.occurrence import occurrence
 
-        return occurrence(self.records, k=k or self.run["k"], token=token or self.run["token"])
+        return occurrence(self, k=k, token=token)
 
     @property
     def tokens(self) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -410,3 +411,32 @@ def test_ranks_of_two_views_are_never_one_trajectory(name):
     two = pl.concat([one, one.with_columns(pl.lit("tuned").alias(name))])
     with pytest.raises(MemprobeError, match=f"several {name}.*logit, tuned"):
         recall_by_depth(two, k=2, token="first")
+
+
+@pytest.mark.parametrize("rule", [(10, "first"), (3, "all")])
+def test_a_statistic_counts_as_its_probe_did(tmp_path, rule):
+    probe = write_probe(tmp_path, {"base": 6, "tuned": 4}, n=24)
+    k, token = rule
+    made = replace(probe, run=probe.run | {"k": k, "token": token})
+    for statistic, table in (
+        (recall_by_depth, probe.records),
+        (normalised_frequency, probe.records),
+        (occurrence, probe.records),
+        (placement, probe.records),
+        (held, probe.records),
+        (shuffled_recall, probe.controls),
+    ):
+        wanted = statistic(table, k=k, token=token)
+        assert statistic(made).equals(wanted), statistic.__name__
+        assert not statistic(made, k=1, token="last").equals(wanted), statistic.__name__
+        assert statistic(made, k=1, token="last").equals(statistic(table, k=1, token="last"))
+    assert made.occurrence().equals(occurrence(probe.records, k=k, token=token))
+
+
+def test_a_table_without_its_rule_is_not_guessed():
+    with pytest.raises(
+        MemprobeError, match=r"which k and token .* give the probe in its place, or k and token"
+    ):
+        recall_by_depth(HAND)
+    with pytest.raises(MemprobeError, match="which token its probe"):
+        occurrence(HAND, k=2)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError, among
+from memprobe.statistics.asking import Probed
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
 from memprobe.statistics.paired import differences
 
@@ -17,11 +18,14 @@ PARTS = ("block", "attn", "mlp")
 _KEYS = ["checkpoint", "part"]
 
 
-def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "block") -> pl.DataFrame:
+def contributions(
+    table: pl.DataFrame | Probed, *, token: str | None = None, part: str = "block"
+) -> pl.DataFrame:
     """One row per (checkpoint, factoid, depth): the part's mean contribution over the tokens of a rule, in logits.
 
     Args:
-        table: see :data:`memprobe.records.ATTRIBUTIONS`.
+        table: see :data:`memprobe.records.ATTRIBUTIONS`; or a probe that holds it.
+        token: the token rule; by default that of the probe, and of a table ``first``.
 
     Returns:
         [checkpoint, factoid, depth, logit, shuffled], by depth from 1; ``shuffled`` null where there is no control.
@@ -29,6 +33,7 @@ def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "blo
     Raises:
         MemprobeError: an unknown token rule or part, or a part that no block was taken into.
     """
+    table, token = _asked(table, token)
     if token not in ("first", "last", "all"):
         raise MemprobeError(f"--token {token}: {among(token, ('first', 'last', 'all'))}")
     if part not in PARTS:
@@ -44,7 +49,7 @@ def contributions(table: pl.DataFrame, *, token: str = "first", part: str = "blo
 
 
 def contribution_by_depth(
-    table: pl.DataFrame, *, token: str = "first", draws: int = 10_000, seed: int = 0
+    table: pl.DataFrame | Probed, *, token: str | None = None, draws: int = 10_000, seed: int = 0
 ) -> pl.DataFrame:
     """Mean contribution, its share, and both net of shuffled answers, by part and depth; 95 % over factoids.
 
@@ -55,6 +60,7 @@ def contribution_by_depth(
     Returns:
         [checkpoint, part, depth, n, logit, low, high, share, share_low, share_high, n_net, net, net_low, net_high]
     """
+    table, token = _asked(table, token)
     parts = []
     for label in table["checkpoint"].unique(maintain_order=True):
         of_label = table.filter(pl.col("checkpoint") == label)
@@ -83,7 +89,9 @@ def contribution_by_depth(
     return pl.concat(parts) if parts else pl.DataFrame()
 
 
-def largest_contribution(table: pl.DataFrame, *, token: str = "first", part: str = "block") -> pl.DataFrame:
+def largest_contribution(
+    table: pl.DataFrame | Probed, *, token: str | None = None, part: str = "block"
+) -> pl.DataFrame:
     """The depth at which most is written towards each factoid's answer: a placement, as the first occurrence is one.
 
     The first of equal depths counts.
@@ -133,11 +141,11 @@ def placed_in_short(placed: pl.DataFrame, resamples: Resamples) -> dict[str, flo
 
 
 def paired_contributions(
-    table: pl.DataFrame,
+    table: pl.DataFrame | Probed,
     reference: str,
     answers: pl.DataFrame,
     *,
-    token: str = "first",
+    token: str | None = None,
     part: str = "block",
     draws: int = 10_000,
     seed: int = 0,
@@ -155,6 +163,7 @@ def paired_contributions(
     Raises:
         MemprobeError: the reference has no attributions.
     """
+    table, token = _asked(table, token)
     rows = contributions(table, token=token, part=part)
     largest = largest_contribution(table, token=token, part=part)
     labels = rows["checkpoint"].unique(maintain_order=True).to_list()
@@ -188,6 +197,13 @@ def _difference(
     one, other = (rows.filter(pl.col("checkpoint") == name) for name in (label, reference))
     difference = pl.col(column).cast(pl.Float64) - pl.col(f"{column}_reference").cast(pl.Float64)
     return one.join(other, on=on, suffix="_reference").select(*on, difference=difference)
+
+
+def _asked(source: pl.DataFrame | Probed, token: str | None) -> tuple[pl.DataFrame, str]:
+    """The table and the token rule of a question."""
+    if isinstance(source, pl.DataFrame):
+        return source, token or "first"
+    return source.attributions, token or str(source.run["token"])
 
 
 def _wide(table: pl.DataFrame, token: str, part: str) -> tuple[np.ndarray, np.ndarray]:

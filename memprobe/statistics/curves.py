@@ -7,16 +7,22 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from memprobe.statistics.asking import Ranks, asked
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval, wilson
 
 
-def recall_by_depth(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+def recall_by_depth(frame: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
     """recall@k(d): the share of factoids whose answer is in the top k at depth d, under the token rule.
+
+    Args:
+        frame: records, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
 
     Returns:
         [checkpoint, (control,) depth, n, recall, low, high]; Wilson intervals; ``n`` factoids have that depth.
     """
+    frame, k, token = asked(frame, k, token)
     return recall_of(trajectories(frame, token=token), k=k)
 
 
@@ -31,15 +37,20 @@ def recall_of(found: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
     return _with_wilson(_concat(parts, {"n": pl.Int64, "recall": pl.Float64}))
 
 
-def shuffled_recall(controls: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+def shuffled_recall(controls: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
     """recall@k(d) of shuffled answers, the chance level: the mean over the ``shuffled:…`` draws.
 
     A factoid's value is its mean over the draws. The interval is Wilson's on the number of factoids, which is
     not too narrow: a value between 0 and 1 varies no more than a yes or no with the same mean.
 
+    Args:
+        controls: controls, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
+
     Returns:
         [checkpoint, depth, n, recall, low, high]
     """
+    controls, k, token = asked(controls, k, token, table="controls")
     draws = controls.lazy().filter(pl.col("control").str.starts_with("shuffled:"))
     return shuffled_recall_of(trajectories(draws, token=token), k=k)
 
@@ -68,12 +79,17 @@ def shuffled_recall_of(draws: Iterable[Trajectories], *, k: int) -> pl.DataFrame
     return _with_wilson(_concat(parts, {"n": pl.Int64, "recall": pl.Float64}))
 
 
-def normalised_frequency(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+def normalised_frequency(frame: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
     """Occurrences at depth d divided by all occurrences over depths 1 … n_layers (the paper's figure 4, left).
+
+    Args:
+        frame: records or controls, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
 
     Returns:
         [checkpoint, (control,) depth, frequency] for depths >= 1; null where nothing occurs at any of them.
     """
+    frame, k, token = asked(frame, k, token)
     return frequency_of(trajectories(frame, token=token), k=k)
 
 

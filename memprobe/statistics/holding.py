@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError, among
+from memprobe.statistics.asking import Ranks, asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,8 +107,12 @@ def in_order(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     return frame.with_row_index("_row").with_columns(first).sort(by).select(frame.columns)
 
 
-def held(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+def held(frame: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
     """Which depths hold which answers: rank < k under the token rule.
+
+    Args:
+        frame: records or controls, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
 
     Returns:
         [checkpoint, (control,) factoid, depth, held]
@@ -115,6 +120,7 @@ def held(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFr
     Raises:
         MemprobeError: ``k`` is below 1, or the rule is unknown.
     """
+    frame, k, token = asked(frame, k, token)
     check_k(k)
     ruled = by_rule(frame, token=token)
     return ruled.select(*unit_keys(ruled.columns), "depth", (pl.col("rank") < k).alias("held"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from memprobe.statistics.asking import Ranks, asked
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import (
     FEWEST,
@@ -90,12 +91,17 @@ class Occurrence:
         return Occurrence(self.factoids[rows], self.n_layers, *parts)
 
 
-def occurrence(frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str) -> pl.DataFrame:
+def occurrence(frame: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
     """First occurrence, settled depth and number of depths (>= 1) that hold the answer, per factoid.
+
+    Args:
+        frame: records or controls, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
 
     Returns:
         [checkpoint, (control,) factoid, n_layers, lof, settled, n_depths]; null where there is none.
     """
+    frame, k, token = asked(frame, k, token)
     parts = []
     for trajectory in trajectories(frame, token=token):
         found = Occurrence.of(trajectory, k)
@@ -249,7 +255,7 @@ def placement_of(found: Occurrence, resamples: Resamples | None) -> dict[str, fl
 
 
 def placement(
-    frame: pl.DataFrame | pl.LazyFrame, *, k: int, token: str, draws: int = DRAWS, seed: int = 0
+    frame: Ranks, *, k: int | None = None, token: str | None = None, draws: int = DRAWS, seed: int = 0
 ) -> pl.DataFrame:
     """Where a checkpoint's answers surface, in one row.
 
@@ -262,11 +268,16 @@ def placement(
     ``depths_per_factoid`` counts depths >= 1 that hold an answer; ``effective_layers`` is
     exp(entropy of the normalised frequency).
 
+    Args:
+        frame: records or controls, or a probe.
+        k, token: the top k and the token rule; of a probe, by default those that it was made with.
+
     Returns:
         One row per checkpoint (and control); every statistic NAME has NAME_low and NAME_high beside it:
         Wilson for shares, order statistics for medians, bootstrap over factoids for the others (BCa, for
         ``effective_layers`` bootstrap-t).
     """
+    frame, k, token = asked(frame, k, token)
     rows, cache = [], {}
     for trajectory in trajectories(frame, token=token):
         n = len(trajectory.factoids)

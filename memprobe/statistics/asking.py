@@ -1,0 +1,63 @@
+"""What a statistic is asked of: a probe, with its own top k and token rule, or a table with both named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import polars as pl
+
+from memprobe.errors import MemprobeError
+
+
+class Probed(Protocol):
+    """What a statistic needs of a :class:`memprobe.probes.Probe`."""
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """Its ``k`` and ``token``."""
+        ...
+
+    @property
+    def records(self) -> pl.DataFrame:
+        """See :data:`memprobe.records.RECORDS`."""
+        ...
+
+    @property
+    def controls(self) -> pl.DataFrame:
+        """See :data:`memprobe.records.CONTROLS`."""
+        ...
+
+    @property
+    def attributions(self) -> pl.DataFrame:
+        """See :data:`memprobe.records.ATTRIBUTIONS`."""
+        ...
+
+
+Ranks = pl.DataFrame | pl.LazyFrame | Probed
+"""Records or controls, or the probe that holds them."""
+
+
+def asked(
+    source: Ranks, k: int | None, token: str | None, *, table: str = "records"
+) -> tuple[pl.DataFrame | pl.LazyFrame, int, str]:
+    """The table, the top k and the token rule of a question.
+
+    Args:
+        source: a table, or a probe, of which ``table`` is read.
+        k, token: what counts as holding an answer; ``None``: as the probe was made.
+
+    Raises:
+        MemprobeError: a table without both: it does not say what its probe was made with.
+    """
+    if isinstance(source, pl.DataFrame | pl.LazyFrame):
+        if k is None or token is None:
+            lacking = " and ".join(name for name, value in (("k", k), ("token", token)) if value is None)
+            raise MemprobeError(
+                f"a table does not say which {lacking} its probe was made with: give the probe in its place, "
+                f"or {lacking}"
+            )
+        return source, k, token
+    made = source.run
+    rule = str(made["token"]) if token is None else token
+    return getattr(source, table), int(made["k"]) if k is None else k, rule
