@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
@@ -76,7 +76,8 @@ def _surfaces(value: float | None, low: float | None, high: float | None) -> str
     if value is None:
         return "first occurrence is not known"
     if low is None or high is None:
-        return f"facts surface {_moved(value, low, high)} ({NO_INTERVAL})"
+        moved = f"facts surface {_moved(value, low, high)}" if value else "first occurrence is the same"
+        return f"{moved} ({NO_INTERVAL})"
     if value == low == high == 0:
         return "first occurrence is the same"
     if low <= 0 <= high:
@@ -91,10 +92,17 @@ def _moved(value: float | None, low: float | None, high: float | None) -> str:
     """How far, and which way; with its interval where there is one."""
     if value is None:
         return "at a depth not known"
+    form = _form(value, 1)
     if low is None or high is None:
-        return f"{abs(value):.1f} depths {_way('lof', value)}"
+        return f"{abs(value):{form}} depths {_way('lof', value)}"
     near, far = sorted((abs(low), abs(high)))
-    return f"{wording.interval(abs(value), near, far, '.1f')} depths {_way('lof', value)}"
+    return f"{wording.interval(abs(value), near, far, form)} depths {_way('lof', value)}"
+
+
+def _form(value: float, digits: int) -> str:
+    """A format with so many digits, or with as many more as a small difference needs not to be written as 0."""
+    wanted = next((more for more in range(digits, 4) if float(f"{value:.{more}f}")), digits)
+    return f".{wanted}f"
 
 
 def _way(statistic: str, value: float) -> str:
@@ -139,22 +147,28 @@ def of_retention(table: pl.DataFrame) -> list[str]:
     """
     lines = []
     for (setup,), part in table.group_by("setup", maintain_order=True):
+        told_of = _told_of(setup, table)
         known = part.drop_nulls("retention").to_dicts()
         if not known:
-            lines.append(f"{setup}: no arm has three seeds, so that each is shown alone.")
+            lines.append(told_of("no arm has three seeds, so each seed is shown alone."))
             continue
         first, *others = known
         best = sorted(others, key=lambda row: -row["retention"])[:MOST_ARMS]
-        told = ", ".join(f"{row['arm']} {_share_of(row)}" for row in best)
-        lines.append(
-            f"{setup}: after the last stage {first['arm']} keeps {_share_of(first)} of D_A."
-            + (f" Most is kept by {told}." if told else "")
-        )
+        told = "; ".join(f"{row['arm']}, {_share_of(row)}" for row in best)
+        said = f"after the last stage, {first['arm']} keeps {_share_of(first)} of the facts of stage 1 (D_A)."
+        lines.append(told_of(said + (f" Most is kept by {told}." if told else "")))
     return lines
 
 
 MOST_ARMS = 4
-"""Arms that the sentence on retention names beside the first."""
+"""Arms that a sentence on a study names."""
+
+
+def _told_of(setup: str, table: pl.DataFrame) -> Callable[[str], str]:
+    """Puts before a sentence which pair of datasets it speaks of; nothing where a study has one."""
+    if table["setup"].n_unique() > 1:
+        return lambda said: f"{setup}: {said}"
+    return lambda said: said[0].upper() + said[1:]
 
 
 def of_placements(claims: pl.DataFrame) -> list[str]:
@@ -169,30 +183,42 @@ def of_placements(claims: pl.DataFrame) -> list[str]:
         rows = part.filter(part["verdict"] != "not tested").drop_nulls("estimate").to_dicts()
         if not rows:
             continue
-        firm = sorted(rows, key=lambda row: (row["verdict"] == "undecided", -abs(row["estimate"])))[
-            :MOST_ARMS
+        rows.sort(key=lambda row: -abs(row["estimate"]))
+        found = [f"{row['verdict']} for {_over_seeds(row)}" for row in rows if row["verdict"] != UNDECIDED]
+        told = [
+            *found[:MOST_ARMS],
+            *([f"and {len(found) - MOST_ARMS} more"] if len(found) > MOST_ARMS else []),
         ]
-        told = [_over_seeds(row) for row in firm]
-        seeds = min(row["seeds"] for row in firm)
+        if open_ := [row for row in rows if row["verdict"] == UNDECIDED]:
+            told.append(f"undecided for {_undecided(open_, alone=len(open_) == len(rows))}")
         when = claim.removeprefix(SURFACES).strip()
-        lines.append(
-            f"{setup}: {when}, against {against} over {seeds} seeds, facts surface {'; '.join(told)}."
-        )
+        seeds = min(row["seeds"] for row in rows)
+        asked = f"do facts surface earlier {when} than with {against} ({seeds} seeds)?"
+        said = "; ".join(told)
+        lines.append(_told_of(setup, claims)(f"{asked} {said[0].upper() + said[1:]}."))
     return lines
 
 
 SURFACES = "surfaces earlier"
 """How the names of claims about depth begin."""
+UNDECIDED = "undecided"
 
 
 def _over_seeds(row: Mapping[str, Any]) -> str:
-    """A difference in depths, by how much, which way, how sure, and what was made of the claim."""
-    value, low, high = row["estimate"], row["low"], row["high"]
-    if low is None or high is None or low <= 0 <= high:
-        moved = f"{wording.interval(value, low, high, '+.1f')} depths apart"
-    else:
-        moved = _moved(value, low, high)
-    return f"{moved} with {row['arm']} ({row['verdict']})"
+    """An arm, and how many depths earlier or later its facts surface."""
+    edges = row["estimate"], row["low"], row["high"]
+    clear = None not in edges and not row["low"] <= 0 <= row["high"]
+    moved = _moved(*edges) if clear else f"{wording.interval(*edges, '+.1f')} depths"
+    return f"{row['arm']}, {moved}"
+
+
+def _undecided(rows: Sequence[Mapping[str, Any]], *, alone: bool) -> str:
+    """The arms of which a claim is undecided, by name where they are few, with the largest difference among them."""
+    most = _over_seeds(rows[0])
+    if len(rows) == 1:
+        return most
+    of = f"{'all' if alone else 'the other'} {len(rows)} arms"
+    return f"{of} (most: {most})"
 
 
 def of_verdicts(verdicts: Sequence[str]) -> str:
@@ -294,6 +320,32 @@ def against(
     )
 
 
+FEW_PAIRS = 3
+"""Up to so many pairs of checkpoints, each has a sentence of its own, whatever it says."""
+
+
+def of_pairs(
+    pairs: Sequence[tuple[str, str, Mapping[str, Any], Mapping[str, Any], bool | None]],
+) -> list[str]:
+    """:func:`against` of several pairs; of many, those without a clear difference share a sentence at the end.
+
+    Args:
+        pairs: (label, reference, exact, depth, held), see :func:`against`.
+    """
+    quiet = [pair for pair in pairs if not (_is_clear(pair[2]) or _is_clear(pair[3]))]
+    if len(pairs) <= FEW_PAIRS or len(quiet) < 2:
+        return [against(*pair) for pair in pairs]
+    named = "; ".join(f"{label} against {reference}" for label, reference, *_ in quiet)
+    told = [against(*pair) for pair in pairs if pair not in quiet]
+    return [*told, f"No clear difference in recall or in depth: {named}."]
+
+
+def _is_clear(row: Mapping[str, Any]) -> bool:
+    """Whether a difference is known and its interval leaves out 0."""
+    value, low, high = _edges(row)
+    return value is not None and low is not None and high is not None and not low <= 0 <= high
+
+
 def of_steps(steps: pl.DataFrame) -> list[str]:
     """What happens along each training run that three or more checkpoints lie along.
 
@@ -364,12 +416,15 @@ def recalled(row: Mapping[str, Any]) -> str:
     if value is None:
         return "recall is not known"
     edges = wording.interval(
-        100 * value, None if low is None else 100 * low, None if high is None else 100 * high, "+.0f"
+        100 * value,
+        None if low is None else 100 * low,
+        None if high is None else 100 * high,
+        f"+{_form(100 * value, 0)}",
     )
     if value == low == high == 0:
         return "recall is the same"
     if low is None or high is None:
-        return f"{edges} points of recall ({NO_INTERVAL})"
+        return f"{f'{edges} points of recall' if value else 'recall is the same'} ({NO_INTERVAL})"
     if low <= 0 <= high:
         return f"no clear difference in recall ({edges} points)"
     return f"{edges} points of recall"

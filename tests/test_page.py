@@ -341,7 +341,8 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
     naive = table.row(0, named=True)
     with opened(browser, tmp_path / "study.html") as shown:
         said = shown.inner_text("#answer")
-        assert f"{naive['setup']}: after the last stage {naive['arm']} keeps {naive['retention']:.0%}" in said
+        assert f"After the last stage, {naive['arm']} keeps {naive['retention']:.0%}" in said
+        assert naive["setup"] in shown.inner_text("#results h2")
         assert "Of 37 claims tested" in said
         called = dict(zip(table["arm"], drawn_names(study), strict=True))
         (claim,) = (
@@ -351,7 +352,10 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         )
         moved = " ".join(f"{claim[end]:.1f}" for end in ("estimate", "low", "high"))
         moved = "{} [{}, {}]".format(*moved.split())
-        assert f"{moved} depths later with {called['remix-random']} ({claim['verdict']})" in said
+        assert (
+            f"{claim['verdict']} for {called['remix-random']}, {moved} depths later"
+            in said.lower().replace(called["remix-random"].lower(), called["remix-random"])
+        )
         drawn = shown.evaluate(
             """() => { const { x, y } = document.querySelector('.js-plotly-plot').data
             .find((t) => t.name.startsWith('mean')); return [x, y]; }"""
@@ -363,9 +367,7 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         placed = shown.evaluate("""() => Object.fromEntries([...document.querySelectorAll('#results figure')].slice(1)
             .map((f) => [f.querySelector('h3').textContent, f.querySelector('.js-plotly-plot')?.data[0].x.length]))""")
         counts = pl.read_csv(study / "tables" / "placement.csv").filter(k=10, token="first", readout="own")
-        assert placed["Where D_A surfaces after stage 1 (top 10): kvr-lama-n64"] == len(
-            counts.filter(stage=1)
-        )
+        assert placed["Where D_A surfaces after stage 1 (top 10)"] == len(counts.filter(stage=1))
         means = table.drop_nulls("retention")
         assert drawn[0] == pytest.approx(means["retention"].to_list(), rel=1e-6) and drawn[1] == [
             called[arm] for arm in means["arm"]
@@ -383,3 +385,21 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
                 " return [s.scrollWidth, s.clientWidth]; })()"
             )
             assert wide[0] <= wide[1], f"{table} is cut at 1440 px"
+
+
+@pytest.mark.parametrize("name", ["study", "study-500"])
+def test_a_study_answers_and_draws_on_a_phone(browser, tmp_path, cli, name):
+    code, _, err = cli(
+        "dashboard", Path(__file__).parents[1] / "analyses" / name, "--out", tmp_path / "page.html"
+    )
+    assert code == 0, err
+    with opened(browser, tmp_path / "page.html", width=390, height=844) as shown:
+        assert "After the last stage, naive keeps" in shown.inner_text("#answer p")
+        chart = shown.locator(".js-plotly-plot >> visible=true").first.bounding_box()
+        assert chart["y"] < 844 - chart["height"] / 2, "half of the chart, or more, is on the first screen"
+        first = shown.locator("#answer p >> visible=true").count()
+        shown.click("#answer button")
+        assert (
+            "tested" in shown.inner_text("#answer")
+            and shown.locator("#answer p >> visible=true").count() > first
+        )

@@ -58,15 +58,47 @@ def test_where_facts_surface_over_seeds():
         claim | dict(zip(("arm", "verdict", "estimate", "low", "high"), one, strict=True)) for one in found
     ]
     assert sentences.of_placements(pl.DataFrame(rows)) == [
-        "ab: after stage 1, against naive over 3 seeds, facts surface 3.1 [2.2, 4.0] depths earlier with a (seen); "
-        "+0.2 [-0.1, +0.5] depths apart with b (undecided)."
+        "Do facts surface earlier after stage 1 than with naive (3 seeds)? Seen for a, 3.1 [2.2, 4.0] depths earlier; "
+        "undecided for b, +0.2 [-0.1, +0.5] depths."
     ]
+    more = [one | {"setup": setup, "verdict": "undecided"} for setup in ("ab", "cd") for one in rows[:2]]
+    assert sentences.of_placements(pl.DataFrame(more))[1] == (
+        "cd: do facts surface earlier after stage 1 than with naive (3 seeds)? Undecided for all 2 arms "
+        "(most: a, 3.1 [2.2, 4.0] depths earlier)."
+    )
     assert sentences.of_placements(pl.DataFrame(rows[2:])) == []
 
 
 def test_what_does_not_change_is_said_so():
     same, row = {"difference": 0.0, "low": 0.0, "high": 0.0}, {"difference": 1.0, "low": 0.5, "high": 1.5}
     assert "b against a: recall is the same; facts surface" in sentences.against("b", "a", same, row, None)
+    unsure = {"difference": 0.0, "low": None, "high": None}
+    assert sentences.against("b", "a", unsure, unsure, None) == (
+        "b against a: recall is the same (too few facts for an interval); "
+        "first occurrence is the same (too few facts for an interval)."
+    )
+
+
+def test_many_pairs_say_what_changed_first():
+    moved = {"difference": -2.0, "low": -3.0, "high": -1.0}
+    still = {"difference": 0.1, "low": -0.2, "high": 0.4}
+    pairs = [("b", "a", still, still, None), ("c", "b", still, moved, True)]
+    assert sentences.of_pairs(pairs) == [sentences.against(*pair) for pair in pairs]
+    more = [*pairs, ("d", "c", still, still, None), ("e", "d", moved, still, None)]
+    assert sentences.of_pairs(more) == [
+        sentences.against(*more[1]),
+        sentences.against(*more[3]),
+        "No clear difference in recall or in depth: b against a; d against c.",
+    ]
+
+
+def test_a_small_difference_is_not_written_as_none():
+    small = {"difference": -0.03, "low": -0.05, "high": -0.01}
+    said = sentences.against(
+        "b", "a", small | {"difference": 0.001, "low": 0.0005, "high": 0.002}, small, True
+    )
+    assert "+0.1 [+0.1, +0.2] points of recall" in said
+    assert "facts surface 0.03 [0.01, 0.05] depths earlier, also" in said
 
 
 def test_numbers_are_written_one_way():

@@ -28,8 +28,8 @@ def answer_of(
     series = series_of(readings)
     lines = sentences.of_steps(steps_table(readings))
     # Of a run, where it ends says more than where it began.
-    told = [one.labels[-1] for one in series[: sentences.MOST]] or [reference.label]
-    lines += [_of_checkpoint(readings, label, headline[label]) for label in told]
+    ends = [one.labels[-1] for one in series[: sentences.MOST]] or [reference.label]
+    lines += [_of_checkpoint(readings, label, headline[label]) for label in ends]
     if differences is None:
         return lines
     passed = {label for one in series for label in one.labels[:-1]}
@@ -38,9 +38,11 @@ def answer_of(
         (row["reference"], row["checkpoint"], row["statistic"]): row
         for row in differences.iter_rows(named=True)
     }
+    told = []
     for before, label in pairs[: sentences.MOST]:
         exact, depth = (rows[before, label, name] for name in ("exact", "lof_restricted"))
-        lines.append(sentences.against(label, before, exact, depth, _held(depth)))
+        told.append((label, before, exact, depth, _held(depth)))
+    lines += sentences.of_pairs(told)
     if len(pairs) > sentences.MOST:
         lines.append(f"And {len(pairs) - sentences.MOST} more.")
     return lines

@@ -34,10 +34,11 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
             names = _names(kept)
             kept = _typed(kept, folder).with_columns(_named("arm", names))
             answer = sentences.of_retention(kept)
+            several = kept["setup"].n_unique() > 1
             for (setup,), part in kept.group_by("setup", maintain_order=True):
                 block = f"results-{position}-{len(figures)}"
                 blocks[block] = embedded(figure_json(plots.retention_points.sketch(part)))
-                figures.append([block, f"What is left of D_A: {setup}"])
+                figures.append([block, f"What is left of D_A{f': {setup}' if several else ''}"])
         if (placed := tables.get("placement")) is not None:
             order = [] if kept is None else kept["arm"].unique(maintain_order=True).to_list()
             for title, part in _stages(
@@ -64,7 +65,9 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
             body = [list(map(_short, row)) for row in told.head(MOST_ROWS).rows()]
             blocks[block] = embedded([head, *body])
             shown.append([block, table.replace("_", " "), max(0, len(rows) - MOST_ROWS), shared])
-        entries.append({"name": name, "answer": answer, "figures": figures, "tables": shown})
+        setups = [] if kept is None else kept["setup"].unique().to_list()
+        about = setups[0] if len(setups) == 1 else ""
+        entries.append({"name": name, "about": about, "answer": answer, "figures": figures, "tables": shown})
     return entries, blocks
 
 
@@ -115,6 +118,7 @@ def _stages(placed: pl.DataFrame, order: Sequence[str]) -> Iterator[tuple[str, p
         order: of the arms.
     """
     own = placed.filter(k=10, token="first", readout="own").filter(pl.col("stage") != "0")
+    several = placed["setup"].n_unique() > 1
     for (setup, stage), part in own.group_by("setup", "stage", maintain_order=True):
         rows = part.drop_nulls("lof_restricted_mean")
         place = rows["arm"].map_elements(
@@ -122,7 +126,7 @@ def _stages(placed: pl.DataFrame, order: Sequence[str]) -> Iterator[tuple[str, p
         )
         rows = rows.sort(place, maintain_order=True)
         if len(rows):
-            yield f"Where D_A surfaces after stage {stage} (top 10): {setup}", rows
+            yield f"Where D_A surfaces after stage {stage} (top 10){f': {setup}' if several else ''}", rows
 
 
 def _names(kept: pl.DataFrame) -> dict[str, str]:

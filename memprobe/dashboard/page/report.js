@@ -452,7 +452,7 @@ function buildResults() {
     // Blocks stand after this script.
     if (entry.tables.length) document.addEventListener("DOMContentLoaded", () => choose(entry.tables[0][0]));
     return element("section", {},
-      element("h2", {}, entry.name),
+      element("h2", {}, entry.name, " ", element("small", { class: "faint" }, entry.about)),
       element("div", { class: "plots" }, ...entry.figures.map(([block, title]) => element("figure", {
         class: "plot", "data-figure": block, "data-free": "", "data-key": "",
       }, element("figcaption", {}, element("h3", {}, title))))),
@@ -502,17 +502,29 @@ const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "contr
 
 const RULES = { first: "its first token is", last: "its last token is", all: "all of its tokens are" };
 
-const MOST_ON_A_PHONE = 4; // sentences of the answer, so that a chart begins on the first screen
+// Of the screen's height, so that a chart begins on the first screen; the first sentence always stands.
+const ANSWER_AT_MOST = { phone: 0.34, wide: 0.36 };
 
-/** The answer, and on paper what it rests on. */
+/** The answer, as many sentences as leave room for a chart and a button for the others; and on paper what it rests on. */
 function showAnswer() {
   const lines = set ? set.answer?.[state.rule]?.[state.k] ?? []
     : [...report.results, ...report.comparisons][0]?.answer ?? [];
+  const answer = byId("answer");
   const paragraphs = lines.map((line) => element("p", {}, line));
-  const rest = phone.matches ? paragraphs.splice(MOST_ON_A_PHONE) : [];
-  if (rest.length === 1) paragraphs.push(...rest.splice(0));
-  if (rest.length) paragraphs.push(element("details", {}, element("summary", {}, `${rest.length} more`), ...rest));
-  byId("answer").replaceChildren(...paragraphs);
+  answer.replaceChildren(...paragraphs);
+  const most = innerHeight * ANSWER_AT_MOST[phone.matches ? "phone" : "wide"];
+  const top = paragraphs[0]?.getBoundingClientRect().top;
+  const rest = paragraphs.slice(1).filter((one) => one.getBoundingClientRect().bottom - top > most);
+  if (rest.length) {
+    const more = element("div", { id: "more", class: "more", hidden: "" }, ...rest);
+    const button = element("button", { type: "button", class: "quiet small", "aria-expanded": "false", "aria-controls": "more" }, `${rest.length} more`);
+    button.addEventListener("click", () => {
+      more.hidden = !more.hidden;
+      button.setAttribute("aria-expanded", String(!more.hidden));
+      button.textContent = more.hidden ? `${rest.length} more` : "fewer";
+    });
+    answer.append(more, button);
+  }
   byId("printed").textContent = set
     ? `A depth holds an answer when ${RULES[state.rule]} among the top ${state.k} tokens. ${set.subtitle}. Checkpoints: ${state.checkpoints.join(", ")}.` : "";
 }
