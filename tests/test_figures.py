@@ -667,6 +667,18 @@ def test_command_line(cli, probe, tmp_path):
     )
     assert code == 0, err
     assert [line.rsplit("/")[-1] for line in out.splitlines()] == ["recall.png", "recall.json"]
+    said: list[str] = []
+    figures.write_figures(
+        [probe.path],
+        tmp_path,
+        only=["recall", "restoration", "steps"],
+        formats=["png"],
+        draws=200,
+        say=said.append,
+    )
+    assert sorted(text.partition(":")[0] for text in said) == ["restoration", "steps"], (
+        "each that is not drawn, once"
+    )
     code, out, err = cli("figures", probe.path, "--out", tmp_path, "--only", "forgetting")
     assert code == 2 and "forgetting: left out" in err and "nothing there can be drawn" in err
 

@@ -147,7 +147,8 @@ def _say_usage(name: str, error: Any) -> NoReturn:
         sys.exit(error.exit_code)
     context = getattr(error, "ctx", None)
     see = f"{context.command_path if context else name} --help"
-    typer.echo(f"{name}: error: {one_line(error.format_message()).rstrip('.')} (see {see})", err=True)
+    said = one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
+    typer.echo(f"{name}: error: {said} (see {see})", err=True)
     sys.exit(MemprobeError.exit_code)
 
 

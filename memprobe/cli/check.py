@@ -105,6 +105,8 @@ def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
         for key, value in entry.items():
             if key != "label" and value is not None:
                 name = "can be read" if key == "ok" else key.replace("_", " ")
+                if key == "depths":  # counted from the embeddings on: the last one is the model's own readout
+                    value = f"0 to {int(str(value)) - 1}"
                 text = {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
                 if isinstance(value, dict):  # what is to be said of each lens
                     text = "; ".join(

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from memprobe.compare import Comparison
     from memprobe.compare.outcomes import OutcomeComparison
 
-WIDTH = 100
-
 
 def print_comparison(result: Comparison, net: str | None = None, *, full: bool = False) -> None:
     """Prints the verdict and the main table; ``--out`` and ``--json`` hold all of them.
@@ -43,7 +41,7 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
             shuffled answers stands beside them.
 
     """
-    console = wide_terminal(WIDTH)
+    console = wide_terminal()
     settings = result.settings
     base = f", base model {settings['base']}" if settings["base"] else ""
     for line in verdict(result):
@@ -84,7 +82,7 @@ def print_outcomes(result: OutcomeComparison, *, full: bool = False) -> None:
     Args:
         full: print differences and arms as well.
     """
-    console = wide_terminal(WIDTH)
+    console = wide_terminal()
     for line in result.verdict():
         console.print(line, markup=False, highlight=False)
     shown = result.headline()

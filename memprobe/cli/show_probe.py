@@ -25,7 +25,7 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
     summary = probe.summary
     k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
-    console = wide_terminal(_UNFOLDED)  # a file has room for all checkpoints side by side
+    console = wide_terminal()
     for label, entry in checkpoints.items():
         console.print(
             sentences.of_summary(label, entry, k=k),
@@ -50,7 +50,6 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         console.print(_by_depth(group, k, named=len(checkpoints) > 1, full=full))
 
 
-_UNFOLDED = 10_000
 NO_CHANCE = (
     "No chance level: it is that of other facts' answers, of one source and relation, that begin with another token; "
     "here there are none.\n"

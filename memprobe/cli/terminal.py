@@ -7,6 +7,7 @@ command line prints goes through here, where control characters are spelled out 
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,15 @@ def terminal(**options: Any) -> Console:
     return _console_class()(markup=False, emoji=False, **options)
 
 
-def wide_terminal(width: int) -> Console:
-    """A console for tables: a file or a pipe has no width of its own, and takes this one."""
+WIDTH = 100
+"""Columns of tables in a file or a pipe, which have no width of their own; the variable ``COLUMNS`` says otherwise."""
+
+
+def wide_terminal() -> Console:
+    """A console for tables, as wide as the terminal is."""
     console = terminal()
-    if not console.is_terminal:
-        console.width = width
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        console.width = WIDTH
     return console
 
 

@@ -9,6 +9,7 @@ The same inputs give the same bytes.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -87,9 +88,16 @@ def write_figures(
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
     files: list[Path] = []
+    told: set[str] = set()  # figures that were drawn, or of which it was said why not
+
+    def tell(text: str) -> None:
+        told.update(name for name in DRAWN if re.match(rf"{name}(:| of )", text))
+        say(text)
+
     for path in stored:
         made_of = read_figure(path)
         if made_of["figure"] in wanted:
+            told.add(made_of["figure"])
             again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
             files += _write(draw_stored(again, path), again, Path(out), path.stem, formats)
     if folders:
@@ -102,13 +110,17 @@ def write_figures(
         }
         asked |= {"lens": lens, "position": position}
         command = _command(folders, out, asked, formats)
-        for drawing in drawings_of(open_study(folders), wanted, asked, say):
+        for drawing in drawings_of(open_study(folders), wanted, asked, tell):
+            told.add(drawing.name)
             only = f"{command} --only {drawing.name}"
             files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=only)
     if not files:
         raise MemprobeError(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
         )
+    for name in dict.fromkeys(only):
+        if name not in told:
+            say(f"{name}: left out, there is nothing that it draws")
     return files
 
 
