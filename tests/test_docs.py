@@ -151,3 +151,22 @@ def test_what_a_large_study_costs_is_computed_from_what_is_stored():
     stored = json.loads((ROOT / "analyses" / "speed" / "h100.json").read_text(encoding="utf-8"))
     median = stored["sections"]["capture random:1b bfloat16"]["methods"]["memprobe"]["median"]
     assert f"{median:.3f} s" in text and "nan" not in text
+
+
+def test_the_code_of_the_page_on_additions_fits_where_it_says():
+    """``python -m tests.benchmarks.additions`` also runs it."""
+    from tests.benchmarks.additions import HEADINGS, PAGE, USES, parts
+
+    assert list(HEADINGS) == list(USES)
+    found = [part for name in HEADINGS for part in parts(name)]
+    assert len(found) == len(blocks(PAGE, "python"))
+    whole: dict[str, str] = {}
+    for part in found:
+        path = ROOT / part.path
+        if part.where == "a new file":
+            assert not path.exists() and path.parent.is_dir()
+            whole[part.path] = part.code
+        else:
+            whole[part.path] = part.put_into(whole.get(part.path) or path.read_text(encoding="utf-8"))
+    for path, text in whole.items():
+        compile(text, path, "exec")
