@@ -27,9 +27,7 @@ def _common(debug: bool = typer.Option(False, "--debug", help="Show the tracebac
 
 @app.command("run")
 def run_(
-    recipe: Annotated[
-        Path, typer.Argument(help="A TOML file; those in training/recipes show what one says.")
-    ],
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; see those in training/recipes.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +85,7 @@ def run_(
 
 @app.command("grid")
 def grid_(
-    grid: Annotated[Path, typer.Argument(help="A TOML file; those in training/grids show what one says.")],
+    grid: Annotated[Path, typer.Argument(help="A TOML file; see those in training/grids.")],
     out: Annotated[
         Path | None,
         typer.Option(

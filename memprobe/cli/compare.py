@@ -52,7 +52,8 @@ def compare_command(
         str | None,
         typer.Option(
             metavar="LABEL",
-            help="The base model. [default: the one without a manifest among others that have one, or 'base']",
+            help="Label of the base model. [default: the only checkpoint without a manifest, else the one labelled "
+            "base]",
             show_default=False,
         ),
     ] = None,
@@ -64,7 +65,8 @@ def compare_command(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also by group: relation, source, popularity, answer-length, first-token, outcome. Repeatable."
+            help="Also compare within groups of facts: relation, source, popularity, answer-length, first-token, "
+            "outcome. Repeatable."
         ),
     ] = None,
     arms: Annotated[
@@ -79,14 +81,17 @@ def compare_command(
         str | None,
         typer.Option(
             metavar="CONTROL",
-            help="Show recall and the statistics net of a control: shuffled, base, or intrusion:NAME. "
-            "[default: shuffled answers stand beside them] --out and --json hold all of them anyway.",
+            help="Show recall and the statistics minus those of a control: shuffled, base, or intrusion:NAME; --out "
+            "and --json always hold all of them. [default: shuffled answers stand beside them]",
             show_default=False,
         ),
     ] = None,
     pairs: Annotated[
         str,
-        typer.Option(help="Overlap with the reference and the base model (anchors), or of all pairs: all."),
+        typer.Option(
+            help="Which checkpoints are compared for overlap: each with the reference and the base model (anchors), "
+            "or all pairs (all)."
+        ),
     ] = "anchors",
     draws: Draws = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of those resamples.", min=0, max=MAX_SEED)] = 0,

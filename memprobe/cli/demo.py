@@ -27,7 +27,7 @@ def demo(
     """Probes a small pretrained model on 295 built-in facts, prints what it finds and opens the report.
 
     The models smollm2-135m and gemma3-270m come from packages of their own; where one is missing, the command that
-    installs it is named. A second call reads what the first one found.
+    installs it is named. Called again, it reads the finished probe.
 
     Example: `memprobe demo`
     """

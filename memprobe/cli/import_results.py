@@ -38,7 +38,8 @@ def import_command(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="A fact counts as known from this score on. [default: 1, where scores are 0 and 1 alone]",
+            help="A fact counts as known if its score is at least this. [default: 1 where every score is 0 or 1; "
+            "else give it]",
             show_default=False,
         ),
     ] = None,

@@ -78,7 +78,7 @@ def layers(
         typer.Option(
             metavar="SPEC",
             help="Short for --lens logit@SPEC alone: read every checkpoint with this one's final norm and unembedding. "
-            "Fine-tuning moves them, so a claim about placement must hold in both.",
+            "Fine-tuning moves them, so a claim about placement must hold in this readout and in the checkpoint's own.",
         ),
     ] = None,
     positions: Annotated[

@@ -63,8 +63,8 @@ FixedReadout = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PROBE",
-        help="A probe of the same checkpoints with --readout BASE. A claim on depth must hold there too; probes with "
-        "--lens logit@BASE hold it themselves. Repeatable.",
+        help="The same checkpoints, probed with --readout BASE: a claim about depth must hold there too. Not needed "
+        "for probes made with --lens logit@BASE. Repeatable.",
     ),
 ]
 TopK = Annotated[
@@ -152,8 +152,9 @@ EngineText = Annotated[
     typer.Option(
         "--engine",
         metavar="ray[://HOST:PORT]",
-        help="Work on a Ray cluster (extra `cluster`): ray is the one that this machine belongs to, else this machine "
-        "alone; ray://HOST:PORT one that is reached from outside. Results are the same. [default: this process]",
+        help="Work on Ray (extra `cluster`): ray uses the cluster that this machine belongs to, or this machine alone "
+        "where it belongs to none; ray://HOST:PORT reaches a cluster from outside. Results are the same. "
+        "[default: this process]",
         show_default=False,
     ),
 ]
@@ -162,8 +163,9 @@ ResourcesText = Annotated[
     typer.Option(
         "--resources",
         metavar="gpus=N,cpus=N,memory=SIZE,actors=N",
-        help="With --engine: what one loaded model takes, and how many are loaded at once. [default: a GPU each, or "
-        "all cores of a node where the cluster has none; as many as there is room for]",
+        help="With --engine: what one loaded model takes, and how many are loaded at once. [default: a GPU for each, "
+        "or "
+        "all cores of a node where the cluster has no GPU; as many models as fit]",
         show_default=False,
     ),
 ]

@@ -78,7 +78,7 @@ def patch(
         ),
     ] = "last",
     depths: Annotated[
-        str | None, typer.Option(help="As in 0-10,20,30. [default: all]", show_default=False)
+        str | None, typer.Option(help="Depths to patch, as in 0-10,20,30. [default: all]", show_default=False)
     ] = None,
     corrupt: Annotated[
         CorruptChoice | None,
@@ -88,7 +88,8 @@ def patch(
         ),
     ] = None,
     noise: Annotated[
-        float, typer.Option(help="Of --corrupt, in standard deviations of the embeddings.")
+        float,
+        typer.Option(help="With --corrupt: size of the noise, in standard deviations of the embeddings."),
     ] = 3.0,
     weights: Annotated[
         bool,
@@ -99,7 +100,10 @@ def patch(
     ] = "1",
     parts: Annotated[
         str,
-        typer.Option(help="With --weights: all, attn, mlp, norms; embeddings, head. Several with commas."),
+        typer.Option(
+            help="With --weights: which weights of the blocks (all, attn, mlp, norms), or embeddings, or head. "
+            "Several with commas."
+        ),
     ] = "all",
     controls: Annotated[
         bool,
@@ -108,7 +112,11 @@ def patch(
         ),
     ] = True,
     threshold: Annotated[
-        float, typer.Option(help="Nats by which the two must differ on an answer for it to count.")
+        float,
+        typer.Option(
+            help="Leave out facts whose answer the two checkpoints give with log-probabilities that differ by less "
+            "than this (nats)."
+        ),
     ] = 1.0,
     facts: Annotated[
         str,
@@ -120,8 +128,8 @@ def patch(
         str | None,
         typer.Option(
             metavar="LABEL",
-            help="One of --from that never had the facts (the base model): adds the erasure score of the others, "
-            "whose states went into a checkpoint that knows the facts.",
+            help="The one of --from that never knew the facts (the base model). Adds the erasure score of the others; "
+            "--into is then a checkpoint that knows the facts.",
             show_default=False,
         ),
     ] = None,

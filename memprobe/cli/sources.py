@@ -62,7 +62,9 @@ def sources(
     n: Annotated[int, typer.Option(help="Rows to show; with --out, rows to draw.", min=1)] = 5,
     kind: Annotated[
         KindChoice | None,
-        typer.Option("--holds", help="What a file holds. [default: factoids]", show_default=False),
+        typer.Option(
+            "--holds", help="What the rows of the file are. [default: factoids]", show_default=False
+        ),
     ] = None,
     template: Annotated[str, typer.Option(help="Show rows as this template writes them.")] = "plain",
     ckpt: Annotated[

@@ -112,8 +112,8 @@ def write_figures(
         command = _command(folders, out, asked, formats)
         for drawing in drawings_of(open_study(folders), wanted, asked, tell):
             told.add(drawing.name)
-            only = f"{command} --only {drawing.name}"
-            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=only)
+            alone = f"{command} --only {drawing.name}"
+            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=alone)
     if not files:
         raise MemprobeError(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
