@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from matplotlib.collections import Collection, QuadMesh
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from memprobe import figures
 from memprobe.arms import arm_names
@@ -164,6 +167,22 @@ def test_survival_and_heatmap_draw_their_tables(probe):
     cells = drawn(figures.heatmap(found["heatmap"]))["/cells"]
     curves = result.tables["curves"]
     assert cells == [curves.filter(checkpoint=label)["recall"].to_list() for label in ("late", "early")]
+
+
+def test_titles_of_panels_do_not_run_into_each_other():
+    figure = figures.redraw(Path(__file__).parents[1] / "figures" / "study-500" / "stages.json")
+    with plt.rc_context(STYLE):
+        figure.canvas.draw()
+    boxes = []
+    for axes in figure.axes:
+        told = axes.get_title(loc="left")
+        (title,) = [
+            one for one in axes.get_children() if isinstance(one, Text) and told and one.get_text() == told
+        ]
+        boxes.append(title.get_window_extent())
+    assert len(boxes) == 12 and max(box.x1 for box in boxes) <= figure.bbox.x1
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
 
 
 def test_many_checkpoints_get_a_panel_by_arm_with_every_seed(study):

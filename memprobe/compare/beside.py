@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memprobe.compare.headline import Headline, never_as
+from memprobe.compare.headline import Headline, mean_lof, never_as
 from memprobe.statistics.lenses import NEAR
 from memprobe.wording import number, of_row, percent
 
@@ -53,7 +53,7 @@ def lens_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["lens"],
         percent(row["never"], 0),
-        of_row(row, "lof", ".1f"),
+        mean_lof(row),
         of_row(row, "net", "+.1f"),
         apart,
         percent(row["agree"], 0) if row["agree"] is not None else "",

@@ -89,11 +89,16 @@ def headline(
     )
 
 
+def mean_lof(row: Mapping[str, Any]) -> str:
+    """Mean first occurrence of a row of the table ``lenses``, with its interval where enough facts occur for one."""
+    return of_row(row | {"lof_n": round(row["n"] * (1 - row["never"]))}, "lof", ".1f")
+
+
 def _of_lens(row: Mapping[str, Any]) -> list[str]:
     """A row of the table ``lenses`` below its checkpoint's; what is recalled does not depend on a lens."""
     cells = {
         "never": wording.percent(row["never"], 0),
-        "mean": of_row(row, "lof", ".1f"),
+        "mean": mean_lof(row),
         "against chance": of_row(row, "net", "+.1f"),
     }
     return [f"  by {row['lens']}", *(cells.get(name, "") for name in _COLUMNS)]

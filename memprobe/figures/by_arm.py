@@ -23,6 +23,7 @@ from memprobe.figures.look import (
     name_rows,
     nan,
     not_empty,
+    panel_title,
     panels,
     percent_axis,
     shortened,
@@ -389,7 +390,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
                     linewidth=1.6,
                     gid=f"{where}/mean",
                 )
-        axes.set_title(shortened(arm if one_setup else f"{setup}: {arm}", 26))
+        panel_title(axes, arm if one_setup else f"{setup}: {arm}", 24)
         axes.set_xticks(range(1, last + 1))
         axes.set_xlim(0.85, last + 0.15)
         axes.set_ylim(0, 1)

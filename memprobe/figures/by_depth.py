@@ -25,6 +25,7 @@ from memprobe.figures.look import (
     nan,
     not_empty,
     numbers,
+    panel_title,
     panels,
     percent_axis,
     rule,
@@ -165,7 +166,7 @@ def _curves(
                 height["depth"], height["floor"], color=FAINT, linestyle=FLOOR, lw=0.9, gid=f"{name}/floor"
             )
         if name:
-            axes.set_title(shortened(name, 26 if len(names) > 1 else 60))
+            panel_title(axes, name, 22 if len(names) > 1 else 60)
         if accuracy and not (alone and not seeded):
             _write_accuracy(axes, table.filter(panel=name), lines)
         depth_axis(axes, last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -196,6 +197,14 @@ def shortened(text: str, length: int) -> str:
         return text
     head = (length - 1) // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def panel_title(axes: Axes, text: str, length: int) -> None:
+    """The title of a panel, on two lines where one of so many characters does not hold it."""
+    lines = textwrap.wrap(text, length, break_on_hyphens=False)
+    if len(lines) > 2 or any(len(line) > length for line in lines):
+        lines = [shortened(text, length)]
+    axes.set_title("\n".join(lines))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from memprobe.figures.look import (
     name_axes,
     not_empty,
     numbers,
+    panel_title,
     panels,
     percent_axis,
-    shortened,
 )
 from memprobe.patch_tables import tables_of
 from memprobe.patches import Patches
@@ -174,7 +174,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
             else:
                 axes.plot(x, y, color=marks["color"], linewidth=0.5, alpha=0.6, gid=f"{where}/line")
         if len(names) > 1:
-            axes.set_title(shortened(name, 24 if width < 120 else 36))
+            panel_title(axes, name, 22 if width < 120 else 34)
         depth_axis(axes, last)
         axes.set_ylim(FLOOR, TOP)
         percent_axis(axes.yaxis)

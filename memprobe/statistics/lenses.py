@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
+from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap_mean, wilson
 
 NEAR = 2
 """Two lenses agree on a fact where its first occurrences are at most so many depths apart."""
@@ -29,10 +29,11 @@ def first_occurrence_by_lens(
 ) -> pl.DataFrame:
     """First occurrence by each lens, paired by fact with the first lens; 95 % over factoids.
 
-    ``lof`` is the restricted mean and ``never`` the share of facts that never surface; ``chance`` is the restricted
-    mean of shuffled answers, over the facts that have any, and ``net`` the answers' own less that, paired by fact:
-    below 0 is earlier than chance. ``difference`` is lens less the first lens, paired by fact, and ``agree`` the share
-    of facts that both place within ``near`` depths.
+    ``lof`` is the restricted mean, without an interval where fewer than 20 facts occur, as in
+    :func:`memprobe.statistics.placement`, and ``never`` the share of facts that never surface; ``chance`` is the
+    restricted mean of shuffled answers, over the facts that have any, and ``net`` the answers' own less that, paired by
+    fact: below 0 is earlier than chance. ``difference`` is lens less the first lens, paired by fact, and ``agree`` the
+    share of facts that both place within ``near`` depths.
 
     Returns:
         [lens, n, lof, lof_low, lof_high, never, n_net, chance, net, net_low, net_high, difference, difference_low,
@@ -47,7 +48,9 @@ def first_occurrence_by_lens(
         mean, low, high = bootstrap_mean(values, resamples)
         agree = np.array([(np.abs(apart) <= near).mean()])
         ends = wilson(agree, np.array([len(lof)]))
-        row = {"lens": lens, "n": len(lof), "lof": mean[0], "lof_low": low[0], "lof_high": high[0]}
+        row = {"lens": lens, "n": len(lof), "lof": mean[0]}
+        enough = (lof <= n_layers).sum() >= FEWEST["mean of those that occur"]
+        row |= {"lof_low": low[0] if enough else np.nan, "lof_high": high[0] if enough else np.nan}
         row |= {"never": (lof > n_layers).mean(), "n_net": int((~np.isnan(chance)).sum()), "chance": mean[1]}
         row |= {"net": mean[2], "net_low": low[2], "net_high": high[2]}
         beside = {"difference": mean[3], "difference_low": low[3], "difference_high": high[3]}
