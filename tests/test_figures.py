@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection, QuadMesh
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -172,7 +173,7 @@ def test_survival_and_heatmap_draw_their_tables(probe):
 def test_titles_of_panels_do_not_run_into_each_other():
     figure = figures.redraw(Path(__file__).parents[1] / "figures" / "study-500" / "stages.json")
     with plt.rc_context(STYLE):
-        figure.canvas.draw()
+        FigureCanvasAgg(figure).draw()  # lays the panels out
     boxes = []
     for axes in figure.axes:
         told = axes.get_title(loc="left")
