@@ -1,16 +1,21 @@
 """How much memory and time large probes take: many checkpoints, many factoids, many appends.
 
     python -m tests.benchmarks.load [read] [append] [--checkpoints 200] [--factoids 500] [--depths 33]
+    python -m tests.benchmarks.load stream [--stream 20000 100000] [--ckpt smollm2-135m --source popqa --data-dir DIR]
 
 "read": ``dashboard``, ``compare`` and ``layers``' report over synthetic records of so many checkpoints, then over one
 checkpoint of 20,000 factoids; each in a process of its own, with its peak resident memory.
 "append": a tiny model is probed under 300 labels, one call after another into one directory; the time of a call must
 not grow with what is there.
+"stream": ``layers`` probes so many factoids in one call, a process for each number; without ``--ckpt`` made-up ones
+whose answers have two to four tokens, through a tiny model of 30 blocks. The peak must grow by what the factoids
+themselves take, not by their records.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -87,21 +92,61 @@ def append(checkpoints: int) -> None:
         measured(f"compare of {checkpoints} appended", ["-m", "memprobe", "compare", str(out)])
 
 
+def stream(numbers: list[int], ckpt: str | None, source: str | None, data_dir: str | None) -> None:
+    """One probe of each number of factoids, its report and tables with it."""
+    import polars as pl
+
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    rivers = ("Lunn", "Brack", "Ister", "Paris")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if ckpt is None:
+            ckpt = str(folder / "tiny")
+            tokenizer = tiny_tokenizer()
+            tiny_model(vocab_size=len(tokenizer), n_layers=30).save_pretrained(ckpt)
+            tokenizer.save_pretrained(ckpt)
+        for number in numbers:
+            facts, out = source, folder / f"probe-{number}"
+            if facts is None:
+                facts = str(folder / f"{number}.jsonl")
+                rows = (
+                    {"prompt": f"The river of land {i} is the", "answer": rivers[i % len(rivers)]}
+                    for i in range(number)
+                )
+                Path(facts).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            asked = ["--ckpt", ckpt, "--factoids", facts, "--n", str(number), "--out", str(out)]
+            measured(
+                f"layers of {number:,}",
+                ["-m", "memprobe", "layers", *asked, *(["--data-dir", data_dir] if data_dir else [])],
+                out / "report.html",
+            )
+            records = pl.scan_parquet(out / "records" / "*.parquet").select(pl.len()).collect().item()
+            size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+            print(f"  {records:,} rows of records; the probe has {size / 2**20:,.0f} MiB", flush=True)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=["read", "append"], choices=["read", "append"])
+    parser.add_argument("parts", nargs="*", default=["read", "append"], choices=["read", "append", "stream"])
     parser.add_argument("--checkpoints", type=int, default=200)
     parser.add_argument("--factoids", type=int, default=500)
     parser.add_argument("--depths", type=int, default=33)
     parser.add_argument("--appends", type=int, default=300)
+    parser.add_argument("--stream", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--ckpt", help="of stream; by default a tiny model")
+    parser.add_argument("--source", help="of stream's factoids")
+    parser.add_argument("--data-dir", help="of that source")
     asked = parser.parse_args()
     if "read" in asked.parts:
         read(asked.checkpoints, asked.factoids, asked.depths)
     if "append" in asked.parts:
         append(asked.appends)
+    if "stream" in asked.parts:
+        stream(asked.stream, asked.ckpt, asked.source, asked.data_dir)
 
 
 if __name__ == "__main__":
