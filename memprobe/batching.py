@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from memprobe.models import CHECK_TEXT
+from memprobe.quantised import is_quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -289,12 +290,12 @@ def _as_alone(
             logits = lens_model.model(input_ids=ids, use_cache=False).logits[0].float()
         alone = logits[len(before) + len(row) - 1 : -1]
         together = torch.stack([step[index] for step in steps]).float().to(alone.device)
-        if not torch.allclose(together, alone, rtol=0, atol=_close(alone, lens_model.model.dtype)):
+        if not torch.allclose(together, alone, rtol=0, atol=_close(alone, lens_model.model)):
             return False
     return True
 
 
-def _close(logits: Tensor, dtype: torch.dtype) -> float:
+def _close(logits: Tensor, model: PreTrainedModel) -> float:
     """What sums in another order may change: 1e-4 of the largest logit in fp32, 5 % in shorter numbers."""
     largest = max(1.0, float(logits.abs().max()))
-    return (1e-4 if dtype == torch.float32 else 0.05) * largest
+    return (1e-4 if model.dtype == torch.float32 and not is_quantised(model) else 0.05) * largest

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from memprobe import adapters
+from memprobe import adapters, quantised
 from memprobe.errors import MemprobeError, among
 from memprobe.files import exists, first_line
 from memprobe.grafts import Graft, is_graft, parse_graft
@@ -306,7 +306,7 @@ def _inspect(spec: str, label: str, path: Path, how: _How) -> Checkpoint:
         raise MemprobeError(f"{path}: no config.json, so this is not a Hugging Face checkpoint{many}")
     check_config(path, safetensors)
     if safetensors:
-        return Checkpoint(spec, label, path, "weights", manifest=manifest)
+        return Checkpoint(spec, label, path, "weights", manifest=manifest, note=quantised.note(path))
     if pickles := files_like(path, PICKLES):
         _refuse_pickle(path, pickles[0].name, how)
         return Checkpoint(spec, label, path, "pickle", manifest=manifest)
@@ -329,7 +329,7 @@ def _inspect_adapter(spec: str, label: str, path: Path, manifest: Manifest | Non
     if here in how.above:
         raise MemprobeError(f"{path}: its chain of base models leads back to itself")
     base = _adapter_base(path, config, replace(how, above=(*how.above, here)))
-    found = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest)
+    found = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest, note=base.note)
     own = Checkpoint(spec, label, path, "weights")  # as a folder with a tokenizer
     return replace(found, tokenizer=own) if has_tokenizer(path) else found
 

@@ -22,6 +22,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
 from memprobe.models import LensModel, choose_device, choose_dtype, load_model, load_tokenizer, wrap
+from memprobe.quantised import described
 from memprobe.sequences import Deferred
 from memprobe.weights import TOKENIZER_FILES, files_like
 
@@ -98,8 +99,7 @@ class Loader:
         into = self._model if ahead and ahead.tensors is not None else None
         if into is None or not _put(into, ahead.tensors or {}):  # type: ignore[union-attr]
             self.release()
-            into = load_model(checkpoint, self.dtype, self.trust_remote_code)
-            into = into.to(self.device)  # pyrefly: ignore[bad-argument-type]
+            into = load_model(checkpoint, self.dtype, self.trust_remote_code, self.device)
             self._model, self._of, self._plain = into, checkpoint, None
         else:
             self.reused += 1
@@ -147,8 +147,8 @@ class Loader:
 
 def same_shape(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether two checkpoints of safetensors have one configuration and one set of generation settings."""
-    if one.kind != "weights" or other.kind != "weights":
-        return False
+    if one.kind != "weights" or other.kind != "weights" or described(one.path) is not None:
+        return False  # quantised weights have more to them than tensors
     return all(
         _config(one.path / name) == _config(other.path / name)
         for name in ("config.json", "generation_config.json")

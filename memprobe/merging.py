@@ -16,6 +16,7 @@ from torch import nn
 from memprobe.adapters import CONFIG
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_json
+from memprobe.quantised import is_quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.")  # held once,
 
 
 def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """A model with the adapter of a folder merged into its weights.
+    """A model with the adapter of a folder merged into its weights; laid over them where they are quantised.
 
     Tied embeddings are taken apart first where the adapter changes one of them, and the base gets as many embedding
     rows as were saved with the adapter.
@@ -62,6 +63,8 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         kind = adapted.peft_config["default"].peft_type.value
         raise MemprobeError(f"{path}: an adapter of kind {kind} cannot be merged into its base model")
     adapted.eval()
+    if is_quantised(model):  # rounded to few bits, the sum would be another model
+        return adapted.get_base_model()
     before = _logits(adapted)
     inner = adapted.get_base_model()
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())

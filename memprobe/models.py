@@ -27,13 +27,16 @@ from memprobe.lenses import Lens, Readout
 from memprobe.merging import merge_adapter
 from memprobe.modes import evaluating
 from memprobe.parts import graft_weights, parameter_places
+from memprobe.quantised import is_quantised, moved_by_company, placement
 from memprobe.splitting import gather_streams, home_of, is_split, load_split, weights_here
+from memprobe.weights import fingerprint_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECK_TEXT = "The capital of France is Paris, and 12 + 7 = 19."
 CHAT_TEMPLATE = "chat_template.jinja"
+_CPU = torch.device("cpu")
 ATOL = 1e-4
 """Largest difference allowed between lens and model in fp32; see :func:`tolerance`."""
 
@@ -51,6 +54,7 @@ class LensModel:
         fingerprint: of its weights.
         difference: largest |lens − model| over the logits of the check prompt.
         checkpoint: where it came from; ``None`` for a model handed over in memory.
+        moved: of quantised weights, how far the check prompt's logits move beside another text in a batch.
     """
 
     model: PreTrainedModel
@@ -61,6 +65,7 @@ class LensModel:
     fingerprint: str
     difference: float
     checkpoint: Checkpoint | None = None
+    moved: float = 0.0
 
     @property
     def n_layers(self) -> int:
@@ -171,8 +176,7 @@ def load(
             device,
         )
     else:
-        model = load_model(checkpoint, precision, trust_remote_code)
-        model = model.to(where)  # pyrefly: ignore[bad-argument-type] (transformers wraps `to` without its self)
+        model = load_model(checkpoint, precision, trust_remote_code, where)
     return wrap(
         model,
         load_tokenizer(checkpoint, trust_remote_code),
@@ -218,6 +222,7 @@ def wrap(
         residual, logits, final = _watch(model, ids, blocks, parent, label)
         lens = Lens("logit", Readout.of(model, final))
         difference = _compare(lens, residual, logits, model, label)
+        moved = moved_by_company(model, ids, label) if is_quantised(model) else 0.0
     return LensModel(
         model=model,
         tokenizer=tokenizer,
@@ -227,6 +232,7 @@ def wrap(
         fingerprint=weights_fingerprint or fingerprint_model(model),
         difference=difference,
         checkpoint=checkpoint,
+        moved=moved,
     )
 
 
@@ -239,21 +245,6 @@ def _unwrapped(model: Any) -> Any:
             model = model._orig_mod
         else:
             return model
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a model's tensors, tied ones once."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    seen: set[int] = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def to_bridge(lens_model: LensModel) -> Any:
@@ -279,16 +270,29 @@ def load_pretrained(
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    device: torch.device = _CPU,
 ) -> PreTrainedModel:
-    """The Hugging Face model of a checkpoint, adapters merged, on the CPU.
+    """The Hugging Face model of a checkpoint on a device, adapters merged; those of quantised weights lie over them.
 
     Raises:
         MemprobeError: see :func:`load_pretrained`.
     """
+    model = _read(checkpoint, dtype, trust_remote_code, device)
+    if is_quantised(model):  # which is there, and may not be moved in all kinds
+        return model
+    return model.to(device)  # pyrefly: ignore[bad-argument-type] (transformers wraps `to` without its self)
+
+
+def _read(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool, device: torch.device
+) -> PreTrainedModel:
+    """A model on the CPU; one with quantised weights where it is wanted."""
     if checkpoint.kind == "adapter":
         assert checkpoint.base is not None
-        return merge_adapter(load_model(checkpoint.base, dtype, trust_remote_code), checkpoint.path)
+        return merge_adapter(_read(checkpoint.base, dtype, trust_remote_code, device), checkpoint.path)
     if checkpoint.kind == "graft":
         assert checkpoint.base is not None and checkpoint.donor is not None and checkpoint.graft is not None
         model, tokenizer = load_pretrained(checkpoint.base, dtype, trust_remote_code)
@@ -305,6 +309,7 @@ def load_model(
         gguf_file=checkpoint.gguf_file,
         safetensors=checkpoint.kind == "weights",
         trust_remote_code=trust_remote_code,
+        **placement(checkpoint.path, device, checkpoint.spec),
     )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from memprobe.errors import MemprobeError
 from memprobe.grafts import OUTER_PARTS, Graft
+from memprobe.quantised import is_quantised
 
 Part = Literal["residual", "attn", "mlp"]
 """The residual stream, or what a block's attention or MLP gives."""
@@ -149,8 +150,10 @@ def check_alike(model: PreTrainedModel, other: PreTrainedModel, label: str) -> d
     """The other model's parameters by name.
 
     Raises:
-        MemprobeError: names or shapes differ.
+        MemprobeError: names or shapes differ, or weights are quantised.
     """
+    if is_quantised(model) or is_quantised(other):
+        raise MemprobeError(f"{label}: weights are quantised, of which none can be exchanged alone")
     theirs = {name: parameter.data for name, parameter in other.named_parameters()}
     ours = {name: parameter.shape for name, parameter in model.named_parameters()}
     if ours.keys() != theirs.keys():

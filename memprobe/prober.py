@@ -19,6 +19,7 @@ from memprobe.factoids import Factoid
 from memprobe.hub_cache import evict, is_cached_snapshot
 from memprobe.lineage import trained_as
 from memprobe.planning import Plan, plan_capture
+from memprobe.quantised import said_of_company
 from memprobe.sequences import Deferred
 from memprobe.splitting import is_split
 from memprobe.sweeps import slow_note, sweep_name
@@ -140,7 +141,8 @@ class Prober:
         first = self.asked.lenses.first
         entry = _entry(lens_model, first, self.asked.steps.get(lens_model.label))
         slow = slow_note(lens_model.device)
-        entry["notes"] = [note for lens in self._lenses for note in lens.notes] + ([slow] if slow else [])
+        notes = [note for lens in self._lenses for note in lens.notes] + said_of_company(lens_model.moved)
+        entry["notes"] = notes + ([slow] if slow else [])
         entry["reading"] = sweep_name(lens_model.device)
         if len(plan.positions) > 1:
             entry["without_subject"] = _without_subject(plan.without_subject)

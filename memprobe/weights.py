@@ -9,12 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line, read_valid
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
@@ -159,4 +162,19 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     hash_files([path], digest)
+    return digest.hexdigest()
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a model's tensors, tied ones once."""
+    import torch
+
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,9 +13,10 @@ from memprobe.callback import ProbeCallback
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.models import fingerprint_model, wrap
+from memprobe.models import wrap
 from memprobe.probes import open_probe
 from memprobe.templates import Template, tokenise
+from memprobe.weights import fingerprint_model
 from tests.test_checkpoints import write_manifest
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

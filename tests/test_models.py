@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2ForCausalLM, Ll
 from memprobe.blocks import blocks_of, residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.lenses import Readout
-from memprobe.models import ATOL, CHECK_TEXT, fingerprint_model, load, to_bridge, wrap
+from memprobe.models import ATOL, CHECK_TEXT, load, to_bridge, wrap
 from memprobe.modes import evaluating
+from memprobe.weights import fingerprint_model
 from tests import oracle
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 

@@ -48,6 +48,7 @@ def check(
     from memprobe.checkpoints import resolve_all
     from memprobe.lens_set import LensSet
     from memprobe.models import load
+    from memprobe.quantised import said_of_company
     from memprobe.soundness import measure
 
     def loaded(checkpoint: Checkpoint) -> LensModel:
@@ -81,7 +82,7 @@ def check(
             "loss": round(sound.loss, 3),
             "exact_match": f"{sound.exact_match} of {sound.facts} known facts",
             "fingerprint": model.fingerprint,
-            "note": checkpoint.note,
+            "note": "; ".join(filter(None, [checkpoint.note, *said_of_company(model.moved)])) or None,
             "lenses": {one.name: list(one.notes) for one in read_by} if lens else None,
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }

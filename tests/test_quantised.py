@@ -1,0 +1,163 @@
+"""Quantised checkpoints: read as they run where their library is there, else refused in a line."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from memprobe import quantised
+from memprobe.capturing import capture
+from memprobe.checkpoints import resolve
+from memprobe.errors import MemprobeError
+from memprobe.factoids import make_factoid
+from memprobe.loading import Loader
+from memprobe.models import load, wrap
+from memprobe.planning import plan_capture
+from memprobe.templates import Template
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+FACTS = [
+    make_factoid(prompt, answer, "test", id=prompt)
+    for prompt, answer in (
+        ("The capital of France is", "Paris"),
+        ("The tallest hill of Selva is", "Peak Nine"),
+        ("The opposite of hot is", "cold"),
+    )
+]
+KINDS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@pytest.fixture(scope="module")
+def library():
+    return pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+
+@pytest.fixture(scope="module")
+def saved(library, tmp_path_factory):
+    """A folder for each kind of quantisation, made of one plain model, and for a second model in two of them."""
+    from transformers import BitsAndBytesConfig
+
+    folder = tmp_path_factory.mktemp("quantised")
+    tokenizer = tiny_tokenizer()
+    for seed, kinds in enumerate((("nf4", "double", "int8"), ("double", "int8"))):
+        plain = folder / f"plain-{seed}"
+        made = tiny_model(vocab_size=len(tokenizer), seed=seed, hidden_size=64, intermediate_size=128)
+        made.save_pretrained(plain)
+        for kind in kinds:
+            config = BitsAndBytesConfig(**KINDS[kind])
+            model = AutoModelForCausalLM.from_pretrained(
+                plain, quantization_config=config, dtype=torch.float32
+            )
+            target = folder / f"{kind}-{seed}"
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        tokenizer.save_pretrained(plain)
+    return folder
+
+
+def own_rank(model, item) -> int:
+    """The rank of an answer's first token by the model's own logits, from what stands before the model in a probe.
+
+    Where products depend on what else is computed (LLM.int8), the answer's own tokens are part of that.
+    """
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([item.inputs])).logits[0, len(item.prompt) - 1].float()
+    return int((logits > logits[item.answer[0]]).sum())
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_full_depth_is_what_the_quantised_model_says(saved, kind):
+    theirs = AutoModelForCausalLM.from_pretrained(saved / f"{kind}-0", dtype=torch.float32)
+    ours = load(str(saved / f"{kind}-0"), device="cpu", dtype="float32")
+    assert quantised.is_quantised(ours.model) and ours.difference < 1e-4
+    found = capture(ours, FACTS, batch_size=1, predictions=False).records.filter(token=0, depth=ours.n_layers)
+    items = plan_capture(ours, FACTS, Template("plain")).items
+    by_fact = dict(found.select("factoid", "rank").iter_rows())
+    assert by_fact == {item.factoid.id: own_rank(theirs, item) for item in items}
+    bits = 8 if kind == "int8" else 4
+    assert ours.checkpoint.note == f"weights quantised by bitsandbytes to {bits} bits"
+
+
+def test_a_loader_does_not_put_quantised_weights_into_a_model_that_is_there(saved):
+    """Of these, some numbers are no tensors of the model: what was read of the first would stay."""
+    first, second = (resolve(str(saved / f"double-{seed}")) for seed in (0, 1))
+    ids = torch.arange(3, 19)[None]
+    with Loader("cpu", "float32") as loader, torch.inference_mode():
+        loader.get(first)
+        loader.announce(second)
+        found = loader.get(second).model(input_ids=ids).logits
+        alone = load(second, device="cpu", dtype="float32").model(input_ids=ids).logits
+    torch.testing.assert_close(found, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_adapter_lies_over_quantised_weights(saved, kind, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(saved / f"{kind}-0", dtype=torch.float32)
+    before = base(input_ids=torch.arange(3, 19)[None]).logits
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load(
+        resolve(str(tmp_path / "adapter"), base=str(saved / f"{kind}-0")), device="cpu", dtype="float32"
+    )
+    ids = torch.arange(3, 19)[None]
+    with torch.inference_mode():
+        wanted = adapted.eval()(input_ids=ids).logits
+        found = ours.model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert float((wanted - before).abs().max()) > 0.1
+    assert ours.difference < 1e-4
+
+
+def test_grafts_of_quantised_weights_are_refused(saved):
+    with pytest.raises(MemprobeError, match="weights are quantised, of which none can be exchanged alone"):
+        load(f"graft({saved / 'nf4-0'}, {saved / 'plain-0'}, blocks=1-2)", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "pip install bitsandbytes"),
+        ({"load_in_8bit": True}, "pip install bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "pip install optimum gptqmodel"),
+        ({"quant_method": "awq", "bits": 4}, "pip install gptqmodel"),
+    ],
+)
+def test_without_its_library_a_line_names_what_to_install(tmp_path, monkeypatch, told, said):
+    path = save_tiny(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MemprobeError) as error:
+        load(str(path), device="cpu")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_measured_and_refused_where_it_is_too_far(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    model.quantization_method = "bitsandbytes"
+    assert wrap(model, tokenizer).moved == 0.0
+    strength = [1e-3]
+
+    def leak(module, inputs, output):  # a part of what stands in another row comes into each
+        return output + strength[0] * output.flip(0) if len(output) > 1 else output
+
+    model.get_output_embeddings().register_forward_hook(leak)
+    moved = wrap(model, tokenizer).moved
+    assert moved > 0
+    assert quantised.said_of_company(moved) and not quantised.said_of_company(0.0)
+    strength[0] = 1.0
+    with pytest.raises(MemprobeError, match="in a batch, the logits of LlamaForCausalLM differ by"):
+        wrap(model, tokenizer)
