@@ -82,7 +82,7 @@ def check(
             "loss": round(sound.loss, 3),
             "exact_match": f"{sound.exact_match} of {sound.facts} known facts",
             "fingerprint": model.fingerprint,
-            "note": "; ".join(filter(None, [checkpoint.note, *said_of_company(model.moved)])) or None,
+            "note": "; ".join(filter(None, (checkpoint.note, *said_of_company(model.moved)))) or None,
             "lenses": {one.name: list(one.notes) for one in read_by} if lens else None,
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
