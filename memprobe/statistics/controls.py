@@ -147,7 +147,7 @@ def net_of(values: np.ndarray, control: np.ndarray, resamples: Resamples) -> pl.
     with np.errstate(divide="ignore", invalid="ignore"):
         value, chance = (np.where(missing, 0.0, one).sum(0) / n for one in (values, control))
     columns = {"n": n, "value": value, "chance": chance, "net": net, "low": low, "high": high}
-    return pl.DataFrame(columns, nan_to_null=True)
+    return pl.DataFrame(columns).fill_nan(None)
 
 
 def net_tables(

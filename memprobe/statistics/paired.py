@@ -50,7 +50,7 @@ def differences(
         "effect": np.where(n > 1, effect, np.nan),
         "dominance": dominance,
     }
-    return pl.DataFrame(columns, nan_to_null=True)
+    return pl.DataFrame(columns).fill_nan(None)
 
 
 def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
