@@ -56,7 +56,7 @@ def verdicts_of(one: dict[str, Any]) -> pl.DataFrame:
         "late": right + 2,
         "silent": np.full(len(sets), np.nan),
     }
-    known = one["kind"] == "several"
+    known = one["kind"] not in ("null", "full")
     places = sets.tolist() if known else [-1] * len(sets)
     truth = [(block, block) for block in BLOCKS] if known else None
     frames = [

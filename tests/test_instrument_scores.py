@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from analyses.instruments.__main__ import app
 from analyses.instruments.marking import VERDICTS
-from analyses.instruments.report import write_report
+from analyses.instruments.report import main_table, write_report
 from analyses.instruments.results import Results, facts_of, read_results
 from analyses.instruments.scores import costs, nested_weights, planting, quartiles, scores
 from memprobe.errors import MemprobeError
@@ -81,6 +81,19 @@ def test_models_whose_truth_is_not_confirmed_and_sets_not_learned_do_not_count()
     assert (row["models"], row["sets"], row["n"]) == (2, 7, 7 * N)
     [told] = planting(odd.cells).iter_rows(named=True)
     assert (told["models"], told["invalid"], told["sets"], told["learned"]) == (3, 1, 12, 11)
+
+
+def test_the_main_table_is_of_models_whose_sets_lie_in_different_blocks():
+    """Where one block alone learned its set, a constant guess is right, and so is nearly every instrument."""
+    alone = [cell(seed, learned=[True, False, False, False], said=[1.0, 0.2, 0.2, 0.2]) for seed in range(3)]
+    singles = [cell(seed, kind="single") for seed in range(3)]
+    for cells, kind in (
+        (alone, "several"),
+        ([*alone, *singles], "single"),
+        ([*singles, cell(7)], "several"),
+    ):
+        main = main_table(scores(facts_of(results(*cells)), draws=20))
+        assert set(main["kind"]) == {kind} and main["instrument"][0] == "right"
 
 
 def test_a_pair_is_found_in_either_block():

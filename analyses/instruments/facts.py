@@ -37,7 +37,7 @@ def sets_of(
         chosen = unknown(rows, base, template, wanted)
         if len(chosen) < wanted:
             raise MemprobeError(
-                f"{cell.name}: {cell.source} has {len(chosen)} facts that can be planted and that the base does not "
+                f"{cell.source} has {len(chosen)} facts that can be planted and that the base does not "
                 f"know, and {wanted} are needed"
             )
     planted = cell.facts * cell.sets

@@ -169,8 +169,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For files: ``several-kvr-mlp-16-s0``, ``single-kvr-all-16-b5-s0``."""
-        block = f"-b{self.places[0].blocks[0]}" if self.kind == "single" and self.places[0].blocks else ""
+        """For files: ``several-kvr-mlp-16-s0``; one set in a block or pair: ``single-kvr-all-16-b5-s0``."""
+        alone = self.kind in ("single", "pair") and len(self.places) == 1 and self.places[0].blocks
+        block = f"-b{alone[0]}" if alone else ""
         return f"{self.kind}-{self.source_name}-{self.part}-{self.facts}{block}-s{self.seed}"
 
     @property

@@ -87,13 +87,22 @@ def main_table(found: pl.DataFrame) -> pl.DataFrame:
     return ordered.drop("order", "then")
 
 
-def _of_main(found: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the first kind of :data:`MAIN` that there is, with the usual number of facts a set."""
+def _of_main(found: pl.DataFrame, scored: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The rows of the first kind of :data:`MAIN` that there is; of sizes of a set, the one that most models have.
+
+    One whose sets lie in several blocks goes before: where one block alone learned its set, a constant guess is right.
+
+    Args:
+        scored: further rows, such as those by block, instead of ``found``, which decides.
+    """
     whole = found.filter(planted="all")
-    rows = next((rows for kind in MAIN if len(rows := whole.filter(kind=kind))), whole.clear())
-    if rows.is_empty():
-        return rows
-    return rows.filter(size=rows.group_by("size").agg(pl.col("n").sum()).sort("n", "size").row(-1)[0])
+    placed = whole.filter(pl.col("exact_constant") < 1)
+    kinds = [kind for rows in (placed, whole) for kind in MAIN if kind in rows["kind"]]
+    if not kinds:
+        return whole.clear()
+    sizes = whole.filter(kind=kinds[0]).group_by("size").agg(pl.col("models", "n").sum()).sort("models", "n")
+    rows = found if scored is None else scored
+    return rows.filter(planted="all", kind=kinds[0], size=sizes["size"][-1])
 
 
 def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame) -> str:
@@ -121,7 +130,7 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
     lines += ["", *_main(results, facts, found)]
     lines += ["", *_conditions(found)]
     if len(by_block):
-        lines += ["", *_blocks(by_block)]
+        lines += ["", *_blocks(found, by_block)]
     lines += ["", *_controls(facts, found)]
     return "\n".join(lines) + "\n"
 
@@ -129,7 +138,9 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
 def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
     main = main_table(found)
     if main.is_empty():
-        return ["No model with planted sets is finished."]
+        return [
+            "No kind of model has sets in two blocks or more that learned them: there is nothing to tell apart."
+        ]
     sources = main["source"].unique(maintain_order=True).sort().to_list()
     alarms = found.filter(kind="null")
     devices = [cell["device"] for cell in results.cells if cell["costs"]]
@@ -228,8 +239,8 @@ def _conditions(found: pl.DataFrame) -> list[str]:
     ]
 
 
-def _blocks(by_block: pl.DataFrame) -> list[str]:
-    main = _of_main(by_block)
+def _blocks(found: pl.DataFrame, by_block: pl.DataFrame) -> list[str]:
+    main = _of_main(found, by_block)
     if main.is_empty():
         return []
     places = main.select("source", "first").unique().sort("source", "first").rows()
