@@ -253,6 +253,17 @@ def test_bad_samples_are_one_line(cli, tmp_path, text, words):
     assert all(word in err for word in words), err
 
 
+def test_a_run_whose_samples_all_failed_says_why(cli, tmp_path):
+    log = json.loads((EXPORTS / "inspect" / "base.json").read_text())
+    for one in log["samples"]:
+        one |= {"scores": {}, "error": {"message": "no network\nand more"}}
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps(log))
+    code, _, err = cli("import", file, "--metric", "match", "--out", tmp_path / "out")
+    assert code == 2 and "no score of single facts; 4 of its samples failed, first no network" in err, err
+    assert len(err.splitlines()) == 1
+
+
 def test_what_is_no_result_is_refused(cli, tmp_path):
     code, _, err = cli("import", tmp_path, "--out", tmp_path / "out")
     assert code == 2 and "--log_samples" in err and "Inspect" in err and "OpenUnlearning" in err

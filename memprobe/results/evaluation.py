@@ -62,13 +62,15 @@ class Evaluation:
             MemprobeError: it has no such metric, none, or several to choose from.
         """
         there = list(self.scores)
+        if not there:
+            why = next(iter(self.errors.values()), None)
+            failed = f"; {len(self.errors)} of its samples failed, first {why}" if why else ""
+            raise MemprobeError(f"{self.file}: task {self.task} has no score of single facts{failed}")
         if metric is None:
             metric = "exact_match" if "exact_match" in there else there[0] if len(there) == 1 else None
         if metric not in there:
             asked = f"no metric {metric!r}; " if metric is not None else "name one metric; "
-            raise MemprobeError(
-                f"{self.file}: {asked}task {self.task} has {', '.join(there) or 'no score of single facts'} (`metric`)"
-            )
+            raise MemprobeError(f"{self.file}: {asked}task {self.task} has {', '.join(there)} (`metric`)")
         return metric
 
     def means(self, metric: str) -> dict[str, float]:
