@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,148 @@ def test_another_number_is_seen():
     ):
         ((_, before, low, high),) = quoted(text)
         assert is_stored(before, low, high, known) == wanted, text
+
+
+def read(path: str) -> str:
+    return re.sub(r"\s+", " ", (ROOT / path).read_text(encoding="utf-8"))
+
+
+def rows(path: str, **wanted: str) -> list[dict[str, str]]:
+    with (ROOT / path).open(encoding="utf-8", newline="") as file:
+        return [
+            row for row in csv.DictReader(file) if all(row[name] == value for name, value in wanted.items())
+        ]
+
+
+def test_the_tutorial_quotes_the_demo():
+    entry = json.loads((ROOT / "analyses/demo/summary.json").read_text(encoding="utf-8"))["checkpoints"][
+        "smollm2-135m"
+    ]
+    page = read("docs/tutorial.md")
+    never, chance = entry["lof"]["never"], entry["shuffled_lof"]["never"]
+    assert (
+        f"{100 * never:.0f} % of the answers never occur, and {100 * chance:.0f} % of the shuffled ones"
+        in page
+    )
+    assert f"depth {len(entry['normalised_frequency'])} is what this model itself reads out" in page
+    assert f"on {entry['n']} built-in facts" in page
+
+
+def test_the_table_of_arms_is_that_of_the_stored_study():
+    """Every row of the page's table of arms, from the stored tables."""
+    page = (ROOT / "docs/findings/study.md").read_text(encoding="utf-8")
+    shown = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| .* \[.*× ", line)]
+    kept = {row["arm"]: row for row in rows(f"{STUDY}/forgetting.csv")}
+    losses = {row["arm"]: row for row in rows(f"{STUDY}/other_losses.csv")}
+    found = {}
+    for arm, row in kept.items():
+        if not row["retention"]:
+            continue
+        unseen = "unseen" if row["unseen"] and "replay" in arm else ""
+        value, low, high = (
+            100 * float(row[name])
+            for name in (("unseen", "unseen_low", "unseen_high") if unseen else ("retention", "low", "high"))
+        )
+        seeds = [100 * float(one) for one in row["unseen_by_seed" if unseen else "by_seed"].split()]
+        known = [100 * float(losses[arm][name]) for name in ("known_after_1", "known")]
+        perplexity = [float(losses[arm][name]) for name in ("perplexity_after_1", "perplexity")]
+        found[arm] = [
+            f"{value:.1f} % [{low:.1f}, {high:.1f}]",
+            ", ".join(f"{one:.1f}" for one in seeds),
+            f"{100 * float(row['last_score']):.1f} %",
+            f"× {float(row['steps']):.2f}",
+            f"× {float(row['tokens']):.2f}",
+            ", ".join(f"{one:.0f} %" for one in known),
+            ", ".join(f"{one:.0f}" for one in perplexity),
+        ]
+    assert len(shown) == len(found) == 11
+    assert sorted(row[1:] for row in shown) == sorted(found.values())
+
+
+def test_what_is_said_of_the_lenses_is_what_is_stored():
+    page = read("docs/findings/lenses.md")
+    of = {
+        (row["checkpoint"], row["lens"], row["k"]): {
+            name: float(row[name] or 0) for name in ("difference", "agree")
+        }
+        for row in rows("analyses/lenses/known.csv")
+    }
+    fitted = ("linear", "tuned", "jacobian")
+    earlier = {k: [-of["smollm2-135m", lens, k]["difference"] for lens in fitted] for k in ("1", "10")}
+    assert "by two depths at k = 1 and three to four at k = 10" in page
+    assert {round(one) for one in earlier["1"]} == {2} and {round(one) for one in earlier["10"]} == {3, 4}
+    assert "Only about a third of the facts" in page
+    assert all(0.3 < of["smollm2-135m", lens, "10"]["agree"] < 0.4 for lens in fitted)
+    assert "more than eight facts of ten" in page
+    assert all(of["gemma3-270m", lens, k]["agree"] > 0.8 for lens in fitted for k in ("1", "10"))
+    apart = {lens: -of["gemma3-270m", lens, "10"]["difference"] for lens in fitted}
+    assert "lie a quarter (Jacobian) to 1.2 depths (tuned) apart" in page
+    assert min(apart, key=apart.__getitem__) == "jacobian" and round(apart["jacobian"], 2) == 0.25
+    assert max(apart, key=apart.__getitem__) == "tuned" and round(apart["tuned"], 1) == 1.2
+
+
+def test_the_times_of_one_h100_are_the_stored_ones():
+    page = (ROOT / "docs/findings/speed.md").read_text(encoding="utf-8")
+    stored_ = json.loads((ROOT / "analyses/speed/h100.json").read_text(encoding="utf-8"))["sections"]
+    for name, section in (
+        ("SmolLM2-135M, fp32", "capture smollm2-135m float32"),
+        ("SmolLM2-135M, bf16", "capture smollm2-135m bfloat16"),
+        ("Llama of 1.2 B random weights, vocabulary 128,256, bf16", "capture random:1b bfloat16"),
+    ):
+        methods = stored_[section]["methods"]
+        median = {method: entry["median"] for method, entry in methods.items()}
+        ratios = zip(methods["memprobe"]["seconds"], methods["floor"]["seconds"], strict=True)
+        over = statistics.median(ours / floor for ours, floor in ratios)
+        wanted = f"| {name} | {median['floor']:.3f} | {median['memprobe']:.3f} ({over:.2f} ×"
+        assert wanted in page, wanted
+        (line,) = [one for one in page.splitlines() if one.startswith(wanted)]
+        assert f"| {median['eager']:.3f} | {median['TransformerLens']:.2f}" in line
+        assert (
+            f"| {median['stock']:.3g}" in line
+            or f"| {median['stock']:.3f}" in line
+            or f"| {median['stock']:.2f}" in line
+        )
+    reading = {(tuple(row["shape"]), row["sweep"]): row for row in stored_["reading"]["rows"]}
+    for width in (49152, 262144):
+        eager, own, used = (
+            reading[(512, width), sweep] for sweep in ("eager", "triton", "triton 1024/4 warps/1 parts")
+        )
+        us = [f"{one['median_us']:,.0f} µs" for one in (eager, own, used)]
+        times = eager["median_us"] / used["median_us"]
+        assert f"| 512 × {width:,} | {' | '.join(us)}, {times:.0f} × |" in page
+
+
+SHARES = re.compile(r"\d+(?:\.\d+)?(?= ?%)|\d+\.\d+")
+REPORTS = {
+    "docs/findings/study.md": (
+        "analyses/study/README.md",
+        *sorted(str(p) for p in (ROOT / STUDY).glob("*.csv")),
+    ),
+    "docs/findings/where.md": ("analyses/where/report.md", "analyses/instruments/results/report.md"),
+    "docs/findings/planted-truth.md": (
+        "analyses/instruments/results/report.md",
+        "analyses/instruments/results/small/report.md",
+    ),
+}
+NOT_STORED = ("## One block alone", "## A model whose")
+"""Begin and end of the one part whose numbers have no stored result: its page names the script that made them."""
+MEAN_OF = {"52.1": (54.7, 51.6, 50.0)}
+
+
+@pytest.mark.parametrize("page", REPORTS)
+def test_every_share_that_is_quoted_is_a_stored_number(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if NOT_STORED[0] in text:
+        text = text[: text.index(NOT_STORED[0])] + text[text.index(NOT_STORED[1]) :]
+    text = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`", "", text, flags=re.S)
+    reports = [(ROOT / report).read_text(encoding="utf-8") for report in REPORTS[page]]
+    known = {abs(number(one)) for report in reports for one in re.findall(NUMBER, report)}
+    quoted_here = {found[0] for found in SHARES.finditer(text)}
+    assert len(quoted_here) > 20
+    lost = [
+        one
+        for one in quoted_here
+        if not any(same(one, value * scale) for value in known for scale in (1, 100))
+        and not (one in MEAN_OF and same(one, statistics.mean(MEAN_OF[one])))
+    ]
+    assert not lost, lost
