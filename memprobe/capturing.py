@@ -84,6 +84,9 @@ def capture(
         predictions: also generate what the model says where teacher forcing has not shown it; without,
             ``exact_match`` is null there.
 
+    Returns:
+        ``records``, ``controls`` and ``outcomes``, polars frames with the columns of a probe directory's tables.
+
     Raises:
         MemprobeError: a factoid that cannot be tokenised, or one that stands twice; a lens or position that does
             not exist or does not fit.

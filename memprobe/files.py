@@ -77,7 +77,7 @@ def _pointed_at(path: Path) -> Path:
     except RuntimeError:  # a circle, which later Pythons give back as it is
         target = path
     if target.is_symlink():
-        raise MemprobeError(f"{path}: is a link that leads back to itself; nothing is written there")
+        raise MemprobeError(f"{path}: is a link that leads back to itself, so nothing can be written there")
     return target
 
 

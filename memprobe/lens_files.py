@@ -154,8 +154,8 @@ def read_lens(path: str | Path, kind: str) -> LensFile:
         raise MemprobeError(f"{path}: no such file or directory, so there is no {kind} lens to read with")
     else:
         raise MemprobeError(
-            f"{path}: no lens: neither {WEIGHTS} (memprobe fit), {' and '.join(_PUBLISHED)} (tuned-lens), nor a "
-            ".pt file (Jacobian lens)"
+            f"{path}: not a lens: it holds neither {WEIGHTS} (memprobe fit), {' and '.join(_PUBLISHED)} (tuned-lens), "
+            "nor a .pt file (Jacobian lens)"
         )
     if found.kind != kind:
         raise MemprobeError(f"{path}: a {found.kind} lens, not a {kind} one; write {found.kind}={path}")

@@ -49,7 +49,7 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             result = adapted.load_adapter(str(path), "default")
     except Exception as error:  # PEFT raises many kinds
         raise MemprobeError(
-            f"{path}: the adapter does not fit its base model ({first_line(error)})"
+            f"{path}: this adapter does not fit its base model ({first_line(error)})"
         ) from error
     if lost := sorted(result.unexpected_keys):
         raise MemprobeError(
@@ -78,7 +78,8 @@ def merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     largest = max(1.0, float(before.abs().max()))
     if not difference <= (1e-3 if merged.dtype == torch.float32 else 0.05) * largest:
         raise MemprobeError(
-            f"{path}: merged into its base model, the adapter says something else (logits differ by {difference:.2g})"
+            f"{path}: merged into its base model, the adapter gives other logits than beside it "
+            f"(they differ by {difference:.2g})"
         )
     return merged
 

@@ -191,7 +191,7 @@ class Probe:
         for name, known, what in ((lens, self.lenses, "lens"), (position, self.positions, "position")):
             if name not in known:
                 raise MemprobeError(
-                    f"{self.path}: not read with {what} {name!r}; {among(name, known, before='there are')}"
+                    f"{self.path}: was not read with {what} {name!r}; {among(name, known, before='there are')}"
                 )
         told = _told(self.run["lenses"][lens]) | {"position": position}
         return replace(self, run=self.run | told, lens=lens, position=position)
@@ -245,7 +245,8 @@ class Probe:
             known = self.run["lenses" if name == "lens" else "positions"]
             if unknown := [one for one in wanted if one not in known]:
                 raise MemprobeError(
-                    f"{self.path}: not read with {name} {unknown[0]!r}; {among(unknown[0], known, before='there are')}"
+                    f"{self.path}: was not read with {name} {unknown[0]!r}; "
+                    f"{among(unknown[0], known, before='there are')}"
                 )
             if len(known) > 1:
                 rows = rows.filter(pl.col(name).is_in(wanted))
@@ -339,7 +340,7 @@ def open_probe(path: str | Path, *, lens: str | None = None, position: str | Non
         lens, position: another view of it; see :meth:`Probe.under`.
 
     Raises:
-        MemprobeError: there is none, it was written under another schema version, or its files were changed.
+        MemprobeError: there is none, a later memprobe wrote it, or its files were changed.
     """
     opened = probe_of(Path(path), read_run(Path(path)))
     opened.check()

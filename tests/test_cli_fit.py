@@ -43,7 +43,7 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
     ("options", "message"),
     [
         (["--tokens", 90_000], "the corpus is too small"),
-        (["--kind", "linear", "--steps", 4], "for a tuned lens alone"),
+        (["--kind", "linear", "--steps", 4], "only a tuned lens takes steps"),
         (["--kind", "jacobian", "--length", 12], "leaves out the first 16 positions"),
         (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--ckpt", "nowhere"], "nowhere"),

@@ -170,3 +170,17 @@ def test_the_code_of_the_page_on_additions_fits_where_it_says():
             whole[part.path] = part.put_into(whole.get(part.path) or path.read_text(encoding="utf-8"))
     for path, text in whole.items():
         compile(text, path, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_in_other_languages_can_be_read(page):
+    import tomllib
+
+    import yaml
+
+    for text in blocks(page, "toml"):
+        assert tomllib.loads(text)
+    for text in blocks(page, "yaml"):
+        assert yaml.safe_load(text)
+    for text in blocks(page, "python") if page.name != "extend.md" else ():  # see above
+        compile(text, str(page), "exec")

@@ -370,7 +370,7 @@ def test_another_fit_in_the_way_is_one_line(tmp_path):
     (tmp_path / "torn" / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(MemprobeError, match=r"truncated or corrupt .*--fresh"):
         fit("linear", read, corpus, tmp_path / "torn")
-    with pytest.raises(MemprobeError, match="for a tuned lens alone"):
+    with pytest.raises(MemprobeError, match="only a tuned lens takes steps"):
         fit("linear", read, corpus, tmp_path / "new", steps=3)
     with pytest.raises(MemprobeError, match="choose jacobian, linear, tuned"):
         fit("cubic", read, corpus, tmp_path / "new")

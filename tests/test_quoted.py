@@ -268,7 +268,9 @@ def test_every_share_that_is_quoted_is_a_stored_number(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     if NOT_STORED[0] in text:
         text = text[: text.index(NOT_STORED[0])] + text[text.index(NOT_STORED[1]) :]
-    text = re.sub(r"```.*?```|\]\([^)]*\)|`[^`]*`|arXiv[: ][\d.]+|Python [\d.]+ to [\d.]+", "", text, flags=re.S)
+    text = re.sub(
+        r"```.*?```|\]\([^)]*\)|`[^`]*`|arXiv[: ][\d.]+|Python [\d.]+ to [\d.]+", "", text, flags=re.S
+    )
     reports = [(ROOT / report).read_text(encoding="utf-8") for report in REPORTS[page]]
     known = {abs(number(one)) for report in reports for one in re.findall(NUMBER, report)}
     quoted_here = {found[0] for found in SHARES.finditer(text)}

@@ -209,7 +209,7 @@ def test_labels_join_and_other_facts_are_refused(tmp_path):
     with pytest.raises(MemprobeError, match=r"id 'a' has the answer 'answer 0', before it 'Lunn'"):
         write_results({"x": read_one(other)}, out)
     other.write_text(sample(7, True))
-    with pytest.raises(MemprobeError, match="shares no fact"):
+    with pytest.raises(MemprobeError, match="no fact in common"):
         write_results({"x": read_one(other)}, out)
     assert open_results(out).checkpoints == ["base", "tuned"]
 

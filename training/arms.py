@@ -82,7 +82,7 @@ def _value(name: str, key: str, text: str) -> Any:
         return text
     if key == "redraw":
         if text not in ("true", "false"):
-            raise MemprobeError(f"arm: {name}: redraw={text}: true or false")
+            raise MemprobeError(f"arm: {name}: redraw={text}: give true or false")
         return text == "true"
     try:
         numbers = [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
@@ -91,7 +91,7 @@ def _value(name: str, key: str, text: str) -> Any:
     if key == "words":
         return numbers * 2 if len(numbers) == 1 else numbers
     if len(numbers) > 1:
-        raise MemprobeError(f"arm: {name}: {key}={text}: one number")
+        raise MemprobeError(f"arm: {name}: {key}={text}: give one number")
     return numbers[0]
 
 

@@ -88,9 +88,11 @@ class Schedule:
         """
         for part in (own, *mixing):
             if part.per_epoch > len(part.examples):
-                raise MemprobeError(f"{part.per_epoch} rows are wanted and {len(part.examples)} are there")
+                raise MemprobeError(
+                    f"mixing needs {part.per_epoch} rows an epoch, and its source has {len(part.examples)}"
+                )
         if not own.per_epoch:
-            raise MemprobeError("a stage without rows")
+            raise MemprobeError("the stage has no rows to train on")
         self.seed, self.batch, self.micro_batches = seed, batch, micro_batches
         whole = (own, *mixing)
         self.parts = whole if match is None else (own,)

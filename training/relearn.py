@@ -139,7 +139,7 @@ def relearn(
     size = min(len(picked), len(others))
     if size < 2:
         raise MemprobeError(
-            f"{spec}: {size} facts to compare; two at least are needed (--never-learned gives more)"
+            f"{spec}: {size} facts to compare; at least two are needed (--never-learned gives more)"
         )
     sets = {"lost": picked[:size], "fresh": others[:size]}
     cue = [fact for fact in first if fact not in sets["lost"]][:shots] or first[:shots]

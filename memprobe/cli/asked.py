@@ -62,7 +62,7 @@ def engine_of(text: str | None, resources: str | None, storage: str | None) -> E
     if text is None:
         for name, value in (("--resources", resources), ("--storage", storage)):
             if value is not None:
-                raise MemprobeError(f"{name} {value}: is for a cluster; give --engine ray with it")
+                raise MemprobeError(f"{name} {value}: works on a cluster alone; give --engine ray with it")
         return None
     from memprobe.cluster import parse_engine
 

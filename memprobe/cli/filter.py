@@ -115,7 +115,7 @@ def filter_(
     from memprobe.sources import load
 
     if known is not None and known.resolve() == out.resolve():
-        raise MemprobeError(f"--known and --out are both {out}")
+        raise MemprobeError(f"--known and --out are both {out}; give two files")
     checkpoint = resolve(
         ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
     )

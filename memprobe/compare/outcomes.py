@@ -330,7 +330,9 @@ def _common(answers: Sequence[Answers], notes: list[str]) -> list[str]:
     for one in answers:
         common &= set(one.exact)
         if not common:
-            raise MemprobeError(f"{one.path}: {one.label} shares no judged fact (no id) with {first.label}")
+            raise MemprobeError(
+                f"{one.path}: {one.label} has no judged fact in common (by id) with {first.label}"
+            )
         for id, prompt, answer in one.factoids.select("id", "prompt", "answer").iter_rows():
             if id in common and asked[id][1].casefold() != answer.casefold():
                 raise MemprobeError(

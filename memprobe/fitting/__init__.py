@@ -103,7 +103,9 @@ def fit(
     if kind not in FITTED_KINDS:
         raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
     if steps is not None and (kind != "tuned" or steps < 1):
-        raise MemprobeError(f"--steps {steps}: a whole number from 1, for a tuned lens alone")
+        raise MemprobeError(
+            f"--steps {steps}: give a whole number of at least 1; only a tuned lens takes steps"
+        )
     out = Path(out)
     settings = {
         "kind": kind,

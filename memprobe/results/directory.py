@@ -134,7 +134,9 @@ def write_results(
         name = evaluation.chosen(metric)
         limit = _limit(evaluation, name, at_least)
         if facts and not facts.keys() & evaluation.factoids.keys():
-            raise MemprobeError(f"{evaluation.file}: {label} shares no fact (no id) with those before it")
+            raise MemprobeError(
+                f"{evaluation.file}: {label} has no fact in common (by id) with the results before it"
+            )
         for id, fact in evaluation.factoids.items():
             known = facts.setdefault(id, fact)
             if known.answer != fact.answer:

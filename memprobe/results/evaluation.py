@@ -48,7 +48,7 @@ class Evaluation:
             raise MemprobeError(f"{where}: {error}") from error
         before = self.factoids.setdefault(id, found)
         if (before.prompt, before.answer) != (found.prompt, found.answer):
-            raise MemprobeError(f"{where}: id {id!r} stands for another question before it")
+            raise MemprobeError(f"{where}: id {id!r} is used above for another question")
 
     def score(self, metric: str, id: str, value: Any) -> None:
         """Adds a number; what is none is left out."""

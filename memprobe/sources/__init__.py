@@ -135,7 +135,22 @@ def load_factoids(
     conflicts: Conflicts | None = None,
     without: Iterable[Factoid] = (),
 ) -> list[Factoid]:
-    """The factoids of a source; see :func:`load`."""
+    """The factoids of a source.
+
+    Args:
+        name_or_path: ``known`` (the built-in facts), ``kvr:N``, a dataset's name as ``memprobe sources`` lists them
+            (``popqa``, ``lama:test``), or a JSONL, JSON, CSV or Parquet file.
+        n: a random sample of this size, the same for any order of the rows; a larger one holds the smaller.
+        seed: of the sample, and of what is generated.
+        data_dir: folder with the datasets' files; by default ``MEMPROBE_DATA_DIR``, else the hub.
+        on_bad_row: ``fail``, or ``skip`` rows that cannot be read.
+        conflicts: what happens to factoids that ask the same and answer differently: ``drop``, ``merge`` or ``keep``;
+            by default the dataset's own rule, and ``keep`` for files.
+        without: factoids of another set; those that share a question, or subject and relation, with it are dropped.
+
+    Raises:
+        MemprobeError: no such source, neither folder nor hub has it, fewer than ``n`` rows, or a bad row.
+    """
     loaded = load(
         name_or_path,
         "factoids",

@@ -37,7 +37,7 @@ def test_scatter_is_that_of_pairs_and_leaves_out_arms_at_the_ends():
     assert [(one.name, one.arms, one.facts) for one in found] == [("all arms", 1, 64), ("replay", 1, 64)]
     total = np.var([0.4, 0.3, 0.4], ddof=1)
     assert found[1].between + found[1].within >= total - 1e-12
-    with pytest.raises(MemprobeError, match="none scatters"):
+    with pytest.raises(MemprobeError, match="no scatter to go by"):
         stored_scatter(cells({"naive": [0.1, 0.0], "ewc": [0.0, 0.0]}))
 
 

@@ -56,7 +56,9 @@ def stored_scatter(cells: pl.DataFrame) -> list[Scatter]:
                 name = str(arm) if learned["setup"].n_unique() == 1 else f"{setup}: {arm}"
                 found.append((name, shares[0] - shares[1], shares, int(members["n"][0])))
     if not found:
-        raise MemprobeError("these results have no arm with two seeds beside naive's, so that none scatters")
+        raise MemprobeError(
+            "these results have no arm with two seeds beside naive's, so there is no scatter to go by"
+        )
     facts = min(n for *_, n in found)
     pairs, shares = [pair for _, pair, _, _ in found], [share for _, _, share, _ in found]
     every = Scatter("all arms", len(found), *scatter(pairs, shares, facts), facts)
