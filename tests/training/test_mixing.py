@@ -114,7 +114,9 @@ def test_ends_of_epochs():
     assert [step for step in range(1, schedule.steps + 1) if schedule.ends_epoch(step)] == [3, 6]
 
 
-@pytest.mark.parametrize(("part", "said"), [(Part([], 0), "no rows to train on"), (Part(rows(2), 3), "3 rows")])
+@pytest.mark.parametrize(
+    ("part", "said"), [(Part([], 0), "no rows to train on"), (Part(rows(2), 3), "3 rows")]
+)
 def test_too_few_rows_are_refused(part, said):
     with pytest.raises(MemprobeError, match=said):
         Schedule(part, epochs=1, batch=1, seed=0)
