@@ -51,6 +51,19 @@ def test_a_check_ends_in_a_sentence(ok, groups, wanted):
     assert conclusion(found, groups) == wanted
 
 
+def test_tables_of_several_checkpoints_fit_a_file_of_100_columns(cli, tmp_path, monkeypatch):
+    probe = write_probe(tmp_path / "p", {f"checkpoint-{n}": 5.0 + n / 2 for n in range(4)}, n=24)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    code, text, err = cli("show", probe.path)
+    assert code == 0, err
+    table = text[text.index("exact match") :].splitlines()
+    assert max(map(len, table[:-1])) <= 100 and text.count(show_probe.FOLDED) == 1
+    assert table[-1] == show_probe.FOLDED, "said once, below the last table"
+    monkeypatch.setenv("COLUMNS", "300")
+    code, wide, _ = cli("show", probe.path)
+    assert code == 0 and len(wide.splitlines()) < len(text.splitlines()), "side by side where there is room"
+
+
 def test_a_probe_says_what_it_kept_and_what_it_holds(cli, tiny_checkpoint, facts, tmp_path):
     asked = ["layers", "--ckpt", f"m={tiny_checkpoint}", "--factoids", facts, "--out", tmp_path / "p"]
     code, text, err = cli(*asked)

@@ -10,7 +10,6 @@ from memprobe.cli.terminal import plain_table, wide_terminal
 from memprobe.statistics.vocabulary import label as called
 
 if TYPE_CHECKING:
-    from rich.console import Group
     from rich.table import Table
 
     from memprobe.probes import Probe
@@ -46,10 +45,18 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         console.print(_headline(group))
     if all(entry["shuffled_lof"]["restricted_mean"] is None for entry in checkpoints.values()):
         console.print(NO_CHANCE, style="dim", soft_wrap=not console.is_terminal)
+    folded = False
     for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
-        console.print(_by_depth(group, k, named=len(checkpoints) > 1, full=full))
+        table, some = _by_depth(group, k, named=len(checkpoints) > 1, full=full)
+        console.print(table)
+        folded |= some
+    if folded:
+        console.print(FOLDED, style="dim", highlight=False, soft_wrap=not console.is_terminal)
 
 
+FOLDED = (
+    "Depths where no more surfaces than by chance share a line with their largest numbers; --full shows each."
+)
 NO_CHANCE = (
     "No chance level: it is that of other facts' answers, of one source and relation, that begin with another token; "
     "here there are none.\n"
@@ -96,8 +103,8 @@ def _net(entry: Mapping[str, Any]) -> str:
     return wording.number(None if own is None or chance is None else own - chance, "+.2f")
 
 
-def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> Group:
-    from rich.console import Group
+def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> tuple[Table, bool]:
+    """A row for each depth, and whether some depths share one."""
     from rich.text import Text
 
     ks = list(dict.fromkeys((1, k)))
@@ -122,8 +129,7 @@ def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -
                 ]
             cells.append(_largest([None, *entry["normalised_frequency"]], first, last, ".3f"))
         table.add_row(str(first) if first == last else f"{first}–{last}", *cells)
-    note = "Depths where no more surfaces than by chance share a line with their largest numbers; --full shows each."
-    return Group(table, Text(note if any(quiet) else "", "dim"))
+    return table, any(quiet)
 
 
 def _quiet(entry: Mapping[str, Any], depth: int, ks: list[int]) -> bool:
