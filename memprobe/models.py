@@ -205,7 +205,7 @@ def wrap(
 
     Raises:
         MemprobeError: not a causal LM, one with virtual tokens, weights that are not finite, logits that do not
-            depend on the token, or a readout that does not equal the model's own logits.
+            depend on the token or depend on later ones, or a readout that does not equal the model's own logits.
     """
     model = check_in_memory(_unwrapped(model), label)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -220,6 +220,7 @@ def wrap(
         gather_streams(model, blocks)
         ids = _check_ids(tokenizer, model)
         residual, logits, final = _watch(model, ids, blocks, parent, label)
+        _check_causal(model, ids, logits, label)
         lens = Lens("logit", Readout.of(model, final))
         difference = _compare(lens, residual, logits, model, label)
         moved = moved_by_company(model, ids, label) if is_quantised(model) else 0.0
@@ -378,9 +379,10 @@ def _watch(
         with residual_hooks(blocks, streams.__setitem__):
             logits = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # whatever a forward pass can raise means that this model cannot be read
-        raise MemprobeError(
-            f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)})"
-        ) from error
+        kinds = sorted({str(one.dtype)[len("torch.") :] for one in model.parameters()})
+        mixed = f"; its weights are {' and '.join(kinds)}: make them one precision" if len(kinds) > 1 else ""
+        said = f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)}{mixed})"
+        raise MemprobeError(said) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -389,6 +391,15 @@ def _watch(
             f"{label}: {type(model).__name__} does not call each of its blocks once, in order"
         )
     return streams[len(blocks)], logits, order[order.index(blocks[-1]) + 1 :]
+
+
+def _check_causal(model: PreTrainedModel, ids: Tensor, logits: Tensor, label: str) -> None:
+    """Refuses a model in which a position sees later ones: teacher forcing would tell it the answer."""
+    other = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % logits.shape[-1]], dim=1)
+    changed = (model(input_ids=other, use_cache=False).logits - logits)[:, :-1]
+    if changed.numel() and changed.abs().max() > tolerance(logits, model.dtype):
+        name = type(model).__name__
+        raise MemprobeError(f"{label}: {name} lets a position see later ones, so it is no causal LM")
 
 
 def _compare(lens: Lens, residual: Tensor, logits: Tensor, model: PreTrainedModel, label: str) -> float:

@@ -143,6 +143,38 @@ def test_a_family_with_a_softcap_of_another_name_is_refused():
     assert len(str(caught.value).splitlines()) == 1 and "odd" in str(caught.value)
 
 
+def test_a_model_whose_positions_see_later_ones_is_refused():
+    """As embedding models do: teacher forcing told it the answer, and the lens equalled the logits."""
+    tokenizer = tiny_tokenizer()
+    options = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 3}
+    for both_ways in (False, True):
+        config = AutoConfig.for_model(
+            "gemma3_text",
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            use_bidirectional_attention=both_ways,
+            **options,
+        )
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        if both_ways:
+            with pytest.raises(MemprobeError, match="odd: Gemma3ForCausalLM lets a position see later ones"):
+                wrap(model, tokenizer, label="odd")
+        else:
+            wrap(model, tokenizer)
+
+
+def test_a_model_of_two_precisions_that_does_not_compute_says_so():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer)).to(torch.bfloat16)
+    model.lm_head.float()
+    with pytest.raises(MemprobeError, match="weights are bfloat16 and float32: make them one precision"):
+        wrap(model, tokenizer)
+
+
 def test_a_norm_that_wrap_does_not_see_is_refused():
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer))
