@@ -125,6 +125,12 @@ def connect(address: str) -> Any:
         options = {"address": f"{RAY}://{host if ':' in host else f'{host}:{_CLIENT_PORT}'}"}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise MemprobeError(f"--engine {address}: no cluster answers ({first_line(error)})") from error
+    except (
+        Exception
+    ) as error:  # Ray raises plain ones too, as where this machine's own node does not come up in time
+        raise MemprobeError(
+            f"--engine {address}: no cluster answers, and none could be started here ({first_line(error)})"
+            if address == RAY
+            else f"--engine {address}: no cluster answers ({first_line(error)})"
+        ) from error
     return ray, True

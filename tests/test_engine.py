@@ -186,3 +186,18 @@ def test_without_ray_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MemprobeError, match=r"needs the extra `cluster`"):
         connect("ray")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"), [("ray", "none could be started here"), ("ray://h:1", "no cluster answers")]
+)
+def test_a_node_that_does_not_come_up_is_one_line(monkeypatch, address, said):
+    ray = pytest.importorskip("ray")
+
+    def late(**_options):
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(MemprobeError, match=f"--engine {address}: .*{said}.*timed out during startup"):
+        connect(address)
