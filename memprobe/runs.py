@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
@@ -78,12 +78,38 @@ class RecipeFile(_Open):
     stages: list[RecipeStage] = []
 
 
+SHARES = ("exact_match", "exact_tokens", "alias_match", "rouge_l", "final_answer")
+"""Scores that are a share of the rows, or a mean of shares."""
+_ROUNDING, _LARGEST = 1e-6, 1e300  # a percentage of the largest is a number, too
+
+
+def _not_too_large(value: float) -> float:
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"{value:g} is no score")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_not_too_large)]
+
+
 class Score(_Open):
     """A score and its 95 % interval; null where there is none."""
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+
+
+def _in_range(scores: dict[str, Score]) -> dict[str, Score]:
+    for name in SHARES:
+        if name in scores:
+            for value in (scores[name].value, scores[name].low, scores[name].high):
+                if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                    raise ValueError(f"{name} is {value:g}, which is no share")
+    return scores
+
+
+Scores = Annotated[dict[str, Score], AfterValidator(_in_range)]
 
 
 class EvaluatedSet(_Open):
@@ -92,7 +118,7 @@ class EvaluatedSet(_Open):
     kind: str
     metric: str
     n: Count
-    scores: dict[str, Score]
+    scores: Scores
     rows: list[dict[str, Any]] = []
 
     @property
@@ -105,7 +131,7 @@ class PartOfSet(_Open):
     """Scores of some rows of a set; none where there are no such rows."""
 
     n: Count
-    scores: dict[str, Score] = {}
+    scores: Scores = {}
 
 
 class EvaluationFile(_Open):

@@ -471,6 +471,17 @@ def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
     assert code != 0 and "nothing to show" in said
 
 
+@pytest.mark.parametrize(("table", "column"), [("curves", "depth"), ("placement", "checkpoint")])
+def test_a_stored_row_without_its_key_is_refused(own, tmp_path, table, column):
+    compare([own.path], draws=100).write(tmp_path / "c")
+    file = tmp_path / "c" / "comparison.json"
+    stored = read_json(file)
+    del stored["tables"][table][-1][column]
+    write_json(stored, file)
+    with pytest.raises(MemprobeError, match=rf"comparison.json: tables.{table}: a row without {column}"):
+        read_comparison(file)
+
+
 @pytest.mark.parametrize("key", ["reference", "base"])
 def test_a_stored_comparison_speaks_of_its_own_checkpoints(own, tmp_path, key):
     compare([own.path], draws=100).write(tmp_path / "c")

@@ -111,6 +111,11 @@ def test_what_is_missing_or_broken_is_said(study, tmp_path):
     write_json({"sets": {"1-kvr": {}}}, study / "runs" / "none" / "1-kvr" / "evaluation.json")
     with pytest.raises(MemprobeError, match=r"evaluation\.json: sets\.1-kvr\.kind: missing"):
         open_study([study]).evaluations()
+    for name, value in (("exact_match", 1.5), ("rouge_l", -0.1), ("perplexity", 1e308)):
+        evaluated = {"kind": "factoids", "metric": name, "n": 4, "scores": {name: {"value": value}}}
+        write_json({"sets": {"1-kvr": evaluated}}, study / "runs" / "none" / "1-kvr" / "evaluation.json")
+        with pytest.raises(MemprobeError, match=r"evaluation\.json: sets\.1-kvr\.scores.*is no s(hare|core)"):
+            open_study([study]).evaluations()
     write_text("seed = \n", study / "runs" / "none" / "recipe.toml")
     with pytest.raises(MemprobeError, match=r"recipe\.toml: cannot be read as TOML"):
         open_study([study])

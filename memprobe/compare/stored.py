@@ -73,6 +73,9 @@ def read_stored(
             raise MemprobeError(
                 f"{path}: tables.{name}: not as memprobe compare writes it ({first_line(error)})"
             ) from error
+        for column in ("checkpoint", "reference", "depth"):
+            if column in schema and name != "overlap" and tables[name][column].null_count():
+                raise MemprobeError(f"{path}: tables.{name}: a row without {column}; compare again")
         for column in ("checkpoint", "reference"):
             if column in schema and name not in _OF_ARMS and (odd := set(tables[name][column]) - labels):
                 said = sorted(map(repr, odd))[0]

@@ -16,6 +16,17 @@ from memprobe.figures.look import WIDTHS
 from memprobe.files import check_valid, first_line, read_json
 
 SCHEMA_VERSION = 1
+UNDRAWABLE = (
+    MemprobeError,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+)
+"""A table from a file can be wrong in as many ways as a figure reads it."""
 REACH = 1e15
 """No number of a figure is larger; axes and their labels fail at those of hundreds of digits."""
 
@@ -77,16 +88,7 @@ def draw_stored(made_of: dict[str, Any], path: Path) -> Figure:
         table = pl.DataFrame(made_of["data"])
         check_reach(table)
         return DRAWN[made_of["figure"]](table, **made_of["options"])
-    except (
-        MemprobeError,
-        pl.exceptions.PolarsError,
-        pl.exceptions.PanicException,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # a table can be wrong in as many ways as a figure reads it
+    except UNDRAWABLE as error:
         raise MemprobeError(
             f"{path}: its data cannot be drawn as {made_of['figure']} ({first_line(error)})"
         ) from error

@@ -22,8 +22,8 @@ from memprobe.errors import MemprobeError, among
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.drawings import Drawing, Say, drawings_of
 from memprobe.figures.look import WIDTHS, in_style
-from memprobe.figures.stored import SCHEMA_VERSION, check_reach, draw_stored, read_figure
-from memprobe.files import replacing, write_json, write_text
+from memprobe.figures.stored import SCHEMA_VERSION, UNDRAWABLE, check_reach, draw_stored, read_figure
+from memprobe.files import first_line, replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import (
     open_study,
@@ -141,10 +141,13 @@ def write_figure(
     table = pl.DataFrame(made_of["data"])
     try:
         check_reach(table)
-    except MemprobeError as error:
+        figure = DRAWN[drawing.name](table, **made_of["options"])
+    except UNDRAWABLE as error:
+        stored = any(one["kind"] == "comparison" for one in drawing.inputs)
+        if not stored and not isinstance(error, MemprobeError):  # of tables made here it is a fault of ours
+            raise
         read = ", ".join(str(one["path"]) for one in drawing.inputs)
-        raise MemprobeError(f"{read}: {drawing.name} cannot be drawn ({error})") from error
-    figure = DRAWN[drawing.name](table, **made_of["options"])
+        raise MemprobeError(f"{read}: {drawing.name} cannot be drawn ({first_line(error)})") from error
     files = _write(figure, made_of, out, drawing.stem, formats)
     for suffix, text in drawing.beside.items():
         files.append(out / f"{drawing.stem}.{suffix}")
