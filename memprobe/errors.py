@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import AfterValidator
 
 _MOST = 20
 
@@ -35,3 +39,15 @@ def among(given: object, known: Iterable[object], *, before: str = "choose") -> 
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(str(given).casefold(), folded, 1)
     return found + (f"; did you mean {folded[near[0]]}?" if near else "")
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """Of a schema's text: one of some names, as in ``kind: Annotated[str, one_of(KINDS)]``."""
+    from pydantic import AfterValidator
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is none of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)

@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, one_of
 from memprobe.files import first_line, read_valid, replacing, sha256_of, write_json
 from memprobe.lens_kinds import FITTED_KINDS
 
@@ -57,18 +57,11 @@ class AboutFile(_About):
     """``lens.json``; ``depths`` and ``floor`` are null until they were measured."""
 
     lens_schema: int = Field(LENS_SCHEMA, alias="schema")
-    kind: str
+    kind: Annotated[str, one_of(FITTED_KINDS)]
     seconds: float | None = None
     corpus: dict[str, Any] | None = None
     depths: list[Any] | dict[str, Any] | None = None
     floor: FloorFile | None = None
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in FITTED_KINDS:
-            raise ValueError(f"{kind!r} is none of {', '.join(FITTED_KINDS)}")
-        return kind
 
 
 class TunedLensFile(_About):

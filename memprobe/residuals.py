@@ -36,7 +36,7 @@ ALL = "all"
 SHARD = 512
 """Factoids a file."""
 _BATCH_TOKENS = 1024
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
 class Residuals(NamedTuple):
@@ -50,8 +50,11 @@ class Residuals(NamedTuple):
     values: Tensor
 
 
-def parse_depths(text: str) -> list[int] | None:
+def parse_depths(text: str, option: str = "`keep_residuals`") -> list[int] | None:
     """Depths as a command line names them, ``0,10,20-25``; ``None`` for ``all``.
+
+    Args:
+        option: that they are given by.
 
     Raises:
         MemprobeError: the text is neither.
@@ -62,7 +65,7 @@ def parse_depths(text: str) -> list[int] | None:
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise MemprobeError(f"`keep_residuals` {text!r}: write all, or depths as in 0,10,20-25")
+            raise MemprobeError(f"{option} {text}: write all, or depths as in 0,10,20-25")
         found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)
 

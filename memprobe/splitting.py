@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SPLIT = "split"
 _HOOK_MARKS = ("_hf_hook", "_old_forward", "forward")
-_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMG]i?B)", re.IGNORECASE)
 
 
 def device_text(device: str, device_map: str | None, max_memory: str | None) -> str:
@@ -52,8 +51,8 @@ def is_split(device: str) -> bool:
     return device == SPLIT or device.startswith(f"{SPLIT}:")
 
 
-def memory_of(device: str) -> dict[int | str, str] | None:
-    """What each device may hold, of ``split:cpu=8GiB,0=70GiB``.
+def memory_of(device: str) -> dict[int | str, int] | None:
+    """Bytes that each device may hold, of ``split:cpu=8GiB,0=70GiB``.
 
     Raises:
         MemprobeError: it says something else.
@@ -61,12 +60,12 @@ def memory_of(device: str) -> dict[int | str, str] | None:
     told = device.partition(":")[2]
     if not told:
         return None
-    found: dict[int | str, str] = {}
+    found: dict[int | str, int] = {}
     for part in told.split(","):
         name, _, size = (piece.strip() for piece in part.partition("="))
-        if not (name == "cpu" or name.isdigit()) or not _SIZE.fullmatch(size):
+        if not (name == "cpu" or name.isdecimal()) or not size.upper().endswith("B"):
             raise MemprobeError(f"--max-memory {told}: write DEVICE=SIZE, as in cpu=8GiB,0=70GiB")
-        found[int(name) if name.isdigit() else name] = size
+        found[int(name) if name.isdecimal() else name] = bytes_of(size)
     return found
 
 

@@ -106,13 +106,15 @@ def test_a_linear_lens_is_fitted_to_a_split_model(cli, tiny_checkpoint, tmp_path
 
 def test_what_is_asked_of_devices():
     assert device_text("cuda:1", None, None) == "cuda:1"
-    assert memory_of(device_text("auto", "auto", "cpu=8GiB, 0=70GB")) == {"cpu": "8GiB", 0: "70GB"}
+    assert memory_of(device_text("auto", "auto", "cpu=8GiB, 0=70GB")) == {"cpu": 8 * 2**30, 0: 70 * 10**9}
     assert memory_of("split") is None
     for device, device_map, memory, said in (
         ("auto", "balanced", None, "--device-map balanced: give auto"),
         ("auto", None, "cpu=1GB", "--device-map auto with it"),
         ("cuda", "auto", None, "give one of the two"),
         ("auto", "auto", "cpu=much", "DEVICE=SIZE"),
+        ("auto", "auto", "cpu=8", "DEVICE=SIZE"),
+        ("auto", "auto", "cpu=manyGiB", "a size such as 40GiB"),
         ("auto", "auto", "tpu=1GB", "DEVICE=SIZE"),
     ):
         with pytest.raises(MemprobeError, match=said):

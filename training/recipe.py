@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
@@ -21,10 +21,9 @@ from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
-from memprobe.templates import Template
 from training.arms import arm_of, unfold_arm
 from training.penalties import AnyPenalty
-from training.settings import Settings, changes, toml_text, validated
+from training.settings import Settings, TemplateText, changes, parsed_by, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -163,17 +162,7 @@ class Resources(Settings):
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1.0, ge=0)
-    memory: str | None = None
-
-    @field_validator("memory")
-    @classmethod
-    def _size(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                bytes_of(text)
-            except MemprobeError as error:
-                raise ValueError(str(error)) from error  # which is told with its key
-        return text
+    memory: Annotated[str | None, parsed_by(bytes_of)] = None
 
 
 class Stage(Settings):
@@ -203,18 +192,8 @@ class Stage(Settings):
     replay: Replay | None = None
     penalty: AnyPenalty | None = None
     lora: Lora | None = None
-    train: str | None = None
+    train: Annotated[str | None, parsed_by(parse_places)] = None
     checkpoints: Along | None = None
-
-    @field_validator("train")
-    @classmethod
-    def _places(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                parse_places(text)
-            except MemprobeError as error:
-                raise ValueError(str(error)) from error  # which is told with its key
-        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
@@ -268,7 +247,7 @@ class Recipe(Settings):
     base: str
     seed: int = Field(0, ge=0, lt=2**32)
     data_seed: int | None = Field(None, ge=0, lt=2**32)
-    template: str = "tulu"
+    template: TemplateText = "tulu"
     arm: str = "none"
     max_length: int = Field(1024, ge=2)
     save_minutes: float = Field(5.0, ge=0)
@@ -279,12 +258,6 @@ class Recipe(Settings):
     resources: Resources | None = None
     joint: bool = False
     stages: tuple[Stage, ...] = Field(min_length=1)
-
-    @field_validator("template")
-    @classmethod
-    def _template(cls, text: str) -> str:
-        Template.parse(text)
-        return text
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from memprobe.errors import MemprobeError, among
+from memprobe.templates import Template
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -31,6 +32,23 @@ class Settings(BaseModel):
             if not isinstance(one, bool) and kinds == {bool}:
                 raise ValueError("true or false")
         return value
+
+
+def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Of a table's text: one that the core can take apart; what it says is wrong is told with the key."""
+
+    def check(text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse(text)
+            except MemprobeError as error:
+                raise ValueError(str(error)) from error
+        return text
+
+    return AfterValidator(check)
+
+
+TemplateText = Annotated[str, parsed_by(Template.parse)]
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

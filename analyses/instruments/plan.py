@@ -18,14 +18,13 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import Graft
 from memprobe.sources.rows import ROW_FILES
-from memprobe.templates import Template
-from training.settings import Settings, validated
+from training.settings import Settings, TemplateText, validated
 
 Kind = Literal["several", "pair", "single", "full", "null"]
 Places = Literal["all", "attn", "mlp"]
@@ -106,17 +105,11 @@ class PlanFile(Settings):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     blocks: tuple[int, ...] = Field(min_length=1)
     facts: int = Field(16, ge=2)
-    template: str = "plain"
+    template: TemplateText = "plain"
     instruments: tuple[str, ...] = ()
     planting: Planting = Planting()
     fits: Fits = Fits()
     cells: tuple[Row, ...] = Field(min_length=1)
-
-    @field_validator("template")
-    @classmethod
-    def _template(cls, text: str) -> str:
-        Template.parse(text)
-        return text
 
     @model_validator(mode="after")
     def _blocks(self) -> PlanFile:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import polars as pl
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, one_of
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS
 from memprobe.files import check_valid, first_line, read_json
@@ -37,16 +37,9 @@ class FigureFile(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     version: Literal[1] = Field(alias="schema")
-    figure: str
+    figure: Annotated[str, one_of(DRAWN)]
     options: dict[str, Any]
     data: dict[str, list[Any]]
-
-    @field_validator("figure")
-    @classmethod
-    def _drawn(cls, name: str) -> str:
-        if name not in DRAWN:
-            raise ValueError(f"{name!r} is none of {', '.join(DRAWN)}")
-        return name
 
 
 def read_figure(path: Path) -> dict[str, Any]:
