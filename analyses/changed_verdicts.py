@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import polars as pl
 
 from memprobe.statistics.verdicts import NOT_TESTED
+from memprobe.wording import markdown_table
 from training.study.claims import claims
 from training.study.results import read_results
 
@@ -95,15 +96,14 @@ def page() -> str:
         ("Another word", made.filter("reworded")),
     ):
         parts.append(f"## {title}: {len(some)}\n")
-        parts.append(
-            "| claim | arm | against | stage | reading | before | now | why |\n|---|---|---|---:|---|---|---|---|"
-        )
+        rows = []
         for row in some.iter_rows(named=True):
             reading = "" if row["k"] is None else f"top {row['k']}, {row['token']}"
             cells = [row["claim"], row["arm"], row["against"], row["stage"], reading, row["before"]]
             cells += [row["verdict"], row["why"]]
-            parts.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-        parts.append("")
+            rows.append(["" if cell is None else str(cell) for cell in cells])
+        head = ["claim", "arm", "against", "stage", "reading", "before", "now", "why"]
+        parts += [*markdown_table(head, rows, right={3}, gap=""), ""]
     return "\n".join(parts)
 
 

@@ -346,9 +346,10 @@ def verdicts_table(claims: Any, *more: str) -> str:
 
 def markdown(table: Any) -> str:
     """A table as Markdown; what is missing is a dash."""
-    rows = [table.columns, ["---"] * table.width]
-    rows += [["–" if value is None else str(value) for value in row] for row in table.iter_rows()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    from memprobe.wording import markdown_table
+
+    rows = [["–" if value is None else str(value) for value in row] for row in table.iter_rows()]
+    return "\n".join(markdown_table(table.columns, rows))
 
 
 COVERAGE = ROOT / "tests" / "benchmarks" / "interval_coverage.json"

@@ -7,7 +7,7 @@ interval without an upper end, shares in per cent. What statistics are called is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from memprobe.statistics.intervals import FEWEST
@@ -19,6 +19,20 @@ HELD = {True: "yes", False: "no", None: "?"}
 SIGNIFICANT = {True: "yes", False: "no", None: "too few seeds"}
 TOKEN_RULES = {"first": "its first token is", "last": "its last token is", "all": "all of its tokens are"}
 """What of an answer is in the top k."""
+
+
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = (), gap: str = " "
+) -> list[str]:
+    """The lines of a table in Markdown.
+
+    Args:
+        right: columns of numbers, set to the right.
+        gap: in the line below the head, on either side of a bar.
+    """
+    rule = f"{gap}|{gap}".join("---:" if at in right else "---" for at in range(len(head)))
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, *rows)]
+    return [lines[0], f"|{gap}{rule}{gap}|", *lines[1:]]
 
 
 def number(value: float | None, form: str = ".2f") -> str:

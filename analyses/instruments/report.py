@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from analyses.instruments.scores import (
     unlearned,
 )
 from memprobe.files import write_json, write_text
+from memprobe.wording import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,7 +203,7 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
         "",
         f"The best constant guess: {chance}.",
         "",
-        *_rows(header, rows),
+        *markdown_table(header, rows),
     ]
 
 
@@ -235,7 +236,7 @@ def _conditions(found: pl.DataFrame) -> list[str]:
         "Share of facts whose block is named exactly, by kind of model, source, part of the block that was trained, "
         "and facts of a set. Of a pair either block is right.",
         "",
-        *_rows(["instrument", *names], rows),
+        *markdown_table(["instrument", *names], rows),
     ]
 
 
@@ -262,7 +263,7 @@ def _blocks(found: pl.DataFrame, by_block: pl.DataFrame) -> list[str]:
         "",
         "Exact · mean error in blocks, by the block that holds the set.",
         "",
-        *_rows(header, rows),
+        *markdown_table(header, rows),
     ]
 
 
@@ -290,7 +291,7 @@ def _controls(facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
             "",
             "Instruments that tell the two apart, on sets trained into one of them:",
             "",
-            *_rows(
+            *markdown_table(
                 ["instrument", "source", "trained", "names the part", "exact block"],
                 [
                     [*(one[key] for key in keys), _interval(one, "right_part"), _interval(one, "exact")]
@@ -353,11 +354,7 @@ def _markdown(table: pl.DataFrame, formats: Mapping[str, Any]) -> list[str]:
         [formats.get(name, _plain)(value) for name, value in row.items()]
         for row in table.iter_rows(named=True)
     ]
-    return _rows(table.columns, rows)
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return markdown_table(table.columns, rows)
 
 
 def _plain(value: Any) -> str:

@@ -19,6 +19,7 @@ from scipy import stats
 from memprobe.files import read_toml, read_valid
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.verdicts import holm, verdict
+from memprobe.wording import markdown_table
 
 HERE = Path(__file__).parent
 CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"
@@ -107,7 +108,7 @@ def markdown(cells: pl.DataFrame, found: pl.DataFrame) -> Iterator[str]:
     }  # fmt: skip
     for setting, some in cells.group_by(SETTING, maintain_order=True):
         yield "Learning rate {:g}, {} keys, {} epochs of stage 1:\n".format(*setting)
-        yield from _table(shown.values(), some.sort("arm", "seed").select(*shown).rows())
+        yield from _table([*shown.values()], some.sort("arm", "seed").select(*shown).rows())
         yield ""
     columns = ["claim", "arm", "against", "measure", "by_seed", "mean", "low", "high", "verdict"]
     tested = found.filter(pl.col("by_seed") != "").select(*columns)
@@ -118,11 +119,8 @@ def markdown(cells: pl.DataFrame, found: pl.DataFrame) -> Iterator[str]:
     yield "\nNot run: " + "; ".join(untested) if len(untested) else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(list(head))
-    for row in rows:
-        yield "| " + " | ".join(_cell(value) for value in row) + " |"
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    return markdown_table(head, [[_cell(value) for value in row] for row in rows], gap="")
 
 
 def _cell(value: Any) -> str:

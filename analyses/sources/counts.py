@@ -17,6 +17,7 @@ from typing import Any
 from memprobe.errors import MemprobeError
 from memprobe.sources.listing import KEPT, READ, listed
 from memprobe.sources.origins import data_folder
+from memprobe.wording import markdown_table
 
 HERE = Path(__file__).parent
 COUNTS = HERE / "counts.json"
@@ -32,22 +33,19 @@ def count(folder: Path) -> dict[str, dict[str, int]]:
 
 def table(stored: dict[str, dict[str, int]]) -> str:
     """The table of sources as Markdown."""
-    lines = [
-        "| source | kind | rows in file | kept | taken out | licence | hub id | note |",
-        "|---|---|---:|---:|---|---|---|---|",
-    ]
+    head = ["source", "kind", "rows in file", "kept", "taken out", "licence", "hub id", "note"]
+    rows = []
     about = {one.name: one for one in listed(None)}
     parts = {known: [name for name in stored if name.startswith(f"{known}:")] for known in about}
     for name in [each for known in about for each in (known, *parts[known])]:
         one = about.get(name) or about[name.partition(":")[0]]
         counts = dict(stored.get(name, {}))
-        rows, kept = (counts.pop(rule, None) for rule in (READ, KEPT))
-        told = [f"{n:,}" if n is not None else one.amount for n in (rows, kept)]
+        read, kept = (counts.pop(rule, None) for rule in (READ, KEPT))
+        told = [f"{n:,}" if n is not None else one.amount for n in (read, kept)]
         taken = ", ".join(f"{n:,} {rule}" for rule, n in counts.items())
         note = one.note if name in about else ""
-        cells = [f"`{name}`", one.kind, *told, taken, one.licence, one.hub, note]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", one.kind, *told, taken, one.licence, one.hub, note])
+    return "\n".join(markdown_table(head, rows, right={2, 3}, gap="")) + "\n"
 
 
 def written(page: str, made: str) -> str:

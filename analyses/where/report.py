@@ -48,7 +48,7 @@ def report(folder: Path) -> str:
     """The report as Markdown."""
     parts = [HEAD.rstrip()]
     for title, says, head, rows in sections(folder):
-        parts += [f"## {title}", says, markdown(head, rows)]
+        parts += [f"## {title}", says, "\n".join(wording.markdown_table(head, rows))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,12 +155,6 @@ def sections(folder: Path) -> Iterator[tuple[str, str, list[str], list[list[str]
         ],
         rows,
     )
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _of(table: pl.DataFrame, **wanted: str) -> pl.DataFrame:

@@ -55,7 +55,7 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                     cells.append("  ".join(number(one) for one in row["by_seed"]))
                 else:
                     cells.append(wording.p_value(row["p"]))
-                    cells.append({True: "yes", False: "no", None: "too few seeds"}[row["significant"]])
+                    cells.append(wording.SIGNIFICANT[row["significant"]])
                 rows.append([label(row["statistic"], short=True), *cells])
             if means:
                 title, columns, says = (

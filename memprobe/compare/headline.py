@@ -51,9 +51,8 @@ class Headline:
 
     def markdown(self) -> str:
         """As a Markdown table, with what its columns mean below."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in cells), "", self.says])
+        table = wording.markdown_table(self.columns, self.rows, right=range(1, len(self.columns)))
+        return "\n".join([*table, "", self.says])
 
     def html(self) -> str:
         """As an HTML table."""

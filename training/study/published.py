@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from memprobe import retention
+from memprobe.wording import markdown_table
 from training.study import tables as surfacing
 from training.study.claims import claims, specification
 from training.study.results import Results
@@ -55,9 +56,9 @@ def markdown(made: dict[str, pl.DataFrame], command: str) -> str:
     parts = [f"Made by `{command}`.\n"]
     for name, table in made.items():
         parts.append(f"## {name.replace('_', ' ').capitalize()}\n")
-        parts.append("| " + " | ".join(table.columns) + " |")
-        parts.append("|" + "|".join("---:" if dtype.is_numeric() else "---" for dtype in table.dtypes) + "|")
-        parts += ["| " + " | ".join(shown(value) for value in row) + " |" for row in table.iter_rows()]
+        numbers = {at for at, dtype in enumerate(table.dtypes) if dtype.is_numeric()}
+        rows = [[shown(value) for value in row] for row in table.iter_rows()]
+        parts += markdown_table(table.columns, rows, right=numbers, gap="")
         parts.append("")
     return "\n".join(parts)
 
@@ -70,4 +71,4 @@ def shown(value: Any) -> str:
         return ", ".join(shown(item) for item in value)
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value).replace("|", "\\|")
+    return str(value)
