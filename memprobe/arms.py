@@ -30,6 +30,8 @@ from functools import cached_property
 
 from memprobe.errors import MemprobeError, among
 
+NAIVE = "none"
+"""Training on, with nothing done against forgetting."""
 _PART = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?:\(([^()]*)\))?\s*")
 _PLUS = re.compile(r"\+(?![^(]*\))")  # in brackets a + belongs to a number, as in 1e+07
 _ARGUMENT = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
@@ -58,7 +60,7 @@ class Kind:
 
 
 KINDS = {
-    "none": Kind(frozenset(), 0, label="naive"),
+    NAIVE: Kind(frozenset(), 0, label="naive"),
     "matched": Kind(
         _MIXING | {"to"}, 1, ("to", "data", "stages"), "matched(to=steps, data=random-words, stages=1)"
     ),
@@ -110,7 +112,7 @@ class Part:
         """
         given = self.options.get("stages")
         if given is None:
-            return tuple(range(self.kind.first, n + 1)) if self.name not in ("none", "joint") else ()
+            return tuple(range(self.kind.first, n + 1)) if self.name not in (NAIVE, "joint") else ()
         numbers = [part.strip() for part in given.split(",")]
         if not all(part.isdecimal() and 1 <= int(part) <= n for part in numbers):
             raise MemprobeError(
@@ -145,7 +147,7 @@ class Arm:
             MemprobeError: it cannot be read, or lacks something.
         """
         parts = tuple(_parsed(piece) for piece in _PLUS.split(text))
-        if len(parts) > 1 and any(part.name == "none" for part in parts):
+        if len(parts) > 1 and any(part.name == NAIVE for part in parts):
             raise MemprobeError("arm: none cannot be combined with another arm")
         return cls(text, parts)
 
@@ -160,7 +162,7 @@ class Arm:
     @classmethod
     def made_of(cls, parts: Sequence[Part]) -> Arm:
         """The arm that does these, in its canonical spelling; ``none`` where that is nothing."""
-        parts = tuple(parts) or (Part("none", {}),)
+        parts = tuple(parts) or (Part(NAIVE, {}),)
         return cls("+".join(map(str, parts)), parts)
 
     @cached_property
@@ -171,7 +173,7 @@ class Arm:
     @property
     def is_naive(self) -> bool:
         """Whether nothing is done."""
-        return self.kinds == ("none",)
+        return self.kinds == (NAIVE,)
 
     @property
     def is_joint(self) -> bool:
@@ -241,7 +243,7 @@ def _parsed(piece: str) -> Part:
 
 
 def _named(part: Part, *, options: bool) -> str:
-    if part.name == "none":
+    if part.name == NAIVE:
         return part.label
     given = part.options
     words = [part.label]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import polars as pl
 
@@ -16,6 +16,18 @@ from memprobe.probes import Probe
 from memprobe.records import ALIKE
 
 _STEP = re.compile(r"(?:(?:step|checkpoint)[-_= ]?|@)(\d+)")
+
+
+def stage_number(stage: str | None) -> int | None:
+    """That a stage's name begins with."""
+    number = re.match(r"\d+", stage or "")
+    return int(number[0]) if number else None
+
+
+def stage_order(stage: str | None) -> tuple[int, str]:
+    """Sorts stages by number; those without one last."""
+    number = stage_number(stage)
+    return (10**9 if number is None else number, stage or "")
 
 
 @dataclass(frozen=True)
@@ -53,59 +65,12 @@ class Member:
     @property
     def stage_order(self) -> tuple[int, str]:
         """Stages by number; those without one last."""
-        number = self.stage_number
-        return (10**9 if number is None else number, self.stage or "")
+        return stage_order(self.stage)
 
     @property
     def stage_number(self) -> int | None:
         """That its stage begins with."""
-        number = re.match(r"\d+", self.stage or "")
-        return int(number[0]) if number else None
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The checkpoints of one training run, in the order of training, without the base model.
-
-    Attributes:
-        ends: the last stage's title where runs share their first stages and end on different data.
-    """
-
-    arm: str
-    seed: str
-    members: list[Member]
-    ends: str | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """Of its checkpoints."""
-        return [member.label for member in self.members]
-
-    def told(self, name: str) -> str:
-        """The name of its arm, with where it ends where that tells it from others."""
-        return f"{name} → {self.ends}" if self.ends else name
-
-
-def chains_of(members: Sequence[Member]) -> list[Chain]:
-    """The training runs among checkpoints: those of one arm and seed, by stage.
-
-    Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
-    different data make a chain each.
-    """
-    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, Member]]] = {}
-    for member in sorted(members, key=along):
-        if member.arm is not None and member.stage is not None:
-            stages = made.setdefault((member.arm, member.seed or ""), {})
-            stages.setdefault(member.stage_order, {})[member.stage_title] = member
-    chains = []
-    for (arm, seed), stages in made.items():
-        *early, last = (stages[order] for order in sorted(stages))
-        first = [next(iter(found.values())) for found in early]
-        several = len(last) > 1
-        chains += [
-            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
-        ]
-    return chains
+        return stage_number(self.stage)
 
 
 class Along(Protocol):
@@ -127,6 +92,16 @@ class Along(Protocol):
         ...
 
     @property
+    def stage_order(self) -> tuple[int, str]:
+        """Sorts stages."""
+        ...
+
+    @property
+    def stage_title(self) -> str:
+        """Tells stages of one place in the order apart."""
+        ...
+
+    @property
     def seed(self) -> str | None:
         """Its run's seed."""
         ...
@@ -138,6 +113,51 @@ class Along(Protocol):
 
 
 AnyAlong = TypeVar("AnyAlong", bound=Along)
+
+
+@dataclass(frozen=True)
+class Chain(Generic[AnyAlong]):
+    """The checkpoints of one training run, in the order of training, without the base model.
+
+    Attributes:
+        ends: the last stage's title where runs share their first stages and end on different data.
+    """
+
+    arm: str
+    seed: str
+    members: list[AnyAlong]
+    ends: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of its checkpoints."""
+        return [member.label for member in self.members]
+
+    def told(self, name: str) -> str:
+        """The name of its arm, with where it ends where that tells it from others."""
+        return f"{name} → {self.ends}" if self.ends else name
+
+
+def chains_of(members: Sequence[AnyAlong]) -> list[Chain[AnyAlong]]:
+    """The training runs among checkpoints: those of one arm and seed, by stage.
+
+    Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
+    different data make a chain each.
+    """
+    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, AnyAlong]]] = {}
+    for member in sorted(members, key=along):
+        if member.arm is not None and member.stage is not None:
+            stages = made.setdefault((member.arm, member.seed or ""), {})
+            stages.setdefault(member.stage_order, {})[member.stage_title] = member
+    chains = []
+    for (arm, seed), stages in made.items():
+        *early, last = (stages[order] for order in sorted(stages))
+        first = [next(iter(found.values())) for found in early]
+        several = len(last) > 1
+        chains += [
+            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
+        ]
+    return chains
 
 
 def along(one: Along) -> float:
@@ -265,15 +285,16 @@ def members_of(
             notes.append(f"{label} is not finished: what is there is compared.")
         manifest = entry.get("manifest") or {}
         told = arms.get(label)
-        made = told if told is not None else [_text(manifest.get(key)) for key in ("arm", "seed", "stage")]
+        made = told if told is not None else made_by(manifest)
         members.append(Member(label, probe, name, *made, step=step_of(name, entry)))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+def made_by(manifest: Mapping[str, Any]) -> list[str | None]:
+    """[arm, seed, stage], as a manifest tells them."""
+    return [None if manifest.get(key) is None else str(manifest[key]) for key in ("arm", "seed", "stage")]
 
 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:

@@ -12,6 +12,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.members import Member, collect
+from memprobe.records import EXACT
 from memprobe.statistics.controls import answer_cover, curve_values, values_of
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.occurrence import Occurrence
@@ -130,7 +131,7 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
         .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
     )
     answers = common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"), ids)
-    exact = joined.select(pl.coalesce("exact_match", "exact_tokens").fill_null(False)).to_series()
+    exact = joined.select(EXACT.fill_null(False)).to_series()
     return Reading(
         member=member,
         everyone=everyone,

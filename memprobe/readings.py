@@ -265,7 +265,7 @@ class Readings:
         return [(anchor, label) for label in self.labels for anchor in self.anchors if anchor != label]
 
     @cached_property
-    def chains(self) -> list[Chain]:
+    def chains(self) -> list[Chain[Member]]:
         """The training runs that arms, seeds and stages tell of."""
         return chains_of(self.members)
 

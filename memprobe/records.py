@@ -16,6 +16,9 @@ LENS, POSITION, SUBJECT = "logit", "answer", "subject"
 POSITIONS = (POSITION, SUBJECT)
 """``answer``: the position that predicts the token; ``subject``: the subject's last token in the prompt."""
 
+EXACT = pl.coalesce("exact_match", "exact_tokens")
+"""Of outcomes, whether the answer is given: what was generated says so, else the argmax of each of its tokens."""
+
 KEYS: dict[str, Any] = {
     "checkpoint": pl.String,
     "lens": pl.String,  # logit, logit@base, tuned …

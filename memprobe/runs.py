@@ -33,6 +33,8 @@ GRID, CELL = "grid.toml", "cell.json"
 STATE, MATRIX = ".state", "accuracy.csv"
 """Of a run: while a stage is under way, and what is written last of one that has ended."""
 EXACT = "exact_match"
+SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
+"""Scores of rows that are yes or no."""
 _STAGE = re.compile(r"(\d+)-(.+)")
 
 Count = Annotated[int, Field(ge=0)]
@@ -200,6 +202,11 @@ def read_as(schema: type[Read], path: Path) -> Read:
     return validated(schema, read_json(path), path)
 
 
+def read_if_there(schema: type[Read], path: Path) -> Read | None:
+    """:func:`read_as`; ``None`` where there is no such file."""
+    return read_as(schema, path) if path.exists() else None
+
+
 @dataclass(frozen=True)
 class StageDirectory:
     """A stage that has ended, or, in a run's state, one under way.
@@ -217,14 +224,12 @@ class StageDirectory:
     @cached_property
     def evaluation(self) -> EvaluationFile | None:
         """Scores after the stage; ``None`` where they are not there."""
-        path = self.path / EVALUATION
-        return read_as(EvaluationFile, path) if path.exists() else None
+        return read_if_there(EvaluationFile, self.path / EVALUATION)
 
     @cached_property
     def manifest(self) -> ManifestFile | None:
         """How the checkpoint was made; ``None`` where that is not there."""
-        path = self.path / MANIFEST
-        return read_as(ManifestFile, path) if path.exists() else None
+        return read_if_there(ManifestFile, self.path / MANIFEST)
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """What was logged of each optimiser step; a last line that is still being written is not there yet.
@@ -310,8 +315,7 @@ class RunDirectory:
     @cached_property
     def cell(self) -> CellFile | None:
         """How the cell of a grid ended whose run this is; ``None`` for other runs."""
-        path = self.path / CELL
-        return read_as(CellFile, path) if path.exists() else None
+        return read_if_there(CellFile, self.path / CELL)
 
     @property
     def setup(self) -> Path | None:

@@ -126,13 +126,14 @@ def of_placement(row: Mapping[str, Any], k: int) -> str:
 
 def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
     """:func:`of_checkpoint` of an entry of ``summary.json``."""
-    exact = entry["exact_match"] if entry["exact_match"] is not None else entry["exact_tokens"]
+    from memprobe.statistics.overview import exact_of
+
     return of_checkpoint(
         label,
         n=entry["n"],
         n_layers=len(entry["normalised_frequency"]),
         k=k,
-        exact=exact,
+        exact=exact_of(entry),
         median=entry["lof"]["median"],
         never=entry["lof"]["never"],
         chance_never=entry["shuffled_lof"]["never"],

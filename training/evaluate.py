@@ -23,6 +23,7 @@ from memprobe.batching import batches_by_tokens, tokens_at_once
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
+from memprobe.runs import SHARES
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
@@ -46,7 +47,6 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
     "task": ("final_answer", "rouge_l", "loss"),
     "text": ("perplexity", "loss"),
 }
-SHARES = frozenset({"exact_match", "exact_tokens", "alias_match", "final_answer"})
 DRAWS = 2000
 # Every token of a text has logits, and of a factoid only the answer's.
 _CPU_TOKENS, _GPU_TOKENS = 2048, {"factoids": 8192, "task": 4096, "text": 4096}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,12 @@ from memprobe.compare.beside import besides
 from memprobe.compare.headline import Headline, headline
 from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
+from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
-from memprobe.files import csv_text, json_text, write_together
-from memprobe.members import Member, check_apart, ends_of
+from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.records import ALIKE
-from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.occurrence import DRAWS
 
 COMPARISON_SCHEMA = 1
@@ -99,40 +96,25 @@ class Comparison:
         through = self.settings.get("through")
         return headline(self.tables["placement"], self.tables["lenses"], through=through)
 
+    def _shown(self) -> list[Headline]:
+        return [self.headline(), *besides(self.tables)]
+
     def _repr_html_(self) -> str:
         """The verdict and its table, for a notebook."""
-        said = "".join(f"<p>{escape(line)}</p>" for line in sentences.verdict(self))
-        tables = [self.headline(), *besides(self.tables)]
-        return said + "".join(table.html() for table in tables)
+        return as_html(sentences.verdict(self), self._shown())
 
     def markdown(self) -> str:
         """The verdict, its table and the notes, as Markdown."""
-        shown = self.headline()
-        parts = [*sentences.verdict(self), f"## {shown.title}", shown.markdown()]
-        for beside in besides(self.tables):
-            parts += [f"## {beside.title}", beside.markdown()]
-        notes = [f"- {note}" for note in self.notes]
-        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
+        return as_markdown(sentences.verdict(self), self._shown(), self.notes)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""
-        tables = {name: table.to_dicts() for name, table in self.tables.items()}
-        return {"schema": COMPARISON_SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
+        return as_json(COMPARISON_SCHEMA, self.settings, self.notes, self.tables)
 
     def write(self, folder: Path) -> None:
-        """``comparison.json``, its answer in ``comparison.md``, and each table that has rows as ``NAME.csv`` (lists
-        joined by spaces).
-
-        An older comparison in the folder is replaced whole, with the tables that this one does not have.
-        """
-        texts = {"comparison.md": self.markdown()}
-        for name, table in self.tables.items():
-            if len(table):
-                lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
-                joined = table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
-                texts[f"{name}.csv"] = csv_text(joined)
-        texts[_FILE] = json_text(self.as_json())
-        write_together(texts, folder, mark=_FILE, stale=[f"{name}.csv" for name in TABLES])
+        """``comparison.json``, its answer in ``comparison.md``, and each table that has rows as ``NAME.csv``:
+        :func:`memprobe.compare.written.write_comparison`."""
+        write_comparison(folder, _FILE, self.as_json(), self.markdown(), self.tables, TABLES)
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -294,11 +276,7 @@ def _notes(readings: Readings) -> list[str]:
         if not readings.same_depths(anchor, label):
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
-    seeds = Counter((member.arm, member.stage or "") for member in ends_of(readings.members))
-    if seeds and min(seeds.values()) < MIN_SEEDS:
-        notes.append(
-            f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
-        )
+    notes += notes_on_seeds(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
         notes.append(
             "Intrusions are watched for where an answer begins: values net of them are given under `token` first."

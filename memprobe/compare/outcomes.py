@@ -8,7 +8,6 @@ the same arms over seeds as in :func:`memprobe.compare.compare`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,16 @@ from pydantic import BaseModel, ConfigDict
 from memprobe import sentences, wording
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
-from memprobe.compare.over_runs import arm_differences, arms, paths
+from memprobe.compare.over_runs import arm_differences, arms, path_of, paths
 from memprobe.compare.table import floats
+from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
-from memprobe.files import csv_text, json_text, read_valid, write_together
-from memprobe.members import check_apart, ends_of, step_of
+from memprobe.files import read_valid
+from memprobe.members import chains_of, check_apart, ends_of, made_by, stage_order, step_of
 from memprobe.probes import Probe, open_probe
+from memprobe.records import EXACT
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
-from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
+from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.intervals import Resamples, check_draws, wilson
@@ -36,7 +37,7 @@ from memprobe.statistics.occurrence import DRAWS
 from memprobe.statistics.paired import differences as differences_of
 
 FILE, SCHEMA = "outcomes.json", 1
-EXACT, SCORE = "exact", "score"
+SAID, SCORE = "exact", "score"
 SCHEMAS: dict[str, pl.Schema] = {
     "outcomes": pl.Schema(
         {"checkpoint": pl.String, "n": pl.Int64} | floats("exact", "exact_low", "exact_high", "score")
@@ -70,10 +71,14 @@ class Answers:
     step: int | None = None
 
     @property
-    def order(self) -> tuple[int, str]:
+    def stage_order(self) -> tuple[int, str]:
         """Stages by number; those without one last."""
-        number = re.match(r"\d+", self.stage or "")
-        return (int(number[0]) if number else 10**9, self.stage or "")
+        return stage_order(self.stage)
+
+    @property
+    def stage_title(self) -> str:
+        """All that is known of its stage."""
+        return self.stage or ""
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,10 @@ class OutcomeComparison:
         reference = self.settings["reference"]
         own = self.tables["outcomes"].row(by_predicate=pl.col("checkpoint") == reference, named=True)
         lines = [f"{reference} gives {_percent(own)} of {wording.count(own['n'], 'fact')}."]
-        paired = self.tables["differences"].filter(statistic=EXACT).iter_rows(named=True)
+        paired = self.tables["differences"].filter(statistic=SAID).iter_rows(named=True)
         lines += [f"{row['checkpoint']} against {reference}: {sentences.recalled(row)}." for row in paired]
         for row in (
-            self.tables["arm_differences"].filter(statistic=EXACT).drop_nulls("low").iter_rows(named=True)
+            self.tables["arm_differences"].filter(statistic=SAID).drop_nulls("low").iter_rows(named=True)
         ):
             stage = f" after stage {row['stage']}" if row["stage"] else ""
             seeds = f"{row['seeds']} and {row['reference_seeds']} seeds"
@@ -123,37 +128,18 @@ class OutcomeComparison:
 
     def markdown(self) -> str:
         """The verdict, its table and the notes."""
-        shown = self.headline()
-        notes = [f"- {note}" for note in self.notes]
-        parts = [
-            *self.verdict(),
-            f"## {shown.title}",
-            shown.markdown(),
-            *(["\n".join(notes)] if notes else []),
-        ]
-        return "\n\n".join(parts) + "\n"
+        return as_markdown(self.verdict(), [self.headline()], self.notes)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return "".join(f"<p>{escape(line)}</p>" for line in self.verdict()) + self.headline().html()
+        return as_html(self.verdict(), [self.headline()])
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""
-        tables = {name: table.to_dicts() for name, table in self.tables.items()}
-        return {"schema": SCHEMA, **self.settings, "notes": self.notes, "tables": tables}
+        return as_json(SCHEMA, self.settings, self.notes, self.tables)
 
     def write(self, folder: Path) -> None:
         """``outcomes.json``, ``outcomes.md``, and each table that has rows as ``NAME.csv``."""
-        texts = {"outcomes.md": self.markdown()}
-        for name, table in self.tables.items():
-            if len(table):
-                lists = [key for key, dtype in table.schema.items() if dtype == pl.List]
-                texts[f"{name}.csv"] = csv_text(
-                    table.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join(" "))
-                )
-        texts[FILE] = json_text(self.as_json())
-        write_together(texts, folder, mark=FILE, stale=[f"{name}.csv" for name in SCHEMAS])
+        write_comparison(folder, FILE, self.as_json(), self.markdown(), self.tables, SCHEMAS)
 
 
 class OutcomesFile(BaseModel):
@@ -230,7 +216,7 @@ def compare_outcomes(
     right = np.array([answer.casefold() for answer in facts["answer"]])
     values = {one.label: np.array([[one.exact[id], one.score[id]] for id in ids], float) for one in answers}
     plain = all((table[:, 0] == table[:, 1]).all() for table in values.values())
-    names = [EXACT] if plain else [EXACT, SCORE]
+    names = [SAID] if plain else [SAID, SCORE]
     values = {label: table[:, : len(names)] for label, table in values.items()}
     drawn = Resamples.of(len(ids), draws=draws, seed=seed)
     others = [one.label for one in answers if one is not first]
@@ -244,16 +230,17 @@ def compare_outcomes(
         parts["differences"].append(found.select(*keys, *front, pl.all()))
         both = np.column_stack([values[first.label][:, 0], values[label][:, 0]]).astype(bool)
         parts["fates"].append(fates_of(both).select(*keys, pl.all()))
-    parts["paths"] += _paths(answers, values)
+    parts["paths"] += [
+        path_of(chain, [values[label][:, 0].astype(bool) for label in chain.labels])
+        for chain in chains_of(answers)
+        if len(chain.members) > 1
+    ]
     if runs := _runs(answers, values):
-        shares, n = [EXACT], len(ids)
+        shares, n = [SAID], len(ids)
         parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
-        if min(parts["arms"][0]["seeds"]) < MIN_SEEDS:
-            notes.append(
-                f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
-            )
+        notes += notes_on_seeds(answers)
     tables = {
         name: pl.concat([pl.DataFrame(schema=schema), *(part.cast(schema) for part in parts[name])])
         for name, schema in SCHEMAS.items()
@@ -279,13 +266,12 @@ def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
             manifest: Mapping[str, Any] = {}
         else:
             table = source.outcomes.filter(pl.col("checkpoint") == label)
-            table = table.with_columns(pl.coalesce("exact_match", "exact_tokens").alias("exact_match"))
-            table = table.with_columns(pl.col("exact_match").cast(pl.Float64).alias("score"))
+            table = table.with_columns(EXACT.alias("exact_match"), EXACT.cast(pl.Float64).alias("score"))
             manifest = source.run["checkpoints"][label].get("manifest") or {}
         known = table.filter(pl.col("exact_match").is_not_null())
         exact = dict(known.select("factoid", "exact_match").iter_rows())
         score = dict(known.select("factoid", "score").iter_rows())
-        made = [None if manifest.get(key) is None else str(manifest[key]) for key in ("arm", "seed", "stage")]
+        made = made_by(manifest)
         step = (
             None if isinstance(source, ResultsDirectory) else step_of(label, source.run["checkpoints"][label])
         )
@@ -365,19 +351,6 @@ def _outcomes(label: str, values: np.ndarray) -> pl.DataFrame:
         "exact_high": float(high),
     }
     return pl.DataFrame([row | {"score": float(values[:, -1].mean())}], schema=SCHEMAS["outcomes"])
-
-
-def _paths(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> Iterator[pl.DataFrame]:
-    chains: dict[tuple[str, str], list[Answers]] = {}
-    for one in ends_of(answers):
-        if one.arm is not None and one.stage:
-            chains.setdefault((one.arm, one.seed or ""), []).append(one)
-    for (arm, seed), chain in chains.items():
-        chain = sorted(chain, key=lambda one: one.order)
-        if len(chain) > 1 and len({one.stage for one in chain}) == len(chain):
-            keys = {"arm": arm, "seed": seed, "stages": " → ".join(one.stage or "" for one in chain)}
-            found = fates_of(np.column_stack([values[one.label][:, 0].astype(bool) for one in chain]))
-            yield found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
 
 
 def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[Run]:

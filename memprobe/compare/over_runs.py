@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
-from memprobe.members import check_apart, ends_of
+from memprobe.members import Chain, check_apart, ends_of
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
@@ -27,14 +28,24 @@ _SEEDS = {"by_seed": pl.List(pl.Float64)}
 )
 def paths(readings: Readings) -> pl.DataFrame:
     """Paths of facts through the stages of each run."""
-    parts = []
-    for chain in readings.chains:
-        if len(chain.members) > 1:
-            stages = " → ".join(member.stage or "" for member in chain.members)
-            keys = {"arm": chain.arm, "seed": chain.seed, "stages": stages}
-            found = fates(np.column_stack([readings[label].exact for label in chain.labels]))
-            parts.append(found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all()))
+    parts = [
+        path_of(chain, [readings[label].exact for label in chain.labels])
+        for chain in readings.chains
+        if len(chain.members) > 1
+    ]
     return pl.concat(parts) if parts else paths.empty
+
+
+def path_of(chain: Chain[Any], exact: Sequence[np.ndarray]) -> pl.DataFrame:
+    """Of a run that has several stages, how many facts take which path through them.
+
+    Args:
+        exact: by stage, bool [factoid], whether the answer is given.
+    """
+    stages = " → ".join(one.stage or "" for one in chain.members)
+    keys = {"arm": chain.arm, "seed": chain.seed, "stages": stages}
+    found = fates(np.column_stack(exact))
+    return found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
 
 
 def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run]:

@@ -10,6 +10,7 @@ import polars as pl
 from memprobe import sentences
 from memprobe.dashboard.series import series_of, steps_table
 from memprobe.readings import Readings
+from memprobe.statistics.overview import exact_of
 
 
 def answer_of(
@@ -68,7 +69,7 @@ def _held(row: Mapping[str, Any]) -> bool | None:
 def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> str:
     chance = row["shuffled"] or {}
     own, by_chance = row["lof_restricted_mean"], chance.get("lof_restricted_mean")
-    exact = row["exact_match"] or row["exact_tokens"]
+    exact = exact_of(row)
     return sentences.of_checkpoint(
         label,
         n=len(readings.factoids),

@@ -26,6 +26,7 @@ from memprobe.statistics.overview import (
     STATES,
     chance_of,
     depth_shares,
+    exact_of,
     flows,
     outcome_shares,
     paired_means,
@@ -73,7 +74,7 @@ class UnderRule:
         self.labels, self.looks = readings.labels, looks_of(readings)
         self.outcomes = {label: outcome_shares(readings[label].outcomes) for label in self.labels}
         self.accuracy = {
-            label: exact["value"] if (exact := row["exact_match"] or row["exact_tokens"]) else None
+            label: exact["value"] if (exact := exact_of(row)) else None
             for label, row in self.outcomes.items()
         }
 

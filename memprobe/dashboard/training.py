@@ -8,6 +8,7 @@ import polars as pl
 
 from memprobe import plots
 from memprobe.dashboard.embedding import embedded, figure_json
+from memprobe.runs import SHARES
 from memprobe.studies import Study
 
 MAX_POINTS = 1_200  # of one training curve
@@ -17,7 +18,6 @@ MEASURES = {
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
-_SHARES = ("exact_match", "exact_tokens", "alias_match", "final_answer", "rouge_l")
 
 
 def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
@@ -27,7 +27,7 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
     scores = _base_once(
         study.evaluations().with_columns(
             row=pl.format("{}, {} {}", "run", "stage", "stage_name"),
-            share=pl.col("metric").is_in(_SHARES),
+            share=pl.col("metric").is_in((*SHARES, "rouge_l")),
         )
     )
     blocks, others, note = {}, [], ""

@@ -9,9 +9,8 @@ import polars as pl
 
 from memprobe.arms import Arm, arm_names, by_kind
 from memprobe.retention import Retention, curve, forgetting, interference, stages
-from memprobe.retention.runs import SHARES
 from memprobe.retention.tables import titles
-from memprobe.runs import EXACT
+from memprobe.runs import EXACT, SHARES
 
 NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length", "interference")
 """Figures of training runs."""

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 from memprobe.figures.by_step import OVER_STEPS
 from memprobe.fitted import WITH_FLOOR
+from memprobe.members import stage_order
 from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
@@ -173,14 +173,9 @@ def _several_seeds(made: Sequence[Mapping[str, Any]]) -> bool:
     return len(set(keys)) < len(keys)
 
 
-def _stage(row: Mapping[str, Any]) -> tuple[int, str]:
-    number = re.match(r"\d+", row["stage"] or "")
-    return (int(number[0]) if number else 10**9, row["stage"] or "")
-
-
 def _in_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     seed = row["seed"] or ""
-    return (*_stage(row), len(seed), seed)
+    return (*stage_order(row["stage"]), len(seed), seed)
 
 
 def _after(row: Mapping[str, Any]) -> str:
@@ -234,8 +229,8 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
         names = arm_names([row["arm"] for row in trained])
         kinds = by_kind({row["arm"] for row in trained})
         rows = []
-        for stage in sorted({_stage(row) for row in trained}):
-            here = [row for row in trained if _stage(row) == stage]
+        for stage in sorted({stage_order(row["stage"]) for row in trained}):
+            here = [row for row in trained if stage_order(row["stage"]) == stage]
             here.sort(key=lambda row: (kinds.index(row["arm"]), *_in_order(row)))
             panel = _after(here[0])
             rows += [(panel, "base model", "base model", base)] if base is not None else []
@@ -273,9 +268,10 @@ def _first_occurrence(
                     rows.append([row["label"], "not trained", name, value, low, high, None, None])
         for arm in by_kind({row["arm"] for row in trained}):
             mine = [row for row in trained if row["arm"] == arm]
-            for stage in sorted({_stage(row) for row in mine}):
+            for stage in sorted({stage_order(row["stage"]) for row in mine}):
                 here = sorted(
-                    (row for row in mine if _stage(row) == stage), key=lambda row: row["seed"] or ""
+                    (row for row in mine if stage_order(row["stage"]) == stage),
+                    key=lambda row: row["seed"] or "",
                 )
                 over = means.get((arm, here[0]["stage"] or ""), {})
                 for name in PLACEMENT:
@@ -319,11 +315,9 @@ def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
     head = ["checkpoint", *(called(name, short=True) for name in names), "by chance"]
     head[2] += ", mean ± sd"
     head += [called(name, short=True) for name in ("effective_layers", "depths_per_factoid")]
-    lines = [f"Top {k}, token rule `{token}`; [95 % intervals] over factoids.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in table.iter_rows(named=True):
-        cells = [
-            row["checkpoint"].replace("|", "\\|"),
+    rows = [
+        [
+            row["checkpoint"],
             wording.percent(row["exact"]),
             wording.mean_and_sd(row["lof_mean"], row["lof_sd"]),
             wording.of_row(row, "share_never", ".1%"),
@@ -335,8 +329,11 @@ def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
             wording.of_row(row, "effective_layers"),
             wording.of_row(row, "depths_per_factoid"),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for row in table.iter_rows(named=True)
+    ]
+    lines = wording.markdown_table(head, rows, right=range(1, len(head)), gap="")
+    says = f"Top {k}, token rule `{token}`; [95 % intervals] over factoids."
+    return "\n".join([says, "", *lines]) + "\n"
 
 
 def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:

@@ -16,12 +16,9 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
-from memprobe.runs import EXACT, EvaluatedSet, RunDirectory, Score
+from memprobe.runs import EXACT, SHARES, EvaluatedSet, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
-NAIVE = "none"
-SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
-"""Scores of rows that are yes or no."""
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
 
 

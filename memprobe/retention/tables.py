@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from memprobe.arms import Arm
-from memprobe.retention.runs import ALL_ROWS, NAIVE, UNSEEN_ROWS, Retention
+from memprobe.arms import NAIVE, Arm
+from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
 
 CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
 """Settings over which :func:`curve` is drawn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -54,6 +55,11 @@ def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]
             low, high = wilson(values.mean(), np.array(len(values)))
             shares[name] = {"value": float(values.mean()), "low": float(low), "high": float(high)}
     return shares
+
+
+def exact_of(shares: Mapping[str, Any]) -> Any:
+    """In :func:`outcome_shares`, or an entry of ``summary.json``: what :data:`memprobe.records.EXACT` is of a fact."""
+    return shares["exact_tokens"] if shares["exact_match"] is None else shares["exact_match"]
 
 
 def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> dict[str, float | None]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from memprobe.arms import Arm
+from memprobe.arms import NAIVE, Arm
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.verdicts import is_inert
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
-from training.study.results import NAIVE, Results
+from training.study.results import Results
 from training.study.tables import spread
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from memprobe.arms import arm_names, by_kind
+from memprobe.arms import NAIVE, arm_names, by_kind
 from memprobe.figures import write_figures
 from memprobe.figures.drawings import Drawing, of_retention
 from memprobe.figures.runs import NAMES
 from memprobe.figures.tables import log2_ratio
 from memprobe.figures.writing import write_figure
-from training.study.results import NAIVE, READOUTS, SETTINGS, Results
+from training.study.results import READOUTS, SETTINGS, Results
 
 OF_PROBES = ("lof", "differences")
 """Of what :func:`memprobe.figures.write_figures` draws of a grid's probes, the figures that tell of arms."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from memprobe.arms import NAIVE
 from memprobe.errors import MemprobeError
 from memprobe.statistics.power import detectable_over_seeds, scatter, seeds_needed
 from training.grid.cells import Cell
-from training.study.results import NAIVE
 
 ASKED = (0.20, 0.10)
 """Differences of retention for which the seeds are counted."""

@@ -14,7 +14,6 @@ SETTINGS = ((10, "first"), (1, "all"))
 """(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
 small alphabet needs."""
 READOUTS = ("own", "base-readout")
-NAIVE = "none"
 
 
 @dataclass(frozen=True)
