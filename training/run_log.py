@@ -28,19 +28,11 @@ class RunLog:
 
     def start(self, name: str, total: int, done: int) -> None:
         """A bar for a stage of so many optimiser steps."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from memprobe.cli.terminal import progress_bar
 
         self.name, self.total, self.first, self.began = name, total, done, time.monotonic()
         self.last = self.began
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}", markup=False),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.bar = progress_bar(self.console, "{task.fields[said]}", elapsed=False)
         self.task = self.bar.add_task(name, total=total, completed=done, said="")
         self.bar.start()
 

@@ -5,35 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from memprobe.cli.terminal import echo
+from memprobe.cli.terminal import echo, progress_bar, terminal
 
 
 class Bars:
     """A bar per label; ``done`` factoids of an earlier run do not count in the rate."""
 
     def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        from memprobe.cli.terminal import terminal
-
         self.console = terminal(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  {task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.progress = progress_bar(self.console, "{task.fields[rate]}", "{task.fields[note]}")
         self.tasks: dict[str, Any] = {}
         self.starts: dict[str, tuple[float, int]] = {}
 

@@ -298,19 +298,11 @@ class _Progress:
 
     def update(self, done: int, total: int) -> None:
         if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from memprobe.cli.terminal import progress_bar, terminal
 
-            from memprobe.cli.terminal import terminal
-
-            columns = (
-                TextColumn("passages", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=terminal(stderr=True))
+            self.bar = progress_bar(terminal(stderr=True), elapsed=False)
             self.bar.start()
-            self.task = self.bar.add_task("", total=total)
+            self.task = self.bar.add_task("passages", total=total)
         self.bar.update(self.task, completed=done)
 
 

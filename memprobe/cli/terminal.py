@@ -16,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
 # Control characters but tab and newline, halves of characters, and what turns the direction of writing.
@@ -55,6 +56,28 @@ def wide_terminal() -> Console:
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = WIDTH
     return console
+
+
+def progress_bar(console: Console, *fields: str, elapsed: bool = True) -> Progress:
+    """Bars of tasks, drawn where the console is a terminal.
+
+    Args:
+        fields: what else stands in a line, such as ``{task.fields[rate]}``.
+        elapsed: also the time that has passed.
+    """
+    from rich import progress as of
+
+    text = "  ".join(fields)
+    return of.Progress(
+        of.TextColumn("{task.description}", markup=False),
+        of.BarColumn(),
+        of.MofNCompleteColumn(),
+        *([of.TextColumn(text, markup=False)] if text else []),
+        *([of.TimeElapsedColumn()] if elapsed else []),
+        of.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def plain_table() -> Table:

@@ -9,6 +9,8 @@ from memprobe.plots.sketch import Sketch, drawn, figure_of, plain
 from memprobe.wording import interval, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
 
 
@@ -50,12 +52,21 @@ def placement_points(table: pl.DataFrame) -> Sketch:
         hovertemplate="<b>%{text}</b> mean over seeds, %{y}<extra></extra>",
         meta={"role": "line"},
     )
-    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
-    figure.update_xaxes(showgrid=True, showline=False)
-    figure.update_yaxes(
-        autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=arms
-    )
+    _lay_out_rows(figure, arms)
     return figure
+
+
+def _lay_out_rows(figure: Sketch, names: Sequence[str], **of_x: Any) -> None:
+    """A row for each arm, the first on top.
+
+    Args:
+        of_x: what else is said of the axis of values.
+    """
+    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
+    figure.update_xaxes(**of_x, showgrid=True, showline=False)
+    figure.update_yaxes(
+        autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=names
+    )
 
 
 def _bars(value: pl.Series, low: pl.Series, high: pl.Series) -> dict[str, Any]:
@@ -102,13 +113,5 @@ def retention_points(table: pl.DataFrame) -> Sketch:
         hovertemplate="<b>%{x:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) %{y}<extra></extra>",
         meta={"role": "line"},
     )
-    figure.update_layout(hovermode="closest", margin={"t": 8}, meta={"row": 28, "frame": 66})
-    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%", showgrid=True, showline=False)
-    figure.update_yaxes(
-        autorange="reversed",
-        type="category",
-        showgrid=False,
-        categoryorder="array",
-        categoryarray=[plain(names[arm]) for arm in table["arm"]],
-    )
+    _lay_out_rows(figure, [plain(names[arm]) for arm in table["arm"]], range=[-0.02, 1.02], tickformat=".0%")
     return figure
