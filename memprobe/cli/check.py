@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app
-from memprobe.cli.options import (
-    AllowPickle,
-    BaseModel,
-    Checkpoints,
-    Device,
-    Dtype,
-    Lenses,
-    TokenizerFrom,
-    TrustRemoteCode,
-)
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -27,14 +18,14 @@ if TYPE_CHECKING:
 
 @app.command()
 def check(
-    ckpt: Checkpoints,
-    lens: Lenses = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    base: BaseModel = None,
-    tokenizer: TokenizerFrom = None,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    ckpt: options.Checkpoints,
+    lens: options.Lenses = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    base: options.BaseModel = None,
+    tokenizer: options.TokenizerFrom = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Says whether checkpoints can be read correctly, and which hold the same weights.

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app, in_options
-from memprobe.cli.options import (
-    MAX_SEED,
-    Draws,
-    FixedReadout,
-    Full,
-    ProbesLens,
-    ProbesPosition,
-    ProbesTokenRule,
-    ProbesTopK,
-    Reference,
-)
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -47,7 +37,7 @@ def compare_command(
             "readouts, as in a grid's probes/SETUP.",
         ),
     ],
-    reference: Reference = None,
+    reference: options.Reference = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -57,11 +47,11 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
-    fixed_readout: FixedReadout = None,
-    top_k: ProbesTopK = None,
-    token: ProbesTokenRule = None,
-    lens: ProbesLens = None,
-    position: ProbesPosition = None,
+    fixed_readout: options.FixedReadout = None,
+    top_k: options.ProbesTopK = None,
+    token: options.ProbesTokenRule = None,
+    lens: options.ProbesLens = None,
+    position: options.ProbesPosition = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,9 +83,9 @@ def compare_command(
             "or all pairs (all)."
         ),
     ] = "anchors",
-    draws: Draws = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of those resamples.", min=0, max=MAX_SEED)] = 0,
-    full: Full = False,
+    draws: options.Draws = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of those resamples.", min=0, max=options.MAX_SEED)] = 0,
+    full: options.Full = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON.")] = False,
     out: Annotated[
         Path | None,

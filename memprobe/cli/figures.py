@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app
-from memprobe.cli.options import Draws, ProbesLens, ProbesPosition, ProbesTokenRule, ProbesTopK
 from memprobe.cli.terminal import echo
 
 _NAMES = (
@@ -41,10 +41,10 @@ def figures_command(
             show_default=False,
         ),
     ] = None,
-    top_k: ProbesTopK = None,
-    token: ProbesTokenRule = None,
-    lens: ProbesLens = None,
-    position: ProbesPosition = None,
+    top_k: options.ProbesTopK = None,
+    token: options.ProbesTokenRule = None,
+    lens: options.ProbesLens = None,
+    position: options.ProbesPosition = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -56,7 +56,7 @@ def figures_command(
     formats: Annotated[
         str, typer.Option("--format", help="pdf, png, svg: one or more, with commas between them.")
     ] = "pdf,png",
-    draws: Draws = 10_000,
+    draws: options.Draws = 10_000,
 ) -> None:
     """Draws a study for a paper: PDF and PNG, fonts embedded, each beside a JSON of what made it.
 

@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.options import (
-    MAX_SEED,
-    AllowPickle,
-    BadRowChoice,
-    BadRows,
-    BaseModel,
-    DataDir,
-    Device,
-    DeviceMap,
-    Dtype,
-    MaxMemory,
-    OneCheckpoint,
-    TokenizerFrom,
-    TrustRemoteCode,
-)
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -44,7 +30,7 @@ class Rule(StrEnum):
 
 @app.command("filter")
 def filter_(
-    ckpt: OneCheckpoint,
+    ckpt: options.OneCheckpoint,
     factoids: Annotated[
         str, typer.Option(help="A source by name (memprobe sources) or a JSONL/CSV/Parquet file.")
     ],
@@ -79,23 +65,23 @@ def filter_(
             show_default=False,
         ),
     ] = None,
-    data_dir: DataDir = None,
-    on_bad_row: BadRows = BadRowChoice.fail,
+    data_dir: options.DataDir = None,
+    on_bad_row: options.BadRows = options.BadRowChoice.fail,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one batch.", min=1)] = 4096,
     seed: Annotated[
-        int, typer.Option(help="Seed of the sample and of the solved examples.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample and of the solved examples.", min=0, max=options.MAX_SEED)
     ] = 0,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = "auto",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
     ] = False,
-    base: BaseModel = None,
-    tokenizer: TokenizerFrom = None,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    base: options.BaseModel = None,
+    tokenizer: options.TokenizerFrom = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Splits factoids into those that a checkpoint answers and those that it does not.
 
@@ -121,7 +107,7 @@ def filter_(
     )
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     chosen = template or default_template([checkpoint])
-    if on_bad_row is BadRowChoice.skip:
+    if on_bad_row is options.BadRowChoice.skip:
         from memprobe.writable import writable
 
         loaded = writable(loaded, chosen, [checkpoint], trust_remote_code=trust_remote_code)

@@ -9,19 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.options import (
-    MAX_SEED,
-    AllowPickle,
-    DataDir,
-    Device,
-    DeviceMap,
-    Dtype,
-    MaxMemory,
-    OneCheckpoint,
-    TrustRemoteCode,
-)
-from memprobe.cli.terminal import echo, echo_json
+from memprobe.cli.terminal import echo, echo_json, progress_bar, terminal
 from memprobe.lens_kinds import FITTED_KINDS, summaries
 from memprobe.splitting import device_text
 
@@ -31,7 +21,7 @@ _KINDS = " ".join(f"{kind}: {text}" for kind, text in summaries().items())
 
 @app.command()
 def fit(
-    ckpt: OneCheckpoint,
+    ckpt: options.OneCheckpoint,
     kind: Annotated[
         FitKind,
         typer.Option(
@@ -70,16 +60,18 @@ def fit(
     template: Annotated[
         str, typer.Option(help="Prompt template of those facts: plain, tulu, chat, or a text.")
     ] = "plain",
-    seed: Annotated[int, typer.Option(help="Seed of the order of the texts.", min=0, max=MAX_SEED)] = 0,
-    data_dir: DataDir = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of the texts.", min=0, max=options.MAX_SEED)
+    ] = 0,
+    data_dir: options.DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print lens.json instead of a table.")] = False,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Fits a lens to a checkpoint: a map for each depth. `memprobe layers --lens KIND=OUT` reads with it.
 
@@ -137,21 +129,8 @@ class _Bar:
     """A bar on standard error, and how long the fit will take as a line."""
 
     def __init__(self, label: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Left
-
-        from memprobe.cli.terminal import terminal
-
         self.console = terminal(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            Left(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.progress = progress_bar(self.console)
         self.label = label
         self.task: Any = None
         self.start: tuple[float, int] | None = None
@@ -196,8 +175,6 @@ def _time(seconds: float) -> str:
 def _print(about: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
-
-    from memprobe.cli.terminal import terminal
 
     corpus = about["corpus"]
     title = f"{about['kind']} lens of {about['model']}: {corpus['tokens']:,} tokens, {corpus['held out']:,} held out"

@@ -7,33 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import batch_size_of, engine_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
-from memprobe.cli.options import (
-    MAX_SEED,
-    AllowPickle,
-    BadRowChoice,
-    BadRows,
-    BaseModel,
-    BatchSize,
-    DataDir,
-    Device,
-    DeviceMap,
-    Dtype,
-    EngineText,
-    Full,
-    Lenses,
-    ManyCheckpoints,
-    MaxMemory,
-    Open,
-    ResourcesText,
-    StorageText,
-    TokenizerFrom,
-    TokenRule,
-    TopK,
-    TrustRemoteCode,
-)
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
@@ -47,7 +24,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def layers(
-    ckpt: ManyCheckpoints,
+    ckpt: options.ManyCheckpoints,
     factoids: Annotated[
         str | None,
         typer.Option(
@@ -62,8 +39,8 @@ def layers(
             help="Probe a random sample of this many factoids, drawn by --seed. [default: all]", min=1
         ),
     ] = None,
-    top_k: TopK = 10,
-    token: TokenRule = "first",
+    top_k: options.TopK = 10,
+    token: options.TokenRule = "first",
     template: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +49,7 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    lens: Lenses = None,
+    lens: options.Lenses = None,
     readout: Annotated[
         str | None,
         typer.Option(
@@ -107,15 +84,15 @@ def layers(
             show_default=False,
         ),
     ] = None,
-    data_dir: DataDir = None,
-    on_bad_row: BadRows = BadRowChoice.fail,
-    batch_size: BatchSize = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
+    data_dir: options.DataDir = None,
+    on_bad_row: options.BadRows = options.BadRowChoice.fail,
+    batch_size: options.BatchSize = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = "auto",
     seed: Annotated[
-        int, typer.Option(help="Seed of the sample and of the shuffled answers.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample and of the shuffled answers.", min=0, max=options.MAX_SEED)
     ] = 0,
     evict: Annotated[
         bool,
@@ -124,21 +101,21 @@ def layers(
             help="Fetch each hub checkpoint when its turn comes, and delete it from the hub's cache after its probe.",
         ),
     ] = False,
-    engine: EngineText = None,
-    resources: ResourcesText = None,
-    storage: StorageText = None,
+    engine: options.EngineText = None,
+    resources: options.ResourcesText = None,
+    storage: options.StorageText = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
-    full: Full = False,
-    show: Open = False,
+    full: options.Full = False,
+    show: options.Open = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
-    base: BaseModel = None,
-    tokenizer: TokenizerFrom = None,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    base: options.BaseModel = None,
+    tokenizer: options.TokenizerFrom = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Probes checkpoints: at which depth do the answers to factoids become readable?
 
@@ -185,7 +162,7 @@ def layers(
         # Where all are found in turn only, their manifests are asked then.
         chosen_template = template or (default_template(here) if here else None)
         asked = factoids_of(factoids, here, n, seed, data_dir, on_bad_row.value)
-        if on_bad_row is BadRowChoice.skip:
+        if on_bad_row is options.BadRowChoice.skip:
             from memprobe.writable import writable
 
             known = here or [item.find() for item in checkpoints[:1] if isinstance(item, Deferred)]

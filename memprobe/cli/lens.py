@@ -7,28 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app
 from memprobe.cli.browser import open_page
-from memprobe.cli.options import (
-    AllowPickle,
-    BaseModel,
-    Device,
-    Dtype,
-    Lenses,
-    OneCheckpoint,
-    Open,
-    TokenizerFrom,
-    TrustRemoteCode,
-)
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 
 @app.command()
 def lens(
-    ckpt: OneCheckpoint,
+    ckpt: options.OneCheckpoint,
     prompt: Annotated[str, typer.Option(help="The text to read, e.g. 'The capital of France is'.")],
-    by: Lenses = None,
+    by: options.Lenses = None,
     answer: Annotated[
         str | None, typer.Option(help="Show the rank and probability of this answer's first token.")
     ] = None,
@@ -48,13 +38,13 @@ def lens(
             help="Also write a page with what each depth reads after each token.", show_default=False
         ),
     ] = None,
-    show: Open = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    base: BaseModel = None,
-    tokenizer: TokenizerFrom = None,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    show: options.Open = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    base: options.BaseModel = None,
+    tokenizer: options.TokenizerFrom = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Shows what each depth of a model would say next after one prompt.
 

@@ -8,23 +8,10 @@ from typing import Annotated
 
 import typer
 
+from memprobe.cli import options
 from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
 from memprobe.cli.browser import open_page
-from memprobe.cli.options import (
-    MAX_SEED,
-    AllowPickle,
-    BadRowChoice,
-    BadRows,
-    BatchSize,
-    DataDir,
-    Device,
-    DeviceMap,
-    Dtype,
-    MaxMemory,
-    Open,
-    TrustRemoteCode,
-)
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among
@@ -137,15 +124,15 @@ def patch(
         str | None,
         typer.Option(help="As in layers. [default: the checkpoints' own, else plain]", show_default=False),
     ] = None,
-    data_dir: DataDir = None,
-    on_bad_row: BadRows = BadRowChoice.fail,
-    batch_size: BatchSize = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
+    data_dir: options.DataDir = None,
+    on_bad_row: options.BadRows = options.BadRowChoice.fail,
+    batch_size: options.BatchSize = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = "auto",
     seed: Annotated[
-        int, typer.Option(help="Seed of the sample, the noise and the controls.", min=0, max=MAX_SEED)
+        int, typer.Option(help="Seed of the sample, the noise and the controls.", min=0, max=options.MAX_SEED)
     ] = 0,
     out: Annotated[
         Path | None,
@@ -156,9 +143,9 @@ def patch(
     html: Annotated[
         bool, typer.Option("--html", help="Also write patches.html, to look at in a browser.")
     ] = False,
-    show: Open = False,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
+    show: options.Open = False,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Puts states (or weights) of one checkpoint into another: which depths give a fact back, or take it away?
 
@@ -186,13 +173,14 @@ def patch(
     if weights and corrupt is not None:
         raise MemprobeError("--weights grafts into the model itself; it does not go with --corrupt")
     size = batch_size_of(batch_size)
-    chosen_depths = _depths(depths)
     from memprobe.checkpoints import Checkpoint, common_template
     from memprobe.patch_pairs import pair_up
     from memprobe.patch_pairs import patch as run_patch
     from memprobe.patches import delete_patches
+    from memprobe.residuals import parse_depths
     from memprobe.statistics.patches import FACTS
 
+    chosen_depths = None if depths is None else parse_depths(depths, "--depths")
     if facts not in FACTS:
         raise MemprobeError(f"--facts {facts}: {among(facts, FACTS)}")
     with status("finding checkpoints"):
@@ -207,7 +195,7 @@ def patch(
         checkpoints = list({item.label: item for item in sides if isinstance(item, Checkpoint)}.values())
         chosen_template = template or common_template(checkpoints) or "plain"
         asked = factoids_of(factoids, checkpoints, n, seed, data_dir, on_bad_row.value)
-        if on_bad_row is BadRowChoice.skip:
+        if on_bad_row is options.BadRowChoice.skip:
             from memprobe.writable import writable
 
             asked = writable(asked, chosen_template, checkpoints)
@@ -270,18 +258,3 @@ def _whole(text: str, option: str) -> int:
     if not text.isdecimal():
         raise MemprobeError(f"{option} {text}: give whole numbers, as in 1,5")
     return int(text)
-
-
-def _depths(text: str | None) -> list[int] | None:
-    """``0-10,20`` as numbers."""
-    if text is None:
-        return None
-    chosen: set[int] = set()
-    for part in _list(text):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
-            raise MemprobeError(f"--depths {part}: give a number, or a range as in 0-10")
-        chosen |= set(range(int(first), int(last if dash else first) + 1))
-    if not chosen:
-        raise MemprobeError("--depths: names no depth")
-    return sorted(chosen)

@@ -8,35 +8,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe.arms import Arm
-from memprobe.figures.look import (
-    FAINT,
-    INK,
-    PALE,
-    dodge,
-    groups,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    name_axes,
-    name_rows,
-    nan,
-    not_empty,
-    panel_title,
-    panels,
-    percent_axis,
-    shortened,
-)
+from memprobe.figures import look as style
+from memprobe.runs import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARES = ("exact_match", "exact_tokens", "alias_match", "final_answer")
 
-
-@in_style
+@style.in_style
 def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention: exact match on D_A after the last stage, for each pair of datasets and arm; cost and D_B beside it.
 
@@ -49,7 +29,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
             and which are in none of the numbers; ``steps`` and ``tokens`` are multiples of naive's.
         width: millimetres.
     """
-    not_empty(table, "by_seed")
+    style.not_empty(table, "by_seed")
     setups = table["setup"].unique(maintain_order=True).to_list()
     parts = sorted(table.partition_by("setup", maintain_order=True), key=len, reverse=True)
     arms = list(dict.fromkeys(arm for part in parts for arm in part["arm"].to_list()))
@@ -58,12 +38,12 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         del beside["failed"]
     kinds = [_kind(row["arm_text"]) for row in table.iter_rows(named=True)]
     handles = [_bar_handle(text, **_BARS[text]) for text in _BARS if text in kinds]
-    figure, every = panels(
+    figure, every = style.panels(
         len(setups),
         width,
         columns=1 if width < 120 else 2,
         height=4.6 * len(arms) + 13,
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharey=True,
         sharex=True,
     )
@@ -75,17 +55,17 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
             for name, offset in beside.items():
                 _beside(axes, _cost(row, name), at, offset)
         for at in set(range(len(arms))) - {arms.index(arm) for arm in part["arm"]}:
-            axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=FAINT)
+            axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=style.FAINT)
         for name, offset in beside.items():
-            _beside(axes, name, -0.75, offset, FAINT)
-        axes.set_title(shortened(setup, 40))
+            _beside(axes, name, -0.75, offset, style.FAINT)
+        axes.set_title(style.shortened(setup, 40))
         axes.set_xlim(0, 1)
-        percent_axis(axes.xaxis)
+        style.percent_axis(axes.xaxis)
         axes.tick_params(axis="x", labelbottom=True)
-        axes.grid(axis="x", color=PALE, linewidth=0.4)
-    name_rows(every, arms, width)
-    name_axes(figure, every, "D_A exact match after the last stage", "")
-    legend(figure, handles, width)
+        axes.grid(axis="x", color=style.PALE, linewidth=0.4)
+    style.name_rows(every, arms, width)
+    style.name_axes(figure, every, "D_A exact match after the last stage", "")
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -105,23 +85,28 @@ def _kind(arm: str) -> str:
 
 def _bar(axes: Axes, row: Mapping[str, Any], at: int, where: str) -> None:
     seeds = [value for value in row["by_seed"] if value is not None]
-    style = _BARS[_kind(row["arm_text"])]
+    bar_style = _BARS[_kind(row["arm_text"])]
     if row["retention"] is not None and row["low"] is not None:
-        (bar,) = axes.barh([at], [row["retention"]], height=0.62, linewidth=0.7, zorder=2, **style)
+        (bar,) = axes.barh([at], [row["retention"]], height=0.62, linewidth=0.7, zorder=2, **bar_style)
         bar.set_gid(f"{where}/mean")
         axes.plot(
-            [row["low"], row["high"]], [at, at], color=INK, linewidth=0.9, zorder=3, gid=f"{where}/interval"
+            [row["low"], row["high"]],
+            [at, at],
+            color=style.INK,
+            linewidth=0.9,
+            zorder=3,
+            gid=f"{where}/interval",
         )
-    dot = style["edgecolor"]
+    dot = bar_style["edgecolor"]
     axes.plot(
         seeds,
-        [at + dodge(i, len(seeds), 0.36) for i in range(len(seeds))],
+        [at + style.dodge(i, len(seeds), 0.36) for i in range(len(seeds))],
         linestyle="",
         marker="o",
         markersize=3.2,
-        markerfacecolor="white" if style["color"] == "white" else dot,
-        markeredgecolor=dot if style["color"] == "white" else "white",
-        markeredgewidth=0.7 if style["color"] == "white" else 0.4,
+        markerfacecolor="white" if bar_style["color"] == "white" else dot,
+        markeredgecolor=dot if bar_style["color"] == "white" else "white",
+        markeredgewidth=0.7 if bar_style["color"] == "white" else 0.4,
         clip_on=False,
         zorder=4,
         gid=f"{where}/seeds",
@@ -132,7 +117,7 @@ _BESIDE = {"D_B": 17, "steps": 38, "tokens": 60, "failed": 80}
 """Columns right of the bars, and where each ends, in points from the panel's edge."""
 
 
-def _beside(axes: Axes, text: str, at: float, offset: float, colour: str = INK) -> None:
+def _beside(axes: Axes, text: str, at: float, offset: float, colour: str = style.INK) -> None:
     """Text right of the panel, ending ``offset`` points from its edge."""
     axes.annotate(
         text,
@@ -158,7 +143,7 @@ def _cost(row: Mapping[str, Any], name: str) -> str:
     return f"{value}" if name == "failed" else f"×{value:.1f}"
 
 
-@in_style
+@style.in_style
 def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention by how D_A's gradient lies to the last stage's before that stage begins (Chen et al., figure 2).
 
@@ -168,21 +153,21 @@ def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
         table: [setup, arm, arm_text, seed, cosine, retention].
         width: millimetres.
     """
-    not_empty(table, "cosine")
-    parts = list(groups(table, "setup"))
+    style.not_empty(table, "cosine")
+    parts = list(style.groups(table, "setup"))
     kinds = [kind for kind in _BARS if kind in {_kind(text) for text in table["arm_text"]}]
-    handles = [handle(kind, **_dot(kind)) for kind in kinds]
-    figure, every = panels(
+    handles = [style.handle(kind, **_dot(kind)) for kind in kinds]
+    figure, every = style.panels(
         len(parts),
         width,
         columns=1 if len(parts) == 1 else (2 if width < 120 else 3),
         height=50 if len(parts) == 1 else 42,
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
     )
     for axes, ((setup,), rows) in zip(every, parts, strict=True):
-        axes.axvline(0, color=PALE, linewidth=0.6, zorder=1)
+        axes.axvline(0, color=style.PALE, linewidth=0.6, zorder=1)
         for row in rows.iter_rows(named=True):
             axes.plot(
                 [row["cosine"]],
@@ -191,13 +176,13 @@ def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
                 gid=f"{setup}/{row['arm']}/{row['seed']}",
                 **_dot(_kind(row["arm_text"])),
             )
-        axes.set_title(shortened(setup, 40))
+        axes.set_title(style.shortened(setup, 40))
         axes.set_ylim(0, 1)
         axes.margins(x=0.08)
-        percent_axis(axes.yaxis)
+        style.percent_axis(axes.yaxis)
     label = "cosine of the gradients of D_A and of the last stage's rows"
-    name_axes(figure, every, label, "D_A exact match\nafter the last stage")
-    legend(figure, handles, width)
+    style.name_axes(figure, every, label, "D_A exact match\nafter the last stage")
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -215,7 +200,7 @@ def _dot(kind: str) -> dict[str, Any]:
     }
 
 
-@in_style
+@style.in_style
 def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention of D_A by how many of its rows are replayed in stage 2, as a share of D_B's.
 
@@ -228,7 +213,7 @@ def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     return _setting(table, "replay_ratio", ["setup", "rows"], "replayed rows per row of D_B", width)
 
 
-@in_style
+@style.in_style
 def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention of D_A by mixing rows per own row.
 
@@ -241,7 +226,7 @@ def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     )
 
 
-@in_style
+@style.in_style
 def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention of D_A by words in a mixing row.
 
@@ -257,31 +242,31 @@ def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
 
 def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width: int) -> Figure:
     """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
-    not_empty(table, over)
+    style.not_empty(table, over)
     keys = [key for key in keys if key in table.columns]
     told = {key: table[key].n_unique() > 1 for key in keys}
     if not any(told.values()):
         told[keys[min(1, len(keys) - 1)]] = True
     named = [key for key in keys if told[key]]
-    parts = list(groups(table, *keys))
+    parts = list(style.groups(table, *keys))
     texts = [
         ", ".join(_told(key, value) for key, value in zip(keys, values, strict=True) if key in named)
         for values, _ in parts
     ]
-    handles = [handle(text, **look(i)) for i, text in enumerate(texts)]
-    handles.append(handle("one seed", color=FAINT, linewidth=0.6, marker="o", markersize=2))
-    figure, (axes,) = panels(
-        1, width, columns=1, height=52 if width < 120 else 62, above=legend_height(handles, width)
+    handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
+    handles.append(style.handle("one seed", color=style.FAINT, linewidth=0.6, marker="o", markersize=2))
+    figure, (axes,) = style.panels(
+        1, width, columns=1, height=52 if width < 120 else 62, above=style.legend_height(handles, width)
     )
     for position, (text, (_, rows)) in enumerate(zip(texts, parts, strict=True)):
-        rows, marks = rows.sort(over), look(position)
+        rows, marks = rows.sort(over), style.look(position)
         x = rows[over].to_list()
         lists = rows["by_seed"].to_list()
         if len({len(values) for values in lists}) == 1:
             for seed, values in enumerate(zip(*lists, strict=True)):
                 axes.plot(
                     x,
-                    [nan(value) for value in values],
+                    [style.nan(value) for value in values],
                     color=marks["color"],
                     linewidth=0.5,
                     marker="o",
@@ -294,7 +279,7 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
             for at, values in zip(x, lists, strict=True):
                 axes.plot(
                     [at] * len(values),
-                    [nan(value) for value in values],
+                    [style.nan(value) for value in values],
                     color=marks["color"],
                     linestyle="",
                     marker="o",
@@ -321,8 +306,8 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     axes.set_ylim(0, 1)
     axes.margins(x=0.04)
     axes.set_xlim(left=0)
-    percent_axis(axes.yaxis)
-    legend(figure, handles, width)
+    style.percent_axis(axes.yaxis)
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -332,7 +317,7 @@ def _told(key: str, value: Any) -> str:
     return f"ratio {value:g}" if key == "mixing_ratio" else str(value)
 
 
-@in_style
+@style.in_style
 def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """What each dataset's score is after each stage, arm by arm; thin lines are seeds.
 
@@ -341,33 +326,34 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
             over seeds, is null under three.
         width: millimetres.
     """
-    not_empty(table, "stage")
+    style.not_empty(table, "stage")
     datasets = table.select("dataset", "metric").unique(maintain_order=True).rows()
     names = [dataset for dataset, _ in datasets]
     one_setup = table["setup"].n_unique() == 1
-    parts = list(groups(table, "setup", "arm"))
+    parts = list(style.groups(table, "setup", "arm"))
     handles = [
-        handle(f"{name}, {metric.replace('_', ' ')}", **look(names.index(name))) for name, metric in datasets
+        style.handle(f"{name}, {metric.replace('_', ' ')}", **style.look(names.index(name)))
+        for name, metric in datasets
     ]
-    figure, every = panels(
+    figure, every = style.panels(
         len(parts),
         width,
         columns=1 if len(parts) == 1 else (2 if width < 120 else 4),
         height=48 if len(parts) == 1 else 37,
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharey=True,
     )
     for axes, ((setup, arm), part) in zip(every, parts, strict=True):
         last = int(part["stage"].max())  # type: ignore[arg-type]
-        for (dataset,), rows in groups(part, "dataset"):
-            rows, marks = rows.sort("stage"), look(names.index(dataset))
+        for (dataset,), rows in style.groups(part, "dataset"):
+            rows, marks = rows.sort("stage"), style.look(names.index(dataset))
             where = f"{setup}/{arm}/{dataset}"
             x, lists = rows["stage"].to_list(), rows["by_seed"].to_list()
             joined = len({len(values) for values in lists}) == 1
             for seed in range(max(map(len, lists))):
                 axes.plot(
                     x if joined else [at for at, values in zip(x, lists, strict=True) if seed < len(values)],
-                    [nan(values[seed]) for values in lists if seed < len(values)],
+                    [style.nan(values[seed]) for values in lists if seed < len(values)],
                     color=marks["color"],
                     linewidth=0.7,
                     linestyle=marks["linestyle"] if joined else "",
@@ -390,13 +376,13 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
                     linewidth=1.6,
                     gid=f"{where}/mean",
                 )
-        panel_title(axes, arm if one_setup else f"{setup}: {arm}", 24)
+        style.panel_title(axes, arm if one_setup else f"{setup}: {arm}", 24)
         axes.set_xticks(range(1, last + 1))
         axes.set_xlim(0.85, last + 0.15)
         axes.set_ylim(0, 1)
-        percent_axis(axes.yaxis)
-    name_axes(figure, every, "after stage", "score")
-    legend(figure, handles, width)
+        style.percent_axis(axes.yaxis)
+    style.name_axes(figure, every, "after stage", "score")
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -405,7 +391,7 @@ def _with_interval(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col("low").is_not_null()) if "low" in rows.columns else rows.clear()
 
 
-def _bar_handle(label: str, **style: Any) -> Any:
+def _bar_handle(label: str, **bar_style: Any) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(label=label, linewidth=0.7, facecolor=style["color"], edgecolor=style["edgecolor"])
+    return Patch(label=label, linewidth=0.7, facecolor=bar_style["color"], edgecolor=bar_style["edgecolor"])

@@ -8,27 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from memprobe.figures.look import (
-    FAINT,
-    INK,
-    PALE,
-    TOKENS,
-    dodge,
-    groups,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    look_along,
-    name_rows,
-    not_empty,
-    panels,
-    percent_axis,
-    rows_height,
-    rule,
-    shortened,
-)
+from memprobe.figures import look as style
 from memprobe.statistics.vocabulary import STATISTICS, axis, label
 from memprobe.statistics.vocabulary import panels as panels_of_differences
 
@@ -42,7 +22,7 @@ DIFFERENCES = panels_of_differences()
 """Panels of :func:`differences`: statistics of a fact; one column of a page has room for the first three."""
 
 
-@in_style
+@style.in_style
 def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Layer of first occurrence and diversity, checkpoint by checkpoint or arm by arm (Chen et al., figure 4, right).
 
@@ -55,57 +35,64 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
-    not_empty(table, "statistic")
+    style.not_empty(table, "statistic")
     shown = list(PLACEMENT) if width >= 120 else ["lof_mean", "share_never"]
     shown = [name for name in shown if name in set(table["statistic"])]
     series = table["series"].unique(maintain_order=True).to_list()
     rows = table["row"].unique(maintain_order=True).to_list()
     in_row = {row: table.filter(row=row)["series"].unique(maintain_order=True).to_list() for row in rows}
     spread = any(value is not None for value in table["sd"].to_list())
-    handles = [handle(name, **look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name]
-    figure, every = panels(
+    handles = [
+        style.handle(name, **style.look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name
+    ]
+    figure, every = style.panels(
         len(shown),
         width,
         columns=len(shown),
-        height=rows_height(len(rows), max(map(len, in_row.values()))) + 13,
-        above=legend_height(handles, width),
+        height=style.rows_height(len(rows), max(map(len, in_row.values()))) + 13,
+        above=style.legend_height(handles, width),
         sharey=True,
     )
     for axes, statistic in zip(every, shown, strict=True):
         for row in table.filter(statistic=statistic).iter_rows(named=True):
             here = in_row[row["row"]]
-            at = rows.index(row["row"]) + dodge(here.index(row["series"]), len(here))
+            at = rows.index(row["row"]) + style.dodge(here.index(row["series"]), len(here))
             where = f"{row['row']}/{row['series']}/{statistic}"
             along = row.get("along")
-            marks = look(series.index(row["series"])) if along is None else look_along(along)
+            marks = style.look(series.index(row["series"])) if along is None else style.look_along(along)
             _point(axes, row, at, marks, where)
         if floor := _floor(table, statistic):
             left = axes.get_xlim()[0]
             place = axes.get_xaxis_transform()
             axes.plot(
-                [left, left + floor], [0.98] * 2, color=FAINT, lw=3, transform=place, gid=f"{statistic}/floor"
+                [left, left + floor],
+                [0.98] * 2,
+                color=style.FAINT,
+                lw=3,
+                transform=place,
+                gid=f"{statistic}/floor",
             )
         beside = ", mean ± sd" if spread and statistic == "lof_mean" else ""
         axes.set_xlabel(fill(axis(statistic, k=k) + beside, 20))
         if STATISTICS[statistic].share:
-            percent_axis(axes.xaxis)
+            style.percent_axis(axes.xaxis)
             axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
         axes.margins(x=0.08)
-        axes.grid(axis="x", color=PALE, linewidth=0.4)
-    name_rows(every, rows, width)
+        axes.grid(axis="x", color=style.PALE, linewidth=0.4)
+    style.name_rows(every, rows, width)
     few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
-    notes = [f"token rule: {TOKENS[token]}"] if token != "first" else []
+    notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
     notes += ["without a dark line: too few for an interval"] if len(few) else []
     notes += (
         [f"bar on top: the lens’s floor, {_floor(table, 'lof_mean'):.2g}"] if "floor" in table.columns else []
     )
     if notes:
-        figure.supxlabel("; ".join(notes), fontsize=6.5, color=FAINT)
-    legend(figure, handles, width)
+        figure.supxlabel("; ".join(notes), fontsize=6.5, color=style.FAINT)
+    style.legend(figure, handles, width)
     return figure
 
 
-@in_style
+@style.in_style
 def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Forest plot: differences from a reference, paired by factoid (checkpoints) or over seeds (arms).
 
@@ -119,41 +106,45 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
         k, token: named below.
         width: millimetres; one column has room for the first three of :data:`DIFFERENCES`.
     """
-    not_empty(table, "difference")
+    style.not_empty(table, "difference")
     shown = [name for name in DIFFERENCES if name in set(table["statistic"])]
     shown = shown if width >= 120 else shown[:3]
     rows = table["row"].unique(maintain_order=True).to_list()
-    colour = look(0)["color"]
+    colour = style.look(0)["color"]
     placed = table.filter(pl.col("statistic") != "exact")
     handles = [
-        handle(text, color=colour, marker="o", linestyle="", markerfacecolor=fill, markeredgecolor=colour)
+        style.handle(
+            text, color=colour, marker="o", linestyle="", markerfacecolor=fill, markeredgecolor=colour
+        )
         for text, fill, wanted in (
             ("in both readouts", colour, any(placed["held"].to_list())),
             ("in the own readout", "white", not all(placed["held"].to_list())),
         )
         if wanted
     ]
-    handles.append(handle("interval holds 0", color=FAINT, marker="o", linestyle="", markerfacecolor="white"))
+    handles.append(
+        style.handle("interval holds 0", color=style.FAINT, marker="o", linestyle="", markerfacecolor="white")
+    )
     if "floor" in table.columns:
-        handles.append(handle("the lens’s floor", color=FAINT, alpha=0.25, linewidth=6))
-    figure, every = panels(
+        handles.append(style.handle("the lens’s floor", color=style.FAINT, alpha=0.25, linewidth=6))
+    figure, every = style.panels(
         len(shown),
         width,
         columns=len(shown),
-        height=rows_height(len(rows), 1) + 15,
-        above=legend_height(handles, width),
+        height=style.rows_height(len(rows), 1) + 15,
+        above=style.legend_height(handles, width),
         sharey=True,
     )
     for axes, statistic in zip(every, shown, strict=True):
-        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        axes.axvline(0, color=style.INK, linewidth=0.6, zorder=1)
         if floor := _floor(table, statistic):
             axes.axvspan(
-                -floor, floor, color=FAINT, alpha=0.25, linewidth=0, zorder=0, gid=f"{statistic}/floor"
+                -floor, floor, color=style.FAINT, alpha=0.25, linewidth=0, zorder=0, gid=f"{statistic}/floor"
             )
         for row in table.filter(statistic=statistic).iter_rows(named=True):
             low, high = row["low"], row["high"]
             sure = low is not None and (low > 0 or high < 0)
-            ink = colour if sure else FAINT
+            ink = colour if sure else style.FAINT
             held = sure if statistic == "exact" else bool(row["held"])
             at = rows.index(row["row"])
             where = f"{row['row']}/{statistic}"
@@ -172,14 +163,16 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
             )
         axes.set_xlabel(fill(label(statistic, short=True), 16))
         if STATISTICS[statistic].share:
-            percent_axis(axes.xaxis)
+            style.percent_axis(axes.xaxis)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=4)
-        axes.grid(axis="x", color=PALE, linewidth=0.4)
-    name_rows(every, rows, width)
-    minus = f"minus {shortened(table['reference'][0], 40)}"
-    figure.supxlabel(f"{minus}; top {k}, {TOKENS[token]}; never as n + 1", fontsize=6.5, color=FAINT)
-    legend(figure, handles, width)
+        axes.grid(axis="x", color=style.PALE, linewidth=0.4)
+    style.name_rows(every, rows, width)
+    minus = f"minus {style.shortened(table['reference'][0], 40)}"
+    figure.supxlabel(
+        f"{minus}; top {k}, {style.TOKENS[token]}; never as n + 1", fontsize=6.5, color=style.FAINT
+    )
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -189,7 +182,7 @@ def _floor(table: pl.DataFrame, statistic: str) -> float | None:
     return float(max(known)) if len(known) else None
 
 
-@in_style
+@style.in_style
 def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Whether facts surface in more diverse depths: the scale of their latent depths over the reference's.
 
@@ -202,13 +195,13 @@ def spread(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         k, token: named below.
         width: millimetres.
     """
-    not_empty(table, "difference")
-    against = shortened(table["reference"][0], 40)
-    words = f"scale of latent depths over that of {against} (log2: 1 is twice as wide; top {k}{rule(token)})"
+    style.not_empty(table, "difference")
+    against = style.shortened(table["reference"][0], 40)
+    words = f"scale of latent depths over that of {against} (log2: 1 is twice as wide; top {k}{style.rule(token)})"
     return _points(table.with_columns(by_seed=pl.lit(None)), words, width)
 
 
-@in_style
+@style.in_style
 def kept(table: pl.DataFrame, *, k: int | None = 10, token: str = "first", width: int = 89) -> Figure:
     """Whether the facts that a stage left had surfaced earlier, before it, than those that it took.
 
@@ -219,8 +212,8 @@ def kept(table: pl.DataFrame, *, k: int | None = 10, token: str = "first", width
         k, token: named below; ``k`` is ``None`` where the panels name them.
         width: millimetres.
     """
-    not_empty(table, "difference")
-    reading = "" if k is None else f"; top {k}{rule(token)}"
+    style.not_empty(table, "difference")
+    reading = "" if k is None else f"; top {k}{style.rule(token)}"
     words = f"first occurrence before, facts kept minus lost (depths, never as n + 1{reading}); left: kept earlier"
     return _points(table, words, width)
 
@@ -230,31 +223,33 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
     names = table["panel"].unique(maintain_order=True).to_list()
     rows = table["row"].unique(maintain_order=True).to_list()
     series = table["series"].unique(maintain_order=True).to_list()
-    handles = [handle(name, **look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name]
-    most = max(len(part) for _, part in groups(table, "panel", "row"))
-    figure, every = panels(
+    handles = [
+        style.handle(name, **style.look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name
+    ]
+    most = max(len(part) for _, part in style.groups(table, "panel", "row"))
+    figure, every = style.panels(
         len(names),
         width,
         columns=len(names) if width >= 120 else 1,
-        height=rows_height(len(rows), min(most, 3)) + 13,
-        above=legend_height(handles, width),
+        height=style.rows_height(len(rows), min(most, 3)) + 13,
+        above=style.legend_height(handles, width),
         sharey=True,
         sharex=True,
     )
     for axes, name in zip(every, names, strict=True):
-        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
-        for (row,), part in groups(table.filter(panel=name), "row"):
+        axes.axvline(0, color=style.INK, linewidth=0.6, zorder=1)
+        for (row,), part in style.groups(table.filter(panel=name), "row"):
             for position, point in enumerate(part.iter_rows(named=True)):
-                at = rows.index(str(row)) + dodge(position, len(part))
+                at = rows.index(str(row)) + style.dodge(position, len(part))
                 value = point | {"value": point["difference"], "sd": None}
                 where = f"{name}/{row}/{point['series']}/{position}"
-                _point(axes, value, at, look(series.index(point["series"])), where)
+                _point(axes, value, at, style.look(series.index(point["series"])), where)
         axes.set_title(name)
         axes.tick_params(axis="x", labelbottom=True)
-        axes.grid(axis="x", color=PALE, linewidth=0.4)
-    name_rows(every, rows, width)
-    figure.supxlabel("\n".join(wrap(words, 62 if width < 120 else 120)), fontsize=6.5, color=FAINT)
-    legend(figure, handles, width)
+        axes.grid(axis="x", color=style.PALE, linewidth=0.4)
+    style.name_rows(every, rows, width)
+    figure.supxlabel("\n".join(wrap(words, 62 if width < 120 else 120)), fontsize=6.5, color=style.FAINT)
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -263,7 +258,7 @@ def _point(axes: Axes, row: Mapping[str, Any], at: float, marks: Mapping[str, An
     value, colour = row["value"], marks["color"]
     if row["sd"] is not None:
         axes.plot(
-            [value - row["sd"], value + row["sd"]], [at, at], color=PALE, linewidth=2.6, gid=f"{where}/sd",
+            [value - row["sd"], value + row["sd"]], [at, at], color=style.PALE, linewidth=2.6, gid=f"{where}/sd",
             solid_capstyle="butt",
         )  # fmt: skip
     if row["low"] is not None:

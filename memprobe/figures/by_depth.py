@@ -8,29 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from memprobe.figures.look import (
-    DOTTED,
-    FAINT,
-    FLOOR,
-    band,
-    depth_axis,
-    groups,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    look_along,
-    name_axes,
-    nan,
-    not_empty,
-    numbers,
-    panel_title,
-    panels,
-    percent_axis,
-    rule,
-    shortened,
-)
+from memprobe.figures import look as style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +18,7 @@ MOST_BANDS = 6
 """Lines of one panel that are drawn with their intervals and chance levels, and named in the legend one by one."""
 
 
-@in_style
+@style.in_style
 def recall(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Recall@k by depth; dotted, the level that shuffled answers reach.
 
@@ -57,14 +35,14 @@ def recall(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         table,
         "recall",
         width=width,
-        label=f"recall@{k}{rule(token)}",
+        label=f"recall@{k}{style.rule(token)}",
         edges=("recall_low", "recall_high"),
         chance="chance",
         top=1.0,
     )
 
 
-@in_style
+@style.in_style
 def frequency(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Normalised frequency by depth, accuracy in the legend (Chen et al., figure 4, left).
 
@@ -72,11 +50,11 @@ def frequency(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: 
         table: as of :func:`recall`, with ``frequency``, null at depth 0 and where nothing occurs.
         k, token, width: as there.
     """
-    label = f"share of occurrences{rule(token)}\nin the top {k}"
+    label = f"share of occurrences{style.rule(token)}\nin the top {k}"
     return _curves(table, "frequency", width=width, label=label, accuracy=True)
 
 
-@in_style
+@style.in_style
 def survival(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Share of factoids that have not surfaced by each depth (Kaplan & Meier 1958), with its 95 % band.
 
@@ -84,7 +62,7 @@ def survival(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: i
         table: as of :func:`recall`, with ``survival``, ``low`` and ``high``.
         k, token, width: as there.
     """
-    label = f"not yet in the top {k}{rule(token)}"
+    label = f"not yet in the top {k}{style.rule(token)}"
     return _curves(table, "survival", width=width, label=label, edges=("low", "high"), top=1.0, stepwise=True)
 
 
@@ -101,7 +79,7 @@ def _curves(
     accuracy: bool = False,
 ) -> Figure:
     """Lines over depth in panels: each line one checkpoint, or one stage of an arm with all its seeds."""
-    not_empty(table, value)
+    style.not_empty(table, value)
     names = table["panel"].unique(maintain_order=True).to_list()
     lines = table["line"].unique(maintain_order=True).to_list()
     seeded = table["seed"].null_count() < len(table)
@@ -110,41 +88,41 @@ def _curves(
     alone = len(names) == 1  # a legend above several panels has no room for what differs between them
     handles = _line_handles(table, lines, accuracy=accuracy and alone and not seeded)
     if chance is not None and table[chance].null_count() < len(table):
-        handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
+        handles.append(style.handle("shuffled answers", color=style.FAINT, linestyle=style.DOTTED))
     floor = (
         table.filter(pl.col("floor").is_not_null())
         if value == "recall" and "floor" in table.columns
         else None
     )
     if floor is not None:
-        handles.append(handle("the lens’s floor", color=FAINT, linestyle=FLOOR))
-    figure, every = panels(
+        handles.append(style.handle("the lens’s floor", color=style.FAINT, linestyle=style.FLOOR))
+    figure, every = style.panels(
         len(names),
         width,
         columns=1 if len(names) == 1 else (2 if width < 120 else 4),
         height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 40),
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
     )
     last = float(table["depth"].max())  # type: ignore[arg-type]
     drawstyle = "steps-post" if stepwise else "default"
     for axes, name in zip(every, names, strict=True):
-        for (line, seed), rows in groups(table.filter(panel=name), "line", "seed"):
+        for (line, seed), rows in style.groups(table.filter(panel=name), "line", "seed"):
             marks = dict(looks[line])
             if seed is not None:
                 marks["linestyle"] = "-"
             where = f"{name}/{line}/{'' if seed is None else seed}"
-            x, y = rows["depth"].to_list(), numbers(rows, value)
+            x, y = rows["depth"].to_list(), style.numbers(rows, value)
             if edges is not None and seed is None and not many:
                 alpha, step = 0.24 / max(1, len(lines)) ** 0.5, "post" if stepwise else None
-                band(axes, rows, "depth", edges, where, alpha=alpha, step=step, color=marks["color"])
+                style.band(axes, rows, "depth", edges, where, alpha=alpha, step=step, color=marks["color"])
             if chance is not None and (not many or line == lines[-1]):
                 axes.plot(
                     x,
-                    numbers(rows, chance),
+                    style.numbers(rows, chance),
                     color=marks["color"],
-                    linestyle=DOTTED,
+                    linestyle=style.DOTTED,
                     lw=0.9,
                     gid=f"{where}/chance",
                 )
@@ -163,17 +141,22 @@ def _curves(
         if floor is not None:
             height = floor.filter(panel=name).group_by("depth").agg(pl.col("floor").max()).sort("depth")
             axes.plot(
-                height["depth"], height["floor"], color=FAINT, linestyle=FLOOR, lw=0.9, gid=f"{name}/floor"
+                height["depth"],
+                height["floor"],
+                color=style.FAINT,
+                linestyle=style.FLOOR,
+                lw=0.9,
+                gid=f"{name}/floor",
             )
         if name:
-            panel_title(axes, name, 22 if len(names) > 1 else 60)
+            style.panel_title(axes, name, 22 if len(names) > 1 else 60)
         if accuracy and not (alone and not seeded):
             _write_accuracy(axes, table.filter(panel=name), lines)
-        depth_axis(axes, last)
+        style.depth_axis(axes, last)
         axes.set_ylim(0, top)
-        percent_axis(axes.yaxis, 0 if axes.get_ylim()[1] >= 0.1 else None)
-    name_axes(figure, every, "depth", label)
-    legend(figure, handles, width)
+        style.percent_axis(axes.yaxis, 0 if axes.get_ylim()[1] >= 0.1 else None)
+    style.name_axes(figure, every, "depth", label)
+    style.legend(figure, handles, width)
     return figure
 
 
@@ -191,7 +174,7 @@ def _line_handles(table: pl.DataFrame, lines: Sequence[str], *, accuracy: bool) 
     last = len(lines) - 1
     shown = {round(last * at / 4) for at in range(5)} if last >= MOST_BANDS else set(range(len(lines)))
     return [
-        handle(
+        style.handle(
             line + (f", {100 * exact[line][0]:.3g}% exact" if accuracy and exact[line] else ""),
             **looks[line] | ({"linestyle": "-"} if line in seeded else {}),
         )
@@ -204,7 +187,7 @@ def _looks(table: pl.DataFrame, lines: Sequence[str]) -> dict[str, dict[str, Any
     """How each line looks: along a training run by its place there, early to late, else by its place among all."""
     places = dict(table.select("line", "along").unique().iter_rows()) if "along" in table.columns else {}
     return {
-        line: look(position) if places.get(line) is None else look_along(places[line])
+        line: style.look(position) if places.get(line) is None else style.look_along(places[line])
         for position, line in enumerate(lines)
     }
 
@@ -212,7 +195,7 @@ def _looks(table: pl.DataFrame, lines: Sequence[str]) -> dict[str, dict[str, Any
 def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> None:
     """Exact match of each line's seeds, a row of numbers in the line's colour."""
     row = 0
-    for (line,), rows in groups(table, "line"):
+    for (line,), rows in style.groups(table, "line"):
         by_seed = rows.group_by("seed", maintain_order=True).agg(pl.col("exact").first())["exact"].to_list()
         shares = ", ".join(f"{100 * value:.3g}" for value in by_seed if value is not None)
         if shares:
@@ -230,7 +213,7 @@ def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> No
             row += 1
 
 
-@in_style
+@style.in_style
 def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Recall@k, depth × checkpoint.
 
@@ -241,13 +224,13 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    not_empty(table, "recall")
+    style.not_empty(table, "recall")
     names = table["panel"].unique(maintain_order=True).to_list()
     rows_of = {name: table.filter(panel=name)["row"].unique(maintain_order=True).to_list() for name in names}
     most = max(map(len, rows_of.values()))
     columns = 1 if width < 120 else 2
     row_height = max(1.7, min(5.0, 200 / most / -(-len(names) // columns)))
-    figure, every = panels(
+    figure, every = style.panels(
         len(names), width, columns=columns, height=row_height * most + (12 if names != [""] else 9), above=9
     )
     blues = LinearSegmentedColormap.from_list(
@@ -258,7 +241,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         part, labels = table.filter(panel=name), rows_of[name]
         depths = sorted(part["depth"].unique().to_list())
         found = {(row, depth): value for row, depth, value in part.select("row", "depth", "recall").rows()}
-        cells = [[nan(found.get((label, depth))) for depth in depths] for label in labels]
+        cells = [[style.nan(found.get((label, depth))) for depth in depths] for label in labels]
         mesh = axes.pcolormesh(
             [depth - 0.5 for depth in [*depths, depths[-1] + 1]],
             range(len(labels) + 1),
@@ -280,7 +263,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         ends = [0, *sizes["len"].cum_sum().to_list()]
         axes.set_yticks([(start + end) / 2 for start, end in pairwise(ends)])
         axes.set_yticklabels(
-            [shortened(group, 24 if width < 120 else 30) for group in sizes["group"]],
+            [style.shortened(group, 24 if width < 120 else 30) for group in sizes["group"]],
             fontsize=6.5 if min(sizes["len"]) * row_height >= 2.8 else 5,
         )
         if any(size > 1 for size in sizes["len"]):
@@ -289,11 +272,11 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         axes.spines[:].set_visible(False)
         axes.set_xlabel("depth")
         if name:
-            axes.set_title(shortened(name, 40))
+            axes.set_title(style.shortened(name, 40))
     assert mesh is not None
     bar = figure.colorbar(mesh, ax=every, location="top", aspect=40, shrink=0.6, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label(f"recall@{k}{rule(token)}", fontsize=7)
+    bar.set_label(f"recall@{k}{style.rule(token)}", fontsize=7)
     bar.ax.tick_params(labelsize=6.5, width=0.6, length=2)
-    percent_axis(bar.ax.xaxis)
+    style.percent_axis(bar.ax.xaxis)
     return figure

@@ -8,32 +8,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from memprobe.compare.beside import PARTS
-from memprobe.figures.look import (
-    DOTTED,
-    FAINT,
-    INK,
-    band,
-    depth_axis,
-    groups,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    name_axes,
-    not_empty,
-    numbers,
-    panels,
-    percent_axis,
-    rule,
-    shortened,
-)
+from memprobe.figures import look as style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@in_style
+@style.in_style
 def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Recall@k by depth through each lens, with its 95 % band and, dotted, the level that shuffled answers reach.
 
@@ -47,10 +28,10 @@ def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
     """
     lines = table["lens"].unique(maintain_order=True).to_list()
     said = {line: _with_floor(table, line) for line in lines}
-    return _recall_by(table, "lens", said, label=f"recall@{k}{rule(token)}", width=width)
+    return _recall_by(table, "lens", said, label=f"recall@{k}{style.rule(token)}", width=width)
 
 
-@in_style
+@style.in_style
 def positions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Recall@k by depth at each position, on the facts that have all of them, with its 95 % band and, dotted, the
     level that shuffled answers reach there.
@@ -61,27 +42,29 @@ def positions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: 
         width: millimetres.
     """
     said = {line: f"at the {line}" for line in table["position"].unique(maintain_order=True)}
-    return _recall_by(table, "position", said, label=f"recall@{k}{rule(token)}", width=width)
+    return _recall_by(table, "position", said, label=f"recall@{k}{style.rule(token)}", width=width)
 
 
 def _recall_by(table: pl.DataFrame, by: str, said: Mapping[str, str], *, label: str, width: int) -> Figure:
     """Recall by depth, a panel for each checkpoint and a line for each value of ``by``."""
-    not_empty(table, "recall")
+    style.not_empty(table, "recall")
     names = table["checkpoint"].unique(maintain_order=True).to_list()
     lines = list(said)
-    handles = [handle(said[line], **look(at)) for at, line in enumerate(lines)]
-    handles.append(handle("shuffled answers", color=FAINT, linestyle=DOTTED))
+    handles = [style.handle(said[line], **style.look(at)) for at, line in enumerate(lines)]
+    handles.append(style.handle("shuffled answers", color=style.FAINT, linestyle=style.DOTTED))
     figure, every = _panels(names, width, handles)
     for axes, name in zip(every, names, strict=True):
-        for (line,), rows in groups(table.filter(checkpoint=name), by):
-            marks, where = look(lines.index(line)), f"{name}/{line}"
+        for (line,), rows in style.groups(table.filter(checkpoint=name), by):
+            marks, where = style.look(lines.index(line)), f"{name}/{line}"
             x = rows["depth"].to_list()
-            band(axes, rows, "depth", ("recall_low", "recall_high"), where, alpha=0.12, color=marks["color"])
-            chance = numbers(rows, "chance")
-            axes.plot(x, chance, color=marks["color"], linestyle=DOTTED, lw=0.9, gid=f"{where}/chance")
+            style.band(
+                axes, rows, "depth", ("recall_low", "recall_high"), where, alpha=0.12, color=marks["color"]
+            )
+            chance = style.numbers(rows, "chance")
+            axes.plot(x, chance, color=marks["color"], linestyle=style.DOTTED, lw=0.9, gid=f"{where}/chance")
             axes.plot(
                 x,
-                numbers(rows, "recall"),
+                style.numbers(rows, "recall"),
                 **marks,
                 linewidth=1.1,
                 markersize=3,
@@ -90,16 +73,16 @@ def _recall_by(table: pl.DataFrame, by: str, said: Mapping[str, str], *, label: 
                 zorder=3,
                 gid=f"{where}/line",
             )
-        axes.set_title(shortened(name, 40) if len(names) > 1 else "")
-        depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+        axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
+        style.depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
         axes.set_ylim(0, 1)
-        percent_axis(axes.yaxis)
-    name_axes(figure, every, "depth", label)
-    legend(figure, handles, width)
+        style.percent_axis(axes.yaxis)
+    style.name_axes(figure, every, "depth", label)
+    style.legend(figure, handles, width)
     return figure
 
 
-@in_style
+@style.in_style
 def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """What each block, its attention and its MLP add to the answer's logit, net of shuffled answers where all
     have them.
@@ -111,32 +94,34 @@ def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", wid
         width: millimetres.
     """
     del k
-    not_empty(table, "value")
+    style.not_empty(table, "value")
     names = table["checkpoint"].unique(maintain_order=True).to_list()
     parts = table["part"].unique(maintain_order=True).to_list()
-    handles = [handle(PARTS[part], **look(at)) for at, part in enumerate(parts)]
+    handles = [style.handle(PARTS[part], **style.look(at)) for at, part in enumerate(parts)]
     figure, every = _panels(names, width, handles)
     for axes, name in zip(every, names, strict=True):
-        axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
-        for (part,), rows in groups(table.filter(checkpoint=name), "part"):
-            marks, where, x = look(parts.index(part)), f"{name}/{part}", rows["depth"].to_list()
-            band(axes, rows, "depth", ("low", "high"), where, alpha=0.15, color=marks["color"])
-            axes.plot(x, numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line")
-        axes.set_title(shortened(name, 40) if len(names) > 1 else "")
-        depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+        axes.axhline(0, color=style.INK, linewidth=0.6, zorder=1)
+        for (part,), rows in style.groups(table.filter(checkpoint=name), "part"):
+            marks, where, x = style.look(parts.index(part)), f"{name}/{part}", rows["depth"].to_list()
+            style.band(axes, rows, "depth", ("low", "high"), where, alpha=0.15, color=marks["color"])
+            axes.plot(
+                x, style.numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line"
+            )
+        axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
+        style.depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
     net = ", net of shuffled answers" if table["net"].all() else ""
-    name_axes(figure, every, "depth", f"adds to the answer’s logit{rule(token)}{net}")
-    legend(figure, handles, width)
+    style.name_axes(figure, every, "depth", f"adds to the answer’s logit{style.rule(token)}{net}")
+    style.legend(figure, handles, width)
     return figure
 
 
 def _panels(names: list[str], width: int, handles: list) -> tuple[Figure, list]:
-    return panels(
+    return style.panels(
         len(names),
         width,
         columns=1 if len(names) == 1 else 2,
         height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 44),
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
     )

@@ -5,20 +5,7 @@ from __future__ import annotations
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from memprobe.figures.look import (
-    band,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    not_empty,
-    numbers,
-    panels,
-    percent_axis,
-    rule,
-    shortened,
-)
+from memprobe.figures import look as style
 from memprobe.palette import FATES
 from memprobe.statistics.overview import STATE_NAMES, STATES
 from memprobe.statistics.vocabulary import STATISTICS, axis
@@ -32,7 +19,7 @@ OVER_STEPS = ("exact", "lof_restricted_mean", "share_never")
 """Panels of :func:`steps`: statistics of placement."""
 
 
-@in_style
+@style.in_style
 def steps(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Recall, first occurrence, the share that never occurs, and what has become of the facts, over training steps.
 
@@ -46,50 +33,52 @@ def steps(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int 
     """
     from matplotlib.ticker import MaxNLocator
 
-    not_empty(table, "statistic")
+    style.not_empty(table, "statistic")
     runs = table["run"].unique(maintain_order=True).to_list()
     shown = [name for name in OVER_STEPS if name in set(table["statistic"])]
-    handles = [handle(run, **look(i)) for i, run in enumerate(runs)] if len(runs) > 1 else []
-    handles += [handle(STATE_NAMES[state], color=FATES[i], linewidth=4) for i, state in enumerate(STATES)]
+    handles = [style.handle(run, **style.look(i)) for i, run in enumerate(runs)] if len(runs) > 1 else []
+    handles += [
+        style.handle(STATE_NAMES[state], color=FATES[i], linewidth=4) for i, state in enumerate(STATES)
+    ]
     n = len(shown) + len(runs)
-    figure, every = panels(
+    figure, every = style.panels(
         n,
         width,
         columns=2 if width < 120 else min(n, 4),
         height=40,
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
     )
     for axes, statistic in zip(every, shown, strict=False):
         for position, run in enumerate(runs):
             rows = table.filter(run=run, statistic=statistic)
-            marks, at = look(position), rows["step"].to_list()
-            band(axes, rows, "step", ("low", "high"), f"{run}/{statistic}", color=marks["color"])
-            axes.plot(at, numbers(rows, "value"), **marks, clip_on=False, gid=f"{run}/{statistic}/line")
+            marks, at = style.look(position), rows["step"].to_list()
+            style.band(axes, rows, "step", ("low", "high"), f"{run}/{statistic}", color=marks["color"])
+            axes.plot(at, style.numbers(rows, "value"), **marks, clip_on=False, gid=f"{run}/{statistic}/line")
         axes.set_title(_title(statistic, k, token))
         if STATISTICS[statistic].share:
             axes.set_ylim(0, 1)
-            percent_axis(axes.yaxis)
+            style.percent_axis(axes.yaxis)
     for axes, run in zip(every[len(shown) :], runs, strict=True):
         _fates(axes, table.filter(run=run, statistic="fates"), run)
-        axes.set_title("state of the facts" if len(runs) == 1 else shortened(f"facts of {run}", 24))
+        axes.set_title("state of the facts" if len(runs) == 1 else style.shortened(f"facts of {run}", 24))
     for axes in every:
         axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlim(min(table["step"]), max(table["step"]))
-    legend(figure, handles, width)
+    style.legend(figure, handles, width)
     return figure
 
 
 def _title(statistic: str, k: int, token: str) -> str:
     name = axis(statistic, k=k)
-    return fill(name + ("" if statistic == "exact" else rule(token)), 24)
+    return fill(name + ("" if statistic == "exact" else style.rule(token)), 24)
 
 
 def _fates(axes: Axes, table: pl.DataFrame, run: str) -> None:
     """What has become of one run's facts, as shares that stand on each other."""
     at = table["step"].unique(maintain_order=True).to_list()
-    shares = [numbers(table.filter(state=state), "value") for state in STATES]
+    shares = [style.numbers(table.filter(state=state), "value") for state in STATES]
     for state, area in zip(STATES, axes.stackplot(at, *shares, colors=FATES, alpha=0.8), strict=True):
         area.set_gid(f"{run}/{state}/area")
     axes.set_ylim(0, 1)
-    percent_axis(axes.yaxis)
+    style.percent_axis(axes.yaxis)

@@ -6,24 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from memprobe.figures.look import (
-    DOTTED,
-    FAINT,
-    band,
-    depth_axis,
-    groups,
-    handle,
-    in_style,
-    legend,
-    legend_height,
-    look,
-    name_axes,
-    not_empty,
-    numbers,
-    panel_title,
-    panels,
-    percent_axis,
-)
+from memprobe.figures import look as style
 from memprobe.patch_tables import tables_of
 from memprobe.patches import Patches
 from memprobe.plots.patches import sweep_names
@@ -38,7 +21,7 @@ FLOOR, TOP = -0.25, 1.1
 """Of the axis. A control may take away many times what separates the two: what lies below is drawn on the floor."""
 
 
-@in_style
+@style.in_style
 def restoration(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """The share that states of the source move, by depth, with 95 % bands; dotted, what the control moves.
 
@@ -50,7 +33,7 @@ def restoration(table: pl.DataFrame, *, width: int = 89) -> Figure:
     return _moved(table, "depth", "another fact’s states", width)
 
 
-@in_style
+@style.in_style
 def grafts(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """The share that grafted blocks move, by the first of them, with 95 % bands; dotted, random weights.
 
@@ -142,42 +125,46 @@ def _over_seeds(curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figure:
-    not_empty(table, "moved")
+    style.not_empty(table, "moved")
     names = table["panel"].unique(maintain_order=True).to_list()
     lines = table["line"].unique(maintain_order=True).to_list()
-    handles = [handle(line, **look(position)) for position, line in enumerate(lines)]
+    handles = [style.handle(line, **style.look(position)) for position, line in enumerate(lines)]
     controlled = table["control"].cast(pl.Float64).drop_nulls()
     if len(controlled):
         below = ", below the axis" if (controlled < FLOOR).any() else ""
-        handles.append(handle(control + below, color=FAINT, linestyle=DOTTED))
-    figure, every = panels(
+        handles.append(style.handle(control + below, color=style.FAINT, linestyle=style.DOTTED))
+    figure, every = style.panels(
         len(names),
         width,
         columns=1 if len(names) == 1 else 2 if width < 120 else 3,
         height=(50 if width < 120 else 62) if len(names) == 1 else 40,
-        above=legend_height(handles, width),
+        above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
     )
     last = float(table["depth"].to_numpy().max())
     for axes, name in zip(every, names, strict=True):
-        axes.axhline(0.5, color=FAINT, linewidth=0.4)
-        for (line, seed), rows in groups(table.filter(panel=name), "line", "seed"):
+        axes.axhline(0.5, color=style.FAINT, linewidth=0.4)
+        for (line, seed), rows in style.groups(table.filter(panel=name), "line", "seed"):
             rows = rows.sort("depth")
-            marks, where = look(lines.index(line)), f"{name}/{line}/{seed or ''}"
-            x, y = rows["depth"].to_list(), numbers(rows, "moved")
+            marks, where = style.look(lines.index(line)), f"{name}/{line}/{seed or ''}"
+            x, y = rows["depth"].to_list(), style.numbers(rows, "moved")
             if seed is None:
-                band(axes, rows, "depth", ("low", "high"), where, color=marks["color"])
-                held = numbers(rows.with_columns(pl.col("control").cast(pl.Float64).clip(FLOOR)), "control")
-                axes.plot(x, held, color=marks["color"], linestyle=DOTTED, lw=0.9, gid=f"{where}/control")
+                style.band(axes, rows, "depth", ("low", "high"), where, color=marks["color"])
+                held = style.numbers(
+                    rows.with_columns(pl.col("control").cast(pl.Float64).clip(FLOOR)), "control"
+                )
+                axes.plot(
+                    x, held, color=marks["color"], linestyle=style.DOTTED, lw=0.9, gid=f"{where}/control"
+                )
                 axes.plot(x, y, **marks, markersize=2.4, zorder=3, gid=f"{where}/line")
             else:
                 axes.plot(x, y, color=marks["color"], linewidth=0.5, alpha=0.6, gid=f"{where}/line")
         if len(names) > 1:
-            panel_title(axes, name, 22 if width < 120 else 34)
-        depth_axis(axes, last)
+            style.panel_title(axes, name, 22 if width < 120 else 34)
+        style.depth_axis(axes, last)
         axes.set_ylim(FLOOR, TOP)
-        percent_axis(axes.yaxis)
-    name_axes(figure, every, x_label, f"share {label('moved', short=True)}")
-    legend(figure, handles, width)
+        style.percent_axis(axes.yaxis)
+    style.name_axes(figure, every, x_label, f"share {label('moved', short=True)}")
+    style.legend(figure, handles, width)
     return figure

@@ -6,38 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import style
-from memprobe.plots.sketch import (
-    FLOOR_COLOUR,
-    Looks,
-    Sketch,
-    add_band,
-    add_control,
-    by_checkpoint,
-    clip,
-    depth_ticks,
-    drawn,
-    figure_of,
-    line_of,
-    percentage,
-    plain,
-    rows_of,
-    share_tip,
-)
+from memprobe.plots import sketch
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-@drawn
+@sketch.drawn
 def recall_curves(
     recall: pl.DataFrame,
     shuffled: pl.DataFrame | None = None,
     *,
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
+    looks: sketch.Looks | None = None,
     accuracy: Mapping[str, float | None] | None = None,
     floor: Sequence[float] = (),
-) -> Sketch:
+) -> sketch.Sketch:
     """Recall@k by depth with its 95 % band, and dotted beneath it the level that shuffled answers reach.
 
     Args:
@@ -48,7 +32,7 @@ def recall_curves(
         accuracy: share of exact answers by checkpoint, for the legend (as in the paper's figure 4).
         floor: by depth, how far apart two fits of a fitted lens read; a grey line.
     """
-    figure = figure_of(x="depth", y="recall", percent=True)
+    figure = sketch.figure_of(x="depth", y="recall", percent=True)
     figure.update_yaxes(range=[0, 1.02])
     _tick_depths(figure, recall)
     if floor:
@@ -57,16 +41,16 @@ def recall_curves(
             y=list(floor),
             mode="lines",
             name="the lens’s floor",
-            line={"color": FLOOR_COLOUR, "width": 1.5, "dash": "dashdot"},
+            line={"color": sketch.FLOOR_COLOUR, "width": 1.5, "dash": "dashdot"},
             hovertemplate="%{y:.1%} <i>the lens’s floor: two fits differ by so much</i><extra></extra>",
             meta={"role": "line"},
         )
-    for look, label, rows in by_checkpoint(recall, checkpoints, looks):
+    for look, label, rows in sketch.by_checkpoint(recall, checkpoints, looks):
         depth, low, high = rows["depth"].to_list(), rows["low"].to_list(), rows["high"].to_list()
-        add_band(figure, depth, low, high, colour=look["colour"], meta={"checkpoint": label})
-        chance = None if shuffled is None else rows_of(shuffled, label)
+        sketch.add_band(figure, depth, low, high, colour=look["colour"], meta={"checkpoint": label})
+        chance = None if shuffled is None else sketch.rows_of(shuffled, label)
         if chance is not None and len(chance):
-            add_control(
+            sketch.add_control(
                 figure,
                 label,
                 chance["depth"].to_list(),
@@ -80,20 +64,20 @@ def recall_curves(
             x=depth,
             y=rows["recall"].to_list(),
             customdata=rows.select("low", "high").rows(),
-            **line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
-            hovertemplate=share_tip(label),
+            **sketch.line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
+            hovertemplate=sketch.share_tip(label),
         )
     return figure
 
 
-@drawn
+@sketch.drawn
 def normalised_frequency(
     frequency: pl.DataFrame,
     *,
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
+    looks: sketch.Looks | None = None,
     accuracy: Mapping[str, float | None] | None = None,
-) -> Sketch:
+) -> sketch.Sketch:
     """Which share of all occurrences falls on each depth: sums to 1 over depths 1 … n_layers.
 
     Args:
@@ -103,27 +87,27 @@ def normalised_frequency(
         looks: see :data:`memprobe.plots.sketch.Looks`.
         accuracy: share of exact answers by checkpoint, for the legend.
     """
-    figure = figure_of(x="depth", y="share of occurrences", percent=True)
+    figure = sketch.figure_of(x="depth", y="share of occurrences", percent=True)
     figure.update_yaxes(rangemode="tozero")
     _tick_depths(figure, frequency, 1)
-    for look, label, rows in by_checkpoint(frequency, checkpoints, looks):
+    for look, label, rows in sketch.by_checkpoint(frequency, checkpoints, looks):
         figure.add_scatter(
             x=rows["depth"].to_list(),
             y=rows["frequency"].to_list(),
-            **line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
-            hovertemplate="<b>%{y:.1%}</b> " + plain(label) + "<extra></extra>",
+            **sketch.line_of(label, look) | {"name": _with_accuracy(label, accuracy)},
+            hovertemplate="<b>%{y:.1%}</b> " + sketch.plain(label) + "<extra></extra>",
         )
     return figure
 
 
-@drawn
+@sketch.drawn
 def survival_curves(
     survival: pl.DataFrame,
     *,
     of: str = "first occurrence",
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
-) -> Sketch:
+    looks: sketch.Looks | None = None,
+) -> sketch.Sketch:
     """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
 
     Args:
@@ -132,28 +116,30 @@ def survival_curves(
         checkpoints: their order; as in the table where not given.
         looks: see :data:`memprobe.plots.sketch.Looks`.
     """
-    figure = figure_of(x="depth", y=f"still without {of}", percent=True)
+    figure = sketch.figure_of(x="depth", y=f"still without {of}", percent=True)
     figure.update_yaxes(range=[0, 1.02])
     _tick_depths(figure, survival)
-    for look, label, rows in by_checkpoint(survival, checkpoints, looks):
+    for look, label, rows in sketch.by_checkpoint(survival, checkpoints, looks):
         depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
-        add_band(figure, depth, low, high, colour=look["colour"], opacity=0.08, meta={"checkpoint": label})
-        line = line_of(label, look)
+        sketch.add_band(
+            figure, depth, low, high, colour=look["colour"], opacity=0.08, meta={"checkpoint": label}
+        )
+        line = sketch.line_of(label, look)
         line["line"] = line["line"] | {"shape": "hv"}
         figure.add_scatter(
             x=rows["depth"].to_list(),
             y=rows["survival"].to_list(),
             customdata=rows.select("low", "high").rows(),
             **line,
-            hovertemplate=share_tip(label),
+            hovertemplate=sketch.share_tip(label),
         )
     return figure
 
 
-@drawn
+@sketch.drawn
 def stage_lines(
     values: pl.DataFrame, *, y: str, percent: bool = False, looks: Mapping[str, int] | None = None
-) -> Sketch:
+) -> sketch.Sketch:
     """A statistic from stage to stage, a line for each run, coloured by its arm; arms stand a little apart.
 
     Args:
@@ -163,7 +149,7 @@ def stage_lines(
         percent: shares.
         looks: by arm, the position whose :func:`style` it has; in order of the arms where not given.
     """
-    figure = figure_of(x="", y=y, percent=percent)
+    figure = sketch.figure_of(x="", y=y, percent=percent)
     if percent:
         figure.update_yaxes(range=[-0.02, 1.04])
     arms = values["arm"].unique(maintain_order=True).to_list()
@@ -183,7 +169,7 @@ def stage_lines(
             "thickness": 1.2,
             "width": 3,
         }
-        who = clip(plain(arm), 48) + ("" if seed is None else f", seed {seed}")
+        who = sketch.clip(sketch.plain(arm), 48) + ("" if seed is None else f", seed {seed}")
         figure.add_scatter(
             x=[stage + apart * (arms.index(arm) - (len(arms) - 1) / 2) for stage in rows["stage"]],
             y=rows["value"].to_list(),
@@ -207,14 +193,14 @@ def stage_lines(
     stages = dict(values.select("stage", "stage_name").unique(maintain_order=True).rows())
     figure.update_xaxes(
         tickvals=sorted(stages),
-        ticktext=[clip(plain(stages[stage]), 16) for stage in sorted(stages)],
+        ticktext=[sketch.clip(sketch.plain(stages[stage]), 16) for stage in sorted(stages)],
         range=[min(stages) - 0.15, max(stages) + 0.15],
     )
     return figure
 
 
-@drawn
-def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> Sketch:
+@sketch.drawn
+def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = False) -> sketch.Sketch:
     """A measure of training over a stage's optimiser steps, a line for each run.
 
     Args:
@@ -223,7 +209,7 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
         y: what it is.
         log: whether its axis is logarithmic.
     """
-    figure = figure_of(x="optimiser step", y=y, percent=column == "exact")
+    figure = sketch.figure_of(x="optimiser step", y=y, percent=column == "exact")
     if column == "exact":
         figure.update_yaxes(range=[-0.02, 1.04])
     if log:
@@ -243,23 +229,23 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
             x=rows["step"].to_list(),
             y=rows[column].to_list(),
             mode="lines",
-            name=plain(run),
+            name=sketch.plain(run),
             line={"color": look["colour"], "width": 1.6, "dash": look["dash"]},
-            hovertemplate=f"<b>%{{y:{form}}}</b> {plain(run)}<extra></extra>",
+            hovertemplate=f"<b>%{{y:{form}}}</b> {sketch.plain(run)}<extra></extra>",
             meta={"run": run, "role": "line"},
         )
     return figure
 
 
-def _tick_depths(figure: Sketch, table: pl.DataFrame, first: int = 0) -> None:
+def _tick_depths(figure: sketch.Sketch, table: pl.DataFrame, first: int = 0) -> None:
     """Ticks some depths, and the last."""
     if len(table):
-        figure.update_xaxes(tickvals=depth_ticks(int(table["depth"].to_numpy().max()), first))
+        figure.update_xaxes(tickvals=sketch.depth_ticks(int(table["depth"].to_numpy().max()), first))
 
 
 def _with_accuracy(label: str, accuracy: Mapping[str, float | None] | None) -> str:
     share = None if accuracy is None else accuracy.get(label)
-    return plain(label) + ("" if share is None else f" ({percentage(share)} exact)")
+    return sketch.plain(label) + ("" if share is None else f" ({sketch.percentage(share)} exact)")
 
 
 def _stairs(values: list[float], name: str) -> list[float]:

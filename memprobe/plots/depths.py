@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import translucent
-from memprobe.plots.sketch import (
-    Looks,
-    Sketch,
-    add_floor_width,
-    by_checkpoint,
-    depth_ticks,
-    drawn,
-    figure_of,
-    plain,
-)
+from memprobe.plots import sketch
 from memprobe.wording import shortened
 
 if TYPE_CHECKING:
@@ -37,15 +28,15 @@ def lof_distribution(distribution: pl.DataFrame, *, checkpoints: Sequence[str] |
     return depth_distribution(distribution.rename({"lof": "depth"}), checkpoints=checkpoints)
 
 
-@drawn
+@sketch.drawn
 def depth_distribution(
     distribution: pl.DataFrame,
     *,
     of: str = "first occurrence",
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
+    looks: sketch.Looks | None = None,
     floor: float | None = None,
-) -> Sketch:
+) -> sketch.Sketch:
     """How first occurrences or settled depths spread over the depths, in bars; factoids without one stand apart.
 
     More than :data:`MOST_BARS` checkpoints get a row of colours each.
@@ -60,36 +51,36 @@ def depth_distribution(
     depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
     never = last + max(2, last // 12)
-    ticks = depth_ticks(last, 1)
+    ticks = sketch.depth_ticks(last, 1)
     axis: dict[str, Any] = {
         "tickvals": [*ticks, never],
         "ticktext": [*map(str, ticks), "never"],
         "range": [0.5 - last / 60, never + max(1, last / 20)],
     }
-    parts = by_checkpoint(distribution, checkpoints, looks)
+    parts = sketch.by_checkpoint(distribution, checkpoints, looks)
     if len(parts) > MOST_BARS:
         placed = distribution.with_columns(distribution["depth"].fill_null(never))
         figure = depth_heatmap.sketch(
             placed, "share", title="of facts", largest=None, checkpoints=checkpoints, at=of
         )
         figure.update_xaxes(**axis)
-        add_floor_width(figure, floor, at=1)
+        sketch.add_floor_width(figure, floor, at=1)
         return figure
-    figure = figure_of(x=of, y="share of facts", percent=True)
+    figure = sketch.figure_of(x=of, y="share of facts", percent=True)
     figure.update_yaxes(rangemode="tozero")
     for look, label, rows in parts:
         found = rows.filter(rows["depth"].is_not_null())
         absent = rows.filter(rows["depth"].is_null())
         bar: dict[str, Any] = {
             "legendgroup": label,
-            "hovertemplate": "<b>%{y:.1%}</b> " + plain(label) + "<extra></extra>",
+            "hovertemplate": "<b>%{y:.1%}</b> " + sketch.plain(label) + "<extra></extra>",
             "marker": {"color": look["colour"], "line": {"color": look["colour"], "width": 0}},
         }
         figure.add(
             "bar",
             x=found["depth"].to_list(),
             y=found["share"].to_list(),
-            name=plain(label),
+            name=sketch.plain(label),
             meta={"checkpoint": label, "role": "line", "marker": look["marker"]},
             **bar,
         )
@@ -97,7 +88,7 @@ def depth_distribution(
             "bar",
             x=[never] * len(absent),
             y=absent["share"].to_list(),
-            name=f"{plain(label)}, never",
+            name=f"{sketch.plain(label)}, never",
             showlegend=False,
             meta={"checkpoint": label, "role": "bar", "x": "never"},
             **bar
@@ -110,11 +101,11 @@ def depth_distribution(
         )
     figure.update_layout(bargap=0.1, barmode="group")
     figure.update_xaxes(**axis)
-    add_floor_width(figure, floor, at=1)
+    sketch.add_floor_width(figure, floor, at=1)
     return figure
 
 
-@drawn
+@sketch.drawn
 def depth_heatmap(
     table: pl.DataFrame,
     column: str,
@@ -122,9 +113,9 @@ def depth_heatmap(
     title: str,
     largest: float | None = 1.0,
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
+    looks: sketch.Looks | None = None,
     at: str = "depth",
-) -> Sketch:
+) -> sketch.Sketch:
     """Depth by checkpoint, a row for each checkpoint.
 
     Args:
@@ -135,15 +126,15 @@ def depth_heatmap(
         looks: not used here: rows have no colour of their own.
         at: what the depths are, for the axis.
     """
-    figure = figure_of(x=at, y="", percent=False)
-    parts = by_checkpoint(table, checkpoints)
+    figure = sketch.figure_of(x=at, y="", percent=False)
+    parts = sketch.by_checkpoint(table, checkpoints)
     depths = sorted(table["depth"].unique().to_list())
     cells = [dict(rows.select("depth", column).iter_rows()) for _, _, rows in parts]
     names = shortened([label for _, label, _ in parts])
     figure.add(
         "heatmap",
         x=depths,
-        y=[plain(names[label]) for _, label, _ in parts],
+        y=[sketch.plain(names[label]) for _, label, _ in parts],
         z=[[line.get(depth) for depth in depths] for line in cells],
         coloraxis="coloraxis",
         xgap=1,
@@ -172,6 +163,6 @@ def depth_heatmap(
         margin={"t": 34},
         meta={"row": 26, "frame": 82},
     )
-    figure.update_xaxes(tickvals=depth_ticks(depths[-1], depths[0]))
+    figure.update_xaxes(tickvals=sketch.depth_ticks(depths[-1], depths[0]))
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure

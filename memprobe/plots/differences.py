@@ -6,32 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memprobe.palette import FATES, HEAT, style, translucent
-from memprobe.plots.sketch import (
-    Looks,
-    Sketch,
-    add_floor_band,
-    clip,
-    drawn,
-    figure_of,
-    percentage,
-    plain,
-)
+from memprobe.plots import sketch
 from memprobe.wording import shortened
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-@drawn
+@sketch.drawn
 def difference_forest(
     differences: pl.DataFrame,
     *,
     x: str,
     percent: bool = False,
     checkpoints: Sequence[str] | None = None,
-    looks: Looks | None = None,
+    looks: sketch.Looks | None = None,
     floor: float | None = None,
-) -> Sketch:
+) -> sketch.Sketch:
     """Paired differences with 95 % intervals, a row for each checkpoint, and the line of no difference.
 
     Where a second readout was probed, a row for it stands below, and markers are filled where both readouts agree: both
@@ -47,8 +38,8 @@ def difference_forest(
         looks: see :data:`memprobe.plots.sketch.Looks`.
         floor: in depths, how far apart two fits of a fitted lens place the mean; grey around 0.
     """
-    figure = figure_of(x=x, y="", percent=False)
-    add_floor_band(figure, floor)
+    figure = sketch.figure_of(x=x, y="", percent=False)
+    sketch.add_floor_band(figure, floor)
     labels = (
         list(checkpoints)
         if checkpoints is not None
@@ -60,7 +51,7 @@ def difference_forest(
     short = shortened(labels)
     for row in differences.iter_rows(named=True):
         look = (looks or {}).get(row["checkpoint"]) or style(labels.index(row["checkpoint"]))
-        name = plain(short[row["checkpoint"]])
+        name = sketch.plain(short[row["checkpoint"]])
         if row["n"] < most:
             name += f" (n = {row['n']:,})"
         shape = look["marker"].removesuffix("-open")
@@ -97,7 +88,7 @@ def difference_forest(
                 showlegend=False,
                 hovertemplate=f"<b>%{{x:+.{digits}f}}</b>{unit}"
                 + (f" (%{{customdata[0]:+.{digits}f}} … %{{customdata[1]:+.{digits}f}})" if known else "")
-                + f"<br>{plain(row['checkpoint'])} − {plain(row['reference'])}{note}"
+                + f"<br>{sketch.plain(row['checkpoint'])} − {sketch.plain(row['reference'])}{note}"
                 + f", n = {row['n']:,}<extra></extra>",
                 meta={
                     "checkpoint": row["checkpoint"],
@@ -118,8 +109,8 @@ def _agree(row: Mapping[str, Any]) -> bool:
     return None not in edges and (min(edges) > 0 or max(edges) < 0)
 
 
-@drawn
-def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str, str]) -> Sketch:
+@sketch.drawn
+def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str, str]) -> sketch.Sketch:
     """What becomes of the facts from checkpoint to checkpoint of one run: a band for each change of state.
 
     Args:
@@ -143,7 +134,7 @@ def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str
         above = sum(sizes.get((step, other), 0) for other in states[: states.index(state)])
         tops.append((above + sizes[step, state] / 2) / total)
     links = flows.filter(flows["n"] > 0)
-    figure = figure_of(x="", y="", percent=False)
+    figure = sketch.figure_of(x="", y="", percent=False)
     figure.add(
         "sankey",
         arrangement="fixed",
@@ -179,20 +170,20 @@ def fate_flows(flows: pl.DataFrame, stages: Sequence[str], *, names: Mapping[str
             yanchor="bottom",
             yshift=8,
             xanchor="left" if step == 0 else "right" if last else "center",
-            text=clip(plain(name), 24),
+            text=sketch.clip(sketch.plain(name), 24),
             showarrow=False,
         )
     return figure
 
 
-@drawn
-def accuracy_matrix(scores: pl.DataFrame) -> Sketch:
+@sketch.drawn
+def accuracy_matrix(scores: pl.DataFrame) -> sketch.Sketch:
     """Rows: a run after each stage; columns: the evaluated sets; each cell with its share of right answers.
 
     Args:
         scores: [row, dataset, value, low, high, n, metric], the shares only.
     """
-    figure = figure_of(x="", y="", percent=False)
+    figure = sketch.figure_of(x="", y="", percent=False)
     rows = scores["row"].unique(maintain_order=True).to_list()
     short = shortened(rows, 44)
     datasets = scores["dataset"].unique(maintain_order=True).to_list()
@@ -200,10 +191,10 @@ def accuracy_matrix(scores: pl.DataFrame) -> Sketch:
     grid = [[cells.get((row, dataset)) for dataset in datasets] for row in rows]
     figure.add(
         "heatmap",
-        x=[clip(plain(name), 22) for name in datasets],
-        y=[plain(short[name]) for name in rows],
+        x=[sketch.clip(sketch.plain(name), 22) for name in datasets],
+        y=[sketch.plain(short[name]) for name in rows],
         z=[[None if cell is None else cell["value"] for cell in line] for line in grid],
-        text=[["" if cell is None else percentage(cell["value"]) for cell in line] for line in grid],
+        text=[["" if cell is None else sketch.percentage(cell["value"]) for cell in line] for line in grid],
         texttemplate="%{text}",
         customdata=[
             [

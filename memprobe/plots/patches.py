@@ -5,17 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from memprobe.palette import style
-from memprobe.plots.sketch import (
-    Sketch,
-    add_band,
-    add_control,
-    clip,
-    drawn,
-    figure_of,
-    line_of,
-    plain,
-    share_tip,
-)
+from memprobe.plots import sketch
 from memprobe.statistics.patches import SWEEP
 
 
@@ -42,14 +32,14 @@ MOST_TICKS = 12
 """Places up to which each has its number on the axis."""
 
 
-@drawn
-def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
+@sketch.drawn
+def restoration_heatmap(by_depth: pl.DataFrame) -> sketch.Sketch:
     """The share that each patch moves, depth by sweep (positions, parts, pairs).
 
     Args:
         by_depth: of :func:`memprobe.statistics.patches.by_depth`.
     """
-    figure = figure_of(x=_axis(by_depth), y="", percent=False)
+    figure = sketch.figure_of(x=_axis(by_depth), y="", percent=False)
     parts = by_depth.partition_by(SWEEP, maintain_order=True)
     depths = sorted(by_depth["depth"].unique().to_list())
     names = sweep_names(by_depth)
@@ -57,7 +47,7 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
     figure.add(
         "heatmap",
         x=depths,
-        y=[clip(plain(name), 34) for name in names],
+        y=[sketch.clip(sketch.plain(name), 34) for name in names],
         z=[[line.get(depth) for depth in depths] for line in cells],
         coloraxis="coloraxis",
         xgap=1,
@@ -86,15 +76,15 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> Sketch:
     return figure
 
 
-@drawn
-def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
+@sketch.drawn
+def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
     """The share that each patch moves by depth with its 95 % band, and dotted what another factoid's states do
     (random weights for grafts).
 
     Args:
         by_depth: of :func:`memprobe.statistics.patches.by_depth`.
     """
-    figure = figure_of(x=_axis(by_depth), y="moved", percent=True)
+    figure = sketch.figure_of(x=_axis(by_depth), y="moved", percent=True)
     names = sweep_names(by_depth)
     parts = by_depth.partition_by(SWEEP, maintain_order=True)
     for position, (part, name) in enumerate(zip(parts, names, strict=True)):
@@ -102,7 +92,7 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
         look = style(position)
         depth = rows["depth"].to_list()
         edges = rows.filter(pl.col("low").is_not_null())
-        add_band(
+        sketch.add_band(
             figure,
             edges["depth"].to_list(),
             edges["low"].to_list(),
@@ -113,14 +103,14 @@ def restoration_curves(by_depth: pl.DataFrame) -> Sketch:
         control = "other" if rows["other"].is_not_null().any() else "random"
         if rows[control].is_not_null().any():
             said = "another fact's states" if control == "other" else "random"
-            add_control(figure, name, depth, rows[control].to_list(), look=look, said=said, tip=said)
+            sketch.add_control(figure, name, depth, rows[control].to_list(), look=look, said=said, tip=said)
             _mark_below(figure, name, rows.select("depth", control).rows(), look=look, said=said)
         figure.add_scatter(
             x=depth,
             y=rows["moved"].to_list(),
             customdata=rows.select("low", "high").rows(),
-            **line_of(name, look),
-            hovertemplate=share_tip(name),
+            **sketch.line_of(name, look),
+            hovertemplate=sketch.share_tip(name),
         )
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
     if by_depth["depth"].n_unique() <= MOST_TICKS:
@@ -135,7 +125,12 @@ _FLOOR = -0.4
 
 
 def _mark_below(
-    figure: Sketch, name: str, points: list[tuple[float, float | None]], *, look: dict[str, str], said: str
+    figure: sketch.Sketch,
+    name: str,
+    points: list[tuple[float, float | None]],
+    *,
+    look: dict[str, str],
+    said: str,
 ) -> None:
     """Marks what lies below the chart on its lower edge, with the values in tooltips and the lowest in writing."""
     below = [(depth, value) for depth, value in points if value is not None and value < _FLOOR]
@@ -147,7 +142,7 @@ def _mark_below(
         customdata=[[value] for _, value in below],
         mode="markers",
         marker={"symbol": "triangle-down", "size": 7, "color": look["colour"]},
-        name=f"{plain(name)}, {said}, below the chart",
+        name=f"{sketch.plain(name)}, {said}, below the chart",
         hovertemplate=f"<b>%{{customdata[0]:,.0%}}</b> <i>{said}</i>, below the chart<extra></extra>",
         showlegend=False,
         meta={"checkpoint": name, "role": "control"},
