@@ -36,7 +36,7 @@ def test_lines_tables_titles_and_bars_are_shown_as_they_are(capsys):
 
 def test_a_bar_may_carry_any_label(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr("memprobe.cli.terminal.terminal", lambda **_: _on(screen))
+    monkeypatch.setattr("memprobe.cli.progress.terminal", lambda **_: _on(screen))
     with Bars() as bars:
         bars.update(HOSTILE, 0, 2, note="[/]")
         bars.update(HOSTILE, 2, 2, note="[/]")
