@@ -156,13 +156,18 @@ def same_shape(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors files by name, floating ones in a precision."""
+    """The tensors of a folder's safetensors files by name, floating ones in a precision.
+
+    None where a name stands twice: an older copy may lie beside the files that transformers takes.
+    """
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}
     for file in files_like(path, ("*.safetensors",)):
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 (no mapping)
+                if name in found:
+                    return {}
                 tensor = handle.get_tensor(name)
                 found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return found

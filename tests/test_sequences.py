@@ -234,6 +234,20 @@ def test_layers_takes_many(steps, tmp_path, cli):
     assert code != 0 and "no checkpoint matches" in err
 
 
+def test_an_older_copy_beside_the_weights_is_not_read_for_them(steps):
+    """It was, where a checkpoint went into the model of the one before, and had been equal there."""
+    first, second = steps / "checkpoint-5", steps / "checkpoint-10"
+    for folder in (first, second):
+        shutil.copy(first / "model.safetensors", folder / "old.safetensors")
+    (one, two), _ = find_all([str(first), str(second)])
+    with Loader("cpu", "float32") as loader:
+        loader.get(one)
+        loader.announce(two)
+        state = {name: tensor.clone() for name, tensor in loader.get(two).model.state_dict().items()}
+    right = load_file(second / "model.safetensors")
+    assert all(torch.equal(state[name], right[name]) for name in right)
+
+
 @pytest.mark.parametrize("label", ["[/]x", "{a,b}", "step*", "[link=evil]y[/link]", "what?"])
 def test_a_label_before_something_that_exists_may_hold_marks_and_braces(steps, label):
     spec = f"{label}={steps / 'checkpoint-5'}"
