@@ -151,7 +151,8 @@ def memory(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     said = module(
         "training_speed", "--base", options.ckpt, "--repeats", options.training_repeats, "--steps", options.steps,
-        "--words", 12, *(["--micro-batch", options.micro_batch] if options.micro_batch else []),
+        "--words", 12, *(["--data-dir", options.data_dir] if options.data_dir else ["--source", "known"]),
+        *(["--micro-batch", options.micro_batch] if options.micro_batch else []),
     )  # fmt: skip
     lines = [line for line in said.splitlines() if " x stock" in line]
     return {"lines": lines}, "## Training against a stock Trainer\n\n" + "\n".join(
