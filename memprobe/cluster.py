@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +16,8 @@ from memprobe.files import first_line
 RAY = "ray"
 
 _CLIENT_PORT = 10001
+_OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
+_INSIDE = re.compile(r"(?P<host>[\w.-]+):\d{1,5}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
 _SCALE = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -58,8 +64,8 @@ def parse_engine(text: str, resources: str | None = None, storage: str | None = 
     Raises:
         MemprobeError: it names something else.
     """
-    if text != RAY and not text.startswith(f"{RAY}://"):
-        raise MemprobeError(f"--engine {text}: give ray, or ray://HOST:PORT")
+    if text != RAY and not _OUTSIDE.fullmatch(text):
+        raise MemprobeError(f"--engine {text}: {_what_to_write(text)}")
     told: dict[str, str] = {}
     for part in (resources or "").split(",") if resources else []:
         name, sign, value = (piece.strip() for piece in part.partition("="))
@@ -74,6 +80,17 @@ def parse_engine(text: str, resources: str | None = None, storage: str | None = 
         raise MemprobeError(f"--resources actors={told['actors']}: give a whole number of at least 1")
     memory = bytes_of(told["memory"]) if "memory" in told else None
     return Engine(text, Resources(gpus, cpus, memory), None if actors is None else int(actors), storage)
+
+
+def _what_to_write(text: str) -> str:
+    if text == "auto":
+        return "give ray, which takes the cluster that this machine belongs to"
+    if inside := _INSIDE.fullmatch(text):
+        return (
+            f"from a machine of that cluster set RAY_ADDRESS={text} and give ray; "
+            f"from outside give ray://{inside['host']}:{_CLIENT_PORT}"
+        )
+    return "give ray, or ray://HOST:PORT"
 
 
 def _number(text: str | None, name: str) -> float | None:
@@ -122,7 +139,11 @@ def connect(address: str) -> Any:
     }
     if address != RAY:
         host = address.removeprefix(f"{RAY}://").rstrip("/")
-        options = {"address": f"{RAY}://{host if ':' in host else f'{host}:{_CLIENT_PORT}'}"}
+        with_port = host if re.search(r":\d+$", host) else f"{host}:{_CLIENT_PORT}"
+        options = {"address": f"{RAY}://{with_port}", "log_to_driver": False}
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        # What a killed process began ends with it, so that the same command finds its directory free.
+        os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     try:
         ray.init(**options)
     except (
@@ -134,3 +155,18 @@ def connect(address: str) -> Any:
             else f"--engine {address}: no cluster answers ({first_line(error)})"
         ) from error
     return ray, True
+
+
+@contextmanager
+def while_connected(address: str) -> Iterator[None]:
+    """Says so where the connection to a cluster is lost meanwhile.
+
+    Raises:
+        MemprobeError: it was.
+    """
+    try:
+        yield
+    except ConnectionError as error:
+        raise MemprobeError(
+            f"--engine {address}: the connection was lost ({first_line(error)}); the same command goes on"
+        ) from error

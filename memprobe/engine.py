@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, connect
+from memprobe.cluster import Engine, connect, while_connected
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
 from memprobe.hands import Do, Flow, Item, Read, Turn
@@ -162,6 +162,10 @@ class OnRay:
 
     def run(self, flows: Sequence[tuple[Item, Flow]]) -> list[str]:
         """Runs flows beside each other; a line for each that failed, in their order."""
+        with while_connected(self.engine.address):
+            return self._run(flows)
+
+    def _run(self, flows: Sequence[tuple[Item, Flow]]) -> list[str]:
         self.flows = [_Running(item, flow) for item, flow in flows]
         self.begun = 0
         looked = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,16 @@ SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 @contextmanager
 def cluster_of(nodes: int) -> Iterator[Any]:
-    """A cluster of nodes with one core each, the head among them, that this process is connected to."""
+    """A cluster of nodes with one core each, the head among them, that this process is connected to.
+
+    ``cluster.outside`` is where other processes reach it by Ray's client.
+    """
     ray = pytest.importorskip("ray", reason=WITHOUT)
     from ray.cluster_utils import Cluster
 
-    cluster = _started(Cluster)
+    port = free_port()
+    cluster = _started(Cluster, port)
+    cluster.outside = f"ray://127.0.0.1:{port}"
     try:
         for _ in range(nodes - 1):
             cluster.add_node(**SMALL)
@@ -33,11 +39,19 @@ def cluster_of(nodes: int) -> Iterator[Any]:
         cluster.shutdown()
 
 
-def _started(make: Any, tries: int = 3) -> Any:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _started(make: Any, port: int, tries: int = 3) -> Any:
     """A head; on a busy machine it may not be up within the time that Ray gives it."""
+    head = SMALL | {"include_dashboard": False, "ray_client_server_port": port}
     for number in range(1, tries + 1):
         try:
-            return make(initialize_head=True, head_node_args=SMALL | {"include_dashboard": False})
+            return make(initialize_head=True, head_node_args=head)
         except Exception:
             if number == tries:
                 raise

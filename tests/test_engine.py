@@ -1,7 +1,6 @@
 """Probing on a Ray cluster of several nodes gives the same bytes as one process, whatever is lost on the way."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -12,12 +11,16 @@ import pytest
 
 from memprobe import engine as engines
 from memprobe import prober
-from memprobe.cluster import Engine, Resources, bytes_of, connect, parse_engine
+from memprobe.cluster import Engine, Resources, bytes_of, connect, parse_engine, while_connected
+from memprobe.engine import OnRay
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.lens_set import LensSet
+from memprobe.prober import Asked
 from memprobe.probes import open_probe
 from memprobe.probing import probe
-from tests.clusters import Failing, Slow, cluster_of, files_of, wait_until
+from memprobe.templates import Template
+from tests.clusters import SMALL, Failing, Slow, cluster_of, files_of, wait_until
 from tests.tiny import save_tiny
 
 FACTS = [
@@ -94,17 +97,16 @@ def test_a_lost_node_costs_time_only(cluster, four, here, tmp_path, monkeypatch)
     assert lost and files_of(out) == here
 
 
-def test_a_killed_driver_goes_on(cluster, four, here, tmp_path):
+@pytest.mark.timeout(600)  # two processes that import torch, beside the cluster's own
+def test_a_killed_driver_goes_on_from_outside_too(cluster, four, here, tmp_path):
     out = tmp_path / "probe"
     script = (
         "import sys; from memprobe import engine, prober; from memprobe.probing import probe; "
         "from tests import test_engine as t; from tests.clusters import Slow; "
-        "prober.UNIT = 4; engine.Parted = Slow; t.on_ray(sys.argv[2:], sys.argv[1], engine=t.Engine())"
+        "prober.UNIT = 4; engine.Parted = Slow; t.on_ray(sys.argv[3:], sys.argv[1], engine=t.Engine(sys.argv[2]))"
     )
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", script, str(out), *four], cwd=ROOT, env=environment, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-c", script, str(out), cluster.outside, *four]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: driver.poll() is not None or list(out.glob("parts/*/outcomes-*.parquet")), 240)
     finally:
@@ -112,7 +114,8 @@ def test_a_killed_driver_goes_on(cluster, four, here, tmp_path):
         said = driver.communicate()[1]
     assert driver.returncode == -signal.SIGKILL, said.decode()[-2000:]
     assert open_probe(out).finished != LABELS
-    on_ray(four, out, engine=Engine())
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr.decode()[-2000:]
     assert files_of(out) == here
 
 
@@ -158,6 +161,13 @@ def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
     ("text", "resources", "said"),
     [
         ("dask", None, "--engine dask: give ray, or ray://HOST:PORT"),
+        ("ray://", None, "--engine ray://: give ray, or ray://HOST:PORT"),
+        ("auto", None, "--engine auto: give ray, which takes the cluster that this machine belongs to"),
+        (
+            "10.0.0.1:6379",
+            None,
+            "set RAY_ADDRESS=10.0.0.1:6379 and give ray; from outside give ray://10.0.0.1:10001",
+        ),
         ("ray", "gpus=two", "gpus=two: give a number"),
         ("ray", "tpus=1", "write gpus=1,cpus=4,memory=40GiB"),
         ("ray", "actors=0", "give a whole number of at least 1"),
@@ -173,6 +183,39 @@ def test_what_an_actor_takes():
     made = parse_engine("ray://head:1", "gpus=2, cpus=1.5,memory=2GiB,actors=3", "s3://bucket/x")
     assert made == Engine("ray://head:1", Resources(2, 1.5, 2 * 2**30), 3, "s3://bucket/x")
     assert (bytes_of("500MB"), bytes_of("1.5KiB"), bytes_of("7")) == (500 * 10**6, 1536, 7)
+
+
+def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):
+    """GPUs that a node only says it has: Ray counts them as it counts others."""
+    import ray
+
+    def taken(actors):
+        asked = [actor.handle.__ray_call__.remote(assigned) for actor in actors]
+        return sorted((found["GPU"], found["CPU"]) for found in ray.get(asked))
+
+    options = {"lenses": LensSet.of(()), "template": Template("plain"), "device": "cpu", "dtype": "auto"}
+    wanted = Asked(
+        FACTS, positions=("answer",), intrusions=None, steps={}, seed=0, batch_size=2, allow_pickle=False,
+        trust_remote_code=False, keep_residuals=None, evict=False, **options,
+    )  # fmt: skip
+    node = cluster.add_node(num_gpus=2, **SMALL)
+    try:
+        with OnRay(Engine(), wanted, tmp_path) as hands:
+            assert hands.resources == {"num_gpus": 1.0, "num_cpus": 1.0}
+            assert hands._room() == 1  # the node has two GPUs and one core
+        half = Engine(each=Resources(gpus=1, cpus=0.5, memory=2**20))
+        with OnRay(half, wanted, tmp_path) as hands:
+            hands._grow(9)
+            assert taken(hands.actors) == [(1.0, 0.5), (1.0, 0.5)]
+    finally:
+        cluster.remove_node(node)
+
+
+def assigned(actor):
+    """What an actor was given."""
+    import ray
+
+    return ray.get_runtime_context().get_assigned_resources()
 
 
 def test_models_in_memory_stay_here(four, tmp_path):
@@ -201,3 +244,9 @@ def test_a_node_that_does_not_come_up_is_one_line(monkeypatch, address, said):
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(MemprobeError, match=f"--engine {address}: .*{said}.*timed out during startup"):
         connect(address)
+
+
+def test_a_lost_connection_is_one_line():
+    said = r"--engine ray://far: the connection was lost .*; the same command goes on"
+    with pytest.raises(MemprobeError, match=said), while_connected("ray://far"):
+        raise ConnectionError("Client is shutting down.\nmore")

@@ -1,7 +1,6 @@
 """A grid on a Ray cluster of several nodes gives what one process gives, whatever is lost on the way."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from memprobe.cluster import Engine
-from tests.clusters import cluster_of, files_of, wait_until
+from tests.clusters import SMALL, cluster_of, files_of, wait_until
 from tests.training.grids import write
 from tests.training.runs import ROOT
-from training.grid import on_ray, read_grid, run_grid, run_on_ray
+from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
+from training.run_log import RunLog
 
 BREAKS = """
 from pathlib import Path
@@ -90,12 +90,21 @@ def test_a_grid_on_a_cluster_that_loses_a_node(cluster, here, tmp_path, monkeypa
     assert left_in(out) == wanted
 
 
-def test_a_killed_driver_goes_on(cluster, here, tmp_path):
+def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path):
     path, wanted = here
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out), "--engine", "ray"]
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    driver = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "grid",
+        str(path),
+        "--out",
+        str(out),
+        "--engine",
+        cluster.outside,
+    ]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: driver.poll() is not None or list(out.glob("runs/*/*/1-a/memprobe.json")), 300)
     finally:
@@ -104,6 +113,47 @@ def test_a_killed_driver_goes_on(cluster, here, tmp_path):
     assert driver.returncode == -signal.SIGKILL, said.decode()[-2000:]
     assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
     assert left_in(out) == wanted
+
+
+def assigned(work, method):
+    """In the place of a task's body: what it was given, and what a process that it starts sees."""
+    import ray
+
+    seen = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return ray.get_runtime_context().get_assigned_resources(), seen.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "visible"),
+    [
+        ("gpus = 2\ncpus = 0.5\nmemory = '64MiB'", {"GPU": 2.0, "CPU": 0.5, "memory": 64.0 * 2**20}, 2),
+        ("cpus = 1", {"GPU": 1.0, "CPU": 1.0}, 1),
+        ("gpus = 0", {"CPU": 1.0}, 0),
+    ],
+)
+def test_a_stage_takes_what_its_recipe_names(cluster, tmp_path, monkeypatch, asked, wanted, visible):
+    """GPUs that a node only says it has; processes that ``launch`` starts see those of their task."""
+    import ray
+
+    path = write(tmp_path, arms='["naive"]', seeds="[0]")
+    text = path.read_text()
+    path.write_text(text.replace("[recipe.optimiser]", f"[recipe.resources]\n{asked}\n[recipe.optimiser]"))
+    grid = read_grid(path)
+    node = cluster.add_node(num_gpus=2, **SMALL)
+    try:
+        monkeypatch.setattr(on_ray, "_call", assigned)
+        work = on_ray._Work(grid, path, tmp_path, None, str(tmp_path))
+        tasks = on_ray._Tasks(ray, Engine(), work, cells_of(grid, path), RunLog(None, quiet=True))
+        found, seen = ray.get(
+            tasks._task(tasks.cells[0].node, "stage", "a stage").remote(tasks.told, "stage")
+        )
+    finally:
+        cluster.remove_node(node)
+    assert found == wanted
+    assert len([one for one in seen.split(",") if one.isdigit()]) == visible
 
 
 def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(cluster, here, tmp_path, monkeypatch):

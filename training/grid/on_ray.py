@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, bytes_of, connect
+from memprobe.cluster import Engine, bytes_of, connect, while_connected
 from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError
 from memprobe.files import first_line
@@ -128,7 +128,8 @@ def run_on_ray(
         ray, own = connect(engine.address)
         try:
             work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()))
-            return _Tasks(ray, engine, work, cells, RunLog(out / LOG, quiet=quiet)).run()
+            with while_connected(engine.address):
+                return _Tasks(ray, engine, work, cells, RunLog(out / LOG, quiet=quiet)).run()
         finally:
             if own:
                 ray.shutdown()
