@@ -214,7 +214,7 @@ def sharing(lens_model: LensModel) -> Sharing:
     """The most that prompts may share without a change of what is said, measured once for each model."""
     model = lens_model.model
     if model not in _MEASURED:
-        long, middle, short = _check_prompts(lens_model)
+        long, middle, short = check_prompts(lens_model)
         trials: list[tuple[Sharing, list[list[list[int]]]]] = [
             (Sharing.FILLED, [[long, middle, short]]),
             (Sharing.EQUAL, [[long, [*long[:1], *long[:0:-1]]]]),
@@ -233,16 +233,17 @@ def prefix_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
     A window counts the filling that follows the prefix, so models with one share none.
     """
     model = lens_model.model
-    if sharing(lens_model) is not Sharing.FILLED or _has_window(model):
+    if sharing(lens_model) is not Sharing.FILLED or has_window(model):
         return None
     if model not in _PREFIXED:
-        long, middle, short = _check_prompts(lens_model)
-        cache = _plain_cache(lens_model, long)
+        long, middle, short = check_prompts(lens_model)
+        cache = plain_cache(lens_model, long)
         _PREFIXED[model] = cache is not None and _as_alone(lens_model, [middle, short], prefix=(long, cache))
-    return _plain_cache(lens_model, shared) if _PREFIXED[model] else None
+    return plain_cache(lens_model, shared) if _PREFIXED[model] else None
 
 
-def _plain_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
+def plain_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
+    """Keys and values of a beginning; ``None`` where a model keeps anything else."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     with torch.inference_mode():
@@ -253,7 +254,7 @@ def _plain_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
     return cache if plain else None
 
 
-def _has_window(model: PreTrainedModel) -> bool:
+def has_window(model: PreTrainedModel) -> bool:
     """Whether the configuration names a window or chunk of attention shorter than the context."""
     config = model.config.get_text_config().to_dict()
     return any(
@@ -264,7 +265,7 @@ def _has_window(model: PreTrainedModel) -> bool:
     )
 
 
-def _check_prompts(lens_model: LensModel) -> tuple[list[int], list[int], list[int]]:
+def check_prompts(lens_model: LensModel) -> tuple[list[int], list[int], list[int]]:
     """Three texts of different lengths."""
     ids = list(lens_model.tokenizer.encode(CHECK_TEXT))
     room = (lens_model.max_length or len(ids)) - _STEPS
@@ -290,12 +291,12 @@ def _as_alone(
             logits = lens_model.model(input_ids=ids, use_cache=False).logits[0].float()
         alone = logits[len(before) + len(row) - 1 : -1]
         together = torch.stack([step[index] for step in steps]).float().to(alone.device)
-        if not torch.allclose(together, alone, rtol=0, atol=_close(alone, lens_model.model)):
+        if not torch.allclose(together, alone, rtol=0, atol=close(alone, lens_model.model)):
             return False
     return True
 
 
-def _close(logits: Tensor, model: PreTrainedModel) -> float:
+def close(logits: Tensor, model: PreTrainedModel) -> float:
     """What sums in another order may change: 1e-4 of the largest logit in fp32, 5 % in shorter numbers."""
     largest = max(1.0, float(logits.abs().max()))
     return (1e-4 if model.dtype == torch.float32 and not is_quantised(model) else 0.05) * largest

@@ -6,7 +6,8 @@
 
 The vocabulary axis dies inside the loop: the largest tensor is [rows of a chunk, vocab], whatever the number
 of factoids and lenses. Sequences are padded on the right and sent without a mask: causal attention never lets a
-position see what stands after it, so padding cannot reach a position that is read.
+position see what stands after it, so padding cannot reach a position that is read. What all prompts begin with is read
+once (:mod:`memprobe.prefixes`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from memprobe.logits import Reading, read_rows
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.planning import Plan, Site, plan_capture
+from memprobe.prefixes import Prefix, read_beginning, shared_beginning
 from memprobe.records import CONTROLS, LENS, OUTCOMES, POSITION, RECORDS
 from memprobe.templates import Template, TokenisedFactoid
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     Batch = Sequence[TokenisedFactoid]
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 16384
+_PREFIXES = (
+    16  # times as many tokens of shared beginnings may stand before a batch's own: keys and values of a layer
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto"
     size = None if batch_size == "auto" else batch_size
     tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
     border = rope_border(lens_model.model)
+    shared = len(shared_beginning(lens_model, plan))
+    most = max(1, _PREFIXES * tokens // shared) if shared else None
     indices = batches_by_tokens(
-        range(len(items)), lambda index: len(items[index].inputs), tokens, size, border=border
+        range(len(items)), lambda index: len(items[index].inputs) - shared, tokens, size, most, border=border
     )
     return [[items[index] for index in batch] for batch in indices]
 
@@ -145,11 +152,14 @@ def capture_batches(
         batches = batches_of(lens_model, plan, batch_size)
     left = [[item for item in batch if item.factoid.id not in done] for batch in batches]
     waiting = [batch for batch in left if batch][::-1]
+    prefix = read_beginning(lens_model, shared_beginning(lens_model, plan)) if waiting else None
     while waiting:
         batch = waiting.pop()
         try:
             with evaluating(lens_model.model):
-                tables = _capture_batch(lens_model, lenses or [lens_model.lens], batch, plan, predictions)
+                tables = _capture_batch(
+                    lens_model, lenses or [lens_model.lens], batch, plan, predictions, prefix
+                )
         except torch.OutOfMemoryError:
             if batch_size != "auto" or len(batch) == 1:
                 raise MemprobeError(
@@ -169,10 +179,11 @@ def _capture_batch(
     batch: Sequence[TokenisedFactoid],
     plan: Plan,
     predictions: bool,
+    prefix: Prefix | None,
 ) -> Tables:
     sites = [(row, site) for row, item in enumerate(batch) for site in plan.sites(item)]
     targets, draws = _targets([site for _, site in sites], plan)
-    residuals = residuals_at(lens_model, batch, sites)
+    residuals = residuals_at(lens_model, batch, sites, prefix)
     depths = residuals.shape[0]
     every = repeat(targets, "site target -> (depth site) target", depth=depths)
     keys = _keys(lens_model.label, [site for _, site in sites], targets, depths)
@@ -285,22 +296,27 @@ def _targets(sites: Sequence[Site], plan: Plan) -> tuple[Tensor, list[str]]:
 
 
 def residuals_at(
-    lens_model: LensModel, batch: Sequence[TokenisedFactoid], sites: Sequence[tuple[int, Site]]
+    lens_model: LensModel,
+    batch: Sequence[TokenisedFactoid],
+    sites: Sequence[tuple[int, Site]],
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "depth site d_model"]:
-    """The residual stream at the sites, at every depth."""
+    """The residual stream at the sites, at every depth; behind a beginning that was read before, if one is given."""
     device = lens_model.device
-    ids = torch.full((len(batch), max(len(item.inputs) for item in batch)), lens_model.pad_id())
+    start = len(prefix.ids) if prefix else 0
+    ids = torch.full((len(batch), max(len(item.inputs) for item in batch) - start), lens_model.pad_id())
     for row, item in enumerate(batch):
-        ids[row, : len(item.inputs)] = torch.tensor(item.inputs)
+        ids[row, : len(item.inputs) - start] = torch.tensor(item.inputs[start:])
     rows = torch.tensor([row for row, _ in sites], device=device)
-    columns = torch.tensor([site.column for _, site in sites], device=device)
+    columns = torch.tensor([site.column - start for _, site in sites], device=device)
     streams: dict[int, Tensor] = {}
 
     def keep(depth: int, residual: Tensor) -> None:
         streams[depth] = residual[rows, columns]
 
     with residual_hooks(lens_model.blocks, keep):
-        decoder_of(lens_model.model)(input_ids=ids.to(device), use_cache=False)
+        options = prefix.options() if prefix else {"use_cache": False}
+        decoder_of(lens_model.model)(input_ids=ids.to(device), **options)
     return torch.stack([streams[depth] for depth in range(lens_model.n_layers + 1)])
 
 

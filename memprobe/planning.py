@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memprobe.batching import common_prefix
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, check_factoids
 from memprobe.records import POSITION, POSITIONS, SUBJECT
@@ -56,6 +58,14 @@ class Plan:
     positions: tuple[str, ...] = (POSITION,)
     subjects: dict[str, int] = field(default_factory=dict)
     without_subject: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """The tokens that all inputs begin with, up to the first position that is read in any."""
+        inputs = [item.inputs for item in self.items]
+        if len(inputs) < 2:
+            return ()
+        return tuple(common_prefix(inputs)[: min(s.column for item in self.items for s in self.sites(item))])
 
     def sites(self, item: TokenisedFactoid) -> list[Site]:
         """Where a factoid is read; the end token and a bare space belong to the answer's own position alone."""

@@ -477,10 +477,10 @@ def test_out_of_memory_halves_a_batch_and_tells_where_it_was_fixed(monkeypatch):
     whole = capture(read, FACTS, predictions=False)
     residuals = capturing.residuals_at
 
-    def small(lens_model, batch, positions):
+    def small(lens_model, batch, positions, prefix):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return residuals(lens_model, batch, positions)
+        return residuals(lens_model, batch, positions, prefix)
 
     monkeypatch.setattr(capturing, "residuals_at", small)
     halved = capture(read, FACTS, predictions=False)
