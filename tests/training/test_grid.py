@@ -76,6 +76,7 @@ def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_
         ("keep = ", "kept = ", "kept: unknown key"),
         ("ratio={ratio}", "ratio={rate}", "ratio={rate}: not a number"),
         ("[data.a]", '[data.a]\nunknown = "x"', "stages.1.unknown"),
+        ("seeds = ", f"seeds = {list(range(10_001))} #", "cells, at most 10,000"),
     ],
 )
 def test_a_bad_grid_is_named_by_file_and_key(tmp_path, old, new, said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,10 @@ from training.settings import Settings, validated
 
 Scalar = int | float | str
 Redraw = Literal["nothing", "later", "all"]
+
+
+MOST = 10_000
+"""Cells of a block: no study has so many, and to plan a million takes hours."""
 
 
 class Block(Settings):
@@ -89,6 +94,9 @@ def read_grid(path: Path) -> Grid:
             raise MemprobeError(
                 f"{path}: block {block.name}: stages: {list(short[0])} is no chain of two or more"
             )
+        sizes = (block.stages, block.seeds, block.arms, *block.axes.values())
+        if (wanted := math.prod(map(len, sizes))) > MOST:
+            raise MemprobeError(f"{path}: block {block.name}: asks for {wanted:,} cells, at most {MOST:,}")
         if "all" in (grid.redraw, block.redraw) and (block.redraw or "all") == "all" and grid.probe:
             raise MemprobeError(
                 f"{path}: block {block.name}: redraw = 'all' gives each seed a D_A of its own, and a probe holds one; "
