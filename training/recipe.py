@@ -109,7 +109,7 @@ class Replay(Settings):
 class Lora(Settings):
     """Low-rank adapters (Hu et al. 2021) on every linear layer but the unembedding, merged when the stage ends."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=2**16)  # far beyond any model's width, and within memory
     alpha: float = Field(32.0, gt=0)
 
 

@@ -185,6 +185,7 @@ def test_files_are_found_beside_the_recipe(tmp_path):
         ("kvr:4", 'arm = "remix(data=prose, stages=1)"', r"stages\.1\.mixing\.1\.source: no source"),
         ("kvr:4", "seed = ", "cannot be read as TOML"),
         ("kvr:4", "a." * 2000 + "b = 1", "nested too deeply"),
+        ("kvr:4", 'arm = "lora(rank=1000000000)"', r"lora\.rank: .* less than or equal to 65536"),
     ],
 )
 def test_missing_sources_are_named_by_file_and_key(tmp_path, data, extra, said):
