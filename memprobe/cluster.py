@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memprobe.errors import MemprobeError
-from memprobe.files import first_line
 
 RAY = "ray"
 
@@ -149,6 +148,8 @@ def connect(address: str) -> Any:
     except (
         Exception
     ) as error:  # Ray raises plain ones too, as where this machine's own node does not come up in time
+        from memprobe.files import first_line  # not above: polars comes with it, and --help needs sizes alone
+
         raise MemprobeError(
             f"--engine {address}: no cluster answers, and none could be started here ({first_line(error)})"
             if address == RAY
@@ -167,6 +168,8 @@ def while_connected(address: str) -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
+        from memprobe.files import first_line
+
         raise MemprobeError(
             f"--engine {address}: the connection was lost ({first_line(error)}); the same command goes on"
         ) from error

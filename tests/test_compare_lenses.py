@@ -262,7 +262,8 @@ def test_what_blocks_write(made, tables):
         assert largest == pytest.approx((other.argmax(1) - one.argmax(1)).mean())
 
 
-def test_all_of_it_is_printed_and_written(made, tmp_path, cli):
+def test_all_of_it_is_printed_and_written(made, tmp_path, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # headers on one line
     asked = ["compare", made.path, "-k", K, "--draws", 200]
     code, said, _ = cli(*asked, "--out", tmp_path)
     assert code == 0

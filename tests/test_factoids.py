@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memprobe.errors import MemprobeError
@@ -287,6 +287,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), mi
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)  # the first call makes the tokenizer
 @given(
     prompt=TEXT,
     answer=TEXT,

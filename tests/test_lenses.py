@@ -349,7 +349,7 @@ def broken(folder, name):
         ("another lens's JSON", "does not belong to the linear lens"),
         ("another kind", "a linear lens, not a tuned one"),
         ("weights of a model", "not a lens of memprobe"),
-        ("an empty folder", "no lens: neither"),
+        ("an empty folder", "not a lens: it holds neither"),
         ("missing", "no such file or directory"),
         ("pickled", "holds pickled code"),
         ("pickled by torch", "holds pickled code"),

@@ -73,8 +73,9 @@ def read_stored(
             raise MemprobeError(
                 f"{path}: tables.{name}: not as memprobe compare writes it ({first_line(error)})"
             ) from error
-        for column in ("checkpoint", "reference", "depth"):
-            if column in schema and name != "overlap" and tables[name][column].null_count():
+        keys = ["checkpoint", "reference"] if name != "overlap" else []
+        for column in [*keys, *(["depth"] if name in _BY_DEPTH else [])]:
+            if column in schema and tables[name][column].null_count():
                 raise MemprobeError(f"{path}: tables.{name}: a row without {column}; compare again")
         for column in ("checkpoint", "reference"):
             if column in schema and name not in _OF_ARMS and (odd := set(tables[name][column]) - labels):
@@ -87,5 +88,16 @@ def read_stored(
     settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
     return settings, whole["notes"], tables
 
+
+_BY_DEPTH = (
+    "curves",
+    "survival",
+    "net_by_depth",
+    "differences_by_depth",
+    "lenses_by_depth",
+    "positions_by_depth",
+    "contributions",
+)
+"""Tables whose rows each have a depth; in others a row may be of all depths."""
 
 _OF_ARMS = ("arms", "arm_differences", "paths")  # their references are arms
