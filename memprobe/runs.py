@@ -35,6 +35,8 @@ STATE, MATRIX = ".state", "accuracy.csv"
 EXACT = "exact_match"
 SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
 """Scores of rows that are yes or no."""
+WITHIN_ONE = (*SHARES, "rouge_l")
+"""Scores that lie between 0 and 1: those, and a mean of overlaps."""
 _STAGE = re.compile(r"(\d+)-(.+)")
 
 Count = Annotated[int, Field(ge=0)]
@@ -80,8 +82,6 @@ class RecipeFile(_Open):
     stages: list[RecipeStage] = []
 
 
-SHARES = ("exact_match", "exact_tokens", "alias_match", "rouge_l", "final_answer")
-"""Scores that are a share of the rows, or a mean of shares."""
 _ROUNDING, _LARGEST = 1e-6, 1e300  # a percentage of the largest is a number, too
 
 
@@ -103,7 +103,7 @@ class Score(_Open):
 
 
 def _in_range(scores: dict[str, Score]) -> dict[str, Score]:
-    for name in SHARES:
+    for name in WITHIN_ONE:
         if name in scores:
             for value in (scores[name].value, scores[name].low, scores[name].high):
                 if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:

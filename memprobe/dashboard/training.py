@@ -8,7 +8,7 @@ import polars as pl
 
 from memprobe import plots
 from memprobe.dashboard.embedding import embedded, figure_json
-from memprobe.runs import SHARES
+from memprobe.runs import WITHIN_ONE
 from memprobe.studies import Study
 
 MAX_POINTS = 1_200  # of one training curve
@@ -27,7 +27,7 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
     scores = _base_once(
         study.evaluations().with_columns(
             row=pl.format("{}, {} {}", "run", "stage", "stage_name"),
-            share=pl.col("metric").is_in((*SHARES, "rouge_l")),
+            share=pl.col("metric").is_in(WITHIN_ONE),
         )
     )
     blocks, others, note = {}, [], ""

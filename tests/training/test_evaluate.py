@@ -23,6 +23,7 @@ from training.evaluate import (
     accuracy_matrix,
     evaluate,
     retention,
+    scores,
 )
 from training.examples import ExampleMaker
 from training.mixing import IGNORED
@@ -335,3 +336,12 @@ def test_retention_of_replayed_and_unseen_rows_apart(tulu):
     assert nothing["replayed"] == {"n": 0, "scores": {}} and nothing["unseen"]["n"] == 9
     with pytest.raises(MemprobeError, match="f00 is not in this set"):
         retention(result, ["f00"])
+
+
+def test_a_mean_of_overlaps_has_no_interval_of_yes_and_no():
+    """Ten overlaps of a half each are sure to have the mean of a half; ten answers of which five are right are not."""
+    rows = [{"final_answer": i % 2 == 0, "rouge_l": 0.5, "loss": 1.0, "tokens": 3} for i in range(10)]
+    found = scores(rows, "task")
+    assert found["rouge_l"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert found["final_answer"]["value"] == 0.5
+    assert found["final_answer"]["low"] == pytest.approx(0.237, abs=1e-3)
