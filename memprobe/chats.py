@@ -13,8 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

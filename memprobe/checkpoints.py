@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memprobe import adapters, quantised
-from memprobe.errors import MemprobeError, among
-from memprobe.files import exists, first_line
+from memprobe.errors import MemprobeError, among, first_line
+from memprobe.files import exists
 from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder

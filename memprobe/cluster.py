@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 
 RAY = "ray"
 
@@ -145,11 +145,7 @@ def connect(address: str) -> Any:
         os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     try:
         ray.init(**options)
-    except (
-        Exception
-    ) as error:  # Ray raises plain ones too, as where this machine's own node does not come up in time
-        from memprobe.files import first_line  # not above: polars comes with it, and --help needs sizes alone
-
+    except Exception as error:  # Ray raises plain ones too, as where its own node does not come up in time
         raise MemprobeError(
             f"--engine {address}: no cluster answers, and none could be started here ({first_line(error)})"
             if address == RAY
@@ -168,8 +164,6 @@ def while_connected(address: str) -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        from memprobe.files import first_line
-
         raise MemprobeError(
             f"--engine {address}: the connection was lost ({first_line(error)}); the same command goes on"
         ) from error

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.cluster import Engine, connect, while_connected
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
 from memprobe.probes import part_files, parts_dir

@@ -51,3 +51,8 @@ def one_of(names: Collection[str]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, else its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 import psutil
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -420,11 +420,6 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MemprobeError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, else its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 from memprobe.weights import has_tokenizer
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from memprobe.errors import MemprobeError, one_of
-from memprobe.files import first_line, read_valid, replacing, sha256_of, write_json
+from memprobe.errors import MemprobeError, first_line, one_of
+from memprobe.files import read_valid, replacing, sha256_of, write_json
 from memprobe.lens_kinds import FITTED_KINDS
 
 LENS_SCHEMA = 1

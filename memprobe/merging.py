@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from memprobe.adapters import CONFIG
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import read_json
 from memprobe.quantised import is_quantised
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from memprobe.adapters import check_in_memory
 from memprobe.blocks import block_list, blocks_of, residual_hooks
 from memprobe.causality import check_causal
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
-from memprobe.errors import MemprobeError, among
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, among, first_line
 from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
 from memprobe.merging import merge_adapter

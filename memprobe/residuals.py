@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, replacing, sha256_of
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import replacing, sha256_of
 from memprobe.probes import read_run, table_file
 
 if TYPE_CHECKING:

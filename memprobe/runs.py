@@ -24,8 +24,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from memprobe.arms import Arm
-from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, first_line, read_json, read_toml, validated
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import check_valid, read_json, read_toml, validated
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"

@@ -17,8 +17,8 @@ from typing import Any
 
 from memprobe import sentences
 from memprobe.dashboard import write_report
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, write_text
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import write_text
 from memprobe.probe_writer import REPORT, write_run
 from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of
 

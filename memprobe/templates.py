@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memprobe.chats import render_chat
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, first_line
 from memprobe.factoids import Factoid
-from memprobe.files import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

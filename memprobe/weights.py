@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_valid
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import read_valid
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.factoids import Factoid
-from memprobe.files import first_line
 from memprobe.sources.kinds import AnyRow, Text
 from training.row_files import tagged, untagged
 

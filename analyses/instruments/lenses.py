@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from analyses.instruments.plan import Options, PlanFile
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, write_json
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import write_json
 from training.run_log import RunLog
 
 KINDS = ("linear", "tuned", "jacobian")

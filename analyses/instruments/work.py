@@ -30,8 +30,8 @@ import polars as pl
 
 from analyses.instruments.lenses import Lenses
 from analyses.instruments.plan import Cell, CellFile, Options, PlanFile, PlanStored, cells_of
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_valid, replacing, write_json, write_parquet
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import read_valid, replacing, write_json, write_parquet
 from memprobe.locks import held
 from training.run_log import RunLog
 

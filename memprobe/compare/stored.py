@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, first_line, read_json
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import check_valid, read_json
 
 Count = Annotated[int, Field(ge=0)]
 

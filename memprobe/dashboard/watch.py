@@ -21,8 +21,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.dashboard.writing import dashboard_text
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 from memprobe.probes import PARTS
 from memprobe.records import BY_CHECKPOINT
 from memprobe.studies import open_study

@@ -10,10 +10,10 @@ import polars as pl
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from memprobe.errors import MemprobeError, one_of
+from memprobe.errors import MemprobeError, first_line, one_of
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS
-from memprobe.files import check_valid, first_line, read_json
+from memprobe.files import check_valid, read_json
 
 SCHEMA_VERSION = 1
 UNDRAWABLE = (

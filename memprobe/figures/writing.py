@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, first_line
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.drawings import Drawing, Say, drawings_of
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, UNDRAWABLE, check_reach, draw_stored, read_figure
-from memprobe.files import first_line, replacing, write_json, write_text
+from memprobe.files import replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import (
     open_study,

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from memprobe.errors import MemprobeError, among
-from memprobe.files import first_line, replacing
+from memprobe.errors import MemprobeError, among, first_line
+from memprobe.files import replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of
 from memprobe.fitting.held_out import judge

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_json
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import read_json
 from memprobe.results.evaluation import Evaluation
 
 TOOL = "Inspect"

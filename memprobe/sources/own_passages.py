@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from memprobe.checkpoints import cache_dir, fingerprint, resolve
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, write_text
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import write_text
 from memprobe.sources.kinds import Text
 from memprobe.sources.passages import PromptForm, halve
 

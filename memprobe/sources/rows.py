@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from memprobe.errors import MemprobeError
-from memprobe.files import check_pages, first_line, parquet_errors
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import check_pages, parquet_errors
 
 Columns = Mapping[str, Any]
 OnBadRow = Literal["fail", "skip"]

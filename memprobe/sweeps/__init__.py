@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 
 VARIABLE = "MEMPROBE_READING"
 _FUSED = {"cpu": "numba", "cuda": "triton"}

@@ -17,8 +17,7 @@ from typing import Any
 
 from memprobe.cluster import Engine, bytes_of, connect, while_connected
 from memprobe.engine import TRIES, cause_of, stand_in
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line
+from memprobe.errors import MemprobeError, first_line
 from training.data import prepare
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command

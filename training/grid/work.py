@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.checkpoints import resolve
-from memprobe.errors import MemprobeError
-from memprobe.files import first_line, read_valid, write_json, write_text
+from memprobe.errors import MemprobeError, first_line
+from memprobe.files import read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, METRICS, RECIPE, STATE, EvaluationFile, ManifestFile
 from training.data import prepare
