@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     Batch = Sequence[TokenisedFactoid]
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 16384
-_PREFIXES = (
-    16  # times as many tokens of shared beginnings may stand before a batch's own: keys and values of a layer
-)
+# So many times a batch's own tokens may stand before it as a shared beginning: each layer joins its keys and values.
+_PREFIXES = 16
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,7 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
 def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
     main = main_table(found)
     if main.is_empty():
-        return [
-            "No kind of model has sets in two blocks or more that learned them: there is nothing to tell apart."
-        ]
+        return ["No model with planted sets is finished."]
     sources = main["source"].unique(maintain_order=True).sort().to_list()
     alarms = found.filter(kind="null")
     devices = [cell["device"] for cell in results.cells if cell["costs"]]

@@ -164,8 +164,7 @@ ResourcesText = Annotated[
         "--resources",
         metavar="gpus=N,cpus=N,memory=SIZE,actors=N",
         help="With --engine: what one loaded model takes, and how many are loaded at once. [default: a GPU for each, "
-        "or "
-        "all cores of a node where the cluster has no GPU; as many models as fit]",
+        "or all cores of a node where the cluster has no GPU; as many models as fit]",
         show_default=False,
     ),
 ]

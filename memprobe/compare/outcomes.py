@@ -37,7 +37,7 @@ from memprobe.statistics.occurrence import DRAWS
 from memprobe.statistics.paired import differences as differences_of
 
 FILE, SCHEMA = "outcomes.json", 1
-SAID, SCORE = "exact", "score"
+RECALLED, SCORE = "exact", "score"
 SCHEMAS: dict[str, pl.Schema] = {
     "outcomes": pl.Schema(
         {"checkpoint": pl.String, "n": pl.Int64} | floats("exact", "exact_low", "exact_high", "score")
@@ -100,10 +100,10 @@ class OutcomeComparison:
         reference = self.settings["reference"]
         own = self.tables["outcomes"].row(by_predicate=pl.col("checkpoint") == reference, named=True)
         lines = [f"{reference} gives {_percent(own)} of {wording.count(own['n'], 'fact')}."]
-        paired = self.tables["differences"].filter(statistic=SAID).iter_rows(named=True)
+        paired = self.tables["differences"].filter(statistic=RECALLED).iter_rows(named=True)
         lines += [f"{row['checkpoint']} against {reference}: {sentences.recalled(row)}." for row in paired]
         for row in (
-            self.tables["arm_differences"].filter(statistic=SAID).drop_nulls("low").iter_rows(named=True)
+            self.tables["arm_differences"].filter(statistic=RECALLED).drop_nulls("low").iter_rows(named=True)
         ):
             stage = f" after stage {row['stage']}" if row["stage"] else ""
             seeds = f"{row['seeds']} and {row['reference_seeds']} seeds"
@@ -216,7 +216,7 @@ def compare_outcomes(
     right = np.array([answer.casefold() for answer in facts["answer"]])
     values = {one.label: np.array([[one.exact[id], one.score[id]] for id in ids], float) for one in answers}
     plain = all((table[:, 0] == table[:, 1]).all() for table in values.values())
-    names = [SAID] if plain else [SAID, SCORE]
+    names = [RECALLED] if plain else [RECALLED, SCORE]
     values = {label: table[:, : len(names)] for label, table in values.items()}
     drawn = Resamples.of(len(ids), draws=draws, seed=seed)
     others = [one.label for one in answers if one is not first]
@@ -236,7 +236,7 @@ def compare_outcomes(
         if len(chain.members) > 1
     ]
     if runs := _runs(answers, values):
-        shares, n = [SAID], len(ids)
+        shares, n = [RECALLED], len(ids)
         parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))

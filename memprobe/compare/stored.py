@@ -47,6 +47,17 @@ class ComparisonFile(_Open):
 
 
 _NEEDED = ("placement", "curves", "survival")
+_BY_DEPTH = (
+    "curves",
+    "survival",
+    "net_by_depth",
+    "differences_by_depth",
+    "lenses_by_depth",
+    "positions_by_depth",
+    "contributions",
+)
+"""Tables whose rows each have a depth; in others a row may be of all depths."""
+_OF_ARMS = ("arms", "arm_differences", "paths")  # their references are arms
 
 
 def read_stored(
@@ -87,17 +98,3 @@ def read_stored(
             raise MemprobeError(f"{path}: {key}: {whole[key]!r} is none of the checkpoints in it")
     settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
     return settings, whole["notes"], tables
-
-
-_BY_DEPTH = (
-    "curves",
-    "survival",
-    "net_by_depth",
-    "differences_by_depth",
-    "lenses_by_depth",
-    "positions_by_depth",
-    "contributions",
-)
-"""Tables whose rows each have a depth; in others a row may be of all depths."""
-
-_OF_ARMS = ("arms", "arm_differences", "paths")  # their references are arms
