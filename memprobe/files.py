@@ -244,7 +244,7 @@ def read_json(path: Path, *, own: bool = True) -> Any:
     try:
         value = json.loads(_text_of(path), **strict)
     except (OSError, ValueError, RecursionError) as error:
-        raise MemprobeError(f"{path}: cannot be read as JSON ({first_line(error)})") from error
+        raise MemprobeError(f"{path}: cannot be read as JSON ({_reason(error)})") from error
     _refuse_deep(value, path)
     return value
 
@@ -258,9 +258,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         value = tomllib.loads(_text_of(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise MemprobeError(f"{path}: cannot be read as TOML ({first_line(error)})") from error
+        raise MemprobeError(f"{path}: cannot be read as TOML ({_reason(error)})") from error
     _refuse_deep(value, path)
     return value
+
+
+def _reason(error: Exception) -> str:
+    """Of a file that is named already: the system's words alone, which else name it again behind a number."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _text_of(path: Path) -> str:

@@ -154,3 +154,11 @@ def test_what_is_nested_too_deeply_is_refused_before_anything_walks_it(tmp_path,
 def test_a_device_is_not_read(read):
     with pytest.raises(MemprobeError, match=r"zero: cannot be read as \w+ \(it is a device"):
         read(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_toml])
+def test_a_missing_file_is_named_once_and_in_words(tmp_path, read):
+    with pytest.raises(MemprobeError) as caught:
+        read(tmp_path / "none")
+    assert str(caught.value).count(str(tmp_path)) == 1
+    assert "(No such file or directory)" in str(caught.value)
