@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def connect(address: str) -> Any:
         # What a killed process began ends with it, so that the same command finds its directory free.
         os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     try:
-        ray.init(**options)
+        _init(ray, options)
     except Exception as error:  # Ray raises plain ones too, as where its own node does not come up in time
         raise MemprobeError(
             f"--engine {address}: no cluster answers, and none could be started here ({first_line(error)})"
@@ -152,6 +153,21 @@ def connect(address: str) -> Any:
             else f"--engine {address}: no cluster answers ({first_line(error)})"
         ) from error
     return ray, True
+
+
+def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> None:
+    """Connects; a client whose server process died at its start asks for another one.
+
+    Ray's proxy forks that process beside threads of gRPC, and about one in ten does not live.
+    """
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**options)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
+            time.sleep(1)
 
 
 @contextmanager

@@ -27,7 +27,10 @@ def cluster_of(nodes: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     port = free_port()
-    cluster = _started(Cluster, port)
+    with pytest.MonkeyPatch.context() as patch:
+        # Else some one in ten server processes of a client dies as Ray's proxy forks it beside gRPC's threads.
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
+        cluster = _started(Cluster, port)
     cluster.outside = f"ray://127.0.0.1:{port}"
     try:
         for _ in range(nodes - 1):

@@ -250,3 +250,26 @@ def test_a_lost_connection_is_one_line():
     said = r"--engine ray://far: the connection was lost .*; the same command goes on"
     with pytest.raises(MemprobeError, match=said), while_connected("ray://far"):
         raise ConnectionError("Client is shutting down.\nmore")
+
+
+@pytest.mark.parametrize(("deaths", "connected"), [(4, True), (5, False)])
+def test_a_server_that_dies_at_its_start_is_asked_for_again(monkeypatch, deaths, connected):
+    """As Ray's proxy reports a client's server process that did not survive its fork."""
+    ray = pytest.importorskip("ray")
+    asked_for = []
+
+    def init(**options):
+        asked_for.append(options)
+        if len(asked_for) <= deaths:
+            raise ConnectionAbortedError("Initialization failure from server:\nsee its log")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("memprobe.cluster.time.sleep", lambda _seconds: None)
+    monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
+    if connected:
+        assert connect("ray://h:1") == (ray, True)
+    else:
+        with pytest.raises(MemprobeError, match="no cluster answers"):
+            connect("ray://h:1")
+    assert len(asked_for) == 5
