@@ -31,9 +31,19 @@ def look(run):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with cluster_of(2) as made:
-        yield made
+def hooks(tmp_path_factory):
+    """A folder that workers find modules in: they look where they did when they began."""
+    folder = tmp_path_factory.mktemp("hooks")
+    (folder / "breaks.py").write_text(BREAKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(hooks):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{hooks}:{ROOT}")
+        with cluster_of(2) as made:
+            yield made
 
 
 @pytest.fixture(scope="module")
@@ -126,56 +136,51 @@ def assigned(work, method):
     return ray.get_runtime_context().get_assigned_resources(), seen.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("asked", "wanted", "visible"),
-    [
-        ("gpus = 2\ncpus = 0.5\nmemory = '64MiB'", {"GPU": 2.0, "CPU": 0.5, "memory": 64.0 * 2**20}, 2),
-        ("cpus = 1", {"GPU": 1.0, "CPU": 1.0}, 1),
-        ("gpus = 0", {"CPU": 1.0}, 0),
-    ],
-)
-def test_a_stage_takes_what_its_recipe_names(cluster, tmp_path, monkeypatch, asked, wanted, visible):
+def test_a_stage_takes_what_its_recipe_names(cluster, tmp_path, monkeypatch):
     """GPUs that a node only says it has; processes that ``launch`` starts see those of their task."""
     import ray
 
-    path = write(tmp_path, arms='["naive"]', seeds="[0]")
-    text = path.read_text()
-    path.write_text(text.replace("[recipe.optimiser]", f"[recipe.resources]\n{asked}\n[recipe.optimiser]"))
-    grid = read_grid(path)
-    node = cluster.add_node(num_gpus=2, **SMALL)
+    cases = [
+        ("gpus = 2\ncpus = 0.5\nmemory = '64MiB'", {"GPU": 2.0, "CPU": 0.5, "memory": 64.0 * 2**20}, 2),
+        ("cpus = 1", {"GPU": 1.0, "CPU": 1.0}, 1),
+        ("gpus = 0", {"CPU": 1.0}, 0),
+    ]
+    monkeypatch.setattr(on_ray, "_call", assigned)
+    node = cluster.add_node(num_gpus=3, **SMALL | {"num_cpus": 2})
+    refs = []
     try:
-        monkeypatch.setattr(on_ray, "_call", assigned)
-        work = on_ray._Work(grid, path, tmp_path, None, str(tmp_path))
-        tasks = on_ray._Tasks(ray, Engine(), work, cells_of(grid, path), RunLog(None, quiet=True))
-        found, seen = ray.get(
-            tasks._task(tasks.cells[0].node, "stage", "a stage").remote(tasks.told, "stage")
-        )
+        for number, (asked, _, _) in enumerate(cases):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            path = write(folder, arms='["naive"]', seeds="[0]")
+            text = path.read_text()
+            path.write_text(
+                text.replace("[recipe.optimiser]", f"[recipe.resources]\n{asked}\n[recipe.optimiser]")
+            )
+            grid = read_grid(path)
+            work = on_ray._Work(grid, path, tmp_path, None, str(tmp_path))
+            tasks = on_ray._Tasks(ray, Engine(), work, cells_of(grid, path), RunLog(None, quiet=True))
+            task = tasks._task(tasks.cells[0].node, "stage", "a stage")
+            refs.append(task.remote(tasks.told, "stage"))
+        given = ray.get(refs)
     finally:
         cluster.remove_node(node)
-    assert found == wanted
-    assert len([one for one in seen.split(",") if one.isdigit()]) == visible
+    for (found, seen), (_, wanted, visible) in zip(given, cases, strict=True):
+        assert found == wanted
+        assert len([one for one in seen.split(",") if one.isdigit()]) == visible
 
 
-def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(cluster, here, tmp_path, monkeypatch):
+def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(
+    cluster, hooks, here, tmp_path, monkeypatch
+):
     path, wanted = here
-    (tmp_path / "breaks.py").write_text(BREAKS)
-    (tmp_path / "broken").write_text("")
+    (hooks / "broken").write_text("")
     grid = read_grid(path).model_copy(update={"after": "breaks:look"})
-    monkeypatch.syspath_prepend(tmp_path)
-    import ray
-
+    monkeypatch.syspath_prepend(hooks)
     out = tmp_path / "out"
-    # Workers look for modules where this process does; those that run already were told before.
-    ray.shutdown()
-    ray.init(
-        address=cluster.address,
-        logging_level="error",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": f"{tmp_path}:{ROOT}"}},
-    )
     broken = run_on_ray(grid, path, out, engine=Engine(), quiet=True)
     assert broken == ["a-b-n4/naive-s0: failed 3 times: the disk is full"]
-    assert (tmp_path / "naive-s0").read_text() == "xxx" and (tmp_path / "replay-s0").read_text() == "x"
-    (tmp_path / "broken").unlink()
+    assert (hooks / "naive-s0").read_text() == "xxx" and (hooks / "replay-s0").read_text() == "x"
+    (hooks / "broken").unlink()
     assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
     assert left_in(out) == wanted
