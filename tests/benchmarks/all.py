@@ -84,17 +84,17 @@ def capture(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "--repeats", options.repeats, "--warm-ups", options.warm_ups, "--keep-ranks",
     )  # fmt: skip
     notes = []
-    for python in options.peers_python:
-        for peer in PEERS:
-            if peer in found["methods"]:
-                continue
+    for peer in PEERS:
+        failed = []
+        for place, python in enumerate(options.peers_python, 1):
             try:
                 found["methods"][peer] = of_peer(peer, python, found, options)
+                break
             except (RuntimeError, OSError) as error:
-                notes.append(f"{peer} in {Path(python).name}: {error}.")
-    missing = [peer for peer in PEERS if peer not in found["methods"]]
-    if missing and not options.peers_python:
-        notes.append(f"Not run: {', '.join(missing)} (--peers-python names an environment that has them).")
+                failed.append(f"in environment {place}: {error}")
+        else:
+            why = "; ".join(failed) or "--peers-python names an environment that has it"
+            notes.append(f"Not run: {peer} ({why}).")
     found.pop("kept")
     found["notes"] = notes
     told = [
@@ -218,7 +218,8 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=6, help="of compare and the dashboard")
     parser.add_argument(
         "--peers-python", action="append", default=[], metavar="PATH",
-        help="Python of an environment with nnsight or nnterp; may be given again",
+        help="Python of an environment with nnsight or nnterp; may be given again (nnterp 1.3.0 does not import beside "
+        "nnsight 0.8.1, but does beside 0.7.0)",
     )  # fmt: skip
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(choose_device(options.device)), "sections": {}}

@@ -306,6 +306,7 @@ def report(found: dict[str, Any]) -> str:
     """As Markdown."""
     methods = found["methods"]
     ours, least = methods.get("memprobe"), methods.get("floor")
+    busy = "processor_seconds"
     rows = []
     for name, one in methods.items():
         ranks = one.get("ranks")
@@ -321,16 +322,18 @@ def report(found: dict[str, Any]) -> str:
                 name,
                 one["median"],
                 one["fastest"],
-                statistics.median(one["processor_seconds"]),
+                statistics.median(one[busy]),
                 len(one["seconds"]),
                 ratio(one["seconds"], ours["seconds"]) if ours else None,
                 ratio(one["seconds"], least["seconds"]) if least else None,
+                *(ratio(one[busy], base[busy]) if base else None for base in (ours, least)),
                 one["peak_mib"],
                 agrees,
             ]
         )
     columns = (
-        "method", "median s", "fastest s", "processor s", "repeats", "x memprobe", "x floor", "peak MiB", "ranks",
+        "method", "median s", "fastest s", "processor s", "repeats", "x memprobe", "x floor", "x memprobe, processor",
+        "x floor, processor", "peak MiB", "ranks",
     )  # fmt: skip
     tokens = found["tokens"]
     return (
