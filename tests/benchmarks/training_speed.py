@@ -45,7 +45,7 @@ def main() -> None:
         return
     arms = [arm for arm in (ON_CUDA if cuda else ARMS) if arm not in options.without]
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-    for _ in range(options.repeats):
+    for _ in range(1 if options.profile else options.repeats):
         for arm in arms:
             done = subprocess.run(
                 [sys.executable, "-m", "tests.benchmarks.training_speed", *sys.argv[1:], "--one", arm],
@@ -54,6 +54,9 @@ def main() -> None:
                 text=True,
             )
             results[arm].append(json.loads(done.stdout.splitlines()[-1]))
+    if options.profile:
+        _print_profiles(options, {arm: one[0] for arm, one in results.items()})
+        return
     stock = results["stock"]
     for arm in arms:
         rates = ", ".join(f"{one['rate']:.3f}" for one in results[arm])
@@ -73,7 +76,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--source", default="random-words", help="of the mixing rows, at ratio 2")
+    parser.add_argument("--source", default="random-words", help="of the mixing rows")
     parser.add_argument("--words", type=int, default=50, help="of a mixing row's prompt and answer each")
     parser.add_argument("--data-dir")
     parser.add_argument("--own", type=int, default=32, help="KVR rows")
@@ -82,6 +85,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=1, help="steps")
+    parser.add_argument("--ratio", type=int, default=2, help="mixing rows for each own one")
+    parser.add_argument("--profile", action="store_true", help="say what the time goes to")
+    parser.add_argument("--out", help="folder for training_profile.json, with --profile")
     parser.add_argument("--without", nargs="*", default=[], help="arms that do not run")
     parser.add_argument("--one", choices=sorted({*ARMS, *ON_CUDA}), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -104,18 +110,20 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     model, tokenizer = load_pretrained(checkpoint, torch.float32)
     make = ExampleMaker("tulu", tokenizer, 1024)
     own = [make(row) for row in load(f"kvr:{options.own}").rows]
-    mixed = load(
-        options.source,
-        n=2 * options.own,
-        data_dir=options.data_dir,
-        words=(options.words, options.words),
-    ).rows
-    mixing = [make(row, own=False) for row in mixed]
+    mixing = []
+    if options.ratio:
+        mixed = load(
+            options.source,
+            n=options.ratio * options.own,
+            data_dir=options.data_dir,
+            words=(options.words, options.words),
+        ).rows
+        mixing = [make(row, own=False) for row in mixed]
     accumulation = options.batch // options.micro_batch
     schedule = Schedule(
         Part(own, len(own)),
-        [Part(mixing, len(mixing))],
-        epochs=1 + options.steps * options.batch // (3 * options.own),
+        [Part(mixing, len(mixing))] if mixing else [],
+        epochs=1 + options.steps * options.batch // ((1 + options.ratio) * options.own),
         batch=options.batch,
         micro_batches=accumulation,
         seed=0,
@@ -137,11 +145,17 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     )
     times, losses = [], []
 
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True)
+
     class Clock(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
                 times.append(time.perf_counter() if cuda else time.process_time())
                 losses.append(logs["loss"])
+                if options.profile and len(times) == options.warm_up:
+                    profiler.start()
+                if options.profile and len(times) == options.steps:
+                    profiler.stop()
 
     with tempfile.TemporaryDirectory() as folder:
         run = StageRun(recipe, "a", Path(folder), schedule, accumulation, 0, Stop(), own)
@@ -156,7 +170,41 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
             trainer.train()
     rows = sum(len(schedule.step(step)) for step in range(options.warm_up, options.steps))
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_mib()
-    return {"rate": rows / (times[-1] - times[options.warm_up - 1]), "losses": losses, "peak_mib": peak}
+    taken = times[-1] - times[options.warm_up - 1]
+    found = {"rate": rows / taken, "losses": losses, "peak_mib": peak}
+    if options.profile:
+        from tests.benchmarks.op_kinds import by_kind
+
+        found |= {"rows": rows, "seconds": taken, "kinds": by_kind(profiler, model.config.vocab_size)}
+    return found
+
+
+def _print_profiles(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
+    """Seconds for a row by kind, as a table; and as JSON where a folder is given."""
+    import torch
+
+    from tests.benchmarks.op_kinds import KINDS, OTHER, PRODUCTS, UNEMBEDDING
+    from tests.benchmarks.timing import about, machine, table, write
+
+    kinds = [PRODUCTS, UNEMBEDDING, *(kind for kind in KINDS if kind != PRODUCTS), OTHER]
+    milliseconds = {
+        arm: {kind: 1e3 * one["kinds"].get(kind, 0.0) / one["rows"] for kind in kinds}
+        for arm, one in found.items()
+    }
+    whole = {arm: sum(parts.values()) for arm, parts in milliseconds.items()}
+    least = {arm: parts[PRODUCTS] + parts[UNEMBEDDING] for arm, parts in milliseconds.items()}
+    rows: list[list[Any]] = [[kind, *(milliseconds[arm][kind] for arm in found)] for kind in kinds]
+    rows.append(["all", *whole.values()])
+    rows.append(["stock / all", *(whole["stock"] / value for value in whole.values())])
+    rows.append(["stock / products alone", *(whole["stock"] / value for value in least.values())])
+    told = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    asked = {name: value for name, value in vars(options).items() if name not in ("out", "one", "data_dir")}
+    write(
+        {"machine": told, "options": asked, "milliseconds_a_row": milliseconds, "runs": found},
+        f"## What training's time goes to, in ms a row\n\n{about(told)}.\n\n" + table(("kind", *found), rows),
+        options.out,
+        "training_profile",
+    )
 
 
 def _peak_mib() -> float:
