@@ -282,3 +282,22 @@ def test_every_share_that_is_quoted_is_a_stored_number(page):
         and not (one in MEAN_OF and same(one, statistics.mean(MEAN_OF[one])))
     ]
     assert not lost, lost
+
+
+def test_the_profile_of_training_is_the_stored_one():
+    page = (ROOT / "docs/findings/speed.md").read_text(encoding="utf-8")
+    of_kind: dict[str, list[float]] = {}
+    ratios, alone = [], []
+    for name in ("naive", "mixed"):
+        text = (ROOT / f"analyses/speed/training_profile_{name}.json").read_text(encoding="utf-8")
+        milliseconds = json.loads(text)["milliseconds_a_row"]
+        stock = sum(milliseconds["stock"].values())
+        for parts in milliseconds.values():
+            for kind, value in [*parts.items(), ("all", sum(parts.values()))]:
+                of_kind.setdefault(kind, []).append(value)
+            ratios.append(stock / sum(parts.values()))
+            alone.append(stock / sum(value for kind, value in parts.items() if kind.startswith("product")))
+    for kind, values in of_kind.items():
+        assert f"| {kind} | {' | '.join(f'{value:,.0f}' for value in values)} |" in page, kind
+    for name, values in (("stock / all", ratios), ("stock / products alone", alone)):
+        assert f"| {name} | {' | '.join(f'{value:.3g}' for value in values)} |" in page, name

@@ -123,12 +123,37 @@ def test_what_does_not_fit_is_loaded_anew(steps, monkeypatch, change):
         assert loader.reused == 0
 
 
+def watched(monkeypatch):
+    """What a probe does from now on, in order, and its loaders."""
+    happened, loaders = [], []
+    ahead, start, finish = Loader._read_ahead, Loader.__init__, probing.finish
+
+    def read_ahead(self, item):
+        happened.append(f"read ahead {item.label}")
+        return ahead(self, item)
+
+    def finished(out, run, label, texts):
+        happened.append(f"finished {label}")
+        finish(out, run, label, texts)
+
+    monkeypatch.setattr(Loader, "__init__", lambda self, *a: loaders.append(self) or start(self, *a))
+    monkeypatch.setattr(Loader, "_read_ahead", read_ahead)
+    monkeypatch.setattr(probing, "finish", finished)
+    return happened, loaders
+
+
 def test_a_probe_of_many_is_the_probe_of_each(steps, tmp_path, monkeypatch):
     planned = []
     plan = planning.plan_capture
     monkeypatch.setattr(prober, "plan_capture", lambda *a, **k: planned.append(1) or plan(*a, **k))
+    happened, loaders = watched(monkeypatch)
     many = probe([str(steps / "checkpoint-*")], FACTS, tmp_path / "many", device="cpu")
     assert len(planned) == 1, "tokenised once for one tokenizer"
+    assert [loader.reused for loader in loaders] == [3], "into the model of the first"
+    for step, after in ((5, 10), (10, 20), (20, 100)):
+        begun = happened.index(f"read ahead checkpoint-{after}")
+        assert begun < happened.index(f"finished checkpoint-{step}"), "while the one before computes"
+    monkeypatch.undo()
     assert [entry["step"] for entry in many.run["checkpoints"].values()] == [5, 10, 20, 100]
     for step in (5, 10, 20, 100):
         label = f"checkpoint-{step}"
