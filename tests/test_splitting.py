@@ -80,6 +80,25 @@ def test_commands_take_a_device_map(cli, tiny_checkpoint, tmp_path):
     for table in ("records", "controls"):
         ours, theirs = (next((tmp_path / name / table).iterdir()) for name in ("split", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()
+    for name, how in {"split": where, "whole": ["--device", "cpu"]}.items():
+        out = str(tmp_path / f"{name}.jsonl")
+        code, _, err = cli("filter", *ckpt, *few, *how, "--out", out)
+        assert code == 0, err
+        both = ["--from", f"a={tiny_checkpoint}", "--into", f"b={tiny_checkpoint}"]
+        code, _, err = cli(
+            "patch", *both, *few, "--positions", "last", *how, "--out", str(tmp_path / f"{name}-p")
+        )
+        assert code == 0, err
+    assert (tmp_path / "split.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    ours, theirs = (
+        pl.read_parquet(next((tmp_path / f"{name}-p" / "patches").glob("*.parquet")))
+        for name in ("split", "whole")
+    )
+    numbers = [name for name, kind in ours.schema.items() if kind.is_float()]
+    assert len(ours) and ours.drop(numbers).equals(theirs.drop(numbers))
+    for name in numbers:
+        apart = (ours[name] - theirs[name]).abs().max()
+        assert apart is None or apart < 1e-5, name
     code, _, err = cli("layers", *ckpt, *few, *where, "--device", "cpu", "--out", str(tmp_path / "x"))
     assert code != 0 and "give one of the two" in err
 

@@ -217,23 +217,6 @@ def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
     assert not (out / "runs").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_stages_may_be_trained_by_processes_of_their_own(processes, tiny_checkpoint, tmp_path):
-    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=2, keep="weights")
-    here = tmp_path / "here"
-    run_grid(read_grid(path), path, here, quiet=True)
-    how = f"-m torch.distributed.run --standalone --nproc-per-node {processes}" if processes > 1 else ""
-    path.write_text(f"launch = '{sys.executable} {how}'\n{path.read_text()}")
-    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
-    (cell,) = cells(path)
-    ended, alone = (outcome(out, cell.node.name) for out in (tmp_path / "out", here))
-    assert [stage["tokens"] for stage in ended["stages"]] == [stage["tokens"] for stage in alone["stages"]]
-    manifest = json.loads((directory(tmp_path / "out", cell.node) / "2-b" / "memprobe.json").read_text())
-    assert manifest["processes"] == processes
-    if processes == 1:
-        assert same_weights(*(directory(out, cell.node) / "2-b" for out in (tmp_path / "out", here)))
-
-
 @pytest.mark.parametrize(("launch", "said"), [("/no/such", "cannot be started"), ("false", "exit code 1")])
 def test_a_launch_that_fails_breaks_its_cell_alone(launch, said, tiny_checkpoint, tmp_path):
     path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]")

@@ -8,12 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from memprobe.cluster import Engine
 from tests.clusters import SMALL, cluster_of, files_of, wait_until
 from tests.training.grids import write
 from tests.training.runs import ROOT
 from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
+from training.grid.work import directory
 from training.run_log import RunLog
 
 BREAKS = """
@@ -184,3 +187,27 @@ def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(
     (hooks / "broken").unlink()
     assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
     assert left_in(out) == wanted
+
+
+def test_processes_of_a_launch_shard_a_model_within_one_task(cluster, tiny_checkpoint, tmp_path):
+    """FSDP of two processes in a task of one core: what they train is what one process trains."""
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1, keep="weights")
+    text = path.read_text().replace("micro_batch = 4", "micro_batch = 2")
+    path.write_text(text)
+    alone = tmp_path / "alone"
+    assert run_grid(read_grid(path), path, alone, quiet=True) == []
+    launch = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    sharded = text.replace("[recipe.optimiser]", "[recipe.precision]\nfsdp = true\n[recipe.optimiser]")
+    path.write_text(f"launch = '{launch}'\n{sharded}")
+    out = tmp_path / "out"
+    assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
+    (cell,) = cells_of(read_grid(path), path)
+    stage = directory(out, cell.node) / "2-b"
+    told = json.loads((stage / "memprobe.json").read_text())
+    assert told["processes"] == 2 and told["recipe"]["precision"]["fsdp"]
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (stage, directory(alone, cell.node) / "2-b")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=0)
