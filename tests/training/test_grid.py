@@ -217,6 +217,21 @@ def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
     assert not (out / "runs").exists()
 
 
+def test_stages_may_be_trained_by_a_process_of_their_own(tiny_checkpoint, tmp_path):
+    """As in this process, to the bit; two processes that share a stage: test_grid_on_ray."""
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=2, keep="weights")
+    here = tmp_path / "here"
+    run_grid(read_grid(path), path, here, quiet=True)
+    path.write_text(f"launch = '{sys.executable}'\n{path.read_text()}")
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    (cell,) = cells(path)
+    ended, alone = (outcome(out, cell.node.name) for out in (tmp_path / "out", here))
+    assert [stage["tokens"] for stage in ended["stages"]] == [stage["tokens"] for stage in alone["stages"]]
+    last, there = (directory(out, cell.node) / "2-b" for out in (tmp_path / "out", here))
+    assert json.loads((last / "memprobe.json").read_text())["processes"] == 1
+    assert same_weights(last, there)
+
+
 @pytest.mark.parametrize(("launch", "said"), [("/no/such", "cannot be started"), ("false", "exit code 1")])
 def test_a_launch_that_fails_breaks_its_cell_alone(launch, said, tiny_checkpoint, tmp_path):
     path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]")
