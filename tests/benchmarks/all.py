@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,19 +32,10 @@ import torch
 from memprobe.checkpoints import resolve
 from memprobe.models import choose_device
 from tests.benchmarks import capture_speed, reading_speed
-from tests.benchmarks.timing import about, machine, table, write
+from tests.benchmarks.timing import about, machine, run, table, write
 
 SECTIONS = ("reading", "capture", "memory", "training", "compare", "dashboard", "start")
 PEERS = ("nnsight", "nnterp")
-
-
-def run(*command: str | Path, **options: Any) -> str:
-    """Standard output of a Python command; what it says of a failure ends in its last line."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise RuntimeError(f"exit code {done.returncode}: {said}")
-    return done.stdout
 
 
 def module(name: str, *options: Any) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def run(*command: str | Path, **options: Any) -> str:
+    """Standard output of a Python command; what it says of a failure ends in its last line."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise RuntimeError(f"exit code {done.returncode}: {said}")
+    return done.stdout
 
 
 def synchronise(device: torch.device) -> None:

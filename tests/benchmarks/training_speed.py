@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +37,8 @@ def main() -> None:
     """Runs both in turns and prints what they measured."""
     import torch
 
+    from tests.benchmarks.timing import run
+
     options = _options()
     cuda = torch.cuda.is_available()
     if options.one:
@@ -47,13 +48,12 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(1 if options.profile else options.repeats):
         for arm in arms:
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.training_speed", *sys.argv[1:], "--one", arm],
-                stdout=subprocess.PIPE,
-                check=True,
-                text=True,
-            )
-            results[arm].append(json.loads(done.stdout.splitlines()[-1]))
+            command = [sys.executable, "-m", "tests.benchmarks.training_speed", *sys.argv[1:], "--one", arm]
+            try:
+                printed = run(*command)
+            except RuntimeError as error:
+                raise SystemExit(f"{arm}: {error}") from error
+            results[arm].append(json.loads(printed.splitlines()[-1]))
     if options.profile:
         _print_profiles(options, {arm: one[0] for arm, one in results.items()})
         return
