@@ -301,3 +301,28 @@ def test_the_profile_of_training_is_the_stored_one():
         assert f"| {kind} | {' | '.join(f'{value:,.0f}' for value in values)} |" in page, kind
     for name, values in (("stock / all", ratios), ("stock / products alone", alone)):
         assert f"| {name} | {' | '.join(f'{value:.3g}' for value in values)} |" in page, name
+
+
+def test_the_capture_against_its_peers_is_the_stored_one():
+    page = (ROOT / "docs/findings/speed.md").read_text(encoding="utf-8")
+    names = {
+        "memprobe": "memprobe",
+        "eager": "its logits read by torch",
+        "floor": "floor",
+        "TransformerLens": "TransformerLens 4.3.0 `logit_lens`",
+        "nnsight": "nnsight 0.8.1",
+        "nnterp": "nnterp 1.3.0 (with nnsight 0.7.0)",
+        "stock": "stock hidden states",
+    }
+    stored = json.loads((ROOT / "analyses/speed/bench-cpu.json").read_text(encoding="utf-8"))["sections"]
+    methods, alone = stored["capture"]["methods"], stored["memory"]["peak_mib"]
+    assert names.keys() == methods.keys()
+    busy = {name: one["processor_seconds"] for name, one in methods.items()}
+    for name, label in names.items():
+        ratios = (
+            statistics.median(one / base for one, base in zip(busy[name], busy[other], strict=True))
+            for other in ("memprobe", "floor")
+        )
+        peak = alone.get(name, methods[name]["peak_mib"])
+        cells = [f"{statistics.median(busy[name]):.3g}", *(f"{one:.2f}" for one in ratios), f"{peak:,.0f}"]
+        assert f"| {label} | {' | '.join(cells)} |" in page, name
