@@ -21,6 +21,7 @@ from memprobe import adapters, quantised
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import exists
 from memprobe.grafts import Graft, is_graft, parse_graft
+from memprobe.load_options import LoadOptions
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder
 from memprobe.templates import PLAIN
@@ -104,32 +105,21 @@ def split_label(text: str) -> tuple[str | None, str]:
     return label.strip(), spec.strip()
 
 
-def resolve(
-    spec: str,
-    *,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-    base: str | None = None,
-    tokenizer: str | None = None,
-) -> Checkpoint:
+def resolve(spec: str, loading: LoadOptions = LoadOptions()) -> Checkpoint:
     """Finds a checkpoint's files, fetching them where the spec is a hub id.
 
     Args:
         spec: ``SPEC`` or ``LABEL=SPEC``.
-        allow_pickle: read pickled weights, which can run code.
-        trust_remote_code: also fetch the code that a hub model brings along.
-        base: spec of the base model, where this is an adapter, in place of the one that its configuration names.
-        tokenizer: spec of the checkpoint whose tokenizer is taken in place of its own.
 
     Raises:
         MemprobeError: nothing there, no config, no weights, pickled weights without the option, a torn file, or an
             adapter whose base is not here.
     """
-    how = _How(allow_pickle, trust_remote_code, base)
+    how = _How(loading.allow_pickle, loading.trust_remote_code, loading.base)
     found = _resolve(spec, how)
-    if tokenizer is None:
+    if loading.tokenizer is None:
         return found
-    return replace(found, tokenizer=_resolve_tokenizer(tokenizer, how))
+    return replace(found, tokenizer=_resolve_tokenizer(loading.tokenizer, how))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +180,13 @@ def _resolve_tokenizer(text: str, how: _How) -> Checkpoint:
     return _resolve(text, replace(how, base=None))
 
 
-def resolve_all(specs: Iterable[str], **options: Any) -> list[Checkpoint]:
-    """:func:`resolve` for each, with its options.
+def resolve_all(specs: Iterable[str], loading: LoadOptions = LoadOptions()) -> list[Checkpoint]:
+    """A checkpoint for each spec.
 
     Raises:
         MemprobeError: two checkpoints share a label.
     """
-    checkpoints = [resolve(spec, **options) for spec in specs]
+    checkpoints = [resolve(spec, loading) for spec in specs]
     check_labels(checkpoint.label for checkpoint in checkpoints)
     return checkpoints
 

@@ -10,6 +10,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lenses import Lens, LensSpec, make_lens, parse_lens
+from memprobe.load_options import LoadOptions
 from memprobe.sequences import Deferred
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class LensSet:
         texts: Sequence[str] = (),
         readout: str | Checkpoint | LensModel | None = None,
         checkpoints: Sequence[Checkpoint | Deferred | LensModel] = (),
-        *,
-        allow_pickle: bool = False,
+        loading: LoadOptions = LoadOptions(),
     ) -> LensSet:
         """Lenses from what a user says; nothing stands for the Logit Lens.
 
@@ -100,7 +100,7 @@ class LensSet:
             texts: see :func:`memprobe.lenses.parse_lens`; the spec after ``@`` may be the label of a checkpoint.
             readout: short for the one lens ``logit@SPEC``.
             checkpoints: those that are read.
-            allow_pickle: see :func:`memprobe.checkpoints.resolve`.
+            loading: how a spec is found.
 
         Raises:
             MemprobeError: an unknown lens, a checkpoint or file that is missing, or two lenses of one name.
@@ -118,7 +118,7 @@ class LensSet:
             named = by_label.get(spec)
             if isinstance(named, Deferred):
                 return named.find()
-            return named or resolve(spec, allow_pickle=allow_pickle)
+            return named or resolve(spec, loading)
 
         if readout is not None:
             return cls([AskedLens(LensSpec(), found(readout))])

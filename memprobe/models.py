@@ -24,6 +24,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.hf import read_model, read_tokenizer
 from memprobe.lenses import Lens, Readout
+from memprobe.load_options import LoadOptions
 from memprobe.merging import merge_adapter
 from memprobe.modes import evaluating
 from memprobe.parts import graft_weights, parameter_places
@@ -146,17 +147,22 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    base: str | None = None,
+    tokenizer: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LensModel:
     """Loads a checkpoint and checks that it can be read.
+
+    The options are those of :class:`memprobe.load_options.LoadOptions`.
 
     Raises:
         MemprobeError: the files are missing, torn or incomplete, the weights are not finite, or the readout
             cannot be reproduced.
     """
     if isinstance(checkpoint, str):
-        checkpoint = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
+        checkpoint = resolve(checkpoint, loading)
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     if is_split(device):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.lineage import trained_as
+from memprobe.load_options import LoadOptions
 from memprobe.patch_writer import (
     Batches,
     Progress,
@@ -31,6 +32,7 @@ from memprobe.patch_writer import (
     write_pair,
 )
 from memprobe.patches import FOLDER, SCHEMA_VERSION, Patches, open_patches
+from memprobe.splitting import is_split
 from memprobe.templates import TOKENISATION, Template
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ class Pair:
     target: Checkpoint | LensModel
 
 
-def pair_up(sources: Sequence[str], targets: Sequence[str], *, allow_pickle: bool = False) -> list[Pair]:
+def pair_up(
+    sources: Sequence[str], targets: Sequence[str], loading: LoadOptions = LoadOptions()
+) -> list[Pair]:
     """``--from`` and ``--into`` in the order given; one that stands once goes with every one of the other.
 
     Raises:
@@ -58,7 +62,7 @@ def pair_up(sources: Sequence[str], targets: Sequence[str], *, allow_pickle: boo
             f"--from stands {len(sources)} times and --into {len(targets)} times; "
             "give one of them once, or both equally often"
         )
-    known = {spec: resolve(spec, allow_pickle=allow_pickle) for spec in dict.fromkeys([*sources, *targets])}
+    known = {spec: resolve(spec, loading) for spec in dict.fromkeys([*sources, *targets])}
     labels: dict[str, Checkpoint] = {}
     for checkpoint in known.values():
         other = labels.setdefault(checkpoint.label, checkpoint)
@@ -86,11 +90,8 @@ def patch(
     parts: Sequence[str] = ("all",),
     template: str = "plain",
     batch_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     seed: int = 0,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
+    loading: LoadOptions = LoadOptions(),
     progress: Progress | None = None,
 ) -> Patches:
     """Patches every pair into a directory.
@@ -112,8 +113,8 @@ def patch(
 
     out = Path(out)
     parsed = Template.parse(template)
-    where = models.choose_device(device)
-    precision = str(models.choose_dtype(dtype, where)).removeprefix("torch.")
+    where = models.choose_device(loading.device)
+    loading = replace(loading, dtype=str(models.choose_dtype(loading.dtype, where)).removeprefix("torch."))
     cache: dict[str, LensModel] = {}
 
     def loaded(item: Checkpoint | LensModel, keep: Sequence[str]) -> LensModel:
@@ -122,13 +123,7 @@ def patch(
         if item.label not in cache:
             for label in [label for label in cache if label not in keep]:
                 del cache[label]  # no more than two models at a time
-            cache[item.label] = models.load(
-                item,
-                device=str(where),
-                dtype=precision,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
-            )
+            cache[item.label] = models.load(item, **vars(loading))
         return cache[item.label]
 
     unit_kinds = [(part, name) for part in what if part != "weights" for name in positions]
@@ -136,6 +131,8 @@ def patch(
         unit_kinds.append(("weights", "all"))
     if not pairs or not unit_kinds:
         raise MemprobeError("there is nothing to patch")
+    if "weights" in what and is_split(loading.device):
+        raise MemprobeError("--weights grafts into a model on one device; it does not go with --device-map")
     with locked(out):
         run = open_or_start(
             out,
@@ -145,7 +142,7 @@ def patch(
                 "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
                 "template": parsed.name,
                 "tokenisation": TOKENISATION,
-                "dtype": precision,
+                "dtype": loading.dtype,
                 "seed": seed,
                 "factoids": {"n": len(factoids), "hash": factoids_hash(factoids)},
                 "pairs": {},

@@ -8,7 +8,7 @@ was read before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +18,7 @@ from memprobe.checkpoints import Checkpoint
 from memprobe.factoids import Factoid
 from memprobe.hub_cache import evict, is_cached_snapshot
 from memprobe.lineage import trained_as
+from memprobe.load_options import LoadOptions
 from memprobe.planning import Plan, plan_capture
 from memprobe.quantised import said_of_company
 from memprobe.sequences import Deferred
@@ -58,10 +59,7 @@ class Asked:
     steps: Mapping[str, int]
     seed: int
     batch_size: BatchSize
-    device: str
-    dtype: str
-    allow_pickle: bool
-    trust_remote_code: bool
+    loading: LoadOptions
     keep_residuals: str | None
     evict: bool
     unit: int = UNIT
@@ -108,9 +106,10 @@ class Prober:
         from memprobe.models import choose_device, choose_dtype
 
         self.asked = asked
-        self.where = choose_device(asked.device)
-        self.dtype = str(choose_dtype(asked.dtype, self.where)).removeprefix("torch.")
-        self.loader = Loader(str(self.where), self.dtype, asked.trust_remote_code)
+        self.where = choose_device(asked.loading.device)
+        self.dtype = str(choose_dtype(asked.loading.dtype, self.where)).removeprefix("torch.")
+        self.split = is_split(asked.loading.device)
+        self.loader = Loader(str(self.where), self.dtype, asked.loading.trust_remote_code)
         self._model: LensModel | None = None
         self._lenses: list[Lens] = []
         self._found: Checkpoint | None = None
@@ -181,7 +180,7 @@ class Prober:
         """Begins to read the files of the checkpoint that comes after the one that is loaded from files."""
         from memprobe.models import LensModel
 
-        if following is not None and not isinstance(item, LensModel) and not is_split(self.asked.device):
+        if following is not None and not isinstance(item, LensModel) and not self.split:
             self.loader.announce(following)
 
     def texts(self, item: Checkpoint | Deferred | LensModel, ids: Sequence[int]) -> dict[str, str]:
@@ -255,7 +254,7 @@ class Prober:
         self._model, self._lenses, self._batches = None, [], []
         if isinstance(item, LensModel):
             self._model = item
-        elif is_split(self.asked.device):
+        elif self.split:
             self._found = self._find(item)
             self._model = self._load(self._found, self.dtype)
         else:
@@ -294,13 +293,8 @@ class Prober:
 
         if isinstance(checkpoint, models.LensModel):
             return checkpoint
-        return models.load(
-            checkpoint,
-            device=self.asked.device if is_split(self.asked.device) else str(self.where),
-            dtype=dtype,
-            allow_pickle=self.asked.allow_pickle,
-            trust_remote_code=self.asked.trust_remote_code,
-        )
+        device = self.asked.loading.device if self.split else str(self.where)
+        return models.load(checkpoint, **vars(replace(self.asked.loading, device=device, dtype=dtype)))
 
     def _forget(self) -> None:
         self._model, self._lenses, self._batches = None, [], []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
+from memprobe.load_options import LoadOptions
 from memprobe.parquet import mark_of
 from memprobe.planning import check_positions
 from memprobe.probe_writer import (
@@ -69,9 +70,11 @@ def probe(
     batch_size: BatchSize = "auto",
     device: str = "auto",
     dtype: str = "auto",
-    seed: int = 0,
+    base: str | None = None,
+    tokenizer: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    seed: int = 0,
     attributions: bool = False,
     keep_residuals: str | None = None,
     steps: Mapping[str, int] | None = None,
@@ -110,7 +113,7 @@ def probe(
         token: the token rule of the summary.
         batch_size: factoids a batch.
         seed: of the shuffled controls.
-        allow_pickle, trust_remote_code: see :mod:`memprobe.models`.
+        device, dtype, base, tokenizer, allow_pickle, trust_remote_code: see :class:`memprobe.load_options.LoadOptions`.
         attributions: also writes what each block adds to the answer's logit (:mod:`memprobe.attributions`), in a
             forward pass of its own; asked of a finished checkpoint, it is added.
         keep_residuals: depths whose residual stream is kept as well, ``all`` or ``0,10,20-25``, at the positions that
@@ -133,24 +136,23 @@ def probe(
     check_positions(positions)
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
-    named, told = _named(checkpoints, evict, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
+    named, found_steps = _named(checkpoints, loading, evict)
     parsed = Template.parse(template or default_template(checkpoints_of(named)))
-    in_memory = [item for item in named if isinstance(item, LensModel)]
+    if in_memory := [item for item in named if isinstance(item, LensModel)]:
+        loading = replace(loading, dtype=str(in_memory[0].model.dtype).removeprefix("torch."))
     if not isinstance(lenses, LensSet):
-        lenses = LensSet.of(lenses, readout, named, allow_pickle=allow_pickle)
+        lenses = LensSet.of(lenses, readout, named, loading)
     asked = Asked(
         factoids=factoids,
         template=parsed,
         lenses=lenses,
         positions=positions,
         intrusions=intrusions,
-        steps={**told, **(steps or {})},
+        steps={**found_steps, **(steps or {})},
         seed=seed,
         batch_size=batch_size,
-        device=device,
-        dtype=str(in_memory[0].model.dtype).removeprefix("torch.") if in_memory else dtype,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
+        loading=loading,
         keep_residuals=keep_residuals,
         evict=evict,
         unit=prober.UNIT,
@@ -388,7 +390,7 @@ def _check_template(item: Checkpoint, chosen: Template) -> None:
 
 
 def _named(
-    items: Sequence[str | Checkpoint | Deferred | LensModel], defer: bool, **options: Any
+    items: Sequence[str | Checkpoint | Deferred | LensModel], loading: LoadOptions, defer: bool
 ) -> tuple[list[Checkpoint | Deferred | LensModel], dict[str, int]]:
     """Checkpoints and models with labels of their own, and the training steps that specs of many name.
 
@@ -408,9 +410,9 @@ def _named(
                 f"a {type(item).__name__} is not a checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
             )
         if isinstance(item, str):
-            found, told = find_all([item], defer=defer, **options)
+            found, steps_found = find_all([item], loading, defer=defer)
             named += found
-            steps |= told
+            steps |= steps_found
         else:
             named.append(item)
     check_labels(item.label for item in named)

@@ -18,6 +18,7 @@ from memprobe.checkpoints import Checkpoint, check_labels, resolve, split_label
 from memprobe.errors import MemprobeError
 from memprobe.files import exists
 from memprobe.grafts import is_graft
+from memprobe.load_options import LoadOptions
 
 MOST = 10_000
 """Checkpoints that one spec may stand for."""
@@ -85,13 +86,12 @@ def expand(text: str) -> list[One]:
 
 
 def find_all(
-    texts: Sequence[str], *, defer: bool = False, **options: object
+    texts: Sequence[str], loading: LoadOptions = LoadOptions(), *, defer: bool = False
 ) -> tuple[list[Checkpoint | Deferred], dict[str, int]]:
     """The checkpoints of specs, and the training steps of those that stand in a sequence, by label.
 
     Args:
         defer: put off hub checkpoints that stand alone, too, so that each is on the disk for its own probe only.
-        options: of :func:`memprobe.checkpoints.resolve`.
 
     Raises:
         MemprobeError: see :func:`expand` and :func:`memprobe.checkpoints.resolve`; or two share a label.
@@ -103,7 +103,7 @@ def find_all(
             spec = one.text if one.label is None else f"{one.label}={one.text}"
 
             def find(spec: str = spec) -> Checkpoint:
-                return resolve(spec, **options)  # type: ignore[arg-type]
+                return resolve(spec, loading)
 
             label, bare = split_label(spec)
             on_hub = _may_be_on_hub(bare)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memprobe.errors import MemprobeError
+from memprobe.load_options import LoadOptions
 from memprobe.sources import Loaded
 from memprobe.sources.kinds import AnyRow, rows_hash
 from memprobe.templates import Template, tokenise
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def writable(
-    loaded: Loaded, template: str, checkpoints: Iterable[Checkpoint], *, trust_remote_code: bool = False
+    loaded: Loaded, template: str, checkpoints: Iterable[Checkpoint], loading: LoadOptions = LoadOptions()
 ) -> Loaded:
     """The factoids that every checkpoint's tokenizer can write and whose context has room for them.
 
@@ -29,7 +30,8 @@ def writable(
 
     parsed = Template.parse(template)
     readers = [
-        (load_tokenizer(checkpoint, trust_remote_code), _context(checkpoint)) for checkpoint in checkpoints
+        (load_tokenizer(checkpoint, loading.trust_remote_code), _context(checkpoint))
+        for checkpoint in checkpoints
     ]
     kept: list[AnyRow] = []
     named = list(loaded.bad)

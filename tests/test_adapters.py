@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from memprobe.checkpoints import fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.load_options import LoadOptions
 from memprobe.models import load, load_tokenizer, wrap
 from memprobe.templates import Template, tokenise
 from tests.tiny import byte_level, save_tiny, tiny_tokenizer
@@ -123,7 +124,7 @@ def test_pickled_adapters_need_a_word(lora):
     (lora / "adapter_model.safetensors").unlink()
     torch.save(weights, lora / "adapter_model.bin")
     refused(lora, "pickled", "--allow-pickle", read=resolve)
-    checkpoint = resolve(str(lora), allow_pickle=True)
+    checkpoint = resolve(str(lora), LoadOptions(allow_pickle=True))
     assert torch.equal(logits_of(load(checkpoint, device="cpu").model), logits_of(before.model))
     assert len(fingerprint(checkpoint)) == 64
 
@@ -184,7 +185,7 @@ def test_a_file_may_not_send_us_to_the_hub(lora, monkeypatch):
     change(lora, base_model_name_or_path="someone/model", revision="v2")
     refused(lora, "its base model is someone/model on the hub", "--base someone/model@v2", read=resolve)
     assert asked == [("someone/model", "v2", True)]
-    refused(lora, "the hub gave no model", read=resolve, base="someone/model@v3")
+    refused(lora, "the hub gave no model", base="someone/model@v3")
     assert asked[1:] == [("someone/model", "v3", False)]
 
 
@@ -204,7 +205,7 @@ def test_the_revision_of_the_base_is_read(lora, monkeypatch):
 def test_a_base_elsewhere_can_be_named(lora):
     change(lora, base_model_name_or_path="/somewhere/else/model")
     refused(lora, "its base model '/somewhere/else/model' is not here; give --base SPEC", read=resolve)
-    named = resolve(str(lora), base=str(lora.parent / "base"))
+    named = resolve(str(lora), LoadOptions(base=str(lora.parent / "base")))
     assert named.base.path == lora.parent / "base"
 
 
@@ -245,5 +246,5 @@ def test_the_adapters_own_tokenizer_and_chat_template_are_taken(lora):
     read = load_tokenizer(resolve(str(lora)))
     assert len(read) == len(own) == len(tiny_tokenizer()) + 1
     assert tokenise(factoid, Template("chat"), read).prompt != before.prompt
-    base = load_tokenizer(resolve(str(lora), tokenizer=str(lora.parent / "base")))
+    base = load_tokenizer(resolve(str(lora), LoadOptions(tokenizer=str(lora.parent / "base"))))
     assert tokenise(factoid, Template("chat"), base) == before

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from memprobe.checkpoints import common_template, fingerprint, resolve, resolve_all, split_label
 from memprobe.errors import MemprobeError
+from memprobe.load_options import LoadOptions
 from memprobe.manifests import MANIFEST, read_manifest
 from memprobe.models import load
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -41,7 +42,7 @@ def write_manifest(checkpoint: Path, **changes) -> Path:
 
 def one_line(spec: str, *words: str, **options) -> None:
     with pytest.raises(MemprobeError) as caught:
-        resolve(spec, **options)
+        resolve(spec, LoadOptions(**options))
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     for word in words:
@@ -111,7 +112,7 @@ def test_pickled_weights_need_a_word(copy):
     (pickled / "model.safetensors").unlink()
     torch.save(weights, pickled / "pytorch_model.bin")
     one_line(str(pickled), "pickled", "--allow-pickle")
-    checkpoint = resolve(str(pickled), allow_pickle=True)
+    checkpoint = resolve(str(pickled), LoadOptions(allow_pickle=True))
     assert checkpoint.kind == "pickle"
     assert len(fingerprint(checkpoint)) == 64
     # What a Trainer leaves beside the weights is no weights file.
@@ -244,11 +245,11 @@ def test_a_checkpoint_without_a_tokenizer_says_so_and_takes_anothers(family, tin
             shutil.copy(tiny_checkpoint / name, tmp_path / "bare" / name)
         with pytest.raises(MemprobeError, match=r"no (usable tokenizer|tokenizer files).*--tokenizer SPEC"):
             load(str(tmp_path / "bare"), device="cpu")
-    found = resolve(str(tmp_path / "bare"), tokenizer=str(tiny_checkpoint))
+    found = resolve(str(tmp_path / "bare"), LoadOptions(tokenizer=str(tiny_checkpoint)))
     assert len(load(found, device="cpu").tokenizer) == len(tiny_tokenizer())
     (tmp_path / "words").mkdir()
     tiny_tokenizer().save_pretrained(tmp_path / "words")  # a folder with nothing else
-    found = resolve(str(tmp_path / "bare"), tokenizer=str(tmp_path / "words"))
+    found = resolve(str(tmp_path / "bare"), LoadOptions(tokenizer=str(tmp_path / "words")))
     assert len(load(found, device="cpu").tokenizer) == len(tiny_tokenizer())
 
 
@@ -311,7 +312,7 @@ def test_hub_ids(monkeypatch, tiny_checkpoint):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert resolve("gpt2").label == "gpt2"
-    resolve("someone/model", trust_remote_code=True)
+    resolve("someone/model", LoadOptions(trust_remote_code=True))
     resolve("a=1=someone/model")
     assert asked == [("openai-community/gpt2", False), ("someone/model", True), ("someone/model", False)]
     one_line("gpt3", "gpt3: no such file or directory", "OWNER/NAME")

@@ -16,6 +16,7 @@ from memprobe.engine import OnRay
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.lens_set import LensSet
+from memprobe.load_options import LoadOptions
 from memprobe.prober import Asked
 from memprobe.probes import open_probe
 from memprobe.probing import probe
@@ -193,10 +194,10 @@ def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):
         asked = [actor.handle.__ray_call__.remote(assigned) for actor in actors]
         return sorted((found["GPU"], found["CPU"]) for found in ray.get(asked))
 
-    options = {"lenses": LensSet.of(()), "template": Template("plain"), "device": "cpu", "dtype": "auto"}
+    options = {"lenses": LensSet.of(()), "template": Template("plain"), "loading": LoadOptions(device="cpu")}
     wanted = Asked(
-        FACTS, positions=("answer",), intrusions=None, steps={}, seed=0, batch_size=2, allow_pickle=False,
-        trust_remote_code=False, keep_residuals=None, evict=False, **options,
+        FACTS, positions=("answer",), intrusions=None, steps={}, seed=0, batch_size=2,
+        keep_residuals=None, evict=False, **options,
     )  # fmt: skip
     node = cluster.add_node(num_gpus=2, **SMALL)
     try:

@@ -11,6 +11,7 @@ from memprobe.capturing import capture
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.load_options import LoadOptions
 from memprobe.loading import Loader
 from memprobe.models import load, wrap
 from memprobe.planning import plan_capture
@@ -109,7 +110,9 @@ def test_an_adapter_lies_over_quantised_weights(saved, kind, tmp_path):
                 parameter.normal_(std=0.3)
     adapted.save_pretrained(tmp_path / "adapter")
     ours = load(
-        resolve(str(tmp_path / "adapter"), base=str(saved / f"{kind}-0")), device="cpu", dtype="float32"
+        resolve(str(tmp_path / "adapter"), LoadOptions(base=str(saved / f"{kind}-0"))),
+        device="cpu",
+        dtype="float32",
     )
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 
+from memprobe import models
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.filter import ask
@@ -13,7 +14,7 @@ from memprobe.models import load
 from memprobe.patch_plan import plan_patches
 from memprobe.patching import patch_batches
 from memprobe.sources import load_factoids
-from memprobe.splitting import device_text, home_of, memory_of
+from memprobe.splitting import device_text, home_of, load_split, memory_of
 from memprobe.weights import files_like
 
 FACTS = load_factoids("known")[:4]
@@ -101,6 +102,26 @@ def test_commands_take_a_device_map(cli, tiny_checkpoint, tmp_path):
         assert apart is None or apart < 1e-5, name
     code, _, err = cli("layers", *ckpt, *few, *where, "--device", "cpu", "--out", str(tmp_path / "x"))
     assert code != 0 and "give one of the two" in err
+
+
+def test_patch_check_and_lens_take_a_device_map(cli, tiny_checkpoint, tmp_path, monkeypatch):
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    where = ["--device-map", "auto", "--max-memory", f"cpu={size // 2 // 1000}KB"]
+    read = []
+    monkeypatch.setattr(models, "load_split", lambda *given: read.append(given[1]) or load_split(*given))
+    both = ["--from", f"a={tiny_checkpoint}", "--into", f"b={tiny_checkpoint}"]
+    asked = {
+        "patch": [*both, "--corrupt", "subject", "--n", "2", "--threshold", "1e-9", "--out", str(tmp_path)],
+        "check": ["--ckpt", str(tiny_checkpoint), "--json"],
+        "lens": ["--ckpt", str(tiny_checkpoint), "--prompt", "The capital of France is"],
+    }
+    for command, options in asked.items():
+        code, _, err = cli(command, *options, *where)
+        assert code == 0, err
+        assert read, command
+        read.clear()
+    code, _, err = cli("patch", *both, "--weights", *where, "--out", str(tmp_path / "weights"))
+    assert code != 0 and "does not go with --device-map" in err
 
 
 def test_a_linear_lens_is_fitted_to_a_split_model(cli, tiny_checkpoint, tmp_path):

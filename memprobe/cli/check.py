@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated
 
 import typer
 
@@ -10,22 +11,16 @@ from memprobe.cli import options
 from memprobe.cli.app import app
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
-
-if TYPE_CHECKING:
-    from memprobe.checkpoints import Checkpoint
-    from memprobe.models import LensModel
+from memprobe.load_options import LoadOptions
 
 
 @app.command()
+@options.loads_models
 def check(
     ckpt: options.Checkpoints,
     lens: options.Lenses = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    base: options.BaseModel = None,
-    tokenizer: options.TokenizerFrom = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    *,
+    loading: LoadOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Says whether checkpoints can be read correctly, and which hold the same weights.
@@ -42,20 +37,15 @@ def check(
     from memprobe.quantised import said_of_company
     from memprobe.soundness import measure
 
-    def loaded(checkpoint: Checkpoint) -> LensModel:
-        return load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-
     found = []
     failures = 0
-    checkpoints = resolve_all(
-        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
-    )
-    lenses = LensSet.of(lens or (), checkpoints=checkpoints, allow_pickle=allow_pickle)
+    checkpoints = resolve_all(ckpt, loading)
+    lenses = LensSet.of(lens or (), checkpoints=checkpoints, loading=loading)
     for checkpoint in checkpoints:
         entry: dict[str, object] = {"label": checkpoint.label, "spec": checkpoint.spec}
         try:
-            model = loaded(checkpoint)
-            read_by = lenses.build(model, loaded)
+            model = load(checkpoint, **vars(loading))
+            read_by = lenses.build(model, partial(load, **vars(loading)))
         except MemprobeError as error:
             found.append(entry | {"ok": False, "error": str(error)})
             failures += 1

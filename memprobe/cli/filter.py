@@ -13,7 +13,7 @@ from memprobe.cli.app import app, resumable
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
-from memprobe.splitting import device_text
+from memprobe.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from memprobe.filter import Answered
@@ -29,6 +29,7 @@ class Rule(StrEnum):
 
 
 @app.command("filter")
+@options.loads_models
 def filter_(
     ckpt: options.OneCheckpoint,
     factoids: Annotated[
@@ -71,17 +72,11 @@ def filter_(
     seed: Annotated[
         int, typer.Option(help="Seed of the sample and of the solved examples.", min=0, max=options.MAX_SEED)
     ] = 0,
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    max_memory: options.MaxMemory = None,
-    dtype: options.Dtype = "auto",
+    *,
+    loading: LoadOptions,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
     ] = False,
-    base: options.BaseModel = None,
-    tokenizer: options.TokenizerFrom = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Splits factoids into those that a checkpoint answers and those that it does not.
 
@@ -95,29 +90,24 @@ def filter_(
 
     `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
     """
-    device = device_text(device, device_map, max_memory)
     from memprobe.checkpoints import default_template, resolve
     from memprobe.filter import ask, write_rows
     from memprobe.sources import load
 
     if known is not None and known.resolve() == out.resolve():
         raise MemprobeError(f"--known and --out are both {out}; give two files")
-    checkpoint = resolve(
-        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
-    )
+    checkpoint = resolve(ckpt, loading)
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     chosen = template or default_template([checkpoint])
     if on_bad_row is options.BadRowChoice.skip:
         from memprobe.writable import writable
 
-        loaded = writable(loaded, chosen, [checkpoint], trust_remote_code=trust_remote_code)
+        loaded = writable(loaded, chosen, [checkpoint], loading)
     for line in loaded.bad:
         echo(f"left out  {line}", err=True)
     from memprobe.models import load as load_model
 
-    lens_model = load_model(
-        checkpoint, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
-    )
+    lens_model = load_model(checkpoint, **vars(loading))
     journal = out.with_name(out.name + ".answers")
     if fresh:
         journal.unlink(missing_ok=True)

@@ -13,13 +13,14 @@ from memprobe.cli import options
 from memprobe.cli.app import app, resumable
 from memprobe.cli.terminal import echo, echo_json, progress_bar, terminal
 from memprobe.lens_kinds import FITTED_KINDS, summaries
-from memprobe.splitting import device_text
+from memprobe.load_options import LoadOptions
 
 FitKind = StrEnum("FitKind", {kind: kind for kind in FITTED_KINDS})  # pyrefly: ignore[invalid-argument]
 _KINDS = " ".join(f"{kind}: {text}" for kind, text in summaries().items())
 
 
 @app.command()
+@options.loads_models
 def fit(
     ckpt: options.OneCheckpoint,
     kind: Annotated[
@@ -65,13 +66,9 @@ def fit(
     ] = 0,
     data_dir: options.DataDir = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    max_memory: options.MaxMemory = None,
-    dtype: options.Dtype = "auto",
+    *,
+    loading: LoadOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print lens.json instead of a table.")] = False,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Fits a lens to a checkpoint: a map for each depth. `memprobe layers --lens KIND=OUT` reads with it.
 
@@ -84,7 +81,6 @@ def fit(
 
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
-    device = device_text(device, device_map, max_memory)
     from memprobe.fitting import fit as fit_lens
     from memprobe.fitting import load_texts, make_corpus
     from memprobe.models import load
@@ -92,9 +88,7 @@ def fit(
 
     facts = [] if factoids == "none" else load_factoids(factoids, seed=seed, data_dir=data_dir)
     passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
-    model = load(
-        ckpt, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
-    )
+    model = load(ckpt, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
     if fresh:
         _delete(out)

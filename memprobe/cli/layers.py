@@ -14,7 +14,7 @@ from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
-from memprobe.splitting import device_text
+from memprobe.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@options.loads_models
 def layers(
     ckpt: options.ManyCheckpoints,
     factoids: Annotated[
@@ -87,10 +88,8 @@ def layers(
     data_dir: options.DataDir = None,
     on_bad_row: options.BadRows = options.BadRowChoice.fail,
     batch_size: options.BatchSize = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    max_memory: options.MaxMemory = None,
-    dtype: options.Dtype = "auto",
+    *,
+    loading: LoadOptions,
     seed: Annotated[
         int, typer.Option(help="Seed of the sample and of the shuffled answers.", min=0, max=options.MAX_SEED)
     ] = 0,
@@ -112,10 +111,6 @@ def layers(
     full: options.Full = False,
     show: options.Open = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
-    base: options.BaseModel = None,
-    tokenizer: options.TokenizerFrom = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Probes checkpoints: at which depth do the answers to factoids become readable?
 
@@ -137,7 +132,6 @@ def layers(
     `memprobe layers --ckpt 'runs/*/checkpoint-*' --engine ray --resources gpus=1`
     """
     cluster = engine_of(engine, resources, storage)
-    device = device_text(device, device_map, max_memory)
     size = batch_size_of(batch_size)
     if keep_residuals is not None:
         from memprobe.residuals import parse_depths
@@ -150,14 +144,7 @@ def layers(
     check_rule(token)
 
     with status("finding checkpoints"):
-        checkpoints, steps = find_all(
-            ckpt,
-            defer=evict,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            base=base,
-            tokenizer=tokenizer,
-        )
+        checkpoints, steps = find_all(ckpt, loading, defer=evict)
         here = checkpoints_of(checkpoints)
         # Where all are found in turn only, their manifests are asked then.
         chosen_template = template or (default_template(here) if here else None)
@@ -167,7 +154,7 @@ def layers(
 
             known = here or [item.find() for item in checkpoints[:1] if isinstance(item, Deferred)]
             spelled = chosen_template or default_template(known)
-            asked = writable(asked, spelled, known, trust_remote_code=trust_remote_code)
+            asked = writable(asked, spelled, known, loading)
         watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
     for line in asked.bad:
         echo(f"left out {line}", err=True)
@@ -195,11 +182,8 @@ def layers(
                 k=top_k,
                 token=cast("Rule", token),
                 batch_size=size,
-                device=device,
-                dtype=dtype,
                 seed=seed,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
+                **vars(loading),
                 steps=steps,
                 evict=evict,
                 engine=cluster,

@@ -12,9 +12,11 @@ from memprobe.cli.app import app
 from memprobe.cli.browser import open_page
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
+from memprobe.load_options import LoadOptions
 
 
 @app.command()
+@options.loads_models
 def lens(
     ckpt: options.OneCheckpoint,
     prompt: Annotated[str, typer.Option(help="The text to read, e.g. 'The capital of France is'.")],
@@ -39,12 +41,8 @@ def lens(
         ),
     ] = None,
     show: options.Open = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    base: options.BaseModel = None,
-    tokenizer: options.TokenizerFrom = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Shows what each depth of a model would say next after one prompt.
 
@@ -62,13 +60,11 @@ def lens(
     from memprobe.models import load
     from memprobe.prompt_lens import read_prompt_by
 
-    checkpoint = resolve(
-        ckpt, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, base=base, tokenizer=tokenizer
-    )
-    model = load(checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    checkpoint = resolve(ckpt, loading)
+    model = load(checkpoint, **vars(loading))
     chosen = template or default_template([checkpoint])
-    lenses = LensSet.of(by or (), checkpoints=[model], allow_pickle=allow_pickle).build(
-        model, lambda other: load(other, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    lenses = LensSet.of(by or (), checkpoints=[model], loading=loading).build(
+        model, lambda other: load(other, **vars(loading))
     )
     for note in [note for one in lenses for note in one.notes]:
         echo(f"note     {note}", err=True)

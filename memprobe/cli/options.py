@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from memprobe.load_options import LoadOptions
+from memprobe.splitting import device_text
 
 
 class BadRowChoice(StrEnum):
@@ -178,52 +184,78 @@ StorageText = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        "--device-map",
-        metavar="auto",
-        help="auto: spread a model that no device holds over all GPUs, main memory and the disk.",
-        show_default=False,
-    ),
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        "--max-memory",
-        metavar="DEVICE=SIZE,…",
-        help="With --device-map: how much of each device is used, as in cpu=8GiB,0=70GiB. [default: what is free]",
-        show_default=False,
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="auto, float32, bfloat16, float16: the model's precision; the lens itself is always fp32."
-    ),
-]
-BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        metavar="SPEC",
-        help="The base model of adapters, in place of the one that they name; a hub id is fetched.",
-        show_default=False,
-    ),
-]
-TokenizerFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        metavar="SPEC",
-        help="Take the tokenizer of this checkpoint or folder, for checkpoints saved without one.",
-        show_default=False,
-    ),
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run model code that the checkpoint brings along.")
-]
+
+
+def loading_of(
+    *,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            help="auto: spread a model that no device holds over all GPUs, main memory and the disk.",
+            show_default=False,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE=SIZE,…",
+            help="With --device-map: how much of each device is used, as in cpu=8GiB,0=70GiB. "
+            "[default: what is free]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16, float16: the model's precision; the lens itself is always fp32."
+        ),
+    ] = "auto",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="The base model of adapters, in place of the one that they name; a hub id is fetched.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Take the tokenizer of this checkpoint or folder, for checkpoints saved without one.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that the checkpoint brings along.")
+    ] = False,
+) -> LoadOptions:
+    """How models are loaded, as a command line says it.
+
+    Raises:
+        MemprobeError: see :func:`memprobe.splitting.device_text`.
+    """
+    where = device_text(device, device_map, max_memory)
+    return LoadOptions(where, dtype, base, tokenizer, allow_pickle, trust_remote_code)
+
+
+def loads_models(command: Callable[..., None]) -> Callable[..., None]:
+    """A command in whose place of the parameter ``loading`` stand the options of :func:`loading_of`."""
+    given = inspect.signature(loading_of, eval_str=True).parameters
+    parameters: list[inspect.Parameter] = []
+    for name, one in inspect.signature(command, eval_str=True).parameters.items():
+        parameters += given.values() if name == "loading" else [one.replace(kind=one.KEYWORD_ONLY)]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        loading = loading_of(**{name: values.pop(name) for name in given if name in values})
+        command(**values, loading=loading)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run

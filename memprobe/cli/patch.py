@@ -15,7 +15,7 @@ from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among
-from memprobe.splitting import device_text
+from memprobe.load_options import LoadOptions
 
 
 class CorruptChoice(StrEnum):
@@ -25,6 +25,7 @@ class CorruptChoice(StrEnum):
 
 
 @app.command()
+@options.loads_models
 def patch(
     source: Annotated[
         list[str],
@@ -127,10 +128,8 @@ def patch(
     data_dir: options.DataDir = None,
     on_bad_row: options.BadRows = options.BadRowChoice.fail,
     batch_size: options.BatchSize = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    max_memory: options.MaxMemory = None,
-    dtype: options.Dtype = "auto",
+    *,
+    loading: LoadOptions,
     seed: Annotated[
         int, typer.Option(help="Seed of the sample, the noise and the controls.", min=0, max=options.MAX_SEED)
     ] = 0,
@@ -144,8 +143,6 @@ def patch(
         bool, typer.Option("--html", help="Also write patches.html, to look at in a browser.")
     ] = False,
     show: options.Open = False,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Puts states (or weights) of one checkpoint into another: which depths give a fact back, or take it away?
 
@@ -163,7 +160,6 @@ def patch(
 
     `memprobe patch --from base=smollm2-135m --from runs/a/2-lama --into runs/a/1-kvr --reference base`
     """
-    device = device_text(device, device_map, max_memory)
     if not threshold > 0:
         raise MemprobeError(
             f"--threshold {threshold}: give nats above 0, so that there is a difference to take a share of"
@@ -184,7 +180,7 @@ def patch(
     if facts not in FACTS:
         raise MemprobeError(f"--facts {facts}: {among(facts, FACTS)}")
     with status("finding checkpoints"):
-        pairs = pair_up(source, into, allow_pickle=allow_pickle)
+        pairs = pair_up(source, into, loading)
         given = list(dict.fromkeys(pair.source.label for pair in pairs))
         if reference is not None and reference not in given:
             raise MemprobeError(
@@ -198,7 +194,7 @@ def patch(
         if on_bad_row is options.BadRowChoice.skip:
             from memprobe.writable import writable
 
-            asked = writable(asked, chosen_template, checkpoints)
+            asked = writable(asked, chosen_template, checkpoints, loading)
     for line in asked.bad:
         echo(f"left out {line}", err=True)
     out = (
@@ -222,11 +218,8 @@ def patch(
             parts=_list(parts),
             template=chosen_template,
             batch_size=None if size == "auto" else size,
-            device=device,
-            dtype=dtype,
             seed=seed,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
+            loading=loading,
             progress=bars.update,
         )
     from memprobe.patch_tables import tables_of
