@@ -13,7 +13,8 @@ Either way a micro-batch is a dict of tensors::
 
     input_ids       int64 [row, position]; packed: [1, token]
     position_ids    int64 [1, token]               packed only
-    attention_mask  [1, 1, token, token]           packed only: bool, or what is added to attention scores
+    attention_mask  [1, 1, token, token]           packed only: bool, or what is added to attention scores;
+                    or int64 [1, 1, row, position]: the rows' tokens, see :mod:`training.row_attention`
     logits_to_keep  bool, of the shape of input_ids: positions whose next token carries loss
     labels          int64 [kept]  those next tokens, row after row (shift_labels: the same, under the name that
                                   Hugging Face's loss does not shift again)
@@ -26,6 +27,7 @@ Padding needs no attention mask: it stands at the right, where causal attention 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,7 @@ import torch
 from torch import Tensor
 
 from training.mixing import IGNORED, Example
+from training.row_attention import may_take_paths, understand_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +47,9 @@ _TOLERANCE = {
     torch.bfloat16: 0.1,
     torch.float16: 0.02,
 }  # in standard deviations of logits
+_AS_COSTLY_AS_MOVING = 80
+"""So many tokens in sight of a token cost as much, in attention, as putting it beside its row's others and back: fitted
+to the times of packs of 2 to 64 rows of 20 to 200 tokens (``python -m tests.benchmarks.row_attention``)."""
 _INPUTS = ("input_ids", "position_ids", "attention_mask", "logits_to_keep")
 
 
@@ -59,11 +65,14 @@ def padded(rows: Sequence[Example]) -> MicroBatch:
     return {"input_ids": ids, "logits_to_keep": keep, **_loss_of(rows, labels[keep], keep.nonzero()[:, 0])}
 
 
-def packed(rows: Sequence[Example], *, additive: torch.dtype | None = None) -> MicroBatch:
+def packed(
+    rows: Sequence[Example], *, additive: torch.dtype | None = None, by_rows: bool = False
+) -> MicroBatch:
     """Rows as one sequence; only what stands before a row's first loss is shared.
 
     Args:
         additive: the mask as scores of this type, 0 or the lowest number; default: as booleans.
+        by_rows: the mask as each row's tokens, for :mod:`training.row_attention`.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -71,33 +80,32 @@ def packed(rows: Sequence[Example], *, additive: torch.dtype | None = None) -> M
     keep: list[bool] = []
     labels: list[int] = []
     kept_row: list[int] = []
+    paths: list[list[int]] = []
     children: dict[tuple[int, int], int] = {}
     for index, row in enumerate(rows):
         first = _first_loss(row)
         node = -1
+        path: list[int] = []
         for position, (token, label) in enumerate(zip(row.ids, row.labels, strict=True)):
-            if position < first:
-                if (node, token) in children:
-                    node = children[node, token]
-                    continue
-                children[node, token] = len(ids)
-            parents.append(node)
-            node = len(ids)
-            ids.append(token)
-            positions.append(position)
-            keep.append(label != IGNORED)
-            if label != IGNORED:
-                labels.append(label)
-                kept_row.append(index)
+            shared = children.get((node, token)) if position < first else None
+            if shared is None:
+                if position < first:
+                    children[node, token] = len(ids)
+                parents.append(node)
+                node = len(ids)
+                ids.append(token)
+                positions.append(position)
+                keep.append(label != IGNORED)
+                if label != IGNORED:
+                    labels.append(label)
+                    kept_row.append(index)
+            else:
+                node = shared
+            path.append(node)
+        paths.append(path)
     if not ids:  # one position that carries no loss
-        ids, positions, parents, keep = [0], [0], [-1], [False]
-    rows_seen = np.eye(len(ids), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            rows_seen[node] |= rows_seen[parent]
-    mask = seen = torch.from_numpy(rows_seen)
-    if additive is not None:
-        mask = torch.zeros(seen.shape, dtype=additive).masked_fill_(~seen, torch.finfo(additive).min)
+        ids, positions, parents, keep, paths = [0], [0], [-1], [False], [[0]]
+    mask = _side_by_side(paths) if by_rows else _seen(parents, additive)
     return {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
@@ -105,6 +113,24 @@ def packed(rows: Sequence[Example], *, additive: torch.dtype | None = None) -> M
         "logits_to_keep": torch.tensor([keep]),
         **_loss_of(rows, torch.tensor(labels, dtype=torch.long), torch.tensor(kept_row, dtype=torch.long)),
     }
+
+
+def _side_by_side(paths: Sequence[Sequence[int]]) -> Tensor:
+    """Paths of different lengths as one tensor, [row, position]; -1 behind a row's end."""
+    width = max(map(len, paths))
+    return torch.tensor([[*path, *[-1] * (width - len(path))] for path in paths])
+
+
+def _seen(parents: Sequence[int], additive: torch.dtype | None) -> Tensor:
+    """Which tokens each one sees, [token, token]; bool, or as scores of a type."""
+    rows_seen = np.eye(len(parents), dtype=bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            rows_seen[node] |= rows_seen[parent]
+    seen = torch.from_numpy(rows_seen)
+    if additive is None:
+        return seen
+    return torch.zeros(seen.shape, dtype=additive).masked_fill_(~seen, torch.finfo(additive).min)
 
 
 def packed_tokens(rows: Sequence[Example]) -> int:
@@ -123,8 +149,10 @@ def collator(
     """How rows of one model become micro-batches: packed where that is less work, else padded.
 
     A model is packed for if it says so itself: what it computes of packed rows is compared with what it computes of
-    padded ones, on the longest row and two more. Attention to packed rows costs the square of their tokens, so a
-    micro-batch is packed only where all its products together are fewer.
+    padded ones, on the longest row and two more. There are two ways for attention to keep packed rows apart. A mask
+    leaves the square of all tokens to be scored; row by row (:mod:`training.row_attention`), on a CPU where the model
+    attends by torch's ``sdpa``, it costs what it costs of padded rows. Each micro-batch goes the way that is least
+    work.
 
     Args:
         rows: that will be trained on.
@@ -132,18 +160,31 @@ def collator(
     """
     if not packing or not rows:
         return padded
-    additive = None if _attention(model) == "sdpa" else next(model.parameters()).dtype
+    masked = partial(packed, additive=None if _attention(model) == "sdpa" else next(model.parameters()).dtype)
     some = [max(rows, key=lambda row: len(row.ids)), rows[0], rows[-1]]
-    if not _same_logits(model, padded(some), packed(some, additive=additive)):
+    ways: dict[str, Callable[[Sequence[Example]], MicroBatch]] = {}
+    if _same_logits(model, padded(some), masked(some)):
+        ways["masked"] = masked
+    if may_take_paths(model):
+        understand_paths()
+        by_rows = partial(packed, by_rows=True)
+        if _same_logits(model, padded(some), by_rows(some)):
+            ways["by rows"] = by_rows
+    if not ways:
         say(f"{type(model).__name__} computes something else from packed rows, so they are padded")
         return padded
+    ways["padded"] = padded
     size = _tokens_as_costly_as_attention(model)
 
     def collate(some: Sequence[Example]) -> MicroBatch:
         width = max((len(row.ids) for row in some), default=1)
-        tokens = packed_tokens(some)
-        cheaper = tokens * (size + tokens) < len(some) * width * (size + width)
-        return packed(some, additive=additive) if cheaper else padded(some)
+        tokens, places = packed_tokens(some), len(some) * width
+        work = {
+            "by rows": tokens * size + places * (width + _AS_COSTLY_AS_MOVING),
+            "masked": tokens * (size + tokens),
+            "padded": places * (size + width),
+        }
+        return ways[min(ways, key=lambda way: work[way])](some)
 
     return collate
 

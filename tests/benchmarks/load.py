@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.load [read] [append] [--checkpoints 200] [--factoids 500] [--depths 33]
     python -m tests.benchmarks.load stream [--stream 20000 100000] [--ckpt smollm2-135m --source popqa --data-dir DIR]
+        [--out DIR]
 
 "read": ``dashboard``, ``compare`` and ``layers``' report over synthetic records of so many checkpoints, then over one
 checkpoint of 20,000 factoids; each in a process of its own, with its peak resident memory.
@@ -10,7 +11,8 @@ not grow with what is there.
 "stream": ``layers`` probes so many factoids in one call, a process for each number; without ``--ckpt`` made-up ones
 whose answers have two to four tokens, through a tiny model of 30 blocks, and without generating what the model says
 (each batch's own, and four fifths of the time there). The peak must grow by what the factoids themselves take, not by
-their records.
+their records. With ``--out`` the probes are kept, and one that was broken off goes on (its figures are of the rest
+alone).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -98,21 +101,25 @@ def append(checkpoints: int) -> None:
         measured(f"compare of {checkpoints} appended", ["-m", "memprobe", "compare", str(out)])
 
 
-def stream(numbers: list[int], ckpt: str | None, source: str | None, data_dir: str | None) -> None:
+def stream(
+    numbers: list[int], ckpt: str | None, source: str | None, data_dir: str | None, kept: str | None
+) -> None:
     """One probe of each number of factoids, its report and tables with it."""
     import polars as pl
 
     from tests.tiny import tiny_model, tiny_tokenizer
 
     rivers = ("Lunn", "Brack", "Ister", "Paris")
-    with tempfile.TemporaryDirectory() as name:
+    with nullcontext(kept) if kept else tempfile.TemporaryDirectory() as name:
         folder, command = Path(name), ["-m", "memprobe"]
+        folder.mkdir(parents=True, exist_ok=True)
         if ckpt is None:
             command = ["-c", _WITHOUT_ANSWERS]
             ckpt = str(folder / "tiny")
             tokenizer = tiny_tokenizer()
-            tiny_model(vocab_size=len(tokenizer), n_layers=30).save_pretrained(ckpt)
-            tokenizer.save_pretrained(ckpt)
+            if not Path(ckpt).exists():
+                tiny_model(vocab_size=len(tokenizer), n_layers=30).save_pretrained(ckpt)
+                tokenizer.save_pretrained(ckpt)
         for number in numbers:
             facts, out = source, folder / f"probe-{number}"
             if facts is None:
@@ -147,13 +154,14 @@ def main() -> None:
     parser.add_argument("--ckpt", help="of stream; by default a tiny model")
     parser.add_argument("--source", help="of stream's factoids")
     parser.add_argument("--data-dir", help="of that source")
+    parser.add_argument("--out", help="folder that keeps stream's probes; default: a temporary one")
     asked = parser.parse_args()
     if "read" in asked.parts:
         read(asked.checkpoints, asked.factoids, asked.depths)
     if "append" in asked.parts:
         append(asked.appends)
     if "stream" in asked.parts:
-        stream(asked.stream, asked.ckpt, asked.source, asked.data_dir)
+        stream(asked.stream, asked.ckpt, asked.source, asked.data_dir, asked.out)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@
 
 ``stock``     ``transformers.Trainer`` with a padding collator, an attention mask and logits at every position, in fp32
 ``padded``    our stage without packing, fp32
-``packed``    as it comes: micro-batches packed where that is less work, fp32
-``bfloat16``  the same with matrix products in bfloat16
+``masked``    packed where that is less work, rows kept apart by a mask over all pairs of tokens, fp32
+``packed``    as it comes: the same, with attention row by row where that is less work still, fp32
+``bfloat16``  as it comes, with matrix products in bfloat16; ``bfloat16 masked`` the same with the mask
 
 On a CUDA device all compute in bfloat16 by autocast, and two more run: ``kernels`` with fused norms and flash
 attention, ``graphs`` with CUDA graphs, too.
 
 Each runs in a process of its own, in turns; a step's rows are the same, so the losses are too. The first steps
 (``--warm-up``) are left out of the rate, which is by processor second, so that whoever else computes on the machine
-counts less; on a CUDA device it is by second.
+counts less; on a CUDA device it is by second. ``--out`` keeps every repeat's rates and losses.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
-ARMS = ("stock", "padded", "packed", "bfloat16")
-EXACT = ("stock", "padded", "packed")  # on a CPU: they compute in fp32
+ARMS = ("stock", "padded", "masked", "packed", "bfloat16 masked", "bfloat16")
+EXACT = ("stock", "padded", "masked", "packed")  # on a CPU: they compute in fp32
 ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs")
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     """Runs both in turns and prints what they measured."""
     import torch
 
-    from tests.benchmarks.timing import run
+    from tests.benchmarks.timing import about, machine, ratio, run, table, write
 
     options = _options()
     cuda = torch.cuda.is_available()
@@ -58,19 +60,29 @@ def main() -> None:
         _print_profiles(options, {arm: one[0] for arm, one in results.items()})
         return
     stock = results["stock"]
+    rows: list[list[Any]] = []
     for arm in arms:
         rates = ", ".join(f"{one['rate']:.3f}" for one in results[arm])
         peak = max(one["peak_mib"] for one in results[arm])
         faster = median(one["rate"] for one in results[arm]) / median(one["rate"] for one in stock)
+        of_turn = ratio([one["rate"] for one in results[arm]], [one["rate"] for one in stock])
+        by_clock = ratio([one["clock_rate"] for one in results[arm]], [one["clock_rate"] for one in stock])
         pairs = zip(stock[0]["losses"], results[arm][0]["losses"], strict=True)
         apart = max(abs(one - other) / one for one, other in pairs)
         near = 1e-3 if arm in EXACT and not cuda else 0.02
         print(
-            f"{arm:8} {rates} examples a {'' if cuda else 'processor '}second, {faster:.2f} x stock, "
+            f"{arm:15} {rates} examples a {'' if cuda else 'processor '}second, {faster:.2f} x stock, "
             f"peak {peak:.0f} MiB{' on the device' if cuda else ''}, "
             f"losses differ by at most {apart:.1e} of their value"
             + ("" if apart <= near else ": NOT THE SAME, its rate does not count")
         )
+        busy = median(1 / one["rate"] for one in results[arm])
+        rows.append([arm, 1e3 * busy, of_turn, by_clock, peak, f"{apart:.1e}"])
+    if options.out:
+        told = machine(torch.device("cuda" if cuda else "cpu"))
+        columns = ("arm", "ms a row", "x stock", "x stock by the clock", "peak MiB", "losses apart")
+        text = f"## Training against a stock Trainer\n\n{about(told)}.\n\n{table(columns, rows)}"
+        write({"machine": told, "options": _asked(options), "runs": results}, text, options.out, options.name)
 
 
 def _options() -> argparse.Namespace:
@@ -87,10 +99,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="steps")
     parser.add_argument("--ratio", type=int, default=2, help="mixing rows for each own one")
     parser.add_argument("--profile", action="store_true", help="say what the time goes to")
-    parser.add_argument("--out", help="folder for training_profile.json, with --profile")
+    parser.add_argument("--out", help="folder for NAME.json and .md")
+    parser.add_argument("--name", help="of those files (default training_profile or training_speed)")
     parser.add_argument("--without", nargs="*", default=[], help="arms that do not run")
     parser.add_argument("--one", choices=sorted({*ARMS, *ON_CUDA}), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.name = options.name or ("training_profile" if options.profile else "training_speed")
+    return options
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: value for name, value in vars(options).items() if name not in ("out", "name", "one", "data_dir")
+    }
 
 
 def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
@@ -135,22 +156,23 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
             "save_minutes": 1e6,
             "optimiser": {"batch": options.batch, "micro_batch": options.micro_batch},
             "precision": {
-                "packing": options.one in ("packed", "bfloat16"),
-                "autocast": "bfloat16" if cuda or options.one == "bfloat16" else "none",
+                "packing": options.one not in ("stock", "padded"),
+                "autocast": "bfloat16" if cuda or options.one.startswith("bfloat16") else "none",
                 "fewer_kernels": options.one in ("kernels", "graphs"),
                 "graphs": options.one == "graphs",
             },
             "stages": [{"name": "a", "data": "known"}],
         }
     )
-    times, losses = [], []
+    times, clock, losses = [], [], []
 
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True)
 
     class Clock(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
-                times.append(time.perf_counter() if cuda else time.process_time())
+                clock.append(time.perf_counter())
+                times.append(clock[-1] if cuda else time.process_time())
                 losses.append(logs["loss"])
                 if options.profile and len(times) == options.warm_up:
                     profiler.start()
@@ -163,7 +185,9 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
         if options.one == "stock":
             trainer = _stock(model, tokenizer, run, options)
         else:
-            trainer = StageTrainer(model, tokenizer, run)
+            masked = patch("training.batches.may_take_paths", return_value=False)
+            with masked if options.one.endswith("masked") else nullcontext():
+                trainer = StageTrainer(model, tokenizer, run)
         trainer.add_callback(Clock())
         fewer = recipe.precision.fewer_kernels
         with fewer_kernels(model) if fewer else nullcontext():
@@ -171,7 +195,8 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     rows = sum(len(schedule.step(step)) for step in range(options.warm_up, options.steps))
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_mib()
     taken = times[-1] - times[options.warm_up - 1]
-    found = {"rate": rows / taken, "losses": losses, "peak_mib": peak}
+    by_clock = rows / (clock[-1] - clock[options.warm_up - 1])
+    found = {"rate": rows / taken, "clock_rate": by_clock, "losses": losses, "peak_mib": peak}
     if options.profile:
         from tests.benchmarks.op_kinds import by_kind
 
@@ -198,12 +223,11 @@ def _print_profiles(options: argparse.Namespace, found: dict[str, dict[str, Any]
     rows.append(["stock / all", *(whole["stock"] / value for value in whole.values())])
     rows.append(["stock / products alone", *(whole["stock"] / value for value in least.values())])
     told = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    asked = {name: value for name, value in vars(options).items() if name not in ("out", "one", "data_dir")}
     write(
-        {"machine": told, "options": asked, "milliseconds_a_row": milliseconds, "runs": found},
+        {"machine": told, "options": _asked(options), "milliseconds_a_row": milliseconds, "runs": found},
         f"## What training's time goes to, in ms a row\n\n{about(told)}.\n\n" + table(("kind", *found), rows),
         options.out,
-        "training_profile",
+        options.name,
     )
 
 

@@ -1,7 +1,5 @@
 """Packed micro-batches: each row's logits and gradients are what the row gives by itself."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +46,61 @@ def test_a_packed_row_is_what_it_is_alone(family, rows):
     torch.testing.assert_close(gradients(model, loss), gradients(model, by_row), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["bloom", "mistral", "gemma2"])
+@pytest.fixture
+def mixed(rows):
+    """Rows of different lengths, some of them in one template, one longer than every window."""
+    long = tuple(range(10, 40))
+    return [
+        *rows[:3],
+        Example(long, (*[IGNORED] * 9, *long[10:], 5), "long", own=False),
+        Example((7, 8, 9), (IGNORED, 9, 3), "short"),
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "qwen3", "gpt2", "gpt-neox", "gemma3", "mistral", "phi"])
+def test_attention_row_by_row_is_attention_to_padded_rows(family, mixed, monkeypatch):
+    """Grouped heads, windows of six tokens among longer rows: the same logits and, in float64, the same gradient."""
+    model = tiny_model(family, vocab_size=len(tiny_tokenizer())).double()
+    monkeypatch.setattr("training.batches._AS_COSTLY_AS_MOVING", -1e6)  # wherever the model allows it
+    assert collator(model, mixed)(mixed)["attention_mask"].dtype == torch.int64
+    batch, beside = packed(mixed, by_rows=True), padded(mixed)
+    assert batch["input_ids"].shape == (1, packed_tokens(mixed))
+    assert batch["attention_mask"].shape == (1, 1, len(mixed), max(len(row.ids) for row in mixed))
+    logits, loss = summed_loss(model, batch)
+    expected, summed = summed_loss(model, beside)
+    assert torch.equal(batch["labels"], beside["labels"]) and torch.equal(
+        batch["kept_row"], beside["kept_row"]
+    )
+    torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(gradients(model, loss), gradients(model, summed), atol=1e-6, rtol=1e-6)
+
+
+def test_attention_row_by_row_computes_in_fp32_under_autocast(mixed):
+    """Its results come back in the type of what it was given, no further off than a mask's."""
+    model = tiny_model(vocab_size=len(tiny_tokenizer()))
+    exact, _ = summed_loss(model, padded(mixed))
+    with torch.autocast("cpu", torch.bfloat16):
+        by_rows, _ = summed_loss(model, packed(mixed, by_rows=True))
+        masked, _ = summed_loss(model, packed(mixed))
+    assert by_rows.dtype == masked.dtype == torch.bfloat16
+    assert (by_rows - exact).abs().max() < 1.5 * (masked - exact).abs().max()
+
+
+def test_other_masks_are_read_as_before(rows):
+    """A model that was trained by rows is asked with ordinary masks next."""
+    from training.row_attention import understand_paths
+
+    model = tiny_model(vocab_size=len(tiny_tokenizer()))
+    ids = torch.tensor([rows[0].ids, rows[0].ids[::-1]])
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    understand_paths()
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+    assert torch.equal(model(input_ids=ids).logits[1:], model(input_ids=ids[1:]).logits)
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma2"])
 def test_a_model_that_computes_something_else_from_packed_rows_gets_padded_ones(family, rows):
     """No positions, or a window that counts the tokens between: found by asking the model."""
     model = tiny_model(family, vocab_size=len(tiny_tokenizer()))
@@ -83,12 +135,36 @@ def test_what_rows_share_before_their_loss_stands_once():
     assert torch.equal(scores == 0, seen) and scores.min() == torch.finfo(torch.float32).min
 
 
-def test_rows_are_packed_only_where_that_is_less_work(rows):
-    """Attention over all packed tokens costs their square: long rows of nothing in common stay apart."""
+def test_rows_go_the_way_that_is_least_work(rows, monkeypatch):
+    """Attention under a mask costs the square of all packed tokens, row by row what it costs of padded rows."""
+    monkeypatch.setattr(
+        "training.batches._AS_COSTLY_AS_MOVING", 6
+    )  # little beside a tiny model's products, too
     model = tiny_model(vocab_size=len(tiny_tokenizer()), max_position_embeddings=1024)
-    collate = collator(model, rows, packing=True, say=lambda line: None)
     long = [Example(tuple(range(n, n + 200)), (IGNORED, *[1] * 199), str(n)) for n in range(4)]
-    assert collate(rows[:2])["input_ids"].shape == (1, packed_tokens(rows[:2]))
-    assert collate(long)["input_ids"].shape[0] == 4
-    assert collate([replace(rows[0])])["input_ids"].shape == (1, len(rows[0].ids))
+    alike = [Example((*range(90), n), (*[IGNORED] * 90, 1), str(n)) for n in range(100, 116)]
+    collate = collator(model, [*rows, *long, *alike], packing=True, say=lambda line: None)
+
+    def way(some):
+        batch = collate(some)
+        if "attention_mask" not in batch:
+            return "padded"
+        assert batch["input_ids"].shape == (1, packed_tokens(some))
+        return "masked" if batch["attention_mask"].dtype == torch.bool else "by rows"
+
+    assert way(alike) == "masked", "16 rows of 91 tokens are 106, packed"
+    assert way(rows) == "by rows"
+    assert way(long) == "padded", "nothing in common, nothing to fill up"
+    assert way([rows[0]]) == "masked"
     assert collator(model, rows, packing=False, say=lambda line: None) is padded
+
+
+def test_a_model_that_takes_no_paths_is_masked(rows):
+    """Eager attention adds its mask to the scores; a pack of long rows is then padded, as its square costs more."""
+    model = tiny_model(
+        vocab_size=len(tiny_tokenizer()), attn_implementation="eager", max_position_embeddings=1024
+    )
+    long = [Example(tuple(range(n, n + 200)), (IGNORED, *[1] * 199), str(n)) for n in range(4)]
+    collate = collator(model, [*rows, *long], packing=True, say=lambda line: None)
+    assert collate(rows[:2])["attention_mask"].is_floating_point()
+    assert collate(long)["input_ids"].shape[0] == 4
