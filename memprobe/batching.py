@@ -228,12 +228,9 @@ def sharing(lens_model: LensModel) -> Sharing:
 
 
 def prefix_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
-    """Keys and values of a prefix, computed once; ``None`` where prompts may not share them.
-
-    A window counts the filling that follows the prefix, so models with one share none.
-    """
+    """Keys and values of a prefix, computed once; ``None`` where prompts may not share them."""
     model = lens_model.model
-    if sharing(lens_model) is not Sharing.FILLED or has_window(model):
+    if sharing(lens_model) is not Sharing.FILLED or not may_begin_apart(model):
         return None
     if model not in _PREFIXED:
         long, middle, short = check_prompts(lens_model)
@@ -252,6 +249,19 @@ def plain_cache(lens_model: LensModel, shared: Sequence[int]) -> Any:
     cache = getattr(output, "past_key_values", None)
     plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
     return cache if plain else None
+
+
+def may_begin_apart(model: PreTrainedModel) -> bool:
+    """Whether the beginning of a prompt may be read before the rest; whether it comes out alike is measured then.
+
+    A window counts the filling between the two, a text beyond :func:`rope_border` turns the positions of its beginning
+    too, and who edits or watches a forward pass counts positions from a prompt's first token.
+    """
+    return (
+        not has_window(model)
+        and rope_border(model) is None
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    )
 
 
 def has_window(model: PreTrainedModel) -> bool:

@@ -17,14 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from memprobe.batching import (
-    SHARED,
-    check_prompts,
-    close,
-    has_window,
-    plain_cache,
-    rope_border,
-)
+from memprobe.batching import SHARED, check_prompts, close, may_begin_apart, plain_cache
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.modes import evaluating
 from memprobe.quantised import is_quantised
@@ -86,11 +79,9 @@ def may_share(lens_model: LensModel) -> bool:
     """Whether a model reads what follows a beginning as it reads the whole."""
     model = lens_model.model
     if (
-        has_window(model)
-        or rope_border(model) is not None
-        or is_quantised(model)
+        not may_begin_apart(model)
+        or is_quantised(model)  # rounds what is read at once together, which a rank may show
         or hasattr(model, "hf_device_map")
-        or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     ):
         return False
     if model not in _MEASURED:

@@ -212,6 +212,20 @@ def test_greedy_is_the_argmax_whatever_the_checkpoints_generation_settings_say(t
     assert lens_model.model.generation_config is kept
 
 
+def test_a_shared_prefix_is_read_whole_where_a_longer_text_turns_its_positions(monkeypatch):
+    tokenizer = byte_level()
+    factors = {"short_factor": [1.0] * 4, "long_factor": [40.0, 30.0, 20.0, 50.0]}
+    rope = LONGROPE["rope_parameters"] | factors | {"original_max_position_embeddings": 44}
+    lens_model = wrap(
+        tiny_model("llama", len(tokenizer), rope_parameters=rope, max_position_embeddings=96), tokenizer
+    )
+    prompts = [[*range(40, 70), *range(first, first + 20)] for first in (80, 100, 120, 140)]
+    assert batching.SHARED <= len(batching.common_prefix(prompts)) < 44 < len(prompts[0])
+    shared = generate(lens_model, prompts, max_new_tokens=6)
+    monkeypatch.setattr(answers, "SHARED", 10_000)
+    assert shared == generate(lens_model, prompts, max_new_tokens=6)
+
+
 def test_every_end_token_that_the_checkpoint_names_is_a_stop(tiny_checkpoint):
     lens_model = load(str(tiny_checkpoint), device="cpu")
     prompt = lens_model.tokenizer.encode(PROMPTS[0])
