@@ -16,6 +16,9 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from memprobe.errors import MemprobeError, among
 
 HERE = Path(__file__).parent
 
@@ -41,7 +44,10 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     for path in paths:
         print(path.name, flush=True)
-        done = executed(nbformat.read(path, as_version=4), HERE, **parameters)
+        try:
+            done = executed(nbformat.read(path, as_version=4), HERE, **parameters)
+        except MemprobeError as error:
+            parser.exit(MemprobeError.exit_code, f"{path.name}: error: {error}\n")
         nbformat.write(done, asked.out / path.name)
 
 
@@ -53,19 +59,24 @@ def executed(notebook: nbformat.NotebookNode, folder: Path, **parameters: Any) -
             is of other data.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell fails.
-        ValueError: the notebook has no such parameter.
+        MemprobeError: the notebook has no such parameter, or what it is given is refused.
+        nbclient.exceptions.CellExecutionError: a cell fails otherwise.
     """
     if parameters:
         cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
         known = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
         if unknown := sorted(set(parameters) - known):
-            raise ValueError(f"no parameter {unknown[0]}: choose {', '.join(sorted(known))}")
+            raise MemprobeError(f"no parameter {unknown[0]}: {among(unknown[0], sorted(known))}")
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
         notebook.cells[
             0
         ].source += "\n\n**Run again on other data: the answer above was found on the demos.**"
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    try:
+        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    except CellExecutionError as error:
+        if error.ename != MemprobeError.__name__:
+            raise
+        raise MemprobeError(error.evalue) from error
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

@@ -233,8 +233,14 @@ def test_unknown_names_and_parameters_are_refused(monkeypatch, capsys, tmp_path)
     with pytest.raises(SystemExit):
         run(monkeypatch, "99")
     assert "no notebook begins with 99" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no parameter KK: choose GROUPING, K, PROBE, TOKEN"):
-        run(monkeypatch, "01", "--set", "KK=1", "--out", tmp_path)
+    for given, message in {
+        "KK=1": "no parameter KK: choose GROUPING, K, PROBE, TOKEN",
+        "PROBE='nowhere'": "nowhere: no run.json",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            run(monkeypatch, "01", "--set", given, "--out", tmp_path)
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and message in err and len(err.splitlines()) == 1
     with pytest.raises(SystemExit):
         run(monkeypatch, "01", "--set", "PROBE=../probes", "--out", tmp_path)
     assert "a Python value" in capsys.readouterr().err
