@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memprobe.errors import MemprobeError, first_line
+from memprobe.sizes import parse_size
 
 RAY = "ray"
 
 _CLIENT_PORT = 10001
 _OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
 _INSIDE = re.compile(r"(?P<host>[\w.-]+):\d{1,5}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
-_SCALE = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,19 @@ def parse_engine(text: str, resources: str | None = None, storage: str | None = 
     """
     if text != RAY and not _OUTSIDE.fullmatch(text):
         raise MemprobeError(f"--engine {text}: {_what_to_write(text)}")
-    told: dict[str, str] = {}
+    amounts: dict[str, str] = {}
     for part in (resources or "").split(",") if resources else []:
         name, sign, value = (piece.strip() for piece in part.partition("="))
-        if name not in ("gpus", "cpus", "memory", "actors") or not sign or name in told:
+        if name not in ("gpus", "cpus", "memory", "actors") or not sign or name in amounts:
             raise MemprobeError(
                 f"--resources {resources}: write gpus=1,cpus=4,memory=40GiB,actors=8, or some of them"
             )
-        told[name] = value
-    gpus, cpus = (_number(told.get(name), name) for name in ("gpus", "cpus"))
-    actors = _number(told.get("actors"), "actors")
+        amounts[name] = value
+    gpus, cpus = (_number(amounts.get(name), name) for name in ("gpus", "cpus"))
+    actors = _number(amounts.get("actors"), "actors")
     if actors is not None and (actors < 1 or actors != int(actors)):
-        raise MemprobeError(f"--resources actors={told['actors']}: give a whole number of at least 1")
-    memory = bytes_of(told["memory"]) if "memory" in told else None
+        raise MemprobeError(f"--resources actors={amounts['actors']}: give a whole number of at least 1")
+    memory = parse_size(amounts["memory"]) if "memory" in amounts else None
     return Engine(text, Resources(gpus, cpus, memory), None if actors is None else int(actors), storage)
 
 
@@ -99,20 +98,6 @@ def _number(text: str | None, name: str) -> float | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
         raise MemprobeError(f"--resources {name}={text}: give a number")
     return float(text)
-
-
-def bytes_of(text: str) -> int:
-    """Bytes of ``40GiB`` or ``500MB``.
-
-    Raises:
-        MemprobeError: it is no size.
-    """
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise MemprobeError(f"memory {text}: give a size such as 40GiB")
-    unit = (found[2] or "B").upper()
-    scale = 1024 ** "BKMGT".index(unit[0]) if "I" in unit else _SCALE[unit[0]]
-    return int(float(found[1]) * scale)
 
 
 def connect(address: str) -> Any:

@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
+from memprobe.sizes import parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -57,16 +57,16 @@ def memory_of(device: str) -> dict[int | str, int] | None:
     Raises:
         MemprobeError: it says something else.
     """
-    told = device.partition(":")[2]
-    if not told:
+    shares = device.partition(":")[2]
+    if not shares:
         return None
-    found: dict[int | str, int] = {}
-    for part in told.split(","):
-        name, _, size = (piece.strip() for piece in part.partition("="))
+    memory: dict[int | str, int] = {}
+    for share in shares.split(","):
+        name, _, size = (piece.strip() for piece in share.partition("="))
         if not (name == "cpu" or name.isdecimal()) or not size.upper().endswith("B"):
-            raise MemprobeError(f"--max-memory {told}: write DEVICE=SIZE, as in cpu=8GiB,0=70GiB")
-        found[int(name) if name.isdecimal() else name] = bytes_of(size)
-    return found
+            raise MemprobeError(f"--max-memory {shares}: write DEVICE=SIZE, as in cpu=8GiB,0=70GiB")
+        memory[int(name) if name.isdecimal() else name] = parse_size(size)
+    return memory
 
 
 def load_split(read: Any, device: str) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import pytest
 
 from memprobe import engine as engines
 from memprobe import prober
-from memprobe.cluster import Engine, Resources, bytes_of, connect, parse_engine, while_connected
+from memprobe.cluster import Engine, Resources, connect, parse_engine, while_connected
 from memprobe.engine import OnRay
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
@@ -20,6 +20,7 @@ from memprobe.load_options import LoadOptions
 from memprobe.prober import Asked
 from memprobe.probes import open_probe
 from memprobe.probing import probe
+from memprobe.sizes import parse_size
 from memprobe.templates import Template
 from tests.clusters import SMALL, Failing, Slow, cluster_of, files_of, wait_until
 from tests.tiny import save_tiny
@@ -183,7 +184,7 @@ def test_what_an_engine_cannot_be(text, resources, said):
 def test_what_an_actor_takes():
     made = parse_engine("ray://head:1", "gpus=2, cpus=1.5,memory=2GiB,actors=3", "s3://bucket/x")
     assert made == Engine("ray://head:1", Resources(2, 1.5, 2 * 2**30), 3, "s3://bucket/x")
-    assert (bytes_of("500MB"), bytes_of("1.5KiB"), bytes_of("7")) == (500 * 10**6, 1536, 7)
+    assert (parse_size("500MB"), parse_size("1.5KiB"), parse_size("7")) == (500 * 10**6, 1536, 7)
 
 
 def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):

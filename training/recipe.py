@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from memprobe.cluster import bytes_of
 from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import parse_places
+from memprobe.sizes import parse_size
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
 from memprobe.sources.passages import PromptForm
@@ -162,7 +162,7 @@ class Resources(Settings):
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1.0, ge=0)
-    memory: Annotated[str | None, parsed_by(bytes_of)] = None
+    memory: Annotated[str | None, parsed_by(parse_size)] = None
 
 
 class Stage(Settings):

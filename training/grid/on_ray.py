@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, bytes_of, connect, while_connected
+from memprobe.cluster import Engine, connect, while_connected
 from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError, first_line
+from memprobe.sizes import parse_size
 from training.data import prepare
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command
@@ -196,7 +197,7 @@ class _Tasks:
             "retry_exceptions": True,
         }
         if asked.memory is not None:
-            options["memory"] = bytes_of(asked.memory)
+            options["memory"] = parse_size(asked.memory)
         return self.ray.remote(_call).options(
             name=name if method == "stage" else f"{name} {method}", **options
         )
