@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import polars as pl
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import short_names
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
@@ -31,16 +31,47 @@ def stage_order(stage: str | None) -> tuple[int, str]:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One checkpoint: its label here, where its records are, and how it was made."""
+class TrainingPoint:
+    """What may be one of an arm's checkpoints.
+
+    Attributes:
+        label: what it is called.
+        arm, seed, stage: of its training run; ``None`` where it is of none.
+        step: of its stage, where it is one of several along it; ``None`` at its end.
+    """
 
     label: str
-    probe: Probe
-    name: str
     arm: str | None
     seed: str | None
     stage: str | None
     step: int | None
+
+    @property
+    def stage_title(self) -> str:
+        """Tells stages of one place in the order apart."""
+        return self.stage or ""
+
+    @property
+    def stage_order(self) -> tuple[int, str]:
+        """Stages by number; those without one last."""
+        return stage_order(self.stage)
+
+    @property
+    def stage_number(self) -> int | None:
+        """That its stage begins with."""
+        return stage_number(self.stage)
+
+
+@dataclass(frozen=True)
+class Member(TrainingPoint):
+    """One checkpoint: where its records are, and what it is called there.
+
+    Attributes:
+        name: its label in ``probe``.
+    """
+
+    probe: Probe
+    name: str
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -62,61 +93,12 @@ class Member:
         """Number and name of its stage."""
         return f"{self.stage or ''} {self.manifest.get('stage_name') or ''}".strip()
 
-    @property
-    def stage_order(self) -> tuple[int, str]:
-        """Stages by number; those without one last."""
-        return stage_order(self.stage)
 
-    @property
-    def stage_number(self) -> int | None:
-        """That its stage begins with."""
-        return stage_number(self.stage)
-
-
-class Along(Protocol):
-    """What may be one of an arm's checkpoints, at a step of a stage."""
-
-    @property
-    def label(self) -> str:
-        """How it is called."""
-        ...
-
-    @property
-    def arm(self) -> str | None:
-        """Its arm, if it is of one."""
-        ...
-
-    @property
-    def stage(self) -> str | None:
-        """The stage that it is of."""
-        ...
-
-    @property
-    def stage_order(self) -> tuple[int, str]:
-        """Sorts stages."""
-        ...
-
-    @property
-    def stage_title(self) -> str:
-        """Tells stages of one place in the order apart."""
-        ...
-
-    @property
-    def seed(self) -> str | None:
-        """Its run's seed."""
-        ...
-
-    @property
-    def step(self) -> int | None:
-        """The step of that stage, where it is one of several along it; ``None`` at its end."""
-        ...
-
-
-AnyAlong = TypeVar("AnyAlong", bound=Along)
+AnyPoint = TypeVar("AnyPoint", bound=TrainingPoint)
 
 
 @dataclass(frozen=True)
-class Chain(Generic[AnyAlong]):
+class Chain(Generic[AnyPoint]):
     """The checkpoints of one training run, in the order of training, without the base model.
 
     Attributes:
@@ -125,7 +107,7 @@ class Chain(Generic[AnyAlong]):
 
     arm: str
     seed: str
-    members: list[AnyAlong]
+    members: list[AnyPoint]
     ends: str | None = None
 
     @property
@@ -138,13 +120,13 @@ class Chain(Generic[AnyAlong]):
         return f"{name} → {self.ends}" if self.ends else name
 
 
-def chains_of(members: Sequence[AnyAlong]) -> list[Chain[AnyAlong]]:
+def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
     """The training runs among checkpoints: those of one arm and seed, by stage.
 
     Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
     different data make a chain each.
     """
-    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, AnyAlong]]] = {}
+    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, AnyPoint]]] = {}
     for member in sorted(members, key=along):
         if member.arm is not None and member.stage is not None:
             stages = made.setdefault((member.arm, member.seed or ""), {})
@@ -160,12 +142,12 @@ def chains_of(members: Sequence[AnyAlong]) -> list[Chain[AnyAlong]]:
     return chains
 
 
-def along(one: Along) -> float:
+def along(one: TrainingPoint) -> float:
     """Sorts the checkpoints of one stage by their steps; one without a step is the stage's end."""
     return math.inf if one.step is None else one.step
 
 
-def check_apart(members: Iterable[Along]) -> None:
+def check_apart(members: Iterable[TrainingPoint]) -> None:
     """Refuses two checkpoints of one arm, stage, seed and step; reads no records.
 
     Raises:
@@ -185,9 +167,9 @@ def check_apart(members: Iterable[Along]) -> None:
         seen[key] = one.label
 
 
-def ends_of(members: Iterable[AnyAlong]) -> list[AnyAlong]:
+def ends_of(members: Iterable[AnyPoint]) -> list[AnyPoint]:
     """The checkpoints of an arm, one for each stage and seed: of several along a stage the last step."""
-    found: dict[tuple[str, str, str], AnyAlong] = {}
+    found: dict[tuple[str, str, str], AnyPoint] = {}
     for one in members:
         if one.arm is not None:
             key = (one.arm, one.stage or "", one.seed or "")
@@ -286,15 +268,20 @@ def members_of(
         manifest = entry.get("manifest") or {}
         told = arms.get(label)
         made = told if told is not None else made_by(manifest)
-        members.append(Member(label, probe, name, *made, step=step_of(name, entry)))
+        members.append(Member(label, *made, step_of(name, entry), probe, name))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members
 
 
-def made_by(manifest: Mapping[str, Any]) -> list[str | None]:
-    """[arm, seed, stage], as a manifest tells them."""
-    return [None if manifest.get(key) is None else str(manifest[key]) for key in ("arm", "seed", "stage")]
+def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """(arm, seed, stage), as a manifest tells them."""
+    arm, seed, stage = (manifest.get(key) for key in ("arm", "seed", "stage"))
+    return (
+        None if arm is None else str(arm),
+        None if seed is None else str(seed),
+        None if stage is None else str(stage),
+    )
 
 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
@@ -374,5 +361,6 @@ def collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:
     try:
         return lazy.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MemprobeError(f"{probe.path}: its tables cannot be read ({reason}); probe again") from error
+        raise MemprobeError(
+            f"{probe.path}: its tables cannot be read ({first_line(error)}); probe again"
+        ) from error

@@ -25,7 +25,7 @@ from memprobe.compare.table import floats
 from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
 from memprobe.files import read_valid
-from memprobe.members import chains_of, check_apart, ends_of, made_by, stage_order, step_of
+from memprobe.members import TrainingPoint, chains_of, check_apart, ends_of, made_by, step_of
 from memprobe.probes import Probe, open_probe
 from memprobe.records import EXACT
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
@@ -52,33 +52,18 @@ SCHEMAS: dict[str, pl.Schema] = {
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One checkpoint.
+class Answers(TrainingPoint):
+    """What one checkpoint answers.
 
     Attributes:
         exact: by factoid, whether it is given; without what could not be judged.
         score: by factoid, the metric behind that; 0 and 1 where there is no other.
     """
 
-    label: str
     path: Path
     factoids: pl.DataFrame
     exact: Mapping[str, bool]
     score: Mapping[str, float]
-    arm: str | None
-    seed: str | None
-    stage: str | None
-    step: int | None = None
-
-    @property
-    def stage_order(self) -> tuple[int, str]:
-        """Stages by number; those without one last."""
-        return stage_order(self.stage)
-
-    @property
-    def stage_title(self) -> str:
-        """All that is known of its stage."""
-        return self.stage or ""
 
 
 @dataclass(frozen=True)
@@ -275,7 +260,7 @@ def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
         step = (
             None if isinstance(source, ResultsDirectory) else step_of(label, source.run["checkpoints"][label])
         )
-        yield Answers(label, source.path, source.factoids, exact, score, *made, step=step)
+        yield Answers(label, *made, step, source.path, source.factoids, exact, score)
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:

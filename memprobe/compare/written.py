@@ -12,7 +12,7 @@ import polars as pl
 
 from memprobe.compare.headline import Headline
 from memprobe.files import csv_text, json_text, write_together
-from memprobe.members import Along, ends_of
+from memprobe.members import TrainingPoint, ends_of
 from memprobe.statistics.arms import MIN_SEEDS
 
 
@@ -66,7 +66,7 @@ def write_comparison(
     write_together(texts, folder, mark=file, stale=[f"{name}.csv" for name in names])
 
 
-def notes_on_seeds(members: Iterable[Along]) -> list[str]:
+def notes_on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
     """What a reader must know where an arm has few seeds."""
     seeds = Counter((one.arm, one.stage or "") for one in ends_of(members))
     if not seeds or min(seeds.values()) >= MIN_SEEDS:
