@@ -55,4 +55,9 @@ def one_of(names: Collection[str]) -> AfterValidator:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, else its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_own_words(message: object) -> str:
+    """A message of pydantic's (typer reads options by it, too) without what it puts before a validator's own words."""
+    return str(message).replace("Value error, ", "")

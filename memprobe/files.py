@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 import psutil
 
-from memprobe.errors import MemprobeError, first_line
+from memprobe.errors import MemprobeError, first_line, in_own_words
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -345,7 +345,7 @@ def validated(schema: type[Read], value: Any, path: Path | str) -> Read:
 
 
 def _said(problem: Mapping[str, Any]) -> str:
-    text = str(problem["msg"]).removeprefix("Value error, ")
+    text = in_own_words(problem["msg"])
     if not text.startswith("Input should be"):
         return text
     text = text.split(" or instance of ")[0]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from memprobe.blocks import decoder_of, residual_hooks
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.models import CHECK_TEXT, LensModel, tolerance
 from memprobe.modes import evaluating
 from memprobe.parts import Part, part_of
@@ -207,10 +207,9 @@ def check_partial(lens_model: LensModel) -> bool:
         try:
             difference = off(0)
         except _BREAKS as error:
-            said = (str(error).splitlines() or [""])[0][:160]
             raise MemprobeError(
                 f"{lens_model.label}: the blocks of {type(lens_model.model).__name__} cannot be run from a depth on "
-                f"({said})"
+                f"({first_line(error)[:160]})"
             ) from error
         if not difference <= allowed:
             raise MemprobeError(

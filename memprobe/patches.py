@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.files import check_valid, parquet_errors, read_json
 from memprobe.parquet import check_mark
 from memprobe.records import PATCHES
@@ -110,8 +110,7 @@ def read_rows(file: Path) -> pl.DataFrame:
     try:
         found = pl.read_parquet(file)
     except Exception as error:  # polars raises several kinds for a torn file
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MemprobeError(f"{file}: cannot be read as Parquet ({said})") from error
+        raise MemprobeError(f"{file}: cannot be read as Parquet ({first_line(error)})") from error
     if found.schema != PATCHES:
         raise MemprobeError(f"{file}: its columns are not those of patches")
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import __version__
 from memprobe.checkpoints import Checkpoint, fingerprint
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
 from memprobe.runs import METRICS, RECIPE
@@ -219,9 +219,9 @@ def save_whole(
         raise
     except Exception as error:  # torch, safetensors and the file system each have their own
         shutil.rmtree(scratch, ignore_errors=True)
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MemprobeError(
-            f"{target}: the checkpoint could not be saved ({said}); the same command goes on from the last state"
+            f"{target}: the checkpoint could not be saved ({first_line(error)}); "
+            "the same command goes on from the last state"
         ) from error
     return True
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, in_own_words
 from memprobe.files import read_json
 
 
@@ -49,7 +49,9 @@ def saved_progress(path: Path) -> Progress:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         key = ".".join(map(str, found["loc"]))
-        raise MemprobeError(f"{path}: {key}: {found['msg']}; delete the state's folder") from error
+        raise MemprobeError(
+            f"{path}: {key}: {in_own_words(found['msg'])}; delete the state's folder"
+        ) from error
 
 
 def add_metrics(path: Path, step: int, epoch: float, exact: float | None, logs: Mapping[str, Any]) -> None:

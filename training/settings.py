@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, in_own_words
 from memprobe.templates import Template
 
 Validated = TypeVar("Validated", bound=BaseModel)
@@ -93,7 +93,7 @@ def _problem(problem: Any, table: type[BaseModel]) -> str:
         return f"unknown key; {among(key, known, before='there are')}" if known else "unknown key"
     if problem["type"] == "missing":
         return "missing"
-    text = str(problem["msg"]).removeprefix("Value error, ")
+    text = in_own_words(problem["msg"])
     given = problem["input"]
     return text + (f" (not {given!r})" if isinstance(given, str | int | float | bool) else "")
 

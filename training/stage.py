@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.modes import evaluating
 from memprobe.runs import METRICS
 from training.batches import (
@@ -158,7 +158,7 @@ class StageTrainer(Trainer):
             graphs = GraphedSteps(unwrapped, cast, longest=longest)
             differs = graphs.differs(inputs, items, loss)
         except (Unfit, RuntimeError, AttributeError, TypeError) as error:
-            differs = _line(error)
+            differs = first_line(error)[:200]
         else:
             self.graphs = graphs
         if differs is None:
@@ -291,7 +291,7 @@ class StageTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             raise MemprobeError(
                 f"{folder.parent}: the state at step {self.state.global_step} could not be saved "
-                f"({_line(error)}); free some space, the same command goes on from the state before"
+                f"({first_line(error)[:200]}); free some space, the same command goes on from the state before"
             ) from error
         self.accelerator.wait_for_everyone()
 
@@ -368,7 +368,3 @@ def trainer_arguments(run: StageRun) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"non_blocking": torch.cuda.is_available()},
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

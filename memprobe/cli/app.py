@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from memprobe.errors import Interrupted, MemprobeError
+from memprobe.errors import Interrupted, MemprobeError, in_own_words
 
 
 class Commands(TyperGroup):
@@ -147,8 +147,8 @@ def _say_usage(name: str, error: Any) -> NoReturn:
         sys.exit(error.exit_code)
     context = getattr(error, "ctx", None)
     see = f"{context.command_path if context else name} --help"
-    said = one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
-    typer.echo(f"{name}: error: {said} (see {see})", err=True)
+    message = in_own_words(one_line(error.format_message())).rstrip(".")
+    typer.echo(f"{name}: error: {message} (see {see})", err=True)
     sys.exit(MemprobeError.exit_code)
 
 

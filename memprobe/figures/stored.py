@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from memprobe.errors import MemprobeError, first_line, one_of
+from memprobe.errors import MemprobeError, first_line, in_own_words, one_of
 from memprobe.figures.drawing import DRAWN
 from memprobe.figures.look import WIDTHS
 from memprobe.files import check_valid, read_json
@@ -66,7 +66,9 @@ def _check_options(figure: str, options: dict[str, Any], path: Path) -> None:
         try:
             TypeAdapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
-            raise MemprobeError(f"{path}: options.{name}: {error.errors()[0]['msg']}") from error
+            raise MemprobeError(
+                f"{path}: options.{name}: {in_own_words(error.errors()[0]['msg'])}"
+            ) from error
     if (width := options.get("width", WIDTHS[0])) not in WIDTHS:
         raise MemprobeError(f"{path}: options.width: {width} is none of {', '.join(map(str, WIDTHS))}")
 

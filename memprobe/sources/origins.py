@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import sha256_of
 from memprobe.sources.catalogue import Dataset, Split
 from memprobe.sources.rows import BadRows, Row, read_rows
@@ -171,7 +171,7 @@ def hub_commit(hub_id: str, revision: str) -> str:
 
 
 def _unreachable(dataset: Dataset, part: Split, error: Exception) -> MemprobeError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    reason = first_line(error)[:160]
     give = (
         f"give a folder that holds {part.file} with --data-dir or {DATA_DIR}, or " if part.file else "give "
     )
