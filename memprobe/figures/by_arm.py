@@ -41,7 +41,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
     figure, every = style.panels(
         len(setups),
         width,
-        columns=1 if width < 120 else 2,
+        columns=(1, 2),
         height=4.6 * len(arms) + 13,
         above=style.legend_height(handles, width),
         sharey=True,
@@ -160,7 +160,7 @@ def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
     figure, every = style.panels(
         len(parts),
         width,
-        columns=1 if len(parts) == 1 else (2 if width < 120 else 3),
+        columns=(2, 3),
         height=50 if len(parts) == 1 else 42,
         above=style.legend_height(handles, width),
         sharex=True,
@@ -256,7 +256,11 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
     handles.append(style.handle("one seed", color=style.FAINT, linewidth=0.6, marker="o", markersize=2))
     figure, (axes,) = style.panels(
-        1, width, columns=1, height=52 if width < 120 else 62, above=style.legend_height(handles, width)
+        1,
+        width,
+        columns=1,
+        height=52 if style.is_narrow(width) else 62,
+        above=style.legend_height(handles, width),
     )
     for position, (text, (_, rows)) in enumerate(zip(texts, parts, strict=True)):
         rows, marks = rows.sort(over), style.look(position)
@@ -338,7 +342,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     figure, every = style.panels(
         len(parts),
         width,
-        columns=1 if len(parts) == 1 else (2 if width < 120 else 4),
+        columns=(2, 4),
         height=48 if len(parts) == 1 else 37,
         above=style.legend_height(handles, width),
         sharey=True,

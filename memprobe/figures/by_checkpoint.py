@@ -230,7 +230,7 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
     figure, every = style.panels(
         len(names),
         width,
-        columns=len(names) if width >= 120 else 1,
+        columns=(1, len(names)),
         height=style.rows_height(len(rows), min(most, 3)) + 13,
         above=style.legend_height(handles, width),
         sharey=True,
@@ -248,7 +248,9 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
         axes.tick_params(axis="x", labelbottom=True)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
-    figure.supxlabel("\n".join(wrap(words, 62 if width < 120 else 120)), fontsize=6.5, color=style.FAINT)
+    figure.supxlabel(
+        "\n".join(wrap(words, 62 if style.is_narrow(width) else 120)), fontsize=6.5, color=style.FAINT
+    )
     style.legend(figure, handles, width)
     return figure
 

@@ -99,8 +99,10 @@ def _curves(
     figure, every = style.panels(
         len(names),
         width,
-        columns=1 if len(names) == 1 else (2 if width < 120 else 4),
-        height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 40),
+        columns=(2, 4),
+        height=(54 if style.is_narrow(width) else 66)
+        if len(names) == 1
+        else (38 if style.is_narrow(width) else 40),
         above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
@@ -228,7 +230,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     names = table["panel"].unique(maintain_order=True).to_list()
     rows_of = {name: table.filter(panel=name)["row"].unique(maintain_order=True).to_list() for name in names}
     most = max(map(len, rows_of.values()))
-    columns = 1 if width < 120 else 2
+    columns = 1 if style.is_narrow(width) else 2
     row_height = max(1.7, min(5.0, 200 / most / -(-len(names) // columns)))
     figure, every = style.panels(
         len(names), width, columns=columns, height=row_height * most + (12 if names != [""] else 9), above=9
@@ -263,7 +265,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         ends = [0, *sizes["len"].cum_sum().to_list()]
         axes.set_yticks([(start + end) / 2 for start, end in pairwise(ends)])
         axes.set_yticklabels(
-            [style.shortened(group, 24 if width < 120 else 30) for group in sizes["group"]],
+            [style.shortened(group, 24 if style.is_narrow(width) else 30) for group in sizes["group"]],
             fontsize=6.5 if min(sizes["len"]) * row_height >= 2.8 else 5,
         )
         if any(size > 1 for size in sizes["len"]):

@@ -119,8 +119,10 @@ def _panels(names: list[str], width: int, handles: list) -> tuple[Figure, list]:
     return style.panels(
         len(names),
         width,
-        columns=1 if len(names) == 1 else 2,
-        height=(54 if width < 120 else 66) if len(names) == 1 else (38 if width < 120 else 44),
+        columns=(2, 2),
+        height=(54 if style.is_narrow(width) else 66)
+        if len(names) == 1
+        else (38 if style.is_narrow(width) else 44),
         above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,

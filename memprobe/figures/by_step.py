@@ -44,7 +44,7 @@ def steps(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int 
     figure, every = style.panels(
         n,
         width,
-        columns=2 if width < 120 else min(n, 4),
+        columns=(2, 4),
         height=40,
         above=style.legend_height(handles, width),
     )

@@ -134,18 +134,25 @@ def look(position: int) -> dict[str, Any]:
     }
 
 
+def is_narrow(width: int) -> bool:
+    """Whether a figure stands in one column of a page."""
+    return width < sum(WIDTHS) / 2
+
+
 def panels(
-    n: int, width: int, *, columns: int, height: float, above: float = 0, **shared: Any
+    n: int, width: int, *, columns: int | tuple[int, int], height: float, above: float = 0, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``n`` panels, ``width`` mm wide, each row of them ``height`` mm high.
 
     Args:
-        columns: at most so many beside each other.
+        columns: at most so many beside each other; two numbers are for one column of a page and for its whole width.
         above: mm kept for a legend on top.
         shared: ``sharex`` and ``sharey`` of the panels.
     """
     from matplotlib.figure import Figure
 
+    if isinstance(columns, tuple):
+        columns = columns[not is_narrow(width)]
     rows = math.ceil(n / columns)
     columns = math.ceil(n / rows)  # five panels are three and two, not four and one
     figure = Figure(figsize=(width * MM, (height * rows + above) * MM), layout="constrained")
@@ -231,7 +238,7 @@ def name_rows(every: Sequence[Axes], rows: Sequence[str], width: int) -> None:
     """Names of rows from top to bottom."""
     for axes in every:
         axes.set_yticks(range(len(rows)))
-        axes.set_yticklabels([shortened(row, 24 if width < 120 else 36) for row in rows])
+        axes.set_yticklabels([shortened(row, 24 if is_narrow(width) else 36) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)

@@ -136,8 +136,8 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
     figure, every = style.panels(
         len(names),
         width,
-        columns=1 if len(names) == 1 else 2 if width < 120 else 3,
-        height=(50 if width < 120 else 62) if len(names) == 1 else 40,
+        columns=(2, 3),
+        height=(50 if style.is_narrow(width) else 62) if len(names) == 1 else 40,
         above=style.legend_height(handles, width),
         sharex=True,
         sharey=True,
@@ -161,7 +161,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
             else:
                 axes.plot(x, y, color=marks["color"], linewidth=0.5, alpha=0.6, gid=f"{where}/line")
         if len(names) > 1:
-            style.panel_title(axes, name, 22 if width < 120 else 34)
+            style.panel_title(axes, name, 22 if style.is_narrow(width) else 34)
         style.depth_axis(axes, last)
         axes.set_ylim(FLOOR, TOP)
         style.percent_axis(axes.yaxis)

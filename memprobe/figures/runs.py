@@ -8,6 +8,7 @@ from itertools import chain
 import polars as pl
 
 from memprobe.arms import Arm, arm_names, by_kind
+from memprobe.figures.look import is_narrow
 from memprobe.retention import Retention, curve, forgetting, interference, stages
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
@@ -60,7 +61,7 @@ def of_retention(found: Retention) -> dict[str, pl.DataFrame | str]:
 def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:
     """One figure, or one for each set-up: of stages always, of forgetting where one would not fit a page."""
     setups = table["setup"].unique(maintain_order=True).to_list()
-    rows = len(setups) if width < 120 else -(-len(setups) // 2)
+    rows = len(setups) if is_narrow(width) else -(-len(setups) // 2)
     fits = name == "forgetting" and rows * (4.6 * table["arm"].n_unique() + 13) <= PAGE
     if len(setups) == 1 or fits or name not in ("stages", "forgetting"):
         return {"": table}

@@ -128,41 +128,14 @@ def depth_heatmap(
     """
     figure = sketch.figure_of(x=at, y="", percent=False)
     parts = sketch.by_checkpoint(table, checkpoints)
-    depths = sorted(table["depth"].unique().to_list())
-    cells = [dict(rows.select("depth", column).iter_rows()) for _, _, rows in parts]
     names = shortened([label for _, label, _ in parts])
-    figure.add(
-        "heatmap",
-        x=depths,
-        y=[sketch.plain(names[label]) for _, label, _ in parts],
-        z=[[line.get(depth) for depth in depths] for line in cells],
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=2,
+    depths = sketch.add_cells(
+        figure,
+        [(sketch.plain(names[label]), rows) for _, label, rows in parts],
+        column,
+        largest=largest,
         hovertemplate=f"<b>%{{z:.1%}}</b> {title} at depth %{{x}}<br>%{{y}}<extra></extra>",
         meta={"rows": [label for _, label, _ in parts], "role": "cells"},
     )
-    bar = {
-        "tickformat": ".0%",
-        "thickness": 8,
-        "outlinewidth": 0,
-        "orientation": "h",
-        "y": 1.0,
-        "yanchor": "bottom",
-        "ypad": 2,
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 0,
-        "len": 0.4,
-        "nticks": 4,
-    }
-    scale = {"colorbar": bar, "cmin": 0} | ({"cmax": largest} if largest else {})
-    figure.update_layout(
-        coloraxis=scale,
-        hovermode="closest",
-        margin={"t": 34},
-        meta={"row": 26, "frame": 82},
-    )
     figure.update_xaxes(tickvals=sketch.depth_ticks(depths[-1], depths[0]))
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure

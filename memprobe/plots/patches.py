@@ -41,38 +41,17 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> sketch.Sketch:
     """
     figure = sketch.figure_of(x=_axis(by_depth), y="", percent=False)
     parts = by_depth.partition_by(SWEEP, maintain_order=True)
-    depths = sorted(by_depth["depth"].unique().to_list())
     names = sweep_names(by_depth)
-    cells = [dict(part.select("depth", "moved").iter_rows()) for part in parts]
-    figure.add(
-        "heatmap",
-        x=depths,
-        y=[sketch.clip(sketch.plain(name), 34) for name in names],
-        z=[[line.get(depth) for depth in depths] for line in cells],
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=2,
+    depths = sketch.add_cells(
+        figure,
+        [(sketch.clip(sketch.plain(name), 34), part) for name, part in zip(names, parts, strict=True)],
+        "moved",
+        largest=1,
         hovertemplate="<b>%{z:.1%}</b> at %{x}<br>%{y}<extra></extra>",
         meta={"rows": names, "role": "cells"},
     )
-    bar = {
-        "tickformat": ".0%",
-        "thickness": 8,
-        "outlinewidth": 0,
-        "orientation": "h",
-        "y": 1.0,
-        "yanchor": "bottom",
-    }
-    bar |= {"ypad": 2, "x": 0, "xanchor": "left", "xpad": 0, "len": 0.4, "nticks": 4}
-    figure.update_layout(
-        coloraxis={"colorbar": bar, "cmin": 0, "cmax": 1},
-        hovermode="closest",
-        margin={"t": 34},
-        meta={"row": 26, "frame": 82},
-    )
     if len(depths) <= MOST_TICKS:
         figure.update_xaxes(dtick=1)
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     return figure
 
 

@@ -87,6 +87,48 @@ def figure_of(*, x: str, y: str, percent: bool) -> Sketch:
     return figure
 
 
+def add_cells(
+    figure: Sketch,
+    rows: Sequence[tuple[str, pl.DataFrame]],
+    column: str,
+    *,
+    largest: float | None,
+    **trace: Any,
+) -> list[int]:
+    """Shares by depth as colours, a row a name, with their scale above.
+
+    Args:
+        rows: the name of each, and its table with depth and ``column``.
+        largest: where the colours end; ``None`` for the largest share.
+        trace: what is told of a cell and of the rows.
+
+    Returns:
+        The depths.
+    """
+    cells = [dict(row.select("depth", column).iter_rows()) for _, row in rows]
+    depths = sorted({depth for row in cells for depth in row})
+    figure.add(
+        "heatmap",
+        x=depths,
+        y=[name for name, _ in rows],
+        z=[[row.get(depth) for depth in depths] for row in cells],
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=2,
+        **trace,
+    )
+    scale = {"tickformat": ".0%", "thickness": 8, "outlinewidth": 0, "orientation": "h", "y": 1.0}
+    scale |= {"yanchor": "bottom", "ypad": 2, "x": 0, "xanchor": "left", "xpad": 0, "len": 0.4, "nticks": 4}
+    figure.update_layout(
+        coloraxis={"colorbar": scale, "cmin": 0} | ({"cmax": largest} if largest else {}),
+        hovermode="closest",
+        margin={"t": 34},
+        meta={"row": 26, "frame": 82},
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    return depths
+
+
 def line_of(label: str, look: Mapping[str, str]) -> dict[str, Any]:
     """The trace of a checkpoint's line in its look."""
     return {
