@@ -529,17 +529,24 @@ function showAnswer() {
     ? `A depth holds an answer when ${RULES[state.rule]} among the top ${state.k} tokens. ${set.subtitle}. Checkpoints: ${state.checkpoints.join(", ")}.` : "";
 }
 
+// All that needs no figure.
+function showTop() {
+  showRoom();
+  showControls();
+  showAnswer();
+  if (set) {
+    showHeadline();
+    showArms();
+  }
+}
+
 function render(changed = null) {
   const any = (names) => changed === null || changed.some((name) => names.includes(name));
   if (any(["measure"])) showTraining();
   let drawn = null;
   if (any(SHARED)) {
-    showRoom();
-    showControls();
-    showAnswer();
+    showTop();
     if (set) {
-      showHeadline();
-      showArms();
       for (const room of [...BESIDE, "also_in"]) {
         const rows = homeOf(room)?.beside[room][state.rule]?.[state.k];
         byId(`${room}-table`).replaceChildren(...(rows ? [plainTable(rows)] : []));

@@ -9,11 +9,5 @@ setTheme(new URLSearchParams(location.hash.slice(1)).get("theme") ?? "auto");
 state = stateFromHash();
 buildControls();
 buildExplorer();
-showRoom();
-showControls();
-showAnswer();
-if (set) {
-  showHeadline();
-  showArms();
-}
+showTop();
 performance.mark("table");
