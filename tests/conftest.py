@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from memprobe.cli import main
+from tests.pages import find_chromium
 from tests.tiny import save_tiny
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that open pages where there is no Chromium."""
+    if item.get_closest_marker("browser") and find_chromium() is None:
+        pytest.skip("Chromium is not installed; MEMPROBE_CHROMIUM can name one")
 
 
 @pytest.fixture(scope="session")

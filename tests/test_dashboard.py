@@ -22,19 +22,12 @@ from memprobe.factoids import make_factoid
 from memprobe.files import write_json
 from memprobe.probes import Probe, open_probe
 from memprobe.studies import open_study
-from tests.pages import chromium, find_chromium, opened
+from tests.pages import chromium, opened
 from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 from tests.test_studies import write_metrics, write_stage
 from tests.trained import write_run
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2><!-- {{title}}"
-
-in_browser = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-    ),
-]
 
 
 def hostile_factoids(n):
@@ -373,7 +366,7 @@ def test_long_training_is_thinned_and_that_is_said(tmp_path, monkeypatch):
 
 
 class TestBrowser:
-    pytestmark = in_browser
+    pytestmark = pytest.mark.browser
 
     def test_one_checkpoint_opens_and_hostile_text_stays_text(self, browser, one):
         with opened(browser, one.path / "report.html", hash=f"#factoid={one.factoids['id'][1]}") as shown:

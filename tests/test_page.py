@@ -15,15 +15,10 @@ from memprobe.dashboard import writing
 from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.benchmarks.report_load import write_large_probe
-from tests.pages import AUDIT, chromium, find_chromium, opened
+from tests.pages import AUDIT, chromium, opened
 from tests.probes import write_probe
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-    ),
-]
+pytestmark = pytest.mark.browser
 DRAWS = 200
 
 

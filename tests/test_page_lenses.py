@@ -7,16 +7,11 @@ from memprobe.compare import compare
 from memprobe.dashboard import writing
 from memprobe.statistics.vocabulary import label
 from memprobe.studies import open_study
-from tests.pages import chromium, find_chromium, opened
+from tests.pages import chromium, opened
 from tests.test_compare_lenses import LENSES, made
 
 __all__ = ["made"]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-    ),
-]
+pytestmark = pytest.mark.browser
 
 
 def test_lens_and_position_are_chosen(made, tmp_path, monkeypatch):

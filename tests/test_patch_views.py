@@ -13,7 +13,7 @@ from memprobe.figures.patches import FLOOR, of_patches
 from memprobe.patch_tables import tables_of
 from memprobe.patches import open_patches
 from memprobe.studies import open_study
-from tests.pages import chromium, find_chromium, opened
+from tests.pages import chromium, opened
 from tests.test_patch_arms import study
 from tests.tiny import N_LAYERS
 
@@ -115,9 +115,6 @@ def test_a_study_of_patches_alone_has_its_room(top):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-)
 def test_the_room_and_the_explorer_show_patches(top, tmp_path, monkeypatch):
     from memprobe.statistics import patches
 

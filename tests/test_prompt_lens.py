@@ -14,16 +14,10 @@ from memprobe.factoids import make_factoid
 from memprobe.models import load
 from memprobe.prompt_lens import read_prompt
 from memprobe.templates import Template, tokenise
-from tests.pages import AUDIT, chromium, find_chromium, opened
+from tests.pages import AUDIT, chromium, opened
 from tests.test_plots import prompt_reading
 
 HOSTILE = "</script><img src=x onerror=window.pwned=1>"
-in_browser = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-    ),
-]
 
 
 def test_every_number_is_that_of_the_modules_applied_by_hand(tiny_checkpoint):
@@ -72,7 +66,7 @@ def test_the_sentence_says_what_since_when_and_where_the_answer_is():
 
 
 class TestInABrowser:
-    pytestmark = in_browser
+    pytestmark = pytest.mark.browser
 
     @pytest.fixture(scope="class")
     def browser(self):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import chromium, find_chromium
+from tests.pages import chromium
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def site(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.skipif(find_chromium() is None, reason="no Chromium")
+@pytest.mark.browser
 def test_every_page_opens_from_disk_and_asks_for_nothing_elsewhere(site):
     pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # which a server alone shows
     assert {"gallery.html", "demo.html", "study.html"} <= {page.name for page in pages}

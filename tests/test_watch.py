@@ -19,7 +19,7 @@ import pytest
 from memprobe import dashboard
 from memprobe.dashboard.watch import Watch, serve
 from memprobe.errors import MemprobeError
-from tests.pages import chromium, find_chromium
+from tests.pages import chromium
 from tests.test_studies import write_metrics, write_stage
 
 
@@ -152,9 +152,6 @@ def test_ctrl_c_stops_it(run):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    find_chromium() is None, reason="Chromium is not installed; MEMPROBE_CHROMIUM can name one"
-)
 def test_a_reader_keeps_the_selection_when_the_page_is_new(run):
     watch = Watch([run])
     watch.look()
