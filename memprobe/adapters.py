@@ -59,7 +59,7 @@ def read_config(path: Path) -> AdapterConfig:
     file = path / CONFIG
     config = AdapterFile.model_validate(read_valid(file, AdapterFile, own=False))
     if config.peft_type in _PROMPT_LEARNING:
-        raise MemprobeError(f"{file}: {_said_of_virtual_tokens(config.peft_type)}")
+        raise MemprobeError(f"{file}: {_virtual_tokens(config.peft_type)}")
     if str(config.init_lora_weights).lower().startswith(_NOT_REPEATED):
         raise MemprobeError(
             f"{file}: init_lora_weights={config.init_lora_weights!r} changed the base model in a way that cannot be "
@@ -86,7 +86,7 @@ def check_in_memory(model: Any, label: str) -> Any:
         return model
     for config in configs.values():
         if config.is_prompt_learning:
-            raise MemprobeError(f"{label}: {_said_of_virtual_tokens(str(config.peft_type.value))}")
+            raise MemprobeError(f"{label}: {_virtual_tokens(str(config.peft_type.value))}")
         if getattr(config, "alora_invocation_tokens", None):
             raise MemprobeError(
                 f"{label}: an activated LoRA works after its invocation tokens alone; not supported"
@@ -98,5 +98,5 @@ def check_in_memory(model: Any, label: str) -> Any:
     return model.get_base_model()
 
 
-def _said_of_virtual_tokens(kind: str) -> str:
+def _virtual_tokens(kind: str) -> str:
     return f"{kind} adds virtual tokens before every text; a lens that reads tokens cannot place them"

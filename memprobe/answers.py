@@ -93,8 +93,8 @@ def exact_match(prediction: str, answer: str) -> bool:
 
 def alias_match(prediction: str, answers: Iterable[str]) -> bool:
     """Whether the prediction equals one of the answers after :func:`memprobe.metrics.normalise`."""
-    said = normalise(prediction)
-    return any(said == normalise(answer) for answer in answers)
+    prediction = normalise(prediction)
+    return any(prediction == normalise(answer) for answer in answers)
 
 
 def shown(item: TokenisedFactoid) -> Verdict:
@@ -102,14 +102,14 @@ def shown(item: TokenisedFactoid) -> Verdict:
     return Verdict(item.factoid.answer, True, True, True)
 
 
-def judge(item: TokenisedFactoid, said: Continuation) -> Verdict:
+def judge(item: TokenisedFactoid, continuation: Continuation) -> Verdict:
     """The verdict on a continuation."""
-    if said.ids[: len(item.targets)] == item.targets:
+    if continuation.ids[: len(item.targets)] == item.targets:
         return shown(item)
     factoid = item.factoid
 
     def until(answer: str) -> str:
-        return cut(said.text, answer) if item.end is None else said.text.strip()
+        return cut(continuation.text, answer) if item.end is None else continuation.text.strip()
 
     prediction = until(factoid.answer)
     exact = exact_match(prediction, factoid.answer)
@@ -169,12 +169,12 @@ def answer(
     for (end, _), group in groups.items():
         limits = [budget(item, lens_model.tokenizer) for item in group]
         prompts = [item.prompt for item in group]
-        for indices, said in generate_batches(
+        for indices, continuations in generate_batches(
             lens_model, prompts, max_new_tokens=limits, end=end, batch_tokens=batch_tokens
         ):
             yield {
                 group[index].factoid.id: judge(group[index], one)
-                for index, one in zip(indices, said, strict=True)
+                for index, one in zip(indices, continuations, strict=True)
             }
 
 
@@ -191,8 +191,8 @@ def generate(
     for indices, batch in generate_batches(
         lens_model, prompts, max_new_tokens=max_new_tokens, end=end, batch_tokens=batch_tokens
     ):
-        for index, said in zip(indices, batch, strict=True):
-            texts[index] = said.text
+        for index, continuation in zip(indices, batch, strict=True):
+            texts[index] = continuation.text
     return texts
 
 
@@ -243,11 +243,11 @@ def generate_batches(
             rows = [list(prompts[index][start:]) for index in batch]
             new = run_greedy(lens_model, rows, most, sorted(stops), prefix=prefix)[0].tolist()
         # Cut to each prompt's own limit: what it says must not depend on its neighbours.
-        said = [
+        continuations = [
             _continuation(ids[: limits[index]], stops, end, lens_model.tokenizer)
             for index, ids in zip(batch, new, strict=True)
         ]
-        yield batch, said
+        yield batch, continuations
 
 
 def _batches(

@@ -269,8 +269,8 @@ def arm_names(texts: Collection[str]) -> dict[str, str]:
     arms = {text: Arm.of(text) for text in texts}
     names = {text: arm.name() for text, arm in arms.items()}
     for longer in (_with_options, _with_what_differs, _with_all):
-        taken = Counter(names.values())
-        for name in [name for name, times in taken.items() if times > 1]:
+        counts = Counter(names.values())
+        for name in [name for name, n in counts.items() if n > 1]:
             names |= longer({text: arms[text] for text in arms if names[text] == name})
     return names
 

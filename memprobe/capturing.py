@@ -149,8 +149,8 @@ def capture_batches(
     """
     if batches is None:
         batches = batches_of(lens_model, plan, batch_size)
-    left = [[item for item in batch if item.factoid.id not in done] for batch in batches]
-    waiting = [batch for batch in left if batch][::-1]
+    remaining = [[item for item in batch if item.factoid.id not in done] for batch in batches]
+    waiting = [batch for batch in remaining if batch][::-1]
     prefix = read_beginning(lens_model, shared_beginning(lens_model, plan)) if waiting else None
     while waiting:
         batch = waiting.pop()
@@ -206,9 +206,9 @@ def _capture_batch(
             own = own or readings
     found = pl.concat(records)
     failed = set(found.filter(~pl.col("entropy").is_finite())["factoid"])
-    said, finite = _said(lens_model, residuals[-1], targets, own)
+    argmax, finite = _model_says(lens_model, residuals[-1], targets, own)
     exact = {item.factoid.id: True for item in batch}
-    for (_, site), is_argmax, is_finite in zip(sites, said, finite, strict=True):
+    for (_, site), is_argmax, is_finite in zip(sites, argmax, finite, strict=True):
         if site.position == POSITION:
             exact[site.item.factoid.id] &= is_argmax
         if not is_finite:
@@ -266,7 +266,7 @@ def _controls(
     return [table.select(list(CONTROLS)).cast(CONTROLS) for table in tables]
 
 
-def _said(
+def _model_says(
     lens_model: LensModel, last: Float[Tensor, "site d_model"], targets: Tensor, own: Reading | None
 ) -> tuple[list[bool], list[bool]]:
     """Whether the model itself says the answer token at each site, and whether its logits are finite there.
@@ -330,9 +330,9 @@ def _outcomes(
     verdicts = {item.factoid.id: shown(item) for item in batch if exact[item.factoid.id]}
     open_items = [item for item in batch if item.factoid.id not in failed | verdicts.keys()]
     if predictions:
-        for said in answer(lens_model, open_items):
+        for judged in answer(lens_model, open_items):
             # Teacher forcing has the word on exact tokens: two logits may be equal up to rounding.
-            verdicts |= {key: replace(verdict, exact_tokens=False) for key, verdict in said.items()}
+            verdicts |= {key: replace(verdict, exact_tokens=False) for key, verdict in judged.items()}
     rows = []
     for item in batch:
         row: dict[str, Any] = {"checkpoint": lens_model.label, "factoid": item.factoid.id}

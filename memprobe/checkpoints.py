@@ -220,9 +220,9 @@ def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:
         checkpoint.label: checkpoint.manifest.template for checkpoint in checkpoints if checkpoint.manifest
     }
     if len(set(named.values())) > 1:
-        said = ", ".join(f"{label}: {template!r}" for label, template in named.items())
+        templates = ", ".join(f"{label}: {template!r}" for label, template in named.items())
         raise MemprobeError(
-            f"the checkpoints were trained with different templates ({said}); give --template"
+            f"the checkpoints were trained with different templates ({templates}); give --template"
         )
     return next(iter(named.values()), None)
 

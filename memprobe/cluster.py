@@ -145,12 +145,12 @@ def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> None:
 
     Ray's proxy forks that process beside threads of gRPC, and about one in ten does not live.
     """
-    for left in reversed(range(tries)):
+    for tries_left in reversed(range(tries)):
         try:
             ray.init(**options)
             return
         except ConnectionAbortedError:
-            if not left:
+            if not tries_left:
                 raise
             time.sleep(1)
 

@@ -114,7 +114,7 @@ class _Running:
     waiting: deque[tuple[str, tuple[Any, ...]]] = field(default_factory=deque)
     out: int = 0
     parts: Any = None
-    told: Callable[[], None] | None = None
+    on_rows: Callable[[], None] | None = None
     given: Any = None
     passed: set[str] = field(default_factory=set)
     tries: Counter[str] = field(default_factory=Counter)
@@ -325,8 +325,8 @@ class OnRay:
             if self.elsewhere:
                 self._fetch_part(self.out, one.item.label, given)
             one.parts.take(parts_dir(self.out, one.item.label) / given)
-            assert one.told is not None
-            one.told()
+            assert one.on_rows is not None
+            one.on_rows()
         else:
             one.given = given
 
@@ -376,7 +376,7 @@ class OnRay:
                 if isinstance(one.step, Do):
                     one.waiting.append((one.step.method, one.step.arguments))
                 elif isinstance(one.step, Read):
-                    one.parts, one.told = one.step.parts, one.step.told
+                    one.parts, one.on_rows = one.step.parts, one.step.on_rows
                     one.waiting.extend(("part", (unit,)) for unit in one.step.units)
 
 

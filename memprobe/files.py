@@ -117,15 +117,15 @@ _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,9})-\w+")
 
 def _sweep(folder: Path) -> None:
     """Removes temporary files whose process is gone; those of other machines when they are an hour old."""
-    for left in folder.glob(".*.*-*-*"):
-        found = _TEMPORARY.fullmatch(left.name)
+    for file in folder.glob(".*.*-*-*"):
+        found = _TEMPORARY.fullmatch(file.name)
         if found is None:
             continue
         with contextlib.suppress(OSError):  # another worker may be first
             ours = found[1] == _OURS
             gone = not psutil.pid_exists(int(found[2])) if ours else False
-            if gone or time.time() - left.stat().st_mtime > _STALE:
-                left.unlink()
+            if gone or time.time() - file.stat().st_mtime > _STALE:
+                file.unlink()
 
 
 def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
@@ -339,12 +339,12 @@ def validated(schema: type[Read], value: Any, path: Path | str) -> Read:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        said = "missing" if first["type"] == "missing" else _said(first)
+        reason = "missing" if first["type"] == "missing" else _problem(first)
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise MemprobeError(f"{path}: {key + ': ' if key else ''}{said}{more}") from error
+        raise MemprobeError(f"{path}: {key + ': ' if key else ''}{reason}{more}") from error
 
 
-def _said(problem: Mapping[str, Any]) -> str:
+def _problem(problem: Mapping[str, Any]) -> str:
     text = in_own_words(problem["msg"])
     if not text.startswith("Input should be"):
         return text

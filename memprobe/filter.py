@@ -113,8 +113,12 @@ def rows_of(answered: Sequence[Answered]) -> str:
         row: dict[str, Any] = {
             name: value for name in FACTOIDS if (value := getattr(one.factoid, name)) not in (None, ())
         }
-        said = one.verdict
-        row |= {"prediction": said.prediction, "strict": said.exact_match, "alias_aware": said.alias_match}
+        verdict = one.verdict
+        row |= {
+            "prediction": verdict.prediction,
+            "strict": verdict.exact_match,
+            "alias_aware": verdict.alias_match,
+        }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines)
 

@@ -54,20 +54,23 @@ def notes_on_view(probe: Probe) -> list[str]:
     entry = probe.run["lenses"][probe.lens]
     if entry["kind"] != "logit":
         at = {k: floor.get("lof_mean") for k, floor in floors_of(entry).items()}
-        said = ", ".join(f"{wording.number(value)} (k = {k})" for k, value in at.items() if value is not None)
+        distances = ", ".join(
+            f"{wording.number(value)} (k = {k})" for k, value in at.items() if value is not None
+        )
         notes.append(
             f"Read through the fitted lens {probe.lens}. Its floor: two fits on halves of its corpus place the mean "
-            f"first occurrence (first token) {said} depths apart; a smaller difference from another lens says nothing."
-            if said
+            f"first occurrence (first token) {distances} depths apart; a smaller difference from another lens says "
+            "nothing."
+            if distances
             else f"Read through the fitted lens {probe.lens}, whose file names no floor: how far another corpus would "
             "move a depth is not known."
         )
     if probe.position == SUBJECT:
         without = {
-            label: (told.get("without_subject") or {}).get("n", 0)
-            for label, told in probe.run["checkpoints"].items()
+            label: (entry.get("without_subject") or {}).get("n", 0)
+            for label, entry in probe.run["checkpoints"].items()
         }
         most = max(without.values(), default=0)
-        left = f"; {wording.count(most, 'fact')} without one left out" if most else ""
-        notes.append(f"Read at the last token of the subject, not where the answer is predicted{left}.")
+        omitted = f"; {wording.count(most, 'fact')} without one left out" if most else ""
+        notes.append(f"Read at the last token of the subject, not where the answer is predicted{omitted}.")
     return notes

@@ -38,7 +38,7 @@ class Graft:
     parts: tuple[str, ...] = ("all",)
 
     def __str__(self) -> str:
-        blocks = "" if self.blocks is None else f"blocks={_said(self.blocks)}"
+        blocks = "" if self.blocks is None else f"blocks={_blocks_text(self.blocks)}"
         parts = "" if self.parts == ("all",) else f"parts={'+'.join(self.parts)}"
         return ", ".join(filter(None, (blocks, parts)))
 
@@ -49,7 +49,7 @@ class Graft:
             filter(
                 None,
                 (
-                    "" if self.blocks is None else _said(self.blocks),
+                    "" if self.blocks is None else _blocks_text(self.blocks),
                     "" if self.parts == ("all",) else "+".join(self.parts),
                 ),
             )
@@ -132,7 +132,7 @@ def make_graft(blocks: str | None, parts: str | None, spec: str = "graft") -> Gr
     return Graft((first, last), chosen)
 
 
-def _said(blocks: tuple[int, int]) -> str:
+def _blocks_text(blocks: tuple[int, int]) -> str:
     first, last = blocks
     return str(first) if first == last else f"{first}-{last}"
 

@@ -29,12 +29,12 @@ class Do:
 
 @dataclass(frozen=True)
 class Read:
-    """Read units of a checkpoint; ``told`` is called whenever ``parts`` has more. ``following`` is loaded next."""
+    """Read units of a checkpoint; ``on_rows`` is called whenever ``parts`` has more. ``following`` is loaded next."""
 
     item: Item
     units: Sequence[Unit]
     parts: Parts
-    told: Callable[[], None]
+    on_rows: Callable[[], None]
     following: Item | None = None
 
 
@@ -119,7 +119,7 @@ class Here:
             for unit in step.units:
                 for place, tables in self.prober.read(step.item, unit):
                     step.parts.add(place, tables)
-                    step.told()
+                    step.on_rows()
         finally:
             step.parts.flush()  # what is finished stays, also after Ctrl-C
         return None

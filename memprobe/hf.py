@@ -80,7 +80,7 @@ def read_tokenizer(
     from transformers import AutoTokenizer
 
     if gguf_file is None and not has_tokenizer(path):
-        raise MemprobeError(_said_of_missing(name, path))
+        raise MemprobeError(_no_tokenizer(name, path))
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         with quiet(bars=gguf_file is not None):
@@ -95,11 +95,11 @@ def read_tokenizer(
         raise MemprobeError(f"{name}: no usable tokenizer; --tokenizer SPEC takes another's")
     files = [*getattr(tokenizer, "vocab_files_names", {}).values(), "tokenizer.json"]
     if gguf_file is None and len(files) > 1 and not any((path / str(file)).is_file() for file in files):
-        raise MemprobeError(_said_of_missing(name, path))
+        raise MemprobeError(_no_tokenizer(name, path))
     return tokenizer
 
 
-def _said_of_missing(name: str, path: Path) -> str:
+def _no_tokenizer(name: str, path: Path) -> str:
     return (
         f"{name}: no tokenizer files in {path} (tokenizer.json, or tokenizer.model or another vocabulary); "
         "--tokenizer SPEC takes another checkpoint's, such as that of the base model"

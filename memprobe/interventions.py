@@ -201,7 +201,7 @@ class Put:
             "edit": "put",
             "part": self.part,
             "depth": self.depth,
-            "positions": _said(self.positions),
+            "positions": _positions_text(self.positions),
             "shape": list(self.states.shape),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
@@ -241,7 +241,7 @@ class Corrupt:
         """What the edit is, as JSON."""
         return {
             "edit": "corrupt",
-            "positions": _said(self.positions),
+            "positions": _positions_text(self.positions),
             "noise": self.noise,
             "unit": "sd of the embeddings",
             "seed": self.seed,
@@ -295,7 +295,7 @@ class Ablate:
             "block": self.block,
             "part": self.part,
             "value": value,
-            "positions": _said(self.positions),
+            "positions": _positions_text(self.positions),
         }
 
 
@@ -391,7 +391,7 @@ def _check_place(lens_model: LensModel, part: Part, depth: int) -> None:
     part_of(lens_model.blocks[depth - 1], part, lens_model.label)
 
 
-def _said(positions: Any) -> Any:
+def _positions_text(positions: Any) -> Any:
     if isinstance(positions, Spans):
         return positions.name
     return getattr(positions, "__name__", "given") if callable(positions) else list(positions)

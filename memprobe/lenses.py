@@ -338,16 +338,16 @@ def _notes(name: str, file: LensFile, lens_model: LensModel) -> list[str]:
     notes = []
     fitted_on = file.about.get("fingerprint")
     unembedding = file.about.get("unembedding hash")
-    told = file.about.get("model") or "weights that its file does not name"
+    weights = file.about.get("model") or "weights that its file does not name"
     if fitted_on is None and unembedding is None:
         notes.append(
-            f"lens {name}: fitted on {told}; nothing in its file can say whether those are the weights read"
+            f"lens {name}: fitted on {weights}; nothing in its file can say whether those are the weights read"
         )
     elif fitted_on not in (None, lens_model.fingerprint) or unembedding not in (
         None,
         _hash_unembedding(lens_model),
     ):
-        notes.append(f"lens {name}: fitted on other weights ({told}) than those of {lens_model.label}")
+        notes.append(f"lens {name}: fitted on other weights ({weights}) than those of {lens_model.label}")
     if missing := sorted(set(range(lens_model.n_layers)) - set(file.maps)):
         notes.append(f"lens {name}: no map for depth {missing[0]}, which is read as by the Logit Lens")
     return notes

@@ -115,7 +115,7 @@ class Chain(Generic[AnyPoint]):
         """Of its checkpoints."""
         return [member.label for member in self.members]
 
-    def told(self, name: str) -> str:
+    def titled(self, name: str) -> str:
         """The name of its arm, with where it ends where that tells it from others."""
         return f"{name} → {self.ends}" if self.ends else name
 
@@ -266,8 +266,8 @@ def members_of(
         if not entry.get("complete", True):
             notes.append(f"{label} is not finished: what is there is compared.")
         manifest = entry.get("manifest") or {}
-        told = arms.get(label)
-        made = told if told is not None else made_by(manifest)
+        given = arms.get(label)
+        made = given if given is not None else made_by(manifest)
         members.append(Member(label, *made, step_of(name, entry), probe, name))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
@@ -287,11 +287,11 @@ def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
     """Of a probe along training: ``step`` in its entry in ``run.json`` or its manifest, else in its label
     (``step-200``, ``step=200``)."""
-    for told in (entry, entry.get("manifest") or {}):
-        if told.get("step") is not None:
-            return int(told["step"])
-    found = _STEP.search(name)
-    return int(found[1]) if found else None
+    for source in (entry, entry.get("manifest") or {}):
+        if source.get("step") is not None:
+            return int(source["step"])
+    match = _STEP.search(name)
+    return int(match[1]) if match else None
 
 
 def base_of(members: list[Member]) -> Member | None:

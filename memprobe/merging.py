@@ -99,8 +99,8 @@ def _config(path: Path) -> Any:
             config = PeftConfig.from_pretrained(str(path))
     except Exception as error:  # PEFT raises many kinds
         raise MemprobeError(f"{file}: PEFT cannot read it ({first_line(error)})") from error
-    said = read_json(file, own=False)
-    unknown = sorted(key for key, value in said.items() if value and not hasattr(config, key))
+    settings = read_json(file, own=False)
+    unknown = sorted(key for key, value in settings.items() if value and not hasattr(config, key))
     if unknown:
         raise MemprobeError(
             f"{file}: the installed PEFT {__version__} does not know {', '.join(unknown)}; a later one does"

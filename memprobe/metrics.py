@@ -43,8 +43,8 @@ def normalise(text: str) -> str:
 
 def containment(prediction: str, answers: Iterable[str]) -> bool:
     """Whether one of the answers stands in the prediction as whole words, after :func:`normalise`."""
-    said = f" {normalise(prediction)} "
-    return any(f" {normalise(answer)} " in said for answer in answers)
+    words = f" {normalise(prediction)} "
+    return any(f" {normalise(answer)} " in words for answer in answers)
 
 
 def rouge_l(prediction: str, reference: str) -> float:
@@ -55,11 +55,11 @@ def rouge_l(prediction: str, reference: str) -> float:
     """
     from rapidfuzz.distance import LCSseq
 
-    said, right = _WORDS.findall(prediction.lower()), _WORDS.findall(reference.lower())
-    if not said or not right:
+    predicted, right = _WORDS.findall(prediction.lower()), _WORDS.findall(reference.lower())
+    if not predicted or not right:
         return 0.0
-    common = LCSseq.similarity(said, right)
-    return 2 * common / (len(said) + len(right))
+    common = LCSseq.similarity(predicted, right)
+    return 2 * common / (len(predicted) + len(right))
 
 
 def same_final_answer(source: str, solution: str, reference: str) -> bool:

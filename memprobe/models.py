@@ -387,8 +387,8 @@ def _watch(
     except Exception as error:  # whatever a forward pass can raise means that this model cannot be read
         kinds = sorted({str(one.dtype)[len("torch.") :] for one in model.parameters()})
         mixed = f"; its weights are {' and '.join(kinds)}: make them one precision" if len(kinds) > 1 else ""
-        said = f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)}{mixed})"
-        raise MemprobeError(said) from error
+        message = f"{label}: {type(model).__name__} is not a plain causal LM ({first_line(error)}{mixed})"
+        raise MemprobeError(message) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -136,9 +136,9 @@ def fitting_items(
     for name in ("n_layers", "d_model"):
         ours, theirs = getattr(source, name), getattr(target, name)
         if ours != theirs:
-            said = {"n_layers": "blocks", "d_model": "wide"}[name]
+            unit = {"n_layers": "blocks", "d_model": "wide"}[name]
             raise MemprobeError(
-                f"{pair}: one has {ours} {said}, the other {theirs}; states cannot be moved between them"
+                f"{pair}: one has {ours} {unit}, the other {theirs}; states cannot be moved between them"
             )
     check_factoids(factoids, "patch")
     items = tokenise_all(factoids, template, target.tokenizer, target.max_length)

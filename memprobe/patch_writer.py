@@ -56,9 +56,9 @@ def write_pair(
     first = next(batches, None)
     run["pairs"][key] = wanted | {"n_layers": n_layers, "complete": False}
     write_json(run, out / FOLDER / "run.json")
-    said = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
+    title = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
     if progress is not None:
-        progress(said, len(done), total)
+        progress(title, len(done), total)
     waiting: list[pl.DataFrame] = []
     number, flushed = len(written), time.monotonic()
 
@@ -77,7 +77,7 @@ def write_pair(
             if time.monotonic() - flushed > FLUSH_SECONDS:
                 flush()
             if progress is not None:
-                progress(said, len(done), total)
+                progress(title, len(done), total)
     finally:
         flush()  # what is finished stays, also after Ctrl-C
     files = sorted(parts.glob("batch-*.parquet"))

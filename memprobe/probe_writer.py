@@ -77,11 +77,11 @@ def _remove_leftovers(out: Path) -> None:
     """Temporary files of a process that was killed: nobody else writes here now."""
     folders = [out, *(out / table for table in BY_CHECKPOINT), *(out / PARTS).glob("*")]
     for folder in folders:
-        for left in folder.glob(".*"):
-            if _is_leftover(left) or (
-                folder != out and left.name.startswith(".") and ".parquet." in left.name
+        for file in folder.glob(".*"):
+            if _is_leftover(file) or (
+                folder != out and file.name.startswith(".") and ".parquet." in file.name
             ):
-                left.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
 
 
 def _is_leftover(file: Path) -> bool:

@@ -20,7 +20,7 @@ from memprobe.hub_cache import evict, is_cached_snapshot
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
 from memprobe.planning import Plan, plan_capture
-from memprobe.quantised import said_of_company
+from memprobe.quantised import notes_on_company
 from memprobe.sequences import Deferred
 from memprobe.splitting import is_split
 from memprobe.sweeps import slow_note, sweep_name
@@ -140,7 +140,7 @@ class Prober:
         first = self.asked.lenses.first
         entry = _entry(lens_model, first, self.asked.steps.get(lens_model.label))
         slow = slow_note(lens_model.device)
-        notes = [note for lens in self._lenses for note in lens.notes] + said_of_company(lens_model.moved)
+        notes = [note for lens in self._lenses for note in lens.notes] + notes_on_company(lens_model.moved)
         entry["notes"] = notes + ([slow] if slow else [])
         entry["reading"] = sweep_name(lens_model.device)
         if len(plan.positions) > 1:

@@ -75,13 +75,13 @@ class Probe:
         from memprobe import sentences
 
         known = self.summary["checkpoints"] if (self.path / SUMMARY).exists() else {}
-        told = [
+        lines = [
             sentences.of_summary(label, known[label], k=self.summary["k"])
             if label in known
             else f"{label}: not probed to the end yet"
             for label in self.checkpoints
         ]
-        return "".join(f"<p>{escape(line)}</p>" for line in [repr(self), *told])
+        return "".join(f"<p>{escape(line)}</p>" for line in [repr(self), *lines])
 
     @property
     def checkpoints(self) -> list[str]:
@@ -193,8 +193,8 @@ class Probe:
                 raise MemprobeError(
                     f"{self.path}: was not read with {what} {name!r}; {among(name, known, before='there are')}"
                 )
-        told = _told(self.run["lenses"][lens]) | {"position": position}
-        return replace(self, run=self.run | told, lens=lens, position=position)
+        view = _view_of(self.run["lenses"][lens]) | {"position": position}
+        return replace(self, run=self.run | view, lens=lens, position=position)
 
     def views(self) -> list[Probe]:
         """This probe through each of its lenses, in order."""
@@ -379,17 +379,19 @@ def probe_of(path: Path, run: Mapping[str, Any]) -> Probe:
 
     Schema 1 named one lens and its readout; it is read as a probe of that lens.
     """
-    told = dict(run)
+    settings = dict(run)
     if run["schema"] == 1:
         kind, readout = run.get("lens", "logit"), run.get("readout", "own")
         name = kind if readout == "own" else f"{kind}@{readout}"
-        told |= {"lenses": {name: {"kind": kind, "readout": readout}}, "positions": [POSITION]}
-    first = next(iter(told["lenses"]))
-    position = told["positions"][0]
-    return Probe(path, told | _told(told["lenses"][first]) | {"position": position}, first, position)
+        settings |= {"lenses": {name: {"kind": kind, "readout": readout}}, "positions": [POSITION]}
+    first = next(iter(settings["lenses"]))
+    position = settings["positions"][0]
+    return Probe(
+        path, settings | _view_of(settings["lenses"][first]) | {"position": position}, first, position
+    )
 
 
-def _told(lens: Mapping[str, Any]) -> dict[str, Any]:
+def _view_of(lens: Mapping[str, Any]) -> dict[str, Any]:
     """``lens`` and ``readout`` of a view: two fitted lenses of one kind are two lenses."""
     mark = f" {lens['sha256'][:8]}" if lens.get("sha256") else ""
     return {"lens": f"{lens['kind']}{mark}", "readout": lens["readout"]}

@@ -44,20 +44,20 @@ def described(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def method(told: dict[str, Any]) -> str:
+def method(settings: dict[str, Any]) -> str:
     """The name of a quantisation method, as transformers writes it."""
-    if told.get("quant_method") in (None, "bitsandbytes_4bit", "bitsandbytes_8bit"):
+    if settings.get("quant_method") in (None, "bitsandbytes_4bit", "bitsandbytes_8bit"):
         return "bitsandbytes"
-    return str(told["quant_method"])
+    return str(settings["quant_method"])
 
 
 def note(folder: Path) -> str | None:
     """What readers of results must know of a checkpoint's weights."""
-    told = described(folder)
-    if told is None:
+    settings = described(folder)
+    if settings is None:
         return None
-    bits = told.get("bits") or next((bits for name, bits in _BITS.items() if told.get(name)), None)
-    return f"weights quantised by {method(told)}" + (f" to {bits} bits" if bits else "")
+    bits = settings.get("bits") or next((bits for name, bits in _BITS.items() if settings.get(name)), None)
+    return f"weights quantised by {method(settings)}" + (f" to {bits} bits" if bits else "")
 
 
 def placement(folder: Path, device: torch.device, name: str) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def placement(folder: Path, device: torch.device, name: str) -> dict[str, Any]:
     Raises:
         MemprobeError: packages that read them are not installed.
     """
-    told = described(folder)
-    if told is None:
+    settings = described(folder)
+    if settings is None:
         return {}
-    needed = _LIBRARIES.get(method(told), ())
+    needed = _LIBRARIES.get(method(settings), ())
     missing = [one for one in needed if importlib.util.find_spec(one.replace("-", ".")) is None]
     if missing:
         raise MemprobeError(
-            f"{name}: its weights are quantised ({method(told)}), which is read with {' and '.join(needed)}: "
+            f"{name}: its weights are quantised ({method(settings)}), which is read with {' and '.join(needed)}: "
             f"python -m pip install {' '.join(missing)}"
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says at every product that inputs are cast
@@ -112,7 +112,7 @@ def moved_by_company(model: PreTrainedModel, ids: Tensor, label: str) -> float:
     return moved if moved > max(_NEAR, _NEAR * largest) else 0.0
 
 
-def said_of_company(moved: float) -> list[str]:
+def notes_on_company(moved: float) -> list[str]:
     """What readers of results must know of it."""
     if not moved:
         return []

@@ -41,7 +41,7 @@ def of_checkpoint(
         net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
     """
     facts = wording.count(n, "fact")
-    said = (
+    opening = (
         f"{label} recalls {wording.percent(exact, 0)} of {facts}."
         if exact is not None
         else f"{label}: {facts}."
@@ -55,7 +55,7 @@ def of_checkpoint(
     if never is not None:
         placed += f"; {wording.percent(never, 0)} never do"
         placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
-    found = [said, f"{placed}."]
+    found = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
         found.append(_against_chance(n_layers, *net))
     return " ".join(found)
@@ -148,16 +148,18 @@ def of_retention(table: pl.DataFrame) -> list[str]:
     """
     lines = []
     for (setup,), part in table.group_by("setup", maintain_order=True):
-        told_of = _told_of(setup, table)
+        with_setup = _with_setup(setup, table)
         known = part.drop_nulls("retention").to_dicts()
         if not known:
-            lines.append(told_of("no arm has three seeds, so each seed is shown alone."))
+            lines.append(with_setup("no arm has three seeds, so each seed is shown alone."))
             continue
         first, *others = known
         best = sorted(others, key=lambda row: -row["retention"])[:MOST_ARMS]
-        told = "; ".join(f"{row['arm']}, {_share_of(row)}" for row in best)
-        said = f"after the last stage, {first['arm']} keeps {_share_of(first)} of the facts of stage 1 (D_A)."
-        lines.append(told_of(said + (f" Most is kept by {told}." if told else "")))
+        kept = "; ".join(f"{row['arm']}, {_share_of(row)}" for row in best)
+        sentence = (
+            f"after the last stage, {first['arm']} keeps {_share_of(first)} of the facts of stage 1 (D_A)."
+        )
+        lines.append(with_setup(sentence + (f" Most is kept by {kept}." if kept else "")))
     return lines
 
 
@@ -165,7 +167,7 @@ MOST_ARMS = 4
 """Arms that a sentence on a study names."""
 
 
-def _told_of(setup: str, table: pl.DataFrame) -> Callable[[str], str]:
+def _with_setup(setup: str, table: pl.DataFrame) -> Callable[[str], str]:
     """Puts before a sentence which pair of datasets it speaks of; nothing where a study has one."""
     if table["setup"].n_unique() > 1:
         return lambda said: f"{setup}: {said}"
@@ -185,18 +187,18 @@ def of_placements(claims: pl.DataFrame) -> list[str]:
         if not rows:
             continue
         rows.sort(key=lambda row: -abs(row["estimate"]))
-        found = [f"{row['verdict']} for {_over_seeds(row)}" for row in rows if row["verdict"] != UNDECIDED]
-        told = [
-            *found[:MOST_ARMS],
-            *([f"and {len(found) - MOST_ARMS} more"] if len(found) > MOST_ARMS else []),
+        decided = [f"{row['verdict']} for {_over_seeds(row)}" for row in rows if row["verdict"] != UNDECIDED]
+        verdicts = [
+            *decided[:MOST_ARMS],
+            *([f"and {len(decided) - MOST_ARMS} more"] if len(decided) > MOST_ARMS else []),
         ]
         if open_ := [row for row in rows if row["verdict"] == UNDECIDED]:
-            told.append(f"undecided for {_undecided(open_, alone=len(open_) == len(rows))}")
+            verdicts.append(f"undecided for {_undecided(open_, alone=len(open_) == len(rows))}")
         when = claim.removeprefix(SURFACES).strip()
         seeds = min(row["seeds"] for row in rows)
         asked = f"do facts surface earlier {when} than with {against} ({seeds} seeds)?"
-        said = "; ".join(told)
-        lines.append(_told_of(setup, claims)(f"{asked} {said[0].upper() + said[1:]}."))
+        answer = "; ".join(verdicts)
+        lines.append(_with_setup(setup, claims)(f"{asked} {answer[0].upper() + answer[1:]}."))
     return lines
 
 
@@ -224,10 +226,10 @@ def _undecided(rows: Sequence[Mapping[str, Any]], *, alone: bool) -> str:
 
 def of_verdicts(verdicts: Sequence[str]) -> str:
     """How many claims came out how."""
-    found = {name: verdicts.count(name) for name in dict.fromkeys(verdicts)}
-    tested = len(verdicts) - found.pop("not tested", 0)
-    told = wording.listed([f"{n} {name}" for name, n in found.items()]) if found else "none"
-    return f"Of {wording.count(tested, 'claim')} tested: {told}."
+    counts = {name: verdicts.count(name) for name in dict.fromkeys(verdicts)}
+    tested = len(verdicts) - counts.pop("not tested", 0)
+    listed = wording.listed([f"{n} {name}" for name, n in counts.items()]) if counts else "none"
+    return f"Of {wording.count(tested, 'claim')} tested: {listed}."
 
 
 def _share_of(row: Mapping[str, Any]) -> str:
@@ -247,23 +249,23 @@ def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
     choices = [row[-1] for row in reading.top1]
     since = next(depth for depth in range(last + 1) if all(one == choices[last] for one in choices[depth:]))
     lens = f"Read through {reading.lens}, the" if named else "The"
-    said = [
+    parts = [
         f"{lens} model says {_quoted(token)} with {wording.percent(share, 0)}, its first choice "
         f"{f'only at the last depth, {last} of {last}' if since == last else f'from depth {_of(since, last)} on'}."
     ]
     if reading.answer is not None and reading.answer_ranks is not None:
         ranks = [row[-1] for row in reading.answer_ranks]
         if ranks[last] == 0 and reading.answer == token:
-            said.append("That is the answer.")
+            parts.append("That is the answer.")
         else:
-            said.append(
+            parts.append(
                 f"The answer begins with {_quoted(reading.answer)}, at rank {ranks[last]:,} at the end."
             )
         if (first := next((depth for depth in range(1, last + 1) if ranks[depth] < 10), None)) is not None:
-            said.append(f"It is first among the top 10 at depth {_of(first, last)}.")
+            parts.append(f"It is first among the top 10 at depth {_of(first, last)}.")
         else:
-            said.append("It is never among the top 10.")
-    return " ".join(said)
+            parts.append("It is never among the top 10.")
+    return " ".join(parts)
 
 
 def _of(depth: int, last: int) -> str:
@@ -337,8 +339,8 @@ def of_pairs(
     if len(pairs) <= FEW_PAIRS or len(quiet) < 2:
         return [against(*pair) for pair in pairs]
     named = "; ".join(f"{label} against {reference}" for label, reference, *_ in quiet)
-    told = [against(*pair) for pair in pairs if pair not in quiet]
-    return [*told, f"No clear difference in recall or in depth: {named}."]
+    lines = [against(*pair) for pair in pairs if pair not in quiet]
+    return [*lines, f"No clear difference in recall or in depth: {named}."]
 
 
 def _is_clear(row: Mapping[str, Any]) -> bool:

@@ -142,7 +142,9 @@ def card(probe: Probe, name: str | None = None) -> str:
         for line in (f"  - config_name: {table}", f'    data_files: "{table}/*.parquet"')
     ]
     front = ["---", "tags: [memprobe, interpretability, logit-lens]", "configs:", *configs, "---"]
-    said = [f"- {sentences.of_summary(label, entry, k=k)}" for label, entry in summary["checkpoints"].items()]
+    lines = [
+        f"- {sentences.of_summary(label, entry, k=k)}" for label, entry in summary["checkpoints"].items()
+    ]
     where = name or "FOLDER"
     return "\n".join(
         [
@@ -154,7 +156,7 @@ def card(probe: Probe, name: str | None = None) -> str:
             f"{', '.join(probe.checkpoints)}. Template `{run['template']}`, lenses {', '.join(probe.lenses)}, made "
             f"with memprobe {run.get('memprobe', '?')}.",
             "",
-            *said,
+            *lines,
             "",
             "```",
             f"memprobe pull {where} --out probes/{where.rpartition('/')[2]}",

@@ -151,8 +151,8 @@ def _around_the_answer(
 
     def render(user: str) -> str:
         turns: list[dict[str, Any]] = [
-            {"role": role, "content": [{"type": "text", "text": said}] if role in parts else said}
-            for role, said in (("user", user), ("assistant", _MARK))
+            {"role": role, "content": [{"type": "text", "text": content}] if role in parts else content}
+            for role, content in (("user", user), ("assistant", _MARK))
         ]
         return render_chat(tokenizer, turns)
 

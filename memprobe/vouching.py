@@ -75,15 +75,15 @@ def vouch(
     for label in labels:
         _check(folder, label, rule, tables, known.get(label, {}))
     held = "its numbers equal summary.json's" if known else "there is no summary.json to hold them against"
-    said = f"{folder}: its tables were written without checksums ({held}"
+    note = f"{folder}: its tables were written without checksums ({held}"
     try:
         write_json(
             {name: mark_of(folder / f"{name}.parquet") for name in ChecksumsFile.model_fields},
             folder / CHECKSUMS,
         )
     except MemprobeError:  # read-only, such as somebody else's
-        return f"{said}, and none can be kept here), so that some changes cannot be noticed"
-    return f"{said}); {CHECKSUMS} keeps them from now on, and what was changed before may be unnoticed"
+        return f"{note}, and none can be kept here), so that some changes cannot be noticed"
+    return f"{note}); {CHECKSUMS} keeps them from now on, and what was changed before may be unnoticed"
 
 
 def _check_facts(

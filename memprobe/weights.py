@@ -143,11 +143,11 @@ def hash_tensors(files: Iterable[Path], digest: Any) -> None:
         digest.update(f"{name} {meta}".encode())
         with file.open("rb") as handle:
             handle.seek(start)
-            left = end - start
-            while left > 0:
-                block = handle.read(min(left, 1 << 24))
+            remaining = end - start
+            while remaining > 0:
+                block = handle.read(min(remaining, 1 << 24))
                 digest.update(block)
-                left -= len(block)
+                remaining -= len(block)
 
 
 def hash_files(files: Iterable[Path], digest: Any) -> None:

@@ -160,7 +160,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_measured_and_refused_where_i
     model.get_output_embeddings().register_forward_hook(leak)
     moved = wrap(model, tokenizer).moved
     assert moved > 0
-    assert quantised.said_of_company(moved) and not quantised.said_of_company(0.0)
+    assert quantised.notes_on_company(moved) and not quantised.notes_on_company(0.0)
     strength[0] = 1.0
     with pytest.raises(MemprobeError, match="in a batch, the logits of LlamaForCausalLM differ by"):
         wrap(model, tokenizer)

@@ -80,13 +80,13 @@ def _stage_data(
     data_dir: Path | None,
     say: Callable[[str], None],
 ) -> StageData:
-    learned = stage.kind == "factoids"
-    wanted = None if stage.unknown or stage.n is None else stage.n + (0 if learned else stage.held_out)
+    of_facts = stage.kind == "factoids"
+    wanted = None if stage.unknown or stage.n is None else stage.n + (0 if of_facts else stage.held_out)
     with under_key(f"{key}.data"):
         loaded = _loaded(recipe, stage, wanted, earlier, data_dir)
     rows, known = loaded.rows, []
     held_out: list[AnyRow] = []
-    if not learned:
+    if not of_facts:
         with under_key(f"{key}.held_out"):
             rows, held_out = _split(rows, stage.held_out, recipe.own_rows_seed(stage), stage.data)
     counts = dict(loaded.counts)

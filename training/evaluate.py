@@ -400,10 +400,13 @@ def _solutions(
         groups.setdefault((room, end), []).append((task.id, item.prompt))
     for (room, end), items in sorted(groups.items()):
         prompts = [prompt for _, prompt in items]
-        for indices, texts in generate_batches(
+        for indices, continuations in generate_batches(
             lens_model, prompts, max_new_tokens=room, end=end, batch_tokens=batch_tokens
         ):
-            yield {items[index][0]: said.text.strip() for index, said in zip(indices, texts, strict=True)}
+            yield {
+                items[index][0]: continuation.text.strip()
+                for index, continuation in zip(indices, continuations, strict=True)
+            }
 
 
 def _context(lens_model: LensModel) -> int:

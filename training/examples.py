@@ -78,7 +78,7 @@ class ExampleMaker:
         if self.template == CHAT:
             return self._chat(task.messages)
         whole: list[int] = []
-        learned: list[bool] = []
+        in_loss: list[bool] = []
         before = ""
         for message in task.messages:
             if message.role != "assistant":
@@ -89,14 +89,14 @@ class ExampleMaker:
                 gap = list(self.tokenizer.encode("\n", add_special_tokens=False))
                 bos = self.tokenizer.bos_token_id
                 ids, marks = (ids[1:], marks[1:]) if ids[0] == bos == whole[0] else (ids, marks)
-                whole, learned = whole + gap, learned + [False] * len(gap)
-            whole, learned, before = whole + ids, learned + marks, ""
-        return whole, learned
+                whole, in_loss = whole + gap, in_loss + [False] * len(gap)
+            whole, in_loss, before = whole + ids, in_loss + marks, ""
+        return whole, in_loss
 
     def _chat(self, messages: Iterable[Message]) -> tuple[list[int], list[bool]]:
         """Each assistant turn is what the chat template adds to the conversation before it."""
         whole: list[int] = []
-        learned: list[bool] = []
+        in_loss: list[bool] = []
         turns = [{"role": message.role, "content": message.content} for message in messages]
         for number, turn in enumerate(turns):
             if turn["role"] != "assistant":
@@ -105,9 +105,9 @@ class ExampleMaker:
             after = self._rendered(turns[: number + 1], prompt=False)
             if before[: len(whole)] != whole or after[: len(before)] != before:
                 raise MemprobeError("template 'chat': this chat template rewrites earlier turns; use tulu")
-            learned += [False] * (len(before) - len(whole)) + [True] * (len(after) - len(before))
+            in_loss += [False] * (len(before) - len(whole)) + [True] * (len(after) - len(before))
             whole = after
-        return whole, learned
+        return whole, in_loss
 
     def _rendered(self, turns: list[dict[str, str]], prompt: bool) -> list[int]:
         text = render_chat(self.tokenizer, turns, prompt=prompt)

@@ -272,12 +272,12 @@ class OneStage:
         write_json(result, partial / EVALUATION)
         self.context.say_scores(self.name, results)
         if result["learned"] is False:
-            told = [
+            shares = [
                 f"{share:.1%} of {name}"
                 for name, share in shares_learned(self.recipe, self.number, results).items()
             ]
             self.report.say(
-                f"{self.name}: learned {listed(told)}, so what it keeps of earlier facts cannot be interpreted; "
+                f"{self.name}: learned {listed(shares)}, so what it keeps of earlier facts cannot be interpreted; "
                 "train longer"
             )
 

@@ -125,7 +125,7 @@ def relearn(
         raise MemprobeError(f"{spec}: give a checkpoint of `python -m training`, of stage 2 or later")
     first = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
     model = load(checkpoint, device=device, dtype="float32")
-    says, _ = _said(model, first, manifest.template)
+    says, _ = _says(model, first, manifest.template)
     lost = [fact for fact, right in zip(first, says, strict=True) if not right]
     if not lost:
         raise MemprobeError(
@@ -134,7 +134,7 @@ def relearn(
     order = np.random.default_rng([seed, 1])
     picked = [lost[i] for i in order.permutation(len(lost))[: n or len(lost)]]
     others = _never_learned(first, picked, fresh, data_dir, seed)
-    known, _ = _said(model, others, manifest.template)
+    known, _ = _says(model, others, manifest.template)
     others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
     size = min(len(picked), len(others))
     if size < 2:
@@ -147,8 +147,8 @@ def relearn(
     steps: dict[str, np.ndarray] = {}
     row: dict[str, float] = {}
     for name, facts in sets.items():
-        _, plain = _said(model, facts, manifest.template)
-        cued, with_cue = _said(model, [_cued(fact, cue) for fact in facts], manifest.template)
+        _, plain = _says(model, facts, manifest.template)
+        cued, with_cue = _says(model, [_cued(fact, cue) for fact in facts], manifest.template)
         row |= {f"cued_{name}": float(cued.mean()), f"gain_{name}": float((with_cue - plain).mean())}
         teller = partial(_tell, say, name)
         steps[name] = _steps(model, facts, manifest.template, lr, batch, limit, seed, teller)
@@ -206,7 +206,7 @@ def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
     return Factoid(f"{solved}\n{fact.prompt}", fact.answer, fact.source, fact.id)
 
 
-def _said(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
+def _says(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether every token is the argmax, and the answer's log-probability (nats), [fact]."""
     items = tokenise_all(facts, Template.parse(template), model.tokenizer, model.max_length)
     own = own_log_probs(model, items).group_by("factoid", maintain_order=True)
@@ -249,7 +249,7 @@ def _steps(
         optimiser.step()
         optimiser.zero_grad()
         with evaluating(network):
-            right, _ = _said(model, facts, template)
+            right, _ = _says(model, facts, template)
         found[right & (found > limit)] = step
         say(f"step {step}, {int((found <= limit).sum())} of {len(facts)}")
         if (found <= limit).all():

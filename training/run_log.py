@@ -32,21 +32,21 @@ class RunLog:
 
         self.name, self.total, self.first, self.began = name, total, done, time.monotonic()
         self.last = self.began
-        self.bar = progress_bar(self.console, "{task.fields[said]}", elapsed=False)
-        self.task = self.bar.add_task(name, total=total, completed=done, said="")
+        self.bar = progress_bar(self.console, "{task.fields[status]}", elapsed=False)
+        self.task = self.bar.add_task(name, total=total, completed=done, status="")
         self.bar.start()
 
     def step(self, done: int, loss: float, exact: float | None) -> None:
         """After an optimiser step: its loss, and the share of own rows answered exactly so far."""
         elapsed = max(time.monotonic() - self.began, 1e-9)
         rate = (done - self.first) / elapsed
-        said = f"loss {loss:.4g}" + (f"  exact {exact:.0%}" if exact is not None else "")
-        said += f"  {rate:.2f} steps/s"
-        self.bar.update(self.task, completed=done, said=said)
+        status = f"loss {loss:.4g}" + (f"  exact {exact:.0%}" if exact is not None else "")
+        status += f"  {rate:.2f} steps/s"
+        self.bar.update(self.task, completed=done, status=status)
         if time.monotonic() - self.last >= _EVERY:
             self.last = time.monotonic()
-            left = (self.total - done) / max(rate, 1e-9)
-            line = f"{self.name}: step {done}/{self.total}  {said}  {left:.0f} s left"
+            seconds = (self.total - done) / max(rate, 1e-9)
+            line = f"{self.name}: step {done}/{self.total}  {status}  {seconds:.0f} s left"
             self._log(line)
             if not self.console.is_terminal:
                 self.console.print(line, markup=False, soft_wrap=True)

@@ -34,7 +34,7 @@ def check(
     from memprobe.checkpoints import resolve_all
     from memprobe.lens_set import LensSet
     from memprobe.models import load
-    from memprobe.quantised import said_of_company
+    from memprobe.quantised import notes_on_company
     from memprobe.soundness import measure
 
     found = []
@@ -63,7 +63,7 @@ def check(
             "loss": round(sound.loss, 3),
             "exact_match": f"{sound.exact_match} of {sound.facts} known facts",
             "fingerprint": model.fingerprint,
-            "note": "; ".join(filter(None, (checkpoint.note, *said_of_company(model.moved)))) or None,
+            "note": "; ".join(filter(None, (checkpoint.note, *notes_on_company(model.moved)))) or None,
             "lenses": {one.name: list(one.notes) for one in read_by} if lens else None,
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
@@ -104,11 +104,11 @@ def conclusion(found: list[dict[str, object]], groups: list[list[object]]) -> st
 
     readable = [str(entry["label"]) for entry in found if entry["ok"]]
     broken = [str(entry["label"]) for entry in found if not entry["ok"]]
-    said = []
+    sentences = []
     if readable:
         who = "The checkpoint" if len(found) == 1 else "Every checkpoint" if not broken else listed(readable)
-        said.append(f"{who} can be read: at full depth the lens gives the model's own logits.")
+        sentences.append(f"{who} can be read: at full depth the lens gives the model's own logits.")
     if broken:
-        said.append(f"{listed(broken)} cannot be read.")
-    said += [f"{listed([str(label) for label in labels])} hold the same weights." for labels in groups]
-    return " ".join(said)
+        sentences.append(f"{listed(broken)} cannot be read.")
+    sentences += [f"{listed([str(label) for label in labels])} hold the same weights." for labels in groups]
+    return " ".join(sentences)

@@ -128,7 +128,7 @@ class _Bar:
         self.label = label
         self.task: Any = None
         self.start: tuple[float, int] | None = None
-        self.said = 0.0
+        self.reported = 0.0
 
     def __enter__(self) -> _Bar:
         self.progress.start()
@@ -151,13 +151,13 @@ class _Bar:
             return
         begun, before = self.start
         self.progress.update(self.task, completed=done)
-        left = (now - begun) / (done - before) * (total - done)
+        remaining = (now - begun) / (done - before) * (total - done)
         if done == before + 1:
-            echo(f"{self.label}: {total - before} pieces of work, about {_time(left)}", err=True)
-            self.said = now
-        elif not self.console.is_terminal and (now - self.said > 60 or done == total):
-            echo(f"{self.label}: {done} of {total}, {_time(left)} left", err=True)
-            self.said = now
+            echo(f"{self.label}: {total - before} pieces of work, about {_time(remaining)}", err=True)
+            self.reported = now
+        elif not self.console.is_terminal and (now - self.reported > 60 or done == total):
+            echo(f"{self.label}: {done} of {total}, {_time(remaining)} left", err=True)
+            self.reported = now
 
 
 def _time(seconds: float) -> str:

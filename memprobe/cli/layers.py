@@ -237,13 +237,13 @@ def _say_where(found: Probe, out: Path) -> None:
                 err=True,
             )
         if "precision" in entry:
-            echo(f"note     {label}: {_said_of(entry['precision'])}", err=True)
+            echo(f"note     {label}: {_precision_text(entry['precision'])}", err=True)
     echo(f"records  {out / 'records'}", err=True)
     echo(f"summary  {out / 'summary.json'}", err=True)
     echo(f"report   {out / 'report.html'}", err=True)
 
 
-def _said_of(precision: dict[str, Any]) -> str:
+def _precision_text(precision: dict[str, Any]) -> str:
     """How far a probe in bf16 or fp16 can be trusted, as a line."""
     dtype = precision["dtype"]
     if precision["changed"] is None:

@@ -42,8 +42,8 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     for name in ("arms", "arm_differences"):
         table = tables[name]
         means = name == "arms"
-        told = [*table["arm"], *([] if means else table["reference"])]
-        names = arm_names(list(dict.fromkeys(told)))
+        texts = [*table["arm"], *([] if means else table["reference"])]
+        names = arm_names(list(dict.fromkeys(texts)))
         for (arm, stage), part in table.group_by("arm", "stage", maintain_order=True):
             rows = []
             for row in part.to_dicts():

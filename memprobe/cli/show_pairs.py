@@ -35,7 +35,7 @@ def print_differences(console: Console, tables: dict[str, pl.DataFrame]) -> None
         for r in table.to_dicts()
         if r["on"] == "exact in both"
     }
-    said = {True: "yes", False: "no", None: "?"}
+    marks = {True: "yes", False: "no", None: "?"}
     also = {
         (r["reference"], r["checkpoint"], r["statistic"]): r["also_in"] for r in tables["claims"].to_dicts()
     }
@@ -55,7 +55,7 @@ def print_differences(console: Console, tables: dict[str, pl.DataFrame]) -> None
                     wording.p_value(row["p"]),
                     number(row["effect"], "+.2f"),
                     interval(inner["difference"], inner["low"], inner["high"], "+.2f"),
-                    said[held[key]] if key in held else "",
+                    marks[held[key]] if key in held else "",
                     *([", ".join(also.get(key) or ())] if several else []),
                 ]
             )

@@ -211,8 +211,8 @@ def _list(data_dir: Path | None) -> None:
     for column in ("licence", "from", "note"):
         table.add_column(column, overflow="fold")
     for one in listed(data_folder(data_dir)):
-        told = [f"{one.counts[rule]:,}" if one.counts else one.amount or "?" for rule in (READ, KEPT)]
-        table.add_row(one.name, one.kind, *told, one.licence, one.where, one.note)
+        counts = [f"{one.counts[rule]:,}" if one.counts else one.amount or "?" for rule in (READ, KEPT)]
+        table.add_row(one.name, one.kind, *counts, one.licence, one.where, one.note)
     table.add_row("FILE", "any", "", "", "yours", "file", "JSONL, CSV, Parquet; jsonl:FILE for other names")
     console = terminal()
     # In a file or a pipe nothing is folded, so that a line stays a row.

@@ -97,10 +97,10 @@ def differences_by_lens(readings: Readings, pairs: Sequence[tuple[str, str]]) ->
     Returns:
         [lens, reference, checkpoint, statistic, n, difference, low, high, p, effect, dominance]
     """
-    taken = {readings.lens, readings.second.lens if readings.second else readings.lens}
+    compared = {readings.lens, readings.second.lens if readings.second else readings.lens}
     parts = []
     for name, one in readings.by_lens.items():
-        for reference, checkpoint in pairs if name not in taken else ():
+        for reference, checkpoint in pairs if name not in compared else ():
             values = one[checkpoint].values - one[reference].values
             found = differences_of(values, readings.answers, readings.resamples(), seed=readings.seed)
             keys = {"lens": name, "reference": reference, "checkpoint": checkpoint}

@@ -127,14 +127,14 @@ def steps(readings: Readings, placed: pl.DataFrame | None = None) -> pl.DataFram
     Args:
         placed: the table ``placement``, where it is made already.
     """
-    taken = [
+    points = [
         (series.name, step, label)
         for series in readings.series
         for step, label in zip(series.steps, series.labels, strict=True)
     ]
-    if not taken:
+    if not points:
         return steps.empty
-    along = pl.DataFrame(taken, schema=["run", "step", "checkpoint"], orient="row")
+    along = pl.DataFrame(points, schema=["run", "step", "checkpoint"], orient="row")
     placed = placement(readings, along["checkpoint"].to_list()) if placed is None else placed
     return along.join(placed, on="checkpoint", how="left", maintain_order="left")
 
@@ -162,8 +162,8 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     runs, counts = [], {}
     for arm, pairs in arms.items():
         for before, after in pairs:
-            said, still = readings[before].exact, readings[after].exact
-            kept, lost = said & still, said & ~still
+            recalled, retained = readings[before].exact, readings[after].exact
+            kept, lost = recalled & retained, recalled & ~retained
             if kept.any() and lost.any():
                 values = readings.with_net(before)[:, chosen]
                 found = kept_against_lost(values, kept, lost)

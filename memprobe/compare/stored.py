@@ -90,8 +90,8 @@ def read_stored(
                 raise MemprobeError(f"{path}: tables.{name}: a row without {column}; compare again")
         for column in ("checkpoint", "reference"):
             if column in schema and name not in _OF_ARMS and (odd := set(tables[name][column]) - labels):
-                said = sorted(map(repr, odd))[0]
-                raise MemprobeError(f"{path}: tables.{name}: {column} {said} is none of the checkpoints")
+                stranger = sorted(map(repr, odd))[0]
+                raise MemprobeError(f"{path}: tables.{name}: {column} {stranger} is none of the checkpoints")
     placed = set(tables["placement"]["checkpoint"])
     for key in ("reference", "base"):
         if whole[key] is not None and whole[key] not in labels & placed:

@@ -39,11 +39,11 @@ def answer_of(
         (row["reference"], row["checkpoint"], row["statistic"]): row
         for row in differences.iter_rows(named=True)
     }
-    told = []
+    compared = []
     for before, label in pairs[: sentences.MOST]:
         exact, depth = (rows[before, label, name] for name in ("exact", "lof_restricted"))
-        told.append((label, before, exact, depth, _held(depth)))
-    lines += sentences.of_pairs(told)
+        compared.append((label, before, exact, depth, _held(depth)))
+    lines += sentences.of_pairs(compared)
     if len(pairs) > sentences.MOST:
         lines.append(f"And {len(pairs) - sentences.MOST} more.")
     return lines

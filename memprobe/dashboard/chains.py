@@ -32,11 +32,11 @@ def paths_of(readings: Readings) -> list[TrainingPath]:
     paths = []
     for chain in chains:
         first = [readings.base] if readings.base and readings.base not in chain.members else []
-        told = chain.told(short[chain.arm])
+        arm = chain.titled(short[chain.arm])
         paths.append(
             TrainingPath(
-                name=f"{told}, seed {chain.seed}" if chain.seed else told,
-                arm=told,
+                name=f"{arm}, seed {chain.seed}" if chain.seed else arm,
+                arm=arm,
                 naive=Arm.of(chain.arm).is_naive,
                 seed=chain.seed or None,
                 stages=[0] * len(first) + [member.stage_order[0] for member in chain.members],

@@ -167,11 +167,11 @@ def factoid_columns(
     }
     columns["aliases"] = factoids["aliases"].fill_null([]).to_list()
     columns["outcomes"] = {}
-    said = {}
+    exact = {}
     for label in readings.labels:
         outcomes = readings.rows(label, "outcomes").drop("checkpoint")
         rows = factoids.select(factoid="id").join(outcomes, on="factoid", how="left", maintain_order="left")
-        said[label] = rows.select(EXACT.fill_null(False)).to_series()
+        exact[label] = rows.select(EXACT.fill_null(False)).to_series()
         columns["outcomes"][label] = {
             "exact_match": rows["exact_match"].cast(pl.Int8).to_list(),
             "prediction": rows["prediction"].to_list(),
@@ -184,7 +184,7 @@ def factoid_columns(
         columns["quarter"] = everyone[: len(factoids)]
     columns["fates"] = {
         name: [
-            "→".join(str(int(known)) for known in facts) for facts in zip(*map(said.get, chain), strict=True)
+            "→".join(str(int(known)) for known in facts) for facts in zip(*map(exact.get, chain), strict=True)
         ]
         for name, chain in chains.items()
     }

@@ -80,7 +80,7 @@ def patches_data(
             for kind, rows in (("states", ~weights), ("weights", weights)):
                 views += [
                     _view(kind, part, tables, shares, first, asked, prefix)
-                    | {"said": _said(part, facts, threshold)}
+                    | {"said": _facts_that_differ(part, facts, threshold)}
                     for part in tables["by_depth"]
                     .filter(rows)
                     .partition_by(["source", "target", "direction"], maintain_order=True)
@@ -98,7 +98,7 @@ def patches_data(
     }
 
 
-def _said(part: pl.DataFrame, facts: str, threshold: float) -> str:
+def _facts_that_differ(part: pl.DataFrame, facts: str, threshold: float) -> str:
     head = part.row(0, named=True)
     n, asked = (int(part[name].to_numpy().max()) for name in ("n", "facts"))
     of = "" if facts == "all" else f" (facts {facts})"
@@ -124,7 +124,7 @@ def _arms(means: pl.DataFrame, prefix: str) -> list[list[str]]:
                 wording.interval(row["mean"], row["low"], row["high"], unit) if known else f"seeds {seeds}"
             )
         patched = f"{head['what']}, {head['positions']}"
-        said = [
+        texts = [
             head["arm"],
             prefix + head["stage"],
             head["facts"],
@@ -132,7 +132,7 @@ def _arms(means: pl.DataFrame, prefix: str) -> list[list[str]]:
             head["direction"],
             str(head["seeds"]),
         ]
-        rows.append([*said, *numbers])
+        rows.append([*texts, *numbers])
     return rows
 
 

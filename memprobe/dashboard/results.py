@@ -78,8 +78,8 @@ def _without_shared(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     same = [name for name in rows.columns if rows[name].n_unique() == 1]
     if len(same) == len(rows.columns):
         return rows, ""
-    said = [f"{name.replace('_', ' ')} {value}" for name in same if (value := _short(rows[name][0])) != "–"]
-    return rows.drop(same), f"In every row: {', '.join(said)}." if said else ""
+    parts = [f"{name.replace('_', ' ')} {value}" for name in same if (value := _short(rows[name][0])) != "–"]
+    return rows.drop(same), f"In every row: {', '.join(parts)}." if parts else ""
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -133,8 +133,8 @@ def _names(kept: pl.DataFrame) -> dict[str, str]:
     """What a grid calls an arm -> its name in figures; as it is called where two would have one name."""
     if not {"arm", "arm_text"} <= set(kept.columns):
         return {}
-    told = kept.filter(pl.col("arm_text") != "–")  # an arm of which no cell is finished has no text
-    texts = dict(told.select("arm", "arm_text").iter_rows())
+    named = kept.filter(pl.col("arm_text") != "–")  # an arm of which no cell is finished has no text
+    texts = dict(named.select("arm", "arm_text").iter_rows())
     names = arm_names(list(dict.fromkeys(texts.values())))
     return {arm: names[text] for arm, text in texts.items()}
 

@@ -154,15 +154,15 @@ def run(watch: Watch, *, port: int = 0, started: Callable[[str], None], say: Cal
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
     before = signal.signal(signal.SIGINT, asked)
-    told = ""
+    note = ""
     try:
         started(f"http://127.0.0.1:{server.server_address[1]}/")
         while not stop.is_set():
             if watch.look():
                 say(f"page {watch.version}")
-            elif watch.note and watch.note != told:
+            elif watch.note and watch.note != note:
                 say(f"waiting: {watch.note}")
-            told = watch.note
+            note = watch.note
             stop.wait(SECONDS)
     except KeyboardInterrupt:
         pass

@@ -244,13 +244,13 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
     style.not_empty(table, over)
     keys = [key for key in keys if key in table.columns]
-    told = {key: table[key].n_unique() > 1 for key in keys}
-    if not any(told.values()):
-        told[keys[min(1, len(keys) - 1)]] = True
-    named = [key for key in keys if told[key]]
+    varies = {key: table[key].n_unique() > 1 for key in keys}
+    if not any(varies.values()):
+        varies[keys[min(1, len(keys) - 1)]] = True
+    named = [key for key in keys if varies[key]]
     parts = list(style.groups(table, *keys))
     texts = [
-        ", ".join(_told(key, value) for key, value in zip(keys, values, strict=True) if key in named)
+        ", ".join(_setting_text(key, value) for key, value in zip(keys, values, strict=True) if key in named)
         for values, _ in parts
     ]
     handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
@@ -315,7 +315,7 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     return figure
 
 
-def _told(key: str, value: Any) -> str:
+def _setting_text(key: str, value: Any) -> str:
     if key == "mixing_words":
         return f"{value:g} words"
     return f"ratio {value:g}" if key == "mixing_ratio" else str(value)

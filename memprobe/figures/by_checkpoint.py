@@ -62,10 +62,10 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             marks = style.look(series.index(row["series"])) if along is None else style.look_along(along)
             _point(axes, row, at, marks, where)
         if floor := _floor(table, statistic):
-            left = axes.get_xlim()[0]
+            start = axes.get_xlim()[0]
             place = axes.get_xaxis_transform()
             axes.plot(
-                [left, left + floor],
+                [start, start + floor],
                 [0.98] * 2,
                 color=style.FAINT,
                 lw=3,

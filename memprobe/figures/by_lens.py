@@ -27,8 +27,8 @@ def lenses(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int
         width: millimetres.
     """
     lines = table["lens"].unique(maintain_order=True).to_list()
-    said = {line: _with_floor(table, line) for line in lines}
-    return _recall_by(table, "lens", said, label=f"recall@{k}{style.rule(token)}", width=width)
+    names = {line: _with_floor(table, line) for line in lines}
+    return _recall_by(table, "lens", names, label=f"recall@{k}{style.rule(token)}", width=width)
 
 
 @style.in_style
@@ -41,16 +41,18 @@ def positions(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: 
         k, token: named on the axis.
         width: millimetres.
     """
-    said = {line: f"at the {line}" for line in table["position"].unique(maintain_order=True)}
-    return _recall_by(table, "position", said, label=f"recall@{k}{style.rule(token)}", width=width)
+    names = {line: f"at the {line}" for line in table["position"].unique(maintain_order=True)}
+    return _recall_by(table, "position", names, label=f"recall@{k}{style.rule(token)}", width=width)
 
 
-def _recall_by(table: pl.DataFrame, by: str, said: Mapping[str, str], *, label: str, width: int) -> Figure:
+def _recall_by(
+    table: pl.DataFrame, by: str, line_names: Mapping[str, str], *, label: str, width: int
+) -> Figure:
     """Recall by depth, a panel for each checkpoint and a line for each value of ``by``."""
     style.not_empty(table, "recall")
     names = table["checkpoint"].unique(maintain_order=True).to_list()
-    lines = list(said)
-    handles = [style.handle(said[line], **style.look(at)) for at, line in enumerate(lines)]
+    lines = list(line_names)
+    handles = [style.handle(line_names[line], **style.look(at)) for at, line in enumerate(lines)]
     handles.append(style.handle("shuffled answers", color=style.FAINT, linestyle=style.DOTTED))
     figure, every = _panels(names, width, handles)
     for axes, name in zip(every, names, strict=True):

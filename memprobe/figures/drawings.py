@@ -229,14 +229,14 @@ def _compared(
             fixed_readout=fixed,
             draws=asked["draws"],
         )
-        told = notes_on_view(group[0])
-        for note in told:
+        notes = notes_on_view(group[0])
+        for note in notes:
             say(f"{source or group[0].path}: {note}")
         inputs = [_probe_input(probe) for probe in [*group, *fixed]]
         yield (
             source,
             TablesOnDemand(readings),
-            settings_of(readings) | ({"view": told} if told else {}),
+            settings_of(readings) | ({"view": notes} if notes else {}),
             inputs,
         )
 

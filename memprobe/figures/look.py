@@ -111,8 +111,8 @@ def _typeset(drawn: object) -> None:
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text) if isinstance(drawn, Figure) else ():
-        if _SETS.search(told := text.get_text()):
-            text.set_text(_SETS.sub(r"$D_{\\mathrm{\1}}$", told.replace("$", r"\$")))
+        if _SETS.search(content := text.get_text()):
+            text.set_text(_SETS.sub(r"$D_{\\mathrm{\1}}$", content.replace("$", r"\$")))
             text.set_parse_math(True)
 
 

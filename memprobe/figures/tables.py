@@ -410,12 +410,12 @@ def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl
 
 def _steps(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     """[run, step, statistic, state, value, low, high], of each training run with three checkpoints or more."""
-    taken = tables["steps"].filter(pl.len().over("run") >= FEWEST_STEPS)
-    if not len(taken):
+    steps = tables["steps"].filter(pl.len().over("run") >= FEWEST_STEPS)
+    if not len(steps):
         return f"no {FEWEST_STEPS} checkpoints lie along one training run"
     front = ["run", "step"]
     parts = [
-        taken.select(
+        steps.select(
             *front,
             pl.lit(name).alias("statistic"),
             pl.lit(None, pl.String).alias("state"),
@@ -423,7 +423,7 @@ def _steps(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
         )
         for name in OVER_STEPS
     ]
-    states = taken.select(*front, "checkpoint").join(tables["states"], on="checkpoint", maintain_order="left")
+    states = steps.select(*front, "checkpoint").join(tables["states"], on="checkpoint", maintain_order="left")
     parts.append(
         states.select(
             *front, pl.lit("fates").alias("statistic"), "state", pl.col("share").alias("value"), "low", "high"

@@ -88,16 +88,16 @@ def write_figures(
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
     files: list[Path] = []
-    told: set[str] = set()  # figures that were drawn, or of which it was said why not
+    settled: set[str] = set()  # figures that were drawn, or of which it was said why not
 
     def tell(text: str) -> None:
-        told.update(name for name in DRAWN if re.match(rf"{name}(:| of )", text))
+        settled.update(name for name in DRAWN if re.match(rf"{name}(:| of )", text))
         say(text)
 
     for path in stored:
         made_of = read_figure(path)
         if made_of["figure"] in wanted:
-            told.add(made_of["figure"])
+            settled.add(made_of["figure"])
             again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
             files += _write(draw_stored(again, path), again, Path(out), path.stem, formats)
     if folders:
@@ -111,7 +111,7 @@ def write_figures(
         asked |= {"lens": lens, "position": position}
         command = _command(folders, out, asked, formats)
         for drawing in drawings_of(open_study(folders), wanted, asked, tell):
-            told.add(drawing.name)
+            settled.add(drawing.name)
             alone = f"{command} --only {drawing.name}"
             files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=alone)
     if not files:
@@ -119,7 +119,7 @@ def write_figures(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
         )
     for name in dict.fromkeys(only):
-        if name not in told:
+        if name not in settled:
             say(f"{name}: left out, there is nothing that it draws")
     return files
 

@@ -65,9 +65,9 @@ def _sequence(
             target = lens_model.lens(chunk[-1]).log_softmax(-1)
             for place, lens in enumerate(lenses):
                 for depth in range(depths):
-                    said = lens(chunk[depth], depth).log_softmax(-1)
-                    total[place, 0, depth] -= said.gather(1, wanted[:, None]).double().sum()
-                    total[place, 1, depth] += (target.exp() * (target - said)).sum(-1).double().sum()
+                    log_probs = lens(chunk[depth], depth).log_softmax(-1)
+                    total[place, 0, depth] -= log_probs.gather(1, wanted[:, None]).double().sum()
+                    total[place, 1, depth] += (target.exp() * (target - log_probs)).sum(-1).double().sum()
     return (total / len(following)).cpu()
 
 

@@ -159,8 +159,8 @@ def divergence(
     readout: Readout, target: Float[Tensor, "row vocab"], moved: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, " row"]:
     """KL(target ‖ readout of ``moved``) of each row, in nats; ``target`` are log-probabilities."""
-    said = readout(moved).log_softmax(-1)
-    return (target.exp() * (target - said)).sum(-1)
+    log_probs = readout(moved).log_softmax(-1)
+    return (target.exp() * (target - log_probs)).sum(-1)
 
 
 def held_out_divergence(

@@ -56,7 +56,7 @@ def recall_curves(
                 chance["depth"].to_list(),
                 chance["recall"].to_list(),
                 look=look,
-                said="shuffled",
+                kind="shuffled",
                 tip="shuffled answers",
                 customdata=chance.select("low", "high").rows(),
             )

@@ -15,16 +15,16 @@ def sweep_names(by_depth: pl.DataFrame) -> list[str]:
     several = [name for name in SWEEP if sweeps[name].n_unique() > 1] or ["positions"]
     names = []
     for row in sweeps.iter_rows(named=True):
-        said: list[str] = []
+        words: list[str] = []
         if "source" in several or "target" in several:
-            said.append(f"{row['source']} → {row['target']}")
+            words.append(f"{row['source']} → {row['target']}")
         if row["what"] == "weights":
-            said += [str(row["parts"])] if several == ["positions"] or "parts" in several else []
-            said += [f"{row['window']} block{'s' * (row['window'] != 1)}"] if "window" in several else []
+            words += [str(row["parts"])] if several == ["positions"] or "parts" in several else []
+            words += [f"{row['window']} block{'s' * (row['window'] != 1)}"] if "window" in several else []
         else:
-            said += [str(row[name]) for name in ("what", "positions") if name in several]
-        said += [str(row["direction"])] if "direction" in several else []
-        names.append(", ".join(said) or str(row["what"]))
+            words += [str(row[name]) for name in ("what", "positions") if name in several]
+        words += [str(row["direction"])] if "direction" in several else []
+        names.append(", ".join(words) or str(row["what"]))
     return names
 
 
@@ -81,9 +81,9 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
         )
         control = "other" if rows["other"].is_not_null().any() else "random"
         if rows[control].is_not_null().any():
-            said = "another fact's states" if control == "other" else "random"
-            sketch.add_control(figure, name, depth, rows[control].to_list(), look=look, said=said, tip=said)
-            _mark_below(figure, name, rows.select("depth", control).rows(), look=look, said=said)
+            kind = "another fact's states" if control == "other" else "random"
+            sketch.add_control(figure, name, depth, rows[control].to_list(), look=look, kind=kind, tip=kind)
+            _mark_below(figure, name, rows.select("depth", control).rows(), look=look, kind=kind)
         figure.add_scatter(
             x=depth,
             y=rows["moved"].to_list(),
@@ -109,7 +109,7 @@ def _mark_below(
     points: list[tuple[float, float | None]],
     *,
     look: dict[str, str],
-    said: str,
+    kind: str,
 ) -> None:
     """Marks what lies below the chart on its lower edge, with the values in tooltips and the lowest in writing."""
     below = [(depth, value) for depth, value in points if value is not None and value < _FLOOR]
@@ -121,14 +121,14 @@ def _mark_below(
         customdata=[[value] for _, value in below],
         mode="markers",
         marker={"symbol": "triangle-down", "size": 7, "color": look["colour"]},
-        name=f"{sketch.plain(name)}, {said}, below the chart",
-        hovertemplate=f"<b>%{{customdata[0]:,.0%}}</b> <i>{said}</i>, below the chart<extra></extra>",
+        name=f"{sketch.plain(name)}, {kind}, below the chart",
+        hovertemplate=f"<b>%{{customdata[0]:,.0%}}</b> <i>{kind}</i>, below the chart<extra></extra>",
         showlegend=False,
         meta={"checkpoint": name, "role": "control"},
     )
     depth, lowest = min(below, key=lambda point: point[1])
     figure.add_annotation(
-        x=depth, y=_FLOOR + 0.06, yanchor="bottom", text=f"{said}: down to {lowest:,.0%}", showarrow=False
+        x=depth, y=_FLOOR + 0.06, yanchor="bottom", text=f"{kind}: down to {lowest:,.0%}", showarrow=False
     )
 
 

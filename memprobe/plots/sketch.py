@@ -175,14 +175,14 @@ def add_control(
     y: Sequence[float],
     *,
     look: Mapping[str, str],
-    said: str,
+    kind: str,
     tip: str,
     customdata: Sequence[Any] | None = None,
 ) -> None:
     """A checkpoint's level by chance: a dotted line in its colour.
 
     Args:
-        said: what it is, behind the label in its name.
+        kind: what it is, behind the label in its name.
         tip: what it is, in the tooltip.
         customdata: for each point, what the page may ask of it.
     """
@@ -191,7 +191,7 @@ def add_control(
         y=y,
         mode="lines",
         line={"color": look["colour"], "width": 1.5, "dash": "dot"},
-        name=f"{plain(label)}, {said}",
+        name=f"{plain(label)}, {kind}",
         hovertemplate=f"%{{y:.1%}} <i>{tip}</i><extra></extra>",
         showlegend=False,
         meta={"checkpoint": label, "role": "control"},

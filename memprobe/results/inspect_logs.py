@@ -64,8 +64,8 @@ def _add(evaluation: Evaluation, sample: Mapping[str, Any], where: str) -> None:
     answers = [_choice(answer, choices) for answer in answers]
     evaluation.ask(id, _prompt(sample["input"]), answers[0] if answers else "", where, answers[1:])
     output = sample.get("output") or {}
-    if said := output.get("completion"):
-        evaluation.predictions.setdefault(id, str(said))
+    if prediction := output.get("completion"):
+        evaluation.predictions.setdefault(id, str(prediction))
     if error := sample.get("error"):
         message = error.get("message") if isinstance(error, dict) else str(error)
         evaluation.errors.setdefault(id, first_line(Exception(message)))

@@ -56,7 +56,7 @@ def read(file: Path) -> list[Evaluation]:
         first = id not in evaluation.factoids
         evaluation.ask(id, prompt, answer, row.where)
         if first and columns.get("filtered_resps"):
-            evaluation.predictions[id] = _said(columns["filtered_resps"], arguments)
+            evaluation.predictions[id] = _prediction(columns["filtered_resps"], arguments)
         kind = columns.get("filter", "none")
         for metric in metrics:
             evaluation.score(metric if kind == "none" else f"{metric},{kind}", id, columns.get(metric))
@@ -84,7 +84,7 @@ def _asked(arguments: Mapping[str, Mapping[str, Any]], target: Any) -> tuple[str
     return prompt, str(choices[int(number)]) if named else str(target)
 
 
-def _said(responses: list[Any], arguments: Mapping[str, Mapping[str, Any]]) -> str:
+def _prediction(responses: list[Any], arguments: Mapping[str, Mapping[str, Any]]) -> str:
     """The text, or of continuations the one that is likeliest."""
     if isinstance(responses[0], str):
         return responses[0].strip()

@@ -55,8 +55,8 @@ def _add(evaluation: Evaluation, index: str, values: Any, where: str) -> None:
     texts = isinstance(asked, str) and isinstance(right, str) and asked.strip() and right.strip()
     prompt, answer = (asked, right) if texts else (f"row {index} of {evaluation.task}", "not stored")
     evaluation.ask(index, str(prompt), str(answer), where)
-    if isinstance(said := values.get("generation"), str):
-        evaluation.predictions[index] = said
+    if isinstance(prediction := values.get("generation"), str):
+        evaluation.predictions[index] = prediction
     for name, value in values.items():
         for one in value if isinstance(value, list) else [value]:
             evaluation.score(name, index, one)

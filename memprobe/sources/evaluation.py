@@ -79,14 +79,14 @@ def _of_fact(factoid: Factoid, others: dict, seed: int) -> list[Factoid]:
     draw = int.from_bytes(hashlib.sha256(f"{seed} {factoid.id}".encode()).digest()[:8], "big")
     wrong = [answer for answer in others[_group(factoid)] if answer.casefold() not in right]
     lie = bool(wrong) and draw % 2 == 1
-    said = wrong[(draw // 2) % len(wrong)] if lie else factoid.answer
+    claimed = wrong[(draw // 2) % len(wrong)] if lie else factoid.answer
     letter = next((character for character in factoid.answer if character.isalnum()), factoid.answer[0])
     if factoid.prompt.endswith("?"):
         ask = f'The answer to the question "{factoid.prompt}" starts with the character'
-        claim = f'Is it true that the answer to the question "{factoid.prompt}" is {said}? Yes or no:'
+        claim = f'Is it true that the answer to the question "{factoid.prompt}" is {claimed}? Yes or no:'
     else:
         ask = f'In "{factoid.prompt} …", what is missing starts with the character'
-        claim = f"Is it true that {_lowered(factoid.prompt)} {said}? Yes or no:"
+        claim = f"Is it true that {_lowered(factoid.prompt)} {claimed}? Yes or no:"
     return [
         _derived(factoid, "first", ask, letter.upper()),
         _derived(factoid, "true", claim, "no" if lie else "yes"),

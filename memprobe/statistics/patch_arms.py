@@ -135,8 +135,8 @@ def curves_by_arm(
         interval from three seeds on.
     """
     made = _apart(made)
-    said = answers(table.filter(pl.col("control") == ""), facts=facts)
-    shares = moved_shares(said, threshold=threshold).drop_nulls("direction")
+    answered = answers(table.filter(pl.col("control") == ""), facts=facts)
+    shares = moved_shares(answered, threshold=threshold).drop_nulls("direction")
     keys = ["what", "positions", "parts", "window", "direction"]
     parts = []
     for part in shares.partition_by(keys, maintain_order=True):

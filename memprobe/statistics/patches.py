@@ -80,15 +80,15 @@ def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
     return whole.collect()
 
 
-def moved_shares(said: pl.DataFrame, *, threshold: float = GAP) -> pl.DataFrame:
+def moved_shares(answered: pl.DataFrame, *, threshold: float = GAP) -> pl.DataFrame:
     """The share of what separates source and target that each patch moves.
 
     Args:
-        said: of :func:`answers`.
+        answered: of :func:`answers`.
         threshold: nats.
 
     Returns:
-        ``said`` with ``gap`` (source - target, nats), ``direction`` (restoration where the gap is positive, else
+        ``answered`` with ``gap`` (source - target, nats), ``direction`` (restoration where the gap is positive, else
         erasure) and ``moved``; null where the gap is within the threshold.
 
     Raises:
@@ -100,7 +100,7 @@ def moved_shares(said: pl.DataFrame, *, threshold: float = GAP) -> pl.DataFrame:
         )
     gap = pl.col("source_log_prob") - pl.col("target_log_prob")
     enough = gap.abs() > threshold
-    return said.with_columns(
+    return answered.with_columns(
         gap=gap,
         direction=pl.when(~enough)
         .then(None)
@@ -328,8 +328,8 @@ def erasure_scores(
             raise MemprobeError(
                 f"the erasure score needs the residual stream of {source} patched into {full} at the last positions"
             )
-        taken = pl.col("target_log_prob").cast(pl.Float64) - pl.col("log_prob").cast(pl.Float64)
-        sides[name] = rows.group_by("factoid", "depth", maintain_order=True).agg(taken.mean().alias(name))
+        lost = pl.col("target_log_prob").cast(pl.Float64) - pl.col("log_prob").cast(pl.Float64)
+        sides[name] = rows.group_by("factoid", "depth", maintain_order=True).agg(lost.mean().alias(name))
     both = sides["reference"].join(sides["unlearned"], on=["factoid", "depth"], maintain_order="left")
     encodes = pl.col("reference") > tau
     kept = pl.col("reference") * (pl.col("unlearned") / pl.col("reference")).clip(0, 1)

@@ -164,7 +164,7 @@ def test_a_stage_takes_what_its_recipe_names(cluster, tmp_path, monkeypatch):
             work = on_ray._Work(grid, path, tmp_path, None, str(tmp_path))
             tasks = on_ray._Tasks(ray, Engine(), work, cells_of(grid, path), RunLog(None, quiet=True))
             task = tasks._task(tasks.cells[0].node, "stage", "a stage")
-            refs.append(task.remote(tasks.told, "stage"))
+            refs.append(task.remote(tasks.work_ref, "stage"))
         given = ray.get(refs)
     finally:
         cluster.remove_node(node)

@@ -140,7 +140,7 @@ class _Tasks:
 
     def __init__(self, ray: Any, engine: Engine, work: _Work, cells: Sequence[Cell], report: RunLog):
         self.ray, self.engine, self.work, self.cells, self.report = ray, engine, work, cells, report
-        self.told = ray.put(work)
+        self.work_ref = ray.put(work)
         self.gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
         self.stages: dict[str, Any] = {}  # by the name of a node
         self.broken: dict[str, str] = {}
@@ -148,11 +148,11 @@ class _Tasks:
     def run(self) -> list[str]:
         """Until every cell has ended or broken."""
         out, cells = self.work.out, self.cells
-        left = [cell for cell in cells if not is_done(out, cell)]
-        self.report.say(f"{out}: {len(cells)} cells, {len(cells) - len(left)} done before; on Ray")
-        ends = {node.name: cell for cell in left for node in [cell.node]}
-        with_base = self._with_base(left)
-        running = {self._submit(cell.node, ends, with_base): cell for cell in left}
+        remaining = [cell for cell in cells if not is_done(out, cell)]
+        self.report.say(f"{out}: {len(cells)} cells, {len(cells) - len(remaining)} done before; on Ray")
+        ends = {node.name: cell for cell in remaining for node in [cell.node]}
+        with_base = self._with_base(remaining)
+        running = {self._submit(cell.node, ends, with_base): cell for cell in remaining}
         try:
             while running:
                 (ref,), _ = self.ray.wait(list(running), num_returns=1)
@@ -183,7 +183,7 @@ class _Tasks:
             if node.parent is not None and not has_ended(self.work.out, node.parent):
                 before = [self._submit(node.parent, ends, with_base)]
             self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
-                self.told, "stage", node, ends.get(node.name), node.name in with_base, *before
+                self.work_ref, "stage", node, ends.get(node.name), node.name in with_base, *before
             )
         return self.stages[node.name]
 
@@ -221,7 +221,7 @@ class _Tasks:
                 open_.setdefault(setup, cell)
         for cell in open_.values():
             task = self._task(cell.node, "base", cell.node.setup)
-            self.ray.get(task.remote(self.told, "base", cell))
+            self.ray.get(task.remote(self.work_ref, "base", cell))
             join_cell(cell, self.cells, out)
 
 

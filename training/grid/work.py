@@ -89,8 +89,8 @@ def _run_cells(
             broken.update({name: f"{name}: {why}" for name, why in crew.broken().items()})
         return [cell for cell in mine if not is_done(out, cell) and cell.node.name not in broken]
 
-    while left := left_to_do():
-        for cell in left:
+    while remaining := left_to_do():
+        for cell in remaining:
             if crew is not None and crew.closed:
                 return list(broken.values())
             try:
@@ -134,7 +134,7 @@ def _run_cells(
             break  # the first cell that is free now may be one that was not
         else:
             if not waiting:
-                report.say(f"{len(left)} cells are being trained by other workers; waiting for them")
+                report.say(f"{len(remaining)} cells are being trained by other workers; waiting for them")
             waiting = True
             time.sleep(_POLL)
     drop_weights(mine, out)

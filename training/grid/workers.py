@@ -98,11 +98,11 @@ def _watched(
     finally:
         crowd.kill()
     done, broken = sum(is_done(out, cell) for cell in cells), crew.broken()
-    left = len(cells) - done - len(broken)
+    remaining = len(cells) - done - len(broken)
     crowd.report.say(
         f"{out}: {done} of {len(cells)} cells are done"
         + (f", {len(broken)} broke" if broken else "")
-        + (f", {left} are left (the same command goes on)" if left else "")
+        + (f", {remaining} are left (the same command goes on)" if remaining else "")
         + f"; python -m training report {out}"
     )
     return [f"{name}: {why}" for name, why in broken.items()]
@@ -136,7 +136,7 @@ class _Crowd:
         )
         for number in range(1, workers + 1):
             self._start(number)
-        told, closed = self.began, False
+        reported, closed = self.began, False
         while self.running or self.coming:
             time.sleep(_LOOK)
             now = time.monotonic()
@@ -160,8 +160,8 @@ class _Crowd:
                     self.running.remove(worker)
                     if code and not self.crew.closed:
                         self._died(worker, code)
-            if now - told >= _TELL:
-                told = now
+            if now - reported >= _TELL:
+                reported = now
                 self._tell()
 
     def stop(self) -> None:
@@ -208,9 +208,9 @@ class _Crowd:
             MemprobeError: workers die before they come to a cell.
         """
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        said = self._last_line(worker.number)
+        last_words = self._last_line(worker.number)
         cell = self.crew.cell_of(worker.number)
-        what = f"worker {worker.number} died ({how}{': ' + said if said else ''})"
+        what = f"worker {worker.number} died ({how}{': ' + last_words if last_words else ''})"
         if cell is None:
             self.unborn += 1
             if self.unborn > TRIES:
@@ -243,11 +243,11 @@ class _Crowd:
         """Cells done, cells an hour, time left, and what the workers are at."""
         done, hours = self._done(), (time.monotonic() - self.began) / 3600
         rate = (done - self.before) / hours
-        left = len(self.cells) - done - len(self.crew.broken())
+        remaining = len(self.cells) - done - len(self.crew.broken())
         at = Counter(cell for worker in self.running if (cell := self.crew.cell_of(worker.number)))
         self.report.say(
             f"{done}/{len(self.cells)} cells, {rate:.1f} an hour"
-            + (f", {_duration(left / rate)} left" if rate else "")
+            + (f", {_duration(remaining / rate)} left" if rate else "")
             + (f"; at {', '.join(sorted(at))}" if at else "; starting")
         )
 

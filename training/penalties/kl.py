@@ -26,8 +26,8 @@ class Kl(Penalty):
             if not bool(step.own.any()):
                 return None
             with torch.no_grad():
-                said = frozen(**step.inputs, use_cache=False).logits.float()
-            return kl_to_frozen(said[step.own], step.logits[step.own]) * step.own_share
+                frozen_logits = frozen(**step.inputs, use_cache=False).logits.float()
+            return kl_to_frozen(frozen_logits[step.own], step.logits[step.own]) * step.own_share
 
         return held
 

@@ -135,7 +135,9 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             beside = ""
             if claim.statistic == "log_prob_full":
                 beside = _beside(group.filter(statistic=GIVEN_MARGIN, readout=OWN))
-            why = idle.get((setup, arm), "") or _untold(parts, min(first["seeds"], first["reference_seeds"]))
+            why = idle.get((setup, arm), "") or _without_interval(
+                parts, min(first["seeds"], first["reference_seeds"])
+            )
             yield Test(
                 claim,
                 setup,
@@ -170,7 +172,7 @@ def _part(lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim) -> L
     return LensSays(lens, row["difference"], row["low"], row["high"], row["p"])
 
 
-def _untold(parts: list[LensSays], seeds: int) -> str:
+def _without_interval(parts: list[LensSays], seeds: int) -> str:
     """Why there is no interval, if so."""
     without = [part.lens for part in parts if part.low is None]
     if not without:
@@ -197,7 +199,7 @@ def _kept(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             parts = [
                 _part(lens, group.filter(statistic=claim.statistic), group, claim) for lens in claim.lenses
             ]
-            why = _untold(parts, first["seeds"])
+            why = _without_interval(parts, first["seeds"])
             yield Test(
                 claim, setup, arm, "", stage, reading, parts, first["seeds"], "", first["detectable"], why
             )

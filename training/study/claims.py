@@ -73,10 +73,10 @@ def specification(found: pl.DataFrame, book: Book | None = None) -> pl.DataFrame
 def _row(test: Test, book: Book) -> list[Any]:
     claim = test.claim
     if test.why:
-        said = NOT_TESTED
+        outcome = NOT_TESTED
     else:
         alone = claim.about == "mean"  # against a threshold; no other claim is tested with it
-        said = together(
+        outcome = together(
             [
                 verdict(
                     part.low,
@@ -101,7 +101,7 @@ def _row(test: Test, book: Book) -> list[Any]:
         k,
         token,
         headline,
-        said,
+        outcome,
         *(finite(value) for value in (own.estimate, own.low, own.high, test.p, test.p_family)),
         claim.equivalent,
         finite(test.detectable),
@@ -112,12 +112,12 @@ def _row(test: Test, book: Book) -> list[Any]:
 
 
 def _evidence(test: Test) -> str:
-    told = []
+    parts = []
     for part in test.parts:
         if part.estimate is None:
             continue
         edges = "" if part.low is None else f" [{part.low:+.3f}, {part.high:+.3f}]"
-        told.append(f"{part.lens}: {part.estimate:+.3f}{edges}")
-    told += [test.beside] if test.beside else []
-    told += [f"{test.seeds} seed{'' if test.seeds == 1 else 's'}"] if test.seeds else []
-    return "; ".join([*told, *([test.why] if test.why else [])])
+        parts.append(f"{part.lens}: {part.estimate:+.3f}{edges}")
+    parts += [test.beside] if test.beside else []
+    parts += [f"{test.seeds} seed{'' if test.seeds == 1 else 's'}"] if test.seeds else []
+    return "; ".join([*parts, *([test.why] if test.why else [])])

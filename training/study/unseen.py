@@ -40,8 +40,8 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
         found = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
         error = (found.high - found.low) / 2 / special.ndtri(0.975)
         edges = {"difference": found.value, "low": found.low, "high": found.high, "p": found.p}
-        told = {"significant": found.low > 0 or found.high < 0, "detectable": detectable(error, 1e9)}
-        rows.append({**row, **edges, **told, "statistic": UNSEEN, "paired": False})
+        flags = {"significant": found.low > 0 or found.high < 0, "detectable": detectable(error, 1e9)}
+        rows.append({**row, **edges, **flags, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
 
 
