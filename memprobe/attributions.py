@@ -225,7 +225,7 @@ def _outputs(
     blocks: Sequence[nn.Module], shape: tuple[int, ...], names: set[str] | None = None
 ) -> Iterator[_Outputs]:
     """Watches modules of every block in a pass over ids of a shape; all direct children where none are named."""
-    found = _Outputs(len(blocks))
+    outputs = _Outputs(len(blocks))
     handles = []
 
     def watch(block: int, name: str) -> Any:
@@ -234,9 +234,9 @@ def _outputs(
             first = args[0] if args else kwargs.get("hidden_states")
             if isinstance(value, Tensor):
                 # OPT lays the positions of all rows in one axis.
-                found.kept[block][name] = found.cut(value.reshape(*shape, value.shape[-1]))
+                outputs.kept[block][name] = outputs.cut(value.reshape(*shape, value.shape[-1]))
             if names is None and isinstance(first, Tensor):
-                found.given[block][name] = found.cut(first.reshape(*shape, first.shape[-1]))
+                outputs.given[block][name] = outputs.cut(first.reshape(*shape, first.shape[-1]))
 
         return hook
 
@@ -247,7 +247,7 @@ def _outputs(
             for name in (children if names is None else sorted(names))
         ]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

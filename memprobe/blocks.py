@@ -56,12 +56,12 @@ def blocks_of(model: PreTrainedModel, label: str = "model") -> list[nn.Module]:
 def block_list(model: PreTrainedModel, label: str) -> tuple[nn.Module, nn.ModuleList]:
     """The list of transformer blocks (the outermost one of the right length), behind the module that holds it."""
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    if not found:
+    if not lists:
         raise MemprobeError(f"{label}: {type(model).__name__} has no list of {n_layers} transformer blocks")
-    name, blocks = min(found, key=lambda item: item[0].count("."))
+    name, blocks = min(lists, key=lambda item: item[0].count("."))
     return model.get_submodule(name.rpartition(".")[0]), blocks

@@ -127,7 +127,7 @@ class ProbeCallback(TrainerCallback):
         lens_model = wrap(kwargs["model"], tokenizer, label=label)
         # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
         discard_other(self.out, label, lens_model.fingerprint)
-        found = probe(
+        probed = probe(
             [lens_model],
             self.factoids,
             self.out,
@@ -139,7 +139,7 @@ class ProbeCallback(TrainerCallback):
             steps={label: state.global_step},
         )
         if self.log is not None:
-            self.log(logged(found.summary["checkpoints"][label], self.k))
+            self.log(logged(probed.summary["checkpoints"][label], self.k))
 
     def _own_template(self, model: Any) -> str:
         """The template that a manifest beside the weights names from which training started."""
@@ -168,11 +168,11 @@ def logged(entry: Mapping[str, Any], k: int) -> dict[str, float]:
         entry: of ``summary.json``.
         k: the top-k of the probe.
     """
-    found = {
+    numbers = {
         "exact_match": entry["exact_match"],
         f"recall@{k}": entry["recall"][str(k)][-1],
         "never": entry["lof"]["never"],
         "first_occurrence": entry["lof"]["restricted_mean"],
         "chance_first_occurrence": entry["shuffled_lof"]["restricted_mean"],
     }
-    return {f"memprobe/{name}": float(value) for name, value in found.items() if value is not None}
+    return {f"memprobe/{name}": float(value) for name, value in numbers.items() if value is not None}

@@ -204,8 +204,8 @@ def _capture_batch(
         controls += _controls(named, readings, best, targets, draws, depths)
         if lens.readout is lens_model.lens.readout:
             own = own or readings
-    found = pl.concat(records)
-    failed = set(found.filter(~pl.col("entropy").is_finite())["factoid"])
+    table = pl.concat(records)
+    failed = set(table.filter(~pl.col("entropy").is_finite())["factoid"])
     argmax, finite = _model_says(lens_model, residuals[-1], targets, own)
     exact = {item.factoid.id: True for item in batch}
     for (_, site), is_argmax, is_finite in zip(sites, argmax, finite, strict=True):
@@ -216,7 +216,7 @@ def _capture_batch(
     outcomes = _outcomes(lens_model, batch, exact, failed, predictions)
     kept = ~pl.col("factoid").is_in(sorted(failed))
     return Tables(
-        found.filter(kept), pl.concat([pl.DataFrame(schema=CONTROLS), *controls]).filter(kept), outcomes
+        table.filter(kept), pl.concat([pl.DataFrame(schema=CONTROLS), *controls]).filter(kept), outcomes
     )
 
 

@@ -116,10 +116,10 @@ def resolve(spec: str, loading: LoadOptions = LoadOptions()) -> Checkpoint:
             adapter whose base is not here.
     """
     how = _How(loading.allow_pickle, loading.trust_remote_code, loading.base)
-    found = _resolve(spec, how)
+    checkpoint = _resolve(spec, how)
     if loading.tokenizer is None:
-        return found
-    return replace(found, tokenizer=_resolve_tokenizer(loading.tokenizer, how))
+        return checkpoint
+    return replace(checkpoint, tokenizer=_resolve_tokenizer(loading.tokenizer, how))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +206,8 @@ def check_labels(labels: Iterable[str]) -> None:
 
 def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
     """The checkpoints themselves, and those that models in memory were loaded from."""
-    found = [item if isinstance(item, Checkpoint) else getattr(item, "checkpoint", None) for item in items]
-    return [checkpoint for checkpoint in found if checkpoint is not None]
+    given = [item if isinstance(item, Checkpoint) else getattr(item, "checkpoint", None) for item in items]
+    return [checkpoint for checkpoint in given if checkpoint is not None]
 
 
 def common_template(checkpoints: Iterable[Checkpoint]) -> str | None:
@@ -255,7 +255,9 @@ def _state_of_files(checkpoint: Checkpoint) -> Any:
     """What changes whenever a checkpoint's files do."""
     pattern = "*.safetensors" if checkpoint.kind == "weights" else "*"
     files = sorted(file for file in checkpoint.path.glob(pattern) if file.is_file())
-    stats = [(file.name, (found := file.stat()).st_ino, found.st_size, found.st_mtime_ns) for file in files]
+    stats = [
+        (file.name, (status := file.stat()).st_ino, status.st_size, status.st_mtime_ns) for file in files
+    ]
     others = [_state_of_files(other) for other in (checkpoint.base, checkpoint.donor) if other is not None]
     return (checkpoint.kind, checkpoint.gguf_file, str(checkpoint.graft), tuple(stats), tuple(others))
 
@@ -319,9 +321,9 @@ def _inspect_adapter(spec: str, label: str, path: Path, manifest: Manifest | Non
     if here in how.above:
         raise MemprobeError(f"{path}: its chain of base models leads back to itself")
     base = _adapter_base(path, config, replace(how, above=(*how.above, here)))
-    found = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest, note=base.note)
+    adapter = Checkpoint(spec, label, path, "adapter", base=base, manifest=manifest, note=base.note)
     own = Checkpoint(spec, label, path, "weights")  # as a folder with a tokenizer
-    return replace(found, tokenizer=own) if has_tokenizer(path) else found
+    return replace(adapter, tokenizer=own) if has_tokenizer(path) else adapter
 
 
 def _adapter_base(path: Path, config: adapters.AdapterConfig, how: _How) -> Checkpoint:

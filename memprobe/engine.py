@@ -51,8 +51,10 @@ class Parted(Prober):
         """Reads a unit into a part; the name of its outcomes."""
         from memprobe.capturing import Tables
 
-        found = list(self.read(item, unit))
-        return put_part(self.folder, item.label, found[0][0], Tables.concat([tables for _, tables in found]))
+        pieces = list(self.read(item, unit))
+        return put_part(
+            self.folder, item.label, pieces[0][0], Tables.concat([tables for _, tables in pieces])
+        )
 
 
 def stand_in(where: str) -> None:
@@ -204,8 +206,8 @@ class OnRay:
     def _in_storage(self, label: str) -> set[str]:
         files, root = storage_at(self.folder)
         files.invalidate_cache()
-        found = files.glob(f"{root}/{parts_dir(Path(), label).as_posix()}/outcomes-*.parquet")
-        return {path.rpartition("/")[2] for path in found}
+        paths = files.glob(f"{root}/{parts_dir(Path(), label).as_posix()}/outcomes-*.parquet")
+        return {path.rpartition("/")[2] for path in paths}
 
     def _fetch_part(self, out: Path, label: str, name: str) -> None:
         from memprobe.files import replacing

@@ -35,10 +35,10 @@ def among(given: object, known: Iterable[object], *, before: str = "choose") -> 
     """
     names = list(dict.fromkeys(map(str, known)))
     shown = names[:_MOST] + ([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])
-    found = f"{before} {', '.join(shown) or 'none'}"
+    text = f"{before} {', '.join(shown) or 'none'}"
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(str(given).casefold(), folded, 1)
-    return found + (f"; did you mean {folded[near[0]]}?" if near else "")
+    return text + (f"; did you mean {folded[near[0]]}?" if near else "")
 
 
 def one_of(names: Collection[str]) -> AfterValidator:

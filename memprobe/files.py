@@ -118,12 +118,12 @@ _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,9})-\w+")
 def _sweep(folder: Path) -> None:
     """Removes temporary files whose process is gone; those of other machines when they are an hour old."""
     for file in folder.glob(".*.*-*-*"):
-        found = _TEMPORARY.fullmatch(file.name)
-        if found is None:
+        match = _TEMPORARY.fullmatch(file.name)
+        if match is None:
             continue
         with contextlib.suppress(OSError):  # another worker may be first
-            ours = found[1] == _OURS
-            gone = not psutil.pid_exists(int(found[2])) if ours else False
+            ours = match[1] == _OURS
+            gone = not psutil.pid_exists(int(match[2])) if ours else False
             if gone or time.time() - file.stat().st_mtime > _STALE:
                 file.unlink()
 
@@ -294,11 +294,11 @@ def _refuse_deep(value: Any, path: Path) -> None:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    by_key = dict(pairs)
+    if len(by_key) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return found
+    return by_key
 
 
 def _no_number(text: str) -> Any:

@@ -23,6 +23,6 @@ def evict(path: Path) -> int:
     from huggingface_hub import scan_cache_dir
 
     path = path.absolute()
-    found = scan_cache_dir(path.parents[2]).delete_revisions(path.name)
-    found.execute()
-    return found.expected_freed_size
+    strategy = scan_cache_dir(path.parents[2]).delete_revisions(path.name)
+    strategy.execute()
+    return strategy.expected_freed_size

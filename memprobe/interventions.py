@@ -129,11 +129,11 @@ class Spans:
         Raises:
             MemprobeError: a factoid without a subject, or whose prompt does not hold it.
         """
-        found: dict[tuple[int, ...], None] = {}
+        spans: dict[tuple[int, ...], None] = {}
         for item in items:
             where = subject_positions(item, template, lens_model.tokenizer)
-            found[item.inputs[where.start : where.stop]] = None
-        return cls(tuple(sorted(found, key=lambda ids: (-len(ids), ids))), "subject")
+            spans[item.inputs[where.start : where.stop]] = None
+        return cls(tuple(sorted(spans, key=lambda ids: (-len(ids), ids))), "subject")
 
     def __call__(self, ids: Int[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
         """Which positions are meant."""

@@ -136,13 +136,13 @@ def read_lens(path: str | Path, kind: str) -> LensFile:
     """
     path = Path(path).expanduser()
     if path.is_dir() and (path / WEIGHTS).exists():
-        found = _read_own(path / WEIGHTS)
+        file = _read_own(path / WEIGHTS)
     elif path.is_dir() and all((path / name).exists() for name in _PUBLISHED):
-        found = _read_tuned_lens(path)
+        file = _read_tuned_lens(path)
     elif path.suffix == ".safetensors" and path.is_file():
-        found = _read_own(path)
+        file = _read_own(path)
     elif path.suffix in (".pt", ".pth") and path.is_file():
-        found = _read_jacobian_lens(path)
+        file = _read_jacobian_lens(path)
     elif not path.exists():
         raise MemprobeError(f"{path}: no such file or directory, so there is no {kind} lens to read with")
     else:
@@ -150,12 +150,12 @@ def read_lens(path: str | Path, kind: str) -> LensFile:
             f"{path}: not a lens: it holds neither {WEIGHTS} (memprobe fit), {' and '.join(_PUBLISHED)} (tuned-lens), "
             "nor a .pt file (Jacobian lens)"
         )
-    if found.kind != kind:
-        raise MemprobeError(f"{path}: a {found.kind} lens, not a {kind} one; write {found.kind}={path}")
-    for depth, map_ in found.maps.items():
+    if file.kind != kind:
+        raise MemprobeError(f"{path}: a {file.kind} lens, not a {kind} one; write {file.kind}={path}")
+    for depth, map_ in file.maps.items():
         if not all(torch.isfinite(part).all() for part in (map_.weight, map_.bias) if part is not None):
             raise MemprobeError(f"{path}: the map of depth {depth} holds NaN or infinity")
-    return found
+    return file
 
 
 def write_maps(path: Path, kind: str, maps: Mapping[int, AffineMap]) -> None:

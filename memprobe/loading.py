@@ -162,15 +162,15 @@ def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     from safetensors import safe_open
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files_like(path, ("*.safetensors",)):
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 (no mapping)
-                if name in found:
+                if name in tensors:
                     return {}
                 tensor = handle.get_tensor(name)
-                found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return found
+                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensors
 
 
 def _put(model: PreTrainedModel, tensors: dict[str, Tensor]) -> bool:
@@ -210,10 +210,10 @@ def _matched(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Te
 def _config(path: Path) -> Any:
     if not path.is_file():
         return None
-    found = read_json(path)
-    if not isinstance(found, dict):
+    config = read_json(path)
+    if not isinstance(config, dict):
         raise MemprobeError(f"{path}: holds no JSON object")
-    return {key: value for key, value in found.items() if key not in _SAYS_NOTHING}
+    return {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
 
 
 def _tokenizer_mark(checkpoint: Checkpoint) -> Any:

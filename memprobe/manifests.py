@@ -106,9 +106,9 @@ def read_manifest(path: Path) -> Manifest | None:
     if not file.exists():
         return None
     data = read_json(file)
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != MANIFEST_SCHEMA:
-        raise MemprobeError(f"{file}: manifest schema {found!r}; this memprobe reads {MANIFEST_SCHEMA}")
+    version = data.get("schema") if isinstance(data, dict) else None
+    if version != MANIFEST_SCHEMA:
+        raise MemprobeError(f"{file}: manifest schema {version!r}; this memprobe reads {MANIFEST_SCHEMA}")
     check_valid(data, ManifestEntries, file)
     data.setdefault("stages", [])
     keys = ("template", "arm", "seed", "stage", "stage_name", "steps")

@@ -134,7 +134,7 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
     chains = []
     for (arm, seed), stages in made.items():
         *early, last = (stages[order] for order in sorted(stages))
-        first = [next(iter(found.values())) for found in early]
+        first = [next(iter(by_title.values())) for by_title in early]
         several = len(last) > 1
         chains += [
             Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
@@ -169,13 +169,13 @@ def check_apart(members: Iterable[TrainingPoint]) -> None:
 
 def ends_of(members: Iterable[AnyPoint]) -> list[AnyPoint]:
     """The checkpoints of an arm, one for each stage and seed: of several along a stage the last step."""
-    found: dict[tuple[str, str, str], AnyPoint] = {}
+    ends: dict[tuple[str, str, str], AnyPoint] = {}
     for one in members:
         if one.arm is not None:
             key = (one.arm, one.stage or "", one.seed or "")
-            if key not in found or along(one) > along(found[key]):
-                found[key] = one
-    return list(found.values())
+            if key not in ends or along(one) > along(ends[key]):
+                ends[key] = one
+    return list(ends.values())
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
     Args:
         least: runs with fewer checkpoints are left out.
     """
-    found: dict[str, dict[int, Member]] = {}
+    by_step: dict[str, dict[int, Member]] = {}
     for member in members:
         manifest = member.manifest
         step = member.step if member.step is not None else manifest.get("step", manifest.get("steps"))
@@ -218,10 +218,10 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
             name = _STEP.sub("", member.label).rstrip("-_@:/= ") or "training"
         else:
             continue
-        found.setdefault(name, {}).setdefault(int(step), member)
+        by_step.setdefault(name, {}).setdefault(int(step), member)
     return [
         Series(name, [steps[step] for step in sorted(steps)], sorted(steps))
-        for name, steps in found.items()
+        for name, steps in by_step.items()
         if len(steps) >= least
     ]
 

@@ -114,14 +114,14 @@ def _resize(model: PreTrainedModel, saved: dict[str, torch.Tensor]) -> None:
     rows, width = embeddings.weight.shape
     ends = [module for module in (embeddings, model.get_output_embeddings()) if module is not None]
     names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
-    found = {
+    sizes = {
         len(tensor)
         for key, tensor in saved.items()
         if any(key.endswith((f".{name}.weight", f".{name}.base_layer.weight")) for name in names)
         and tensor.ndim == 2
         and tensor.shape[1] == width
     }
-    if len(found) == 1 and (wanted := found.pop()) != rows:
+    if len(sizes) == 1 and (wanted := sizes.pop()) != rows:
         model.resize_token_embeddings(wanted, mean_resizing=False)
 
 

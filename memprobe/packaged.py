@@ -109,8 +109,8 @@ def _file(model: Packaged, index: int) -> Path:
         MemprobeError: the package is not installed, of another version, or without it.
     """
     package, (module, pattern) = model.packages[index], model.parts[index]
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
         raise MemprobeError(
             f"{model.alias}: its weights come from a package that is not installed: {model.command}"
         )
@@ -118,7 +118,7 @@ def _file(model: Packaged, index: int) -> Path:
         raise MemprobeError(
             f"{model.alias}: {package} {version} is installed; the alias means: {model.command}"
         )
-    here = Path(next(iter(found.submodule_search_locations)))
+    here = Path(next(iter(spec.submodule_search_locations)))
     if (file := next(here.glob(pattern), None)) is None:
         raise MemprobeError(f"{here}: holds no file {pattern}; install it anew: {model.command}")
     return file

@@ -34,12 +34,12 @@ def scan_table(path: Path, table: str, added: Mapping[str, Any] | None = None) -
     if not path.is_file():
         raise MemprobeError(f"{path}: missing, so this probe directory is incomplete")
     with parquet_errors(path):
-        found = pl.read_parquet_schema(path)
+        actual = pl.read_parquet_schema(path)
     schema = TABLES[table]
-    lacking = {name: value for name, value in (added or {}).items() if name in schema and name not in found}
+    lacking = {name: value for name, value in (added or {}).items() if name in schema and name not in actual}
     for name, dtype in schema.items():
-        if name not in lacking and found.get(name) != dtype:
-            raise MemprobeError(f"{path}: column {name!r} is {found.get(name)}, not {dtype}")
+        if name not in lacking and actual.get(name) != dtype:
+            raise MemprobeError(f"{path}: column {name!r} is {actual.get(name)}, not {dtype}")
     filled = [pl.lit(value, schema[name]).alias(name) for name, value in lacking.items()]
     return pl.scan_parquet(path).with_columns(filled).select(list(schema))
 
@@ -64,9 +64,9 @@ def check_mark(path: Path, mark: Mapping[str, Any]) -> None:
     if sha256_of(path) != mark["sha256"]:
         raise MemprobeError(_changed(path, "its checksum differs"))
     rows, columns = _shape(path)
-    for name, found in (("rows", rows), ("columns", columns)):
-        if found != mark[name]:
-            raise MemprobeError(_changed(path, f"{found:,} {name}, not {mark[name]:,}"))
+    for name, actual in (("rows", rows), ("columns", columns)):
+        if actual != mark[name]:
+            raise MemprobeError(_changed(path, f"{actual:,} {name}, not {mark[name]:,}"))
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -99,11 +99,11 @@ def check_rows(
         MemprobeError: naming the file, the first row that cannot be, and why.
     """
     with parquet_errors(path):
-        found = _wrong_outcomes(rows) if table == "outcomes" else None
+        wrong = _wrong_outcomes(rows) if table == "outcomes" else None
         if table in UNITS:
-            found = _wrong_units(rows, table, last, vocabulary, lenses, positions)
-    if found is not None:
-        raise MemprobeError(f"{path}: {found}; probe again")
+            wrong = _wrong_units(rows, table, last, vocabulary, lenses, positions)
+    if wrong is not None:
+        raise MemprobeError(f"{path}: {wrong}; probe again")
 
 
 def _wrong_units(
@@ -189,9 +189,9 @@ def _first_wrong(units: pl.LazyFrame, keys: Sequence[str], wrong: Mapping[str, p
     why = pl.coalesce(
         *(pl.when(condition.fill_null(value=True)).then(pl.lit(text)) for text, condition in wrong.items())
     )
-    found = units.select(*keys, _why=why).filter(pl.col("_why").is_not_null()).collect().sort(keys)
-    if found.is_empty():
+    wrong_units = units.select(*keys, _why=why).filter(pl.col("_why").is_not_null()).collect().sort(keys)
+    if wrong_units.is_empty():
         return None
-    row = found.row(0, named=True)
+    row = wrong_units.row(0, named=True)
     named = ", ".join(f"{key} {row[key]!r}" for key in keys if key not in ("lens", "position"))
     return f"{named}: {row['_why']}"

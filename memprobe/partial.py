@@ -135,7 +135,7 @@ def run_whole(
     return Whole(
         ids,
         torch.stack([streams[depth] for depth in range(lens_model.n_layers + 1)]),
-        {part: torch.stack(found) for part, found in outputs.items()},
+        {part: torch.stack(depths) for part, depths in outputs.items()},
         _keys_values(cache, lens_model.n_layers, ids.shape[1]),
         in_tuples[0],
     )
@@ -200,9 +200,9 @@ def check_partial(lens_model: LensModel) -> bool:
                 Copy(depth, lambda depth=depth: run.streams[depth][:, start:])
                 for depth in range(lens_model.n_layers + 1)
             ]
-            found = torch.cat(list(finish(lens_model, run, copies, start=start, at_once=2)))
+            logits = torch.cat(list(finish(lens_model, run, copies, start=start, at_once=2)))
             wanted = lens_model.lens(run.streams[-1][:, start:])
-            return float((lens_model.lens(found) - wanted).abs().max())
+            return float((lens_model.lens(logits) - wanted).abs().max())
 
         try:
             difference = off(0)
@@ -301,13 +301,13 @@ def _keys_values(cache: DynamicCache | None, n_layers: int, length: int) -> list
     """Per block, where every block keeps keys and values of every position; else nothing."""
     if cache is None or len(cache.layers) != n_layers:
         return []
-    found: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for layer in cache.layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None or keys.shape[-2] != length or values.shape[-2] != length:
             return []
-        found.append((keys, values))
-    return found
+        pairs.append((keys, values))
+    return pairs
 
 
 @contextlib.contextmanager
@@ -386,8 +386,8 @@ def _first_rows(value: Any, copies: int, wanted: int) -> Any:
     return value
 
 
-def _keep(found: list[Tensor]) -> Callable[..., None]:
+def _keep(kept: list[Tensor]) -> Callable[..., None]:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        kept.append(output[0] if isinstance(output, tuple) else output)
 
     return hook

@@ -135,14 +135,14 @@ def chosen_names(places: Places, graft: Graft, label: str) -> set[str]:
     chosen: set[str] = set()
     for part in graft.parts:
         outer = part in OUTER_PARTS
-        found = {
+        names = {
             name
             for name, (block, parts) in places.items()
             if part in parts and (block == 0 if outer else first <= block <= last)
         }
-        if not found:
+        if not names:
             raise MemprobeError(f"{label}: has no weights known as {part}")
-        chosen |= found
+        chosen |= names
     return chosen
 
 

@@ -30,7 +30,7 @@ NAMES = (
 
 
 def tables_of(
-    found: Patches,
+    opened: Patches,
     *,
     facts: str = "all",
     threshold: float = patches.GAP,
@@ -48,16 +48,16 @@ def tables_of(
     Raises:
         MemprobeError: unknown ``facts``, or a threshold that is not positive.
     """
-    table, made = found.table, made_of(found)
+    table, made = opened.table, made_of(opened)
     options = {"facts": facts, "threshold": threshold}
-    first = patches.first_depths(table, **options, n_layers=found.n_layers)
-    arms, differences = patch_arms.by_arm(table, made, threshold=threshold, n_layers=found.n_layers)
+    first = patches.first_depths(table, **options, n_layers=opened.n_layers)
+    arms, differences = patch_arms.by_arm(table, made, threshold=threshold, n_layers=opened.n_layers)
     erasure = pl.DataFrame() if reference is None else patch_arms.erasures(table, reference, draws=draws)
     return {
         "by_depth": patches.by_depth(table, **options, draws=draws),
         "first_depth": patches.first_depth_summary(first, draws=draws),
         "first_depth_differences": patches.first_depth_differences(first, draws=draws),
-        "fates": patch_arms.by_fate(table, threshold=threshold, n_layers=found.n_layers, draws=draws),
+        "fates": patch_arms.by_fate(table, threshold=threshold, n_layers=opened.n_layers, draws=draws),
         "grafts": patches.graft_effects(table, **options, draws=draws),
         "arms": arms,
         "arm_differences": differences,
@@ -66,9 +66,9 @@ def tables_of(
     }
 
 
-def made_of(found: Patches) -> dict[tuple[str, str], Made]:
+def made_of(opened: Patches) -> dict[tuple[str, str], Made]:
     """How the targets were made, by (source, target) of the table; those without a manifest are not among them."""
-    entries = [entry for entry in found.run["pairs"].values() if entry["complete"]]
+    entries = [entry for entry in opened.run["pairs"].values() if entry["complete"]]
     sides = {
         entry[side]: {"fingerprint": entry[f"{side}_fingerprint"], "manifest": entry.get(f"{side}_manifest")}
         for entry in entries

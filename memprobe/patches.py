@@ -85,9 +85,9 @@ def open_patches(path: str | Path) -> Patches:
     if not file.exists():
         raise MemprobeError(f"{path}: holds no patches (memprobe patch --out makes them)")
     run = read_json(file)
-    found = run.get("schema") if isinstance(run, dict) else None
-    if found != SCHEMA_VERSION:
-        raise MemprobeError(f"{file}: schema {found!r}, this memprobe reads {SCHEMA_VERSION}; patch again")
+    version = run.get("schema") if isinstance(run, dict) else None
+    if version != SCHEMA_VERSION:
+        raise MemprobeError(f"{file}: schema {version!r}, this memprobe reads {SCHEMA_VERSION}; patch again")
     check_valid(run, PatchesFile, file)
     return Patches(path, run)
 
@@ -108,9 +108,9 @@ def read_rows(file: Path) -> pl.DataFrame:
         MemprobeError: it is torn, or no file of patches.
     """
     try:
-        found = pl.read_parquet(file)
+        rows = pl.read_parquet(file)
     except Exception as error:  # polars raises several kinds for a torn file
         raise MemprobeError(f"{file}: cannot be read as Parquet ({first_line(error)})") from error
-    if found.schema != PATCHES:
+    if rows.schema != PATCHES:
         raise MemprobeError(f"{file}: its columns are not those of patches")
-    return found
+    return rows

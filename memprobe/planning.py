@@ -70,11 +70,11 @@ class Plan:
     def sites(self, item: TokenisedFactoid) -> list[Site]:
         """Where a factoid is read; the end token and a bare space belong to the answer's own position alone."""
         before = len(item.prompt) - 1
-        found = [Site(item, POSITION, before + target, target) for target in range(len(item.targets))]
+        places = [Site(item, POSITION, before + target, target) for target in range(len(item.targets))]
         if (column := self.subjects.get(item.factoid.id)) is not None:
             first = len(item.lead)
-            found += [Site(item, SUBJECT, column, first + target) for target in range(len(item.answer))]
-        return found
+            places += [Site(item, SUBJECT, column, first + target) for target in range(len(item.answer))]
+        return places
 
 
 def plan_capture(

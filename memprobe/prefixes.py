@@ -98,12 +98,12 @@ def _as_whole(lens_model: LensModel) -> bool:
         rows = torch.full((2, len(middle)), lens_model.pad_id(), device=lens_model.device)
         rows[0], rows[1, : len(short)] = torch.tensor(middle), torch.tensor(short)
         with evaluating(lens_model.model):
-            found = _streams(lens_model, rows, **prefix.options())
+            streams = _streams(lens_model, rows, **prefix.options())
             for row, own in enumerate((middle, short)):
                 ids = torch.tensor([[*before, *own]], device=lens_model.device)
                 alone = _streams(lens_model, ids, use_cache=False)[:, 0, len(before) :]
                 near = close(alone, lens_model.model)
-                if not torch.allclose(found[:, row, : len(own)], alone, rtol=0, atol=near):
+                if not torch.allclose(streams[:, row, : len(own)], alone, rtol=0, atol=near):
                     return False
     except Exception:  # families fail in many ways where their cache has no place for a beginning
         return False

@@ -116,9 +116,9 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     """
     if (out / RUN).exists():
         run = read_run(out)
-        found = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
-        _refuse_other_run(found, wanted)
-        run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(found, run, wanted)
+        probe = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
+        _refuse_other_run(probe, wanted)
+        run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
     else:
         _refuse_other_files(out)
@@ -131,23 +131,23 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     return run
 
 
-def _refuse_other_run(found: Probe, wanted: Mapping[str, Any]) -> None:
-    _refuse_other_lenses(found, wanted["lenses"])
+def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any]) -> None:
+    _refuse_other_lenses(probe, wanted["lenses"])
     for key in _SAME:
-        ours, theirs = found.run.get(key), wanted[key]
+        ours, theirs = probe.run.get(key), wanted[key]
         # Probes of old said nothing of intrusions where there were none.
         if ours != theirs and (ours or theirs):
-            raise MemprobeError(f"{found.path}: {_holds(key, ours, theirs)}{_MEND}")
+            raise MemprobeError(f"{probe.path}: {_holds(key, ours, theirs)}{_MEND}")
 
 
-def _refuse_other_lenses(found: Probe, wanted: Mapping[str, Any]) -> None:
-    if found.lenses != list(wanted):
-        raise MemprobeError(f"{found.path}: {_holds('lens', found.lenses, list(wanted))}{_MEND}")
-    ours, theirs = _lens_marks(found.run["lenses"]), _lens_marks(wanted)
-    for name in wanted if found.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
+def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:
+    if probe.lenses != list(wanted):
+        raise MemprobeError(f"{probe.path}: {_holds('lens', probe.lenses, list(wanted))}{_MEND}")
+    ours, theirs = _lens_marks(probe.run["lenses"]), _lens_marks(wanted)
+    for name in wanted if probe.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
         if ours[name] != theirs[name]:
             raise MemprobeError(
-                f"{found.path}: the lens {name!r} of this probe is not the one that you gave{_MEND}"
+                f"{probe.path}: the lens {name!r} of this probe is not the one that you gave{_MEND}"
             )
 
 
@@ -192,32 +192,32 @@ def _unfinished(file: Path) -> bool:
     return file.name == LOCK or file.name.startswith(f".{RUN}.")
 
 
-def _upgraded(found: Probe, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _upgraded(probe: Probe, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A directory of schema 1 under the present one: tables by checkpoint, then ``run.json``, then the old tables go.
 
     Killed in between, it is still one of schema 1. Batches of a checkpoint under way are taken over as they are.
     """
     run = dict(before) | {"schema": SCHEMA_VERSION, "tables": {}}
     run |= {key: wanted[key] for key in ("lens", "readout", "lenses", "positions")}
-    run["checkpoints"] = {label: dict(entry) for label, entry in found.run["checkpoints"].items()}
-    run["tables"]["factoids"] = mark_of(found.path / FACTOIDS_FILE)
-    for label in found.finished:
+    run["checkpoints"] = {label: dict(entry) for label, entry in probe.run["checkpoints"].items()}
+    run["tables"]["factoids"] = mark_of(probe.path / FACTOIDS_FILE)
+    for label in probe.finished:
         marks = {}
         for table in BY_CHECKPOINT:
-            file = table_file(found.path, label, table)
-            write_parquet(found.read(table, checkpoints=[label]), file)
+            file = table_file(probe.path, label, table)
+            write_parquet(probe.read(table, checkpoints=[label]), file)
             marks[table] = mark_of(file)
         run["checkpoints"][label]["tables"] = marks
-    for label in found.checkpoints:
-        for table in BY_CHECKPOINT if label not in found.finished else ():
-            for file in part_files(found.path, label, table):
-                rows = found.scan_file(file, table, [label])
+    for label in probe.checkpoints:
+        for table in BY_CHECKPOINT if label not in probe.finished else ():
+            for file in part_files(probe.path, label, table):
+                rows = probe.scan_file(file, table, [label])
                 with parquet_errors(file):
                     write_parquet(rows.collect(), file)
-    write_run(run, found.path)
+    write_run(run, probe.path)
     for table in BY_CHECKPOINT:
-        (found.path / f"{table}.parquet").unlink(missing_ok=True)
-    (found.path / CHECKSUMS).unlink(missing_ok=True)  # of the tables that are gone
+        (probe.path / f"{table}.parquet").unlink(missing_ok=True)
+    (probe.path / CHECKSUMS).unlink(missing_ok=True)  # of the tables that are gone
     return run
 
 
@@ -242,12 +242,12 @@ class Parts:
         """Counts a part in, by the file of its outcomes, after reading it whole."""
         names = {table: file.with_name(file.name.replace("outcomes", table, 1)) for table in BY_CHECKPOINT}
         try:
-            found = [_factoids_in(path, table) for table, path in names.items()]
+            tables = [_factoids_in(path, table) for table, path in names.items()]
         except MemprobeError:
             for path in reversed(names.values()):  # outcomes first: without them a part does not count
                 path.unlink(missing_ok=True)
         else:
-            self.done |= found[-1]
+            self.done |= tables[-1]
 
     def add(self, place: int, tables: Tables) -> None:
         """Takes a batch in.
@@ -296,18 +296,18 @@ def merge(out: Path, run: Mapping[str, Any], label: str) -> list[int]:
     Raises:
         MemprobeError: the parts say what cannot be, or the tables cannot be written.
     """
-    found = probe_of(out, run)
+    probe = probe_of(out, run)
     for table in BY_CHECKPOINT:
-        write_rows(_rows(found, label, table), TABLES[table], table_file(out, label, table))
+        write_rows(_rows(probe, label, table), TABLES[table], table_file(out, label, table))
     records, controls = (pl.scan_parquet(table_file(out, label, table)) for table in ("records", "controls"))
     columns = [records.select(id="top1"), records.select(id="token_id"), controls.select(id="token_id")]
     return pl.concat(columns).unique().sort("id").collect()["id"].to_list()
 
 
-def _rows(found: Probe, label: str, table: str) -> Iterator[pl.DataFrame]:
+def _rows(probe: Probe, label: str, table: str) -> Iterator[pl.DataFrame]:
     """A table of a checkpoint under way, part by part."""
-    for file in part_files(found.path, label, table):
-        rows = found.scan_file(file, table, [label])
+    for file in part_files(probe.path, label, table):
+        rows = probe.scan_file(file, table, [label])
         with parquet_errors(file):
             yield rows.collect()
 
@@ -363,17 +363,17 @@ def write_summary(out: Path, run: Mapping[str, Any], known: Path | None = None) 
         known: another probe directory whose entries of the same checkpoints are taken over.
     """
     head = {"schema": SCHEMA_VERSION, "k": run["k"], "token": run["token"], "lens": next(iter(run["lenses"]))}
-    found = probe_of(out, run)
+    probe = probe_of(out, run)
     lines = _known_lines(out / SUMMARY, head)
     if known is not None:
         lines = _known_lines(known / SUMMARY, head) | lines
-    lines = {label: lines[label] for label in found.finished if label in lines}
-    if missing := [label for label in found.finished if label not in lines]:
+    lines = {label: lines[label] for label in probe.finished if label in lines}
+    if missing := [label for label in probe.finished if label not in lines]:
         for label in missing:
-            entry = _summary_of(found.only([label]))
+            entry = _summary_of(probe.only([label]))
             if entry is not None:
                 lines[label] = _one_line(entry)
-    ordered = {label: lines[label] for label in found.finished if label in lines}
+    ordered = {label: lines[label] for label in probe.finished if label in lines}
     write_text(_by_line({**head, "checkpoints": {}}, ordered), out / SUMMARY)
 
 
@@ -386,16 +386,16 @@ def _summary_of(one: Probe) -> dict[str, Any] | None:
     def entry(view: Probe) -> dict[str, Any] | None:
         return summarise(view, k=one.run["k"], token=one.run["token"]).get(label)
 
-    found = entry(one)
-    if found is None:
+    numbers = entry(one)
+    if numbers is None:
         return None
     for name, views in (
         ("lenses", {lens: one.under(lens) for lens in one.lenses[1:]}),
         ("positions", {place: one.under(position=place) for place in one.positions[1:]}),
     ):
         if views:
-            found[name] = {key: entry(view) for key, view in views.items()}
-    return found
+            numbers[name] = {key: entry(view) for key, view in views.items()}
+    return numbers
 
 
 def _known_lines(path: Path, head: Mapping[str, Any]) -> dict[str, str]:

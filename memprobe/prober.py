@@ -237,9 +237,9 @@ class Prober:
         """Deletes the hub checkpoint that is loaded from the hub's cache, unless a lens reads with it."""
         lenses = self.asked.lenses.lenses
         kept = {lens.other.path for lens in lenses if isinstance(lens.other, Checkpoint)}
-        found = self._found
-        if found is not None and found.path not in kept and is_cached_snapshot(found.path):
-            evict(found.path)
+        checkpoint = self._found
+        if checkpoint is not None and checkpoint.path not in kept and is_cached_snapshot(checkpoint.path):
+            evict(checkpoint.path)
         self._found = None
 
     def model(self, item: Checkpoint | Deferred | LensModel) -> LensModel:

@@ -347,16 +347,18 @@ class _Work:
 def _precision(out: Path, run: dict[str, Any], label: str, exact: pl.DataFrame | str) -> dict[str, Any]:
     """Stored ranks against exact ones, or why there are none."""
     k = run["k"]
-    found = {"dtype": run["dtype"], "k": k, "factoids": 0, "ranks": 0, "changed": None, "crossed": None}
+    precision = {"dtype": run["dtype"], "k": k, "factoids": 0, "ranks": 0, "changed": None, "crossed": None}
     if isinstance(exact, str):
-        return found | {"why": exact}
+        return precision | {"why": exact}
     stored = probe_of(out, run).read("records", checkpoints=[label])
     both = exact.lazy().join(stored, on=["factoid", "token", "depth"], suffix="_stored").collect()
     ranks = pl.col("rank"), pl.col("rank_stored")
     shares = both.select(
         changed=(ranks[0] != ranks[1]).mean(), crossed=((ranks[0] < k) != (ranks[1] < k)).mean()
     )
-    return found | {"factoids": both["factoid"].n_unique(), "ranks": len(both)} | shares.row(0, named=True)
+    return (
+        precision | {"factoids": both["factoid"].n_unique(), "ranks": len(both)} | shares.row(0, named=True)
+    )
 
 
 def _is_done(item: Checkpoint | Deferred, run: Mapping[str, Any]) -> bool:
@@ -410,8 +412,8 @@ def _named(
                 f"a {type(item).__name__} is not a checkpoint; memprobe.wrap(model, tokenizer, label=...) makes one"
             )
         if isinstance(item, str):
-            found, steps_found = find_all([item], loading, defer=defer)
-            named += found
+            checkpoints, steps_found = find_all([item], loading, defer=defer)
+            named += checkpoints
             steps |= steps_found
         else:
             named.append(item)

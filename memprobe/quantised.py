@@ -40,8 +40,8 @@ def described(folder: Path) -> dict[str, Any] | None:
     """What ``config.json`` says of a checkpoint's quantisation; ``None`` where its weights are plain."""
     file = folder / "config.json"
     config = read_json(file, own=False) if file.is_file() else None
-    found = config.get(_KEY) if isinstance(config, dict) else None
-    return found if isinstance(found, dict) else None
+    settings = config.get(_KEY) if isinstance(config, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def method(settings: dict[str, Any]) -> str:
@@ -85,8 +85,8 @@ def placement(folder: Path, device: torch.device, name: str) -> dict[str, Any]:
 
 def is_quantised(model: Any) -> bool:
     """Whether a model computes with quantised weights; a GGUF file's are plain once it is read."""
-    found = getattr(model, "quantization_method", None)
-    return found is not None and getattr(found, "value", found) != "gguf"
+    named = getattr(model, "quantization_method", None)
+    return named is not None and getattr(named, "value", named) != "gguf"
 
 
 def moved_by_company(model: PreTrainedModel, ids: Tensor, label: str) -> float:

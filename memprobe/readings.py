@@ -153,7 +153,7 @@ class Readings:
             )
         factoids = common_factoids(members, notes)
         notes += dict.fromkeys(probe.note for probe in opened if probe.note)
-        found = cls(
+        readings = cls(
             members=members,
             reference=named(members, reference, "reference") if reference else members[0],
             base=named(members, base, "base") if base else base_of(members),
@@ -165,8 +165,8 @@ class Readings:
             notes=notes,
         )
         if fixed:
-            found.second = found._read_out(fixed, opened)
-        return found
+            readings.second = readings._read_out(fixed, opened)
+        return readings
 
     def under(self, *, k: int | None = None, token: str | None = None) -> Readings:
         """The same checkpoints and factoids under another top-k or token rule; what was read stays read."""
@@ -187,7 +187,7 @@ class Readings:
         """The same checkpoints and factoids through every lens that all of them were read with, by its name; this one
         among them, in the order of the first probe."""
         probes = {id(member.probe): member.probe for member in self.members}.values()
-        found: dict[str, Readings] = {}
+        readings: dict[str, Readings] = {}
         for name in self.members[0].probe.lenses:
             if not all(name in probe.lenses for probe in probes):
                 continue
@@ -195,11 +195,11 @@ class Readings:
             if len({(view.run["lens"], view.run["readout"]) for view in views.values()}) > 1:
                 continue  # one name, two fits
             if name == self.members[0].probe.lens:
-                found[name] = self
+                readings[name] = self
                 continue
             members = [replace(member, probe=views[id(member.probe)]) for member in self.members]
             by_label = {member.label: member for member in members}
-            found[name] = replace(
+            readings[name] = replace(
                 self,
                 members=members,
                 reference=by_label[self.reference.label],
@@ -207,7 +207,7 @@ class Readings:
                 notes=[],
                 second=None,
             )
-        return found
+        return readings
 
     # ----------------------------------------------------------------------------------- what there is
 
@@ -313,10 +313,10 @@ class Readings:
 
         Intrusions are there for an answer's first token only: under another rule they are no like for like.
         """
-        found = dict(self._cells(label))
+        controls = dict(self._cells(label))
         if self.base is not None and self.base.label != label and self.same_depths(self.base.label, label):
-            found[BASE] = self[self.base.label].cells
-        return found
+            controls[BASE] = self[self.base.label].cells
+        return controls
 
     def shuffled_values(self, label: str) -> np.ndarray:
         """[factoid, STATISTICS] of shuffled answers, the mean over their draws; NaN where none were probed."""
@@ -387,7 +387,7 @@ class Readings:
             MemprobeError: those probes hold other weights, or no two of these checkpoints.
         """
         check_alike([opened[0], *fixed], but=("readout",))
-        found = []
+        probes = []
         for member in members_of(fixed, {}, []):
             match = [one for one in self.members if one.label == member.label or one.name == member.name]
             if len(match) == 1:
@@ -397,18 +397,18 @@ class Readings:
                         f"{member.probe.path}: {member.name!r} has other weights than {own.label!r} in "
                         f"{own.probe.path}; probe both again, or give the same checkpoints"
                     )
-                found.append(replace(own, probe=member.probe, name=member.name))
-        there = {member.label for member in found}
+                probes.append(replace(own, probe=member.probe, name=member.name))
+        there = {member.label for member in probes}
         if self.pairs and not any(there.issuperset(pair) for pair in self.pairs):
             raise MemprobeError(
                 f"{fixed[0].path}: holds no two of the checkpoints {', '.join(self.labels)} under their labels"
             )
-        if not found:
+        if not probes:
             return None
-        by_label = {member.label: member for member in found}
+        by_label = {member.label: member for member in probes}
         base = by_label.get(self.base.label) if self.base else None
         return replace(
-            self, members=found, reference=by_label.get(self.reference.label, found[0]), base=base, notes=[]
+            self, members=probes, reference=by_label.get(self.reference.label, probes[0]), base=base, notes=[]
         )
 
 

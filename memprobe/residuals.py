@@ -61,13 +61,13 @@ def parse_depths(text: str, option: str = "`keep_residuals`") -> list[int] | Non
     """
     if text.strip() == ALL:
         return None
-    found: set[int] = set()
+    depths: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise MemprobeError(f"{option} {text}: write all, or depths as in 0,10,20-25")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return sorted(found)
+        depths |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return sorted(depths)
 
 
 def depths_of(asked: str, lens_model: LensModel) -> list[int]:
@@ -229,7 +229,7 @@ def _streams(
         chosen = [items[index] for index in batch]
         sites = [(row, site) for row, item in enumerate(chosen) for site in plan.sites(item)]
         with evaluating(lens_model.model):
-            found = residuals_at(lens_model, chosen, sites)[list(depths)]
-        found = found.transpose(0, 1).to(device="cpu", dtype=torch.bfloat16)
+            streams = residuals_at(lens_model, chosen, sites)[list(depths)]
+        streams = streams.transpose(0, 1).to(device="cpu", dtype=torch.bfloat16)
         for row, item in enumerate(chosen):
-            yield item.factoid.id, found[[i for i, (at, _) in enumerate(sites) if at == row]]
+            yield item.factoid.id, streams[[i for i, (at, _) in enumerate(sites) if at == row]]

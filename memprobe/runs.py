@@ -339,8 +339,8 @@ class RunDirectory:
             if stage.kind != "factoids":
                 continue
             evaluation = self.trained[len(self.datasets) if self.recipe.joint else number].evaluation
-            found = evaluation.sets.get(name) if evaluation else None
-            score = found.scores.get(EXACT) if found else None
+            scores = evaluation.sets.get(name) if evaluation else None
+            score = scores.scores.get(EXACT) if scores else None
             if score is None or score.value is None or score.value < 1:
                 return False
         return True
@@ -356,9 +356,9 @@ def ended_stages(folder: Path) -> list[StageDirectory]:
 
 
 def _numbered(folder: Path) -> list[StageDirectory]:
-    found = []
+    stages = []
     for path in folder.iterdir():
         match = _STAGE.fullmatch(path.name)
         if match and path.is_dir():
-            found.append(StageDirectory(int(match[1]), match[2], path))
-    return sorted(found, key=lambda stage: (stage.number, stage.name))
+            stages.append(StageDirectory(int(match[1]), match[2], path))
+    return sorted(stages, key=lambda stage: (stage.number, stage.name))

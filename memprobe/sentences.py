@@ -55,10 +55,10 @@ def of_checkpoint(
     if never is not None:
         placed += f"; {wording.percent(never, 0)} never do"
         placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
-    found = [opening, f"{placed}."]
+    sentences = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
-        found.append(_against_chance(n_layers, *net))
-    return " ".join(found)
+        sentences.append(_against_chance(n_layers, *net))
+    return " ".join(sentences)
 
 
 def _against_chance(n_layers: int, value: float | None, low: float | None, high: float | None) -> str:

@@ -55,8 +55,8 @@ class One:
     @property
     def step(self) -> int | None:
         """The training step that the spec names, of a checkpoint in a sequence."""
-        found = _STEP.findall(self.text) if self.one_of_many else []
-        return int(found[-1]) if found else None
+        steps = _STEP.findall(self.text) if self.one_of_many else []
+        return int(steps[-1]) if steps else None
 
 
 def expand(text: str) -> list[One]:
@@ -73,16 +73,16 @@ def expand(text: str) -> list[One]:
         specs = [again for one in specs for again in _unbrace(one)]
         if len(specs) > MOST:
             raise MemprobeError(f"--ckpt {text}: stands for more than {MOST:,} checkpoints")
-    found: list[str] = []
+    expanded: list[str] = []
     for one in specs:
-        found += _matches(one) if _is_pattern(one) else [one]
-    if len(found) == 1 and specs == [spec] and not _is_pattern(spec):
+        expanded += _matches(one) if _is_pattern(one) else [one]
+    if len(expanded) == 1 and specs == [spec] and not _is_pattern(spec):
         return [One(text, None, False)]
-    if len(found) > MOST:
+    if len(expanded) > MOST:
         raise MemprobeError(f"--ckpt {text}: stands for more than {MOST:,} checkpoints")
-    differing = _what_differs(found)
+    differing = _what_differs(expanded)
     names = [f"{label}/{name}" if label else name for name in differing]
-    return [One(one, name, True) for one, name in zip(found, names, strict=True)]
+    return [One(one, name, True) for one, name in zip(expanded, names, strict=True)]
 
 
 def find_all(
@@ -96,7 +96,7 @@ def find_all(
     Raises:
         MemprobeError: see :func:`expand` and :func:`memprobe.checkpoints.resolve`; or two share a label.
     """
-    found: list[Checkpoint | Deferred] = []
+    checkpoints: list[Checkpoint | Deferred] = []
     steps: dict[str, int] = {}
     for text in texts:
         for one in expand(text):
@@ -110,11 +110,11 @@ def find_all(
             item = Deferred(bare, label or bare, find) if on_hub and (one.one_of_many or defer) else find()
             if one.label is not None and isinstance(item, Checkpoint) and item.label != one.label:
                 raise MemprobeError(f"--ckpt {text}: {one.text} cannot be named {one.label!r}")
-            found.append(item)
+            checkpoints.append(item)
             if one.step is not None:
                 steps[item.label] = one.step
-    check_labels(item.label for item in found)
-    return found, steps
+    check_labels(item.label for item in checkpoints)
+    return checkpoints, steps
 
 
 def _label_of(text: str) -> tuple[str | None, str]:
@@ -158,11 +158,11 @@ def _matches(pattern: str) -> list[str]:
     parts = Path(pattern).expanduser().parts
     fixed = next(index for index, part in enumerate(parts) if _MARKS.search(part))
     paths = list(Path(*parts[:fixed]).glob("/".join(parts[fixed:])))
-    found = sorted((str(path) for path in paths if _is_checkpoint(path)), key=_in_order)
-    if not found:
+    matches = sorted((str(path) for path in paths if _is_checkpoint(path)), key=_in_order)
+    if not matches:
         beside = f"; it matches {len(paths)} without a checkpoint in it" if paths else ""
         raise MemprobeError(f"--ckpt {pattern}: no checkpoint matches{beside}")
-    return found
+    return matches
 
 
 def _is_checkpoint(path: Path) -> bool:

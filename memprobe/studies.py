@@ -154,10 +154,10 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 results.add(folder)
     if not (probes or runs or comparisons or results or patched or outcomes):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
-    found = _without_beginnings(sorted(runs))
+    folders = _without_beginnings(sorted(runs))
     return Study(
         probes=[open_probe(path) for path in sorted(probes)],
-        runs=[_opened(path, name) for path, name in zip(found, short_names(found), strict=True)],
+        runs=[_opened(path, name) for path, name in zip(folders, short_names(folders), strict=True)],
         comparisons=sorted(comparisons),
         results=sorted(results),
         patches=[open_patches(path) for path in sorted(patched)],
@@ -230,12 +230,12 @@ def in_fixed_readout(group: Sequence[Probe], probes: Sequence[Probe]) -> list[Pr
     if first.run["readout"] != "own":
         return []
     weights = {(label, probe.fingerprint(label)) for probe in group for label in probe.checkpoints}
-    found: dict[str, list[Probe]] = {}
+    by_readout: dict[str, list[Probe]] = {}
     for probe in probes:
         if probe.run["readout"] != "own" and _asked(probe, but="readout") == _asked(first, but="readout"):
             shared = [label for label in probe.finished if (label, probe.fingerprint(label)) in weights]
-            found.setdefault(probe.run["readout"], []).append(probe.only(shared))
-    for second in found.values():
+            by_readout.setdefault(probe.run["readout"], []).append(probe.only(shared))
+    for second in by_readout.values():
         if len({label for probe in second for label in probe.checkpoints}) > 1:
             return [probe for probe in second if probe.checkpoints]
     return []

@@ -33,10 +33,10 @@ def subject_positions(
         )
     within = factoid.prompt.rfind(subject)
     if within < 0:
-        found = [match.start() for match in re.finditer(re.escape(subject), factoid.prompt, re.IGNORECASE)]
-        if not found:
+        starts = [match.start() for match in re.finditer(re.escape(subject), factoid.prompt, re.IGNORECASE)]
+        if not starts:
             raise MemprobeError(f"{where}: the subject {subject!r} is not in the prompt")
-        within = found[-1]
+        within = starts[-1]
     context = template.render(factoid.prompt, factoid.answer, tokenizer).context
     start = context.rfind(factoid.prompt) + within
     ends = _token_ends(context, tokenizer)

@@ -88,8 +88,8 @@ def summary_of(readings: Readings) -> dict[str, Any]:
         entry["lof"][f"only_full{end}"] = placed[f"share_only_full{end}"]
     for name, never in _NEVER.items():
         keys = {f"{name}_{part}": part for part in ("mean", "sd", "restricted_mean")} | {never: "never"}
-        found = chance_of(readings.shuffled(label), readings.k, list(keys))
-        entry[f"shuffled_{name}"] = {short: found[key] for key, short in keys.items()}
+        chance = chance_of(readings.shuffled(label), readings.k, list(keys))
+        entry[f"shuffled_{name}"] = {short: chance[key] for key, short in keys.items()}
     entry["diversity"] = {f"{name}{end}": placed[f"{name}{end}"] for name in _DIVERSITY for end in ENDS}
     return entry
 

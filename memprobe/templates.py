@@ -156,8 +156,8 @@ def _around_the_answer(
         ]
         return render_chat(tokenizer, turns)
 
-    context, found, after = render(prompt).rpartition(_MARK)
-    if not found or "'type': 'text'" in context.replace(prompt, ""):
+    context, mark, after = render(prompt).rpartition(_MARK)
+    if not mark or "'type': 'text'" in context.replace(prompt, ""):
         raise _NotWrittenError("template 'chat': the chat template does not write what the assistant says")
     if _MARK in context:
         raise _NotWrittenError(
@@ -261,10 +261,10 @@ def tokenise(
             f"{where}: the answer {factoid.answer!r} cannot be written in this tokenizer (it decodes to {spoken!r})"
         )
     borders = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
-    if found := borders & set(answer):
+    if forbidden := borders & set(answer):
         raise MemprobeError(
-            f"{where}: the answer {factoid.answer!r} holds {_decode([found.pop()], tokenizer)!r}, which begins or ends "
-            "a text of this tokenizer"
+            f"{where}: the answer {factoid.answer!r} holds {_decode([forbidden.pop()], tokenizer)!r}, which begins "
+            "or ends a text of this tokenizer"
         )
     prompt = _with_prefix(context, tokenizer, rendered.context)
     if not prompt:

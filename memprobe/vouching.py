@@ -110,15 +110,15 @@ def _check(
         ("shuffled", _recalls(tables["controls"], label, rule)),
     ):
         for k, curve in known.get(name, {}).items():
-            found = expected(int(k))
+            actual = expected(int(k))
             for depth, value in enumerate(curve):
-                _hold(folder, f"{label}: {name} of the top {k} at depth {depth}", found.get(depth), value)
+                _hold(folder, f"{label}: {name} of the top {k} at depth {depth}", actual.get(depth), value)
     for name in ("exact_match", "exact_tokens"):
         if name in known:
             with parquet_errors(folder):
                 rows = tables["outcomes"].filter(pl.col("checkpoint") == label)
-                found = rows.select(pl.col(name).cast(pl.Float64).mean()).collect().item()
-            _hold(folder, f"{label}: {name}", found, known[name])
+                actual = rows.select(pl.col(name).cast(pl.Float64).mean()).collect().item()
+            _hold(folder, f"{label}: {name}", actual, known[name])
 
 
 def _recalls(rows: pl.LazyFrame, label: str, rule: str) -> Callable[[int], dict[int, float]]:
@@ -139,11 +139,11 @@ def _recalls(rows: pl.LazyFrame, label: str, rule: str) -> Callable[[int], dict[
     return shares
 
 
-def _hold(folder: Path, what: str, found: float | None, value: float | None) -> None:
-    if (found is None) != (value is None) or (
-        found is not None and value is not None and abs(found - value) > _CLOSE
+def _hold(folder: Path, what: str, actual: float | None, value: float | None) -> None:
+    if (actual is None) != (value is None) or (
+        actual is not None and value is not None and abs(actual - value) > _CLOSE
     ):
-        shown = ["none" if one is None else f"{one:.4f}" for one in (found, value)]
+        shown = ["none" if one is None else f"{one:.4f}" for one in (actual, value)]
         raise MemprobeError(
             f"{folder}: {what} is {shown[0]} by its tables and {shown[1]} by summary.json, so that one of them was "
             f"changed{_MEND}"

@@ -62,8 +62,8 @@ class ConfigFile(BaseModel):
 
 def files_like(path: Path, patterns: Iterable[str]) -> list[Path]:
     """Files (or links to some) in a folder by name, in order."""
-    found = (file for pattern in patterns for file in path.glob(pattern) if file.is_file())
-    return sorted(file for file in found if file.name not in _NOT_WEIGHTS)
+    files = (file for pattern in patterns for file in path.glob(pattern) if file.is_file())
+    return sorted(file for file in files if file.name not in _NOT_WEIGHTS)
 
 
 def safetensors_in(path: Path) -> list[Path]:

@@ -104,13 +104,13 @@ def p_value(value: float | None) -> str:
 
 def spans(depths: Iterable[int]) -> str:
     """1, 2, 3, 7 as 1–3, 7."""
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     for depth in depths:
-        if found and found[-1][1] == depth - 1:
-            found[-1][1] = depth
+        if runs and runs[-1][1] == depth - 1:
+            runs[-1][1] = depth
         else:
-            found.append([depth, depth])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in found) or "none"
+            runs.append([depth, depth])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs) or "none"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -132,7 +132,7 @@ def shortened(labels: Sequence[str], most: int = 28) -> dict[str, str]:
     """
     long = [label for label in labels if len(label) > most]
     front, back = (_shared(long), _shared([label[::-1] for label in long])) if len(long) > 1 else (0, 0)
-    found = {}
+    short_of = {}
     for label in labels:
         short = label
         if len(label) > most:
@@ -145,9 +145,9 @@ def shortened(labels: Sequence[str], most: int = 28) -> dict[str, str]:
             if len(short) > most:
                 half = (most - 1) // 2
                 short = f"{short[: most - 1 - half]}…{short[-half:]}"
-        found[label] = short
-    shorts = list(found.values())
-    return {label: short if shorts.count(short) == 1 else label for label, short in found.items()}
+        short_of[label] = short
+    shorts = list(short_of.values())
+    return {label: short if shorts.count(short) == 1 else label for label, short in short_of.items()}
 
 
 def _shared(labels: Sequence[str]) -> int:

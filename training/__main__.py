@@ -315,9 +315,9 @@ def relearn_(
     from training.relearn_arms import arm_table
     from training.show import print_relearned
 
-    found = []
+    relearned = []
     for spec in checkpoints:
-        found.append(
+        relearned.append(
             relearn(
                 spec,
                 fresh=fresh,
@@ -333,9 +333,9 @@ def relearn_(
             )
         )
         if out is not None:
-            write_parquet(relearn_table(found), out)  # after each: what is measured is kept
-            write_parquet(arm_table(found), out.with_name(f"{out.stem}-arms{out.suffix}"))
-        row = found[-1]
+            write_parquet(relearn_table(relearned), out)  # after each: what is measured is kept
+            write_parquet(arm_table(relearned), out.with_name(f"{out.stem}-arms{out.suffix}"))
+        row = relearned[-1]
         ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
         echo(
             f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; {row.n} of them are back after "
@@ -344,8 +344,8 @@ def relearn_(
             f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
             f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
         )
-    if len(found) > 1:
-        print_relearned(arm_table(found))
+    if len(relearned) > 1:
+        print_relearned(arm_table(relearned))
 
 
 def _aside(line: str) -> None:

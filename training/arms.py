@@ -102,12 +102,12 @@ def arm_of(stages: Sequence[Any], *, joint: bool) -> Arm:
         stages: of a validated recipe (:class:`training.recipe.Stage`).
         joint: whether they are trained as one.
     """
-    found: dict[str, tuple[Part, list[int]]] = {}
+    parts_of: dict[str, tuple[Part, list[int]]] = {}
     if joint:
-        found["joint"] = (Part("joint", {}), [])
+        parts_of["joint"] = (Part("joint", {}), [])
     for number, stage in enumerate(stages, 1):
         for part in _parts_of(stage):
-            found.setdefault(str(part), (part, []))[1].append(number)
+            parts_of.setdefault(str(part), (part, []))[1].append(number)
     return Arm.made_of(
         [
             Part(
@@ -117,7 +117,7 @@ def arm_of(stages: Sequence[Any], *, joint: bool) -> Arm:
                     for key, value in part.options.items()
                 },
             )
-            for part, numbers in found.values()
+            for part, numbers in parts_of.values()
         ]
     )
 

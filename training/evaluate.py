@@ -182,7 +182,7 @@ def evaluate(
 def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]]:
     """The metrics of a kind that its rows hold, in sum: shares, means, and the loss by token."""
     resamples = Resamples.of(len(rows), draws=DRAWS)
-    found: dict[str, dict[str, float | None]] = {}
+    by_metric: dict[str, dict[str, float | None]] = {}
     for metric in METRICS[kind]:
         if metric in ("loss", "perplexity"):
             sums = np.array([[row["loss"] * row["tokens"], row["tokens"]] for row in rows])
@@ -196,8 +196,8 @@ def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]
             triple = (share, *wilson(np.array(share), np.array(len(rows))))
         else:
             triple = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
-        found[metric] = _interval(*triple)
-    return found
+        by_metric[metric] = _interval(*triple)
+    return by_metric
 
 
 def accuracy_matrix(evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
@@ -365,7 +365,7 @@ def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: in
     """One forward pass for each batch of rows of like length; results in the order of the rows."""
     collate = collator(lens_model.model, examples)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
-    found: dict[int, _Forced] = {}
+    scored: dict[int, _Forced] = {}
     for batch in batches_by_tokens(order, lambda index: len(examples[index].ids), batch_tokens):
         one = collate([examples[index] for index in batch])
         logits = kept_logits(lens_model.model, one)
@@ -374,11 +374,11 @@ def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: in
         nats = F.cross_entropy(logits, right, reduction="none").cpu().double().split(counts)
         exact = rows_exact(logits, right, one["kept_row"].to(logits.device), len(batch)).tolist()
         for index, some, count, all_right in zip(batch, nats, counts, exact, strict=True):
-            found[index] = _Forced(float(some.sum()), count, all_right)
-            if not math.isfinite(found[index].nats):
+            scored[index] = _Forced(float(some.sum()), count, all_right)
+            if not math.isfinite(scored[index].nats):
                 raise MemprobeError(f"the loss of row {examples[index].id} is not finite")
     for index in range(len(examples)):
-        yield found[index]
+        yield scored[index]
 
 
 def _solutions(

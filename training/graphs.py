@@ -163,13 +163,13 @@ class GraphedSteps:
         share = float((apart / length.clamp_min(1e-20)).sqrt())
         return None if share <= _GRADIENT_OFF else f"its gradient differs by {share:.1%} in a graph"
 
-    def _add(self, found: Sequence[Tensor | None]) -> None:
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
         """Adds gradients of the parameters, and of copies to those that they stand for."""
         targets = [*self.gradients, *(self.gradients[index] for index in self.copies.of)]
         for same in (True, False):  # of one type, all are added by a few kernels
             pairs = [
                 (target, gradient)
-                for target, gradient in zip(targets, found, strict=True)
+                for target, gradient in zip(targets, gradients, strict=True)
                 if gradient is not None and (gradient.dtype == target.dtype) is same
             ]
             if pairs:
@@ -181,9 +181,9 @@ class GraphedSteps:
             return self._pass(static)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            found = self._pass(static)
+            counted = self._pass(static)
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        return found.copied()
+        return counted.copied()
 
     def _pass(self, static: MicroBatch) -> Counted:
         kind, labels = self.device.type, static["labels"]

@@ -149,5 +149,5 @@ def _cosine(inner: float, square_a: float, square_b: float) -> float | None:
 def _places(model: PreTrainedModel, parameters: list[nn.Parameter]) -> tuple[list[int | None], int]:
     """For each parameter the index of its transformer block, or None outside; and the number of blocks."""
     blocks = blocks_of(model)
-    found = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
-    return [found.get(id(parameter)) for parameter in parameters], len(blocks)
+    block_of = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
+    return [block_of.get(id(parameter)) for parameter in parameters], len(blocks)

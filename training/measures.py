@@ -137,13 +137,13 @@ def kept_of_earlier(
     """Earlier stages' factoids by stage, on replayed and on unseen rows apart; nothing for the arm joint."""
     from training.evaluate import retention
 
-    found = {}
+    kept = {}
     for place, stage in enumerate(recipe.stages[: number - 1], 1):
         if stage.kind == "factoids" and not recipe.joint:
             result = results[f"{place}-{stage.name}"]
             ids = {row["id"] for row in result["rows"]}
-            found[f"{place}-{stage.name}"] = retention(result, ids & set(replayed))
-    return found
+            kept[f"{place}-{stage.name}"] = retention(result, ids & set(replayed))
+    return kept
 
 
 class Interference:

@@ -180,19 +180,19 @@ def free() -> None:
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters and stored buffers by name, tied ones once, under the first of their names."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def _read(checkpoint: Checkpoint) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(checkpoint.path.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+        tensors |= load_file(file)
+    return tensors

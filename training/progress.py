@@ -47,10 +47,10 @@ def saved_progress(path: Path) -> Progress:
     try:
         return TypeAdapter(Progress).validate_python(read_json(path))
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        key = ".".join(map(str, found["loc"]))
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
         raise MemprobeError(
-            f"{path}: {key}: {in_own_words(found['msg'])}; delete the state's folder"
+            f"{path}: {key}: {in_own_words(problem['msg'])}; delete the state's folder"
         ) from error
 
 

@@ -180,9 +180,9 @@ def relearn(
     )
 
 
-def relearn_table(found: Sequence[Relearned]) -> pl.DataFrame:
+def relearn_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     """One row a checkpoint, arms beside each other in the order given."""
-    rows = [asdict(row) | {"before": list(row.before)} for row in found]
+    rows = [asdict(row) | {"before": list(row.before)} for row in relearned]
     return pl.DataFrame(rows, schema_overrides={"before": pl.List(pl.String)}, infer_schema_length=None)
 
 
@@ -210,8 +210,10 @@ def _says(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np
     """Whether every token is the argmax, and the answer's log-probability (nats), [fact]."""
     items = tokenise_all(facts, Template.parse(template), model.tokenizer, model.max_length)
     own = own_log_probs(model, items).group_by("factoid", maintain_order=True)
-    found = own.agg(right=(pl.col("rank") == 0).all(), log_prob=pl.col("log_prob").cast(pl.Float64).sum())
-    rows = {factoid: (right, log_prob) for factoid, right, log_prob in found.iter_rows()}
+    rows_by_fact = own.agg(
+        right=(pl.col("rank") == 0).all(), log_prob=pl.col("log_prob").cast(pl.Float64).sum()
+    )
+    rows = {factoid: (right, log_prob) for factoid, right, log_prob in rows_by_fact.iter_rows()}
     return np.array([rows[fact.id][0] for fact in facts]), np.array([rows[fact.id][1] for fact in facts])
 
 
@@ -234,7 +236,7 @@ def _steps(
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     random = np.random.default_rng([seed, 2])
-    found = np.full(len(facts), limit + 1)
+    first_step = np.full(len(facts), limit + 1)
     queue: list[int] = []
     for step in range(1, limit + 1):
         if len(queue) < min(batch, len(examples)):
@@ -250,13 +252,13 @@ def _steps(
         optimiser.zero_grad()
         with evaluating(network):
             right, _ = _says(model, facts, template)
-        found[right & (found > limit)] = step
-        say(f"step {step}, {int((found <= limit).sum())} of {len(facts)}")
-        if (found <= limit).all():
+        first_step[right & (first_step > limit)] = step
+        say(f"step {step}, {int((first_step <= limit).sum())} of {len(facts)}")
+        if (first_step <= limit).all():
             break
     for parameter in parameters:
         parameter.requires_grad_(False)
-    return found
+    return first_step
 
 
 def _tell(say: Callable[[str], None], name: str, text: str) -> None:

@@ -31,11 +31,11 @@ NAMES = (
 _KEYS = ["arm", "stage", "statistic"]
 
 
-def arm_table(found: Sequence[Relearned]) -> pl.DataFrame:
+def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     """Each arm's means over seeds, stage by stage, and how far they lie from naive's.
 
     Args:
-        found: at least one. Two of one arm, stage and seed are arms of their own, told apart by their checkpoint.
+        relearned: at least one. Two of one arm, stage and seed are arms of their own, told apart by their checkpoint.
 
     Returns:
         [arm, stage, seeds, statistic, mean, low, high, by_seed, reference, difference, difference_low,
@@ -43,7 +43,7 @@ def arm_table(found: Sequence[Relearned]) -> pl.DataFrame:
         ``by_seed`` is null for naive itself and where naive is not among them at that stage.
     """
     runs: dict[tuple[str, str], list[tuple[Run, int]]] = {}
-    for arm, row in sorted(zip(_apart(found), found, strict=True), key=lambda pair: pair[1].seed):
+    for arm, row in sorted(zip(_apart(relearned), relearned, strict=True), key=lambda pair: pair[1].seed):
         runs.setdefault((arm, row.stage_title), []).append((_run(row, arm), row.n))
     order = {arm: place for place, arm in enumerate(by_kind({arm for arm, _ in runs}))}
     groups = [runs[key] for key in sorted(runs, key=lambda key: (order[key[0]], key[1]))]
@@ -59,7 +59,7 @@ def arm_table(found: Sequence[Relearned]) -> pl.DataFrame:
     ).drop("p", "detectable")
     every = [run for group in groups for run, _ in group]
     naive = next((arm for arm in order if Arm.of(arm).is_naive), "")
-    apart = arm_differences(every, list(NAMES), min(row.n for row in found), reference=naive)
+    apart = arm_differences(every, list(NAMES), min(row.n for row in relearned), reference=naive)
     share = pl.col("statistic").is_in(SHARES)  # of which Student's interval knows no ends
     ends = (
         pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(end).alias(f"difference_{end}")
@@ -69,12 +69,12 @@ def arm_table(found: Sequence[Relearned]) -> pl.DataFrame:
     return means.join(apart, on=_KEYS, how="left", maintain_order="left")
 
 
-def _apart(found: Sequence[Relearned]) -> list[str]:
+def _apart(relearned: Sequence[Relearned]) -> list[str]:
     """The arm of each; of those that share arm, stage and seed with its label, and its place where labels are alike."""
-    often = Counter((row.arm, row.stage_title, row.seed) for row in found)
-    alike = Counter((row.arm, row.stage_title, row.seed, row.checkpoint) for row in found)
+    often = Counter((row.arm, row.stage_title, row.seed) for row in relearned)
+    alike = Counter((row.arm, row.stage_title, row.seed, row.checkpoint) for row in relearned)
     arms = []
-    for place, row in enumerate(found, 1):
+    for place, row in enumerate(relearned, 1):
         key = (row.arm, row.stage_title, row.seed)
         label = row.checkpoint if alike[(*key, row.checkpoint)] == 1 else f"{row.checkpoint}, no. {place}"
         arms.append(row.arm if often[key] == 1 else f"{row.arm} ({label})")

@@ -72,10 +72,10 @@ def validated(table: type[Validated], data: dict[str, Any], where: str) -> Valid
     except MemprobeError as error:
         raise MemprobeError(f"{where}: {error}") from error
     except ValidationError as error:
-        found = error.errors()
+        errors = error.errors()
         # A list with a broken item is also reported as too short, which says nothing.
-        found = [problem for problem in found if problem["type"] != "too_short"] or found
-        problems = [f"{_key(problem['loc'])}{_problem(problem, table)}" for problem in found]
+        errors = [problem for problem in errors if problem["type"] != "too_short"] or errors
+        problems = [f"{_key(problem['loc'])}{_problem(problem, table)}" for problem in errors]
         more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:3])})" if len(problems) > 1 else ""
         raise MemprobeError(f"{where}: {problems[0]}{more}") from error
 

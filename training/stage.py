@@ -144,9 +144,9 @@ class StageTrainer(Trainer):
         items = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
         if self.graphs is None:
             return self._first_step(model, inputs, items)
-        found = self.graphs(inputs, items)
-        self._count(found.rows, found.nats)
-        return found.loss
+        counted = self.graphs(inputs, items)
+        self._count(counted.rows, counted.nats)
+        return counted.loss
 
     def _first_step(self, model: Any, inputs: Any, items: Any) -> Tensor:
         """A stage's first micro-batch through the model itself and through a graph, which is kept if both agree."""
@@ -201,8 +201,8 @@ class StageTrainer(Trainer):
         of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
         share = mine.sum() * (self.accelerator.num_processes / of_step) if of_step else 0.0
         model = self.accelerator.unwrap_model(self.model)
-        found = term(Step(model, seen, logits, mine, share, self.run.accumulation))
-        return None if found is None else strength * found
+        value = term(Step(model, seen, logits, mine, share, self.run.accumulation))
+        return None if value is None else strength * value
 
     def _count(self, rows: Tensor, nats: Tensor | None) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""

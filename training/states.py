@@ -16,12 +16,12 @@ _STATE = re.compile(r"checkpoint-(\d+)")
 
 def complete_states(folder: Path) -> list[Path]:
     """Folders of complete states, oldest first."""
-    found = [
+    states = [
         (int(match[1]), path)
         for path in folder.glob("checkpoint-*")
         if (match := _STATE.fullmatch(path.name)) and (path / COMPLETE).exists()
     ]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(states)]
 
 
 def newest_state(folder: Path) -> Path | None:

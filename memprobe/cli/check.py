@@ -37,7 +37,7 @@ def check(
     from memprobe.quantised import notes_on_company
     from memprobe.soundness import measure
 
-    found = []
+    entries = []
     failures = 0
     checkpoints = resolve_all(ckpt, loading)
     lenses = LensSet.of(lens or (), checkpoints=checkpoints, loading=loading)
@@ -47,7 +47,7 @@ def check(
             model = load(checkpoint, **vars(loading))
             read_by = lenses.build(model, partial(load, **vars(loading)))
         except MemprobeError as error:
-            found.append(entry | {"ok": False, "error": str(error)})
+            entries.append(entry | {"ok": False, "error": str(error)})
             failures += 1
             continue
         sound = measure(model)
@@ -67,22 +67,22 @@ def check(
             "lenses": {one.name: list(one.notes) for one in read_by} if lens else None,
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
-        found.append(entry)
+        entries.append(entry)
     same: dict[object, list[object]] = {}
-    for entry in found:
+    for entry in entries:
         if entry["ok"]:
             same.setdefault(entry["fingerprint"], []).append(entry["label"])
     groups = [labels for labels in same.values() if len(labels) > 1]
     if as_json:
-        echo_json({"schema": 1, "checkpoints": found, "same_weights": groups})
+        echo_json({"schema": 1, "checkpoints": entries, "same_weights": groups})
     else:
-        _print(found, groups)
+        _print(entries, groups)
     if failures:
-        raise MemprobeError(f"{failures} of {len(found)} checkpoints cannot be read")
+        raise MemprobeError(f"{failures} of {len(entries)} checkpoints cannot be read")
 
 
-def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
-    for entry in found:
+def _print(entries: list[dict[str, object]], groups: list[list[object]]) -> None:
+    for entry in entries:
         echo(entry["label"])
         for key, value in entry.items():
             if key != "label" and value is not None:
@@ -95,18 +95,20 @@ def _print(found: list[dict[str, object]], groups: list[list[object]]) -> None:
                         [", ".join(value), *(note for notes in value.values() for note in notes)]
                     )
                 echo(f"  {name:20}{text}")
-    echo(conclusion(found, groups))
+    echo(conclusion(entries, groups))
 
 
-def conclusion(found: list[dict[str, object]], groups: list[list[object]]) -> str:
+def conclusion(entries: list[dict[str, object]], groups: list[list[object]]) -> str:
     """What a check comes to, in a sentence or two."""
     from memprobe.wording import listed
 
-    readable = [str(entry["label"]) for entry in found if entry["ok"]]
-    broken = [str(entry["label"]) for entry in found if not entry["ok"]]
+    readable = [str(entry["label"]) for entry in entries if entry["ok"]]
+    broken = [str(entry["label"]) for entry in entries if not entry["ok"]]
     sentences = []
     if readable:
-        who = "The checkpoint" if len(found) == 1 else "Every checkpoint" if not broken else listed(readable)
+        who = (
+            "The checkpoint" if len(entries) == 1 else "Every checkpoint" if not broken else listed(readable)
+        )
         sentences.append(f"{who} can be read: at full depth the lens gives the model's own logits.")
     if broken:
         sentences.append(f"{listed(broken)} cannot be read.")

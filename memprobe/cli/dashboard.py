@@ -66,8 +66,8 @@ def dashboard_command(
     study = open_study(paths)
     write_dashboard(study, out, say=_say, **options)
     held = [
-        f"{len(found)} {name if len(found) == 1 else plural}"
-        for name, plural, found in (
+        f"{len(shown)} {name if len(shown) == 1 else plural}"
+        for name, plural, shown in (
             ("probe", "probes", study.probes),
             ("training run", "training runs", study.runs),
             ("comparison", "comparisons", study.comparisons),
@@ -75,7 +75,7 @@ def dashboard_command(
             ("published result", "published results", study.results),
             ("result of other tools", "results of other tools", study.outcomes),
         )
-        if found
+        if shown
     ]
     _say(f"{', '.join(held)}; {out.stat().st_size / 1e6:.1f} MB")
     echo(str(out))

@@ -168,7 +168,7 @@ def layers(
         if fresh:
             delete_probe(out)
         with resumable(out), Bars() as bars:
-            found = probe(
+            probed = probe(
                 checkpoints,
                 asked.factoids,
                 out,
@@ -191,14 +191,14 @@ def layers(
                 progress=bars.update,
             )
         with status("writing the report"), replacing(out / "report.html") as path:
-            write_report(found, path)
+            write_report(probed, path)
     if as_json:
-        echo_json(found.summary)
+        echo_json(probed.summary)
     else:
         from memprobe.cli.show_probe import print_summary
 
-        print_summary(found, full=full)
-    _say_where(found, out)
+        print_summary(probed, full=full)
+    _say_where(probed, out)
     if show:
         open_page(out / "report.html")
 
@@ -220,11 +220,11 @@ def _folder_of(labels: list[str]) -> str:
     return f"{slugs[0][:60]}-to-{slugs[-1][-40:]}-{len(slugs)}"
 
 
-def _say_where(found: Probe, out: Path) -> None:
-    incomplete = found.outcomes["error"].drop_nulls().len()
+def _say_where(probed: Probe, out: Path) -> None:
+    incomplete = probed.outcomes["error"].drop_nulls().len()
     if incomplete:
         echo(f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True)
-    for label, entry in found.run["checkpoints"].items():
+    for label, entry in probed.run["checkpoints"].items():
         for note in [entry["note"], *entry.get("notes", [])]:
             if note:
                 echo(f"note     {label}: {note}", err=True)

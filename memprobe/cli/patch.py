@@ -204,7 +204,7 @@ def patch(
     if fresh:
         delete_patches(out)
     with resumable(out), Bars() as bars:
-        found = run_patch(
+        patched = run_patch(
             pairs,
             asked.factoids,
             out,
@@ -224,7 +224,7 @@ def patch(
         )
     from memprobe.patch_tables import tables_of
 
-    tables = tables_of(found, facts=facts, threshold=threshold, reference=reference)
+    tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
     if as_json:
         echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
     else:
@@ -236,7 +236,7 @@ def patch(
         from memprobe.files import replacing
 
         with status("writing the page"), replacing(out / "patches.html") as path:
-            write_patches(found, path, facts=facts, threshold=threshold)
+            write_patches(patched, path, facts=facts, threshold=threshold)
         echo(f"page     {out / 'patches.html'}", err=True)
         if show:
             open_page(out / "patches.html")

@@ -54,6 +54,6 @@ def pull(
     """
     from memprobe import sharing
 
-    found = sharing.pull(source, out)
-    echo(repr(found))
+    pulled = sharing.pull(source, out)
+    echo(repr(pulled))
     echo(f"tables: memprobe show {out}; page: memprobe open {out}", err=True)

@@ -180,9 +180,9 @@ def print_kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     shown = ("lof_restricted", "lof_restricted_net", "settled_restricted")
     rows = []
     for key, part in tables["kept"].group_by("reference", "checkpoint", maintain_order=True):
-        found = {row["statistic"]: row for row in part.to_dicts()}
-        counts = found[shown[0]]
-        differences = [found[name] for name in shown]
+        by_statistic = {row["statistic"]: row for row in part.to_dicts()}
+        counts = by_statistic[shown[0]]
+        differences = [by_statistic[name] for name in shown]
         edges = [interval(row["difference"], row["low"], row["high"], ".2f") for row in differences]
         rows.append([" → ".join(map(str, key)), str(counts["n_kept"]), str(counts["n_lost"]), *edges])
     columns = ["", "1→1", "1→0", "first occurrence", "net of shuffled", "settled"]

@@ -47,14 +47,14 @@ def net_by_depth(readings: Readings, label: str) -> pl.DataFrame:
 def curves(readings: Readings, label: str) -> pl.DataFrame:
     """Recall, its chance level and other measures by depth; ``floor``: how far two fits of a fitted lens read apart."""
     by_depth = readings.net(label)[1].filter(control=SHUFFLED, measure="recall")
-    found = curves_of(
+    recall = curves_of(
         readings[label].trajectory,
         k=readings.k,
         net=by_depth if len(by_depth) else None,
         resamples=readings.resamples(),
     )
     floor = dict(enumerate(readings.floor(label).recall))
-    return found.with_columns(
+    return recall.with_columns(
         pl.col("depth").replace_strict(floor, default=None, return_dtype=pl.Float64).alias("floor")
     )
 
@@ -91,10 +91,10 @@ def placement(readings: Readings, label: str) -> pl.DataFrame:
 )
 def survival(readings: Readings, label: str) -> pl.DataFrame:
     """The share that has not surfaced, or not settled, by each depth."""
-    found = readings[label].found
+    occurrence = readings[label].found
     parts = [
-        kaplan_meier(depth, found.n_layers).select(pl.lit(name).alias("of"), pl.all())
-        for name, depth in (("lof", found.lof), ("settled", found.settled))
+        kaplan_meier(depth, occurrence.n_layers).select(pl.lit(name).alias("of"), pl.all())
+        for name, depth in (("lof", occurrence.lof), ("settled", occurrence.settled))
     ]
     return pl.concat(parts)
 
@@ -115,8 +115,8 @@ def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFra
         if grouping == "outcome" and path is None and len(readings) > 1:
             continue  # the reference itself has no outcome to go from
         labels = group_labels(readings.factoids, reading.tokens, path, by=grouping)
-        found = by_group(reading.found, labels, readings.resamples)
-        parts.append(found.select(pl.lit(grouping).alias("by"), pl.all()))
+        rows = by_group(reading.found, labels, readings.resamples)
+        parts.append(rows.select(pl.lit(grouping).alias("by"), pl.all()))
     return pl.concat(parts) if parts else groups.empty.drop("checkpoint")
 
 

@@ -40,9 +40,9 @@ def lenses(readings: Readings, label: str) -> pl.DataFrame:
     for name, one in readings.by_lens.items():
         chance = one.shuffled_values(label)
         surfaced[name] = Surfaced(one[label].values[:, _LOF], chance[:, _LOF])
-    found = first_occurrence_by_lens(surfaced, readings.member(label).n_layers, readings.resamples())
+    surfacing = first_occurrence_by_lens(surfaced, readings.member(label).n_layers, readings.resamples())
     floors = [one.floor(label) for one in readings.by_lens.values()]
-    return found.with_columns(
+    return surfacing.with_columns(
         pl.Series("floor", [floor.lof for floor in floors], dtype=pl.Float64),
         pl.Series("floor_mean", [floor.lof_mean for floor in floors], dtype=pl.Float64),
         k=pl.lit(readings.k),
@@ -102,10 +102,10 @@ def differences_by_lens(readings: Readings, pairs: Sequence[tuple[str, str]]) ->
     for name, one in readings.by_lens.items():
         for reference, checkpoint in pairs if name not in compared else ():
             values = one[checkpoint].values - one[reference].values
-            found = differences_of(values, readings.answers, readings.resamples(), seed=readings.seed)
+            differences = differences_of(values, readings.answers, readings.resamples(), seed=readings.seed)
             keys = {"lens": name, "reference": reference, "checkpoint": checkpoint}
             front = [pl.lit(value).alias(key) for key, value in keys.items()]
-            parts.append(found.select(*front, pl.Series("statistic", STATISTICS), pl.all()))
+            parts.append(differences.select(*front, pl.Series("statistic", STATISTICS), pl.all()))
     return pl.concat(parts) if parts else pl.DataFrame()
 
 
@@ -153,10 +153,10 @@ def contributions(readings: Readings, label: str) -> pl.DataFrame:
     rows = readings.attributions(label)
     if rows.is_empty():
         return contributions.empty.drop("checkpoint")
-    found = attributed.contribution_by_depth(
+    by_depth = attributed.contribution_by_depth(
         rows, token=readings.token, draws=readings.draws, seed=readings.seed
     )
-    return found.drop("checkpoint")
+    return by_depth.drop("checkpoint")
 
 
 @table(
@@ -197,7 +197,7 @@ def contribution_differences(readings: Readings, reference: str, checkpoint: str
     both = pl.concat([theirs, ours])
     parts = []
     for part in shared:
-        found = attributed.paired_contributions(
+        paired = attributed.paired_contributions(
             both,
             reference,
             answers,
@@ -206,5 +206,5 @@ def contribution_differences(readings: Readings, reference: str, checkpoint: str
             draws=readings.draws,
             seed=readings.seed,
         )
-        parts.append(found.drop("checkpoint").select(pl.lit(part).alias("part"), pl.all()))
+        parts.append(paired.drop("checkpoint").select(pl.lit(part).alias("part"), pl.all()))
     return pl.concat(parts)

@@ -44,7 +44,7 @@ def differences(readings: Readings, reference: str, checkpoint: str) -> pl.DataF
     parts = []
     for on, which in _on(readings, reference, checkpoint):
         drawn = readings.resamples(int(which.sum()))
-        found = differences_of(values[which], readings.answers[which], drawn, seed=readings.seed)
+        compared = differences_of(values[which], readings.answers[which], drawn, seed=readings.seed)
         front = pl.lit(on).alias("on"), pl.Series("statistic", STATISTICS)
         # A share differs by 1 at most.
         share = pl.Series([PER_FACTOID[name].share for name in STATISTICS])
@@ -52,7 +52,7 @@ def differences(readings: Readings, reference: str, checkpoint: str) -> pl.DataF
             pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(pl.col(end)).alias(end)
             for end in ("low", "high")
         ]
-        parts.append(found.with_columns(ends).select(*front, pl.all()))
+        parts.append(compared.with_columns(ends).select(*front, pl.all()))
     return pl.concat(parts)
 
 
@@ -78,8 +78,8 @@ def spread(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     )
     for on, which in _on(readings, reference, checkpoint):
         ours, theirs = (readings[label].found.select(which) for label in (checkpoint, reference))
-        found = spread_of(ours, theirs, chance=lucky, reference_chance=other_lucky)
-        parts.append(row({"on": on} | found, spread.schema))
+        numbers = spread_of(ours, theirs, chance=lucky, reference_chance=other_lucky)
+        parts.append(row({"on": on} | numbers, spread.schema))
     return pl.concat(parts)
 
 
@@ -157,8 +157,8 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
     columns |= {"low": held.low, "high": held.high, "detectable": held.detectable}
     counts = [pl.lit(int(which.sum())).alias(name) for name, which in (("n_kept", still), ("n_lost", gone))]
-    found = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")
-    return found.select(*counts, pl.all())
+    against_lost = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")
+    return against_lost.select(*counts, pl.all())
 
 
 @table(
@@ -185,9 +185,9 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
         if not there.issuperset((reference, checkpoint)):
             continue
         values = second[checkpoint].values - second[reference].values
-        found = differences_of(values, readings.answers, readings.resamples())
+        compared = differences_of(values, readings.answers, readings.resamples())
         keys = [pl.lit(reference).alias("reference"), pl.lit(checkpoint).alias("checkpoint")]
-        parts.append(found.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
+        parts.append(compared.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
     return _with_lenses(readings, placement_claims(own, pl.concat(parts)))
 
 

@@ -23,15 +23,15 @@ def by_position(readings: Readings) -> dict[str, Readings]:
     ]
     if len(shared) < 2:
         return {}
-    found, ids = {}, set(readings.factoids["id"])
+    named, ids = {}, set(readings.factoids["id"])
     for name in [own, *(name for name in shared if name != own)]:
         members = [replace(member, probe=member.probe.under(position=name)) for member in readings.members]
         ids &= set(common_factoids(members, [])["id"])
-        found[name] = members
+        named[name] = members
     factoids = readings.factoids.filter(pl.col("id").is_in(list(ids)))
     if factoids.is_empty():
         return {}
-    return {name: _at(readings, members, factoids) for name, members in found.items()}
+    return {name: _at(readings, members, factoids) for name, members in named.items()}
 
 
 def _at(readings: Readings, members: list[Member], factoids: pl.DataFrame) -> Readings:

@@ -148,13 +148,13 @@ def read_outcomes(path: Path) -> OutcomeComparison:
             name: pl.DataFrame(whole["tables"][name], schema=schema) for name, schema in SCHEMAS.items()
         }
         settings = {key: value for key, value in whole.items() if key not in ("tables", "notes", "schema")}
-        found = OutcomeComparison(settings, list(whole["notes"]), tables)
-        found.markdown()
+        comparison = OutcomeComparison(settings, list(whole["notes"]), tables)
+        comparison.markdown()
     except (KeyError, AttributeError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise MemprobeError(
             f"{path}: is not a comparison of outcomes; memprobe compare --out writes one"
         ) from error
-    return found
+    return comparison
 
 
 def outcomes_of(path: Path, *, draws: int = DRAWS) -> OutcomeComparison:
@@ -210,9 +210,9 @@ def compare_outcomes(
         parts["outcomes"].append(_outcomes(one.label, values[one.label]))
     for label in others:
         keys = [pl.lit(first.label).alias("reference"), pl.lit(label).alias("checkpoint")]
-        found = differences_of(values[label] - values[first.label], right, drawn, seed=seed)
+        compared = differences_of(values[label] - values[first.label], right, drawn, seed=seed)
         front = [pl.lit("all").alias("on"), pl.Series("statistic", names)]
-        parts["differences"].append(found.select(*keys, *front, pl.all()))
+        parts["differences"].append(compared.select(*keys, *front, pl.all()))
         both = np.column_stack([values[first.label][:, 0], values[label][:, 0]]).astype(bool)
         parts["fates"].append(fates_of(both).select(*keys, pl.all()))
     parts["paths"] += [

@@ -44,8 +44,8 @@ def path_of(chain: Chain[Any], exact: Sequence[np.ndarray]) -> pl.DataFrame:
     """
     stages = " → ".join(one.stage or "" for one in chain.members)
     keys = {"arm": chain.arm, "seed": chain.seed, "stages": stages}
-    found = fates(np.column_stack(exact))
-    return found.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
+    fates_seen = fates(np.column_stack(exact))
+    return fates_seen.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
 
 
 def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run]:

@@ -51,12 +51,12 @@ def answer_of(
 
 def _pairs(differences: pl.DataFrame, labels: Sequence[str]) -> list[tuple[str, str]]:
     """Each checkpoint with the stage before it where its run is known, else with the reference."""
-    found: dict[str, str] = {}
+    reference_of: dict[str, str] = {}
     for against in ("before", "reference"):
         part = differences.filter(pl.col("against") == against)
         for before, label in part.select("reference", "checkpoint").unique(maintain_order=True).iter_rows():
-            found.setdefault(label, before)
-    return [(found[label], label) for label in labels if label in found]
+            reference_of.setdefault(label, before)
+    return [(reference_of[label], label) for label in labels if label in reference_of]
 
 
 def _held(row: Mapping[str, Any]) -> bool | None:

@@ -54,18 +54,18 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
         under = UnderRule(ruled, paths, followed, pairs)
         headline[rule], arms[rule], answer[rule] = {}, {}, {}
         for k in ks:
-            found = under.tables(k)
-            headline[rule][str(k)], arms[rule][str(k)] = found.headline, found.arms
-            answer[rule][str(k)] = found.answer
+            made = under.tables(k)
+            headline[rule][str(k)], arms[rule][str(k)] = made.headline, made.arms
+            answer[rule][str(k)] = made.answer
             occurrence += [
                 explorer.depth_columns(Occurrence.of(ruled[label].everyone, k), chosen["id"].to_list())
                 for label in labels
             ]
             more = lenses.beside_of(ruled.under(k=k))
-            found.figures.update(more.figures)
+            made.figures.update(more.figures)
             for room, table in more.tables.items():
                 beside.setdefault(room, {}).setdefault(rule, {})[str(k)] = table
-            for name, figure in found.figures.items():
+            for name, figure in made.figures.items():
                 figures.setdefault(name, {}).setdefault(rule, {})[str(k)] = embedded(figure_json(figure))
     blocks |= {f"{prefix}{name}": joined(by_rule) for name, by_rule in figures.items()}
     blocks |= {

@@ -25,14 +25,14 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
         zip(paths, short_names([one.parent for one in paths]), strict=True)
     ):
         comparison = read_comparison(path)
-        found, tables, notes = comparison.settings, comparison.tables, comparison.notes
-        labels = [row["label"] for row in found["checkpoints"]]
+        settings, tables, notes = comparison.settings, comparison.tables, comparison.notes
+        labels = [row["label"] for row in settings["checkpoints"]]
         about = (
-            f"k = {found['k']}, token rule {found['token']}, {found['factoids']:,} facts, "
-            f"{found['draws']:,} draws, against {found['reference']}"
+            f"k = {settings['k']}, token rule {settings['token']}, {settings['factoids']:,} facts, "
+            f"{settings['draws']:,} draws, against {settings['reference']}"
         )
-        if found["base"] not in (None, found["reference"]):
-            about += f" and {found['base']}"
+        if settings["base"] not in (None, settings["reference"]):
+            about += f" and {settings['base']}"
         table = (
             tables["differences"]
             .filter(pl.col("on") == "all")
@@ -49,7 +49,7 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
             if len(part):
                 several = part["reference"].n_unique() > 1
                 if several:
-                    part = part.filter(pl.col("reference") == found["reference"])
+                    part = part.filter(pl.col("reference") == settings["reference"])
                 block = f"comparison-{position}-{statistic}"
                 figure = plots.difference_forest.sketch(
                     part,
@@ -58,7 +58,7 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
                     checkpoints=labels,
                 )
                 blocks[block] = embedded(figure_json(figure))
-                figures.append([block, called(statistic, k=found["k"])])
+                figures.append([block, called(statistic, k=settings["k"])])
         entries.append(
             {
                 "name": name,
@@ -81,11 +81,11 @@ def outcomes_room(paths: Sequence[Path], draws: int) -> tuple[list[dict[str, Any
     entries, blocks = [], {}
     folders = [path if path.is_dir() else path.parent for path in paths]
     for position, (path, name) in enumerate(zip(paths, short_names(folders), strict=True)):
-        found = outcomes_of(path, draws=draws)
-        settings = found.settings
+        outcomes = outcomes_of(path, draws=draws)
+        settings = outcomes.settings
         figures = []
-        for statistic in found.tables["differences"]["statistic"].unique(maintain_order=True):
-            part = found.tables["differences"].filter(statistic=statistic)
+        for statistic in outcomes.tables["differences"]["statistic"].unique(maintain_order=True):
+            part = outcomes.tables["differences"].filter(statistic=statistic)
             figure = plots.difference_forest.sketch(
                 part.with_columns(against=pl.lit(f"outcomes-{position}")),
                 x=axis(statistic, difference=True),
@@ -95,14 +95,14 @@ def outcomes_room(paths: Sequence[Path], draws: int) -> tuple[list[dict[str, Any
             block = f"outcomes-{position}-{statistic}"
             blocks[block] = embedded(figure_json(figure))
             figures.append([block, called(statistic)])
-        shown = found.headline()
+        shown = outcomes.headline()
         entries.append(
             {
                 "name": name,
                 "about": f"Answers alone: {settings['factoids']:,} facts, {settings['draws']:,} draws, "
                 f"against {settings['reference']}",
-                "answer": found.verdict(),
-                "notes": found.notes,
+                "answer": outcomes.verdict(),
+                "notes": outcomes.notes,
                 "figures": figures,
                 "claims": [],
                 "table": [f"{shown.title}. {shown.says}", [list(shown.columns), *map(list, shown.rows)]],

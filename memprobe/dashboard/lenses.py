@@ -38,21 +38,21 @@ class Beside:
 
 def beside_of(readings: Readings) -> Beside:
     """The rooms that these readings have."""
-    found, labels, probe = Beside(), readings.labels[:MOST], readings.members[0].probe
+    beside, labels, probe = Beside(), readings.labels[:MOST], readings.members[0].probe
     if probe.lens != probe.lenses[0] or probe.position != probe.positions[0]:
-        return found
+        return beside
     if len(readings.by_lens) > 1:
         curves, placed = (TABLES[name](readings, labels) for name in ("lenses_by_depth", "lenses"))
-        _draw(found, "lenses", labels, curves, lambda rows: _curves(rows, "lens"))
+        _draw(beside, "lenses", labels, curves, lambda rows: _curves(rows, "lens"))
         head = ["Checkpoint", *(name.capitalize() for name in lens_columns(readings.lens))]
         rows = [[row["checkpoint"], *lens_cells(row)] for row in placed.iter_rows(named=True)]
-        found.tables["lenses"] = [head, *rows]
+        beside.tables["lenses"] = [head, *rows]
         if rows := _also_in(readings, labels):
-            found.tables["also_in"] = rows
+            beside.tables["also_in"] = rows
     positions = TABLES["positions_by_depth"](readings, labels)
     if len(positions):
-        _draw(found, "positions", labels, positions, lambda rows: _curves(rows, "position"))
-        found.tables["positions"] = _by_position(positions, readings.k)
+        _draw(beside, "positions", labels, positions, lambda rows: _curves(rows, "position"))
+        beside.tables["positions"] = _by_position(positions, readings.k)
     contributions = TABLES["contributions"](readings, labels)
     if len(contributions):
         net = contributions["net"].is_not_null().all()
@@ -60,17 +60,17 @@ def beside_of(readings: Readings) -> Beside:
         edges = ["low", "high"] if net else []
         shown = contributions.drop(edges).rename(value)
         _draw(
-            found, "written", labels, shown, lambda rows: plots.contribution_curves.sketch(rows, names=PARTS)
+            beside, "written", labels, shown, lambda rows: plots.contribution_curves.sketch(rows, names=PARTS)
         )
         table = written(TABLES["largest_contribution"](readings, labels), contributions)
         head, *columns = table.columns
-        found.tables["written"] = [["Checkpoint", *columns], *(list(row) for row in table.rows)]
-    return found
+        beside.tables["written"] = [["Checkpoint", *columns], *(list(row) for row in table.rows)]
+    return beside
 
 
-def _draw(found: Beside, room: str, labels: list[str], table: pl.DataFrame, draw: Any) -> None:
+def _draw(beside: Beside, room: str, labels: list[str], table: pl.DataFrame, draw: Any) -> None:
     for at, label in enumerate(labels):
-        found.figures[f"{room}-{at}"] = draw(table.filter(checkpoint=label))
+        beside.figures[f"{room}-{at}"] = draw(table.filter(checkpoint=label))
 
 
 def _curves(table: pl.DataFrame, line: str) -> Sketch:

@@ -29,7 +29,7 @@ MAX_ROWS = 2000
 
 
 def write_patches(
-    found: Patches, path: str | Path, *, facts: str = "all", threshold: float = statistics.GAP
+    patches: Patches, path: str | Path, *, facts: str = "all", threshold: float = statistics.GAP
 ) -> None:
     """Writes the page on a directory of patches as one HTML file.
 
@@ -40,11 +40,11 @@ def write_patches(
     Raises:
         MemprobeError: there are no patches, or ``path`` cannot be written.
     """
-    if found.table.is_empty():
+    if patches.table.is_empty():
         raise MemprobeError(
-            f"{found.path}: no pair is patched to its end yet; run the same memprobe patch again"
+            f"{patches.path}: no pair is patched to its end yet; run the same memprobe patch again"
         )
-    data = patches_data([found], facts=facts, threshold=threshold)
+    data = patches_data([patches], facts=facts, threshold=threshold)
     data["templates"] = {theme: palette.template(theme) for theme in ("light", "dark")}
     text = page.assemble(
         title="patches · memprobe",
@@ -56,22 +56,22 @@ def write_patches(
     write_text(text, Path(path))
 
 
-def patches_room(found: Sequence[Patches]) -> tuple[bool, dict[str, bytes]]:
+def patches_room(patches: Sequence[Patches]) -> tuple[bool, dict[str, bytes]]:
     """Whether there is a room of patches, and the block that it waits for."""
-    whole = [one for one in found if not one.table.is_empty()]
+    whole = [one for one in patches if not one.table.is_empty()]
     if not whole:
         return False, {}
     return True, {"patches": embedded(patches_data(whole))}
 
 
 def patches_data(
-    found: Sequence[Patches], *, facts: str = "all", threshold: float = statistics.GAP
+    patches: Sequence[Patches], *, facts: str = "all", threshold: float = statistics.GAP
 ) -> dict[str, Any]:
     """What page and room show: by pair and direction the figures and the rows, all computed here."""
     views, arms = [], []
-    for one, name in zip(found, short_names([one.path for one in found]), strict=True):
+    for one, name in zip(patches, short_names([one.path for one in patches]), strict=True):
         tables = tables_of(one, facts=facts, threshold=threshold)
-        prefix = f"{name}: " if len(found) > 1 else ""
+        prefix = f"{name}: " if len(patches) > 1 else ""
         first = statistics.first_depths(one.table, facts=facts, threshold=threshold, n_layers=one.n_layers)
         shares = statistics.moved_shares(statistics.answers(one.table, facts=facts), threshold=threshold)
         asked = one.factoids.select("id", "prompt", "answer")

@@ -170,13 +170,13 @@ class UnderRule:
         }
 
     def _fates(self, read: Mapping[str, Reading]) -> dict[str, Sketch]:
-        found = {}
+        sketches = {}
         states = {label: states_of(one.exact, one.found.held) for label, one in read.items()}
         assert tuple(STATE_NAMES) == STATES
         for position, path in enumerate(self.followed):
             table = flows(np.column_stack([states[label] for label in path.labels]))
-            found[f"fate-{position}"] = plots.fate_flows.sketch(table, path.stage_names, names=STATE_NAMES)
-        return found
+            sketches[f"fate-{position}"] = plots.fate_flows.sketch(table, path.stage_names, names=STATE_NAMES)
+        return sketches
 
     def _stages(self, at: Readings) -> tuple[dict[str, Sketch], list[dict[str, Any]]]:
         """A line for each run; with three seeds of an arm or more, their mean and its interval as well."""
@@ -185,7 +185,7 @@ class UnderRule:
             for stage, name in zip(path.stages, path.stage_names, strict=True):
                 called.setdefault(stage, set()).add(name)
         names = {
-            stage: min(found) if len(found) == 1 else f"stage {stage}" for stage, found in called.items()
+            stage: min(named) if len(named) == 1 else f"stage {stage}" for stage, named in called.items()
         }
         staged = shown("staged")
         columns = [ARM_STATISTICS.index(name) for name in staged]

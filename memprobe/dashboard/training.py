@@ -78,13 +78,13 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
 def _base_once(scores: pl.DataFrame) -> pl.DataFrame:
     """Scores with the base model's first: those of one run, where the others' are among them."""
     base = scores.filter(stage=0)
-    found = {
+    rows_of = {
         run: set(part.select("dataset", "metric", "value").iter_rows())
         for (run,), part in base.group_by("run", maintain_order=True)
     }
     kept: list[Any] = []
-    for run in sorted(found, key=lambda run: -len(found[run])):
-        if not any(found[run] <= found[other] for other in kept):
+    for run in sorted(rows_of, key=lambda run: -len(rows_of[run])):
+        if not any(rows_of[run] <= rows_of[other] for other in kept):
             kept.append(run)
     base = base.filter(pl.col("run").is_in(kept))
     if len(kept) == 1:

@@ -76,7 +76,7 @@ class Watch:
 
 def files_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """(name, size, time) of the files that a page is made of."""
-    found = []
+    stamps = []
     for top in paths:
         for name, folders, files in os.walk(top):
             folder = Path(name)
@@ -88,8 +88,8 @@ def files_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
                         status = (folder / file).stat()
                     except OSError:  # gone since it was listed
                         continue
-                    found.append((str(folder / file), status.st_size, status.st_mtime_ns))
-    return sorted(found)
+                    stamps.append((str(folder / file), status.st_size, status.st_mtime_ns))
+    return sorted(stamps)
 
 
 def serve(watch: Watch, *, port: int = 0) -> ThreadingHTTPServer:

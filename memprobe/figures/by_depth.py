@@ -242,8 +242,8 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     for axes, name in zip(every, names, strict=True):
         part, labels = table.filter(panel=name), rows_of[name]
         depths = sorted(part["depth"].unique().to_list())
-        found = {(row, depth): value for row, depth, value in part.select("row", "depth", "recall").rows()}
-        cells = [[style.nan(found.get((label, depth))) for depth in depths] for label in labels]
+        values = {(row, depth): value for row, depth, value in part.select("row", "depth", "recall").rows()}
+        cells = [[style.nan(values.get((label, depth))) for depth in depths] for label in labels]
         mesh = axes.pcolormesh(
             [depth - 0.5 for depth in [*depths, depths[-1] + 1]],
             range(len(labels) + 1),

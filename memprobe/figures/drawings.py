@@ -90,27 +90,27 @@ def drawings_of(study: Study, wanted: list[str], asked: dict[str, Any], say: Say
 
 
 def _of_patches(study: Study, names: list[str], asked: dict[str, Any]) -> Iterator[Drawing]:
-    shared = _shared_folder([found.path for found in study.patches])
-    for found in study.patches:
+    shared = _shared_folder([one.path for one in study.patches])
+    for one in study.patches:
         settings = {"facts": "all", "threshold": GAP, "draws": asked["draws"]}
-        made = patches.of_patches(found, **settings)
-        source = _slug(found.path, shared) if len(study.patches) > 1 else ""
+        made = patches.of_patches(one, **settings)
+        source = _slug(one.path, shared) if len(study.patches) > 1 else ""
         for name in names:
             if name in made:
-                yield Drawing(name, source, made[name], {}, settings, [_patches_input(found)])
+                yield Drawing(name, source, made[name], {}, settings, [_patches_input(one)])
 
 
 def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
     ended = ended_runs(study.runs, say)
-    found = retention_of(ended)
-    shown, keys = titles(found.cells) if len(found.cells) else {}, setups_of(ended)
-    for drawing in of_retention(found, names, asked["width"], {"draws": asked["draws"]}, say):
+    retention = retention_of(ended)
+    shown, keys = titles(retention.cells) if len(retention.cells) else {}, setups_of(ended)
+    for drawing in of_retention(retention, names, asked["width"], {"draws": asked["draws"]}, say):
         used = [run for run in ended if shown[keys[run.path]] in set(drawing.table["setup"])]
         yield replace(drawing, inputs=[_run_input(run.path) for run in used])
 
 
 def of_retention(
-    found: Retention, names: Sequence[str], width: int, settings: dict[str, Any], say: Say
+    retention: Retention, names: Sequence[str], width: int, settings: dict[str, Any], say: Say
 ) -> Iterator[Drawing]:
     """The figures of what training runs keep, without inputs.
 
@@ -120,7 +120,7 @@ def of_retention(
         settings: how the tables were made.
         say: called with one line about each figure that is left out.
     """
-    made = runs.of_retention(found)
+    made = runs.of_retention(retention)
     for name in names:
         table = made[name]
         if isinstance(table, str):
@@ -152,10 +152,10 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
             for cell in (of_groups[place] if place < len(groups) else ())
         ]
         chains = [chain for chain in runs_there if labels.issuperset(chain)]
-        found = tables.of_comparison(made, settings, chains=chains, names=names)
+        drawable = tables.of_comparison(made, settings, chains=chains, names=names)
         chosen = {name: settings[name] for name in ("k", "token")}
         for name in names:
-            table, stem = found[name], source if len(groups) + len(study.comparisons) > 1 else ""
+            table, stem = drawable[name], source if len(groups) + len(study.comparisons) > 1 else ""
             if isinstance(table, str):
                 say(f"{name}{f' of {source}' if stem else ''}: left out, {table}")
                 continue
@@ -173,8 +173,8 @@ def _of_outcomes(study: Study, asked: dict[str, Any]) -> Iterator[Drawing]:
     folders = [path if path.is_dir() else path.parent for path in study.outcomes]
     shared = _shared_folder(folders) if len(folders) > 1 else None
     for path, folder in zip(study.outcomes, folders, strict=True):
-        found = outcomes_of(path, draws=asked["draws"])
-        table = found.tables["differences"].filter(statistic="exact")
+        outcomes = outcomes_of(path, draws=asked["draws"])
+        table = outcomes.tables["differences"].filter(statistic="exact")
         if table.is_empty():
             continue
         drawn = table.select(
@@ -187,7 +187,7 @@ def _of_outcomes(study: Study, asked: dict[str, Any]) -> Iterator[Drawing]:
             held=pl.lit(None, pl.Boolean),
         )
         source = _slug(folder, shared) if shared else folder.name
-        yield Drawing("differences", source, drawn, {}, found.settings, [_outcomes_input(path)])
+        yield Drawing("differences", source, drawn, {}, outcomes.settings, [_outcomes_input(path)])
 
 
 def _compared(
@@ -249,8 +249,8 @@ def _stored(
 
     shared = _shared_folder([path.parent for path in comparisons])
     for path in comparisons:
-        found = read_comparison(path)
-        made, settings = found.tables, found.settings
+        comparison = read_comparison(path)
+        made, settings = comparison.tables, comparison.settings
         for name in ("k", "token"):
             if asked[name] not in (None, settings[name]):
                 say(f"{path}: was made with {name} {settings[name]}, and is drawn so")
@@ -295,12 +295,12 @@ def _run_input(folder: Path) -> dict[str, Any]:
     }
 
 
-def _patches_input(found: Patches) -> dict[str, Any]:
+def _patches_input(one: Patches) -> dict[str, Any]:
     return {
         "kind": "patches",
-        "path": _named(found.path),
-        "factoids": found.run["factoids"]["hash"],
-        "sha256": {path.relative_to(found.path).as_posix(): sha256_of(path) for path in found.files()},
+        "path": _named(one.path),
+        "factoids": one.run["factoids"]["hash"],
+        "sha256": {path.relative_to(one.path).as_posix(): sha256_of(path) for path in one.files()},
     }
 
 

@@ -44,7 +44,7 @@ def grafts(table: pl.DataFrame, *, width: int = 89) -> Figure:
     return _moved(table, "first grafted block", "random weights", width)
 
 
-def of_patches(found: Patches, *, facts: str, threshold: float, draws: int) -> dict[str, pl.DataFrame]:
+def of_patches(patches: Patches, *, facts: str, threshold: float, draws: int) -> dict[str, pl.DataFrame]:
     """The tables of :data:`NAMES` of which there is anything.
 
     Where an arm has several seeds, lines are arms and their seeds; else they are the sweeps of each pair.
@@ -52,7 +52,7 @@ def of_patches(found: Patches, *, facts: str, threshold: float, draws: int) -> d
     Args:
         facts, threshold, draws: of :func:`memprobe.patch_tables.tables_of`.
     """
-    tables = tables_of(found, facts=facts, threshold=threshold, draws=draws)
+    tables = tables_of(patches, facts=facts, threshold=threshold, draws=draws)
     by_depth, curves = tables["by_depth"], tables["arm_curves"]
     made = {}
     for name in NAMES:

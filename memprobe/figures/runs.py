@@ -20,23 +20,23 @@ PAGE = 230
 _POINT = ("retention", "low", "high", "by_seed")
 
 
-def of_retention(found: Retention) -> dict[str, pl.DataFrame | str]:
+def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
     """What training runs can be drawn as: by figure its table or, in words, why there is none."""
-    if not len(found.cells):
+    if not len(retention.cells):
         return dict.fromkeys(NAMES, "no training run of two stages or more has ended there")
-    facts = found.scores.filter(metric=EXACT).join(
-        found.cells.select("setup", dataset=pl.format("1-{}", "d_a")).unique(),
+    facts = retention.scores.filter(metric=EXACT).join(
+        retention.cells.select("setup", dataset=pl.format("1-{}", "d_a")).unique(),
         on=["setup", "dataset"],
         how="semi",
     )
     with_facts = Retention(
-        found.cells.join(facts, on="setup", how="semi", maintain_order="left"),
-        found.scores,
-        found.over_seeds,
+        retention.cells.join(facts, on="setup", how="semi", maintain_order="left"),
+        retention.scores,
+        retention.over_seeds,
     )
     tables: dict[str, tuple[Callable[[], pl.DataFrame], str]] = {
         "forgetting": (lambda: _forgetting(with_facts), "no run has factoids as D_A"),
-        "stages": (lambda: _stages(found), "no run has learned all its stages"),
+        "stages": (lambda: _stages(retention), "no run has learned all its stages"),
         "interference": (lambda: _interference(with_facts), "no run measured how its gradients interfere"),
         "replay_ratio": (
             lambda: _curve(with_facts, "replay_ratio", ["rows"]),
@@ -54,7 +54,7 @@ def of_retention(found: Retention) -> dict[str, pl.DataFrame | str]:
     made: dict[str, pl.DataFrame | str] = {}
     for name, (table, why) in tables.items():
         drawn = table()
-        made[name] = _titled(drawn, found.cells) if len(drawn) else why
+        made[name] = _titled(drawn, retention.cells) if len(drawn) else why
     return made
 
 
@@ -81,19 +81,19 @@ def _named(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(pl.col("arm_text").replace(names).alias("arm"))
 
 
-def _forgetting(found: Retention) -> pl.DataFrame:
-    if not len(found.cells):
+def _forgetting(retention: Retention) -> pl.DataFrame:
+    if not len(retention.cells):
         return pl.DataFrame()
-    table = _named(forgetting(found), found.cells).with_columns(pl.col("by_seed").fill_null([]))
+    table = _named(forgetting(retention), retention.cells).with_columns(pl.col("by_seed").fill_null([]))
     costs = ("failed", "last_metric", "last_score", "steps", "tokens")
     return table.select("setup", "arm", "arm_text", *_POINT, *costs)
 
 
-def _stages(found: Retention) -> pl.DataFrame:
-    table = stages(found)
+def _stages(retention: Retention) -> pl.DataFrame:
+    table = stages(retention)
     if not len(table):
         return table
-    table = _named(table, found.cells)
+    table = _named(table, retention.cells)
     joint = [text for text in table["arm_text"].unique() if Arm.of(text).is_joint]
     table = table.filter(
         pl.col("dataset").str.contains(r"^\d+-"),
@@ -107,16 +107,18 @@ def _stages(found: Retention) -> pl.DataFrame:
     return table.select("setup", "arm", "dataset", "metric", "stage", "value", "low", "high", "by_seed")
 
 
-def _interference(found: Retention) -> pl.DataFrame:
-    table = interference(found) if len(found.cells) else pl.DataFrame()
+def _interference(retention: Retention) -> pl.DataFrame:
+    table = interference(retention) if len(retention.cells) else pl.DataFrame()
     if not len(table):
         return table
-    table = _named(table, found.cells).sort("setup", "arm_text", "seed").rename({"cosine_start": "cosine"})
+    table = (
+        _named(table, retention.cells).sort("setup", "arm_text", "seed").rename({"cosine_start": "cosine"})
+    )
     return table.select("setup", "arm", "arm_text", pl.col("seed").cast(pl.String), "cosine", "retention")
 
 
-def _curve(found: Retention, over: str, keys: list[str]) -> pl.DataFrame:
-    table = curve(found, over) if len(found.cells) else pl.DataFrame()
+def _curve(retention: Retention, over: str, keys: list[str]) -> pl.DataFrame:
+    table = curve(retention, over) if len(retention.cells) else pl.DataFrame()
     if not len(table):
         return table
     numbers = [name for name in chain(keys, [over]) if name.startswith(("mixing_", "replay_"))]

@@ -208,13 +208,13 @@ def _without_empty(table: pl.DataFrame, column: str) -> pl.DataFrame:
 
 def _contributions(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     """[checkpoint, part, depth, value, low, high, net]: net of shuffled answers where all have them."""
-    found = tables["contributions"]
-    if found.is_empty():
+    table = tables["contributions"]
+    if table.is_empty():
         return "there are no attributions (memprobe layers --attributions)"
-    net = found["net"].is_not_null().all()
+    net = table["net"].is_not_null().all()
     value = {"value": "net", "low": "net_low", "high": "net_high"} if net else {"value": "logit"}
     named = [pl.col(old).alias(new) for new, old in ({"low": "low", "high": "high"} | value).items()]
-    return found.select("checkpoint", "part", "depth", *named, net=pl.lit(net))
+    return table.select("checkpoint", "part", "depth", *named, net=pl.lit(net))
 
 
 def _laid_out(table: pl.DataFrame, layout: pl.DataFrame) -> pl.DataFrame:

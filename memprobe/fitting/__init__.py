@@ -190,9 +190,9 @@ def _check_out(out: Path, settings: dict[str, Any]) -> None:
         raise MemprobeError(f"{out}: exists and is not a lens of memprobe fit; use another --out")
     if not (out / ABOUT).exists():
         return
-    found = read_about(out)
+    about = read_about(out)
     for key, value in settings.items():
-        if found.get(key) != value:
+        if about.get(key) != value:
             raise MemprobeError(
                 f"{out}: holds a lens with another {key}; use another --out, or --fresh to start over"
             )

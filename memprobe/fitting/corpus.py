@@ -82,25 +82,25 @@ def make_corpus(
         raise MemprobeError(f"--length {length}: {lens_model.label} reads {lens_model.max_length} tokens")
     each = -(-tokens // (2 * length))
     wanted = 2 * each + 2 * held_out
-    found: list[list[int]] = []
+    sequences: list[list[int]] = []
     for text in texts:
         ids = lens_model.tokenizer.encode(text)[:length]
         if len(ids) == length:
-            found.append(ids)
-        if len(found) == wanted:
+            sequences.append(ids)
+        if len(sequences) == wanted:
             break
-    if len(found) < wanted:
-        room = (len(found) - 2 * held_out) * length
+    if len(sequences) < wanted:
+        room = (len(sequences) - 2 * held_out) * length
         mend = (
             f"--tokens {room} at most, or a smaller --length"
             if room > 0
             else "a smaller --length, or more texts"
         )
         raise MemprobeError(
-            f"the corpus is too small: {wanted} texts of {length} tokens are needed and {len(found)} of {len(texts)} "
-            f"are that long; give {mend}"
+            f"the corpus is too small: {wanted} texts of {length} tokens are needed and {len(sequences)} of "
+            f"{len(texts)} are that long; give {mend}"
         )
-    ids = torch.tensor(found)
+    ids = torch.tensor(sequences)
     rest = ids[2 * held_out :]
     about = {
         "origin": origin,

@@ -35,7 +35,7 @@ def floor_of(
     table = capture(lens_model, factoids, template, lenses=lenses, predictions=False).records
     first = table.filter(pl.col("token") == 0)
     n_layers = lens_model.n_layers
-    found: dict[str, Any] = {"facts": first["factoid"].n_unique(), "k": {}}
+    floor: dict[str, Any] = {"facts": first["factoid"].n_unique(), "k": {}}
     for k in KS:
         within = first.with_columns(holds=pl.col("rank") < k)
         recall = within.group_by("lens", "depth").agg(pl.col("holds").mean()).sort("depth")
@@ -49,7 +49,7 @@ def floor_of(
             within.group_by("lens", "factoid").agg(lof=surfaced.cast(pl.Int32)).pivot("lens", index="factoid")
         )
         own, one, two = (depths[item.name] for item in lenses)
-        found["k"][str(k)] = {
+        floor["k"][str(k)] = {
             "lof": float((one - two).abs().mean()),  # pyrefly: ignore[bad-argument-type]
             "lof_mean": abs(float((one - two).mean())),  # pyrefly: ignore[bad-argument-type]
             "recall": [
@@ -58,4 +58,4 @@ def floor_of(
             "lens_lof": float(own.mean()),  # pyrefly: ignore[bad-argument-type]
             "lens_recall": by_lens[lens.name],
         }
-    return found
+    return floor

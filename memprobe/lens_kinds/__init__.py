@@ -19,11 +19,11 @@ FITTED_KINDS: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.i
 def summaries() -> dict[str, str]:
     """By kind, what it is in one line."""
     here = Path(__file__).parent
-    found = {}
+    texts = {}
     for kind in FITTED_KINDS:
         text = ast.get_docstring(ast.parse((here / f"{kind}.py").read_text(encoding="utf-8"))) or kind
-        found[kind] = text.partition("\n")[0].removeprefix(f"``{kind}``: ")
-    return found
+        texts[kind] = text.partition("\n")[0].removeprefix(f"``{kind}``: ")
+    return texts
 
 
 def fitter(kind: str) -> Any:

@@ -64,10 +64,10 @@ class JacobianFit:
             place = torch.arange(rows)
             cotangent[place, self.skip : -1, first + place] = 1.0
             last_chunk = chunk == self.chunks - 1
-            found = torch.autograd.grad(streams[-1], streams[:-1], cotangent, retain_graph=not last_chunk)
+            gradients = torch.autograd.grad(streams[-1], streams[:-1], cotangent, retain_graph=not last_chunk)
             if last_chunk:
                 self.graph = None
-        for depth, gradient in enumerate(found):
+        for depth, gradient in enumerate(gradients):
             mean = gradient[:rows, self.skip : -1].float().mean(1)
             self.sums[number % 2, depth, first : first + rows] += mean.cpu()
 

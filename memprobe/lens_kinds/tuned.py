@@ -146,11 +146,11 @@ class TunedFit:
         linear = {None: self.linear.maps(), 0: self._start(0), 1: self._start(1)}
         tuned = {None: _mean(halves), 0: halves[0], 1: halves[1]}
         asked = [dict.fromkeys(range(depths), eye), *linear.values(), *tuned.values()]
-        found = held_out_divergence(self.lens_model, self.corpus.validation, asked)
+        divergences = held_out_divergence(self.lens_model, self.corpus.validation, asked)
         chosen = {}
         for place, half in enumerate(linear):
             rivals = [0, 1 + place, 4 + place]
-            best = found[rivals].argmin(0).tolist()
+            best = divergences[rivals].argmin(0).tolist()
             chosen[half] = {depth: asked[rivals[best[depth]]][depth] for depth in range(depths)}
         return chosen
 

@@ -69,7 +69,7 @@ def depth_distribution(
     figure = sketch.figure_of(x=of, y="share of facts", percent=True)
     figure.update_yaxes(rangemode="tozero")
     for look, label, rows in parts:
-        found = rows.filter(rows["depth"].is_not_null())
+        reached = rows.filter(rows["depth"].is_not_null())
         absent = rows.filter(rows["depth"].is_null())
         bar: dict[str, Any] = {
             "legendgroup": label,
@@ -78,8 +78,8 @@ def depth_distribution(
         }
         figure.add(
             "bar",
-            x=found["depth"].to_list(),
-            y=found["share"].to_list(),
+            x=reached["depth"].to_list(),
+            y=reached["share"].to_list(),
             name=sketch.plain(label),
             meta={"checkpoint": label, "role": "line", "marker": look["marker"]},
             **bar,

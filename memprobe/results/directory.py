@@ -78,10 +78,10 @@ class ResultsDirectory:
             raise MemprobeError(f"{path}: missing, so this results directory is incomplete; import again")
         check_pages(path)
         with parquet_errors(path):
-            found = pl.read_parquet(path)
-        if {name: found.schema.get(name) for name in schema} != dict(schema):
+            table = pl.read_parquet(path)
+        if {name: table.schema.get(name) for name in schema} != dict(schema):
             raise MemprobeError(f"{path}: its columns are not those of a results directory")
-        return found.select(list(schema))
+        return table.select(list(schema))
 
 
 def is_results(path: Path) -> bool:

@@ -43,11 +43,11 @@ class Evaluation:
             MemprobeError: the id stands for another fact already, or the fact is empty.
         """
         try:
-            found = make_factoid(prompt, answer, self.task, aliases=aliases, id=id)
+            factoid = make_factoid(prompt, answer, self.task, aliases=aliases, id=id)
         except MemprobeError as error:
             raise MemprobeError(f"{where}: {error}") from error
-        before = self.factoids.setdefault(id, found)
-        if (before.prompt, before.answer) != (found.prompt, found.answer):
+        before = self.factoids.setdefault(id, factoid)
+        if (before.prompt, before.answer) != (factoid.prompt, factoid.answer):
             raise MemprobeError(f"{where}: id {id!r} is used above for another question")
 
     def score(self, metric: str, id: str, value: Any) -> None:

@@ -28,8 +28,8 @@ def files(path: Path) -> list[Path]:
         return [path] if _FILE.fullmatch(path.name) else []
     newest: dict[tuple[Path, str], Path] = {}
     for file in sorted(path.rglob("samples_*.jsonl"), key=lambda file: file.name):
-        if found := _FILE.fullmatch(file.name):
-            newest[file.parent, found[1]] = file
+        if match := _FILE.fullmatch(file.name):
+            newest[file.parent, match[1]] = file
     return list(newest.values())
 
 
@@ -39,8 +39,8 @@ def read(file: Path) -> list[Evaluation]:
     Raises:
         MemprobeError: a line is not what the harness writes.
     """
-    found = _FILE.fullmatch(file.name)
-    name, date = (found[1], found[2]) if found else (file.stem, "")
+    match = _FILE.fullmatch(file.name)
+    name, date = (match[1], match[2]) if match else (file.stem, "")
     evaluation = Evaluation(TOOL, name, file, _model(file, date))
     for row in read_rows(file, BadRows()):
         columns = row.columns
@@ -103,6 +103,6 @@ def _model(file: Path, date: str) -> str | None:
     beside = file.with_name(f"results_{date}.json")
     if not beside.is_file():
         return None
-    found = read_json(beside)
-    name = found.get("model_name") if isinstance(found, dict) else None
+    results = read_json(beside)
+    name = results.get("model_name") if isinstance(results, dict) else None
     return str(name) if name else None

@@ -32,7 +32,7 @@ def read(file: Path) -> list[Evaluation]:
         MemprobeError: the file is no evaluation, or none of its metrics has rows.
     """
     whole = read_json(file)
-    found = []
+    evaluations = []
     for name, entry in whole.items() if isinstance(whole, dict) else ():
         rows = entry.get(_BY_ROW) if isinstance(entry, dict) else None
         if not isinstance(rows, dict):
@@ -40,10 +40,10 @@ def read(file: Path) -> list[Evaluation]:
         evaluation = Evaluation(TOOL, name, file, file.parent.name or None)
         for index, values in rows.items():
             _add(evaluation, str(index), values, f"{file} {name} row {index}")
-        found.append(evaluation)
-    if not found:
+        evaluations.append(evaluation)
+    if not evaluations:
         raise MemprobeError(f"{file}: not an evaluation of {TOOL}: none of its metrics has a {_BY_ROW!r}")
-    return found
+    return evaluations
 
 
 def _add(evaluation: Evaluation, index: str, values: Any, where: str) -> None:

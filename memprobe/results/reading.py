@@ -21,8 +21,8 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     if not path.exists():
         raise MemprobeError(f"{path}: no such file or folder")
     for tool in _TOOLS:
-        if found := tool.files(path):
-            return [evaluation for file in found for evaluation in tool.read(file)]
+        if files := tool.files(path):
+            return [evaluation for file in files for evaluation in tool.read(file)]
     raise MemprobeError(
         f"{path}: holds no samples of lm-evaluation-harness (samples_TASK_DATE.jsonl, from --log_samples), no log of "
         "Inspect (.eval, .json) and no evaluation of OpenUnlearning (NAME_EVAL.json)"
@@ -38,12 +38,12 @@ def read_one(path: str | Path, *, task: str | None = None) -> Evaluation:
     Raises:
         MemprobeError: there is none of that name, or several.
     """
-    found = read_evaluations(path)
-    chosen = [one for one in found if task is None or one.task == task]
-    names = ", ".join(dict.fromkeys(one.task for one in found))
+    evaluations = read_evaluations(path)
+    chosen = [one for one in evaluations if task is None or one.task == task]
+    names = ", ".join(dict.fromkeys(one.task for one in evaluations))
     if not chosen:
         raise MemprobeError(
-            f"{path}: no task {task!r}; {among(task, [one.task for one in found], before='there are')}"
+            f"{path}: no task {task!r}; {among(task, [one.task for one in evaluations], before='there are')}"
         )
     if len({one.task for one in chosen}) > 1:
         raise MemprobeError(f"{path}: several tasks, name one of {names} (`task`)")

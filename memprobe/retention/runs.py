@@ -59,7 +59,7 @@ OVER_SEEDS = pl.Schema(
 
 
 def ended_runs(
-    found: Iterable[RunDirectory], say: Callable[[str], None] = lambda text: None
+    runs: Iterable[RunDirectory], say: Callable[[str], None] = lambda text: None
 ) -> list[RunDirectory]:
     """The runs of two stages or more that have ended, each arm and seed of a set-up once.
 
@@ -69,7 +69,7 @@ def ended_runs(
     Raises:
         MemprobeError: a file of a run is broken.
     """
-    several = [run for run in found if len(run.recipe.stages) > 1]
+    several = [run for run in runs if len(run.recipe.stages) > 1]
     ended = [run for run in several if run.has_ended]
     for run in several:
         if run not in ended:
@@ -256,10 +256,10 @@ def _group_over_seeds(group: Sequence[RunDirectory]) -> list[dict[str, Any]]:
             kinds = {ALL_ROWS: [one.rows for one in present]}
             if place == 1 and number == max(group[0].trained) and "replay" in group[0].what.kinds:
                 kinds[UNSEEN_ROWS] = [_unseen(run, one) for run, one in zip(group, present, strict=True)]
-            for which, found in kinds.items():
-                if all(found):
+            for which, numbers in kinds.items():
+                if all(numbers):
                     keys = {"dataset": dataset, "rows": which, "metric": metric, "stage": number}
-                    rows.append(keys | _over_seeds(found, metric))
+                    rows.append(keys | _over_seeds(numbers, metric))
     return rows
 
 

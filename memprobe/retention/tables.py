@@ -29,8 +29,8 @@ def titles(cells: pl.DataFrame) -> dict[str, str]:
     return named
 
 
-def _learned(found: Retention) -> pl.DataFrame:
-    return found.cells.filter("learned") if len(found.cells) else found.cells
+def _learned(retention: Retention) -> pl.DataFrame:
+    return retention.cells.filter("learned") if len(retention.cells) else retention.cells
 
 
 def _means(cells: pl.DataFrame, keys: list[str], values: list[str]) -> pl.DataFrame:
@@ -38,15 +38,15 @@ def _means(cells: pl.DataFrame, keys: list[str], values: list[str]) -> pl.DataFr
     return cells.group_by(keys, maintain_order=True).agg(pl.len().alias("seeds"), *means)
 
 
-def _of_d_a(found: Retention, rows: str = ALL_ROWS) -> pl.DataFrame:
+def _of_d_a(retention: Retention, rows: str = ALL_ROWS) -> pl.DataFrame:
     """[setup, arm, low, high] of D_A after the last stage."""
-    first = found.cells.select("setup", dataset=pl.format("1-{}", "d_a")).unique()
+    first = retention.cells.select("setup", dataset=pl.format("1-{}", "d_a")).unique()
     last = pl.col("stage") == pl.col("stage").max().over("setup")
-    kept = found.over_seeds.join(first, on=["setup", "dataset"], how="semi").filter(rows=rows)
+    kept = retention.over_seeds.join(first, on=["setup", "dataset"], how="semi").filter(rows=rows)
     return kept.filter(last).select("setup", "arm", "low", "high")
 
 
-def forgetting(found: Retention) -> pl.DataFrame:
+def forgetting(retention: Retention) -> pl.DataFrame:
     """Retention of D_A after the last stage, D_B's score and the cost beside it, by arm.
 
     Returns:
@@ -54,13 +54,13 @@ def forgetting(found: Retention) -> pl.DataFrame:
         unseen_high, unseen_by_seed, last_metric, last_score, steps, tokens]; ``unseen`` is retention of the rows that
         replay does not show again, null without replay; steps and tokens are multiples of naive's.
     """
-    learned = _learned(found)
+    learned = _learned(retention)
     numbers = ["d_a_after_1", "last_score", "steps", "tokens"]
     over = _means(learned, ["setup", "arm", "last_metric"], numbers)
     kept = learned.group_by("setup", "arm", maintain_order=True).agg(
         retention=pl.col("retention").mean(), by_seed=pl.col("retention").sort_by("seed")
     )
-    counts = found.cells.group_by("setup", "arm", maintain_order=True).agg(
+    counts = retention.cells.group_by("setup", "arm", maintain_order=True).agg(
         pl.col("arm_text").first(), cells=pl.len(), failed=pl.col("learned").not_().sum()
     )
     naive = over.join(counts.filter(arm_text=NAIVE), on=["setup", "arm"], how="semi").select(
@@ -69,8 +69,8 @@ def forgetting(found: Retention) -> pl.DataFrame:
     table = (
         counts.join(kept, on=["setup", "arm"], how="left", maintain_order="left")
         .join(over, on=["setup", "arm"], how="left", maintain_order="left")
-        .join(_of_d_a(found), on=["setup", "arm"], how="left", maintain_order="left")
-        .join(_unseen(found), on=["setup", "arm"], how="left", maintain_order="left")
+        .join(_of_d_a(retention), on=["setup", "arm"], how="left", maintain_order="left")
+        .join(_unseen(retention), on=["setup", "arm"], how="left", maintain_order="left")
         .join(naive, on="setup", how="left", maintain_order="left")
     )
     ratios = [(pl.col(name) / pl.col(f"naive_{name}")).alias(name) for name in ("steps", "tokens")]
@@ -79,15 +79,15 @@ def forgetting(found: Retention) -> pl.DataFrame:
     return table.with_columns(ratios).select(*front, *edges, "last_metric", "last_score", "steps", "tokens")
 
 
-def _unseen(found: Retention) -> pl.DataFrame:
+def _unseen(retention: Retention) -> pl.DataFrame:
     """Of arms that replay: rows of D_A that they do not show again, after the last stage."""
-    rows = found.over_seeds.filter(pl.col("rows") == UNSEEN_ROWS)
+    rows = retention.over_seeds.filter(pl.col("rows") == UNSEEN_ROWS)
     last = rows.filter(pl.col("stage") == pl.col("stage").max().over("setup", "arm"))
     numbers = zip(("value", "low", "high", "by_seed"), _UNSEEN, strict=True)
     return last.select("setup", "arm", *(pl.col(name).alias(shown) for name, shown in numbers))
 
 
-def curve(found: Retention, over: str) -> pl.DataFrame:
+def curve(retention: Retention, over: str) -> pl.DataFrame:
     """Retention by a setting of one arm, all else equal; naive is its zero.
 
     Replay is that in every later stage; mixing that in stage 1 alone.
@@ -99,7 +99,7 @@ def curve(found: Retention, over: str) -> pl.DataFrame:
         [setup, kind, other settings, over, seeds, retention, low, high, by_seed, last_score, tokens]; of replay
         ``rows`` says of which rows of D_A (all, or those that were not replayed).
     """
-    learned = _learned(found)
+    learned = _learned(retention)
     if not len(learned):
         return pl.DataFrame()
     n = 2 + learned["d_c"].is_not_null().cast(pl.Int64)
@@ -132,19 +132,19 @@ def curve(found: Retention, over: str) -> pl.DataFrame:
         pl.col("last_score").mean(),
         pl.col("tokens").mean(),
     )
-    table = means.join(_of_d_a(found), on=["setup", "arm"], how="left", maintain_order="left")
+    table = means.join(_of_d_a(retention), on=["setup", "arm"], how="left", maintain_order="left")
     front = [*keys, over]
     if over == "replay_ratio":
-        table = pl.concat([table.with_columns(rows=pl.lit(ALL_ROWS)), _not_replayed(found, table)])
+        table = pl.concat([table.with_columns(rows=pl.lit(ALL_ROWS)), _not_replayed(retention, table)])
         front = ["setup", "rows", over]
     numbers = ["retention", "low", "high", "by_seed", "last_score", "tokens"]
     return table.select(*front, "seeds", *numbers).sort(front)
 
 
-def _not_replayed(found: Retention, table: pl.DataFrame) -> pl.DataFrame:
+def _not_replayed(retention: Retention, table: pl.DataFrame) -> pl.DataFrame:
     """The same curve of the rows of D_A that are not replayed; at naive that is all of them."""
     numbers = ["retention", "by_seed", "low", "high"]
-    unseen = found.over_seeds.filter(pl.col("rows") != ALL_ROWS).rename({"value": "retention"})
+    unseen = retention.over_seeds.filter(pl.col("rows") != ALL_ROWS).rename({"value": "retention"})
     unseen = unseen.select("setup", "arm", *numbers)
     others = table.filter(pl.col("replay_ratio") > 0).drop(numbers)
     others = others.join(unseen, on=["setup", "arm"], how="inner", maintain_order="left")
@@ -154,28 +154,28 @@ def _not_replayed(found: Retention, table: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([naive, others.select(naive.columns)]).with_columns(rows)
 
 
-def stages(found: Retention) -> pl.DataFrame:
+def stages(retention: Retention) -> pl.DataFrame:
     """Every dataset's score after every stage, for the cells of the most stages; means over seeds.
 
     Returns:
         [setup, arm, dataset, metric, stage, seeds, value, low, high, by_seed]
     """
-    learned = _learned(found)
+    learned = _learned(retention)
     if not len(learned):
         return pl.DataFrame()
     three = learned.filter(pl.col("d_c").is_not_null())
     long = (three if len(three) else learned).select("setup", "arm", "seed")
-    rows = found.scores.join(long, on=["setup", "arm", "seed"], how="semi")
+    rows = retention.scores.join(long, on=["setup", "arm", "seed"], how="semi")
     keys = ["setup", "arm", "dataset", "metric", "stage"]
     means = rows.group_by(keys, maintain_order=True).agg(
         pl.len().alias("seeds"), pl.col("value").mean(), pl.col("value").sort_by("seed").alias("by_seed")
     )
-    edges = found.over_seeds.filter(rows=ALL_ROWS).select(*keys, "low", "high")
+    edges = retention.over_seeds.filter(rows=ALL_ROWS).select(*keys, "low", "high")
     table = means.join(edges, on=keys, how="left", maintain_order="left")
     return table.select(*keys, "seeds", "value", "low", "high", "by_seed")
 
 
-def interference(found: Retention) -> pl.DataFrame:
+def interference(retention: Retention) -> pl.DataFrame:
     """Gradient conflict of D_A and the last stage's rows beside retention, cell by cell (the paper's figure 2).
 
     Returns:
@@ -183,19 +183,19 @@ def interference(found: Retention) -> pl.DataFrame:
         cos(∇L_A, ∇L_B) at the stage's start and end, ``first_order_harm`` ∇L_A·Δθ at its end.
     """
     columns = ["cosine_start", "cosine_end", "first_order_harm", "weight_change", "retention"]
-    known = _learned(found)
+    known = _learned(retention)
     if not len(known):
         return pl.DataFrame()
     return known.filter(pl.col("cosine_start").is_not_null()).select("setup", "arm", "seed", *columns)
 
 
-def other_losses(found: Retention) -> pl.DataFrame:
+def other_losses(retention: Retention) -> pl.DataFrame:
     """What else was lost: facts that the base model knew, and perplexity on held-out text, after stage 1 and last."""
     names = ["known_after_1", "known", "perplexity_after_1", "perplexity"]
-    table = _means(_learned(found), ["setup", "arm"], names)
+    table = _means(_learned(retention), ["setup", "arm"], names)
     return table.filter(pl.any_horizontal(pl.col(names).is_not_null()))
 
 
-def cost(found: Retention) -> pl.DataFrame:
+def cost(retention: Retention) -> pl.DataFrame:
     """Optimiser steps, input tokens and wall time of all stages of a cell, by arm; means over seeds."""
-    return _means(found.cells, ["setup", "arm"], ["steps", "tokens", "seconds"])
+    return _means(retention.cells, ["setup", "arm"], ["steps", "tokens", "seconds"])

@@ -331,8 +331,8 @@ def _with_popularity(rows: Iterable[AnyRow], dataset: Dataset, path: Path) -> It
         if "s_pop" in metadata:
             popularity[row.columns["question"].strip(), metadata["obj"].strip()] = float(metadata["s_pop"])
     for row in rows:
-        if isinstance(row, Factoid) and (found := popularity.get((row.prompt, row.answer))) is not None:
-            row = replace(row, popularity=found)
+        if isinstance(row, Factoid) and (known := popularity.get((row.prompt, row.answer))) is not None:
+            row = replace(row, popularity=known)
         yield row
 
 

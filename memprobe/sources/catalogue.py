@@ -83,8 +83,8 @@ class Dataset:
 
 def _popqa(columns: Columns) -> Factoid | None:
     question = one_line(text_of(columns, "question"), "the question")
-    found = subject_and_relation("popqa", question)
-    if found is None:  # three questions lack their subject, as in "What is the capital of ?"
+    match = subject_and_relation("popqa", question)
+    if match is None:  # three questions lack their subject, as in "What is the capital of ?"
         return None
     answers = texts_of(columns, "aliases", "possible_answers", "golden_answers")
     answer = one_line(text_of(columns, "answer", "obj"), "the answer")
@@ -94,8 +94,8 @@ def _popqa(columns: Columns) -> Factoid | None:
         answer,
         "popqa",
         aliases=answers,
-        subject=found[0],
-        relation=found[1],
+        subject=match[0],
+        relation=match[1],
         popularity=None if popularity is None else float(popularity),
     )
 
@@ -127,14 +127,14 @@ def _lama(columns: Columns) -> Factoid:
 def _entityqa(columns: Columns) -> Factoid:
     question = one_line(text_of(columns, "question"), "the question")
     answers = texts_of(columns, "answers")
-    found = subject_and_relation("entityqa", question)
+    match = subject_and_relation("entityqa", question)
     return make_factoid(
         question,
         one_line(answers[0], "the answer"),
         "entityqa",
         aliases=answers[1:],
-        relation=optional(columns, "relation") or (found and found[1]),
-        subject=found and found[0],
+        relation=optional(columns, "relation") or (match and match[1]),
+        subject=match and match[0],
     )
 
 

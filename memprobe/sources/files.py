@@ -49,11 +49,11 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
 def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[tuple[Row, Factoid]]:
     for row in _unfolded(read_rows(path, bad), bad):
         try:
-            found = [factoid_of(row.columns, target=target) for target in targets]
+            factoids = [factoid_of(row.columns, target=target) for target in targets]
         except (BadRow, MemprobeError) as problem:
             bad.add(row.where, str(problem))
             continue
-        yield from ((row, factoid) for factoid in found)
+        yield from ((row, factoid) for factoid in factoids)
 
 
 def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:

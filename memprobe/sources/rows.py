@@ -135,10 +135,10 @@ def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; the same key twice is refused, for nothing says which of its values is meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    by_key = dict(pairs)
+    if len(by_key) < len(pairs):
         raise BadRow(f"{_twice([key for key, _ in pairs])!r} is given twice")
-    return found
+    return by_key
 
 
 def _twice(names: Sequence[str]) -> str | None:

@@ -69,12 +69,12 @@ def _counterfact(columns: Columns, target: Target) -> Columns:
         raise BadRow(f"'requested_rewrite' lacks {error}") from None
     if not isinstance(prompt, str) or not isinstance(subject, str) or prompt.count("{}") != 1:
         raise BadRow("'requested_rewrite' has a prompt without one {} for the subject")
-    found = {"prompt": prompt.replace("{}", subject), "answer": right, "subject": subject}
+    row = {"prompt": prompt.replace("{}", subject), "answer": right, "subject": subject}
     for name, key in (("relation", "relation_id"), ("id", "case_id")):
         value = asked.get(key, columns.get(key))
         if value is not None:
-            found[name] = value
-    return _edited(found) if target == "new" else found
+            row[name] = value
+    return _edited(row) if target == "new" else row
 
 
 def squad_rows(whole: Mapping[str, Any]) -> Iterator[Columns]:

@@ -114,8 +114,8 @@ def arm_means(
     """
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
-        found = _estimate(members, [], n)
-        low, high = found.low.copy(), found.high.copy()
+        estimate = _estimate(members, [], n)
+        low, high = estimate.low.copy(), estimate.high.copy()
         values = np.array([run.means for run in members])
         bounded = [i for i, name in enumerate(names) if name in shares]
         low[bounded], high[bounded] = np.clip(low[bounded], 0, 1), np.clip(high[bounded], 0, 1)
@@ -124,8 +124,8 @@ def arm_means(
                 variance = _fact_variance([(1, members)], n)[i]
                 _, low[i], high[i], _ = share_over_seeds(_counts(members, i, n), n, fact_variance=variance)
             by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
-            against_0 = (np.nan, np.nan) if name in shares else (found.p[i], found.detectable[i])
-            edges = [found.value[i], low[i], high[i], *against_0]
+            against_0 = (np.nan, np.nan) if name in shares else (estimate.p[i], estimate.detectable[i])
+            edges = [estimate.value[i], low[i], high[i], *against_0]
             rows.append([arm, stage, len(members), name, *edges, by_seed])
     schema = {"arm": pl.String, "stage": pl.String, "seeds": pl.Int64, "statistic": pl.String}
     schema |= dict.fromkeys(("mean", "low", "high", "p", "detectable"), pl.Float64)
@@ -192,12 +192,12 @@ def arm_differences(
         plain = _paired(pairs, names, n, binary) if paired else _estimate(members, others, n)
         enough = min(len(members), len(others)) >= MIN_SEEDS
         for i, name in enumerate(names):
-            found = [part[i] for part in plain]
+            numbers = [part[i] for part in plain]
             share = name in binary and len(pairs) < MIN_SHARE_PAIRS
-            if share and enough and n and not np.isnan(found[0]):
-                found[1:] = _independent_shares(members, others, i, n)
-            known = not np.isnan(found[1])
-            significant = bool(found[1] > 0 or found[2] < 0) if known else None
+            if share and enough and n and not np.isnan(numbers[0]):
+                numbers[1:] = _independent_shares(members, others, i, n)
+            known = not np.isnan(numbers[1])
+            significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
             counts = [len(members), len(others)]
             rows.append(
                 [
@@ -208,9 +208,9 @@ def arm_differences(
                     *counts,
                     shared,
                     paired and not share,
-                    *found[:4],
+                    *numbers[:4],
                     significant,
-                    found[4],
+                    numbers[4],
                 ]
             )
     schema: dict[str, type[pl.DataType]] = {
@@ -277,11 +277,11 @@ def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str])
         if name in binary:
             answers = [np.rint(run.influence[:, i] * n + run.means[i]) for run in pairs]
             floor[i] = np.mean([discordant_variance(one) for one in answers])
-    found = _estimate(pairs, [], n, floor=floor)
+    estimate = _estimate(pairs, [], n, floor=floor)
     bounded = np.array([name in binary for name in names])
-    low = np.where(bounded, np.clip(found.low, -1, 1), found.low)
-    high = np.where(bounded, np.clip(found.high, -1, 1), found.high)
-    return found._replace(low=low, high=high)
+    low = np.where(bounded, np.clip(estimate.low, -1, 1), estimate.low)
+    high = np.where(bounded, np.clip(estimate.high, -1, 1), estimate.high)
+    return estimate._replace(low=low, high=high)
 
 
 def _independent_shares(members: list[Run], others: list[Run], i: int, n: int) -> list[float]:

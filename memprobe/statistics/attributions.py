@@ -133,11 +133,11 @@ def placed_in_short(placed: pl.DataFrame, resamples: Resamples) -> dict[str, flo
     depth = placed["depth"].cast(pl.Float64).to_numpy()
     chance = placed["depth_shuffled"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     mean, low, high = bootstrap_mean(np.column_stack([depth, chance, depth - chance]), resamples)
-    found: dict[str, float | int | None] = {"n": len(depth), "n_net": int((~np.isnan(chance)).sum())}
+    summary: dict[str, float | int | None] = {"n": len(depth), "n_net": int((~np.isnan(chance)).sum())}
     numbers = {"depth": mean[0], "depth_low": low[0], "depth_high": high[0]}
     numbers |= {"sd": depth.std(ddof=1) if len(depth) > 1 else np.nan, "chance": mean[1]}
     numbers |= {"net": mean[2], "net_low": low[2], "net_high": high[2]}
-    return found | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()}
+    return summary | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()}
 
 
 def paired_contributions(
@@ -179,15 +179,15 @@ def paired_contributions(
         both = wide.join(placed, on="factoid").join(answers, left_on="factoid", right_on="id").sort("factoid")
         names = [name for name in wide.columns if name != "factoid"]
         values = both.select(*names, "difference").to_numpy().astype(float)
-        found = differences(
+        paired = differences(
             values, both["answer"].to_numpy(), Resamples.of(len(both), draws=draws, seed=seed), seed=seed
         )
         keys = {
-            "checkpoint": [label] * len(found),
+            "checkpoint": [label] * len(paired),
             "measure": ["logit"] * len(names) + ["largest"],
             "depth": pl.Series([*map(int, names), None], dtype=pl.Int16),
         }
-        parts.append(pl.concat([pl.DataFrame(keys), found], how="horizontal"))
+        parts.append(pl.concat([pl.DataFrame(keys), paired], how="horizontal"))
     return pl.concat(parts) if parts else pl.DataFrame()
 
 

@@ -26,10 +26,10 @@ def recall_by_depth(frame: Ranks, *, k: int | None = None, token: str | None = N
     return recall_of(trajectories(frame, token=token), k=k)
 
 
-def recall_of(found: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
+def recall_of(captured: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
     """:func:`recall_by_depth` of trajectories, so that many k need the records only once."""
     parts = []
-    for part in found:
+    for part in captured:
         n = (part.rank >= 0).sum(0)
         depths = n.nonzero()[0]
         recall = part.held(k).sum(0)[depths] / n[depths]
@@ -93,10 +93,10 @@ def normalised_frequency(frame: Ranks, *, k: int | None = None, token: str | Non
     return frequency_of(trajectories(frame, token=token), k=k)
 
 
-def frequency_of(found: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
+def frequency_of(captured: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
     """:func:`normalised_frequency` of trajectories."""
     parts = []
-    for part in found:
+    for part in captured:
         depths = (part.rank >= 0).sum(0).nonzero()[0]
         depths = depths[depths >= 1]
         counts = part.held(k).sum(0)[depths]

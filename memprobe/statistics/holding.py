@@ -92,10 +92,10 @@ def _one_view(lazy: pl.LazyFrame, columns: list[str]) -> None:
     if not named:
         return
     for name, values in lazy.select(pl.col(named).unique().implode()).collect().to_dict().items():
-        found = values[0].to_list() if len(values) else []
-        if len(found) > 1:
+        views = values[0].to_list() if len(values) else []
+        if len(views) > 1:
             raise MemprobeError(
-                f"ranks of several {name}{'es' if name == 'lens' else 's'} ({', '.join(sorted(found))}) in one table:"
+                f"ranks of several {name}{'es' if name == 'lens' else 's'} ({', '.join(sorted(views))}) in one table:"
                 " choose one (Probe.under, Probe.read)"
             )
 

@@ -137,9 +137,9 @@ def spread_of(
     Returns:
         :data:`SPREAD`; ``None`` where a number does not exist.
     """
-    found = latent_spread(checkpoint, reference, chance=chance, reference_chance=reference_chance)
+    latent = latent_spread(checkpoint, reference, chance=chance, reference_chance=reference_chance)
     row: dict[str, float | str | None] = {"sd": _sd(checkpoint), "sd_reference": _sd(reference)}
-    row |= {name: getattr(found, name) for name in SPREAD if name not in row}
+    row |= {name: getattr(latent, name) for name in SPREAD if name not in row}
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in row.items()

@@ -55,9 +55,9 @@ def given_margin(after: Sequence[np.ndarray], before: Sequence[np.ndarray | None
 
 def with_statistic(runs: Sequence[Run], values: Sequence[np.ndarray]) -> list[Run]:
     """Runs with one more statistic behind the others, each from its values by factoid."""
-    found = []
+    extended = []
     for run, one in zip(runs, values, strict=True):
         more = Run.of(run.arm, run.stage, run.seed, run.label, one[:, None])
         means = np.concatenate([run.means, more.means])
-        found.append(replace(run, means=means, influence=np.hstack([run.influence, more.influence])))
-    return found
+        extended.append(replace(run, means=means, influence=np.hstack([run.influence, more.influence])))
+    return extended

@@ -213,14 +213,14 @@ def _runs(
             how="left",
             maintain_order="left",
         )
-        found = mine.select(pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in names).to_numpy()
+        numbers = mine.select(pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in names).to_numpy()
         runs.append(
             Run.of(
                 one.arm,
                 one.stage,
                 one.seed,
                 f"{source} into {target}",
-                found,
+                numbers,
                 before=one.before,
                 rows=one.rows,
             )

@@ -130,14 +130,14 @@ def by_depth(
     for unit in shares.partition_by([*UNIT, "window"], maintain_order=True):
         asked = unit["factoid"].n_unique()
         for direction in ("restoration", "erasure"):
-            found = unit.filter(pl.col("direction") == direction)
-            if found.is_empty():
+            mine = unit.filter(pl.col("direction") == direction)
+            if mine.is_empty():
                 continue
-            values = {name: _pivot(found, name) for name in ("", "other", "random")}
+            values = {name: _pivot(mine, name) for name in ("", "other", "random")}
             ids, places, own = values[""]
             resamples = Resamples.of(len(ids), draws=draws, seed=seed)
             moved, low, high = bootstrap_mean(own, resamples)
-            head = found.select([*UNIT, "window"]).head(1)
+            head = mine.select([*UNIT, "window"]).head(1)
             part = pl.DataFrame(
                 {
                     "direction": [direction] * len(places),
@@ -273,12 +273,12 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
                 :, None
             ]
             ids = both["factoid"].to_numpy()
-            found = differences(values, ids, Resamples.of(len(ids), draws=draws, seed=seed), seed=seed)
+            table = differences(values, ids, Resamples.of(len(ids), draws=draws, seed=seed), seed=seed)
             head = part.row(0, named=True)
             rows.append(
                 {key: head[key] for key in ("what", "positions", "direction")}
                 | {"target": pair, "reference": pairs[0]}
-                | found.row(0, named=True)
+                | table.row(0, named=True)
             )
     if not rows:
         return pl.DataFrame()
@@ -400,13 +400,13 @@ def graft_effects(
 
 def _pivot(rows: pl.DataFrame, control: str) -> tuple[np.ndarray, list[tuple[int, int]], np.ndarray]:
     """A control's shares as [factoid, place], with the factoids and the places (depth, last) in order."""
-    found = rows.filter(pl.col("control") == control)
-    ids = found["factoid"].unique().sort().to_numpy()
-    places = found.select("depth", "last").unique().sort("depth", "last").rows()
+    own = rows.filter(pl.col("control") == control)
+    ids = own["factoid"].unique().sort().to_numpy()
+    places = own.select("depth", "last").unique().sort("depth", "last").rows()
     values = np.full((len(ids), len(places)), np.nan)
     row = {factoid: number for number, factoid in enumerate(ids)}
     column = {place: number for number, place in enumerate(places)}
-    for factoid, depth, last, moved in found.select("factoid", "depth", "last", "moved").iter_rows():
+    for factoid, depth, last, moved in own.select("factoid", "depth", "last", "moved").iter_rows():
         values[row[factoid], column[depth, last]] = np.nan if moved is None else moved
     return ids, places, values
 
@@ -420,9 +420,9 @@ def _like(
     theirs, their_places, values = control
     row = {factoid: number for number, factoid in enumerate(theirs)}
     column = {place: number for number, place in enumerate(their_places)}
-    found = np.full((len(ids), len(places)), np.nan)
+    matrix = np.full((len(ids), len(places)), np.nan)
     for i, factoid in enumerate(ids):
         for j, place in enumerate(places):
             if factoid in row and place in column:
-                found[i, j] = values[row[factoid], column[place]]
-    return found
+                matrix[i, j] = values[row[factoid], column[place]]
+    return matrix

@@ -49,10 +49,10 @@ def _apart(freedom: float, power: float) -> float:
     if freedom > 1e4:
         return float(normal)
     highest = 2 * normal * special.stdtrit(freedom, 0.5 + LEVEL / 2)
-    found = optimize.root_scalar(
+    root = optimize.root_scalar(
         lambda apart: float(power_of(apart, 1.0, freedom)) - power, bracket=(0.01, highest), method="brentq"
     )
-    return float(found.root)
+    return float(root.root)
 
 
 def detectable_over_seeds(

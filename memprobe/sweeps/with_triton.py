@@ -165,8 +165,8 @@ def _join_parts(
     tl.store(entropy + row, log_total - mean)
     place = tl.load(places + at, mask=inside, other=0)
     far = 2147483647
-    found = tl.min(tl.where(inside & (m == largest), place, far), axis=0)
-    tl.store(top1 + row, tl.where(found == far, 0, found))
+    nearest = tl.min(tl.where(inside & (m == largest), place, far), axis=0)
+    tl.store(top1 + row, tl.where(nearest == far, 0, nearest))
 
     k = tl.arange(0, WIDTH)
     reached = tl.load(counts + at[:, None] * (WIDTH + 1) + k[None, :], mask=inside[:, None], other=0)

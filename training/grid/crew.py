@@ -92,5 +92,5 @@ class Crew:
 
     def broken(self) -> dict[str, str]:
         """By cell, why it is not tried again."""
-        found = [read_valid(path, BrokenFile) for path in sorted((self.folder / "broken").glob("*.json"))]
-        return {one["cell"]: one["why"] for one in found}
+        entries = [read_valid(path, BrokenFile) for path in sorted((self.folder / "broken").glob("*.json"))]
+        return {one["cell"]: one["why"] for one in entries}

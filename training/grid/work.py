@@ -393,9 +393,9 @@ def after_of(grid: Grid, path: Path) -> Callable[[Path], object] | None:
     spec = grid.after
     module, _, name = spec.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise MemprobeError(
             f"{path}: after: no function {spec!r} ({error}); write module:function"
         ) from error
-    return found
+    return function

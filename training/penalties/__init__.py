@@ -101,13 +101,13 @@ Term = Callable[[Step], "Tensor | None"]
 @cache
 def penalties() -> dict[str, type[Penalty]]:
     """Every penalty of this package by its method."""
-    found: dict[str, type[Penalty]] = {}
+    methods: dict[str, type[Penalty]] = {}
     for module in pkgutil.iter_modules(__path__):
         loaded = importlib.import_module(f"{__name__}.{module.name}")
         for value in vars(loaded).values():
             if isinstance(value, type) and issubclass(value, Penalty) and value.__module__ == loaded.__name__:
-                found[str(value.model_fields["method"].default)] = value
-    return found
+                methods[str(value.model_fields["method"].default)] = value
+    return methods
 
 
 def _penalty(value: Any) -> Any:

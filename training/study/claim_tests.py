@@ -165,10 +165,10 @@ def _beside(given: pl.DataFrame) -> str:
 def _part(lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim) -> LensSays:
     """One lens of a table with a row per statistic and readout; net is a statistic of the own readout."""
     net = every.filter(statistic=f"{claim.statistic}_net", readout=OWN)
-    found = net if lens == NET else rows.filter(readout=lens)
-    if not len(found):
+    part = net if lens == NET else rows.filter(readout=lens)
+    if not len(part):
         return LensSays(lens, None, None, None, None)
-    row = found.row(0, named=True)
+    row = part.row(0, named=True)
     return LensSays(lens, row["difference"], row["low"], row["high"], row["p"])
 
 
@@ -219,10 +219,10 @@ def _spread(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             for lens in claim.lenses:
                 of = group.filter(readout=lens)
                 known = of.filter(pl.col("ratio").is_not_null())
-                found = ratio_over_seeds(known["ratio"].log().to_list(), known["error"].to_list())
-                fewest = min(fewest, found.seeds)
+                ratio = ratio_over_seeds(known["ratio"].log().to_list(), known["error"].to_list())
+                fewest = min(fewest, ratio.seeds)
                 reasons += of.filter(pl.col("why") != "")["why"].to_list()
-                estimate, low, high, p = (finite(value) for value in found[:4])
+                estimate, low, high, p = (finite(value) for value in ratio[:4])
                 parts.append(LensSays(lens, estimate, low, high, p))
             why = ""
             if fewest < MIN_SEEDS:
@@ -236,24 +236,26 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
         pl.col("learned"), pl.col("plain_last"), pl.col("cosine_start").is_not_null()
     )
     for (setup,), group in known.group_by("setup", maintain_order=True):
-        found = clustered_rank_correlation(
+        correlation = clustered_rank_correlation(
             group["cosine_start"].to_numpy(), group["retention"].to_numpy(), group["arm"].to_numpy()
         )
         why = (
-            "" if found.clusters >= MIN_CLUSTERS else f"fewer than {MIN_CLUSTERS} arms end in plain training"
+            ""
+            if correlation.clusters >= MIN_CLUSTERS
+            else f"fewer than {MIN_CLUSTERS} arms end in plain training"
         )
-        if not why and found.least_p > 0.05:
-            why = f"no order of {found.clusters} arms is unlikely enough"
+        if not why and correlation.least_p > 0.05:
+            why = f"no order of {correlation.clusters} arms is unlikely enough"
         # A permutation test has no interval: on one side of 0 where it rejects, on both where it does not.
-        sure = not np.isnan(found.p) and found.p < 0.05
-        edges = (found.rho, found.rho) if sure else (-1.0, 1.0)
-        part = LensSays(OWN, finite(found.rho), *edges, finite(found.p))
+        sure = not np.isnan(correlation.p) and correlation.p < 0.05
+        edges = (correlation.rho, correlation.rho) if sure else (-1.0, 1.0)
+        part = LensSays(OWN, finite(correlation.rho), *edges, finite(correlation.p))
         yield Test(claim, str(setup), "", "", None, None, [part], len(group), why=why)
 
 
 def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:
     """Arms that did nothing: those that moved the weights as far as naive training did."""
-    found = {}
+    idle = {}
     learned = cells.filter("learned")
     naive = learned.filter(pl.col("arm_text") == NAIVE).select("setup", "seed", naive="weight_change")
     for (setup, arm), group in learned.filter(pl.col("arm_text") != NAIVE).group_by(
@@ -261,5 +263,5 @@ def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:
     ):
         both = group.join(naive, on=["setup", "seed"], how="inner").sort("seed")
         if is_inert(both["weight_change"].to_list(), both["naive"].to_list()):
-            found[str(setup), str(arm)] = "inert: it moved the weights as far as naive training did"
-    return found
+            idle[str(setup), str(arm)] = "inert: it moved the weights as far as naive training did"
+    return idle

@@ -51,7 +51,7 @@ _SCHEMA = {
 }
 
 
-def specification(found: pl.DataFrame, book: Book | None = None) -> pl.DataFrame:
+def specification(tested: pl.DataFrame, book: Book | None = None) -> pl.DataFrame:
     """Claims about depth beside themselves: one row per claim, arm and stage, one column per reading.
 
     Returns:
@@ -60,7 +60,7 @@ def specification(found: pl.DataFrame, book: Book | None = None) -> pl.DataFrame
     book = book or read_book()
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     columns = [str(reading) for reading in book.readings]
-    for row in found.filter(pl.col("k").is_not_null()).iter_rows(named=True):
+    for row in tested.filter(pl.col("k").is_not_null()).iter_rows(named=True):
         keys = {name: row[name] for name in ("setup", "claim", "arm", "against", "stage")}
         cells = rows.setdefault(tuple(keys.values()), keys | dict.fromkeys(columns, ""))
         interval = (

@@ -59,9 +59,9 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
     if not folders:
         raise MemprobeError(f"{out}: no cell is finished yet")
     runs = [RunDirectory(path, path.name) for path in folders]
-    found = retention_of(ended_runs(runs, say))
+    retention = retention_of(ended_runs(runs, say))
     origins = _origins(runs)
-    frame = found.cells
+    frame = retention.cells
     parts: dict[str, list[pl.DataFrame]] = {}
     for (setup,), group in frame.group_by("setup", maintain_order=True):
         learned = group.filter(pl.col("learned"))  # what was not learned says nothing of what is kept
@@ -74,18 +74,18 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
     }
     unseen = unseen_differences(placed["differences"], frame.filter("learned"))
     placed["differences"] = pl.concat([placed["differences"], unseen])
-    return Results(frame, found.scores, found.over_seeds, **placed)
+    return Results(frame, retention.scores, retention.over_seeds, **placed)
 
 
 def _origins(runs: Iterable[RunDirectory]) -> dict[tuple[str, str], dict[str, Any]]:
     """By set-up and label, from which checkpoint and rows a stage started; probes did not always hold it."""
-    found = {}
+    origins = {}
     for run in runs:
         for stage in run.cell.stages if run.cell else ():
             path = run.path / stage.stage / MANIFEST
             if path.exists():
-                found[run.path.parent.name, stage.label] = origin(read_json(path))
-    return found
+                origins[run.path.parent.name, stage.label] = origin(read_json(path))
+    return origins
 
 
 def _placed(

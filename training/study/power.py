@@ -46,7 +46,7 @@ def stored_scatter(cells: pl.DataFrame) -> list[Scatter]:
         MemprobeError: no arm has two seeds beside naive's.
     """
     learned = cells.filter("learned")
-    found: list[tuple[str, np.ndarray, np.ndarray, int]] = []
+    by_arm: list[tuple[str, np.ndarray, np.ndarray, int]] = []
     for (setup,), group in learned.group_by("setup", maintain_order=True):
         naive = group.filter(pl.col("arm_text") == NAIVE).select("seed", naive="retention")
         for (arm,), members in group.filter(pl.col("arm_text") != NAIVE).group_by("arm", maintain_order=True):
@@ -54,15 +54,15 @@ def stored_scatter(cells: pl.DataFrame) -> list[Scatter]:
             shares = both.select("retention", "naive").to_numpy().T
             if both.height > 1 and 0 < shares[0].mean() < 1:
                 name = str(arm) if learned["setup"].n_unique() == 1 else f"{setup}: {arm}"
-                found.append((name, shares[0] - shares[1], shares, int(members["n"][0])))
-    if not found:
+                by_arm.append((name, shares[0] - shares[1], shares, int(members["n"][0])))
+    if not by_arm:
         raise MemprobeError(
             "these results have no arm with two seeds beside naive's, so there is no scatter to go by"
         )
-    facts = min(n for *_, n in found)
-    pairs, shares = [pair for _, pair, _, _ in found], [share for _, _, share, _ in found]
-    every = Scatter("all arms", len(found), *scatter(pairs, shares, facts), facts)
-    widest = max(found, key=lambda one: float(np.var(one[1], ddof=1)))
+    facts = min(n for *_, n in by_arm)
+    pairs, shares = [pair for _, pair, _, _ in by_arm], [share for _, _, share, _ in by_arm]
+    every = Scatter("all arms", len(by_arm), *scatter(pairs, shares, facts), facts)
+    widest = max(by_arm, key=lambda one: float(np.var(one[1], ddof=1)))
     return [every, Scatter(widest[0], 1, *scatter([widest[1]], [widest[2]], widest[3]), widest[3])]
 
 

@@ -16,10 +16,10 @@ from training.study.results import Results
 def tables(results: Results) -> dict[str, pl.DataFrame]:
     """The study's tables by name, each from stored results alone; those without data are left out."""
     kept = results.retention
-    found = claims(results)
+    tested = claims(results)
     made = {
-        "claims": found.filter("headline").drop("headline"),
-        "specification": specification(found),
+        "claims": tested.filter("headline").drop("headline"),
+        "specification": specification(tested),
         "forgetting": retention.forgetting(kept),
         "nats": surfacing.nats(results),
         "placement": surfacing.placement(results),

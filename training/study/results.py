@@ -60,9 +60,9 @@ def read_results(folder: Path) -> Results:
     Raises:
         MemprobeError: a table is missing or broken.
     """
-    found = {}
+    tables = {}
     for name in Results.__dataclass_fields__:
         path = folder / f"{name}.parquet"
         with parquet_errors(path):
-            found[name] = pl.read_parquet(path)
-    return Results(**found)
+            tables[name] = pl.read_parquet(path)
+    return Results(**tables)

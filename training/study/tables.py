@@ -175,10 +175,10 @@ def lost_facts(results: Results) -> pl.DataFrame:
     ends = [*edges["surfaces"], *edges.get("full", []), *(["chance_full"] if chance else [])]
     ends += ["deepest", "deepest_low", "deepest_high", *edges["intruded"]]
     ends += ["intruder_rank", "intruder_rank_low", "intruder_rank_high"] if ranked else []
-    found = pl.DataFrame(rows, infer_schema_length=None).select(
+    losses = pl.DataFrame(rows, infer_schema_length=None).select(
         *_KEYS, "stage", "arm", "seeds", "lost", *ends
     )
-    return found.sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
+    return losses.sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
 
 
 def _mean_of(
@@ -189,25 +189,27 @@ def _mean_of(
 ) -> dict[str, float | None]:
     """A mean over seeds with Student's interval, taken on another scale and given back on its own."""
     values = there(group[name].drop_nulls().to_numpy())
-    found: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    numbers: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     if len(values):
         low, high = student(values)
         ends = (values.mean(), low, high)
-        found = {key: None if end is None else float(back(end)) for key, end in zip(found, ends, strict=True)}
-    return found
+        numbers = {
+            key: None if end is None else float(back(end)) for key, end in zip(numbers, ends, strict=True)
+        }
+    return numbers
 
 
 def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
     """A share of lost facts, over seeds that lost any; a seed counts by how many it lost."""
     known = group.filter(pl.col(name).is_not_null(), pl.col("n_lost") > 0)
-    found: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    numbers: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     if not len(known):
-        return found
+        return numbers
     sizes = known["n_lost"].to_numpy().astype(float)
     counts = known[name].to_numpy() * sizes
-    found[name] = float(counts.sum() / sizes.sum())
+    numbers[name] = float(counts.sum() / sizes.sum())
     if len(known) >= MIN_SEEDS:
         size = size_over_seeds(sizes)
         share = share_over_seeds(counts / sizes * size, size)
-        found |= {f"{name}_low": share.low, f"{name}_high": share.high}
-    return found
+        numbers |= {f"{name}_low": share.low, f"{name}_high": share.high}
+    return numbers

@@ -37,10 +37,18 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
             continue
         counts, size = _counts(group)
         n = int(other["n"][0])
-        found = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
-        error = (found.high - found.low) / 2 / special.ndtri(0.975)
-        edges = {"difference": found.value, "low": found.low, "high": found.high, "p": found.p}
-        flags = {"significant": found.low > 0 or found.high < 0, "detectable": detectable(error, 1e9)}
+        difference = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
+        error = (difference.high - difference.low) / 2 / special.ndtri(0.975)
+        edges = {
+            "difference": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+            "p": difference.p,
+        }
+        flags = {
+            "significant": difference.low > 0 or difference.high < 0,
+            "detectable": detectable(error, 1e9),
+        }
         rows.append({**row, **edges, **flags, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
 
