@@ -29,7 +29,8 @@ from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.checkpoints import checkpoints_of, default_template
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.lenses import Lens, parse_lenses
+from memprobe.lens_specs import parse_lenses
+from memprobe.lenses import Lens
 from memprobe.logits import Reading, read_rows
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
@@ -81,7 +82,7 @@ def capture(
 
     Args:
         template: how a factoid is put before the model; ``None``: as the checkpoint's manifest says, else plain.
-        lenses: what reads the residual stream, as texts (:func:`memprobe.lenses.parse_lens`) or made already.
+        lenses: what reads the residual stream, as texts (:func:`memprobe.lens_specs.parse_lens`) or made already.
         positions: where, see :data:`memprobe.records.POSITIONS`.
         intrusions: by name, factoids whose answers are watched for at the same positions.
         seed: of the shuffled controls.

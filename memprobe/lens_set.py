@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import LensFile, in_short, read_lens
-from memprobe.lenses import Lens, LensSpec, make_lens, parse_lens
+from memprobe.lens_specs import LensSpec, make_lens, parse_lens
+from memprobe.lenses import Lens
 from memprobe.load_options import LoadOptions
 from memprobe.sequences import Deferred
 
@@ -97,7 +98,7 @@ class LensSet:
         """Lenses from what a user says; nothing stands for the Logit Lens.
 
         Args:
-            texts: see :func:`memprobe.lenses.parse_lens`; the spec after ``@`` may be the label of a checkpoint.
+            texts: see :func:`memprobe.lens_specs.parse_lens`; the spec after ``@`` may be the label of a checkpoint.
             readout: short for the one lens ``logit@SPEC``.
             checkpoints: those that are read.
             loading: how a spec is found.

@@ -101,7 +101,7 @@ def probe(
         factoids: what is asked; a text is a source's name or a file.
         out: the probe directory.
         template: see :class:`memprobe.templates.Template`; ``None``: that of the manifests, else ``plain``.
-        lenses: what reads the residual stream, all in one forward pass, see :func:`memprobe.lenses.parse_lens`;
+        lenses: what reads the residual stream, all in one forward pass, see :func:`memprobe.lens_specs.parse_lens`;
             by default the Logit Lens. The spec after ``@`` may be the label of one of the checkpoints. The first
             one is what is looked through first when the probe is opened.
         readout: short for the one lens ``logit@SPEC``: reads every checkpoint with this one's norm and unembedding

@@ -12,7 +12,6 @@ from memprobe.statistics.vocabulary import STATISTICS
 if TYPE_CHECKING:
     import polars as pl
 
-    from memprobe.compare import Comparison
     from memprobe.prompt_lens import PromptReading
 
 MOST = 8
@@ -276,11 +275,10 @@ def _quoted(token: str) -> str:
     return f"“{token.strip() or repr(token)[1:-1]}”"
 
 
-def verdict(comparison: Comparison) -> list[str]:
+def verdict(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame]) -> list[str]:
     """What a comparison finds: the reference, then what differs from it, by how much and how sure; some ten lines."""
     import polars as pl
 
-    settings, tables = comparison.settings, comparison.tables
     reference = settings["reference"]
     placed = tables["placement"]
     lines = [

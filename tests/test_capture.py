@@ -18,7 +18,7 @@ from memprobe.answers import budget, cut
 from memprobe.capturing import capture, capture_batches
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 from memprobe.models import wrap
 from memprobe.planning import plan_capture, shuffled_answers
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS

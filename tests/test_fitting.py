@@ -20,7 +20,7 @@ from memprobe.lens_kinds import FITTED_KINDS
 from memprobe.lens_kinds.jacobian import JacobianFit
 from memprobe.lens_kinds.linear import SKIP, STRENGTHS, LinearFit
 from memprobe.lens_kinds.tuned import TunedFit, held_out_divergence
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 from memprobe.models import load, to_bridge, wrap
 from memprobe.modes import evaluating
 from memprobe.templates import Template, tokenise_all

@@ -10,7 +10,8 @@ import torch
 from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.lens_files import AffineMap, read_lens, write_about, write_maps
-from memprobe.lenses import Lens, LensSpec, parse_lens, parse_lenses
+from memprobe.lens_specs import LensSpec, parse_lens, parse_lenses
+from memprobe.lenses import Lens
 from memprobe.models import load, wrap
 from memprobe.modes import evaluating
 from tests import oracle

@@ -8,7 +8,7 @@ import torch
 from memprobe.answers import budget, cut, generate
 from memprobe.capturing import capture
 from memprobe.factoids import make_factoid
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 from memprobe.models import wrap
 from memprobe.planning import plan_capture
 from memprobe.templates import Template

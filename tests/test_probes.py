@@ -14,7 +14,7 @@ from memprobe.compare import compare
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 from memprobe.models import wrap
 from memprobe.parquet import mark_of
 from memprobe.probes import Probe, open_probe, part_files, table_file

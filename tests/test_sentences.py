@@ -111,7 +111,7 @@ def test_numbers_are_written_one_way():
 def test_a_comparison_reads_in_ten_lines(tmp_path):
     probe = write_probe(tmp_path / "own", {"base": 7.0, "early": 3.0}, summary=False)
     result = compare([probe], draws=200)
-    lines = sentences.verdict(result)
+    lines = result.verdict()
     assert len(lines) == 2 and lines[1].startswith("early against base:")
     table = result.tables["differences"].filter(statistic="lof_restricted", on="all")
     row = table.row(0, named=True)
@@ -122,7 +122,7 @@ def test_a_comparison_reads_in_ten_lines(tmp_path):
     assert "base, early" in repr(memprobe.open_probe(tmp_path / "own"))
     result.write(tmp_path / "out")
     again = read_comparison(tmp_path / "out" / "comparison.json")
-    assert sentences.verdict(again) == lines
+    assert again.verdict() == lines
     assert all(again.tables[name].schema == table.schema for name, table in result.tables.items())
 
 
@@ -143,7 +143,7 @@ def test_checkpoints_of_one_run_are_told_as_one(tmp_path):
         "half of the facts by step 10;"
     )
     assert f"from depth {first['lof_restricted_mean']:.1f} to {last['lof_restricted_mean']:.1f} of 8" in line
-    lines = sentences.verdict(result)
+    lines = result.verdict()
     assert line in lines
     assert [one.partition(" against")[0] for one in lines if " against run/step-0" in one] == ["run/step-20"]
 
@@ -151,7 +151,7 @@ def test_checkpoints_of_one_run_are_told_as_one(tmp_path):
 def test_the_same_answer_as_markdown_and_html(tmp_path):
     result = compare([along_steps(tmp_path / "probe")], draws=200)
     text, page = result.markdown(), result._repr_html_()
-    for line in sentences.verdict(result):
+    for line in result.verdict():
         assert line in text and html.escape(line) in page
     row = result.tables["placement"].row(0, named=True)
     cells = [

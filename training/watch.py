@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -14,14 +14,11 @@ from memprobe.runs import METRICS
 from training.progress import add_metrics
 from training.stopping import asked
 
-if TYPE_CHECKING:
-    from training.stage import StageTrainer
-
 
 class Watch(TrainerCallback):
     """Metrics, stop rules, and when to save."""
 
-    def __init__(self, trainer: StageTrainer):
+    def __init__(self, trainer: Any):  # the StageTrainer, which imports this module
         self.trainer, self.run = trainer, trainer.run
         self.saved = time.monotonic()
 

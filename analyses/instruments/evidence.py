@@ -23,7 +23,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.grafting import donor_of, sweep_batches
 from memprobe.lens_files import LensFile
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
 from memprobe.partial import exchanged

@@ -20,7 +20,6 @@ from memprobe.cli.show_pairs import (
 from memprobe.cli.terminal import print_table, wide_terminal
 from memprobe.compare.beside import besides
 from memprobe.compare.headline import never_as
-from memprobe.sentences import verdict
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
 
@@ -44,7 +43,7 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
     console = wide_terminal()
     settings = result.settings
     base = f", base model {settings['base']}" if settings["base"] else ""
-    for line in verdict(result):
+    for line in result.verdict():
         console.print(line, markup=False, highlight=False)
     console.print(
         f"\n{wording.count(settings['factoids'], 'fact')}, against {settings['reference']}{base}. A depth holds an "

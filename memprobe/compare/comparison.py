@@ -91,6 +91,10 @@ class Comparison:
         held = ", ".join(name for name, table in self.tables.items() if len(table))
         return f"Comparison of {many} on {facts}, against {self.settings['reference']}; tables: {held}"
 
+    def verdict(self) -> list[str]:
+        """The reference, then what differs from it, and how sure that is."""
+        return sentences.verdict(self.settings, self.tables)
+
     def headline(self) -> Headline:
         """The main table: where the facts surface, by the lens looked through and by the others."""
         through = self.settings.get("through")
@@ -101,11 +105,11 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The verdict and its table, for a notebook."""
-        return as_html(sentences.verdict(self), self._shown())
+        return as_html(self.verdict(), self._shown())
 
     def markdown(self) -> str:
         """The verdict, its table and the notes, as Markdown."""
-        return as_markdown(sentences.verdict(self), self._shown(), self.notes)
+        return as_markdown(self.verdict(), self._shown(), self.notes)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON: tables are lists of rows."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe import plots, sentences
+from memprobe import plots
 from memprobe.compare import read_comparison
 from memprobe.compare.outcomes import outcomes_of
 from memprobe.dashboard.embedding import embedded, figure_json
@@ -63,7 +63,7 @@ def comparisons_room(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[
             {
                 "name": name,
                 "about": about,
-                "answer": sentences.verdict(comparison),
+                "answer": comparison.verdict(),
                 "notes": notes,
                 "figures": figures,
                 "claims": held[1:] and held,

@@ -35,7 +35,7 @@ from memprobe.lens_files import (
     write_maps,
 )
 from memprobe.lens_kinds import FITTED_KINDS, fitter
-from memprobe.lenses import make_lens
+from memprobe.lens_specs import make_lens
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid

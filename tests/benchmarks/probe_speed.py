@@ -27,7 +27,8 @@ import torch
 
 from memprobe.batching import batches_by_tokens
 from memprobe.capturing import _CPU_BATCH_TOKENS, capture_batches
-from memprobe.lenses import Lens, make_lens
+from memprobe.lens_specs import make_lens
+from memprobe.lenses import Lens
 from memprobe.models import LensModel, load, wrap
 from memprobe.planning import Plan, plan_capture
 from memprobe.probing import probe
@@ -72,7 +73,7 @@ def readouts(n: int, repeats: int) -> None:
 
 def _probe(model: LensModel, other: LensModel, facts: list, folder: str, lenses: list[str]) -> None:
     from memprobe.lens_set import AskedLens, LensSet
-    from memprobe.lenses import LensSpec
+    from memprobe.lens_specs import LensSpec
 
     asked = [AskedLens(LensSpec(), None if name == "logit" else other) for name in lenses]
     probe([model], facts, Path(folder) / "probe", lenses=LensSet(asked))

@@ -143,7 +143,7 @@ def _done(folder: Path) -> set[str]:
 def _lenses(base: Checkpoint, memory: Memory, dtype: torch.dtype, base_readout: bool) -> LensSet:
     """The lenses of a grid; while they are used, the base model stands beside the one that is read."""
     from memprobe.lens_set import AskedLens, LensSet
-    from memprobe.lenses import LensSpec
+    from memprobe.lens_specs import LensSpec
 
     own = AskedLens(LensSpec(), None)
     return LensSet([own, AskedLens(LensSpec(), memory.second(base, dtype))] if base_readout else [own])
