@@ -149,14 +149,12 @@ def locked(out: Path) -> Iterator[None]:
     """
     known = (FOLDER, "factoids.parquet", "patches.html", "patches.json")
     mine = not out.exists() or (out / "run.json").exists()
-    if not mine and (not out.is_dir() or any(not _is_ours(file, known) for file in out.iterdir())):
+    if not mine and (
+        not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir())
+    ):
         raise MemprobeError(f"{out}: exists and holds no patches; use another --out")
     with one_process(out, "patching", lock=f"{FOLDER}/.lock"):
         yield
-
-
-def _is_ours(file: Path, known: Sequence[str]) -> bool:
-    return file.name in known or file.name.startswith(".")
 
 
 def key_of(wanted: dict[str, Any]) -> str:

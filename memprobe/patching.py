@@ -140,6 +140,7 @@ def _patch_batch(
         mask = _mask([question.sets[name] for question in batch], ids.shape[1]).to(target.device)
         start = min(min(question.sets[name]) for question in batch) if base.keys_values else 0
         aligned = _aligned(batch, name, ids.shape[1]).to(target.device)
+        seeds = [seeded(plan.seed, question.item.factoid.id, "random") for question in batch]
         made: list[tuple[Part, int, str]] = []
         copies: list[Copy] = []
         for part in plan.what:
@@ -147,9 +148,7 @@ def _patch_batch(
                 if part != "residual" and depth == 0:
                     continue
                 for control in ("", *plan.controls):
-                    put = partial(
-                        _states, given, others, part, depth, control, mask, aligned, _seeds(batch, plan.seed)
-                    )
+                    put = partial(_states, given, others, part, depth, control, mask, aligned, seeds)
                     copies.append(_copy(base, part, depth, mask, start, put, target.device))
                     made.append((part, depth, control))
         numbers = iter(made)
@@ -261,10 +260,6 @@ def _aligned(batch: Sequence[Question], name: Positions, width: int) -> Int[Tens
             first, last = other.sets[name][0], other.sets[name][-1]
         places[row] = moved.clamp(first, last)
     return places
-
-
-def _seeds(batch: Sequence[Question], seed: int) -> list[int]:
-    return [seeded(seed, question.item.factoid.id, "random") for question in batch]
 
 
 def answer_keys(items: Sequence[TokenisedFactoid]) -> dict[str, list[str] | list[int]]:

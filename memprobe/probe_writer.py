@@ -78,14 +78,9 @@ def _remove_leftovers(out: Path) -> None:
     folders = [out, *(out / table for table in BY_CHECKPOINT), *(out / PARTS).glob("*")]
     for folder in folders:
         for file in folder.glob(".*"):
-            if _is_leftover(file) or (
-                folder != out and file.name.startswith(".") and ".parquet." in file.name
-            ):
+            own = any(file.name.startswith(f".{name}.") for name in _OWN)
+            if own or (folder != out and ".parquet." in file.name):
                 file.unlink(missing_ok=True)
-
-
-def _is_leftover(file: Path) -> bool:
-    return any(file.name.startswith(f".{name}.") for name in _OWN)
 
 
 def delete_probe(out: Path) -> None:
@@ -183,13 +178,11 @@ def _refuse_other_files(out: Path) -> None:
     """Raises a MemprobeError for what exists and is not a probe directory."""
     if (out / RUN).exists() or not out.exists():
         return
-    if not out.is_dir() or any(not _unfinished(file) for file in out.iterdir()):
+    # A probe that was killed before it was whole has its lock and its first write.
+    if not out.is_dir() or any(
+        file.name != LOCK and not file.name.startswith(f".{RUN}.") for file in out.iterdir()
+    ):
         raise MemprobeError(f"{out}: exists and is not a probe directory; use another --out")
-
-
-def _unfinished(file: Path) -> bool:
-    """Whether a file is the lock or the first write of a probe, killed before it was whole."""
-    return file.name == LOCK or file.name.startswith(f".{RUN}.")
 
 
 def _upgraded(probe: Probe, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -158,7 +159,7 @@ def evaluate(
     """
     results = {}
     for name, one in sets.items():
-        tell = None if progress is None else _teller(progress, name)
+        tell = None if progress is None else partial(progress, name)
         try:
             with in_eval_mode(lens_model.model), torch.inference_mode():
                 tokens = batch_tokens or tokens_at_once(lens_model.device, _CPU_TOKENS, _GPU_TOKENS[one.kind])
@@ -420,7 +421,3 @@ def _interval(value: Any, low: Any, high: Any) -> dict[str, float | None]:
     numbers = {"value": value, "low": low, "high": high}
     floats = {key: float(np.asarray(number).reshape(-1)[0]) for key, number in numbers.items()}
     return {key: number if math.isfinite(number) else None for key, number in floats.items()}
-
-
-def _teller(progress: Progress, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, done, total)

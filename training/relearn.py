@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +149,16 @@ def relearn(
         _, plain = _says(model, facts, manifest.template)
         cued, with_cue = _says(model, [_cued(fact, cue) for fact in facts], manifest.template)
         row |= {f"cued_{name}": float(cued.mean()), f"gain_{name}": float((with_cue - plain).mean())}
-        teller = partial(_tell, say, name)
-        steps[name] = _steps(model, facts, manifest.template, lr, batch, limit, seed, teller)
+        steps[name] = _steps(
+            model,
+            facts,
+            manifest.template,
+            lr,
+            batch,
+            limit,
+            seed,
+            lambda text, name=name: say(f"{name}: {text}"),
+        )
         model.model.load_state_dict(start)
         row |= {
             f"steps_{name}": float(steps[name].mean()),
@@ -259,10 +266,6 @@ def _steps(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return first_step
-
-
-def _tell(say: Callable[[str], None], name: str, text: str) -> None:
-    say(f"{name}: {text}")
 
 
 def _savings(lost: np.ndarray, fresh: np.ndarray, seed: int) -> tuple[float, float | None, float | None]:

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,27 +23,20 @@ class BadRowChoice(StrEnum):
     skip = "skip"
 
 
-Checkpoints = Annotated[
-    list[str],
-    typer.Option(
-        "--ckpt",
-        metavar="[LABEL=]SPEC",
-        help="A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run "
-        "directory of `training`, a GGUF file, smollm2-135m or gemma3-270m. Repeat it to compare.",
-        show_default=False,
-    ),
-]
-ManyCheckpoints = Annotated[
-    list[str],
-    typer.Option(
-        "--ckpt",
-        metavar="[LABEL=]SPEC",
-        help="A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run "
-        "directory of `training`, a GGUF file, smollm2-135m or gemma3-270m; or many at once: "
-        "'owner/name@step{1000..143000..1000}', 'runs/*/checkpoint-*' (in quotes). Repeat it to compare.",
-        show_default=False,
-    ),
-]
+_CHECKPOINT = (
+    "A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run directory of "
+    "`training`, a GGUF file, smollm2-135m or gemma3-270m"
+)
+_MANY = "; or many at once: 'owner/name@step{1000..143000..1000}', 'runs/*/checkpoint-*' (in quotes)"
+
+
+def _checkpoints(many: str) -> Any:
+    text = f"{_CHECKPOINT}{many}. Repeat it to compare."
+    return typer.Option("--ckpt", metavar="[LABEL=]SPEC", help=text, show_default=False)
+
+
+Checkpoints = Annotated[list[str], _checkpoints("")]
+ManyCheckpoints = Annotated[list[str], _checkpoints(_MANY)]
 OneCheckpoint = Annotated[
     str, typer.Option("--ckpt", metavar="SPEC", help="The checkpoint.", show_default=False)
 ]
@@ -73,37 +67,16 @@ FixedReadout = Annotated[
         "for probes made with --lens logit@BASE. Repeatable.",
     ),
 ]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--k",
-        "--top-k",
-        "-k",
-        metavar="K",
-        help="Count an answer as present if it is among the top K tokens.",
-        min=1,
-        max=2**31 - 1,
-    ),
-]
-ProbesTopK = Annotated[
-    int | None,
-    typer.Option(
-        "--k",
-        "--top-k",
-        "-k",
-        metavar="K",
-        help="Count an answer as present if it is among the top K tokens. [default: as the probe was made]",
-        show_default=False,
-    ),
-]
+_TOP_K: Any = partial(typer.Option, "--k", "--top-k", "-k", metavar="K")
+_PRESENT = "Count an answer as present if it is among the top K tokens."
+_RULE = "Which tokens of an answer must be among the top K: first, last or all."
+_AS_PROBED = "[default: as the probe was made]"
+TopK = Annotated[int, _TOP_K(help=_PRESENT, min=1, max=2**31 - 1)]
+ProbesTopK = Annotated[int | None, _TOP_K(help=f"{_PRESENT} {_AS_PROBED}", show_default=False)]
+TokenRule = Annotated[str, typer.Option("--token", metavar="RULE", help=_RULE)]
 ProbesTokenRule = Annotated[
     str | None,
-    typer.Option(
-        "--token",
-        metavar="RULE",
-        help="Which tokens of an answer must be among the top K: first, last or all. [default: as the probe was made]",
-        show_default=False,
-    ),
+    typer.Option("--token", metavar="RULE", help=f"{_RULE} {_AS_PROBED}", show_default=False),
 ]
 ProbesLens = Annotated[
     str | None,
@@ -122,14 +95,6 @@ ProbesPosition = Annotated[
         help="answer: where the answer is predicted; subject: at the subject's last token, in probes that were read "
         "there. [default: answer]",
         show_default=False,
-    ),
-]
-TokenRule = Annotated[
-    str,
-    typer.Option(
-        "--token",
-        metavar="RULE",
-        help="Which tokens of an answer must be among the top K: first, last or all.",
     ),
 ]
 Draws = Annotated[

@@ -20,7 +20,6 @@ from memprobe.statistics.vocabulary import label as called
 
 MOST = 6
 """Checkpoints that these rooms show: each costs a pass over the records of every lens."""
-ROOMS = ("lenses", "positions", "written")
 
 
 @dataclass(frozen=True)

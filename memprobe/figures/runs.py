@@ -52,9 +52,10 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
         ),
     }
     made: dict[str, pl.DataFrame | str] = {}
+    names = titles(retention.cells)
     for name, (table, why) in tables.items():
         drawn = table()
-        made[name] = _titled(drawn, retention.cells) if len(drawn) else why
+        made[name] = drawn.with_columns(pl.col("setup").replace(names)) if len(drawn) else why
     return made
 
 
@@ -66,10 +67,6 @@ def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]
     if len(setups) == 1 or fits or name not in ("stages", "forgetting"):
         return {"": table}
     return {setup: table.filter(setup=setup) for setup in setups}
-
-
-def _titled(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    return table.with_columns(pl.col("setup").replace(titles(cells)))
 
 
 def _named(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:

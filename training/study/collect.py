@@ -110,9 +110,10 @@ def _placed(
         wanted = dict.fromkeys(label for chain in chains for label in chain if label in entries)
         made = {label: entries[label]["manifest"] or {} for label in [*base, *wanted]}
         for k, token in SETTINGS:
-            keys = {"setup": setup, "k": k, "token": token, "readout": readout}
+            named = {"setup": setup, "k": k, "token": token, "readout": readout}
+            keys = [pl.lit(value).alias(key) for key, value in named.items()]
             for name, table in _read_out(probe, made, chains, {"k": k, "token": token, "draws": draws}):
-                yield name, _keyed(table, keys)
+                yield name, table.select(*keys, pl.all())
 
 
 def _probes(out: Path, setup: str) -> dict[str, Probe]:
@@ -174,7 +175,3 @@ def _read_out(
         kept = kept_facts(readings, arms)
         if len(kept):
             yield "kept", kept.select(pl.lit(stage_name).alias("stage"), pl.all())
-
-
-def _keyed(table: pl.DataFrame, keys: dict[str, Any]) -> pl.DataFrame:
-    return table.select(*(pl.lit(value).alias(name) for name, value in keys.items()), pl.all())
