@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,25 +32,17 @@ def show(
 
     `memprobe show tables/ --json`
     """
-    if (folder / COMPARISON).exists():
-        from memprobe.cli.show_comparison import print_comparison
+    if stored := next((folder / name for name in (COMPARISON, OUTCOMES) if (folder / name).exists()), None):
+        from memprobe.cli.show_comparison import print_comparison, print_outcomes
         from memprobe.compare.comparison import read_comparison
-
-        comparison = read_comparison(folder / COMPARISON)
-        if as_json:
-            echo_json(comparison.as_json())
-        else:
-            print_comparison(comparison, full=full)
-        return
-    if (folder / OUTCOMES).exists():
-        from memprobe.cli.show_comparison import print_outcomes
         from memprobe.compare.outcomes import read_outcomes
 
-        outcomes = read_outcomes(folder / OUTCOMES)
+        of_depths = stored.name == COMPARISON
+        result: Any = (read_comparison if of_depths else read_outcomes)(stored)
         if as_json:
-            echo_json(outcomes.as_json())
+            echo_json(result.as_json())
         else:
-            print_outcomes(outcomes, full=full)
+            (print_comparison if of_depths else print_outcomes)(result, full=full)
         return
     from memprobe.cli.show_probe import print_summary
     from memprobe.probes import SUMMARY, open_probe

@@ -38,7 +38,6 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         full: print every table that fits a terminal of 100 columns.
         net: the control that recall and the statistics are shown net of; by default their chance level from
             shuffled answers stands beside them.
-
     """
     console = wide_terminal()
     settings = result.settings
@@ -53,21 +52,17 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         markup=False,
         highlight=False,
     )
-    if not full:
-        if net is None:
-            _main(console, result)
-        else:
-            _net_recall(console, result.tables, net)
-            _net(console, result.tables, net)
-        _besides(console, result.tables)
-        return
-    if net is None:
+    if net is not None:
+        _net_recall(console, result.tables, net)
+        _net(console, result.tables, net)
+    elif full:
         _recall(console, result.tables)
         _placement(console, result.tables)
     else:
-        _net_recall(console, result.tables, net)
-        _net(console, result.tables, net)
+        _main(console, result)
     _besides(console, result.tables)
+    if not full:
+        return
     for show in (print_differences, print_by_depth, print_spread):
         show(console, result.tables)
     print_overlap(console, result)
