@@ -275,10 +275,11 @@ def _quoted(token: str) -> str:
     return f"“{token.strip() or repr(token)[1:-1]}”"
 
 
-def verdict(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame]) -> list[str]:
-    """What a comparison finds: the reference, then what differs from it, by how much and how sure; some ten lines."""
+def verdict(comparison: Any) -> list[str]:
+    """What a :class:`memprobe.compare.Comparison` finds: the reference, then what differs from it, and how sure that is."""
     import polars as pl
 
+    settings, tables = comparison.settings, comparison.tables
     reference = settings["reference"]
     placed = tables["placement"]
     lines = [

@@ -93,7 +93,7 @@ class Comparison:
 
     def verdict(self) -> list[str]:
         """The reference, then what differs from it, and how sure that is."""
-        return sentences.verdict(self.settings, self.tables)
+        return sentences.verdict(self)
 
     def headline(self) -> Headline:
         """The main table: where the facts surface, by the lens looked through and by the others."""
