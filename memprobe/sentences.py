@@ -276,7 +276,7 @@ def _quoted(token: str) -> str:
 
 
 def verdict(comparison: Any) -> list[str]:
-    """What a :class:`memprobe.compare.Comparison` finds: the reference, then what differs from it, and how sure that is."""
+    """What a :class:`memprobe.compare.Comparison` finds: the reference, what differs from it, and how sure that is."""
     import polars as pl
 
     settings, tables = comparison.settings, comparison.tables
