@@ -83,7 +83,7 @@ where-report: setup  ## Tables, figures and the notebook of what `make where` st
 	$(BIN)/python analyses/run_notebooks.py 08
 
 test: setup  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: setup  ## Try 20,000 damaged inputs (an hour on an idle core) and 100 kills; tests/fuzz says how one is tried again
 	$(BIN)/python -m tests.fuzz --inputs 20000

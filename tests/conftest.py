@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips tests that open pages where there is no Chromium."""
     if item.get_closest_marker("browser") and find_chromium() is None:
         pytest.skip("Chromium is not installed; MEMPROBE_CHROMIUM can name one")
+
+
+def pytest_collection_finish() -> None:
+    """What the modules imported stays, so that collections leave it alone: they were half of training's tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, since tests of other processes wait for them; four use some 6 GB of memory."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 import webbrowser
 from pathlib import Path
@@ -82,20 +85,23 @@ def test_show_names_what_it_cannot_show(cli, tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_can_complete(cli, shell, monkeypatch):
-    # Else the shell is the one that this test happens to run in, if any.
-    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
-    code, text, _ = cli("--show-completion", shell)
-    assert code == 0 and "_MEMPROBE_COMPLETE" in text
-    monkeypatch.setenv("_MEMPROBE_COMPLETE", f"complete_{shell}")
-    for name, value in {
-        "COMP_WORDS": "memprobe de",
-        "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "memprobe de",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
-    assert "demo" in cli()[1]
+def test_the_shell_can_complete(shell):
+    def in_a_shell(*arguments, **variables):
+        # Without the first variable the shell is the one that this test happens to run in, if any.
+        variables |= {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+        command = [sys.executable, "-m", "memprobe", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+
+    shown = in_a_shell("--show-completion", shell)
+    assert shown.returncode == 0 and "_MEMPROBE_COMPLETE" in shown.stdout, shown.stderr
+    completed = in_a_shell(
+        _MEMPROBE_COMPLETE=f"complete_{shell}",
+        COMP_WORDS="memprobe de",
+        COMP_CWORD="1",
+        _TYPER_COMPLETE_ARGS="memprobe de",
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )
+    assert "demo" in completed.stdout, completed.stderr
 
 
 def test_a_probe_without_a_chance_level_says_why(cli, tiny_checkpoint, tmp_path):

@@ -35,6 +35,7 @@ def after(run):
 
 @pytest.fixture(autouse=True)
 def _importable(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.grid.workers._PAUSE", 0.1)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     monkeypatch.syspath_prepend(tmp_path)
 
