@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from memprobe.sizes import parse_size
 
 RAY = "ray"
 
+_MOMENT = 0.1  # seconds between two questions whether a task has ended
 _CLIENT_PORT = 10001
 _OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
 _INSIDE = re.compile(r"(?P<host>[\w.-]+):\d{1,5}")
@@ -98,6 +99,18 @@ def _number(text: str | None, name: str) -> float | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
         raise MemprobeError(f"--resources {name}={text}: give a number")
     return float(text)
+
+
+def some_done(ray: Any, references: Collection[Any]) -> list[Any]:
+    """Those of some tasks that have ended, none or one, after a moment.
+
+    Asks and sleeps here. The process in which Ray waits for a client from outside never ends when that client is gone
+    meanwhile (as Ray 2.60 does it): it runs at full speed, and the client's tasks stay alive.
+    """
+    done = ray.wait(list(references), num_returns=1, timeout=0)[0]
+    if not done:
+        time.sleep(_MOMENT)
+    return done
 
 
 def connect(address: str) -> Any:

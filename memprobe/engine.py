@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, connect, while_connected
+from memprobe.cluster import Engine, connect, some_done, while_connected
 from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
@@ -178,8 +178,7 @@ class OnRay:
             self._hand_out()
             if not self.actors:
                 raise MemprobeError(f"--engine {self.engine.address}: no actor stays alive; {self.last}")
-            done, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=_LOOK)
-            for ref in done:
+            for ref in some_done(self.ray, self.pending):
                 self._take(ref)
             self._advance()
         if self.evicts:  # the others were deleted when the next was loaded

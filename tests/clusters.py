@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def cluster_of(nodes: int) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Else some one in ten server processes of a client dies as Ray's proxy forks it beside gRPC's threads.
         patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
+        patch.setenv("TIMEOUT_FOR_SPECIFIC_SERVER_S", "5")  # half a minute, after a client is gone
         cluster = _started(Cluster, port)
     cluster.outside = f"ray://127.0.0.1:{port}"
     try:
@@ -40,6 +41,20 @@ def cluster_of(nodes: int) -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def clients_of(cluster: Any) -> list[Any]:
+    """The processes in which a cluster does what its clients from outside ask for, one for each."""
+    import psutil
+
+    def line(process: Any) -> str:
+        with suppress(psutil.Error):
+            return " ".join(process.cmdline())
+        return ""
+
+    lines = ((process, line(process)) for process in psutil.process_iter())
+    asked = ("--mode=specific-server", f"--address={cluster.address}")
+    return [process for process, line in lines if all(word in line for word in asked)]
 
 
 def free_port() -> int:

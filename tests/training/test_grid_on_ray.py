@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from memprobe.cluster import Engine
-from tests.clusters import SMALL, cluster_of, files_of, wait_until
+from tests.clusters import SMALL, clients_of, cluster_of, files_of, wait_until
 from tests.training.grids import write
 from tests.training.runs import ROOT
 from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
@@ -124,6 +124,7 @@ def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path):
         driver.send_signal(signal.SIGKILL)
         said = driver.communicate()[1]
     assert driver.returncode == -signal.SIGKILL, said.decode()[-2000:]
+    wait_until(lambda: not clients_of(cluster))  # and with that process its tasks
     assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
     assert left_in(out) == wanted
 

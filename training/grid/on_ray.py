@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, connect, while_connected
+from memprobe.cluster import Engine, connect, some_done, while_connected
 from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
@@ -155,9 +155,9 @@ class _Tasks:
         running = {self._submit(cell.node, ends, with_base): cell for cell in remaining}
         try:
             while running:
-                (ref,), _ = self.ray.wait(list(running), num_returns=1)
-                self._end(running.pop(ref), ref)
-                drop_weights(cells, out)
+                for ref in some_done(self.ray, running):
+                    self._end(running.pop(ref), ref)
+                    drop_weights(cells, out)
         except BaseException:
             for ref in [*self.stages.values(), *running]:
                 self.ray.cancel(ref, force=True)
