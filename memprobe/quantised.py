@@ -73,7 +73,7 @@ def placement(folder: Path, device: torch.device, name: str) -> dict[str, Any]:
     if settings is None:
         return {}
     needed = _LIBRARIES.get(method(settings), ())
-    missing = [one for one in needed if importlib.util.find_spec(one.replace("-", ".")) is None]
+    missing = [one for one in needed if not _installed(one)]
     if missing:
         raise MemprobeError(
             f"{name}: its weights are quantised ({method(settings)}), which is read with {' and '.join(needed)}: "
@@ -81,6 +81,13 @@ def placement(folder: Path, device: torch.device, name: str) -> dict[str, Any]:
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says at every product that inputs are cast
     return {"device_map": {"": device}}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package.replace("-", ".")) is not None
+    except ModuleNotFoundError:  # of "optimum-quanto" where there is no optimum either
+        return False
 
 
 def is_quantised(model: Any) -> bool:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from memprobe import quantised
@@ -123,6 +124,61 @@ def test_an_adapter_lies_over_quantised_weights(saved, kind, tmp_path):
     assert ours.difference < 1e-4
 
 
+def in_four_bits(weight):
+    """Whole numbers from -8 to 7 [out, in], and the scale of each row [out, 1]."""
+    scale = weight.abs().amax(1, keepdim=True) / 7
+    return torch.round(weight / scale).clamp(-8, 7).to(torch.int64), scale
+
+
+def packed_in_int32(numbers):
+    """[out, in] from -8 to 7 as [out, in / 8] int32: eight in each, from 0 to 15, the first in the lowest bits."""
+    packed = ((numbers + 8).unflatten(1, (-1, 8)) << (4 * torch.arange(8))).sum(-1)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+
+
+def test_weights_of_four_bits_that_were_packed_by_hand_are_read_as_they_stand(tmp_path):
+    """Each linear layer's numbers times their scales, put into a plain model, give the same logits."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    tokenizer = tiny_tokenizer()
+    plain = tiny_model(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)
+    plain.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    stored = {}
+    for name, weight in plain.state_dict().items():
+        if weight.ndim == 2 and ".layers." in name:
+            numbers, scale = in_four_bits(weight)
+            weight.copy_(numbers * scale)
+            stored |= {
+                f"{name}_packed": packed_in_int32(numbers),
+                f"{name}_scale": scale,
+                f"{name}_shape": torch.tensor(numbers.shape),
+            }
+        else:
+            stored[name] = weight
+    save_file({name: part.contiguous() for name, part in stored.items()}, tmp_path / "model.safetensors")
+    numbers_of = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"all": {"targets": ["Linear"], "weights": numbers_of}},
+    }
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    ours = load(str(tmp_path), device="cpu", dtype="float32")
+    assert quantised.is_quantised(ours.model) and ours.difference < 1e-4
+    assert ours.checkpoint.note.startswith("weights quantised by compressed-tensors")
+    ids = torch.arange(3, 19)[None]
+    with torch.inference_mode():
+        found, wanted = (model(input_ids=ids).logits for model in (ours.model, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    records = capture(ours, FACTS, batch_size=1, predictions=False).records
+    ranks = records.filter(token=0, depth=ours.n_layers).select("factoid", "rank")
+    items = plan_capture(ours, FACTS, Template("plain")).items
+    assert dict(ranks.iter_rows()) == {item.factoid.id: own_rank(plain, item) for item in items}
+
+
 def test_grafts_of_quantised_weights_are_refused(saved):
     with pytest.raises(MemprobeError, match="weights are quantised, of which none can be exchanged alone"):
         load(f"graft({saved / 'nf4-0'}, {saved / 'plain-0'}, blocks=1-2)", device="cpu")
@@ -135,13 +191,19 @@ def test_grafts_of_quantised_weights_are_refused(saved):
         ({"load_in_8bit": True}, "pip install bitsandbytes"),
         ({"quant_method": "gptq", "bits": 4}, "pip install optimum gptqmodel"),
         ({"quant_method": "awq", "bits": 4}, "pip install gptqmodel"),
+        ({"quant_method": "quanto"}, "pip install optimum-quanto"),
     ],
 )
 def test_without_its_library_a_line_names_what_to_install(tmp_path, monkeypatch, told, said):
     path = save_tiny(tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
-    monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
+
+    def find_spec(name):
+        if "." in name:  # as importlib does where the package above is not there
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(quantised.importlib.util, "find_spec", find_spec)
     with pytest.raises(MemprobeError) as error:
         load(str(path), device="cpu")
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -303,6 +303,29 @@ def test_the_profile_of_training_is_the_stored_one():
         assert f"| {name} | {' | '.join(f'{value:.3g}' for value in values)} |" in page, name
 
 
+def test_training_row_by_row_is_the_stored_run():
+    page = (ROOT / "docs/findings/speed.md").read_text(encoding="utf-8")
+    names = {
+        "stock": "stock",
+        "masked": "packed, under a mask",
+        "packed": "packed, row by row",
+        "bfloat16 masked": "bfloat16, under a mask",
+        "bfloat16": "bfloat16, row by row",
+    }
+    cells: dict[str, list[str]] = {arm: [] for arm in names}
+    for name in ("naive", "mixed"):
+        text = (ROOT / f"analyses/speed/training_rows_{name}.json").read_text(encoding="utf-8")
+        runs = {arm: one for arm, (one,) in json.loads(text)["runs"].items()}
+        assert runs.keys() == names.keys()
+        stock = runs["stock"]
+        for arm, one in runs.items():
+            apart = max(abs(a - b) / a for a, b in zip(stock["losses"], one["losses"], strict=True))
+            faster = one["rate"] / stock["rate"]
+            cells[arm] += [f"{1e3 / one['rate']:.0f}", f"{faster:.2f}", f"{apart:.1e}"]
+    for arm, label in names.items():
+        assert f"| {label} | {' | '.join(cells[arm])} |" in page, arm
+
+
 def test_the_capture_against_its_peers_is_the_stored_one():
     page = (ROOT / "docs/findings/speed.md").read_text(encoding="utf-8")
     names = {
