@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_500 = ("analyses/study/tables", "analyses/study-500/tables")
+STUDY, STUDY_EWC, STUDY_500 = (f"analyses/{name}/tables" for name in ("study", "study-ewc", "study-500"))
 PAGES = {
     "README.md": (
         STUDY,
+        STUDY_EWC,
         STUDY_500,
         "analyses/where",
         "analyses/lenses",
         "analyses/demo",
         "analyses/instruments/results",
     ),
-    "docs/findings/study.md": (STUDY,),
+    "docs/findings/study.md": (STUDY, STUDY_EWC),
     "docs/findings/where.md": ("analyses/where",),
     "docs/findings/planted-truth.md": ("analyses/instruments/results",),
 }
@@ -243,6 +244,7 @@ PLANTED = ("analyses/instruments/results/report.md", "analyses/instruments/resul
 REPORTS = {
     "docs/findings/study.md": (
         "analyses/study/README.md",
+        "analyses/study-ewc/README.md",
         *sorted(str(p) for p in (ROOT / STUDY).glob("*.csv")),
     ),
     "docs/findings/where.md": ("analyses/where/report.md", "analyses/instruments/results/report.md"),
@@ -252,10 +254,11 @@ REPORTS = {
         *PLANTED,
         "analyses/where/report.md",
         "analyses/study/README.md",
+        "analyses/study-ewc/README.md",
         "analyses/study-500/README.md",
         "analyses/lenses/known.csv",
         "analyses/demo/summary.json",
-        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_500)),
+        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_EWC, STUDY_500)),
     ),
 }
 NOT_STORED = ("## One block alone", "## A model whose")
