@@ -123,7 +123,7 @@ def _wrong_units(
         pl.len().alias("_rows"),
         depth.min().alias("_first"),
         depth.max().alias("_last"),
-        depth.n_unique().alias("_depths"),
+        _mark(depth).sum().alias("_depths"),
         pl.any_horizontal(pl.exclude(keys).is_null()).any().alias("_null"),
         *(pl.col(name).min().alias(f"_{name}_min") for name in tokens),
         *(pl.col(name).max().alias(f"_{name}_max") for name in tokens),
@@ -136,8 +136,9 @@ def _wrong_units(
             "checkpoint": list(last),
             "_end": list(last.values()),
             "_vocabulary": [vocabulary[name] for name in last],
+            "_every": [pl.select(_mark(pl.int_range(end + 1)).sum()).item() for end in last.values()],
         },
-        schema={"checkpoint": pl.String, "_end": pl.Int64, "_vocabulary": pl.Int64},
+        schema={"checkpoint": pl.String, "_end": pl.Int64, "_vocabulary": pl.Int64, "_every": pl.UInt64},
     )
     units = units.join(limits, on="checkpoint", how="left")
     end, size = pl.col("_end"), pl.col("_vocabulary")
@@ -154,7 +155,7 @@ def _wrong_units(
         "a position that run.json does not name": ~pl.col("position").is_in(list(positions)),
         f"an answer token below {LEAD}": pl.col("token") < LEAD,
         "not every depth once": (pl.col("_rows") != end + 1)
-        | (pl.col("_depths") != end + 1)
+        | (pl.col("_depths") != pl.col("_every"))
         | (pl.col("_first") != 0)
         | (pl.col("_last") != end),
     }
@@ -169,6 +170,14 @@ def _wrong_units(
             pl.col("_entropy_max") > size.log() + _ROUNDING
         )
     return _first_wrong(units, keys, wrong)
+
+
+def _mark(depth: pl.Expr) -> pl.Expr:
+    """A number of 48 bits for each depth: as many depths have the sum of all only if each is there once.
+
+    But for one case in 2^48; a sum needs no memory, where distinct depths took four GiB for 100,000 facts.
+    """
+    return depth.cast(pl.Int64).hash(seed=0) // 2**16
 
 
 def _wrong_outcomes(rows: pl.LazyFrame) -> str | None:
@@ -189,7 +198,8 @@ def _first_wrong(units: pl.LazyFrame, keys: Sequence[str], wrong: Mapping[str, p
     why = pl.coalesce(
         *(pl.when(condition.fill_null(value=True)).then(pl.lit(text)) for text, condition in wrong.items())
     )
-    wrong_units = units.select(*keys, _why=why).filter(pl.col("_why").is_not_null()).collect().sort(keys)
+    wrong_units = units.select(*keys, _why=why).filter(pl.col("_why").is_not_null())
+    wrong_units = wrong_units.collect(engine="streaming").sort(keys)
     if wrong_units.is_empty():
         return None
     row = wrong_units.row(0, named=True)
