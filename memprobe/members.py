@@ -276,12 +276,10 @@ def members_of(
 
 def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
     """(arm, seed, stage), as a manifest tells them."""
-    arm, seed, stage = (manifest.get(key) for key in ("arm", "seed", "stage"))
-    return (
-        None if arm is None else str(arm),
-        None if seed is None else str(seed),
-        None if stage is None else str(stage),
+    arm, seed, stage = (
+        None if (value := manifest.get(key)) is None else str(value) for key in ("arm", "seed", "stage")
     )
+    return arm, seed, stage
 
 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
