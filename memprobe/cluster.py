@@ -113,6 +113,14 @@ def some_done(ray: Any, references: Collection[Any]) -> list[Any]:
     return done
 
 
+def all_done(ray: Any, references: Collection[Any]) -> None:
+    """Waits until some tasks have ended, however they did; as :func:`some_done` waits."""
+    running = list(references)
+    while running:
+        for reference in some_done(ray, running):
+            running.remove(reference)
+
+
 def connect(address: str) -> Any:
     """Ray, connected.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, connect, some_done, while_connected
+from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
 from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
@@ -182,7 +182,7 @@ class OnRay:
                 self._take(ref)
             self._advance()
         if self.evicts:  # the others were deleted when the next was loaded
-            self.ray.wait([actor.handle.evict.remote() for actor in self.actors if actor.ready])
+            all_done(self.ray, [actor.handle.evict.remote() for actor in self.actors if actor.ready])
         return [self.failed[place] for place in sorted(self.failed)]
 
     def fetch(self, out: Path, label: str) -> None:

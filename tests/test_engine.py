@@ -11,7 +11,7 @@ import pytest
 
 from memprobe import engine as engines
 from memprobe import prober
-from memprobe.cluster import Engine, Resources, connect, parse_engine, while_connected
+from memprobe.cluster import Engine, Resources, all_done, connect, parse_engine, while_connected
 from memprobe.engine import OnRay
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
@@ -246,6 +246,20 @@ def test_a_node_that_does_not_come_up_is_one_line(monkeypatch, address, said):
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(MemprobeError, match=f"--engine {address}: .*{said}.*timed out during startup"):
         connect(address)
+
+
+def test_all_tasks_are_waited_for_and_none_by_the_cluster(monkeypatch):
+    """Whoever waits in the cluster for a client that is killed waits on at full speed."""
+    ends, asked = {"a": 3, "b": 1, "c": 5}, []
+
+    class Ray:
+        def wait(self, references, num_returns, timeout):
+            asked.append(timeout)
+            return [one for one in references if len(asked) >= ends[one]][:num_returns], []
+
+    monkeypatch.setattr("memprobe.cluster._MOMENT", 0)
+    all_done(Ray(), list(ends))
+    assert len(asked) == max(ends.values()) and set(asked) == {0}
 
 
 def test_a_lost_connection_is_one_line():

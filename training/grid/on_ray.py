@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, connect, some_done, while_connected
+from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
 from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
@@ -221,7 +221,9 @@ class _Tasks:
                 open_.setdefault(setup, cell)
         for cell in open_.values():
             task = self._task(cell.node, "base", cell.node.setup)
-            self.ray.get(task.remote(self.work_ref, "base", cell))
+            ref = task.remote(self.work_ref, "base", cell)
+            all_done(self.ray, [ref])
+            self.ray.get(ref)  # raises what it ended in
             join_cell(cell, self.cells, out)
 
 
