@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,12 +12,16 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.members import Member, collect
+from memprobe.probes import Probe
 from memprobe.records import EXACT
 from memprobe.statistics.controls import answer_cover, curve_values, values_of
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.occurrence import Occurrence
 
 OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
+_AT_ONCE = (
+    10_000  # factoids whose rows are read and put in order together: those take many times what comes of them
+)
 
 
 class Cells(NamedTuple):
@@ -90,9 +94,26 @@ def rows_of(member: Member, table: str, columns: Sequence[str] = ()) -> pl.DataF
         table: records, controls or outcomes.
         columns: some of them, beside checkpoint and factoid; all where empty.
     """
+    return collect(_rows(member, table, columns), member.probe)
+
+
+def _rows(member: Member, table: str, columns: Sequence[str] = ()) -> pl.LazyFrame:
+    """:func:`rows_of`, not read yet."""
     lazy = member.probe.read(table, checkpoints=[member.name])
     chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
-    return collect(chosen.with_columns(checkpoint=pl.lit(member.label, pl.String)), member.probe)
+    return chosen.with_columns(checkpoint=pl.lit(member.label, pl.String))
+
+
+def _in_parts(rows: pl.LazyFrame, probe: Probe) -> Iterator[pl.DataFrame]:
+    """A checkpoint's rows, those of :data:`_AT_ONCE` factoids at a time, in the order of their first rows."""
+    factoid = pl.col("factoid")
+    order = collect(rows.select(factoid.unique(maintain_order=True)), probe)["factoid"]
+    if len(order) <= _AT_ONCE:
+        yield collect(rows, probe)
+        return
+    for start in range(0, len(order), _AT_ONCE):
+        some = order.slice(start, _AT_ONCE).implode()
+        yield collect(rows.filter(factoid.is_in(some)), probe)
 
 
 def common(rows: pl.DataFrame, ids: np.ndarray) -> pl.DataFrame:
@@ -109,14 +130,20 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
     Raises:
         MemprobeError: records lack answer tokens or depths.
     """
-    columns = ("token", "token_id", "depth", "rank", "log_prob", "entropy")
-    records = rows_of(member, "records", columns)
-    read = list(trajectories(records, token=token))
-    if not read or len(read[0].factoids) < len(ids):
+    lazy = _rows(member, "records", ("token", "token_id", "depth", "rank", "log_prob", "entropy"))
+    read, starts, answers = [], [], []
+    for records in _in_parts(lazy, member.probe):
+        read += trajectories(records, token=token)
+        starts.append(
+            records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers).select("factoid", "rank")
+        )
+        tokens = common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"), ids)
+        answers.append(tokens.unique(maintain_order=True))
+    if sum(len(part.factoids) for part in read) < len(ids):
         raise MemprobeError(
             f"{member.probe.path}: records of {member.name!r} lack answer tokens; probe it again"
         )
-    everyone = read[0]
+    everyone = Trajectories.joined(read)
     if everyone.n_layers != member.n_layers:
         raise MemprobeError(
             f"{member.probe.path}: records of {member.name!r} end at depth {everyone.n_layers},"
@@ -124,13 +151,11 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
         )
     trajectory = everyone.select(ids)
     outcomes = rows_of(member, "outcomes", OUTCOMES).unique("factoid")
-    starts = records.filter(pl.col("token") == 0, pl.col("depth") == member.n_layers)
     joined = (
         pl.DataFrame({"factoid": ids})
         .join(outcomes, on="factoid", how="left", maintain_order="left")
-        .join(starts.select("factoid", "rank"), on="factoid", how="left", maintain_order="left")
+        .join(pl.concat(starts), on="factoid", how="left", maintain_order="left")
     )
-    answers = common(records.filter(pl.col("token") >= 0).select("factoid", "token", "token_id"), ids)
     exact = joined.select(EXACT.fill_null(False)).to_series()
     return Reading(
         member=member,
@@ -139,7 +164,7 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
         outcomes=joined.select(OUTCOMES),
         exact=exact.to_numpy().astype(bool),
         first_rank=joined["rank"].fill_null(-1).to_numpy(),
-        answers=answers.unique(maintain_order=True),
+        answers=pl.concat(answers),
         k=k,
         token=token,
     )
@@ -149,15 +174,17 @@ def controls_of(
     member: Member, ids: np.ndarray, *, token: str
 ) -> tuple[list[Trajectories], list[Trajectories]]:
     """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed."""
-    lazy = member.probe.read("controls", checkpoints=[member.name])
-    named = collect(lazy.select(pl.col("control").unique(maintain_order=True)), member.probe)["control"]
-    chosen = lazy.select("checkpoint", "factoid", "control", "token", "depth", "rank").with_columns(
-        checkpoint=pl.lit(member.label, pl.String)
-    )
+    chosen = _rows(member, "controls", ("control", "token", "depth", "rank"))
+    control = pl.col("control")
     kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
-    # One at a time: each is read and put in order, in memory, and there are six times as many rows as of answers.
-    for name in named:
-        part = common(collect(chosen.filter(pl.col("control") == name), member.probe), ids)
+    for name in collect(chosen.select(control.unique(maintain_order=True)), member.probe)["control"]:
         shuffled = name.startswith("shuffled:")
-        kinds[not shuffled].extend(trajectories(part, token=token if shuffled else "first"))
+        rule = token if shuffled else "first"
+        parts = [
+            drawn
+            for part in _in_parts(chosen.filter(control == name), member.probe)
+            for drawn in trajectories(common(part, ids), token=rule)
+        ]
+        if parts:
+            kinds[not shuffled].append(Trajectories.joined(parts))
     return kinds

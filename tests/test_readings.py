@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from memprobe import statistics
+from memprobe import reading, statistics
 from memprobe.compare import TABLES, compare, settings_of
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.sets import sets_of
@@ -17,7 +20,10 @@ from memprobe.figures import of_comparison
 from memprobe.files import read_json, write_json
 from memprobe.members import chains_of
 from memprobe.probes import open_probe
-from memprobe.readings import Readings
+from memprobe.readings import Readings, _resamples
+from memprobe.statistics import intervals
+from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.intervals import Resamples
 from memprobe.summary import summary_of
 from tests.probes import synthetic_factoids, write_probe
 
@@ -138,3 +144,44 @@ def test_k_and_rule_are_the_probes_unless_told_otherwise(tmp_path):
     assert probe.occurrence(k=10, token="first").equals(
         statistics.occurrence(probe.records, k=10, token="first")
     )
+
+
+@pytest.mark.parametrize("rule", ["first", "all"])
+def test_facts_that_are_read_and_drawn_in_parts_tell_the_same(tmp_path, monkeypatch, rule):
+    """What a large probe is read by: few facts at a time, and draws that lie on the disk."""
+    probe = write_probe(tmp_path / "own", {"base": 7, "s1": 4}, summary=False)
+    whole = compare([probe], token=rule, draws=200).tables
+    entry = summary_of(Readings.of([probe], token=rule, draws=200))
+    monkeypatch.setattr(reading, "_AT_ONCE", 3)
+    monkeypatch.setattr(intervals, "_HELD", 100)
+    _resamples.cache_clear()
+    parts = compare([probe], token=rule, draws=200).tables
+    assert isinstance(Readings.of([probe], draws=200).resamples().counts, io.IOBase)
+    # The sum of an answer's log-probabilities is rounded in another order.
+    for name, table in whole.items():
+        assert_frame_equal(parts[name], table, abs_tol=1e-5)
+    assert summary_of(Readings.of([probe], token=rule, draws=200)) == entry
+    _resamples.cache_clear()
+
+
+def test_parts_that_end_at_different_depths_are_joined_at_the_deepest():
+    keys = {"checkpoint": "a", "token": 0, "log_prob": -1.0, "entropy": 2.0}
+    rows = [
+        {**keys, "factoid": f, "depth": d, "rank": d}
+        for f, last in (("x", 1), ("y", 3))
+        for d in range(last + 1)
+    ]
+    frame = pl.DataFrame(rows, schema_overrides={"rank": pl.Int32})
+    whole = next(iter(trajectories(frame, token="first")))
+    parts = [next(iter(trajectories(frame.filter(factoid=name), token="first"))) for name in ("x", "y")]
+    joined = Trajectories.joined(parts)
+    assert joined.factoids.tolist() == ["x", "y"]
+    for name in ("rank", "log_prob", "entropy"):
+        assert np.array_equal(getattr(joined, name), getattr(whole, name), equal_nan=True)
+
+
+def test_no_room_for_draws_is_said_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(intervals, "_HELD", 100)
+    monkeypatch.setattr(intervals.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(MemprobeError, match=r"200 draws of 10 factoids take 0\.0 GB of a folder"):
+        Resamples.of(10, draws=200)

@@ -115,16 +115,17 @@ def by_control(draws: list[Trajectories], factoids: np.ndarray, k: int) -> tuple
         occurrence is over the draws that occur.
     """
     position = {factoid: row for row, factoid in enumerate(factoids)}
-    parts = []
+    total, count = np.zeros((0, 0)), np.zeros((0, 0), np.int32)
     for draw in draws:
         kept = np.array([factoid in position for factoid in draw.factoids], dtype=bool)
         rows = np.array([position[factoid] for factoid in draw.factoids[kept]], dtype=np.int64)
-        cells = np.column_stack([values_of(draw, Occurrence.of(draw, k)), curve_values(draw, k)])
-        whole = np.full((len(factoids), cells.shape[1]), np.nan)
-        whole[rows] = cells[kept]
-        parts.append(whole)
-    total = np.sum([np.nan_to_num(part) for part in parts], axis=0)
-    count = np.sum([~np.isnan(part) for part in parts], axis=0)
+        cells = np.column_stack([values_of(draw, Occurrence.of(draw, k)), curve_values(draw, k)])[kept]
+        if not total.size:
+            shape = len(factoids), cells.shape[1]
+            total, count = np.zeros(shape), np.zeros(shape, np.int32)
+        there = ~np.isnan(cells)
+        total[rows] += np.where(there, cells, 0.0)
+        count[rows] += there
     with np.errstate(invalid="ignore"):
         mean = np.where(count > 0, total / count, np.nan)
     return mean[:, : len(STATISTICS)], mean[:, len(STATISTICS) :]

@@ -16,7 +16,7 @@ from memprobe.errors import MemprobeError, among
 from memprobe.statistics.asking import Ranks, asked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 K_VALUES = (1, 5, 10, 20, 50, 100)
 TokenRule = Literal["first", "last", "all"]
@@ -150,6 +150,37 @@ class Trajectories:
     def n_layers(self) -> int:
         """The deepest depth, which is the model's own readout."""
         return self.rank.shape[1] - 1
+
+    @classmethod
+    def joined(cls, parts: Sequence[Trajectories]) -> Trajectories:
+        """Those of one checkpoint (and control) whose factoids were read in parts; the deepest depth of any is its own.
+
+        Args:
+            parts: at least one.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        deepest = max(part.n_layers for part in parts)
+
+        def whole(arrays: list[np.ndarray], missing: float) -> np.ndarray:
+            if not arrays[0].size:
+                return arrays[0]
+            sides = [((0, 0), (0, deepest + 1 - array.shape[1])) for array in arrays]
+            padded = [
+                np.pad(array, side, constant_values=missing)
+                for array, side in zip(arrays, sides, strict=True)
+            ]
+            return np.concatenate(padded)
+
+        return cls(
+            first.checkpoint,
+            first.control,
+            np.concatenate([part.factoids for part in parts]),
+            whole([part.rank for part in parts], -1),
+            whole([part.log_prob for part in parts], np.nan),
+            whole([part.entropy for part in parts], np.nan),
+        )
 
     def held(self, k: int) -> np.ndarray:
         """bool [factoid, depth]; a missing depth does not hold the answer.

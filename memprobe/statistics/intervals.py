@@ -6,8 +6,10 @@ claims about how checkpoints are made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from scipy import special
@@ -27,6 +29,7 @@ FEW = 30
 MOST_DRAWS = 1_000_000
 """Of a bootstrap."""
 _ROOM = 4_000_000_000  # bytes of resamples, one a draw and factoid
+_HELD = 2**28  # of which so many are held in memory
 
 
 def check_draws(draws: int, seed: int = 0) -> None:
@@ -63,37 +66,55 @@ class Resamples:
     the same draws are compared factoid by factoid.
 
     Attributes:
-        counts: uint8 [draw, factoid]; each row sums to ``n`` (multinomial).
+        n: how many factoids.
+        draws: how many draws.
+        counts: uint8 [draw, factoid]; each row sums to ``n`` (multinomial). A nameless file of those bytes, in the
+            folder for temporary files, where they take more than :data:`_HELD` bytes.
     """
 
-    counts: np.ndarray
+    n: int
+    draws: int
+    counts: np.ndarray | BinaryIO
 
     @classmethod
     def of(cls, n: int, *, draws: int = 10_000, seed: int = 0) -> Resamples:
         """Draws under a seed.
 
         Raises:
-            MemprobeError: more of them than fit into memory.
+            MemprobeError: there are too many, or no room for them on the disk.
         """
         if draws * n > _ROOM:
             raise MemprobeError(
-                f"{draws:,} draws of {n:,} factoids do not fit into memory: give at most {_ROOM // n:,}"
+                f"{draws:,} draws of {n:,} factoids take too much room: give at most {_ROOM // n:,}"
             )
-        rng = np.random.default_rng(seed)
-        counts = np.empty((draws, n), np.uint8)
-        step = max(1, 4_000_000 // max(n, 1))
-        for start in range(0, draws, step):
-            rows = min(step, draws - start)
-            cells = (
-                rng.integers(0, n, (rows, n), dtype=np.int32) + n * np.arange(rows, dtype=np.int32)[:, None]
-            )
-            counts[start : start + rows] = np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n)
-        return cls(counts)
+        blocks = _drawn(n, draws, np.random.default_rng(seed))
+        if draws * n <= _HELD:
+            held = np.empty((draws, n), np.uint8)
+            for start, block in zip(range(0, draws, _step(n)), blocks, strict=True):
+                held[start : start + len(block)] = block
+            return cls(n, draws, held)
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the draws are)
+            for block in blocks:
+                file.write(block.tobytes())
+        except OSError as error:
+            raise MemprobeError(
+                f"{draws:,} draws of {n:,} factoids take {draws * n / 1e9:.1f} GB of a folder for temporary files: "
+                f"{error.strerror or error}; let TMPDIR name one with room, or ask for fewer draws"
+            ) from error
+        return cls(n, draws, file)
 
-    @property
-    def n(self) -> int:
-        """How many factoids."""
-        return self.counts.shape[1]
+    def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The draws in parts: which, and uint8 [draw, factoid]."""
+        step = _step(self.n)
+        for start in range(0, self.draws, step):
+            part = slice(start, min(start + step, self.draws))
+            if isinstance(self.counts, np.ndarray):
+                yield part, self.counts[part]
+                continue
+            self.counts.seek(start * self.n)
+            size = (part.stop - start) * self.n
+            yield part, np.frombuffer(self.counts.read(size), np.uint8).reshape(-1, self.n)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """float64 [draw, column]: per draw, the sum of ``values`` [factoid, column] over its factoids.
@@ -102,27 +123,39 @@ class Resamples:
         to about 1e-6, far below the noise of any number of draws.
         """
         values = np.ascontiguousarray(values, np.float32)
-        step = max(1, 4_000_000 // max(self.n, 1))
-        total = np.empty((len(self.counts), values.shape[1]))
-        for start in range(0, len(total), step):
-            total[start : start + step] = self.counts[start : start + step].astype(np.float32) @ values
+        total = np.empty((self.draws, values.shape[1]))
+        for part, counts in self._blocks():
+            total[part] = counts.astype(np.float32) @ values
         return total
 
     def squares(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """float64 [draw]: per draw, the sum over its factoids of (``values`` [factoid, column] @ ``weights``
         [draw, column])². With influences of factoids that is the variance of the draw's own statistic."""
         values, weights = (np.ascontiguousarray(part, np.float32) for part in (values, weights))
-        step = max(1, 4_000_000 // max(self.n, 1))
-        total = np.empty(len(self.counts))
-        for start in range(0, len(total), step):
-            influence = weights[start : start + step] @ values.T
+        total = np.empty(self.draws)
+        for part, counts in self._blocks():
+            influence = weights[part] @ values.T
             np.multiply(influence, influence, out=influence)
-            total[start : start + step] = np.einsum("df,df->d", influence, self.counts[start : start + step])
+            total[part] = np.einsum("df,df->d", influence, counts)
         return total
 
     def interval(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:func:`percentile_interval` for this number of factoids."""
         return percentile_interval(draws, self.n)
+
+
+def _step(n: int) -> int:
+    """How many draws of ``n`` factoids are made, and worked with, at once."""
+    return max(1, 4_000_000 // max(n, 1))
+
+
+def _drawn(n: int, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """uint8 [draw, factoid], in parts."""
+    step = _step(n)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        cells = rng.integers(0, n, (rows, n), dtype=np.int32) + n * np.arange(rows, dtype=np.int32)[:, None]
+        yield np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n).astype(np.uint8)
 
 
 def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

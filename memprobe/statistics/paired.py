@@ -46,7 +46,7 @@ def differences(
         "difference": difference,
         "low": low,
         "high": high,
-        "p": sign_flip(values, answers, draws=len(resamples.counts), seed=seed),
+        "p": sign_flip(values, answers, draws=resamples.draws, seed=seed),
         "effect": np.where(n > 1, effect, np.nan),
         "dominance": dominance,
     }

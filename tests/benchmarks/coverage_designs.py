@@ -219,7 +219,7 @@ def few(simulations: int, seed: int, draws: int, wanted: Wanted = every) -> Iter
             gone = np.random.default_rng(seed + 1).random(200_000) < never
             lof = np.where(gone, np.nan, population.lof)
             whole = Occurrence(population.factoids, N_LAYERS, lof, lof, population.held & ~gone[:, None])
-            truth = placement_of(whole, Resamples(np.ones((2, 200_000), np.uint8)))
+            truth = placement_of(whole, Resamples(200_000, 2, np.ones((2, 200_000), np.uint8)))
             hits: dict[str, list[bool]] = {name: [] for name in ALONE}
             for i in range(simulations):
                 sample = whole.select(rng.integers(0, 200_000, n))

@@ -80,7 +80,7 @@ def simulate(
     occurrences = Occurrence.of(reference, K), Occurrence.of(checkpoint, K)
     difference = values(checkpoint, occurrences[1]) - values(reference, occurrences[0])
     truth = dict(zip(PAIRED, np.nanmean(difference, axis=0), strict=True))
-    whole = Resamples(np.ones((2, POPULATION), np.uint8))  # its intervals are not used
+    whole = Resamples(POPULATION, 2, np.ones((2, POPULATION), np.uint8))  # its intervals are not used
     alone = placement_of(occurrences[1], whole)
     never = np.isnan(occurrences[1].lof)
     hits = dict.fromkeys((*PAIRED, *ALONE, "share never (Wilson)"), 0)
