@@ -40,6 +40,11 @@ def detectable(error: float, freedom: float, *, power: float = POWER) -> float:
     return float(error) * _apart(max(1.0, round(float(freedom), 1)), power)
 
 
+def detectable_within(low: float, high: float) -> float:
+    """:func:`detectable`, of an estimate whose 95 % interval is this, as a normal's."""
+    return detectable((high - low) / 2 / special.ndtri(0.975), 1e9)
+
+
 @lru_cache(maxsize=4096)
 def _apart(freedom: float, power: float) -> float:
     """How many standard errors the truth must be from 0."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 
 from memprobe.errors import MemprobeError
+from memprobe.statistics.shares import share_difference
 from training.study.claim_book import BOOK, Book, read_book
 from training.study.claims import claims, specification
 from training.study.results import Results
@@ -305,3 +307,42 @@ def test_the_page_of_changed_verdicts_is_made_of_the_stored_results():
     assert PAGE.read_text(encoding="utf-8") == page()
     changed = table()
     assert not (changed["before"] == changed["verdict"]).any() and not changed["why"].is_in(["", None]).any()
+
+
+def second_stage(
+    d_b: str, kept: tuple[float, ...], *, d_a: str = "kvr", n: int = 64, arm: str = "none"
+) -> list[dict]:
+    who = {"setup": f"{d_a}-{d_b}-n{n}", "d_a": d_a, "d_b": d_b, "d_c": None, "n": n}
+    return [cell(arm, seed, retention=share, **who) for seed, share in enumerate(kept)]
+
+
+def test_second_stages_are_held_against_the_one_that_the_claim_names():
+    claim = {"name": "x", "about": "second stage", "against": None, "reference": "lama", "arms": "naive"}
+    lama, gsm8k = (0.0, 2 / 64, 0.0), (40 / 64, 50 / 64, 44 / 64)
+    cells = [
+        *second_stage("gsm8k", gsm8k),
+        *second_stage("lama", lama),
+        *second_stage("webqa", (1 / 64, 0.0, 0.0)),
+        *second_stage("math", gsm8k[:2]),
+        *second_stage("gsm8k", gsm8k, n=500),  # no such set-up with LAMA
+        *second_stage("gsm8k", gsm8k, arm="replay(ratio=0.1)"),  # the claim is about naive training
+    ]
+    found = claims(tables(cells=cells), book({**claim, "equivalent": 0.05}))
+    rows = {row["setup"]: row for row in found.iter_rows(named=True)}
+    assert {setup: row["verdict"] for setup, row in rows.items()} == {
+        "kvr-gsm8k-n64": "seen",
+        "kvr-webqa-n64": "undecided",
+        "kvr-math-n64": "not tested",
+    }
+    assert {row["against"] for row in rows.values()} == {"kvr-lama-n64"}
+    one = share_difference(np.array([40, 50, 44]), np.array([0, 2, 0]), 64)
+    gsm = rows["kvr-gsm8k-n64"]
+    assert (gsm["estimate"], gsm["low"], gsm["high"]) == (one.value, one.low, one.high)
+    assert gsm["p_family"] == pytest.approx(2 * one.p)  # two set-ups have three seeds
+    assert "fewer than 3 seeds" in rows["kvr-math-n64"]["evidence"]
+
+
+def test_a_claim_about_second_stages_names_its_reference():
+    claim = {"name": "x", "about": "second stage", "against": None}
+    with pytest.raises(ValueError, match="'reference' belongs to claims about second stages"):
+        book(claim)

@@ -32,10 +32,11 @@ class Claim(Settings):
     name: str
     family: str
     says: str
-    about: Literal["mean", "difference", "kept", "spread", "gradients"]
+    about: Literal["mean", "difference", "kept", "spread", "gradients", "second stage"]
     side: Literal["above", "below"]
     statistic: str | None = None
     against: Literal["naive", "matched"] | None = None
+    reference: str | None = None
     arms: Literal["every", "naive", "mixing", "not mixing"] = "every"
     stages: Literal["first", "last", "every"] = "last"
     threshold: float = 0.0
@@ -49,6 +50,10 @@ class Claim(Settings):
         if (self.about == "difference") != (self.against is not None):
             raise ValueError(
                 f"claim {self.name!r}: 'against' belongs to claims about differences, and only there"
+            )
+        if (self.about == "second stage") != (self.reference is not None):
+            raise ValueError(
+                f"claim {self.name!r}: 'reference' belongs to claims about second stages, and only there"
             )
         return self
 

@@ -13,6 +13,8 @@ from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
+from memprobe.statistics.power import detectable_within
+from memprobe.statistics.shares import share_difference
 from memprobe.statistics.verdicts import is_inert
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
@@ -32,7 +34,11 @@ class LensSays:
 
 @dataclass
 class Test:
-    """One claim about one arm in one reading."""
+    """One claim about one arm in one reading.
+
+    Attributes:
+        together: tests of one family that name the same are corrected together (default: those of one set-up).
+    """
 
     claim: Claim
     setup: str
@@ -47,6 +53,7 @@ class Test:
     why: str = ""
     beside: str = ""
     p_family: float | None = field(default=None)
+    together: str = ""
 
     @property
     def p(self) -> float | None:
@@ -68,6 +75,7 @@ def tests_of(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
         "kept": _kept,
         "spread": _spread,
         "gradients": _gradients,
+        "second stage": _second_stages,
     }
     yield from of[claim.about](claim, results, book)
 
@@ -251,6 +259,43 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
         edges = (correlation.rho, correlation.rho) if sure else (-1.0, 1.0)
         part = LensSays(OWN, finite(correlation.rho), *edges, finite(correlation.p))
         yield Test(claim, str(setup), "", "", None, None, [part], len(group), why=why)
+
+
+def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    """Set-ups of two stages against that whose D_B is the reference: what the same arm keeps of the same D_A."""
+    del book
+    two = results.cells.filter(pl.col("learned"), pl.col("d_c").is_null())
+    chain = pl.concat_str("d_a", "d_b", separator="-")
+    two = two.with_columns(settings=pl.col("setup").str.strip_prefix(chain))
+    for (*_, text), group in two.group_by("settings", "d_a", "n", "arm_text", maintain_order=True):
+        if not _about(claim, str(text)):
+            continue
+        of = {str(key): cells.sort("seed") for (key,), cells in group.group_by("setup", maintain_order=True)}
+        like = [setup for setup, cells in of.items() if cells["d_b"][0] == claim.reference]
+        for setup, cells in of.items():
+            if not like or setup in like:
+                continue
+            other = of[like[0]]
+            n = int(cells["n"][0])
+            counts, others = (np.rint(one["retention"].to_numpy() * n) for one in (cells, other))
+            seeds = min(len(cells), len(other))
+            few = f"fewer than {MIN_SEEDS} seeds" if seeds < MIN_SEEDS else ""
+            share = share_difference(counts, others, n)
+            edges = (None, None, None) if few else (share.low, share.high, share.p)
+            part = LensSays(OWN, share.value, *edges)
+            yield Test(
+                claim,
+                setup,
+                str(text),
+                like[0],
+                2,
+                None,
+                [part],
+                seeds,
+                detectable=None if few else detectable_within(share.low, share.high),
+                why=few,
+                together=like[0],
+            )
 
 
 def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:

@@ -29,7 +29,7 @@ def claims(results: Results, book: Book | None = None) -> pl.DataFrame:
     tests = [test for claim in book.claims for test in tests_of(claim, results, book)]
     groups: dict[tuple[Any, ...], list[Test]] = {}
     for test in tests:
-        groups.setdefault((test.setup, test.claim.family, test.reading), []).append(test)
+        groups.setdefault((test.together or test.setup, test.claim.family, test.reading), []).append(test)
     for members in groups.values():
         tried = [None if test.why else test.p for test in members]
         for test, p in zip(members, holm(tried), strict=True):

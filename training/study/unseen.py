@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from scipy import special
 
-from memprobe.statistics.power import detectable
+from memprobe.statistics.power import detectable_within
 from memprobe.statistics.shares import share_difference
 
 UNSEEN = "exact_unseen"
@@ -38,7 +37,6 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
         counts, size = _counts(group)
         n = int(other["n"][0])
         difference = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
-        error = (difference.high - difference.low) / 2 / special.ndtri(0.975)
         edges = {
             "difference": difference.value,
             "low": difference.low,
@@ -47,7 +45,7 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
         }
         flags = {
             "significant": difference.low > 0 or difference.high < 0,
-            "detectable": detectable(error, 1e9),
+            "detectable": detectable_within(difference.low, difference.high),
         }
         rows.append({**row, **edges, **flags, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
