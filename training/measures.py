@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from memprobe.models import LensModel
-    from training.evaluate import EvaluationSet
+    from training.evaluate import EvaluationSet, Metric
 
 
 class InterferenceFile(BaseModel):
@@ -55,12 +55,12 @@ def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str
     wanted = recipe.evaluate
     kinds: dict[str, Any] = {"factoids": "factoids", "tasks": "task", "texts": "text"}
 
-    def make(kind: Any, rows: Sequence[AnyRow]) -> EvaluationSet:
+    def make(kind: Any, rows: Sequence[AnyRow], metric: Metric | None = None) -> EvaluationSet:
         chosen = subset(rows, min(len(rows), wanted.limit), recipe.rows_seed, "evaluation")
-        return EvaluationSet(kind, chosen, recipe.template, max_length=recipe.max_length)
+        return EvaluationSet(kind, chosen, recipe.template, metric, recipe.max_length)
 
     sets = {
-        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows)
+        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows, stage.metric)
         for place, (stage, data) in enumerate(zip(recipe.stages, prepared.stages, strict=True), 1)
         if place <= number
     }

@@ -58,7 +58,8 @@ class Precision(Settings):
 
     Attributes:
         weights: of the weights in training (optimiser state is kept in the same).
-        autocast: of the matrix products; ``none`` computes in the weights' own.
+        autocast: of the matrix products; ``none`` computes in the weights' own, ``auto`` in bfloat16 where that pays on
+            the machine that the run begins on; see :mod:`training.autocast`.
         packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
             the same from that and where it is less work; see :mod:`training.packing`.
         fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`.
@@ -69,7 +70,7 @@ class Precision(Settings):
     """
 
     weights: Dtype = "float32"
-    autocast: Literal["none", "bfloat16"] = "none"
+    autocast: Literal["none", "bfloat16", "auto"] = "none"
     packing: bool = True
     fewer_kernels: bool = True
     graphs: bool = True
@@ -173,6 +174,8 @@ class Stage(Settings):
         data_seed: of which own rows are drawn, instead of the run's.
         held_out: rows of tasks and texts beside the n, never trained, on which the stage is evaluated
             (factoids are to be memorised, so they are evaluated on the very rows).
+        metric: ``loss``: tasks with a final answer (GSM8K, MATH) are evaluated by the loss of their solutions alone,
+            without generating any, which takes far longer than training on them.
         train: the weights that are trained, every other one staying as it is: ``blocks=5``, ``blocks=5-10``, or
             ``blocks=5, parts=mlp`` (also ``attn``, ``norms``); blocks count from 1. Default: all.
     """
@@ -183,6 +186,7 @@ class Stage(Settings):
     n: int | None = Field(None, ge=1)
     data_seed: int | None = Field(None, ge=0, lt=2**32)
     held_out: int = Field(64, ge=1)
+    metric: Literal["loss"] | None = None
     words: Words = (50, 50)
     unknown: Unknown | None = None
     epochs: int = Field(20, ge=1, le=10_000)
@@ -199,6 +203,8 @@ class Stage(Settings):
     def _consistent(self) -> Stage:
         if self.unknown is not None and self.kind != "factoids":
             raise ValueError("unknown: only factoids can be asked")
+        if self.metric is not None and self.kind != "tasks":
+            raise ValueError(f"metric: {self.metric} is of tasks; {self.kind} have a metric of their own")
         if self.train is not None and self.lora is not None:
             raise ValueError("train: lora trains adapters and none of the model's own weights; leave one out")
         if self.match is not None and not self.mixing:

@@ -30,6 +30,7 @@ from memprobe.files import csv_text, read_valid, write_json, write_text
 from memprobe.locks import one_process
 from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
+from training.autocast import as_begun, settled
 from training.checkpoint import check_causal
 from training.context import RunContext
 from training.data import ASKED, prepare
@@ -61,8 +62,8 @@ def run(
         out: the run directory; an interrupted run in it goes on.
         fresh: delete the run that is there.
         quiet: say nothing but into the log file.
-        asked: folder of the base model's answers (default: in the run directory, for its duration); runs may
-            share one, and then the base model is asked and evaluated once.
+        asked: folder of what was asked once: the base model's answers, and which products pay on this machine
+            (default: in the run directory, for its duration); runs may share one, and then answer alike.
         memory: the weights that this process holds already; afterwards those of the last stage, where they can be.
 
     Returns:
@@ -86,8 +87,11 @@ def run(
             deleted = state.is_main_process and fresh and delete_run(out)
             main = state.is_main_process
             report = RunLog(out / LOG if main else None, quiet=quiet or not main)
-            if main and not deleted:
-                check_directory(recipe, out)
+            with state.main_process_first():
+                recipe = as_begun(recipe, out)
+                if main and not deleted:
+                    check_directory(recipe, out)
+                recipe = settled(recipe, asked or out / ASKED, torch.device(str(state.device)), report.say)
             base = resolve(recipe.base)
             check_causal(base)
             context = RunContext(recipe, out, state, report, memory or Memory(state.device), base)

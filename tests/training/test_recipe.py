@@ -127,6 +127,7 @@ def changed_stage(**changes):
         (changed_stage(train="blocks=5, parts=head"), r"stages\.1\.train: .*lie outside the blocks"),
         (changed_stage(train="blocks=5", lora={"rank": 2}), "train: lora trains adapters"),
         (changed_stage(kind="tasks", unknown={}), "only factoids"),
+        (changed_stage(metric="loss"), "metric: loss is of tasks; factoids have a metric of their own"),
         (changed_stage(checkpoints={"steps": 1, "epochs": 1}), "one of them"),
         (recipe(stages=[{"name": "a", "data": "known"}] * 2), "'a'"),
         (recipe("remix(data=both, stages=1)"), "both"),
