@@ -87,18 +87,27 @@ class Reading:
         )
 
 
-def rows_of(member: Member, table: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+def rows_of(
+    member: Member, table: str, columns: Sequence[str] = (), where: pl.Expr | None = None
+) -> pl.DataFrame:
     """A checkpoint's rows of a table, of all its factoids, under the label that it has among those compared.
 
     Args:
         table: records, controls or outcomes.
         columns: some of them, beside checkpoint and factoid; all where empty.
+        where: only rows of which this holds; others are not kept in memory.
     """
-    return collect(_rows(member, table, columns), member.probe)
+    rows = _rows(member, table, columns)
+    return collect(rows if where is None else rows.filter(where), member.probe)
+
+
+def counts_of(member: Member, table: str, column: str) -> pl.DataFrame:
+    """How many of a checkpoint's rows have which value: [column, count], without order."""
+    rows = member.probe.read(table, checkpoints=[member.name])
+    return collect(rows.group_by(column).agg(pl.len().alias("count")), member.probe)
 
 
 def _rows(member: Member, table: str, columns: Sequence[str] = ()) -> pl.LazyFrame:
-    """:func:`rows_of`, not read yet."""
     lazy = member.probe.read(table, checkpoints=[member.name])
     chosen = lazy.select("checkpoint", "factoid", *columns) if columns else lazy
     return chosen.with_columns(checkpoint=pl.lit(member.label, pl.String))

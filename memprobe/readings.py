@@ -37,7 +37,7 @@ from memprobe.members import (
     series_of,
 )
 from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
-from memprobe.reading import Cells, Reading, common, controls_of, reading_of, rows_of
+from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
 from memprobe.statistics.controls import (
@@ -349,14 +349,21 @@ class Readings:
 
     # --------------------------------------------------------------------------------------- reading
 
-    def rows(self, label: str, table: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+    def rows(
+        self, label: str, table: str, columns: Sequence[str] = (), where: pl.Expr | None = None
+    ) -> pl.DataFrame:
         """A checkpoint's rows of a table, of all its factoids, under the label that it has here.
 
         Args:
             table: records, controls or outcomes.
             columns: some of them, beside checkpoint and factoid; all where empty.
+            where: only rows of which this holds; others are not kept in memory.
         """
-        return rows_of(self.member(label), table, columns)
+        return rows_of(self.member(label), table, columns, where)
+
+    def counts(self, label: str, table: str, column: str) -> pl.DataFrame:
+        """How many of a checkpoint's rows have which value: [column, count], without order."""
+        return counts_of(self.member(label), table, column)
 
     def attributions(self, label: str) -> pl.DataFrame:
         """What a checkpoint's blocks write towards the answers of the common factoids, see

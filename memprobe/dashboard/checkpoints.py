@@ -125,7 +125,8 @@ def _trajectory(readings: Readings) -> dict[str, Any]:
     """The figure of one factoid, for the page to put each factoid's own numbers into."""
     some = []
     for label in readings.labels:
-        known = readings.rows(label, "records").filter(pl.col("token") == 0).sort("depth")
+        ends = pl.col("depth").is_in([0, readings.member(label).n_layers])
+        known = readings.rows(label, "records", where=ends & (pl.col("token") == 0)).sort("depth")
         some += [known.head(1), known.tail(1)]  # so that the axis ends at the last depth
     rows = pl.concat(some).with_columns(factoid=pl.lit(""))
     return figure_json(

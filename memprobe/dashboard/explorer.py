@@ -47,9 +47,7 @@ class Explored:
 def explored(readings: Readings, cells: int) -> Explored:
     """The factoids and answer tokens of which at most so many cells fit."""
     factoids = readings.asked
-    counts = [
-        readings.rows(label, "records", ("token",))["token"].value_counts() for label in readings.labels
-    ]
+    counts = [readings.counts(label, "records", "token") for label in readings.labels]
     of_token = dict(pl.concat(counts).group_by("token").agg(pl.col("count").sum()).iter_rows())
     known = len(of_token)
     per_factoid = sum(member.n_layers + 1 for member in readings.members)
@@ -85,10 +83,9 @@ def pack_records(
     position = shown.factoids.select(
         pl.col("id").alias("factoid"), pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
     )
+    wanted = pl.col("token").is_in(shown.tokens) & pl.col("factoid").is_in(position["factoid"].implode())
     records = pl.concat(
-        readings.rows(label, "records")
-        .filter(pl.col("token").is_in(shown.tokens))
-        .join(position, on="factoid")
+        readings.rows(label, "records", where=wanted).join(position, on="factoid")
         for label in readings.labels
     )
     counts = pl.concat([records.select("checkpoint", id="top1"), records.select("checkpoint", id="token_id")])
