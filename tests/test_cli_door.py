@@ -119,3 +119,10 @@ def test_a_probe_without_a_chance_level_says_why(cli, tiny_checkpoint, tmp_path)
     assert code == 0 and "No chance level: it is that of other facts' answers" in text, err
     code, text, _ = cli("layers", "--ckpt", tiny_checkpoint, "--n", 8, "--out", tmp_path / "known")
     assert code == 0 and "No chance level" not in text
+
+
+@pytest.mark.parametrize("name", ["grid.toml", "cells.parquet"])
+def test_show_says_what_prints_a_study(cli, name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    code, _, err = cli("show", tmp_path)
+    assert code == 2 and f"python -m training report {tmp_path}" in err and "memprobe dashboard" in err
