@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_EWC, STUDY_500 = (f"analyses/{name}/tables" for name in ("study", "study-ewc", "study-500"))
+STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500 = (
+    f"analyses/{name}/tables" for name in ("study", "study-ewc", "study-kinds", "study-500")
+)
 PAGES = {
     "README.md": (
         STUDY,
@@ -23,7 +25,7 @@ PAGES = {
         "analyses/demo",
         "analyses/instruments/results",
     ),
-    "docs/findings/study.md": (STUDY, STUDY_EWC),
+    "docs/findings/study.md": (STUDY, STUDY_EWC, STUDY_KINDS),
     "docs/findings/where.md": ("analyses/where",),
     "docs/findings/planted-truth.md": ("analyses/instruments/results",),
 }
@@ -245,6 +247,7 @@ REPORTS = {
     "docs/findings/study.md": (
         "analyses/study/README.md",
         "analyses/study-ewc/README.md",
+        "analyses/study-kinds/README.md",
         *sorted(str(p) for p in (ROOT / STUDY).glob("*.csv")),
     ),
     "docs/findings/where.md": ("analyses/where/report.md", "analyses/instruments/results/report.md"),
