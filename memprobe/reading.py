@@ -19,9 +19,8 @@ from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.occurrence import Occurrence
 
 OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
-_AT_ONCE = (
-    10_000  # factoids whose rows are read and put in order together: those take many times what comes of them
-)
+_AT_ONCE = 10_000
+"""Factoids whose rows are read and put in order together: rows take many times what comes of them."""
 
 
 class Cells(NamedTuple):
@@ -115,11 +114,11 @@ def _rows(member: Member, table: str, columns: Sequence[str] = ()) -> pl.LazyFra
 
 def _in_parts(rows: pl.LazyFrame, probe: Probe) -> Iterator[pl.DataFrame]:
     """A checkpoint's rows, those of :data:`_AT_ONCE` factoids at a time, in the order of their first rows."""
-    factoid = pl.col("factoid")
-    order = collect(rows.select(factoid.unique(maintain_order=True)), probe)["factoid"]
-    if len(order) <= _AT_ONCE:
+    if probe.run["factoids"]["n"] <= _AT_ONCE:
         yield collect(rows, probe)
         return
+    factoid = pl.col("factoid")
+    order = collect(rows.select(factoid.unique(maintain_order=True)), probe)["factoid"]
     for start in range(0, len(order), _AT_ONCE):
         some = order.slice(start, _AT_ONCE).implode()
         yield collect(rows.filter(factoid.is_in(some)), probe)

@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from memprobe.files import read_toml, read_valid, write_json
+from memprobe.files import read_valid, write_json
 from memprobe.runs import RECIPE
-from training.recipe import Recipe, parse_recipe
+from training.directories import begun
+from training.recipe import Recipe
 
 PAYS = 1.3
 """How many times as fast bfloat16 must be: below that, its rounding buys too little."""
@@ -62,8 +63,7 @@ def as_begun(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with ``auto`` as the run in a directory has it, where one was begun."""
     if recipe.precision.autocast != "auto" or not (out / RECIPE).exists():
         return recipe
-    begun = parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
-    return _with(recipe, begun.precision.autocast)
+    return _with(recipe, begun(out).precision.autocast)
 
 
 def settled(recipe: Recipe, shared: Path, device: torch.device, say: Callable[[str], None]) -> Recipe:

@@ -23,12 +23,16 @@ def check_directory(recipe: Recipe, out: Path) -> None:
         if others := [path.name for path in paths if not path.name.startswith(".") and path.name != LOG]:
             raise MemprobeError(f"{out}: holds {others[0]!r} and is not a run directory; give another --out")
         return
-    old = parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
-    if changed := differences(old, recipe):
+    if changed := differences(begun(out), recipe):
         raise MemprobeError(
             f"{out}: was begun with another recipe ({'; '.join(changed[:4])}); give another --out, or --fresh "
             "deletes it"
         )
+
+
+def begun(out: Path) -> Recipe:
+    """The recipe that a run directory was begun with."""
+    return parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
 
 
 def delete_run(out: Path) -> bool:

@@ -97,6 +97,7 @@ class Resamples:
             file = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the draws are)
             for block in blocks:
                 file.write(block.tobytes())
+            file.flush()
         except OSError as error:
             raise MemprobeError(
                 f"{draws:,} draws of {n:,} factoids take {draws * n / 1e9:.1f} GB of a folder for temporary files: "

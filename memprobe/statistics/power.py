@@ -42,7 +42,7 @@ def detectable(error: float, freedom: float, *, power: float = POWER) -> float:
 
 def detectable_within(low: float, high: float) -> float:
     """:func:`detectable`, of an estimate whose 95 % interval is this, as a normal's."""
-    return detectable((high - low) / 2 / special.ndtri(0.975), 1e9)
+    return detectable((high - low) / 2 / special.ndtri(0.5 + LEVEL / 2), 1e9)
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
 from training.data import PREPARED, prepare, wanted_rows
 from training.examples import ExampleMaker
+from training.measures import evaluation_sets
 from training.mixing import IGNORED
 from training.recipe import parse_recipe
 from training.run import run
@@ -110,6 +111,17 @@ def test_tasks_hold_rows_out(tiny_checkpoint, tmp_path):
     assert not {row.id for row in data.rows} & {row.id for row in data.held_out}
     with pytest.raises(MemprobeError, match=r"stages\.1\.data"):
         prepare(small(tiny_checkpoint, stages=[stage | {"n": 6}]), tmp_path, never)
+
+
+@pytest.mark.parametrize(("metric", "headline"), [(None, "final_answer"), ("loss", "loss")])
+def test_a_stage_says_by_what_its_tasks_are_measured(metric, headline, tiny_checkpoint, tmp_path):
+    sums = ({"question": f"What is {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"} for i in range(9))
+    file = tmp_path / "gsm8k_train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in sums))
+    stage = {"name": "a", "data": "gsm8k:train", "kind": "tasks", "n": 5, "held_out": 4}
+    recipe = small(tiny_checkpoint, stages=[stage | ({"metric": metric} if metric else {})])
+    prepared = prepare(recipe, tmp_path / "run", never, data_dir=tmp_path)
+    assert evaluation_sets(prepared, recipe, 1)["1-a"].headline == headline
 
 
 def test_tasks_whose_prompt_fills_a_row_are_left_out_and_others_drawn(tiny_checkpoint, tmp_path):
