@@ -11,11 +11,8 @@ from memprobe.cli.app import app
 from memprobe.cli.options import Full
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
-from memprobe.runs import GRID
 
 COMPARISON, OUTCOMES = "comparison.json", "outcomes.json"
-STUDY = (GRID, "cells.parquet")
-"""Of a study: the directory that its grid trained in, or its results."""
 
 
 @app.command()
@@ -47,7 +44,9 @@ def show(
         else:
             (print_comparison if of_depths else print_outcomes)(result, full=full)
         return
-    if any((folder / name).exists() for name in STUDY):
+    from memprobe.runs import GRID
+
+    if any((folder / name).exists() for name in (GRID, "cells.parquet")):
         raise MemprobeError(
             f"{folder}: holds a study, not a probe; python -m training report {folder} prints its tables, "
             f"memprobe dashboard {folder} shows it"
