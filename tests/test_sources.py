@@ -238,7 +238,9 @@ def test_hub_sets_too_large_are_streamed_to_n(hub):
     hub("ultrachat", *({"id": str(n), "data": [f"question {n}", "answer"]} for n in range(40)))
     assert len(load_tasks("ultrachat", n=7)) == 7
     assert load_tasks("ultrachat", n=7) == load_tasks("ultrachat", n=7)
-    with pytest.raises(MemprobeError, match="too large to fetch whole; give --n"):
+    with pytest.raises(
+        MemprobeError, match="too large to fetch whole; give a --data-dir that has it, or --n"
+    ):
         load_tasks("ultrachat")
 
 

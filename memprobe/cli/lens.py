@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,7 @@ def lens(
     model = load(checkpoint, **vars(loading))
     chosen = template or default_template([checkpoint])
     lenses = LensSet.of(by or (), checkpoints=[model], loading=loading).build(
-        model, lambda other: load(other, **vars(loading))
+        model, partial(load, **vars(loading))
     )
     for note in [note for one in lenses for note in one.notes]:
         echo(f"note     {note}", err=True)

@@ -288,7 +288,10 @@ def _open_dataset(
 ) -> _Opened:
     folder = data_folder(asked.data_dir)
     if folder is None and dataset.hub and dataset.hub.large and asked.n is None:
-        raise MemprobeError(f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give --n")
+        raise MemprobeError(
+            f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give a --data-dir that has it, or --n "
+            "where a command takes one"
+        )
     rows, origin = open_rows(dataset, split, folder, bad, asked.seed)
 
     def read(columns: Columns) -> AnyRow | None:
