@@ -136,6 +136,16 @@ def test_independent_seeds_and_few_pairs_take_the_share_model():
         assert row["difference"] == pytest.approx(94 / 192)
 
 
+def test_a_difference_lies_within_its_interval_where_one_arm_has_more_seeds():
+    """It was that of the seeds in common, and its interval that of all."""
+    none, some = kept([2, 0, 1, 30, 40, 35], seed=1), kept([20, 25, 22], seed=2)
+    start = {"start": "stage-1 of seed {}"}
+    row = only(runs("none", none, **start) + runs("replay", some, **start), 64, binary=["x"])
+    assert (row["in_common"], row["paired"]) == (PREFIX, False)
+    assert row["difference"] == pytest.approx(67 / 192 - 108 / 384)
+    assert row["low"] < row["difference"] < row["high"]
+
+
 def test_five_pairs_take_student_s():
     remix, none = kept([37, 24, 35, 30, 29], seed=1), kept([12, 3, 9, 7, 6], seed=2)
     start = {"start": "stage-1 of seed {}"}

@@ -165,8 +165,10 @@ def arm_differences(
     independent seeds, or of fewer than :data:`MIN_SHARE_PAIRS` pairs, have the interval of
     :func:`~memprobe.statistics.shares.share_difference`.
 
-    With fewer than three seeds on a side, or three pairs, there is no interval and ``significant`` is null: the seeds
-    are shown, and that is all they can say. Nor is there one where nothing scatters at all.
+    Fewer than three pairs are taken for independent seeds. The difference is over the seeds that the interval is over:
+    those of the pairs, or all of either arm. With fewer than three seeds on a side there is no interval and
+    ``significant`` is null: the seeds are shown, and that is all they can say. Nor is there one where nothing scatters
+    at all.
 
     Args:
         runs: all runs; arms are compared with ``reference`` (default: the first arm).
@@ -195,7 +197,7 @@ def arm_differences(
             numbers = [part[i] for part in plain]
             share = name in binary and len(pairs) < MIN_SHARE_PAIRS
             if share and enough and n and not np.isnan(numbers[0]):
-                numbers[1:] = _independent_shares(members, others, i, n)
+                numbers = _independent_shares(members, others, i, n)
             known = not np.isnan(numbers[1])
             significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
             counts = [len(members), len(others)]
@@ -285,13 +287,13 @@ def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str])
 
 
 def _independent_shares(members: list[Run], others: list[Run], i: int, n: int) -> list[float]:
-    """[low, high, p, detectable] of one statistic."""
+    """[difference, low, high, p, detectable] of one statistic, over all seeds of either arm."""
     sides = [[(1, members)], [(1, others)], [(1, members), (-1, others)]]
     one, other, both = (float(_fact_variance(side, n)[i]) for side in sides)
     counts = _counts(members, i, n), _counts(others, i, n)
-    _, low, high, p = share_difference(*counts, n, fact_variances=(one, other, both))
+    value, low, high, p = share_difference(*counts, n, fact_variances=(one, other, both))
     error = (high - low) / 2 / special.ndtri(0.5 + LEVEL / 2)
-    return [low, high, p, detectable(error, _NORMAL)]
+    return [value, low, high, p, detectable(error, _NORMAL)]
 
 
 def _counts(members: list[Run], i: int, n: int) -> np.ndarray:
