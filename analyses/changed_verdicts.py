@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import polars as pl
 
+from memprobe.arms import Arm
 from memprobe.statistics.verdicts import NOT_TESTED
 from memprobe.wording import markdown_table
 from training.study.claims import claims
@@ -41,6 +42,7 @@ def table() -> pl.DataFrame:
     results = read_results(STUDY)
     found = claims(results)
     names = dict(results.cells.select("arm_text", "arm").iter_rows())
+    texts = {name: text for text, name in names.items()}
     now = found.with_columns(pl.col("arm", "against").replace(names), pl.col("token").fill_null(""))
     before = pl.read_csv(BEFORE, schema_overrides={"stage": pl.Int64, "k": pl.Int64, "arm": pl.String})
     text = [pl.col(name).fill_null("") for name in ("arm", "against", "token")]
@@ -48,9 +50,7 @@ def table() -> pl.DataFrame:
     rows = []
     for row in joined.iter_rows(named=True):
         if row["verdict"] is None:
-            control = "controls are what arms are held against, and make no claim"
-            again = "an arm that shows D_A again is held against naive alone"
-            row |= {"verdict": "no claim", "why": control if row["arm"].startswith("matched") else again}
+            row |= {"verdict": "no claim", "why": why_no_claim(Arm.of(texts[row["arm"]]))}
         elif row["verdict"] == row["before"]:
             continue
         else:
@@ -60,6 +60,15 @@ def table() -> pl.DataFrame:
             {name: row[name] for name in [*KEYS, "before", "verdict", "why"]} | {"reworded": reworded}
         )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def why_no_claim(arm: Arm) -> str:
+    """Of an arm of which the claim is not made."""
+    if arm.is_control:
+        return "controls are what arms are held against, and make no claim"
+    if arm.sees_again:
+        return "an arm that shows D_A again is held against naive alone"
+    return "the control trains longer in another stage than this arm, so it is none of its own"
 
 
 def why(row: dict[str, Any]) -> str:

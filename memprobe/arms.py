@@ -185,6 +185,15 @@ class Arm:
         """Whether it is naive training as long as some mixing would have taken, and nothing else."""
         return self.kinds == ("matched",)
 
+    def is_control_of(self, arm: Arm) -> bool:
+        """Whether it trains longer in the stages in which ``arm`` mixes, and in no other."""
+        return self.is_control and arm.mixes and self._longer() == arm._longer()
+
+    def _longer(self) -> set[str]:
+        """The stages in which rows are mixed in, or would be."""
+        mixing = (part.options["stages"] for part in self.parts if part.name in ("remix", "matched"))
+        return {stage.strip() for stages in mixing for stage in stages.split(",")}
+
     @property
     def mixes(self) -> bool:
         """Whether it mixes rows in, be it beside other things."""

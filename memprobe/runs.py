@@ -142,6 +142,7 @@ class EvaluationFile(_Open):
     sets: dict[str, EvaluatedSet]
     stage: int | None = None
     retention: dict[str, dict[str, PartOfSet]] = {}
+    weight_change: dict[str, float | None] = {}
     interference: dict[str, dict[str, Any]] | None = None
 
 

@@ -9,7 +9,7 @@ import pytest
 from memprobe import retention
 from memprobe.errors import MemprobeError
 from memprobe.figures import runs as drawn
-from memprobe.files import write_json
+from memprobe.files import read_json, write_json
 from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import RunDirectory
 from memprobe.studies import cells_by_setup, open_study, without_failed_cells
@@ -123,6 +123,16 @@ def test_learned_means_every_factoid_stage_was_exact_on_its_own_rows(tmp_path):
     found = {name: RunDirectory(tmp_path / name, name) for name in runs}
     assert {name for name, run in found.items() if run.learned} == {"yes", "task"}
     assert {name for name, run in found.items() if not run.has_ended} == {"part"}
+
+
+def test_how_far_a_stage_moved_the_weights_needs_no_measured_gradients(tmp_path):
+    for name, change in {"naive-s0": {"stage": 3.5, "base": 7.0}, "naive-s1": None}.items():
+        run = write_cell(tmp_path / "g", name, [[1.0], [0.5, 1.0]], seed=int(name[-1]))
+        path = run / "2-lama" / "evaluation.json"
+        held = read_json(path)
+        held.pop("interference", None)
+        write_json(held | ({"weight_change": change} if change else {}), path)
+    assert of(tmp_path / "g").cells.sort("seed")["weight_change"].to_list() == [3.5, None]
 
 
 BROKEN = {

@@ -267,12 +267,23 @@ def parts_of(
         with under_key(f"stages.{number}.mixing.{place}"):
             examples = [make(text, own=False) for text in texts]
         extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
-    replayed: list[str] = []
+    replayed, wanted = _replay(recipe, prepared, number)
     if stage.replay:
-        earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
-        wanted = max(1, wanted_rows(stage.replay.ratio, len(earlier)))
-        order = subset(earlier, len(earlier), recipe.rows_seed, "replay")
-        chosen = order if stage.replay.redraw else order[:wanted]
-        replayed = [row.id for row in chosen]
-        extra.append(Part([make(row, own=False) for row in chosen], wanted, stage.replay.redraw))
-    return own, extra, replayed
+        extra.append(Part([make(row, own=False) for row in replayed], wanted, stage.replay.redraw))
+    return own, extra, [row.id for row in replayed]
+
+
+def shown_again(recipe: Recipe, prepared: Prepared, number: int) -> set[str]:
+    """Ids of the rows of earlier stages that stage ``number``, or one before it, replays."""
+    return {row.id for n in range(1, number + 1) for row in _replay(recipe, prepared, n)[0]}
+
+
+def _replay(recipe: Recipe, prepared: Prepared, number: int) -> tuple[list[AnyRow], int]:
+    """The rows that a stage's replay draws from, and how many it takes in an epoch; none without replay."""
+    replay = recipe.stages[number - 1].replay
+    if not replay:
+        return [], 0
+    earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
+    wanted = max(1, wanted_rows(replay.ratio, len(earlier)))
+    order = subset(earlier, len(earlier), recipe.rows_seed, "replay")
+    return (order if replay.redraw else order[:wanted]), wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +132,13 @@ def shares_learned(recipe: Recipe, number: int, results: dict[str, Any]) -> dict
 
 
 def kept_of_earlier(
-    recipe: Recipe, number: int, results: dict[str, Any], replayed: Sequence[str]
+    recipe: Recipe, number: int, results: dict[str, Any], replayed: Set[str]
 ) -> dict[str, Any]:
-    """Earlier stages' factoids by stage, on replayed and on unseen rows apart; nothing for the arm joint."""
+    """Earlier stages' factoids by stage, on replayed and on unseen rows apart; nothing for the arm joint.
+
+    Args:
+        replayed: ids of the rows that this stage or one before it showed again.
+    """
     from training.evaluate import retention
 
     kept = {}
@@ -142,7 +146,7 @@ def kept_of_earlier(
         if stage.kind == "factoids" and not recipe.joint:
             result = results[f"{place}-{stage.name}"]
             ids = {row["id"] for row in result["rows"]}
-            kept[f"{place}-{stage.name}"] = retention(result, ids & set(replayed))
+            kept[f"{place}-{stage.name}"] = retention(result, ids & replayed)
     return kept
 
 

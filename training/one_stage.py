@@ -15,7 +15,7 @@ from memprobe.runs import EVALUATION, METRICS, STATE
 from memprobe.wording import listed
 from training.checkpoint import About, save_whole, train_only, with_adapter
 from training.context import RunContext
-from training.data import parts_of
+from training.data import parts_of, shown_again
 from training.examples import ExampleMaker
 from training.measures import (
     Interference,
@@ -263,7 +263,9 @@ class OneStage:
             "stage_name": self.name,
             "arm": self.recipe.arm_name,
             "sets": results,
-            "retention": kept_of_earlier(self.recipe, self.number, results, about.replayed),
+            "retention": kept_of_earlier(
+                self.recipe, self.number, results, shown_again(self.recipe, self.prepared, self.number)
+            ),
             "learned": learned(self.recipe, self.number, results),
         }
         result["weight_change"] = weight_change(lens_model.model, self._starts(start))

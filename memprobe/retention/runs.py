@@ -16,7 +16,7 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
-from memprobe.runs import EXACT, SHARES, EvaluatedSet, RunDirectory, Score
+from memprobe.runs import EXACT, SHARES, EvaluatedSet, EvaluationFile, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
@@ -200,6 +200,7 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
         "retention_high": d_a.high,
         "retention_replayed": _part(kept, "replayed"),
         "retention_unseen": _part(kept, "unseen"),
+        "n_unseen": kept["unseen"].n if "unseen" in kept else None,
         "last_metric": own.metric,
         "last_score": own.score.value,
         "known_after_1": _score(first.sets.get("known")).value,
@@ -212,7 +213,7 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
         "cosine_start": _overall(measured, "start", "cosine_a_b"),
         "cosine_end": _overall(measured, "end", "cosine_a_b"),
         "first_order_harm": _overall(measured, "end", "gradient_a_delta"),
-        "weight_change": _overall(measured, "end", "delta_norm"),
+        "weight_change": None if recipe.joint else _moved(last),
     }
 
 
@@ -223,6 +224,11 @@ def _score(one: EvaluatedSet | None) -> Score:
 def _part(kept: Mapping[str, Any], name: str) -> float | None:
     part = kept.get(name)
     return part.scores[EXACT].value if part is not None and part.n and EXACT in part.scores else None
+
+
+def _moved(last: EvaluationFile) -> float | None:
+    """How far a stage moved the weights; evaluations of old have it only where gradients were measured."""
+    return last.weight_change.get("stage", _overall(last.interference or {}, "end", "delta_norm"))
 
 
 def _overall(measured: Mapping[str, Any], end: str, name: str) -> float | None:

@@ -10,12 +10,14 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, prepare, wanted_rows
+from training.data import PREPARED, parts_of, prepare, shown_again, wanted_rows
 from training.examples import ExampleMaker
 from training.measures import evaluation_sets
 from training.mixing import IGNORED
 from training.recipe import parse_recipe
 from training.run import run
+
+KEYS = ("kvr:6", "kvr:6:validation", "kvr:6:test")
 
 
 def never():
@@ -207,3 +209,17 @@ def test_runs_of_one_data_seed_learn_the_same_rows(tmp_path):
     fixed = rows("a", seed=1, data_seed=5)
     assert fixed == rows("b", seed=2, data_seed=5) == rows("c", seed=5)
     assert fixed != rows("d", seed=1) and fixed != rows("e", seed=5, data_seed=1)
+
+
+def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_path):
+    """Stage 2 replays a third of six rows, stage 3 a third of twelve: not the same ones alone."""
+    stages = [{"name": name, "data": data, "epochs": 1} for name, data in zip("abc", KEYS, strict=True)]
+    recipe = small(tiny_checkpoint, "replay(ratio=0.34)", stages=stages, seed=3)
+    prepared = prepare(recipe, tmp_path, never)
+    of_stage = [set(parts_of(recipe, prepared, n, tiny_tokenizer(), 256)[2]) for n in (1, 2, 3)]
+    assert [len(ids) for ids in of_stage] == [0, 2, 4] and not of_stage[1] <= of_stage[2]
+    assert [shown_again(recipe, prepared, n) for n in (1, 2, 3)] == [
+        set(),
+        of_stage[1],
+        of_stage[1] | of_stage[2],
+    ]

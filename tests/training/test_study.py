@@ -11,8 +11,9 @@ from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
+from tests.probes import write_probe
 from training.__main__ import app
-from training.study.collect import collect
+from training.study.collect import _read_out, collect
 from training.study.published import markdown, tables
 from training.study.results import Results, read_results
 from training.study.tables import kept_before, lost_facts
@@ -188,10 +189,27 @@ def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
     assert few["surfaces_low"].to_list() == [None]
 
 
+def test_steps_that_cells_share_count_once(tmp_path):
+    """Arms that differ in stage 3 alone have one stage 2: of one seed, which is no three."""
+    arms = {"none": "none", "replay": "replay(ratio=0.1, stages=3)", "ewc": "ewc(strength=1, stages=3)"}
+    made = {"base": {}} | {f"n.{stage}": {"arm": "none", "seed": 0, "stage": stage} for stage in (1, 2)}
+    made |= {f"{name}.3": {"arm": text, "seed": 0, "stage": 3} for name, text in arms.items()}
+    depths = {label: 6.0 - 0.5 * place for place, label in enumerate(made)}
+    gone = dict.fromkeys(made, 0.4) | {"n.1": 0.0}
+    manifests = {label: manifest for label, manifest in made.items() if manifest}
+    probe = write_probe(tmp_path / "p", depths, manifests=manifests, n=40, never=gone)
+    chains = [["n.1", "n.2", f"{name}.3"] for name in arms]
+    found = list(_read_out(probe, made, chains, {"k": 10, "token": "first", "draws": 100}))
+    lost = pl.concat([table for name, table in found if name == "lost"], how="diagonal_relaxed")
+    assert lost.select("reference", "checkpoint").is_duplicated().sum() == 0
+    kept = pl.concat([table for name, table in found if name == "kept"], how="diagonal_relaxed")
+    assert set(kept["seeds"]) == {1} and kept["low"].null_count() == len(kept)
+
+
 def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
     text = "replay(ratio=0.25, stages=2)"
     cells = [
-        cell("replay", seed, 0.5, text, replay_ratio=0.25, retention_unseen=kept / 12, n=16)
+        cell("replay", seed, 0.5, text, replay_ratio=0.25, retention_unseen=kept / 12, n=16, n_unseen=12)
         for seed, kept in enumerate((3, 4, 5))
     ]
     plain = [row | {"n": 16, "retention_unseen": None} for row in NAIVE]
@@ -211,6 +229,35 @@ def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
         pl.DataFrame([exact | {"arm": REMIX}]), pl.DataFrame([*plain], infer_schema_length=None)
     )
     assert other.is_empty()
+
+
+def test_each_set_up_is_answered_after_its_own_last_stage():
+    """One of three stages beside one of two; and no formula says how many facts were not shown again."""
+    text = "replay(ratio=0.25)"
+    cells, differences = [], []
+    for setup, last in (("two", 2), ("three", 3)):
+        named = {"setup": setup, "n": 16}
+        cells += [cell("naive", seed, 0.5, **named, retention_unseen=None) for seed in range(3)]
+        cells += [
+            cell("replay", seed, 0.5, text, **named, replay_ratio=0.25, retention_unseen=0.4, n_unseen=10)
+            for seed in range(3)
+        ]
+        flags = {
+            "arm": text,
+            "setup": setup,
+            "p": 0.01,
+            "significant": True,
+            "detectable": 0.2,
+            "paired": False,
+        }
+        differences += [
+            difference("exact", 0.1, 0.3, **flags, stage=str(stage)) for stage in range(2, last + 1)
+        ]
+    learned = pl.DataFrame(cells, infer_schema_length=None)
+    rows = unseen_differences(pl.DataFrame(differences), learned)
+    assert rows.select("setup", "stage").rows() == [("two", "2"), ("three", "3")]
+    model = share_difference(np.full(3, 4.0), np.full(3, 8.0), 10, others_n=16)
+    assert rows["low"].to_list() == pytest.approx([model.low] * 2)
 
 
 def test_stored_results_give_the_same_tables(done, tmp_path):

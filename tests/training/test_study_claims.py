@@ -41,7 +41,8 @@ def difference(arm: str, value: float, half: float | None, p: float | None, **to
 
 def cell(arm: str, seed: int, **told) -> dict:
     row = {"setup": "s", "arm": arm, "arm_text": arm, "seed": seed, "learned": True, "plain_last": True}
-    return row | {"weight_change": 5.0 + seed, "cosine_start": 0.1, "retention": 0.5} | told
+    row |= {"steps": 100, "tokens": 1000, "weight_change": 5.0 + seed, "cosine_start": 0.1, "retention": 0.5}
+    return row | told
 
 
 CELLS = [cell("none", seed) for seed in range(3)]
@@ -108,7 +109,10 @@ def test_five_verdicts_of_arms():
 def test_an_inert_arm_is_not_tested_and_says_why():
     cells = [
         *CELLS,
-        *(cell("ewc(strength=1)", seed, weight_change=(5.0 + seed) * 1.0002) for seed in range(3)),
+        *(
+            cell("ewc(strength=1)", seed, weight_change=(5.0 + seed) * 1.0002, plain_last=False)
+            for seed in range(3)
+        ),
     ]
     found = claims(
         tables([difference("ewc(strength=1)", 0.0, 0.01, 0.9)], cells),
@@ -164,8 +168,36 @@ def test_matched_controls_and_mixing_arms():
         difference("joint", 0.4, 0.1, 0.001, reference=CONTROL),
         difference(CONTROL, 0.1, 0.01, 0.001),
     ]
-    found = claims(tables(rows), book({"name": "x", "against": "matched", "arms": "mixing"}, {"name": "y"}))
+    cells = [cell(arm, seed) for arm in ("none", GENERIC, "joint", CONTROL) for seed in range(3)]
+    found = claims(
+        tables(rows, cells), book({"name": "x", "against": "matched", "arms": "mixing"}, {"name": "y"})
+    )
     assert found.select("claim", "arm", "against").rows() == [("x", GENERIC, CONTROL)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "tokens", "controls"),
+    [
+        (GENERIC, 1000, ["steps", "tokens"]),
+        (GENERIC, 700, ["steps"]),  # its rows are shorter than those that the control was matched to
+        ("remix(data=generic, stages=2)", 1000, []),
+        ("remix(data=generic, stages=1)+ewc(strength=1)", 1000, ["steps", "tokens"]),
+    ],
+)
+def test_an_arm_is_held_against_controls_of_its_own(arm, tokens, controls):
+    references = [CONTROL.replace("steps", to) for to in ("steps", "tokens")]
+    rows = [difference(arm, 0.4, 0.1, 0.001, reference=reference) for reference in references]
+    cells = [cell(reference, seed) for reference in ("none", *references) for seed in range(3)]
+    cells += [cell(arm, seed, tokens=tokens) for seed in range(3)]
+    found = claims(tables(rows, cells), book({"name": "x", "against": "matched", "arms": "mixing"}))
+    assert [text.split("=")[1].split(",")[0] for text in found["against"]] == controls
+
+
+def test_what_an_arm_does_before_the_last_stage_does_not_make_it_inert():
+    """Its last stage is plain, so that the weights may well move there as naive training moves them."""
+    cells = [*CELLS, *(cell(GENERIC, seed) for seed in range(3))]
+    found = claims(tables([difference(GENERIC, 0.4, 0.1, 0.001)], cells), book({"name": "x"}))
+    assert found["verdict"].to_list() == ["seen"]
 
 
 def test_readings_stand_beside_each_other():
@@ -253,6 +285,10 @@ def test_kept_facts_without_an_interval_say_why():
     of = book({"name": "x", "about": "kept", "against": None, "statistic": "lof_restricted", "side": "below"})
     found = claims(tables(kept=[row]), of)
     assert found["verdict"].to_list() == ["not tested"] and "fewer than 3 seeds" in found["evidence"][0]
+    both = tables(kept=[row, row | {"arm": "none"}])
+    assert claims(both, of)["arm"].to_list() == [GENERIC]
+    every = {"name": "x", "about": "kept", "against": None, "statistic": "lof_restricted", "side": "below"}
+    assert claims(both, book(every | {"arms": "all"}))["arm"].to_list() == [GENERIC, "none"]
 
 
 def test_gradients_count_arms():
@@ -263,6 +299,9 @@ def test_gradients_count_arms():
         for seed in range(5)
     ]
     assert claims(tables(cells=few), of)["verdict"].to_list() == ["not tested"]
+    alike = [cell(arm, seed, cosine_start=0.1) for arm in "abcdef" for seed in range(3)]
+    found = claims(tables(cells=alike), of)
+    assert found["verdict"].to_list() == ["not tested"] and "all values are the same" in found["evidence"][0]
     many = [
         cell(arm, seed, cosine_start=0.1 * i, retention=0.1 * i)
         for i, arm in enumerate("abcdef")

@@ -37,7 +37,7 @@ class Claim(Settings):
     statistic: str | None = None
     against: Literal["naive", "matched"] | None = None
     reference: str | None = None
-    arms: Literal["every", "naive", "mixing", "not mixing"] = "every"
+    arms: Literal["every", "all", "naive", "mixing", "not mixing"] = "every"
     stages: Literal["first", "last", "every"] = "last"
     threshold: float = 0.0
     equivalent: float | None = None

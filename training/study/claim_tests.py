@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,9 @@ from memprobe.statistics.verdicts import is_inert
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
 from training.study.tables import spread
+
+AS_MANY = 0.1
+"""How far the steps, or tokens, of an arm and its control may be apart, as a share."""
 
 
 @dataclass
@@ -83,10 +86,37 @@ def tests_of(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
 def _about(claim: Claim, text: str) -> bool:
     """Whether the claim is about this arm."""
     arm = Arm.of(text)
+    if claim.arms == "all":
+        return True
     if arm.is_naive or arm.is_control:
         return claim.arms == "naive" and arm.is_naive
     mixing = arm.mixes and not arm.sees_again
     return claim.arms == "every" or claim.arms == ("mixing" if mixing else "not mixing")
+
+
+def _is_against(
+    claim: Claim, text: str, reference: str, costs: Mapping[str, Mapping[str, float | None]]
+) -> bool:
+    """Whether the claim holds the arm against this reference: naive training, or a control of its own.
+
+    That is one that trains longer in the stages in which the arm mixes, and took as many steps, or tokens, as the arm.
+    """
+    if claim.against == "naive":
+        return reference == NAIVE
+    control = Arm.of(reference)
+    if not control.is_control_of(Arm.of(text)):
+        return False
+    own, other = (costs[arm][control.parts[0].options["to"]] for arm in (text, reference))
+    return own is not None and other is not None and abs(other / own - 1) <= AS_MANY
+
+
+def _costs(cells: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By set-up and arm, the steps and tokens of a cell, meaned over seeds."""
+    means = cells.group_by("setup", "arm_text").agg(pl.col("steps", "tokens").mean())
+    costs: dict[str, dict[str, dict[str, float | None]]] = {}
+    for setup, arm, steps, tokens in means.iter_rows():
+        costs.setdefault(setup, {})[arm] = {"steps": steps, "tokens": tokens}
+    return costs
 
 
 def _readings(claim: Claim, book: Book) -> Sequence[Reading | None]:
@@ -125,12 +155,12 @@ def _means(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
 def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
     if not len(results.differences):
         return
-    idle = _idle(results.cells)
+    idle, costs = _idle(results.cells), _costs(results.cells)
     for reading in _readings(claim, book):
         rows = _stages(claim, _in(results.differences, reading, book))
         for key, group in rows.group_by("setup", "arm", "reference", "stage", maintain_order=True):
             setup, arm, reference, stage = str(key[0]), str(key[1]), str(key[2]), int(key[3])  # type: ignore[arg-type]
-            if not _about(claim, arm) or (claim.against == "naive") != (reference == NAIVE):
+            if not _about(claim, arm) or not _is_against(claim, arm, reference, costs[setup]):
                 continue
             # What replay keeps is asked of the facts that it does not show again, where that is known.
             unseen = group.filter(statistic="exact_unseen") if claim.statistic == "exact" else group.clear()
@@ -201,7 +231,7 @@ def _kept(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
         for key, group in rows.group_by("setup", "arm", "stage", maintain_order=True):
             setup, arm, stage = str(key[0]), str(key[1]), int(key[2])  # type: ignore[arg-type]
             own = group.filter(statistic=claim.statistic, readout=OWN)
-            if not len(own):
+            if not len(own) or not _about(claim, arm):
                 continue
             first = own.row(0, named=True)
             parts = [
@@ -252,6 +282,8 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             if correlation.clusters >= MIN_CLUSTERS
             else f"fewer than {MIN_CLUSTERS} arms end in plain training"
         )
+        if not why and np.isnan(correlation.rho):
+            why = "no order: all values are the same"
         if not why and correlation.least_p > 0.05:
             why = f"no order of {correlation.clusters} arms is unlikely enough"
         # A permutation test has no interval: on one side of 0 where it rejects, on both where it does not.
@@ -299,13 +331,12 @@ def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]
 
 
 def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """Arms that did nothing: those that moved the weights as far as naive training did."""
+    """Arms that did nothing in the last stage: those that moved the weights there as far as naive training did."""
     idle = {}
     learned = cells.filter("learned")
     naive = learned.filter(pl.col("arm_text") == NAIVE).select("setup", "seed", naive="weight_change")
-    for (setup, arm), group in learned.filter(pl.col("arm_text") != NAIVE).group_by(
-        "setup", "arm_text", maintain_order=True
-    ):
+    others = learned.filter(~pl.col("plain_last"))  # what an arm does before is not seen there
+    for (setup, arm), group in others.group_by("setup", "arm_text", maintain_order=True):
         both = group.join(naive, on=["setup", "seed"], how="inner").sort("seed")
         if is_inert(both["weight_change"].to_list(), both["naive"].to_list()):
             idle[str(setup), str(arm)] = "inert: it moved the weights as far as naive training did"

@@ -156,12 +156,9 @@ def _read_out(
         against = [(reference, label) for label in like if label != reference]
         if against:
             yield "spread", TABLES["spread"](readings, against).filter(pl.col("on") == "all").drop("on")
-    steps = [
-        (before, after)
-        for chain in chains
-        for before, after in itertools.pairwise(chain)
-        if before in made and after in made
-    ]
+    # Cells whose arms differ in the last stage alone share the steps before it.
+    pairwise = (step for chain in chains for step in itertools.pairwise(chain))
+    steps = [step for step in dict.fromkeys(pairwise) if set(step) <= made.keys()]
     for step in steps:
         gone = TABLES["fates"](readings, [step]).filter(pl.col("path") == "1→0")
         gone = gone.rename({"n": "n_lost", "share": "share_lost"}).drop("path", "low", "high")

@@ -25,8 +25,8 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
     if not len(differences):
         return differences
     by_arm = {key: group.sort("seed") for key, group in learned.group_by("setup", "arm_text")}
-    last = differences["stage"].cast(pl.Int64).max()
-    of = differences.filter(pl.col("statistic") == "exact", pl.col("stage").cast(pl.Int64) == last)
+    stage = pl.col("stage").cast(pl.Int64)
+    of = differences.filter(pl.col("statistic") == "exact", stage == stage.max().over("setup"))
     rows = []
     for row in of.iter_rows(named=True):
         group, other = (by_arm.get((row["setup"], row[name])) for name in ("arm", "reference"))
@@ -34,7 +34,9 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
             continue
         if group["replay_ratio"].null_count():
             continue
-        counts, size = _counts(group)
+        # Which rows of a sample are shown again may depend on the seed: none counts for more facts than it has.
+        size = int(group["n_unseen"].min())  # type: ignore[arg-type]
+        counts = np.rint(group["retention_unseen"].to_numpy() * size)
         n = int(other["n"][0])
         difference = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
         edges = {
@@ -49,10 +51,3 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
         }
         rows.append({**row, **edges, **flags, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
-
-
-def _counts(group: pl.DataFrame) -> tuple[np.ndarray, int]:
-    """How many facts that were not shown again each seed keeps, and of how many."""
-    n = int(group["n"][0])
-    size = n - round(n * float(group["replay_ratio"][0]))
-    return np.rint(group["retention_unseen"].to_numpy() * size), size
