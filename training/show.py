@@ -138,8 +138,10 @@ def print_plan(plan: Plan) -> None:
         if hours is None
         else f"about {hours:.1f} h at the {plan.per_second:.0f} tokens/s measured here"
     )
+    again = f" ({plan.again} of them again, as their weights went)" if plan.again else ""
     console.print(
-        f"time     {plan.stages} stages to train, at most {plan.tokens:,} tokens: {time}", highlight=False
+        f"time     {plan.stages} stages to train{again}, at most {plan.tokens:,} tokens: {time}",
+        highlight=False,
     )
     console.print(
         f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "
