@@ -26,6 +26,38 @@ def learned(example, tokenizer):
     return tokenizer.decode([label for label in example.labels if label != IGNORED])
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"precision": {"autocast": "bfloat16", "packing": False}}, True),
+        ({"resources": {"cpus": 2}}, True),
+        ({"precision": {"save_dtype": "bfloat16"}}, False),  # in which the base model is asked
+        ({"seed": 1}, False),
+    ],
+)
+def test_rows_are_read_anew_where_they_depend_on_what_changed(changes, same, tmp_path, monkeypatch):
+    """A grid prepares them before it is settled whether bfloat16 pays, and the run after that."""
+    from training import data
+
+    first = small(tmp_path, precision={"autocast": "auto"})
+    prepared, read, load = prepare(first, tmp_path, never), [], data.load
+    monkeypatch.setattr(
+        data, "load", lambda name, *args, **more: read.append(name) or load(name, *args, **more)
+    )
+    changed = small(tmp_path, **({"precision": {"autocast": "auto"}} | changes))
+    prepare(changed, tmp_path, never)
+    assert prepare(first, tmp_path, never) == prepared
+    assert len(read) == (0 if same else 4)  # the sources of two stages, twice
+
+
+def test_rows_of_a_recipe_that_is_no_longer_read_are_drawn_anew(tmp_path):
+    prepared = prepare(small(tmp_path), tmp_path, never)
+    kept = json.loads((tmp_path / PREPARED).read_text())
+    for text in ("colour = 1\n" + kept["recipe"], "]"):
+        (tmp_path / PREPARED).write_text(json.dumps(kept | {"recipe": text}))
+        assert prepare(small(tmp_path), tmp_path, never) == prepared
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 @pytest.mark.parametrize("template", ["plain", "tulu", "chat"])
 def test_factoids_are_trained_as_they_are_probed(kind, template):
