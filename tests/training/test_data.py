@@ -1,8 +1,11 @@
 """Rows and their tokens: what a stage trains on."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from memprobe.errors import MemprobeError
 from memprobe.sources import load_factoids
@@ -56,6 +59,33 @@ def test_rows_of_a_recipe_that_is_no_longer_read_are_drawn_anew(tmp_path):
     for text in ("colour = 1\n" + kept["recipe"], "]"):
         (tmp_path / PREPARED).write_text(json.dumps(kept | {"recipe": text}))
         assert prepare(small(tmp_path), tmp_path, never) == prepared
+
+
+def test_a_base_model_trained_again_under_its_path_is_asked_again(tiny_checkpoint, tmp_path, monkeypatch):
+    base, asked = tmp_path / "base", []
+    shutil.copytree(tiny_checkpoint, base)
+
+    def ask(model, factoids, journal, **how):
+        asked.append(len(factoids))
+        known = SimpleNamespace(verdict=SimpleNamespace(alias_match=len(asked) == 2))
+        unknown = SimpleNamespace(verdict=SimpleNamespace(alias_match=False))
+        return [known, *[unknown] * (len(factoids) - 1)]
+
+    def drawn(name, **changes):
+        stages = [{"name": "a", "data": "kvr:6", "unknown": {}}]
+        recipe = small(base, stages=stages, **changes)
+        return len(prepare(recipe, tmp_path / name, lambda: None, asked=tmp_path / "asked").stages[0].rows)
+
+    monkeypatch.setattr("memprobe.filter.ask", ask)
+    for name in ("one", "other", "again", "bf16"):
+        (tmp_path / name).mkdir()
+    assert (drawn("one"), drawn("other"), len(asked)) == (6, 6, 1)
+    weights = load_file(base / "model.safetensors")
+    save_file(
+        {key: tensor + 1 for key, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    assert (drawn("again"), len(asked)) == (5, 2)
+    assert (drawn("bf16", precision={"save_dtype": "bfloat16"}), len(asked)) == (6, 3)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
