@@ -110,17 +110,21 @@ def evaluate_base(
 
 
 def learned(recipe: Recipe, number: int, results: dict[str, Any]) -> bool | None:
-    """Whether a stage ended with all its own factoids exact (joint: those of every stage).
+    """Whether a stage ended with all its own factoids exact (joint: those of every stage) that were evaluated.
 
-    What a stage did not learn, nothing can be said to keep: an arm that holds the model back too strongly looks
-    like one that forgets nothing. None for a stage of tasks or texts.
+    With more factoids than ``evaluate.limit`` these are a seeded sample of so many. What a stage did not learn, nothing
+    can be said to keep: an arm that holds the model back too strongly looks like one that forgets nothing. None for a
+    stage of tasks or texts.
     """
     shares = shares_learned(recipe, number, results)
     return all(share == 1.0 for share in shares.values()) if shares else None
 
 
 def shares_learned(recipe: Recipe, number: int, results: dict[str, Any]) -> dict[str, float]:
-    """By name, the share of a factoid stage's own rows that are exact when it ends (joint: of every stage's)."""
+    """By name, the share of a factoid stage's own rows that are exact when it ends (joint: of every stage's).
+
+    Of the rows that were evaluated: with more than ``evaluate.limit`` a seeded sample of so many.
+    """
     places = range(1, len(recipe.stages) + 1) if recipe.joint else [number]
     return {
         stage.name: results[f"{place}-{stage.name}"]["scores"]["exact_match"]["value"]
