@@ -330,7 +330,8 @@ class RunDirectory:
     def learned(self) -> bool:
         """Whether each stage of factoids ended with all its own rows exact; of a cell, what its grid says.
 
-        What a stage did not learn, nothing can be said to keep. A run that has not ended has not learned.
+        Of the rows that were evaluated: a seeded sample where there are more than ``evaluate.limit``. What a stage did
+        not learn, nothing can be said to keep. A run that has not ended has not learned.
         """
         if self.cell is not None:
             return self.cell.learned

@@ -1,15 +1,18 @@
 """What the base model knows before stage 1: rows are chosen by its answers, which are asked for once.
 
-Its answers are files in a folder that runs may share, named by what was asked.
+Its answers are files in a folder that runs may share, named by its weights, their number format and what was asked: a
+base model that is trained again under the same path is another one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import read_json, write_json
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
     from memprobe.models import LensModel
 
 _ASKED_AT_ONCE = 256
+
+
+def answers_file(
+    asked: Path, base: Checkpoint, dtype: str, question: Sequence[object], kind: str = ""
+) -> Path:
+    """Where the answers of a base model lie, in a folder that runs may share.
+
+    Args:
+        dtype: number format in which it is asked.
+        question: all that its answers depend on beside that, as plain data.
+        kind: what the name begins with.
+    """
+    mark = json.dumps([fingerprint(base), dtype, *question])
+    return asked / f"{kind}{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
 
 
 def unknown_rows(
@@ -68,9 +85,9 @@ def _answered(
 
     from memprobe.filter import ask
 
-    question = (recipe.base, factoids_hash(factoids), how.template, how.shots, seed)
-    journal = asked / f"{hashlib.sha256(repr(question).encode()).hexdigest()[:16]}.jsonl"
-    whole = journal.with_suffix(".json")
+    question = (factoids_hash(factoids), how.template, how.shots, seed)
+    whole = answers_file(asked, resolve(recipe.base), recipe.precision.save_dtype, question)
+    journal = whole.with_suffix(".jsonl")
     if not whole.exists():
         asked.mkdir(parents=True, exist_ok=True)
         with FileLock(journal.with_suffix(".lock")):  # another run may be asking the same

@@ -7,6 +7,7 @@ questions of the unknown-to-base filter are asked once.
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from training.asking import known_facts, unknown_rows
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, from_json, to_json
-from training.recipe import Mixing, Recipe, Stage, to_toml
+from training.recipe import Mixing, Recipe, Stage, parse_recipe, same_rows, to_toml
 from training.settings import under_key
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def prepare(
         MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key.
     """
     path = run / PREPARED
-    if path.exists() and (kept := read_valid(path, PreparedFile))["recipe"] == to_toml(recipe):
+    if path.exists() and _drawn_for(kept := read_valid(path, PreparedFile), recipe):
         return from_json(kept, path)
     asked = asked or run / ASKED
     stages: list[StageData] = []
@@ -68,6 +69,14 @@ def prepare(
     )
     write_json({"recipe": to_toml(recipe), **to_json(prepared)}, path)
     return prepared
+
+
+def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether the rows that are kept are a recipe's."""
+    try:
+        return same_rows(parse_recipe(tomllib.loads(kept["recipe"]), PREPARED), recipe)
+    except (MemprobeError, tomllib.TOMLDecodeError):  # of another version, whose recipes are others
+        return False
 
 
 def _stage_data(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
@@ -11,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from memprobe.checkpoints import Checkpoint, fingerprint
+from memprobe.checkpoints import Checkpoint
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.runs import EvaluatedSet
 from memprobe.sources.kinds import AnyRow
+from training.asking import answers_file
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared
@@ -95,12 +94,11 @@ def evaluate_base(
     from training.evaluate import evaluate
 
     asked.mkdir(parents=True, exist_ok=True)
-    mark, results, loaded = fingerprint(base), {}, None
+    results, loaded = {}, None
     for name, one in evaluation_sets(prepared, recipe, len(recipe.stages)).items():
         rows = [row_to_json(row) for row in one.rows]
-        question = [mark, recipe.precision.save_dtype, one.kind, one.headline, one.template]
-        question += [one.max_length, one.new_tokens, rows]
-        path = asked / f"base-{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]}.json"
+        question = (one.kind, one.headline, one.template, one.max_length, one.new_tokens, rows)
+        path = answers_file(asked, base, recipe.precision.save_dtype, question, "base-")
         if not path.exists():
             with FileLock(path.with_suffix(".lock")):  # another run may be at it
                 if not path.exists():
@@ -112,17 +110,21 @@ def evaluate_base(
 
 
 def learned(recipe: Recipe, number: int, results: dict[str, Any]) -> bool | None:
-    """Whether a stage ended with all its own factoids exact (joint: those of every stage).
+    """Whether a stage ended with all its own factoids exact (joint: those of every stage) that were evaluated.
 
-    What a stage did not learn, nothing can be said to keep: an arm that holds the model back too strongly looks
-    like one that forgets nothing. None for a stage of tasks or texts.
+    With more factoids than ``evaluate.limit`` these are a seeded sample of so many. What a stage did not learn, nothing
+    can be said to keep: an arm that holds the model back too strongly looks like one that forgets nothing. None for a
+    stage of tasks or texts.
     """
     shares = shares_learned(recipe, number, results)
     return all(share == 1.0 for share in shares.values()) if shares else None
 
 
 def shares_learned(recipe: Recipe, number: int, results: dict[str, Any]) -> dict[str, float]:
-    """By name, the share of a factoid stage's own rows that are exact when it ends (joint: of every stage's)."""
+    """By name, the share of a factoid stage's own rows that are exact when it ends (joint: of every stage's).
+
+    Of the rows that were evaluated: with more than ``evaluate.limit`` a seeded sample of so many.
+    """
     places = range(1, len(recipe.stages) + 1) if recipe.joint else [number]
     return {
         stage.name: results[f"{place}-{stage.name}"]["scores"]["exact_match"]["value"]

@@ -387,6 +387,14 @@ def to_toml(recipe: Recipe) -> str:
     return toml_text(data)
 
 
+def same_rows(old: Recipe, new: Recipe) -> bool:
+    """Whether two recipes draw the same rows: all that they say counts, but for where stages run and in which precision
+    they are trained. ``save_dtype`` counts, as the base model is asked in it what it knows."""
+    without = {"arm": True, "resources": True, "precision": set(Precision.model_fields) - {"save_dtype"}}
+    before, after = (recipe.model_dump(mode="json", exclude=without) for recipe in (old, new))
+    return before == after
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
     before, after = (recipe.model_dump(mode="json", exclude={"resources"}) for recipe in (old, new))

@@ -109,11 +109,15 @@ def print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
     table = Table(*folded, box=None, padding=(0, 2, 0, 0))
     for row in made.iter_rows(named=True):
         points = [f"{100 * row[name]:.1f}" if row[name] is not None else "-" for name in ("sd", "detectable")]
-        first = [str(row[name]) for name in ("setup", "facts", "seeds", "scatter")]
-        needed = ["over 200" if row[name] is None else str(row[name]) for name in made.columns[-2:]]
+        known = row["facts"] is not None
+        first = [row["setup"], str(row["facts"]) if known else "unknown", str(row["seeds"]), row["scatter"]]
+        beyond = "over 200" if known else "-"
+        needed = [beyond if row[name] is None else str(row[name]) for name in made.columns[-2:]]
         table.add_row(*first, *points, *needed)
     console = terminal()
     console.print(table)
+    if made["facts"].has_nulls():
+        console.print("facts unknown: the grid gives no n for D_A, so its differences cannot be foreseen")
     console.print(
         f"In points of retention, against naive, at 80 % power and 5 %: if pairs of seeds scatter as in {scatter}, "
         "all arms together and the one that scatters most.",
@@ -138,8 +142,10 @@ def print_plan(plan: Plan) -> None:
         if hours is None
         else f"about {hours:.1f} h at the {plan.per_second:.0f} tokens/s measured here"
     )
+    again = f" ({plan.again} of them again, as their weights went)" if plan.again else ""
     console.print(
-        f"time     {plan.stages} stages to train, at most {plan.tokens:,} tokens: {time}", highlight=False
+        f"time     {plan.stages} stages to train{again}, at most {plan.tokens:,} tokens: {time}",
+        highlight=False,
     )
     console.print(
         f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "

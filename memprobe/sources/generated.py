@@ -74,6 +74,14 @@ def is_endless(name: str) -> bool:
     return name in GENERATED and GENERATED[name].endless
 
 
+def own_number(name: str) -> int | None:
+    """How many rows a made source's name asks for: 500 of ``kvr:500:test``; None where it says no number."""
+    head, _, tail = name.partition(":")
+    size = tail.partition(":")[0]
+    told = head in GENERATED and not GENERATED[head].endless and size.isdecimal()
+    return int(size) if told else None
+
+
 def written(*, endless: bool) -> dict[str, Generated]:
     """The sources as one writes them: ``self``, or ``kvr:N``."""
     return {
@@ -85,15 +93,15 @@ def written(*, endless: bool) -> dict[str, Generated]:
 
 def _kvr(asked: Asked) -> tuple[list[Factoid], Origin]:
     name, tail, n = asked.name, asked.tail, asked.n
-    size, _, split = tail.partition(":")
-    if not size.isdecimal():  # kvr, kvr:test
-        size, split = "" if n is None else str(n), tail
-    if not size:
+    size, split = own_number(name), tail.partition(":")[2]
+    if size is None:  # kvr, kvr:test
+        size, split = n, tail
+    if size is None:
         raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
     split = split or "train"
-    if n is not None and not 1 <= n <= int(size):
-        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {int(size)} rows")
-    factoids = generate_kvr(int(size) if n is None else n, seed=asked.seed, split=split)
+    if n is not None and not 1 <= n <= size:
+        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {size} rows")
+    factoids = generate_kvr(size if n is None else n, seed=asked.seed, split=split)
     return factoids, Origin("kvr", "factoids", "generated", split=split, revision=f"seed {asked.seed}")
 
 

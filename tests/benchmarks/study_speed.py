@@ -27,7 +27,7 @@ from training.evaluate import retention, scores
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.file import read_grid
 from training.grid.probing import probe_of_setup
-from training.grid.work import directory
+from training.grid.stages import directory
 from training.recipe import to_toml
 from training.study.collect import collect
 from training.study.figures import draw

@@ -1,8 +1,11 @@
 """Rows and their tokens: what a stage trains on."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from memprobe.errors import MemprobeError
 from memprobe.sources import load_factoids
@@ -26,6 +29,65 @@ def never():
 
 def learned(example, tokenizer):
     return tokenizer.decode([label for label in example.labels if label != IGNORED])
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"precision": {"autocast": "bfloat16", "packing": False}}, True),
+        ({"resources": {"cpus": 2}}, True),
+        ({"precision": {"save_dtype": "bfloat16"}}, False),  # in which the base model is asked
+        ({"seed": 1}, False),
+    ],
+)
+def test_rows_are_read_anew_where_they_depend_on_what_changed(changes, same, tmp_path, monkeypatch):
+    """A grid prepares them before it is settled whether bfloat16 pays, and the run after that."""
+    from training import data
+
+    first = small(tmp_path, precision={"autocast": "auto"})
+    prepared, read, load = prepare(first, tmp_path, never), [], data.load
+    monkeypatch.setattr(
+        data, "load", lambda name, *args, **more: read.append(name) or load(name, *args, **more)
+    )
+    changed = small(tmp_path, **({"precision": {"autocast": "auto"}} | changes))
+    prepare(changed, tmp_path, never)
+    assert prepare(first, tmp_path, never) == prepared
+    assert len(read) == (0 if same else 4)  # the sources of two stages, twice
+
+
+def test_rows_of_a_recipe_that_is_no_longer_read_are_drawn_anew(tmp_path):
+    prepared = prepare(small(tmp_path), tmp_path, never)
+    kept = json.loads((tmp_path / PREPARED).read_text())
+    for text in ("colour = 1\n" + kept["recipe"], "]"):
+        (tmp_path / PREPARED).write_text(json.dumps(kept | {"recipe": text}))
+        assert prepare(small(tmp_path), tmp_path, never) == prepared
+
+
+def test_a_base_model_trained_again_under_its_path_is_asked_again(tiny_checkpoint, tmp_path, monkeypatch):
+    base, asked = tmp_path / "base", []
+    shutil.copytree(tiny_checkpoint, base)
+
+    def ask(model, factoids, journal, **how):
+        asked.append(len(factoids))
+        known = SimpleNamespace(verdict=SimpleNamespace(alias_match=len(asked) == 2))
+        unknown = SimpleNamespace(verdict=SimpleNamespace(alias_match=False))
+        return [known, *[unknown] * (len(factoids) - 1)]
+
+    def drawn(name, **changes):
+        stages = [{"name": "a", "data": "kvr:6", "unknown": {}}]
+        recipe = small(base, stages=stages, **changes)
+        return len(prepare(recipe, tmp_path / name, lambda: None, asked=tmp_path / "asked").stages[0].rows)
+
+    monkeypatch.setattr("memprobe.filter.ask", ask)
+    for name in ("one", "other", "again", "bf16"):
+        (tmp_path / name).mkdir()
+    assert (drawn("one"), drawn("other"), len(asked)) == (6, 6, 1)
+    weights = load_file(base / "model.safetensors")
+    save_file(
+        {key: tensor + 1 for key, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    assert (drawn("again"), len(asked)) == (5, 2)
+    assert (drawn("bf16", precision={"save_dtype": "bfloat16"}), len(asked)) == (6, 3)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from memprobe.compare import compare
@@ -15,7 +16,9 @@ from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
 from training.grid import cells_of, directory, plan, read_grid, run_grid
 from training.grid.claims import only_command
-from training.grid.work import _drop, start_grid
+from training.grid.crew import Crew
+from training.grid.stages import _drop
+from training.grid.work import start_grid
 from training.run import run
 from training.study.collect import collect
 
@@ -201,6 +204,77 @@ def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, t
     broken.clear()
     assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def records_of(stage):
+    return {file.name: file.read_bytes() for file in stage.iterdir()}
+
+
+def test_a_finished_grid_takes_cells_that_start_from_stages_without_weights(tiny_checkpoint, tmp_path):
+    """Another arm and a third stage: what they start from is trained again, and its records stay as they are."""
+    path, out = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=2), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    shared, second = out / "runs/a-n4/naive-s0/1-a", out / "runs/a-b-n4/naive-s0/2-b"
+    stored = records_of(shared), records_of(second)
+    (shared / "config.json").write_text("{}")  # a process was killed while it dropped the weights
+    write(tmp_path, tiny_checkpoint, arms='["naive", "replay"]', seeds="[0]", epochs=2)
+    path.write_text(path.read_text() + AGAIN)
+    ahead = plan(read_grid(path), path, out)
+    assert (ahead.stages, ahead.again) == (4, 2) and ahead.tokens > 0
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    assert (records_of(shared), records_of(second)) == stored
+    assert not list(out.rglob("*.safetensors")) and not list(out.glob(".again/*/*"))
+    naive, replay, longest = (directory(out, cell.node) for cell in cells(path))
+    first, other = (json.loads((run / "2-b/memprobe.json").read_text()) for run in (naive, replay))
+    assert first["parent"]["fingerprint"] == other["parent"]["fingerprint"], "seeds are still pairs"
+    assert (longest / "cell.json").exists() and (longest / "2-b").resolve() == second.resolve()
+    run(cells(path)[1].node.recipe, tmp_path / "alone", quiet=True)
+    evaluations = [
+        json.loads((run / "2-b/evaluation.json").read_text()) for run in (replay, tmp_path / "alone")
+    ]
+    assert evaluations[0] == evaluations[1]
+    after = plan(read_grid(path), path, out)
+    assert (after.stages, after.again) == (0, 0)
+
+
+def test_a_stage_that_comes_out_otherwise_the_second_time_is_refused(tiny_checkpoint, tmp_path):
+    path, out = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=3), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    shared = out / "runs/a-n4/naive-s0/1-a"
+    evaluation = json.loads((shared / "evaluation.json").read_text())
+    evaluation["weight_change"]["base"] *= 1 + 1e-9  # as on another machine
+    (shared / "evaluation.json").write_text(json.dumps(evaluation))
+    stored = records_of(shared)
+    write(tmp_path, tiny_checkpoint, arms='["naive", "replay"]', seeds="[0]", epochs=3)
+    (broken,) = run_grid(read_grid(path), path, out, quiet=True)
+    assert broken.startswith("a-b-n4/replay-s0: ") and 'new --out, and keep = "weights"' in broken
+    assert records_of(shared) == stored and not list(out.glob(".again/*/*"))
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_cell_that_never_fits_into_memory_stops_no_other(worker, tiny_checkpoint, tmp_path, monkeypatch):
+    path, out = (
+        write(tmp_path, tiny_checkpoint, arms='["replay", "naive"]', seeds="[0]", epochs=1),
+        tmp_path / "out",
+    )
+    whole = run
+
+    def fails(recipe, *args, **options):
+        if recipe.arm_name.startswith("replay"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(recipe, *args, **options)
+
+    monkeypatch.setattr("training.run.run", fails)
+    monkeypatch.setattr("training.grid.work._PAUSE", (0, 0))
+    crew = Crew(out, 1) if worker else None
+    if crew is not None:
+        start_grid(path, out)
+        crew.start()
+    said = "out of memory; lower micro_batch, micro_tokens or --workers"
+    assert run_grid(read_grid(path), path, out, quiet=True, crew=crew) == [f"a-b-n4/replay-s0: {said}"]
+    assert (out / "runs/a-b-n4/naive-s0/cell.json").exists()
+    assert (out / "log.txt").read_text().count("tried again in a moment") == 4
+    assert crew is None or crew.broken() == {"a-b-n4/replay-s0": said}
 
 
 def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):

@@ -16,7 +16,7 @@ from tests.clusters import SMALL, clients_of, cluster_of, files_of, wait_until
 from tests.training.grids import write
 from tests.training.runs import ROOT
 from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
-from training.grid.work import directory
+from training.grid.stages import directory
 from training.run_log import RunLog
 
 BREAKS = """
@@ -127,6 +127,23 @@ def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path):
     wait_until(lambda: not clients_of(cluster))  # and with that process its tasks
     assert run_on_ray(read_grid(path), path, out, engine=Engine(), quiet=True) == []
     assert left_in(out) == wanted
+
+
+def test_a_finished_grid_takes_another_arm(cluster, here, tmp_path):
+    """The stage that it starts from, without weights by then, is a task before it."""
+    path, wanted = here
+    grid, out = read_grid(path), tmp_path / "out"
+    (tmp_path / "one.toml").write_text(
+        path.read_text().replace('["naive", "replay"]', '["naive"]').replace('"weights"', '"records"')
+    )
+    one = tmp_path / "one.toml"
+    assert run_grid(read_grid(one), one, out, quiet=True) == []
+    assert not list(out.rglob("*.safetensors"))
+    assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
+    stage = "runs/a-b-n4/replay-s0/2-b"
+    found = left_in(out)
+    for name in ("evaluation.json", "memprobe.json", "model.safetensors"):
+        assert found[f"{stage}/{name}"] == wanted[f"{stage}/{name}"]
 
 
 def assigned(work, method):

@@ -17,6 +17,7 @@ from training.grid.file import read_grid
 from training.study.power import Scatter, power_of, stored_scatter
 
 ROOT = Path(__file__).resolve().parents[2]
+STUDY = ROOT / "analyses" / "study"
 TINY = ROOT / "training" / "grids" / "tiny.toml"
 
 
@@ -44,13 +45,55 @@ def test_scatter_is_that_of_pairs_and_leaves_out_arms_at_the_ends():
 def test_a_grid_is_told_what_its_seeds_see():
     grid = cells_of(read_grid(TINY), TINY)
     seeds = {cell.node.recipe.seed for cell in grid}
-    made = power_of(
-        grid, [Scatter("all arms", 3, 0.12**2 - 0.071**2, 0.071**2, grid[0].node.recipe.stages[0].n or 64)]
-    )
+    facts = int(grid[0].node.recipe.stages[0].data.removeprefix("kvr:"))
+    made = power_of(grid, [Scatter("all arms", 3, 0.12**2 - 0.071**2, 0.071**2, facts)])
     row = made.row(0, named=True)
     assert row["seeds"] == len(seeds) and row["sd"] == pytest.approx(0.12)
     assert (row["seeds for 20 points"], row["seeds for 10 points"]) == (6, 14)
     assert row["detectable"] is None if len(seeds) < 2 else math.isfinite(row["detectable"])
+
+
+@pytest.mark.parametrize(
+    ("data", "facts"),
+    [
+        ('data = "kvr:500"', 500),
+        ('data = "kvr:500:test"', 500),
+        ('data = "kvr:2000"', 1000),  # evaluate.limit
+        ('data = "kvr:2000"\nn = 300', 300),
+        ('data = "popqa"\nn = 300', 300),
+        ('data = "popqa"\nn = 3000', 1000),
+        ('data = "popqa"', None),
+        ('data = "kvr:500"\nunknown = {}', None),
+    ],
+)
+def test_the_facts_are_those_of_d_a_that_are_evaluated(data, facts, tmp_path):
+    """Where the grid does not say how many, nothing is foreseen: the scatter's number is another study's."""
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        f"""
+[recipe]
+base = "none"
+[data.a]
+{data}
+[data.b]
+data = "kvr:500:validation"
+[arms]
+naive = "none"
+[[blocks]]
+name = "only"
+stages = [["a", "b"]]
+arms = ["naive"]
+seeds = [0, 1, 2]
+"""
+    )
+    grid = cells_of(read_grid(path), path)
+    (row,) = power_of(grid, [Scatter("all arms", 3, 0.009, 0.005, 64)]).rows(named=True)
+    assert row["facts"] == facts
+    assert (row["sd"] is None) == (row["detectable"] is None) == (facts is None)
+    if facts is not None:
+        assert row["sd"] == pytest.approx(math.sqrt(0.009 + 0.005 * 64 / facts))
+    shown = CliRunner().invoke(app, ["grid", str(path), "--power", "--scatter", str(STUDY)])
+    assert ("unknown" in shown.output) == (facts is None) and "over 200" not in shown.output
 
 
 def test_the_command_needs_no_data_and_no_model(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from memprobe.errors import MemprobeError
 from tests.training.grids import write
-from training.grid import read_grid, run_workers
+from training.grid import read_grid, run_grid, run_workers
 from training.grid.crew import Crew
 from training.grid.workers import TRIES
 from training.study.collect import collect
@@ -69,6 +69,17 @@ def test_three_workers_find_what_one_process_finds(done, tiny_checkpoint, tmp_pa
         assert {key: sorted(map(repr, rows)) for key, rows in first.items()} == {
             key: sorted(map(repr, rows)) for key, rows in second.items()
         }, name
+
+
+def test_workers_train_a_stage_again_once_for_all_that_start_from_it(tiny_checkpoint, tmp_path):
+    path, out = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["naive"]', epochs=2), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    text = path.read_text().replace('arms = ["naive"]', 'arms = ["naive", "replay", "more", "most"]')
+    path.write_text(text.replace("[arms]", '[arms]\nmore = "replay(ratio=0.75)"\nmost = "replay(ratio=1)"'))
+    assert run_workers(read_grid(path), path, out, workers=2, quiet=True) == []
+    assert ended(out) == {f"a-b-n4/{arm}-s0" for arm in ("naive", "replay", "more", "most")}
+    assert (out / "log.txt").read_text().count("is trained again") == 1
+    assert not list(out.rglob("*.safetensors")) and not list(out.glob(".again/*/*"))
 
 
 def test_a_worker_that_dies_is_named_and_its_cell_tried_again(tiny_checkpoint, tmp_path):

@@ -26,11 +26,13 @@ Each distinct prefix of stages is trained once::
 
 SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
 goes on. One command works in OUT: in this process, in several here (``--workers``), or as tasks on a Ray cluster
-(``--engine ray``). Weights go as soon as nothing needs them, except where ``keep`` says so.
+(``--engine ray``). Weights go as soon as nothing needs them, except where ``keep`` says so; a cell that the grid file
+is given later, and that starts from such a stage, has it trained again.
 
 ::
 
     file.py -> cells.py -> work.py        what is wanted -> cells and the stages they share -> trained, probed
+                           stages.py      a stage: trained, its weights dropped, trained again
                            probing.py     a cell's probe, in one pass
                            workers.py     the same in several processes, which crew.py lets know of each other
                            claims.py      who may work where
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from training.grid.file import Block, Grid, read_grid
     from training.grid.on_ray import run_on_ray
     from training.grid.planning import Plan, plan
-    from training.grid.work import directory, run_grid
+    from training.grid.stages import directory
+    from training.grid.work import run_grid
     from training.grid.workers import run_workers
 
 __all__ = [
@@ -70,7 +73,8 @@ _HOMES = {
     **dict.fromkeys(("Cell", "Node", "cells_of"), "cells"),
     **dict.fromkeys(("Block", "Grid", "read_grid"), "file"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
-    **dict.fromkeys(("directory", "run_grid"), "work"),
+    "directory": "stages",
+    "run_grid": "work",
     "run_on_ray": "on_ray",
     "run_workers": "workers",
 }

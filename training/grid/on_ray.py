@@ -20,22 +20,13 @@ from memprobe.engine import TRIES, cause_of, stand_in
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
 from training.data import prepare
+from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
-from training.grid.work import (
-    LOG,
-    after_of,
-    directory,
-    drop_weights,
-    end_cell,
-    has_ended,
-    is_done,
-    look_at,
-    start_grid,
-    train,
-)
+from training.grid.stages import directory, drop_weights, is_done, is_ready, train
+from training.grid.work import after_of, end_cell, look_at, start_grid
 from training.memory import Memory
 from training.recipe import Resources
 from training.run_log import RunLog
@@ -55,7 +46,7 @@ class _Work:
         return RunLog(None, quiet=True)  # this process tells of it
 
     def stage(self, node: Node, cell: Cell | None, with_base: bool, *_before: None) -> float:
-        """Trains a stage, unless it is there, and probes the cell that ends with it; seconds of the probe."""
+        """Trains a stage whose weights are not there, and probes the cell that ends with it; seconds of the probe."""
         after = after_of(self.grid, self.path)
         memory, report = Memory(), self.report()
         prepared = train(self.grid, node, self.out, memory, report, data_dir=self.data_dir, quiet=True)
@@ -179,9 +170,8 @@ class _Tasks:
     def _submit(self, node: Node, ends: dict[str, Cell], with_base: set[str]) -> Any:
         """The task of a stage, after those of the stages before it."""
         if node.name not in self.stages:
-            before = []
-            if node.parent is not None and not has_ended(self.work.out, node.parent):
-                before = [self._submit(node.parent, ends, with_base)]
+            earlier = [one for one in node.chain[:-1] if not is_ready(self.work.out, one)]
+            before = [self._submit(one, ends, with_base) for one in earlier]
             self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
                 self.work_ref, "stage", node, ends.get(node.name), node.name in with_base, *before
             )

@@ -15,7 +15,7 @@ from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.file import Grid
-from training.grid.work import directory, is_done, is_trained
+from training.grid.stages import directory, has_weights, is_done, is_trained, needed
 from training.mixing import Schedule
 from training.recipe import Evaluate, Recipe, to_toml
 
@@ -33,6 +33,7 @@ class Plan:
         tokens: input tokens of all stages that are still to be trained.
         per_second: tokens trained a second, measured on the stages that are there; None while there are none.
         stages: to be trained.
+        again: of these, were trained before: their weights went, and a new cell starts from them.
         stage_bytes: of one stage's weights on the disk.
         peak_stages: whose weights lie there at once, at most.
     """
@@ -44,6 +45,7 @@ class Plan:
     stages: int
     stage_bytes: int
     peak_stages: int
+    again: int = 0
 
 
 def plan(grid: Grid, path: Path, out: Path, *, data_dir: Path | None = None) -> Plan:
@@ -53,7 +55,7 @@ def plan(grid: Grid, path: Path, out: Path, *, data_dir: Path | None = None) -> 
     """
     cells = cells_of(grid, path)
     nodes = {node.name: node for cell in cells for node in cell.node.chain}
-    missing = [node for node in nodes.values() if not is_trained(out, node)]
+    missing = [node for node in needed(cells, out).values() if not has_weights(out, node)]
     shared = {
         name: count
         for name in nodes
@@ -67,6 +69,7 @@ def plan(grid: Grid, path: Path, out: Path, *, data_dir: Path | None = None) -> 
         len(missing),
         max((_stage_bytes(node) for node in nodes.values()), default=0),
         _peak(cells),
+        sum(is_trained(out, node) for node in missing),
     )
 
 

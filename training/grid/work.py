@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import random
-import shlex
-import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,29 +11,26 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, GRID, MATRIX, METRICS, RECIPE, STATE, EvaluationFile, ManifestFile
-from training.data import prepare
-from training.grid.cells import Cell, Node, cells_of
+from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
+from training.directories import LOG
+from training.grid.cells import Cell, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.probing import join_cell, probe_cell
+from training.grid.stages import directory, drop_weights, is_done, is_ready, train
 from training.measures import shares_learned
 from training.memory import Memory
 from training.prepared import Prepared
-from training.recipe import to_toml
 from training.run_log import RunLog
 from training.stopping import Stopped
 
-LOG = "log.txt"
-RECORDS = (MANIFEST, EVALUATION, METRICS, RECIPE)
-"""Of a stage, what stays when its weights go; so do the rows of its datasets."""
-
 _CROWDED = 4  # times that a cell is tried again which found the memory full
+_PAUSE = 5, 15  # seconds before it is, drawn anew each time
+_NO_MEMORY = "out of memory; lower micro_batch, micro_tokens or --workers"
 _POLL = 2.0  # seconds between two looks at cells that other processes are training
 
 
@@ -89,6 +82,12 @@ def _run_cells(
             broken.update({name: f"{name}: {why}" for name, why in crew.broken().items()})
         return [cell for cell in mine if not is_done(out, cell) and cell.node.name not in broken]
 
+    def give_up(cell: Cell, why: str) -> None:
+        broken[cell.node.name] = f"{cell.node.name}: {why}"
+        report.say(broken[cell.node.name])
+        if crew is not None:
+            crew.give_up(cell.node.name, why)
+
     while remaining := left_to_do():
         for cell in remaining:
             if crew is not None and crew.closed:
@@ -117,16 +116,15 @@ def _run_cells(
             except torch.OutOfMemoryError as error:  # beside other processes; it may fit when they are done
                 crowded[cell.node.name] += 1
                 if crowded[cell.node.name] > _CROWDED:
-                    raise
-                report.say(f"{cell.node.name}: {first_line(error)}; tried again in a moment")
+                    give_up(cell, _NO_MEMORY)
+                else:
+                    report.say(f"{cell.node.name}: {first_line(error)}; tried again in a moment")
             except MemprobeError as error:
-                broken[cell.node.name] = f"{cell.node.name}: {error}"
-                report.say(f"{cell.node.name}: {error}")
-                if crew is not None:
-                    crew.give_up(cell.node.name, str(error))
+                give_up(cell, str(error))
             if crowded[cell.node.name] and not is_done(out, cell):
                 memory.forget()
-                time.sleep(random.uniform(5, 15))
+                if cell.node.name not in broken:
+                    time.sleep(random.uniform(*_PAUSE))
             waiting = False
             drop_weights(mine, out)
             if crew is not None:
@@ -169,16 +167,6 @@ def start_grid(path: Path, out: Path) -> None:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
 
 
-def directory(out: Path, node: Node) -> Path:
-    """A node's run directory."""
-    return out / "runs" / node.name
-
-
-def is_done(out: Path, cell: Cell) -> bool:
-    """Whether a cell has ended, learned or not."""
-    return (directory(out, cell.node) / CELL).exists()
-
-
 def _finish_cell(
     grid: Grid,
     cell: Cell,
@@ -192,7 +180,7 @@ def _finish_cell(
     data_dir: Path | None,
     quiet: bool,
 ) -> None:
-    """Trains the nodes of a cell that are missing, probes its stages, and says how it ended.
+    """Trains the nodes of a cell whose weights are missing, probes its stages, and says how it ended.
 
     Args:
         begin: called when no other process has what the cell needs first.
@@ -202,7 +190,7 @@ def _finish_cell(
     """
     *before, last = cell.node.chain
     for node in before:
-        if not has_ended(out, node):
+        if not is_ready(out, node):
             with claim(out, node):
                 begin()
                 train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
@@ -255,76 +243,6 @@ def end_cell(cell: Cell, cells: Sequence[Cell], out: Path, seconds: float, repor
     report.say(f"{cell.node.name}: {'learned' if ended['learned'] else 'FAILED: ' + ended['why']}")
 
 
-def train(
-    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
-) -> Prepared:
-    """Trains one stage, unless it is there; the rows of the run."""
-    import torch
-
-    from training.run import run
-
-    folder = directory(out, node)
-    folder.mkdir(parents=True, exist_ok=True)
-    if node.parent is not None:
-        _link_stages(directory(out, node.parent), folder)
-    dtype = getattr(torch, node.recipe.precision.save_dtype)
-    prepared = prepare(
-        node.recipe,
-        folder,
-        lambda: memory.lens_model(resolve(node.recipe.base), dtype),
-        data_dir=data_dir,
-        say=report.say,
-        asked=out / ".asked",
-    )
-    if not has_ended(out, node):
-        if grid.launch:
-            memory.forget()
-            _launch(grid.launch, node, out, data_dir=data_dir, quiet=quiet)
-        else:
-            run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked", memory=memory)
-    return prepared
-
-
-def _launch(launch: str, node: Node, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
-    """Trains a stage in processes of its own.
-
-    Raises:
-        MemprobeError: they cannot be started, or end with an error.
-    """
-    folder = directory(out, node)
-    recipe = folder / ".recipe.toml"
-    write_text(to_toml(node.recipe), recipe)
-    command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
-    command += ["--out", str(folder), "--asked", str(out / ".asked")]
-    command += ["--data-dir", str(data_dir)] if data_dir is not None else []
-    try:
-        ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
-    except OSError as error:
-        raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
-    if ended.returncode:
-        raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
-
-
-def has_ended(out: Path, node: Node) -> bool:
-    """Whether the run that trains a node came to its end: killed just before, its stage is there, but not all else."""
-    folder = directory(out, node)
-    return is_trained(out, node) and (folder / MATRIX).exists() and not (folder / STATE).exists()
-
-
-def is_trained(out: Path, node: Node) -> bool:
-    """Whether a node's stage has ended; its weights may be gone."""
-    return (directory(out, node) / node.stage / MANIFEST).exists()
-
-
-def _link_stages(parent: Path, folder: Path) -> None:
-    """Makes a parent run's stages those of this run."""
-    for stage in sorted(parent.iterdir()):
-        link = folder / stage.name
-        if (stage / MANIFEST).exists() and not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
-
-
 def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
     """How a cell ended: whether each factoid stage was learned, and what every stage cost."""
     recipe, problems, stages = cell.node.recipe, [], []
@@ -355,31 +273,6 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
         "why": "; ".join(problems),
         "stages": stages,
     }
-
-
-def drop_weights(cells: Sequence[Cell], out: Path) -> None:
-    """Removes the weights that no cell keeps and none still needs."""
-    needed = {
-        node.name
-        for cell in cells
-        if cell.keep == "weights" or not is_done(out, cell)
-        for node in cell.node.chain
-    }
-    for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
-        folder = directory(out, node) / node.stage
-        if node.name not in needed and (folder / "config.json").exists():
-            _drop(folder)
-
-
-def _drop(folder: Path) -> None:
-    """Removes a stage's weights, beside other processes that may be at the same."""
-    gone = [file for file in folder.iterdir() if file.name not in RECORDS and file.suffix != ".jsonl"]
-    # The configuration goes last: while it is there, what a killed process left is dropped by the next.
-    for file in sorted(gone, key=lambda file: file.name == "config.json"):
-        if file.is_dir():
-            shutil.rmtree(file, ignore_errors=True)
-        else:
-            file.unlink(missing_ok=True)
 
 
 def after_of(grid: Grid, path: Path) -> Callable[[Path], object] | None:

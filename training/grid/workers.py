@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memprobe.errors import Interrupted, MemprobeError
+from training.directories import LOG
 from training.grid.cells import Cell, cells_of
 from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
-from training.grid.work import LOG, is_done, start_grid
+from training.grid.stages import is_done
+from training.grid.work import start_grid
 from training.run_log import RunLog
 
 TRIES = 3

@@ -10,8 +10,10 @@ import polars as pl
 
 from memprobe.arms import NAIVE
 from memprobe.errors import MemprobeError
+from memprobe.sources.generated import own_number
 from memprobe.statistics.power import detectable_over_seeds, scatter, seeds_needed
 from training.grid.cells import Cell
+from training.recipe import Recipe
 
 ASKED = (0.20, 0.10)
 """Differences of retention for which the seeds are counted."""
@@ -71,24 +73,40 @@ def power_of(cells: Sequence[Cell], scattered: Sequence[Scatter]) -> pl.DataFram
 
     Returns:
         [setup, facts, seeds, scatter, sd, detectable, seeds for 20 points, seeds for 10 points]: sd over pairs of seeds
-        at this number of facts; null where more than 200 seeds would be needed.
+        at this number of facts, those of D_A that are evaluated; null where more than 200 seeds would be needed. Where
+        the grid does not say how many facts there are, facts and all that follows from them are null.
     """
     seeds: dict[str, set[int]] = {}
-    facts: dict[str, int] = {}
+    facts: dict[str, int | None] = {}
     for cell in cells:
         seeds.setdefault(cell.node.setup, set()).add(cell.node.recipe.seed)
-        first = cell.node.recipe.stages[0]
-        facts[cell.node.setup] = first.n or 0
-    rows = []
+        facts[cell.node.setup] = _evaluated(cell.node.recipe)
+    rows: list[list[object]] = []
     for setup, used in seeds.items():
         for one in scattered:
-            more = (facts[setup] or one.facts) / one.facts
+            number = facts[setup]
+            if number is None:
+                rows.append([setup, None, len(used), one.name, None, None, *(None for _ in ASKED)])
+                continue
+            more = number / one.facts
             sd = float(np.sqrt(one.between + one.within / more))
             needed = [seeds_needed(size, one.between, one.within, facts=more) for size in ASKED]
             seen = detectable_over_seeds(len(used), one.between, one.within, facts=more)
-            number = seen if np.isfinite(seen) else None
-            rows.append([setup, facts[setup] or one.facts, len(used), one.name, sd, number, *needed])
+            rows.append(
+                [setup, number, len(used), one.name, sd, seen if np.isfinite(seen) else None, *needed]
+            )
     names = ["setup", "facts", "seeds", "scatter", "sd", "detectable"]
     schema = dict(zip(names, (pl.String, pl.Int64, pl.Int64, pl.String, pl.Float64, pl.Float64), strict=True))
     schema |= {f"seeds for {size * 100:.0f} points": pl.Int64 for size in ASKED}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _evaluated(recipe: Recipe) -> int | None:
+    """How many facts of D_A retention is a share of; None where only their source knows."""
+    first = recipe.stages[0]
+    number = first.n
+    if number is None and first.unknown is None:  # the filter leaves fewer
+        number = own_number(first.data)
+    if number is None or first.kind != "factoids":
+        return None
+    return min(number, recipe.evaluate.limit)

@@ -1,0 +1,217 @@
+"""The stages of a grid on the disk: each trained once, and again where a new cell needs weights that went.
+
+::
+
+    not there ── trained ──> weights and records ── no cell needs them ──> records
+                                     ^                                        │
+                                     └─ trained again: the same weights ──────┘  a new cell, or one that is done again
+
+    OUT/.again/NODE/         the run that trains a stage again, until its weights lie beside the records
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from memprobe.checkpoints import resolve
+from memprobe.errors import MemprobeError
+from memprobe.files import read_valid, write_text
+from memprobe.manifests import MANIFEST
+from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE, EvaluationFile
+from memprobe.weights import safetensors_in
+from training.data import PREPARED, prepare
+from training.directories import LOG
+from training.grid.cells import Cell, Node
+from training.grid.file import Grid
+from training.memory import Memory
+from training.prepared import Prepared
+from training.recipe import to_toml
+from training.run_log import RunLog
+
+RECORDS = (MANIFEST, EVALUATION, METRICS, RECIPE)
+"""Of a stage, what stays when its weights go; so do the rows of its datasets."""
+
+
+def directory(out: Path, node: Node) -> Path:
+    """A node's run directory."""
+    return out / "runs" / node.name
+
+
+def is_done(out: Path, cell: Cell) -> bool:
+    """Whether a cell has ended, learned or not."""
+    return (directory(out, cell.node) / CELL).exists()
+
+
+def has_ended(out: Path, node: Node) -> bool:
+    """Whether the run that trains a node came to its end: killed just before, its stage is there, but not all else."""
+    folder = directory(out, node)
+    return is_trained(out, node) and (folder / MATRIX).exists() and not (folder / STATE).exists()
+
+
+def is_trained(out: Path, node: Node) -> bool:
+    """Whether a node's stage has ended; its weights may be gone."""
+    return (directory(out, node) / node.stage / MANIFEST).exists()
+
+
+def has_weights(out: Path, node: Node) -> bool:
+    """Whether a node's weights are there, all of them."""
+    folder = directory(out, node) / node.stage
+    try:
+        return (folder / "config.json").exists() and bool(safetensors_in(folder))
+    except MemprobeError:  # what a killed process left
+        return False
+
+
+def is_ready(out: Path, node: Node) -> bool:
+    """Whether another stage or a probe can go on from a node."""
+    return has_ended(out, node) and has_weights(out, node)
+
+
+def needed(cells: Iterable[Cell], out: Path) -> dict[str, Node]:
+    """By name, the nodes whose weights a cell that has not ended takes: it trains from them and probes them."""
+    return {node.name: node for cell in cells if not is_done(out, cell) for node in cell.node.chain}
+
+
+def train(
+    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
+) -> Prepared:
+    """Trains one stage, unless it is there with its weights; the rows of the run.
+
+    Raises:
+        MemprobeError: see :func:`training.run.run`; or trained again, it ends otherwise than its records say.
+    """
+    import torch
+
+    folder = directory(out, node)
+    folder.mkdir(parents=True, exist_ok=True)
+    _link_parent(out, node, folder)
+    dtype = getattr(torch, node.recipe.precision.save_dtype)
+    prepared = prepare(
+        node.recipe,
+        folder,
+        lambda: memory.lens_model(resolve(node.recipe.base), dtype),
+        data_dir=data_dir,
+        say=report.say,
+        asked=out / ".asked",
+    )
+    if not has_ended(out, node):
+        _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
+    elif not has_weights(out, node):
+        _train_again(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+    return prepared
+
+
+def _run(
+    grid: Grid, node: Node, folder: Path, out: Path, memory: Memory, *, data_dir: Path | None, quiet: bool
+) -> None:
+    """Trains a node's stage in a run directory."""
+    from training.run import run
+
+    if grid.launch:
+        memory.forget()
+        _launch(grid.launch, node, folder, out, data_dir=data_dir, quiet=quiet)
+    else:
+        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked", memory=memory)
+
+
+def _train_again(
+    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
+) -> None:
+    """Puts the weights of a stage back that went when the last cell that needed them ended.
+
+    They come of the same rows, recipe and seed in a run directory aside, which may be killed and goes on. What is
+    stored of the stage stays as it is, byte for byte: probes and other cells speak of those weights.
+
+    Raises:
+        MemprobeError: the stage ends otherwise than its records say, so it has other weights.
+    """
+    folder, again = directory(out, node), out / ".again" / node.name
+    stored, made = folder / node.stage, again / node.stage
+    report.say(f"{node.name}: {node.stage} is trained again: a cell goes on from it, and its weights went")
+    if (stored / "config.json").exists():  # half of them
+        _drop(stored)
+    again.mkdir(parents=True, exist_ok=True)
+    _link_parent(out, node, again)
+    for name in (RECIPE, PREPARED):  # as it was begun, and the very same rows
+        shutil.copyfile(folder / name, again / name)
+    _run(grid, node, again, out, memory, data_dir=data_dir, quiet=quiet)
+    if _end_of(made) != _end_of(stored):
+        shutil.rmtree(again)
+        raise MemprobeError(
+            f"{stored}: its weights went when its cells had ended, and trained again they come out otherwise (another "
+            'machine, thread count or version?): give a new --out, and keep = "weights" where cells are to be added'
+        )
+    # The configuration goes last: while it is missing, the weights are not all there.
+    for file in _last_config(file for file in made.iterdir() if not _stays(file)):
+        file.replace(stored / file.name)
+    shutil.rmtree(again)
+
+
+def _end_of(stage: Path) -> object:
+    """What tells a stage's weights from others: how far they are from its start and from the base model, in fp64."""
+    evaluation = read_valid(stage / EVALUATION, EvaluationFile)
+    return evaluation.get("weight_change") or evaluation["sets"]  # older runs did not measure it
+
+
+def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
+    """Trains a stage in processes of its own.
+
+    Raises:
+        MemprobeError: they cannot be started, or end with an error.
+    """
+    recipe = folder / ".recipe.toml"
+    write_text(to_toml(node.recipe), recipe)
+    command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
+    command += ["--out", str(folder), "--asked", str(out / ".asked")]
+    command += ["--data-dir", str(data_dir)] if data_dir is not None else []
+    try:
+        ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
+    except OSError as error:
+        raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
+    if ended.returncode:
+        raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
+
+
+def _link_parent(out: Path, node: Node, folder: Path) -> None:
+    """Makes the stages of a node's parent those of a run directory."""
+    if node.parent is None:
+        return
+    for stage in sorted(directory(out, node.parent).iterdir()):
+        link = folder / stage.name
+        if (stage / MANIFEST).exists() and not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
+
+
+def drop_weights(cells: Sequence[Cell], out: Path) -> None:
+    """Removes the weights that no cell keeps and none still needs."""
+    kept = {node.name for cell in cells if cell.keep == "weights" for node in cell.node.chain}
+    kept |= needed(cells, out).keys()
+    for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
+        folder = directory(out, node) / node.stage
+        if node.name not in kept and (folder / "config.json").exists():
+            _drop(folder)
+
+
+def _drop(folder: Path) -> None:
+    """Removes a stage's weights, beside other processes that may be at the same."""
+    # The configuration goes last: while it is there, what a killed process left is dropped by the next.
+    for file in _last_config(file for file in folder.iterdir() if not _stays(file)):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _stays(file: Path) -> bool:
+    return file.name in RECORDS or file.suffix == ".jsonl"
+
+
+def _last_config(files: Iterable[Path]) -> list[Path]:
+    """Weights first, so that one of them is missing as soon as anything is, and the configuration last."""
+    return sorted(files, key=lambda file: (file.suffix != ".safetensors", file.name == "config.json"))
