@@ -165,6 +165,17 @@ def test_a_truth_that_a_reset_does_not_confirm_is_none(said, own, others, valid)
     assert Planted(1, list(said), list(own), list(others), [0.1] * len(said)).valid is valid
 
 
+def test_one_set_without_a_place_is_ordinary_fine_tuning(base):
+    """All weights are trained, at their own rate, and no reset says anything."""
+    model = wrap(copy.deepcopy(base.model), base.tokenizer, label="planted", weights_fingerprint="planted")
+    plant = Plant(model, [generate_kvr(3)], [], "plain")
+    assert len(plant.parameters[0]) == len(dict(model.model.named_parameters()))
+    plant.train(HOW.model_copy(update={"full_rate": 1e-9, "steps": 1}), seed=0)
+    found = plant.verify(1)
+    assert 0 < found.moved[0] < 1e-6
+    assert np.isnan(found.reset_own).all() and np.isnan(found.reset_others).all()
+
+
 def test_gradient_times_change_is_autograd_s_fact_by_fact(base, several):
     plant, keys = several
     model = plant.model
