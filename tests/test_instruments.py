@@ -14,7 +14,7 @@ import torch
 from analyses.instruments import small, work
 from analyses.instruments.__main__ import HERE
 from analyses.instruments.evidence import directional, metered
-from analyses.instruments.instruments import Verdict, all_instruments, by_part, cost_of, largest
+from analyses.instruments.instruments import Verdict, WeightChange, all_instruments, by_part, cost_of, largest
 from analyses.instruments.marking import among_sets, marked, rank_of
 from analyses.instruments.plan import Options, Planting, cells_of, parse_plan, read_plan
 from analyses.instruments.planting import Plant, Planted, drawn_away
@@ -165,6 +165,17 @@ def test_a_truth_that_a_reset_does_not_confirm_is_none(said, own, others, valid)
     assert Planted(1, list(said), list(own), list(others), [0.1] * len(said)).valid is valid
 
 
+def test_one_set_without_a_place_is_ordinary_fine_tuning(base):
+    """All weights are trained, at their own rate, and no reset says anything."""
+    model = wrap(copy.deepcopy(base.model), base.tokenizer, label="planted", weights_fingerprint="planted")
+    plant = Plant(model, [generate_kvr(3)], [], "plain")
+    assert len(plant.parameters[0]) == len(dict(model.model.named_parameters()))
+    plant.train(HOW.model_copy(update={"full_rate": 1e-9, "steps": 1}), seed=0)
+    found = plant.verify(1)
+    assert 0 < found.moved[0] < 1e-6
+    assert np.isnan(found.reset_own).all() and np.isnan(found.reset_others).all()
+
+
 def test_gradient_times_change_is_autograd_s_fact_by_fact(base, several):
     plant, keys = several
     model = plant.model
@@ -306,6 +317,40 @@ def test_an_instrument_that_fails_is_told_and_asked_again(tiny_checkpoint, tmp_p
     assert not read_json(options.out / "cells" / f"{cell.name}.json")["finished"]
     assert run(plan, options) == []
     assert read_json(options.out / "cells" / f"{cell.name}.json")["finished"]
+
+
+def test_a_plan_that_names_more_instruments_asks_finished_cells_for_them(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    few = tiny_plan(tiny_checkpoint, instruments=["weight change"])
+    more = tiny_plan(tiny_checkpoint)
+    whole, grown = (Options(tmp_path / name, tmp_path / f"{name}-scratch", quiet=True) for name in ("a", "b"))
+    [cell] = cells_of(few)
+
+    def verdicts(options):
+        return pl.read_parquet(options.out / "verdicts" / f"{cell.name}.parquet").sort("instrument", "fact")
+
+    asked = []
+    verdict = WeightChange.verdict
+    monkeypatch.setattr(WeightChange, "verdict", lambda *given: asked.append(1) or verdict(*given))
+    assert run(more, whole) == run(few, grown) == []
+    assert set(verdicts(grown)["instrument"]) == {"weight change"} and len(asked) == 2
+    assert run(few, whole) == [] and run(more, grown) == []
+    assert verdicts(grown).equals(verdicts(whole)) and len(asked) == 2  # what was said stays said
+    about = read_json(grown.out / "cells" / f"{cell.name}.json")
+    assert about["finished"] and set(about["costs"]) == set(verdicts(grown)["instrument"])
+    # A cell that is planted otherwise than before says nothing any more of what it was.
+    path = whole.out / "cells" / f"{cell.name}.json"
+    path.write_text(json.dumps(read_json(path) | {"steps": 1}))
+    assert run(tiny_plan(tiny_checkpoint, instruments=["graft", "weight change", "reset"]), whole) == []
+    assert set(verdicts(whole)["instrument"]) == {
+        "graft",
+        "graft parts",
+        "reset",
+        "reset parts",
+        "weight change",
+    }
+    assert len(asked) == 3
 
 
 def test_a_lens_that_cannot_be_fitted_costs_its_own_instruments_alone(tiny_checkpoint, tmp_path, monkeypatch):

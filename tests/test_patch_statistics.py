@@ -156,6 +156,23 @@ def test_erasure_score_by_hand():
         statistics.erasure_scores(whole, full="full", reference="base", unlearned="nobody")
 
 
+def test_an_erasure_score_is_of_what_both_were_patched_for():
+    """Depth 2 and fact b of the reference alone would count as not erased: the score would be 0.1 / 2.5, and 0."""
+    base = [
+        ("a", 0, 1, "", -1.5, -9.0, -1.0),
+        ("a", 0, 2, "", -3.0, -9.0, -1.0),
+        ("b", 0, 1, "", -2.0, -9.0, -1.0),
+    ]
+    whole = pl.concat(
+        [
+            table(base, source="base", target="full"),
+            table([("a", 0, 1, "", -1.1, -9.0, -1.0)], source="after", target="full"),
+        ]
+    )
+    scores = statistics.erasure_scores(whole, full="full", reference="base", unlearned="after")
+    assert scores.rows() == [("a", 1, pytest.approx(0.2, abs=1e-6))]
+
+
 def test_the_largest_graft_and_how_sure_it_is():
     rows = []
     for factoid, values in (("a", (-9, -2, -8)), ("b", (-9, -3, -8)), ("c", (-9, -8, -1))):

@@ -30,7 +30,7 @@ from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
 from memprobe.sources import load_factoids
-from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.intervals import FEWEST, percentile_interval
 from memprobe.templates import Template, tokenise_all
 from training.batches import micro_batches, model_inputs
 from training.examples import ExampleMaker
@@ -50,7 +50,8 @@ class Relearned:
         steps_lost, steps_fresh: mean steps until a fact is back, or learned; never counts as ``limit`` + 1.
         examples_lost, examples_fresh: the same in examples seen.
         back_lost, back_fresh: shares that came within the limit.
-        savings, savings_low, savings_high: 1 - steps_lost / steps_fresh, bootstrapped over both sets.
+        savings, savings_low, savings_high: 1 - steps_lost / steps_fresh, with expanded percentiles of resampling both
+            sets; null for sets of fewer than ``memprobe.statistics.intervals.FEWEST["mean"]``.
         cued_lost, cued_fresh: shares that the cue alone makes it say.
         gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
         limit: steps at most.
@@ -190,7 +191,8 @@ def relearn(
 def relearn_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     """One row a checkpoint, arms beside each other in the order given."""
     rows = [asdict(row) | {"before": list(row.before)} for row in relearned]
-    return pl.DataFrame(rows, schema_overrides={"before": pl.List(pl.String)}, infer_schema_length=None)
+    types = {"savings_low": pl.Float64, "savings_high": pl.Float64, "before": pl.List(pl.String)}
+    return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
 
 
 def _never_learned(
@@ -269,12 +271,11 @@ def _steps(
 
 
 def _savings(lost: np.ndarray, fresh: np.ndarray, seed: int) -> tuple[float, float | None, float | None]:
-    """1 - mean(lost) / mean(fresh), with the percentiles of resampling both sets."""
-    value = float(1 - lost.mean() / fresh.mean())
-    if len(lost) < 2:
+    """1 - mean(lost) / mean(fresh), with the expanded percentiles of resampling both sets; none of too few."""
+    value, n = float(1 - lost.mean() / fresh.mean()), min(len(lost), len(fresh))
+    if n < FEWEST["mean"]:
         return value, None, None
     random = np.random.default_rng([seed, 3])
     draws = [random.integers(0, len(side), (DRAWS, len(side))) for side in (lost, fresh)]
-    drawn = 1 - lost[draws[0]].mean(1) / fresh[draws[1]].mean(1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = percentile_interval(1 - lost[draws[0]].mean(1) / fresh[draws[1]].mean(1), n)
     return value, float(low), float(high)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memprobe.factoids import Factoid
 from memprobe.sources.kinds import AnyRow, Message, Task, Text
-
-if TYPE_CHECKING:
-    pass
 
 
 def row_to_json(row: AnyRow) -> dict[str, Any]:

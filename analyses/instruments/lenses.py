@@ -18,6 +18,12 @@ KINDS = ("linear", "tuned", "jacobian")
 _POLL = 1.0  # seconds between two looks at a lens that another process fits
 
 
+def kinds_of(plan: PlanFile, options: Options) -> list[str]:
+    """The fitted lenses of a plan: given, or to be fitted."""
+    given = dict(options.lenses)
+    return [kind for kind in KINDS if kind in given or getattr(plan.fits, kind)]
+
+
 class Lenses:
     """Fitted lenses: given, or fitted to the base by whichever process comes first."""
 
@@ -26,8 +32,7 @@ class Lenses:
     ):
         self.plan, self.options, self.base, self.report, self.check = plan, options, base, report, check
         self.given = dict(options.lenses)
-        tokens = {kind: getattr(plan.fits, kind) for kind in KINDS}
-        self.kinds = [kind for kind in KINDS if kind in self.given or tokens[kind]]
+        self.kinds = kinds_of(plan, options)
         self.files: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
 

@@ -22,10 +22,9 @@ from memprobe.models import LensModel, after_blocks
 from memprobe.modes import evaluating
 from memprobe.partial import exchanged
 from memprobe.parts import chosen_names, parameter_places
-from training.batches import micro_batches, padded
+from training.batches import micro_batches, padded, rows_exact
 from training.examples import ExampleMaker
 from training.gradients import kept_logits
-from training.stage import rows_exact
 
 if TYPE_CHECKING:
     from training.batches import MicroBatch
@@ -44,8 +43,9 @@ class Planted:
         steps: taken.
         said: by set, the share of its facts that the model says in the end.
         reset_own: by set, the share still said with its block reset to the base's; NaN for ``full``.
-        reset_others: by set, the share of the other learned sets' facts still said then; NaN where there are none.
-        moved: by set, the norm of the change of its weights, relative to their own.
+        reset_others: by set, the share of the other learned sets' facts still said then; NaN where there are none and
+            for ``full``.
+        moved: by set, the norm of the change of its weights, relative to their own; of ``full``, one of all weights.
     """
 
     steps: int
@@ -74,7 +74,8 @@ class Plant:
     """A model with sets to be planted.
 
     Attributes:
-        parameters: by set, what is trained: name and parameter.
+        full: whether there are no places, so that all weights are trained on all sets.
+        parameters: by set, what is trained: name and parameter; of ``full``, all weights once.
         own: by name, the base's tensors of all that is trained.
     """
 
@@ -87,6 +88,7 @@ class Plant:
             MemprobeError: the model has no such block or part, or a fact does not fit it.
         """
         self.model = model
+        self.full = not places
         network = model.model
         network.requires_grad_(False)
         known = parameter_places(network, model.blocks, after_blocks(network, model.tokenizer, model.label))
@@ -117,9 +119,8 @@ class Plant:
         Returns:
             Steps taken.
         """
-        full = len(self.parameters) < len(self.batches)
-        groups = [[(name, p) for one in self.parameters for name, p in one]] if full else self.parameters
-        rate = how.full_rate if full else how.rate
+        groups = self.parameters
+        rate = how.full_rate if self.full else how.rate
         optimiser = torch.optim.AdamW(
             [p for group in groups for _, p in group], lr=rate, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -134,7 +135,7 @@ class Plant:
                 losses = [
                     self._gradients(
                         number,
-                        whole if full else self.batches[number],
+                        whole if self.full else self.batches[number],
                         groups,
                         drawn_away(len(groups), number, how.absent, generator),
                         how.clip,
@@ -148,7 +149,7 @@ class Plant:
                     say(step, sum(losses) / len(losses), said)
                     if min(said) == 1:
                         settled = True
-                        if full or self._keeps(how.kept):
+                        if self.full or self._keeps(how.kept):
                             return step
         return how.steps
 
@@ -208,12 +209,11 @@ class Plant:
         return [count / len(rows) for count, rows in zip(right, self.examples, strict=True)]
 
     def verify(self, steps: int) -> Planted:
-        """What each set's block holds: every set's block is reset in turn."""
+        """What each set's block holds: every set's block is reset in turn, where each has one."""
         said = self.said()
-        full = len(self.parameters) < len(self.batches)
         own, others = [], []
         for place in range(len(said)):
-            if full:
+            if self.full:
                 own.append(float("nan"))
                 others.append(float("nan"))
                 continue

@@ -11,6 +11,9 @@
 
 A process holds a cell by a lock that the system gives up when it ends, however it ends. Killed, or stopped by
 ``minutes``, the same command goes on: planted weights are read where they are still there, verdicts are kept.
+
+A plan may come to name more cells, seeds and instruments. A finished cell that lacks an instrument is planted again,
+and asked those that it lacks where planting went as before; where it did not, as on another device, all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any
 
 import polars as pl
 
-from analyses.instruments.lenses import Lenses
+from analyses.instruments.lenses import Lenses, kinds_of
 from analyses.instruments.plan import Cell, CellFile, Options, PlanFile, PlanStored, cells_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_valid, replacing, write_json, write_parquet
@@ -37,6 +40,8 @@ from training.run_log import RunLog
 
 SCHEMA = 1
 LOG = "log.txt"
+_OF_A_CALL = {"seconds", "costs", "finished"}
+"""What a cell says of the call that planted it; all else is of the planted model."""
 _POLL = 1.0
 _GRACE = 20.0
 """Seconds after the time limit in which processes may finish the step that they are in."""
@@ -59,12 +64,12 @@ def run(plan: PlanFile, options: Options, *, workers: int = 1) -> list[str]:
 
     _begin(plan, options.out)
     report = RunLog(options.out / LOG, quiet=options.quiet)
-    cells = cells_of(plan)
-    done = sum(is_finished(options.out, cell) for cell in cells)
+    cells, names = cells_of(plan), instruments_of(plan, options)
+    done = sum(is_finished(options.out, cell, names) for cell in cells)
     report.say(f"{options.out}: {len(cells)} cells, {done} finished before, {workers} process(es)")
     resolve(plan.base)  # a packaged model is converted once, before the processes begin
     broken = work(plan, options) if workers == 1 else _in_processes(plan, options, workers)
-    finished = sum(is_finished(options.out, cell) for cell in cells)
+    finished = sum(is_finished(options.out, cell, names) for cell in cells)
     begun = sum((options.out / "cells" / f"{cell.name}.json").exists() for cell in cells) - finished
     left = f", {begun} begun" if begun else ""
     report.say(f"{options.out}: {finished} of {len(cells)} cells finished{left}")
@@ -106,7 +111,7 @@ def _process(plan: PlanFile, options: Options, number: int, broken: Any) -> None
 
 
 def _begin(plan: PlanFile, out: Path) -> None:
-    """Writes the plan, after a look at one that is there: other cells may be added, all else must agree."""
+    """Writes the plan, after a look at one that is there: cells, seeds and instruments may change, nothing else."""
     path = out / "plan.json"
     said = json.loads(plan.model_dump_json())
     if path.exists():
@@ -122,10 +127,27 @@ def _begin(plan: PlanFile, out: Path) -> None:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
 
 
-def is_finished(out: Path, cell: Cell) -> bool:
-    """Whether all instruments have said their verdict on a cell."""
-    path = out / "cells" / f"{cell.name}.json"
-    return path.exists() and bool(read_valid(path, CellFile)["finished"])
+def instruments_of(plan: PlanFile, options: Options) -> list[str]:
+    """The names of the instruments that a plan asks.
+
+    Raises:
+        MemprobeError: the plan names one that there is not.
+    """
+    from analyses.instruments.instruments import all_instruments
+
+    def unread() -> Any:
+        raise AssertionError("names alone are asked for")
+
+    lenses = dict.fromkeys(kinds_of(plan, options), unread)
+    return [one.name for one in all_instruments(plan.template, lenses, plan.instruments)]
+
+
+def is_finished(out: Path, cell: Cell, instruments: Sequence[str]) -> bool:
+    """Whether all of some instruments have said their verdict on a cell."""
+    path, verdicts = out / "cells" / f"{cell.name}.json", out / "verdicts" / f"{cell.name}.parquet"
+    if not (path.exists() and read_valid(path, CellFile)["finished"] and verdicts.exists()):
+        return False
+    return set(instruments) <= set(pl.read_parquet(verdicts, columns=["instrument"])["instrument"])
 
 
 def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
@@ -143,10 +165,10 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
         base = load(plan.base, device=options.device, dtype="float32")
         lenses = Lenses(plan, options, base, report, check)
         lenses.fit_one(first_fit)
-        cells = cells_of(plan)
+        cells, names = cells_of(plan), instruments_of(plan, options)
         waiting = False
         while left := [
-            cell for cell in cells if not is_finished(options.out, cell) and cell.name not in broken
+            cell for cell in cells if not is_finished(options.out, cell, names) and cell.name not in broken
         ]:
             check()
             for cell in left:
@@ -154,7 +176,7 @@ def work(plan: PlanFile, options: Options, *, first_fit: int = 0) -> list[str]:
                     if not mine:
                         continue
                     try:
-                        if not is_finished(options.out, cell):
+                        if not is_finished(options.out, cell, names):
                             _Work(plan, cell, options, base, lenses, report, check).finish()
                     except MemprobeError as error:
                         broken[cell.name] = f"{cell.name}: {error}"
@@ -229,9 +251,9 @@ class _Work:
             weights_fingerprint=self.cell.name,
         )
         plant = Plant(model, sets, self.cell.places, self.plan.template)
-        if not (self.path.exists() and self._read_weights(plant)):
-            self.verdicts.unlink(missing_ok=True)
-            self._plant(plant, begun)
+        before = read_valid(self.path, CellFile) if self.path.exists() else None
+        if before is None or not self._read_weights(plant):
+            self._plant(plant, begun, before)
         asked = others or [fact for one in sets for fact in one]
         places = [-1] * len(asked) if others or not self.cell.places else [
             place for place, one in enumerate(sets) for _ in one
@@ -241,9 +263,12 @@ class _Work:
         self.weights.unlink(missing_ok=True)
         self.say(f"finished in {time.monotonic() - begun:.0f} s")
 
-    def _plant(self, plant: Any, begun: float) -> None:
+    def _plant(self, plant: Any, begun: float, before: dict[str, Any] | None) -> None:
+        """Plants; what the cell said ``before`` stays where it comes out as it did then."""
         import torch
         from safetensors.torch import save_file
+
+        from analyses.instruments.marking import VERDICTS
 
         def said(step: int, loss: float, shares: list[float]) -> None:
             now = time.monotonic()
@@ -256,9 +281,6 @@ class _Work:
         last = [start]
         steps = plant.train(self.plan.planting, self.cell.seed, say=said, check=self.check)
         planted = plant.verify(steps)
-        self.weights.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.weights) as path:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in plant.state().items()}, path)
         valid = planted.valid if self.cell.kind != "full" else None
         device = plant.model.device
         result = {
@@ -284,7 +306,16 @@ class _Work:
             "costs": {},
             "finished": False,
         }
+        # Verdicts go before the new record is written, and the weights come last: killed in between, the cell is
+        # planted again, and verdicts never stand beside another planting's record.
+        if before is not None and all(before.get(key) == result[key] for key in result.keys() - _OF_A_CALL):
+            result["costs"] = before["costs"]
+        else:
+            write_parquet(pl.DataFrame(schema=VERDICTS), self.verdicts)
         write_json(result, self.path)
+        self.weights.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.weights) as path:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in plant.state().items()}, path)
         told = ", ".join(f"{share:.0%}" for share in planted.said)
         proof = (
             ""

@@ -298,7 +298,8 @@ def erasure_scores(
 
     where Δ1 is of patches from a reference that never had the fact and Δ2 of those from the checkpoint that lost it. 0
     says that the fact stands there as it did, 1 that it is as absent as from the reference. The patches are of the
-    residual stream at the positions that predict the answer's tokens.
+    residual stream at the positions that predict the answer's tokens. Facts and depths are
+    those that were patched from both; a fact of one alone has no row.
 
     Args:
         table: in the schema of :data:`memprobe.records.PATCHES`.
@@ -330,7 +331,10 @@ def erasure_scores(
             )
         lost = pl.col("target_log_prob").cast(pl.Float64) - pl.col("log_prob").cast(pl.Float64)
         sides[name] = rows.group_by("factoid", "depth", maintain_order=True).agg(lost.mean().alias(name))
-    both = sides["reference"].join(sides["unlearned"], on=["factoid", "depth"], maintain_order="left")
+    # A fact or depth of one side alone says nothing: a null would count as not erased.
+    both = sides["reference"].join(
+        sides["unlearned"], on=["factoid", "depth"], how="inner", maintain_order="left"
+    )
     encodes = pl.col("reference") > tau
     kept = pl.col("reference") * (pl.col("unlearned") / pl.col("reference")).clip(0, 1)
     return both.group_by("factoid", maintain_order=True).agg(
