@@ -52,13 +52,13 @@ def write_pair(
     written = sorted(parts.glob("batch-*.parquet"))
     done = {name for file in written for name in read_rows(file)["factoid"].unique()}
     n_layers, batches = start(frozenset(done))
+    title = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
+    if progress is not None:
+        progress(title, len(done), total)  # before the first batch, whose time counts in the rate
     # What is asked for is checked when the first batch is made: a refusal leaves no entry.
     first = next(batches, None)
     run["pairs"][key] = wanted | {"n_layers": n_layers, "complete": False}
     write_json(run, out / FOLDER / "run.json")
-    title = " ".join([wanted["source"], "into", wanted["into"], wanted["what"], wanted["positions"]])
-    if progress is not None:
-        progress(title, len(done), total)
     waiting: list[pl.DataFrame] = []
     number, flushed = len(written), time.monotonic()
 

@@ -29,6 +29,7 @@ def top(study, tmp_path_factory):
     from memprobe.cli.app import app
 
     top = tmp_path_factory.mktemp("top")
+    printed = []
     pairs = []
     for run in RUNS:
         pairs += ["--from", f"{run}.1={study / run / '1-a'}", "--into", f"{run}.2={study / run / '2-b'}"]
@@ -53,7 +54,16 @@ def top(study, tmp_path_factory):
     for command in commands:
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
+        printed.append(done.output)
+    (top / "weights.txt").write_text(printed[1], encoding="utf-8")
     return top
+
+
+def test_a_graft_has_no_column_for_what_it_has_not(top):
+    """Grafts have no control by another fact's weights, and one block is a block."""
+    shown = (top / "weights.txt").read_text(encoding="utf-8")
+    assert "random" in shown and "other fact's" not in shown
+    assert "all of 1 block)" in shown and "all of 2 blocks)" in shown
 
 
 def test_what_is_drawn_is_what_the_tables_say(top):

@@ -33,7 +33,9 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
         _by_depth(console, part, threshold)
     for row in tables["first_depth"].iter_rows(named=True):
         _say(console, f"half {row['direction']}, {_sweep(row)}: {_first(row)} of {row['n']} facts")
-    for row in tables["fates"].iter_rows(named=True):
+    # Facts that all met one fate are those of the line above.
+    fates = tables["fates"]
+    for row in (fates.filter(pl.len().over(*SWEEP) > 1) if len(fates) else fates).iter_rows(named=True):
         _say(
             console,
             f"of {wording.count(row['facts'], 'fact')} {row['fate']}, {row['n']} differ enough for {row['direction']}, "
@@ -42,7 +44,7 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
     for row in tables["grafts"].iter_rows(named=True):
         _say(
             console,
-            f"largest {row['direction']} by a graft ({row['parts']}, {row['window']} block(s)): block "
+            f"largest {row['direction']} by a graft ({row['parts']}, {wording.count(row['window'], 'block')}): block "
             f"{_place(row)}, {row['moved']:.1%}; the largest in {row['support']:.0%} of resamples and of "
             f"{row['facts_share']:.0%} of facts",
         )
@@ -60,7 +62,9 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
     head = part.row(0, named=True)
     grafts = head["what"] == "weights"
     what = (
-        f"{head['parts']} of {head['window']} block(s)" if grafts else f"{head['what']}, {head['positions']}"
+        f"{head['parts']} of {wording.count(head['window'], 'block')}"
+        if grafts
+        else f"{head['what']}, {head['positions']}"
     )
     title = f"{head['direction']}: {head['source']} into {head['target']} ({what})"
     _say(console, f"\n{title}", "bold")
@@ -68,13 +72,15 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
     table = plain_table()
     table.add_column("block" if grafts else "depth", justify="right")
     table.add_column(label("moved", short=True), justify="right")
-    for name in ("other fact's", "random"):
-        table.add_column(name, justify="right", style="dim")
+    controls = {"other": "other fact's", "random": "random"}
+    asked = [name for name in controls if part[name].count()]  # a graft has no other fact's weights
+    for name in asked:
+        table.add_column(controls[name], justify="right", style="dim")
     table.add_column("q", justify="right")
     for row in part.iter_rows(named=True):
         share = wording.interval(row["moved"], row["low"], row["high"], ".1%")
         q = wording.number(row["q"], ".3f")
-        table.add_row(_place(row), share, wording.percent(row["other"]), wording.percent(row["random"]), q)
+        table.add_row(_place(row), share, *(wording.percent(row[name]) for name in asked), q)
     console.print(table)
 
 
