@@ -22,6 +22,7 @@ from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.records import ALIKE
+from memprobe.statistics.groups import check_by
 from memprobe.statistics.occurrence import DRAWS
 
 COMPARISON_SCHEMA = 1
@@ -161,8 +162,9 @@ def compare(
 
     Raises:
         MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no factoid
-            in common), unknown labels, broken files.
+            in common), unknown labels or groupings, broken files.
     """
+    by = check_by(by)  # before files are read
     if pairs not in PAIRS:
         raise MemprobeError(f"`pairs` {pairs!r}: {among(pairs, PAIRS)}")
     readings = Readings.of(
@@ -190,7 +192,8 @@ def compare_readings(
     track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """:func:`compare` of readings that are opened already."""
-    check_apart(readings.members)  # before the work, not after it
+    by = check_by(by)  # these two before the work, not after it
+    check_apart(readings.members)
     wanted = TABLES if only is None else {name: TABLES[name] for name in TABLES if name in _known(only)}
     made = TablesOnDemand(readings, by=by, pairs=pairs)
     made.make(wanted, track)
