@@ -18,6 +18,7 @@ from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
+from memprobe.lineage import same_weights
 from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
@@ -283,6 +284,8 @@ def _notes(readings: Readings) -> list[str]:
         if not readings.same_depths(anchor, label):
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
+    if same := same_weights((one.label, one.probe.fingerprint(one.name)) for one in readings.members):
+        notes.append(sentences.of_same_weights(same))
     notes += notes_on_seeds(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
         notes.append(
