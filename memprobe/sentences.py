@@ -41,9 +41,7 @@ def of_checkpoint(
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} says {wording.percent(exact, 0)} of {facts}."
-        if exact is not None
-        else f"{label}: {facts}."
+        f"{label} says {wording.percent(exact, 0)} of {facts}." if exact is not None else f"{label}: {facts}."
     )
     if median is None:
         placed = f"Fewer than half of them ever reach the top {k}"

@@ -97,8 +97,17 @@ def test_help_shows_every_word_as_it_is_written(columns):
             said = CliRunner().invoke(program, [name, "--help"], env={"COLUMNS": str(columns)}).output
             above, _, below = said.partition("╭─")
             texts = [(above, "", command.help)]
-            texts += [(below, one.name, one.help) for one in command.params if not getattr(one, "hidden", False)]
+            texts += [
+                (below, one.name, one.help) for one in command.params if not getattr(one, "hidden", False)
+            ]
             for shown, where, text in texts:
                 shown = squashed(shown)
                 lost += [(name, where, word) for word in (text or "").split() if squashed(word) not in shown]
     assert not lost
+
+
+def test_the_help_of_figures_names_every_figure(options):
+    from memprobe.figures.drawing import DRAWN
+
+    (told,) = [one.help for name, one in options["--only"] if name == "figures"]
+    assert set(re.findall(r"\w+", told)) >= set(DRAWN)

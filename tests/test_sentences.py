@@ -71,7 +71,9 @@ def test_where_facts_surface_over_seeds():
 
 def test_what_does_not_change_is_said_so():
     same, row = {"difference": 0.0, "low": 0.0, "high": 0.0}, {"difference": 1.0, "low": 0.5, "high": 1.5}
-    assert "b against a: exact match is the same; facts surface" in sentences.against("b", "a", same, row, None)
+    assert "b against a: exact match is the same; facts surface" in sentences.against(
+        "b", "a", same, row, None
+    )
     unsure = {"difference": 0.0, "low": None, "high": None}
     assert sentences.against("b", "a", unsure, unsure, None) == (
         "b against a: exact match is the same (too few facts for an interval); "

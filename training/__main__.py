@@ -356,7 +356,11 @@ def _back(row: Relearned, name: Literal["lost", "fresh"]) -> str:
     if not came:
         return f"0 of {row.n} tried {verb} within {row.limit} steps"
     mean = f"after {steps:.1f} steps on average ({examples:.0f} examples)"
-    cut = "" if came == row.n else f", the rest, not within the limit of {row.limit}, counted as {row.limit + 1}"
+    cut = (
+        ""
+        if came == row.n
+        else f", the rest, not within the limit of {row.limit}, counted as {row.limit + 1}"
+    )
     return f"{came} of {row.n} tried {verb} {mean}{cut}"
 
 

@@ -119,7 +119,9 @@ def compare_command(
 
     if any(is_results(path) for path in probes):
         if by:
-            raise MemprobeError(f"--by {by[0]}: groups are of depths, and results of other tools hold answers alone")
+            raise MemprobeError(
+                f"--by {by[0]}: groups are of depths, and results of other tools hold answers alone"
+            )
         _compare_outcomes(probes, reference, arms or [], draws, seed, full, as_json, out)
         return
     check_by(by or ())  # before probes are opened

@@ -73,9 +73,16 @@ def show(
 
 def _what_instead(folder: Path) -> str:
     """Why a folder cannot be shown, and what lies in it that can."""
-    of = "neither a probe directory (memprobe layers --out makes one) nor a folder of memprobe compare --out"
+    of = "not a probe directory (memprobe layers --out makes one), nor a folder of memprobe compare --out"
     shown = ("run.json", COMPARISON, OUTCOMES)
-    below = sorted({file.parent for name in shown for at in ("*", "*/*", "*/*/*") for file in folder.glob(f"{at}/{name}")})
+    below = sorted(
+        {
+            file.parent
+            for name in shown
+            for at in ("*", "*/*", "*/*/*")
+            for file in folder.glob(f"{at}/{name}")
+        }
+    )
     if not below:
         return of
     more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""

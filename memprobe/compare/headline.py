@@ -81,8 +81,8 @@ def headline(
     beside = " By another lens: the same facts, read in the same pass." if len(rows) > len(placement) else ""
     return Headline(
         "What is said, and at which depth it first surfaces",
-        f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in depths, "
-        f"over facts that have one; negative is earlier than chance.{no_median(placement)}{beside}",
+        f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in "
+        f"depths, over facts that have one; negative is earlier than chance.{no_median(placement)}{beside}",
         ["", *_COLUMNS],
         rows,
     )

@@ -28,8 +28,8 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
         targets: which answers are facts: true ones, edited ones, or both of each row.
 
     Raises:
-        MemprobeError: the file cannot be read, has no rows or other columns, one id stands twice, or a bad row under the
-            policy ``fail``.
+        MemprobeError: the file cannot be read, has no rows or other columns, one id stands twice, or a bad row under
+            the policy ``fail``.
     """
     places: dict[str, str] = {}
     factoids = []
