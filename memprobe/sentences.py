@@ -430,15 +430,6 @@ def recalled(row: Mapping[str, Any]) -> str:
     return f"{edges} points of exact match"
 
 
-def of_same_weights(groups: Sequence[Sequence[str]]) -> str:
-    """Which checkpoints hold the same weights, so that no difference between them is one of training.
-
-    Args:
-        groups: of labels, see :func:`memprobe.lineage.same_weights`.
-    """
-    return " ".join(f"{wording.listed(labels)} hold the same weights." for labels in groups)
-
-
 def _in_both(held: bool | None, row: Mapping[str, Any]) -> str:
     """Whether a claim of placement is held; nothing where none is made."""
     _, low, high = _edges(row)

@@ -127,6 +127,15 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def same_weights(groups: Iterable[Sequence[str]]) -> str:
+    """Which checkpoints hold the same weights, so that no difference between them is one of training.
+
+    Args:
+        groups: of labels, see :func:`memprobe.lineage.same_weights`.
+    """
+    return " ".join(f"{listed(labels)} hold the same weights." for labels in groups)
+
+
 def count(n: int, thing: str) -> str:
     """1 fact, 2 facts"""
     return f"{n:,} {thing}{'' if n == 1 else 's'}"

@@ -97,7 +97,7 @@ def _print(entries: list[dict[str, object]], groups: list[list[str]]) -> None:
 
 def conclusion(entries: list[dict[str, object]], groups: list[list[str]]) -> str:
     """What a check comes to, in a sentence or two."""
-    from memprobe.sentences import of_same_weights
+    from memprobe import wording
     from memprobe.wording import listed
 
     readable = [str(entry["label"]) for entry in entries if entry["ok"]]
@@ -111,5 +111,5 @@ def conclusion(entries: list[dict[str, object]], groups: list[list[str]]) -> str
     if broken:
         sentences.append(f"{listed(broken)} cannot be read.")
     if groups:
-        sentences.append(of_same_weights(groups))
+        sentences.append(wording.same_weights(groups))
     return " ".join(sentences)

@@ -285,7 +285,7 @@ def _notes(readings: Readings) -> list[str]:
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
     if same := same_weights((one.label, one.probe.fingerprint(one.name)) for one in readings.members):
-        notes.append(sentences.of_same_weights(same))
+        notes.append(wording.same_weights(same))
     notes += notes_on_seeds(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
         notes.append(
