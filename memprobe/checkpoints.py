@@ -36,6 +36,7 @@ from memprobe.weights import (
 )
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_PATH = re.compile(r"\.{0,2}/|~")
 _STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
 # Models from before the hub had owners, by what everyone still calls them.
 _OLD_NAMES = {
@@ -383,9 +384,9 @@ class _NotCached(MemprobeError):
 
 
 def _is_local(spec: str) -> bool:
-    """Whether a text that could be a hub id begins with a folder that exists, so that it means a path."""
+    """Whether a text that could be a hub id is written as a path, or begins with a folder that exists."""
     first = Path(spec).parts[0] if Path(spec).parts else ""
-    return first in (".", "..") or exists(first)
+    return _PATH.match(spec) is not None or exists(first)
 
 
 def _from_hub(spec: str, how: _How) -> Path:

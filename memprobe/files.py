@@ -257,6 +257,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         value = tomllib.loads(_text_of(path))
+    except FileNotFoundError as error:
+        raise MemprobeError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise MemprobeError(f"{path}: cannot be read as TOML ({_reason(error)})") from error
     _refuse_deep(value, path)

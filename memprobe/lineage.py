@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,3 +47,15 @@ def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple
         before.append(parent)
         manifest = made.get(parent, {})
     return tuple(before), rows
+
+
+def same_weights(fingerprints: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Labels of checkpoints that hold the same weights, in groups of two and more.
+
+    Args:
+        fingerprints: (label, fingerprint) of each checkpoint.
+    """
+    labels: dict[str, list[str]] = {}
+    for label, fingerprint in fingerprints:
+        labels.setdefault(fingerprint, []).append(label)
+    return [group for group in labels.values() if len(group) > 1]

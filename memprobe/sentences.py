@@ -32,7 +32,7 @@ def of_checkpoint(
     chance_never: float | None = None,
     net: Sequence[float | None] | None = None,
 ) -> str:
-    """How much a checkpoint recalls, at which depth that surfaces, and whether it is above chance.
+    """How much a checkpoint says, at which depth that surfaces, and whether it is above chance.
 
     Args:
         median: first occurrence of the median fact; ``None`` where half never occur.
@@ -41,9 +41,7 @@ def of_checkpoint(
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} recalls {wording.percent(exact, 0)} of {facts}."
-        if exact is not None
-        else f"{label}: {facts}."
+        f"{label} says {wording.percent(exact, 0)} of {facts}." if exact is not None else f"{label}: {facts}."
     )
     if median is None:
         placed = f"Fewer than half of them ever reach the top {k}"
@@ -261,7 +259,7 @@ def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
                 f"The answer begins with {_quoted(reading.answer)}, at rank {ranks[last]:,} at the end."
             )
         if (first := next((depth for depth in range(1, last + 1) if ranks[depth] < 10), None)) is not None:
-            parts.append(f"It is first among the top 10 at depth {_of(first, last)}.")
+            parts.append(f"It first enters the top 10 at depth {_of(first, last)}.")
         else:
             parts.append("It is never among the top 10.")
     return " ".join(parts)
@@ -339,7 +337,7 @@ def of_pairs(
         return [against(*pair) for pair in pairs]
     named = "; ".join(f"{label} against {reference}" for label, reference, *_ in quiet)
     lines = [against(*pair) for pair in pairs if pair not in quiet]
-    return [*lines, f"No clear difference in recall or in depth: {named}."]
+    return [*lines, f"No clear difference in exact match or in depth: {named}."]
 
 
 def _is_clear(row: Mapping[str, Any]) -> bool:
@@ -362,9 +360,9 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
         first, last = rows[0], rows[-1]
         ends = [wording.percent(row["exact"], 0) for row in (first, last)]
         recalled = [
-            f"recall goes from {ends[0]} to {ends[1]}"
+            f"exact match goes from {ends[0]} to {ends[1]}"
             if ends[0] != ends[1]
-            else f"recall begins and ends at {ends[0]}"
+            else f"exact match begins and ends at {ends[0]}"
         ]
         most = max(rows, key=lambda row: row["exact"] or 0)
         if (
@@ -416,7 +414,7 @@ def recalled(row: Mapping[str, Any]) -> str:
     """A difference of exact match, in words: by how many points, how sure."""
     value, low, high = _edges(row)
     if value is None:
-        return "recall is not known"
+        return "exact match is not known"
     edges = wording.interval(
         100 * value,
         None if low is None else 100 * low,
@@ -424,12 +422,12 @@ def recalled(row: Mapping[str, Any]) -> str:
         f"+{_form(100 * value, 0)}",
     )
     if value == low == high == 0:
-        return "recall is the same"
+        return "exact match is the same"
     if low is None or high is None:
-        return f"{f'{edges} points of recall' if value else 'recall is the same'} ({NO_INTERVAL})"
+        return f"{f'{edges} points of exact match' if value else 'exact match is the same'} ({NO_INTERVAL})"
     if low <= 0 <= high:
-        return f"no clear difference in recall ({edges} points)"
-    return f"{edges} points of recall"
+        return f"no clear difference in exact match ({edges} points)"
+    return f"{edges} points of exact match"
 
 
 def _in_both(held: bool | None, row: Mapping[str, Any]) -> str:

@@ -97,9 +97,17 @@ def mean_and_sd(mean: float | None, sd: float | None) -> str:
     return MISSING if mean is None else f"{number(mean)} ± {number(sd)}"
 
 
+_SMALLEST = 0.0001  # four digits
+
+
 def p_value(value: float | None) -> str:
     """With four digits; below those, so said."""
-    return MISSING if value is None else "<.0001" if value < 0.00005 else f"{value:.4f}"
+    return MISSING if value is None else f"< {_SMALLEST}" if value < _SMALLEST else f"{value:.4f}"
+
+
+def p_of(value: float) -> str:
+    """:func:`p_value` in a sentence: ``p = 0.0123``, ``p < 0.0001``."""
+    return f"p {'' if value < _SMALLEST else '= '}{p_value(value)}"
 
 
 def spans(depths: Iterable[int]) -> str:
@@ -117,6 +125,15 @@ def listed(names: Sequence[str]) -> str:
     """a, b and c"""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def same_weights(groups: Iterable[Sequence[str]]) -> str:
+    """Which checkpoints hold the same weights, so that no difference between them is one of training.
+
+    Args:
+        groups: of labels, see :func:`memprobe.lineage.same_weights`.
+    """
+    return " ".join(f"{listed(labels)} hold the same weights." for labels in groups)
 
 
 def count(n: int, thing: str) -> str:

@@ -316,6 +316,13 @@ def test_hub_ids(monkeypatch, tiny_checkpoint):
     resolve("a=1=someone/model")
     assert asked == [("openai-community/gpt2", False), ("someone/model", True), ("someone/model", False)]
     one_line("gpt3", "gpt3: no such file or directory", "OWNER/NAME")
+    for path in (
+        "./nowhere",
+        "../nowhere",
+        "~/nowhere",
+        "a=./nowhere",
+    ):  # each of the first two could be a hub id
+        one_line(path, "nowhere: no such file or directory")
     assert len(asked) == 3
 
 

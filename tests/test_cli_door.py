@@ -65,7 +65,8 @@ def test_show_prints_a_probe_as_the_probe_itself_did(cli, tiny_checkpoint, tmp_p
 def test_show_prints_a_comparison_as_compare_did(cli, tiny_checkpoint, tmp_path):
     probe, tables = tmp_path / "probe", tmp_path / "tables"
     pair = ("--ckpt", f"a={tiny_checkpoint}", "--ckpt", f"b={tiny_checkpoint}")
-    assert cli("layers", *pair, "--n", 6, "--out", probe)[0] == 0
+    code, _, err = cli("layers", *pair, "--n", 6, "--out", probe)
+    assert code == 0 and "a and b hold the same weights." in err
     code, text, err = cli("compare", probe, "--full", "--draws", 200, "--out", tables)
     assert code == 0, err
     assert cli("show", tables, "--full")[:2] == (0, text)
@@ -76,12 +77,24 @@ def test_show_prints_a_comparison_as_compare_did(cli, tiny_checkpoint, tmp_path)
 
 def test_show_names_what_it_cannot_show(cli, tiny_checkpoint, tmp_path):
     code, _, err = cli("show", tmp_path)
-    assert code == 2 and "not a probe directory" in err
+    assert code == 2 and "not a probe directory" in err and "compare --out" in err
+    for name in "abcd":
+        (tmp_path / "above" / name).mkdir(parents=True)
+        (tmp_path / "above" / name / "run.json").touch()
+    code, _, err = cli("show", tmp_path)
+    assert code == 2 and f"below it are {tmp_path / 'above' / 'a'}, " in err and "above/c and 1 more" in err
     out = tmp_path / "probe"
     assert cli("layers", "--ckpt", tiny_checkpoint, "--n", 6, "--out", out)[0] == 0
     (out / "summary.json").unlink()
     code, _, err = cli("show", out)
     assert code == 2 and "no summary yet" in err
+
+
+def test_commands_are_found_by_what_others_call_them(cli):
+    assert "there is push and pull" in cli("share", "x")[2]
+    code, _, err = cli("import-results", "x")
+    assert code == 2 and "there is import (see" in err
+    assert "Did you mean 'layers'?" in cli("layerz")[2]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

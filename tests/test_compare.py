@@ -255,6 +255,25 @@ def test_steps_are_a_learning_curve(tmp_path):
     assert steps["lof_mean"].is_sorted(descending=True)
 
 
+def test_the_same_weights_are_named(own, tmp_path):
+    run = read_json(own.path / "run.json")["checkpoints"]
+    run["s2"] = run["s2"] | {"fingerprint": run["s1"]["fingerprint"]}
+    copy = edit_run(own, tmp_path, checkpoints=run)
+    notes = compare([copy], draws=100, only=["placement"]).notes
+    assert "s1 and s2 hold the same weights." in notes
+    assert not any("same weights" in note for note in compare([own], draws=100, only=["placement"]).notes)
+
+
+def test_few_seeds_are_spoken_of_where_arms_are_shown(own):
+    def notes(*arguments):
+        done = CliRunner().invoke(app, ["compare", str(own.path), "--draws", "100", *arguments])
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.stderr.splitlines())) <= 100
+        return done.stderr
+
+    assert "fewer than 3 seeds" not in notes() and "fewer than 3 seeds" in notes("--full")
+
+
 def test_different_factoids_are_compared_on_the_intersection(tmp_path):
     facts = synthetic_factoids(30)
     first = write_probe(tmp_path / "a", {"a": 5.0}, factoids=facts[:20], summary=False)
@@ -351,6 +370,10 @@ def test_command_line(own, tmp_path):
     ):
         assert words in shown.output
     assert max(map(len, shown.stdout.splitlines())) <= 100
+    asked = run("--reference", "base", "--by", "relation").stdout
+    assert "s1 by relation" in asked and "Recall by depth" not in asked and " by relation" not in short.stdout
+    wrong = run("--by", "relatoin")
+    assert "did you mean relation?" in str(wrong.exception)
     data = json.loads(run("--json", "--out", str(tmp_path / "out")).stdout)
     assert data["reference"] == "base"
     assert (tmp_path / "out" / "differences.csv").exists()

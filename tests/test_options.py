@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any, get_args, get_origin
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from memprobe.cli.app import app
 from training.__main__ import app as training
@@ -80,3 +82,32 @@ def test_a_page_opens_where_it_is_asked_for(options):
     } == dict.fromkeys(["dashboard", "layers", "lens", "patch"], False)
     (demo,) = [parameter for name, parameter in options["--open"] if name == "demo"]
     assert demo.default is True and demo.secondary_opts == ["--no-open"], "the demo is there to be looked at"
+
+
+def squashed(text):
+    """Without what a terminal puts between words, and what marks code."""
+    return re.sub(r"[\s│╭╮╰╯─`]+", "", text)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_shows_every_word_as_it_is_written(columns):
+    lost = []
+    for program in (app, training):
+        for name, command in get_command(program).commands.items():
+            said = CliRunner().invoke(program, [name, "--help"], env={"COLUMNS": str(columns)}).output
+            above, _, below = said.partition("╭─")
+            texts = [(above, "", command.help)]
+            texts += [
+                (below, one.name, one.help) for one in command.params if not getattr(one, "hidden", False)
+            ]
+            for shown, where, text in texts:
+                shown = squashed(shown)
+                lost += [(name, where, word) for word in (text or "").split() if squashed(word) not in shown]
+    assert not lost
+
+
+def test_the_help_of_figures_names_every_figure(options):
+    from memprobe.figures.drawing import DRAWN
+
+    (told,) = [one.help for name, one in options["--only"] if name == "figures"]
+    assert set(re.findall(r"\w+", told)) >= set(DRAWN)

@@ -86,7 +86,7 @@ every_page = pytest.mark.parametrize("name", PAGES)
 
 
 BEGINS = {
-    "one": "SmolLM2 recalls",
+    "one": "SmolLM2 says",
     "stages": "s2 against s1",
     "five": "checkpoint 4 against checkpoint 3",
     "twenty": "20 checkpoints",
@@ -119,7 +119,7 @@ def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
     (entry,) = embedded_sets(one)
     row = entry["headline"]["first"]["10"]["SmolLM2"]
     (said,) = entry["answer"]["first"]["10"]
-    assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts." in said
+    assert f"SmolLM2 says {row['exact_match']['value']:.0%} of 40 facts." in said
     assert f"at depth {row['lof_median']:.0f} of 8; {row['share_never']:.0%} never do" in said
     apart = row["lof_restricted_mean"] - row["shuffled"]["lof_restricted_mean"]
     assert f"facts surface {abs(apart):.1f} depths {'earlier' if apart < 0 else 'later'}" in said

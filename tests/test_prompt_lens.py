@@ -53,7 +53,7 @@ def test_every_number_is_that_of_the_modules_applied_by_hand(tiny_checkpoint):
 def test_the_sentence_says_what_since_when_and_where_the_answer_is():
     assert sentences.of_prompt(prompt_reading()) == (
         "The model says “Paris” with 60%, its first choice only at the last depth, 2 of 2. That is the answer. "
-        "It is first among the top 10 at depth 1 of 2."
+        "It first enters the top 10 at depth 1 of 2."
     )
     other = prompt_reading(answer_ranks=[[5, 60], [7, 8], [9, 12]], answer=" Rome")
     assert "The answer begins with “Rome”, at rank 12 at the end." in sentences.of_prompt(other)

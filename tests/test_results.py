@@ -111,7 +111,7 @@ def test_compare_pairs_fact_by_fact(cli, tmp_path):
     code, text, err = cli("import", *paths, "--task", FREE, "--out", results)
     assert code == 0 and "base: 3 of 4 facts known" in text, err
     code, text, err = cli("compare", results, "--draws", 500, "--out", tables, "--full")
-    assert code == 0 and "base gives 75.0%" in text, err
+    assert code == 0 and "base says 75.0%" in text, err
     found = json.loads((tables / "outcomes.json").read_text())["tables"]
     assert {row["path"]: row["n"] for row in found["fates"]} == {"1→1": 2, "1→0": 1, "0→1": 0, "0→0": 1}
     (row,) = found["differences"]

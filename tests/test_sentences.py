@@ -21,7 +21,7 @@ def said(**changes):
 
 def test_a_checkpoint_in_a_sentence():
     assert said(chance_never=0.81) == (
-        "SmolLM2 recalls 44% of 295 facts. The median fact reaches the top 10 only at the last depth, 30 of 30; "
+        "SmolLM2 says 44% of 295 facts. The median fact reaches the top 10 only at the last depth, 30 of 30; "
         "20% never do (chance: 81%)."
     )
     assert "at depth 12 of 30;" in said(median=12.0)
@@ -71,10 +71,12 @@ def test_where_facts_surface_over_seeds():
 
 def test_what_does_not_change_is_said_so():
     same, row = {"difference": 0.0, "low": 0.0, "high": 0.0}, {"difference": 1.0, "low": 0.5, "high": 1.5}
-    assert "b against a: recall is the same; facts surface" in sentences.against("b", "a", same, row, None)
+    assert "b against a: exact match is the same; facts surface" in sentences.against(
+        "b", "a", same, row, None
+    )
     unsure = {"difference": 0.0, "low": None, "high": None}
     assert sentences.against("b", "a", unsure, unsure, None) == (
-        "b against a: recall is the same (too few facts for an interval); "
+        "b against a: exact match is the same (too few facts for an interval); "
         "first occurrence is the same (too few facts for an interval)."
     )
 
@@ -88,7 +90,7 @@ def test_many_pairs_say_what_changed_first():
     assert sentences.of_pairs(more) == [
         sentences.against(*more[1]),
         sentences.against(*more[3]),
-        "No clear difference in recall or in depth: b against a; d against c.",
+        "No clear difference in exact match or in depth: b against a; d against c.",
     ]
 
 
@@ -97,7 +99,7 @@ def test_a_small_difference_is_not_written_as_none():
     said = sentences.against(
         "b", "a", small | {"difference": 0.001, "low": 0.0005, "high": 0.002}, small, True
     )
-    assert "+0.1 [+0.1, +0.2] points of recall" in said
+    assert "+0.1 [+0.1, +0.2] points of exact match" in said
     assert "facts surface 0.03 [0.01, 0.05] depths earlier, also" in said
 
 
@@ -139,7 +141,7 @@ def test_checkpoints_of_one_run_are_told_as_one(tmp_path):
     (line,) = sentences.of_steps(steps)
     first, _, last = steps.to_dicts()
     assert line.startswith(
-        f"From step 0 to 20 of run, 3 checkpoints: recall goes from {first['exact']:.0%} to {last['exact']:.0%}, "
+        f"From step 0 to 20 of run, 3 checkpoints: exact match goes from {first['exact']:.0%} to {last['exact']:.0%}, "
         "half of the facts by step 10;"
     )
     assert f"from depth {first['lof_restricted_mean']:.1f} to {last['lof_restricted_mean']:.1f} of 8" in line

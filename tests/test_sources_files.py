@@ -118,6 +118,17 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, problem):
     assert "facts.jsonl line 3" in loaded.bad[0]
 
 
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_a_column_that_no_row_has_is_named_once(tmp_path, policy):
+    path = jsonl(tmp_path / "facts.jsonl", {"prompt": "p?", "anwser": "a"}, {"prompt": "q?", "anwser": "b"})
+    with pytest.raises(MemprobeError) as caught:
+        load(str(path), on_bad_row=policy)
+    assert str(caught.value).endswith(
+        "facts.jsonl: no row has 'answer' or 'answers'; there are 'prompt', 'anwser'; "
+        "'anwser': did you mean 'answer'?"
+    )
+
+
 def test_bad_cells_of_a_csv_are_named_by_line(tmp_path):
     path = tmp_path / "facts.csv"
     path.write_bytes(b'prompt,answer\n"two\nlines?",a\nq?\nr?,\xff\ns?,\n')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
     from training.grid.file import Grid
+    from training.relearn import Relearned
 
 app = application("training", "Makes the checkpoints that memprobe probes.")
 
@@ -338,14 +339,29 @@ def relearn_(
         row = relearned[-1]
         ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
         echo(
-            f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; {row.n} of them are back after "
-            f"{row.steps_lost:.1f} steps ({row.examples_lost:.0f} examples), never-learned ones after "
-            f"{row.steps_fresh:.1f} ({row.examples_fresh:.0f}): savings {row.savings:.2f}{ends}; "
+            f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; of these {_back(row, 'lost')}; of "
+            f"never-learned ones {_back(row, 'fresh')}; savings {row.savings:.2f}{ends}; "
             f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
             f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
         )
     if len(relearned) > 1:
         print_relearned(arm_table(relearned))
+
+
+def _back(row: Relearned, name: Literal["lost", "fresh"]) -> str:
+    """How many of a set came back within the limit, and after how many steps; others count as one step more."""
+    back, steps, examples = (getattr(row, f"{what}_{name}") for what in ("back", "steps", "examples"))
+    came = round(back * row.n)
+    verb = "are back" if name == "lost" else "are learned"
+    if not came:
+        return f"0 of {row.n} tried {verb} within {row.limit} steps"
+    mean = f"after {steps:.1f} steps on average ({examples:.0f} examples)"
+    cut = (
+        ""
+        if came == row.n
+        else f", the rest, not within the limit of {row.limit}, counted as {row.limit + 1}"
+    )
+    return f"{came} of {row.n} tried {verb} {mean}{cut}"
 
 
 def _aside(line: str) -> None:

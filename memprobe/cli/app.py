@@ -21,6 +21,13 @@ from memprobe.errors import Interrupted, MemprobeError, in_own_words
 class Commands(TyperGroup):
     """Commands whose bad input is told in their own words: the core names parameters, a command line its options."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds a command; of one that is called otherwise here, the error names it."""
+        instead = [name for name in _CALLED.get(args[0], ()) if name in self.commands]
+        if instead and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}; there is {' and '.join(instead)}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs a command; "`fixed_readout`" in an error becomes ``--fixed-readout``."""
         try:
@@ -28,6 +35,16 @@ class Commands(TyperGroup):
         except MemprobeError as error:
             error.args = (in_options(str(error), self.get_command(ctx, ctx.invoked_subcommand or "")),)
             raise
+
+
+_CALLED = {
+    "share": ("push", "pull"),
+    "upload": ("push",),
+    "download": ("pull",),
+    "import-results": ("import",),
+    "probe": ("layers",),
+}
+"""Commands by what somebody may call them who has read the code or another tool's manual."""
 
 
 def in_options(text: str, command: Any) -> str:

@@ -33,6 +33,7 @@ def check(
     """
     from memprobe.checkpoints import resolve_all
     from memprobe.lens_set import LensSet
+    from memprobe.lineage import same_weights
     from memprobe.models import load
     from memprobe.quantised import notes_on_company
     from memprobe.soundness import measure
@@ -68,11 +69,7 @@ def check(
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
         entries.append(entry)
-    same: dict[object, list[object]] = {}
-    for entry in entries:
-        if entry["ok"]:
-            same.setdefault(entry["fingerprint"], []).append(entry["label"])
-    groups = [labels for labels in same.values() if len(labels) > 1]
+    groups = same_weights((str(one["label"]), str(one["fingerprint"])) for one in entries if one["ok"])
     if as_json:
         echo_json({"schema": 1, "checkpoints": entries, "same_weights": groups})
     else:
@@ -81,7 +78,7 @@ def check(
         raise MemprobeError(f"{failures} of {len(entries)} checkpoints cannot be read")
 
 
-def _print(entries: list[dict[str, object]], groups: list[list[object]]) -> None:
+def _print(entries: list[dict[str, object]], groups: list[list[str]]) -> None:
     for entry in entries:
         echo(entry["label"])
         for key, value in entry.items():
@@ -98,8 +95,9 @@ def _print(entries: list[dict[str, object]], groups: list[list[object]]) -> None
     echo(conclusion(entries, groups))
 
 
-def conclusion(entries: list[dict[str, object]], groups: list[list[object]]) -> str:
+def conclusion(entries: list[dict[str, object]], groups: list[list[str]]) -> str:
     """What a check comes to, in a sentence or two."""
+    from memprobe import wording
     from memprobe.wording import listed
 
     readable = [str(entry["label"]) for entry in entries if entry["ok"]]
@@ -112,5 +110,6 @@ def conclusion(entries: list[dict[str, object]], groups: list[list[object]]) -> 
         sentences.append(f"{who} can be read: at full depth the lens gives the model's own logits.")
     if broken:
         sentences.append(f"{listed(broken)} cannot be read.")
-    sentences += [f"{listed([str(label) for label in labels])} hold the same weights." for labels in groups]
+    if groups:
+        sentences.append(wording.same_weights(groups))
     return " ".join(sentences)

@@ -115,10 +115,17 @@ def compare_command(
     from memprobe.cli.show_comparison import print_comparison
     from memprobe.compare import ANSWER, compare
     from memprobe.results import is_results
+    from memprobe.statistics.groups import check_by
 
     if any(is_results(path) for path in probes):
+        if by:
+            raise MemprobeError(
+                f"--by {by[0]}: groups are of depths, and results of other tools hold answers alone"
+            )
         _compare_outcomes(probes, reference, arms or [], draws, seed, full, as_json, out)
         return
+    check_by(by or ())  # before probes are opened
+    everything = full or as_json or out is not None
     opened, others = _found(probes)
     result = compare(
         opened,
@@ -132,7 +139,7 @@ def compare_command(
         by=by or (),
         arms=dict(_arm(text) for text in arms or ()),
         pairs=pairs,
-        only=None if full or as_json or out else (*ANSWER, *(_NET if net else ())),
+        only=None if everything else (*ANSWER, *(_NET if net else ()), *(("groups",) if by else ())),
         draws=draws,
         seed=seed,
         track=_track,
@@ -145,10 +152,10 @@ def compare_command(
     if as_json:
         echo_json(result.as_json())
     else:
-        print_comparison(result, net, full=full)
+        print_comparison(result, net, full=full, groups=bool(by))
         if not full:
             echo("\nEvery table: --full; as files: --out DIR.", err=True)
-    _say(result, out)
+    _say(result, out, seeds=everything)
 
 
 def _compare_outcomes(
@@ -173,7 +180,7 @@ def _compare_outcomes(
         echo_json(result.as_json())
     else:
         print_outcomes(result, full=full)
-    _say(result, out)
+    _say(result, out, seeds=full or as_json or out is not None)
 
 
 def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
@@ -224,14 +231,21 @@ def _track(members: list[Member]) -> Iterable[Member]:
     return track(members, "comparing", console=terminal(stderr=True), transient=True)
 
 
-def _say(result: Comparison | OutcomeComparison, out: Path | None) -> None:
-    from memprobe.cli.terminal import terminal
+def _say(result: Comparison | OutcomeComparison, out: Path | None, *, seeds: bool) -> None:
+    """What stands below the tables.
 
-    console = terminal(stderr=True, soft_wrap=True, highlight=False)
+    Args:
+        seeds: whether arms are shown or stored, so that a reader must know that one has few seeds.
+    """
+    from memprobe.cli.terminal import wide_terminal
+    from memprobe.compare.written import FEW_SEEDS
+
+    console = wide_terminal(stderr=True, highlight=False)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False)
+        if seeds or note != FEW_SEEDS:
+            console.print(f"note: {note}")
     if out is not None:
-        console.print(f"tables: {out}", markup=False)
+        console.print(f"tables: {out}", soft_wrap=True)
 
 
 def _check_net(result: Comparison, net: str | None) -> None:

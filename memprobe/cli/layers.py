@@ -221,6 +221,11 @@ def _folder_of(labels: list[str]) -> str:
 
 
 def _say_where(probed: Probe, out: Path) -> None:
+    from memprobe import wording
+    from memprobe.lineage import same_weights
+
+    if same := same_weights((label, probed.fingerprint(label)) for label in probed.checkpoints):
+        echo(f"note     {wording.same_weights(same)}", err=True)
     incomplete = probed.outcomes["error"].drop_nulls().len()
     if incomplete:
         echo(f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True)

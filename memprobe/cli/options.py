@@ -27,7 +27,7 @@ _CHECKPOINT = (
     "A checkpoint: a Hugging Face directory, a hub id (owner/name@revision), a PEFT adapter, a run directory of "
     "`training`, a GGUF file, smollm2-135m or gemma3-270m"
 )
-_MANY = "; or many at once: 'owner/name@step{1000..143000..1000}', 'runs/*/checkpoint-*' (in quotes)"
+_MANY = "; or many at once: `'NAME@step{1..9..2}'`, `'runs/*/checkpoint-*'` (in quotes)"
 
 
 def _checkpoints(many: str) -> Any:

@@ -135,7 +135,9 @@ def patch(
     ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="The directory; interrupted patching in it goes on. [default: probes/patch-NAMES]"),
+        typer.Option(
+            help="The directory; interrupted patching in it goes on. [default: patch-NAMES in probes]"
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete patches that --out already holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,

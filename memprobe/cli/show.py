@@ -12,6 +12,8 @@ from memprobe.cli.options import Full
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
+_NAMED = 3
+"""Folders that an error lists."""
 COMPARISON, OUTCOMES = "comparison.json", "outcomes.json"
 
 
@@ -54,6 +56,9 @@ def show(
     from memprobe.cli.show_probe import print_summary
     from memprobe.probes import SUMMARY, open_probe
 
+    if folder.is_dir() and not (folder / "run.json").exists():
+        raise MemprobeError(f"{folder}: {_what_instead(folder)}")
+
     probe = open_probe(folder)
     if not (folder / SUMMARY).exists():
         raise MemprobeError(f"{folder}: not finished, so there is no summary yet; the same command goes on")
@@ -64,3 +69,21 @@ def show(
     for label in probe.checkpoints:
         if label not in probe.finished:
             echo(f"note     {label}: not finished; the same command goes on", err=True)
+
+
+def _what_instead(folder: Path) -> str:
+    """Why a folder cannot be shown, and what lies in it that can."""
+    of = "not a probe directory (memprobe layers --out makes one), nor a folder of memprobe compare --out"
+    shown = ("run.json", COMPARISON, OUTCOMES)
+    below = sorted(
+        {
+            file.parent
+            for name in shown
+            for at in ("*", "*/*", "*/*/*")
+            for file in folder.glob(f"{at}/{name}")
+        }
+    )
+    if not below:
+        return of
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    return f"{of}; below it are {', '.join(map(str, below[:_NAMED]))}{more}"

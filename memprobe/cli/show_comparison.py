@@ -19,7 +19,7 @@ from memprobe.cli.show_pairs import (
 )
 from memprobe.cli.terminal import print_table, wide_terminal
 from memprobe.compare.beside import besides
-from memprobe.compare.headline import never_as
+from memprobe.compare.headline import never_as, no_median
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
 
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     from memprobe.compare.outcomes import OutcomeComparison
 
 
-def print_comparison(result: Comparison, net: str | None = None, *, full: bool = False) -> None:
+def print_comparison(
+    result: Comparison, net: str | None = None, *, full: bool = False, groups: bool = False
+) -> None:
     """Prints the verdict and the main table; ``--out`` and ``--json`` hold all of them.
 
     Args:
         full: print every table that fits a terminal of 100 columns.
         net: the control that recall and the statistics are shown net of; by default their chance level from
             shuffled answers stands beside them.
+        groups: print the table of groups of facts without ``full``, too.
     """
     console = wide_terminal()
     settings = result.settings
@@ -62,6 +65,8 @@ def print_comparison(result: Comparison, net: str | None = None, *, full: bool =
         _main(console, result)
     _besides(console, result.tables)
     if not full:
+        if groups:
+            print_groups(console, result.tables)
         return
     for show in (print_differences, print_by_depth, print_spread):
         show(console, result.tables)
@@ -165,8 +170,9 @@ def _first_occurrence(console: Console, tables: dict[str, pl.DataFrame]) -> None
         console,
         tables,
         "First occurrence",
-        f"The smallest depth that holds a fact; smaller is earlier. No median: half never surface. Mean of all: "
-        f"counting\nnever as {never_as(tables['placement'])}. Against chance: minus that of shuffled answers.",
+        f"The smallest depth that holds a fact; smaller is earlier.{no_median(tables['placement'])} Mean of all: "
+        f"counting never as {never_as(tables['placement'])}. Against chance: minus that of shuffled answers, "
+        "over facts that have one.",
         {
             "mean ± sd": lambda row: f"{number(row['lof_mean'])} ± {number(row['lof_sd'])}",
             "median": lambda row: of_row(row, "lof_median", ".0f", open_ended=True),
@@ -212,7 +218,7 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         tables,
         "Settled depth",
         "The smallest depth from which every later one holds the fact; smaller is earlier. By chance: of shuffled "
-        f"answers.\nMean of all: counting never as {never_as(tables['placement'])}.",
+        f"answers. Mean of all: counting never as {never_as(tables['placement'])}.",
         {
             "mean ± sd": lambda row: f"{number(row['settled_mean'])} ± {number(row['settled_sd'])}",
             "never": lambda row: number(row["settled_share_never"]),

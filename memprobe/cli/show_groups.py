@@ -67,7 +67,7 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                 title = f"{names[arm]} minus {names[part['reference'][0]]}, stage {stage}, over seeds"
                 columns, says = (
                     ["", "difference", "p", "significant"],
-                    f"Seeds and factoids both vary.\n{DIRECTION}",
+                    f"Seeds and factoids both vary. {DIRECTION}",
                 )
             print_table(console, title, columns, rows, says=says)
 
@@ -86,7 +86,7 @@ def print_groups(console: Console, tables: dict[str, pl.DataFrame]) -> None:
             for row in part.to_dicts()
         ]
         p = part["log_rank_p"][0]
-        says = None if p is None else f"Log-rank test that the groups surface alike: p = {p:.4f}"
+        says = None if p is None else f"Log-rank test that the groups surface alike: {wording.p_of(p)}"
         columns = ["", "n", "recall at the end", "never", "first occurrence"]
         print_table(console, f"{checkpoint} by {by}", columns, rows, says=says)
 

@@ -69,8 +69,8 @@ def print_differences(console: Console, tables: dict[str, pl.DataFrame]) -> None
             "held",
             *(["also in"] if several else []),
         ]
-        says = f"{DIRECTION}\nHeld: the same side of 0 in the own and in the base readout (?: not probed)."
-        says += " Also in: other lenses\nby which it lies on that side too." if several else ""
+        says = f"{DIRECTION} Held: the same side of 0 in the own and in the base readout (?: not probed)."
+        says += " Also in: other lenses by which it lies on that side too." if several else ""
         print_table(console, f"{checkpoint} minus {reference}, factoid by factoid", columns, rows, says=says)
 
 
@@ -187,7 +187,7 @@ def print_kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         rows.append([" → ".join(map(str, key)), str(counts["n_kept"]), str(counts["n_lost"]), *edges])
     columns = ["", "1→1", "1→0", "first occurrence", "net of shuffled", "settled"]
     says = (
-        "In the reference: mean of 1→1 minus mean of 1→0, counting never as one depth further than there are.\n"
+        "In the reference: mean of 1→1 minus mean of 1→0, counting never as one depth further than there are. "
         "Negative: kept facts were earlier."
     )
     print_table(console, "Where kept facts were before, against lost ones", columns, rows, says=says)

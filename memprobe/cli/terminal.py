@@ -50,9 +50,9 @@ WIDTH = 100
 """Columns of tables in a file or a pipe, which have no width of their own; the variable ``COLUMNS`` says otherwise."""
 
 
-def wide_terminal() -> Console:
-    """A console for tables, as wide as the terminal is."""
-    console = terminal()
+def wide_terminal(**options: Any) -> Console:
+    """A console for tables and sentences, as wide as the terminal is; options are rich's."""
+    console = terminal(**options)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = WIDTH
     return console

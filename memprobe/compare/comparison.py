@@ -18,10 +18,12 @@ from memprobe.compare.stored import read_stored
 from memprobe.compare.table import Table
 from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
+from memprobe.lineage import same_weights
 from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.records import ALIKE
+from memprobe.statistics.groups import check_by
 from memprobe.statistics.occurrence import DRAWS
 
 COMPARISON_SCHEMA = 1
@@ -161,8 +163,9 @@ def compare(
 
     Raises:
         MemprobeError: probes that cannot be compared (other template, lens, readout or tokenisation, no factoid
-            in common), unknown labels, broken files.
+            in common), unknown labels or groupings, broken files.
     """
+    by = check_by(by)  # before files are read
     if pairs not in PAIRS:
         raise MemprobeError(f"`pairs` {pairs!r}: {among(pairs, PAIRS)}")
     readings = Readings.of(
@@ -190,7 +193,8 @@ def compare_readings(
     track: Callable[[list[Member]], Iterable[Member]] = iter,
 ) -> Comparison:
     """:func:`compare` of readings that are opened already."""
-    check_apart(readings.members)  # before the work, not after it
+    by = check_by(by)  # these two before the work, not after it
+    check_apart(readings.members)
     wanted = TABLES if only is None else {name: TABLES[name] for name in TABLES if name in _known(only)}
     made = TablesOnDemand(readings, by=by, pairs=pairs)
     made.make(wanted, track)
@@ -280,6 +284,8 @@ def _notes(readings: Readings) -> list[str]:
         if not readings.same_depths(anchor, label):
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
+    if same := same_weights((one.label, one.probe.fingerprint(one.name)) for one in readings.members):
+        notes.append(wording.same_weights(same))
     notes += notes_on_seeds(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
         notes.append(

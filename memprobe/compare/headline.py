@@ -20,7 +20,7 @@ def _mean(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 _FIRST: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "recalled": lambda row: wording.percent(row["exact"], 0),
+    "exact match": lambda row: wording.percent(row["exact"], 0),
     "never": lambda row: wording.percent(row["share_never"], 0),
     "median": lambda row: number(row["lof_median"], ".0f"),
     "mean": lambda row: of_row(row, "lof_restricted_mean", ".1f"),
@@ -64,7 +64,7 @@ class Headline:
 def headline(
     placement: pl.DataFrame, lenses: pl.DataFrame | None = None, *, through: str | None = None
 ) -> Headline:
-    """What is recalled and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
+    """What is said and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
     lenses that it was read through.
 
     Args:
@@ -80,9 +80,9 @@ def headline(
             rows += [_of_lens(one) for one in others.iter_rows(named=True)]
     beside = " By another lens: the same facts, read in the same pass." if len(rows) > len(placement) else ""
     return Headline(
-        "What is recalled, and at which depth it first surfaces",
+        "What is said, and at which depth it first surfaces",
         f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in "
-        f"depths; negative is earlier than chance. No median: more than half never surface.{beside}",
+        f"depths, over facts that have one; negative is earlier than chance.{no_median(placement)}{beside}",
         ["", *_COLUMNS],
         rows,
     )
@@ -94,13 +94,18 @@ def mean_lof(row: Mapping[str, Any]) -> str:
 
 
 def _of_lens(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table ``lenses`` below its checkpoint's; what is recalled does not depend on a lens."""
+    """A row of the table ``lenses`` below its checkpoint's; what is said does not depend on a lens."""
     cells = {
         "never": wording.percent(row["never"], 0),
         "mean": mean_lof(row),
         "against chance": of_row(row, "net", "+.1f"),
     }
     return [f"  by {row['lens']}", *(cells.get(name, "") for name in _COLUMNS)]
+
+
+def no_median(placement: pl.DataFrame) -> str:
+    """What a dash among the medians says; nothing where there is none."""
+    return " No median: more than half never surface." if placement["lof_median"].has_nulls() else ""
 
 
 def never_as(placement: pl.DataFrame) -> str:

@@ -71,5 +71,9 @@ def notes_on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
     seeds = Counter((one.arm, one.stage or "") for one in ends_of(members))
     if not seeds or min(seeds.values()) >= MIN_SEEDS:
         return []
-    few = f"An arm has fewer than {MIN_SEEDS} seeds"
-    return [f"{few}: each seed is shown, and no claim about the arm is made."]
+    return [FEW_SEEDS]
+
+
+FEW_SEEDS = (
+    f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
+)

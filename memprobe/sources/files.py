@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.sources.rows import BadRow, BadRows, Columns, Row, read_rows, text_of, texts_of
+from memprobe.sources.rows import BadRow, BadRows, Columns, NoColumn, Row, read_rows, text_of, texts_of
 from memprobe.sources.shapes import Target, in_plain_shape, squad_rows
 
 PROMPTS = ("prompt", "question")
@@ -28,8 +28,8 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
         targets: which answers are facts: true ones, edited ones, or both of each row.
 
     Raises:
-        MemprobeError: the file cannot be read or has no rows, one id stands twice, or a bad row under the
-            policy ``fail``.
+        MemprobeError: the file cannot be read, has no rows or other columns, one id stands twice, or a bad row under
+            the policy ``fail``.
     """
     places: dict[str, str] = {}
     factoids = []
@@ -47,13 +47,41 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
 
 
 def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[tuple[Row, Factoid]]:
+    asked = False
     for row in _unfolded(read_rows(path, bad), bad):
         try:
             factoids = [factoid_of(row.columns, target=target) for target in targets]
+        except NoColumn as problem:
+            if not asked:
+                _refuse_other_columns(path, problem, targets)
+            asked = True
+            bad.add(row.where, str(problem))
+            continue
         except (BadRow, MemprobeError) as problem:
             bad.add(row.where, str(problem))
             continue
         yield from ((row, factoid) for factoid in factoids)
+
+
+def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Target]) -> None:
+    """Where no row has the column, it is the name that is wrong and not the rows, and leaving them out leaves nothing.
+
+    Raises:
+        MemprobeError: so.
+    """
+    skipped = BadRows("skip")
+    for row in _unfolded(read_rows(path, skipped), skipped):
+        try:
+            factoid_of(row.columns, target=targets[0])
+        except NoColumn as other:
+            if other.names == problem.names:
+                continue
+            return
+        except (BadRow, MemprobeError):
+            return
+        return
+    near = "; {!r}: did you mean {!r}?".format(*problem.near) if problem.near else ""
+    raise MemprobeError(f"{path}: no row has {problem.wanted}; there are {problem.there}{near}")
 
 
 def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:

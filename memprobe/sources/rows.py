@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import difflib
 import io
 import json
 import math
@@ -42,6 +43,32 @@ class Row:
 
 class BadRow(Exception):
     """What is wrong with a row; :meth:`BadRows.add` turns it into an error or a count."""
+
+
+class NoColumn(BadRow):
+    """A row has none of the columns that a field is taken from.
+
+    Attributes:
+        names: of those columns; ``wanted`` as a text.
+        there: the columns that it has, as a text.
+        near: one of them that is written like one of ``names``, with that; ``None`` where there is none.
+    """
+
+    def __init__(self, names: Sequence[str], columns: Columns):
+        shown = [repr(str(name)[:40]) for name in columns]
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        self.names = tuple(names)
+        self.wanted = " or ".join(repr(name) for name in names)
+        self.there = f"{', '.join(shown[:_SHOWN]) or 'nothing'}{more}"
+        self.near = _near(names, columns)
+        super().__init__(f"no {self.wanted}; the row has {self.there}")
+
+
+def _near(names: Sequence[str], columns: Columns) -> tuple[str, str] | None:
+    for given in columns:
+        if match := difflib.get_close_matches(str(given).strip().casefold(), names, 1, 0.75):
+            return str(given)[:40], match[0]
+    return None
 
 
 @dataclass
@@ -225,7 +252,7 @@ def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that the row has, as text without outer white space.
 
     Raises:
-        BadRow: none of them is there, or it is empty or no text.
+        BadRow: it is empty or no text; :class:`NoColumn`, none of them is there.
     """
     name, value = _first_of(columns, names)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -241,7 +268,7 @@ def texts_of(columns: Columns, *names: str) -> list[str]:
     Lists in a text are JSON, or Python's own as pandas writes them.
 
     Raises:
-        BadRow: none of them is there, or one holds something other than text, or all are empty.
+        BadRow: one holds something other than text, or all are empty; :class:`NoColumn`, none of them is there.
     """
     name, value = _first_of(columns, names)
     if isinstance(value, str):
@@ -259,10 +286,7 @@ def _first_of(columns: Columns, names: Sequence[str]) -> tuple[str, Any]:
     for name in names:
         if columns.get(name) is not None:
             return name, columns[name]
-    there = [repr(str(name)[:40]) for name in columns]
-    more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
-    wanted = " or ".join(repr(name) for name in names)
-    raise BadRow(f"no {wanted}; the row has {', '.join(there[:_SHOWN]) or 'nothing'}{more}")
+    raise NoColumn(names, columns)
 
 
 def _as_text(name: str, value: str | float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,19 @@ from memprobe.statistics.paired import log_rank
 GROUPINGS = ("relation", "source", "popularity", "answer-length", "first-token", "outcome")
 GROUPED = ("lof_mean", "lof_restricted_mean", "recall_full", "share_never")
 """Statistics of a group."""
+
+
+def check_by(by: Iterable[str]) -> list[str]:
+    """Groupings as a list.
+
+    Raises:
+        MemprobeError: one of them is unknown.
+    """
+    asked = list(by)
+    for name in asked:
+        if name not in GROUPINGS:
+            raise MemprobeError(f"--by {name}: {among(name, GROUPINGS)}")
+    return asked
 
 
 def group_labels(
@@ -35,8 +48,7 @@ def group_labels(
     Raises:
         MemprobeError: an unknown grouping, or one that this probe has no data for.
     """
-    if by not in GROUPINGS:
-        raise MemprobeError(f"--by {by}: {among(by, GROUPINGS)}")
+    check_by([by])
     if by == "outcome":
         if paths is None:
             raise MemprobeError("--by outcome: there is no other checkpoint to take outcomes from")

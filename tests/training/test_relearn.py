@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from memprobe.errors import MemprobeError
 from memprobe.statistics.shares import share_over_seeds
 from tests.training.runs import small
-from training.__main__ import app
+from training.__main__ import _back, app
 from training.relearn import Relearned, _savings, relearn, relearn_table
 from training.relearn_arms import NAMES, arm_table
 from training.run import run
@@ -188,6 +188,16 @@ def test_what_is_no_seed_of_an_arm_is_an_arm_of_its_own():
         }
     )
     assert {*table["seeds"]} == {1}
+
+
+def test_the_line_of_a_checkpoint_says_how_many_came_back():
+    row = replace(relearned("none", 0, 20.0, 61.0, n=4), back_lost=0.75, back_fresh=0.0)
+    assert _back(row, "lost") == (
+        "3 of 4 tried are back after 20.0 steps on average (80 examples), "
+        "the rest, not within the limit of 60, counted as 61"
+    )
+    assert _back(row, "fresh") == "0 of 4 tried are learned within 60 steps"
+    assert _back(replace(row, back_lost=1.0), "lost").endswith("(80 examples)")
 
 
 def test_the_command_writes_and_prints_both_tables(monkeypatch, tmp_path):
