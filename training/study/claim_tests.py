@@ -151,7 +151,15 @@ def _means(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
                 part = LensSays(OWN, mean, low, high, None)
                 less = f"less the threshold {claim.threshold:g}" if claim.threshold else ""
                 yield Test(
-                    claim, row["setup"], row["arm"], "", row["stage"], reading, [part], row["seeds"], beside=less
+                    claim,
+                    row["setup"],
+                    row["arm"],
+                    "",
+                    row["stage"],
+                    reading,
+                    [part],
+                    row["seeds"],
+                    beside=less,
                 )
 
 
