@@ -203,7 +203,8 @@ def test_a_matrix_has_a_blank_where_nothing_was_evaluated():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(1e-4, 3.0), (0.17, 3.0), (1.4, 1.9), (0.08, 0.12), (2.31, 2.35), (0.9, 40.0), (1, 1.0001)]
+    ("low", "high"),
+    [(1e-4, 3.0), (0.17, 3.0), (1.4, 1.9), (0.08, 0.12), (2.31, 2.35), (0.9, 40.0), (1, 1.0001)],
 )
 def test_a_logarithmic_axis_has_some_round_ticks(low, high):
     ticks = log_ticks(low, high)
