@@ -69,9 +69,10 @@ def test_a_probe_says_what_it_kept_and_what_it_holds(cli, tiny_checkpoint, facts
     code, text, err = cli(*asked)
     assert code == 0, err
     assert text.startswith("m says ") and "minus that of shuffled answers" in text and "--full" in text
+    assert "≤ " in text, "numbers of depths that share a line are their largest"
     code, text, err = cli(*asked, "--full")
     assert code == 0 and "m: all 5 factoids were done before and are kept" in err
-    assert "share a line" not in text
+    assert "share a line" not in text and "≤" not in text
     refused(cli(*asked, "--n", 3), "holds a probe of 5 facts", "you asked for 3 facts from a file", "--fresh")
     refused(cli(*asked, "--token", "frist"), "--token 'frist'", "did you mean first?")
     refused(cli("compare", tmp_path / "p", "--reference", "n"), "--reference 'n'", "there are m")

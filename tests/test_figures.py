@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection, QuadMesh
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -22,7 +23,7 @@ from memprobe import figures
 from memprobe.arms import arm_names
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.figures import patches, runs, tables
+from memprobe.figures import look, patches, runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.files import read_json, write_json
 from memprobe.palette import ALONG, COLOURS
@@ -168,6 +169,18 @@ def test_survival_and_heatmap_draw_their_tables(probe):
     cells = drawn(figures.heatmap(found["heatmap"]))["/cells"]
     curves = result.tables["curves"]
     assert cells == [curves.filter(checkpoint=label)["recall"].to_list() for label in ("late", "early")]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 2), (1, 1), (1, 30)])
+def test_depths_are_whole_and_begin_where_there_is_one(first, last):
+    figure = Figure()
+    axes = figure.subplots()
+    for beside in (None, 0.5):
+        look.depth_axis(axes, pl.Series(range(first, last + 1)), beside)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == round(tick) and first <= tick <= last for tick in ticks)
+        assert first - 0.6 < low < first and last < high < last + 0.7
 
 
 def test_titles_of_panels_do_not_run_into_each_other():
@@ -400,6 +413,14 @@ def test_forgetting_draws_means_from_three_seeds_on_and_counts_what_was_not_lear
     assert "kvr → lama/REMIX generic/mean" not in shown
     row = table.filter(arm="REMIX generic").row(0, named=True)
     assert (row["failed"], row["tokens"], row["last_score"]) == (1, 3.0, 1.0)
+
+
+def test_forgetting_of_runs_that_learned_nothing_is_left_out_with_its_reason(tmp_path):
+    write_run(tmp_path / "naive", [[0.2], [0.1, 0.3]])
+    made = of_runs(tmp_path)
+    assert made["forgetting"] == made["stages"] == "no run has learned all its stages"
+    write_run(tmp_path / "other", [[1.0], [0.5, 1.0]], names=("kvr", "webqa"))
+    assert of_runs(tmp_path)["forgetting"]["setup"].to_list() == ["kvr → webqa"]
 
 
 def test_the_interval_over_seeds_needs_the_same_rows_in_each(tmp_path):

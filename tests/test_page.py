@@ -338,7 +338,7 @@ def test_a_published_study_opens_without_records(browser, tmp_path, cli):
         said = shown.inner_text("#answer")
         assert f"After the last stage, {naive['arm']} keeps {naive['retention']:.0%}" in said
         assert naive["setup"] in shown.inner_text("#results h2")
-        assert "Of 37 claims tested" in said
+        assert "Of 35 claims tested" in said
         called = dict(zip(table["arm"], drawn_names(study), strict=True))
         (claim,) = (
             pl.read_csv(study / "tables" / "claims.csv")

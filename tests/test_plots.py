@@ -8,7 +8,7 @@ import pytest
 
 from memprobe import palette, plots, statistics
 from memprobe.errors import MemprobeError
-from memprobe.plots.sketch import depth_ticks
+from memprobe.plots.sketch import depth_ticks, log_ticks
 from memprobe.prompt_lens import PromptReading
 from memprobe.statistics.occurrence import kaplan_meier
 from memprobe.statistics.overview import flows
@@ -200,6 +200,16 @@ def test_a_matrix_has_a_blank_where_nothing_was_evaluated():
     (trace,) = plots.accuracy_matrix(table.with_columns(metric=pl.lit("exact_match"))).data
     assert [list(line) for line in trace.z] == [[0.125, None], [0.125, 0.125]]
     assert trace.text[0][0] == "12.5%"
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(1e-4, 3.0), (0.17, 3.0), (1.4, 1.9), (0.08, 0.12), (2.31, 2.35), (0.9, 40.0), (1, 1.0001)],
+)
+def test_a_logarithmic_axis_has_some_round_ticks(low, high):
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 12 and all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
+    assert log_ticks(2.0, 2.0) == [2.0]
 
 
 def test_training_curves_leave_out_steps_without_the_measure():

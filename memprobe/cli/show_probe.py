@@ -55,7 +55,7 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
 
 
 FOLDED = (
-    "Depths where no more surfaces than by chance share a line with their largest numbers; --full shows each."
+    "Depths where no more surfaces than by chance share a line: ≤ is the largest of them. --full shows each."
 )
 NO_CHANCE = (
     "No chance level: it is that of other facts' answers, of one source and relation, that begin with another token; "
@@ -154,7 +154,8 @@ def _spans(quiet: list[bool]) -> Iterator[tuple[int, int]]:
 
 def _largest(values: list[float | None], first: int, last: int, form: str) -> str:
     known = [value for value in values[first : last + 1] if value is not None]
-    return wording.number(max(known) if known else None, form)
+    most = max(known) if known else None
+    return ("≤ " if most and last > first else "") + wording.number(most, form)
 
 
 def _share(entry: Mapping[str, Any], name: str) -> str:

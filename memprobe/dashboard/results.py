@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from memprobe import plots, sentences
-from memprobe.arms import arm_names
+from memprobe.arms import Arm, arm_names
 from memprobe.dashboard.embedding import embedded, figure_json
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
@@ -32,6 +32,8 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
         figures, answer, names = [], [], {}
         if (kept := tables.get("forgetting")) is not None:
             names = _names(kept)
+            later = _later(tables.get("stages"))
+            kept = kept.with_columns(_not_learned(kept, later))
             kept = _typed(kept, folder).with_columns(_named("arm", names))
             answer = sentences.of_retention(kept)
             several = kept["setup"].n_unique() > 1
@@ -72,7 +74,8 @@ def results_room(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[st
 
 
 def _without_shared(rows: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """A table without the columns that say the same in every row, and what those say."""
+    """A table without the columns that say nothing, or the same in every row, and what those say."""
+    rows = rows.select(one.name for one in rows if not one.fill_null("").is_in(["", "–"]).all())
     if len(rows) < 2:
         return rows, ""
     same = [name for name in rows.columns if rows[name].n_unique() == 1]
@@ -139,6 +142,27 @@ def _names(kept: pl.DataFrame) -> dict[str, str]:
     return {arm: names[text] for arm, text in texts.items()}
 
 
+def _later(stages: pl.DataFrame | None) -> str:
+    """What those after the first stage train on."""
+    chain = stages is None or "stage" not in stages.columns or not (stages["stage"] == "3").any()
+    return "D_B" if chain else "a later stage"
+
+
+def _not_learned(kept: pl.DataFrame, later: str) -> pl.Series:
+    """``missing``: why an arm has no number, where none of its seeds learned what it trains on."""
+
+    def why(arm: str, cells: str, failed: str) -> str | None:
+        if arm == "–" or cells != failed or not failed.strip("0–"):
+            return None
+        # An arm that is naive in stage 1 goes on from a checkpoint that learned it.
+        return f"did not learn {later if Arm.of(arm).is_plain_in(1, 9) else 'its data'}"
+
+    if not {"arm_text", "cells", "failed"} <= set(kept.columns):
+        return pl.Series("missing", [None] * len(kept), pl.String)
+    rows = kept.select("arm_text", "cells", "failed").iter_rows()
+    return pl.Series("missing", [why(*row) for row in rows], pl.String)
+
+
 def _named(column: str, names: Mapping[str, str]) -> pl.Expr:
     return pl.col(column).replace(names) if names else pl.col(column)
 
@@ -171,13 +195,13 @@ def _short(text: str) -> str:
 
 
 def _typed(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """[setup, arm, retention, low, high, by_seed] of the table ``forgetting``, as numbers."""
+    """[setup, arm, retention, low, high, by_seed, missing] of the table ``forgetting``, as numbers."""
     numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in ("retention", "low", "high")]
     seeds = (
         pl.col("by_seed").str.split(" ").list.eval(pl.element().cast(pl.Float64, strict=False).drop_nulls())
     )
     try:
-        return table.select("setup", "arm", *numbers, seeds)
+        return table.select("setup", "arm", *numbers, seeds, "missing")
     except pl.exceptions.PolarsError as error:
         raise MemprobeError(
             f"{folder / RESULTS / 'forgetting.csv'}: not as python -m training report writes it ({error})"

@@ -36,7 +36,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
     beside = dict(_BESIDE)
     if not any(table["failed"].to_list()):
         del beside["failed"]
-    kinds = [_kind(row["arm_text"]) for row in table.iter_rows(named=True)]
+    kinds = [_kind(row["arm_text"]) for row in table.iter_rows(named=True) if row["by_seed"]]
     handles = [_bar_handle(text, **_BARS[text]) for text in _BARS if text in kinds]
     figure, every = style.panels(
         len(setups),

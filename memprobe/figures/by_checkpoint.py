@@ -26,7 +26,7 @@ DIFFERENCES = panels_of_differences()
 def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Layer of first occurrence and diversity, checkpoint by checkpoint or arm by arm (Chen et al., figure 4, right).
 
-    A pale line is the mean ± one standard deviation over factoids, a dark one a 95 % interval; seeds are dots.
+    A grey bar is the mean ± one standard deviation over factoids, a dark line a 95 % interval; seeds are dots.
 
     Args:
         table: [row, series, statistic, value, low, high, sd, by_seed, along]; ``series`` tells stages of one arm
@@ -45,6 +45,10 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
     handles = [
         style.handle(name, **style.look(i) | {"linestyle": ""}) for i, name in enumerate(series) if name
     ]
+    if any(value is not None for value in table["low"].to_list()):
+        handles.append(style.handle("95 % interval", color=style.INK, linewidth=1.2))
+    if spread:
+        handles.append(style.handle("± sd over facts", color=style.PALE, linewidth=2.6))
     figure, every = style.panels(
         len(shown),
         width,
@@ -76,13 +80,16 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
         axes.set_xlabel(fill(axis(statistic, k=k) + beside, 20))
         if STATISTICS[statistic].share:
             style.percent_axis(axes.xaxis)
-            axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
-        axes.margins(x=0.08)
+            axes.set_xlim(0, max(0.05, 1.1 * axes.dataLim.x1))
+        else:
+            axes.margins(x=0.08)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
+    if engine := figure.get_layout_engine():
+        engine.set(wspace=0.06)  # the last tick of a panel stands off the next one's first
     few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
     notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
-    notes += ["without a dark line: too few for an interval"] if len(few) else []
+    notes += ["without a line: too few for an interval"] if len(few) else []
     notes += (
         [f"bar on top: the lens’s floor, {_floor(table, 'lof_mean'):.2g}"] if "floor" in table.columns else []
     )

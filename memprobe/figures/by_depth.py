@@ -107,7 +107,7 @@ def _curves(
         sharex=True,
         sharey=True,
     )
-    last = float(table["depth"].max())  # type: ignore[arg-type]
+    begun = table.filter(pl.col(value).is_not_null())["depth"]  # no block occurs at depth 0
     drawstyle = "steps-post" if stepwise else "default"
     for axes, name in zip(every, names, strict=True):
         for (line, seed), rows in style.groups(table.filter(panel=name), "line", "seed"):
@@ -154,7 +154,7 @@ def _curves(
             style.panel_title(axes, name, 22 if len(names) > 1 else 60)
         if accuracy and not (alone and not seeded):
             _write_accuracy(axes, table.filter(panel=name), lines)
-        style.depth_axis(axes, last)
+        style.depth_axis(axes, begun if len(begun) else table["depth"])
         axes.set_ylim(0, top)
         style.percent_axis(axes.yaxis, 0 if axes.get_ylim()[1] >= 0.1 else None)
     style.name_axes(figure, every, "depth", label)
@@ -270,6 +270,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         )
         if any(size > 1 for size in sizes["len"]):
             axes.hlines(ends[1:-1], depths[0] - 0.5, depths[-1] + 0.5, color="white", linewidth=1.4)
+        style.depth_axis(axes, part["depth"], 0.5)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("depth")

@@ -76,7 +76,7 @@ def _recall_by(
                 gid=f"{where}/line",
             )
         axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
-        style.depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+        style.depth_axis(axes, table["depth"])
         axes.set_ylim(0, 1)
         style.percent_axis(axes.yaxis)
     style.name_axes(figure, every, "depth", label)
@@ -110,7 +110,7 @@ def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", wid
                 x, style.numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line"
             )
         axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
-        style.depth_axis(axes, float(table["depth"].max()))  # type: ignore[arg-type]
+        style.depth_axis(axes, table["depth"])
     net = ", net of shuffled answers" if table["net"].all() else ""
     style.name_axes(figure, every, "depth", f"adds to the answer’s logit{style.rule(token)}{net}")
     style.legend(figure, handles, width)

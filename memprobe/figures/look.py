@@ -155,14 +155,13 @@ def panels(
         columns = columns[not is_narrow(width)]
     rows = math.ceil(n / columns)
     columns = math.ceil(n / rows)  # five panels are three and two, not four and one
+    if n < rows * columns:
+        above += 6 * (rows - 1)  # each panel has an axis of its own, see name_axes
     figure = Figure(figsize=(width * MM, (height * rows + above) * MM), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
     every = list(grid.flat)
     for spare in every[n:]:
         spare.set_axis_off()
-        over = every.index(spare) - columns
-        if over >= 0:
-            every[over].tick_params(labelbottom=True)
     return figure, every[:n]
 
 
@@ -183,12 +182,20 @@ def legend_height(handles: Sequence[Any], width: int) -> float:
     return 3.3 * math.ceil(len(handles) / legend_columns(handles, width)) + 2 if handles else 0
 
 
-def depth_axis(axes: Axes, last: float) -> None:
-    """Depths as whole numbers from the left edge to the model's own readout."""
+def depth_axis(axes: Axes, depths: pl.Series, beside: float | None = None) -> None:
+    """Depths, or blocks, as whole numbers from the first to the last that there is.
+
+    Args:
+        depths: those drawn, in any panel.
+        beside: depths kept free at both ends; a fiftieth of them all where not given.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlim(-0.02 * last, last * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    first, last = float(depths.to_numpy().min()), float(depths.to_numpy().max())
+    pad = beside or 0.02 * (last - first) or 0.5
+    axes.set_xlim(first - pad, last + pad)
+    # From one tick on: of two, a single depth would have fractions beside it.
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
 def percent_axis(axis: Any, decimals: int | None = 0) -> None:
@@ -225,13 +232,18 @@ def rule(token: str) -> str:
 
 
 def name_axes(figure: Figure, every: Sequence[Axes], x: str, y: str) -> None:
-    """Labels of all panels together."""
+    """Labels of all panels together; where the last row is not full, each panel has its own below it."""
     if len(every) == 1:
         every[0].set_xlabel(x)
         every[0].set_ylabel(y)
+        return
+    if len(figure.axes) > len(every):
+        for axes in every:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(x)
     else:
         figure.supxlabel(x, fontsize=7, color=INK)
-        figure.supylabel(y, fontsize=7, color=INK)
+    figure.supylabel(y, fontsize=7, color=INK)
 
 
 def name_rows(every: Sequence[Axes], rows: Sequence[str], width: int) -> None:

@@ -142,7 +142,6 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
         sharex=True,
         sharey=True,
     )
-    last = float(table["depth"].to_numpy().max())
     for axes, name in zip(every, names, strict=True):
         axes.axhline(0.5, color=style.FAINT, linewidth=0.4)
         for (line, seed), rows in style.groups(table.filter(panel=name), "line", "seed"):
@@ -162,7 +161,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
                 axes.plot(x, y, color=marks["color"], linewidth=0.5, alpha=0.6, gid=f"{where}/line")
         if len(names) > 1:
             style.panel_title(axes, name, 22 if style.is_narrow(width) else 34)
-        style.depth_axis(axes, last)
+        style.depth_axis(axes, table["depth"])
         axes.set_ylim(FLOOR, TOP)
         style.percent_axis(axes.yaxis)
     style.name_axes(figure, every, x_label, f"share {label('moved', short=True)}")

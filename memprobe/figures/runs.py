@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 import polars as pl
@@ -17,6 +18,7 @@ NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length"
 """Figures of training runs."""
 PAGE = 230
 """Millimetres that a figure may be high, before each set-up gets one of its own."""
+NOT_LEARNED = "no run has learned all its stages"
 _POINT = ("retention", "low", "high", "by_seed")
 
 
@@ -29,14 +31,18 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
         on=["setup", "dataset"],
         how="semi",
     )
+    cells = retention.cells.join(facts, on="setup", how="semi", maintain_order="left")
     with_facts = Retention(
-        retention.cells.join(facts, on="setup", how="semi", maintain_order="left"),
+        cells,
         retention.scores,
         retention.over_seeds,
     )
     tables: dict[str, tuple[Callable[[], pl.DataFrame], str]] = {
-        "forgetting": (lambda: _forgetting(with_facts), "no run has factoids as D_A"),
-        "stages": (lambda: _stages(retention), "no run has learned all its stages"),
+        "forgetting": (
+            lambda: _forgetting(with_facts),
+            NOT_LEARNED if len(cells) else "no run has factoids as D_A",
+        ),
+        "stages": (lambda: _stages(retention), NOT_LEARNED),
         "interference": (lambda: _interference(with_facts), "no run measured how its gradients interfere"),
         "replay_ratio": (
             lambda: _curve(with_facts, "replay_ratio", ["rows"]),
@@ -79,8 +85,11 @@ def _named(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def _forgetting(retention: Retention) -> pl.DataFrame:
-    if not len(retention.cells):
+    learned = retention.cells.filter("learned") if len(retention.cells) else retention.cells
+    if not len(learned):
         return pl.DataFrame()
+    some = retention.cells.join(learned, on="setup", how="semi", maintain_order="left")
+    retention = replace(retention, cells=some)
     table = _named(forgetting(retention), retention.cells).with_columns(pl.col("by_seed").fill_null([]))
     costs = ("failed", "last_metric", "last_score", "steps", "tokens")
     return table.select("setup", "arm", "arm_text", *_POINT, *costs)

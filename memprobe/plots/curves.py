@@ -213,12 +213,9 @@ def training_curves(steps: pl.DataFrame, column: str, *, y: str, log: bool = Fal
     if column == "exact":
         figure.update_yaxes(range=[-0.02, 1.04])
     if log:
-        decades = range(-8, 7)
-        ticks = {
-            "tickvals": [10.0**power for power in decades],
-            "ticktext": [f"{10.0**power:,g}" for power in decades],
-        }
-        figure.update_yaxes(type="log", **ticks)
+        known = [value for value in steps[column].to_list() if value is not None and value > 0]
+        ticks = sketch.log_ticks(min(known), max(known)) if known else []
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,.4g}" for tick in ticks])
     form = ".1%" if column == "exact" else ".3g"
     for position, run in enumerate(steps["run"].unique(maintain_order=True).to_list()):
         rows = steps.filter((steps["run"] == run) & steps[column].is_not_null())

@@ -50,7 +50,7 @@ def depth_distribution(
     """
     depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
-    never = last + max(2, last // 12)
+    never = last + max(2, last // 8)
     ticks = sketch.depth_ticks(last, 1)
     axis: dict[str, Any] = {
         "tickvals": [*ticks, never],

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FRAME = "#ffd23f"
 """Around a cell that says the answer: at least 3:1 against every cell."""
+PAGE, LETTER, MOST_LETTERS = 1140, 8, 24
+"""Pixels of a wide page, about those of a letter in a cell, and letters of a cell that stands in a wide one."""
 _RANKS = (0, 9, 99, 999, 9_999, 99_999)
 
 
@@ -70,12 +72,15 @@ def lens_heatmap(reading: PromptReading, statistic: str = "probability") -> Sket
         raise MemprobeError("lens_heatmap: the rank is an answer's: read the prompt with `answer`")
     positions = list(range(len(reading.tokens)))
     figure = figure_of(x="", y="depth", percent=False)
+    fit = min(MOST_LETTERS, max(9, PAGE // len(positions) // LETTER - 1))
+    texts = [[clip(visible(text), fit) for text in row] for row in reading.top1]
+    column = max(54, LETTER * (1 + max(len(text) for row in texts for text in row)))
     figure.add(
         "heatmap",
         x=positions,
         y=list(range(len(values))),
         z=[[math.log10(one + 1) for one in row] if chosen.log else list(row) for row in values],
-        text=[[plain(clip(visible(text), 9)) for text in row] for row in reading.top1],
+        text=[[plain(text) for text in row] for row in texts],
         texttemplate="%{text}",
         textfont={"color": "#ffffff"},
         customdata=[[_hover(reading, depth, at) for at in positions] for depth in range(len(values))],
@@ -92,22 +97,23 @@ def lens_heatmap(reading: PromptReading, statistic: str = "probability") -> Sket
     for depth, row in enumerate(reading.answer_ranks or ()):
         for at, rank in enumerate(row):
             if rank == 0:
-                edges = {"x0": at - 0.47, "x1": at + 0.47, "y0": depth - 0.46, "y1": depth + 0.46}
+                edges = {"x0": at - 0.5, "x1": at + 0.5, "y0": depth - 0.5, "y1": depth + 0.5}
                 figure.add_shape(type="rect", line={"color": FRAME, "width": 3}, **edges)
     figure.update_layout(
         hovermode="closest",
         height=max(320, 24 * len(values) + 110),
         margin={"l": 8, "r": 52, "t": 64, "b": 36},
-        meta={"least": 60 + 54 * len(positions)},
+        meta={"least": 60 + column * len(positions)},
     )
     figure.update_xaxes(
         tickvals=positions,
         ticktext=[plain(clip(visible(token), 14)) for token in reading.tokens],
         showline=False,
-        range=[-0.5, len(positions) - 0.5],
+        range=[-0.52, len(positions) - 0.48],  # frames of the outer cells are whole
     )
     # Depths stand where a page opens a long prompt: at its end.
-    figure.update_yaxes(tickvals=depth_ticks(reading.n_layers), showgrid=False, side="right")
+    edges = [-0.56, len(values) - 0.44]
+    figure.update_yaxes(tickvals=depth_ticks(reading.n_layers), range=edges, showgrid=False, side="right")
     return figure
 
 

@@ -87,7 +87,7 @@ def retention_points(table: pl.DataFrame) -> Sketch:
 
     Args:
         table: [arm, retention, low, high, by_seed] of one pair of datasets; ``by_seed`` is a list. An arm of fewer than
-            three seeds has no mean.
+            three seeds has no mean. ``missing``, where it is there, says why an arm has no number.
     """
     figure = figure_of(x="exact match on D_A after the last stage", y="", percent=False)
     names = shortened(table["arm"].to_list(), 30)
@@ -113,5 +113,8 @@ def retention_points(table: pl.DataFrame) -> Sketch:
         hovertemplate="<b>%{x:.1%}</b> (%{customdata[0]:.1%} – %{customdata[1]:.1%}) %{y}<extra></extra>",
         meta={"role": "line"},
     )
+    reasons = table.select("arm", "missing").drop_nulls().rows() if "missing" in table.columns else []
+    for arm, reason in reasons:
+        figure.add_annotation(x=0, y=plain(names[arm]), text=plain(reason), xanchor="left", showarrow=False)
     _lay_out_rows(figure, [plain(names[arm]) for arm in table["arm"]], range=[-0.02, 1.02], tickformat=".0%")
     return figure

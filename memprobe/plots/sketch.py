@@ -276,6 +276,20 @@ def depth_ticks(last: int, first: int = 0) -> list[int]:
     return [*ticks, last]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Three ticks and more of a logarithmic axis: decades, else parts of them, and round numbers where all is near."""
+    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for parts in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [part * decade for decade in decades for part in parts if low <= part * decade <= high]
+        if len(ticks) >= 3:
+            return ticks
+    if high <= low:
+        return [low]
+    unit = 10.0 ** math.floor(math.log10(high - low))
+    step = next(unit / by for by in (1, 2, 5, 10) if (high - low) * by / unit >= 3)
+    return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def tick_step(last: int) -> int:
     """Distance between depth ticks: about eight of them."""
     return max(1, round(last / 8))

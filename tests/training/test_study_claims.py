@@ -226,7 +226,9 @@ def test_a_mean_against_a_threshold():
         "threshold": 0.5,
         "side": "below",
     }
-    assert claims(tables(arms=[row]), book(of))["verdict"].to_list() == ["seen"]
+    found = claims(tables(arms=[row]), book(of))
+    assert found["verdict"].to_list() == ["seen"]
+    assert found["evidence"].to_list() == ["own: -0.490 [-0.500, -0.350]; less the threshold 0.5; 3 seeds"]
     wide = claims(tables(arms=[row | {"mean": 0.3, "high": 0.6}]), book(of))
     assert wide["verdict"].to_list() == ["undecided"]
 

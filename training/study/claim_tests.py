@@ -149,7 +149,18 @@ def _means(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
                     for name in ("mean", "low", "high")
                 )
                 part = LensSays(OWN, mean, low, high, None)
-                yield Test(claim, row["setup"], row["arm"], "", row["stage"], reading, [part], row["seeds"])
+                less = f"less the threshold {claim.threshold:g}" if claim.threshold else ""
+                yield Test(
+                    claim,
+                    row["setup"],
+                    row["arm"],
+                    "",
+                    row["stage"],
+                    reading,
+                    [part],
+                    row["seeds"],
+                    beside=less,
+                )
 
 
 def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:

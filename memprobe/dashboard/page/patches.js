@@ -13,18 +13,21 @@ function heatColour(share, stops) {
   return `rgb(${[0, 1, 2].map((i) => Math.round(channel(from, i) + part * (channel(to, i) - channel(from, i)))).join(" ")})`;
 }
 
-/** The shares that the depths of one fact move, as a strip of cells. */
-function patchStrip(places, moved, stops) {
+/** The shares that the depths of one fact move, as a strip of cells about `room` pixels wide. */
+function patchStrip(places, moved, stops, room = 360) {
+  const step = Math.max(6, Math.floor(room / moved.length));
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("viewBox", `0 0 ${6 * moved.length} 14`);
-  svg.setAttribute("width", String(6 * moved.length));
+  svg.setAttribute("viewBox", `0 0 ${step * moved.length} 14`);
+  svg.setAttribute("width", String(step * moved.length));
   svg.setAttribute("height", "14");
+  svg.setAttribute("class", "strip");
+  svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", moved.map((share, i) => `${places[i]}: ${percent(share)}`).join(", "));
   moved.forEach((share, index) => {
     const cell = document.createElementNS(space, "rect");
-    const look = { x: 6 * index, y: 0, width: 5, height: 14, fill: heatColour(share ?? 0, stops) };
+    const look = { x: step * index, y: 0, width: step - 1, height: 14, fill: heatColour(share ?? 0, stops) };
     for (const [key, value] of Object.entries(look)) cell.setAttribute(key, String(value));
     const title = document.createElementNS(space, "title");
     title.textContent = `${places[index]}: ${percent(share)}`;
@@ -108,7 +111,7 @@ function patchesView(holder, data, templates, chosen = () => {}) {
 function patchesOfFact(data, id) {
   const rows = data.views.flatMap((view) => view.sweeps.flatMap((sweep) => sweep.rows.filter((row) => row[0] === id).map((row) => element("tr", {},
     element("td", {}, `${view.name}, ${sweep.name}`), element("td", { class: "number" }, firstPatched(view, row[6])),
-    element("td", {}, patchStrip(sweep.places, row[7], data.heat[theme()]))))));
+    element("td", {}, patchStrip(sweep.places, row[7], data.heat[theme()], 200))))));
   if (!rows.length) return null;
   const head = ["Patched", "First half", "Share moved, by depth"];
   return element("div", {}, element("h4", {}, "What patches move"), element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What patches move" },

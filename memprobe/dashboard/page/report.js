@@ -288,29 +288,35 @@ const COLUMNS = [
   ["Exact match", (row) => share(row.exact_match)],
   ["Exact tokens", (row) => share(row.exact_tokens)],
   ["Recall@{k}", (row) => [...share(row.recall), (chance) => percent(chance.recall?.value ?? null)]],
-  ["First occurrence", (row) => named(row, "lof_restricted_mean", fixed)],
+  ["First occurrence,\nnever as {never}", (row) => named(row, "lof_restricted_mean", fixed)],
   ["Against chance", (row) => {
     const by = row.shuffled?.lof_restricted_mean;
     return [by === null || by === undefined ? "–" : signed(row.lof_restricted_mean - by), null];
   }],
   ["Never", (row) => [...named(row, "share_never", percent), (chance) => percent(chance.share_never)]],
-  ["Where it occurs", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed))]],
+  ["First occurrence,\nwhere it occurs", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed))]],
   ["Settled depth", (row) => [spread(row.settled_mean, row.settled_sd),
     `never ${percent(row.settled_share_never)}`]],
   ["Depths held", (row) => [...named(row, "depths_per_factoid", fixed), (chance) => fixed(chance.depths_per_factoid)]],
   ["Effective layers", (row) => named(row, "effective_layers", fixed)],
 ];
 
+/** The title of a column for the set and the top k that are shown. */
+function filledIn(title) {
+  const last = new Set(set.checkpoints.map((entry) => entry.n_layers));
+  return title.replace("{k}", state.k).replace("{never}", last.size === 1 ? [...last][0] + 1 : "n + 1");
+}
+
 function showHeadline() {
   const rows = set.headline[state.rule][state.k];
   const head = element("tr", {}, element("th", { scope: "col" }, "Checkpoint"),
-    ...COLUMNS.map(([title]) => element("th", { scope: "col" }, title.replace("{k}", state.k))));
+    ...COLUMNS.map(([title]) => element("th", { scope: "col" }, filledIn(title))));
   const body = state.checkpoints.map((label) => {
     const row = rows[label];
     const name = element("th", { scope: "row" }, element("span", {}, glyph(checkpoints.get(label)), label));
     return element("tr", {}, name, ...COLUMNS.map(([title, cell]) => {
       const [value, interval, chance] = cell(row);
-      return element("td", { "data-label": title.replace("{k}", state.k) }, element("span", { class: "value" }, value),
+      return element("td", { "data-label": filledIn(title) }, element("span", { class: "value" }, value),
         interval ? element("small", {}, interval) : null,
         chance && row.shuffled && state.control ? element("small", {}, `shuffled ${chance(row.shuffled)}`) : null);
     }));
@@ -333,7 +339,7 @@ function headlineCsv() {
 const OVER_SEEDS = [
   ["Exact match", "exact", percent],
   ["Recall@{k}", "recall_full", percent],
-  ["First occurrence", "lof_restricted", fixed],
+  ["First occurrence,\nnever as {never}", "lof_restricted", fixed],
   ["Depths held", "depths_per_factoid", fixed],
 ];
 
@@ -341,7 +347,7 @@ function showArms() {
   const rows = set.arms?.[state.rule][state.k] ?? [];
   byId("arms-part").hidden = !rows.length;
   if (!rows.length) return;
-  const head = ["Arm", "After", "Seeds", ...OVER_SEEDS.map(([title]) => title.replace("{k}", state.k))];
+  const head = ["Arm", "After", "Seeds", ...OVER_SEEDS.map(([title]) => filledIn(title))];
   byId("arms").replaceChildren(
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {},
@@ -502,13 +508,17 @@ const SHARED = ["room", "checkpoints", "k", "rule", "against", "measure", "contr
 
 const RULES = { first: "its first token is", last: "its last token is", all: "all of its tokens are" };
 
+// Rooms that show what belongs to no set of facts, above which its answer would mislead.
+const OF_NO_SET = ["patches", "study", "training"];
+
 // Of the screen's height, so that a chart begins on the first screen; the first sentence always stands.
 const ANSWER_AT_MOST = { phone: 0.34, wide: 0.36 };
 
 /** The answer, as many sentences as leave room for a chart and a button for the others; and on paper what it rests on. */
 function showAnswer() {
-  const lines = set ? set.answer?.[state.rule]?.[state.k] ?? []
-    : [...report.results, ...report.comparisons][0]?.answer ?? [];
+  const other = state.room === "study" ? report.results : [...report.results, ...report.comparisons];
+  const lines = set && !OF_NO_SET.includes(state.room) ? set.answer?.[state.rule]?.[state.k] ?? []
+    : set && state.room !== "study" ? [] : other[0]?.answer ?? [];
   const answer = byId("answer");
   const paragraphs = lines.map((line) => element("p", {}, line));
   answer.replaceChildren(...paragraphs);
@@ -525,7 +535,7 @@ function showAnswer() {
     });
     answer.append(more, button);
   }
-  byId("printed").textContent = set
+  byId("printed").textContent = set && !OF_NO_SET.includes(state.room)
     ? `A depth holds an answer when ${RULES[state.rule]} among the top ${state.k} tokens. ${set.subtitle}. Checkpoints: ${state.checkpoints.join(", ")}.` : "";
 }
 
