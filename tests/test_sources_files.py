@@ -209,7 +209,7 @@ CSV = {
     "separated by semicolons": b"prompt;answer\np?;a\n",
     "separated by tabs": b"sep=\t\nprompt\tanswer\np?\ta\n",
     "written in UTF-16": "prompt,answer\r\np?,a\r\n".encode("utf-16"),
-    "the row has 'Prompt', 'Answer'": b"Prompt,Answer\np?,a\n",
+    "there are 'Prompt', 'Answer'; 'Answer': did you mean 'answer'": b"Prompt,Answer\np?,a\n",
     "the file may be cut": b"prompt,answer\nq?,b\np?,a",
     "a cell is 'nan', which is no number": b"prompt,answer\np?,nan\n",
 }
