@@ -197,7 +197,7 @@ def test_missing_sources_are_named_by_file_and_key(tmp_path, data, extra, said):
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
-    with pytest.raises(MemprobeError, match="No such file"):
+    with pytest.raises(MemprobeError, match="no such file"):
         read_recipe(tmp_path / "none.toml")
 
 
