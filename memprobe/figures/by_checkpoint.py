@@ -35,6 +35,8 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     style.not_empty(table, "statistic")
     shown = list(PLACEMENT) if width >= 120 else ["lof_mean", "share_never"]
     shown = [name for name in shown if name in set(table["statistic"])]
@@ -85,7 +87,7 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             axes.margins(x=0.08)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
-    if engine := figure.get_layout_engine():
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(wspace=0.06)  # the last tick of a panel stands off the next one's first
     few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
     notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
