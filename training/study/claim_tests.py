@@ -342,11 +342,16 @@ def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]
 
 
 def _idle(cells: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """Arms that did nothing in the last stage: those that moved the weights there as far as naive training did."""
+    """Penalties that did nothing: those that moved the weights in the last stage as far as naive training did.
+
+    Other arms train on other rows or for longer, so that a distance like naive's is chance.
+    """
     idle = {}
     learned = cells.filter("learned")
     naive = learned.filter(pl.col("arm_text") == NAIVE).select("setup", "seed", naive="weight_change")
-    others = learned.filter(~pl.col("plain_last"))  # what an arm does before is not seen there
+    arms = {text: Arm.of(text).parts for text in learned["arm_text"].unique()}
+    penalised = [text for text, parts in arms.items() if parts and all(part.is_penalty for part in parts)]
+    others = learned.filter(pl.col("arm_text").is_in(penalised))
     for (setup, arm), group in others.group_by("setup", "arm_text", maintain_order=True):
         both = group.join(naive, on=["setup", "seed"], how="inner").sort("seed")
         if is_inert(both["weight_change"].to_list(), both["naive"].to_list()):
