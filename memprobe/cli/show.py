@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +55,10 @@ def show(
             f"memprobe dashboard {folder} shows it"
         )
     from memprobe.cli.show_probe import print_summary
-    from memprobe.probes import SUMMARY, open_probe
+    from memprobe.probes import RUN, SUMMARY, open_probe
 
-    if folder.is_dir() and not (folder / "run.json").exists():
-        raise MemprobeError(f"{folder}: {_what_instead(folder)}")
-
+    if folder.is_dir() and not (folder / RUN).exists():
+        raise MemprobeError(f"{folder}: {_what_instead(folder, (RUN, COMPARISON, OUTCOMES))}")
     probe = open_probe(folder)
     if not (folder / SUMMARY).exists():
         raise MemprobeError(f"{folder}: not finished, so there is no summary yet; the same command goes on")
@@ -71,10 +71,9 @@ def show(
             echo(f"note     {label}: not finished; the same command goes on", err=True)
 
 
-def _what_instead(folder: Path) -> str:
-    """Why a folder cannot be shown, and what lies in it that can."""
+def _what_instead(folder: Path, shown: Sequence[str]) -> str:
+    """Why a folder cannot be shown, and what lies in it that can: folders with one of the files ``shown``."""
     of = "not a probe directory (memprobe layers --out makes one), nor a folder of memprobe compare --out"
-    shown = ("run.json", COMPARISON, OUTCOMES)
     below = sorted(
         {
             file.parent

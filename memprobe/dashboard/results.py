@@ -144,8 +144,8 @@ def _names(kept: pl.DataFrame) -> dict[str, str]:
 
 def _later(stages: pl.DataFrame | None) -> str:
     """What those after the first stage train on."""
-    chain = stages is None or "stage" not in stages.columns or not (stages["stage"] == "3").any()
-    return "D_B" if chain else "a later stage"
+    three = stages is not None and "stage" in stages.columns and (stages["stage"] == "3").any()
+    return "a later stage" if three else "D_B"
 
 
 def _not_learned(kept: pl.DataFrame, later: str) -> pl.Series:
