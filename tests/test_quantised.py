@@ -85,6 +85,30 @@ def test_full_depth_is_what_the_quantised_model_says(saved, kind):
     assert ours.checkpoint.note == f"weights quantised by bitsandbytes to {bits} bits"
 
 
+def test_full_depth_is_what_a_gptq_model_says(tmp_path):
+    """Where gptqmodel is installed, which is in no extra: it must be chosen to go with torch (docs/how-to/probe.md)."""
+    gptqmodel = pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+    tokenizer = tiny_tokenizer()
+    plain, target = tmp_path / "plain", tmp_path / "gptq"
+    tiny_model(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    model = gptqmodel.GPTQModel.load(
+        str(plain), gptqmodel.QuantizeConfig(bits=4, group_size=32), device="cpu"
+    )
+    texts = [f"the river is long and deep, number {number} of the hills and more" for number in range(40)]
+    model.quantize([dict(tokenizer(text)) for text in texts], batch_size=1)
+    model.save(str(target))
+    tokenizer.save_pretrained(target)
+    theirs = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    ours = load(str(target), device="cpu", dtype="float32")
+    assert quantised.is_quantised(ours.model) and ours.difference < 1e-4
+    assert ours.checkpoint.note == "weights quantised by gptq to 4 bits"
+    found = capture(ours, FACTS, predictions=False).records.filter(token=0, depth=ours.n_layers)
+    items = plan_capture(ours, FACTS, Template("plain")).items
+    by_fact = dict(found.select("factoid", "rank").iter_rows())
+    assert by_fact == {item.factoid.id: own_rank(theirs, item) for item in items}
+
+
 def test_a_loader_does_not_put_quantised_weights_into_a_model_that_is_there(saved):
     """Of these, some numbers are no tensors of the model: what was read of the first would stay."""
     first, second = (resolve(str(saved / f"double-{seed}")) for seed in (0, 1))
