@@ -21,9 +21,10 @@ from torch import Tensor
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
-from memprobe.models import LensModel, choose_device, choose_dtype, load_model, load_tokenizer, wrap
+from memprobe.models import LensModel, choose_device, choose_dtype, load_tokenizer, placed_model, wrap
 from memprobe.quantised import described
 from memprobe.sequences import Deferred
+from memprobe.splitting import is_split
 from memprobe.weights import TOKENIZER_FILES, files_like
 
 if TYPE_CHECKING:
@@ -46,13 +47,15 @@ class Loader:
     """Loads checkpoints in turn, one model in memory at a time.
 
     Args:
-        device, dtype, trust_remote_code: see :func:`memprobe.models.load`.
+        device, dtype, trust_remote_code: see :func:`memprobe.models.load`; a split model's files are found ahead, and
+            read when their turn comes.
 
     Attributes:
         reused: how many checkpoints went into a model that was there.
     """
 
     def __init__(self, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False):
+        self.placement = device
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.trust_remote_code = trust_remote_code
@@ -99,7 +102,7 @@ class Loader:
         into = self._model if ahead and ahead.tensors is not None else None
         if into is None or not _put(into, ahead.tensors or {}):  # type: ignore[union-attr]
             self.release()
-            into = load_model(checkpoint, self.dtype, self.trust_remote_code, self.device)
+            into = placed_model(checkpoint, self.dtype, self.trust_remote_code, self.placement)
             self._model, self._of, self._plain = into, checkpoint, None
         else:
             self.reused += 1
@@ -127,8 +130,8 @@ class Loader:
         checkpoint = item.find() if isinstance(item, Deferred) else item
         mark = fingerprint(checkpoint)  # kept by files: asked for again, it costs nothing
         model, before = self._model, self._of
-        if model is None or before is None or not same_shape(before, checkpoint):
-            return _Read(checkpoint, mark, None)
+        if model is None or before is None or is_split(self.placement) or not same_shape(before, checkpoint):
+            return _Read(checkpoint, mark, None)  # of a split model, some tensors are not in memory
         size = sum(file.stat().st_size for file in files_like(checkpoint.path, ("*.safetensors",)))
         if 2 * size > psutil.virtual_memory().available:
             return _Read(checkpoint, mark, None)

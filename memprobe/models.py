@@ -163,28 +163,9 @@ def load(
     if isinstance(checkpoint, str):
         loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
         checkpoint = resolve(checkpoint, loading)
-    where = choose_device(device)
-    precision = choose_dtype(dtype, where)
-    if is_split(device):
-        if checkpoint.kind != "weights":
-            raise MemprobeError(
-                f"{checkpoint.label}: --device-map splits safetensors checkpoints alone, this is of kind "
-                f"{checkpoint.kind}"
-            )
-        model = load_split(
-            partial(
-                read_model,
-                checkpoint.path,
-                precision,
-                name=checkpoint.spec,
-                trust_remote_code=trust_remote_code,
-            ),
-            device,
-        )
-    else:
-        model = load_model(checkpoint, precision, trust_remote_code, where)
+    precision = choose_dtype(dtype, choose_device(device))
     return wrap(
-        model,
+        placed_model(checkpoint, precision, trust_remote_code, device),
         load_tokenizer(checkpoint, trust_remote_code),
         label=checkpoint.label,
         weights_fingerprint=fingerprint(checkpoint),
@@ -274,6 +255,29 @@ def load_pretrained(
         MemprobeError: they cannot be loaded, or weights are missing from the files.
     """
     return load_model(checkpoint, dtype, trust_remote_code), load_tokenizer(checkpoint, trust_remote_code)
+
+
+def placed_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool, device: str
+) -> PreTrainedModel:
+    """The Hugging Face model of a checkpoint, on one device or over several.
+
+    Args:
+        device: the name of one, ``auto``, or a split (:mod:`memprobe.splitting`).
+
+    Raises:
+        MemprobeError: see :func:`load_pretrained`; or what is split is no plain checkpoint.
+    """
+    if not is_split(device):
+        return load_model(checkpoint, dtype, trust_remote_code, choose_device(device))
+    if checkpoint.kind != "weights":
+        raise MemprobeError(
+            f"{checkpoint.label}: --device-map splits safetensors checkpoints alone, this is of kind {checkpoint.kind}"
+        )
+    read = partial(
+        read_model, checkpoint.path, dtype, name=checkpoint.spec, trust_remote_code=trust_remote_code
+    )
+    return load_split(read, device)
 
 
 def load_model(

@@ -22,7 +22,6 @@ from memprobe.load_options import LoadOptions
 from memprobe.planning import Plan, plan_capture
 from memprobe.quantised import notes_on_company
 from memprobe.sequences import Deferred
-from memprobe.splitting import is_split
 from memprobe.sweeps import slow_note, sweep_name
 from memprobe.templates import Template
 
@@ -108,8 +107,7 @@ class Prober:
         self.asked = asked
         self.where = choose_device(asked.loading.device)
         self.dtype = str(choose_dtype(asked.loading.dtype, self.where)).removeprefix("torch.")
-        self.split = is_split(asked.loading.device)
-        self.loader = Loader(str(self.where), self.dtype, asked.loading.trust_remote_code)
+        self.loader = Loader(asked.loading.device, self.dtype, asked.loading.trust_remote_code)
         self._model: LensModel | None = None
         self._lenses: list[Lens] = []
         self._found: Checkpoint | None = None
@@ -180,7 +178,7 @@ class Prober:
         """Begins to read the files of the checkpoint that comes after the one that is loaded from files."""
         from memprobe.models import LensModel
 
-        if following is not None and not isinstance(item, LensModel) and not self.split:
+        if following is not None and not isinstance(item, LensModel):
             self.loader.announce(following)
 
     def texts(self, item: Checkpoint | Deferred | LensModel, ids: Sequence[int]) -> dict[str, str]:
@@ -254,9 +252,6 @@ class Prober:
         self._model, self._lenses, self._batches = None, [], []
         if isinstance(item, LensModel):
             self._model = item
-        elif self.split:
-            self._found = self._find(item)
-            self._model = self._load(self._found, self.dtype)
         else:
             self._found = self._find(item)
             self._model = self.loader.get(self._found)
@@ -293,8 +288,7 @@ class Prober:
 
         if isinstance(checkpoint, models.LensModel):
             return checkpoint
-        device = self.asked.loading.device if self.split else str(self.where)
-        return models.load(checkpoint, **vars(replace(self.asked.loading, device=device, dtype=dtype)))
+        return models.load(checkpoint, **vars(replace(self.asked.loading, dtype=dtype)))
 
     def _forget(self) -> None:
         self._model, self._lenses, self._batches = None, [], []

@@ -86,7 +86,8 @@ def load_split(read: Any, device: str) -> PreTrainedModel:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    return model
+    # Weights that come and go are made anew in each pass, also without gradients: none can be asked to want one.
+    return model.requires_grad_(False)
 
 
 def home_of(model: nn.Module) -> torch.device:

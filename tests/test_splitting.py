@@ -5,16 +5,20 @@ import shutil
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from memprobe import models
+from memprobe import models, prober
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.filter import ask
 from memprobe.models import load
 from memprobe.patch_plan import plan_patches
 from memprobe.patching import patch_batches
+from memprobe.planning import plan_capture
+from memprobe.probing import probe
 from memprobe.sources import load_factoids
-from memprobe.splitting import device_text, home_of, load_split, memory_of
+from memprobe.splitting import device_text, gather_streams, home_of, load_split, memory_of
 from memprobe.weights import files_like
 
 FACTS = load_factoids("known")[:4]
@@ -124,7 +128,8 @@ def test_patch_check_and_lens_take_a_device_map(cli, tiny_checkpoint, tmp_path, 
     assert code != 0 and "does not go with --device-map" in err
 
 
-def test_a_linear_lens_is_fitted_to_a_split_model(cli, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("kind", ["linear", "tuned", "jacobian"])
+def test_a_lens_is_fitted_to_a_split_model(kind, cli, tiny_checkpoint, tmp_path):
     size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
     texts = tmp_path / "texts.jsonl"
     texts.write_text(
@@ -136,12 +141,60 @@ def test_a_linear_lens_is_fitted_to_a_split_model(cli, tiny_checkpoint, tmp_path
         "whole": ["--device", "cpu"],
     }.items():
         code, _, err = cli(
-            "fit", "--ckpt", str(tiny_checkpoint), "--texts", str(texts), "--kind", "linear", "--tokens", "800",
+            "fit", "--ckpt", str(tiny_checkpoint), "--texts", str(texts), "--kind", kind, "--tokens", "400",
             "--length", "24", "--held-out", "2", *where, "--out", str(tmp_path / name),
         )  # fmt: skip
         assert code == 0, err
-        found[name] = next((tmp_path / name).glob("*.safetensors")).read_bytes()
-    assert found["split"] == found["whole"]
+        found[name] = load_file(next((tmp_path / name).glob("*.safetensors")))
+    assert found["split"].keys() == found["whole"].keys()
+    for name, tensor in found["whole"].items():
+        torch.testing.assert_close(found["split"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_that_are_split_share_what_their_tokenizer_made(tiny_checkpoint, tmp_path, monkeypatch):
+    size = sum(file.stat().st_size for file in files_like(tiny_checkpoint, ("*.safetensors",)))
+    shutil.copytree(tiny_checkpoint, tmp_path / "later")
+    planned = []
+    monkeypatch.setattr(
+        prober, "plan_capture", lambda *given, **more: planned.append(1) or plan_capture(*given, **more)
+    )
+    made = probe(
+        [f"first={tiny_checkpoint}", f"later={tmp_path / 'later'}"],
+        FACTS,
+        out=tmp_path / "probe",
+        device=f"split:cpu={size // 2 // 1000}KB",
+    )
+    assert len(planned) == 1 and len(made.checkpoints) == 2
+
+
+@pytest.mark.parametrize(
+    "give", [lambda stream: stream, lambda stream: (stream, "cache"), lambda stream: [stream, "cache"]]
+)
+def test_streams_come_home_from_other_devices(give):
+    """Two devices are made up: what a block puts out on another one is brought to where the model's inputs are."""
+
+    class Block(nn.Module):
+        def forward(self, stream):
+            return give(stream.to("meta"))
+
+    model = nn.Sequential(Block(), Block())
+    model.device = torch.device("cpu")
+    model.hf_device_map = {"0": 0, "1": 1}
+    moved = []
+
+    class Stream(torch.Tensor):
+        def to(self, device):
+            moved.append(str(device))
+            return self
+
+    gather_streams(model, list(model))
+    out = model[0](torch.zeros(2, 3).as_subclass(Stream))
+    assert moved == ["meta", "cpu"]
+    assert type(out) is type(give(1)) or isinstance(out, Stream)
+    alone = nn.Sequential(Block())
+    alone.hf_device_map = {"0": 0, "1": "cpu"}
+    gather_streams(alone, list(alone))
+    assert not alone[0]._forward_hooks, "accelerate brings what is computed on one device and kept elsewhere"
 
 
 def test_what_is_asked_of_devices():

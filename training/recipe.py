@@ -61,7 +61,7 @@ class Precision(Settings):
         autocast: of the matrix products; ``none`` computes in the weights' own, ``auto`` in bfloat16 where that pays on
             the machine that the run begins on; see :mod:`training.autocast`.
         packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
-            the same from that and where it is less work; see :mod:`training.packing`.
+            the same from that and where it is less work; see :mod:`training.batches`.
         fewer_kernels: on a CUDA device, fused norms and flash attention; see :mod:`training.kernels`.
         graphs: on one CUDA device, a step's forward and backward pass as one CUDA graph, where that computes the same;
             rows are padded then, not packed; see :mod:`training.graphs`.
