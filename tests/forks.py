@@ -10,11 +10,13 @@ is special about a fresh interpreter (what is imported when, what happens at its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 STREAMS = (0, 1, 2)
 _LOOK = 0.01  # seconds between two looks at a fork and at who asked for it
@@ -25,13 +27,18 @@ def main() -> None:
     address, *words = sys.argv[1:]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        asked = {"words": words, "cwd": os.getcwd(), "environment": dict(os.environ)}
+        asked = {"words": words, "cwd": str(Path.cwd()), "environment": dict(os.environ)}
         content = json.dumps(asked).encode()
         socket.send_fds(server, [len(content).to_bytes(8, "big")], STREAMS)
         server.sendall(content)
         fork = _number(server)
+
+        def pass_on(number: int, _frame: object) -> None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(fork, number)
+
         for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, lambda number, _frame: os.kill(fork, number))
+            signal.signal(one, pass_on)
         code = _number(server)
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
