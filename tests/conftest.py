@@ -6,7 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,23 @@ def pytest_xdist_auto_num_workers() -> int:
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A tiny Llama with a byte-level tokenizer, as a Hugging Face directory. Copy it before changing it."""
     return save_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def quick_python() -> Iterator[list[str]]:
+    """Stands where ``[sys.executable]`` would: forks of one process, which has imported everything (tests.forks)."""
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        socket = Path(folder) / "socket"
+        code = f"from tests.forks import serve; serve({str(socket)!r})"
+        root = Path(__file__).parents[1]
+        server = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE)
+        try:
+            while not socket.exists():
+                assert server.poll() is None, "the server of forks did not start"
+                time.sleep(0.05)
+            yield [sys.executable, "-I", "-S", str(root / "tests" / "forks.py"), str(socket)]
+        finally:
+            server.communicate()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def options_of(words: list[str]) -> set[str] | None:
     return {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
 
 
-def test_the_commands_of_the_readme_run(tiny_checkpoint, tmp_path):
+def test_the_commands_of_the_readme_run(tiny_checkpoint, tmp_path, quick_python):
     """As they stand, with a tiny model where the README has one of its reader's."""
     (tmp_path / "facts.jsonl").write_text(
         "".join(
@@ -92,18 +92,18 @@ def test_the_commands_of_the_readme_run(tiny_checkpoint, tmp_path):
             if words[:1] != ["memprobe"]:
                 continue
             done = subprocess.run(
-                [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=240
+                [*quick_python, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=240
             )
             assert done.returncode == 0, f"{line}\n{done.stderr}"
             run += 1
     assert run >= 5 and (tmp_path / "page.html").exists() and (tmp_path / "lens.html").exists()
 
 
-def test_the_python_of_the_readme_runs_twice(tiny_checkpoint, tmp_path):
+def test_the_python_of_the_readme_runs_twice(tiny_checkpoint, tmp_path, quick_python):
     (snippet,) = blocks(ROOT / "README.md", "python")
     code = snippet.replace("smollm2-135m", str(tiny_checkpoint))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code + code],
+        [*quick_python, "-c", code + code],
         cwd=tmp_path,
         capture_output=True,
         text=True,

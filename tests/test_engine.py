@@ -100,14 +100,14 @@ def test_a_lost_node_costs_time_only(cluster, four, here, tmp_path, monkeypatch)
 
 
 @pytest.mark.timeout(600)  # two processes that import torch, beside the cluster's own
-def test_a_killed_driver_goes_on_from_outside_too(cluster, four, here, tmp_path):
+def test_a_killed_driver_goes_on_from_outside_too(cluster, four, here, tmp_path, quick_python):
     out = tmp_path / "probe"
     script = (
         "import sys; from memprobe import engine, prober; from memprobe.probing import probe; "
         "from tests import test_engine as t; from tests.clusters import Slow; "
         "prober.UNIT = 4; engine.Parted = Slow; t.on_ray(sys.argv[3:], sys.argv[1], engine=t.Engine(sys.argv[2]))"
     )
-    command = [sys.executable, "-c", script, str(out), cluster.outside, *four]
+    command = [*quick_python, "-c", script, str(out), cluster.outside, *four]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: driver.poll() is not None or list(out.glob("parts/*/outcomes-*.parquet")), 240)

@@ -28,6 +28,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.forks import import_everything
+
 TIMES = (
     "seconds",
     "seconds_probed",
@@ -221,7 +223,7 @@ def _run(command: Command, out: Path, after: float | None = None) -> tuple[int, 
     """(exit code or minus the signal, seconds, what it said) of a command in a fork, killed after so many seconds."""
     out.parent.mkdir(parents=True, exist_ok=True)
     log, ready = out.parent / "said.txt", os.pipe()
-    _import()
+    import_everything()
     child = os.fork()
     if child == 0:
         _work(command, out, log, ready)
@@ -241,24 +243,6 @@ def _run(command: Command, out: Path, after: float | None = None) -> tuple[int, 
 
 def _has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _import() -> None:
-    """What the commands import, but nothing that starts threads: they would not come along into a fork."""
-    import peft
-    import transformers.trainer
-
-    import memprobe.callback
-    import memprobe.capturing
-    import memprobe.cli.app
-    import memprobe.cli.fit
-    import memprobe.cli.layers
-    import memprobe.cli.patch
-    import training.__main__
-    import training.grid.workers
-    import training.stage
-
-    assert peft and transformers.trainer and memprobe.cli.fit and training.stage
 
 
 def _work(command: Command, out: Path, log: Path, ready: tuple[int, int]) -> None:

@@ -1,8 +1,8 @@
 """Grids: which cells there are, what they share, and what a run of them leaves."""
 
 import json
+import shlex
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -277,11 +277,11 @@ def test_a_cell_that_never_fits_into_memory_stops_no_other(worker, tiny_checkpoi
     assert crew is None or crew.broken() == {"a-b-n4/replay-s0": said}
 
 
-def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
+def test_a_second_command_is_refused(tiny_checkpoint, tmp_path, quick_python):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
     out = tmp_path / "out"
     start_grid(path, out)
-    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
+    command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out)]
     with only_command(out):
         for more in ([], ["--workers", "2"]):
             refused = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -291,12 +291,12 @@ def test_a_second_command_is_refused(tiny_checkpoint, tmp_path):
     assert not (out / "runs").exists()
 
 
-def test_stages_may_be_trained_by_a_process_of_their_own(tiny_checkpoint, tmp_path):
+def test_stages_may_be_trained_by_a_process_of_their_own(tiny_checkpoint, tmp_path, quick_python):
     """As in this process, to the bit; two processes that share a stage: test_grid_on_ray."""
     path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=2, keep="weights")
     here = tmp_path / "here"
     run_grid(read_grid(path), path, here, quiet=True)
-    path.write_text(f"launch = '{sys.executable}'\n{path.read_text()}")
+    path.write_text(f"launch = '{shlex.join(quick_python)}'\n{path.read_text()}")
     assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
     (cell,) = cells(path)
     ended, alone = (outcome(out, cell.node.name) for out in (tmp_path / "out", here))

@@ -1,6 +1,7 @@
 """A grid on a Ray cluster of several nodes gives what one process gives, whatever is lost on the way."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -103,11 +104,11 @@ def test_a_grid_on_a_cluster_that_loses_a_node(cluster, here, tmp_path, monkeypa
     assert left_in(out) == wanted
 
 
-def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path):
+def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path, quick_python):
     path, wanted = here
     out = tmp_path / "out"
     command = [
-        sys.executable,
+        *quick_python,
         "-m",
         "training",
         "grid",
@@ -207,14 +208,17 @@ def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(
     assert left_in(out) == wanted
 
 
-def test_processes_of_a_launch_shard_a_model_within_one_task(cluster, tiny_checkpoint, tmp_path):
+def test_processes_of_a_launch_shard_a_model_within_one_task(
+    cluster, tiny_checkpoint, tmp_path, quick_python
+):
     """FSDP of two processes in a task of one core: what they train is what one process trains."""
     path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1, keep="weights")
     text = path.read_text().replace("micro_batch = 4", "micro_batch = 2")
     path.write_text(text)
     alone = tmp_path / "alone"
     assert run_grid(read_grid(path), path, alone, quiet=True) == []
-    launch = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    python = shlex.join(quick_python)
+    launch = f"{python} -m torch.distributed.run --standalone --nproc-per-node 2 --no-python {python}"
     sharded = text.replace("[recipe.optimiser]", "[recipe.precision]\nfsdp = true\n[recipe.optimiser]")
     path.write_text(f"launch = '{launch}'\n{sharded}")
     out = tmp_path / "out"

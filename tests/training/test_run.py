@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import tomllib
 
 import polars as pl
@@ -229,12 +230,12 @@ def unbroken(tiny_checkpoint, tmp_path_factory):
     ],
 )
 def test_killed_anywhere_the_same_command_ends_in_the_same_weights(
-    where, unbroken, tiny_checkpoint, tmp_path
+    where, unbroken, tiny_checkpoint, tmp_path, quick_python
 ):
     recipe = tmp_path / "r.toml"
     recipe.write_text(to_toml(eventful(tiny_checkpoint)))
     out = tmp_path / "run"
-    killed = python(KILLED, recipe, out, torch.get_num_threads(), where)
+    killed = python(quick_python, KILLED, recipe, out, torch.get_num_threads(), where)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-1500:]
     assert not (out / "2-b").exists()
     last = run(read_recipe(recipe), out, quiet=True)
@@ -566,7 +567,7 @@ def test_errors_are_one_line(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text("colour = 3")
     script = "import sys; from training.__main__ import main; sys.argv[1:] = ['run', sys.argv[1]]; main()"
-    done = python(script, path)
+    done = python([sys.executable], script, path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("python -m training: error: ") and "colour" in done.stderr
 

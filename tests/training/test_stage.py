@@ -1,7 +1,6 @@
 """One stage: the loss is the model's own over the right tokens, however the rows are split."""
 
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -179,13 +178,13 @@ def test_arms_differ(golden):
 
 
 @pytest.mark.parametrize(("name", "fsdp"), [("together", False), ("ewc", False), ("remix", True)])
-def test_two_processes_give_the_same_losses(name, fsdp, golden, tiny_checkpoint, tmp_path):
+def test_two_processes_give_the_same_losses(name, fsdp, golden, tiny_checkpoint, tmp_path, quick_python):
     settings = {"optimiser": {"lr": 1e-3, "batch": 4, "micro_batch": 1}, "precision": {"fsdp": fsdp}}
     recipe = tmp_path / "r.toml"
     recipe.write_text(to_toml(small(tiny_checkpoint, ARMS[name], **settings)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     done = subprocess.run(
-        [*launch, "-m", "training", "run", recipe, "--out", tmp_path / "run"],
+        [*quick_python, *launch, *quick_python, "-m", "training", "run", recipe, "--out", tmp_path / "run"],
         env=environment() | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

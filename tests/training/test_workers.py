@@ -12,12 +12,13 @@ import pytest
 
 from memprobe.errors import MemprobeError
 from tests.training.grids import write
-from training.grid import read_grid, run_grid, run_workers
+from training.grid import read_grid, run_grid, run_workers, workers
 from training.grid.crew import Crew
 from training.grid.workers import TRIES
 from training.study.collect import collect
 
 ROOT = Path(__file__).parents[2]
+COMMAND = workers._command
 
 # What a worker does when its cell is trained: the first one that comes to a cell of the arm dies, as often as told.
 DIES = """
@@ -34,7 +35,8 @@ def after(run):
 
 
 @pytest.fixture(autouse=True)
-def _importable(tmp_path, monkeypatch):
+def _importable(tmp_path, monkeypatch, quick_python):
+    monkeypatch.setattr(workers, "_command", lambda *given: [*quick_python, *COMMAND(*given)[1:]])
     monkeypatch.setattr("training.grid.workers._PAUSE", 0.1)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     monkeypatch.syspath_prepend(tmp_path)
@@ -113,7 +115,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpoint, tmp_path):
+def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpoint, tmp_path, quick_python):
+    """With interpreters of their own, as a user's command starts them."""
     path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out), "--workers", "2"]
@@ -128,14 +131,16 @@ def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpo
     assert len(states) == 2 and all(json.loads(state.read_text())["step"] > 0 for state in states)
     steps = [json.loads(state.read_text())["step"] for state in states]
     path.write_text(path.read_text().replace("epochs = 3000", f"epochs = {max(steps) + 2}"))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    again = subprocess.run([*quick_python, *command[1:]], capture_output=True, text=True, timeout=300)
     assert again.returncode != 0 and "begun with another recipe" in again.stderr, "states are of one recipe"
 
 
 def test_after_the_time_limit_no_cell_begins_and_states_are_kept(tiny_checkpoint, tmp_path, monkeypatch):
     path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
     out = tmp_path / "out"
-    assert run_workers(read_grid(path), path, out, workers=1, minutes=0, grace=60, quiet=True) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_command", COMMAND)  # a fork would be at a cell before the clock is looked at
+        assert run_workers(read_grid(path), path, out, workers=1, minutes=0, grace=60, quiet=True) == []
     log = out / "log.txt"
     assert "0 minutes are over" in log.read_text() and "2 are left" in log.read_text()
     assert not ended(out) and not list(out.rglob("checkpoint-*"))
