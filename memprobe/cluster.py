@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,10 @@ _MOMENT = 0.1  # seconds between two questions whether a task has ended
 _CLIENT_PORT = 10001
 _OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
 _INSIDE = re.compile(r"(?P<host>[\w.-]+):\d{1,5}")
+
+
+def _silent(_line: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,17 @@ class Engine:
         address: ``ray``: the cluster that this machine belongs to, else this machine alone; ``ray://HOST[:PORT]``: one
             that is reached from outside.
         each: what one loaded model takes; by default a GPU, or on a cluster without any all cores of a node.
-        actors: models that are loaded at once; by default as many as there is room for.
+        actors: models that are loaded at once; by default as many as there is room and work for.
         storage: a folder or fsspec URL that all nodes reach, where they leave parts; by default the probe directory,
             which they must reach then.
+        say: told where Ray's dashboard is.
     """
 
     address: str = RAY
     each: Resources = field(default_factory=Resources)
     actors: int | None = None
     storage: str | None = None
+    say: Callable[[str], object] = field(default=_silent, compare=False)
 
 
 def parse_engine(text: str, resources: str | None = None, storage: str | None = None) -> Engine:
@@ -121,8 +127,11 @@ def all_done(ray: Any, references: Collection[Any]) -> None:
             running.remove(reference)
 
 
-def connect(address: str) -> Any:
+def connect(address: str, say: Callable[[str], object] = _silent) -> Any:
     """Ray, connected.
+
+    Args:
+        say: told where its dashboard is, if there is one.
 
     Returns:
         The module, and whether this call connected it.
@@ -151,29 +160,31 @@ def connect(address: str) -> Any:
         # What a killed process began ends with it, so that the same command finds its directory free.
         os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     try:
-        _init(ray, options)
+        context = _init(ray, options)
     except Exception as error:  # Ray raises plain ones too, as where its own node does not come up in time
         raise MemprobeError(
             f"--engine {address}: no cluster answers, and none could be started here ({first_line(error)})"
             if address == RAY
             else f"--engine {address}: no cluster answers ({first_line(error)})"
         ) from error
+    if url := getattr(context, "dashboard_url", None):
+        say(f"Ray's dashboard: http://{url}")
     return ray, True
 
 
-def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> None:
-    """Connects; a client whose server process died at its start asks for another one.
+def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> Any:
+    """Ray's context, connected; a client whose server process died at its start asks for another one.
 
     Ray's proxy forks that process beside threads of gRPC, and about one in ten does not live.
     """
-    for tries_left in reversed(range(tries)):
+    while True:
+        tries -= 1
         try:
-            ray.init(**options)
-            return
+            return ray.init(**options)
         except ConnectionAbortedError:
-            if not tries_left:
+            if not tries:
                 raise
-            time.sleep(1)
+        time.sleep(1)
 
 
 @contextmanager

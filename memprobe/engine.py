@@ -5,14 +5,16 @@
                  merges parts by name, writes run.json
 
 An actor keeps the model that it holds as long as there are units of it; then it takes the next checkpoint, and where
-none is left it helps with the units of another one. A lost actor's unit is read by another; Ray starts the actor again
-where there is room. A unit that fails three times is named, and the other checkpoints go on.
+none is left it helps with the units of another one. There are as many actors as units and checkpoints to take, where
+the cluster has room for them. A lost actor's unit is read by another; Ray starts the actor again where there is room. A
+unit that fails three times is named, and the other checkpoints go on.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import Any
 
 from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
 from memprobe.errors import MemprobeError, first_line
-from memprobe.hands import Do, Flow, Item, Read, Turn
+from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
 from memprobe.probes import part_files, parts_dir
 from memprobe.records import BY_CHECKPOINT
@@ -98,7 +100,7 @@ def storage_at(url: str) -> tuple[Any, str]:
     return files, root.rstrip("/")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Actor:
     handle: Any
     label: str | None = None  # of the checkpoint that it holds
@@ -115,6 +117,7 @@ class _Running:
     step: Any = None
     waiting: deque[tuple[str, tuple[Any, ...]]] = field(default_factory=deque)
     out: int = 0
+    readers: set[_Actor] = field(default_factory=set)  # which have its files, on whatever node
     parts: Any = None
     on_rows: Callable[[], None] | None = None
     given: Any = None
@@ -129,22 +132,25 @@ class OnRay:
     def __init__(self, engine: Engine, asked: Asked, out: Path):
         self.engine, self.out = engine, out
         self.folder = str(engine.storage or out.resolve())
-        if "://" in self.folder and asked.keep_residuals is not None:
+        self.elsewhere = engine.storage is not None
+        if self.elsewhere and asked.keep_residuals is not None:
             raise MemprobeError(
                 "--keep-residuals writes into the probe directory, which all nodes must reach: leave --storage out"
             )
-        self.elsewhere = engine.storage is not None
         if self.elsewhere and "://" in self.folder:
             storage_at(self.folder)
-        self.evicts = asked.evict
         self.asked = asked
         self.dtype = ""
+        self.flows: list[_Running] = []
         self.actors: list[_Actor] = []
+        self.made = 0  # of them
         self.pending: dict[Any, tuple[_Actor, _Running | None, Any]] = {}
+        self.evicting: list[Any] = []
         self.failed: dict[int, str] = {}
+        self.namespace = f"memprobe-{uuid.uuid4().hex}"  # in which names of actors are this probe's own
 
     def __enter__(self) -> OnRay:
-        self.ray, self.own = connect(self.engine.address)
+        self.ray, self.own = connect(self.engine.address, self.engine.say)
         try:
             self.resources = self._resources()
             self._grow(1)
@@ -174,15 +180,14 @@ class OnRay:
         while any(not one.ended for one in self.flows):
             if time.monotonic() - looked > _LOOK:
                 looked = time.monotonic()
-                self._grow(len(self.flows) if self.engine.actors is None else self.engine.actors)
+                self._grow(self._wanted())
             self._hand_out()
             if not self.actors:
                 raise MemprobeError(f"--engine {self.engine.address}: no actor stays alive; {self.last}")
             for ref in some_done(self.ray, self.pending):
                 self._take(ref)
             self._advance()
-        if self.evicts:  # the others were deleted when the next was loaded
-            all_done(self.ray, [actor.handle.evict.remote() for actor in self.actors if actor.ready])
+        all_done(self.ray, self.evicting)
         return [self.failed[place] for place in sorted(self.failed)]
 
     def fetch(self, out: Path, label: str) -> None:
@@ -243,6 +248,13 @@ class OnRay:
                 room += int(min(fits, default=1))
         return room
 
+    def _wanted(self) -> int:
+        """Actors that are asked for, or that there is work for: a step each, or a checkpoint that is not begun."""
+        if self.engine.actors is not None:
+            return self.engine.actors
+        steps = sum(len(one.waiting) + one.out for one in self.flows[: self.begun])
+        return steps + len(self.flows) - self.begun
+
     def _grow(self, wanted: int) -> None:
         """Starts actors up to a number, as far as there is room; those that were asked for also where there is none."""
         most = max(1, min(wanted, self._room())) if self.engine.actors is None else wanted
@@ -250,12 +262,15 @@ class OnRay:
         while len(self.actors) < most:
             # Ray starts a lost actor again, on another node if need be; its unit goes to whoever is free.
             options = {"max_restarts": -1, "max_task_retries": 0, **self.resources}
+            self.made += 1
+            options |= {"name": f"{self.out.name} {self.made}", "namespace": self.namespace}
             actor = _Actor(made.options(**options).remote(self.asked, self.folder, str(Path.cwd())))
             self.actors.append(actor)
             self._wait_for(actor)
 
     def _wait_for(self, actor: _Actor) -> None:
         actor.ready, actor.label = False, None
+        self._no_reader(actor)
         ready = actor.handle.ready.options(max_task_retries=-1)  # waits for the actor to be started again
         self.pending[ready.remote()] = actor, None, None
 
@@ -268,34 +283,42 @@ class OnRay:
             raise cause_of(error) from None
 
     def _hand_out(self) -> None:
-        busy = {id(actor) for actor, _, _ in self.pending.values()}
-        for actor in self.actors:
-            if not actor.ready or id(actor) in busy:
-                continue
+        busy = {actor for actor, _, _ in self.pending.values()}
+        free = [actor for actor in self.actors if actor.ready and actor not in busy]
+        # Who holds a model that is asked for chooses first, so that no other loads it for the same step.
+        for actor in sorted(free, key=lambda actor: self._of_held(actor) is None):
             one = self._next_for(actor)
             if one is None:
                 continue
             method, arguments = task = one.waiting.popleft()
             one.out += 1
+            one.readers.add(actor)
             if method != "texts":  # for which no model is loaded
                 actor.label = one.item.label
-            self.pending[getattr(actor.handle, method).remote(one.item, *arguments)] = actor, one, task
+            step = getattr(actor.handle, method).options(name=f"{one.item.label} {_what(task)}")
+            self.pending[step.remote(one.item, *arguments)] = actor, one, task
+
+    def _of_held(self, actor: _Actor) -> _Running | None:
+        """The flow of the model that an actor holds, if a step of it waits."""
+        begun = self.flows[: self.begun]
+        return next((one for one in begun if one.waiting and one.item.label == actor.label), None)
 
     def _next_for(self, actor: _Actor) -> _Running | None:
         """Whose step an actor takes: of the model that it holds, of a checkpoint not begun, of any other."""
+        if (held := self._of_held(actor)) is not None:
+            return held
         for one in self.flows[: self.begun]:
-            if one.waiting and one.item.label == actor.label:
+            # Texts are left to a reader: another node would fetch a whole checkpoint for its tokenizer.
+            theirs = isinstance(one.step, Do) and one.step.method == "texts" and one.readers
+            if one.waiting and isinstance(one.step, Do) and (not theirs or actor in one.readers):
                 return one
-        opening = [one for one in self.flows[: self.begun] if one.waiting and one.step.__class__ is Do]
-        if opening:
-            return opening[0]
         while self.begun < len(self.flows):
             one = self.flows[self.begun]
             self.begun += 1
             self._advance_one(one)
             if one.waiting:
                 return one
-        return next((one for one in self.flows if one.waiting), None)
+        return next((one for one in self.flows if one.waiting and isinstance(one.step, Read)), None)
 
     def _take(self, ref: Any) -> None:
         """What a step gave, or how it failed."""
@@ -309,6 +332,7 @@ class OnRay:
                 self.last = first_line(error)
                 if actor.deaths > TRIES:
                     self.actors.remove(actor)
+                    self._no_reader(actor)
                 else:
                     self._wait_for(actor)
             if one is None:
@@ -335,10 +359,7 @@ class OnRay:
         one.out -= 1
         if one.ended:
             return
-        method, arguments = task
-        what = method
-        if method == "part":
-            what = f"batches {arguments[0].start + 1} to {arguments[0].stop}"
+        what = _what(task)
         one.tries[what] += 1
         if one.tries[what] < TRIES:
             one.waiting.appendleft(task)
@@ -352,6 +373,20 @@ class OnRay:
         one.flow.close()
         if why is not None:
             self.failed[self.flows.index(one)] = why
+            if self.asked.evict:
+                self._evict(one)
+
+    def _evict(self, one: _Running) -> None:
+        """Deletes a checkpoint from the hub's caches of the nodes that fetched it, when no step of it is left.
+
+        Not as soon as one actor goes on to another checkpoint: others of its node read from the same cache.
+        """
+        self.evicting += [actor.handle.evict.remote(one.item) for actor in one.readers]
+
+    def _no_reader(self, actor: _Actor) -> None:
+        """An actor is gone, or will be another process, maybe on another node."""
+        for one in self.flows:
+            one.readers.discard(actor)
 
     def _advance(self) -> None:
         for one in self.flows[: self.begun]:
@@ -374,11 +409,19 @@ class OnRay:
             except MemprobeError as error:
                 self._end(one, f"{one.item.label}: {error}")
             else:
-                if isinstance(one.step, Do):
+                if isinstance(one.step, Evict):
+                    self._evict(one)
+                elif isinstance(one.step, Do):
                     one.waiting.append((one.step.method, one.step.arguments))
                 elif isinstance(one.step, Read):
                     one.parts, one.on_rows = one.step.parts, one.step.on_rows
                     one.waiting.extend(("part", (unit,)) for unit in one.step.units)
+
+
+def _what(task: tuple[str, tuple[Any, ...]]) -> str:
+    """A step in words, as it is named on Ray's dashboard and where it fails."""
+    method, arguments = task
+    return f"batches {arguments[0].start + 1} to {arguments[0].stop}" if method == "part" else method
 
 
 def cause_of(error: Exception) -> Exception:

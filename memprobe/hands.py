@@ -49,6 +49,8 @@ class Turn:
 class Evict:
     """Delete a hub checkpoint that was read from the hub's cache."""
 
+    item: Item
+
 
 Step = Do | Read | Turn | Evict
 Flow = Generator[Step, Any, None]
@@ -113,7 +115,7 @@ class Here:
         if isinstance(step, Do):
             return getattr(self.prober, step.method)(step.item, *step.arguments)
         if isinstance(step, Evict):
-            return self.prober.evict()
+            return self.prober.evict(step.item)
         self.prober.announce(step.item, step.following)
         try:
             for unit in step.units:

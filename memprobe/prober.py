@@ -110,7 +110,7 @@ class Prober:
         self.loader = Loader(asked.loading.device, self.dtype, asked.loading.trust_remote_code)
         self._model: LensModel | None = None
         self._lenses: list[Lens] = []
-        self._found: Checkpoint | None = None
+        self._found: dict[str, Checkpoint] = {}
         self._plans: dict[Any, tuple[Any, Plan]] = {}
         self._batches: list[Batch] = []
 
@@ -231,14 +231,13 @@ class Prober:
             predictions=False,
         ).records
 
-    def evict(self) -> None:
-        """Deletes the hub checkpoint that is loaded from the hub's cache, unless a lens reads with it."""
+    def evict(self, item: Checkpoint | Deferred) -> None:
+        """Deletes a hub checkpoint that was found here from the hub's cache, unless a lens reads with it."""
         lenses = self.asked.lenses.lenses
         kept = {lens.other.path for lens in lenses if isinstance(lens.other, Checkpoint)}
-        checkpoint = self._found
+        checkpoint = self._found.pop(item.label, None)
         if checkpoint is not None and checkpoint.path not in kept and is_cached_snapshot(checkpoint.path):
             evict(checkpoint.path)
-        self._found = None
 
     def model(self, item: Checkpoint | Deferred | LensModel) -> LensModel:
         """The model of a checkpoint, which is in memory from then on, and no other one."""
@@ -246,15 +245,14 @@ class Prober:
 
         if self._model is not None and self._model.label == item.label:
             return self._model
-        if self._model is not None and self.asked.evict:
-            self.evict()
         # The loader may put the next checkpoint's tensors into the model that is there.
         self._model, self._lenses, self._batches = None, [], []
         if isinstance(item, LensModel):
             self._model = item
         else:
-            self._found = self._find(item)
-            self._model = self.loader.get(self._found)
+            self._found.pop(item.label, None)  # of a try that failed, perhaps as its files were gone
+            found = self._find(item)
+            self._model = self._load(found, self.dtype) if self.split else self.loader.get(found)
         self._lenses = self.asked.lenses.build(self._model, lambda other: self._load(other, self.dtype))
         return self._model
 
@@ -278,10 +276,10 @@ class Prober:
         return self._plans[key][1]
 
     def _find(self, item: Checkpoint | Deferred) -> Checkpoint:
-        """A checkpoint, which is fetched where it must be, once while it is the one that is read."""
-        if self._found is not None and self._found.label == item.label:
-            return self._found
-        return self.loader.find(item)
+        """A checkpoint, which is fetched where it must be, once while it is read."""
+        if item.label not in self._found:
+            self._found[item.label] = self.loader.find(item)
+        return self._found[item.label]
 
     def _load(self, checkpoint: Checkpoint | LensModel, dtype: str) -> LensModel:
         from memprobe import models

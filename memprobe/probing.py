@@ -282,7 +282,7 @@ class _Work:
         if not in_memory and self.run["dtype"] != "float32":
             yield from self._hold_against_fp32(item, entry)
         if self.asked.evict and not isinstance(item, LensModel):
-            yield Evict()
+            yield Evict(item)
 
     def _read(self, item: Checkpoint | Deferred | LensModel) -> Flow:
         """What is left of a checkpoint under way, or not begun."""

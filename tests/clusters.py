@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -108,3 +109,32 @@ def files_of(out: Path) -> dict[str, bytes]:
         for file in sorted(out.rglob("*"))
         if file.is_file()
     }
+
+
+class Beside(Parted):
+    """Reads nothing before there are two of it."""
+
+    def ready(self) -> str:
+        mark = Path(f"{self.folder}-actors", str(os.getpid()))
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        return super().ready()
+
+    def part(self, item: Any, unit: Any) -> str:
+        wait_until(lambda: len(list(Path(f"{self.folder}-actors").iterdir())) > 1, 120)
+        return super().part(item, unit)
+
+
+def at_work() -> list[str]:
+    """What processes of this process's clusters are at: actors and tasks by their names."""
+    import psutil
+
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            titles += [title for title in process.cmdline()[:1] if title.startswith("ray::")]
+    return [
+        title
+        for title in titles
+        if not title.startswith(("ray::IDLE", "ray::SPILL")) and "Agent" not in title
+    ]

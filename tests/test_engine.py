@@ -2,15 +2,21 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from memprobe import engine as engines
 from memprobe import prober
+from memprobe.checkpoints import Checkpoint, resolve
+from memprobe.cli.asked import engine_of
+from memprobe.cli.progress import Bars
 from memprobe.cluster import Engine, Resources, all_done, connect, parse_engine, while_connected
 from memprobe.engine import OnRay
 from memprobe.errors import MemprobeError
@@ -20,9 +26,10 @@ from memprobe.load_options import LoadOptions
 from memprobe.prober import Asked
 from memprobe.probes import open_probe
 from memprobe.probing import probe
+from memprobe.sequences import Deferred
 from memprobe.sizes import parse_size
 from memprobe.templates import Template
-from tests.clusters import SMALL, Failing, Slow, cluster_of, files_of, wait_until
+from tests.clusters import SMALL, Beside, Failing, Slow, at_work, cluster_of, files_of, wait_until
 from tests.tiny import save_tiny
 
 FACTS = [
@@ -289,3 +296,101 @@ def test_a_server_that_dies_at_its_start_is_asked_for_again(monkeypatch, deaths,
         with pytest.raises(MemprobeError, match="no cluster answers"):
             connect("ray://h:1")
     assert len(asked_for) == 5
+
+
+def test_one_checkpoint_has_two_actors_and_ctrl_c_ends_both(cluster, four, cli, tmp_path, monkeypatch):
+    import ray
+
+    rows = [{"id": fact.id, "prompt": fact.prompt, "answer": fact.answer} for fact in FACTS]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["layers", "--ckpt", four[0], "--factoids", tmp_path / "facts.jsonl", "--batch-size", "2"]
+    on_cluster = [*words, "--out", tmp_path / "probe", "--engine", "ray"]
+    named = []
+
+    def interrupt(bars, label, done, total, note=""):
+        if done and not named:
+            named.extend(ray.util.list_named_actors(all_namespaces=True))
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "Parted", Beside)
+        patch.setattr(engines, "_LOOK", 0.2)
+        patch.setattr(Bars, "update", interrupt)
+        code, _, said = cli(*on_cluster)
+    assert {actor["name"] for actor in named} == {"probe 1", "probe 2"}
+    kept = tmp_path / "probe"
+    assert code == 130 and said.splitlines() == [
+        f"memprobe: interrupted; what is finished is kept in {kept}, the same command goes on"
+    ]
+    wait_until(lambda: not at_work())
+    assert list(kept.glob("parts/*/outcomes-*.parquet"))
+    for more in (on_cluster, [*words, "--out", tmp_path / "here"]):
+        code, _, said = cli(*more)
+        assert code == 0, said
+    found, alone = files_of(kept), files_of(tmp_path / "here")
+    assert found.keys() == alone.keys()
+    assert all(found[name] == alone[name] for name in found if name != "report.html")
+
+
+def fetched(cache: Path, source: Path, number: int) -> Checkpoint:
+    """A step of a model as the hub gives it: into this machine's cache, where it is not there yet."""
+    snapshot = cache / "models--owner--name" / "snapshots" / f"{number:040x}"
+    if not snapshot.exists():
+        with (cache.parent / "fetched").open("a") as file:
+            file.write(f"{number} ")
+        shutil.copytree(source, snapshot)
+    return resolve(f"step{number}={snapshot}")
+
+
+def test_hub_checkpoints_are_given_back_when_no_actor_reads_them(cluster, four, tmp_path):
+    """In half precision, where the model that was read is let go of for the one that it is held against."""
+    cache = tmp_path / "hub"
+    (cache / "models--owner--name").mkdir(parents=True)
+    steps = [
+        Deferred(f"owner/name@step{number}", f"step{number}", partial(fetched, cache, Path(spec[3:]), number))
+        for number, spec in enumerate(four, 1)
+    ]
+    found = []
+    for name, engine in (("here", None), ("there", Engine())):
+        out = tmp_path / name / "probe"
+        probe(steps, **asked(out), dtype="bfloat16", evict=True, engine=engine)
+        found.append(files_of(out))
+        assert (tmp_path / "fetched").read_text().split() == ["1", "2", "3", "4"], "each once"
+        assert not list(cache.rglob("*.safetensors"))
+        (tmp_path / "fetched").unlink()
+    assert found[0] == found[1]
+
+
+def test_a_model_split_over_devices_in_an_actor(cluster, four, cli, tmp_path):
+    size = Path(four[0][3:], "model.safetensors").stat().st_size
+    words = ["layers", "--ckpt", four[0], "--factoids", "known", "--n", "3"]
+    split = ["--device-map", "auto", "--max-memory", f"cpu={size // 2 // 1000}KB", "--engine", "ray"]
+    for name, more in {"split": split, "whole": ["--device", "cpu"]}.items():
+        code, _, said = cli(*words, *more, "--out", tmp_path / name)
+        assert code == 0, said
+    for table in ("records", "controls", "outcomes"):
+        ours, theirs = (next((tmp_path / name / table).iterdir()) for name in ("split", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes(), table
+
+
+def test_residuals_go_into_no_storage(four, tmp_path):
+    """Also a folder's: nodes that need one do not reach the probe directory, where residuals are."""
+    with pytest.raises(MemprobeError, match=r"--keep-residuals .*: leave --storage out"):
+        probe(
+            four,
+            **asked(tmp_path / "probe"),
+            keep_residuals="all",
+            engine=Engine(storage=str(tmp_path / "storage")),
+        )
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("127.0.0.1:8265", "Ray's dashboard: http://127.0.0.1:8265\n"), ("", ""), (None, "")],
+)
+def test_where_the_dashboard_is(monkeypatch, capsys, url, said):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(dashboard_url=url))
+    connect("ray", engine_of("ray", None, None).say)
+    assert capsys.readouterr().err == said

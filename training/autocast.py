@@ -85,11 +85,14 @@ def _with(recipe: Recipe, autocast: str) -> Recipe:
 def _choice(path: Path, device: torch.device, say: Callable[[str], None]) -> str:
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # another run may be at it
-        if not path.exists():
-            speed = speed_of_bfloat16(device)
-            autocast = "bfloat16" if speed >= PAYS else "none"
-            say(f"autocast {autocast}: products in bfloat16 run {speed:.2f} times as fast as in fp32 here")
-            write_json({"autocast": autocast, "speed": round(speed, 3), "device": str(device)}, path)
-        return read_valid(path, AutocastFile)["autocast"]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # another run may be at it
+            if not path.exists():
+                speed = speed_of_bfloat16(device)
+                autocast = "bfloat16" if speed >= PAYS else "none"
+                say(
+                    f"autocast {autocast}: products in bfloat16 run {speed:.2f} times as fast as in fp32 here"
+                )
+                write_json({"autocast": autocast, "speed": round(speed, 3), "device": str(device)}, path)
+    return read_valid(path, AutocastFile)["autocast"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,9 +66,10 @@ def engine_of(text: str | None, resources: str | None, storage: str | None) -> E
             if value is not None:
                 raise MemprobeError(f"{name} {value}: works on a cluster alone; give --engine ray with it")
         return None
+    from memprobe.cli.terminal import echo
     from memprobe.cluster import parse_engine
 
-    return parse_engine(text, resources, storage)
+    return replace(parse_engine(text, resources, storage), say=partial(echo, err=True))
 
 
 def slug(label: str) -> str:

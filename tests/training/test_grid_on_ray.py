@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from memprobe.cluster import Engine
-from tests.clusters import SMALL, clients_of, cluster_of, files_of, wait_until
+from memprobe.errors import Interrupted
+from tests.clusters import SMALL, at_work, clients_of, cluster_of, files_of, wait_until
 from tests.training.grids import write
 from tests.training.runs import ROOT
+from training.__main__ import app
 from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
 from training.grid.stages import directory
 from training.run_log import RunLog
@@ -233,3 +236,37 @@ def test_processes_of_a_launch_shard_a_model_within_one_task(
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_the_command_of_the_manual_and_ctrl_c(cluster, here, tmp_path, monkeypatch):
+    path, wanted = here
+    page = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("python -m training grid "))
+    words = shlex.split(line)[3:]
+    monkeypatch.chdir(tmp_path)
+    named = Path(words[1])
+    named.parent.mkdir(parents=True)
+    named.write_text(path.read_text())
+    (tmp_path / "data").mkdir()
+    out = Path(words[words.index("--out") + 1]).absolute()
+    sent = []
+
+    def interrupt(*given):
+        if not sent and list(out.glob("runs/*/*/1-a/memprobe.json")):
+            sent.append(at_work())
+            signal.raise_signal(signal.SIGINT)
+        return some_done(*given)
+
+    some_done = on_ray.some_done
+    monkeypatch.setattr(on_ray, "some_done", interrupt)
+    ended = CliRunner().invoke(app, words)
+    assert isinstance(ended.exception, Interrupted) and sent[0], ended.output
+    assert f"is kept in {words[words.index('--out') + 1]}, the same command goes on" in str(ended.exception)
+    wait_until(lambda: not at_work())
+    assert not list(out.glob("runs/*/*/cell.json"))
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, ended.output
+    assert left_in(out) == wanted
+    logs = [log.read_text() for log in out.glob("runs/*/*/log.txt")]
+    # What stages ask, tasks before them have asked: no two stages ask beside each other.
+    assert logs and not any("evaluating the base model" in log for log in logs)

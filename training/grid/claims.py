@@ -1,7 +1,9 @@
 """Who may work where: one command in a grid's directory, and of its workers one at a stage.
 
 A claim is a locked file: the system gives it up when its process ends, however it ends. On Ray there are none but the
-command's own: its tasks are handed out by one process.
+command's own, on the machine where it runs: its tasks are handed out by one process, and what several stages would ask
+of the base model is asked in tasks before them. A task holds the run and the probe that it writes, as whoever writes
+there does, and waits for no other.
 """
 
 from __future__ import annotations

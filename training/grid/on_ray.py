@@ -1,7 +1,8 @@
 """A grid on a Ray cluster: every stage is a task that waits for the stage before it.
 
-    stage 1 of a prefix ──> stage 2 of a cell, then its probe        Ray places, tries again, and shows them
-                                └─ this process joins the probe, says how the cell ended, drops weights
+    what stages ask of the base model, one task after another        Ray places, tries again, and shows them
+        └──> stage 1 of a prefix ──> stage 2 of a cell, then its probe
+                                         └─ this process joins the probe, says how the cell ended, drops weights
 
 A task takes the resources that its recipe names; ``launch`` starts its processes within it. All nodes reach the grid's
 directory. A task that is lost with its node is run again on another and goes on from its last state; one that fails
@@ -10,7 +11,9 @@ three times is named, with the cells that wait for it, and the others go on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
-from training.grid.stages import directory, drop_weights, is_done, is_ready, train
+from training.grid.stages import ask_ahead, directory, drop_weights, is_done, is_ready, train
 from training.grid.work import after_of, end_cell, look_at, start_grid
 from training.memory import Memory
 from training.recipe import Resources
@@ -53,6 +56,12 @@ class _Work:
         if cell is None:
             return 0.0
         return look_at(self.grid, cell, self.out, after, prepared, memory, report, with_base=with_base)
+
+    def ask(self, node: Node, *_before: None) -> float:
+        """Asks what a stage asks of the base model and of the machine; what goes wrong, the stage will say."""
+        with suppress(Exception):
+            ask_ahead(node, self.out, Memory(), self.report(), data_dir=self.data_dir)
+        return 0.0
 
     def base(self, cell: Cell) -> float:
         """Probes the base model alone, as it would be beside a cell."""
@@ -116,11 +125,12 @@ def run_on_ray(
     after_of(grid, path)
     start_grid(path, out)
     with only_command(out):
-        ray, own = connect(engine.address)
+        report = RunLog(out / LOG, quiet=quiet)
+        ray, own = connect(engine.address, report.say)
         try:
             work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()))
             with while_connected(engine.address):
-                return _Tasks(ray, engine, work, cells, RunLog(out / LOG, quiet=quiet)).run()
+                return _Tasks(ray, engine, work, cells, report).run()
         finally:
             if own:
                 ray.shutdown()
@@ -134,6 +144,7 @@ class _Tasks:
         self.work_ref = ray.put(work)
         self.gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
         self.stages: dict[str, Any] = {}  # by the name of a node
+        self.asked: dict[str, Any] = {}  # by what is asked
         self.broken: dict[str, str] = {}
 
     def run(self) -> list[str]:
@@ -150,7 +161,7 @@ class _Tasks:
                     self._end(running.pop(ref), ref)
                     drop_weights(cells, out)
         except BaseException:
-            for ref in [*self.stages.values(), *running]:
+            for ref in [*self.asked.values(), *self.stages.values()]:
                 self.ray.cancel(ref, force=True)
             raise
         self._missing_bases()
@@ -171,11 +182,25 @@ class _Tasks:
         """The task of a stage, after those of the stages before it."""
         if node.name not in self.stages:
             earlier = [one for one in node.chain[:-1] if not is_ready(self.work.out, one)]
-            before = [self._submit(one, ends, with_base) for one in earlier]
+            before = [self._submit(one, ends, with_base) for one in earlier] + [self._ask(node)]
             self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
                 self.work_ref, "stage", node, ends.get(node.name), node.name in with_base, *before
             )
         return self.stages[node.name]
+
+    def _ask(self, node: Node) -> Any:
+        """The task that asks what a stage asks, after all others that ask.
+
+        Stages that begin beside each other would ask the same at once, and a lock between them holds only where the
+        nodes' file system has such locks.
+        """
+        question = _question(node)
+        if question not in self.asked:
+            before = list(self.asked.values())[-1:]
+            self.asked[question] = self._task(node, "ask", node.name).remote(
+                self.work_ref, "ask", node, *before
+            )
+        return self.asked[question]
 
     def _task(self, node: Node, method: str, name: str) -> Any:
         asked = node.recipe.resources or Resources()
@@ -215,6 +240,17 @@ class _Tasks:
             all_done(self.ray, [ref])
             self.ray.get(ref)  # raises what it ended in
             join_cell(cell, self.cells, out)
+
+
+def _question(node: Node) -> str:
+    """What the questions of a stage depend on."""
+    recipe = node.recipe
+    of_stage = {"name", "data", "kind", "n", "data_seed", "held_out", "metric", "words", "unknown"}
+    if recipe.evaluate.texts is not None:  # passages that are mixed in are not among those to evaluate
+        of_stage.add("mixing")
+    asked = [recipe.base, recipe.template, recipe.max_length, recipe.rows_seed, recipe.joint]
+    asked += [recipe.precision.save_dtype, recipe.precision.autocast, recipe.evaluate.model_dump(mode="json")]
+    return json.dumps([*asked, *(stage.model_dump(mode="json", include=of_stage) for stage in recipe.stages)])
 
 
 def _call(work: _Work, method: str, *arguments: Any) -> float:

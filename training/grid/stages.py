@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
@@ -24,7 +25,7 @@ from memprobe.files import read_valid, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE, EvaluationFile
 from memprobe.weights import safetensors_in
-from training.data import PREPARED, prepare
+from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
 from training.grid.file import Grid
@@ -32,6 +33,9 @@ from training.memory import Memory
 from training.prepared import Prepared
 from training.recipe import to_toml
 from training.run_log import RunLog
+
+if TYPE_CHECKING:
+    from memprobe.models import LensModel
 
 RECORDS = (MANIFEST, EVALUATION, METRICS, RECIPE)
 """Of a stage, what stays when its weights go; so do the rows of its datasets."""
@@ -85,25 +89,60 @@ def train(
     Raises:
         MemprobeError: see :func:`training.run.run`; or trained again, it ends otherwise than its records say.
     """
-    import torch
-
     folder = directory(out, node)
     folder.mkdir(parents=True, exist_ok=True)
     _link_parent(out, node, folder)
-    dtype = getattr(torch, node.recipe.precision.save_dtype)
-    prepared = prepare(
-        node.recipe,
-        folder,
-        lambda: memory.lens_model(resolve(node.recipe.base), dtype),
-        data_dir=data_dir,
-        say=report.say,
-        asked=out / ".asked",
-    )
+    prepared = _rows(node, out, memory, report, data_dir=data_dir)
     if not has_ended(out, node):
         _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
     elif not has_weights(out, node):
         _train_again(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
     return prepared
+
+
+def ask_ahead(node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None) -> None:
+    """Asks what the run that trains a node asks of the base model and of this machine, where it was not asked.
+
+    Raises:
+        MemprobeError: see :func:`training.data.prepare`.
+    """
+    import torch
+
+    from memprobe.models import choose_device
+    from training.autocast import settled
+    from training.measures import evaluate_base
+
+    directory(out, node).mkdir(parents=True, exist_ok=True)
+    settled(node.recipe, out / ASKED, torch.device(choose_device("auto")), report.say)
+    prepared = _rows(node, out, memory, report, data_dir=data_dir)
+    evaluate_base(
+        node.recipe,
+        prepared,
+        resolve(node.recipe.base),
+        lambda: _base(node, memory),
+        out / ASKED,
+        report.say,
+    )
+
+
+def _rows(node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None) -> Prepared:
+    """The rows of a node's run."""
+    return prepare(
+        node.recipe,
+        directory(out, node),
+        lambda: _base(node, memory),
+        data_dir=data_dir,
+        say=report.say,
+        asked=out / ASKED,
+    )
+
+
+def _base(node: Node, memory: Memory) -> LensModel:
+    """The base model of a node, as it is asked and evaluated."""
+    import torch
+
+    recipe = node.recipe
+    return memory.lens_model(resolve(recipe.base), getattr(torch, recipe.precision.save_dtype))
 
 
 def _run(
@@ -116,7 +155,7 @@ def _run(
         memory.forget()
         _launch(grid.launch, node, folder, out, data_dir=data_dir, quiet=quiet)
     else:
-        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ".asked", memory=memory)
+        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ASKED, memory=memory)
 
 
 def _train_again(
@@ -167,7 +206,7 @@ def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path 
     recipe = folder / ".recipe.toml"
     write_text(to_toml(node.recipe), recipe)
     command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
-    command += ["--out", str(folder), "--asked", str(out / ".asked")]
+    command += ["--out", str(folder), "--asked", str(out / ASKED)]
     command += ["--data-dir", str(data_dir)] if data_dir is not None else []
     try:
         ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
