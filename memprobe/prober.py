@@ -252,7 +252,7 @@ class Prober:
         else:
             self._found.pop(item.label, None)  # of a try that failed, perhaps as its files were gone
             found = self._find(item)
-            self._model = self._load(found, self.dtype) if self.split else self.loader.get(found)
+            self._model = self.loader.get(found)
         self._lenses = self.asked.lenses.build(self._model, lambda other: self._load(other, self.dtype))
         return self._model
 
