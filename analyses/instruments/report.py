@@ -143,7 +143,7 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
     sources = main["source"].unique(maintain_order=True).sort().to_list()
     alarms = found.filter(kind="null")
     devices = [cell["device"] for cell in results.cells if cell["costs"]]
-    device = max(set(devices), key=devices.count)
+    device = max(sorted(set(devices)), key=devices.count)
     cost = {row["instrument"]: row for row in costs(results.cells, device).iter_rows(named=True)}
     header = ["instrument"]
     for source in sources:
