@@ -274,10 +274,8 @@ def placed_model(
         raise MemprobeError(
             f"{checkpoint.label}: --device-map splits safetensors checkpoints alone, this is of kind {checkpoint.kind}"
         )
-    read = partial(
-        read_model, checkpoint.path, dtype, name=checkpoint.spec, trust_remote_code=trust_remote_code
-    )
-    return load_split(read, device)
+    options = {"name": checkpoint.spec, "trust_remote_code": trust_remote_code}
+    return load_split(partial(read_model, checkpoint.path, dtype, **options), device)
 
 
 def load_model(

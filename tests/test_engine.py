@@ -310,7 +310,7 @@ def test_one_checkpoint_has_two_actors_and_ctrl_c_ends_both(cluster, four, cli, 
     def interrupt(bars, label, done, total, note=""):
         if done and not named:
             named.extend(ray.util.list_named_actors(all_namespaces=True))
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt  # as Ctrl-C does
 
     with monkeypatch.context() as patch:
         patch.setattr(engines, "Parted", Beside)

@@ -254,7 +254,7 @@ def test_the_command_of_the_manual_and_ctrl_c(cluster, here, tmp_path, monkeypat
     def interrupt(*given):
         if not sent and list(out.glob("runs/*/*/1-a/memprobe.json")):
             sent.append(at_work())
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt  # as Ctrl-C does
         return some_done(*given)
 
     some_done = on_ray.some_done
