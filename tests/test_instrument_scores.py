@@ -150,6 +150,12 @@ def test_a_report_is_made_again_from_what_it_kept(three, tmp_path):
     page = (tmp_path / "kept" / "report.md").read_text()
     assert "| right | 100 % [100, 100] | 100 % | 0.0 | 1.0 | 100 % | 100 % | 1.0 | 0.5 |" in page
     assert "exact 25 %" in page and "Sets that were not learned: 0." in page
+    null = page.partition("## Facts that nobody planted")[2].partition("##")[0]
+    for name, trained in (("right", "100 %"), ("late", "0 %"), ("constant", "100 %")):
+        (row,) = (line for line in null.splitlines() if f"| {name} |" in line)
+        assert "| 1 | 64 | 100 % |" in row and row.endswith(f"| {trained} |"), row
+    (row,) = (line for line in null.splitlines() if "| silent |" in line)
+    assert "| 1 | 64 | 0 % |" in row and row.endswith("|  |"), row
     again = read_results([tmp_path / "kept"])
     assert again.verdicts.equals(three.verdicts) and again.cells == three.cells
     write_report(again, tmp_path / "kept", tmp_path / "figures", draws=50)

@@ -132,7 +132,7 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
     lines += ["", *_conditions(found)]
     if len(by_block):
         lines += ["", *_blocks(found, by_block)]
-    lines += ["", *_controls(facts, found)]
+    lines += ["", *_null(results, facts), *_controls(facts, found)]
     return "\n".join(lines) + "\n"
 
 
@@ -262,6 +262,36 @@ def _blocks(found: pl.DataFrame, by_block: pl.DataFrame) -> list[str]:
         "Exact · mean error in blocks, by the block that holds the set.",
         "",
         *markdown_table(header, rows),
+    ]
+
+
+def _null(results: Results, facts: pl.DataFrame) -> list[str]:
+    """Where instruments place facts that nobody planted: in blocks that were trained on others, or elsewhere."""
+    null = facts.filter("counts", kind="null")
+    if null.is_empty():
+        return []
+    trained = pl.DataFrame(
+        [
+            {"cell": cell["name"], "depth": float(block), "trained": True}
+            for cell in results.cells
+            for block in sorted({block for first, last in cell["blocks"] for block in range(first, last + 1)})
+        ],
+        schema={"cell": pl.String, "depth": pl.Float32, "trained": pl.Boolean},
+    )
+    by = ["source", "instrument"]
+    placed = null.filter(pl.col("depth").is_not_null()).join(trained, on=["cell", "depth"], how="left")
+    shares = placed.group_by(by).agg(trained=pl.col("trained").fill_null(False).mean())
+    table = quartiles(null).drop("kind").join(shares, on=by, how="left", maintain_order="left")
+    return [
+        "## Facts that nobody planted",
+        "",
+        "Asked of models in which others were planted. `named`: a block is named all the same; `trained`: of the "
+        "named ones, it is one that was trained on the others.",
+        "",
+        *_markdown(
+            table, {"named": _percent, "trained": _percent, "q1": _number, "median": _number, "q3": _number}
+        ),
+        "",
     ]
 
 
