@@ -397,10 +397,10 @@ class OnRay:
         while not one.ended and not one.waiting and not one.out:
             if isinstance(one.step, Turn):
                 place = self.flows.index(one)
-                name = one.step.name
-                if not all(before.ended or name in before.passed for before in self.flows[:place]):
+                awaited = one.step.after or one.step.name
+                if not all(before.ended or awaited in before.passed for before in self.flows[:place]):
                     return
-                one.passed.add(name)
+                one.passed.add(one.step.name)
             given, one.given = one.given, None
             try:
                 one.step = one.flow.send(given)

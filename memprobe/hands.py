@@ -40,9 +40,15 @@ class Read:
 
 @dataclass(frozen=True)
 class Turn:
-    """Wait until every flow before this one has come so far or ended, so that files do not depend on who was faster."""
+    """Wait for every flow before this one, so that files do not depend on who was faster.
+
+    Attributes:
+        name: of this place in a flow.
+        after: the place that they must have passed if they have not ended; this one where nothing is named.
+    """
 
     name: str
+    after: str | None = None
 
 
 @dataclass(frozen=True)

@@ -277,10 +277,11 @@ class _Work:
             if "residuals" not in entry:
                 entry["residuals"] = yield Do("keep_residuals", item, (self.out,))
                 write_run(self.run, self.out)
-        yield Turn("precision")
+        yield Turn("precision", after="held against fp32")  # of a shape one is, and the others name it
         in_memory = isinstance(item, LensModel) or self.asked.lenses.first.in_memory
         if not in_memory and self.run["dtype"] != "float32":
             yield from self._hold_against_fp32(item, entry)
+        yield Turn("held against fp32")
         if self.asked.evict and not isinstance(item, LensModel):
             yield Evict(item)
 

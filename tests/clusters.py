@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,36 @@ from typing import Any
 import pytest
 
 from memprobe.engine import Parted
+from tests.forks import program
 
 WITHOUT = "Ray is not installed: python -m pip install 'memprobe[cluster]'"
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
+_WORKERS = (r"*/setup_worker.py\ */default_worker.py", r"*/default_worker.py\ *")  # not servers of clients
+
 
 @contextmanager
-def cluster_of(nodes: int) -> Iterator[Any]:
+def cluster_of(nodes: int, forks: str) -> Iterator[Any]:
     """A cluster of nodes with one core each, the head among them, that this process is connected to.
 
     ``cluster.outside`` is where other processes reach it by Ray's client.
+
+    Args:
+        nodes: how many.
+        forks: the fixture of this name. Its workers are forks; an interpreter of their own would spend ten seconds of
+            a core on imports in each.
     """
     ray = pytest.importorskip("ray", reason=WITHOUT)
     from ray.cluster_utils import Cluster
 
     port = free_port()
+    python = str(program(forks, "node-python", only=_WORKERS))
     with pytest.MonkeyPatch.context() as patch:
         # Else some one in ten server processes of a client dies as Ray's proxy forks it beside gRPC's threads.
         patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
         patch.setenv("TIMEOUT_FOR_SPECIFIC_SERVER_S", "5")  # half a minute, after a client is gone
-        cluster = _started(Cluster, port)
+        cluster = _started(_starting(Cluster, python), port)
+    cluster.add_node = _starting(cluster.add_node, python)
     cluster.outside = f"ray://127.0.0.1:{port}"
     try:
         for _ in range(nodes - 1):
@@ -63,6 +74,17 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def _starting(call: Callable[..., Any], python: str) -> Callable[..., Any]:
+    """A call that starts nodes, which take a program for their interpreter."""
+
+    def started(**options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", python)
+            return call(**options)
+
+    return started
 
 
 def _started(make: Any, port: int, tries: int = 3) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from memprobe.cli import main
+from tests.forks import program
 from tests.pages import find_chromium
 from tests.tiny import save_tiny
 
@@ -44,20 +45,27 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_python() -> Iterator[list[str]]:
-    """Stands where ``[sys.executable]`` would: forks of one process, which has imported everything (tests.forks)."""
+def forks() -> Iterator[str]:
+    """The socket of a process that has imported everything and forks for who asks (tests.forks)."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:
         socket = Path(folder) / "socket"
         code = f"from tests.forks import serve; serve({str(socket)!r})"
-        root = Path(__file__).parents[1]
-        server = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE)
+        server = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[1], stdin=subprocess.PIPE
+        )
         try:
             while not socket.exists():
                 assert server.poll() is None, "the server of forks did not start"
                 time.sleep(0.05)
-            yield [sys.executable, "-I", "-S", str(root / "tests" / "forks.py"), str(socket)]
+            yield str(socket)
         finally:
             server.communicate()
+
+
+@pytest.fixture(scope="session")
+def quick_python(forks) -> list[str]:
+    """Stands where ``[sys.executable]`` would."""
+    return [str(program(forks))]
 
 
 @pytest.fixture

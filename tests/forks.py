@@ -6,6 +6,9 @@ An interpreter of its own spends nearly ten seconds of a core on torch and trans
 words start a small program instead, this file, which asks the server of forks for one and stands for it: the fork has
 its streams, directory and environment, gets its SIGINT and SIGTERM, dies with it, and it ends as the fork ended. What
 is special about a fresh interpreter (what is imported when, what happens at its exit) needs a real one.
+
+Where one word must stand for an interpreter, as in ``sys.executable`` of a program that starts others, :func:`program`
+writes a file that does; its forks name it as their ``sys.executable``, so that what they start are forks as well.
 """
 
 from __future__ import annotations
@@ -13,21 +16,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 STREAMS = (0, 1, 2)
+_PROGRAM = "--program="
+_UNUSED = ("-I", "-S", "-u")  # flags of an interpreter that a fork can leave out of account
 _LOOK = 0.01  # seconds between two looks at a fork and at who asked for it
 
 
 def main() -> None:
-    """The program that stands for a fork: ``forks.py ADDRESS (-m MODULE | -c CODE) ARGUMENT...``."""
+    """The program that stands for a fork: ``forks.py ADDRESS (-m MODULE | -c CODE | FILE) ARGUMENT...``."""
     address, *words = sys.argv[1:]
+    executable = words.pop(0).removeprefix(_PROGRAM) if words[0].startswith(_PROGRAM) else None
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        asked = {"words": words, "cwd": str(Path.cwd()), "environment": dict(os.environ)}
+        asked = {
+            "words": words,
+            "cwd": str(Path.cwd()),
+            "environment": dict(os.environ),
+            "executable": executable,
+        }
         content = json.dumps(asked).encode()
         socket.send_fds(server, [len(content).to_bytes(8, "big")], STREAMS)
         server.sendall(content)
@@ -44,6 +57,27 @@ def main() -> None:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
         os.kill(os.getpid(), -code)
     sys.exit(code)
+
+
+def program(address: str, name: str = "python", only: Sequence[str] = ()) -> Path:
+    """Writes a program that stands for an interpreter into the folder of a server's socket.
+
+    Args:
+        address: the socket.
+        name: of the program.
+        only: patterns, as ``case`` of a shell has them, of the first two words; anything else is left to a real
+            interpreter.
+    """
+    path = Path(address).parent / name
+    words = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), address, f"{_PROGRAM}{path}"]
+    lines = ["#!/bin/sh", f'exec {shlex.join(words)} "$@"']
+    if only:
+        lines[1:1] = [
+            f'case "$1 $2" in {"|".join(only)}) ;; *) exec {shlex.quote(sys.executable)} "$@" ;; esac'
+        ]
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
 def serve(address: str) -> None:
@@ -99,7 +133,9 @@ def _keep(caller: socket.socket) -> None:
     os._exit(0)
 
 
-def _work(streams: list[int], words: list[str], cwd: str, environment: dict[str, str]) -> None:
+def _work(
+    streams: list[int], words: list[str], cwd: str, environment: dict[str, str], executable: str | None
+) -> None:
     """The fork: never returns."""
     import random
     import runpy
@@ -116,17 +152,23 @@ def _work(streams: list[int], words: list[str], cwd: str, environment: dict[str,
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(environment)
-        paths = environment.get("PYTHONPATH", "").split(os.pathsep)
-        sys.path[:0] = [path for path in ["" if words[0] == "-c" else cwd, *paths] if path not in sys.path]
+        sys.executable = executable or sys.executable
+        while words[0] in _UNUSED:
+            words = words[1:]
+        first = {"-c": "", "-m": cwd}.get(words[0], str(Path(words[0]).parent))
+        paths = [first, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        sys.path[:0] = [path for path in paths if path not in sys.path]
         random.seed()  # else all forks draw the same
         if "OMP_NUM_THREADS" in environment:  # torch has read it before
             torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-        flag, what, *arguments = words
-        sys.argv = [what if flag == "-m" else flag, *arguments]
-        if flag == "-m":
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        sys.argv = words[words[0] == "-m" :]
+        if words[0] == "-m":
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
-            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+            runpy.run_path(words[0], run_name="__main__")
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -141,7 +183,11 @@ def _work(streams: list[int], words: list[str], cwd: str, environment: dict[str,
 
 
 def import_everything() -> None:
-    """What the commands import, but nothing that starts threads: they would not come along into a fork."""
+    """What the commands import.
+
+    Nothing that starts threads, which would not come along into a fork; and not Ray, which reads the environment of a
+    worker when it is imported.
+    """
     import peft
     import transformers.models.llama.modeling_llama
     import transformers.trainer

@@ -18,9 +18,10 @@ from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.cli.asked import engine_of
 from memprobe.cli.progress import Bars
 from memprobe.cluster import Engine, Resources, all_done, connect, parse_engine, while_connected
-from memprobe.engine import OnRay
+from memprobe.engine import OnRay, _Running
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.hands import Do, Turn
 from memprobe.lens_set import LensSet
 from memprobe.load_options import LoadOptions
 from memprobe.prober import Asked
@@ -45,8 +46,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with cluster_of(2) as made:
+def cluster(forks):
+    with cluster_of(2, forks) as made:
         yield made
 
 
@@ -192,6 +193,29 @@ def test_what_an_actor_takes():
     made = parse_engine("ray://head:1", "gpus=2, cpus=1.5,memory=2GiB,actors=3", "s3://bucket/x")
     assert made == Engine("ray://head:1", Resources(2, 1.5, 2 * 2**30), 3, "s3://bucket/x")
     assert (parse_size("500MB"), parse_size("1.5KiB"), parse_size("7")) == (500 * 10**6, 1536, 7)
+
+
+def test_a_turn_waits_for_what_others_must_have_passed(tmp_path):
+    """Else two checkpoints of one shape, both read before the first was held against fp32, would both be."""
+
+    def flow(item):
+        yield Turn("in", after="out")
+        yield Do("exactly", item)
+        yield Turn("out")
+
+    items = [SimpleNamespace(label=label) for label in ("c1", "c2")]
+    hands = OnRay(Engine(), SimpleNamespace(evict=False), tmp_path)
+    hands.flows = [_Running(item, flow(item)) for item in items]
+    first, second = hands.flows
+    hands.begun = 2
+    hands._advance()
+    assert first.waiting.popleft()[0] == "exactly"
+    first.out = 1
+    hands._advance()
+    assert not second.waiting
+    first.out = 0
+    hands._advance()
+    assert first.ended and second.waiting
 
 
 def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):

@@ -46,10 +46,10 @@ def hooks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(hooks):
+def cluster(hooks, forks):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{hooks}:{ROOT}")
-        with cluster_of(2) as made:
+        with cluster_of(2, forks) as made:
             yield made
 
 
