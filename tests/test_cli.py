@@ -170,6 +170,19 @@ def test_finished_probe_is_not_run_again_and_more_checkpoints_join(
     assert cli("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)[0] == 0
 
 
+def test_a_report_that_is_not_asked_for(cli, tiny_checkpoint, facts, tmp_path):
+    page = tmp_path / "probe" / "report.html"
+    common = ("layers", "--factoids", facts, "--out", tmp_path / "probe")
+    assert cli(*common, "--ckpt", f"a={tiny_checkpoint}")[0] == 0 and page.exists()
+    other = (*common, "--ckpt", f"b={copied(tiny_checkpoint, tmp_path / 'other')}")
+    code, _, said = cli(*other, "--no-report")
+    assert code == 0 and "report   not written; the same command without --no-report writes it" in said
+    assert not page.exists(), "a page of another moment stays"
+    code, _, said = cli(*other)
+    assert code == 0 and f"report   {page}" in said and '"b"' in page.read_text(encoding="utf-8")
+    refused(cli(*common, "--ckpt", f"c={tiny_checkpoint}", "--no-report", "--open"), "--no-report")
+
+
 def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, tmp_path):
     out = tmp_path / "probe"
     common = ("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)

@@ -109,6 +109,14 @@ def layers(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
     full: options.Full = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report",
+            help="Write report.html, of all checkpoints in --out; without it, checkpoints are added one by one in time "
+            "linear in their number.",
+        ),
+    ] = True,
     show: options.Open = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
@@ -131,6 +139,8 @@ def layers(
 
     `memprobe layers --ckpt 'runs/*/checkpoint-*' --engine ray --resources gpus=1`
     """
+    if show and not report:
+        raise MemprobeError("--open shows the report: leave --no-report out")
     cluster = engine_of(engine, resources, storage)
     size = batch_size_of(batch_size)
     if keep_residuals is not None:
@@ -190,8 +200,12 @@ def layers(
                 origin=asked.origin.to_dict(),
                 progress=bars.update,
             )
-        with status("writing the report"), replacing(out / "report.html") as path:
-            write_report(probed, path)
+        page = out / "report.html"
+        if report:
+            with status("writing the report"), replacing(page) as path:
+                write_report(probed, path)
+        else:
+            page.unlink(missing_ok=True)  # it would be that of another moment
     if as_json:
         echo_json(probed.summary)
     else:
@@ -200,7 +214,7 @@ def layers(
         print_summary(probed, full=full)
     _say_where(probed, out)
     if show:
-        open_page(out / "report.html")
+        open_page(page)
 
 
 def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:
@@ -245,7 +259,12 @@ def _say_where(probed: Probe, out: Path) -> None:
             echo(f"note     {label}: {_precision_text(entry['precision'])}", err=True)
     echo(f"records  {out / 'records'}", err=True)
     echo(f"summary  {out / 'summary.json'}", err=True)
-    echo(f"report   {out / 'report.html'}", err=True)
+    page = out / "report.html"
+    there = page.exists()
+    echo(
+        f"report   {page if there else 'not written; the same command without --no-report writes it'}",
+        err=True,
+    )
 
 
 def _precision_text(precision: dict[str, Any]) -> str:
