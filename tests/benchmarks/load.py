@@ -1,13 +1,15 @@
 """How much memory and time large probes take: many checkpoints, many factoids, many appends.
 
     python -m tests.benchmarks.load [read] [append] [--checkpoints 200] [--factoids 500] [--depths 33]
+        [--appends 300] [--through python layers 'layers --no-report']
     python -m tests.benchmarks.load stream [--stream 20000 100000] [--ckpt smollm2-135m --source popqa --data-dir DIR]
         [--out DIR]
 
 "read": ``dashboard``, ``compare`` and ``layers``' report over synthetic records of so many checkpoints, then over one
 checkpoint of 20,000 factoids; each in a process of its own, with its peak resident memory.
-"append": a tiny model is probed under 300 labels, one call after another into one directory; the time of a call must
-not grow with what is there.
+"append": a tiny model is probed under 300 labels, one call after another into one directory: in Python, by ``layers``,
+or by ``layers --no-report`` (``--through``); the time of a call must not grow with what is there, but for ``layers``,
+whose page shows all that is.
 "stream": ``layers`` probes so many factoids in one call, a process for each number; without ``--ckpt`` made-up ones
 whose answers have two to four tokens, through a tiny model of 30 blocks, and without generating what the model says
 (each batch's own, and four fifths of the time there). The peak must grow by what the factoids themselves take, not by
@@ -24,9 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
+_THROUGH = ("python", "layers", "layers --no-report")
 ROOT = Path(__file__).parents[2]
 _PAGE = (
     "import sys; from memprobe.probes import open_probe; from memprobe.dashboard import write_report;"
@@ -78,27 +82,37 @@ def read(checkpoints: int, factoids: int, depths: int) -> None:
             measured(f"summary {shape}", ["-c", _SUMMARY, str(path)])
 
 
-def append(checkpoints: int) -> None:
+def append(checkpoints: int, through: str) -> None:
     """One call after another into one directory, then what reads it."""
     import memprobe
-    from memprobe.factoids import make_factoid
-    from tests.tiny import tiny_model, tiny_tokenizer
+    from memprobe.cli import main
+    from tests.tiny import save_tiny
 
-    facts = [make_factoid(f"The river of land {i} is the", f"River {i}", "made") for i in range(20)]
-    model, tokenizer = tiny_model(), tiny_tokenizer()
+    rows = [{"prompt": f"The river of land {i} is the", "answer": f"River {i}"} for i in range(20)]
     with tempfile.TemporaryDirectory() as folder:
-        out, seconds = Path(folder) / "probe", []
+        out, facts, seconds = Path(folder) / "probe", Path(folder) / "facts.jsonl", []
+        facts.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        spec = save_tiny(Path(folder) / "model")
+        options = ["--factoids", str(facts), "--out", str(out), *through.split()[1:]]
         for number in range(checkpoints):
             start = time.process_time()
-            memprobe.probe([memprobe.wrap(model, tokenizer, label=f"step {number}")], facts, out=out)
+            if through == "python":
+                memprobe.probe([f"step{number}={spec}"], str(facts), out=out, device="cpu")
+            else:
+                sys.argv = ["memprobe", "layers", "--ckpt", f"step{number}={spec}", *options]
+                with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(SystemExit):
+                    main()
             seconds.append(time.process_time() - start)
+        assert len(memprobe.open_probe(out).checkpoints) == checkpoints
         fifth = max(1, checkpoints // 5)
         for name, part in (("first", seconds[1 : 1 + fifth]), ("last", seconds[-fifth:])):
             print(
-                f"append, {name} {fifth:3} of {checkpoints}: {sum(part) / len(part):.3f} s of processor a call",
+                f"append by {through}, {name} {fifth:3} of {checkpoints}: "
+                f"{sum(part) / len(part):.3f} s of processor a call",
                 flush=True,
             )
-        measured(f"compare of {checkpoints} appended", ["-m", "memprobe", "compare", str(out)])
+        if through == "python":
+            measured(f"compare of {checkpoints} appended", ["-m", "memprobe", "compare", str(out)])
 
 
 def stream(
@@ -150,6 +164,7 @@ def main() -> None:
     parser.add_argument("--factoids", type=int, default=500)
     parser.add_argument("--depths", type=int, default=33)
     parser.add_argument("--appends", type=int, default=300)
+    parser.add_argument("--through", nargs="+", default=["python"], choices=[*_THROUGH])
     parser.add_argument("--stream", type=int, nargs="+", default=[20_000, 100_000])
     parser.add_argument("--ckpt", help="of stream; by default a tiny model")
     parser.add_argument("--source", help="of stream's factoids")
@@ -159,7 +174,8 @@ def main() -> None:
     if "read" in asked.parts:
         read(asked.checkpoints, asked.factoids, asked.depths)
     if "append" in asked.parts:
-        append(asked.appends)
+        for through in asked.through:
+            append(asked.appends, through)
     if "stream" in asked.parts:
         stream(asked.stream, asked.ckpt, asked.source, asked.data_dir, asked.out)
 
