@@ -9,6 +9,9 @@
                them, nnsight and nnterp; ranks are held against each other before a time counts
 ``memory``     what each of these holds at the most, in a process of its own
 ``training``   a stage against a stock Trainer on the same rows; losses are held against each other
+``shared``     few-shot prompts whose beginning is read once, against whole ones
+``many``       checkpoints that are added to a probe one by one: the time of the first and of the last
+``ray``        a probe of several checkpoints by Ray's actors on this machine, against one process
 ``compare``    tables of several large probes     ``dashboard``  the page of a probe (needs Chromium)
 ``start``      importing memprobe, the first help text, a probe of one factoid
 
@@ -34,7 +37,18 @@ from memprobe.models import choose_device
 from tests.benchmarks import capture_speed, reading_speed
 from tests.benchmarks.timing import about, machine, run, table, write
 
-SECTIONS = ("reading", "capture", "memory", "training", "compare", "dashboard", "start")
+SECTIONS = (
+    "reading",
+    "capture",
+    "memory",
+    "training",
+    "shared",
+    "many",
+    "ray",
+    "compare",
+    "dashboard",
+    "start",
+)
 PEERS = ("nnsight", "nnterp")
 
 
@@ -150,6 +164,27 @@ def training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
 
 
+def shared(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    said = module("shared_beginning", "--ckpt", options.ckpt, "--threads", options.threads)
+    return in_words("Few-shot prompts: their common beginning once, or whole prompts", said)
+
+
+def many(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    ways = ("python", "layers", "layers --no-report")
+    said = module("load", "append", "--appends", options.appends, "--through", *ways)
+    return in_words("Checkpoints added one by one", said)
+
+
+def ray(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    said = module("ray_speed", "--ckpt", options.ckpt, "--n", options.n, "--cores", options.threads)
+    return in_words("On Ray, against one process", said)
+
+
+def in_words(title: str, said: str) -> tuple[dict[str, Any], str]:
+    """A section that is what another benchmark prints."""
+    return {"lines": said.splitlines()}, f"## {title}\n\n```\n{said.rstrip()}\n```"
+
+
 def compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = json.loads(module("compare_speed", options.checkpoints).splitlines()[-1])
     rows = [[name.replace("_", " "), value] for name, value in found.items()]
@@ -160,7 +195,7 @@ def dashboard(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     said = module(
         "report_load", "--checkpoints", options.checkpoints, "--factoids", 10 * options.n, "--repeats", 1
     )
-    return {"lines": said.splitlines()}, f"## The dashboard's page\n\n```\n{said.rstrip()}\n```"
+    return in_words("The dashboard's page", said)
 
 
 def start(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -206,6 +241,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--training-repeats", type=int, default=1)
     parser.add_argument("--checkpoints", type=int, default=6, help="of compare and the dashboard")
+    parser.add_argument("--appends", type=int, default=40, help="of many")
     parser.add_argument(
         "--peers-python", action="append", default=[], metavar="PATH",
         help="Python of an environment with nnsight or nnterp; may be given again (nnterp 1.3.0 does not import beside "
