@@ -109,14 +109,14 @@ def layers(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
     full: options.Full = False,
-    report: Annotated[
+    no_report: Annotated[
         bool,
         typer.Option(
-            "--report/--no-report",
-            help="Write report.html, of all checkpoints in --out; without it, checkpoints are added one by one in time "
-            "linear in their number.",
+            "--no-report",
+            help="Write no report.html, which is of all checkpoints in --out: they are added one by one in time linear "
+            "in their number.",
         ),
-    ] = True,
+    ] = False,
     show: options.Open = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
@@ -139,7 +139,7 @@ def layers(
 
     `memprobe layers --ckpt 'runs/*/checkpoint-*' --engine ray --resources gpus=1`
     """
-    if show and not report:
+    if show and no_report:
         raise MemprobeError("--open shows the report: leave --no-report out")
     cluster = engine_of(engine, resources, storage)
     size = batch_size_of(batch_size)
@@ -201,7 +201,7 @@ def layers(
                 progress=bars.update,
             )
         page = out / "report.html"
-        if report:
+        if not no_report:
             with status("writing the report"), replacing(page) as path:
                 write_report(probed, path)
         else:
