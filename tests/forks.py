@@ -3,12 +3,10 @@
     [*quick_python, "-m", "training", "grid", ...]    # in the place of [sys.executable, "-m", ...]
 
 An interpreter of its own spends nearly ten seconds of a core on torch and transformers before it does anything. The
-words start a small program instead, this file, which asks the server of forks for one and stands for it: the fork has
-its streams, directory and environment, gets its SIGINT and SIGTERM, dies with it, and it ends as the fork ended. What
-is special about a fresh interpreter (what is imported when, what happens at its exit) needs a real one.
-
-Where one word must stand for an interpreter, as in ``sys.executable`` of a program that starts others, :func:`program`
-writes a file that does; its forks name it as their ``sys.executable``, so that what they start are forks as well.
+words start a small program instead, which :func:`program` writes and which runs this file: it asks the server of forks
+for one and stands for it. The fork has its streams, directory and environment, gets its SIGINT and SIGTERM, dies with
+it, and it ends as the fork ended. Forks name the program as their ``sys.executable``, so that what they start are forks
+as well. What is special about a fresh interpreter (what is imported when, what happens at its exit) needs a real one.
 """
 
 from __future__ import annotations
@@ -24,15 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STREAMS = (0, 1, 2)
-_PROGRAM = "--program="
 _UNUSED = ("-I", "-S", "-u")  # flags of an interpreter that a fork can leave out of account
 _LOOK = 0.01  # seconds between two looks at a fork and at who asked for it
 
 
 def main() -> None:
-    """The program that stands for a fork: ``forks.py ADDRESS (-m MODULE | -c CODE | FILE) ARGUMENT...``."""
-    address, *words = sys.argv[1:]
-    executable = words.pop(0).removeprefix(_PROGRAM) if words[0].startswith(_PROGRAM) else None
+    """What stands for a fork: ``forks.py ADDRESS EXECUTABLE (-m MODULE | -c CODE | FILE) ARGUMENT...``."""
+    address, executable, *words = sys.argv[1:]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         asked = {
@@ -69,7 +65,7 @@ def program(address: str, name: str = "python", only: Sequence[str] = ()) -> Pat
             interpreter.
     """
     path = Path(address).parent / name
-    words = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), address, f"{_PROGRAM}{path}"]
+    words = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), address, str(path)]
     lines = ["#!/bin/sh", f'exec {shlex.join(words)} "$@"']
     if only:
         lines[1:1] = [
@@ -134,7 +130,7 @@ def _keep(caller: socket.socket) -> None:
 
 
 def _work(
-    streams: list[int], words: list[str], cwd: str, environment: dict[str, str], executable: str | None
+    streams: list[int], words: list[str], cwd: str, environment: dict[str, str], executable: str
 ) -> None:
     """The fork: never returns."""
     import random
@@ -152,7 +148,7 @@ def _work(
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(environment)
-        sys.executable = executable or sys.executable
+        sys.executable = executable
         while words[0] in _UNUSED:
             words = words[1:]
         first = {"-c": "", "-m": cwd}.get(words[0], str(Path(words[0]).parent))
