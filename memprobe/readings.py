@@ -40,12 +40,7 @@ from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
-from memprobe.statistics.controls import (
-    STATISTICS,
-    by_control,
-    means_of,
-    net_tables,
-)
+from memprobe.statistics.controls import STATISTICS, by_control, means_of, net_tables
 from memprobe.statistics.holding import Trajectories, check_k, check_rule
 from memprobe.statistics.intervals import Resamples, check_draws
 from memprobe.statistics.occurrence import DRAWS, placement_of
@@ -82,6 +77,7 @@ class Readings:
     seed: int = 0
     notes: list[str] = field(default_factory=list)
     second: Readings | None = None
+    _origin: Readings | None = field(default=None, init=False, repr=False)  # that these are :meth:`under`
 
     def __post_init__(self) -> None:
         check_k(self.k)
@@ -171,21 +167,19 @@ class Readings:
     def under(self, *, k: int | None = None, token: str | None = None) -> Readings:
         """The same checkpoints and factoids under another top-k or token rule; what was read stays read."""
         other = replace(self, k=k or self.k, token=token or self.token)
+        other._origin = self
         if other.token == self.token:
             other._read, other._lists = self._read, self._lists
         if self.second is not None:
             other.second = self.second.under(k=k, token=token)
-        if "by_lens" in self.__dict__:
-            other.__dict__["by_lens"] = {
-                name: other if one is self else one.under(k=k, token=token)
-                for name, one in self.by_lens.items()
-            }
         return other
 
     @cached_property
     def by_lens(self) -> dict[str, Readings]:
         """The same checkpoints and factoids through every lens that all of them were read with, by its name; this one
         among them, in the order of the first probe."""
+        if self._origin is not None:
+            return self._alike(self._origin.by_lens)
         probes = {id(member.probe): member.probe for member in self.members}.values()
         readings: dict[str, Readings] = {}
         for name in self.members[0].probe.lenses:
@@ -198,16 +192,47 @@ class Readings:
                 readings[name] = self
                 continue
             members = [replace(member, probe=views[id(member.probe)]) for member in self.members]
-            by_label = {member.label: member for member in members}
-            readings[name] = replace(
-                self,
-                members=members,
-                reference=by_label[self.reference.label],
-                base=by_label[self.base.label] if self.base else None,
-                notes=[],
-                second=None,
-            )
+            readings[name] = self._through(members, self.factoids)
         return readings
+
+    @cached_property
+    def by_position(self) -> dict[str, Readings]:
+        """The same checkpoints through the same lens at every position that all were read at, this one's own first, on
+        the facts that have all of these; empty where there is one only."""
+        if self._origin is not None:
+            return self._alike(self._origin.by_position)
+        probes = {id(member.probe): member.probe for member in self.members}.values()
+        own, positions = self.members[0].probe.position, self.members[0].probe.positions
+        shared = [name for name in positions if all(name in one.positions for one in probes)]
+        if len(shared) < 2:
+            return {}
+        named, ids = {}, set(self.factoids["id"])
+        for name in [own, *(name for name in shared if name != own)]:
+            members = [replace(member, probe=member.probe.under(position=name)) for member in self.members]
+            ids &= set(common_factoids(members, [])["id"])
+            named[name] = members
+        factoids = self.factoids.filter(pl.col("id").is_in(list(ids)))
+        if factoids.is_empty():
+            return {}
+        return {name: self._through(members, factoids) for name, members in named.items()}
+
+    def _through(self, members: list[Member], factoids: pl.DataFrame) -> Readings:
+        """Other views of the members, in their order."""
+        by_label = {member.label: member for member in members}
+        return replace(
+            self,
+            members=members,
+            reference=by_label[self.reference.label],
+            base=by_label[self.base.label] if self.base else None,
+            factoids=factoids,
+            notes=[],
+            second=None,
+        )
+
+    def _alike(self, views: Mapping[str, Readings]) -> dict[str, Readings]:
+        """The origin's views under the top-k and token rule here."""
+        under = {"k": self.k, "token": self.token}
+        return {name: self if one is self._origin else one.under(**under) for name, one in views.items()}
 
     # ----------------------------------------------------------------------------------- what there is
 

@@ -16,6 +16,7 @@ from memprobe.lens_files import AffineMap, write_about, write_maps
 from memprobe.models import wrap
 from memprobe.probes import open_probe, table_file
 from memprobe.probing import probe
+from memprobe.readings import Readings
 from memprobe.records import SUBJECT
 from memprobe.statistics.lenses import NEAR
 from tests.tiny import N_LAYERS, tiny_model, tiny_tokenizer
@@ -103,6 +104,16 @@ def test_first_occurrence_by_lens(made, tables):
             assert row["difference"] == pytest.approx(apart.mean())
             assert row["agree"] == pytest.approx((np.abs(apart) <= NEAR).mean())
     assert len(seen) > 2, "the lenses place the facts apart"
+
+
+def test_every_view_is_read_once_for_all_k(made):
+    readings = Readings.of([made])
+    one, other = (readings.under(k=k) for k in (1, K))
+    for views, others in ((one.by_lens, other.by_lens), (one.by_position, other.by_position)):
+        assert len(views) > 1 and views.keys() == others.keys()
+        for name, view in views.items():
+            assert (view.k, others[name].k) == (1, K)
+            assert view["a"].trajectory is others[name]["a"].trajectory
 
 
 def test_recall_by_lens_and_depth(made, tables):

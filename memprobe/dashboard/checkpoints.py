@@ -54,14 +54,15 @@ def set_of(one: Set, prefix: str, ks: Sequence[int], cells: int) -> tuple[dict[s
         under = UnderRule(ruled, paths, followed, pairs)
         headline[rule], arms[rule], answer[rule] = {}, {}, {}
         for k in ks:
-            made = under.tables(k)
+            at = ruled.under(k=k)
+            made = under.tables(at)
             headline[rule][str(k)], arms[rule][str(k)] = made.headline, made.arms
             answer[rule][str(k)] = made.answer
             occurrence += [
                 explorer.depth_columns(Occurrence.of(ruled[label].everyone, k), chosen["id"].to_list())
                 for label in labels
             ]
-            more = lenses.beside_of(ruled.under(k=k))
+            more = lenses.beside_of(at)
             made.figures.update(more.figures)
             for room, table in more.tables.items():
                 beside.setdefault(room, {}).setdefault(rule, {})[str(k)] = table

@@ -78,9 +78,9 @@ class UnderRule:
             for label, row in self.outcomes.items()
         }
 
-    def tables(self, k: int) -> Shown:
-        """What the page shows at one top-k."""
-        at = self.readings.under(k=k)
+    def tables(self, at: Readings) -> Shown:
+        """What the page shows at one top-k: that of ``at``, the readings under it."""
+        k = at.k
         read = {label: at[label] for label in self.labels}
         answers = [one.trajectory for one in read.values()]
         recall, frequency = recall_of(answers, k=k), frequency_of(answers, k=k)
