@@ -75,16 +75,17 @@ def test_the_papers_recipe_says_what_the_paper_says():
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command[0])
-def test_its_command_lines_launch_it(command, smaller, data, tmp_path):
+def test_its_command_lines_launch_it(command, smaller, data, tmp_path, quick_python):
     program = Path(sys.executable).parent / command[0]
-    line = shlex.join([str(program), *command[1:]])
+    line, own = shlex.join([str(program), *command[1:]]), {}
     line = line.replace("training/recipes/llama3-8b-paper.toml", str(smaller))
     line = line.replace("--nproc-per-node 4", "--nproc-per-node 2").replace("_processes 4", "_processes 2")
     if command[0] == "accelerate":
         line = line.replace("launch", "launch --main_process_port 0")  # tests share a machine
+        own = {"PYTHON_EXEC": quick_python[0]}  # what its processes run in; those of torchrun start their own
     done = subprocess.run(
         [*shlex.split(line), "--out", tmp_path / "run", "--data-dir", data],
-        env=environment() | {"OMP_NUM_THREADS": "1"},
+        env=environment() | {"OMP_NUM_THREADS": "1"} | own,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -116,10 +115,9 @@ def wait_for(condition, seconds=120):
 
 
 def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpoint, tmp_path, quick_python):
-    """With interpreters of their own, as a user's command starts them."""
     path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out), "--workers", "2"]
+    command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = lambda: list(out.rglob(".state/*/metrics.jsonl"))  # noqa: E731
     wait_for(lambda: len(metrics()) == 2 and all(path.stat().st_size for path in metrics()))
@@ -131,7 +129,7 @@ def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpo
     assert len(states) == 2 and all(json.loads(state.read_text())["step"] > 0 for state in states)
     steps = [json.loads(state.read_text())["step"] for state in states]
     path.write_text(path.read_text().replace("epochs = 3000", f"epochs = {max(steps) + 2}"))
-    again = subprocess.run([*quick_python, *command[1:]], capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode != 0 and "begun with another recipe" in again.stderr, "states are of one recipe"
 
 
