@@ -202,7 +202,7 @@ def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_pat
     assert code == 0, err
     probe = memprobe.open_probe(out)
     assert probe.lenses == ["logit", "logit@base"] and probe.positions == ["answer", "subject"]
-    assert cli("layers", *ckpts, *lenses, *asked)[0] == 0, "the same call goes on"
+    assert cli("layers", *ckpts, *lenses, *asked, "--no-report")[0] == 0, "the same call goes on"
     refused(cli("layers", *ckpts, *asked), "has lens", "you asked for", "--fresh")
     refused(cli("layers", *ckpts, "--readout", "base", *lenses, *asked), "--readout", "--lens")
     refused(cli("layers", *ckpts, "--lens", "logits", *asked), "--lens logits")
