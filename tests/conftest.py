@@ -17,6 +17,7 @@ import pytest
 
 from memprobe.cli import main
 from tests.forks import program
+from tests.once import once
 from tests.pages import find_chromium
 from tests.tiny import save_tiny
 
@@ -66,6 +67,24 @@ def forks() -> Iterator[str]:
 def quick_python(forks) -> list[str]:
     """Stands where ``[sys.executable]`` would."""
     return [str(program(forks))]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The documentation's site, built as ``make docs`` builds it."""
+
+    def build(folder: Path) -> None:
+        built = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        )
+        assert built.returncode == 0, built.stderr
+
+    return once(tmp_path_factory, "site", build)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from memprobe.factoids import make_factoid
 from memprobe.files import write_json
 from memprobe.probes import Probe, open_probe
 from memprobe.studies import open_study
+from tests.once import once
 from tests.pages import chromium, opened
 from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 from tests.test_studies import write_metrics, write_stage
@@ -62,9 +63,12 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
     labels = {"base": 6, "none-1": 3, "none-2": 5, "remix-1": 2, "remix-2": 3, "replay": 4}
-    probe = write_probe(tmp_path_factory.mktemp("six") / "probe", labels, n=45, n_layers=8)
-    dashboard.write_report(probe, probe.path / "report.html")
-    return probe
+
+    def make(top):
+        probe = write_probe(top / "probe", labels, n=45, n_layers=8)
+        dashboard.write_report(probe, probe.path / "report.html")
+
+    return open_probe(once(tmp_path_factory, "dashboard-six", make) / "probe")
 
 
 REMIX = f"remix(data=self){HOSTILE[:9]}"
@@ -73,7 +77,10 @@ REMIX = f"remix(data=self){HOSTILE[:9]}"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Two sets of factoids, one of them from two directories that share a label, and two training runs."""
-    top = tmp_path_factory.mktemp("study")
+    return once(tmp_path_factory, "dashboard-study", write_study)
+
+
+def write_study(top):
     manifests = {
         f"{name}-{stage}": {"arm": arm, "seed": 0, "stage": stage, "stage_name": ("kvr", "known")[stage - 1]}
         for name, arm in (("naive", "none"), ("remix", REMIX))
@@ -93,7 +100,6 @@ def study(tmp_path_factory):
     found = compare([top / "a"], draws=200)
     write_json(found.as_json(), top / "compared" / "comparison.json")
     dashboard.write_dashboard(open_study([top]), top / "page.html")
-    return top
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -150,8 +151,8 @@ def test_every_stage_is_in_one_probe_in_both_readouts(done):
     assert {"arms", "fates", "claims"} <= set(tables)
 
 
-def test_a_finished_grid_trains_nothing_again(done, monkeypatch):
-    path, out = done
+def test_a_finished_grid_trains_nothing_again(done, tmp_path, monkeypatch):
+    path, out = done[0], shutil.copytree(done[1], tmp_path / "out", symlinks=True)
     monkeypatch.setattr("training.run.run", lambda *args, **options: pytest.fail("trained again"))
     assert run_grid(read_grid(path), path, out, quiet=True) == []
 
