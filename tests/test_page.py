@@ -15,6 +15,7 @@ from memprobe.dashboard import writing
 from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.benchmarks.report_load import write_large_probe
+from tests.once import once
 from tests.pages import AUDIT, chromium, opened
 from tests.probes import write_probe
 
@@ -52,33 +53,41 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """A base model and two stages, in both readouts: the first learns and surfaces earlier, the second forgets."""
-    top = tmp_path_factory.mktemp("stages")
     manifests = {
         f"s{stage}": {"arm": "none", "seed": 0, "stage": stage, "stage_name": name}
         for stage, name in ((1, "kvr"), (2, "lama"))
     }
     never, depths = {"base": 0.95, "s1": 0.0, "s2": 0.6}, {"base": 8.0, "s1": 4.0, "s2": 6.0}
-    for readout in ("own", "base"):
-        write_probe(
-            top / readout, depths, n=60, never=never, manifests=manifests, readout=readout, summary=False
-        )
-    return written(open_study([top]), top / "page.html")
+
+    def make(top):
+        told = {"n": 60, "never": never, "manifests": manifests, "summary": False}
+        for readout in ("own", "base"):
+            write_probe(top / readout, depths, readout=readout, **told)
+        written(open_study([top]), top / "page.html")
+
+    return once(tmp_path_factory, "page-stages", make) / "page.html"
 
 
 @pytest.fixture(scope="module")
 def twenty(tmp_path_factory):
     """Twenty checkpoints of one training run on 300 facts."""
-    top = tmp_path_factory.mktemp("twenty")
-    write_large_probe(top / "probe", 20, 300, 13, answer_tokens=1, steps=True)
-    return written(open_study([top]), top / "page.html")
+
+    def make(top):
+        write_large_probe(top / "probe", 20, 300, 13, answer_tokens=1, steps=True)
+        written(open_study([top]), top / "page.html")
+
+    return once(tmp_path_factory, "page-twenty", make) / "page.html"
 
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
     """Five checkpoints, two arms of two stages among them."""
-    top = tmp_path_factory.mktemp("five")
-    write_large_probe(top / "probe", 5, 40, 13)
-    return written(open_study([top]), top / "page.html")
+
+    def make(top):
+        write_large_probe(top / "probe", 5, 40, 13)
+        written(open_study([top]), top / "page.html")
+
+    return once(tmp_path_factory, "page-five", make) / "page.html"
 
 
 PAGES = ("one", "stages", "five", "twenty")
@@ -275,12 +284,13 @@ def test_paper_keeps_k_the_rule_and_every_column(browser, request, name):
         assert shown.locator("#headline thead th").count() == 11
 
 
-def test_a_note_on_the_base_readout_stands_only_where_it_is_shown(browser, one, stages, twenty):
-    for path, hash, wanted in ((stages, "#room=differences", True), (twenty, "#room=differences", False)):
-        with opened(browser, path, hash=hash) as shown:
-            shown.wait_for_selector("#room-differences .js-plotly-plot")
-            assert shown.locator("#fixed-note").is_visible() == wanted
+def test_a_note_on_the_base_readout_stands_only_where_it_is_shown(browser, stages, twenty):
+    with opened(browser, twenty, hash="#room=differences") as shown:
+        shown.wait_for_selector("#room-differences .js-plotly-plot")
+        assert not shown.locator("#fixed-note").is_visible()
     with opened(browser, stages, hash="#room=differences") as shown:
+        shown.wait_for_selector("#room-differences .js-plotly-plot")
+        assert shown.locator("#fixed-note").is_visible()
         marks = shown.evaluate(
             """() => document.querySelector('[data-figure="difference-lof_restricted"] .canvas').data
             .filter((t) => t.meta.checkpoint === 's1').map((t) => [t.meta.role, t.marker.symbol])"""

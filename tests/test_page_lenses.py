@@ -14,11 +14,16 @@ __all__ = ["made"]
 pytestmark = pytest.mark.browser
 
 
-def test_lens_and_position_are_chosen(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "K_VALUES", (1, 60))
-    page_file = tmp_path / "page.html"
-    text = dashboard.dashboard_text(open_study([made.path]), draws=200)
-    page_file.write_text(text, encoding="utf-8")
+@pytest.fixture(scope="module")
+def page_file(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "K_VALUES", (1, 60, 200))
+        path.write_text(dashboard.dashboard_text(open_study([made.path]), draws=200), encoding="utf-8")
+    return path
+
+
+def test_lens_and_position_are_chosen(page_file):
     with chromium() as browser, opened(browser, page_file) as page:
         assert set(page.locator("#lens option").all_inner_texts()) == set(LENSES)
         assert page.locator("#position option").all_inner_texts() == ["answer", "subject"]
@@ -48,11 +53,8 @@ def test_lens_and_position_are_chosen(made, tmp_path, monkeypatch):
         assert "attention" in said and "depth of the largest" in said
 
 
-def test_floors_are_drawn_and_claims_name_the_other_lenses(made, tmp_path, monkeypatch):
+def test_floors_are_drawn_and_claims_name_the_other_lenses(made, page_file):
     """Of the fitted lens at the k at which its floor was measured, and of no other; lenses as ``compare`` has them."""
-    monkeypatch.setattr(writing, "K_VALUES", (60, 200))
-    page_file = tmp_path / "page.html"
-    page_file.write_text(dashboard.dashboard_text(open_study([made.path]), draws=200), encoding="utf-8")
     shapes = """[...shownFigures].filter(([holder]) => holder.isConnected)
         .flatMap(([holder, figure]) => (figure.layout.shapes ?? [])
         .filter((shape) => shape.type === "rect").map((shape) => [holder.dataset.figure, shape.x0, shape.x1]))"""
