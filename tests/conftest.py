@@ -88,6 +88,12 @@ def site(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def few_k(monkeypatch):
+    """Pages have one top-k beside the probe's own, for tests of other things: each more is made in the same way."""
+    monkeypatch.setattr("memprobe.dashboard.writing.K_VALUES", (1,))
+
+
+@pytest.fixture
 def cli(monkeypatch, capsys):
     """Runs a command in this process; gives (exit code, standard output, standard error)."""
 

@@ -19,6 +19,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.records import BY_CHECKPOINT
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.usefixtures("few_k")
 FACTS = [
     {"prompt": "The river of Oria is the", "answer": "Lunn", "relation": "river", "id": "a"},
     {"prompt": "The river of Selva is the", "answer": "Brack", "relation": "river", "id": "b"},

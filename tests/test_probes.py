@@ -138,7 +138,7 @@ def test_read_gives_every_lens_and_position_and_touches_only_what_is_asked(both,
         open_probe(copy)
 
 
-def test_compare_finds_the_second_readout_in_the_same_probe(two, both, tmp_path):
+def test_compare_finds_the_second_readout_in_the_same_probe(two, both, tmp_path, few_k):
     own, base = (
         probe(two, FACTS, tmp_path / name, readout=other, batch_size=2)
         for name, other in (("own", None), ("base", two[0]))

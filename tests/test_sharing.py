@@ -14,6 +14,8 @@ from memprobe.errors import MemprobeError
 from memprobe.probes import open_probe
 from memprobe.sharing import pull, push, without_paths
 
+pytestmark = pytest.mark.usefixtures("few_k")
+
 
 @pytest.fixture
 def probe(cli, tiny_checkpoint, tmp_path) -> Path:
