@@ -145,6 +145,7 @@ def test_a_report_is_made_again_from_what_it_kept(three, tmp_path):
         "by_block.csv",
         "planting.csv",
         "where.csv",
+        "agreement.csv",
         "found.png",
     }
     page = (tmp_path / "kept" / "report.md").read_text()
@@ -160,6 +161,18 @@ def test_a_report_is_made_again_from_what_it_kept(three, tmp_path):
     assert again.verdicts.equals(three.verdicts) and again.cells == three.cells
     write_report(again, tmp_path / "kept", tmp_path / "figures", draws=50)
     assert (tmp_path / "kept" / "report.md").read_text() == page
+
+
+def test_a_report_says_whether_instruments_that_are_right_agree_where_nobody_knows(tmp_path):
+    cells = [cell(seed, kind=kind) for kind in ("several", "full") for seed in range(3)]
+    verdicts = results(*cells).verdicts
+    twice = verdicts.filter(instrument="right").with_columns(instrument=pl.lit("too"))
+    files = write_report(
+        Results(cells, pl.concat([verdicts, twice]), {}), tmp_path, tmp_path / "figures", draws=50
+    )
+    assert {file.name for file in files} >= {"agreement.csv", "agreement.png"}
+    page = (tmp_path / "report.md").read_text().partition("## Do instruments agree, fact by fact?")[2]
+    assert "| right, too | kvr | 1.00 [1.00, 1.00] | 100 % | 1.00 [1.00, 1.00] | 100 % | 25 % |" in page
 
 
 def test_run_folders_are_read_together_and_a_finished_cell_goes_before_one_that_is_not(tmp_path):

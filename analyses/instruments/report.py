@@ -5,18 +5,20 @@
     OUT/report.md     the page; planting first, then the main table, what it depends on, controls
     OUT/scores.csv    every instrument in every condition, all measures with intervals and chance
     OUT/by_block.csv  the same by true block   OUT/planting.csv   OUT/where.csv   where named depths lie
+    OUT/agreement.csv whether two instruments name the same depths, fact by fact
     OUT/cells.json, verdicts.parquet, lenses.json   from which all of this is made again
-    FIGURES/found.png, found.json
+    FIGURES/found.png, agreement.png, and what is drawn in them as .json
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
+from analyses.instruments.agreement import RIGHT, agreement, ought_to_agree
 from analyses.instruments.results import Results, facts_of, keep
 from analyses.instruments.scores import (
     CONDITION,
@@ -29,9 +31,6 @@ from analyses.instruments.scores import (
 )
 from memprobe.files import write_json, write_text
 from memprobe.wording import markdown_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAIN = {
     "several": "Several sets in one model, each trained into a block of its own",
@@ -46,32 +45,41 @@ def write_report(
     """Writes everything, and keeps the results that it was made of.
 
     Returns:
-        The files for people: the page, the tables, the figure.
+        The files for people: the page, the tables, the figures.
     """
+    from analyses.instruments.drawing import draw_agreement, draw_found
     from memprobe.figures.writing import save
 
     facts = facts_of(results)
     found = scores(facts, draws=draws)
+    pairs = agreement(facts, draws=draws)
     truth = facts.filter(pl.col("first").is_not_null())
     by_block = scores(truth, [*CONDITION, "first"], draws=draws) if len(truth) else pl.DataFrame()
     keep(results, out)
     files = [out / "report.md"]
-    write_text(page(results, facts, found, by_block), files[0])
+    write_text(page(results, facts, found, by_block, pairs), files[0])
     for name, table in {
         "scores": found,
         "by_block": by_block,
         "planting": planting(results.cells),
         "where": quartiles(facts),
+        "agreement": pairs,
     }.items():
         if table.width:
             files.append(out / f"{name}.csv")
             write_text(table.write_csv(float_precision=4), files[-1])
     main = main_table(found)
-    if figures is not None and len(main):
+    drawn = {"found": (main, draw_found(main))} if figures is not None and len(main) else {}
+    if drawn and len(alike := ought_to_agree(pairs, main)):
+        planted = (pl.col("kind") == main["kind"][0]) & (pl.col("size") == main["size"][0])
+        shown = pairs.filter(planted | (pl.col("kind") == "full"), source=alike["source"][0])
+        shown = shown.select("kind", "one", "other", "correlation")
+        drawn["agreement"] = (shown, draw_agreement(shown))
+    for name, (table, figure) in drawn.items():
         figures.mkdir(parents=True, exist_ok=True)
-        files.append(save(draw(main), figures / "found.png"))
-        write_json({"command": "python -m analyses.instruments report", "data": main.to_dict(as_series=False)},
-                   figures / "found.json")  # fmt: skip
+        files.append(save(figure, figures / f"{name}.png"))
+        write_json({"command": "python -m analyses.instruments report", "data": table.to_dict(as_series=False)},
+                   figures / f"{name}.json")  # fmt: skip
     return files
 
 
@@ -106,7 +114,9 @@ def _of_main(found: pl.DataFrame, scored: pl.DataFrame | None = None) -> pl.Data
     return rows.filter(planted="all", kind=kinds[0], size=sizes["size"][-1])
 
 
-def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame) -> str:
+def page(
+    results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame, pairs: pl.DataFrame
+) -> str:
     """The report as Markdown."""
     bases = sorted({cell["base"] for cell in results.cells})
     devices = sorted({cell["device"] for cell in results.cells})
@@ -133,6 +143,7 @@ def page(results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: p
     if len(by_block):
         lines += ["", *_blocks(found, by_block)]
     lines += ["", *_null(results, facts), *_controls(facts, found)]
+    lines += _agreement(ought_to_agree(pairs, main_table(found)))
     return "\n".join(lines) + "\n"
 
 
@@ -330,39 +341,50 @@ def _controls(facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
     return lines
 
 
-def draw(main: pl.DataFrame) -> Figure:
-    """Share of facts whose block each instrument names exactly, with intervals; the best constant guess dashed."""
-    from matplotlib.figure import Figure
+def _agreement(alike: pl.DataFrame) -> list[str]:
+    """Whether instruments that are right about planted truth name the same depths where nobody knows the truth."""
+    if alike.is_empty():
+        return []
+    rows = [
+        [
+            f"{one['one']}, {one['other']}",
+            one["source"],
+            _correlation(one, "_planted"),
+            _percent(one["within1_planted"]),
+            _correlation(one),
+            _percent(one["within1"]),
+            _percent(one["within1_shuffled"]),
+        ]
+        for one in alike.iter_rows(named=True)
+    ]
+    header = [
+        "instruments",
+        "source",
+        "planted: correlation",
+        "±1",
+        "ordinary: correlation",
+        "±1",
+        "±1 by chance",
+    ]
+    return [
+        "",
+        "## Do instruments agree, fact by fact?",
+        "",
+        f"Pairs of instruments that are each right about {100 * RIGHT:.0f} % of planted facts at least: Spearman's "
+        "correlation of the depths that they name, within models, with 95 % intervals over models, sets and facts; and "
+        "the share of facts with depths at most one apart. Of several readings of the same evidence the one is taken "
+        "that is right most often. `by chance`: the same, were the depths of one dealt to the facts of the model at "
+        "random. All pairs are in `agreement.csv`.",
+        "",
+        *markdown_table(header, rows),
+    ]
 
-    from memprobe.figures.look import FAINT, INK, MM, in_style, percent_axis
-    from memprobe.palette import COLOURS
 
-    @in_style
-    def made() -> Figure:
-        names = main["instrument"].unique(maintain_order=True).to_list()[::-1]
-        sources = main["source"].unique().sort().to_list()
-        figure = Figure(figsize=(120 * MM, (12 + 4.2 * len(names)) * MM), layout="constrained")
-        axes = figure.subplots()
-        for number, source in enumerate(sources):
-            rows = main.filter(source=source)
-            at = [
-                names.index(name) + 0.16 * (number - (len(sources) - 1) / 2) * -2
-                for name in rows["instrument"]
-            ]
-            for place, low, high in zip(at, rows["exact_low"], rows["exact_high"], strict=True):
-                if low is not None:
-                    axes.plot([low, high], [place, place], color=COLOURS[number], linewidth=0.9)
-            axes.plot(rows["exact"], at, "o", markersize=3, color=COLOURS[number], label=source)
-            axes.axvline(rows["exact_constant"].max(), color=FAINT, linewidth=0.7, linestyle="--", zorder=0)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(-0.7, len(names) - 0.3)
-        axes.set_xlim(-0.02, 1.02)
-        percent_axis(axes.xaxis)
-        axes.set_xlabel("facts whose block is named exactly (dashed: the best constant guess)", color=INK)
-        axes.legend(loc="lower right")
-        return figure
-
-    return made()
+def _correlation(row: Mapping[str, Any], suffix: str = "") -> str:
+    value, low, high = (row[f"correlation{end}{suffix}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    return f"{value:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def _ordered(found: pl.DataFrame) -> list[str]:
