@@ -29,10 +29,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.mixing import IGNORED, Example
 from training.row_attention import may_take_paths, understand_paths
@@ -50,6 +51,8 @@ _TOLERANCE = {
 _AS_COSTLY_AS_MOVING = 80
 """So many tokens in sight of a token cost as much, in attention, as putting it beside its row's others and back: fitted
 to the times of packs of 2 to 64 rows of 20 to 200 tokens (``python -m tests.benchmarks.row_attention``)."""
+_HELD: WeakKeyDictionary[nn.Module, dict[tuple[str, str, torch.dtype], int]] = WeakKeyDictionary()
+"""Of each model, for each way of packing, attention and precision: the tokens of the longest row for which it held."""
 _INPUTS = ("input_ids", "position_ids", "attention_mask", "logits_to_keep")
 
 
@@ -149,10 +152,10 @@ def collator(
     """How rows of one model become micro-batches: packed where that is less work, else padded.
 
     A model is packed for if it says so itself: what it computes of packed rows is compared with what it computes of
-    padded ones, on the longest row and two more. There are two ways for attention to keep packed rows apart. A mask
-    leaves the square of all tokens to be scored; row by row (:mod:`training.row_attention`), on a CPU where the model
-    attends by torch's ``sdpa``, it costs what it costs of padded rows. Each micro-batch goes the way that is least
-    work.
+    padded ones, on the longest row and two more, once for rows of that length and shorter ones. There are two ways for
+    attention to keep packed rows apart. A mask leaves the square of all tokens to be scored; row by row
+    (:mod:`training.row_attention`), on a CPU where the model attends by torch's ``sdpa``, it costs what it costs of
+    padded rows. Each micro-batch goes the way that is least work.
 
     Args:
         rows: that will be trained on.
@@ -163,12 +166,12 @@ def collator(
     masked = partial(packed, additive=None if _attention(model) == "sdpa" else next(model.parameters()).dtype)
     some = [max(rows, key=lambda row: len(row.ids)), rows[0], rows[-1]]
     ways: dict[str, Callable[[Sequence[Example]], MicroBatch]] = {}
-    if _same_logits(model, padded(some), masked(some)):
+    if _packs_alike(model, "masked", masked, some):
         ways["masked"] = masked
     if may_take_paths(model):
         understand_paths()
         by_rows = partial(packed, by_rows=True)
-        if _same_logits(model, padded(some), by_rows(some)):
+        if _packs_alike(model, "by rows", by_rows, some):
             ways["by rows"] = by_rows
     if not ways:
         say(f"{type(model).__name__} computes something else from packed rows, so they are padded")
@@ -246,6 +249,25 @@ def _first_loss(row: Example) -> int:
 
 def _attention(model: PreTrainedModel) -> str:
     return str(getattr(model.config.get_text_config(), "_attn_implementation", ""))
+
+
+def _packs_alike(
+    model: PreTrainedModel,
+    way: str,
+    collate: Callable[[Sequence[Example]], MicroBatch],
+    rows: Sequence[Example],
+) -> bool:
+    """Whether packed rows are to a model what padded ones are.
+
+    A way of packing that holds for a length holds for shorter rows. One that fails may do so for the length alone (a
+    window of attention), so that it is tried again.
+    """
+    longest = max(len(row.ids) for row in rows)
+    held = _HELD.setdefault(model, {})
+    key = (way, _attention(model), next(model.parameters()).dtype)
+    if held.get(key, 0) < longest and _same_logits(model, padded(rows), collate(rows)):
+        held[key] = longest
+    return held.get(key, 0) >= longest
 
 
 def _same_logits(model: PreTrainedModel, first: MicroBatch, second: MicroBatch) -> bool:

@@ -111,6 +111,33 @@ def test_a_model_that_computes_something_else_from_packed_rows_gets_padded_ones(
     assert type(model).__name__ in line and "padded" in line
 
 
+def test_a_model_is_asked_once_for_rows_of_a_length_and_again_for_longer_ones(rows):
+    model = tiny_model(vocab_size=len(tiny_tokenizer()), max_position_embeddings=1024)
+    long = [Example(tuple(range(n, n + 200)), (IGNORED, *[1] * 199), str(n)) for n in range(3)]
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    counts = []
+    for some in (rows, rows[:1], [*rows, *long], rows, long):
+        before = len(passes)
+        collator(model, some)
+        counts.append(len(passes) > before)
+    assert counts == [True, False, True, False, False]
+    model.to(torch.bfloat16)
+    before = len(passes)
+    collator(model, rows)
+    assert len(passes) > before, "another precision"
+
+
+def test_a_window_keeps_long_rows_from_being_packed_and_short_ones_not(rows):
+    """Whichever come first."""
+    model = tiny_model("gemma2", vocab_size=len(tiny_tokenizer()))
+    window = model.config.sliding_window
+    short = [Example(tuple(range(n, n + 3)), (IGNORED, 1, 1), str(n)) for n in range(3)]
+    assert max(len(row.ids) for row in rows) > window > 3
+    for some, packs in ((short, True), (rows, False), (short, True)):
+        assert (collator(model, some) is not padded) == packs
+
+
 def test_what_rows_share_before_their_loss_stands_once():
     rows = [
         Example((5, 6, 7, 8), (IGNORED, IGNORED, 8, 9), "a"),
