@@ -171,6 +171,23 @@ def test_finished_probe_is_not_run_again_and_more_checkpoints_join(
     assert cli("layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out)[0] == 0
 
 
+def test_a_call_prints_the_checkpoints_that_it_names_and_show_all(cli, tiny_checkpoint, facts, tmp_path):
+    """So that what a call prints does not grow with the checkpoints that were added before."""
+    out = tmp_path / "probe"
+    common = ("layers", "--factoids", facts, "--out", out, "--no-report")
+    first, second = (f"--ckpt={label}={tiny_checkpoint}" for label in ("early", "later"))
+    code, told, notes = cli(*common, first)
+    assert code == 0 and "other checkpoint" not in notes
+    code, told, notes = cli(*common, second)
+    assert code == 0 and "later" in told and "early" not in told
+    assert f"note     1 other checkpoint in {out}: memprobe show {out} prints all" in notes
+    assert "early and later hold the same weights" in notes
+    code, told, _ = cli("show", out)
+    assert code == 0 and "later" in told and "early" in told
+    code, told, notes = cli(*common, second, first)
+    assert code == 0 and "later" in told and "early" in told and "other checkpoint" not in notes
+
+
 def test_a_report_that_is_not_asked_for(cli, tiny_checkpoint, facts, tmp_path):
     page = tmp_path / "probe" / "report.html"
     common = ("layers", "--factoids", facts, "--out", tmp_path / "probe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -122,7 +123,8 @@ def layers(
     """Probes checkpoints: at which depth do the answers to factoids become readable?
 
     Prints what each checkpoint recalls and where that surfaces, beside what shuffled answers do, and writes a probe
-    directory with the records and an interactive report. An interrupted probe goes on with the same command.
+    directory with the records and an interactive report. An interrupted probe goes on with the same command; other
+    checkpoints are added to it, and `memprobe show` prints all that there are.
 
     Examples:
 
@@ -205,13 +207,14 @@ def layers(
         else:
             with status("writing the report"), replacing(page) as path:
                 write_report(probed, path)
+    named = [checkpoint.label for checkpoint in checkpoints]
     if as_json:
         echo_json(probed.summary)
     else:
         from memprobe.cli.show_probe import print_summary
 
-        print_summary(probed, full=full)
-    _say_where(probed, out, None if no_report else page)
+        print_summary(probed.only(named), full=full)
+    _say_where(probed, named, out, None if no_report else page)
     if show:
         open_page(page)
 
@@ -233,16 +236,18 @@ def _folder_of(labels: list[str]) -> str:
     return f"{slugs[0][:60]}-to-{slugs[-1][-40:]}-{len(slugs)}"
 
 
-def _say_where(probed: Probe, out: Path, page: Path | None) -> None:
+def _say_where(probed: Probe, named: Sequence[str], out: Path, page: Path | None) -> None:
+    """Notes on the checkpoints that were asked for, and where everything is."""
     from memprobe import wording
     from memprobe.lineage import same_weights
 
     if same := same_weights((label, probed.fingerprint(label)) for label in probed.checkpoints):
         echo(f"note     {wording.same_weights(same)}", err=True)
-    incomplete = probed.outcomes["error"].drop_nulls().len()
+    asked = probed.only(named)
+    incomplete = asked.outcomes["error"].drop_nulls().len()
     if incomplete:
         echo(f"note     {incomplete} factoids gave logits that are not finite and have no records", err=True)
-    for label, entry in probed.run["checkpoints"].items():
+    for label, entry in asked.run["checkpoints"].items():
         for note in [entry["note"], *entry.get("notes", [])]:
             if note:
                 echo(f"note     {label}: {note}", err=True)
@@ -256,6 +261,9 @@ def _say_where(probed: Probe, out: Path, page: Path | None) -> None:
             )
         if "precision" in entry:
             echo(f"note     {label}: {_precision_text(entry['precision'])}", err=True)
+    if others := len(probed.checkpoints) - len(named):
+        more = wording.count(others, "other checkpoint")
+        echo(f"note     {more} in {out}: memprobe show {out} prints all", err=True)
     echo(f"records  {out / 'records'}", err=True)
     echo(f"summary  {out / 'summary.json'}", err=True)
     echo(f"report   {page or 'not written; the same command without --no-report writes it'}", err=True)
