@@ -140,8 +140,12 @@ class Probe:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """``summary.json``."""
-        return read_summary(self.path)
+        """``summary.json``, of the checkpoints that are here."""
+        whole = read_summary(self.path)
+        ours = self.run["checkpoints"]
+        return whole | {
+            "checkpoints": {label: one for label, one in whole["checkpoints"].items() if label in ours}
+        }
 
     def occurrence(self, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
         """First occurrence, settled depth and the number of depths that hold the answer, fact by fact.

@@ -396,6 +396,7 @@ def test_what_is_finished_is_not_written_again(two, tmp_path, monkeypatch):
 
 
 def test_the_summary_has_every_lens_and_position(both):
+    assert list(both.only(["tuned"]).summary["checkpoints"]) == ["tuned"]
     entry = both.summary["checkpoints"]["tuned"]
     assert list(entry["lenses"]) == ["logit@base"] and list(entry["positions"]) == ["subject"]
     assert entry["positions"]["subject"]["n"] == 3 and entry["lenses"]["logit@base"]["n"] == len(FACTS)

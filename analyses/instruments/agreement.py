@@ -12,8 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from analyses.instruments.scores import CONDITION, DRAWS, nested_weights
-from memprobe.statistics.intervals import percentile_interval
+from analyses.instruments.scores import CONDITION, DRAWS, ends_of, mean_of, nested_weights
 
 RIGHT = 0.75
 """Share of planted facts whose block an instrument names exactly, from which it is one that ought to agree."""
@@ -34,7 +33,7 @@ def agreement(facts: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.D
         (Spearman's, within models; null where an instrument names one depth throughout every model), within1 (share of
         facts with depths at most one apart), within1_shuffled (the same were one's depths dealt to the facts of the
         model at random)], correlation and within1 with ``_low`` and ``_high`` over models, their sets and the facts of
-        those; an interval is null where a draw of them has no correlation.
+        those
     """
     counted = facts.filter("counts", pl.col("kind") != "null", pl.col("planted") == "all")
     asked = counted.filter(kind="full")["instrument"].unique(maintain_order=True).to_list()
@@ -62,20 +61,25 @@ def _of_pair(depths: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict
     for mine in models:
         ranks[mine] = rankdata(depths[mine], axis=0)
     near = (np.abs(depths[:, 0] - depths[:, 1]) <= 1).astype(float)
-    once = np.ones((1, len(depths)))
     dealt = sum((np.abs(depths[mine, :1] - depths[mine, 1:].T) <= 1).mean(1).sum() for mine in models)
-    found: dict[str, float | int | None] = {"models": len(models), "n": len(depths)}
-    for name, whole, drawn in (
-        ("correlation", correlation(ranks, models, once), correlation(ranks, models, weights)),
-        ("within1", near.mean(keepdims=True), _share(near, weights)),
-    ):
-        low = high = None
-        if np.isfinite(drawn).all():
-            low, high = (float(end[0]) for end in percentile_interval(drawn[:, None], n))
-            low, high = (None, None) if np.isnan(low) else (low, high)
-        value = float(whole[0]) if np.isfinite(whole[0]) else None
-        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return found | {"within1_shuffled": float(dealt / len(depths))}
+    [whole] = correlation(ranks, models, np.ones((1, len(depths))))
+    estimates = {
+        "correlation": (
+            float(whole) if np.isfinite(whole) else None,
+            *ends_of(correlation(ranks, models, weights), n),
+        ),
+        "within1": mean_of(near, weights, n),
+    }
+    return {
+        "models": len(models),
+        "n": len(depths),
+        **{
+            f"{name}{end}": value
+            for name, triple in estimates.items()
+            for end, value in zip(("", "_low", "_high"), triple, strict=True)
+        },
+        "within1_shuffled": float(dealt / len(depths)),
+    }
 
 
 def correlation(ranks: np.ndarray, models: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
@@ -87,24 +91,17 @@ def correlation(ranks: np.ndarray, models: list[np.ndarray], weights: np.ndarray
         weights: [draw, fact], how often a draw holds each fact.
     """
     together, squares = np.zeros(len(weights)), np.zeros((2, len(weights)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for mine in models:
-            held, one, other = weights[:, mine], ranks[mine, 0], ranks[mine, 1]
-            size = np.maximum(held.sum(1), 1)
-            means = held @ one / size, held @ other / size
-            together += held @ (one * other) - size * means[0] * means[1]
-            squares += [
-                held @ (one * one) - size * means[0] ** 2,
-                held @ (other * other) - size * means[1] ** 2,
-            ]
-        # Rounding leaves a little where nothing varies.
-        squares[squares < 1e-6] = 0
-        return together / np.sqrt(squares[0] * squares[1])
-
-
-def _share(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ values / weights.sum(1)
+    for mine in models:
+        held, one, other = weights[:, mine], ranks[mine, 0], ranks[mine, 1]
+        size = np.maximum(held.sum(1), 1)
+        means = held @ one / size, held @ other / size
+        together += held @ (one * other) - size * means[0] * means[1]
+        squares += [
+            held @ (one * one) - size * means[0] ** 2,
+            held @ (other * other) - size * means[1] ** 2,
+        ]
+    squares[squares < 1e-6] = np.nan  # rounding leaves a little where nothing varies
+    return together / np.sqrt(squares[0] * squares[1])
 
 
 def ought_to_agree(pairs: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

@@ -55,9 +55,11 @@ def write_report(
     pairs = agreement(facts, draws=draws)
     truth = facts.filter(pl.col("first").is_not_null())
     by_block = scores(truth, [*CONDITION, "first"], draws=draws) if len(truth) else pl.DataFrame()
+    main = main_table(found)
+    alike = ought_to_agree(pairs, main)
     keep(results, out)
     files = [out / "report.md"]
-    write_text(page(results, facts, found, by_block, pairs), files[0])
+    write_text(page(results, facts, found, by_block, alike), files[0])
     for name, table in {
         "scores": found,
         "by_block": by_block,
@@ -68,9 +70,8 @@ def write_report(
         if table.width:
             files.append(out / f"{name}.csv")
             write_text(table.write_csv(float_precision=4), files[-1])
-    main = main_table(found)
     drawn = {"found": (main, draw_found(main))} if figures is not None and len(main) else {}
-    if drawn and len(alike := ought_to_agree(pairs, main)):
+    if drawn and len(alike):
         planted = (pl.col("kind") == main["kind"][0]) & (pl.col("size") == main["size"][0])
         shown = pairs.filter(planted | (pl.col("kind") == "full"), source=alike["source"][0])
         shown = shown.select("kind", "one", "other", "correlation")
@@ -115,7 +116,7 @@ def _of_main(found: pl.DataFrame, scored: pl.DataFrame | None = None) -> pl.Data
 
 
 def page(
-    results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame, pairs: pl.DataFrame
+    results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame, alike: pl.DataFrame
 ) -> str:
     """The report as Markdown."""
     bases = sorted({cell["base"] for cell in results.cells})
@@ -143,7 +144,7 @@ def page(
     if len(by_block):
         lines += ["", *_blocks(found, by_block)]
     lines += ["", *_null(results, facts), *_controls(facts, found)]
-    lines += _agreement(ought_to_agree(pairs, main_table(found)))
+    lines += _agreement(alike)
     return "\n".join(lines) + "\n"
 
 

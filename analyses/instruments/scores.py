@@ -53,20 +53,33 @@ def _scored(part: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | 
     row: dict[str, float | int | None] = {"models": models, "sets": sets, "n": len(part)}
     for name in MEASURES:
         values = part[name].cast(pl.Float64).to_numpy().astype(float)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), _mean(values, weights, n), strict=True))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_of(values, weights, n), strict=True))
     return row | chance(part)
 
 
-def _mean(values: np.ndarray, weights: np.ndarray, n: int) -> tuple[float | None, float | None, float | None]:
+def mean_of(
+    values: np.ndarray, weights: np.ndarray, n: int
+) -> tuple[float | None, float | None, float | None]:
+    """The mean of the values that are there, and its interval; None where there is none.
+
+    Args:
+        values: [fact], NaN where there is none.
+        weights: [draw, fact], of :func:`nested_weights`.
+        n: how many of what is drawn first there are.
+    """
     present = ~np.isnan(values)
     if not present.any():
         return None, None, None
     filled = np.where(present, values, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = (weights @ filled) / (weights @ present.astype(float))
-    low, high = percentile_interval(drawn[:, None], n)
-    ends = (float(end[0]) if np.isfinite(end[0]) else None for end in (low, high))
-    return float(filled.sum() / present.sum()), *ends  # pyrefly: ignore[bad-return]
+    return float(filled.sum() / present.sum()), *ends_of(drawn, n)
+
+
+def ends_of(drawn: np.ndarray, n: int) -> tuple[float | None, float | None]:
+    """The interval of what was drawn [draw], NaN where a draw gave no number; None where there is none."""
+    low, high = (float(end[0]) for end in percentile_interval(drawn[:, None], n))
+    return low if np.isfinite(low) else None, high if np.isfinite(high) else None
 
 
 def nested_weights(models: Sequence[str], sets: Sequence[int], draws: int, seed: int) -> np.ndarray:

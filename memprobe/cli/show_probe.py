@@ -22,10 +22,7 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         full: print every depth, also those where no more surfaces than by chance.
     """
     summary = probe.summary
-    k, token = summary["k"], summary["token"]
-    checkpoints = {
-        label: entry for label, entry in summary["checkpoints"].items() if label in probe.run["checkpoints"]
-    }
+    k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
     console = wide_terminal()
     for label, entry in checkpoints.items():
