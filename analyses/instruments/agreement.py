@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from analyses.instruments.scores import CONDITION, DRAWS, ends_of, mean_of, nested_weights
+from analyses.instruments.scores import CONDITION, DRAWS, drawn_first, ends_of, mean_of, nested_weights
 
 RIGHT = 0.75
 """Share of planted facts whose block an instrument names exactly, from which it is one that ought to agree."""
@@ -45,18 +45,19 @@ def agreement(facts: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.D
         weights = nested_weights(table["cell"].to_list(), table["set"].to_list(), draws, seed)
         shared = {name: condition[name][0] for name in CONDITION}
         for one, other in combinations([name for name in asked if name in table.columns], 2):
-            both = (table[one].is_not_null() & table[other].is_not_null()).to_numpy()
+            both = table[one].is_not_null() & table[other].is_not_null()
             if both.sum() >= FEWEST:
-                depths = table.filter(both).select(one, other).to_numpy().astype(float)
-                cells = table["cell"].to_numpy()[both]
-                rows.append(shared | {"one": one, "other": other} | _of_pair(depths, cells, weights[:, both]))
+                pair = table.filter(both).select("cell", "set", one=one, other=other)
+                rows.append(
+                    shared | {"one": one, "other": other} | _of_pair(pair, weights[:, both.to_numpy()])
+                )
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _of_pair(depths: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict[str, float | int | None]:
-    """Agreement of two instruments. depths: [fact, 2]. weights: [draw, fact]."""
-    models = [cells == cell for cell in np.unique(cells)]
-    n = len(models) if len(models) > 1 else len(depths)
+def _of_pair(pair: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | None]:
+    """Agreement of two instruments. pair: cell, set, and the depths one and other. weights: [draw, fact]."""
+    depths, cells = pair.select("one", "other").to_numpy().astype(float), pair["cell"].to_numpy()
+    models, n = [cells == cell for cell in np.unique(cells)], drawn_first(pair)
     ranks = np.zeros_like(depths)
     for mine in models:
         ranks[mine] = rankdata(depths[mine], axis=0)

@@ -48,13 +48,18 @@ def scores(
 
 
 def _scored(part: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | None]:
-    models, sets = part["cell"].n_unique(), part.select("cell", "set").n_unique()
-    n = next((count for count in (models, sets, len(part)) if count > 1), 1)
+    models, sets, n = part["cell"].n_unique(), part.select("cell", "set").n_unique(), drawn_first(part)
     row: dict[str, float | int | None] = {"models": models, "sets": sets, "n": len(part)}
     for name in MEASURES:
         values = part[name].cast(pl.Float64).to_numpy().astype(float)
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_of(values, weights, n), strict=True))
     return row | chance(part)
+
+
+def drawn_first(facts: pl.DataFrame) -> int:
+    """How many there are of what an interval draws first: models, or the sets of the only one, or the facts of that."""
+    counts = facts["cell"].n_unique(), facts.select("cell", "set").n_unique(), len(facts)
+    return next((count for count in counts if count > 1), 1)
 
 
 def mean_of(
@@ -65,7 +70,7 @@ def mean_of(
     Args:
         values: [fact], NaN where there is none.
         weights: [draw, fact], of :func:`nested_weights`.
-        n: how many of what is drawn first there are.
+        n: of :func:`drawn_first`.
     """
     present = ~np.isnan(values)
     if not present.any():
