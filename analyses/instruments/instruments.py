@@ -20,7 +20,7 @@ depths and blocks have the same numbers; what names no depth says NaN. All are s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,11 +57,14 @@ class Verdict:
         depth: [factoid], 1 … n_layers; NaN where it names none.
         score: [factoid, depth 1 … n_layers], larger where the fact is more likely to be.
         part: by factoid, ``attn`` or ``mlp``, of instruments that tell them apart.
+        strength: [factoid], the largest score of any depth, in the instrument's own unit; NaN where a fact has no
+            scores, ``None`` of instruments that give a depth alone.
     """
 
     depth: np.ndarray
     score: np.ndarray
     part: tuple[str, ...] | None = None
+    strength: np.ndarray | None = None
 
 
 class Instrument(Protocol):
@@ -99,8 +102,12 @@ def near(depth: np.ndarray, n_layers: int) -> np.ndarray:
 def largest(score: np.ndarray) -> Verdict:
     """The depth of the largest score; none where a fact has no scores, or none above 0."""
     filled = np.where(np.isnan(score), -np.inf, score)
-    named = filled.max(1) > 0
-    return Verdict(np.where(named, filled.argmax(1) + 1.0, np.nan), np.where(np.isnan(score), 0.0, score))
+    strength = filled.max(1)
+    return Verdict(
+        np.where(strength > 0, filled.argmax(1) + 1.0, np.nan),
+        np.where(np.isnan(score), 0.0, score),
+        strength=np.where(np.isinf(strength), np.nan, strength),
+    )
 
 
 def first_where(true: np.ndarray) -> np.ndarray:
@@ -287,7 +294,7 @@ def by_part(scores: Mapping[str, np.ndarray]) -> Verdict:
     found = largest(np.where(np.isinf(best), np.nan, best))
     place = best.argmax(1)
     parts = stacked[:, np.arange(len(place)), place].argmax(0)
-    return Verdict(found.depth, found.score, tuple(names[part] for part in parts))
+    return replace(found, part=tuple(names[part] for part in parts))
 
 
 def all_instruments(

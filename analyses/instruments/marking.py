@@ -17,6 +17,7 @@ VERDICTS = {
     "rank": pl.Float32,
     "among": pl.Float32,
     "part": pl.String,
+    "strength": pl.Float32,
 }
 """One row per instrument and fact.
 
@@ -27,6 +28,8 @@ VERDICTS = {
              better one's
     among    1 where, of the blocks of all sets, the fact's own has the highest score; shared between ties
     part     attn or mlp, of instruments that tell them apart
+    strength the largest score of any block, in the instrument's own unit; null of instruments that give a depth alone,
+             where a fact has no scores, and in results from before it was kept
 """
 
 
@@ -47,12 +50,23 @@ def marked(
         "instrument": [name] * len(sets),
         "set": list(sets),
         "fact": list(range(len(sets))),
-        "depth": [None if np.isnan(depth) else float(depth) for depth in verdict.depth],
+        "depth": _known(verdict.depth),
         "rank": rank,
         "among": among,
         "part": list(verdict.part) if verdict.part is not None else [None] * len(sets),
+        "strength": _known(verdict.strength) if verdict.strength is not None else [None] * len(sets),
     }
     return pl.DataFrame(columns, schema=VERDICTS)
+
+
+def _known(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def with_all_columns(table: pl.DataFrame) -> pl.DataFrame:
+    """A table of verdicts with the columns that an older one lacks, all null, and whatever it has beside them."""
+    lacking = [pl.lit(None, kind).alias(name) for name, kind in VERDICTS.items() if name not in table.columns]
+    return table.with_columns(lacking).select(*VERDICTS, pl.exclude(*VERDICTS))
 
 
 def rank_of(score: np.ndarray, blocks: tuple[int, int]) -> float:

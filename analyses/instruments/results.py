@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from analyses.instruments.marking import VERDICTS
+from analyses.instruments.marking import VERDICTS, with_all_columns
 from analyses.instruments.plan import CellFile, CellsFile, PlanStored
 from memprobe.errors import MemprobeError
 from memprobe.files import check_valid, read_json, read_valid, write_json, write_parquet
@@ -44,7 +44,7 @@ def read_results(folders: Sequence[Path]) -> Results:
     lenses: dict[str, Any] = {}
     for folder in folders:
         if (folder / CELLS).exists():
-            verdicts = pl.read_parquet(folder / STORED)
+            verdicts = with_all_columns(pl.read_parquet(folder / STORED))
             by_cell = {name[0]: part for name, part in verdicts.partition_by("cell", as_dict=True).items()}
             found = read_json(folder / CELLS)
             check_valid(found, CellsFile, folder / CELLS)
@@ -55,7 +55,8 @@ def read_results(folders: Sequence[Path]) -> Results:
                 found.append(read_valid(path, CellFile))
                 table = folder / "verdicts" / f"{path.stem}.parquet"
                 if table.exists():
-                    by_cell[path.stem] = pl.read_parquet(table).with_columns(cell=pl.lit(path.stem))
+                    one = with_all_columns(pl.read_parquet(table))
+                    by_cell[path.stem] = one.with_columns(cell=pl.lit(path.stem))
             lenses |= {
                 path.stem: read_valid(path, PlanStored) for path in sorted((folder / "lenses").glob("*.json"))
             }

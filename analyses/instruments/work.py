@@ -337,9 +337,11 @@ class _Work:
     def _ask(self, model: Any, asked: Sequence[Any], places: list[int]) -> list[str]:
         """Asks the instruments that have said nothing yet; those that failed, which are asked again another time."""
         from analyses.instruments.instruments import all_instruments, cost_of
-        from analyses.instruments.marking import VERDICTS, marked
+        from analyses.instruments.marking import VERDICTS, marked, with_all_columns
 
-        table = pl.read_parquet(self.verdicts) if self.verdicts.exists() else pl.DataFrame(schema=VERDICTS)
+        table = pl.DataFrame(schema=VERDICTS)
+        if self.verdicts.exists():
+            table = with_all_columns(pl.read_parquet(self.verdicts))
         about = read_valid(self.path, CellFile)
         instruments = all_instruments(self.plan.template, self.lenses.by_kind(), self.plan.instruments)
         done = set(table["instrument"])
