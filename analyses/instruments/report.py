@@ -6,19 +6,21 @@
     OUT/scores.csv    every instrument in every condition, all measures with intervals and chance
     OUT/by_block.csv  the same by true block   OUT/planting.csv   OUT/where.csv   where named depths lie
     OUT/agreement.csv whether two instruments name the same depths, fact by fact
+    OUT/told_apart.csv   whether the strength of a verdict tells planted facts from others
     OUT/cells.json, verdicts.parquet, lenses.json   from which all of this is made again
     FIGURES/found.png, agreement.png, and what is drawn in them as .json
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from analyses.instruments.agreement import RIGHT, agreement, ought_to_agree
+from analyses.instruments.agreement import agreement, ought_to_agree
+from analyses.instruments.alarms import told_apart
+from analyses.instruments.formats import as_markdown, interval, number_of, percent, whole
 from analyses.instruments.results import Results, facts_of, keep
 from analyses.instruments.scores import (
     CONDITION,
@@ -29,6 +31,7 @@ from analyses.instruments.scores import (
     scores,
     unlearned,
 )
+from analyses.instruments.without_truth import agreements, controls, nobody_planted, strengths
 from memprobe.files import write_json, write_text
 from memprobe.wording import markdown_table
 
@@ -57,15 +60,17 @@ def write_report(
     by_block = scores(truth, [*CONDITION, "first"], draws=draws) if len(truth) else pl.DataFrame()
     main = main_table(found)
     alike = ought_to_agree(pairs, main)
+    apart = told_apart(facts, draws=draws)
     keep(results, out)
     files = [out / "report.md"]
-    write_text(page(results, facts, found, by_block, alike), files[0])
+    write_text(page(results, facts, found, by_block, alike, apart), files[0])
     for name, table in {
         "scores": found,
         "by_block": by_block,
         "planting": planting(results.cells),
         "where": quartiles(facts),
         "agreement": pairs,
+        "told_apart": apart,
     }.items():
         if table.width:
             files.append(out / f"{name}.csv")
@@ -116,7 +121,12 @@ def _of_main(found: pl.DataFrame, scored: pl.DataFrame | None = None) -> pl.Data
 
 
 def page(
-    results: Results, facts: pl.DataFrame, found: pl.DataFrame, by_block: pl.DataFrame, alike: pl.DataFrame
+    results: Results,
+    facts: pl.DataFrame,
+    found: pl.DataFrame,
+    by_block: pl.DataFrame,
+    alike: pl.DataFrame,
+    apart: pl.DataFrame,
 ) -> str:
     """The report as Markdown."""
     bases = sorted({cell["base"] for cell in results.cells})
@@ -133,18 +143,18 @@ def page(
         "`invalid`: resetting a learned set's block does not lose it, or takes the other sets with it; such models do "
         "not count. `own`, `others`: what is then still said, of the set and of the others.",
         "",
-        *_markdown(planting(results.cells), {"own": _percent, "others": _percent, "steps": _whole}),
+        *as_markdown(planting(results.cells), {"own": percent, "others": percent, "steps": whole}),
     ]
     missed = unlearned(results.cells)
     lines += ["", f"Sets that were not learned: {len(missed)}."]
     if len(missed):
-        lines += ["", *_markdown(missed, {"said": _percent})]
+        lines += ["", *as_markdown(missed, {"said": percent})]
     lines += ["", *_main(results, facts, found)]
     lines += ["", *_conditions(found)]
     if len(by_block):
         lines += ["", *_blocks(found, by_block)]
-    lines += ["", *_null(results, facts), *_controls(facts, found)]
-    lines += _agreement(alike)
+    lines += ["", *nobody_planted(results, facts), *strengths(apart), *controls(facts, found)]
+    lines += agreements(alike)
     return "\n".join(lines) + "\n"
 
 
@@ -170,28 +180,28 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
                 [""] * 5
                 if one is None
                 else [
-                    _interval(one, "exact"),
-                    _percent(one["within1"]),
-                    _number(one["error"]),
-                    _number(one["rank"]),
-                    _percent(one["among"]),
+                    interval(one, "exact"),
+                    percent(one["within1"]),
+                    number_of(one["error"]),
+                    number_of(one["rank"]),
+                    percent(one["among"]),
                 ]
             )
         told = [
-            f"{_percent(one['named'])} ({source})" if len(sources) > 1 else _percent(one["named"])
+            f"{percent(one['named'])} ({source})" if len(sources) > 1 else percent(one["named"])
             for source in sources
             if (one := _row(alarms, instrument=name, source=source)) is not None
         ]
         spent = cost.get(name, {})
-        passes = _number(spent.get("forwards"))
+        passes = number_of(spent.get("forwards"))
         if spent.get("backwards"):
             passes += f" + {spent['backwards']:.0f} back"
-        row += ["; ".join(told), passes, _number(spent.get("seconds"))]
+        row += ["; ".join(told), passes, number_of(spent.get("seconds"))]
         rows.append(row)
     first = main.row(0, named=True)
     chance = "; ".join(
-        f"{source}: exact {_percent(one['exact_constant'])}, ±1 {_percent(one['within1_constant'])}, error "
-        f"{_number(one['error_constant'])}"
+        f"{source}: exact {percent(one['exact_constant'])}, ±1 {percent(one['within1_constant'])}, error "
+        f"{number_of(one['error_constant'])}"
         for source in sources
         if (one := _row(main, instrument=first["instrument"], source=source)) is not None
     )
@@ -231,14 +241,14 @@ def _conditions(found: pl.DataFrame) -> list[str]:
         row = [name]
         for condition in conditions.iter_rows(named=True):
             one = _row(true, instrument=name, **condition)
-            row.append("" if one is None else _percent(one["exact"]))
+            row.append("" if one is None else percent(one["exact"]))
         rows.append(row)
     for label, key in (("best constant guess", "exact_constant"), ("models", "models"), ("facts", "n")):
         row = [f"*{label}*"]
         for condition in conditions.iter_rows(named=True):
             one = true.filter(**condition)
             value = one[key].max()
-            row.append(_percent(value) if key.startswith("exact") else f"{value}")
+            row.append(percent(value) if key.startswith("exact") else f"{value}")
         rows.append(row)
     return [
         "## What it depends on",
@@ -262,7 +272,7 @@ def _blocks(found: pl.DataFrame, by_block: pl.DataFrame) -> list[str]:
             [
                 name,
                 *(
-                    "" if one is None else f"{_percent(one['exact'])} · {_number(one['error'])}"
+                    "" if one is None else f"{percent(one['exact'])} · {number_of(one['error'])}"
                     for one in cells
                 ),
             ]
@@ -277,117 +287,6 @@ def _blocks(found: pl.DataFrame, by_block: pl.DataFrame) -> list[str]:
     ]
 
 
-def _null(results: Results, facts: pl.DataFrame) -> list[str]:
-    """Where instruments place facts that nobody planted: in blocks that were trained on others, or elsewhere."""
-    null = facts.filter("counts", kind="null")
-    if null.is_empty():
-        return []
-    trained = pl.DataFrame(
-        [
-            {"cell": cell["name"], "depth": float(block), "trained": True}
-            for cell in results.cells
-            for block in sorted({block for first, last in cell["blocks"] for block in range(first, last + 1)})
-        ],
-        schema={"cell": pl.String, "depth": pl.Float32, "trained": pl.Boolean},
-    )
-    by = ["source", "instrument"]
-    placed = null.filter(pl.col("depth").is_not_null()).join(trained, on=["cell", "depth"], how="left")
-    shares = placed.group_by(by).agg(trained=pl.col("trained").fill_null(False).mean())
-    table = quartiles(null).drop("kind").join(shares, on=by, how="left", maintain_order="left")
-    return [
-        "## Facts that nobody planted",
-        "",
-        "Asked of models in which others were planted. `named`: a block is named all the same; `trained`: of the "
-        "named ones, it is one that was trained on the others.",
-        "",
-        *_markdown(
-            table, {"named": _percent, "trained": _percent, "q1": _number, "median": _number, "q3": _number}
-        ),
-        "",
-    ]
-
-
-def _controls(facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
-    lines: list[str] = []
-    where = quartiles(facts.filter(kind="full"))
-    if len(where):
-        lines += [
-            "## Ordinary fine-tuning",
-            "",
-            "All weights trained on the same sets: nobody knows the truth. Where instruments place the facts "
-            "(quartiles of the named depths):",
-            "",
-            *_markdown(
-                where.drop("kind"),
-                {"named": _percent, "q1": _number, "median": _number, "q3": _number},
-            ),
-        ]
-    parts = found.filter(pl.col("right_part").is_not_null())
-    keys = ("instrument", "source", "planted")
-    if len(parts):
-        lines += [
-            "",
-            "## Attention or MLP",
-            "",
-            "Instruments that tell the two apart, on sets trained into one of them:",
-            "",
-            *markdown_table(
-                ["instrument", "source", "trained", "names the part", "exact block"],
-                [
-                    [*(one[key] for key in keys), _interval(one, "right_part"), _interval(one, "exact")]
-                    for one in parts.iter_rows(named=True)
-                ],
-            ),
-        ]
-    return lines
-
-
-def _agreement(alike: pl.DataFrame) -> list[str]:
-    """Whether instruments that are right about planted truth name the same depths where nobody knows the truth."""
-    if alike.is_empty():
-        return []
-    rows = [
-        [
-            f"{one['one']}, {one['other']}",
-            one["source"],
-            _correlation(one, "_planted"),
-            _percent(one["within1_planted"]),
-            _correlation(one),
-            _percent(one["within1"]),
-            _percent(one["within1_shuffled"]),
-        ]
-        for one in alike.iter_rows(named=True)
-    ]
-    header = [
-        "instruments",
-        "source",
-        "planted: correlation",
-        "±1",
-        "ordinary: correlation",
-        "±1",
-        "±1 by chance",
-    ]
-    return [
-        "",
-        "## Do instruments agree, fact by fact?",
-        "",
-        f"Pairs of instruments that are each right about {100 * RIGHT:.0f} % of planted facts at least: Spearman's "
-        "correlation of the depths that they name, within models, with 95 % intervals over models, sets and facts; and "
-        "the share of facts with depths at most one apart. Of several readings of the same evidence the one is taken "
-        "that is right most often. `by chance`: the same, were the depths of one dealt to the facts of the model at "
-        "random. All pairs are in `agreement.csv`.",
-        "",
-        *markdown_table(header, rows),
-    ]
-
-
-def _correlation(row: Mapping[str, Any], suffix: str = "") -> str:
-    value, low, high = (row[f"correlation{end}{suffix}"] for end in ("", "_low", "_high"))
-    if value is None:
-        return ""
-    return f"{value:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
-
-
 def _ordered(found: pl.DataFrame) -> list[str]:
     """Instruments, best first."""
     return found.group_by("instrument", maintain_order=True).agg(pl.col("exact").mean()).sort(
@@ -398,35 +297,3 @@ def _ordered(found: pl.DataFrame) -> list[str]:
 def _row(table: pl.DataFrame, **keys: Any) -> dict[str, Any] | None:
     found = table.filter(**keys)
     return found.row(0, named=True) if len(found) else None
-
-
-def _markdown(table: pl.DataFrame, formats: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [formats.get(name, _plain)(value) for name, value in row.items()]
-        for row in table.iter_rows(named=True)
-    ]
-    return markdown_table(table.columns, rows)
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def _whole(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
-
-
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return ""
-    if row[f"{name}_low"] is None:
-        return _percent(row[name])
-    return f"{100 * row[name]:.0f} % [{100 * row[f'{name}_low']:.0f}, {100 * row[f'{name}_high']:.0f}]"

@@ -93,8 +93,9 @@ def facts_of(results: Results) -> pl.DataFrame:
 
     Returns:
         the columns of VERDICTS, then cell, kind, source, planted (the part that was trained), size (facts of a set),
-        seed, n_layers, first, last (the true blocks), counts, exact, within1 (0 or 1; naming none is 0), error (blocks
-        to the nearest true one, null where none is named), named (0 or 1), right_part (0 or 1, null where unknown)
+        seed, n_layers, places (all trained blocks, as text), first, last (the true blocks), counts, exact, within1
+        (0 or 1; naming none is 0), error (blocks to the nearest true one, null where none is named), named (0 or
+        1), right_part (0 or 1, null where unknown)
     """
     rows = [_of_cell(cell) for cell in results.cells]
     places = pl.concat([row for one in rows for row in one], how="vertical_relaxed")
@@ -126,6 +127,7 @@ def _of_cell(cell: Mapping[str, Any]) -> list[pl.DataFrame]:
         "size": cell["facts"],
         "seed": cell["seed"],
         "n_layers": cell["n_layers"],
+        "places": ", ".join(f"{first}-{last}" for first, last in cell["blocks"]),
     }
     known = cell["kind"] not in ("full", "null")
     sets = range(cell["sets"]) if known else [-1]
