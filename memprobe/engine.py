@@ -5,14 +5,14 @@
                  merges parts by name, writes run.json
 
 An actor keeps the model that it holds as long as there are units of it; then it takes the next checkpoint, and where
-none is left it helps with the units of another one. There are as many actors as units and checkpoints to take, where
-the cluster has room for them. A lost actor's unit is read by another; Ray starts the actor again where there is room. A
-unit that fails three times is named, and the other checkpoints go on.
+none is left it helps with the units of another one. While it computes, it reads the files of the checkpoint that it is
+likely to take next (:mod:`memprobe.loading`), each actor another one. There are as many actors as units and checkpoints
+to take, where the cluster has room for them. A lost actor's unit is read by another; Ray starts the actor again where
+there is room. A unit that fails three times is named, and the other checkpoints go on.
 """
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections import Counter, deque
@@ -27,6 +27,7 @@ from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
 from memprobe.probes import part_files, parts_dir
 from memprobe.records import BY_CHECKPOINT
+from memprobe.storage import put_part, stand_in, storage_at
 
 TRIES = 3
 """Times that a step is tried."""
@@ -49,55 +50,21 @@ class Parted(Prober):
         """In which dtype models are read here."""
         return self.dtype
 
-    def part(self, item: Item, unit: Unit) -> str:
-        """Reads a unit into a part; the name of its outcomes."""
+    def part(self, item: Item, unit: Unit, following: Item | None = None, beside: int = 1) -> str:
+        """Reads a unit into a part; the name of its outcomes.
+
+        Args:
+            following: the checkpoint whose files are read meanwhile.
+            beside: actors of one node that may do so at once.
+        """
         from memprobe.capturing import Tables
 
+        self.model(item)  # what is read ahead is held against the model that is there
+        self.announce(item, following, beside)
         pieces = list(self.read(item, unit))
         return put_part(
             self.folder, item.label, pieces[0][0], Tables.concat([tables for _, tables in pieces])
         )
-
-
-def stand_in(where: str) -> None:
-    """Makes relative paths mean what they mean to the driver, where a node has its folder."""
-    if Path(where).is_dir():
-        os.chdir(where)
-
-
-def put_part(folder: str, label: str, place: int, tables: Any) -> str:
-    """Writes a part below a folder or URL; see :func:`memprobe.probe_writer.write_part`."""
-    from memprobe.probe_writer import write_part
-
-    if "://" not in folder:
-        return write_part(parts_dir(Path(folder), label), place, tables)
-    import io
-
-    files, root = storage_at(folder)
-    name = ""
-    for table in BY_CHECKPOINT:
-        name = f"{table}-{place:08}.parquet"
-        data = io.BytesIO()
-        getattr(tables, table).write_parquet(data)
-        target = f"{root}/{parts_dir(Path(), label).as_posix()}/{name}"
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(target, data.getvalue())
-    return name
-
-
-def storage_at(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it.
-
-    Raises:
-        MemprobeError: no such protocol, or what it needs is not installed.
-    """
-    from fsspec.core import url_to_fs
-
-    try:
-        files, root = url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        raise MemprobeError(f"--storage {url}: {first_line(error)}") from error
-    return files, root.rstrip("/")
 
 
 @dataclass(eq=False)
@@ -106,11 +73,12 @@ class _Actor:
     label: str | None = None  # of the checkpoint that it holds
     ready: bool = False
     deaths: int = 0  # since it last did something
+    ahead: _Running | None = None  # whose files it reads while it is at another
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
-    """A flow that was begun."""
+    """A flow."""
 
     item: Item
     flow: Flow
@@ -123,6 +91,7 @@ class _Running:
     given: Any = None
     passed: set[str] = field(default_factory=set)
     tries: Counter[str] = field(default_factory=Counter)
+    begun: bool = False
     ended: bool = False
 
 
@@ -144,6 +113,7 @@ class OnRay:
         self.flows: list[_Running] = []
         self.actors: list[_Actor] = []
         self.made = 0  # of them
+        self.beside = 1  # of them that may be on one node
         self.pending: dict[Any, tuple[_Actor, _Running | None, Any]] = {}
         self.evicting: list[Any] = []
         self.failed: dict[int, str] = {}
@@ -174,7 +144,6 @@ class OnRay:
 
     def _run(self, flows: Sequence[tuple[Item, Flow]]) -> list[str]:
         self.flows = [_Running(item, flow) for item, flow in flows]
-        self.begun = 0
         looked = 0.0
         self._advance()
         while any(not one.ended for one in self.flows):
@@ -233,9 +202,9 @@ class OnRay:
             options["num_cpus"] = 1.0 if options.get("num_gpus") else min(cores, default=1.0)
         return options
 
-    def _room(self) -> int:
-        """Actors that the cluster as it is has room for."""
-        room = 0
+    def _rooms(self) -> list[int]:
+        """Actors that each node of the cluster as it is has room for."""
+        rooms = []
         for node in self.ray.nodes():
             if node["Alive"]:
                 there = node["Resources"]
@@ -245,19 +214,19 @@ class OnRay:
                     for name, key in names
                     if self.resources.get(key)
                 ]
-                room += int(min(fits, default=1))
-        return room
+                rooms.append(int(min(fits, default=1)))
+        return rooms
 
     def _wanted(self) -> int:
         """Actors that are asked for, or that there is work for: a step each, or a checkpoint that is not begun."""
         if self.engine.actors is not None:
             return self.engine.actors
-        steps = sum(len(one.waiting) + one.out for one in self.flows[: self.begun])
-        return steps + len(self.flows) - self.begun
+        return sum(len(one.waiting) + one.out if one.begun else 1 for one in self.flows)
 
     def _grow(self, wanted: int) -> None:
         """Starts actors up to a number, as far as there is room; those that were asked for also where there is none."""
-        most = max(1, min(wanted, self._room())) if self.engine.actors is None else wanted
+        rooms = self._rooms()
+        most = max(1, min(wanted, sum(rooms))) if self.engine.actors is None else wanted
         made = self.ray.remote(Parted)
         while len(self.actors) < most:
             # Ray starts a lost actor again, on another node if need be; its unit goes to whoever is free.
@@ -267,9 +236,10 @@ class OnRay:
             actor = _Actor(made.options(**options).remote(self.asked, self.folder, str(Path.cwd())))
             self.actors.append(actor)
             self._wait_for(actor)
+        self.beside = max(1, min(len(self.actors), max(rooms, default=1)))
 
     def _wait_for(self, actor: _Actor) -> None:
-        actor.ready, actor.label = False, None
+        actor.ready, actor.label, actor.ahead = False, None, None
         self._no_reader(actor)
         ready = actor.handle.ready.options(max_task_retries=-1)  # waits for the actor to be started again
         self.pending[ready.remote()] = actor, None, None
@@ -293,32 +263,51 @@ class OnRay:
             method, arguments = task = one.waiting.popleft()
             one.out += 1
             one.readers.add(actor)
-            if method != "texts":  # for which no model is loaded
-                actor.label = one.item.label
+            if method != "texts" and actor.label != one.item.label:  # for texts no model is loaded
+                actor.label, actor.ahead = one.item.label, None
+            if method == "part":
+                arguments = (*arguments, self._ahead(actor), self.beside)
             step = getattr(actor.handle, method).options(name=f"{one.item.label} {_what(task)}")
             self.pending[step.remote(one.item, *arguments)] = actor, one, task
 
     def _of_held(self, actor: _Actor) -> _Running | None:
         """The flow of the model that an actor holds, if a step of it waits."""
-        begun = self.flows[: self.begun]
-        return next((one for one in begun if one.waiting and one.item.label == actor.label), None)
+        return next((one for one in self.flows if one.waiting and one.item.label == actor.label), None)
+
+    def _ahead(self, actor: _Actor) -> Item | None:
+        """The checkpoint whose files an actor reads while it is at another; chosen once for each that it is at."""
+        if actor.ahead is None:
+            actor.ahead = self._not_begun()
+            if actor.ahead is not None:
+                actor.ahead.readers.add(actor)
+        return None if actor.ahead is None else actor.ahead.item
+
+    def _not_begun(self) -> _Running | None:
+        """The first flow that is neither begun nor read ahead by an actor."""
+        ahead = {actor.ahead for actor in self.actors}
+        return next((one for one in self.flows if not one.begun and one not in ahead), None)
 
     def _next_for(self, actor: _Actor) -> _Running | None:
         """Whose step an actor takes: of the model that it holds, of a checkpoint not begun, of any other."""
         if (held := self._of_held(actor)) is not None:
             return held
-        for one in self.flows[: self.begun]:
+        for one in self.flows:
             # Texts are left to a reader: another node would fetch a whole checkpoint for its tokenizer.
             theirs = isinstance(one.step, Do) and one.step.method == "texts" and one.readers
             if one.waiting and isinstance(one.step, Do) and (not theirs or actor in one.readers):
                 return one
-        while self.begun < len(self.flows):
-            one = self.flows[self.begun]
-            self.begun += 1
+        while (one := self._to_begin(actor)) is not None:
+            one.begun = True
             self._advance_one(one)
             if one.waiting:
                 return one
         return next((one for one in self.flows if one.waiting and isinstance(one.step, Read)), None)
+
+    def _to_begin(self, actor: _Actor) -> _Running | None:
+        """The flow that an actor begins: what it read ahead, what nobody did, or another did."""
+        if actor.ahead is not None and not actor.ahead.begun:
+            return actor.ahead
+        return self._not_begun() or next((one for one in self.flows if not one.begun), None)
 
     def _take(self, ref: Any) -> None:
         """What a step gave, or how it failed."""
@@ -389,8 +378,9 @@ class OnRay:
             one.readers.discard(actor)
 
     def _advance(self) -> None:
-        for one in self.flows[: self.begun]:
-            self._advance_one(one)
+        for one in self.flows:
+            if one.begun:
+                self._advance_one(one)
 
     def _advance_one(self, one: _Running) -> None:
         """Takes a flow on as far as nothing is to be waited for."""

@@ -74,10 +74,24 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.release()
 
-    def announce(self, item: Checkpoint | Deferred) -> None:
-        """Begins to read what will be asked for next; what goes wrong is raised by :meth:`get`."""
+    def announce(self, item: Checkpoint | Deferred, beside: int = 1) -> None:
+        """Begins to read what will be asked for next; what goes wrong is raised by :meth:`get`.
+
+        Args:
+            beside: processes of this machine that may do so at once: tensors are read where there is memory for all.
+        """
         if self._next is None:
-            self._next = item.label, self._pool.submit(self._read_ahead, item)
+            self._next = item.label, self._pool.submit(self._read_ahead, item, beside)
+
+    def forget(self, label: str) -> Checkpoint | None:
+        """Drops what was read ahead of a checkpoint; where its files are, if it was found."""
+        if self._next is None or self._next[0] != label:
+            return None
+        ahead, self._next = self._next[1], None
+        try:
+            return ahead.result().checkpoint
+        except Exception:  # whoever reads that checkpoint says what is wrong with it
+            return None
 
     def find(self, item: Checkpoint | Deferred) -> Checkpoint:
         """The checkpoint, fetched where it must be.
@@ -126,14 +140,14 @@ class Loader:
             return None
         return self._next[1].result()
 
-    def _read_ahead(self, item: Checkpoint | Deferred) -> _Read:
+    def _read_ahead(self, item: Checkpoint | Deferred, beside: int) -> _Read:
         checkpoint = item.find() if isinstance(item, Deferred) else item
         mark = fingerprint(checkpoint)  # kept by files: asked for again, it costs nothing
         model, before = self._model, self._of
         if model is None or before is None or is_split(self.placement) or not same_shape(before, checkpoint):
             return _Read(checkpoint, mark, None)  # of a split model, some tensors are not in memory
         size = sum(file.stat().st_size for file in files_like(checkpoint.path, ("*.safetensors",)))
-        if 2 * size > psutil.virtual_memory().available:
+        if 2 * size * beside > psutil.virtual_memory().available:
             return _Read(checkpoint, mark, None)
         if self._plain is None:
             self._plain = _holds(model, read_tensors(before.path, self.dtype))

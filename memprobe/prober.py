@@ -173,13 +173,20 @@ class Prober:
             yield places[tables.outcomes["factoid"][0]], tables
 
     def announce(
-        self, item: Checkpoint | Deferred | LensModel, following: Checkpoint | Deferred | None
+        self,
+        item: Checkpoint | Deferred | LensModel,
+        following: Checkpoint | Deferred | None,
+        beside: int = 1,
     ) -> None:
-        """Begins to read the files of the checkpoint that comes after the one that is loaded from files."""
+        """Begins to read the files of the checkpoint that comes after the one that is loaded from files.
+
+        Args:
+            beside: processes of this machine that may do so at once.
+        """
         from memprobe.models import LensModel
 
         if following is not None and not isinstance(item, LensModel):
-            self.loader.announce(following)
+            self.loader.announce(following, beside)
 
     def texts(self, item: Checkpoint | Deferred | LensModel, ids: Sequence[int]) -> dict[str, str]:
         """What tokens say, each alone."""
@@ -235,7 +242,8 @@ class Prober:
         """Deletes a hub checkpoint that was found here from the hub's cache, unless a lens reads with it."""
         lenses = self.asked.lenses.lenses
         kept = {lens.other.path for lens in lenses if isinstance(lens.other, Checkpoint)}
-        checkpoint = self._found.pop(item.label, None)
+        ahead = self.loader.forget(item.label)
+        checkpoint = self._found.pop(item.label, ahead)
         if checkpoint is not None and checkpoint.path not in kept and is_cached_snapshot(checkpoint.path):
             evict(checkpoint.path)
 

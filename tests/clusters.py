@@ -110,18 +110,27 @@ def wait_until(there: Any, seconds: float = 60.0) -> None:
 class Failing(Parted):
     """Cannot read the second unit of checkpoint ``c2``."""
 
-    def part(self, item: Any, unit: Any) -> str:
+    def part(self, item: Any, unit: Any, *ahead: Any) -> str:
         if item.label == "c2" and unit.start == 2:
             raise OSError("the disk that holds c2 is gone")
-        return super().part(item, unit)
+        return super().part(item, unit, *ahead)
 
 
 class Slow(Parted):
     """Takes a while for each unit, and says where it is."""
 
-    def part(self, item: Any, unit: Any) -> str:
+    def part(self, item: Any, unit: Any, *ahead: Any) -> str:
         time.sleep(0.3)
-        return super().part(item, unit)
+        return super().part(item, unit, *ahead)
+
+
+class Counting(Parted):
+    """Notes how many checkpoints went into a model that it held."""
+
+    def part(self, item: Any, unit: Any, *ahead: Any) -> str:
+        name = super().part(item, unit, *ahead)
+        Path(f"{self.folder}-reused").write_text(f"{self.loader.reused}")
+        return name
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -142,9 +151,9 @@ class Beside(Parted):
         mark.touch()
         return super().ready()
 
-    def part(self, item: Any, unit: Any) -> str:
+    def part(self, item: Any, unit: Any, *ahead: Any) -> str:
         wait_until(lambda: len(list(Path(f"{self.folder}-actors").iterdir())) > 1, 120)
-        return super().part(item, unit)
+        return super().part(item, unit, *ahead)
 
 
 def at_work() -> list[str]:

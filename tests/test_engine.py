@@ -18,7 +18,7 @@ from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.cli.asked import engine_of
 from memprobe.cli.progress import Bars
 from memprobe.cluster import Engine, Resources, all_done, connect, parse_engine, while_connected
-from memprobe.engine import OnRay, _Running
+from memprobe.engine import OnRay, _Actor, _Running
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.hands import Do, Turn
@@ -30,7 +30,7 @@ from memprobe.probing import probe
 from memprobe.sequences import Deferred
 from memprobe.sizes import parse_size
 from memprobe.templates import Template
-from tests.clusters import SMALL, Beside, Failing, Slow, at_work, cluster_of, files_of, wait_until
+from tests.clusters import SMALL, Beside, Counting, Failing, Slow, at_work, cluster_of, files_of, wait_until
 from tests.tiny import save_tiny
 
 FACTS = [
@@ -207,7 +207,8 @@ def test_a_turn_waits_for_what_others_must_have_passed(tmp_path):
     hands = OnRay(Engine(), SimpleNamespace(evict=False), tmp_path)
     hands.flows = [_Running(item, flow(item)) for item in items]
     first, second = hands.flows
-    hands.begun = 2
+    for one in hands.flows:
+        one.begun = True
     hands._advance()
     assert first.waiting.popleft()[0] == "exactly"
     first.out = 1
@@ -216,6 +217,35 @@ def test_a_turn_waits_for_what_others_must_have_passed(tmp_path):
     first.out = 0
     hands._advance()
     assert first.ended and second.waiting
+
+
+def test_actors_read_ahead_what_no_other_will_take(tmp_path):
+    """And begin it; where nothing else is left, also what another read ahead and is not free for."""
+    hands = OnRay(Engine(), SimpleNamespace(evict=False), tmp_path)
+    hands.flows = [_Running(SimpleNamespace(label=label), None) for label in LABELS]
+    first, second, third, fourth = hands.flows
+    one, other = hands.actors = [_Actor(None), _Actor(None)]
+    first.begun = second.begun = True
+    assert hands._ahead(one) is third.item and hands._ahead(one) is third.item
+    assert hands._ahead(other) is fourth.item
+    assert hands._to_begin(other) is fourth and third.readers == {one}
+    fourth.begun = True
+    other.ahead = None  # it holds the fourth now
+    assert hands._ahead(other) is None
+    assert hands._to_begin(other) is third
+    third.begun = True
+    assert hands._to_begin(one) is None and hands._ahead(one) is third.item  # it is reading that already
+
+
+def test_an_actor_puts_the_next_checkpoint_into_the_model_that_it_holds(
+    cluster, four, here, tmp_path, monkeypatch
+):
+    """One actor: of four, the first is let go of when it is held against fp32, so that the second is loaded anew."""
+    monkeypatch.setattr(engines, "Parted", Counting)
+    out = tmp_path / "probe"
+    on_ray(four, out, engine=Engine(actors=1))
+    assert files_of(out) == here
+    assert Path(f"{out}-reused").read_text() == "2"
 
 
 def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):
@@ -235,7 +265,7 @@ def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):
     try:
         with OnRay(Engine(), wanted, tmp_path) as hands:
             assert hands.resources == {"num_gpus": 1.0, "num_cpus": 1.0}
-            assert hands._room() == 1  # the node has two GPUs and one core
+            assert sum(hands._rooms()) == 1  # the node has two GPUs and one core
         half = Engine(each=Resources(gpus=1, cpus=0.5, memory=2**20))
         with OnRay(half, wanted, tmp_path) as hands:
             hands._grow(9)
@@ -379,7 +409,7 @@ def test_hub_checkpoints_are_given_back_when_no_actor_reads_them(cluster, four, 
         out = tmp_path / name / "probe"
         probe(steps, **asked(out), dtype="bfloat16", evict=True, engine=engine)
         found.append(files_of(out))
-        assert (tmp_path / "fetched").read_text().split() == ["1", "2", "3", "4"], "each once"
+        assert sorted((tmp_path / "fetched").read_text().split()) == ["1", "2", "3", "4"], "each once"
         assert not list(cache.rglob("*.safetensors"))
         (tmp_path / "fetched").unlink()
     assert found[0] == found[1]

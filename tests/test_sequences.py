@@ -128,9 +128,9 @@ def watched(monkeypatch):
     happened, loaders = [], []
     ahead, start, finish = Loader._read_ahead, Loader.__init__, probing.finish
 
-    def read_ahead(self, item):
+    def read_ahead(self, item, beside):
         happened.append(f"read ahead {item.label}")
-        return ahead(self, item)
+        return ahead(self, item, beside)
 
     def finished(out, run, label, texts):
         happened.append(f"finished {label}")

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
-from memprobe.engine import TRIES, cause_of, stand_in
+from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
+from memprobe.storage import stand_in
 from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
