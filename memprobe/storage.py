@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from memprobe.errors import MemprobeError, first_line
+from memprobe.files import replacing
 from memprobe.probes import parts_dir
 from memprobe.records import BY_CHECKPOINT
+
+_HALF = ".half"  # what the name of a file ends with that is being written
 
 
 def stand_in(where: str) -> None:
@@ -50,3 +56,114 @@ def storage_at(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError, OSError) as error:
         raise MemprobeError(f"--storage {url}: {first_line(error)}") from error
     return files, root.rstrip("/")
+
+
+class Mirror:
+    """A folder here and its like in a storage: what is needed is brought, what is new or changed is taken there.
+
+    Paths are relative to both. Links and lock files stay where they are.
+
+    Attributes:
+        here: the folder.
+        last: what goes after all others, the larger the later: what says that others are whole.
+    """
+
+    def __init__(self, url: str, here: Path, last: Callable[[str], int] = lambda _path: 0):
+        """A mirror of what may not be there yet.
+
+        Raises:
+            MemprobeError: see :func:`storage_at`.
+        """
+        self.files, self.root = storage_at(url)
+        self.here, self.last = here, last
+        self._alike: dict[str, tuple[int, int]] = {}  # size and time of what is the same in both
+        self._pushing = threading.Lock()
+
+    def listed(self, under: str) -> list[str]:
+        """Paths of all files in the storage below one of them, or that one alone."""
+        self.files.invalidate_cache()
+        try:
+            found = self.files.find(f"{self.root}/{under}")
+        except FileNotFoundError:
+            return []
+        return [path.removeprefix(f"{self.root}/") for path in found if not path.endswith(_HALF)]
+
+    def pull(self, under: str, wanted: Callable[[str], bool] = lambda _path: True) -> None:
+        """Brings the files below a path, over what is here."""
+        for path in sorted(filter(wanted, self.listed(under)), key=self._order):
+            with replacing(self.here / path) as file:
+                self.files.get_file(f"{self.root}/{path}", str(file))
+            self._alike[path] = _mark(self.here / path)
+
+    def push(self, under: str) -> None:
+        """Takes the files below a path that are new or changed to the storage, and deletes there what is gone here."""
+        with self._pushing:
+            there = {path: _mark(self.here / path) for path in self._local(under)}
+            for path in sorted(there, key=self._order):
+                if self._alike.get(path) != there[path]:
+                    with suppress(FileNotFoundError):  # gone since it was listed
+                        self._put(path)
+                        self._alike[path] = there[path]
+            inside = (path for path in self._alike if path == under or path.startswith(f"{under}/"))
+            self.delete([path for path in inside if path not in there])
+
+    def delete(self, paths: list[str]) -> None:
+        """Deletes files in the storage, what says that others are whole before those."""
+        for path in sorted(paths, key=self._order, reverse=True):
+            with suppress(FileNotFoundError):
+                self.files.rm_file(f"{self.root}/{path}")
+            self._alike.pop(path, None)
+
+    @contextmanager
+    def pushing(self, *under: str, seconds: float) -> Iterator[None]:
+        """Pushes paths every so often meanwhile, so that another machine can go on, and at the end."""
+        ended = threading.Event()
+
+        def often() -> None:
+            while not ended.wait(seconds):
+                with suppress(Exception):  # a storage that is not reached for a moment; at the end it is said
+                    for path in under:
+                        self.push(path)
+
+        thread = threading.Thread(target=often, name="to-storage", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            for path in under:
+                self.push(path)
+
+    def _order(self, path: str) -> tuple[int, str]:
+        return self.last(path), path
+
+    def _local(self, under: str) -> list[str]:
+        """Regular files below a path here, without what links lead to."""
+        top = self.here / under
+        if top.is_file() and not top.is_symlink():
+            return [under]
+        found = []
+        for folder, _, names in os.walk(top):
+            paths = (Path(folder, name) for name in names if not name.endswith(".lock"))
+            found += [path.relative_to(self.here).as_posix() for path in paths if not path.is_symlink()]
+        return found
+
+    def _put(self, path: str) -> None:
+        """One file, which readers never see half: object storages take it whole, others get it under another name."""
+        target = f"{self.root}/{path}"
+        self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if self.files.async_impl:
+            self.files.put_file(str(self.here / path), target)
+            return
+        self.files.put_file(str(self.here / path), f"{target}{_HALF}")
+        self.files.mv(f"{target}{_HALF}", target)
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Tells a file that changed; zeros where it is gone."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns

@@ -10,7 +10,7 @@ import typer
 from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
 from memprobe.cli.asked import engine_of
-from memprobe.cli.options import MAX_SEED, DataDir, EngineText
+from memprobe.cli.options import MAX_SEED, DataDir, EngineText, StorageText
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
@@ -132,6 +132,7 @@ def grid_(
         float, typer.Option(help="Seconds that running cells get after --minutes.", min=1)
     ] = 60.0,
     engine: EngineText = None,
+    storage: StorageText = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Trains, evaluates and probes every cell of a study, in order of priority.
@@ -154,7 +155,7 @@ def grid_(
     from training.grid import plan, read_grid, run_grid, run_on_ray, run_workers
     from training.show import print_plan, print_power
 
-    cluster = engine_of(engine, None, None)
+    cluster = engine_of(engine, None, storage)
     if cluster is not None and (workers > 1 or minutes is not None):
         raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")
     wanted = read_grid(grid)

@@ -133,17 +133,31 @@ def test_a_killed_driver_outside_goes_on(cluster, here, tmp_path, quick_python):
     assert left_in(out) == wanted
 
 
-def test_a_finished_grid_takes_another_arm(cluster, here, tmp_path):
+def test_nodes_that_share_a_storage_alone(cluster, here, tmp_path):
+    path, wanted = here
+    out, storage = tmp_path / "out", tmp_path / "storage"
+    assert (
+        run_on_ray(read_grid(path), path, out, engine=Engine(storage=f"file://{storage}"), quiet=True) == []
+    )
+    assert left_in(out) == wanted
+    left = {file.name for file in storage.rglob("*")}
+    assert "model.safetensors" in left, "a cell that is added later goes on from it"
+    assert not left & {".state", ".lock"} and not any(name.endswith(".half") for name in left)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_finished_grid_takes_another_arm(cluster, here, tmp_path, elsewhere):
     """The stage that it starts from, without weights by then, is a task before it."""
     path, wanted = here
     grid, out = read_grid(path), tmp_path / "out"
+    engine = Engine(storage=str(tmp_path / "storage") if elsewhere else None)
     (tmp_path / "one.toml").write_text(
         path.read_text().replace('["naive", "replay"]', '["naive"]').replace('"weights"', '"records"')
     )
     one = tmp_path / "one.toml"
-    assert run_grid(read_grid(one), one, out, quiet=True) == []
-    assert not list(out.rglob("*.safetensors"))
-    assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
+    assert run_on_ray(read_grid(one), one, out, engine=engine, quiet=True) == []
+    assert list(out.rglob("evaluation.json")) and not list(tmp_path.rglob("*.safetensors"))
+    assert run_on_ray(grid, path, out, engine=engine, quiet=True) == []
     stage = "runs/a-b-n4/replay-s0/2-b"
     found = left_in(out)
     for name in ("evaluation.json", "memprobe.json", "model.safetensors"):

@@ -37,6 +37,7 @@ is given later, and that starts from such a stage, has it trained again.
                            workers.py     the same in several processes, which crew.py lets know of each other
                            claims.py      who may work where
                            on_ray.py      the same as tasks on Ray, a stage each
+                           elsewhere.py   for nodes that share a storage instead of OUT
                         -> planning.py    what that takes
 """
 

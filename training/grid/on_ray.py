@@ -5,8 +5,9 @@
                                          └─ this process joins the probe, says how the cell ended, drops weights
 
 A task takes the resources that its recipe names; ``launch`` starts its processes within it. All nodes reach the grid's
-directory. A task that is lost with its node is run again on another and goes on from its last state; one that fails
-three times is named, with the cells that wait for it, and the others go on.
+directory, or a storage that has its stages (:mod:`training.grid.elsewhere`). A task that is lost with its node is run
+again on another and goes on from its last state; one that fails three times is named, with the cells that wait for it,
+and the others go on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command
+from training.grid.elsewhere import Home, on_node
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
 from training.grid.stages import ask_ahead, directory, drop_weights, is_done, is_ready, train
@@ -45,6 +47,7 @@ class _Work:
     out: Path
     data_dir: Path | None
     where: str
+    storage: str | None = None
 
     def report(self) -> RunLog:
         return RunLog(None, quiet=True)  # this process tells of it
@@ -129,7 +132,10 @@ def run_on_ray(
         report = RunLog(out / LOG, quiet=quiet)
         ray, own = connect(engine.address, report.say)
         try:
-            work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()))
+            storage = engine.storage
+            if storage is not None and "://" not in storage:
+                storage = str(Path(storage).resolve())
+            work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()), storage)
             with while_connected(engine.address):
                 return _Tasks(ray, engine, work, cells, report).run()
         finally:
@@ -147,6 +153,7 @@ class _Tasks:
         self.stages: dict[str, Any] = {}  # by the name of a node
         self.asked: dict[str, Any] = {}  # by what is asked
         self.broken: dict[str, str] = {}
+        self.home = None if work.storage is None else Home(work.storage, work.out)
 
     def run(self) -> list[str]:
         """Until every cell has ended or broken."""
@@ -160,16 +167,25 @@ class _Tasks:
             while running:
                 for ref in some_done(self.ray, running):
                     self._end(running.pop(ref), ref)
-                    drop_weights(cells, out)
+                    self._drop()
         except BaseException:
             for ref in [*self.asked.values(), *self.stages.values()]:
                 self.ray.cancel(ref, force=True)
             raise
         self._missing_bases()
-        drop_weights(cells, out)
+        self._drop()
         done = sum(is_done(out, cell) for cell in cells)
         self.report.say(f"{out}: {done} of {len(cells)} cells are done; python -m training report {out}")
         return list(self.broken.values())
+
+    def _drop(self) -> None:
+        """Removes the weights that nothing needs any more."""
+        drop_weights(self.cells, self.work.out)
+        if self.home is not None:
+            self.home.drop(self.cells)
+
+    def _is_ready(self, node: Node) -> bool:
+        return is_ready(self.work.out, node) if self.home is None else self.home.is_ready(node)
 
     def _with_base(self, left: Sequence[Cell]) -> set[str]:
         """The cells beside which a set-up's base model is probed: its first."""
@@ -182,7 +198,7 @@ class _Tasks:
     def _submit(self, node: Node, ends: dict[str, Cell], with_base: set[str]) -> Any:
         """The task of a stage, after those of the stages before it."""
         if node.name not in self.stages:
-            earlier = [one for one in node.chain[:-1] if not is_ready(self.work.out, one)]
+            earlier = [one for one in node.chain[:-1] if not self._is_ready(one)]
             before = [self._submit(one, ends, with_base) for one in earlier] + [self._ask(node)]
             self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
                 self.work_ref, "stage", node, ends.get(node.name), node.name in with_base, *before
@@ -222,7 +238,11 @@ class _Tasks:
         name = cell.node.name
         try:
             seconds = self.ray.get(ref)
+            if self.home is not None:
+                self.home.take(cell, self.cells)
             end_cell(cell, self.cells, self.work.out, seconds, self.report)
+            if self.home is not None:
+                self.home.joined(cell)
         except (self.ray.exceptions.RayError, MemprobeError) as error:
             self.broken[name] = f"{name}: failed {TRIES} times: {first_line(cause_of(error))}"
             self.report.say(self.broken[name])
@@ -240,7 +260,11 @@ class _Tasks:
             ref = task.remote(self.work_ref, "base", cell)
             all_done(self.ray, [ref])
             self.ray.get(ref)  # raises what it ended in
+            if self.home is not None:
+                self.home.take(cell, self.cells)
             join_cell(cell, self.cells, out)
+            if self.home is not None:
+                self.home.joined(cell)
 
 
 def _question(node: Node) -> str:
@@ -254,7 +278,11 @@ def _question(node: Node) -> str:
     return json.dumps([*asked, *(stage.model_dump(mode="json", include=of_stage) for stage in recipe.stages)])
 
 
-def _call(work: _Work, method: str, *arguments: Any) -> float:
+def _call(work: _Work, method: str, about: Node | Cell, *arguments: Any) -> float:
     """A task's body."""
     stand_in(work.where)
-    return getattr(work, method)(*arguments)
+    if work.storage is None:
+        return getattr(work, method)(about, *arguments)
+    node = about.node if isinstance(about, Cell) else about
+    with on_node(work.storage, node, work.out) as here:
+        return getattr(replace(work, out=here), method)(about, *arguments)

@@ -17,7 +17,7 @@ from memprobe.factoids import Factoid
 from memprobe.probe_joining import join_probe
 from memprobe.probes import RUN, read_run
 from memprobe.sources import subset
-from training.grid.cells import Cell
+from training.grid.cells import Cell, Node
 from training.memory import Memory
 from training.prepared import Prepared
 from training.run_log import RunLog
@@ -86,7 +86,7 @@ def probe_cell(
         probe(
             [memory.lens_model(checkpoint, dtype)],
             factoids,
-            _part(cell, out),
+            part_of(out, cell.node),
             template=recipe.template,
             lenses=lenses,
             intrusions=intrusions,
@@ -103,7 +103,7 @@ def join_cell(cell: Cell, cells: Sequence[Cell], out: Path) -> None:
     """
     from filelock import FileLock
 
-    part, whole = _part(cell, out), probe_of_setup(out, cell.node.setup)
+    part, whole = part_of(out, cell.node), probe_of_setup(out, cell.node.setup)
     if (part / RUN).exists():
         labels = [
             node.label for other in cells if other.node.setup == cell.node.setup for node in other.node.chain
@@ -116,8 +116,9 @@ def join_cell(cell: Cell, cells: Sequence[Cell], out: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def _part(cell: Cell, out: Path) -> Path:
-    return out / ".probes" / cell.node.name
+def part_of(out: Path, node: Node) -> Path:
+    """The probe directory of the cell that ends with a node, while it is being filled."""
+    return out / ".probes" / node.name
 
 
 def _factoids(prepared: Prepared, n: int | None) -> list[Factoid]:

@@ -46,6 +46,11 @@ def directory(out: Path, node: Node) -> Path:
     return out / "runs" / node.name
 
 
+def again(out: Path, node: Node) -> Path:
+    """Where a node's stage is trained again."""
+    return out / ".again" / node.name
+
+
 def is_done(out: Path, cell: Cell) -> bool:
     """Whether a cell has ended, learned or not."""
     return (directory(out, cell.node) / CELL).exists()
@@ -91,7 +96,7 @@ def train(
     """
     folder = directory(out, node)
     folder.mkdir(parents=True, exist_ok=True)
-    _link_parent(out, node, folder)
+    link_parent(out, node, folder)
     prepared = _rows(node, out, memory, report, data_dir=data_dir)
     if not has_ended(out, node):
         _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
@@ -169,26 +174,26 @@ def _train_again(
     Raises:
         MemprobeError: the stage ends otherwise than its records say, so it has other weights.
     """
-    folder, again = directory(out, node), out / ".again" / node.name
-    stored, made = folder / node.stage, again / node.stage
+    folder, anew = directory(out, node), again(out, node)
+    stored, made = folder / node.stage, anew / node.stage
     report.say(f"{node.name}: {node.stage} is trained again: a cell goes on from it, and its weights went")
     if (stored / "config.json").exists():  # half of them
         _drop(stored)
-    again.mkdir(parents=True, exist_ok=True)
-    _link_parent(out, node, again)
+    anew.mkdir(parents=True, exist_ok=True)
+    link_parent(out, node, anew)
     for name in (RECIPE, PREPARED):  # as it was begun, and the very same rows
-        shutil.copyfile(folder / name, again / name)
-    _run(grid, node, again, out, memory, data_dir=data_dir, quiet=quiet)
+        shutil.copyfile(folder / name, anew / name)
+    _run(grid, node, anew, out, memory, data_dir=data_dir, quiet=quiet)
     if _end_of(made) != _end_of(stored):
-        shutil.rmtree(again)
+        shutil.rmtree(anew)
         raise MemprobeError(
             f"{stored}: its weights went when its cells had ended, and trained again they come out otherwise (another "
             'machine, thread count or version?): give a new --out, and keep = "weights" where cells are to be added'
         )
     # The configuration goes last: while it is missing, the weights are not all there.
-    for file in _last_config(file for file in made.iterdir() if not _stays(file)):
+    for file in _last_config(file for file in made.iterdir() if not stays(file)):
         file.replace(stored / file.name)
-    shutil.rmtree(again)
+    shutil.rmtree(anew)
 
 
 def _end_of(stage: Path) -> object:
@@ -216,7 +221,7 @@ def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path 
         raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
 
 
-def _link_parent(out: Path, node: Node, folder: Path) -> None:
+def link_parent(out: Path, node: Node, folder: Path) -> None:
     """Makes the stages of a node's parent those of a run directory."""
     if node.parent is None:
         return
@@ -227,27 +232,34 @@ def _link_parent(out: Path, node: Node, folder: Path) -> None:
             link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
 
 
-def drop_weights(cells: Sequence[Cell], out: Path) -> None:
-    """Removes the weights that no cell keeps and none still needs."""
+def without_weights(cells: Sequence[Cell], out: Path) -> list[Node]:
+    """The nodes whose weights no cell keeps and none still needs."""
     kept = {node.name for cell in cells if cell.keep == "weights" for node in cell.node.chain}
     kept |= needed(cells, out).keys()
-    for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
+    every = {node.name: node for cell in cells for node in cell.node.chain}
+    return [node for name, node in every.items() if name not in kept]
+
+
+def drop_weights(cells: Sequence[Cell], out: Path) -> None:
+    """Removes the weights that no cell keeps and none still needs."""
+    for node in without_weights(cells, out):
         folder = directory(out, node) / node.stage
-        if node.name not in kept and (folder / "config.json").exists():
+        if (folder / "config.json").exists():
             _drop(folder)
 
 
 def _drop(folder: Path) -> None:
     """Removes a stage's weights, beside other processes that may be at the same."""
     # The configuration goes last: while it is there, what a killed process left is dropped by the next.
-    for file in _last_config(file for file in folder.iterdir() if not _stays(file)):
+    for file in _last_config(file for file in folder.iterdir() if not stays(file)):
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)
         else:
             file.unlink(missing_ok=True)
 
 
-def _stays(file: Path) -> bool:
+def stays(file: Path) -> bool:
+    """Whether a file of a stage stays when its weights go."""
     return file.name in RECORDS or file.suffix == ".jsonl"
 
 
