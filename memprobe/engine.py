@@ -13,6 +13,7 @@ there is room. A unit that fails three times is named, and the other checkpoints
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections import Counter, deque
@@ -27,7 +28,8 @@ from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
 from memprobe.prober import Asked, Prober, Unit
 from memprobe.probes import part_files, parts_dir
 from memprobe.records import BY_CHECKPOINT
-from memprobe.storage import put_part, stand_in, storage_at
+from memprobe.residuals import folder_of
+from memprobe.storage import OFTEN, Mirror, put_part, stand_in, storage_at
 
 TRIES = 3
 """Times that a step is tried."""
@@ -39,12 +41,13 @@ class Parted(Prober):
 
     Attributes:
         folder: that holds parts: the probe directory, or a storage.
+        elsewhere: whether it is a storage.
     """
 
-    def __init__(self, asked: Asked, folder: str, where: str):
+    def __init__(self, asked: Asked, folder: str, where: str, elsewhere: bool = False):
         stand_in(where)
         super().__init__(asked)
-        self.folder = folder
+        self.folder, self.elsewhere = folder, elsewhere
 
     def ready(self) -> str:
         """In which dtype models are read here."""
@@ -65,6 +68,17 @@ class Parted(Prober):
         return put_part(
             self.folder, item.label, pieces[0][0], Tables.concat([tables for _, tables in pieces])
         )
+
+    def keep_residuals(self, item: Item, out: Path) -> dict[str, Any]:
+        """Keeps the residual stream, in a storage where nodes share nothing else; a killed try goes on there."""
+        if not self.elsewhere:
+            return super().keep_residuals(item, out)
+        shards = folder_of(Path(), item.label).as_posix()
+        with tempfile.TemporaryDirectory(prefix="memprobe-residuals-") as name:
+            mirror = Mirror(self.folder, Path(name))
+            mirror.pull(shards)
+            with mirror.pushing(shards, seconds=OFTEN):
+                return super().keep_residuals(item, Path(name))
 
 
 @dataclass(eq=False)
@@ -102,10 +116,6 @@ class OnRay:
         self.engine, self.out = engine, out
         self.folder = str(engine.storage or out.resolve())
         self.elsewhere = engine.storage is not None
-        if self.elsewhere and asked.keep_residuals is not None:
-            raise MemprobeError(
-                "--keep-residuals writes into the probe directory, which all nodes must reach: leave --storage out"
-            )
         if self.elsewhere and "://" in self.folder:
             storage_at(self.folder)
         self.asked = asked
@@ -233,7 +243,9 @@ class OnRay:
             options = {"max_restarts": -1, "max_task_retries": 0, **self.resources}
             self.made += 1
             options |= {"name": f"{self.out.name} {self.made}", "namespace": self.namespace}
-            actor = _Actor(made.options(**options).remote(self.asked, self.folder, str(Path.cwd())))
+            actor = _Actor(
+                made.options(**options).remote(self.asked, self.folder, str(Path.cwd()), self.elsewhere)
+            )
             self.actors.append(actor)
             self._wait_for(actor)
         self.beside = max(1, min(len(self.actors), max(rooms, default=1)))
@@ -341,8 +353,12 @@ class OnRay:
             one.parts.take(parts_dir(self.out, one.item.label) / given)
             assert one.on_rows is not None
             one.on_rows()
-        else:
-            one.given = given
+            return
+        if task[0] == "keep_residuals" and self.elsewhere:
+            home, shards = Mirror(self.folder, self.out), folder_of(Path(), one.item.label).as_posix()
+            home.pull(shards)
+            home.delete(home.listed(shards))
+        one.given = given
 
     def _failed(self, one: _Running, task: Any, error: Exception) -> None:
         one.out -= 1

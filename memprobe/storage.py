@@ -14,6 +14,8 @@ from memprobe.files import replacing
 from memprobe.probes import parts_dir
 from memprobe.records import BY_CHECKPOINT
 
+OFTEN = 30.0
+"""Seconds between two looks at what is new on a node."""
 _HALF = ".half"  # what the name of a file ends with that is being written
 
 

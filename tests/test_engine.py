@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from memprobe import engine as engines
 from memprobe import prober
@@ -27,6 +28,7 @@ from memprobe.load_options import LoadOptions
 from memprobe.prober import Asked
 from memprobe.probes import open_probe
 from memprobe.probing import probe
+from memprobe.residuals import read_residuals
 from memprobe.sequences import Deferred
 from memprobe.sizes import parse_size
 from memprobe.templates import Template
@@ -427,15 +429,15 @@ def test_a_model_split_over_devices_in_an_actor(cluster, four, cli, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes(), table
 
 
-def test_residuals_go_into_no_storage(four, tmp_path):
-    """Also a folder's: nodes that need one do not reach the probe directory, where residuals are."""
-    with pytest.raises(MemprobeError, match=r"--keep-residuals .*: leave --storage out"):
-        probe(
-            four,
-            **asked(tmp_path / "probe"),
-            keep_residuals="all",
-            engine=Engine(storage=str(tmp_path / "storage")),
-        )
+def test_residuals_come_home_from_a_storage(cluster, four, tmp_path):
+    storage = tmp_path / "storage"
+    for name, engine in (("here", None), ("there", Engine(storage=str(storage)))):
+        probe(four[:2], **asked(tmp_path / name), keep_residuals="0,2", engine=engine)
+    for label in LABELS[:2]:  # the bytes differ: safetensors writes its metadata in an order of its own
+        ours, theirs = (read_residuals(tmp_path / name, label) for name in ("there", "here"))
+        assert ours.depths == theirs.depths == [0, 2] and ours.rows.equals(theirs.rows)
+        assert torch.equal(ours.values, theirs.values)
+    assert not files_of(storage)
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,8 @@ StorageText = Annotated[
     typer.Option(
         "--storage",
         metavar="FOLDER|URL",
-        help="With --engine: where nodes that do not reach --out leave their parts, a folder or an fsspec URL "
-        "(s3://bucket/probe).",
+        help="With --engine: where nodes that do not reach --out leave what they make, a folder or an fsspec URL "
+        "(s3://bucket/name).",
         show_default=False,
     ),
 ]

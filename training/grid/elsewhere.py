@@ -20,15 +20,12 @@ from memprobe.manifests import MANIFEST
 from memprobe.probe_writer import write_run
 from memprobe.probes import RUN, read_run
 from memprobe.runs import CELL, MATRIX, STATE
-from memprobe.storage import Mirror
+from memprobe.storage import OFTEN, Mirror
 from training.data import ASKED
 from training.grid.cells import Cell, Node
 from training.grid.probing import part_of, probe_of_setup
 from training.grid.stages import again, directory, has_ended, is_trained, link_parent, stays, without_weights
 from training.states import COMPLETE
-
-OFTEN = 30.0
-"""Seconds between two looks at what is new on a node."""
 
 
 @contextmanager
