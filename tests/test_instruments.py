@@ -224,7 +224,7 @@ def test_marks_by_hand():
     assert rows["depth"].to_list() == [2, None] and rows["rank"].to_list() == [2.5, 2.5]
     assert rows["among"].to_list() == [0.5, 0.5]
     free = marked("one", Verdict(np.array([2.0]), np.zeros((1, 4))), [-1], None)
-    assert free.row(0) == ("one", -1, 0, 2.0, None, None, None)
+    assert free.row(0) == ("one", -1, 0, 2.0, None, None, None, None)
 
 
 # ---------------------------------------------------------------------------------------------- runs
