@@ -406,8 +406,9 @@ def test_a_probe_holds_one_d_a(tmp_path):
 
 
 def test_seeds_with_rows_of_their_own_are_probed_and_compared_as_one(tiny_checkpoint, tmp_path):
-    path = write(tmp_path, tiny_checkpoint, arms='["naive", "remix"]', epochs=40)
-    path.write_text('redraw = "later"\n' + path.read_text().replace("ratio = [1, 2]", "ratio = [1]"))
+    path = write(tmp_path, tiny_checkpoint, arms='["naive", "remix"]', epochs=15)
+    text = path.read_text().replace("ratio = [1, 2]", "ratio = [1]").replace("lr = 3e-3", "lr = 1e-2")
+    path.write_text(f'redraw = "later"\n{text}')
     out = tmp_path / "out"
     assert run_grid(read_grid(path), path, out, quiet=True) == []
     rows = {
