@@ -719,8 +719,9 @@ def test_command_line(cli, probe, tmp_path):
     )
     missing = [text.partition(":")[0] for text in said if "left out" in text]
     assert sorted(missing) == ["restoration", "steps"], "each that is not drawn, once"
-    code, out, err = cli("figures", probe.path, "--out", tmp_path, "--only", "forgetting")
-    assert code == 2 and "forgetting: left out" in err and "nothing there can be drawn" in err
+    code, out, err = cli("figures", probe.path, "--out", tmp_path, "--only", "forgetting", "--only", "stages")
+    assert code == 2 and "nothing there can be drawn" in err
+    assert "forgetting, stages: left out, " in err and err.count("left out") == 1, "a reason is said once"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from memprobe.studies import (
     with_records,
     without_failed_cells,
 )
+from memprobe.wording import count
 
 if TYPE_CHECKING:
     pass
@@ -218,9 +219,8 @@ def _compared(
             readout = group[0].run["readout"]
             name = readout if readout == "own" else f"{readout}-readout"
             source = _slug(setup / name, shared)
-        say(
-            f"{source or group[0].path}: comparing {sum(len(probe.checkpoints) for probe in group)} checkpoints"
-        )
+        compared = count(sum(len(probe.checkpoints) for probe in group), "checkpoint")
+        say(f"{source or group[0].path}: reading {compared}")
         readings = Readings.of(
             group,
             k=asked["k"],
