@@ -63,7 +63,8 @@ def storage_at(url: str) -> tuple[Any, str]:
 class Mirror:
     """A folder here and its like in a storage: what is needed is brought, what is new or changed is taken there.
 
-    Paths are relative to both. Links and lock files stay where they are.
+    Paths are relative to both. Links and lock files stay where they are. What goes wrong in the storage is raised as a
+    MemprobeError that names it.
 
     Attributes:
         here: the folder.
@@ -77,23 +78,22 @@ class Mirror:
             MemprobeError: see :func:`storage_at`.
         """
         self.files, self.root = storage_at(url)
-        self.here, self.last = here, last
+        self.url, self.here, self.last = url, here, last
         self._alike: dict[str, tuple[int, int]] = {}  # size and time of what is the same in both
         self._pushing = threading.Lock()
 
     def listed(self, under: str) -> list[str]:
         """Paths of all files in the storage below one of them, or that one alone."""
-        self.files.invalidate_cache()
-        try:
+        found = []
+        with self._reached(), suppress(FileNotFoundError):
+            self.files.invalidate_cache()
             found = self.files.find(f"{self.root}/{under}")
-        except FileNotFoundError:
-            return []
         return [path.removeprefix(f"{self.root}/") for path in found if not path.endswith(_HALF)]
 
     def pull(self, under: str, wanted: Callable[[str], bool] = lambda _path: True) -> None:
         """Brings the files below a path, over what is here."""
         for path in sorted(filter(wanted, self.listed(under)), key=self._order):
-            with replacing(self.here / path) as file:
+            with replacing(self.here / path) as file, self._reached():
                 self.files.get_file(f"{self.root}/{path}", str(file))
             self._alike[path] = _mark(self.here / path)
 
@@ -103,7 +103,7 @@ class Mirror:
             there = {path: _mark(self.here / path) for path in self._local(under)}
             for path in sorted(there, key=self._order):
                 if self._alike.get(path) != there[path]:
-                    with suppress(FileNotFoundError):  # gone since it was listed
+                    with self._reached(), suppress(FileNotFoundError):  # gone since it was listed
                         self._put(path)
                         self._alike[path] = there[path]
             inside = (path for path in self._alike if path == under or path.startswith(f"{under}/"))
@@ -112,7 +112,7 @@ class Mirror:
     def delete(self, paths: list[str]) -> None:
         """Deletes files in the storage, what says that others are whole before those."""
         for path in sorted(paths, key=self._order, reverse=True):
-            with suppress(FileNotFoundError):
+            with self._reached(), suppress(FileNotFoundError):
                 self.files.rm_file(f"{self.root}/{path}")
             self._alike.pop(path, None)
 
@@ -136,6 +136,16 @@ class Mirror:
             thread.join()
             for path in under:
                 self.push(path)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What goes wrong in a storage as one line: each kind has exceptions of its own."""
+        try:
+            yield
+        except MemprobeError:
+            raise
+        except Exception as error:
+            raise MemprobeError(f"--storage {self.url}: {first_line(error)}") from error
 
     def _order(self, path: str) -> tuple[int, str]:
         return self.last(path), path

@@ -121,6 +121,28 @@ def test_files_go_there_meanwhile_and_at_the_end_also_of_what_failed(url, tmp_pa
     assert held(one, "runs") == {"runs/state": "longer"}
 
 
+@pytest.mark.parametrize("error", [PermissionError("no key"), ValueError("no key")])
+def test_what_goes_wrong_there_is_one_line(tmp_path, monkeypatch, error):
+    one = Mirror(f"file://{tmp_path / 'storage'}", tmp_path / "one")
+    write(one.here, runs__x="1")
+    one.push("runs")
+
+    def fails(*_, **__):
+        raise error
+
+    for name in ("find", "get_file", "put_file", "rm_file"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(MemprobeError, match=r"^--storage file://.*: no key$"),
+        ):
+            patch.setattr(one.files, name, fails)
+            one.pull("runs")
+            write(one.here, runs__x="changed")
+            one.push("runs")
+            (one.here / "runs/x").unlink()
+            one.push("runs")
+
+
 def test_what_no_storage_is(tmp_path):
     with pytest.raises(MemprobeError, match=r"^--storage nothing://bucket: Protocol not known: nothing"):
         storage_at("nothing://bucket")

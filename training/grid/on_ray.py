@@ -23,7 +23,7 @@ from memprobe.cluster import Engine, all_done, connect, some_done, while_connect
 from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
-from memprobe.storage import stand_in
+from memprobe.storage import stand_in, storage_at
 from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
@@ -120,21 +120,23 @@ def run_on_ray(
         One line for each cell that could not be trained; the others are there.
 
     Raises:
-        MemprobeError: bad input before anything is trained, a directory in use or that cannot be written, or no
-            cluster.
+        MemprobeError: bad input before anything is trained, a directory in use or that cannot be written, no such
+            storage, or no cluster.
     """
     out = out.resolve()
     data_dir = None if data_dir is None else data_dir.resolve()
     cells = cells_of(grid, path)
     after_of(grid, path)
+    storage = engine.storage
+    if storage is not None:
+        if "://" not in storage:
+            storage = str(Path(storage).resolve())
+        storage_at(storage)
     start_grid(path, out)
     with only_command(out):
         report = RunLog(out / LOG, quiet=quiet)
         ray, own = connect(engine.address, report.say)
         try:
-            storage = engine.storage
-            if storage is not None and "://" not in storage:
-                storage = str(Path(storage).resolve())
             work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()), storage)
             with while_connected(engine.address):
                 return _Tasks(ray, engine, work, cells, report).run()
@@ -238,14 +240,21 @@ class _Tasks:
         name = cell.node.name
         try:
             seconds = self.ray.get(ref)
+        except (self.ray.exceptions.RayError, MemprobeError) as error:
+            self._breaks(name, f"failed {TRIES} times: {first_line(cause_of(error))}")
+            return
+        try:
             if self.home is not None:
                 self.home.take(cell, self.cells)
             end_cell(cell, self.cells, self.work.out, seconds, self.report)
             if self.home is not None:
                 self.home.joined(cell)
-        except (self.ray.exceptions.RayError, MemprobeError) as error:
-            self.broken[name] = f"{name}: failed {TRIES} times: {first_line(cause_of(error))}"
-            self.report.say(self.broken[name])
+        except MemprobeError as error:
+            self._breaks(name, str(error))
+
+    def _breaks(self, name: str, why: str) -> None:
+        self.broken[name] = f"{name}: {why}"
+        self.report.say(self.broken[name])
 
     def _missing_bases(self) -> None:
         """Probes the base model of set-ups whose first cell broke."""
