@@ -103,9 +103,9 @@ class Mirror:
             there = {path: _mark(self.here / path) for path in self._local(under)}
             for path in sorted(there, key=self._order):
                 if self._alike.get(path) != there[path]:
-                    with self._reached(), suppress(FileNotFoundError):  # gone since it was listed
-                        self._put(path)
-                        self._alike[path] = there[path]
+                    with self._reached():
+                        if self._put(path):
+                            self._alike[path] = there[path]
             inside = (path for path in self._alike if path == under or path.startswith(f"{under}/"))
             self.delete([path for path in inside if path not in there])
 
@@ -161,15 +161,24 @@ class Mirror:
             found += [path.relative_to(self.here).as_posix() for path in paths if not path.is_symlink()]
         return found
 
-    def _put(self, path: str) -> None:
-        """One file, which readers never see half: object storages take it whole, others get it under another name."""
-        target = f"{self.root}/{path}"
+    def _put(self, path: str) -> bool:
+        """One file, which readers never see half: object storages take it whole, others get it under another name.
+
+        Returns:
+            Whether it was there still.
+        """
+        target, whole = f"{self.root}/{path}", self.files.async_impl
+        written = target if whole else f"{target}{_HALF}"
         self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if self.files.async_impl:
-            self.files.put_file(str(self.here / path), target)
-            return
-        self.files.put_file(str(self.here / path), f"{target}{_HALF}")
-        self.files.mv(f"{target}{_HALF}", target)
+        try:
+            self.files.put_file(str(self.here / path), written)
+        except FileNotFoundError:
+            if (self.here / path).exists():  # it is the storage that is not there, such as a bucket
+                raise
+            return False
+        if not whole:
+            self.files.mv(written, target)
+        return True
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def test_marks_go_last_and_leave_first(url, tmp_path, monkeypatch):
     write(one.here, runs__a_mark="1", runs__b="2", runs__c="3")
     done = []
     put, gone = one._put, one.files.rm_file
-    monkeypatch.setattr(one, "_put", lambda path: (done.append(path), put(path)))
+    monkeypatch.setattr(one, "_put", lambda path: done.append(path) or put(path))
     one.push("runs")
     assert done == ["runs/b", "runs/c", "runs/a_mark"]
     done.clear()
@@ -119,6 +119,30 @@ def test_files_go_there_meanwhile_and_at_the_end_also_of_what_failed(url, tmp_pa
         write(one.here, runs__state="longer")
         raise ValueError("in the middle")
     assert held(one, "runs") == {"runs/state": "longer"}
+
+
+def test_a_file_that_goes_meanwhile_is_passed_over_and_a_storage_that_is_not_there_is_not(
+    tmp_path, monkeypatch
+):
+    one = Mirror(f"file://{tmp_path / 'storage'}", tmp_path / "one")
+    write(one.here, runs__a="1", runs__b="2")
+    put = one.files.put_file
+
+    def goes(source, target):
+        if source.endswith("a"):
+            (one.here / "runs/a").unlink(missing_ok=True)
+        put(source, target)
+
+    def no_bucket(*_):
+        raise FileNotFoundError("the bucket does not exist")
+
+    monkeypatch.setattr(one.files, "put_file", goes)
+    one.push("runs")
+    assert held(one, "runs") == {"runs/b": "2"}
+    write(one.here, runs__c="3")
+    monkeypatch.setattr(one.files, "put_file", no_bucket)
+    with pytest.raises(MemprobeError, match="the bucket does not exist"):
+        one.push("runs")
 
 
 @pytest.mark.parametrize("error", [PermissionError("no key"), ValueError("no key")])
