@@ -73,9 +73,12 @@ def pages() -> dict[str, str]:
         "reference/training-cli.md": command_line(training, "python -m training"),
         "findings/study-tables.md": (ROOT / "analyses" / "study" / "README.md").read_text(encoding="utf-8"),
         "findings/planted-truth-tables.md": INSTRUMENTS.joinpath("report.md").read_text(encoding="utf-8"),
-        "findings/planted-truth-small.md": INSTRUMENTS.joinpath("small", "report.md").read_text(
-            encoding="utf-8"
-        ),
+        **{
+            f"findings/planted-truth-{name}.md": INSTRUMENTS.joinpath(name, "report.md").read_text(
+                encoding="utf-8"
+            )
+            for name in ("small", "gemma")
+        },
         "findings/study-500.md": study_500(),
         "findings/claims.md": claims(),
         "findings/cost.md": costs(),
