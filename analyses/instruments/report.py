@@ -164,9 +164,15 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
         return ["No model with planted sets is finished."]
     sources = main["source"].unique(maintain_order=True).sort().to_list()
     alarms = found.filter(kind="null")
-    devices = [cell["device"] for cell in results.cells if cell["costs"]]
+    kind, size = main["kind"][0], main["size"][0]
+    cells = [
+        cell
+        for cell in results.cells
+        if cell["costs"] and (cell["kind"], cell["part"], cell["facts"]) == (kind, "all", size)
+    ]
+    devices = [cell["device"] for cell in cells]
     device = max(sorted(set(devices)), key=devices.count)
-    cost = {row["instrument"]: row for row in costs(results.cells, device).iter_rows(named=True)}
+    cost = {row["instrument"]: row for row in costs(cells, device).iter_rows(named=True)}
     header = ["instrument"]
     for source in sources:
         header += [f"exact, {source}", "±1", "error", "rank", "among"]

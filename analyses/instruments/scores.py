@@ -217,8 +217,8 @@ def unlearned(cells: Sequence[dict]) -> pl.DataFrame:
 
 
 def quartiles(facts: pl.DataFrame) -> pl.DataFrame:
-    """Where the named depths lie: [kind, source, instrument, models, n, named, q1, median, q3]."""
-    return facts.group_by("kind", "source", "instrument", maintain_order=True).agg(
+    """Where the named depths lie: [kind, source, planted, size, instrument, models, n, named, q1, median, q3]."""
+    return facts.group_by(*CONDITION, "instrument", maintain_order=True).agg(
         models=pl.col("cell").n_unique(),
         n=pl.len(),
         named=pl.col("named").mean(),

@@ -28,7 +28,9 @@ def nobody_planted(results: Results, facts: pl.DataFrame) -> list[str]:
     by = ["source", "instrument"]
     placed = null.filter(pl.col("depth").is_not_null()).join(trained, on=["cell", "depth"], how="left")
     shares = placed.group_by(by).agg(trained=pl.col("trained").fill_null(False).mean())
-    table = quartiles(null).drop("kind").join(shares, on=by, how="left", maintain_order="left")
+    table = (
+        quartiles(null).drop("kind", "planted", "size").join(shares, on=by, how="left", maintain_order="left")
+    )
     return [
         "## Facts that nobody planted",
         "",
@@ -86,7 +88,7 @@ def controls(facts: pl.DataFrame, found: pl.DataFrame) -> list[str]:
             "(quartiles of the named depths):",
             "",
             *as_markdown(
-                where.drop("kind"),
+                where.drop("kind", "planted", "size"),
                 {"named": percent, "q1": number_of, "median": number_of, "q3": number_of},
             ),
         ]
