@@ -49,8 +49,8 @@ class Engine:
             that is reached from outside.
         each: what one loaded model takes; by default a GPU, or on a cluster without any all cores of a node.
         actors: models that are loaded at once; by default as many as there is room and work for.
-        storage: a folder or fsspec URL that all nodes reach, where they leave parts; by default the probe directory,
-            which they must reach then.
+        storage: a folder or fsspec URL that all nodes reach, where they leave what they make; by default the directory
+            of results, which they must reach then.
         say: told where Ray's dashboard is.
     """
 

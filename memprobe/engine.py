@@ -25,11 +25,12 @@ from typing import Any
 from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
 from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
+from memprobe.probe_writer import write_part
 from memprobe.prober import Asked, Prober, Unit
 from memprobe.probes import part_files, parts_dir
 from memprobe.records import BY_CHECKPOINT
 from memprobe.residuals import folder_of
-from memprobe.storage import OFTEN, Mirror, put_part, stand_in, storage_at
+from memprobe.storage import Mirror, absolute, stand_in
 
 TRIES = 3
 """Times that a step is tried."""
@@ -65,9 +66,13 @@ class Parted(Prober):
         self.model(item)  # what is read ahead is held against the model that is there
         self.announce(item, following, beside)
         pieces = list(self.read(item, unit))
-        return put_part(
-            self.folder, item.label, pieces[0][0], Tables.concat([tables for _, tables in pieces])
-        )
+        place, tables = pieces[0][0], Tables.concat([tables for _, tables in pieces])
+        if not self.elsewhere:
+            return write_part(parts_dir(Path(self.folder), item.label), place, tables)
+        with tempfile.TemporaryDirectory(prefix="memprobe-part-") as name:
+            outcomes = write_part(parts_dir(Path(name), item.label), place, tables)
+            Mirror(self.folder, Path(name), _outcomes_last).push(parts_dir(Path(), item.label).as_posix())
+        return outcomes
 
     def keep_residuals(self, item: Item, out: Path) -> dict[str, Any]:
         """Keeps the residual stream, in a storage where nodes share nothing else; a killed try goes on there."""
@@ -77,8 +82,13 @@ class Parted(Prober):
         with tempfile.TemporaryDirectory(prefix="memprobe-residuals-") as name:
             mirror = Mirror(self.folder, Path(name))
             mirror.pull(shards)
-            with mirror.pushing(shards, seconds=OFTEN):
+            with mirror.pushing(shards):
                 return super().keep_residuals(item, Path(name))
+
+
+def _outcomes_last(path: str) -> int:
+    """The outcomes of a part say that it is whole."""
+    return path.rpartition("/")[2].startswith("outcomes-")
 
 
 @dataclass(eq=False)
@@ -114,10 +124,9 @@ class OnRay:
 
     def __init__(self, engine: Engine, asked: Asked, out: Path):
         self.engine, self.out = engine, out
-        self.folder = str(engine.storage or out.resolve())
+        self.folder = absolute(engine.storage or str(out))
         self.elsewhere = engine.storage is not None
-        if self.elsewhere and "://" in self.folder:
-            storage_at(self.folder)
+        self.home = Mirror(self.folder, out, _outcomes_last) if self.elsewhere else None
         self.asked = asked
         self.dtype = ""
         self.flows: list[_Running] = []
@@ -171,35 +180,23 @@ class OnRay:
 
     def fetch(self, out: Path, label: str) -> None:
         """Copies parts that are in the storage alone."""
-        if not self.elsewhere:
+        if self.home is None:
             return
-        there = self._in_storage(label)
+        there = self.home.listed(parts_dir(Path(), label).as_posix())
         here = {file.name for file in part_files(out, label, "outcomes")}
-        for name in sorted(there - here):
-            self._fetch_part(out, label, name)
+        for name in sorted(path.rpartition("/")[2] for path in there if _outcomes_last(path)):
+            if name not in here:
+                self._fetch_part(self.home, label, name)
 
     def forget(self, label: str) -> None:
         """Deletes a checkpoint's parts from the storage."""
-        if self.elsewhere:
-            files, root = storage_at(self.folder)
-            folder = f"{root}/{parts_dir(Path(), label).as_posix()}"
-            if files.exists(folder):
-                files.rm(folder, recursive=True)
+        if self.home is not None:
+            self.home.delete(self.home.listed(parts_dir(Path(), label).as_posix()))
 
-    def _in_storage(self, label: str) -> set[str]:
-        files, root = storage_at(self.folder)
-        files.invalidate_cache()
-        paths = files.glob(f"{root}/{parts_dir(Path(), label).as_posix()}/outcomes-*.parquet")
-        return {path.rpartition("/")[2] for path in paths}
-
-    def _fetch_part(self, out: Path, label: str, name: str) -> None:
-        from memprobe.files import replacing
-
-        files, root = storage_at(self.folder)
+    def _fetch_part(self, home: Mirror, label: str, name: str) -> None:
+        """Brings the tables of a part that is named by its outcomes, which come last."""
         for table in BY_CHECKPOINT:
-            own = name.replace("outcomes", table, 1)
-            with replacing(parts_dir(out, label) / own) as path:
-                path.write_bytes(files.cat_file(f"{root}/{parts_dir(Path(), label).as_posix()}/{own}"))
+            home.bring((parts_dir(Path(), label) / name.replace("outcomes", table, 1)).as_posix())
 
     def _resources(self) -> dict[str, Any]:
         """What an actor takes."""
@@ -348,16 +345,16 @@ class OnRay:
         actor.deaths = 0
         one.out -= 1
         if task[0] == "part":
-            if self.elsewhere:
-                self._fetch_part(self.out, one.item.label, given)
+            if self.home is not None:
+                self._fetch_part(self.home, one.item.label, given)
             one.parts.take(parts_dir(self.out, one.item.label) / given)
             assert one.on_rows is not None
             one.on_rows()
             return
-        if task[0] == "keep_residuals" and self.elsewhere:
-            home, shards = Mirror(self.folder, self.out), folder_of(Path(), one.item.label).as_posix()
-            home.pull(shards)
-            home.delete(home.listed(shards))
+        if task[0] == "keep_residuals" and self.home is not None:
+            shards = folder_of(Path(), one.item.label).as_posix()
+            self.home.pull(shards)
+            self.home.delete(self.home.listed(shards))
         one.given = given
 
     def _failed(self, one: _Running, task: Any, error: Exception) -> None:

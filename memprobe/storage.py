@@ -11,8 +11,6 @@ from typing import Any
 
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import replacing
-from memprobe.probes import parts_dir
-from memprobe.records import BY_CHECKPOINT
 
 OFTEN = 30.0
 """Seconds between two looks at what is new on a node."""
@@ -25,24 +23,9 @@ def stand_in(where: str) -> None:
         os.chdir(where)
 
 
-def put_part(folder: str, label: str, place: int, tables: Any) -> str:
-    """Writes a part below a folder or URL; see :func:`memprobe.probe_writer.write_part`."""
-    from memprobe.probe_writer import write_part
-
-    if "://" not in folder:
-        return write_part(parts_dir(Path(folder), label), place, tables)
-    import io
-
-    files, root = storage_at(folder)
-    name = ""
-    for table in BY_CHECKPOINT:
-        name = f"{table}-{place:08}.parquet"
-        data = io.BytesIO()
-        getattr(tables, table).write_parquet(data)
-        target = f"{root}/{parts_dir(Path(), label).as_posix()}/{name}"
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(target, data.getvalue())
-    return name
+def absolute(storage: str) -> str:
+    """A storage as processes with other working directories name it."""
+    return storage if "://" in storage else str(Path(storage).resolve())
 
 
 def storage_at(url: str) -> tuple[Any, str]:
@@ -93,9 +76,13 @@ class Mirror:
     def pull(self, under: str, wanted: Callable[[str], bool] = lambda _path: True) -> None:
         """Brings the files below a path, over what is here."""
         for path in sorted(filter(wanted, self.listed(under)), key=self._order):
-            with replacing(self.here / path) as file, self._reached():
-                self.files.get_file(f"{self.root}/{path}", str(file))
-            self._alike[path] = _mark(self.here / path)
+            self.bring(path)
+
+    def bring(self, path: str) -> None:
+        """Brings one file that is in the storage, over what is here."""
+        with replacing(self.here / path) as file, self._reached():
+            self.files.get_file(f"{self.root}/{path}", str(file))
+        self._alike[path] = _mark(self.here / path)
 
     def push(self, under: str) -> None:
         """Takes the files below a path that are new or changed to the storage, and deletes there what is gone here."""
@@ -117,7 +104,7 @@ class Mirror:
             self._alike.pop(path, None)
 
     @contextmanager
-    def pushing(self, *under: str, seconds: float) -> Iterator[None]:
+    def pushing(self, *under: str, seconds: float = OFTEN) -> Iterator[None]:
         """Pushes paths every so often meanwhile, so that another machine can go on, and at the end."""
         ended = threading.Event()
 

@@ -20,7 +20,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.probe_writer import write_run
 from memprobe.probes import RUN, read_run
 from memprobe.runs import CELL, MATRIX, STATE
-from memprobe.storage import OFTEN, Mirror
+from memprobe.storage import Mirror
 from training.data import ASKED
 from training.grid.cells import Cell, Node
 from training.grid.probing import part_of, probe_of_setup
@@ -47,7 +47,7 @@ def on_node(storage: str, node: Node, out: Path) -> Iterator[Path]:
         ]
         for path in (ASKED, _below(probe_of_setup(here, node.setup) / RUN, here), *made[1:]):
             mirror.pull(path)
-        with mirror.pushing(ASKED, *made, seconds=OFTEN):
+        with mirror.pushing(ASKED, *made):
             try:
                 yield here
             finally:

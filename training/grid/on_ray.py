@@ -23,7 +23,7 @@ from memprobe.cluster import Engine, all_done, connect, some_done, while_connect
 from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
-from memprobe.storage import stand_in, storage_at
+from memprobe.storage import absolute, stand_in, storage_at
 from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
@@ -127,10 +127,8 @@ def run_on_ray(
     data_dir = None if data_dir is None else data_dir.resolve()
     cells = cells_of(grid, path)
     after_of(grid, path)
-    storage = engine.storage
+    storage = None if engine.storage is None else absolute(engine.storage)
     if storage is not None:
-        if "://" not in storage:
-            storage = str(Path(storage).resolve())
         storage_at(storage)
     start_grid(path, out)
     with only_command(out):
