@@ -60,6 +60,7 @@ class Home:
     def __init__(self, storage: str, out: Path):
         self.out = out
         self.mirror = Mirror(storage, out, _last)
+        self._bare: set[str] = set()  # nodes whose weights are known to be gone there
 
     def is_ready(self, node: Node) -> bool:
         """Whether another stage or a probe can go on from a node, as far as is known here."""
@@ -88,9 +89,14 @@ class Home:
 
     def drop(self, cells: Sequence[Cell]) -> None:
         """Deletes weights in the storage that no cell keeps and none still needs."""
-        for node in without_weights(cells, self.out):
+        bare = without_weights(cells, self.out)
+        self._bare &= {node.name for node in bare}  # of the others, weights may come again
+        for node in bare:
+            if node.name in self._bare:
+                continue
             there = self.mirror.listed(_below(directory(self.out, node) / node.stage, self.out))
             self.mirror.delete([path for path in there if not stays(Path(path))])
+            self._bare.add(node.name)
 
     def _comes(self, path: str, node: Node, bare: bool) -> bool:
         """Whether a file of a run comes home: no state, and of the stage what is no weights where they are not kept."""
