@@ -74,32 +74,19 @@ def figures_command(
     """
     from memprobe.figures import write_figures
 
-    left_out: dict[str, list[str]] = {}  # by the reason, so that one that many figures share is said once
-
-    def say(text: str) -> None:
-        name, found, why = text.partition(": left out, ")
-        if found:
-            left_out.setdefault(why, []).append(name)
-        else:
-            echo(text, err=True)
-
-    try:
-        written = write_figures(
-            paths,
-            out,
-            only=only or (),
-            reference=reference,
-            k=top_k,
-            token=token,
-            lens=lens,
-            position=position,
-            width=width,
-            formats=[name.strip() for name in formats.split(",")],
-            draws=draws,
-            say=say,
-        )
-    finally:
-        for why, names in left_out.items():
-            echo(f"{', '.join(names)}: left out, {why}", err=True)
+    written = write_figures(
+        paths,
+        out,
+        only=only or (),
+        reference=reference,
+        k=top_k,
+        token=token,
+        lens=lens,
+        position=position,
+        width=width,
+        formats=[name.strip() for name in formats.split(",")],
+        draws=draws,
+        say=lambda text: echo(text, err=True),
+    )
     for path in written:
         echo(path)

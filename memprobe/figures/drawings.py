@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
@@ -35,10 +35,6 @@ from memprobe.studies import (
     without_failed_cells,
 )
 from memprobe.wording import count
-
-if TYPE_CHECKING:
-    pass
-
 
 OF_COMPARISONS = tables.NAMES
 Say = Callable[[str], None]
@@ -72,13 +68,38 @@ class Drawing:
         return f"{self.name}-{self.source}" if self.source else self.name
 
 
-def drawings_of(study: Study, wanted: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
-    """Every figure that can be drawn of a study, one by one.
+@dataclass(frozen=True)
+class LeftOut:
+    """A figure that cannot be drawn, and why.
+
+    Attributes:
+        name: in :data:`~memprobe.figures.drawing.DRAWN`.
+        why: the end of a sentence.
+        source: tells figures of one name apart; empty where there is one.
+    """
+
+    name: str
+    why: str
+    source: str = ""
+
+
+def lines_of(left_out: Sequence[LeftOut]) -> list[str]:
+    """What is said of figures that are left out: a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for one in left_out:
+        names.setdefault(one.why, []).append(f"{one.name} of {one.source}" if one.source else one.name)
+    return [f"{', '.join(given)}: left out, {why}" for why, given in names.items()]
+
+
+def drawings_of(
+    study: Study, wanted: list[str], asked: dict[str, Any], say: Say
+) -> Iterator[Drawing | LeftOut]:
+    """Every figure that is asked of a study, one by one.
 
     Args:
         wanted: names of figures.
         asked: reference, k, token, lens, position, draws and width, see :func:`memprobe.figures.write_figures`.
-        say: called with one line about each figure that is left out.
+        say: called with one line about each probe, checkpoint or run that is left out.
     """
     if names := [name for name in OF_COMPARISONS if name in wanted]:
         yield from _of_comparisons(study, names, asked, say)
@@ -101,38 +122,42 @@ def _of_patches(study: Study, names: list[str], asked: dict[str, Any]) -> Iterat
                 yield Drawing(name, source, made[name], {}, settings, [_patches_input(one)])
 
 
-def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
+def _of_runs(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing | LeftOut]:
     ended = ended_runs(study.runs, say)
     retention = retention_of(ended)
     shown, keys = titles(retention.cells) if len(retention.cells) else {}, setups_of(ended)
-    for drawing in of_retention(retention, names, asked["width"], {"draws": asked["draws"]}, say):
+    for drawing in of_retention(retention, names, asked["width"], {"draws": asked["draws"]}):
+        if isinstance(drawing, LeftOut):
+            yield drawing
+            continue
         used = [run for run in ended if shown[keys[run.path]] in set(drawing.table["setup"])]
         yield replace(drawing, inputs=[_run_input(run.path) for run in used])
 
 
 def of_retention(
-    retention: Retention, names: Sequence[str], width: int, settings: dict[str, Any], say: Say
-) -> Iterator[Drawing]:
+    retention: Retention, names: Sequence[str], width: int, settings: dict[str, Any]
+) -> Iterator[Drawing | LeftOut]:
     """The figures of what training runs keep, without inputs.
 
     Args:
         names: of the figures, some of :data:`memprobe.figures.runs.NAMES`.
         width: millimetres.
         settings: how the tables were made.
-        say: called with one line about each figure that is left out.
     """
     made = runs.of_retention(retention)
     for name in names:
         table = made[name]
         if isinstance(table, str):
-            say(f"{name}: left out, {table}")
+            yield LeftOut(name, table)
             continue
         for setup, page in runs.pages(name, table, width).items():
             source = _slug(Path(setup.replace(" → ", "-")), Path.cwd()) if setup else ""
             yield Drawing(name, source, page, {}, settings, [])
 
 
-def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: Say) -> Iterator[Drawing]:
+def _of_comparisons(
+    study: Study, names: list[str], asked: dict[str, Any], say: Say
+) -> Iterator[Drawing | LeftOut]:
     cells = cells_by_setup(study)
     read = [view for probe in study.probes for view in _in_each_readout(_viewed(probe, asked))]
     probes = [without_failed_cells(probe, cells, say) for probe in read]
@@ -142,7 +167,7 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
         for name in names:
             if name == "differences" and study.outcomes:
                 continue
-            say(f"{name}: left out, there is no probe and no comparison")
+            yield LeftOut(name, "there is no probe and no comparison")
         return
     compared = itertools.chain(_compared(groups, asked, say), _stored(study.comparisons, asked, say))
     of_groups = [cells_of(group[0], cells) for group in groups]
@@ -158,7 +183,7 @@ def _of_comparisons(study: Study, names: list[str], asked: dict[str, Any], say: 
         for name in names:
             table, stem = drawable[name], source if len(groups) + len(study.comparisons) > 1 else ""
             if isinstance(table, str):
-                say(f"{name}{f' of {source}' if stem else ''}: left out, {table}")
+                yield LeftOut(name, table, stem)
                 continue
             beside = {}
             if name == "lof":

@@ -9,7 +9,6 @@ The same inputs give the same bytes.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,14 +19,12 @@ import polars as pl
 from memprobe import __version__
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.figures.drawing import DRAWN
-from memprobe.figures.drawings import Drawing, Say, drawings_of
+from memprobe.figures.drawings import Drawing, LeftOut, Say, drawings_of, lines_of
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, UNDRAWABLE, check_reach, draw_stored, read_figure
 from memprobe.files import replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import (
-    open_study,
-)
+from memprobe.studies import open_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +66,7 @@ def write_figures(
         width: millimetres, one of :data:`~memprobe.figures.look.WIDTHS`; ``None`` is 89, or as a JSON file says.
         formats: some of :data:`FORMATS`.
         draws: of the bootstrap.
-        say: called with one line about each figure that is left out.
+        say: called with one line about each reason for which figures, probes or runs are left out.
 
     Returns:
         The files, in order.
@@ -88,12 +85,8 @@ def write_figures(
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
     files: list[Path] = []
-    settled: set[str] = set()  # figures that were drawn, or of which it was said why not
-
-    def tell(text: str) -> None:
-        settled.update(name for name in DRAWN if re.match(rf"{name}(:| of )", text))
-        say(text)
-
+    settled: set[str] = set()  # figures that were drawn, or of which it is said why not
+    left_out: list[LeftOut] = []
     for path in stored:
         made_of = read_figure(path)
         if made_of["figure"] in wanted:
@@ -110,17 +103,22 @@ def write_figures(
         }
         asked |= {"lens": lens, "position": position}
         command = _command(folders, out, asked, formats)
-        for drawing in drawings_of(open_study(folders), wanted, asked, tell):
+        for drawing in drawings_of(open_study(folders), wanted, asked, say):
             settled.add(drawing.name)
+            if isinstance(drawing, LeftOut):
+                left_out.append(drawing)
+                continue
             alone = f"{command} --only {drawing.name}"
             files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=alone)
+    left_out += [
+        LeftOut(name, "there is nothing that it draws") for name in dict.fromkeys(only) if name not in settled
+    ]
+    for line in lines_of(left_out):
+        say(line)
     if not files:
         raise MemprobeError(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
         )
-    for name in dict.fromkeys(only):
-        if name not in settled:
-            say(f"{name}: left out, there is nothing that it draws")
     return files
 
 

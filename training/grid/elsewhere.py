@@ -24,7 +24,17 @@ from memprobe.storage import Mirror
 from training.data import ASKED
 from training.grid.cells import Cell, Node
 from training.grid.probing import part_of, probe_of_setup
-from training.grid.stages import again, directory, has_ended, is_trained, link_parent, stays, without_weights
+from training.grid.stages import (
+    again,
+    directory,
+    drop_weights,
+    has_ended,
+    is_ready,
+    is_trained,
+    link_parent,
+    stays,
+    without_weights,
+)
 from training.states import COMPLETE
 
 
@@ -54,11 +64,32 @@ def on_node(storage: str, node: Node, out: Path) -> Iterator[Path]:
                 _name_home(part_of(here, node) / RUN, node, out)
 
 
-class Home:
-    """The driver's side: brings what a cell left, and drops weights that no cell needs."""
+class Shared:
+    """The driver's side where every node reaches the grid's directory: what tasks leave lies there already."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def is_ready(self, node: Node) -> bool:
+        """Whether another stage or a probe can go on from a node."""
+        return is_ready(self.out, node)
+
+    def take(self, cell: Cell, cells: Sequence[Cell]) -> None:
+        """Nothing has to come home."""
+
+    def joined(self, cell: Cell) -> None:
+        """Nodes see by themselves what a set-up's probe holds."""
+
+    def drop(self, cells: Sequence[Cell]) -> None:
+        """Deletes weights that no cell keeps and none still needs."""
+        drop_weights(cells, self.out)
+
+
+class Home(Shared):
+    """The same where nodes reach a storage alone: brings what a cell left, and drops weights on both sides."""
 
     def __init__(self, storage: str, out: Path):
-        self.out = out
+        super().__init__(out)
         self.mirror = Mirror(storage, out, _last)
         self._bare: set[str] = set()  # nodes whose weights are known to be gone there
 
@@ -88,7 +119,8 @@ class Home:
         self.mirror.delete(self.mirror.listed(_below(part_of(self.out, cell.node), self.out)))
 
     def drop(self, cells: Sequence[Cell]) -> None:
-        """Deletes weights in the storage that no cell keeps and none still needs."""
+        """Deletes weights that no cell keeps and none still needs, here and in the storage."""
+        super().drop(cells)
         bare = without_weights(cells, self.out)
         self._bare &= {node.name for node in bare}  # of the others, weights may come again
         for node in bare:

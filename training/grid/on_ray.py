@@ -28,10 +28,10 @@ from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
 from training.grid.claims import only_command
-from training.grid.elsewhere import Home, on_node
+from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
-from training.grid.stages import ask_ahead, directory, drop_weights, is_done, is_ready, train
+from training.grid.stages import ask_ahead, directory, is_done, train
 from training.grid.work import after_of, end_cell, look_at, start_grid
 from training.memory import Memory
 from training.recipe import Resources
@@ -153,7 +153,7 @@ class _Tasks:
         self.stages: dict[str, Any] = {}  # by the name of a node
         self.asked: dict[str, Any] = {}  # by what is asked
         self.broken: dict[str, str] = {}
-        self.home = None if work.storage is None else Home(work.storage, work.out)
+        self.home = Shared(work.out) if work.storage is None else Home(work.storage, work.out)
 
     def run(self) -> list[str]:
         """Until every cell has ended or broken."""
@@ -167,25 +167,16 @@ class _Tasks:
             while running:
                 for ref in some_done(self.ray, running):
                     self._end(running.pop(ref), ref)
-                    self._drop()
+                    self.home.drop(cells)
         except BaseException:
             for ref in [*self.asked.values(), *self.stages.values()]:
                 self.ray.cancel(ref, force=True)
             raise
         self._missing_bases()
-        self._drop()
+        self.home.drop(cells)
         done = sum(is_done(out, cell) for cell in cells)
         self.report.say(f"{out}: {done} of {len(cells)} cells are done; python -m training report {out}")
         return list(self.broken.values())
-
-    def _drop(self) -> None:
-        """Removes the weights that nothing needs any more."""
-        drop_weights(self.cells, self.work.out)
-        if self.home is not None:
-            self.home.drop(self.cells)
-
-    def _is_ready(self, node: Node) -> bool:
-        return is_ready(self.work.out, node) if self.home is None else self.home.is_ready(node)
 
     def _with_base(self, left: Sequence[Cell]) -> set[str]:
         """The cells beside which a set-up's base model is probed: its first."""
@@ -198,7 +189,7 @@ class _Tasks:
     def _submit(self, node: Node, ends: dict[str, Cell], with_base: set[str]) -> Any:
         """The task of a stage, after those of the stages before it."""
         if node.name not in self.stages:
-            earlier = [one for one in node.chain[:-1] if not self._is_ready(one)]
+            earlier = [one for one in node.chain[:-1] if not self.home.is_ready(one)]
             before = [self._submit(one, ends, with_base) for one in earlier] + [self._ask(node)]
             self.stages[node.name] = self._task(node, "stage", f"{node.name} {node.stage}").remote(
                 self.work_ref, "stage", node, ends.get(node.name), node.name in with_base, *before
@@ -242,11 +233,9 @@ class _Tasks:
             self._breaks(name, f"failed {TRIES} times: {first_line(cause_of(error))}")
             return
         try:
-            if self.home is not None:
-                self.home.take(cell, self.cells)
+            self.home.take(cell, self.cells)
             end_cell(cell, self.cells, self.work.out, seconds, self.report)
-            if self.home is not None:
-                self.home.joined(cell)
+            self.home.joined(cell)
         except MemprobeError as error:
             self._breaks(name, str(error))
 
@@ -267,11 +256,9 @@ class _Tasks:
             ref = task.remote(self.work_ref, "base", cell)
             all_done(self.ray, [ref])
             self.ray.get(ref)  # raises what it ended in
-            if self.home is not None:
-                self.home.take(cell, self.cells)
+            self.home.take(cell, self.cells)
             join_cell(cell, self.cells, out)
-            if self.home is not None:
-                self.home.joined(cell)
+            self.home.joined(cell)
 
 
 def _question(node: Node) -> str:

@@ -10,7 +10,7 @@ import polars as pl
 
 from memprobe.arms import NAIVE, arm_names, by_kind
 from memprobe.figures import write_figures
-from memprobe.figures.drawings import Drawing, of_retention
+from memprobe.figures.drawings import Drawing, LeftOut, lines_of, of_retention
 from memprobe.figures.runs import NAMES
 from memprobe.figures.tables import log2_ratio
 from memprobe.figures.writing import write_figure
@@ -48,9 +48,10 @@ def draw(
     source = (grid or results_of).as_posix()
     inputs = [{"kind": "results" if grid is None else "grid", "path": source}]
     command = f"python -m training report {source} --figures {out}"
-    drawings = [
-        replace(drawing, inputs=inputs) for drawing in of_retention(results.retention, NAMES, WIDTH, {}, say)
-    ]
+    made = list(of_retention(results.retention, NAMES, WIDTH, {}))
+    drawings = [replace(one, inputs=inputs) for one in made if isinstance(one, Drawing)]
+    for line in lines_of([one for one in made if isinstance(one, LeftOut)]):
+        say(line)
     if grid is None:
         again = {f"{drawing.stem}.json" for drawing in drawings}
         stored = sorted(path for path in out.glob("*.json") if path.name not in again)
