@@ -1,7 +1,9 @@
 """One stage: the loss is the model's own over the right tokens, however the rows are split."""
 
+import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 
 from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
+from tests.once import once
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.runs import environment, losses, metrics, small
 from training.batches import micro_batches, packed, padded, rows_exact
@@ -97,14 +100,14 @@ def test_micro_batches_hold_all_rows(examples):
 
 @pytest.fixture(scope="module")
 def golden(tiny_checkpoint, tmp_path_factory):
-    """Losses of each arm with whole batches, trained once."""
-    known: dict[str, list[float]] = {}
+    """Losses of each arm with whole batches, trained once for all workers."""
 
     def find(name: str) -> list[float]:
-        if name not in known:
-            out = run(small(tiny_checkpoint, ARMS[name]), tmp_path_factory.mktemp(name), quiet=True)
-            known[name] = losses(out)
-        return known[name]
+        def make(folder: Path) -> None:
+            out = run(small(tiny_checkpoint, ARMS[name]), folder / "run", quiet=True)
+            (folder / "losses.json").write_text(json.dumps(losses(out)))
+
+        return json.loads((once(tmp_path_factory, f"golden-{name}", make) / "losses.json").read_text())
 
     return find
 
