@@ -1,4 +1,5 @@
-"""A grid on Ray whose nodes share no folder: stages lie in a storage, results come home to the grid's directory.
+"""Where a grid on Ray has its stages: in its directory, which every node reaches, or in a storage, where nodes share
+no folder and results come home.
 
 ::
 
@@ -33,7 +34,6 @@ from training.grid.stages import (
     is_trained,
     link_parent,
     stays,
-    without_weights,
 )
 from training.states import COMPLETE
 
@@ -120,8 +120,7 @@ class Home(Shared):
 
     def drop(self, cells: Sequence[Cell]) -> None:
         """Deletes weights that no cell keeps and none still needs, here and in the storage."""
-        super().drop(cells)
-        bare = without_weights(cells, self.out)
+        bare = drop_weights(cells, self.out)
         self._bare &= {node.name for node in bare}  # of the others, weights may come again
         for node in bare:
             if node.name in self._bare:

@@ -232,20 +232,17 @@ def link_parent(out: Path, node: Node, folder: Path) -> None:
             link.symlink_to(os.path.relpath(stage.resolve(), folder.resolve()), target_is_directory=True)
 
 
-def without_weights(cells: Sequence[Cell], out: Path) -> list[Node]:
-    """The nodes whose weights no cell keeps and none still needs."""
+def drop_weights(cells: Sequence[Cell], out: Path) -> list[Node]:
+    """Removes the weights that no cell keeps and none still needs, and names the nodes they are of."""
     kept = {node.name for cell in cells if cell.keep == "weights" for node in cell.node.chain}
     kept |= needed(cells, out).keys()
     every = {node.name: node for cell in cells for node in cell.node.chain}
-    return [node for name, node in every.items() if name not in kept]
-
-
-def drop_weights(cells: Sequence[Cell], out: Path) -> None:
-    """Removes the weights that no cell keeps and none still needs."""
-    for node in without_weights(cells, out):
+    bare = [node for name, node in every.items() if name not in kept]
+    for node in bare:
         folder = directory(out, node) / node.stage
         if (folder / "config.json").exists():
             _drop(folder)
+    return bare
 
 
 def _drop(folder: Path) -> None:
