@@ -64,6 +64,7 @@ INSTRUMENTS = ROOT / "analyses" / "instruments" / "results"
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path below ``docs``."""
+    from analyses.claims import page as claims
     from analyses.speed.costs import page as costs
     from memprobe.cli import app as commands
     from training.__main__ import app as training
@@ -143,6 +144,8 @@ def study_500() -> str:
     """The study with 500 facts: verdicts, every cell, and the pilot that chose its settings."""
     import polars as pl
 
+    from analyses.claims import verdicts_table
+
     folder = ROOT / "analyses" / "study-500"
     cells = pl.read_parquet(folder / "cells.parquet").sort("arm", "seed")
     shown = cells.select(
@@ -176,7 +179,7 @@ def study_500() -> str:
         return ", ".join(f"{name} {scale * means[arm]:.0f}{unit}" for arm, name in arms.items())
 
     return STUDY_500.format(
-        verdicts=verdicts_table(claims, "seeds"),
+        verdicts=verdicts_table(claims),
         generic=share("generic-1"),
         generic_seeds=", ".join(
             f"{100 * kept_by:.1f} %" for kept_by in cells.filter(arm="generic-1")["retention"].to_list()
@@ -218,67 +221,6 @@ def study_500() -> str:
         cells=markdown(shown),
         pilot=markdown(pl.read_csv(folder / "pilot.csv")),
     )
-
-
-CLAIMS = """# The paper, claim by claim
-
-What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, and what SmolLM2-135M-Instruct says in
-two studies: [64 made-up keys, then 64 LAMA facts](study.md), and [500 and 500](study-500.md). Three seeds an arm. A
-verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies within bounds that count as nothing),
-*undecided*, or *not tested*; tests of one family are corrected together ([why](../concepts/how-right.md)).
-*Would be seen from*: the smallest difference that such a test finds in eight of ten studies. Differences are shares of
-keys, nats or depths, with 95 % intervals over seeds and facts. The notebook `analyses/10_what_the_paper_claims.ipynb`
-puts both studies side by side, with costs and controls. Not tested on either: other D_A, stages of tasks, three
-stages, Gemma, the paper's own models.
-
-{claims}
-"""
-
-_PAPER = {
-    "forgetting": "A second stage of factoids makes the model forget the first",
-    "mixing": "REMIX keeps what naive training forgets, and more than training longer does",
-    "baselines": "Replay and weight regularisation help little (what is *seen* here speaks against it)",
-    "nats": "The same, in the log-probability of the keys",
-    "placement, after stage 1": "REMIX stores facts earlier: after stage 1",
-    "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
-    "kept": "What is kept was in earlier layers",
-    "spread": "REMIX spreads facts over more diverse layers",
-    "gradients": "What harms the keys shows in the gradients before stage 2",
-}
-"""What the paper says, or would have to show, by family of the book of claims."""
-
-
-def claims() -> str:
-    """Every verdict of both studies, below what the paper says."""
-    import polars as pl
-
-    headline = pl.col("k").is_null() | ((pl.col("k") == 10) & (pl.col("token") == "first"))
-    found = pl.concat(
-        [
-            pl.read_csv(ROOT / "analyses" / folder / "tables" / "claims.csv")
-            .with_columns(pl.lit(keys).alias("keys"))
-            .cast({"k": pl.Int64, "token": pl.String, "arm": pl.String, "against": pl.String})
-            .filter(headline)
-            for folder, keys in (("study", 64), ("study-500", 500))
-        ],
-        how="diagonal_relaxed",
-    )
-    if missing := sorted(set(found["family"]) - set(_PAPER)):
-        raise ValueError(f"no sentence of the paper for {missing}")
-    tables = []
-    for family, said in _PAPER.items():
-        of_family = found.filter(family=family)
-        tested = of_family.filter(pl.col("verdict") != "not tested")
-        counts = tested.group_by("keys", "verdict").len().sort("keys", "verdict")
-        told = "; ".join(
-            f"{keys} keys: " + ", ".join(f"{row['len']} {row['verdict']}" for row in rows.to_dicts())
-            for (keys,), rows in counts.group_by("keys", maintain_order=True)
-        )
-        left_out = len(of_family) - len(tested)
-        more = f"\n\nNot tested, as the tables of the studies say why: {left_out}." if left_out else ""
-        shown = f"\n\n{verdicts_table(tested, 'keys')}" if len(tested) else ""
-        tables.append(f"## {said}\n\n{told or 'Nothing could be tested'}.{shown}{more}")
-    return CLAIMS.format(claims="\n\n".join(tables))
 
 
 LENSES = """# Lenses: the stored tables
@@ -328,23 +270,6 @@ def lenses_tables() -> str:
             if at["depth"] % 6 == 0 or at["depth"] == about["n_layers"] - 1
         ]
     return LENSES.format(known=markdown(shown), held_out=markdown(pl.DataFrame(rows)))
-
-
-def verdicts_table(claims: Any, *more: str) -> str:
-    """Rows of ``claims.csv`` as Markdown, with further columns of theirs."""
-    import polars as pl
-
-    return markdown(
-        claims.with_columns(pl.col("estimate", "low", "high", "detectable").round(2)).select(
-            "claim",
-            pl.col("arm").fill_null(""),
-            pl.col("against").fill_null(""),
-            "verdict",
-            pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
-            pl.col("detectable").alias("would be seen from"),
-            *more,
-        )
-    )
 
 
 def markdown(table: Any) -> str:

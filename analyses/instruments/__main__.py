@@ -115,4 +115,7 @@ def report_(
 
 
 if __name__ == "__main__":
+    from training.allocation import keep_freed_memory
+
+    keep_freed_memory()  # planting is training
     run_commands(app, "analyses.instruments")

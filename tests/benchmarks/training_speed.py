@@ -7,6 +7,7 @@
 ``masked``    packed where that is less work, rows kept apart by a mask over all pairs of tokens, fp32
 ``packed``    as it comes: the same, with attention row by row where that is less work still, fp32
 ``bfloat16``  as it comes, with matrix products in bfloat16; ``bfloat16 masked`` the same with the mask
+``kept``, ``bfloat16 kept``  as it comes, and freed memory stays with the process, as in ``python -m training``
 
 On a CUDA device all compute in bfloat16 by autocast, and two more run: ``kernels`` with fused norms and flash
 attention, ``graphs`` with CUDA graphs, too.
@@ -30,8 +31,8 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-ARMS = ("stock", "padded", "masked", "packed", "bfloat16 masked", "bfloat16")
-EXACT = ("stock", "padded", "masked", "packed")  # on a CPU: they compute in fp32
+ARMS = ("stock", "padded", "masked", "packed", "kept", "bfloat16 masked", "bfloat16", "bfloat16 kept")
+EXACT = ("stock", "padded", "masked", "packed", "kept")  # on a CPU: they compute in fp32
 ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs")
 
 
@@ -126,12 +127,15 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     from memprobe.checkpoints import resolve
     from memprobe.models import load_pretrained
     from memprobe.sources import load
+    from training.allocation import keep_freed_memory
     from training.examples import ExampleMaker
     from training.kernels import fewer_kernels
     from training.mixing import Part, Schedule
     from training.recipe import Stop, parse_recipe
     from training.stage import StageRun, StageTrainer
 
+    if options.one.endswith("kept"):
+        keep_freed_memory()
     checkpoint = resolve(options.base)
     model, tokenizer = load_pretrained(checkpoint, torch.float32)
     make = ExampleMaker("tulu", tokenizer, 1024)

@@ -1,0 +1,121 @@
+"""Every verdict of all stored studies, below what the paper says: the page ``findings/claims.md`` of the site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from memprobe.wording import markdown_table
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder of stored results below ``analyses``, and what distinguishes it, in few words."""
+
+    folder: str
+    title: str
+    model: str = "SmolLM2-135M"
+
+
+STUDIES = (
+    Study("study", "64 keys"),
+    Study("study-ewc", "64 keys, EWC again"),
+    Study("study-kinds", "64 keys, other D_B"),
+    Study("study-500", "500 keys"),
+)
+
+PAPER = {
+    "forgetting": "A second stage makes the model forget the first",
+    "second stages": "What D_B is decides how much is kept",
+    "mixing": "REMIX keeps what naive training forgets, and more than training longer does",
+    "baselines": "Replay and weight regularisation help little (what is *seen* here speaks against it)",
+    "nats": "The same, in the log-probability of the facts",
+    "placement, after stage 1": "REMIX stores facts earlier: after stage 1",
+    "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
+    "kept": "What is kept was in earlier layers",
+    "spread": "REMIX spreads facts over more diverse layers",
+    "gradients": "What harms the facts shows in the gradients before stage 2",
+}
+"""What the paper says, or would have to show, by family of the book of claims."""
+
+PAGE = """# The paper, claim by claim
+
+What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, and what is seen in the studies here
+({studies}). At least three seeds an arm. A verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies
+within bounds that count as nothing), *undecided*, or *not tested*; tests of one family are corrected together, within
+a study ([why](../concepts/how-right.md)). *Would be seen from*: the smallest difference that such a test finds in eight
+of ten studies. Differences are shares of facts, nats or depths, with 95 % intervals over seeds and facts. The notebook
+`analyses/10_what_the_paper_claims.ipynb` puts the studies side by side, with costs and controls.
+
+{claims}
+"""
+
+
+def verdicts_table(claims: pl.DataFrame, *more: str) -> str:
+    """Rows of ``claims.csv`` as Markdown, after further columns of theirs."""
+    shown = claims.with_columns(pl.col("estimate", "low", "high", "detectable").round(2)).select(
+        *more,
+        "claim",
+        pl.col("arm").fill_null(""),
+        pl.col("against").fill_null(""),
+        "verdict",
+        pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
+        pl.col("detectable").alias("would be seen from"),
+        "seeds",
+    )
+    rows = [["–" if value is None else str(value) for value in row] for row in shown.iter_rows()]
+    return "\n".join(markdown_table(shown.columns, rows))
+
+
+def stages(folder: Path) -> pl.DataFrame:
+    """What is trained in each set-up of a study: [setup, stages], ``stages`` as ``kvr → lama``."""
+    cells = pl.read_parquet(folder / "cells.parquet").select("setup", "d_a", "d_b", "d_c").unique("setup")
+    return cells.select(
+        "setup", pl.concat_str("d_a", "d_b", "d_c", separator=" → ", ignore_nulls=True).alias("stages")
+    )
+
+
+def verdicts() -> pl.DataFrame:
+    """The headline verdicts of all studies: the columns of ``claims.csv`` and ``study``, ``model`` and ``stages``."""
+    headline = pl.col("k").is_null() | ((pl.col("k") == 10) & (pl.col("token") == "first"))
+    columns = {"k": pl.Int64, "token": pl.String, "arm": pl.String, "against": pl.String}
+    found = [
+        pl.read_csv(ROOT / one.folder / "tables" / "claims.csv", infer_schema_length=None)
+        .cast(columns)
+        .filter(headline)
+        .join(stages(ROOT / one.folder), on="setup", how="left", maintain_order="left")
+        .with_columns(study=pl.lit(one.title), model=pl.lit(one.model))
+        for one in STUDIES
+    ]
+    return pl.concat(found, how="diagonal_relaxed")
+
+
+def page() -> str:
+    """The page, as Markdown.
+
+    Raises:
+        ValueError: a family of claims for which :data:`PAPER` has no sentence.
+    """
+    found = verdicts()
+    if missing := sorted(set(found["family"]) - set(PAPER)):
+        raise ValueError(f"no sentence of the paper for {missing}")
+    parts = []
+    for family, said in PAPER.items():
+        of_family = found.filter(family=family)
+        tested = of_family.filter(pl.col("verdict") != "not tested")
+        told = "; ".join(
+            f"{study}: " + ", ".join(f"{row['len']} {row['verdict']}" for row in rows.to_dicts())
+            for (study,), rows in tested.group_by("study", "verdict", maintain_order=True)
+            .len()
+            .group_by("study", maintain_order=True)
+        )
+        left_out = len(of_family) - len(tested)
+        more = f"\n\nNot tested, as the tables of the studies say why: {left_out}." if left_out else ""
+        shown = f"\n\n{verdicts_table(tested, 'study', 'stages')}" if len(tested) else ""
+        parts.append(f"## {said}\n\n{told or 'Nothing could be tested'}.{shown}{more}")
+    titles = "; ".join(f"*{one.title}*, {one.model}, `analyses/{one.folder}`" for one in STUDIES)
+    return PAGE.format(studies=titles, claims="\n\n".join(parts))
