@@ -371,9 +371,6 @@ def _aside(line: str) -> None:
 
 def main() -> None:
     """The command ``python -m training``."""
-    from training.allocation import keep_freed_memory
-
-    keep_freed_memory()
     run_commands(app, "python -m training")
 
 

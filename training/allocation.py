@@ -9,22 +9,43 @@ when it is first touched, which can take longer than the products that the step 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
+_USUAL = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20))
+"""What a process comes to by itself that has freed large blocks: glibc's default, and what it raises thresholds to."""
 
 
-def keep_freed_memory() -> bool:
-    """From now on this process keeps what it frees. Its peak stays about what it was, and it stays at its peak.
+@contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Inside, this process keeps what it frees, on the heap; afterwards it gives back what it does not hold.
 
-    For processes that train on a CPU and do little else; what is computed stays the same.
+    For steps on a CPU that take the same blocks over and over. Where blocks of ever other sizes come and go
+    (generation, say), the heap would only grow. What is computed stays the same.
 
-    Returns:
-        Whether that can be told here: only glibc has such settings.
+    Yields:
+        Whether memory is kept: only glibc has such settings.
     """
+    libc = _glibc()
+    if libc is None:
+        yield False
+        return
+    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    libc.mallopt(_MMAP_MAX, 0)
+    try:
+        yield True
+    finally:
+        for name, value in _USUAL:
+            libc.mallopt(name, value)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library, if it is glibc: others have no such settings, or a ``mallopt`` that does nothing."""
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  # others have a mallopt that does nothing, or other settings
-        tell = libc.mallopt
-    except (OSError, AttributeError, TypeError):  # another system, or another C library
-        return False
-    return bool(tell(_MMAP_MAX, 0)) and bool(tell(_TRIM_THRESHOLD, -1))
+        return libc if libc.gnu_get_libc_version and libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError, TypeError):
+        return None

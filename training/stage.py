@@ -29,6 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 from memprobe.errors import MemprobeError, first_line
 from memprobe.modes import evaluating
 from memprobe.runs import METRICS
+from training.allocation import freed_memory_kept
 from training.batches import (
     collator,
     micro_batches,
@@ -319,9 +320,13 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
         run.report.say(f"{run.name}: goes on after step {trainer.progress.step}")
     if trainer.is_world_process_zero():
         cut_metrics(run.folder / METRICS, trainer.progress.step)
-    fewer = run.recipe.precision.fewer_kernels and trainer.args.device.type == "cuda"
+    cuda = trainer.args.device.type == "cuda"
+    fewer = run.recipe.precision.fewer_kernels and cuda
     try:
-        with fewer_kernels(trainer.accelerator.unwrap_model(model)) if fewer else nullcontext():
+        with (
+            fewer_kernels(trainer.accelerator.unwrap_model(model)) if fewer else nullcontext(),
+            nullcontext() if cuda else freed_memory_kept(),
+        ):
             trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:
         run.report.stop()

@@ -115,7 +115,4 @@ def report_(
 
 
 if __name__ == "__main__":
-    from training.allocation import keep_freed_memory
-
-    keep_freed_memory()  # planting is training
     run_commands(app, "analyses.instruments")

@@ -7,7 +7,7 @@
 ``masked``    packed where that is less work, rows kept apart by a mask over all pairs of tokens, fp32
 ``packed``    as it comes: the same, with attention row by row where that is less work still, fp32
 ``bfloat16``  as it comes, with matrix products in bfloat16; ``bfloat16 masked`` the same with the mask
-``kept``, ``bfloat16 kept``  as it comes, and freed memory stays with the process, as in ``python -m training``
+``kept``, ``bfloat16 kept``  as it comes, and what a step frees stays with the process, as in a run
 
 On a CUDA device all compute in bfloat16 by autocast, and two more run: ``kernels`` with fused norms and flash
 attention, ``graphs`` with CUDA graphs, too.
@@ -127,15 +127,13 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     from memprobe.checkpoints import resolve
     from memprobe.models import load_pretrained
     from memprobe.sources import load
-    from training.allocation import keep_freed_memory
+    from training.allocation import freed_memory_kept
     from training.examples import ExampleMaker
     from training.kernels import fewer_kernels
     from training.mixing import Part, Schedule
     from training.recipe import Stop, parse_recipe
     from training.stage import StageRun, StageTrainer
 
-    if options.one.endswith("kept"):
-        keep_freed_memory()
     checkpoint = resolve(options.base)
     model, tokenizer = load_pretrained(checkpoint, torch.float32)
     make = ExampleMaker("tulu", tokenizer, 1024)
@@ -199,7 +197,11 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
                 trainer = StageTrainer(model, tokenizer, run)
         trainer.add_callback(Clock())
         fewer = recipe.precision.fewer_kernels
-        with fewer_kernels(model) if fewer else nullcontext():
+        keep = options.one.endswith("kept")
+        with (
+            fewer_kernels(model) if fewer else nullcontext(),
+            freed_memory_kept() if keep else nullcontext(),
+        ):
             trainer.train()
     rows = sum(len(schedule.step(step)) for step in range(options.warm_up, options.steps))
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_mib()

@@ -1,4 +1,4 @@
-"""Freed memory that stays with a process that trains."""
+"""Memory that training steps free stays with the process until they end."""
 
 import platform
 import subprocess
@@ -6,35 +6,41 @@ import sys
 
 import pytest
 
-AFTER_FREEING = """
-import numpy, psutil, sys
-{first}
-process, block = psutil.Process(), numpy.ones(2**27)  # 1 GiB
-with_block = process.memory_info().rss
-del block
-print(with_block - process.memory_info().rss)
+GIVEN_BACK = """
+import numpy, psutil
+from training.allocation import freed_memory_kept
+
+def given_back():
+    block = numpy.ones(2**26)  # 512 MiB
+    held = psutil.Process().memory_info().rss
+    del block
+    return held - psutil.Process().memory_info().rss
+
+before = given_back()
+with freed_memory_kept() as kept:
+    held = psutil.Process().memory_info().rss
+    inside = given_back()
+    more = given_back()
+    grown = psutil.Process().memory_info().rss - held
+print(kept, before, inside, more, grown, psutil.Process().memory_info().rss - held, given_back())
 """
-KEEP = "from training.allocation import keep_freed_memory; assert keep_freed_memory()"
-COMMAND = """
-from contextlib import suppress
-from training.__main__ import main
-sys.argv = ["training", "--help"]
-with suppress(SystemExit):
-    main()
-"""
+BLOCK, LITTLE = 2**29, 2**24
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
-@pytest.mark.parametrize(("first", "stays"), [("", False), (KEEP, True), (COMMAND, True)])
-def test_memory_that_is_freed_stays_with_a_process_that_trains(first, stays):
-    code = AFTER_FREEING.format(first=first)
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    given_back = int(printed.splitlines()[-1])
-    assert given_back < 2**24 if stays else given_back > 2**29
+def test_memory_that_steps_free_stays_until_they_end():
+    run = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    kept, before, inside, more, grown, left, after = run.stdout.split()
+    assert kept == "True"
+    assert int(before) > BLOCK - LITTLE and int(after) > BLOCK - LITTLE
+    assert abs(int(inside)) < LITTLE and abs(int(more)) < LITTLE
+    assert abs(int(grown) - BLOCK) < LITTLE  # the second block lies where the first lay
+    assert int(left) < LITTLE
 
 
 def test_where_the_c_library_has_no_such_settings_nothing_changes(monkeypatch):
     from training import allocation
 
     monkeypatch.setattr(allocation.ctypes, "CDLL", lambda name: object())
-    assert not allocation.keep_freed_memory()
+    with allocation.freed_memory_kept() as kept:
+        assert not kept

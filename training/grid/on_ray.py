@@ -24,7 +24,6 @@ from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
-from training.allocation import keep_freed_memory
 from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_of
@@ -275,7 +274,6 @@ def _question(node: Node) -> str:
 
 def _call(work: _Work, method: str, about: Node | Cell, *arguments: Any) -> float:
     """A task's body."""
-    keep_freed_memory()
     stand_in(work.where)
     if work.storage is None:
         return getattr(work, method)(about, *arguments)
