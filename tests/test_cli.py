@@ -524,12 +524,13 @@ def test_full_disk_keeps_what_is_finished(cli, tiny_checkpoint, facts, tmp_path,
     assert not list(out.glob(".*")), "no temporary files are left"
 
 
-def test_sigint_to_the_real_process(tiny_checkpoint, facts, tmp_path):
+@pytest.mark.parametrize(("name", "codes"), [("SIGINT", (130, -signal.SIGINT)), ("SIGTERM", (143,))])
+def test_signals_to_the_real_process(tiny_checkpoint, facts, tmp_path, name, codes):
     script = (
         "import os, signal, sys; from memprobe import capturing; one = capturing._capture_batch\n"
         "def first_then_interrupt(*a):\n"
         "    tables = one(*a)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
         "    return tables\n"
         "capturing._capture_batch = first_then_interrupt\n"
         f"sys.argv = ['memprobe', 'layers', '--ckpt', {str(tiny_checkpoint)!r}, '--factoids', {str(facts)!r},\n"
@@ -537,7 +538,7 @@ def test_sigint_to_the_real_process(tiny_checkpoint, facts, tmp_path):
         "from memprobe.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    assert done.returncode in codes, done.stderr
     assert "Traceback" not in done.stderr and "goes on" in done.stderr
 
 

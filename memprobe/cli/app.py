@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -97,7 +100,7 @@ def _common(
 
 @contextmanager
 def resumable(kept: object) -> Iterator[None]:
-    """Ctrl-C inside becomes one line that says where the finished part is.
+    """Ctrl-C (or SIGTERM) inside becomes one line that says where the finished part is.
 
     Raises:
         Interrupted: on Ctrl-C.
@@ -114,7 +117,10 @@ def run(commands: typer.Typer, name: str) -> None:
     """Runs a command line; bad input becomes one line on standard error and an exit code that is not 0.
 
     So does what nobody foresaw, as a last resort: that line asks for a report. ``--debug`` shows the traceback of both.
+    SIGTERM, by which schedulers end a job, ends it as Ctrl-C does, with exit code 143.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         for text in sys.argv[1:]:
             if any("\ud800" <= character <= "\udfff" for character in text):
@@ -128,12 +134,12 @@ def run(commands: typer.Typer, name: str) -> None:
             raise
         word = "" if isinstance(error, Interrupted) else "error: "
         typer.echo(f"{name}: {word}{one_line(str(error))}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        sys.exit(_TERMINATED if isinstance(error.__cause__, _Terminated) else error.exit_code)
+    except KeyboardInterrupt as error:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"{name}: interrupted", err=True)
-        sys.exit(Interrupted.exit_code)
+        sys.exit(_TERMINATED if isinstance(error, _Terminated) else Interrupted.exit_code)
     except BaseException as error:  # also what Rust libraries raise: their panics are no Exceptions
         if _of_usage(error):
             _say_usage(name, error)
@@ -151,6 +157,18 @@ def run(commands: typer.Typer, name: str) -> None:
             err=True,
         )
         sys.exit(UNFORESEEN)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, wherever Ctrl-C is waited for."""
+
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it where it is
+    raise _Terminated
 
 
 def _of_usage(error: BaseException) -> bool:

@@ -114,16 +114,19 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_ctrl_c_stops_all_with_their_states_and_the_command_goes_on(tiny_checkpoint, tmp_path, quick_python):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_all_with_their_states_and_the_command_goes_on(
+    tiny_checkpoint, tmp_path, quick_python, sent, code
+):
     path = write(tmp_path, tiny_checkpoint, seeds="[0, 1]", arms='["naive"]', epochs=3000)
     out = tmp_path / "out"
     command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = lambda: list(out.rglob(".state/*/metrics.jsonl"))  # noqa: E731
     wait_for(lambda: len(metrics()) == 2 and all(path.stat().st_size for path in metrics()))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == code, said
     assert "the same command goes on" in said and "Traceback" not in said
     states = list(out.rglob(".state/*/checkpoint-*/complete"))
     assert len(states) == 2 and all(json.loads(state.read_text())["step"] > 0 for state in states)
