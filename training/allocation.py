@@ -9,7 +9,7 @@ when it is first touched, which can take longer than the products that the step 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,28 +18,36 @@ _USUAL = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64
 """What a process comes to by itself that has freed large blocks: glibc's default, and what it raises thresholds to."""
 
 
+def nothing() -> None:
+    """What gives unused memory back where none is kept."""
+
+
 @contextmanager
-def freed_memory_kept() -> Iterator[bool]:
+def freed_memory_kept() -> Iterator[Callable[[], None]]:
     """Inside, this process keeps what it frees, on the heap; afterwards it gives back what it does not hold.
 
-    For steps on a CPU that take the same blocks over and over. Where blocks of ever other sizes come and go
-    (generation, say), the heap would only grow. What is computed stays the same.
+    For steps on a CPU that take about the same blocks over and over. Blocks of ever other sizes leave gaps, and the
+    heap grows: call what is yielded every few steps. What is computed stays the same.
 
     Yields:
-        Whether memory is kept: only glibc has such settings.
+        What gives back the pages that nothing lies on; where the C library is not glibc, it does nothing.
     """
     libc = _glibc()
     if libc is None:
-        yield False
+        yield nothing
         return
     libc.mallopt(_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_MMAP_MAX, 0)
+
+    def give_back() -> None:
+        libc.malloc_trim(0)
+
     try:
-        yield True
+        yield give_back
     finally:
         for name, value in _USUAL:
             libc.mallopt(name, value)
-        libc.malloc_trim(0)
+        give_back()
 
 
 def _glibc() -> Any:
