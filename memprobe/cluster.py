@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -175,8 +177,10 @@ def connect(address: str, say: Callable[[str], object] = _silent) -> Any:
 def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> Any:
     """Ray's context, connected; a client whose server process died at its start asks for another one.
 
-    Ray's proxy forks that process beside threads of gRPC, and about one in ten does not live.
+    Ray's proxy forks that process beside threads of gRPC, and about one in ten does not live. Ray takes SIGTERM for
+    itself, which ends the process without a word; who had taken it before keeps it.
     """
+    taken = signal.getsignal(signal.SIGTERM)
     while True:
         tries -= 1
         try:
@@ -184,6 +188,9 @@ def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> Any:
         except ConnectionAbortedError:
             if not tries:
                 raise
+        finally:
+            if callable(taken) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, taken)
         time.sleep(1)
 
 

@@ -450,3 +450,19 @@ def test_where_the_dashboard_is(monkeypatch, capsys, url, said):
     monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(dashboard_url=url))
     connect("ray", engine_of("ray", None, None).say)
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("taken", [lambda *_: None, signal.SIG_DFL])
+def test_who_had_taken_sigterm_before_ray_keeps_it(monkeypatch, taken):
+    rays = lambda *_: None  # noqa: E731
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: SimpleNamespace(dashboard_url=signal.signal(signal.SIGTERM, rays) and None),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    before = signal.signal(signal.SIGTERM, taken)
+    try:
+        connect("ray")
+        assert signal.getsignal(signal.SIGTERM) is (taken if callable(taken) else rays)
+    finally:
+        signal.signal(signal.SIGTERM, before)
