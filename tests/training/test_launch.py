@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
 from tests.training.runs import ROOT, environment, metrics, weights
-from training.recipe import read_recipe
+from training.grid import stages
+from training.grid.cells import Node
+from training.recipe import parse_recipe, read_recipe
 
 PAPER = ROOT / "training" / "recipes" / "llama3-8b-paper.toml"
 SMALLER = {
@@ -103,3 +107,48 @@ def test_its_command_lines_launch_it(command, smaller, data, tmp_path, quick_pyt
     assert len(metrics(tmp_path / "run" / "1-kvr")) == 1  # 6 keys and 12 mixing rows are one step of 32
     sets = json.loads((last.path.parent / "evaluation.json").read_text())["sets"]
     assert {"1-kvr", "2-lama", "paraphrases", "manipulations", "texts"} <= set(sets)
+
+
+LAUNCHER = """
+import pathlib, signal, sys, time
+here = pathlib.Path(__file__).parent
+
+def end(*_):
+    (here / "ended").touch()
+    sys.exit(1)
+
+if "{heeds}" == "True":
+    signal.signal(signal.SIGTERM, end)
+else:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(here / "started").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_launcher_ends_with_the_grid_that_started_it(tiny_checkpoint, tmp_path, monkeypatch, heeds):
+    script = tmp_path / "launcher.py"
+    script.write_text(LAUNCHER.format(heeds=heeds))
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        """Ctrl-C comes while it is first waited for."""
+
+        def wait(self, timeout=None):
+            if not started:
+                started.append(self)
+                while not (tmp_path / "started").exists():
+                    time.sleep(0.05)
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(stages.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(stages, "_GRACE", 60.0 if heeds else 0.2)
+    recipe = parse_recipe({"base": str(tiny_checkpoint), "stages": [{"name": "a", "data": "kvr:4"}]})
+    node = Node("a/naive-s0", "a", "naive", recipe, None)
+    launch = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
+    with pytest.raises(KeyboardInterrupt):
+        stages._launch(launch, node, tmp_path, tmp_path, data_dir=None, quiet=False)
+    assert started[0].returncode == (1 if heeds else -signal.SIGKILL)
+    assert (tmp_path / "ended").exists() == heeds

@@ -202,6 +202,10 @@ def _end_of(stage: Path) -> object:
     return evaluation.get("weight_change") or evaluation["sets"]  # older runs did not measure it
 
 
+_GRACE = 60.0
+"""Seconds: a launcher that is asked to stop gives its processes 30 before it kills them (torchrun)."""
+
+
 def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
     """Trains a stage in processes of its own.
 
@@ -214,11 +218,21 @@ def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path 
     command += ["--out", str(folder), "--asked", str(out / ASKED)]
     command += ["--data-dir", str(data_dir)] if data_dir is not None else []
     try:
-        ended = subprocess.run(command, stderr=subprocess.DEVNULL if quiet else None, check=False)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL if quiet else None)
     except OSError as error:
         raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
-    if ended.returncode:
-        raise MemprobeError(f"{folder}: {launch} ended with exit code {ended.returncode}; see {folder / LOG}")
+    try:
+        code = process.wait()
+    except BaseException:  # asked to stop, by a signal or by Ray: the launcher ends those that it started
+        process.terminate()
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+    if code:
+        raise MemprobeError(f"{folder}: {launch} ended with exit code {code}; see {folder / LOG}")
 
 
 def link_parent(out: Path, node: Node, folder: Path) -> None:
