@@ -26,6 +26,8 @@ STUDIES = (
     Study("study-ewc", "64 keys, EWC again"),
     Study("study-kinds", "64 keys, other D_B"),
     Study("study-500", "500 keys"),
+    Study("study-paper", "64 real facts"),
+    Study("study-gemma", "64 keys, Gemma", "Gemma-3-270M"),
 )
 
 PAPER = {
@@ -82,10 +84,11 @@ def stages(folder: Path) -> pl.DataFrame:
 def verdicts() -> pl.DataFrame:
     """The headline verdicts of all studies: the columns of ``claims.csv`` and ``study``, ``model`` and ``stages``."""
     headline = pl.col("k").is_null() | ((pl.col("k") == 10) & (pl.col("token") == "first"))
-    columns = {"k": pl.Int64, "token": pl.String, "arm": pl.String, "against": pl.String}
-    found = [
-        pl.read_csv(ROOT / one.folder / "tables" / "claims.csv", infer_schema_length=None)
-        .cast(columns)
+    texts = ("token", "arm", "against")
+    numbers = ("estimate", "low", "high", "detectable")
+    columns = dict.fromkeys(texts, pl.String) | dict.fromkeys(numbers, pl.Float64)
+    found = [  # a column that is empty in one study has no kind there
+        pl.read_csv(ROOT / one.folder / "tables" / "claims.csv", schema_overrides=columns | {"k": pl.Int64})
         .filter(headline)
         .join(stages(ROOT / one.folder), on="setup", how="left", maintain_order="left")
         .with_columns(study=pl.lit(one.title), model=pl.lit(one.model))

@@ -12,20 +12,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500 = (
-    f"analyses/{name}/tables" for name in ("study", "study-ewc", "study-kinds", "study-500")
+STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA = (
+    f"analyses/{name}/tables"
+    for name in ("study", "study-ewc", "study-kinds", "study-500", "study-paper", "study-gemma")
 )
 PAGES = {
     "README.md": (
         STUDY,
         STUDY_EWC,
         STUDY_500,
+        STUDY_PAPER,
         "analyses/where",
         "analyses/lenses",
         "analyses/demo",
         "analyses/instruments/results",
     ),
     "docs/findings/study.md": (STUDY, STUDY_EWC, STUDY_KINDS),
+    "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_GEMMA, STUDY_KINDS),
     "docs/findings/where.md": ("analyses/where",),
     "docs/findings/planted-truth.md": ("analyses/instruments/results",),
 }
@@ -250,6 +253,15 @@ REPORTS = {
         "analyses/study-kinds/README.md",
         *sorted(str(p) for p in (ROOT / STUDY).glob("*.csv")),
     ),
+    "docs/findings/real-facts.md": (
+        *(f"analyses/{name}/README.md" for name in ("study-paper", "study-gemma", "study-kinds")),
+        *(
+            f"{folder}/{name}.csv"
+            for folder in (STUDY_PAPER, STUDY_GEMMA)
+            for name in ("forgetting", "lost_facts")
+        ),
+        "training/grids/gemma3-study.toml",
+    ),
     "docs/findings/where.md": ("analyses/where/report.md", "analyses/instruments/results/report.md"),
     "docs/findings/planted-truth.md": PLANTED,
     "docs/how-to/patch.md": PLANTED,
@@ -259,9 +271,10 @@ REPORTS = {
         "analyses/study/README.md",
         "analyses/study-ewc/README.md",
         "analyses/study-500/README.md",
+        "analyses/study-paper/README.md",
         "analyses/lenses/known.csv",
         "analyses/demo/summary.json",
-        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_EWC, STUDY_500)),
+        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER)),
     ),
 }
 NOT_STORED = ("## One block alone", "## A model whose")
