@@ -69,8 +69,13 @@ def verdicts_table(claims: pl.DataFrame, *more: str) -> str:
         pl.col("detectable").alias("would be seen from"),
         "seeds",
     )
-    rows = [["–" if value is None else str(value) for value in row] for row in shown.iter_rows()]
-    return "\n".join(markdown_table(shown.columns, rows))
+    return markdown(shown)
+
+
+def markdown(table: pl.DataFrame) -> str:
+    """A table as Markdown; what is missing is a dash."""
+    rows = [["–" if value is None else str(value) for value in row] for row in table.iter_rows()]
+    return "\n".join(markdown_table(table.columns, rows))
 
 
 def stages(folder: Path) -> pl.DataFrame:
@@ -82,7 +87,7 @@ def stages(folder: Path) -> pl.DataFrame:
 
 
 def verdicts() -> pl.DataFrame:
-    """The headline verdicts of all studies: the columns of ``claims.csv`` and ``study``, ``model`` and ``stages``."""
+    """The headline verdicts of all studies: the columns of ``claims.csv``, ``study`` and ``stages``."""
     headline = pl.col("k").is_null() | ((pl.col("k") == 10) & (pl.col("token") == "first"))
     texts = ("token", "arm", "against")
     numbers = ("estimate", "low", "high", "detectable")
@@ -91,7 +96,7 @@ def verdicts() -> pl.DataFrame:
         pl.read_csv(ROOT / one.folder / "tables" / "claims.csv", schema_overrides=columns | {"k": pl.Int64})
         .filter(headline)
         .join(stages(ROOT / one.folder), on="setup", how="left", maintain_order="left")
-        .with_columns(study=pl.lit(one.title), model=pl.lit(one.model))
+        .with_columns(study=pl.lit(one.title))
         for one in STUDIES
     ]
     return pl.concat(found, how="diagonal_relaxed")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from analyses import claims
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -64,7 +66,6 @@ INSTRUMENTS = ROOT / "analyses" / "instruments" / "results"
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path below ``docs``."""
-    from analyses.claims import page as claims
     from analyses.speed.costs import page as costs
     from memprobe.cli import app as commands
     from training.__main__ import app as training
@@ -81,7 +82,7 @@ def pages() -> dict[str, str]:
             for name in ("small", "gemma")
         },
         "findings/study-500.md": study_500(),
-        "findings/claims.md": claims(),
+        "findings/claims.md": claims.page(),
         "findings/cost.md": costs(),
         "findings/lenses-tables.md": lenses_tables(),
         "findings/where-tables.md": (ROOT / "analyses" / "where" / "report.md").read_text(encoding="utf-8"),
@@ -144,8 +145,6 @@ def study_500() -> str:
     """The study with 500 facts: verdicts, every cell, and the pilot that chose its settings."""
     import polars as pl
 
-    from analyses.claims import verdicts_table
-
     folder = ROOT / "analyses" / "study-500"
     cells = pl.read_parquet(folder / "cells.parquet").sort("arm", "seed")
     shown = cells.select(
@@ -161,7 +160,7 @@ def study_500() -> str:
         pl.col("weight_change").round(1).alias("weights moved in stage 2"),
         "tokens",
     )
-    claims = pl.read_csv(folder / "tables" / "claims.csv").filter(
+    found = pl.read_csv(folder / "tables" / "claims.csv").filter(
         pl.col("family").is_in(_CLAIMS_500), pl.col("verdict") != "not tested"
     )
     kept = {row["arm"]: row for row in pl.read_csv(folder / "tables" / "forgetting.csv").to_dicts()}
@@ -179,7 +178,7 @@ def study_500() -> str:
         return ", ".join(f"{name} {scale * means[arm]:.0f}{unit}" for arm, name in arms.items())
 
     return STUDY_500.format(
-        verdicts=verdicts_table(claims),
+        verdicts=claims.verdicts_table(found),
         generic=share("generic-1"),
         generic_seeds=", ".join(
             f"{100 * kept_by:.1f} %" for kept_by in cells.filter(arm="generic-1")["retention"].to_list()
@@ -213,13 +212,13 @@ def study_500() -> str:
             100,
             " %",
         ),
-        cost=markdown(
+        cost=claims.markdown(
             pl.read_csv(folder / "tables" / "cost.csv")
             .drop("setup")
             .with_columns(pl.col("steps", "tokens", "seconds").round(0).cast(int))
         ),
-        cells=markdown(shown),
-        pilot=markdown(pl.read_csv(folder / "pilot.csv")),
+        cells=claims.markdown(shown),
+        pilot=claims.markdown(pl.read_csv(folder / "pilot.csv")),
     )
 
 
@@ -269,15 +268,7 @@ def lenses_tables() -> str:
             for at in about["depths"]
             if at["depth"] % 6 == 0 or at["depth"] == about["n_layers"] - 1
         ]
-    return LENSES.format(known=markdown(shown), held_out=markdown(pl.DataFrame(rows)))
-
-
-def markdown(table: Any) -> str:
-    """A table as Markdown; what is missing is a dash."""
-    from memprobe.wording import markdown_table
-
-    rows = [["–" if value is None else str(value) for value in row] for row in table.iter_rows()]
-    return "\n".join(markdown_table(table.columns, rows))
+    return LENSES.format(known=claims.markdown(shown), held_out=claims.markdown(pl.DataFrame(rows)))
 
 
 COVERAGE = ROOT / "tests" / "benchmarks" / "interval_coverage.json"
