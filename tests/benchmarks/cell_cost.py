@@ -1,11 +1,11 @@
 """What a cell of a study costs beside its training, in processor seconds of one thread.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.cell_cost --data-dir DATA [--facts 16] [--epochs 2] [--arms naive]
+        [--autocast bfloat16]
 
 Cells of one seed, KVR keys → LAMA facts on SmolLM2-135M as in training/grids/smollm2-study.toml, training cut short:
 what stands beside it does not depend on that. Each part counts without the parts within it. The first cell alone pays
-for the base model being asked, evaluated and probed. Run the same file on two commits
-to compare them.
+for the base model being asked, evaluated and probed. Run the same file on two commits to compare them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ max_length = 512
 lr = 1e-4
 batch = 16
 micro_batch = 16
+[recipe.precision]
+autocast = "{autocast}"
 [recipe.evaluate]
 known = {known}
 texts = "generic"
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--known", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--arms", nargs="+", default=["naive", "replay"])
+    parser.add_argument("--autocast", default="none", choices=["none", "bfloat16"])
     asked = parser.parse_args()
     from training.grid import read_grid, run_grid
 

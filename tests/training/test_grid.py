@@ -278,6 +278,17 @@ def test_a_cell_that_never_fits_into_memory_stops_no_other(worker, tiny_checkpoi
     assert crew is None or crew.broken() == {"a-b-n4/replay-s0": said}
 
 
+@pytest.mark.parametrize("more", [[], ["--workers", "2"], ["--engine", "ray"]])
+def test_a_folder_of_data_that_is_not_there_is_said_before_anything_is_trained(
+    more, tiny_checkpoint, tmp_path
+):
+    path, out = write(tmp_path, tiny_checkpoint), tmp_path / "out"
+    asked = ["grid", str(path), "--out", str(out), "--data-dir", str(tmp_path / "absent"), *more]
+    answer = CliRunner().invoke(app, asked)
+    assert answer.exit_code and f"{tmp_path / 'absent'}: no such folder" in str(answer.exception)
+    assert not out.exists()
+
+
 def test_a_second_command_is_refused(tiny_checkpoint, tmp_path, quick_python):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
     out = tmp_path / "out"

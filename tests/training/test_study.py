@@ -278,6 +278,13 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
         read_results(tmp_path)
 
 
+def test_a_folder_without_results_is_named(tmp_path):
+    with pytest.raises(MemprobeError, match=r"absent: no such folder$"):
+        read_results(tmp_path / "absent")
+    with pytest.raises(MemprobeError, match=r"holds neither a grid \(grid\.toml\) nor the results"):
+        read_results(tmp_path)
+
+
 def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, tmp_path):
     _, out = done
     first = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path), "--draws", "100"])

@@ -130,7 +130,7 @@ def run_on_ray(
     storage = None if engine.storage is None else absolute(engine.storage)
     if storage is not None:
         storage_at(storage)
-    start_grid(path, out)
+    start_grid(path, out, data_dir)
     with only_command(out):
         report = RunLog(out / LOG, quiet=quiet)
         ray, own = connect(engine.address, report.say)

@@ -15,6 +15,7 @@ from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
+from memprobe.sources.origins import data_folder
 from training.directories import LOG
 from training.grid.cells import Cell, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
@@ -58,7 +59,7 @@ def run_grid(
     """
     if crew is not None:
         return _run_cells(grid, path, out, data_dir, quiet, crew)
-    start_grid(path, out)
+    start_grid(path, out, data_dir)
     with only_command(out):
         return _run_cells(grid, path, out, data_dir, quiet, None)
 
@@ -150,12 +151,14 @@ def _begin(cell: Cell, cells: Sequence[Cell], report: RunLog, crew: Crew | None)
         crew.at(cell.node.name)
 
 
-def start_grid(path: Path, out: Path) -> None:
+def start_grid(path: Path, out: Path, data_dir: Path | None = None) -> None:
     """Begins a grid's directory, or goes on in one.
 
     Raises:
-        MemprobeError: it holds a run, or cannot be written.
+        MemprobeError: it holds a run, or cannot be written; or there is no such folder of data, which cells that
+            need one would say after hours of others.
     """
+    data_folder(data_dir)
     if (out / RECIPE).exists():
         raise MemprobeError(
             f"{out}: holds a run ({RECIPE}); a grid needs a directory of its own: give another --out"

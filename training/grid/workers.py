@@ -70,7 +70,7 @@ def run_workers(
         Interrupted: on Ctrl-C, when the workers have ended.
     """
     cells = cells_of(grid, path)
-    start_grid(path, out)
+    start_grid(path, out, data_dir)
     crew = Crew(out)
     with only_command(out):
         return _watched(crew, cells, _command(path, out, data_dir), workers, minutes, grace, quiet)

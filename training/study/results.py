@@ -7,8 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
+from memprobe.errors import MemprobeError
 from memprobe.files import parquet_errors, write_parquet
 from memprobe.retention import Retention
+from memprobe.runs import GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
 """(k, token rule) of every table of placement: the paper's top 10, and the strict reading that an answer from a
@@ -58,8 +60,14 @@ def read_results(folder: Path) -> Results:
     """Results as :meth:`Results.write` left them.
 
     Raises:
-        MemprobeError: a table is missing or broken.
+        MemprobeError: no such folder, none with a study's results, or a table is missing or broken.
     """
+    if not folder.is_dir():
+        raise MemprobeError(f"{folder}: no such folder")
+    if not any((folder / f"{name}.parquet").exists() for name in Results.__dataclass_fields__):
+        raise MemprobeError(
+            f"{folder}: holds neither a grid ({GRID}) nor the results that report left of one"
+        )
     tables = {}
     for name in Results.__dataclass_fields__:
         path = folder / f"{name}.parquet"
