@@ -13,24 +13,56 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
 _USUAL = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20))
 """What a process comes to by itself that has freed large blocks: glibc's default, and what it raises thresholds to."""
 
 
+_GROWTH = 1.2
+"""Times what one step alone leaves on the heap, above which unused memory is given back."""
+
+
 def nothing() -> None:
-    """What gives unused memory back where none is kept."""
+    """What is called after a step where no memory is kept."""
+
+
+class _Heap:
+    """Gives back what gaps have taken.
+
+    Blocks of ever other sizes, such as the logits of rows of other lengths, leave gaps that no later block fits into,
+    and the heap grows step by step.
+    """
+
+    def __init__(self, libc: Any):
+        self.libc = libc
+        self.largest = 0
+        self.fresh = True
+
+    def after_step(self) -> None:
+        """Gives back unused pages if the process holds more than steps need that find no gaps."""
+        held = psutil.Process().memory_info().rss
+        if self.fresh:
+            self.largest, self.fresh = max(self.largest, held), False
+        elif held > _GROWTH * self.largest:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Unused pages go back to the kernel; the next step is one that finds no gaps."""
+        self.libc.malloc_trim(0)
+        self.fresh = True
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[Callable[[], None]]:
     """Inside, this process keeps what it frees, on the heap; afterwards it gives back what it does not hold.
 
-    For steps on a CPU that take about the same blocks over and over. Blocks of ever other sizes leave gaps, and the
-    heap grows: call what is yielded every few steps. What is computed stays the same.
+    For steps on a CPU that take about the same blocks over and over. What is computed stays the same.
 
     Yields:
-        What gives back the pages that nothing lies on; where the C library is not glibc, it does nothing.
+        To be called after each step: keeps the heap from growing beyond 1.2 times what the largest step takes that
+        finds no gaps in it. Where the C library is not glibc, it does nothing.
     """
     libc = _glibc()
     if libc is None:
@@ -38,16 +70,13 @@ def freed_memory_kept() -> Iterator[Callable[[], None]]:
         return
     libc.mallopt(_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_MMAP_MAX, 0)
-
-    def give_back() -> None:
-        libc.malloc_trim(0)
-
+    heap = _Heap(libc)
     try:
-        yield give_back
+        yield heap.after_step
     finally:
         for name, value in _USUAL:
             libc.mallopt(name, value)
-        give_back()
+        heap.give_back()
 
 
 def _glibc() -> Any:

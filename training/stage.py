@@ -108,7 +108,7 @@ class StageTrainer(Trainer):
         )
         self.own_rows: Tensor | None = None  # [2], of own rows in this step: exact ones, and all
         self.counted = time.monotonic()
-        self.give_back: Callable[[], None] = nothing
+        self.after_step: Callable[[], None] = nothing
         # Whether steps go through CUDA graphs: on one device, where the loss is that of the rows alone.
         self.graphing = (
             run.recipe.precision.graphs and run.alone and run.penalty is None and torch.cuda.is_available()
@@ -326,7 +326,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     try:
         with (
             fewer_kernels(trainer.accelerator.unwrap_model(model)) if fewer else nullcontext(),
-            nullcontext(nothing) if cuda else freed_memory_kept() as trainer.give_back,
+            nullcontext(nothing) if cuda else freed_memory_kept() as trainer.after_step,
         ):
             trainer.train(resume_from_checkpoint=str(state) if state else None)
     finally:

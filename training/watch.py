@@ -14,9 +14,6 @@ from memprobe.runs import METRICS
 from training.progress import add_metrics
 from training.stopping import asked
 
-_GIVE_BACK = 16
-"""Steps: the pages are cleared anew once in so many, and the heap has no longer to grow."""
-
 
 class Watch(TrainerCallback):
     """Metrics, stop rules, and when to save."""
@@ -33,8 +30,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Saving is decided by the first process's clock, for all."""
-        if state.global_step % _GIVE_BACK == 0:
-            self.trainer.give_back()
+        self.trainer.after_step()
         due = time.monotonic() - self.saved >= 60 * self.run.recipe.save_minutes
         if self.trainer.accelerator.num_processes > 1:
             decision = torch.tensor(float(due), device=self.trainer.args.device)
