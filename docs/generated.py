@@ -1,13 +1,16 @@
 """Pages of the site that are made when it is built: what a command's help says, and what the stored results hold.
 
 A hook of MkDocs. Nothing here is typed by hand twice: the command line's reference comes from the commands, tables
-and figures of findings from the files that ``python -m training report`` wrote.
+and figures of findings from the files that ``python -m training report`` wrote. Written pages link to those files, so
+that they can be read where the repository is; on the site the same links lead to its pages.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +40,38 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = str(figure.relative_to(ROOT))
         files.append(File.generated(config, name, abs_src_path=str(figure)))
     return files
+
+
+PAGE_OF = {
+    "analyses/instruments/results/report.md": "findings/planted-truth-tables.md",
+    "analyses/instruments/results/small/report.md": "findings/planted-truth-small.md",
+    "analyses/instruments/results/gemma/report.md": "findings/planted-truth-gemma.md",
+    "analyses/lenses": "findings/lenses-tables.md",
+    "analyses/study/README.md": "findings/study-tables.md",
+    "analyses/study-500/README.md": "findings/study-500.md",
+    "analyses/where/report.md": "findings/where-tables.md",
+    "memprobe/cli": "reference/cli.md",
+}
+"""What a page of the repository links to, and the site's page that shows it."""
+_LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links of a written page to files of the repository lead to what the site has of them."""
+    del config, files
+    return site_links(markdown, page.file.src_uri)
+
+
+def site_links(markdown: str, name: str) -> str:
+    """Markdown of a page (its path below ``docs``) with the site's links; figures keep their path below the root."""
+    here = (ROOT / "docs" / name).parent
+
+    def to_site(found: re.Match[str]) -> str:
+        target = os.path.relpath(here / found[0], ROOT)
+        on_site = PAGE_OF.get(target, target if target.startswith("figures/") else None)
+        return found[0] if on_site is None else os.path.relpath(ROOT / "docs" / on_site, here)
+
+    return _LINK.sub(to_site, markdown)
 
 
 LIVE = {
