@@ -26,7 +26,7 @@ STUDIES = (
     Study("study-ewc", "64 keys, EWC again"),
     Study("study-kinds", "64 keys, other D_B"),
     Study("study-500", "500 keys"),
-    Study("study-paper", "64 real facts"),
+    Study("study-paper", "64 real facts, three stages"),
     Study("study-gemma", "64 keys, Gemma", "Gemma-3-270M"),
 )
 
