@@ -217,6 +217,19 @@ class Arm:
         """Whether stage ``stage`` of ``n`` is training on its own rows and nothing more."""
         return bool(self.parts) and not self.is_joint and all(stage not in p.stages_of(n) for p in self.parts)
 
+    def in_chain(self, n: int) -> Arm:
+        """Itself among chains of other lengths than ``n``: a part that is done wherever it can be names no stages.
+
+        ``replay(ratio=0.1, stages=2)`` of two stages and ``replay(ratio=0.1, stages=2,3)`` of three are one arm.
+        """
+        parts = []
+        for part in self.parts:
+            rest = {key: value for key, value in part.options.items() if key != "stages"}
+            everywhere = Part(part.name, rest)
+            optional = "stages" not in part.kind.needed
+            parts.append(everywhere if optional and part.stages_of(n) == everywhere.stages_of(n) else part)
+        return Arm.made_of(parts) if parts else self
+
     @property
     def order(self) -> tuple[int, str]:
         """Sorts arms as tables and figures do: naive and its controls, penalties, mixing, what sees D_A again."""

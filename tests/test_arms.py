@@ -58,6 +58,26 @@ def test_stages_that_are_not_named_are_those_that_the_kind_has():
             Arm.parse(f"replay(ratio=0.1, stages={stages})").parts[0].stages_of(3)
 
 
+@pytest.mark.parametrize(
+    ("two", "three", "same"),
+    [
+        ("replay(ratio=0.1, stages=2)", "replay(ratio=0.1, stages=2,3)", True),
+        ("replay(ratio=0.1, stages=2)", "replay(ratio=0.1)", True),
+        ("replay(ratio=0.1, stages=2)", "replay(ratio=0.1, stages=2)", False),
+        ("replay(ratio=0.1, stages=2)", "replay(ratio=0.1, stages=3)", False),
+        ("replay(ratio=0.1, stages=2)", "replay(ratio=0.2, stages=2,3)", False),
+        ("lora(rank=2, stages=1,2)", "lora(rank=2, stages=1,2,3)", True),
+        ("kl(strength=1, stages=2)+lora(rank=2, stages=2)", "kl(strength=1)+lora(rank=2, stages=2)", True),
+        ("remix(data=generic, stages=1)", "remix(data=generic, stages=1)", True),
+        ("remix(data=generic, stages=1,2)", "remix(data=generic, stages=1,2,3)", False),
+        ("none", "none", True),
+        ("somebody's own", "somebody's own", True),
+    ],
+)
+def test_an_arm_is_the_same_in_longer_chains_where_it_is_done_in_every_stage_that_it_can_be(two, three, same):
+    assert (Arm.of(two).in_chain(2).text == Arm.of(three).in_chain(3).text) is same
+
+
 def test_a_penalty_needs_no_row_of_its_own():
     """One that memprobe has never heard of is spelled, ordered and parsed like those that it has."""
     arm = Arm.parse("mas(strength=3, stages=2)")

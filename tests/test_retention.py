@@ -84,6 +84,28 @@ def test_a_curve_over_replay_tells_rows_apart_and_starts_at_naive(grid):
     assert table.filter(rows="those not replayed", replay_ratio=0.25)["by_seed"].to_list()[0][0] == 0
 
 
+@pytest.mark.parametrize("cell", [True, False])
+def test_replay_in_every_later_stage_is_one_arm_whatever_the_length_of_the_chain(cell, tmp_path):
+    chains = {
+        "kvr-lama": ([[1.0], [0.5, 1.0]], "2"),
+        "kvr-lama-webqa": ([[1.0], [0.5, 1.0], [0.25, 1.0, 1.0]], "2,3"),
+    }
+    for setup, (scores, stages) in chains.items():
+        for arm in ("none", f"replay(ratio=0.1, stages={stages})"):
+            options = {"names": ("kvr", "lama", "webqa")[: len(scores)], "arm": arm}
+            name = f"{'naive' if arm == 'none' else 'r'}-s0"
+            if cell:
+                write_cell(tmp_path / "g", name, scores, setup=setup, **options)
+            else:
+                write_run(tmp_path / f"{setup}-{name}", scores, **options)
+    found = of(tmp_path)
+    rows = drawn.of_retention(found)["forgetting"].select("setup", "arm").sort("setup", "arm").rows()
+    assert rows == [
+        (setup, arm) for setup in ("kvr → lama", "kvr → lama → webqa") for arm in ("naive", "replay 0.1")
+    ]
+    assert set(found.cells["arm"]) == ({"naive", "r"} if cell else {"naive", "replay 0.1"})
+
+
 def test_set_ups_of_two_grids_stay_apart(tmp_path):
     """A failed cell is not learned because a cell of that name in another grid is."""
     for name, learned in (("one", True), ("two", False)):

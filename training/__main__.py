@@ -15,6 +15,8 @@ from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from training.grid.file import Grid
     from training.relearn import Relearned
 
@@ -112,6 +114,14 @@ def grid_(
     scatter: Annotated[
         Path, typer.Option(help="Results of a study, as report writes them, for --power.")
     ] = Path("analyses/study"),
+    block: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only the cells that this block of the grid file wants; may be given several times. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     workers: Annotated[
         int,
@@ -150,62 +160,68 @@ def grid_(
 
     `python -m training grid training/grids/smollm2-study.toml --workers 16 --minutes 120`
 
+    `python -m training grid training/grids/smollm2-paper.toml --data-dir data --block triviaqa-lama`
+
     `python -m training grid training/grids/smollm2-study.toml --out /shared/study --engine ray`
     """
-    from training.grid import plan, read_grid, run_grid, run_on_ray, run_workers
+    from training.grid import cells_in, cells_of, plan, read_grid, run_grid, run_on_ray, run_workers
     from training.show import print_plan, print_power
 
     cluster = engine_of(engine, None, storage)
     if cluster is not None and (workers > 1 or minutes is not None):
         raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")
-    wanted = read_grid(grid)
+    wanted, blocks = read_grid(grid), tuple(block or ())
+    cells = cells_in(cells_of(wanted, grid), blocks, grid)
     folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
     if power:
-        print_power(wanted, grid, scatter)
+        print_power(cells, scatter)
         return
     if dry_run:
         from memprobe.cli.terminal import terminal
 
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
-            ahead = plan(wanted, grid, folder, data_dir=data_dir)
+            ahead = plan(wanted, grid, folder, blocks=blocks, data_dir=data_dir)
         print_plan(ahead)
         try:
-            print_power(wanted, grid, scatter)
+            print_power(cells, scatter)
         except MemprobeError as error:  # a plan needs no stored study
             echo(f"power    not known: {error}")
         return
     if worker is not None:
-        _work(wanted, grid, folder, data_dir, worker)
+        _work(wanted, grid, folder, blocks, data_dir, worker)
         return
     with resumable(folder):
         if cluster is not None:
-            broken = run_on_ray(wanted, grid, folder, engine=cluster, data_dir=data_dir)
+            broken = run_on_ray(wanted, grid, folder, engine=cluster, blocks=blocks, data_dir=data_dir)
         elif workers > 1 or minutes is not None:
             broken = run_workers(
                 wanted,
                 grid,
                 folder,
                 workers=workers,
+                blocks=blocks,
                 minutes=minutes,
                 grace=grace,
                 data_dir=data_dir,
             )
         else:
-            broken = run_grid(wanted, grid, folder, data_dir=data_dir)
+            broken = run_grid(wanted, grid, folder, blocks=blocks, data_dir=data_dir)
     if broken:
         raise MemprobeError(
             f"{len(broken)} cells could not be trained, first {broken[0]}; the same command tries them again"
         )
 
 
-def _work(wanted: Grid, grid: Path, folder: Path, data_dir: Path | None, number: int) -> None:
+def _work(
+    wanted: Grid, grid: Path, folder: Path, blocks: Sequence[str], data_dir: Path | None, number: int
+) -> None:
     """One of the processes that ``--workers`` starts."""
     from training.grid import run_grid
     from training.grid.crew import Crew
     from training.stopping import listen
 
     listen()
-    run_grid(wanted, grid, folder, data_dir=data_dir, quiet=True, crew=Crew(folder, number))
+    run_grid(wanted, grid, folder, blocks=blocks, data_dir=data_dir, quiet=True, crew=Crew(folder, number))
 
 
 @app.command("report")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,7 @@ from memprobe.cli.terminal import echo, terminal
 if TYPE_CHECKING:
     import polars as pl
 
-    from training.grid import Plan
-    from training.grid.file import Grid
+    from training.grid import Cell, Plan
 
 
 def print_relearned(arms: pl.DataFrame) -> None:
@@ -97,14 +97,13 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def print_power(wanted: Grid, grid: Path, scatter: Path) -> None:
-    """Which differences a grid can see, by set-up."""
-    from training.grid.cells import cells_of
+def print_power(wanted: Sequence[Cell], scatter: Path) -> None:
+    """Which differences these cells can see, by set-up."""
     from training.study.power import power_of, stored_scatter
     from training.study.results import read_results
 
     scattered = stored_scatter(read_results(scatter).cells)
-    made = power_of(cells_of(wanted, grid), scattered)
+    made = power_of(wanted, scattered)
     folded = [Column(name, overflow="fold") for name in made.columns]
     table = Table(*folded, box=None, padding=(0, 2, 0, 0))
     for row in made.iter_rows(named=True):

@@ -77,11 +77,12 @@ def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]
 
 def _named(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """``arm`` as readers know it, and its text beside it."""
-    texts = cells.select("setup", "arm", "arm_text").unique()
+    texts = cells.select("setup", "arm", "arm_text", n=2 + pl.col("d_c").is_not_null().cast(int)).unique()
     table = table.drop("arm_text", strict=False)
     table = table.join(texts, on=["setup", "arm"], how="left", maintain_order="left")
-    names = arm_names(by_kind(set(table["arm_text"])))
-    return table.with_columns(pl.col("arm_text").replace(names).alias("arm"))
+    arms = [Arm.of(text).in_chain(n).text for text, n in table.select("arm_text", "n").iter_rows()]
+    names = arm_names(by_kind(set(arms)))
+    return table.with_columns(arm=pl.Series([names[arm] for arm in arms])).drop("n")
 
 
 def _forgetting(retention: Retention) -> pl.DataFrame:

@@ -119,9 +119,11 @@ def retention_of(runs: Sequence[RunDirectory]) -> Retention:
         MemprobeError: a file of a run is broken.
     """
     setups = setups_of(runs)
-    names = arm_names(by_kind({run.arm for run in runs}))
+    arms = {run.path: run.what.in_chain(len(run.recipe.stages)).text for run in runs}
+    names = arm_names(by_kind(set(arms.values())))
     who = {
-        run.path: (setups[run.path], (run.cell.arm if run.cell else None) or names[run.arm]) for run in runs
+        run.path: (setups[run.path], (run.cell.arm if run.cell else None) or names[arms[run.path]])
+        for run in runs
     }
     cells = [_cell(run, *who[run.path]) for run in runs]
     scores = [row for run in runs for row in _scores(run, *who[run.path])]

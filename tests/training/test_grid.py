@@ -15,7 +15,7 @@ from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import cells_of, directory, plan, read_grid, run_grid
+from training.grid import cells_in, cells_of, directory, plan, read_grid, run_grid
 from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.stages import _drop
@@ -66,7 +66,19 @@ def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_
     path = write(tmp_path, arms='["naive"]', seeds="[0]")
     again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace('"naive"', '"replay", "naive"')
     path.write_text(path.read_text() + again)
-    assert [(cell.node.arm, cell.block) for cell in cells(path)] == [("naive", "first"), ("replay", "again")]
+    found = cells(path)
+    assert [(cell.node.arm, cell.block) for cell in found] == [("naive", "first"), ("replay", "again")]
+    for blocks, arms in (
+        (["first"], ["naive"]),
+        (["again"], ["naive", "replay"]),
+        (["again", "first"], ["naive", "replay"]),
+        ([], ["naive", "replay"]),
+    ):
+        assert [cell.node.arm for cell in cells_in(found, blocks, path)] == arms
+    with pytest.raises(
+        MemprobeError, match=r"grid\.toml: no block 'agian'; it has first, again; did you mean again"
+    ):
+        cells_in(found, ["agian"], path)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,25 @@ def test_what_a_grid_takes_is_known_before(done, tmp_path):
     after = plan(grid, path, out)
     assert (after.stages, after.tokens) == (0, 0) and after.per_second > 0
     assert all(is_done for _, _, is_done in after.cells)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_block_leaves_the_others_and_the_stages_that_they_start_from(
+    workers, tiny_checkpoint, tmp_path, quick_python, monkeypatch
+):
+    path, out = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["naive", "replay"]'), tmp_path / "out"
+    path.write_text(path.read_text() + AGAIN)
+    monkeypatch.chdir(ROOT)
+    command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out)]
+    subprocess.run([*command, "--block", "first", "--workers", str(workers)], check=True)
+    ended = {file.parent.name: file for file in out.glob("runs/a-b*/*/cell.json")}
+    assert set(ended) == {"naive-s0", "replay-s0"} and not (out / "runs/a-b-c-n4").exists()
+    weights = {file.parent.parent.name for file in (out / "runs").rglob("*.safetensors")}
+    assert weights == {"naive-s0"}, "what the third stage starts from stays"
+    before = ended["naive-s0"].read_bytes()
+    subprocess.run([*command, "--block", "again"], check=True)
+    assert (out / "runs/a-b-c-n4/naive-s0/cell.json").exists() and ended["naive-s0"].read_bytes() == before
+    assert not list((out / "runs").rglob("*.safetensors"))
 
 
 def test_a_shared_stage_changes_nothing(tiny_checkpoint, tmp_path):
@@ -345,6 +376,10 @@ def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoin
     told = CliRunner().invoke(app, ["grid", str(path), "--dry-run", "--out", str(tmp_path / "out")])
     assert told.exit_code == 0 and "a-b-n4/naive-s1" in told.output and "14 stages to train" in told.output
     assert "80 % power" in told.output or "power    not known" in told.output
+    path.write_text(path.read_text() + AGAIN)
+    told = CliRunner().invoke(app, ["grid", str(path), "--dry-run", "--block", "again"])
+    assert told.exit_code == 0 and "a-b-c-n4/naive-s0" in told.output and "3 stages to train" in told.output
+    assert "replay" not in told.output
     assert not (tmp_path / "out").exists()
     refused = CliRunner().invoke(app, ["grid", str(path), "--engine", "ray", "--workers", "2"])
     assert isinstance(refused.exception, MemprobeError) and "--workers" in str(refused.exception)

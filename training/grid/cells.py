@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, among
 from training.grid.file import Block, Grid, Scalar
 from training.recipe import Recipe, parse_recipe, to_toml, with_sources
 
@@ -47,12 +47,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Cell:
-    """A wanted run: a node, the block that wants it, and its place on the axes."""
+    """A wanted run: a node, the blocks that want it, and its place on the axes.
+
+    Attributes:
+        block: the first one that wants it, which says what is kept of it.
+        also: other blocks that want it.
+    """
 
     node: Node
     block: str
     keep: str
     axes: Mapping[str, Scalar] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
 
 def stage_directory(recipe: Recipe, number: int) -> str:
@@ -78,8 +84,26 @@ def cells_of(grid: Grid, path: Path) -> list[Cell]:
                 axes = dict(zip(block.axes, values, strict=True))
                 for seed, arm in itertools.product(block.seeds, block.arms):
                     node, used = _node(grid, path, block, chain, axes, seed, arm, nodes)
-                    cells.setdefault(node.name, Cell(node, block.name, keep, used))
+                    cell = cells.setdefault(node.name, Cell(node, block.name, keep, used))
+                    if block.name not in (cell.block, *cell.also):
+                        cells[node.name] = replace(cell, also=(*cell.also, block.name))
     return list(cells.values())
+
+
+def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list[Cell]:
+    """The cells that some blocks want, in order of priority; all of them where ``blocks`` is empty.
+
+    Args:
+        path: of the grid file.
+
+    Raises:
+        MemprobeError: there is no such block.
+    """
+    known = dict.fromkeys([*(cell.block for cell in cells), *(name for cell in cells for name in cell.also)])
+    for name in blocks:
+        if name not in known:
+            raise MemprobeError(f"{path}: no block {name!r}; {among(name, known, before='it has')}")
+    return [cell for cell in cells if not blocks or {cell.block, *cell.also} & set(blocks)]
 
 
 def _node(

@@ -13,7 +13,7 @@ and the others go on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
 from training.data import prepare
 from training.directories import LOG
-from training.grid.cells import Cell, Node, cells_of
+from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.claims import only_command
 from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
@@ -107,6 +107,7 @@ def run_on_ray(
     out: Path,
     *,
     engine: Engine,
+    blocks: Collection[str] = (),
     data_dir: Path | None = None,
     quiet: bool = False,
 ) -> list[str]:
@@ -115,6 +116,7 @@ def run_on_ray(
     Args:
         path: of the grid file.
         out: the grid's directory, which all nodes reach.
+        blocks: see :func:`training.grid.run_grid`.
 
     Returns:
         One line for each cell that could not be trained; the others are there.
@@ -126,6 +128,7 @@ def run_on_ray(
     out = out.resolve()
     data_dir = None if data_dir is None else data_dir.resolve()
     cells = cells_of(grid, path)
+    wanted = cells_in(cells, blocks, path)
     after_of(grid, path)
     storage = None if engine.storage is None else absolute(engine.storage)
     if storage is not None:
@@ -137,7 +140,7 @@ def run_on_ray(
         try:
             work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()), storage)
             with while_connected(engine.address):
-                return _Tasks(ray, engine, work, cells, report).run()
+                return _Tasks(ray, engine, work, cells, wanted, report).run()
         finally:
             if own:
                 ray.shutdown()
@@ -146,8 +149,17 @@ def run_on_ray(
 class _Tasks:
     """The tasks of a grid: handed to Ray at once, ended here as they come back."""
 
-    def __init__(self, ray: Any, engine: Engine, work: _Work, cells: Sequence[Cell], report: RunLog):
-        self.ray, self.engine, self.work, self.cells, self.report = ray, engine, work, cells, report
+    def __init__(
+        self,
+        ray: Any,
+        engine: Engine,
+        work: _Work,
+        cells: Sequence[Cell],
+        wanted: Sequence[Cell],
+        report: RunLog,
+    ):
+        self.ray, self.engine, self.work, self.report = ray, engine, work, report
+        self.cells, self.wanted = cells, wanted
         self.work_ref = ray.put(work)
         self.gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
         self.stages: dict[str, Any] = {}  # by the name of a node
@@ -157,9 +169,9 @@ class _Tasks:
 
     def run(self) -> list[str]:
         """Until every cell has ended or broken."""
-        out, cells = self.work.out, self.cells
-        remaining = [cell for cell in cells if not is_done(out, cell)]
-        self.report.say(f"{out}: {len(cells)} cells, {len(cells) - len(remaining)} done before; on Ray")
+        out, wanted = self.work.out, self.wanted
+        remaining = [cell for cell in wanted if not is_done(out, cell)]
+        self.report.say(f"{out}: {len(wanted)} cells, {len(wanted) - len(remaining)} done before; on Ray")
         ends = {node.name: cell for cell in remaining for node in [cell.node]}
         with_base = self._with_base(remaining)
         running = {self._submit(cell.node, ends, with_base): cell for cell in remaining}
@@ -167,15 +179,15 @@ class _Tasks:
             while running:
                 for ref in some_done(self.ray, running):
                     self._end(running.pop(ref), ref)
-                    self.home.drop(cells)
+                    self.home.drop(self.cells)
         except BaseException:
             for ref in [*self.asked.values(), *self.stages.values()]:
                 self.ray.cancel(ref, force=True)
             raise
         self._missing_bases()
-        self.home.drop(cells)
-        done = sum(is_done(out, cell) for cell in cells)
-        self.report.say(f"{out}: {done} of {len(cells)} cells are done; python -m training report {out}")
+        self.home.drop(self.cells)
+        done = sum(is_done(out, cell) for cell in wanted)
+        self.report.say(f"{out}: {done} of {len(wanted)} cells are done; python -m training report {out}")
         return list(self.broken.values())
 
     def _with_base(self, left: Sequence[Cell]) -> set[str]:

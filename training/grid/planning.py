@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from memprobe.files import read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
-from training.grid.cells import Cell, Node, cells_of
+from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
 from training.grid.stages import directory, has_weights, is_done, is_trained, needed
 from training.mixing import Schedule
@@ -48,12 +48,17 @@ class Plan:
     again: int = 0
 
 
-def plan(grid: Grid, path: Path, out: Path, *, data_dir: Path | None = None) -> Plan:
+def plan(
+    grid: Grid, path: Path, out: Path, *, blocks: Collection[str] = (), data_dir: Path | None = None
+) -> Plan:
     """What is to be done, and what it takes at the rate of what is done. Loads rows and a tokenizer, no model.
 
     Tokens are those of the longest course that a stage may take; a stop rule may end it before.
+
+    Args:
+        path, blocks: see :func:`training.grid.run_grid`.
     """
-    cells = cells_of(grid, path)
+    cells = cells_in(cells_of(grid, path), blocks, path)
     nodes = {node.name: node for cell in cells for node in cell.node.chain}
     missing = [node for node in needed(cells, out).values() if not has_weights(out, node)]
     shared = {

@@ -6,7 +6,7 @@ import importlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
 from memprobe.sources.origins import data_folder
 from training.directories import LOG
-from training.grid.cells import Cell, cells_of
+from training.grid.cells import Cell, cells_in, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
@@ -40,6 +40,7 @@ def run_grid(
     path: Path,
     out: Path,
     *,
+    blocks: Collection[str] = (),
     data_dir: Path | None = None,
     quiet: bool = False,
     crew: Crew | None = None,
@@ -48,6 +49,7 @@ def run_grid(
 
     Args:
         path: of the grid file.
+        blocks: names of those whose cells are wanted now; default: all.
         crew: where this process is one of several that one command started: it says what it is at, begins nothing
             when they are to end, and leaves alone what broke in another.
 
@@ -58,18 +60,26 @@ def run_grid(
         MemprobeError: bad input before anything is trained, or a directory in use or that cannot be written.
     """
     if crew is not None:
-        return _run_cells(grid, path, out, data_dir, quiet, crew)
+        return _run_cells(grid, path, out, blocks, data_dir, quiet, crew)
+    cells_in(cells_of(grid, path), blocks, path)
     start_grid(path, out, data_dir)
     with only_command(out):
-        return _run_cells(grid, path, out, data_dir, quiet, None)
+        return _run_cells(grid, path, out, blocks, data_dir, quiet, None)
 
 
 def _run_cells(
-    grid: Grid, path: Path, out: Path, data_dir: Path | None, quiet: bool, crew: Crew | None
+    grid: Grid,
+    path: Path,
+    out: Path,
+    blocks: Collection[str],
+    data_dir: Path | None,
+    quiet: bool,
+    crew: Crew | None,
 ) -> list[str]:
     import torch
 
-    mine = cells_of(grid, path)
+    cells = cells_of(grid, path)  # also where some are wanted now, stages that others start from stay
+    mine = cells_in(cells, blocks, path)
     after = after_of(grid, path)
     report = RunLog(out / LOG, quiet=quiet)
     done = sum(is_done(out, cell) for cell in mine)
@@ -100,7 +110,7 @@ def _run_cells(
                         _finish_cell(
                             grid,
                             cell,
-                            mine,
+                            cells,
                             out,
                             after,
                             memory,
@@ -127,7 +137,7 @@ def _run_cells(
                 if cell.node.name not in broken:
                     time.sleep(random.uniform(*_PAUSE))
             waiting = False
-            drop_weights(mine, out)
+            drop_weights(cells, out)
             if crew is not None:
                 crew.at(None)
             break  # the first cell that is free now may be one that was not
@@ -136,7 +146,7 @@ def _run_cells(
                 report.say(f"{len(remaining)} cells are being trained by other workers; waiting for them")
             waiting = True
             time.sleep(_POLL)
-    drop_weights(mine, out)
+    drop_weights(cells, out)
     if crew is None:
         report.say(
             f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"

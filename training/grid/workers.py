@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memprobe.errors import Interrupted, MemprobeError
 from training.directories import LOG
-from training.grid.cells import Cell, cells_of
+from training.grid.cells import Cell, cells_in, cells_of
 from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
@@ -46,6 +46,7 @@ def run_workers(
     out: Path,
     *,
     workers: int,
+    blocks: Collection[str] = (),
     minutes: float | None = None,
     grace: float = GRACE,
     data_dir: Path | None = None,
@@ -58,6 +59,7 @@ def run_workers(
 
     Args:
         workers: processes.
+        blocks: see :func:`training.grid.run_grid`.
         minutes: after so many no cell is begun any more.
         grace: seconds that running cells have after that; then they are stopped, and have as many to save their states.
         data_dir, quiet: see :func:`training.grid.run_grid`.
@@ -69,11 +71,11 @@ def run_workers(
         MemprobeError: bad input, or workers that do not start.
         Interrupted: on Ctrl-C, when the workers have ended.
     """
-    cells = cells_of(grid, path)
+    cells = cells_in(cells_of(grid, path), blocks, path)
     start_grid(path, out, data_dir)
     crew = Crew(out)
     with only_command(out):
-        return _watched(crew, cells, _command(path, out, data_dir), workers, minutes, grace, quiet)
+        return _watched(crew, cells, _command(path, out, blocks, data_dir), workers, minutes, grace, quiet)
 
 
 def _watched(
@@ -110,8 +112,9 @@ def _watched(
     return [f"{name}: {why}" for name, why in broken.items()]
 
 
-def _command(path: Path, out: Path, data_dir: Path | None) -> list[str]:
+def _command(path: Path, out: Path, blocks: Collection[str], data_dir: Path | None) -> list[str]:
     command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
+    command += [word for name in blocks for word in ("--block", name)]
     return command + (["--data-dir", str(data_dir)] if data_dir is not None else [])
 
 
