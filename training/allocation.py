@@ -22,6 +22,8 @@ _USUAL = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64
 
 _GROWTH = 1.2
 """Times what one step alone leaves on the heap, above which unused memory is given back."""
+_SHORT = 0.1
+"""Of the machine's memory: where less is left, what one process keeps unused may end it or another."""
 
 
 def nothing() -> None:
@@ -41,11 +43,12 @@ class _Heap:
         self.fresh = True
 
     def after_step(self) -> None:
-        """Gives back unused pages if the process holds more than steps need that find no gaps."""
-        held = psutil.Process().memory_info().rss
+        """Gives back unused pages if the process holds more than steps need that find no gaps, or memory is short."""
+        held, machine = psutil.Process().memory_info().rss, psutil.virtual_memory()
+        grown = not self.fresh and held > _GROWTH * self.largest
         if self.fresh:
             self.largest, self.fresh = max(self.largest, held), False
-        elif held > _GROWTH * self.largest:
+        if grown or machine.available < _SHORT * machine.total:
             self.give_back()
 
     def give_back(self) -> None:
@@ -62,7 +65,8 @@ def freed_memory_kept() -> Iterator[Callable[[], None]]:
 
     Yields:
         To be called after each step: keeps the heap from growing beyond 1.2 times what the largest step takes that
-        finds no gaps in it. Where the C library is not glibc, it does nothing.
+        finds no gaps in it, and keeps nothing while a tenth of the machine's memory is not available. Where the C
+        library is not glibc, it does nothing.
     """
     libc = _glibc()
     if libc is None:

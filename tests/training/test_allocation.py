@@ -47,6 +47,26 @@ def test_memory_that_steps_free_stays_until_they_end():
     assert abs(kept - BLOCK) < LITTLE and abs(kept_on - BLOCK) < LITTLE  # a step that needs it takes it once
 
 
+def test_nothing_is_kept_while_the_machine_is_short_of_memory(monkeypatch):
+    from collections import namedtuple
+
+    from training import allocation
+
+    class Libc:
+        trimmed = 0
+
+        def malloc_trim(self, pad):
+            self.trimmed += 1
+
+    Machine = namedtuple("Machine", "total available")
+    heap, libc = None, Libc()
+    for available, trimmed in ((50, 0), (50, 0), (9, 1), (9, 2), (11, 2), (50, 2)):
+        monkeypatch.setattr(allocation.psutil, "virtual_memory", lambda left=available: Machine(100, left))
+        heap = heap or allocation._Heap(libc)
+        heap.after_step()
+        assert libc.trimmed == trimmed
+
+
 def test_where_the_c_library_has_no_such_settings_nothing_changes(monkeypatch):
     from training import allocation
 
