@@ -22,6 +22,7 @@ from memprobe.sources import Loaded, load, subset
 from memprobe.sources.generated import is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
+from memprobe.sources.shuffling import shuffle_answers
 from training.asking import known_facts, unknown_rows
 from training.examples import ExampleMaker
 from training.mixing import Part
@@ -103,6 +104,11 @@ def _stage_data(
         with under_key(f"{key}.unknown"):
             rows, known = unknown_rows(recipe, stage, rows, asked, base, say)
         counts |= {"known to the base model": len(known), "kept": len(rows)}
+    if stage.answers == "shuffled":
+        with under_key(f"{key}.answers"):
+            facts = [row for row in rows if isinstance(row, Factoid)]
+            rows = shuffle_answers(facts, recipe.own_rows_seed(stage))
+        counts |= {"with another's answer": len(rows)}
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):

@@ -172,6 +172,7 @@ class Stage(Settings):
     Attributes:
         n: a seeded subset of so many rows; default: all.
         data_seed: of which own rows are drawn, instead of the run's.
+        answers: ``shuffled``: of the rows that are drawn, each prompt gets the answer of another, a wrong one.
         held_out: rows of tasks and texts beside the n, never trained, on which the stage is evaluated
             (factoids are to be memorised, so they are evaluated on the very rows).
         metric: ``loss``: tasks with a final answer (GSM8K, MATH) are evaluated by the loss of their solutions alone,
@@ -185,6 +186,7 @@ class Stage(Settings):
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
     n: int | None = Field(None, ge=1)
     data_seed: int | None = Field(None, ge=0, lt=2**32)
+    answers: Literal["shuffled"] | None = None
     held_out: int = Field(64, ge=1)
     metric: Literal["loss"] | None = None
     words: Words = (50, 50)
@@ -203,6 +205,8 @@ class Stage(Settings):
     def _consistent(self) -> Stage:
         if self.unknown is not None and self.kind != "factoids":
             raise ValueError("unknown: only factoids can be asked")
+        if self.answers is not None and self.kind != "factoids":
+            raise ValueError(f"answers: only factoids have answers to shuffle, and this stage is {self.kind}")
         if self.metric is not None and self.kind != "tasks":
             raise ValueError(f"metric: {self.metric} is of tasks; {self.kind} have a metric of their own")
         if self.train is not None and self.lora is not None:

@@ -273,6 +273,25 @@ def test_runs_of_one_data_seed_learn_the_same_rows(tmp_path):
     assert fixed != rows("d", seed=1) and fixed != rows("e", seed=5, data_seed=1)
 
 
+def test_a_stage_may_teach_each_prompt_the_answer_of_another(tmp_path):
+    def stages(**keys):
+        first = {"name": "a", "data": "known", "n": 8, **keys}
+        return prepare(
+            small(tmp_path, stages=[first, {"name": "b", "data": "known", "n": 8}]), tmp_path, never
+        ).stages
+
+    (plain, after), (shuffled, behind) = stages(), stages(answers="shuffled")
+    assert [row.prompt for row in plain.rows] == [row.prompt for row in shuffled.rows]
+    assert sorted(row.answer for row in plain.rows) == sorted(row.answer for row in shuffled.rows)
+    assert all(one.answer != other.answer for one, other in zip(plain.rows, shuffled.rows, strict=True))
+    assert shuffled.counts["with another's answer"] == 8 and "with another's answer" not in plain.counts
+    assert after.rows == behind.rows
+    with pytest.raises(MemprobeError, match=r"stages\.1\.answers: 1 rows cannot be shuffled"):
+        stages(n=1, answers="shuffled")
+    with pytest.raises(MemprobeError, match="answers: only factoids"):
+        stages(kind="texts", answers="shuffled")
+
+
 def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_path):
     """Stage 2 replays a third of six rows, stage 3 a third of twelve: not the same ones alone."""
     stages = [{"name": name, "data": data, "epochs": 1} for name, data in zip("abc", KEYS, strict=True)]

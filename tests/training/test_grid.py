@@ -182,6 +182,12 @@ def test_what_a_grid_takes_is_known_before(done, tmp_path):
     after = plan(grid, path, out)
     assert (after.stages, after.tokens) == (0, 0) and after.per_second > 0
     assert all(is_done for _, _, is_done in after.cells)
+    more = tmp_path / "more.toml"
+    more.write_text(path.read_text() + AGAIN)
+    longer = plan(read_grid(more), more, out, blocks=["again"])
+    assert (
+        longer.per_second == after.per_second and len(longer.cells) == 1
+    )  # measured on other blocks' stages
 
 
 @pytest.mark.parametrize("workers", [1, 2])

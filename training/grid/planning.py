@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +58,9 @@ def plan(
     Args:
         path, blocks: see :func:`training.grid.run_grid`.
     """
-    cells = cells_in(cells_of(grid, path), blocks, path)
-    nodes = {node.name: node for cell in cells for node in cell.node.chain}
+    every = cells_of(grid, path)
+    cells = cells_in(every, blocks, path)
+    nodes = _nodes(cells)
     missing = [node for node in needed(cells, out).values() if not has_weights(out, node)]
     shared = {
         name: count
@@ -70,12 +71,16 @@ def plan(
         [(cell.node.name, cell.block, is_done(out, cell)) for cell in cells],
         shared,
         _tokens(missing, data_dir),
-        _rate(nodes.values(), out),
+        _rate(_nodes(every).values(), out),
         len(missing),
         max((_stage_bytes(node) for node in nodes.values()), default=0),
         _peak(cells),
         sum(is_trained(out, node) for node in missing),
     )
+
+
+def _nodes(cells: Iterable[Cell]) -> dict[str, Node]:
+    return {node.name: node for cell in cells for node in cell.node.chain}
 
 
 def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
