@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from memprobe import retention
@@ -12,6 +13,7 @@ from memprobe.figures import runs as drawn
 from memprobe.files import read_json, write_json
 from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import RunDirectory
+from memprobe.statistics.shares import share_difference
 from memprobe.studies import cells_by_setup, open_study, without_failed_cells
 from tests.probes import write_probe
 from tests.trained import write_run
@@ -104,6 +106,35 @@ def test_replay_in_every_later_stage_is_one_arm_whatever_the_length_of_the_chain
         (setup, arm) for setup in ("kvr → lama", "kvr → lama → webqa") for arm in ("naive", "replay 0.1")
     ]
     assert set(found.cells["arm"]) == ({"naive", "r"} if cell else {"naive", "replay 0.1"})
+
+
+def test_first_stages_are_compared_before_the_same_later_ones_alone(tmp_path):
+    kept = {"kvr": [0, 1, 0], "popqa": [20, 24, 22], "triviaqa": [30, 28]}
+    for d_a, counts in kept.items():
+        for seed, count in enumerate(counts):
+            scores, setup = [[1.0], [count / 32, 1.0]], f"{d_a}-lama-n32"
+            write_cell(tmp_path / "g", f"naive-s{seed}", scores, setup=setup, names=(d_a, "lama"), seed=seed)
+    elsewhere = {"setup": "kvr-webqa-n32", "names": ("kvr", "webqa")}
+    write_cell(tmp_path / "g", "naive-s0", [[1.0], [0.5, 1.0]], **elsewhere)
+    write_cell(tmp_path / "g", "naive-s3", [[1.0], [1.0, 0.5]], setup="kvr-lama-n32", seed=3, learned=False)
+    table = retention.first_stages(of(tmp_path / "g"))
+    rows = table.select("d_a", "against", "d_b", "seeds", "kept", "kept_of_other").rows()
+    assert rows == [
+        ("triviaqa", "popqa", "lama", 2, kept["triviaqa"], kept["popqa"]),
+        ("triviaqa", "kvr", "lama", 2, kept["triviaqa"], kept["kvr"]),
+        ("popqa", "kvr", "lama", 3, kept["popqa"], kept["kvr"]),
+    ]
+    assert table["low"].is_null().to_list() == [True, True, False]
+    last = table.row(2, named=True)
+    found = share_difference(np.array(kept["popqa"]), np.array(kept["kvr"]), 32)
+    assert last["difference"] == pytest.approx(65 / 96) and (last["low"], last["high"]) == (
+        found.low,
+        found.high,
+    )
+    assert 0 < last["low"] < last["difference"] < last["high"] < 1 and last["p"] < 0.01
+    alone = tmp_path / "alone"
+    write_cell(alone, "naive-s0", [[1.0], [0.5, 1.0]])
+    assert not len(retention.first_stages(of(alone)))
 
 
 def test_set_ups_of_two_grids_stay_apart(tmp_path):

@@ -2,8 +2,8 @@
 
 ::
 
-    run directories ─ runs.py ─> Retention ─ tables.py ─> forgetting, curves, stages, interference, other losses, cost
-                                    │
+    run directories ─ runs.py ─> Retention ─ tables.py ─> forgetting, curves, stages, first stages, interference,
+                                    │                     other losses, cost
                                     └─ cells, scores, over_seeds: three frames that can be stored
 """
 
@@ -12,6 +12,7 @@ from memprobe.retention.tables import (
     CURVES,
     cost,
     curve,
+    first_stages,
     forgetting,
     interference,
     other_losses,
@@ -24,6 +25,7 @@ __all__ = [
     "cost",
     "curve",
     "ended_runs",
+    "first_stages",
     "forgetting",
     "interference",
     "other_losses",

@@ -6,10 +6,15 @@ three seeds.
 
 from __future__ import annotations
 
+from itertools import combinations
+
+import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
 from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
+from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.shares import share_difference
 
 CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
 """Settings over which :func:`curve` is drawn."""
@@ -187,6 +192,39 @@ def interference(retention: Retention) -> pl.DataFrame:
     if not len(known):
         return pl.DataFrame()
     return known.filter(pl.col("cosine_start").is_not_null()).select("setup", "arm", "seed", *columns)
+
+
+def first_stages(retention: Retention) -> pl.DataFrame:
+    """What an arm keeps of one D_A less what it keeps of another, before the same later stages, all else equal.
+
+    Returns:
+        [arm, d_a, against, d_b, d_c, n, seeds, kept, kept_of_other, difference, low, high, p], the better kept D_A
+        first; ``seeds`` is the smaller number of both, the interval that of
+        :func:`memprobe.statistics.shares.share_difference`, over seeds, from three on; ``kept`` counts facts by seed.
+    """
+    learned = _learned(retention).filter(pl.col("n").is_not_null(), pl.col("retention").is_not_null())
+    chain = pl.concat_str("d_a", "d_b", "d_c", separator="-", ignore_nulls=True)
+    learned = learned.with_columns(settings=pl.col("setup").str.strip_prefix(chain))
+    rows = []
+    keys = ["arm", "d_b", "d_c", "n", "settings"]
+    for (arm, d_b, d_c, n, _), group in learned.group_by(keys, maintain_order=True):
+        counts = {
+            str(d_a): cells.sort("seed").select((pl.col("retention") * n).round().cast(pl.Int64)).to_series()
+            for (d_a,), cells in group.group_by("d_a", maintain_order=True)
+        }
+        names = sorted(counts, key=lambda name: -np.mean(counts[name].to_numpy()))
+        for one, other in combinations(names, 2):
+            mine, theirs = counts[one], counts[other]
+            seeds = min(len(mine), len(theirs))
+            found = share_difference(mine.to_numpy(), theirs.to_numpy(), n)
+            edges = (found.low, found.high, found.p) if seeds >= MIN_SEEDS else (None, None, None)
+            head = {"arm": arm, "d_a": one, "against": other, "d_b": d_b, "d_c": d_c, "n": n, "seeds": seeds}
+            kept = {"kept": mine.to_list(), "kept_of_other": theirs.to_list(), "difference": found.value}
+            ends = zip(
+                ("low", "high", "p"), (None if end is None else float(end) for end in edges), strict=True
+            )
+            rows.append(head | kept | dict(ends))
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def other_losses(retention: Retention) -> pl.DataFrame:

@@ -28,6 +28,7 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "lost_facts": surfacing.lost_facts(results),
         **{over: retention.curve(kept, over) for over in retention.CURVES},
         "stages": retention.stages(kept),
+        "first_stages": retention.first_stages(kept),
         "interference": retention.interference(kept),
         "other_losses": retention.other_losses(kept),
         "cost": retention.cost(kept),
