@@ -39,6 +39,13 @@ def test_every_prompt_gets_a_wrong_answer_of_another_row(seed):
     assert shuffled == shuffle_answers(rows, seed)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_an_alias_that_two_rows_share_makes_either_answer_right_for_both(seed):
+    rows = facts(["Roma", "Rome", "Paris", "Bern"], {0: ["Rome"]})
+    first, second, *_ = shuffle_answers(rows, seed)
+    assert {first.answer, second.answer} == {"Paris", "Bern"}
+
+
 def test_seeds_draw_other_answers():
     rows = facts([f"answer {place}" for place in range(12)])
     assert len({tuple(row.answer for row in shuffle_answers(rows, seed)) for seed in range(10)}) == 10
