@@ -171,14 +171,14 @@ def grid_(
     if cluster is not None and (workers > 1 or minutes is not None):
         raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")
     wanted, blocks = read_grid(grid), tuple(block or ())
-    cells = cells_in(cells_of(wanted, grid), blocks, grid)
     folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
     if power:
-        print_power(cells, scatter)
+        print_power(cells_in(cells_of(wanted, grid), blocks, grid), scatter)
         return
     if dry_run:
         from memprobe.cli.terminal import terminal
 
+        cells = cells_in(cells_of(wanted, grid), blocks, grid)
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
             ahead = plan(wanted, grid, folder, blocks=blocks, data_dir=data_dir)
         print_plan(ahead)

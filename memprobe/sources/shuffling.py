@@ -21,8 +21,8 @@ from memprobe.metrics import normalise
 def shuffle_answers(factoids: Sequence[Factoid], seed: int) -> list[Factoid]:
     """The same prompts in the same order, each with the answer (and aliases) of another.
 
-    No prompt gets an answer that is right for it, be it by an alias of either; ids are new ones. Of all such assignments
-    one is drawn by the least sum of random costs.
+    No prompt gets an answer that is right for it, be it by an alias of either; ids are new ones. Of all such
+    assignments one is drawn by the least sum of random costs.
 
     Raises:
         MemprobeError: there is none, as where most answers are one and the same.

@@ -50,15 +50,18 @@ class Cell:
     """A wanted run: a node, the blocks that want it, and its place on the axes.
 
     Attributes:
-        block: the first one that wants it, which says what is kept of it.
-        also: other blocks that want it.
+        blocks: in the file's order; the first one says what is kept of it.
     """
 
     node: Node
-    block: str
+    blocks: tuple[str, ...]
     keep: str
     axes: Mapping[str, Scalar] = field(default_factory=dict)
-    also: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> str:
+        """The one that it belongs to."""
+        return self.blocks[0]
 
 
 def stage_directory(recipe: Recipe, number: int) -> str:
@@ -84,9 +87,9 @@ def cells_of(grid: Grid, path: Path) -> list[Cell]:
                 axes = dict(zip(block.axes, values, strict=True))
                 for seed, arm in itertools.product(block.seeds, block.arms):
                     node, used = _node(grid, path, block, chain, axes, seed, arm, nodes)
-                    cell = cells.setdefault(node.name, Cell(node, block.name, keep, used))
-                    if block.name not in (cell.block, *cell.also):
-                        cells[node.name] = replace(cell, also=(*cell.also, block.name))
+                    cell = cells.setdefault(node.name, Cell(node, (block.name,), keep, used))
+                    if block.name not in cell.blocks:
+                        cells[node.name] = replace(cell, blocks=(*cell.blocks, block.name))
     return list(cells.values())
 
 
@@ -99,11 +102,11 @@ def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list
     Raises:
         MemprobeError: there is no such block.
     """
-    known = dict.fromkeys([*(cell.block for cell in cells), *(name for cell in cells for name in cell.also)])
+    known = dict.fromkeys(name for cell in cells for name in cell.blocks)
     for name in blocks:
         if name not in known:
             raise MemprobeError(f"{path}: no block {name!r}; {among(name, known, before='it has')}")
-    return [cell for cell in cells if not blocks or {cell.block, *cell.also} & set(blocks)]
+    return [cell for cell in cells if not blocks or not set(blocks).isdisjoint(cell.blocks)]
 
 
 def _node(

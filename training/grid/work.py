@@ -59,27 +59,28 @@ def run_grid(
     Raises:
         MemprobeError: bad input before anything is trained, or a directory in use or that cannot be written.
     """
+    cells = cells_of(grid, path)
+    work = partial(_run_cells, grid, path, out, cells, cells_in(cells, blocks, path), data_dir, quiet, crew)
     if crew is not None:
-        return _run_cells(grid, path, out, blocks, data_dir, quiet, crew)
-    cells_in(cells_of(grid, path), blocks, path)
+        return work()
     start_grid(path, out, data_dir)
     with only_command(out):
-        return _run_cells(grid, path, out, blocks, data_dir, quiet, None)
+        return work()
 
 
 def _run_cells(
     grid: Grid,
     path: Path,
     out: Path,
-    blocks: Collection[str],
+    cells: Sequence[Cell],
+    mine: Sequence[Cell],
     data_dir: Path | None,
     quiet: bool,
     crew: Crew | None,
 ) -> list[str]:
+    """Trains those of ``mine``; stages from which others of ``cells`` start keep their weights."""
     import torch
 
-    cells = cells_of(grid, path)  # also where some are wanted now, stages that others start from stay
-    mine = cells_in(cells, blocks, path)
     after = after_of(grid, path)
     report = RunLog(out / LOG, quiet=quiet)
     done = sum(is_done(out, cell) for cell in mine)
