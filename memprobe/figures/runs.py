@@ -10,7 +10,7 @@ import polars as pl
 
 from memprobe.arms import Arm, arm_names, by_kind
 from memprobe.figures.look import is_narrow
-from memprobe.retention import Retention, curve, forgetting, interference, stages
+from memprobe.retention import STAGES, Retention, curve, forgetting, interference, stages
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
 
@@ -77,7 +77,7 @@ def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]
 
 def _named(table: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """``arm`` as readers know it, and its text beside it."""
-    texts = cells.select("setup", "arm", "arm_text", n=2 + pl.col("d_c").is_not_null().cast(int)).unique()
+    texts = cells.select("setup", "arm", "arm_text", n=STAGES).unique()
     table = table.drop("arm_text", strict=False)
     table = table.join(texts, on=["setup", "arm"], how="left", maintain_order="left")
     arms = [Arm.of(text).in_chain(n).text for text, n in table.select("arm_text", "n").iter_rows()]

@@ -10,17 +10,24 @@
 from memprobe.retention.runs import Retention, ended_runs, retention_of
 from memprobe.retention.tables import (
     CURVES,
+    SETTINGS,
+    STAGES,
+    KeptLess,
     cost,
     curve,
     first_stages,
     forgetting,
     interference,
+    kept_less,
     other_losses,
     stages,
 )
 
 __all__ = [
     "CURVES",
+    "SETTINGS",
+    "STAGES",
+    "KeptLess",
     "Retention",
     "cost",
     "curve",
@@ -28,6 +35,7 @@ __all__ = [
     "first_stages",
     "forgetting",
     "interference",
+    "kept_less",
     "other_losses",
     "retention_of",
     "stages",

@@ -7,8 +7,8 @@ three seeds.
 from __future__ import annotations
 
 from itertools import combinations
+from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
@@ -18,6 +18,12 @@ from memprobe.statistics.shares import share_difference
 
 CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
 """Settings over which :func:`curve` is drawn."""
+STAGES = 2 + pl.col("d_c").is_not_null().cast(pl.Int64)
+"""How many stages a cell has."""
+SETTINGS = pl.col("setup").str.strip_prefix(
+    pl.concat_str("d_a", "d_b", "d_c", separator="-", ignore_nulls=True)
+)
+"""What a grid's set-up is called behind its datasets, ``-lr0.0001-n64``."""
 _UNSEEN = ("unseen", "unseen_low", "unseen_high", "unseen_by_seed")
 
 
@@ -107,7 +113,7 @@ def curve(retention: Retention, over: str) -> pl.DataFrame:
     learned = _learned(retention)
     if not len(learned):
         return pl.DataFrame()
-    n = 2 + learned["d_c"].is_not_null().cast(pl.Int64)
+    n = learned.select(STAGES).to_series()
     arms = [Arm.of(text) for text in learned["arm_text"]]
     if over == "replay_ratio":
         wanted = [
@@ -203,28 +209,56 @@ def first_stages(retention: Retention) -> pl.DataFrame:
         :func:`memprobe.statistics.shares.share_difference`, over seeds, from three on; ``kept`` counts facts by seed.
     """
     learned = _learned(retention).filter(pl.col("n").is_not_null(), pl.col("retention").is_not_null())
-    chain = pl.concat_str("d_a", "d_b", "d_c", separator="-", ignore_nulls=True)
-    learned = learned.with_columns(settings=pl.col("setup").str.strip_prefix(chain))
     rows = []
-    keys = ["arm", "d_b", "d_c", "n", "settings"]
+    keys = ["arm", "d_b", "d_c", "n", SETTINGS.alias("settings")]
     for (arm, d_b, d_c, n, _), group in learned.group_by(keys, maintain_order=True):
-        counts = {
-            str(d_a): cells.sort("seed").select((pl.col("retention") * n).round().cast(pl.Int64)).to_series()
-            for (d_a,), cells in group.group_by("d_a", maintain_order=True)
-        }
-        names = sorted(counts, key=lambda name: -np.mean(counts[name].to_numpy()))
-        for one, other in combinations(names, 2):
-            mine, theirs = counts[one], counts[other]
-            seeds = min(len(mine), len(theirs))
-            found = share_difference(mine.to_numpy(), theirs.to_numpy(), n)
-            edges = (found.low, found.high, found.p) if seeds >= MIN_SEEDS else (None, None, None)
-            head = {"arm": arm, "d_a": one, "against": other, "d_b": d_b, "d_c": d_c, "n": n, "seeds": seeds}
-            kept = {"kept": mine.to_list(), "kept_of_other": theirs.to_list(), "difference": found.value}
-            ends = zip(
-                ("low", "high", "p"), (None if end is None else float(end) for end in edges), strict=True
-            )
-            rows.append(head | kept | dict(ends))
+        parts = group.partition_by("d_a", maintain_order=True)
+        parts.sort(key=lambda cells: -cells["retention"].sum() / len(cells))
+        for one, other in combinations(parts, 2):
+            pair = {
+                "arm": arm,
+                "d_a": one["d_a"][0],
+                "against": other["d_a"][0],
+                "d_b": d_b,
+                "d_c": d_c,
+                "n": n,
+            }
+            rows.append(pair | kept_less(one, other)._asdict())
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+class KeptLess(NamedTuple):
+    """What some cells keep less what others do: facts by seed, and the difference of their shares.
+
+    ``seeds`` is the smaller number of both; under three of them there is no interval.
+    """
+
+    seeds: int
+    kept: list[int]
+    kept_of_other: list[int]
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def kept_less(cells: pl.DataFrame, others: pl.DataFrame) -> KeptLess:
+    """The difference of two set-ups that are asked as many facts.
+
+    By :func:`~memprobe.statistics.shares.share_difference`, over seeds.
+
+    Args:
+        cells, others: [seed, n, retention].
+    """
+    n = int(cells["n"][0])
+    kept, other = (
+        one.sort("seed").select((pl.col("retention") * n).round().cast(pl.Int64)).to_series()
+        for one in (cells, others)
+    )
+    found = share_difference(kept.to_numpy(), other.to_numpy(), n)
+    seeds = min(len(kept), len(other))
+    edges = [float(end) if seeds >= MIN_SEEDS else None for end in (found.low, found.high, found.p)]
+    return KeptLess(seeds, kept.to_list(), other.to_list(), float(found.value), *edges)
 
 
 def other_losses(retention: Retention) -> pl.DataFrame:

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
+from memprobe.retention import SETTINGS, kept_less
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
-from memprobe.statistics.shares import share_difference
 from memprobe.statistics.verdicts import is_inert
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
@@ -307,25 +307,21 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
 def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
     """Set-ups of two stages against that whose D_B is the reference: what the same arm keeps of the same D_A."""
     del book
-    two = results.cells.filter(pl.col("learned"), pl.col("d_c").is_null())
-    chain = pl.concat_str("d_a", "d_b", separator="-")
-    two = two.with_columns(settings=pl.col("setup").str.strip_prefix(chain))
+    two = results.cells.filter(pl.col("learned"), pl.col("d_c").is_null()).with_columns(settings=SETTINGS)
     for (*_, text), group in two.group_by("settings", "d_a", "n", "arm_text", maintain_order=True):
         if not _about(claim, str(text)):
             continue
-        of = {str(key): cells.sort("seed") for (key,), cells in group.group_by("setup", maintain_order=True)}
+        of = {str(key): cells for (key,), cells in group.group_by("setup", maintain_order=True)}
         like = [setup for setup, cells in of.items() if cells["d_b"][0] == claim.reference]
         for setup, cells in of.items():
             if not like or setup in like:
                 continue
-            other = of[like[0]]
-            n = int(cells["n"][0])
-            counts, others = (np.rint(one["retention"].to_numpy() * n) for one in (cells, other))
-            seeds = min(len(cells), len(other))
-            few = f"fewer than {MIN_SEEDS} seeds" if seeds < MIN_SEEDS else ""
-            share = share_difference(counts, others, n)
-            edges = (None, None, None) if few else (share.low, share.high, share.p)
-            part = LensSays(OWN, share.value, *edges)
+            found = kept_less(cells, of[like[0]])
+            if found.low is None or found.high is None:
+                why, detectable = f"fewer than {MIN_SEEDS} seeds", None
+            else:
+                why, detectable = "", detectable_within(found.low, found.high)
+            part = LensSays(OWN, found.difference, found.low, found.high, found.p)
             yield Test(
                 claim,
                 setup,
@@ -334,9 +330,9 @@ def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]
                 2,
                 None,
                 [part],
-                seeds,
-                detectable=None if few else detectable_within(share.low, share.high),
-                why=few,
+                found.seeds,
+                detectable=detectable,
+                why=why,
                 together=like[0],
             )
 
