@@ -79,6 +79,9 @@ def print_results(made: dict[str, pl.DataFrame]) -> None:
             learned = f"{row['cells'] - row['failed']}/{row['cells']}"
             table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
         console.print(table)
+    if "claims" not in made:
+        console.print("no claim is tested: no cell has learned all its stages")
+        return
     claims = made["claims"]
     tested = claims.filter(pl.col("verdict") != NOT_TESTED)
     table = Table("claim", "", "verdict", "evidence", title="Claims", title_justify="left", box=None)

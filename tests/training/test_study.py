@@ -12,7 +12,9 @@ from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
 from tests.probes import write_probe
+from tests.training.grids import write
 from training.__main__ import app
+from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
 from training.study.published import markdown, tables
 from training.study.results import Results, read_results
@@ -307,3 +309,12 @@ def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, 
     ).read_text() == csv
     empty = CliRunner().invoke(app, ["report", str(tmp_path / "tables")])
     assert isinstance(empty.exception, MemprobeError)
+
+
+def test_a_study_of_which_nothing_was_learned_is_told_as_that(tiny_checkpoint, tmp_path):
+    path, out = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+    for folder in (out, out / "results"):
+        told = CliRunner().invoke(app, ["report", str(folder), "--draws", "100"])
+        assert told.exit_code == 0, told.exception
+        assert "0/1" in told.output and "no claim is tested" in told.output
