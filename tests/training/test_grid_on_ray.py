@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from memprobe.cluster import Engine
 from memprobe.errors import Interrupted
 from tests.clusters import SMALL, at_work, clients_of, cluster_of, files_of, wait_until
-from tests.training.grids import write
+from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT
 from training.__main__ import app
 from training.grid import cells_of, on_ray, read_grid, run_grid, run_on_ray
@@ -162,6 +162,15 @@ def test_a_finished_grid_takes_another_arm(cluster, here, tmp_path, elsewhere):
     found = left_in(out)
     for name in ("evaluation.json", "memprobe.json", "model.safetensors"):
         assert found[f"{stage}/{name}"] == wanted[f"{stage}/{name}"]
+
+
+def test_one_block_leaves_the_others(cluster, here, tmp_path):
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(here[0].read_text().replace('"weights"', '"records"') + AGAIN.replace("again", "later"))
+    assert run_on_ray(read_grid(path), path, out, engine=Engine(), blocks=["later"], quiet=True) == []
+    assert {file.parent.parent.name for file in out.glob("runs/*/*/cell.json")} == {"a-b-c-n4"}
+    kept = {file.parent.name for file in (out / "runs").rglob("*.safetensors")}
+    assert kept == {"1-a", "2-b"}, "cells of the other block start from them"
 
 
 def assigned(work, method):

@@ -140,7 +140,7 @@ def run_on_ray(
         try:
             work = _Work(grid, path.resolve(), out, data_dir, str(Path.cwd()), storage)
             with while_connected(engine.address):
-                return _Tasks(ray, engine, work, cells, wanted, report).run()
+                return _Tasks(ray, engine, work, cells, report).run(wanted)
         finally:
             if own:
                 ray.shutdown()
@@ -149,17 +149,8 @@ def run_on_ray(
 class _Tasks:
     """The tasks of a grid: handed to Ray at once, ended here as they come back."""
 
-    def __init__(
-        self,
-        ray: Any,
-        engine: Engine,
-        work: _Work,
-        cells: Sequence[Cell],
-        wanted: Sequence[Cell],
-        report: RunLog,
-    ):
-        self.ray, self.engine, self.work, self.report = ray, engine, work, report
-        self.cells, self.wanted = cells, wanted
+    def __init__(self, ray: Any, engine: Engine, work: _Work, cells: Sequence[Cell], report: RunLog):
+        self.ray, self.engine, self.work, self.cells, self.report = ray, engine, work, cells, report
         self.work_ref = ray.put(work)
         self.gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
         self.stages: dict[str, Any] = {}  # by the name of a node
@@ -167,9 +158,9 @@ class _Tasks:
         self.broken: dict[str, str] = {}
         self.home = Shared(work.out) if work.storage is None else Home(work.storage, work.out)
 
-    def run(self) -> list[str]:
-        """Until every cell has ended or broken."""
-        out, wanted = self.work.out, self.wanted
+    def run(self, wanted: Sequence[Cell]) -> list[str]:
+        """Until every wanted cell has ended or broken; stages from which others start keep their weights."""
+        out = self.work.out
         remaining = [cell for cell in wanted if not is_done(out, cell)]
         self.report.say(f"{out}: {len(wanted)} cells, {len(wanted) - len(remaining)} done before; on Ray")
         ends = {node.name: cell for cell in remaining for node in [cell.node]}
