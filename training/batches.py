@@ -199,16 +199,30 @@ def rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> T
         logits: [kept, vocab]. labels, kept_row: [kept], the next token of each position and its row's index; a label
             that is ignored fills a batch up and belongs to no row.
     """
+    return all_right(logits.argmax(-1) == labels, labels, kept_row, rows)
+
+
+def all_right(right: Tensor, labels: Tensor, kept_row: Tensor, rows: int) -> Tensor:
+    """:func:`rows_exact` of what is known of each position.
+
+    Args:
+        right: [kept] bool, whether its argmax is its label.
+    """
     counts = labels != IGNORED
-    wrong = counts & (logits.argmax(-1) != labels)
-    per_row = torch.zeros(2, rows, device=logits.device)
+    wrong = counts & ~right
+    per_row = torch.zeros(2, rows, device=right.device)
     per_row.index_add_(1, kept_row, torch.stack([counts, wrong]).to(per_row.dtype))
     return (per_row[0] > 0) & (per_row[1] == 0)
 
 
 def own_rows_exact(logits: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor) -> Tensor:
     """[2]: own rows that are exact (see :func:`rows_exact`), and all own rows."""
-    exact = rows_exact(logits, labels, kept_row, len(own)) & own
+    return own_rows_right(logits.argmax(-1) == labels, labels, kept_row, own)
+
+
+def own_rows_right(right: Tensor, labels: Tensor, kept_row: Tensor, own: Tensor) -> Tensor:
+    """:func:`own_rows_exact` of what is known of each position, see :func:`all_right`."""
+    exact = all_right(right, labels, kept_row, len(own)) & own
     return torch.stack([exact.sum(), own.sum()])
 
 

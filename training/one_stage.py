@@ -141,6 +141,7 @@ class OneStage:
                 own=own.examples,
                 penalty=penalty,
                 unclipped=stage.penalty is not None and stage.penalty.holds_weights,
+                reads_logits=stage.penalty is not None and stage.penalty.reads_logits,
                 alone=context.alone,
                 due=lambda step: _due(stage.checkpoints, step, schedule),
                 along=save_along,

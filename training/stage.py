@@ -1,8 +1,8 @@
 """One stage: a schedule of micro-batches through ``transformers.Trainer``.
 
 Trainer brings sharding, mixed precision, gradient checkpointing and loggers. It never decides data order: it
-reads the schedule item by item. The model computes its own loss, over the positions that carry one alone;
-only EWC and KL add to it.
+reads the schedule item by item. The loss is the model's own, over the positions that carry one alone; only EWC and KL
+add to it. On a CPU it is computed a few positions at a time where that is the same loss.
 
 A stage can be killed at any moment. Its state is saved by time into ``checkpoint-N`` folders, of which only
 those count that hold the file ``complete``, which is written last.
@@ -36,10 +36,12 @@ from training.batches import (
     model_inputs,
     own_nats,
     own_rows_exact,
+    own_rows_right,
     padded,
     rows_exact,
 )
 from training.graphs import GraphedSteps, Unfit, in_shapes
+from training.head_loss import BlockwiseHead
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
 from training.penalties import Step, Term
@@ -68,6 +70,7 @@ class StageRun:
         name: for the bar.
         penalty: strength and term.
         unclipped: leave gradients as they are, whatever the recipe's ``clip``.
+        reads_logits: the penalty's term is made of logits.
         folder: where the resumable state goes.
         own: rows of the stop rule ``exact_match``.
         along: called with the trainer and the step where a checkpoint along the way is due.
@@ -84,6 +87,7 @@ class StageRun:
     own: Sequence[Example]
     penalty: tuple[float, Term] | None = None
     unclipped: bool = False
+    reads_logits: bool = True
     alone: bool = True
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
@@ -123,6 +127,7 @@ class StageTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=[Watch(self)],
         )
+        self.blockwise = self._blockwise_head()
         self.remove_callback(PrinterCallback)
         if not self.model_accepts_loss_kwargs:
             raise MemprobeError(
@@ -137,6 +142,18 @@ class StageTrainer(Trainer):
             packing=precision.packing and not precision.fsdp,
             say=lambda line: run.report.say(f"{run.name}: {line}"),
         )
+
+    def _blockwise_head(self) -> BlockwiseHead | None:
+        """The model's unembedding, where one process computes on a CPU what needs no logits but for the loss."""
+        run = self.run
+        if not run.alone or self.args.device.type != "cpu" or (run.penalty is not None and run.reads_logits):
+            return None
+        head = BlockwiseHead(self.model, _autocast(run.recipe))
+        rows = sorted(run.schedule.rows, key=lambda row: len(row.ids))[:2]
+        problem = head.unfit(self.model, padded(rows)) if rows else "there are no rows"
+        if problem is not None:
+            run.report.say(f"{run.name}: {type(self.model).__name__}: all logits at once: {problem}")
+        return None if problem is not None else head
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # noqa: D102
         if not self.graphing:
@@ -154,7 +171,7 @@ class StageTrainer(Trainer):
         """A stage's first micro-batch through the model itself and through a graph, which is kept if both agree."""
         loss = super().training_step(model, dict(inputs), items)
         unwrapped = self.accelerator.unwrap_model(self.model)
-        cast = torch.bfloat16 if self.run.recipe.precision.autocast == "bfloat16" else None
+        cast = _autocast(self.run.recipe)
         try:
             longest = max(len(row.ids) for row in self.run.schedule.rows)
             graphs = GraphedSteps(unwrapped, cast, longest=longest)
@@ -175,26 +192,31 @@ class StageTrainer(Trainer):
         inputs.pop("kept_at", None)
         own, kept_row, labels = inputs.pop("own"), inputs.pop("kept_row"), inputs["labels"]
         seen = model_inputs(inputs)
-        inputs["use_cache"] = False
-        result: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss, outputs = result
-        logits = outputs.logits
-        if logits.ndim != 2 or len(logits) != len(labels):
-            raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
-        mine = own[kept_row]
-        seen_logits, nats = logits.detach(), None
-        if self.run.stop.loss is not None:
-            each = F.cross_entropy(seen_logits.float(), labels, reduction="none")
-            nats = own_nats(each, labels, kept_row, own)
-        self._count(own_rows_exact(seen_logits, labels, kept_row, own), nats)
-        penalty = self._penalty(seen, logits, mine)
+        place = (labels, kept_row, own)
+        if self.blockwise is not None and not return_outputs:
+            items = len(labels) if num_items_in_batch is None else num_items_in_batch
+            counted = self.blockwise(model, seen, labels, own[kept_row], items)
+            loss, outputs, logits = counted.loss, None, None
+            self._count(own_rows_right(counted.right, *place), own_nats(counted.nats, *place))
+        else:
+            inputs["use_cache"] = False
+            result: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+            loss, outputs = result
+            logits = outputs.logits
+            if logits.ndim != 2 or len(logits) != len(labels):
+                raise MemprobeError(f"{type(self.model).__name__} does not take a boolean logits_to_keep")
+            seen_logits, nats = logits.detach(), None
+            if self.run.stop.loss is not None:
+                nats = own_nats(F.cross_entropy(seen_logits.float(), labels, reduction="none"), *place)
+            self._count(own_rows_exact(seen_logits, *place), nats)
+        penalty = self._penalty(seen, logits, own[kept_row])
         if penalty is not None:
             before = self.penalty_sum
             self.penalty_sum = penalty.detach() if before is None else before + penalty.detach()
             loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, seen: MicroBatch, logits: Tensor, mine: Tensor) -> Tensor | None:
+    def _penalty(self, seen: MicroBatch, logits: Tensor | None, mine: Tensor) -> Tensor | None:
         """This micro-batch's share of the step's penalty, such that the shares add up to it."""
         if self.run.penalty is None:
             return None
@@ -338,6 +360,10 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Stage
     trainer.progress.step = trainer.state.global_step
     trainer.count_seconds()
     return trainer
+
+
+def _autocast(recipe: Recipe) -> torch.dtype | None:
+    return torch.bfloat16 if recipe.precision.autocast == "bfloat16" else None
 
 
 def trainer_arguments(run: StageRun) -> TrainingArguments:

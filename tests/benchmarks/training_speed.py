@@ -8,6 +8,7 @@
 ``packed``    as it comes: the same, with attention row by row where that is less work still, fp32
 ``bfloat16``  as it comes, with matrix products in bfloat16; ``bfloat16 masked`` the same with the mask
 ``kept``, ``bfloat16 kept``  as it comes, and what a step frees stays with the process, as in a run
+``bfloat16 whole``  the last, with all logits of a micro-batch at once
 
 On a CUDA device all compute in bfloat16 by autocast, and two more run: ``kernels`` with fused norms and flash
 attention, ``graphs`` with CUDA graphs, too.
@@ -31,7 +32,17 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-ARMS = ("stock", "padded", "masked", "packed", "kept", "bfloat16 masked", "bfloat16", "bfloat16 kept")
+ARMS = (
+    "stock",
+    "padded",
+    "masked",
+    "packed",
+    "kept",
+    "bfloat16 masked",
+    "bfloat16",
+    "bfloat16 kept",
+    "bfloat16 whole",
+)
 EXACT = ("stock", "padded", "masked", "packed", "kept")  # on a CPU: they compute in fp32
 ON_CUDA = ("stock", "padded", "packed", "kernels", "graphs")
 
@@ -193,11 +204,15 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
             trainer = _stock(model, tokenizer, run, options)
         else:
             masked = patch("training.batches.may_take_paths", return_value=False)
-            with masked if options.one.endswith("masked") else nullcontext():
+            whole = patch("training.stage.StageTrainer._blockwise_head", return_value=None)
+            with (
+                masked if options.one.endswith("masked") else nullcontext(),
+                whole if options.one.endswith("whole") else nullcontext(),
+            ):
                 trainer = StageTrainer(model, tokenizer, run)
         trainer.add_callback(Clock())
         fewer = recipe.precision.fewer_kernels
-        keep = options.one.endswith("kept")
+        keep = options.one.endswith(("kept", "whole"))
         with (
             fewer_kernels(model) if fewer else nullcontext(),
             freed_memory_kept() if keep else nullcontext(),

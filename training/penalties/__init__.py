@@ -42,6 +42,9 @@ class Penalty(Settings):
     with the distance, and clipped to the length of the first steps, which led away, it does not bring them back.
     """
 
+    reads_logits: ClassVar[bool] = True
+    """Whether its term is made of a step's logits, which then are all held at once."""
+
     method: str
     strength: float = Field(gt=0)
 
@@ -79,7 +82,7 @@ class Step:
     Attributes:
         model: that is trained, unwrapped.
         inputs: what the model saw of the micro-batch.
-        logits: [kept, vocab], what it said.
+        logits: [kept, vocab], what it said; None where the penalty does not read them.
         own: [kept] bool, positions of the stage's own rows: mixing and replay rows must not water a term down.
         own_share: of the own positions of the whole optimiser step, over all processes, times their number: the
             shares of the micro-batches that one process sees add up to 1 on average over the processes.
@@ -88,7 +91,7 @@ class Step:
 
     model: nn.Module
     inputs: MicroBatch
-    logits: Tensor
+    logits: Tensor | None
     own: Tensor
     own_share: Tensor | float
     accumulation: int

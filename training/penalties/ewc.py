@@ -31,6 +31,7 @@ class Ewc(Penalty):
     """
 
     holds_weights: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = False
 
     method: Literal["ewc"] = "ewc"
     fisher_rows: int = Field(1024, ge=1)

@@ -23,6 +23,8 @@ class Kl(Penalty):
         frozen = boundary.copy().to(boundary.model.device).eval().requires_grad_(False)  # pyrefly: ignore
 
         def held(step: Step) -> Tensor | None:
+            if step.logits is None:
+                raise MemprobeError("KL: it is made of logits, and the step has none")
             if not bool(step.own.any()):
                 return None
             with torch.no_grad():
