@@ -55,6 +55,9 @@ class BlockwiseHead:
         """
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head, self.autocast = base.get_output_embeddings(), autocast
+        embedding = base.get_input_embeddings()
+        tied = isinstance(embedding, nn.Embedding) and embedding.weight is getattr(self.head, "weight", None)
+        self.tied = embedding if tied and not embedding.sparse else None
 
     def unfit(self, model: Any, batch: MicroBatch) -> str | None:
         """Why the model's own loss is something else than this one; None: it is the same.
@@ -98,10 +101,24 @@ class BlockwiseHead:
             asked: bool [kept], positions of which it is asked whether the label is the argmax.
             items: positions with a loss in the whole step.
         """
-        with _instead(self.head, _states):
+        with _instead(self.head, _states), self._few_looked_up():
             states = model(**inputs, use_cache=False).logits
         head = self.head
         return Counted(*_Loss.apply(states, head.weight, head.bias, labels, asked, items, self.autocast))  # type: ignore
+
+    @contextmanager
+    def _few_looked_up(self) -> Iterator[None]:
+        """Of weights tied to the unembedding, lookups give the gradient of the rows that were looked up alone.
+
+        It is added to the unembedding's, which is of all rows; else it would be made as large, of zeros, first.
+        """
+        if self.tied is not None:
+            self.tied.sparse = True
+        try:
+            yield
+        finally:
+            if self.tied is not None:
+                self.tied.sparse = False
 
 
 class _Loss(torch.autograd.Function):

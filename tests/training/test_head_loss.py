@@ -69,6 +69,22 @@ def test_blocks_give_the_loss_and_the_gradients_of_all_logits(
         assert float((parameter.grad - wanted).norm() / wanted.norm()) < near
 
 
+def test_gradients_of_tied_weights_add_up_over_micro_batches(rows):
+    whole, parts = one_model(tied=True), one_model(tied=True)
+    head = BlockwiseHead(parts, None)
+    for some in (rows[:3], rows[3:]):
+        batch = padded(some)
+        F.cross_entropy(whole(**model_inputs(batch)).logits, batch["labels"], reduction="sum").div(
+            7
+        ).backward()
+        asked = batch["own"][batch["kept_row"]]
+        head(parts, model_inputs(batch), batch["labels"], asked, 7).loss.backward()
+    for mine, wanted in zip(parts.parameters(), whole.parameters(), strict=True):
+        assert not mine.grad.is_sparse
+        assert float((mine.grad - wanted.grad).norm() / wanted.grad.norm()) < 1e-5
+    assert not parts.get_input_embeddings().sparse
+
+
 def test_what_is_right_is_the_argmax_and_of_asked_positions_alone(rows):
     model, batch = one_model(), padded(rows)
     best = model(**model_inputs(batch), use_cache=False).logits.argmax(-1)
