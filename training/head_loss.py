@@ -80,6 +80,8 @@ class BlockwiseHead:
         with evaluating(model):
             with _instead(self.head, any_logits):
                 given = model(**inputs, use_cache=False).logits
+            if given.ndim != 2 or len(given) != len(batch["labels"]):
+                return "it does not take a boolean logits_to_keep"
             if given.shape != wanted[-1].shape or not torch.equal(given.float(), wanted[-1]):
                 return "it does something to its logits"
             theirs = model(**inputs, **labels, num_items_in_batch=1, use_cache=False).loss

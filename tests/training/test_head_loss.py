@@ -146,6 +146,13 @@ def test_logits_that_are_changed_after_the_unembedding_are_computed_whole(change
     assert "does something" in str(BlockwiseHead(model, None).unfit(model, padded(rows[:2])))
 
 
+def test_a_model_that_gives_all_logits_is_left_to_the_error_that_tells_it(rows):
+    model = one_model()
+    forward = model.forward
+    model.forward = lambda *args, logits_to_keep=None, **kwargs: forward(*args, **kwargs)
+    assert "logits_to_keep" in str(BlockwiseHead(model, None).unfit(model, padded(rows[:2])))
+
+
 def test_a_loss_that_is_not_the_cross_entropy_is_left_to_the_model(rows):
     model = one_model()
     assert BlockwiseHead(model, None).unfit(model, padded(rows[:2])) is None
@@ -163,8 +170,20 @@ def test_an_unembedding_that_is_not_a_linear_layer_is_left_to_the_model(rows):
 
 
 @pytest.mark.parametrize("arm", ["remix(data=kvr:20:test, stages=1,2)", "ewc(strength=100)", "lora(rank=4)"])
-def test_a_run_trains_as_it_does_with_all_logits(arm, tiny_checkpoint, tmp_path, monkeypatch):
-    blocks = run(small(tiny_checkpoint, arm), tmp_path / "blocks", quiet=True)
+def test_a_run_trains_as_it_does_with_all_logits(arm, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    tiny_model(vocab_size=len(tiny_tokenizer()), tie_word_embeddings=True).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    blocks = run(small(base, arm), tmp_path / "blocks", quiet=True)
+    assert "all logits at once" not in (blocks.parent / "log.txt").read_text()
     monkeypatch.setattr("training.stage.StageTrainer._blockwise_head", lambda self: None)
-    whole = run(small(tiny_checkpoint, arm), tmp_path / "whole", quiet=True)
+    whole = run(small(base, arm), tmp_path / "whole", quiet=True)
     assert losses(blocks) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_model_that_caps_its_logits_trains_with_all_of_them_and_says_so(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(BlockwiseHead, "unfit", lambda *_: "it does something to its logits")
+    out = run(small(tiny_checkpoint, "none"), tmp_path / "run", quiet=True)
+    assert "all logits at once: it does something to its logits" in (out.parent / "log.txt").read_text()
