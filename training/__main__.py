@@ -124,12 +124,14 @@ def grid_(
     ] = None,
     data_dir: DataDir = None,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="How many processes train cells side by side on this machine; they may share one GPU.",
+            help="How many processes train cells side by side on this machine; they may share one GPU. One that is "
+            "killed, as for want of memory, is started again, be it the only one. [default: the command itself trains]",
             min=1,
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -168,7 +170,7 @@ def grid_(
     from training.show import print_plan, print_power
 
     cluster = engine_of(engine, None, storage)
-    if cluster is not None and (workers > 1 or minutes is not None):
+    if cluster is not None and not (workers is None and minutes is None):
         raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")
     wanted, blocks = read_grid(grid), tuple(block or ())
     folder = out or Path("runs") / f"{grid.stem}-grid"  # recipes of that name have runs/NAME
@@ -193,12 +195,12 @@ def grid_(
     with resumable(folder):
         if cluster is not None:
             broken = run_on_ray(wanted, grid, folder, engine=cluster, blocks=blocks, data_dir=data_dir)
-        elif workers > 1 or minutes is not None:
+        elif workers is not None or minutes is not None:
             broken = run_workers(
                 wanted,
                 grid,
                 folder,
-                workers=workers,
+                workers=workers or 1,
                 blocks=blocks,
                 minutes=minutes,
                 grace=grace,

@@ -92,6 +92,14 @@ def test_a_worker_that_dies_is_named_and_its_cell_tried_again(tiny_checkpoint, t
     assert log.count("died (signal SIGKILL") == 1 and "at a-b-n4/replay-s0; another takes its place" in log
 
 
+def test_one_worker_is_watched_too(tiny_checkpoint, tmp_path, quick_python):
+    path, out = grid_that_dies(tmp_path, tiny_checkpoint, times=1), tmp_path / "out"
+    command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out)]
+    assert subprocess.run([*command, "--workers", "1"], cwd=ROOT, capture_output=True).returncode == 0
+    assert "another takes its place" in (out / "log.txt").read_text()
+    assert ended(out) == {"a-b-n4/naive-s0", "a-b-n4/replay-s0"}
+
+
 def test_a_cell_at_which_workers_die_is_left_out(tiny_checkpoint, tmp_path):
     path = grid_that_dies(tmp_path, tiny_checkpoint, times=9)
     out = tmp_path / "out"
