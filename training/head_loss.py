@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memprobe.modes import evaluating
@@ -58,6 +57,7 @@ class BlockwiseHead:
         embedding = base.get_input_embeddings()
         tied = isinstance(embedding, nn.Embedding) and embedding.weight is getattr(self.head, "weight", None)
         self.tied = embedding if tied and not embedding.sparse else None
+        self.room: Tensor | None = None
 
     def unfit(self, model: Any, batch: MicroBatch) -> str | None:
         """Why the model's own loss is something else than this one; None: it is the same.
@@ -106,7 +106,18 @@ class BlockwiseHead:
         with _instead(self.head, _states), self._few_looked_up():
             states = model(**inputs, use_cache=False).logits
         head = self.head
-        return Counted(*_Loss.apply(states, head.weight, head.bias, labels, asked, items, self.autocast))  # type: ignore
+        into = self._room(len(labels), self.autocast or head.weight.dtype)
+        return Counted(*_Loss.apply(states, head.weight, head.bias, labels, asked, items, into))  # type: ignore
+
+    def _room(self, kept: int, dtype: torch.dtype) -> Tensor:
+        """[kept, vocab] in memory that is taken once: of ever other sizes, it would leave gaps that nothing fits into.
+
+        The next micro-batch's logits come where the last one's gradient is, which is of no use after its backward pass.
+        """
+        if self.room is None or len(self.room) < kept or self.room.dtype != dtype:
+            self.room = None  # first, so that both need not fit
+            self.room = torch.empty(kept, self.head.out_features, dtype=dtype, device=self.head.weight.device)
+        return self.room[:kept]
 
     @contextmanager
     def _few_looked_up(self) -> Iterator[None]:
@@ -124,14 +135,20 @@ class BlockwiseHead:
 
 
 class _Loss(torch.autograd.Function):
-    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to :class:`Counted`."""
+    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to :class:`Counted`.
+
+    The logits come into memory that is given.
+    """
 
     @staticmethod
-    def forward(ctx, states, weight, bias, labels, asked, items, autocast):
-        dtype = autocast or weight.dtype
+    def forward(ctx, states, weight, bias, labels, asked, items, logits):
+        dtype = logits.dtype
         mine, matrix = states.to(dtype), weight.to(dtype)
         with torch.autocast(states.device.type, enabled=False):
-            logits = F.linear(mine, matrix, None if bias is None else bias.to(dtype))
+            if bias is None:
+                torch.mm(mine, matrix.T, out=logits)
+            else:
+                torch.addmm(bias.to(dtype), mine, matrix.T, out=logits)
             nats, right = _into_gradient(logits, labels, asked, items)
         ctx.save_for_backward(mine, matrix, logits)
         ctx.types = states.dtype, weight.dtype, None if bias is None else bias.dtype

@@ -85,6 +85,15 @@ def test_gradients_of_tied_weights_add_up_over_micro_batches(rows):
     assert not parts.get_input_embeddings().sparse
 
 
+def test_logits_of_a_later_micro_batch_in_the_same_memory_are_refused_to_an_earlier_backward_pass(rows):
+    model, batch = one_model(), padded(rows)
+    head, asked = BlockwiseHead(model, None), batch["own"][batch["kept_row"]]
+    first = head(model, model_inputs(batch), batch["labels"], asked, 7)
+    head(model, model_inputs(batch), batch["labels"], asked, 7)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.loss.backward()
+
+
 def test_what_is_right_is_the_argmax_and_of_asked_positions_alone(rows):
     model, batch = one_model(), padded(rows)
     best = model(**model_inputs(batch), use_cache=False).logits.argmax(-1)
