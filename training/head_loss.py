@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 4 << 20
 """Of the logits, in fp32, that are worked on at once."""
 _LOSS_OFF = 1e-4
+"""Of the model's own loss, by which rounding may shift this one."""
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a step sees of a micro-batch.
+class PositionLosses:
+    """A micro-batch's loss, and what is known of each of its positions.
 
     Attributes:
         loss: [], in nats, from which gradients flow: the sum of all positions' over the number of items.
@@ -94,7 +95,7 @@ class BlockwiseHead:
 
     def __call__(
         self, model: Any, inputs: MicroBatch, labels: Tensor, asked: Tensor, items: Tensor | int
-    ) -> Counted:
+    ) -> PositionLosses:
         """The loss of a micro-batch.
 
         Args:
@@ -107,7 +108,7 @@ class BlockwiseHead:
             states = model(**inputs, use_cache=False).logits
         head = self.head
         into = self._room(len(labels), self.autocast or head.weight.dtype)
-        return Counted(*_Loss.apply(states, head.weight, head.bias, labels, asked, items, into))  # type: ignore
+        return PositionLosses(*_Loss.apply(states, head.weight, head.bias, labels, asked, items, into))  # type: ignore
 
     def _room(self, kept: int, dtype: torch.dtype) -> Tensor:
         """[kept, vocab] in memory that is taken once: of ever other sizes, it would leave gaps that nothing fits into.
@@ -135,7 +136,7 @@ class BlockwiseHead:
 
 
 class _Loss(torch.autograd.Function):
-    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to :class:`Counted`.
+    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to :class:`PositionLosses`.
 
     The logits come into memory that is given.
     """
@@ -180,7 +181,7 @@ def _into_gradient(
     """Turns logits [kept, vocab], in place, into the gradient of the loss by them.
 
     Returns:
-        ``nats`` and ``right`` of :class:`Counted`.
+        ``nats`` and ``right`` of :class:`PositionLosses`.
     """
     nats = torch.zeros(labels.shape, device=logits.device)
     right = torch.zeros_like(labels, dtype=torch.bool)
