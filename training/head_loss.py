@@ -136,10 +136,8 @@ class BlockwiseHead:
 
 
 class _Loss(torch.autograd.Function):
-    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to :class:`PositionLosses`.
-
-    The logits come into memory that is given.
-    """
+    """From states [kept, width], the unembedding [vocab, width] and its bias [vocab] or None to what
+    :class:`PositionLosses` holds. The logits come into memory that is given."""
 
     @staticmethod
     def forward(ctx, states, weight, bias, labels, asked, items, logits):
