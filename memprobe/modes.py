@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextlib.contextmanager
@@ -28,19 +25,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_forward(model: nn.Module) -> Iterator[None]:
-    """Takes accelerate's wrapper off: mixed precision would compute in bf16 what the weights hold in fp32."""
-    wrapped = model.__dict__.get("forward")
-    original = model.__dict__.get("_original_forward")
-    if wrapped is None or original is None:
-        yield
-        return
-    bound = original if hasattr(original, "__self__") else types.MethodType(original, model)
-    model.__dict__["forward"] = bound
+def another_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward pass of a module, as an attribute of its own (accelerate puts one there, too); then as it was."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        model.__dict__["forward"] = wrapped
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.__dict__["forward"] = before
+
+
+@contextlib.contextmanager
+def _plain_forward(model: nn.Module) -> Iterator[None]:
+    """Takes accelerate's wrapper off: mixed precision would compute in bf16 what the weights hold in fp32."""
+    original = model.__dict__.get("_original_forward")
+    if "forward" not in model.__dict__ or original is None:
+        yield
+        return
+    with another_forward(
+        model, original if hasattr(original, "__self__") else types.MethodType(original, model)
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from transformers import DynamicCache
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError, first_line
 from memprobe.models import CHECK_TEXT, LensModel, tolerance
-from memprobe.modes import evaluating
+from memprobe.modes import another_forward, evaluating
 from memprobe.parts import Part, part_of
 
 _CPU_WAVE_TOKENS, _GPU_WAVE_TOKENS = 2048, 32768
@@ -355,17 +355,10 @@ def _blocks_replaced(blocks: Sequence[nn.Module], step: Callable[..., Any]) -> I
     def replaced(depth: int, own: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: step(depth, own, args, kwargs)
 
-    own = [block.__dict__.get("forward") for block in blocks]  # accelerate puts one there
-    try:
+    with contextlib.ExitStack() as stack:
         for depth, block in enumerate(blocks):
-            block.forward = replaced(depth, block.forward)
+            stack.enter_context(another_forward(block, replaced(depth, block.forward)))
         yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = forward
 
 
 def _first_rows(value: Any, copies: int, wanted: int) -> Any:

@@ -8,7 +8,7 @@ in the processor's cache. The products are those of all positions at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from memprobe.modes import evaluating
+from memprobe.modes import another_forward, evaluating
 from training.batches import model_inputs
 from training.mixing import IGNORED
 
@@ -79,14 +79,14 @@ class BlockwiseHead:
             return wanted[-1]
 
         with evaluating(model):
-            with _instead(self.head, any_logits):
+            with another_forward(self.head, any_logits):
                 given = model(**inputs, use_cache=False).logits
             if given.ndim != 2 or len(given) != len(batch["labels"]):
                 return "it does not take a boolean logits_to_keep"
             if given.shape != wanted[-1].shape or not torch.equal(given.float(), wanted[-1]):
                 return "it does something to its logits"
             theirs = model(**inputs, **labels, num_items_in_batch=1, use_cache=False).loss
-            with _instead(self.head, _states):
+            with another_forward(self.head, _states):
                 states = model(**inputs, use_cache=False).logits
             logits = self.head(states)
             ours = _into_gradient(logits, batch["labels"], torch.zeros_like(batch["labels"]), 1)[0].sum()
@@ -104,7 +104,7 @@ class BlockwiseHead:
             asked: bool [kept], positions of which it is asked whether the label is the argmax.
             items: positions with a loss in the whole step.
         """
-        with _instead(self.head, _states), self._few_looked_up():
+        with another_forward(self.head, _states), self._few_looked_up():
             states = model(**inputs, use_cache=False).logits
         head = self.head
         into = self._room(len(labels), self.autocast or head.weight.dtype)
@@ -201,13 +201,3 @@ def _into_gradient(
 
 def _states(states: Tensor) -> Tensor:
     return states
-
-
-@contextmanager
-def _instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Another forward pass of a module, as an attribute of its own that hides its class's."""
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        module.__dict__.pop("forward", None)

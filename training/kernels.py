@@ -8,13 +8,15 @@ one call, fused where torch has a kernel for it, and its result is cast once: th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from memprobe.modes import another_forward
 
 _BEFORE_LINEAR = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose norms of the residual stream feed linear layers alone, which autocast would cast for anyway."""
@@ -29,15 +31,14 @@ def fewer_kernels(model: Any) -> Iterator[None]:
     cast = getattr(model.config.get_text_config(), "model_type", "") in _BEFORE_LINEAR
     norms = [module for module in model.modules() if _is_rms_norm(module)]
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-    for norm in norms:
-        norm.__dict__["forward"] = partial(_fused, norm, cast)
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        yield
+        with ExitStack() as stack:
+            for norm in norms:
+                stack.enter_context(another_forward(norm, partial(_fused, norm, cast)))
+            yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
-        for norm in norms:
-            norm.__dict__.pop("forward", None)
 
 
 def _fused(norm: Any, cast: bool, hidden_states: Tensor) -> Tensor:

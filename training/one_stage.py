@@ -27,6 +27,7 @@ from training.measures import (
 )
 from training.memory import free
 from training.mixing import Part, Schedule
+from training.penalties import Boundary, InForce
 from training.prepared import Prepared
 from training.recipe import Along
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from memprobe.models import LensModel
     from training.batches import MicroBatch
-    from training.penalties import Term
     from training.stage import StageTrainer
 
 _TOKENS_AT_ONCE = 2048  # keep an accelerator busy, and leave room for other processes
@@ -140,8 +140,6 @@ class OneStage:
                 stop=stage.stop,
                 own=own.examples,
                 penalty=penalty,
-                unclipped=stage.penalty is not None and stage.penalty.holds_weights,
-                reads_logits=stage.penalty is not None and stage.penalty.reads_logits,
                 alone=context.alone,
                 due=lambda step: _due(stage.checkpoints, step, schedule),
                 along=save_along,
@@ -191,14 +189,13 @@ class OneStage:
             model.to(self.context.device)  # pyrefly: ignore[bad-argument-type]
         return model, tokenizer
 
-    def _penalty(self, model: PreTrainedModel, make: ExampleMaker) -> tuple[float, Term] | None:
-        """What holds the stage to the one before it: its strength, and the term made at the boundary."""
+    def _penalty(self, model: PreTrainedModel, make: ExampleMaker) -> InForce | None:
+        """What holds the stage to the one before it, made at the boundary between them."""
         import copy
 
         from memprobe.models import load_pretrained
         from memprobe.sources import subset
         from training.batches import micro_batches
-        from training.penalties import Boundary
 
         penalty = self.stage.penalty
         if penalty is None:
@@ -222,7 +219,7 @@ class OneStage:
             seed=self.recipe.seed,
             say=lambda line: self.report.say(f"{self.name}: {line}"),
         )
-        return penalty.strength, penalty.term(boundary)
+        return InForce(penalty, penalty.term(boundary))
 
     def _save(
         self,

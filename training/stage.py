@@ -44,7 +44,7 @@ from training.graphs import GraphedSteps, Unfit, in_shapes
 from training.head_loss import BlockwiseHead
 from training.kernels import fewer_kernels
 from training.mixing import IGNORED, Example, Schedule
-from training.penalties import Step, Term
+from training.penalties import InForce, Step
 from training.progress import Progress, cut_metrics, saved_progress
 from training.run_log import RunLog
 from training.states import COMPLETE, complete_states, mark_complete, newest_state, remove_state
@@ -68,9 +68,6 @@ class StageRun:
 
     Attributes:
         name: for the bar.
-        penalty: strength and term.
-        unclipped: leave gradients as they are, whatever the recipe's ``clip``.
-        reads_logits: the penalty's term is made of logits.
         folder: where the resumable state goes.
         own: rows of the stop rule ``exact_match``.
         along: called with the trainer and the step where a checkpoint along the way is due.
@@ -85,9 +82,7 @@ class StageRun:
     seed: int
     stop: Stop
     own: Sequence[Example]
-    penalty: tuple[float, Term] | None = None
-    unclipped: bool = False
-    reads_logits: bool = True
+    penalty: InForce | None = None
     alone: bool = True
     due: Callable[[int], bool] = lambda _: False
     along: Callable[[StageTrainer, int], None] = lambda trainer, step: None
@@ -146,7 +141,8 @@ class StageTrainer(Trainer):
     def _blockwise_head(self) -> BlockwiseHead | None:
         """The model's unembedding, where one process computes on a CPU what needs no logits but for the loss."""
         run = self.run
-        if not run.alone or self.args.device.type != "cpu" or (run.penalty is not None and run.reads_logits):
+        logits_read = run.penalty is not None and run.penalty.penalty.reads_logits
+        if not run.alone or self.args.device.type != "cpu" or logits_read:
             return None
         head = BlockwiseHead(self.model, _autocast(run.recipe))
         rows = sorted(run.schedule.rows, key=lambda row: len(row.ids))[:2]
@@ -218,15 +214,15 @@ class StageTrainer(Trainer):
 
     def _penalty(self, seen: MicroBatch, logits: Tensor | None, mine: Tensor) -> Tensor | None:
         """This micro-batch's share of the step's penalty, such that the shares add up to it."""
-        if self.run.penalty is None:
+        held = self.run.penalty
+        if held is None:
             return None
-        strength, term = self.run.penalty
         step = self.run.schedule.step(self.state.global_step)
         of_step = sum(label != IGNORED for row in step if row.own for label in row.labels)
         share = mine.sum() * (self.accelerator.num_processes / of_step) if of_step else 0.0
         model = self.accelerator.unwrap_model(self.model)
-        value = term(Step(model, seen, logits, mine, share, self.run.accumulation))
-        return None if value is None else strength * value
+        value = held.term(Step(model, seen, logits, mine, share, self.run.accumulation))
+        return None if value is None else held.penalty.strength * value
 
     def _count(self, rows: Tensor, nats: Tensor | None) -> None:
         """What stop rules see: own rows alone, whatever is trained beside them."""
@@ -370,6 +366,7 @@ def trainer_arguments(run: StageRun) -> TrainingArguments:
     """What Trainer is told of a stage: data order, stop rules and saving are not its own."""
     recipe = run.recipe
     optimiser, precision = recipe.optimiser, recipe.precision
+    unclipped = run.penalty is not None and run.penalty.penalty.holds_weights
     return TrainingArguments(
         output_dir=str(run.folder),
         per_device_train_batch_size=1,
@@ -382,7 +379,7 @@ def trainer_arguments(run: StageRun) -> TrainingArguments:
         adam_beta2=optimiser.betas[1],
         adam_epsilon=optimiser.eps,
         weight_decay=optimiser.weight_decay,
-        max_grad_norm=_NO_CLIP if run.unclipped else optimiser.clip,
+        max_grad_norm=_NO_CLIP if unclipped else optimiser.clip,
         lr_scheduler_type=optimiser.schedule,
         warmup_steps=math.ceil(optimiser.warmup * run.schedule.steps),
         optim="adamw_torch_fused",

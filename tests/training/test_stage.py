@@ -17,7 +17,7 @@ from tests.training.runs import environment, losses, metrics, small
 from training.batches import micro_batches, packed, padded, rows_exact
 from training.examples import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
-from training.penalties import Boundary
+from training.penalties import Boundary, InForce, Penalty
 from training.penalties.kl import Kl
 from training.recipe import Stop, to_toml
 from training.run import run
@@ -144,7 +144,7 @@ def test_kl_is_the_mean_over_the_own_rows_of_a_step(micro_batch, examples, tiny_
         seed=0,
         stop=Stop(),
         own=own,
-        penalty=(0.5, Kl(strength=0.5).term(boundary)),
+        penalty=InForce(Kl(strength=0.5), Kl(strength=0.5).term(boundary)),
     )
     train(model, tiny_tokenizer(), stage)
     (step,) = metrics(tmp_path)
@@ -223,22 +223,27 @@ def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, t
     """EWC's gradient grows with the distance; shortened with the rest of it, it lets the weights go."""
     own = examples[:4]
 
-    def distance(clip, unclipped):
+    class Hold(Penalty):
+        method: str = "hold"
+
+    class HoldWeights(Hold):
+        holds_weights = True
+
+    def distance(clip, kind):
         model = tiny_model(vocab_size=len(tiny_tokenizer()))
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
 
         def term(step):
             return 0.5 * sum((p - start[name]).square().sum() for name, p in step.model.named_parameters())
 
-        folder = tmp_path / f"{clip}-{unclipped}"
+        folder = tmp_path / f"{clip}-{kind.__name__}"
         folder.mkdir()
         recipe = small(
             tiny_checkpoint, optimiser={"lr": 1e-3, "batch": 4, "clip": clip, "schedule": "constant"}
         )
         schedule = Schedule(Part(own, 4), epochs=12, batch=4, seed=0)
-        stage = StageRun(
-            recipe, "b", folder, schedule, 1, 0, Stop(), own, penalty=(1e4, term), unclipped=unclipped
-        )
+        penalty = InForce(kind(strength=1e4), term)
+        stage = StageRun(recipe, "b", folder, schedule, 1, 0, Stop(), own, penalty=penalty)
         train(model, tiny_tokenizer(), stage)
         steps = metrics(folder)
         assert (
@@ -249,6 +254,6 @@ def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, t
             ** 0.5
         )
 
-    free = distance(1e30, False)
-    assert distance(0.1, True) == pytest.approx(free, rel=1e-6)
-    assert distance(0.1, False) > 1.3 * free
+    free = distance(1e30, Hold)
+    assert distance(0.1, HoldWeights) == pytest.approx(free, rel=1e-6)
+    assert distance(0.1, Hold) > 1.3 * free

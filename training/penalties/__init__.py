@@ -101,6 +101,14 @@ Term = Callable[[Step], "Tensor | None"]
 """A micro-batch's part of the step's penalty, before its strength, such that the parts add up; None for nothing."""
 
 
+@dataclass(frozen=True)
+class InForce:
+    """A stage's penalty, with its term."""
+
+    penalty: Penalty
+    term: Term
+
+
 @cache
 def penalties() -> dict[str, type[Penalty]]:
     """Every penalty of this package by its method."""
