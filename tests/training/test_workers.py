@@ -14,6 +14,7 @@ from tests.training.grids import write
 from training.grid import read_grid, run_grid, run_workers, workers
 from training.grid.crew import Crew
 from training.grid.workers import TRIES
+from training.run_log import RunLog
 from training.study.collect import collect
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,33 @@ def test_a_worker_that_dies_is_named_and_its_cell_tried_again(tiny_checkpoint, t
     assert ended(out) == {"a-b-n4/naive-s0", "a-b-n4/replay-s0"}
     log = (out / "log.txt").read_text()
     assert log.count("died (signal SIGKILL") == 1 and "at a-b-n4/replay-s0; another takes its place" in log
+
+
+def test_a_worker_that_was_killed_comes_back_when_a_cell_beside_it_has_ended(tmp_path):
+    """At once, memory would be as short as it was."""
+
+    def coming(code):
+        crew = Crew(tmp_path)
+        crew.start()
+        for number in (1, 2, 3):
+            Crew(tmp_path, number).at(f"cell-{number}")
+        crowd = workers._Crowd(crew, [], [], RunLog(tmp_path / "log.txt", quiet=True), grace=1)
+        crowd.running = [workers._Worker(number, None) for number in (2, 3)]
+        crowd._died(workers._Worker(1, None), code)
+        (one,) = crowd.coming
+        return crowd, lambda: crowd._may_come(one, one.due)
+
+    killed = -signal.SIGKILL
+    assert not coming(killed)[1]()
+    _, may_come = coming(killed)
+    Crew(tmp_path, 3).at("cell-4")
+    assert may_come()
+    crowd, may_come = coming(killed)
+    crowd.running.pop()
+    assert may_come()
+    assert coming(1)[1]() and coming(-signal.SIGSEGV)[1]()
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("another takes its place when one of 2, 3 ends its cell") == 3
 
 
 def test_one_worker_is_watched_too(tiny_checkpoint, tmp_path, quick_python):

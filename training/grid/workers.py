@@ -40,6 +40,21 @@ class _Worker:
     process: subprocess.Popen[bytes]
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """A worker that is to take a dead one's place.
+
+    Attributes:
+        due: not before this time.
+        beside: by worker, the cells during which the dead one was killed. Most likely memory was short, and would be
+            again: one of them has to end first.
+    """
+
+    number: int
+    due: float
+    beside: dict[int, str | None]
+
+
 def run_workers(
     grid: Grid,
     path: Path,
@@ -54,8 +69,8 @@ def run_workers(
 ) -> list[str]:
     """Trains, probes and evaluates a grid's cells in several processes.
 
-    A worker that dies is named, and its cell is tried once more by another. Ctrl-C stops all of them; they save their
-    states first.
+    A worker that dies is named, and its cell is tried once more by another; where it was killed, as for want of memory,
+    not before one of the cells beside it has ended. Ctrl-C stops all of them; they save their states first.
 
     Args:
         workers: processes.
@@ -126,9 +141,7 @@ class _Crowd:
     ):
         self.crew, self.cells, self.command, self.report, self.grace = crew, cells, command, report, grace
         self.running: list[_Worker] = []
-        self.coming: list[
-            tuple[float, int]
-        ] = []  # when a worker is started in another's place, and its number
+        self.coming: list[_Coming] = []
         self.deaths: Counter[str] = Counter()
         self.unborn = 0  # deaths in a row before a worker was at a cell
         self.began = time.monotonic()
@@ -145,10 +158,10 @@ class _Crowd:
         while self.running or self.coming:
             time.sleep(_LOOK)
             now = time.monotonic()
-            for due in [due for due in self.coming if due[0] <= now or self.crew.closed]:
-                self.coming.remove(due)
+            for one in [one for one in self.coming if self._may_come(one, now) or self.crew.closed]:
+                self.coming.remove(one)
                 if not self.crew.closed:
-                    self._start(due[1])
+                    self._start(one.number)
             if seconds is not None and not closed and now - self.began >= seconds:
                 closed = True
                 self.crew.close()
@@ -206,6 +219,18 @@ class _Crowd:
             )
         self.running.append(_Worker(number, process))
 
+    def _may_come(self, one: _Coming, now: float) -> bool:
+        """Whether a dead worker's place is to be taken now."""
+        at = self._at()
+        return one.due <= now and (
+            not one.beside
+            or any(number not in at or at[number] != cell for number, cell in one.beside.items())
+        )
+
+    def _at(self) -> dict[int, str | None]:
+        """By running worker, the cell that it is at."""
+        return {worker.number: self.crew.cell_of(worker.number) for worker in self.running}
+
     def _died(self, worker: _Worker, code: int) -> None:
         """Names a dead worker and its cell, and starts another in its place.
 
@@ -226,9 +251,11 @@ class _Crowd:
             if self.deaths[cell] >= TRIES:
                 self.crew.give_up(cell, f"{what}; see {self._log(worker.number)}")
         tried = "" if cell is None else f" at {cell}" + (", which is left out" if self._out(cell) else "")
-        self.report.say(f"{what}{tried}; another takes its place")
+        beside = self._at() if -code == signal.SIGKILL else {}
+        when = f" when one of {', '.join(map(str, sorted(beside)))} ends its cell" if beside else ""
+        self.report.say(f"{what}{tried}; another takes its place{when}")
         Crew(self.crew.out, worker.number).at(None)
-        self.coming.append((time.monotonic() + _PAUSE, worker.number))
+        self.coming.append(_Coming(worker.number, time.monotonic() + _PAUSE, beside))
 
     def _out(self, cell: str) -> bool:
         return self.deaths[cell] >= TRIES
@@ -249,11 +276,11 @@ class _Crowd:
         done, hours = self._done(), (time.monotonic() - self.began) / 3600
         rate = (done - self.before) / hours
         remaining = len(self.cells) - done - len(self.crew.broken())
-        at = Counter(cell for worker in self.running if (cell := self.crew.cell_of(worker.number)))
+        at = sorted({cell for cell in self._at().values() if cell})
         self.report.say(
             f"{done}/{len(self.cells)} cells, {rate:.1f} an hour"
             + (f", {_duration(remaining / rate)} left" if rate else "")
-            + (f"; at {', '.join(sorted(at))}" if at else "; starting")
+            + (f"; at {', '.join(at)}" if at else "; starting")
         )
 
 
