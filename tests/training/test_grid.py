@@ -81,9 +81,20 @@ def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_
         cells_in(found, ["agian"], path)
 
 
+def test_a_block_like_another_has_what_it_does_not_say_itself(tmp_path):
+    path = write(tmp_path, seeds="[0]")
+    path.write_text(path.read_text() + '\n[[blocks]]\nname = "more"\nlike = "first"\nseeds = [1, 2]\n')
+    first, more = read_grid(path).blocks
+    assert (first.seeds, more.seeds) == ((0,), (1, 2))
+    assert (more.stages, more.arms, more.axes) == (first.stages, first.arms, first.axes)
+    assert sorted({cell.node.recipe.seed for cell in cells(path)}) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ('name = "first"', 'name = "first"\nlike = "first"', "blocks.1.like: no block 'first'"),
+        ('name = "first"', 'name = "first"\nlike = ["first"]', "blocks.1.like"),
         ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data]; it has a, b, c"),
         ('["a", "b"]', '["a"]', "no chain of two or more"),
         ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from memprobe.errors import MemprobeError, among
 from memprobe.files import read_toml
@@ -25,11 +25,13 @@ class Block(Settings):
     """Cells that belong together: chains of stages × axes × seeds × arms.
 
     Attributes:
+        like: a block before this one, which has what this one does not say, such as more seeds of the same.
         axes: by name, what ``{name}`` stands for; an axis that a cell does not use does not multiply it.
         keep, redraw: instead of the grid's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    like: str | None = None
     stages: tuple[tuple[str, ...], ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -69,6 +71,26 @@ class Grid(Settings):
     probe_n: int | None = Field(None, ge=1)
     base_readout: bool = True
     launch: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_as_they_are_meant(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Blocks that are like others have all keys."""
+        blocks = value.get("blocks")
+        if not isinstance(blocks, list):
+            return value
+        whole: dict[str, Any] = {}
+        filled = []
+        for number, block in enumerate(blocks, start=1):
+            if isinstance(block, dict):
+                like = block.get("like")
+                if isinstance(like, str) and like not in whole:
+                    known = among(like, whole, before="before it there are")
+                    raise ValueError(f"blocks.{number}.like: no block {like!r}; {known}")
+                block = (whole[like] if isinstance(like, str) else {}) | block
+                whole[str(block.get("name"))] = block
+            filled.append(block)
+        return value | {"blocks": filled}
 
 
 def read_grid(path: Path) -> Grid:
