@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,8 +95,10 @@ def test_a_worker_that_dies_is_named_and_its_cell_tried_again(tiny_checkpoint, t
     assert log.count("died (signal SIGKILL") == 1 and "at a-b-n4/replay-s0; another takes its place" in log
 
 
-def test_a_worker_that_was_killed_comes_back_when_a_cell_beside_it_has_ended(tmp_path):
-    """At once, memory would be as short as it was."""
+def test_a_worker_that_was_killed_comes_back_when_there_is_memory(tmp_path, monkeypatch):
+    """At once, it would be as short as it was, unless something else had taken it."""
+    free = [10 << 30]
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
 
     def coming(code):
         crew = Crew(tmp_path)
@@ -103,7 +107,7 @@ def test_a_worker_that_was_killed_comes_back_when_a_cell_beside_it_has_ended(tmp
             Crew(tmp_path, number).at(f"cell-{number}")
         crowd = workers._Crowd(crew, [], [], RunLog(tmp_path / "log.txt", quiet=True), grace=1)
         crowd.running = [workers._Worker(number, None) for number in (2, 3)]
-        crowd._died(workers._Worker(1, None), code)
+        crowd._died(workers._Worker(1, None, held=9 << 30), code)
         (one,) = crowd.coming
         return crowd, lambda: crowd._may_come(one, one.due)
 
@@ -117,7 +121,20 @@ def test_a_worker_that_was_killed_comes_back_when_a_cell_beside_it_has_ended(tmp
     assert may_come()
     assert coming(1)[1]() and coming(-signal.SIGSEGV)[1]()
     log = (tmp_path / "log.txt").read_text()
-    assert log.count("another takes its place when one of 2, 3 ends its cell") == 3
+    assert log.count("another takes its place when a cell beside it ends or memory is free") == 3
+    free[0] = 14 << 30
+    assert coming(killed)[1]()
+
+
+def test_of_a_worker_it_is_known_how_much_memory_it_held():
+    code = "some = b'x' * (200 << 20); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    worker = workers._Worker(1, process)
+    process.stdout.readline()
+    worker.look()
+    process.communicate(b"\n")
+    worker.look()
+    assert 200 << 20 <= worker.held < 300 << 20
 
 
 def test_one_worker_is_watched_too(tiny_checkpoint, tmp_path, quick_python):

@@ -12,8 +12,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from memprobe.errors import Interrupted, MemprobeError
 from training.directories import LOG
@@ -32,12 +35,25 @@ GRACE = 60.0
 
 _LOOK, _TELL = 0.5, 15.0  # seconds between two looks at the workers, and between two lines about them
 _PAUSE = 10.0  # seconds before another worker takes a dead one's place: what it died of may be over
+_ROOM = 1.5  # times the memory that a killed worker held: with so much, another comes at once
 
 
 @dataclass
 class _Worker:
+    """A worker that runs.
+
+    Attributes:
+        held: bytes of memory, the most that it was seen to hold.
+    """
+
     number: int
     process: subprocess.Popen[bytes]
+    held: int = 0
+
+    def look(self) -> None:
+        """Sees how much memory it holds."""
+        with suppress(psutil.Error):
+            self.held = max(self.held, psutil.Process(self.process.pid).memory_info().rss)
 
 
 @dataclass(frozen=True)
@@ -47,12 +63,14 @@ class _Coming:
     Attributes:
         due: not before this time.
         beside: by worker, the cells during which the dead one was killed. Most likely memory was short, and would be
-            again: one of them has to end first.
+            again until one of them ends, unless something else had taken it that is gone.
+        held: bytes that the dead one held.
     """
 
     number: int
     due: float
     beside: dict[int, str | None]
+    held: int
 
 
 def run_workers(
@@ -70,7 +88,8 @@ def run_workers(
     """Trains, probes and evaluates a grid's cells in several processes.
 
     A worker that dies is named, and its cell is tried once more by another; where it was killed, as for want of memory,
-    not before one of the cells beside it has ended. Ctrl-C stops all of them; they save their states first.
+    not before a cell beside it has ended or there is far more memory than it held. Ctrl-C stops all of them; they save
+    their states first.
 
     Args:
         workers: processes.
@@ -174,6 +193,7 @@ class _Crowd:
                 self.stop()
                 return
             for worker in list(self.running):
+                worker.look()
                 if (code := worker.process.poll()) is not None:
                     self.running.remove(worker)
                     if code and not self.crew.closed:
@@ -221,11 +241,11 @@ class _Crowd:
 
     def _may_come(self, one: _Coming, now: float) -> bool:
         """Whether a dead worker's place is to be taken now."""
+        if one.due > now:
+            return False
         at = self._at()
-        return one.due <= now and (
-            not one.beside
-            or any(number not in at or at[number] != cell for number, cell in one.beside.items())
-        )
+        ended = any(number not in at or at[number] != cell for number, cell in one.beside.items())
+        return not one.beside or ended or psutil.virtual_memory().available > _ROOM * one.held
 
     def _at(self) -> dict[int, str | None]:
         """By running worker, the cell that it is at."""
@@ -252,10 +272,10 @@ class _Crowd:
                 self.crew.give_up(cell, f"{what}; see {self._log(worker.number)}")
         tried = "" if cell is None else f" at {cell}" + (", which is left out" if self._out(cell) else "")
         beside = self._at() if -code == signal.SIGKILL else {}
-        when = f" when one of {', '.join(map(str, sorted(beside)))} ends its cell" if beside else ""
+        when = " when a cell beside it ends or memory is free" if beside else ""
         self.report.say(f"{what}{tried}; another takes its place{when}")
         Crew(self.crew.out, worker.number).at(None)
-        self.coming.append(_Coming(worker.number, time.monotonic() + _PAUSE, beside))
+        self.coming.append(_Coming(worker.number, time.monotonic() + _PAUSE, beside, worker.held))
 
     def _out(self, cell: str) -> bool:
         return self.deaths[cell] >= TRIES
