@@ -7,8 +7,8 @@ that the files hold. Which probes may be compared, for :mod:`memprobe.readings`,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,33 @@ def _asked(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
     """What probes must have in common to be compared."""
     alike = [probe.run.get(name) for name in ALIKE if name != but]
     return (setup_of(probe.path), probe.run["factoids"]["hash"], *alike)
+
+
+def with_cells(study: Study, cells: Collection[str]) -> Study:
+    """A study that has of grids only some cells: their runs, and their checkpoints (and the base) in probes.
+
+    Args:
+        cells: ``SETUP/RUN``, as they lie in ``OUT/runs``.
+    """
+
+    def is_wanted(run: RunDirectory) -> bool:
+        in_grid = (run.path.resolve().parent.parent.parent / GRID).exists()
+        return not in_grid or f"{run.path.resolve().parent.name}/{run.path.name}" in cells
+
+    chosen = replace(study, runs=[run for run in study.runs if is_wanted(run)])
+    by_setup = cells_by_setup(chosen)
+    probes = []
+    for probe in study.probes:
+        if setup_of(probe.path) is None:
+            probes.append(probe)
+            continue
+        mine = {stage.label for cell in cells_of(probe, by_setup) for stage in cell.stages}
+        entries = probe.run["checkpoints"]
+        if mine:
+            probes.append(
+                probe.only(label for label in entries if label in mine or not entries[label]["manifest"])
+            )
+    return replace(chosen, probes=probes)
 
 
 def cells_by_setup(study: Study) -> dict[Path, list[CellFile]]:

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 app = application("training", "Makes the checkpoints that memprobe probes.")
 
+Blocks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Only the cells that this block of the grid file wants; may be given several times. [default: all]",
+        show_default=False,
+    ),
+]
+
 
 @app.callback()
 def _common(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
@@ -114,14 +123,7 @@ def grid_(
     scatter: Annotated[
         Path, typer.Option(help="Results of a study, as report writes them, for --power.")
     ] = Path("analyses/study"),
-    block: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Only the cells that this block of the grid file wants; may be given several times. [default: all]",
-            show_default=False,
-        ),
-    ] = None,
+    block: Blocks = None,
     data_dir: DataDir = None,
     workers: Annotated[
         int | None,
@@ -245,6 +247,7 @@ def report_(
             show_default=False,
         ),
     ] = None,
+    block: Blocks = None,
     draws: Annotated[
         int, typer.Option(help="Resamples of the bootstrap, where records are read.", min=100, max=1_000_000)
     ] = 2000,
@@ -259,6 +262,8 @@ def report_(
 
     `python -m training report runs/smollm2-study-grid --out analyses/study --figures figures/study`
 
+    `python -m training report runs/smollm2-paper-grid --block popqa-lama --block triviaqa-lama --out analyses/paper`
+
     `python -m training report analyses/study --figures figures/study`
     """
     from memprobe.files import csv_text, write_text
@@ -267,11 +272,17 @@ def report_(
     from training.study.published import flat, markdown, tables
     from training.study.results import read_results
 
-    fresh = (folder / GRID).exists()
+    fresh, cells = (folder / GRID).exists(), None
     if fresh:
+        from training.grid import names_in
         from training.study.collect import collect
 
-        results = collect(folder, draws=draws, say=_aside)
+        cells = names_in(folder, block) if block else None
+        results = collect(folder, draws=draws, cells=cells, say=_aside)
+    elif block:
+        raise MemprobeError(
+            f"--block: {folder} holds no {GRID}, and stored results are those of all their blocks"
+        )
     else:
         results = read_results(folder)
     target = out or (folder / "results" if fresh else folder)
@@ -286,7 +297,10 @@ def report_(
         from training.study.figures import draw  # takes as long to import as the tables take
 
         grid = folder if fresh else None
-        drawn = draw(results, made, grid, target, where, draws=draws, say=_aside)
+        options = "".join(f" --block {name}" for name in block or ())
+        drawn = draw(
+            results, made, grid, target, where, draws=draws, cells=cells, options=options, say=_aside
+        )
     print_results(made)
     _aside(f"tables   {target / 'README.md'}")
     _aside(f"figures  {len(drawn)} in {where}" if drawn else "figures  none (--figures DIR draws them)")

@@ -10,7 +10,7 @@ The same inputs give the same bytes.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, UNDRAWABLE, check_reach, draw_stored, read_figure
 from memprobe.files import replacing, write_json, write_text
 from memprobe.statistics.occurrence import DRAWS
-from memprobe.studies import open_study
+from memprobe.studies import open_study, with_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +50,8 @@ def write_figures(
     width: int | None = None,
     formats: Sequence[str] = ("pdf", "png"),
     draws: int = DRAWS,
+    cells: Collection[str] | None = None,
+    command: str | None = None,
     say: Say = lambda text: None,
 ) -> list[Path]:
     """Draws everything that can be drawn of these directories.
@@ -66,6 +68,8 @@ def write_figures(
         width: millimetres, one of :data:`~memprobe.figures.look.WIDTHS`; ``None`` is 89, or as a JSON file says.
         formats: some of :data:`FORMATS`.
         draws: of the bootstrap.
+        cells: of grids, only these, ``SETUP/RUN``; by default all that there are.
+        command: what the JSON beside each figure names as what made it; by default ``memprobe figures``.
         say: called with one line about each reason for which figures, probes or runs are left out.
 
     Returns:
@@ -102,14 +106,15 @@ def write_figures(
             "width": width or WIDTHS[0],
         }
         asked |= {"lens": lens, "position": position}
-        command = _command(folders, out, asked, formats)
-        for drawing in drawings_of(open_study(folders), wanted, asked, say):
+        study = open_study(folders)
+        study = study if cells is None else with_cells(study, cells)
+        for drawing in drawings_of(study, wanted, asked, say):
             settled.add(drawing.name)
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing)
                 continue
-            alone = f"{command} --only {drawing.name}"
-            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=alone)
+            made_by = command or f"{_command(folders, out, asked, formats)} --only {drawing.name}"
+            files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=made_by)
     left_out += [
         LeftOut(name, "there is nothing that it draws") for name in dict.fromkeys(only) if name not in settled
     ]

@@ -1,5 +1,8 @@
 """The study's tables: laid out by hand from made-up cells, and end to end from a grid."""
 
+import json
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -309,6 +312,42 @@ def test_the_command_writes_tables_from_a_grid_and_again_from_its_results(done, 
     ).read_text() == csv
     empty = CliRunner().invoke(app, ["report", str(tmp_path / "tables")])
     assert isinstance(empty.exception, MemprobeError)
+
+
+def test_a_report_of_one_block_has_its_cells_alone(done, tmp_path):
+    """Of blocks that are under way single seeds are there, of which nothing is to be said."""
+    _, whole = done
+    out = tmp_path / "out"
+    shutil.copytree(whole, out, symlinks=True)
+    grid = (out / "grid.toml").read_text()
+    more = '\n[[blocks]]\nname = "more"\nlike = "first"\narms = ["replay", "remix"]\n'
+    (out / "grid.toml").write_text(grid.replace('"naive", "replay", "remix"', '"naive"') + more)
+
+    def report(*blocks, to):
+        options = [word for name in blocks for word in ("--block", name)]
+        told = CliRunner().invoke(app, ["report", str(out), "--out", str(to), "--draws", "100", *options])
+        assert told.exit_code == 0, told.exception
+        drawn = {path.stem: json.loads(path.read_text()) for path in (to / "figures").glob("*.json")}
+        return pl.read_parquet(to / "cells.parquet"), pl.read_parquet(to / "placement.parquet"), drawn
+
+    cells, placement, drawn = report("first", to=tmp_path / "one")
+    assert cells["arm"].to_list() == ["naive"] and set(placement["checkpoint"]) == {
+        "base",
+        "naive-s0.1",
+        "naive-s0.2",
+    }
+    lof = drawn["lof-a-b-n4-own"]
+    assert "remix" not in json.dumps(lof) and "replay" not in json.dumps(lof) and "base" in json.dumps(lof)
+    assert lof["command"] == f"python -m training report {out} --block first --figures {tmp_path}/one/figures"
+    both, all_placed, _ = report("first", "more", to=tmp_path / "both")
+    assert sorted(set(both["arm_text"])) == sorted(set(collect(whole, draws=100).cells["arm_text"]))
+    assert len(all_placed) > len(placement)
+    for folder, name, said in (
+        (out, "frist", "no block 'frist'; it has first, more; did you mean first?"),
+        (tmp_path / "one", "first", "--block: "),
+    ):
+        error = CliRunner().invoke(app, ["report", str(folder), "--block", name]).exception
+        assert isinstance(error, MemprobeError) and said in str(error)
 
 
 def test_a_study_of_which_nothing_was_learned_is_told_as_that(tiny_checkpoint, tmp_path):

@@ -47,7 +47,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.grid.cells import Cell, Node, cells_in, cells_of
+    from training.grid.cells import Cell, Node, cells_in, cells_of, names_in
     from training.grid.file import Block, Grid, read_grid
     from training.grid.on_ray import run_on_ray
     from training.grid.planning import Plan, plan
@@ -64,6 +64,7 @@ __all__ = [
     "cells_in",
     "cells_of",
     "directory",
+    "names_in",
     "plan",
     "read_grid",
     "run_grid",
@@ -72,7 +73,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Cell", "Node", "cells_in", "cells_of"), "cells"),
+    **dict.fromkeys(("Cell", "Node", "cells_in", "cells_of", "names_in"), "cells"),
     **dict.fromkeys(("Block", "Grid", "read_grid"), "file"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "directory": "stages",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.errors import MemprobeError, among
-from training.grid.file import Block, Grid, Scalar
+from memprobe.runs import GRID
+from training.grid.file import Block, Grid, Scalar, read_grid
 from training.recipe import Recipe, parse_recipe, to_toml, with_sources
 
 
@@ -107,6 +108,16 @@ def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list
         if name not in known:
             raise MemprobeError(f"{path}: no block {name!r}; {among(name, known, before='it has')}")
     return [cell for cell in cells if not blocks or not set(blocks).isdisjoint(cell.blocks)]
+
+
+def names_in(out: Path, blocks: Collection[str]) -> set[str]:
+    """The names, ``SETUP/RUN``, of the cells that some blocks of a grid's directory want, finished or not.
+
+    Raises:
+        MemprobeError: see :func:`cells_of` and :func:`cells_in`.
+    """
+    path = out / GRID
+    return {cell.node.name for cell in cells_in(cells_of(read_grid(path), path), blocks, path)}
 
 
 def _node(

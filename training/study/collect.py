@@ -6,7 +6,7 @@ Statistics of placement are :mod:`memprobe.compare`'s; here they are laid out by
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,18 @@ _PLACED = (
 )
 
 
-def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda line: None) -> Results:
+def collect(
+    out: Path,
+    *,
+    draws: int = 2000,
+    cells: Collection[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Results:
     """Gathers a grid's finished cells; those that are not finished are not there.
 
     Args:
         draws: of the bootstrap.
+        cells: only these, ``SETUP/RUN`` (see :func:`training.grid.names_in`); by default all.
         say: called with one line about each set-up, before its records are read.
 
     Raises:
@@ -56,8 +63,11 @@ def collect(out: Path, *, draws: int = 2000, say: Callable[[str], None] = lambda
             f"{out}: holds no {GRID}, so this is not a grid (python -m training grid makes one)"
         )
     folders = [path.parent for path in sorted((out / "runs").glob(f"*/*/{CELL}"))]
+    if cells is not None:
+        folders = [path for path in folders if f"{path.parent.name}/{path.name}" in cells]
     if not folders:
-        raise MemprobeError(f"{out}: no cell is finished yet")
+        asked = "" if cells is None else " of those that were asked for"
+        raise MemprobeError(f"{out}: no cell{asked} is finished yet")
     runs = [RunDirectory(path, path.name) for path in folders]
     retention = retention_of(ended_runs(runs, say))
     origins = _origins(runs)

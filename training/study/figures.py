@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ def draw(
     out: Path,
     *,
     draws: int,
+    cells: Collection[str] | None = None,
+    options: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Draws a study.
@@ -40,6 +42,8 @@ def draw(
         results_of: the folder of the stored results.
         out: folder of the figures.
         draws: of the bootstrap.
+        cells: only these of the grid, see :func:`memprobe.figures.write_figures`.
+        options: of the command, which the JSON beside each figure names.
         say: called with one line about each figure that is left out.
 
     Returns:
@@ -47,7 +51,7 @@ def draw(
     """
     source = (grid or results_of).as_posix()
     inputs = [{"kind": "results" if grid is None else "grid", "path": source}]
-    command = f"python -m training report {source} --figures {out}"
+    command = f"python -m training report {source}{options} --figures {out}"
     made = list(of_retention(results.retention, NAMES, WIDTH, {}))
     drawings = [replace(one, inputs=inputs) for one in made if isinstance(one, Drawing)]
     for line in lines_of([one for one in made if isinstance(one, LeftOut)]):
@@ -58,12 +62,23 @@ def draw(
         files = write_figures(stored, out, formats=FORMATS) if stored else []
     else:
         naive = results.cells.filter("learned", arm_text=NAIVE)["labels"].to_list()
-        options = {"reference": naive[0][-1] if naive else None, "draws": draws, "say": say}
+        reference = naive[0][-1] if naive else None
         probes = grid / "probes"
         files = []
         if probes.is_dir():
             files += write_figures(
-                [grid], out, only=OF_PROBES, k=10, token="first", width=WIDTH, formats=FORMATS, **options
+                [grid],
+                out,
+                only=OF_PROBES,
+                reference=reference,
+                k=10,
+                token="first",
+                width=WIDTH,
+                formats=FORMATS,
+                draws=draws,
+                cells=cells,
+                command=None if cells is None else command,
+                say=say,
             )
         texts = dict(results.cells.select("arm", "arm_text").iter_rows())
         names = arm_names(by_kind(set(texts.values())))
