@@ -20,7 +20,17 @@ from memprobe.patches import FOLDER, Patches, open_patches
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 from memprobe.records import ALIKE
 from memprobe.results.directory import RESULTS as EVALUATED
-from memprobe.runs import GRID, MANIFEST, RECIPE, STATE, CellFile, RunDirectory, StageDirectory, ended_stages
+from memprobe.runs import (
+    CELL,
+    GRID,
+    MANIFEST,
+    RECIPE,
+    STATE,
+    CellFile,
+    RunDirectory,
+    StageDirectory,
+    ended_stages,
+)
 
 COMPARISON = "comparison.json"
 OUTCOMES = "outcomes.json"
@@ -173,12 +183,17 @@ def _opened(path: Path, name: str) -> RunDirectory:
 
 
 def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
-    """Leaves out finished runs whose every stage is, by link, a longer run's (a grid shares first stages so)."""
+    """Leaves out finished runs whose every stage is, by link, a longer run's (a grid shares first stages so).
+
+    A cell stays: it was wanted for itself, in a set-up of its own.
+    """
     stages = {run: {one.path.resolve() for one in ended_stages(run) if one.number} for run in runs}
     return [
         run
         for run in runs
-        if (run / STATE).is_dir() or not any(stages[run] < others for others in stages.values())
+        if (run / STATE).is_dir()
+        or (run / CELL).exists()
+        or not any(stages[run] < others for others in stages.values())
     ]
 
 

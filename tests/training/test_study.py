@@ -14,8 +14,9 @@ from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
+from memprobe.studies import open_study, with_cells
 from tests.probes import write_probe
-from tests.training.grids import write
+from tests.training.grids import AGAIN, write
 from training.__main__ import app
 from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
@@ -348,6 +349,26 @@ def test_a_report_of_one_block_has_its_cells_alone(done, tmp_path):
     ):
         error = CliRunner().invoke(app, ["report", str(folder), "--block", name]).exception
         assert isinstance(error, MemprobeError) and said in str(error)
+
+
+def test_a_cell_with_which_a_longer_one_begins_is_shown_in_its_own_set_up(done, tmp_path):
+    """First stages that are nobody's cell are not."""
+    path, whole = done
+    out = tmp_path / "out"
+    shutil.copytree(whole, out, symlinks=True)
+    longer = tmp_path / "grid.toml"
+    longer.write_text(path.read_text() + AGAIN)
+    assert run_grid(read_grid(longer), longer, out, quiet=True) == []
+    for cells in (None, {"a-b-n4/naive-s0"}):
+        study = open_study([out])
+        study = study if cells is None else with_cells(study, cells)
+        shown = {str(run.path.relative_to(out / "runs")) for run in study.runs}
+        assert "a-b-n4/naive-s0" in shown and "a-n4/naive-s0" not in shown
+        assert ("a-b-c-n4/naive-s0" in shown) == (cells is None)
+        labels = [
+            label for probe in study.probes if "a-b-n4" in probe.path.parts for label in probe.checkpoints
+        ]
+        assert {"base", "naive-s0.1", "naive-s0.2"} <= set(labels)
 
 
 def test_a_study_of_which_nothing_was_learned_is_told_as_that(tiny_checkpoint, tmp_path):
