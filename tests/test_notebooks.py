@@ -18,7 +18,7 @@ from tests.probes import write_probe
 
 FOLDER = Path(__file__).parents[1] / "analyses"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ALLOWED = {"polars", "memprobe", "IPython", "PIL"}
+ALLOWED = {"io", "polars", "memprobe", "IPython", "PIL"}
 COMPUTES = {
     "agg",
     "corr",
