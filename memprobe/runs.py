@@ -319,6 +319,11 @@ class RunDirectory:
         return read_if_there(CellFile, self.path / CELL)
 
     @property
+    def cell_name(self) -> str:
+        """Of a cell: ``SETUP/CELL`` for ``OUT/runs/SETUP/CELL``."""
+        return f"{self.path.resolve().parent.name}/{self.path.name}"
+
+    @property
     def setup(self) -> Path | None:
         """Of a cell: the folder of its set-up's probes, ``OUT/probes/SETUP`` for ``OUT/runs/SETUP/CELL``."""
         if self.cell is None:

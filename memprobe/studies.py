@@ -198,7 +198,7 @@ def _without_beginnings(runs: Sequence[Path]) -> list[Path]:
 
 
 def setup_of(probe: Path) -> Path | None:
-    """The set-up that a probe belongs to in a grid, ``OUT/probes/SETUP`` of ``OUT/probes/SETUP/READOUT``.
+    """The set-up that a probe or run belongs to in a grid, ``OUT/probes/SETUP`` of ``OUT/probes/SETUP/READOUT``.
 
     Set-ups share labels, and those of one D_A share factoids too, though their checkpoints are others.
     """
@@ -266,14 +266,10 @@ def with_cells(study: Study, cells: Collection[str]) -> Study:
     """A study that has of grids only some cells: their runs, and their checkpoints (and the base) in probes.
 
     Args:
-        cells: ``SETUP/RUN``, as they lie in ``OUT/runs``.
+        cells: their names, see :attr:`memprobe.runs.RunDirectory.cell_name`.
     """
-
-    def is_wanted(run: RunDirectory) -> bool:
-        in_grid = (run.path.resolve().parent.parent.parent / GRID).exists()
-        return not in_grid or f"{run.path.resolve().parent.name}/{run.path.name}" in cells
-
-    chosen = replace(study, runs=[run for run in study.runs if is_wanted(run)])
+    runs = [run for run in study.runs if setup_of(run.path) is None or run.cell_name in cells]
+    chosen = replace(study, runs=runs)
     by_setup = cells_by_setup(chosen)
     probes = []
     for probe in study.probes:

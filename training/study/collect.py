@@ -63,12 +63,12 @@ def collect(
             f"{out}: holds no {GRID}, so this is not a grid (python -m training grid makes one)"
         )
     folders = [path.parent for path in sorted((out / "runs").glob(f"*/*/{CELL}"))]
+    runs = [RunDirectory(path, path.name) for path in folders]
     if cells is not None:
-        folders = [path for path in folders if f"{path.parent.name}/{path.name}" in cells]
-    if not folders:
+        runs = [run for run in runs if run.cell_name in cells]
+    if not runs:
         asked = "" if cells is None else " of those that were asked for"
         raise MemprobeError(f"{out}: no cell{asked} is finished yet")
-    runs = [RunDirectory(path, path.name) for path in folders]
     retention = retention_of(ended_runs(runs, say))
     origins = _origins(runs)
     frame = retention.cells
