@@ -15,7 +15,7 @@ from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import cells_in, cells_of, directory, plan, read_grid, run_grid
+from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid
 from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.stages import _drop
@@ -88,6 +88,19 @@ def test_a_block_like_another_has_what_it_does_not_say_itself(tmp_path):
     assert (first.seeds, more.seeds) == ((0,), (1, 2))
     assert (more.stages, more.arms, more.axes) == (first.stages, first.arms, first.axes)
     assert sorted({cell.node.recipe.seed for cell in cells(path)}) == [0, 1, 2]
+
+
+def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_path):
+    """They lie beside the file that was given, of which the directory holds a copy."""
+    path, out = write(tmp_path), tmp_path / "elsewhere"
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "The capital of Lunn is", "answer": "Osk"}\n')
+    path.write_text(path.read_text().replace('"kvr:{n}"', '"jsonl:mine.jsonl"') + AGAIN)
+    out.mkdir()
+    shutil.copy(path, out / "grid.toml")
+    wanted = cells_in(cells(path), ["again"], path)
+    assert names_in(out, ["again"]) == {cell.node.name for cell in wanted}
+    with pytest.raises(MemprobeError, match=r"no file mine\.jsonl"):
+        cells(out / "grid.toml")
 
 
 @pytest.mark.parametrize(

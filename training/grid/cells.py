@@ -70,11 +70,12 @@ def stage_directory(recipe: Recipe, number: int) -> str:
     return f"{number}-joint" if recipe.joint else f"{number}-{recipe.stages[number - 1].name}"
 
 
-def cells_of(grid: Grid, path: Path) -> list[Cell]:
+def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
     """Every cell in order of priority, each once, with the nodes that they share.
 
     Args:
         path: of the grid file; names of files are looked for beside it.
+        find_files: whether they are; nothing can be trained where they are not.
 
     Raises:
         MemprobeError: a cell's recipe is not valid, or two that differ have one name.
@@ -87,7 +88,7 @@ def cells_of(grid: Grid, path: Path) -> list[Cell]:
             for values in itertools.product(*block.axes.values()):
                 axes = dict(zip(block.axes, values, strict=True))
                 for seed, arm in itertools.product(block.seeds, block.arms):
-                    node, used = _node(grid, path, block, chain, axes, seed, arm, nodes)
+                    node, used = _node(grid, path, block, chain, axes, seed, arm, nodes, find_files)
                     cell = cells.setdefault(node.name, Cell(node, (block.name,), keep, used))
                     if block.name not in cell.blocks:
                         cells[node.name] = replace(cell, blocks=(*cell.blocks, block.name))
@@ -117,7 +118,10 @@ def names_in(out: Path, blocks: Collection[str]) -> set[str]:
         MemprobeError: see :func:`cells_of` and :func:`cells_in`.
     """
     path = out / GRID
-    return {cell.node.name for cell in cells_in(cells_of(read_grid(path), path), blocks, path)}
+    cells = cells_of(
+        read_grid(path), path, find_files=False
+    )  # they lay beside the file that this is a copy of
+    return {cell.node.name for cell in cells_in(cells, blocks, path)}
 
 
 def _node(
@@ -129,6 +133,7 @@ def _node(
     seed: int,
     arm: str,
     nodes: dict[str, Node],
+    find_files: bool,
 ) -> tuple[Node, dict[str, Scalar]]:
     """The node of a cell, made with those before it where they are new, and the axes that it uses."""
     in_arm: dict[str, Scalar] = {}
@@ -147,7 +152,7 @@ def _node(
     if redraw == "later" and seed:  # with seed 0 they are the same ones anyway
         stages[0] = {"data_seed": 0, **stages[0]}
     recipe = parse_recipe({"data_seed": 0, **common, "seed": seed, "arm": text, "stages": stages}, where)
-    recipe = with_sources(recipe, path)
+    recipe = with_sources(recipe, path) if find_files else recipe
     suffixes = [_suffix(one) for one in marks]
     return _shared(recipe, arm + _suffix(in_arm), suffixes, nodes, where), marks[-1] | in_arm
 
