@@ -79,10 +79,17 @@ def markdown(table: pl.DataFrame) -> str:
 
 
 def stages(folder: Path) -> pl.DataFrame:
-    """What is trained in each set-up of a study: [setup, stages], ``stages`` as ``kvr → lama``."""
-    cells = pl.read_parquet(folder / "cells.parquet").select("setup", "d_a", "d_b", "d_c").unique("setup")
-    return cells.select(
-        "setup", pl.concat_str("d_a", "d_b", "d_c", separator=" → ", ignore_nulls=True).alias("stages")
+    """What is trained in each set-up of a study up to each stage: [setup, stage, stages], as ``kvr → lama``; all of it
+    where ``stage`` is null, as in claims about whole cells."""
+    cells = pl.read_parquet(folder / "cells.parquet").select("setup", "d_a", "d_b", "d_c")
+    rows = [
+        (setup, stage, " → ".join(datasets[:stage]))  # a slice up to None is the whole
+        for setup, *chain in cells.unique("setup").iter_rows()
+        for datasets in [[name for name in chain if name]]
+        for stage in (None, *range(1, len(datasets) + 1))
+    ]
+    return pl.DataFrame(
+        rows, schema={"setup": pl.String, "stage": pl.Int64, "stages": pl.String}, orient="row"
     )
 
 
@@ -95,7 +102,13 @@ def verdicts() -> pl.DataFrame:
     found = [  # a column that is empty in one study has no kind there
         pl.read_csv(ROOT / one.folder / "tables" / "claims.csv", schema_overrides=columns | {"k": pl.Int64})
         .filter(headline)
-        .join(stages(ROOT / one.folder), on="setup", how="left", maintain_order="left")
+        .join(
+            stages(ROOT / one.folder),
+            on=["setup", "stage"],
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
         .with_columns(study=pl.lit(one.title))
         for one in STUDIES
     ]

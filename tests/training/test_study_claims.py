@@ -385,3 +385,48 @@ def test_a_claim_about_second_stages_names_its_reference():
     claim = {"name": "x", "about": "second stage", "against": None}
     with pytest.raises(ValueError, match="'reference' belongs to claims about second stages"):
         book(claim)
+
+
+def test_what_set_ups_share_is_tested_once():
+    """After the stages that they share, and only there; not between other settings, nor against another D_B."""
+
+    def placed(setup: str, stage: str, **told) -> dict:
+        return difference(
+            GENERIC, -0.4, 0.1, 0.001, setup=setup, stage=stage, statistic="lof_restricted", **told
+        )
+
+    def trained(*datasets: str, n: int = 64) -> list[dict]:
+        d_a, d_b, d_c = (*datasets, None)[:3]
+        who = {"setup": "-".join([*datasets, f"n{n}"]), "d_a": d_a, "d_b": d_b, "d_c": d_c, "n": n}
+        return [cell("none", seed, **who) for seed in range(3)]
+
+    chains = [("kvr", "lama"), ("kvr", "webqa"), ("kvr", "webqa", "math"), ("popqa", "lama")]
+    cells = [row for chain in chains for row in trained(*chain)] + trained("kvr", "lama", n=500)
+    rows = [
+        placed("kvr-lama-n64", "1", seeds=3),
+        placed("kvr-lama-n64", "2"),
+        placed("kvr-webqa-n64", "1", seeds=4),
+        placed("kvr-webqa-n64", "2"),
+        placed("kvr-webqa-math-n64", "1", seeds=3),
+        placed("kvr-webqa-math-n64", "2"),
+        placed("kvr-webqa-math-n64", "3"),
+        placed("popqa-lama-n64", "1"),
+        placed("kvr-lama-n500", "1"),
+    ]
+    # One set-up's family is larger, and with it the p of what it shares.
+    more = {"setup": "kvr-lama-n64", "stage": "1", "statistic": "lof_restricted"}
+    rows += [difference(arm, 0.0, 0.1, 0.9, **more) for arm in ("joint", "kl(strength=1)")]
+    of = book({"name": "x", "statistic": "lof_restricted", "side": "below", "stages": "every"})
+    found = claims(tables(rows, cells), of)
+    assert found.filter(arm=GENERIC).select("setup", "stage").rows() == [
+        ("kvr-webqa-n64", 1),
+        ("kvr-lama-n64", 2),
+        ("kvr-webqa-n64", 2),
+        ("kvr-webqa-math-n64", 3),
+        ("popqa-lama-n64", 1),
+        ("kvr-lama-n500", 1),
+    ]
+    first, second = (found.filter(setup="kvr-webqa-n64", stage=stage).row(0, named=True) for stage in (1, 2))
+    assert first["p_family"] == pytest.approx(4 * 0.001) and second["p_family"] == pytest.approx(3 * 0.001)
+    assert "the same stages in 3 set-ups" in first["evidence"] and "in 2 set-ups" in second["evidence"]
+    assert "set-ups" not in found.filter(setup="popqa-lama-n64")["evidence"][0]

@@ -6,10 +6,11 @@ tables of a study ───┴─> tests, one per claim, arm and reading ─ Hol
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from memprobe.retention import SETTINGS
 from memprobe.statistics.verdicts import NOT_TESTED, holm, together, verdict
 from training.study.claim_book import OWN, Book, Reading, read_book
 from training.study.claim_tests import LensSays, Test, finite, tests_of
@@ -23,7 +24,8 @@ def claims(results: Results, book: Book | None = None) -> pl.DataFrame:
         [setup, family, claim, arm, against, stage, k, token, headline, verdict, estimate, low, high, p, p_family,
         equivalent, detectable, seeds, in_common, evidence]: estimate and interval are those of the checkpoints' own
         readout, of which (and of the other lenses) ``evidence`` tells; for spread they are logs of ratios, for
-        gradients a rank correlation. k and token are null where the claim does not depend on them.
+        gradients a rank correlation. k and token are null where the claim does not depend on them. What is tested
+        after stages that set-ups share is one test, and one row: that of the set-up with most seeds.
     """
     book = book or read_book()
     tests = [test for claim in book.claims for test in tests_of(claim, results, book)]
@@ -34,7 +36,52 @@ def claims(results: Results, book: Book | None = None) -> pl.DataFrame:
         tried = [None if test.why else test.p for test in members]
         for test, p in zip(members, holm(tried), strict=True):
             test.p_family = p
-    return pl.DataFrame([_row(test, book) for test in tests], schema=_SCHEMA, orient="row")
+    once = _once(tests, results.cells)
+    return pl.DataFrame([_row(test, book) for test in once], schema=_SCHEMA, orient="row")
+
+
+def _once(tests: list[Test], cells: pl.DataFrame) -> list[Test]:
+    """Tests after stages that set-ups share, once each.
+
+    Each was corrected with the family of its own set-up; the one that is left has the largest p of them.
+    """
+    trained = _trained(cells)
+    same: dict[tuple[Any, ...], list[Test]] = {}
+    for place, test in enumerate(tests):
+        chain = trained.get(test.setup)
+        # A test of set-ups against each other, or of no stage, is a set-up's own.
+        own = chain is None or test.stage is None or test.together
+        until = place if own else (chain.settings, chain.datasets[: test.stage])
+        same.setdefault((until, test.claim.name, test.arm, test.against, test.reading), []).append(test)
+    left = []
+    for group in same.values():
+        first = max(group, key=lambda test: test.seeds)
+        if len(group) > 1:
+            first.p_family = max((p for test in group if (p := test.p_family) is not None), default=None)
+            shared = f"the same stages in {len(group)} set-ups"
+            first.beside = "; ".join(text for text in (first.beside, shared) if text)
+        left.append(first)
+    return left
+
+
+class _Trained(NamedTuple):
+    """What a set-up trains: its settings with the number of facts, and its stages' datasets in order."""
+
+    settings: tuple[str, int | None]
+    datasets: tuple[str, ...]
+
+
+def _trained(cells: pl.DataFrame) -> dict[str, _Trained]:
+    """By set-up."""
+    if "d_a" not in cells.columns:
+        return {}
+    rows = cells.select("setup", SETTINGS.alias("settings"), "n", "d_a", "d_b", "d_c").unique(
+        maintain_order=True
+    )
+    return {
+        setup: _Trained((settings, n), tuple(name for name in datasets if name))
+        for setup, settings, n, *datasets in rows.iter_rows()
+    }
 
 
 _SCHEMA = {
