@@ -2,7 +2,7 @@
 
 by_depth                  share moved by every patch or graft, with controls
 first_depth               from which depth half is moved          first_depth_differences   between pairs
-fates                     the same of facts taken and kept        grafts                    the block that moves most
+fates                     the same by what became of them         grafts                    the block that moves most
 arms, arm_differences     the same over training seeds            arm_curves                share moved, over seeds
 erasure                   erasure scores beside a reference
 """

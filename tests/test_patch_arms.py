@@ -41,7 +41,7 @@ def arms(first=FIRST):
 
 def test_an_arms_mean_is_over_its_seeds():
     means, differences = patch_arms.by_arm(*arms(), n_layers=DEEPEST)
-    taken = means.filter((pl.col("facts") == "taken") & (pl.col("statistic") == "moved_first"))
+    taken = means.filter((pl.col("facts") == "overwritten") & (pl.col("statistic") == "moved_first"))
     by_arm = {row["arm"]: row for row in taken.iter_rows(named=True)}
     assert by_arm["naive"]["by_seed"] == [1.5, 2.0, 2.5] and by_arm["naive"]["mean"] == 2.0
     assert by_arm["naive"]["stage"] == "1-kvr into 2-lama" and by_arm["naive"]["seeds"] == 3
@@ -54,7 +54,9 @@ def test_an_arms_mean_is_over_its_seeds():
     )
     assert (row["arm"], row["reference"]) == ("kl", "naive")
     assert row["difference"] == pytest.approx(3.5 / 3 - 2.0) and row["low"] < row["difference"] < row["high"]
-    assert set(means["facts"]) == {"all", "taken"}, "the target says none of them, so none is kept"
+    assert set(means["facts"]) == {"all", "overwritten"}, (
+        "the target recalls none of them, so none is retained"
+    )
 
 
 def test_under_three_seeds_each_seed_is_shown_and_nothing_is_called():
@@ -91,8 +93,8 @@ def test_fates_are_of_their_own_facts():
     found = patch_arms.by_fate(pl.concat([taken, kept]), n_layers=DEEPEST)
     rows = {row["fate"]: row for row in found.iter_rows(named=True)}
     assert {fate: (row["facts"], row["n"], row["median"]) for fate, row in rows.items()} == {
-        "taken": (1, 1, 2.0),
-        "kept": (1, 1, 1.0),
+        "overwritten": (1, 1, 2.0),
+        "retained": (1, 1, 1.0),
     }
 
 

@@ -113,14 +113,14 @@ def test_first_depths_of_two_targets_are_paired():
     assert (row["target"], row["reference"]) == ("s → u", "s → t")
 
 
-def test_taken_and_kept_facts():
+def test_overwritten_and_retained_facts():
     both = table([("a", 0, 0, "", -5.0, -1.0, -9.0), ("a", 1, 0, "", -5.0, -1.0, -9.0)])
     kept = table([("b", 0, 0, "", -5.0, -1.0, -1.0)], target_rank=0)
     never = table([("c", 0, 0, "", -5.0, -9.0, -9.0)], source_rank=5)
     whole = pl.concat([both, kept, never])
-    assert statistics.answers(whole, facts="taken")["factoid"].to_list() == ["a"]
-    assert statistics.answers(whole, facts="kept")["factoid"].to_list() == ["b"]
-    with pytest.raises(MemprobeError, match="choose all, taken, kept"):
+    assert statistics.answers(whole, facts="overwritten")["factoid"].to_list() == ["a"]
+    assert statistics.answers(whole, facts="retained")["factoid"].to_list() == ["b"]
+    with pytest.raises(MemprobeError, match="choose all, overwritten, retained"):
         statistics.answers(whole, facts="some")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
+from rich.text import Text
 
-from memprobe.cli.terminal import echo, terminal
+from memprobe.cli.terminal import echo, wide_terminal
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,7 +48,7 @@ def print_relearned(arms: pl.DataFrame) -> None:
             steps,
             cued,
         )
-    terminal().print(table)
+    wide_terminal().print(table)
     echo("steps and cued: lost / never-learned facts; no interval under three seeds")
 
 
@@ -55,10 +56,12 @@ def print_results(made: dict[str, pl.DataFrame]) -> None:
     """Retention by arm, and the claims that could be tested."""
     import polars as pl
 
+    from memprobe import wording
     from memprobe.statistics.verdicts import NOT_TESTED
+    from training.study.claim_book import read_book
     from training.study.published import shown
 
-    console = terminal()
+    console = wide_terminal()
     columns = ["after stage 1", "retention", "95 %", "by seed", "D_B", "tokens ×"]
     for (setup,), group in made["forgetting"].group_by("setup", maintain_order=True):
         table = Table(
@@ -84,15 +87,27 @@ def print_results(made: dict[str, pl.DataFrame]) -> None:
         return
     claims = made["claims"]
     tested = claims.filter(pl.col("verdict") != NOT_TESTED)
-    table = Table("claim", "", "verdict", "evidence", title="Claims", title_justify="left", box=None)
-    for row in tested.iter_rows(named=True):
-        reading = "" if row["k"] is None else f", top {row['k']}, {row['token']}"
-        against = f" against {row['against']}" if row["against"] else ""
-        table.add_row(
-            f"{row['setup']}: {row['claim']}{reading}", row["arm"] + against, row["verdict"], row["evidence"]
+    of = {(claim.family, claim.name): claim for claim in read_book().claims}
+    for (family, name, k, token), group in tested.group_by(
+        "family", "claim", "k", "token", maintain_order=True
+    ):
+        claim = of[str(family), str(name)]
+        reading = "" if k is None else f"; top {k}, {token}"
+        columns = ["setup", "arm", "against", "stage", "verdict"]
+        table = Table(
+            *(Column(column, overflow="fold") for column in columns),
+            Column(claim.unit, justify="right"),
+            title=Text(f"{name}: {claim.says}{reading}"),
+            title_justify="left",
+            box=None,
         )
-    if len(tested):
+        for row in group.iter_rows(named=True):
+            estimate = wording.interval(row["estimate"], row["low"], row["high"], claim.form)
+            texts = ["" if row[column] is None else str(row[column]) for column in columns]
+            table.add_row(*(Text(text) for text in [*texts, estimate]))
+        console.print()
         console.print(table)
+    console.print("other lenses, and p: in claims.csv", highlight=False)
     console.print(f"{len(claims) - len(tested)} claims are not tested; the tables say why", highlight=False)
 
 
@@ -101,22 +116,24 @@ def _percent(value: float | None) -> str:
 
 
 def print_power(wanted: Sequence[Cell], scatter: Path) -> None:
-    """Which differences these cells can see, by set-up."""
+    """Which differences these cells can see; one line for set-ups with as many facts and seeds, which see the same."""
     from training.study.power import power_of, stored_scatter
     from training.study.results import read_results
 
     scattered = stored_scatter(read_results(scatter).cells)
     made = power_of(wanted, scattered)
-    folded = [Column(name, overflow="fold") for name in made.columns]
-    table = Table(*folded, box=None, padding=(0, 2, 0, 0))
-    for row in made.iter_rows(named=True):
+    table = Table(*(Column(name, overflow="fold") for name in made.columns), box=None, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for _, group in made.group_by("facts", "seeds", "scatter", maintain_order=True):
+        row = group.row(0, named=True)
         points = [f"{100 * row[name]:.1f}" if row[name] is not None else "-" for name in ("sd", "detectable")]
         known = row["facts"] is not None
-        first = [row["setup"], str(row["facts"]) if known else "unknown", str(row["seeds"]), row["scatter"]]
+        setup = row["setup"] if len(group) == 1 else f"{len(group)} set-ups"
+        first = [setup, str(row["facts"]) if known else "unknown", str(row["seeds"]), row["scatter"]]
         beyond = "over 200" if known else "-"
         needed = [beyond if row[name] is None else str(row[name]) for name in made.columns[-2:]]
-        table.add_row(*first, *points, *needed)
-    console = terminal()
+        table.add_row(*(Text(cell) for cell in [*first, *points, *needed]))
+    console = wide_terminal()
     console.print(table)
     if made["facts"].has_nulls():
         console.print("facts unknown: the grid gives no n for D_A, so its differences cannot be foreseen")
@@ -134,7 +151,7 @@ def print_plan(plan: Plan) -> None:
     table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))
     for name, block, done in plan.cells:
         table.add_row(name, block, "done" if done else "")
-    console = terminal()
+    console = wide_terminal()
     console.print(table)
     for name, count in plan.shared.items():
         console.print(f"shared   {name} by {count} cells", highlight=False)

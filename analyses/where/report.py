@@ -24,10 +24,10 @@ DEPTHS = (0, 5, 10, 12, 14, 16, 18, 20, 25, 30)
 HEAD = """# Where stage 1's facts were: the stored tables
 
 From `analyses/where`, made by `make where`. 64 made-up keys, then 64 LAMA facts, SmolLM2-135M-Instruct, seed 0 of the
-study's grid: `s1` is stage 1, which all arms share; the others are their stages 2. Facts *taken* are those that stage 1
-says and stage 2 does not; *kept*, those that both say. Shares are of the log-probability that separates the two
-checkpoints, [95 % intervals] over facts, at the positions that predict the answer. Intervals speak of these
-checkpoints, not of arms: there is one seed.
+study's grid: `s1` is stage 1, which all arms share; the others are their stages 2. Facts *overwritten* are those that
+stage 1 recalls and stage 2 does not; *retained*, those that both recall. Shares are of the log-probability that
+separates the two checkpoints, [95 % intervals] over facts, at the positions that predict the answer. Intervals speak of
+these checkpoints, not of arms: there is one seed.
 """
 
 
@@ -55,10 +55,10 @@ def report(folder: Path) -> str:
 def sections(folder: Path) -> Iterator[tuple[str, str, list[str], list[list[str]]]]:
     """(title, what it says, head, rows) of each table."""
     states = open_patches(folder / "states")
-    taken, every = (tables_of(states, facts=facts) for facts in ("taken", "all"))
+    lost, every = (tables_of(states, facts=facts) for facts in ("overwritten", "all"))
     rows = [
         [row["target"], row["fate"], f"{row['n']} of {row['facts']}", *_first(row)]
-        for row in taken["fates"].filter(direction="restoration").iter_rows(named=True)
+        for row in lost["fates"].filter(direction="restoration").iter_rows(named=True)
     ]
     head = ["stage 2 of", "facts", "differ enough", "median", "mean, never as 31", "never"]
     yield (
@@ -73,7 +73,7 @@ def sections(folder: Path) -> Iterator[tuple[str, str, list[str], list[list[str]
             wording.of_row(_as(row, "difference"), "difference", "+.2f"),
             *(wording.p_value(row[name]) for name in ("p", "q")),
         ]
-        for facts, tables in (("taken", taken), ("all", every))
+        for facts, tables in (("overwritten", lost), ("all", every))
         for row in _of(tables["first_depth_differences"], direction="restoration").iter_rows(named=True)
     ]
     yield (

@@ -109,7 +109,7 @@ def patch(
     facts: Annotated[
         str,
         typer.Option(
-            help="Which facts the tables are of: all, taken (said by the source, not by the target), kept."
+            help="The tables are of all facts, of those overwritten (recalled by the source, not the target) or retained."
         ),
     ] = "all",
     reference: Annotated[

@@ -1,4 +1,4 @@
-"""Patches by fate and by arm: from which depth do states bring back what a later stage took, and does the arm matter?
+"""Patches by fate and by arm: from which depth do states bring back what a later stage overwrote?
 
 A pair of checkpoints is a run here: its target's arm, seed and stage, with the stage of its source. Numbers of an arm
 are over its seeds, as in :mod:`memprobe.statistics.arms`, and under three seeds each seed is shown alone.
@@ -60,7 +60,7 @@ def by_fate(
         threshold, n_layers, draws: as in :func:`memprobe.statistics.patches.first_depths`.
 
     Returns:
-        As :func:`memprobe.statistics.patches.first_depth_summary`, with ``fate`` (taken, kept) in front and ``facts``,
+        As :func:`memprobe.statistics.patches.first_depth_summary`, with ``fate`` (overwritten, retained) in front and ``facts``,
         how many have that fate; ``n`` of them differ enough.
     """
     states = table.filter(pl.col("what") != "weights")
@@ -85,7 +85,7 @@ def by_arm(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """First depths and facts that no depth brings back, over the training seeds of each arm.
 
-    Facts are those that both models say differently enough, under each seed its own; for ``facts`` taken and kept
+    Facts are those that both models say differently enough, under each seed its own; for ``facts`` overwritten and retained
     those with that fate.
 
     Args:

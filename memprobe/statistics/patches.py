@@ -38,8 +38,8 @@ UNIT = ["source", "target", "what", "positions", "parts"]
 """What tells one sweep over depth from another; of grafts also ``window``, the number of blocks."""
 SWEEP = [*UNIT, "window", "direction"]
 """What tells one line of :func:`by_depth` from another, over depth."""
-FACTS = ("all", "taken", "kept")
-"""All; those that the source says and the target does not; those that both say."""
+FACTS = ("all", "overwritten", "retained")
+"""All; those that the source recalls and the target does not; those that both recall."""
 
 
 def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
@@ -47,7 +47,7 @@ def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
 
     Args:
         table: in the schema of :data:`memprobe.records.PATCHES`.
-        facts: see :data:`FACTS`; said is an answer whose tokens are all the argmax.
+        facts: see :data:`FACTS`; recalled is an answer whose tokens are all the argmax.
 
     Returns:
         [source, target, what, positions, parts, window, control, depth, last, factoid, rank, log_prob, source_log_prob,
@@ -73,9 +73,9 @@ def answers(table: pl.DataFrame, *, facts: str = "all") -> pl.DataFrame:
             target_says=(pl.col("target_rank") == 0).all(),
         )
     )
-    if facts == "taken":
+    if facts == FACTS[1]:
         whole = whole.filter(pl.col("source_says") & ~pl.col("target_says"))
-    elif facts == "kept":
+    elif facts == FACTS[2]:
         whole = whole.filter(pl.col("source_says") & pl.col("target_says"))
     return whole.collect()
 

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from memprobe.files import read_toml
+from memprobe.statistics.vocabulary import DIFFERENCE_UNITS, STATISTICS
+from memprobe.wording import form_of
 from training.settings import Settings, validated
 from training.study.results import READOUTS
 
@@ -42,6 +44,27 @@ class Claim(Settings):
     threshold: float = 0.0
     equivalent: float | None = None
     lenses: tuple[str, ...] = (OWN,)
+
+    @property
+    def unit(self) -> str:
+        """Of its estimate."""
+        if self.about == "spread":
+            return "log of the ratio of scales"
+        if self.about == "gradients":
+            return "rank correlation"
+        named = DIFFERENCE_UNITS[STATISTICS[self.measured].unit]
+        return f"{named} above {self.threshold:.0%}" if self.threshold else named
+
+    @property
+    def form(self) -> str:
+        """The format of its estimate."""
+        measured = self.about not in ("spread", "gradients")
+        return form_of(self.measured, signed=True) if measured else "+.2f"
+
+    @property
+    def measured(self) -> str:
+        """The statistic of :mod:`memprobe.statistics.vocabulary`; of two set-ups what each keeps is compared."""
+        return self.statistic or "exact"
 
     @model_validator(mode="after")
     def _whole(self) -> Claim:
