@@ -109,7 +109,7 @@ def patch(
     facts: Annotated[
         str,
         typer.Option(
-            help="The tables are of all facts, of those overwritten (recalled by the source, not the target) or retained."
+            help="Facts of the tables: all, those overwritten (recalled by the source, not the target) or retained."
         ),
     ] = "all",
     reference: Annotated[
