@@ -60,8 +60,8 @@ def by_fate(
         threshold, n_layers, draws: as in :func:`memprobe.statistics.patches.first_depths`.
 
     Returns:
-        As :func:`memprobe.statistics.patches.first_depth_summary`, with ``fate`` (overwritten, retained) in front and ``facts``,
-        how many have that fate; ``n`` of them differ enough.
+        As :func:`memprobe.statistics.patches.first_depth_summary`, with ``fate`` (overwritten, retained) in front and
+        ``facts``, how many have that fate; ``n`` of them differ enough.
     """
     states = table.filter(pl.col("what") != "weights")
     parts = []
@@ -85,8 +85,8 @@ def by_arm(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """First depths and facts that no depth brings back, over the training seeds of each arm.
 
-    Facts are those that both models say differently enough, under each seed its own; for ``facts`` overwritten and retained
-    those with that fate.
+    Facts are those that both models say differently enough, under each seed its own; for ``facts`` overwritten and
+    retained those with that fate.
 
     Args:
         made: by (source, target) of the table; pairs that are not in it are left out.
