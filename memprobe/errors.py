@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,13 @@ def one_of(names: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, else its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException, *, at_most: int | None = None) -> str:
+    """The first line of what an exception says, else its name; cut between words to ``at_most`` characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if at_most is None or len(line) <= at_most:
+        return line
+    words = textwrap.wrap(line, at_most - len(" …"), break_on_hyphens=False)  # breaks a word that is longer
+    return f"{words[0]} …"
 
 
 def in_own_words(message: object) -> str:

@@ -209,7 +209,7 @@ def check_partial(lens_model: LensModel) -> bool:
         except _BREAKS as error:
             raise MemprobeError(
                 f"{lens_model.label}: the blocks of {type(lens_model.model).__name__} cannot be run from a depth on "
-                f"({first_line(error)[:160]})"
+                f"({first_line(error, at_most=160)})"
             ) from error
         if not difference <= allowed:
             raise MemprobeError(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, first_line
 from memprobe.factoids import Factoid
 from memprobe.sources import load, load_factoids, load_tasks, origins
 from memprobe.sources.catalogue import DATASETS
@@ -337,3 +337,17 @@ def test_any_hub_set_with_the_columns_of_a_file(tmp_path, monkeypatch):
     assert len(texts.rows) == 4
     with pytest.raises(MemprobeError, match="gone cannot be read from the hub"):
         load("hub:owner/gone")
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"),
+    [
+        ("no such file", "no such file"),
+        ("to disable it, unset the variable", "to disable it, unset …"),
+        ("x" * 40, "x" * 28 + " …"),
+        ("first\nsecond", "first"),
+        ("", "ValueError"),
+    ],
+)
+def test_a_long_reason_is_cut_between_words(says, shown):
+    assert first_line(ValueError(says), at_most=30) == shown

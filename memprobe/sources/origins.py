@@ -171,7 +171,7 @@ def hub_commit(hub_id: str, revision: str) -> str:
 
 
 def _unreachable(dataset: Dataset, part: Split, error: Exception) -> MemprobeError:
-    reason = first_line(error)[:160]
+    reason = first_line(error, at_most=160)
     give = (
         f"give a folder that holds {part.file} with --data-dir or {DATA_DIR}, or " if part.file else "give "
     )
