@@ -343,7 +343,7 @@ def test_any_hub_set_with_the_columns_of_a_file(tmp_path, monkeypatch):
     ("says", "shown"),
     [
         ("no such file", "no such file"),
-        ("to disable it, unset the variable", "to disable it, unset …"),
+        ("to disable it, unset the variable", "to disable it, unset the …"),
         ("x" * 40, "x" * 28 + " …"),
         ("first\nsecond", "first"),
         ("", "ValueError"),
