@@ -415,6 +415,17 @@ def test_forgetting_draws_means_from_three_seeds_on_and_counts_what_was_not_lear
     assert (row["failed"], row["tokens"], row["last_score"]) == (1, 3.0, 1.0)
 
 
+def test_a_d_b_of_which_no_share_is_measured_is_named_by_what_is_measured(trained):
+    table = of_runs(trained)["forgetting"]
+    loss = table.with_columns(
+        setup=pl.lit("kvr → math"), last_metric=pl.lit("loss"), last_score=pl.lit(1.264)
+    )
+    figure = figures.forgetting(pl.concat([table, loss], how="diagonal_relaxed"))
+    lama, math = ({text.get_text() for text in axes.texts} for axes in figure.axes[:2])
+    assert "100%" in lama and "$D_{\\mathrm{B}}$" in lama
+    assert "1.26" in math and "$D_{\\mathrm{B}}$ loss" in math
+
+
 def test_forgetting_of_runs_that_learned_nothing_is_left_out_with_its_reason(tmp_path):
     write_run(tmp_path / "naive", [[0.2], [0.1, 0.3]])
     made = of_runs(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -57,7 +57,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         for at in set(range(len(arms))) - {arms.index(arm) for arm in part["arm"]}:
             axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=style.FAINT)
         for name, offset in beside.items():
-            _beside(axes, name, -0.75, offset, style.FAINT)
+            _beside(axes, _head(name, part["last_metric"].to_list()), -0.75, offset, style.FAINT)
         axes.set_title(style.shortened(setup, 40))
         axes.set_xlim(0, 1)
         style.percent_axis(axes.xaxis)
@@ -131,6 +131,12 @@ def _beside(axes: Axes, text: str, at: float, offset: float, colour: str = style
         color=colour,
         annotation_clip=False,
     )
+
+
+def _head(name: str, metrics: Collection[str | None]) -> str:
+    """What stands above one of the columns of :data:`_BESIDE`: of a D_B that no share is measured of, by what it is."""
+    others = sorted({metric for metric in metrics if metric and metric not in SHARES})
+    return f"{name} {', '.join(others)}" if name == "D_B" and others else name
 
 
 def _cost(row: Mapping[str, Any], name: str) -> str:

@@ -77,7 +77,7 @@ def draw(
                 formats=FORMATS,
                 draws=draws,
                 cells=cells,
-                command=None if cells is None else command,
+                command=command,
                 say=say,
             )
         texts = dict(results.cells.select("arm", "arm_text").iter_rows())
