@@ -85,6 +85,49 @@ def factoids_hash(factoids: Iterable[Factoid]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class SameFacts:
+    """Facts by id, as several files hold them: an id must stand for one fact in all.
+
+    Attributes:
+        reworded: ids that some file asks in other words, or whose answer it writes in another case.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[str, str, str]] = {}
+        self.reworded: set[str] = set()
+
+    def add(self, facts: Iterable[tuple[str, str, str]], where: str) -> None:
+        """Holds further facts against those before.
+
+        Args:
+            facts: (id, prompt, answer).
+            where: their file, for the message.
+
+        Raises:
+            MemprobeError: an id has another answer than before.
+        """
+        for id, prompt, answer in facts:
+            asked, known, at = self._held.setdefault(id, (prompt, answer, where))
+            if known.casefold() != answer.casefold():
+                raise MemprobeError(
+                    f"{where}: fact {id!r} has the answer {answer!r}, in {at} {known!r}; "
+                    "ids must stand for the same facts"
+                )
+            if (asked, known) != (prompt, answer):
+                self.reworded.add(id)
+
+    def note(self) -> list[str]:
+        """What a reader must know of them, if anything."""
+        count = len(self.reworded)
+        return (
+            [
+                f"{count} of these facts were put in other words to some checkpoints (other templates or examples)."
+            ]
+            if count
+            else []
+        )
+
+
 def check_factoids(factoids: Sequence[Factoid], purpose: str) -> None:
     """What every run over factoids needs of them.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import polars as pl
 
 from memprobe.errors import MemprobeError, among, first_line
+from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
@@ -321,11 +322,33 @@ def _instead(label: str, members: Sequence[Member]) -> str:
     return among(label, [member.label for member in members], before="there are")
 
 
+def in_readout_of(members: Sequence[Member], fixed: Sequence[Probe]) -> list[Member]:
+    """The checkpoints that probes in another readout hold of these, under the labels here.
+
+    Raises:
+        MemprobeError: those probes are not alike in all else, or hold other weights.
+    """
+    check_alike([members[0].probe, *fixed], but=("readout",))
+    found = []
+    for there in members_of(fixed, {}, []):
+        match = [one for one in members if one.label == there.label or one.name == there.name]
+        if len(match) != 1:
+            continue
+        own = match[0]
+        if there.probe.fingerprint(there.name) != own.probe.fingerprint(own.name):
+            raise MemprobeError(
+                f"{there.probe.path}: {there.name!r} has other weights than {own.label!r} in "
+                f"{own.probe.path}; probe both again, or give the same checkpoints"
+            )
+        found.append(replace(own, probe=there.probe, name=there.name))
+    return found
+
+
 def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
     """Rows of the factoids that every checkpoint has records of, in the order of the first probe.
 
     Raises:
-        MemprobeError: there is none.
+        MemprobeError: there is none, or one id stands for two facts.
     """
     facts = members[0].probe.factoids
     common, most = None, 0
@@ -344,6 +367,11 @@ def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
     assert common is not None
     if len(common) < most:
         notes.append(f"Compared on the {len(common)} factoids that every checkpoint has, of up to {most}.")
+    same = SameFacts()
+    for probe in {id(member.probe): member.probe for member in members}.values():
+        rows = probe.factoids.filter(pl.col("id").is_in(list(common))).select("id", "prompt", "answer")
+        same.add(rows.iter_rows(), str(probe.path))
+    notes += same.note()
     facts = facts.filter(pl.col("id").is_in(list(common)))
     if facts.height < len(common):
         raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")

@@ -32,6 +32,7 @@ from memprobe.members import (
     chains_of,
     check_alike,
     common_factoids,
+    in_readout_of,
     members_of,
     named,
     series_of,
@@ -147,7 +148,9 @@ class Readings:
             raise MemprobeError(
                 f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
             )
-        factoids = common_factoids(members, notes)
+        read_out = in_readout_of(members, fixed) if fixed else []
+        # What one pass read in both readouts has the same factoids in both.
+        factoids = common_factoids([*members, *read_out] if fixed_readout else members, notes)
         notes += dict.fromkeys(probe.note for probe in opened if probe.note)
         readings = cls(
             members=members,
@@ -161,7 +164,7 @@ class Readings:
             notes=notes,
         )
         if fixed:
-            readings.second = readings._read_out(fixed, opened)
+            readings.second = readings._read_out(read_out, fixed)
         return readings
 
     def under(self, *, k: int | None = None, token: str | None = None) -> Readings:
@@ -412,36 +415,25 @@ class Readings:
             cells |= {str(one.control): Cells(*by_control([one], self.ids, self.k)) for one in intrusions}
         return cells
 
-    def _read_out(self, fixed: list[Probe], opened: list[Probe]) -> Readings | None:
-        """The checkpoints that other probes hold of these, in the base model's readout, under the labels here.
+    def _read_out(self, members: list[Member], fixed: list[Probe]) -> Readings | None:
+        """The same in the base model's readout.
+
+        Args:
+            members: of :func:`memprobe.members.in_readout_of`, of the probes ``fixed``.
 
         Raises:
-            MemprobeError: those probes hold other weights, or no two of these checkpoints.
+            MemprobeError: those probes hold no two of these checkpoints.
         """
-        check_alike([opened[0], *fixed], but=("readout",))
-        probes = []
-        for member in members_of(fixed, {}, []):
-            match = [one for one in self.members if one.label == member.label or one.name == member.name]
-            if len(match) == 1:
-                own = match[0]
-                if member.probe.fingerprint(member.name) != own.probe.fingerprint(own.name):
-                    raise MemprobeError(
-                        f"{member.probe.path}: {member.name!r} has other weights than {own.label!r} in "
-                        f"{own.probe.path}; probe both again, or give the same checkpoints"
-                    )
-                probes.append(replace(own, probe=member.probe, name=member.name))
-        there = {member.label for member in probes}
-        if self.pairs and not any(there.issuperset(pair) for pair in self.pairs):
+        by_label = {member.label: member for member in members}
+        if self.pairs and not any(by_label.keys() >= {*pair} for pair in self.pairs):
             raise MemprobeError(
                 f"{fixed[0].path}: holds no two of the checkpoints {', '.join(self.labels)} under their labels"
             )
-        if not probes:
+        if not members:
             return None
-        by_label = {member.label: member for member in probes}
         base = by_label.get(self.base.label) if self.base else None
-        return replace(
-            self, members=probes, reference=by_label.get(self.reference.label, probes[0]), base=base, notes=[]
-        )
+        reference = by_label.get(self.reference.label, members[0])
+        return replace(self, members=members, reference=reference, base=base, notes=[])
 
 
 @lru_cache(maxsize=3)

@@ -14,6 +14,7 @@ from memprobe.cli.app import app
 from memprobe.compare import ANSWER, compare, kept_facts, read_comparison
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
@@ -474,6 +475,35 @@ def test_a_second_readout_is_of_the_same_weights(tmp_path):
     other = write_probe(tmp_path / "fixed", DEPTHS, readout="base", weights="other", summary=False)
     with pytest.raises(MemprobeError, match=r"fixed: 'base' has other weights than 'base' in .*own"):
         compare([own], fixed_readout=[other], draws=100)
+
+
+def facts_of(what: str, n: int = 20) -> list[Factoid]:
+    return [make_factoid(f"The {what} of land {i} is", f"{what} {i}", "file", id=str(i)) for i in range(n)]
+
+
+def test_an_id_stands_for_one_fact_in_all_probes(tmp_path):
+    one = write_probe(tmp_path / "a", {"one": 3.0}, factoids=facts_of("city"), summary=False)
+    other = write_probe(tmp_path / "b", {"two": 6.0}, factoids=facts_of("river"), summary=False)
+    with pytest.raises(MemprobeError, match=r"b: fact '0' has the answer 'river 0', in .*a 'city 0'"):
+        compare([one, other], draws=100)
+    asked = [
+        make_factoid(f"Which city has land {i}?", fact.answer, "file", id=fact.id)
+        for i, fact in enumerate(facts_of("city"))
+    ]
+    again = write_probe(tmp_path / "c", {"two": 6.0}, factoids=asked, summary=False)
+    assert any(
+        "20 of these facts were put in other words" in note for note in compare([one, again], draws=100).notes
+    )
+
+
+def test_a_second_readout_of_other_facts_is_compared_on_those_of_both(tmp_path):
+    facts = facts_of("city", 40)
+    own = write_probe(tmp_path / "own", DEPTHS, factoids=facts[:30], summary=False)
+    for name, some in (("other", facts[10:]), ("fewer", facts[:20])):
+        fixed = write_probe(tmp_path / name, DEPTHS, factoids=some, readout="base", summary=False)
+        result = compare([own], fixed_readout=[fixed], draws=100)
+        assert result.settings["factoids"] == 20 and result.tables["claims"]["held"].null_count() == 0
+        assert any("on the 20 factoids that every checkpoint has" in note for note in result.notes)
 
 
 def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):

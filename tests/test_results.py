@@ -123,6 +123,24 @@ def test_compare_pairs_fact_by_fact(cli, tmp_path):
     assert code == 0 and json.loads(text)["tables"] == found
 
 
+def test_options_about_depths_are_refused_of_answers_alone(cli, tmp_path):
+    results = tmp_path / "results"
+    assert cli("import", f"base={EXPORTS / 'lm_eval' / 'base'}", "--task", FREE, "--out", results)[0] == 0
+    given = {
+        "--pairs": "all",
+        "--net": "base",
+        "--by": "relation",
+        "--base": "base",
+        "--lens": "own",
+        "-k": 7,
+    }
+    given |= {"--position": "answer", "--token": "all", "--fixed-readout": results}
+    for option, value in given.items():
+        code, text, err = cli("compare", results, option, value)
+        assert (code, text) == (2, "") and "hold answers alone" in err, option
+        assert option in err or option == "-k", err
+
+
 def test_dashboard_and_figures_show_other_tools_results(cli, tmp_path):
     results, stored = tmp_path / "results", tmp_path / "tables"
     paths = [f"{name}={EXPORTS / 'lm_eval' / name}" for name in ("base", "tuned")]
@@ -206,7 +224,7 @@ def test_labels_join_and_other_facts_are_refused(tmp_path):
     assert open_results(out).checkpoints == ["base", "tuned"]
     other = tmp_path / "samples_t_2026-01-01T0.jsonl"
     other.write_text(sample(0, True, doc={"id": "a"}))
-    with pytest.raises(MemprobeError, match=r"id 'a' has the answer 'answer 0', before it 'Lunn'"):
+    with pytest.raises(MemprobeError, match=r"fact 'a' has the answer 'answer 0', in .* 'Lunn'"):
         write_results({"x": read_one(other)}, out)
     other.write_text(sample(7, True))
     with pytest.raises(MemprobeError, match="no fact in common"):

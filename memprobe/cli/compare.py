@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli import options
-from memprobe.cli.app import app, in_options
+from memprobe.cli.app import app, in_options, refuse_given
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from memprobe.probes import Probe
 
 
+_OF_DEPTHS = ("base", "fixed_readout", "top_k", "token", "lens", "position", "by", "net", "pairs")
+"""Parameters that say nothing of answers alone."""
 _NET = ("net", "net_by_depth")
 """Tables that ``--net`` shows beside those of the answer."""
 
@@ -118,10 +120,11 @@ def compare_command(
     from memprobe.statistics.groups import check_by
 
     if any(is_results(path) for path in probes):
-        if by:
-            raise MemprobeError(
-                f"--by {by[0]}: groups are of depths, and results of other tools hold answers alone"
-            )
+        refuse_given(
+            typer_context,
+            _OF_DEPTHS,
+            "is about depths, and results of other tools hold answers alone; leave it out",
+        )
         _compare_outcomes(probes, reference, arms or [], draws, seed, full, as_json, out)
         return
     check_by(by or ())  # before probes are opened

@@ -24,6 +24,7 @@ from memprobe.compare.over_runs import arm_differences, arms, path_of, paths
 from memprobe.compare.table import floats
 from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
 from memprobe.errors import MemprobeError, among
+from memprobe.factoids import SameFacts
 from memprobe.files import read_valid
 from memprobe.members import TrainingPoint, chains_of, check_apart, ends_of, made_by, step_of
 from memprobe.probes import Probe, open_probe
@@ -292,35 +293,23 @@ def _common(answers: Sequence[Answers], notes: list[str]) -> list[str]:
         MemprobeError: there is none, or one id stands for two facts.
     """
     first = answers[0]
-    asked = {
-        id: (prompt, answer)
-        for id, prompt, answer in first.factoids.select("id", "prompt", "answer").iter_rows()
-    }
     common = set(first.exact)
-    reworded: set[str] = set()
     for one in answers:
         common &= set(one.exact)
         if not common:
             raise MemprobeError(
                 f"{one.path}: {one.label} has no judged fact in common (by id) with {first.label}"
             )
-        for id, prompt, answer in one.factoids.select("id", "prompt", "answer").iter_rows():
-            if id in common and asked[id][1].casefold() != answer.casefold():
-                raise MemprobeError(
-                    f"{one.path}: fact {id!r} has the answer {answer!r}, in {first.path} {asked[id][1]!r}; "
-                    "ids must stand for the same facts"
-                )
-            if id in common and asked[id][0] != prompt:
-                reworded.add(id)
+    same = SameFacts()
+    for one in answers:
+        rows = one.factoids.filter(pl.col("id").is_in(list(common))).select("id", "prompt", "answer")
+        same.add(rows.iter_rows(), str(one.path))
     most = max(len(one.exact) for one in answers)
     if len(common) < most:
         notes.append(
             f"Compared on the {len(common)} facts that every checkpoint was judged on, of up to {most}."
         )
-    if reworded:
-        notes.append(
-            f"{len(reworded)} of these facts were put in other words to some checkpoints (other templates or examples)."
-        )
+    notes += same.note()
     return sorted(common)
 
 

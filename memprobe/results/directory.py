@@ -17,7 +17,7 @@ from pydantic import Field
 
 from memprobe import __version__
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
+from memprobe.factoids import Factoid, SameFacts
 from memprobe.files import check_pages, parquet_errors, read_valid, write_json, write_parquet
 from memprobe.probes import FACTOIDS_FILE, table_file
 from memprobe.records import FACTOIDS, OUTCOMES, factoids_frame, factoids_from_frame
@@ -129,6 +129,8 @@ def write_results(
         before, facts = opened.about["checkpoints"], {f.id: f for f in factoids_from_frame(opened.factoids)}
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MemprobeError(f"{out}: exists and is not a results directory; use another --out")
+    same = SameFacts()
+    same.add(((id, fact.prompt, fact.answer) for id, fact in facts.items()), str(out))
     tables, entries = {}, {}
     for label, evaluation in evaluations.items():
         name = evaluation.chosen(metric)
@@ -138,12 +140,10 @@ def write_results(
                 f"{evaluation.file}: {label} has no fact in common (by id) with the results before it"
             )
         for id, fact in evaluation.factoids.items():
-            known = facts.setdefault(id, fact)
-            if known.answer != fact.answer:
-                raise MemprobeError(
-                    f"{evaluation.file}: id {id!r} has the answer {fact.answer!r}, before it {known.answer!r}; "
-                    "ids must stand for the same facts"
-                )
+            facts.setdefault(id, fact)
+        same.add(
+            ((id, fact.prompt, fact.answer) for id, fact in evaluation.factoids.items()), str(evaluation.file)
+        )
         tables[label] = _outcomes(label, evaluation, name, limit)
         entries[label] = {
             "tool": evaluation.tool,
