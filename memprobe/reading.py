@@ -15,7 +15,7 @@ from memprobe.members import Member, collect
 from memprobe.probes import Probe
 from memprobe.records import EXACT
 from memprobe.statistics.controls import answer_cover, curve_values, values_of
-from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.holding import Trajectories, answer_lengths, trajectories
 from memprobe.statistics.occurrence import Occurrence
 
 OUTCOMES = ("exact_match", "exact_tokens", "alias_match")
@@ -183,6 +183,8 @@ def controls_of(
 ) -> tuple[list[Trajectories], list[Trajectories]]:
     """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed."""
     chosen = _rows(member, "controls", ("control", "token", "depth", "rank"))
+    # A draw that is shorter than the answer says nothing of a rule that needs the tokens beyond its end.
+    lengths = None if token == "first" else answer_lengths(_rows(member, "records", ("token",)))
     control = pl.col("control")
     kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
     for name in collect(chosen.select(control.unique(maintain_order=True)), member.probe)["control"]:
@@ -191,7 +193,7 @@ def controls_of(
         parts = [
             drawn
             for part in _in_parts(chosen.filter(control == name), member.probe)
-            for drawn in trajectories(common(part, ids), token=rule)
+            for drawn in trajectories(common(part, ids), token=rule, lengths=lengths if shuffled else None)
         ]
         if parts:
             kinds[not shuffled].append(Trajectories.joined(parts))

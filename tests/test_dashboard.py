@@ -131,7 +131,7 @@ def test_numbers_on_top_are_those_of_statistics(six):
     for rule, k in (("first", 10), ("all", 1)):
         placement = statistics.placement(six.records, k=k, token=rule, draws=10)
         recall = statistics.recall_by_depth(six.records, k=k, token=rule).filter(pl.col("depth") == 8)
-        chance = statistics.shuffled_recall(six.controls, k=k, token=rule).filter(pl.col("depth") == 8)
+        chance = statistics.shuffled_recall(six, k=k, token=rule).filter(pl.col("depth") == 8)
         for row in placement.iter_rows(named=True):
             label = row["checkpoint"]
             shown = headline[rule][str(k)][label]

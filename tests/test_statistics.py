@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -243,13 +244,32 @@ def test_controls_keep_their_draws_apart_and_chance_is_their_mean():
     chance = shuffled_recall(frame, k=2, token="first")
     assert chance["recall"].to_list() == [0, 0.75]
     assert chance["n"].to_list() == [2, 2]
-    # The last token present at a control, which may be shorter than the answer it stands for.
-    assert shuffled_recall(frame, k=2, token="last")["recall"].to_list() == [0, 0.75]
     assert occurrence(frame, k=2, token="first")["control"].unique(maintain_order=True).to_list() == [
         "shuffled:0",
         "shuffled:1",
         "intrusion:x",
     ]
+
+
+def test_a_draw_that_is_shorter_than_the_answer_is_no_chance_level_of_it():
+    """Of answers of two tokens, a draw of one token has nothing at the second: it is asked of the first alone."""
+    asked = records({"m": {"a": [[9, 0]], "b": [[9, 9], [9, 0]], "c": [[9, 9], [9, 0]]}})
+    frame = controls(
+        {
+            "shuffled:0": {"a": [[9, 0]], "b": [[9, 9], [9, 0]], "c": [[0, 0]]},
+            "shuffled:1": {"a": [[9, 0]], "b": [[0, 0]], "c": [[0, 0]]},
+        }
+    )
+    first = shuffled_recall(frame, k=2, token="first")
+    assert first["n"].to_list() == [3, 3] and first["recall"].to_list() == pytest.approx(
+        [0.5, (1 + 0.5 + 1) / 3]
+    )
+    for rule, full in (("last", (1 + 1) / 2), ("all", (1 + 0) / 2)):
+        whole = shuffled_recall(frame, k=2, token=rule, records=asked)
+        assert whole["n"].to_list() == [2, 2], "c has no draw as long as its answer"
+        assert whole["recall"].to_list() == [0, full]
+        with pytest.raises(MemprobeError, match="records"):
+            shuffled_recall(frame, k=2, token=rule)
 
 
 def test_kaplan_meier_agrees_with_statsmodels():
@@ -424,11 +444,11 @@ def test_a_statistic_counts_as_its_probe_did(tmp_path, rule):
         (occurrence, probe.records),
         (placement, probe.records),
         (held, probe.records),
-        (shuffled_recall, probe.controls),
+        (partial(shuffled_recall, records=probe.records), probe.controls),
     ):
         wanted = statistic(table, k=k, token=token)
-        assert statistic(made).equals(wanted), statistic.__name__
-        assert not statistic(made, k=1, token="last").equals(wanted), statistic.__name__
+        assert statistic(made).equals(wanted), statistic
+        assert not statistic(made, k=1, token="last").equals(wanted), statistic
         assert statistic(made, k=1, token="last").equals(statistic(table, k=1, token="last"))
     assert made.occurrence().equals(occurrence(probe.records, k=k, token=token))
 

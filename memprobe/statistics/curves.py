@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
+from memprobe.errors import MemprobeError
 from memprobe.statistics.asking import Ranks, asked
-from memprobe.statistics.holding import Trajectories, trajectories
+from memprobe.statistics.holding import Trajectories, answer_lengths, trajectories
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval, wilson
 
 
@@ -37,7 +38,13 @@ def recall_of(captured: Iterable[Trajectories], *, k: int) -> pl.DataFrame:
     return _with_wilson(_concat(parts, {"n": pl.Int64, "recall": pl.Float64}))
 
 
-def shuffled_recall(controls: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
+def shuffled_recall(
+    controls: Ranks,
+    *,
+    k: int | None = None,
+    token: str | None = None,
+    records: pl.DataFrame | pl.LazyFrame | None = None,
+) -> pl.DataFrame:
     """recall@k(d) of shuffled answers, the chance level: the mean over the ``shuffled:…`` draws.
 
     A factoid's value is its mean over the draws. The interval is Wilson's on the number of factoids, which is
@@ -46,13 +53,25 @@ def shuffled_recall(controls: Ranks, *, k: int | None = None, token: str | None 
     Args:
         controls: controls, or a probe.
         k, token: the top k and the token rule; of a probe, by default those that it was made with.
+        records: of the same factoids, where ``controls`` is a table: a rule that needs more than the first token leaves
+            out draws that are shorter than the answer (see :func:`memprobe.statistics.by_rule`).
 
     Returns:
         [checkpoint, depth, n, recall, low, high]
+
+    Raises:
+        MemprobeError: the rule needs ``records``, and they are not given.
     """
+    if not isinstance(controls, pl.DataFrame | pl.LazyFrame):
+        records = controls.records
     controls, k, token = asked(controls, k, token, table="controls")
+    if records is None and token != "first":
+        raise MemprobeError(
+            f"`token` {token!r} needs the lengths of the answers: give `records`, or the probe in place of a table"
+        )
+    lengths = None if records is None or token == "first" else answer_lengths(records)
     draws = controls.lazy().filter(pl.col("control").str.starts_with("shuffled:"))
-    return shuffled_recall_of(trajectories(draws, token=token), k=k)
+    return shuffled_recall_of(trajectories(draws, token=token, lengths=lengths), k=k)
 
 
 def shuffled_recall_of(draws: Iterable[Trajectories], *, k: int) -> pl.DataFrame:

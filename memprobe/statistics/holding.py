@@ -44,13 +44,26 @@ def check_k(k: int) -> None:
         raise MemprobeError(f"top-k is {k}: give 1 or more")
 
 
-def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
+def answer_lengths(records: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
+    """How many tokens each factoid's answer has: [checkpoint, factoid, length]."""
+    answers = records.lazy().filter(pl.col("token") >= 0)
+    return answers.group_by("checkpoint", "factoid").agg(length=pl.col("token").max() + 1).collect()
+
+
+def by_rule(
+    frame: pl.DataFrame | pl.LazyFrame, *, token: str, lengths: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """One row per factoid and depth: the answer under a token rule.
 
     ``rank`` is that of the first or the last answer token; under ``all`` it is the worst rank of any answer
     token, so that ``rank < k`` says that all of them are in the top k. ``log_prob`` under ``all`` is the sum
     (the answer as a whole, each token given the true ones before it), ``entropy`` the mean. The end token
     (-1) belongs to no rule. A depth without a row for a token that the rule needs is left out.
+
+    Args:
+        lengths: of :func:`answer_lengths`, for controls: a shuffled answer shorter than the factoid's own has no rows
+            for the tokens beyond its end, and would be asked fewer of them than the answer is. Such a draw is left out
+            where the rule needs those tokens. Without them every draw is taken for as long as its answer.
 
     Returns:
         [checkpoint, (control,) factoid, depth, rank, (log_prob, entropy)]; the order of checkpoints, controls
@@ -66,6 +79,11 @@ def by_rule(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> pl.DataFrame:
     keys = unit_keys(columns)
     measures = [name for name in ("rank", "log_prob", "entropy") if name in columns]
     answers = lazy.filter(pl.col("token") >= 0).select(*keys, "depth", "token", *measures)
+    if lengths is not None and token != "first":
+        joined = answers.join(
+            lengths.lazy(), on=["checkpoint", "factoid"], how="inner", maintain_order="left"
+        )
+        answers = joined.filter(pl.col("token").max().over(keys) == pl.col("length") - 1)
     if token == "first":
         chosen = answers.filter(pl.col("token") == 0)
     elif token == "last":
@@ -203,12 +221,15 @@ class Trajectories:
         return Trajectories(self.checkpoint, self.control, np.asarray(factoids), *parts)
 
 
-def trajectories(frame: pl.DataFrame | pl.LazyFrame, *, token: str) -> Iterator[Trajectories]:
+def trajectories(
+    frame: pl.DataFrame | pl.LazyFrame, *, token: str, lengths: pl.DataFrame | None = None
+) -> Iterator[Trajectories]:
     """The records or controls as arrays, one checkpoint (and control) after another.
 
-    The deepest depth is the checkpoint's own, so that a factoid without a row there has it missing.
+    The deepest depth is the checkpoint's own, so that a factoid without a row there has it missing. ``lengths`` is that
+    of :func:`by_rule`.
     """
-    ruled = by_rule(frame, token=token)
+    ruled = by_rule(frame, token=token, lengths=lengths)
     groups = ["checkpoint", "control"] if "control" in ruled.columns else ["checkpoint"]
     depths = dict(ruled.group_by("checkpoint").agg(pl.col("depth").max()).iter_rows())
     for part in ruled.partition_by(groups, maintain_order=True):
