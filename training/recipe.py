@@ -352,16 +352,21 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     return recipe.model_copy(update={"arm": recipe.arm_name})
 
 
+def file_of(source: str) -> Path | None:
+    """The file of rows that a source names; None for other sources."""
+    bare = source.removeprefix("jsonl:")
+    return Path(bare) if source != bare or Path(bare).suffix.lower() in ROW_FILES else None
+
+
 def with_sources(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with files by their place, after a look at every source that it names."""
 
     def found(name: str, key: str) -> str:
-        bare = name.removeprefix("jsonl:")
-        if name.startswith("jsonl:") or Path(bare).suffix.lower() in ROW_FILES:
-            for candidate in (path.parent / bare, Path(bare)):
+        if (file := file_of(name)) is not None:
+            for candidate in (path.parent / file, file):
                 if candidate.is_file():
                     return str(candidate)
-            raise MemprobeError(f"{path}: {key}: no file {bare} here or beside the recipe")
+            raise MemprobeError(f"{path}: {key}: no file {file} here or beside the recipe")
         head = name.partition(":")[0]
         if head not in (*DATASETS, *GENERATED, "known"):
             raise MemprobeError(
@@ -389,6 +394,14 @@ def to_toml(recipe: Recipe) -> str:
     data = recipe.model_dump(mode="json", exclude_none=True)
     data["arm"] = recipe.arm_name
     return toml_text(data)
+
+
+def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
+    """The recipe with ``auto`` as one that was begun before has it."""
+    if recipe.precision.autocast != "auto":
+        return recipe
+    precision = recipe.precision.model_copy(update={"autocast": old.precision.autocast})
+    return recipe.model_copy(update={"precision": precision})
 
 
 def same_rows(old: Recipe, new: Recipe) -> bool:

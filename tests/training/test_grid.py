@@ -16,10 +16,9 @@ from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
 from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid
-from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.stages import _drop
-from training.grid.work import start_grid
+from training.grid.work import started
 from training.run import run
 from training.study.collect import collect
 
@@ -330,8 +329,8 @@ def test_a_cell_that_never_fits_into_memory_stops_no_other(worker, tiny_checkpoi
     monkeypatch.setattr("training.grid.work._PAUSE", (0, 0))
     crew = Crew(out, 1) if worker else None
     if crew is not None:
-        start_grid(path, out)
-        crew.start()
+        with started(cells(path), path, out):
+            crew.start()
     said = "out of memory; lower micro_batch, micro_tokens or --workers"
     assert run_grid(read_grid(path), path, out, quiet=True, crew=crew) == [f"a-b-n4/replay-s0: {said}"]
     assert (out / "runs/a-b-n4/naive-s0/cell.json").exists()
@@ -353,15 +352,17 @@ def test_a_folder_of_data_that_is_not_there_is_said_before_anything_is_trained(
 def test_a_second_command_is_refused(tiny_checkpoint, tmp_path, quick_python):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
     out = tmp_path / "out"
-    start_grid(path, out)
     command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out)]
-    with only_command(out):
+    with started(cells(path), path, out):
+        before = (out / "grid.toml").read_text()
+        path.write_text("# changed\n" + before)
         for more in ([], ["--workers", "2"]):
             refused = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
             assert refused.returncode == 2 and "another command is working on this grid" in refused.stderr, (
                 refused.stderr
             )
     assert not (out / "runs").exists()
+    assert (out / "grid.toml").read_text() == before, "of the command that is at work"
 
 
 def test_stages_may_be_trained_by_a_process_of_their_own(tiny_checkpoint, tmp_path, quick_python):

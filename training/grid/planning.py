@@ -15,7 +15,7 @@ from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
-from training.grid.stages import directory, has_weights, is_done, is_trained, needed
+from training.grid.stages import check_cells, directory, has_weights, is_done, is_trained, needed
 from training.mixing import Schedule
 from training.recipe import Evaluate, Recipe, to_toml
 
@@ -57,8 +57,12 @@ def plan(
 
     Args:
         path, blocks: see :func:`training.grid.run_grid`.
+
+    Raises:
+        MemprobeError: bad input, or ``out`` holds stages of another recipe.
     """
     every = cells_of(grid, path)
+    check_cells(every, out)
     cells = cells_in(every, blocks, path)
     nodes = _nodes(cells)
     missing = [node for node in needed(cells, out).values() if not has_weights(out, node)]

@@ -21,11 +21,10 @@ import psutil
 from memprobe.errors import Interrupted, MemprobeError
 from training.directories import LOG
 from training.grid.cells import Cell, cells_in, cells_of
-from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.stages import is_done
-from training.grid.work import start_grid
+from training.grid.work import started
 from training.run_log import RunLog
 
 TRIES = 3
@@ -105,10 +104,10 @@ def run_workers(
         MemprobeError: bad input, or workers that do not start.
         Interrupted: on Ctrl-C, when the workers have ended.
     """
-    cells = cells_in(cells_of(grid, path), blocks, path)
-    start_grid(path, out, data_dir)
+    every = cells_of(grid, path)
+    cells = cells_in(every, blocks, path)
     crew = Crew(out)
-    with only_command(out):
+    with started(every, path, out, data_dir):
         return _watched(crew, cells, _command(path, out, blocks, data_dir), workers, minutes, grace, quiet)
 
 
