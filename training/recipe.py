@@ -21,7 +21,7 @@ from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
-from training.arms import arm_of, unfold_arm
+from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
 from training.settings import Settings, TemplateText, changes, parsed_by, toml_text, validated
 
@@ -329,12 +329,14 @@ def read_recipe(
     """A validated recipe from a TOML file; source files are searched beside it first.
 
     Args:
-        seed, arm, base: instead of the recipe's own.
+        seed, arm, base: instead of the recipe's own; the arm also instead of what its stages say of one.
 
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
     """
     data = read_toml(path)
+    if arm is not None:
+        data = without_arm(data)
     data |= {
         key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
     }

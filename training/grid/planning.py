@@ -124,9 +124,18 @@ def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> in
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(recipe, Path(folder), never, data_dir=data_dir)
-    own, extra, _ = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
-    stage, batch = recipe.stages[-1], recipe.optimiser.batch
-    return Schedule(own, extra, epochs=stage.epochs, batch=batch, seed=0, match=stage.match).tokens
+    parts = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
+    stage = recipe.stages[-1]
+    schedule = Schedule(
+        parts.own,
+        parts.others,
+        parts.matched,
+        epochs=stage.epochs,
+        batch=recipe.optimiser.batch,
+        seed=0,
+        match=stage.match,
+    )
+    return schedule.tokens
 
 
 def _rate(nodes: Any, out: Path) -> float | None:
