@@ -19,7 +19,8 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
-from memprobe.sources.generated import is_endless
+from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
 from memprobe.sources.shuffling import shuffle_answers
@@ -112,7 +113,7 @@ def _stage_data(
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            texts, origin = _mixing_rows(recipe, stage, part, len(rows), data_dir)
+            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir)
         mixing.append(texts)
         origins.append(origin)
     return StageData(list(rows), held_out, mixing, origins, counts, known)
@@ -176,7 +177,16 @@ def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple
     return order[:-held_out], order[-held_out:]
 
 
-def _mixing_rows(
+def mixes_facts(part: Mixing) -> bool:
+    """Whether what is mixed in are facts, not texts; a file's rows are read as texts."""
+    if not _is_named(part.source):
+        return False
+    head = part.source.partition(":")[0]
+    known = DATASETS.get(head) or GENERATED.get(head)
+    return known is None or known.kind == "factoids"
+
+
+def mixing_rows(
     recipe: Recipe, stage: Stage, part: Mixing, n_own: int, data_dir: Path | None
 ) -> tuple[list[AnyRow], dict[str, Any]]:
     """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch."""
