@@ -110,6 +110,8 @@ def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_pat
         ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data]; it has a, b, c"),
         ('["a", "b"]', '["a"]', "no chain of two or more"),
         ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),
+        ("n = [4]", "n = []", "blocks.1.axes.n: "),
+        ("n = [4]", "n = [], unused = []", "blocks.1.axes.n: "),
         ("lr = 3e-3", "lrr = 3e-3", "optimiser.lrr: unknown key"),
         ("[recipe]", "[recipe]\nseed = 1", "recipe.seed: the grid says this in its blocks"),
         ("keep = ", "kept = ", "kept: unknown key"),
@@ -414,6 +416,14 @@ def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoin
     assert not (tmp_path / "out").exists()
     refused = CliRunner().invoke(app, ["grid", str(path), "--engine", "ray", "--workers", "2"])
     assert isinstance(refused.exception, MemprobeError) and "--workers" in str(refused.exception)
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--grace"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_limit_that_never_comes_is_refused(option, number, tmp_path, tiny_checkpoint):
+    path = write(tmp_path, tiny_checkpoint)
+    told = CliRunner().invoke(app, ["grid", str(path), option, number, "--out", str(tmp_path / "out")])
+    assert told.exit_code == 2 and option in told.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,12 @@ def test_what_cannot_be_asked_is_said(trained, tiny_checkpoint):
         relearn(str(tiny_checkpoint))
 
 
+@pytest.mark.parametrize("lr", ["-1", "0", "nan", "inf"])
+def test_a_learning_rate_that_is_none_is_refused_at_the_option(lr, trained):
+    told = CliRunner().invoke(app, ["relearn", str(trained / "2-b"), "--lr", lr], env={"COLUMNS": "160"})
+    assert told.exit_code == 2 and "--lr" in told.output and "above 0" in told.output
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoint, tmp_path):
     """Of the kind that is made for KVR, two stages and the mixing of a third taught some."""

@@ -45,8 +45,8 @@ def check_found(folder: Path, node: Node) -> None:
     """Raises a MemprobeError where another stage lies in a node's run directory."""
     if changed := differing(folder, node):
         raise MemprobeError(
-            f"{folder}: was trained otherwise than the grid file says now ({'; '.join(changed[:_SHOWN])}): give "
-            "another --out, or take that back"
+            f"{folder}: was begun with another recipe or file of rows than the grid has now "
+            f"({'; '.join(changed[:_SHOWN])}): give another --out, or take that back"
         )
 
 

@@ -86,14 +86,14 @@ def run_workers(
 ) -> list[str]:
     """Trains, probes and evaluates a grid's cells in several processes.
 
-    A worker that dies is named, and its cell is tried once more by another; where it was killed, as for want of memory,
+    A worker that dies is named, and its cell is tried by another, up to :data:`TRIES` times; where it was killed, as for want of memory,
     not before a cell beside it has ended or there is far more memory than it held. Ctrl-C stops all of them; they save
     their states first.
 
     Args:
         workers: processes.
         blocks: see :func:`training.grid.run_grid`.
-        minutes: after so many no cell is begun any more.
+        minutes: after so many no cell is begun any more; with 0 none at all.
         grace: seconds that running cells have after that; then they are stopped, and have as many to save their states.
         data_dir, quiet: see :func:`training.grid.run_grid`.
 
@@ -170,8 +170,13 @@ class _Crowd:
         self.report.say(
             f"{self.crew.out}: {len(self.cells)} cells, {self.before} done before; {workers} workers"
         )
-        for number in range(1, workers + 1):
+        over = (
+            seconds is not None and seconds <= 0
+        )  # a worker would be at a cell before the clock is looked at
+        for number in range(1, 1 if over else workers + 1):
             self._start(number)
+        if over:
+            self.report.say("0 minutes are over: no cell is begun")
         reported, closed = self.began, False
         while self.running or self.coming:
             time.sleep(_LOOK)
