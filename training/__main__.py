@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,6 +31,20 @@ Blocks = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _finite(value: float | None) -> float | None:
+    """An option's number, which may be nan or inf for typer: a limit that never comes."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is not a finite number")
+    return value
+
+
+def _above_zero(value: float) -> float:
+    """An option's number, bounded as in a recipe; a least value of typer's is itself taken, and so is nan."""
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a finite number above 0")
+    return value
 
 
 @app.callback()
@@ -137,13 +152,14 @@ def grid_(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Start no cell after this many minutes. Running cells get --grace more seconds, then save their "
+            help="Start no cell after this many minutes; with 0, none at all. Running cells get --grace more seconds, then save their "
             "state.",
             min=0,
+            callback=_finite,
         ),
     ] = None,
     grace: Annotated[
-        float, typer.Option(help="Seconds that running cells get after --minutes.", min=1)
+        float, typer.Option(help="Seconds that running cells get after --minutes.", min=1, callback=_finite)
     ] = 60.0,
     engine: EngineText = None,
     storage: StorageText = None,
@@ -320,7 +336,7 @@ def relearn_(
             show_default=False,
         ),
     ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-4,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.", callback=_above_zero)] = 1e-4,
     batch: Annotated[int, typer.Option(help="Facts per training step.", min=1)] = 4,
     limit: Annotated[int, typer.Option(help="The most training steps.", min=1)] = 60,
     shots: Annotated[int, typer.Option(help="Solved examples in the prompt.", min=1)] = 4,

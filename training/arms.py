@@ -9,6 +9,9 @@ from typing import Any
 from memprobe.arms import KINDS, Arm, Part
 from memprobe.errors import MemprobeError, among
 
+WRITTEN = ("mixing", "match", "replay", "penalty", "lora")
+"""Keys of a stage that an arm says; of the recipe it says ``joint``."""
+
 
 def unfold_arm(data: dict[str, Any]) -> dict[str, Any]:
     """Writes what the arm's text says into the stages that it names.
@@ -38,6 +41,17 @@ def unfold_arm(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def without_arm(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's data without what an arm writes into it, so that another one can."""
+    data = {key: value for key, value in data.items() if key not in ("arm", "joint")}
+    stages = data.get("stages")
+    if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
+        data["stages"] = [
+            {key: value for key, value in stage.items() if key not in WRITTEN} for stage in stages
+        ]
+    return data
+
+
 def _agrees(given: Any, value: Any) -> bool:
     """Whether a stage's own table holds what the arm gives (a resolved recipe holds it with its defaults)."""
     if isinstance(value, dict):
@@ -59,6 +73,10 @@ def _add(addition: dict[str, Any], part: Part) -> None:
         if key not in ("data", "stages", "to")
     }
     if part.name in ("remix", "matched"):
+        if "mixing" in addition and addition.get("match") != part.options.get("to"):
+            raise MemprobeError(
+                "arm: remix and matched, or two lengths to match, in one stage: a matched stage trains none of it"
+            )
         for source in part.sources:
             if source == "both":
                 raise MemprobeError(f"arm: {part.name}: data=both is ambiguous; name the sources, one by one")

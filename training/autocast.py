@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from memprobe.files import read_valid, write_json
 from memprobe.runs import RECIPE
 from training.directories import begun
-from training.recipe import Recipe
+from training.recipe import Recipe, settled_as
 
 PAYS = 1.3
 """How many times as fast bfloat16 must be: below that, its rounding buys too little."""
@@ -63,7 +63,7 @@ def as_begun(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with ``auto`` as the run in a directory has it, where one was begun."""
     if recipe.precision.autocast != "auto" or not (out / RECIPE).exists():
         return recipe
-    return _with(recipe, begun(out).precision.autocast)
+    return settled_as(recipe, begun(out))
 
 
 def settled(recipe: Recipe, shared: Path, device: torch.device, say: Callable[[str], None]) -> Recipe:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
 from training.prepared import Prepared
 from training.recipe import Recipe, to_toml
-from training.row_files import row_to_json
+from training.row_files import rows_hash_of, rows_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -228,8 +226,8 @@ def save_whole(
 
 def _write_rows(rows: Sequence[AnyRow], path: Path) -> str:
     """Writes rows as JSONL; the SHA-256 of the file."""
-    write_text("".join(json.dumps(row_to_json(row), ensure_ascii=False) + "\n" for row in rows), path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    write_text(rows_text(rows), path)
+    return rows_hash_of(rows)
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
-from memprobe.sources.generated import is_endless
+from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
 from memprobe.sources.shuffling import shuffle_answers
@@ -112,7 +113,7 @@ def _stage_data(
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            texts, origin = _mixing_rows(recipe, stage, part, len(rows), data_dir)
+            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir)
         mixing.append(texts)
         origins.append(origin)
     return StageData(list(rows), held_out, mixing, origins, counts, known)
@@ -176,7 +177,16 @@ def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple
     return order[:-held_out], order[-held_out:]
 
 
-def _mixing_rows(
+def mixes_facts(part: Mixing) -> bool:
+    """Whether what is mixed in are facts, not texts; a file's rows are read as texts."""
+    if not _is_named(part.source):
+        return False
+    head = part.source.partition(":")[0]
+    known = DATASETS.get(head) or GENERATED.get(head)
+    return known is None or known.kind == "factoids"
+
+
+def mixing_rows(
     recipe: Recipe, stage: Stage, part: Mixing, n_own: int, data_dir: Path | None
 ) -> tuple[list[AnyRow], dict[str, Any]]:
     """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch."""
@@ -265,27 +275,43 @@ def _holds(text: Text, halves: Sequence[str]) -> bool:
 # ---------------------------------------------------------------------------------------------- examples
 
 
+@dataclass(frozen=True, slots=True)
+class StageParts:
+    """What a stage's schedule is made of.
+
+    Attributes:
+        own: its own rows; with the arm ``joint`` those of every stage.
+        others: mixing and replay, which are trained beside them.
+        matched: mixing that is not trained, and whose length the stage has.
+        replayed: ids of the rows that replay draws from.
+    """
+
+    own: Part
+    others: list[Part]
+    matched: list[Part]
+    replayed: list[str]
+
+
 def parts_of(
     recipe: Recipe, prepared: Prepared, number: int, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[Part, list[Part], list[str]]:
-    """The own rows of a stage (counted from 1) as a part, its mixing and replay, and the ids of replayed rows.
-
-    With the arm ``joint`` the own rows are those of every stage.
-    """
+) -> StageParts:
+    """The parts of a stage, counted from 1."""
     stage, data = recipe.stages[number - 1], prepared.stages[number - 1]
     rows = [row for one in prepared.stages for row in one.rows] if recipe.joint else data.rows
     make = ExampleMaker(recipe.template, tokenizer, max_length)
     with under_key(f"stages.{number}.data"):
         own = Part([make(row) for row in rows], len(rows))
-    extra = []
+    mixing = []
     for place, (part, texts) in enumerate(zip(stage.mixing, data.mixing, strict=True), 1):
         with under_key(f"stages.{number}.mixing.{place}"):
             examples = [make(text, own=False) for text in texts]
-        extra.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
+        mixing.append(Part(examples, wanted_rows(part.ratio, len(data.rows)), part.redraw))
     replayed, wanted = _replay(recipe, prepared, number)
+    replay = []
     if stage.replay:
-        extra.append(Part([make(row, own=False) for row in replayed], wanted, stage.replay.redraw))
-    return own, extra, [row.id for row in replayed]
+        replay = [Part([make(row, own=False) for row in replayed], wanted, stage.replay.redraw)]
+    trained, matched = ([], mixing) if stage.match else (mixing, [])
+    return StageParts(own, [*trained, *replay], matched, [row.id for row in replayed])
 
 
 def shown_again(recipe: Recipe, prepared: Prepared, number: int) -> set[str]:

@@ -67,6 +67,7 @@ class Schedule:
         self,
         own: Part,
         mixing: Sequence[Part] = (),
+        matched: Sequence[Part] = (),
         *,
         epochs: int,
         batch: int,
@@ -79,14 +80,16 @@ class Schedule:
         Args:
             own: the stage's own rows.
             mixing: mixing and replay rows.
+            matched: rows that are not trained: the stage takes as long as if they were.
             batch: rows of one optimiser step.
             micro_batches: accumulation steps × processes.
-            match: train on the own rows alone, for as many steps, or tokens, as the mixing would have taken.
+            match: in what it takes as long: steps, or tokens; None where nothing is matched.
 
         Raises:
             MemprobeError: a part has no rows, or fewer than one epoch takes.
         """
-        for part in (own, *mixing):
+        whole = (own, *matched, *mixing)
+        for part in whole:
             if part.per_epoch > len(part.examples):
                 raise MemprobeError(
                     f"mixing needs {part.per_epoch} rows an epoch, and its source has {len(part.examples)}"
@@ -94,14 +97,13 @@ class Schedule:
         if not own.per_epoch:
             raise MemprobeError("the stage has no rows to train on")
         self.seed, self.batch, self.micro_batches = seed, batch, micro_batches
-        whole = (own, *mixing)
-        self.parts = whole if match is None else (own,)
+        self.parts = (own, *mixing)
         self.steps_per_epoch = math.ceil(sum(part.per_epoch for part in self.parts) / batch)
         self.steps = self.steps_per_epoch * epochs
         if match == "steps":
             self.steps = math.ceil(sum(part.per_epoch for part in whole) / batch) * epochs
         elif match == "tokens":
-            reference = Schedule(own, mixing, epochs=epochs, batch=batch, seed=seed)
+            reference = Schedule(own, whole[1:], epochs=epochs, batch=batch, seed=seed)
             self.steps = self._steps_for(reference.tokens)
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 

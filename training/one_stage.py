@@ -15,7 +15,7 @@ from memprobe.runs import EVALUATION, METRICS, STATE
 from memprobe.wording import listed
 from training.checkpoint import About, save_whole, train_only, with_adapter
 from training.context import RunContext
-from training.data import parts_of, shown_again
+from training.data import StageParts, parts_of, shown_again
 from training.examples import ExampleMaker
 from training.measures import (
     Interference,
@@ -26,7 +26,7 @@ from training.measures import (
     weight_change,
 )
 from training.memory import free
-from training.mixing import Part, Schedule
+from training.mixing import Schedule
 from training.penalties import Boundary, InForce
 from training.prepared import Prepared
 from training.recipe import Along
@@ -85,15 +85,16 @@ class OneStage:
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         max_length = context.max_length(limit)
         context.check_rows(prepared, tokenizer, max_length)
-        own, extra, replayed = parts_of(recipe, prepared, number, tokenizer, max_length)
-        schedule, per_step = self._schedule(own, extra, seed)
+        parts = parts_of(recipe, prepared, number, tokenizer, max_length)
+        schedule, per_step = self._schedule(parts, seed)
+        others, matched = (sum(part.per_epoch for part in some) for some in (parts.others, parts.matched))
         self.report.say(
-            f"{name}: {own.per_epoch} own rows, {sum(part.per_epoch for part in extra)} others an epoch"
-            + (f" (matched by {stage.match}, not trained)" if stage.match else "")
+            f"{name}: {parts.own.per_epoch} own rows, {others} others an epoch"
+            + (f" (and {matched} matched by {stage.match}, not trained)" if stage.match else "")
             + f", {schedule.steps} steps at most"
         )
         make = ExampleMaker(recipe.template, tokenizer, max_length)
-        measure = Interference(recipe, number, parent, prepared, own, make, state, start)
+        measure = Interference(recipe, number, parent, prepared, parts.own, make, state, start)
         if context.main:
             measure.at_start(model)
         if stage.train is not None:
@@ -116,7 +117,7 @@ class OneStage:
             prepared=prepared,
             base=context.base,
             parent=parent,
-            replayed=replayed,
+            replayed=parts.replayed,
             schedule=schedule,
             processes=context.state.num_processes,
             metrics=state / METRICS,
@@ -138,7 +139,7 @@ class OneStage:
                 accumulation=per_step,
                 seed=seed,
                 stop=stage.stop,
-                own=own.examples,
+                own=parts.own.examples,
                 penalty=penalty,
                 alone=context.alone,
                 due=lambda step: _due(stage.checkpoints, step, schedule),
@@ -161,18 +162,19 @@ class OneStage:
         del trainer, model, penalty
         free()
 
-    def _schedule(self, own: Part, extra: list[Part], seed: int) -> tuple[Schedule, int]:
+    def _schedule(self, parts: StageParts, seed: int) -> tuple[Schedule, int]:
         """The stage's schedule, and the micro-batches of one step that this process sees."""
         stage, optimiser = self.stage, self.recipe.optimiser
         processes = self.context.state.num_processes
         options: dict[str, Any] = {"epochs": stage.epochs, "batch": optimiser.batch, "seed": seed}
+        options |= {"matched": parts.matched, "match": stage.match}
         per_step = math.ceil(optimiser.batch / (optimiser.micro_batch * processes))
         most = optimiser.micro_tokens or (None if self.context.device.type == "cpu" else _TOKENS_AT_ONCE)
         if most is not None:
-            whole = Schedule(own, extra, match=stage.match, **options)
+            whole = Schedule(parts.own, parts.others, **options)
             per_step = max(per_step, math.ceil(whole.pieces(most) / processes))
         micro_batches = per_step * processes
-        return Schedule(own, extra, micro_batches=micro_batches, match=stage.match, **options), per_step
+        return Schedule(parts.own, parts.others, micro_batches=micro_batches, **options), per_step
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that the stage trains, with the weights that it starts from."""

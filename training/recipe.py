@@ -21,11 +21,12 @@ from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
 from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
-from training.arms import arm_of, unfold_arm
+from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
 from training.settings import Settings, TemplateText, changes, parsed_by, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -42,7 +43,7 @@ class Optimiser(Settings):
     """
 
     lr: float = Field(5e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -329,12 +330,14 @@ def read_recipe(
     """A validated recipe from a TOML file; source files are searched beside it first.
 
     Args:
-        seed, arm, base: instead of the recipe's own.
+        seed, arm, base: instead of the recipe's own; the arm also instead of what its stages say of one.
 
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
     """
     data = read_toml(path)
+    if arm is not None:
+        data = without_arm(data)
     data |= {
         key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
     }
@@ -352,16 +355,21 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     return recipe.model_copy(update={"arm": recipe.arm_name})
 
 
+def file_of(source: str) -> Path | None:
+    """The file of rows that a source names; None for other sources."""
+    bare = source.removeprefix("jsonl:")
+    return Path(bare) if source != bare or Path(bare).suffix.lower() in ROW_FILES else None
+
+
 def with_sources(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with files by their place, after a look at every source that it names."""
 
     def found(name: str, key: str) -> str:
-        bare = name.removeprefix("jsonl:")
-        if name.startswith("jsonl:") or Path(bare).suffix.lower() in ROW_FILES:
-            for candidate in (path.parent / bare, Path(bare)):
+        if (file := file_of(name)) is not None:
+            for candidate in (path.parent / file, file):
                 if candidate.is_file():
                     return str(candidate)
-            raise MemprobeError(f"{path}: {key}: no file {bare} here or beside the recipe")
+            raise MemprobeError(f"{path}: {key}: no file {file} here or beside the recipe")
         head = name.partition(":")[0]
         if head not in (*DATASETS, *GENERATED, "known"):
             raise MemprobeError(
@@ -389,6 +397,14 @@ def to_toml(recipe: Recipe) -> str:
     data = recipe.model_dump(mode="json", exclude_none=True)
     data["arm"] = recipe.arm_name
     return toml_text(data)
+
+
+def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
+    """The recipe with ``auto`` as one that was begun before has it."""
+    if recipe.precision.autocast != "auto":
+        return recipe
+    precision = recipe.precision.model_copy(update={"autocast": old.precision.autocast})
+    return recipe.model_copy(update={"precision": precision})
 
 
 def same_rows(old: Recipe, new: Recipe) -> bool:

@@ -12,6 +12,7 @@ cue does for the never-learned facts is its chance level.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ import polars as pl
 import torch
 from torch.nn import functional as F
 
-from memprobe.checkpoints import resolve
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
+from memprobe.files import read_valid
 from memprobe.lineage import lineage
+from memprobe.manifests import Manifest
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
@@ -33,8 +36,11 @@ from memprobe.sources import load_factoids
 from memprobe.statistics.intervals import FEWEST, percentile_interval
 from memprobe.templates import Template, tokenise_all
 from training.batches import micro_batches, model_inputs
+from training.data import PREPARED, mixes_facts, mixing_rows
 from training.examples import ExampleMaker
 from training.mixing import Example
+from training.prepared import PreparedFile
+from training.recipe import parse_recipe
 
 DRAWS = 2_000
 
@@ -108,7 +114,8 @@ def relearn(
 
     Args:
         spec: of a checkpoint of :mod:`training`, at stage 2 or later.
-        fresh: a source of never-learned facts of the same kind; for KVR others are made.
+        fresh: a source of never-learned facts of the same kind; for KVR others are made. Of either, those count whose
+            prompt no stage that made the checkpoint was shown.
         lr: of AdamW without decay.
         batch: facts a step.
         limit: steps at most.
@@ -133,7 +140,7 @@ def relearn(
         )
     order = np.random.default_rng([seed, 1])
     picked = [lost[i] for i in order.permutation(len(lost))[: n or len(lost)]]
-    others = _never_learned(first, picked, fresh, data_dir, seed)
+    others = _never_learned(checkpoint, manifest, first, len(picked), fresh, data_dir, seed)
     known, _ = _says(model, others, manifest.template)
     others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
     size = min(len(picked), len(others))
@@ -196,18 +203,56 @@ def relearn_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
 
 
 def _never_learned(
-    first: Sequence[Factoid], lost: Sequence[Factoid], fresh: str | None, data_dir: Path | None, seed: int
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    first: Sequence[Factoid],
+    n: int,
+    fresh: str | None,
+    data_dir: Path | None,
+    seed: int,
 ) -> list[Factoid]:
-    if fresh is None:
-        if {fact.source for fact in first} != {"kvr"}:
-            raise MemprobeError(
-                "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"
-            )
-        from memprobe.sources.kvr import generate_kvr
+    """Facts of which no stage that made the checkpoint was shown the prompt; at most ``n`` of those made here."""
+    taught = _prompts_taught(checkpoint, manifest, data_dir)
+    if fresh is not None:
+        return [
+            fact for fact in load_factoids(fresh, data_dir=data_dir, seed=seed) if fact.prompt not in taught
+        ]
+    if {fact.source for fact in first} != {"kvr"}:
+        raise MemprobeError(
+            "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"
+        )
+    from memprobe.sources.kvr import generate_kvr
 
-        return generate_kvr(len(lost), seed=seed, split="test")
-    asked = {fact.prompt for fact in first}
-    return [fact for fact in load_factoids(fresh, data_dir=data_dir, seed=seed) if fact.prompt not in asked]
+    # No prompt occurs twice, so that those taught take away as many as they are at most.
+    made = generate_kvr(n + len(taught), seed=seed, split="test")
+    return [fact for fact in made if fact.prompt not in taught][:n]
+
+
+def _prompts_taught(checkpoint: Checkpoint, manifest: Manifest, data_dir: Path | None) -> set[str]:
+    """The prompts of every row that a checkpoint's stages trained on, mixing rows too.
+
+    Raises:
+        MemprobeError: a stage's rows are gone, or facts that were mixed in cannot be drawn again.
+    """
+    taught: set[str] = set()
+    for entry in manifest.data["stages"]:
+        file = manifest.stage_factoids(entry["index"])
+        lines = file.read_text(encoding="utf-8").split("\n")
+        taught |= {str(json.loads(line).get("prompt")) for line in lines if line}
+    folders = checkpoint.path.resolve().parents
+    if (
+        run := next((one for one in (folders[0], folders[2]) if (one / PREPARED).exists()), None)
+    ) is not None:
+        stages = read_valid(run / PREPARED, PreparedFile)["stages"]
+        mixed = [row for stage in stages for rows in stage["mixing"] for row in rows]
+        return taught | {str(row.get("prompt")) for row in mixed}
+    recipe = parse_recipe(manifest.data["recipe"], str(manifest.path))
+    for stage, entry in zip(recipe.stages, manifest.data["stages"], strict=False):
+        for part in stage.mixing:
+            if mixes_facts(part):
+                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir)
+                taught |= {row.prompt for row in rows if isinstance(row, Factoid)}
+    return taught
 
 
 def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:

@@ -297,10 +297,21 @@ def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_
     stages = [{"name": name, "data": data, "epochs": 1} for name, data in zip("abc", KEYS, strict=True)]
     recipe = small(tiny_checkpoint, "replay(ratio=0.34)", stages=stages, seed=3)
     prepared = prepare(recipe, tmp_path, never)
-    of_stage = [set(parts_of(recipe, prepared, n, tiny_tokenizer(), 256)[2]) for n in (1, 2, 3)]
+    of_stage = [set(parts_of(recipe, prepared, n, tiny_tokenizer(), 256).replayed) for n in (1, 2, 3)]
     assert [len(ids) for ids in of_stage] == [0, 2, 4] and not of_stage[1] <= of_stage[2]
     assert [shown_again(recipe, prepared, n) for n in (1, 2, 3)] == [
         set(),
         of_stage[1],
         of_stage[1] | of_stage[2],
     ]
+
+
+@pytest.mark.parametrize("to", ["steps", "tokens"])
+def test_a_matched_stage_trains_what_it_replays(to, tiny_checkpoint, tmp_path):
+    """What its manifest calls replayed; the mixing gives the length alone."""
+    recipe = small(tiny_checkpoint, f"matched(to={to}, data=kvr:12:test, stages=2)+replay(ratio=0.5)")
+    prepared = prepare(recipe, tmp_path, never)
+    parts = parts_of(recipe, prepared, 2, tiny_tokenizer(), 256)
+    (replay,), (mixing,) = parts.others, parts.matched
+    assert {row.id for row in replay.examples[: replay.per_epoch]} == set(parts.replayed)
+    assert {row.id for row in mixing.examples} == {row.id for row in prepared.stages[1].mixing[0]}

@@ -16,10 +16,9 @@ from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
 from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid
-from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.stages import _drop
-from training.grid.work import start_grid
+from training.grid.work import started
 from training.run import run
 from training.study.collect import collect
 
@@ -111,6 +110,8 @@ def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_pat
         ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data]; it has a, b, c"),
         ('["a", "b"]', '["a"]', "no chain of two or more"),
         ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),
+        ("n = [4]", "n = []", "blocks.1.axes.n: "),
+        ("n = [4]", "n = [], unused = []", "blocks.1.axes.n: "),
         ("lr = 3e-3", "lrr = 3e-3", "optimiser.lrr: unknown key"),
         ("[recipe]", "[recipe]\nseed = 1", "recipe.seed: the grid says this in its blocks"),
         ("keep = ", "kept = ", "kept: unknown key"),
@@ -330,8 +331,8 @@ def test_a_cell_that_never_fits_into_memory_stops_no_other(worker, tiny_checkpoi
     monkeypatch.setattr("training.grid.work._PAUSE", (0, 0))
     crew = Crew(out, 1) if worker else None
     if crew is not None:
-        start_grid(path, out)
-        crew.start()
+        with started(cells(path), path, out):
+            crew.start()
     said = "out of memory; lower micro_batch, micro_tokens or --workers"
     assert run_grid(read_grid(path), path, out, quiet=True, crew=crew) == [f"a-b-n4/replay-s0: {said}"]
     assert (out / "runs/a-b-n4/naive-s0/cell.json").exists()
@@ -353,15 +354,17 @@ def test_a_folder_of_data_that_is_not_there_is_said_before_anything_is_trained(
 def test_a_second_command_is_refused(tiny_checkpoint, tmp_path, quick_python):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", epochs=1)
     out = tmp_path / "out"
-    start_grid(path, out)
     command = [*quick_python, "-m", "training", "grid", str(path), "--out", str(out)]
-    with only_command(out):
+    with started(cells(path), path, out):
+        before = (out / "grid.toml").read_text()
+        path.write_text("# changed\n" + before)
         for more in ([], ["--workers", "2"]):
             refused = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
             assert refused.returncode == 2 and "another command is working on this grid" in refused.stderr, (
                 refused.stderr
             )
     assert not (out / "runs").exists()
+    assert (out / "grid.toml").read_text() == before, "of the command that is at work"
 
 
 def test_stages_may_be_trained_by_a_process_of_their_own(tiny_checkpoint, tmp_path, quick_python):
@@ -413,6 +416,14 @@ def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoin
     assert not (tmp_path / "out").exists()
     refused = CliRunner().invoke(app, ["grid", str(path), "--engine", "ray", "--workers", "2"])
     assert isinstance(refused.exception, MemprobeError) and "--workers" in str(refused.exception)
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--grace"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_limit_that_never_comes_is_refused(option, number, tmp_path, tiny_checkpoint):
+    path = write(tmp_path, tiny_checkpoint)
+    told = CliRunner().invoke(app, ["grid", str(path), option, number, "--out", str(tmp_path / "out")])
+    assert told.exit_code == 2 and option in told.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,28 @@ def test_matched_controls_train_own_rows_as_long_as_the_mixing():
     own = Part(rows(10), 10)
     mixing = Part([Example((0,) * 70, (1,) * 70, f"m{i}", False) for i in range(20)], 20)
     whole = Schedule(own, [mixing], epochs=4, batch=5, seed=0)
-    steps = Schedule(own, [mixing], epochs=4, batch=5, seed=0, match="steps")
+    steps = Schedule(own, (), [mixing], epochs=4, batch=5, seed=0, match="steps")
     assert steps.steps == whole.steps == 24
     assert all(example.own for batch in every(steps) for example in batch)
-    tokens = Schedule(own, [mixing], epochs=4, batch=5, seed=0, match="tokens")
+    tokens = Schedule(own, (), [mixing], epochs=4, batch=5, seed=0, match="tokens")
     largest_step = max(sum(len(row.ids) for row in tokens.step(step)) for step in range(tokens.steps))
     assert abs(tokens.tokens - whole.tokens) <= largest_step
     assert tokens.steps > 5 * steps.steps
+
+
+def test_what_is_replayed_is_trained_beside_what_is_only_matched():
+    own, replay = Part(rows(10), 10), Part(rows(6, "old", own=False), 3)
+    mixing = Part([Example((0,) * 70, (1,) * 70, f"m{i}", False) for i in range(20)], 20)
+    whole = Schedule(own, [mixing, replay], epochs=4, batch=5, seed=0)
+    for match in ("steps", "tokens"):
+        schedule = Schedule(own, [replay], [mixing], epochs=4, batch=5, seed=0, match=match)
+        seen = {key.partition("-")[0] for key in counts(schedule)}
+        assert seen == {"own", "old"}, "every step is of both, and none of what is matched"
+        if match == "steps":
+            assert schedule.steps == whole.steps == 28
+        else:
+            largest = max(sum(len(row.ids) for row in schedule.step(step)) for step in range(schedule.steps))
+            assert abs(schedule.tokens - whole.tokens) <= largest
 
 
 def test_ends_of_epochs():
@@ -132,6 +147,7 @@ def test_items_beyond_the_end_are_refused():
 @pytest.mark.parametrize("match", [None, "steps", "tokens"])
 def test_tokens_are_those_of_every_step(redraw, match):
     own, extra = Part(rows(5), 5), Part(rows(7, "mix", own=False), 3, redraw=redraw)
-    schedule = Schedule(own, [extra], epochs=5, batch=4, seed=0, match=match)
+    trained, matched = ([extra], []) if match is None else ([], [extra])
+    schedule = Schedule(own, trained, matched, epochs=5, batch=4, seed=0, match=match)
     counted = sum(len(row.ids) for step in range(schedule.steps) for row in schedule.step(step))
     assert schedule.tokens == counted

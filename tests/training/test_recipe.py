@@ -104,6 +104,9 @@ def changed_stage(**changes):
         (recipe(optimiser={"lr": "high"}), r"optimiser\.lr: .*'high'"),
         (recipe(optimiser={"lr": True}), r"optimiser\.lr: a number, not true"),
         (recipe(optimiser={"lr": "3e-4"}), r"optimiser\.lr: a number, not a text"),
+        (recipe(optimiser={"betas": [2.0, 0.9]}), r"optimiser\.betas\.1: .*less than 1 \(not 2\.0\)"),
+        (recipe(optimiser={"betas": [0.9, 1.0]}), r"optimiser\.betas\.2: .*less than 1"),
+        (recipe(optimiser={"betas": [-0.1, 0.9]}), r"optimiser\.betas\.1: .*greater than or equal to 0"),
         (recipe(optimiser={"betas": [0.9, True]}), r"optimiser\.betas: a number, not true"),
         (recipe(precision={"packing": 1}), r"precision\.packing: true or false"),
         (recipe(evaluate={"interference": "yes"}), r"evaluate\.interference: true or false"),
@@ -140,6 +143,14 @@ def changed_stage(**changes):
         (recipe("none + joint"), "none"),
         (recipe("joint + replay(ratio=0.1)"), "joint"),
         (recipe("ewc(strength=high)"), "high"),
+        (
+            recipe("remix(data=generic, stages=1)+matched(to=steps, data=kvr:9, stages=1)"),
+            "trains none of it",
+        ),
+        (
+            recipe("matched(to=steps, data=kvr:9, stages=1)+remix(data=generic, stages=1)"),
+            "trains none of it",
+        ),
         (recipe("ewc(strength=1) + kl(strength=1)"), "not supported"),
         (recipe("ewc(strength=1) + lora(rank=2)"), r"stages\.2\.penalty: ewc .*lora"),
         (recipe("ewc(strength=1)", precision={"fsdp": True}), r"stages\.2\.penalty: ewc .*precision\.fsdp"),
@@ -175,6 +186,25 @@ def test_files_are_found_beside_the_recipe(tmp_path):
     (tmp_path / "facts.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
     found = read_recipe(write(tmp_path / "r.toml", "facts.jsonl"), seed=7)
     assert found.stages[0].data == str(tmp_path / "facts.jsonl") and found.seed == 7
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "remix(data=generic, stages=1,2, words=12)",
+        "matched(to=steps, data=generic, stages=2)",
+        "replay(ratio=0.5)+kl(strength=1)",
+        "lora(rank=2)",
+        "joint",
+    ],
+)
+@pytest.mark.parametrize("asked", ["none", "replay(ratio=0.1)", "ewc(strength=3)", "joint"])
+def test_an_arm_that_is_asked_for_is_the_whole_arm(before, asked, tmp_path):
+    """Of a run's own recipe, whose stages spell its arm out."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(parse_recipe(recipe(before))))
+    assert read_recipe(path, arm=asked) == parse_recipe(recipe(asked))
+    assert read_recipe(path) == parse_recipe(recipe(before))
 
 
 @pytest.mark.parametrize(

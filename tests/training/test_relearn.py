@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
+from memprobe.sources import load_factoids
 from memprobe.statistics.shares import share_over_seeds
 from tests.training.runs import small
 from training.__main__ import _back, app
-from training.relearn import Relearned, _savings, relearn, relearn_table
+from training.relearn import Relearned, _never_learned, _savings, relearn, relearn_table
 from training.relearn_arms import NAMES, arm_table
 from training.run import run
 
@@ -74,6 +77,30 @@ def test_what_cannot_be_asked_is_said(trained, tiny_checkpoint):
         relearn(str(trained / "1-a"))
     with pytest.raises(MemprobeError, match="stage 2 or later"):
         relearn(str(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("lr", ["-1", "0", "nan", "inf"])
+def test_a_learning_rate_that_is_none_is_refused_at_the_option(lr, trained):
+    told = CliRunner().invoke(app, ["relearn", str(trained / "2-b"), "--lr", lr], env={"COLUMNS": "160"})
+    assert told.exit_code == 2 and "--lr" in told.output and "above 0" in told.output
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoint, tmp_path):
+    """Of the kind that is made for KVR, two stages and the mixing of a third taught some."""
+    data = ("kvr:6", "kvr:6:test", "kvr:6:validation")
+    stages = [{"name": name, "data": source, "epochs": 1} for name, source in zip("abc", data, strict=True)]
+    stages[2]["mixing"] = [{"source": "kvr:9:test", "ratio": 1.5}]
+    last = run(small(tiny_checkpoint, stages=stages), tmp_path / "run", quiet=True)
+    if moved:  # away from its run, whose rows of mixing are then drawn again
+        last = shutil.copytree(last, tmp_path / "elsewhere" / "3-c")
+    checkpoint = resolve(str(last))
+    manifest = checkpoint.manifest
+    first = load_factoids("kvr:6")
+    others = _never_learned(checkpoint, manifest, first, 6, None, None, 0)
+    assert [fact.prompt for fact in others] == [fact.prompt for fact in load_factoids("kvr:15:test")[9:]]
+    for source, left in (("kvr:12:test", 3), ("kvr:6:validation", 0), (str(last / "factoids-2-b.jsonl"), 0)):
+        assert len(_never_learned(checkpoint, manifest, first, 6, source, None, 0)) == left, source
 
 
 def relearned(arm, seed, steps, fresh, *, cued=0.0, stage=2, n=8, checkpoint=None, before=(), rows="same"):

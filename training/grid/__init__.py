@@ -33,6 +33,7 @@ is given later, and that starts from such a stage, has it trained again.
 
     file.py -> cells.py -> work.py        what is wanted -> cells and the stages they share -> trained, probed
                            stages.py      a stage: trained, its weights dropped, trained again
+                           found.py       whether what lies there is what is asked for
                            probing.py     a cell's probe, in one pass
                            workers.py     the same in several processes, which crew.py lets know of each other
                            claims.py      who may work where

@@ -31,7 +31,7 @@ from training.grid.stages import (
     drop_weights,
     has_ended,
     is_ready,
-    is_trained,
+    is_whole,
     link_parent,
     stays,
 )
@@ -50,7 +50,7 @@ def on_node(storage: str, node: Node, out: Path) -> Iterator[Path]:
         mirror = Mirror(storage, here, _last)
         for one in node.chain:
             mirror.pull(_below(directory(here, one), here))
-            if not is_trained(here, one):  # of a stage that was not taken to the storage to its end
+            if not is_whole(here, one):  # of a stage that was not taken to the storage to its end
                 shutil.rmtree(directory(here, one) / one.stage, ignore_errors=True)
         made = [
             _below(path, here) for path in (directory(here, node), part_of(here, node), again(here, node))

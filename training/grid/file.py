@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,7 @@ class Block(Settings):
     stages: tuple[tuple[str, ...], ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    axes: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
+    axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
     keep: Literal["records", "weights"] | None = None
     redraw: Redraw | None = None
 

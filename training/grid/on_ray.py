@@ -27,12 +27,11 @@ from memprobe.storage import absolute, stand_in, storage_at
 from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_in, cells_of
-from training.grid.claims import only_command
 from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
 from training.grid.stages import ask_ahead, directory, is_done, train
-from training.grid.work import after_of, end_cell, look_at, start_grid
+from training.grid.work import after_of, end_cell, look_at, started
 from training.memory import Memory
 from training.recipe import Resources
 from training.run_log import RunLog
@@ -133,8 +132,7 @@ def run_on_ray(
     storage = None if engine.storage is None else absolute(engine.storage)
     if storage is not None:
         storage_at(storage)
-    start_grid(path, out, data_dir)
-    with only_command(out):
+    with started(cells, path, out, data_dir):
         report = RunLog(out / LOG, quiet=quiet)
         ray, own = connect(engine.address, report.say)
         try:

@@ -15,7 +15,7 @@ from memprobe.runs import ManifestFile
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
-from training.grid.stages import directory, has_weights, is_done, is_trained, needed
+from training.grid.stages import check_cells, directory, has_weights, is_done, is_trained, needed
 from training.mixing import Schedule
 from training.recipe import Evaluate, Recipe, to_toml
 
@@ -57,8 +57,12 @@ def plan(
 
     Args:
         path, blocks: see :func:`training.grid.run_grid`.
+
+    Raises:
+        MemprobeError: bad input, or ``out`` holds stages of another recipe.
     """
     every = cells_of(grid, path)
+    check_cells(every, out)
     cells = cells_in(every, blocks, path)
     nodes = _nodes(cells)
     missing = [node for node in needed(cells, out).values() if not has_weights(out, node)]
@@ -120,9 +124,18 @@ def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> in
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(recipe, Path(folder), never, data_dir=data_dir)
-    own, extra, _ = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
-    stage, batch = recipe.stages[-1], recipe.optimiser.batch
-    return Schedule(own, extra, epochs=stage.epochs, batch=batch, seed=0, match=stage.match).tokens
+    parts = parts_of(recipe, prepared, len(recipe.stages), tokenizer, recipe.max_length)
+    stage = recipe.stages[-1]
+    schedule = Schedule(
+        parts.own,
+        parts.others,
+        parts.matched,
+        epochs=stage.epochs,
+        batch=recipe.optimiser.batch,
+        seed=0,
+        match=stage.match,
+    )
+    return schedule.tokens
 
 
 def _rate(nodes: Any, out: Path) -> float | None:

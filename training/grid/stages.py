@@ -29,6 +29,7 @@ from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
 from training.grid.file import Grid
+from training.grid.found import check_found, check_rows, differing
 from training.memory import Memory
 from training.prepared import Prepared
 from training.recipe import to_toml
@@ -51,9 +52,16 @@ def again(out: Path, node: Node) -> Path:
     return out / ".again" / node.name
 
 
+def check_cells(cells: Iterable[Cell], out: Path) -> None:
+    """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted."""
+    for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
+        check_found(directory(out, node), node)
+
+
 def is_done(out: Path, cell: Cell) -> bool:
     """Whether a cell has ended, learned or not."""
-    return (directory(out, cell.node) / CELL).exists()
+    folder = directory(out, cell.node)
+    return (folder / CELL).exists() and not differing(folder, cell.node)
 
 
 def has_ended(out: Path, node: Node) -> bool:
@@ -64,6 +72,11 @@ def has_ended(out: Path, node: Node) -> bool:
 
 def is_trained(out: Path, node: Node) -> bool:
     """Whether a node's stage has ended; its weights may be gone."""
+    return is_whole(out, node) and not differing(directory(out, node), node)
+
+
+def is_whole(out: Path, node: Node) -> bool:
+    """Whether a stage that has ended lies where a node's belongs, be it this node's or one of another recipe."""
     return (directory(out, node) / node.stage / MANIFEST).exists()
 
 
@@ -92,12 +105,17 @@ def train(
     """Trains one stage, unless it is there with its weights; the rows of the run.
 
     Raises:
-        MemprobeError: see :func:`training.run.run`; or trained again, it ends otherwise than its records say.
+        MemprobeError: see :func:`training.run.run`; what lies there, or what it goes on from, is of another recipe or
+            of other rows; or trained again, it ends otherwise than its records say.
     """
     folder = directory(out, node)
     folder.mkdir(parents=True, exist_ok=True)
+    for one in node.chain:
+        check_found(directory(out, one), one)
     link_parent(out, node, folder)
     prepared = _rows(node, out, memory, report, data_dir=data_dir)
+    for one in node.chain[:-1]:
+        check_rows(directory(out, one) / one.stage, one, prepared)
     if not has_ended(out, node):
         _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
     elif not has_weights(out, node):

@@ -6,7 +6,8 @@ import importlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.probing import join_cell, probe_cell
-from training.grid.stages import directory, drop_weights, is_done, is_ready, train
+from training.grid.stages import check_cells, directory, drop_weights, is_done, is_ready, train
 from training.measures import shares_learned
 from training.memory import Memory
 from training.prepared import Prepared
@@ -63,8 +64,7 @@ def run_grid(
     work = partial(_run_cells, grid, path, out, cells, cells_in(cells, blocks, path), data_dir, quiet, crew)
     if crew is not None:
         return work()
-    start_grid(path, out, data_dir)
-    with only_command(out):
+    with started(cells, path, out, data_dir):
         return work()
 
 
@@ -162,23 +162,35 @@ def _begin(cell: Cell, cells: Sequence[Cell], report: RunLog, crew: Crew | None)
         crew.at(cell.node.name)
 
 
-def start_grid(path: Path, out: Path, data_dir: Path | None = None) -> None:
-    """Begins a grid's directory, or goes on in one.
+@contextmanager
+def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None = None) -> Iterator[None]:
+    """Begins a grid's directory, or goes on in one, and holds it for this command.
+
+    Args:
+        cells: all of the grid.
 
     Raises:
-        MemprobeError: it holds a run, or cannot be written; or there is no such folder of data, which cells that
-            need one would say after hours of others.
+        MemprobeError: another command is at it; it holds a run, or stages of another recipe; it cannot be written; or
+            there is no such folder of data, which cells that need one would say after hours of others.
     """
     data_folder(data_dir)
     if (out / RECIPE).exists():
         raise MemprobeError(
             f"{out}: holds a run ({RECIPE}); a grid needs a directory of its own: give another --out"
         )
+    check_cells(cells, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(path.read_text(encoding="utf-8"), out / GRID)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
+    with only_command(out):
+        try:
+            # Only now: a command that is refused says nothing of what lies there.
+            write_text(text, out / GRID)
+        except OSError as error:
+            raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
+        yield
 
 
 def _finish_cell(

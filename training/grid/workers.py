@@ -21,11 +21,10 @@ import psutil
 from memprobe.errors import Interrupted, MemprobeError
 from training.directories import LOG
 from training.grid.cells import Cell, cells_in, cells_of
-from training.grid.claims import only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.stages import is_done
-from training.grid.work import start_grid
+from training.grid.work import started
 from training.run_log import RunLog
 
 TRIES = 3
@@ -87,14 +86,14 @@ def run_workers(
 ) -> list[str]:
     """Trains, probes and evaluates a grid's cells in several processes.
 
-    A worker that dies is named, and its cell is tried once more by another; where it was killed, as for want of memory,
+    A worker that dies is named, and its cell is tried by another, up to :data:`TRIES` times; where it was killed, as for want of memory,
     not before a cell beside it has ended or there is far more memory than it held. Ctrl-C stops all of them; they save
     their states first.
 
     Args:
         workers: processes.
         blocks: see :func:`training.grid.run_grid`.
-        minutes: after so many no cell is begun any more.
+        minutes: after so many no cell is begun any more; with 0 none at all.
         grace: seconds that running cells have after that; then they are stopped, and have as many to save their states.
         data_dir, quiet: see :func:`training.grid.run_grid`.
 
@@ -105,10 +104,10 @@ def run_workers(
         MemprobeError: bad input, or workers that do not start.
         Interrupted: on Ctrl-C, when the workers have ended.
     """
-    cells = cells_in(cells_of(grid, path), blocks, path)
-    start_grid(path, out, data_dir)
+    every = cells_of(grid, path)
+    cells = cells_in(every, blocks, path)
     crew = Crew(out)
-    with only_command(out):
+    with started(every, path, out, data_dir):
         return _watched(crew, cells, _command(path, out, blocks, data_dir), workers, minutes, grace, quiet)
 
 
@@ -171,8 +170,13 @@ class _Crowd:
         self.report.say(
             f"{self.crew.out}: {len(self.cells)} cells, {self.before} done before; {workers} workers"
         )
-        for number in range(1, workers + 1):
+        over = (
+            seconds is not None and seconds <= 0
+        )  # a worker would be at a cell before the clock is looked at
+        for number in range(1, 1 if over else workers + 1):
             self._start(number)
+        if over:
+            self.report.say("0 minutes are over: no cell is begun")
         reported, closed = self.began, False
         while self.running or self.coming:
             time.sleep(_LOOK)

@@ -1,0 +1,111 @@
+"""A grid's directory and a file that changed: what lies there counts only where it is what the file asks for."""
+
+import pytest
+
+from memprobe.errors import MemprobeError
+from tests.training.grids import AGAIN, write
+from training.grid import cells_of, directory, plan, read_grid, run_grid
+from training.grid.found import check_found
+from training.grid.stages import is_done, is_trained, train
+from training.memory import Memory
+from training.run_log import RunLog
+
+
+@pytest.fixture
+def naive(tiny_checkpoint, tmp_path):
+    """A grid of one cell that keeps its weights, on a file of rows."""
+    rows = "".join(f'{{"prompt": "The key of {name} is", "answer": "{name[::-1]}"}}\n' for name in "abcdef")
+    (tmp_path / "mine.jsonl").write_text(rows)
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", keep="weights", epochs=1)
+    path.write_text(path.read_text().replace('[data.a]\ndata = "kvr:{n}"', '[data.a]\ndata = "mine.jsonl"'))
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    return path, tmp_path / "out"
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def cells(path):
+    return cells_of(read_grid(path), path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr = 3e-3", "lr = 4e-3", "optimiser.lr: 0.003 -> 0.004"),
+        ('mine.jsonl"\nepochs = 1', 'mine.jsonl"\nepochs = 2', "stages.1.epochs: 1 -> 2"),
+        ('validation"\nepochs = 1', 'validation"\nepochs = 3', "stages.2.epochs: 1 -> 3"),
+        ('naive = "none"', 'naive = "replay(ratio=0.5)"', "stages.2.replay"),
+    ],
+)
+def test_a_recipe_that_changed_is_refused_before_anything_is_written(naive, old, new, said):
+    path, out = naive
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    change(path, old, new)
+    change(path, 'arms = ["naive"]', 'arms = ["naive", "replay"]')
+    with pytest.raises(MemprobeError) as error:
+        run_grid(read_grid(path), path, out, quiet=True)
+    assert said in str(error.value) and "give another --out" in str(error.value), error.value
+    with pytest.raises(MemprobeError, match="give another --out"):
+        plan(read_grid(path), path, out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert not is_done(out, cells(path)[0]), "nor for a worker, which is started with the file as it is then"
+
+
+def test_a_file_of_rows_that_changed_is_refused(naive):
+    path, out = naive
+    rows = path.parent / "mine.jsonl"
+    rows.write_text(rows.read_text().replace('"b"', '"another"'))
+    with pytest.raises(MemprobeError, match=r"mine\.jsonl: was another file then"):
+        run_grid(read_grid(path), path, out, quiet=True)
+
+
+def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):
+    """Of a source that is no file, rows are compared when a cell that starts from them has read its own."""
+    path, out = naive
+    change(path, 'arms = ["naive"]', 'arms = ["naive", "replay"]')
+    cell = cells(path)[1]
+    monkeypatch.setattr("training.grid.found._edited", lambda manifest, node: [])
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text(rows.read_text().replace('"b"', '"another"'))
+    with pytest.raises(MemprobeError, match=r"1-a: was trained on other rows of a \(.*mine\.jsonl\)"):
+        train(read_grid(path), cell.node, out, Memory(), RunLog(None, quiet=True), data_dir=None, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('keep = "weights"', 'keep = "records"\nprobe_n = 2'),
+        ('name = "first"', 'name = "sooner"'),
+        ('arms = ["naive"]', 'arms = ["replay", "naive"]'),
+        ("seeds = [0]", "seeds = [1, 0]"),
+        ("[recipe]", "[recipe]\nresources = { cpus = 2.0 }"),
+        ("[recipe.optimiser]", '[recipe.precision]\nautocast = "auto"\n[recipe.optimiser]'),
+    ],
+)
+def test_what_changes_no_stage_is_taken(naive, old, new):
+    path, out = naive
+    change(path, old, new)
+    path.write_text(path.read_text() + AGAIN.replace("n = [4]", "n = [4], more = [1]"))
+    ahead = plan(read_grid(path), path, out)
+    assert ("a-b-n4/naive-s0", True) in [(name, ended) for name, _, ended in ahead.cells]
+
+
+def test_a_file_of_rows_may_be_named_by_another_way(naive, monkeypatch):
+    path, out = naive
+    monkeypatch.chdir(path.parent)
+    (cell,) = cells(path.relative_to(path.parent))
+    assert cell.node.recipe.stages[0].data != cells(path)[0].node.recipe.stages[0].data
+    assert is_done(out, cell)
+
+
+def test_records_alone_are_known_again(done):
+    """Weights are gone; the recipe of each stage is not."""
+    path, out = done
+    for cell in cells(path):
+        assert is_done(out, cell) and all(is_trained(out, node) for node in cell.node.chain)
+        for node in cell.node.chain:
+            check_found(directory(out, node), node)
