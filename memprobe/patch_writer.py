@@ -22,7 +22,7 @@ from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
-from memprobe.patches import FOLDER, open_patches, read_rows
+from memprobe.patches import FOLDER, LOCK, open_patches, read_rows
 from memprobe.records import PATCHES, factoids_frame
 
 FLUSH_SECONDS = 20
@@ -142,7 +142,7 @@ def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Holds a directory's patches for one process.
+    """Holds a directory's patches for one process; inside, the same thread may lock it again.
 
     Raises:
         MemprobeError: another process patches into it, it holds other files, or it cannot be written.
@@ -153,7 +153,7 @@ def locked(out: Path) -> Iterator[None]:
         not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir())
     ):
         raise MemprobeError(f"{out}: exists and holds no patches; use another --out")
-    with one_process(out, "patching", lock=f"{FOLDER}/.lock"):
+    with one_process(out, "patching", lock=f"{FOLDER}/{LOCK}"):
         yield
 
 

@@ -27,6 +27,7 @@ from memprobe.run_file import PatchesFile
 
 SCHEMA_VERSION = 1
 FOLDER = "patches"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,17 @@ def open_patches(path: str | Path) -> Patches:
 
 
 def delete_patches(out: Path) -> None:
-    """Deletes the patches of a directory, and its factoids where no probe needs them."""
+    """Deletes the patches of a directory, and its factoids where no probe needs them; the lock of who does it stays.
+
+    ``run.json`` goes last: killed in between, what is left is still known as patches.
+    """
     if (out / FOLDER / "run.json").exists():
-        shutil.rmtree(out / FOLDER)
+        files = [file for file in (out / FOLDER).iterdir() if file.name != LOCK]
+        for file in sorted(files, key=lambda file: file.name == "run.json"):
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
         if not (out / "run.json").exists():
             for name in ("factoids.parquet", "patches.html"):
                 (out / name).unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """``memprobe patch`` end to end on tiny checkpoints: files, resuming, grafts, the page, and bad input."""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from memprobe import patch_pairs
-from memprobe.patches import open_patches
+from memprobe.patch_writer import locked
+from memprobe.patches import delete_patches, open_patches
 from memprobe.records import PATCHES
+from tests.elsewhere import elsewhere
 from tests.tiny import N_LAYERS, save_tiny
 
 FACTS = [("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister")]
@@ -88,6 +91,33 @@ def test_a_killed_run_goes_on(setup, tmp_path, cli, monkeypatch):
     assert cli(*options(setup, out, "--batch-size", "1"))[0] == 0
     assert len(asked) == len(FACTS) - 1
     assert open_patches(out).table.equals(open_patches(whole).table)
+
+
+@pytest.mark.parametrize("more", [[], ["--fresh"]])
+def test_what_another_process_patches_is_left_alone(setup, tmp_path, cli, more):
+    out = tmp_path / "p"
+    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    before = {file.name: file.read_bytes() for file in (out / "patches").iterdir()}
+    with elsewhere(locked(out)):
+        code, _, err = cli(*options(setup, out, "--depths", "0", *more))
+        assert code == 2 and "another process is patching here" in err
+        assert (out / "patches" / ".lock").exists()
+    assert {file.name: file.read_bytes() for file in (out / "patches").iterdir()} == before
+    code, _, err = cli(*options(setup, out, "--depths", "1", "--fresh"))
+    assert code == 0 and set(open_patches(out).table["depth"]) == {1}, err
+
+
+def test_deleting_patches_spares_the_lock_and_is_taken_up_when_killed(setup, tmp_path, cli, monkeypatch):
+    out = tmp_path / "p"
+    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    with locked(out):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            delete_patches(out)
+        assert (out / "patches" / "run.json").exists()
+        delete_patches(out)
+        assert [file.name for file in (out / "patches").iterdir()] == [".lock"]
+    assert not out.exists()
 
 
 def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):

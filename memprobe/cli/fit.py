@@ -82,7 +82,7 @@ def fit(
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
     from memprobe.fitting import fit as fit_lens
-    from memprobe.fitting import load_texts, make_corpus
+    from memprobe.fitting import load_texts, locked, make_corpus
     from memprobe.models import load
     from memprobe.sources import load_factoids
 
@@ -90,19 +90,20 @@ def fit(
     passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
     model = load(ckpt, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
-    if fresh:
-        _delete(out)
-    with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
-        about = fit_lens(
-            kind.value,
-            model,
-            corpus,
-            out,
-            steps=steps,
-            factoids=facts,
-            template=template,
-            progress=bar.update,
-        )
+    with locked(out):
+        if fresh:
+            _delete(out)
+        with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
+            about = fit_lens(
+                kind.value,
+                model,
+                corpus,
+                out,
+                steps=steps,
+                factoids=facts,
+                template=template,
+                progress=bar.update,
+            )
     if as_json:
         echo_json(about)
     else:

@@ -174,6 +174,8 @@ def patch(
     from memprobe.checkpoints import Checkpoint, common_template
     from memprobe.patch_pairs import pair_up
     from memprobe.patch_pairs import patch as run_patch
+    from memprobe.patch_tables import tables_of
+    from memprobe.patch_writer import locked
     from memprobe.patches import delete_patches
     from memprobe.residuals import parse_depths
     from memprobe.statistics.patches import FACTS
@@ -203,45 +205,46 @@ def patch(
         out
         or Path("probes") / f"patch-{'-'.join(slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
     )
-    if fresh:
-        delete_patches(out)
-    with resumable(out), Bars() as bars:
-        patched = run_patch(
-            pairs,
-            asked.factoids,
-            out,
-            what=["weights"] if weights else _list(what),
-            positions=_list(positions),
-            depths=chosen_depths,
-            controls=controls,
-            corrupt=corrupt is not None,
-            noise=noise,
-            windows=[_whole(text, "--windows") for text in _list(windows)],
-            parts=_list(parts),
-            template=chosen_template,
-            batch_size=None if size == "auto" else size,
-            seed=seed,
-            loading=loading,
-            progress=bars.update,
-        )
-    from memprobe.patch_tables import tables_of
+    page = out / "patches.html" if html or show else None
+    with locked(out):
+        if fresh:
+            delete_patches(out)
+        with resumable(out), Bars() as bars:
+            patched = run_patch(
+                pairs,
+                asked.factoids,
+                out,
+                what=["weights"] if weights else _list(what),
+                positions=_list(positions),
+                depths=chosen_depths,
+                controls=controls,
+                corrupt=corrupt is not None,
+                noise=noise,
+                windows=[_whole(text, "--windows") for text in _list(windows)],
+                parts=_list(parts),
+                template=chosen_template,
+                batch_size=None if size == "auto" else size,
+                seed=seed,
+                loading=loading,
+                progress=bars.update,
+            )
+        tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
+        if page is not None:
+            from memprobe.dashboard.patches import write_patches
+            from memprobe.files import replacing
 
-    tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
+            with status("writing the page"), replacing(page) as path:
+                write_patches(patched, path, facts=facts, threshold=threshold)
     if as_json:
         echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
     else:
         from memprobe.cli.show_patches import show_patches
 
         show_patches(tables, threshold)
-    if html or show:
-        from memprobe.dashboard.patches import write_patches
-        from memprobe.files import replacing
-
-        with status("writing the page"), replacing(out / "patches.html") as path:
-            write_patches(patched, path, facts=facts, threshold=threshold)
-        echo(f"page     {out / 'patches.html'}", err=True)
+    if page is not None:
+        echo(f"page     {page}", err=True)
         if show:
-            open_page(out / "patches.html")
+            open_page(page)
     echo(f"patches  {out / 'patches'}", err=True)
 
 

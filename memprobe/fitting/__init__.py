@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,12 +37,13 @@ from memprobe.lens_files import (
 )
 from memprobe.lens_kinds import FITTED_KINDS, fitter
 from memprobe.lens_specs import make_lens
+from memprobe.locks import one_process
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid
     from memprobe.models import LensModel
 
-__all__ = ["Fitter", "fit", "load_texts", "make_corpus"]
+__all__ = ["Fitter", "fit", "load_texts", "locked", "make_corpus"]
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 60
@@ -97,8 +99,8 @@ def fit(
         What ``lens.json`` says.
 
     Raises:
-        MemprobeError: an unknown kind, steps of what takes none, ``out`` holds another fit or other files or cannot
-            be written, or a fit that is not finite.
+        MemprobeError: an unknown kind, steps of what takes none, ``out`` holds another fit or other files, is in use
+            or cannot be written, or a fit that is not finite.
     """
     if kind not in FITTED_KINDS:
         raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
@@ -106,7 +108,6 @@ def fit(
         raise MemprobeError(
             f"--steps {steps}: give a whole number of at least 1; only a tuned lens takes steps"
         )
-    out = Path(out)
     settings = {
         "kind": kind,
         "model": lens_model.label,
@@ -117,7 +118,34 @@ def fit(
         "d_model": lens_model.d_model,
         "corpus": corpus.about,
     } | ({} if steps is None else {"steps": steps})
+    out = Path(out)
     _check_out(out, settings)
+    with locked(out):
+        return _fit(lens_model, corpus, out, settings, factoids, template, progress)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a lens's directory for one process; inside, the same thread may lock it again.
+
+    Raises:
+        MemprobeError: another process fits into it, or it cannot be written.
+    """
+    with one_process(out, "fitting"):
+        yield
+
+
+def _fit(
+    lens_model: LensModel,
+    corpus: Corpus,
+    out: Path,
+    settings: dict[str, Any],
+    factoids: Sequence[Factoid],
+    template: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    kind = settings["kind"]
+    _check_out(out, settings)  # as it is now that nobody else writes here
     about: dict[str, Any] | None = read_about(out) if (out / ABOUT).exists() else None
     if about is None:
         seconds = _fit_maps(kind, lens_model, corpus, out, settings, progress)
