@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memprobe.batching import batches_by_tokens
-from memprobe.interventions import applied
+from memprobe.interventions import Corrupt, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel
@@ -119,7 +119,10 @@ def _patch_batch(
     items = [question.item for question in batch]
     ids = padded(items, target.pad_id())
     parts = [part for part in plan.what if part != "residual"]
-    edits = [plan.corrupt] if plan.corrupt else []
+    edits = []
+    if plan.noise is not None:
+        subjects = _mask([question.sets["subject"] for question in batch], ids.shape[1])
+        edits.append(Corrupt(lambda given: subjects.to(given.device), plan.noise, plan.seed))
     with applied(target, *edits):
         base = run_whole(target, ids, parts=parts, keys_values=reuse)
     given = run_whole(source, ids, parts=parts)
@@ -166,7 +169,7 @@ def _patch_batch(
                 )
     table = pl.concat(frames).with_columns(
         source=pl.lit(source.label),
-        target=pl.lit(target.label if plan.corrupt is None else f"{target.label} corrupted"),
+        target=pl.lit(target.label if plan.noise is None else f"{target.label} corrupted"),
         parts=pl.lit(""),
         last=pl.col("depth"),
     )

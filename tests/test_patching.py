@@ -275,6 +275,20 @@ def test_causal_tracing_restores_a_corrupted_prompt():
     np.testing.assert_allclose(last["log_prob"], last["target_log_prob"], atol=1e-4)
 
 
+def test_what_is_corrupted_of_a_fact_does_not_depend_on_the_others():
+    """Its own subject, also where another fact's is longer, comes later, or stands in the answer."""
+    read = model_of()
+    prompt = "Oria lies in the land of Peak Nine. The river of Oria is the"
+    own = make_factoid(prompt, "Lunn of Peak Nine", "tiny", subject="Oria")
+    options = {"positions": ["subject"], "corrupt": True, "controls": [], "depths": [0, N_LAYERS]}
+    alone = patched(read, read, [own], **options)
+    beside = patched(read, read, [own, *FACTS], **options).filter(pl.col("factoid") == own.id)
+    np.testing.assert_allclose(alone["target_log_prob"], beside["target_log_prob"], atol=1e-4)
+    first = beside.filter(pl.col("depth") == 0)  # where all that was corrupted is put right
+    np.testing.assert_allclose(first["log_prob"], first["source_log_prob"], atol=1e-4)
+    assert (first["target_log_prob"] - first["source_log_prob"]).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
