@@ -183,7 +183,7 @@ def patch(
                     if grafted
                     else _states(pair, loaded, factoids, parsed, wanted, seed, batch_size)
                 )
-                write_pair(out, run, key, wanted, batches, len(factoids), progress)
+                write_pair(out, run, key, wanted, batches, factoids, progress)
         shutil.rmtree(out / FOLDER / "parts", ignore_errors=True)
         return open_patches(out)
 

@@ -120,6 +120,45 @@ def test_deleting_patches_spares_the_lock_and_is_taken_up_when_killed(setup, tmp
     assert not out.exists()
 
 
+def test_facts_whose_logits_are_not_finite_are_counted(setup, tmp_path, cli, monkeypatch):
+    """In states and in weights; and in patches that were written before they were left out."""
+    import numpy as np
+
+    from memprobe import grafting, patches, patching
+
+    whole = tmp_path / "whole"
+    assert cli(*options(setup, whole, "--positions", "last,subject"))[0] == 0
+    read = patching.read_answers
+
+    def broken(lens, streams, items, **more):
+        rank, log_prob = read(lens, streams, items, **more)
+        bad = np.array([item.factoid.id == "Tolm" for item in items for _ in item.targets])
+        return rank, np.where(bad, np.nan, log_prob)
+
+    for module in (patching, grafting):
+        monkeypatch.setattr(module, "read_answers", broken)
+    out = tmp_path / "p"
+    code, printed, err = cli(*options(setup, out, "--positions", "last,subject", "--json"))
+    assert code == 0 and "2 factoids gave logits that are not finite and have no patches" in err
+    found = open_patches(out)
+    others = open_patches(whole).table.filter(pl.col("factoid") != "Tolm")
+    assert set(found.table["factoid"]) == set(others["factoid"])
+    rows = json.loads(printed)["errors"]
+    assert [(row["factoid"], row["positions"], row["error"]) for row in rows] == [
+        ("Tolm", "last", "a logit is not finite"),
+        ("Tolm", "subject", "a logit is not finite"),
+    ]
+    assert {row["facts"] for row in json.loads(printed)["by_depth"]} == {2}
+    code, _, err = cli(*options(setup, out, "--weights"))
+    assert code == 0 and "3 factoids gave" in err
+    with monkeypatch.context() as older:
+        older.setattr(patching, "finite_only", lambda rows: rows)
+        assert cli(*options(setup, tmp_path / "older"))[0] == 0
+    older = patches.open_patches(tmp_path / "older")
+    assert "Tolm" in set(patches.read_rows(older.files()[0])["factoid"]) - set(older.table["factoid"])
+    assert older.errors["factoid"].to_list() == ["Tolm"]
+
+
 def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
     out = tmp_path / "p"
     more = ["--corrupt", "subject", "--positions", "subject", "--no-controls", "--depths", "0,3"]

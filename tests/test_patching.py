@@ -15,6 +15,7 @@ from memprobe.interventions import Put, applied
 from memprobe.models import wrap
 from memprobe.modes import evaluating
 from memprobe.patch_plan import CONTROLS, POSITIONS, draw_others, plan_patches
+from memprobe.patches import finite_only
 from memprobe.patching import own_log_probs, patch_batches
 from memprobe.records import PATCHES
 from memprobe.subjects import subject_positions
@@ -273,6 +274,44 @@ def test_causal_tracing_restores_a_corrupted_prompt():
     np.testing.assert_allclose(first["log_prob"], first["source_log_prob"], atol=1e-4)
     last = table.filter((pl.col("positions") == "subject") & (pl.col("depth") == N_LAYERS))
     np.testing.assert_allclose(last["log_prob"], last["target_log_prob"], atol=1e-4)
+
+
+def test_a_fact_whose_logits_are_not_finite_has_no_patches_and_no_part_in_others():
+    """As capture has it, which finds them one by one."""
+    overflowing = make_factoid("The river of @ is the", "Lunn", "tiny", relation="river", subject="@")
+    facts = [*FACTS, overflowing]
+
+    def made(seed):
+        read = model_of(seed=seed)
+        with torch.no_grad():
+            read.model.model.embed_tokens.weight[read.tokenizer.encode("@")[-1]] = torch.inf
+        return read
+
+    source, target = made(0), made(1)
+    outcomes = capture(source, facts, predictions=False).outcomes
+    assert outcomes.filter(pl.col("error").is_not_null())["factoid"].to_list() == [overflowing.id]
+    options = {"positions": ["last", "prompt"], "batch": {"batch_size": 6}}
+    table = patched(source, target, facts, **options)
+    assert set(table["factoid"]) == {fact.id for fact in FACTS}
+    assert table.select(pl.col(pl.Float32).is_finite().all()).row(0) == (True,) * 3
+    own = table.filter(control="")
+    alone = patched(source, target, FACTS, **options).filter(control="")
+    np.testing.assert_allclose(own["log_prob"], alone["log_prob"], atol=1e-4)
+
+
+def test_a_control_that_is_not_finite_takes_only_itself_away():
+    rows = patched(model_of(), model_of(seed=1), FACTS[:2], depths=[1, 2])
+    one = FACTS[0].id
+    broken = rows.with_columns(
+        log_prob=pl.when(
+            (pl.col("factoid") == one) & (pl.col("control") == "random") & (pl.col("depth") == 2)
+        )
+        .then(float("nan"))
+        .otherwise("log_prob")
+        .cast(pl.Float32)
+    )
+    kept = finite_only(broken)
+    assert kept.equals(rows.filter(~((pl.col("factoid") == one) & (pl.col("control") == "random"))))
 
 
 def test_what_is_corrupted_of_a_fact_does_not_depend_on_the_others():

@@ -241,6 +241,8 @@ def patch(
         from memprobe.cli.show_patches import show_patches
 
         show_patches(tables, threshold)
+    if failed := len(patched.errors):
+        echo(f"note     {failed} factoids gave logits that are not finite and have no patches", err=True)
     if page is not None:
         echo(f"page     {page}", err=True)
         if show:
