@@ -22,7 +22,7 @@ from memprobe.models import LensModel
 from memprobe.partial import check_partial
 from memprobe.parts import PARTS, Part
 from memprobe.subjects import subject_positions
-from memprobe.templates import Template, TokenisedFactoid, tokenise_all
+from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
 Positions = Literal["last", "subject", "prompt"]
 POSITIONS: tuple[Positions, ...] = ("last", "subject", "prompt")
@@ -142,8 +142,8 @@ def fitting_items(
                 f"{pair}: one has {ours} {unit}, the other {theirs}; states cannot be moved between them"
             )
     check_factoids(factoids, "patch")
-    items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
-    theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+    items = tokenise_for(target, factoids, template)
+    theirs = tokenise_for(source, factoids, template)
     check_same_tokens(pair, items, theirs)
     return items
 

@@ -1,6 +1,7 @@
 """``memprobe patch`` end to end on tiny checkpoints: files, resuming, grafts, the page, and bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -198,6 +199,19 @@ def test_bad_options_are_one_line(setup, tmp_path, cli, more, message):
     assert code == 2 and message in err and "Traceback" not in err
     run = tmp_path / "p" / "patches" / "run.json"
     assert not run.exists() or not json.loads(run.read_text())["pairs"], "the corrected call would be refused"
+
+
+@pytest.mark.parametrize("more", [[], ["--weights"]])
+@pytest.mark.parametrize("side", ["source", "into"])
+def test_a_tokenizer_larger_than_the_model_is_one_line(setup, tmp_path, cli, more, side):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(setup / "m1", larger := tmp_path / "larger")
+    tokenizer = AutoTokenizer.from_pretrained(larger)
+    tokenizer.add_tokens(["Oria"])
+    tokenizer.save_pretrained(larger)
+    code, _, err = cli(*options(setup, tmp_path / "p", *more, **{side: larger}))
+    assert code == 2 and "the tokenizer does not belong to this model" in err and len(err.splitlines()) == 1
 
 
 def test_checkpoints_that_do_not_fit_and_facts_that_do_not_differ(setup, tmp_path, cli):

@@ -363,6 +363,20 @@ def test_what_cannot_be_patched_is_one_line(make, options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_token_that_either_model_lacks_is_one_line():
+    """A tokenizer larger than the embedding, as capture refuses it."""
+    facts = [make_factoid("The river of Zorblax is the", "Lunn", "tiny", subject="Zorblax")]
+
+    def larger():
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["Zorblax"])
+        return wrap(tiny_model("llama", len(tiny_tokenizer())), tokenizer, label="larger")
+
+    for source, target in ((larger(), larger()), (larger(), model_of()), (model_of(), larger())):
+        with pytest.raises(MemprobeError, match="does not belong to this model"):
+            plan_patches(source, target, facts)
+
+
 def test_another_tokenizer_is_refused():
     tokenizer = tiny_tokenizer("byte-level-digits")
     other = wrap(tiny_model("llama", 320), tokenizer, label="digits")
