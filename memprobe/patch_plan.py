@@ -104,7 +104,7 @@ def plan_patches(
     chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
     if wrong := [depth for depth in chosen if not 0 <= depth <= target.n_layers]:
         raise MemprobeError(f"--depths {wrong[0]}: {target.label} has depths 0 to {target.n_layers}")
-    sets = dict.fromkeys([*positions, "subject"] if corrupt else positions)
+    sets: list[Positions] = [*positions, "subject"] if corrupt else [*positions]
     plain = [
         Question(item, {name: _columns(name, item, template, target) for name in sets}) for item in items
     ]
