@@ -191,6 +191,12 @@ def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
         (["--weights", "--windows", "x"], "--windows x"),
         (["--weights", "--parts", "ears"], "--parts ears: choose"),
         (["--weights", "--corrupt", "subject"], "does not go with --corrupt"),
+        (["--weights", "--depths", "1"], "--depths 1: says which states"),
+        (["--weights", "--what", "residual"], "--what residual: says which states"),
+        (["--weights", "--positions", "last"], "--positions last: says which states"),
+        (["--windows", "1"], "--windows 1: is of grafts; give --weights"),
+        (["--parts", "all"], "--parts all: is of grafts; give --weights"),
+        (["--noise", "3"], "--noise 3.0: is of causal tracing; give --corrupt"),
         (["--into", "no/such"], "no/such"),
     ],
 )
