@@ -62,6 +62,7 @@ def test_what_another_process_fits_is_left_alone(cli, tiny_checkpoint, corpus, t
         (["--kind", "jacobian", "--length", 12], "leaves out the first 16 positions"),
         (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--ckpt", "nowhere"], "nowhere"),
+        (["--template", "plain"], "--template plain: is of the facts of the floor"),
         (["--length", 4000], "no rows are left|reads 256 tokens"),
     ],
 )
