@@ -25,6 +25,7 @@ from memprobe.files import write_text
 from memprobe.locks import one_process
 from memprobe.probe_writer import LOCK, REPORT, write_run
 from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of, read_run
+from memprobe.residuals import without_residuals
 
 CARD = "README.md"
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
@@ -118,6 +119,7 @@ def _prepare(probe: Probe, ready: Path, to: str) -> None:
         raise MemprobeError(f"{probe.path}: has no {SUMMARY}; give the command that made it again")
     shutil.copyfile(probe.path / SUMMARY, ready / SUMMARY)
     run = without_paths(probe.run)
+    run["checkpoints"] = {label: without_residuals(entry) for label, entry in run["checkpoints"].items()}
     write_run(run, ready)
     here = probe_of(ready, run)
     write_text(card(here, to if _on_hub(to) else None), ready / CARD)
