@@ -158,6 +158,12 @@ def test_facts_whose_logits_are_not_finite_are_counted(setup, tmp_path, cli, mon
     older = patches.open_patches(tmp_path / "older")
     assert "Tolm" in set(patches.read_rows(older.files()[0])["factoid"]) - set(older.table["factoid"])
     assert older.errors["factoid"].to_list() == ["Tolm"]
+    for module in (patching, grafting):  # of every fact
+        monkeypatch.setattr(
+            module, "read_answers", lambda *a, **k: (read(*a, **k)[0], read(*a, **k)[1] * np.nan)
+        )
+    code, printed, err = cli(*options(setup, tmp_path / "none", "--html"))
+    assert code == 2 and "3 factoids gave" in err and "every fact gave logits that are not finite" in err
 
 
 def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):

@@ -252,20 +252,20 @@ def patch(
                 progress=bars.update,
             )
         tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
+        if as_json:
+            echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
+        else:
+            from memprobe.cli.show_patches import show_patches
+
+            show_patches(tables, threshold)
+        if failed := len(patched.errors):
+            echo(f"note     {failed} factoids gave logits that are not finite and have no patches", err=True)
         if page is not None:
             from memprobe.dashboard.patches import write_patches
             from memprobe.files import replacing
 
             with status("writing the page"), replacing(page) as path:
                 write_patches(patched, path, facts=facts, threshold=threshold)
-    if as_json:
-        echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
-    else:
-        from memprobe.cli.show_patches import show_patches
-
-        show_patches(tables, threshold)
-    if failed := len(patched.errors):
-        echo(f"note     {failed} factoids gave logits that are not finite and have no patches", err=True)
     if page is not None:
         echo(f"page     {page}", err=True)
         if show:
