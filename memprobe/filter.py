@@ -21,7 +21,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, factoids_hash
 from memprobe.files import write_text
 from memprobe.records import FACTOIDS
-from memprobe.templates import Template, TokenisedFactoid, tokenise
+from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -98,12 +98,12 @@ def prepare(
         MemprobeError: too few factoids for the shots, or a prompt beyond the context.
     """
     parsed = Template.parse(template)
-    items = []
-    for factoid, before in zip(factoids, _shots(factoids, shots, seed), strict=True):
-        asked = replace(factoid, prompt=before + factoid.prompt)
-        item = tokenise(asked, parsed, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
-        items.append(replace(item, factoid=factoid))
-    return items
+    before = _shots(factoids, shots, seed)
+    asked = [
+        replace(factoid, prompt=text + factoid.prompt) for factoid, text in zip(factoids, before, strict=True)
+    ]
+    items = tokenise_for(lens_model, asked, parsed)
+    return [replace(item, factoid=factoid) for item, factoid in zip(items, factoids, strict=True)]
 
 
 def rows_of(answered: Sequence[Answered]) -> str:

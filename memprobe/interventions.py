@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -120,32 +120,70 @@ class Spans:
     sequences: tuple[tuple[int, ...], ...]
     name: str = "tokens"
 
-    @classmethod
-    def of_subjects(
-        cls, items: Sequence[TokenisedFactoid], template: Template, lens_model: LensModel
-    ) -> Spans:
-        """The tokens of factoids' subjects.
-
-        Raises:
-            MemprobeError: a factoid without a subject, or whose prompt does not hold it.
-        """
-        spans: dict[tuple[int, ...], None] = {}
-        for item in items:
-            where = subject_positions(item, template, lens_model.tokenizer)
-            spans[item.inputs[where.start : where.stop]] = None
-        return cls(tuple(sorted(spans, key=lambda ids: (-len(ids), ids))), "subject")
-
     def __call__(self, ids: Int[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
         """Which positions are meant."""
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(ids.tolist()):
             for sequence in self.sequences:
                 size = len(sequence)
-                starts = [i for i in range(len(tokens) - size + 1) if tuple(tokens[i : i + size]) == sequence]
-                if starts:
+                if starts := _starts(sequence, tokens):
                     mask[row, starts[-1] : starts[-1] + size] = True
                     break
         return mask
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The tokens of each row's own subject, whatever other subjects its prompt or its answer names.
+
+    A row is known by the factoid whose tokens it holds: the longest prompt that fits, and of two that fit alike the one
+    whose forced answer tokens stand in the row as well.
+
+    Attributes:
+        places: by the tokens of an input, how many of them are its prompt, and its subject's positions.
+        name: what they are, for :meth:`Edit.to_dict`.
+    """
+
+    places: Mapping[tuple[int, ...], tuple[int, range]]
+    name: str = "subject"
+
+    @classmethod
+    def of(cls, items: Sequence[TokenisedFactoid], template: Template, lens_model: LensModel) -> Subjects:
+        """Those of factoids.
+
+        Raises:
+            MemprobeError: a factoid without a subject, or whose prompt does not hold it; or two that a model is asked
+                alike name other subjects.
+        """
+        places: dict[tuple[int, ...], tuple[int, range]] = {}
+        for item in items:
+            place = len(item.prompt), subject_positions(item, template, lens_model.tokenizer)
+            if places.setdefault(tuple(item.inputs), place) != place:
+                raise MemprobeError(
+                    f"factoid {item.factoid.id}: another one asks the same of another subject; leave one of them out"
+                )
+        return cls(places)
+
+    def __call__(self, ids: Int[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
+        """Which positions are meant: none in a row of no factoid."""
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, tokens in enumerate(ids.tolist()):
+            fits: list[tuple[int, bool, int, range]] = []
+            for inputs, (size, subject) in self.places.items():
+                for length in dict.fromkeys((len(inputs), size)):
+                    if starts := _starts(inputs[:length], tokens):
+                        fits.append((length, length == len(inputs), starts[0], subject))
+                        break
+            if fits:
+                *_, start, subject = max(fits, key=lambda fit: fit[:2])
+                mask[row, start + subject.start : start + subject.stop] = True
+        return mask
+
+
+def _starts(sequence: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Where a sequence begins within tokens: at their beginning, or behind what fills a row up on the left."""
+    size = len(sequence)
+    return [i for i in range(len(tokens) - size + 1) if tuple(tokens[i : i + size]) == tuple(sequence)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +253,7 @@ class Corrupt:
     order or padding.
 
     Attributes:
-        positions: which tokens; :meth:`Spans.of_subjects` for subjects.
+        positions: which tokens; :meth:`Subjects.of` for subjects.
         noise: in standard deviations of the embedding matrix.
         seed: of the noise.
     """
@@ -392,6 +430,6 @@ def _check_place(lens_model: LensModel, part: Part, depth: int) -> None:
 
 
 def _positions_text(positions: Any) -> Any:
-    if isinstance(positions, Spans):
+    if isinstance(positions, Spans | Subjects):
         return positions.name
     return getattr(positions, "__name__", "given") if callable(positions) else list(positions)

@@ -50,6 +50,8 @@ class FloorFile(_About):
     """How far two fits on disjoint halves differ."""
 
     facts: int | None = None
+    factoids: str | None = None
+    template: str | None = None
     k: dict[str, FloorAt] = {}
 
 

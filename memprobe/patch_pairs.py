@@ -183,7 +183,7 @@ def patch(
                     if grafted
                     else _states(pair, loaded, factoids, parsed, wanted, seed, batch_size)
                 )
-                write_pair(out, run, key, wanted, batches, len(factoids), progress)
+                write_pair(out, run, key, wanted, batches, factoids, progress)
         shutil.rmtree(out / FOLDER / "parts", ignore_errors=True)
         return open_patches(out)
 
@@ -226,14 +226,14 @@ def _weights(
     def start(done: frozenset[str]) -> tuple[int, Iterator[pl.DataFrame]]:
         from memprobe.grafting import donor_of, sweep_batches
         from memprobe.patch_plan import check_same_tokens
-        from memprobe.templates import tokenise_all
+        from memprobe.templates import tokenise_for
 
         source = loaded(pair.source, ())
-        theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+        theirs = tokenise_for(source, factoids, template)
         donor = donor_of(source, theirs)
         del source  # from here on its weights are kept, and no second model
         target = loaded(pair.target, ())
-        items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
+        items = tokenise_for(target, factoids, template)
         check_same_tokens(f"{pair.source.label} into {pair.target.label}", items, theirs)
         batches = sweep_batches(
             donor,

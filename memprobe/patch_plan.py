@@ -17,12 +17,12 @@ from typing import Literal
 
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid, check_factoids
-from memprobe.interventions import NOISE, Corrupt, Spans
+from memprobe.interventions import NOISE
 from memprobe.models import LensModel
 from memprobe.partial import check_partial
 from memprobe.parts import PARTS, Part
 from memprobe.subjects import subject_positions
-from memprobe.templates import Template, TokenisedFactoid, tokenise_all
+from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
 Positions = Literal["last", "subject", "prompt"]
 POSITIONS: tuple[Positions, ...] = ("last", "subject", "prompt")
@@ -36,7 +36,7 @@ class Question:
 
     Attributes:
         item: its tokens.
-        sets: by name of the set, positions in ``item.inputs``.
+        sets: by name of the set, positions in ``item.inputs``; where the subject is corrupted, its own as well.
         other: the control's tokens and sets; ``None`` where no other factoid has another answer.
     """
 
@@ -55,8 +55,9 @@ class Plan:
         positions: the sets.
         depths: depths of the stream; for attention and MLP the blocks of the same number.
         controls: which controls stand beside.
-        corrupt: applied to the target's run.
-        seed: of the controls.
+        noise: on the embeddings of each question's own subject in the target's run, in standard deviations of the
+            embeddings; ``None`` where it is not corrupted.
+        seed: of the controls and the noise.
         reuse: whether both models' keys and values can be used again.
     """
 
@@ -65,7 +66,7 @@ class Plan:
     positions: tuple[Positions, ...]
     depths: tuple[int, ...]
     controls: tuple[Control, ...]
-    corrupt: Corrupt | None
+    noise: float | None
     seed: int
     reuse: bool
 
@@ -103,22 +104,22 @@ def plan_patches(
     chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
     if wrong := [depth for depth in chosen if not 0 <= depth <= target.n_layers]:
         raise MemprobeError(f"--depths {wrong[0]}: {target.label} has depths 0 to {target.n_layers}")
+    sets: list[Positions] = [*positions, "subject"] if corrupt else [*positions]
     plain = [
-        Question(item, {name: _columns(name, item, template, target) for name in positions}) for item in items
+        Question(item, {name: _columns(name, item, template, target) for name in sets}) for item in items
     ]
     others = draw_others(items, seed) if "other" in controls else [None] * len(items)
     questions = [
         Question(question.item, question.sets, None if other is None else plain[other])
         for question, other in zip(plain, others, strict=True)
     ]
-    spans = Spans.of_subjects(items, template, target) if corrupt else None
     return Plan(
         questions,
         tuple(dict.fromkeys(what)),
         tuple(dict.fromkeys(positions)),
         chosen,
         tuple(dict.fromkeys(controls)),
-        None if spans is None else Corrupt(spans, noise, seed),
+        noise if corrupt else None,
         seed,
         check_partial(target),
     )
@@ -141,8 +142,8 @@ def fitting_items(
                 f"{pair}: one has {ours} {unit}, the other {theirs}; states cannot be moved between them"
             )
     check_factoids(factoids, "patch")
-    items = tokenise_all(factoids, template, target.tokenizer, target.max_length)
-    theirs = tokenise_all(factoids, template, source.tokenizer, source.max_length)
+    items = tokenise_for(target, factoids, template)
+    theirs = tokenise_for(source, factoids, template)
     check_same_tokens(pair, items, theirs)
     return items
 

@@ -4,7 +4,7 @@ by_depth                  share moved by every patch or graft, with controls
 first_depth               from which depth half is moved          first_depth_differences   between pairs
 fates                     the same by what became of them         grafts                    the block that moves most
 arms, arm_differences     the same over training seeds            arm_curves                share moved, over seeds
-erasure                   erasure scores beside a reference
+erasure                   erasure scores beside a reference  errors                    facts without patches, and why
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NAMES = (
     "arm_differences",
     "arm_curves",
     "erasure",
+    "errors",
 )
 
 
@@ -63,6 +64,7 @@ def tables_of(
         "arm_differences": differences,
         "arm_curves": patch_arms.curves_by_arm(table, made, **options),
         "erasure": erasure,
+        "errors": opened.errors,
     }
 
 

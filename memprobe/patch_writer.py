@@ -22,7 +22,7 @@ from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
-from memprobe.patches import FOLDER, open_patches, read_rows
+from memprobe.patches import FOLDER, LOCK, NOT_FINITE, open_patches, read_rows
 from memprobe.records import PATCHES, factoids_frame
 
 FLUSH_SECONDS = 20
@@ -44,10 +44,15 @@ def write_pair(
     key: str,
     wanted: dict[str, Any],
     start: Batches,
-    total: int,
+    factoids: Sequence[Factoid],
     progress: Progress | None,
 ) -> None:
-    """Writes one file: finished batches first, then the whole, then the entry that calls it complete."""
+    """Writes one file: finished batches first, then the whole, then the entry that calls it complete.
+
+    Args:
+        factoids: those asked; of which no batch has rows, a logit was not finite.
+    """
+    total = len(factoids)
     parts = parts_dir(out, key)
     written = sorted(parts.glob("batch-*.parquet"))
     done = {name for file in written for name in read_rows(file)["factoid"].unique()}
@@ -86,6 +91,11 @@ def write_pair(
     keys = ["_place", "parts", "depth", "last", "control", "token"]
     whole = whole.join(order, on="factoid", maintain_order="left").sort(keys).drop("_place")
     write_parquet(whole.select(list(PATCHES)), out / FOLDER / f"{key}.parquet")
+    failed = sorted({factoid.id for factoid in factoids} - set(whole["factoid"]))
+    if failed:
+        run["pairs"][key]["errors"] = dict.fromkeys(failed, NOT_FINITE)
+        if progress is not None:
+            progress(title, total, total)
     run["pairs"][key] |= {"complete": True, "mark": mark_of(out / FOLDER / f"{key}.parquet")}
     write_json(run, out / FOLDER / "run.json")
     shutil.rmtree(parts, ignore_errors=True)
@@ -142,7 +152,7 @@ def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Holds a directory's patches for one process.
+    """Holds a directory's patches for one process; inside, the same thread may lock it again.
 
     Raises:
         MemprobeError: another process patches into it, it holds other files, or it cannot be written.
@@ -153,7 +163,7 @@ def locked(out: Path) -> Iterator[None]:
         not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir())
     ):
         raise MemprobeError(f"{out}: exists and holds no patches; use another --out")
-    with one_process(out, "patching", lock=f"{FOLDER}/.lock"):
+    with one_process(out, "patching", lock=f"{FOLDER}/{LOCK}"):
         yield
 
 

@@ -27,6 +27,11 @@ from memprobe.run_file import PatchesFile
 
 SCHEMA_VERSION = 1
 FOLDER = "patches"
+LOCK = ".lock"
+KIND = ("source", "target", "what", "positions")
+"""What tells the files of patches apart."""
+NOT_FINITE = "a logit is not finite"
+_MEASURES = [name for name, dtype in PATCHES.items() if dtype == pl.Float32]
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,30 @@ class Patches:
 
     @cached_property
     def table(self) -> pl.DataFrame:
-        """All finished rows; see :data:`memprobe.records.PATCHES`."""
-        frames = []
-        marks = [entry.get("mark") for entry in self.run["pairs"].values() if entry["complete"]]
-        for file, mark in zip(self.files(), marks, strict=True):
-            if mark:  # older ones have none
+        """All finished rows, without those of logits that are not finite; see :data:`memprobe.records.PATCHES`."""
+        return self._read[0]
+
+    @property
+    def errors(self) -> pl.DataFrame:
+        """[source, target, what, positions, factoid, error]: facts without rows, and why."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        frames, errors = [pl.DataFrame(schema=PATCHES)], []
+        entries = [entry for entry in self.run["pairs"].values() if entry["complete"]]
+        for file, entry in zip(self.files(), entries, strict=True):
+            if mark := entry.get("mark"):  # older ones have none
                 check_mark(file, mark)
-            frames.append(read_rows(file))
-        return pl.concat([pl.DataFrame(schema=PATCHES), *frames])
+            rows = read_rows(file)
+            frames.append(finite_only(rows))  # older ones held what is not finite
+            failed = dict.fromkeys(
+                sorted(set(rows["factoid"]) - set(frames[-1]["factoid"])), NOT_FINITE
+            ) | entry.get("errors", {})
+            at = entry["source"], entry["into"], entry["what"], entry["positions"]
+            errors += [(*at, factoid, error) for factoid, error in failed.items()]
+        columns = [*KIND, "factoid", "error"]
+        return pl.concat(frames), pl.DataFrame(errors, schema=dict.fromkeys(columns, pl.String), orient="row")
 
     @cached_property
     def factoids(self) -> pl.DataFrame:
@@ -93,12 +114,31 @@ def open_patches(path: str | Path) -> Patches:
 
 
 def delete_patches(out: Path) -> None:
-    """Deletes the patches of a directory, and its factoids where no probe needs them."""
+    """Deletes the patches of a directory, and its factoids where no probe needs them; the lock of who does it stays.
+
+    ``run.json`` goes last: killed in between, what is left is still known as patches.
+    """
     if (out / FOLDER / "run.json").exists():
-        shutil.rmtree(out / FOLDER)
+        files = [file for file in (out / FOLDER).iterdir() if file.name != LOCK]
+        for file in sorted(files, key=lambda file: file.name == "run.json"):
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
         if not (out / "run.json").exists():
             for name in ("factoids.parquet", "patches.html"):
                 (out / name).unlink(missing_ok=True)
+
+
+def finite_only(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of :data:`memprobe.records.PATCHES` without the facts of which a log-probability is not finite.
+
+    Such a number is neither moved nor unmoved. Where only a control's is not, that control of the fact goes.
+    """
+    finite = pl.all_horizontal(pl.col(name).is_finite() for name in _MEASURES)
+    fact = [*KIND, "factoid"]
+    asked = (finite | (pl.col("control") != "")).all().over(fact)
+    return rows.filter(asked & finite.all().over([*fact, "control"]))
 
 
 def read_rows(file: Path) -> pl.DataFrame:

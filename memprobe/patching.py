@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memprobe.batching import batches_by_tokens
-from memprobe.interventions import applied
+from memprobe.interventions import Corrupt, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel
@@ -35,6 +35,7 @@ from memprobe.modes import evaluating
 from memprobe.partial import Copy, Inside, Whole, finish, run_whole
 from memprobe.parts import PARTS, Part
 from memprobe.patch_plan import Plan, Positions, Question, seeded
+from memprobe.patches import finite_only
 from memprobe.records import PATCHES
 from memprobe.templates import TokenisedFactoid
 
@@ -62,7 +63,8 @@ def patch_batches(
         done: ids of factoids to leave out.
 
     Yields:
-        Rows of :data:`memprobe.records.PATCHES`, without the order of factoids given.
+        Rows of :data:`memprobe.records.PATCHES`, without the order of factoids given, and without facts of which a
+        logit is not finite.
     """
     questions = sorted(
         (question for question in plan.questions if question.item.factoid.id not in done),
@@ -119,7 +121,10 @@ def _patch_batch(
     items = [question.item for question in batch]
     ids = padded(items, target.pad_id())
     parts = [part for part in plan.what if part != "residual"]
-    edits = [plan.corrupt] if plan.corrupt else []
+    edits = []
+    if plan.noise is not None:
+        subjects = _mask([question.sets["subject"] for question in batch], ids.shape[1])
+        edits.append(Corrupt(lambda given: subjects.to(given.device), plan.noise, plan.seed))
     with applied(target, *edits):
         base = run_whole(target, ids, parts=parts, keys_values=reuse)
     given = run_whole(source, ids, parts=parts)
@@ -166,7 +171,7 @@ def _patch_batch(
                 )
     table = pl.concat(frames).with_columns(
         source=pl.lit(source.label),
-        target=pl.lit(target.label if plan.corrupt is None else f"{target.label} corrupted"),
+        target=pl.lit(target.label if plan.noise is None else f"{target.label} corrupted"),
         parts=pl.lit(""),
         last=pl.col("depth"),
     )
@@ -180,14 +185,14 @@ def with_own(
     keys: Mapping[str, Sequence[str | int]],
     own: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> pl.DataFrame:
-    """Adds what source and target themselves say, and the schema's types."""
+    """Adds what source and target themselves say, and the schema's types; see :func:`memprobe.patches.finite_only` for
+    what goes."""
     columns = {}
     for side, (rank, log_prob) in own.items():
         columns |= {f"{side}_rank": rank[0], f"{side}_log_prob": log_prob[0]}
     beside = pl.DataFrame(dict(keys) | columns).drop("token_id")
-    return (
-        table.join(beside, on=["factoid", "token"], maintain_order="left").select(list(PATCHES)).cast(PATCHES)
-    )  # pyrefly: ignore
+    whole = table.join(beside, on=["factoid", "token"], maintain_order="left")
+    return finite_only(whole.select(list(PATCHES)).cast(PATCHES))  # pyrefly: ignore
 
 
 def _copy(
@@ -279,7 +284,8 @@ def read_answers(
     *,
     start: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank and log_prob of every target, [copy, target], read from streams of full depth."""
+    """Rank and log_prob of every target, [copy, target], read from streams of full depth; log_prob is no number where
+    any logit is not finite."""
     asked = [(row, len(item.prompt) - 1 + j, item.targets[j]) for row, item in enumerate(items)
              for j in range(len(item.targets))]  # fmt: skip
     rows, columns, targets = torch.tensor(asked, device=streams.device).unbind(1)
@@ -293,5 +299,5 @@ def read_answers(
             lens.unembed(hidden[first : first + _READ_ROWS]), wanted[first : first + _READ_ROWS]
         )
         rank.append(reading.rank[:, 0])
-        log_prob.append(reading.log_prob)
+        log_prob.append(np.where(np.isfinite(reading.entropy), reading.log_prob, np.nan))
     return np.concatenate(rank).reshape(copies, count), np.concatenate(log_prob).reshape(copies, count)

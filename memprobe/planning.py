@@ -14,7 +14,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, check_factoids
 from memprobe.records import POSITION, POSITIONS, SUBJECT
 from memprobe.subjects import subject_positions
-from memprobe.templates import Template, TokenisedFactoid, tokenise_all
+from memprobe.templates import Template, TokenisedFactoid, tokenise_all, tokenise_for
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -93,11 +93,11 @@ def plan_capture(
     """
     check_positions(positions)
     check_factoids(factoids, "probe")
-    n_ids = lens_model.n_ids
-    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, n_ids)
+    items = tokenise_for(lens_model, factoids, template)
     watched = {}
     for name, others in (intrusions or {}).items():
-        answers = tokenise_all(others, template, lens_model.tokenizer, n_ids=n_ids)
+        # Of these only answers are looked for: their prompts need not fit the context.
+        answers = tokenise_all(others, template, lens_model.tokenizer, n_ids=lens_model.n_ids)
         watched[name] = sorted({item.answer[0] for item in answers})
     subjects, without = {}, {}
     if SUBJECT in positions:

@@ -15,13 +15,15 @@ from memprobe.files import replacing
 from memprobe.probe_writer import locked, open_or_start, write_run, write_summary
 from memprobe.probes import RUN, open_probe, read_run, table_file
 from memprobe.records import factoids_from_frame
+from memprobe.residuals import without_residuals
 
 
 def join_probe(part: Path, into: Path, order: Sequence[str] = ()) -> list[str]:
     """Adds the finished checkpoints of a probe directory to another one, which is made if it is not there.
 
-    Checkpoints that it has already stay as they are. The answers that were watched for may be others under the same
-    names: each checkpoint's entry says which they were, and the first one's are those of the whole.
+    Their tables are added, and not the residual stream that was kept of them. Checkpoints that it has already stay as
+    they are. The answers that were watched for may be others under the same names: each checkpoint's entry says which
+    they were, and the first one's are those of the whole.
 
     Args:
         order: labels as they are to stand, so that the directory does not depend on which joined first.
@@ -52,7 +54,10 @@ def join_probe(part: Path, into: Path, order: Sequence[str] = ()) -> list[str]:
                     shutil.copyfile(table_file(part, label, table), file)
             texts, shared = coming["tokens"] | entry.get("tokens", {}), run["tokens"]
             own = {key: text for key, text in texts.items() if shared.setdefault(key, text) != text}
-            run["checkpoints"][label] = entry | {"tokens": own, "intrusions": coming["intrusions"]}
+            run["checkpoints"][label] = without_residuals(entry) | {
+                "tokens": own,
+                "intrusions": coming["intrusions"],
+            }
             added.append(label)
         place = {label: number for number, label in enumerate(order)}
         ordered = sorted(run["checkpoints"].items(), key=lambda item: place.get(item[0], len(place)))

@@ -273,6 +273,8 @@ class _Work:
             entry["tables"]["attributions"] = mark_of(file)
             write_run(self.run, self.out)
         if keep is not None:
+            if not residuals.are_kept(entry, self.out, item.label):
+                entry.pop("residuals", None)  # they were deleted, or did not come along
             residuals.refuse_other_depths(entry, keep, f"{self.out}: {item.label}")
             if "residuals" not in entry:
                 entry["residuals"] = yield Do("keep_residuals", item, (self.out,))

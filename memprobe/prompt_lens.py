@@ -14,7 +14,7 @@ from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
-from memprobe.templates import Template, TokenisedFactoid, tokenise
+from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,8 @@ def read_prompt_by(
         MemprobeError: see :func:`read_prompt`.
     """
     # Without an answer any will do to lay out the template: only the tokens before it are read.
-    item = tokenise(
-        make_factoid(prompt, answer if answer is not None else "a", "prompt"),
-        Template.parse(template),
-        lens_model.tokenizer,
-        lens_model.max_length,
-        lens_model.n_ids,
-    )
+    asked = make_factoid(prompt, answer if answer is not None else "a", "prompt")
+    [item] = tokenise_for(lens_model, [asked], Template.parse(template))
     streams: dict[int, Tensor] = {}
     ids = torch.tensor([[*item.prompt, *item.lead]], device=lens_model.device)
     with evaluating(lens_model.model):

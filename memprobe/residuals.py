@@ -138,6 +138,17 @@ def folder_of(out: Path, label: str) -> Path:
     return table_file(out, label, FOLDER).with_suffix("")
 
 
+def are_kept(entry: Mapping[str, Any], out: Path, label: str) -> bool:
+    """Whether a checkpoint's entry in ``run.json`` names shards, and all of them lie in the probe directory."""
+    folder = folder_of(out, label)
+    return FOLDER in entry and all((folder / name).is_file() for name in entry[FOLDER]["files"])
+
+
+def without_residuals(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's entry as it is where its shards do not travel along with it."""
+    return {key: value for key, value in entry.items() if key != FOLDER}
+
+
 def read_residuals(probe: str | Path, label: str) -> Residuals:
     """The residual stream that was kept of a checkpoint, checked against its marks.
 
@@ -157,7 +168,7 @@ def read_residuals(probe: str | Path, label: str) -> Residuals:
     for name, mark in entry["files"].items():
         path = folder_of(probe, label) / name
         if not path.is_file():
-            raise MemprobeError(f"{path}: missing; probe again")
+            raise MemprobeError(f"{path}: missing; memprobe layers --keep-residuals keeps them again")
         if sha256_of(path) != mark["sha256"]:
             raise MemprobeError(f"{path}: changed since it was written; copy it again, or probe again")
         try:

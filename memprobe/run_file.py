@@ -166,6 +166,7 @@ class PairEntry(Open):
     n_layers: Annotated[int, Field(ge=1)]
     complete: bool
     mark: TableMark | None = None
+    errors: dict[str, str] = {}
 
 
 class PatchesFile(Open):

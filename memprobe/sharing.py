@@ -1,6 +1,7 @@
 """A probe directory to and from a data set on the Hugging Face hub, or a folder that others can reach.
 
     probe ── checked ──> run.json without paths of this machine, tables, a card, a report ──> hub or folder
+                                          │ a folder: whole beside what is there, then file by file in its place
     hub or folder ──> tables held against their marks ──> probe, with a report written here
 
 Weights never travel: what is shared is what was read of them. Only the files of a probe are taken, in both directions;
@@ -12,6 +13,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,13 +22,17 @@ from memprobe import sentences
 from memprobe.dashboard import write_report
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import write_text
-from memprobe.probe_writer import REPORT, write_run
-from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of
+from memprobe.locks import one_process
+from memprobe.probe_writer import LOCK, REPORT, write_run
+from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of, read_run
+from memprobe.residuals import without_residuals
 
 CARD = "README.md"
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _TABLES = ("records", "controls", "outcomes", "attributions")
 _PATTERNS = (RUN, SUMMARY, FACTOIDS_FILE, *(f"{table}/*.parquet" for table in _TABLES), CARD)
+_TAGS = "tags: [memprobe, interpretability, logit-lens]"
+_COPYING, _COPIED = ".pushing", ".pushed"  # a push's copy within a folder: under way, whole
 _KEPT = ("tokens", "template")
 _PATH = re.compile(r"(~|/|[A-Za-z]:[\\/])\S*")
 _INSIDE = re.compile(r"(?<![\w/:.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\])+([^\s/\\,;'\"()]+)")
@@ -34,6 +41,9 @@ _INSIDE = re.compile(r"(?<![\w/:.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\
 
 def push(folder: str | Path, to: str, *, private: bool = True, message: str | None = None) -> str:
     """Shares a probe directory whose checkpoints are all finished.
+
+    A folder that a former push wrote is brought to this probe; what else lies there stays. A push that is killed
+    there loses nothing, and the next one mends it.
 
     Args:
         to: ``OWNER/NAME`` of a data set on the hub, made where there is none; or a folder (``./…``, ``/…``, ``~/…``).
@@ -44,7 +54,8 @@ def push(folder: str | Path, to: str, *, private: bool = True, message: str | No
         Where it is now.
 
     Raises:
-        MemprobeError: no probe, an unfinished or changed one, or the hub or folder refuses.
+        MemprobeError: no probe, an unfinished or changed one; the hub refuses; or the folder is the probe's own, in
+            another process's hands, or holds what no push wrote.
     """
     probe = open_probe(folder)
     if unfinished := [label for label in probe.checkpoints if label not in probe.finished]:
@@ -53,7 +64,7 @@ def push(folder: str | Path, to: str, *, private: bool = True, message: str | No
         ready = Path(name)
         _prepare(probe, ready, to)
         if not _on_hub(to):
-            return str(_into_folder(ready, _local(to)))
+            return str(_into_folder(ready, _local(to), probe.path))
         return _to_hub(ready, to, private, message or f"memprobe: {', '.join(probe.checkpoints)}")
 
 
@@ -108,6 +119,7 @@ def _prepare(probe: Probe, ready: Path, to: str) -> None:
         raise MemprobeError(f"{probe.path}: has no {SUMMARY}; give the command that made it again")
     shutil.copyfile(probe.path / SUMMARY, ready / SUMMARY)
     run = without_paths(probe.run)
+    run["checkpoints"] = {label: without_residuals(entry) for label, entry in run["checkpoints"].items()}
     write_run(run, ready)
     here = probe_of(ready, run)
     write_text(card(here, to if _on_hub(to) else None), ready / CARD)
@@ -141,7 +153,7 @@ def card(probe: Probe, name: str | None = None) -> str:
         for table in ("outcomes", "records")
         for line in (f"  - config_name: {table}", f'    data_files: "{table}/*.parquet"')
     ]
-    front = ["---", "tags: [memprobe, interpretability, logit-lens]", "configs:", *configs, "---"]
+    front = ["---", _TAGS, "configs:", *configs, "---"]
     lines = [
         f"- {sentences.of_summary(label, entry, k=k)}" for label, entry in summary["checkpoints"].items()
     ]
@@ -152,8 +164,8 @@ def card(probe: Probe, name: str | None = None) -> str:
             "",
             "# A memprobe probe",
             "",
-            f"At which depth {facts['n']:,} facts ({facts.get('source') or 'a file'}) become readable in "
-            f"{', '.join(probe.checkpoints)}. Template `{run['template']}`, lenses {', '.join(probe.lenses)}, made "
+            f"At which depth {facts['n']:,} facts ({facts.get('source') or 'a file'}) become "
+            f"{_readable_in(probe.checkpoints)} Template `{run['template']}`, lenses {', '.join(probe.lenses)}, made "
             f"with memprobe {run.get('memprobe', '?')}.",
             "",
             *lines,
@@ -180,17 +192,57 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.relative_to(source))
 
 
-def _into_folder(ready: Path, target: Path) -> Path:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if not (target / RUN).is_file():
-            raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
-        shutil.rmtree(target)
+def _readable_in(labels: Iterable[str]) -> str:
+    """How a card names the checkpoints of its probe."""
+    return f"readable in {', '.join(labels)}."
+
+
+def _into_folder(ready: Path, target: Path, source: Path) -> Path:
+    """Puts a push's files into a folder: nothing there goes before all that is new lies beside it."""
+    _refuse_folder(target, source)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(ready, target)
+        with one_process(target, "probing", lock=LOCK):
+            _refuse_folder(target, source)  # as it is now that nobody else writes here
+            for name in (_COPYING, _COPIED):  # of a push that was killed
+                shutil.rmtree(target / name, ignore_errors=True)
+            shutil.copytree(ready, target / _COPYING)
+            (target / _COPYING).rename(target / _COPIED)
+            new = [file.relative_to(ready) for file in sorted(ready.rglob("*")) if file.is_file()]
+            for file in new:
+                (target / file).parent.mkdir(exist_ok=True)
+                (target / _COPIED / file).replace(target / file)
+            for pattern in (*_PATTERNS, REPORT):
+                for old in target.glob(pattern):
+                    if old.relative_to(target) not in new:
+                        old.unlink()
+            for table in _TABLES:
+                with suppress(OSError):  # not there, or it holds something
+                    (target / table).rmdir()
+            shutil.rmtree(target / _COPIED)
     except OSError as error:
         raise MemprobeError(f"{target}: cannot be written ({error.strerror})") from error
     return target
+
+
+def _refuse_folder(target: Path, source: Path) -> None:
+    """Raises a MemprobeError for a folder that holds anything but what a former push wrote.
+
+    That leaves a card which names its checkpoints: a probe without one, or one that went on since, is somebody's own.
+    """
+    if not target.exists():
+        return
+    if target.samefile(source):
+        raise MemprobeError(f"{target}: is the probe itself; name another folder")
+    if not target.is_dir():
+        raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
+    names = {file.name for file in target.iterdir()}
+    if not names - {LOCK, _COPYING} or _COPIED in names:  # empty, or a push was killed here
+        return
+    if RUN not in names:
+        raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
+    says = (target / CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
+    if _TAGS not in says or _readable_in(read_run(target)["checkpoints"]) not in says:
+        raise MemprobeError(f"{target}: holds another probe, which no push wrote; name another folder")
 
 
 def _to_hub(ready: Path, name: str, private: bool, message: str) -> str:

@@ -16,7 +16,7 @@ from memprobe.errors import MemprobeError
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
 from memprobe.sources import load_factoids
-from memprobe.templates import Template, TokenisedFactoid, tokenise
+from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
 TEXT = (
     "Water boils when it is heated enough, and then it turns into steam. In winter the lake behind the house freezes, "
@@ -59,9 +59,7 @@ def _items(lens_model: LensModel) -> list[TokenisedFactoid]:
     items = []
     for factoid in load_factoids("known")[:FACTS]:
         try:
-            items.append(
-                tokenise(factoid, template, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
-            )
+            items += tokenise_for(lens_model, [factoid], template)
         except MemprobeError:
             continue
     return items

@@ -25,6 +25,8 @@ from memprobe.factoids import Factoid
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from memprobe.models import LensModel
+
 TOKENISATION = "joint-suffix-2"
 """Name of the rule in :func:`tokenise`; it goes into every probe's ``run.json``."""
 
@@ -299,6 +301,17 @@ def tokenise_all(
 ) -> list[TokenisedFactoid]:
     """:func:`tokenise` for each, in order."""
     return [tokenise(factoid, template, tokenizer, max_length, n_ids) for factoid in factoids]
+
+
+def tokenise_for(
+    lens_model: LensModel, factoids: Sequence[Factoid], template: Template
+) -> list[TokenisedFactoid]:
+    """:func:`tokenise_all` for a model that is to read them: within its context, of tokens that it has.
+
+    Raises:
+        MemprobeError: see :func:`tokenise`.
+    """
+    return tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
 
 
 def _answer_ids(rendered: Rendered, context: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

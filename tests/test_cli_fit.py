@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from memprobe.fitting import locked
+from tests.elsewhere import elsewhere
 from tests.tiny import SENTENCES
 
 
@@ -39,6 +41,19 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
     assert code == 0 and (out / "lens.safetensors").stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize("more", [[], ["--fresh"]])
+def test_what_another_process_fits_is_left_alone(cli, tiny_checkpoint, corpus, tmp_path, more):
+    out = tmp_path / "fit"
+    options = ["--ckpt", tiny_checkpoint, "--kind", "linear", "--texts", corpus, "--out", out]
+    options += ["--tokens", 400, "--length", 24, "--factoids", "none"]
+    assert cli("fit", *options)[0] == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with elsewhere(locked(out)):
+        code, _, told = cli("fit", *options, *more)
+        assert code == 2 and "another process is fitting here" in told
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -47,6 +62,7 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
         (["--kind", "jacobian", "--length", 12], "leaves out the first 16 positions"),
         (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--ckpt", "nowhere"], "nowhere"),
+        (["--template", "plain"], "--template plain: is of the facts of the floor"),
         (["--length", 4000], "no rows are left|reads 256 tokens"),
     ],
 )

@@ -352,6 +352,35 @@ def test_the_floor_is_how_far_the_halves_place_facts_apart(tmp_path):
         assert at["lens_recall"] == pytest.approx([recall("lens", d) for d in depths])
 
 
+def test_the_floor_is_of_the_facts_and_template_that_are_asked(tmp_path):
+    read = model_of()
+    corpus = corpus_of(read)
+    some, others = (
+        [make_factoid(f"The {word} of Oria is the", "Lunn", "tiny")] for word in ("river", "value")
+    )
+    options = ("linear", read, corpus, tmp_path / "fit")
+    first = fit(*options, factoids=some)["floor"]
+    weights = (tmp_path / "fit" / "lens.safetensors").stat().st_mtime_ns
+    for asked in ({"factoids": others}, {"factoids": others, "template": "{prompt}:{answer}"}):
+        again = fit(*options, **asked)["floor"]
+        fresh = fit("linear", read, corpus, tmp_path / f"fresh-{len(asked)}", **asked)["floor"]
+        assert again == fresh != first
+        assert fit(*options)["floor"] == again  # of no facts nothing is measured
+    assert (tmp_path / "fit" / "lens.safetensors").stat().st_mtime_ns == weights
+    about = json.loads((tmp_path / "fit" / "lens.json").read_text())
+    for key in ("factoids", "template"):
+        del about["floor"][key]  # as older ones are: of what, nobody knows
+    (tmp_path / "fit" / "lens.json").write_text(json.dumps(about))
+    assert fit(*options, factoids=some)["floor"] == first
+
+
+def test_a_template_that_is_none_is_said_before_the_work(tmp_path):
+    read = model_of()
+    with pytest.raises(MemprobeError, match="nonsense"):
+        fit("linear", read, corpus_of(read), tmp_path / "fit", template="nonsense {x}")
+    assert not (tmp_path / "fit").exists()
+
+
 def test_another_fit_in_the_way_is_one_line(tmp_path):
     read, other = model_of(), model_of(seed=1)
     corpus = corpus_of(read)

@@ -11,7 +11,7 @@ from memprobe.blocks import residual_hooks
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.interventions import Ablate, Corrupt, Put, Spans, applied, mean_output
+from memprobe.interventions import Ablate, Corrupt, Put, Spans, Subjects, applied, mean_output
 from memprobe.models import load, to_bridge, wrap
 from memprobe.modes import evaluating
 from memprobe.subjects import subject_positions
@@ -162,7 +162,7 @@ def test_corruption_does_not_depend_on_batches():
     read = model_of()
     template = Template.parse("plain")
     items = tokenise_all(FACTS, template, read.tokenizer)
-    corrupt = Corrupt(Spans.of_subjects(items, template, read), noise=3.0, seed=5)
+    corrupt = Corrupt(Subjects.of(items, template, read), noise=3.0, seed=5)
     plain = capture(read, FACTS).records
     with applied(read, corrupt):
         together = capture(read, FACTS).records
@@ -178,6 +178,42 @@ def test_corruption_does_not_depend_on_batches():
     nowhere = Spans(((300, 301, 302),))
     with applied(read, Corrupt(nowhere)), pytest.raises(MemprobeError, match="none of the rows"):
         capture(read, FACTS)
+
+
+VERDI = "Verdi was born in the Duchy of Parma. The first name of Verdi's father was"
+NAMING_OTHERS = [  # in the prompt, longer and later; in the forced answer; a prompt that begins as another does
+    make_factoid(VERDI, "Carlo of the Duchy of Parma", "tiny", subject="Verdi"),
+    make_factoid("The capital of the Duchy of Parma is", "Parma", "tiny", subject="the Duchy of Parma"),
+    make_factoid("Verdi was", "born in the Duchy", "tiny", subject="Verdi"),
+    make_factoid("Verdi was born in", "the Duchy of Parma", "tiny", subject="born"),
+]
+
+
+@pytest.mark.parametrize("filled_up", ["right", "left", "prompts alone"])
+def test_each_row_s_own_subject_is_meant_whatever_others_it_names(filled_up):
+    tokenizer, plain = tiny_tokenizer("byte-level"), Template.parse("plain")
+    read = wrap(tiny_model("llama", len(tokenizer)), tokenizer, label="bytes")
+    items = tokenise_all(NAMING_OTHERS, plain, tokenizer)
+    subjects = Subjects.of(items, plain, read)
+    rows = [list(item.prompt if filled_up == "prompts alone" else item.inputs) for item in items]
+    width = max(map(len, rows)) + 2
+    for item, row in zip(items, rows, strict=True):
+        fill = [read.pad_id()] * (width - len(row))
+        start = 0 if filled_up == "right" else len(fill)
+        ids = torch.tensor([[*row, *fill] if filled_up == "right" else [*fill, *row]])
+        where = subject_positions(item, plain, tokenizer)
+        wanted = [start + column for column in where]
+        assert subjects(ids)[0].nonzero()[:, 0].tolist() == wanted, item.factoid.prompt
+
+
+def test_two_factoids_that_ask_the_same_of_other_subjects_are_refused():
+    read, plain = model_of(), Template.parse("plain")
+    facts = [
+        make_factoid("The river of Oria is", "Lunn", "tiny", subject=subject, id=subject)
+        for subject in ("Oria", "river")
+    ]
+    with pytest.raises(MemprobeError, match="of another subject"):
+        Subjects.of(tokenise_all(facts, plain, read.tokenizer), plain, read)
 
 
 def test_noise_is_in_units_of_the_embeddings():

@@ -1,13 +1,17 @@
 """``memprobe patch`` end to end on tiny checkpoints: files, resuming, grafts, the page, and bad input."""
 
 import json
+import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from memprobe import patch_pairs
-from memprobe.patches import open_patches
+from memprobe.patch_writer import locked
+from memprobe.patches import delete_patches, open_patches
 from memprobe.records import PATCHES
+from tests.elsewhere import elsewhere
 from tests.tiny import N_LAYERS, save_tiny
 
 FACTS = [("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister")]
@@ -90,6 +94,78 @@ def test_a_killed_run_goes_on(setup, tmp_path, cli, monkeypatch):
     assert open_patches(out).table.equals(open_patches(whole).table)
 
 
+@pytest.mark.parametrize("more", [[], ["--fresh"]])
+def test_what_another_process_patches_is_left_alone(setup, tmp_path, cli, more):
+    out = tmp_path / "p"
+    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    before = {file.name: file.read_bytes() for file in (out / "patches").iterdir()}
+    with elsewhere(locked(out)):
+        code, _, err = cli(*options(setup, out, "--depths", "0", *more))
+        assert code == 2 and "another process is patching here" in err
+        assert (out / "patches" / ".lock").exists()
+    assert {file.name: file.read_bytes() for file in (out / "patches").iterdir()} == before
+    code, _, err = cli(*options(setup, out, "--depths", "1", "--fresh"))
+    assert code == 0 and set(open_patches(out).table["depth"]) == {1}, err
+
+
+def test_deleting_patches_spares_the_lock_and_is_taken_up_when_killed(setup, tmp_path, cli, monkeypatch):
+    out = tmp_path / "p"
+    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    with locked(out):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            delete_patches(out)
+        assert (out / "patches" / "run.json").exists()
+        delete_patches(out)
+        assert [file.name for file in (out / "patches").iterdir()] == [".lock"]
+    assert not out.exists()
+
+
+def test_facts_whose_logits_are_not_finite_are_counted(setup, tmp_path, cli, monkeypatch):
+    """In states and in weights; and in patches that were written before they were left out."""
+    import numpy as np
+
+    from memprobe import grafting, patches, patching
+
+    whole = tmp_path / "whole"
+    assert cli(*options(setup, whole, "--positions", "last,subject"))[0] == 0
+    read = patching.read_answers
+
+    def broken(lens, streams, items, **more):
+        rank, log_prob = read(lens, streams, items, **more)
+        bad = np.array([item.factoid.id == "Tolm" for item in items for _ in item.targets])
+        return rank, np.where(bad, np.nan, log_prob)
+
+    for module in (patching, grafting):
+        monkeypatch.setattr(module, "read_answers", broken)
+    out = tmp_path / "p"
+    code, printed, err = cli(*options(setup, out, "--positions", "last,subject", "--json"))
+    assert code == 0 and "2 factoids gave logits that are not finite and have no patches" in err
+    found = open_patches(out)
+    others = open_patches(whole).table.filter(pl.col("factoid") != "Tolm")
+    assert set(found.table["factoid"]) == set(others["factoid"])
+    rows = json.loads(printed)["errors"]
+    assert [(row["factoid"], row["positions"], row["error"]) for row in rows] == [
+        ("Tolm", "last", "a logit is not finite"),
+        ("Tolm", "subject", "a logit is not finite"),
+    ]
+    assert {row["facts"] for row in json.loads(printed)["by_depth"]} == {2}
+    code, _, err = cli(*options(setup, out, "--weights"))
+    assert code == 0 and "3 factoids gave" in err
+    with monkeypatch.context() as older:
+        older.setattr(patching, "finite_only", lambda rows: rows)
+        assert cli(*options(setup, tmp_path / "older"))[0] == 0
+    older = patches.open_patches(tmp_path / "older")
+    assert "Tolm" in set(patches.read_rows(older.files()[0])["factoid"]) - set(older.table["factoid"])
+    assert older.errors["factoid"].to_list() == ["Tolm"]
+    for module in (patching, grafting):  # of every fact
+        monkeypatch.setattr(
+            module, "read_answers", lambda *a, **k: (read(*a, **k)[0], read(*a, **k)[1] * np.nan)
+        )
+    code, printed, err = cli(*options(setup, tmp_path / "none", "--html"))
+    assert code == 2 and "3 factoids gave" in err and "every fact gave logits that are not finite" in err
+
+
 def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
     out = tmp_path / "p"
     more = ["--corrupt", "subject", "--positions", "subject", "--no-controls", "--depths", "0,3"]
@@ -121,6 +197,12 @@ def test_causal_tracing_and_several_pairs(setup, tmp_path, cli):
         (["--weights", "--windows", "x"], "--windows x"),
         (["--weights", "--parts", "ears"], "--parts ears: choose"),
         (["--weights", "--corrupt", "subject"], "does not go with --corrupt"),
+        (["--weights", "--depths", "1"], "--depths 1: says which states"),
+        (["--weights", "--what", "residual"], "--what residual: says which states"),
+        (["--weights", "--positions", "last"], "--positions last: says which states"),
+        (["--windows", "1"], "--windows 1: is of grafts; give --weights"),
+        (["--parts", "all"], "--parts all: is of grafts; give --weights"),
+        (["--noise", "3"], "--noise 3.0: is of causal tracing; give --corrupt"),
         (["--into", "no/such"], "no/such"),
     ],
 )
@@ -129,6 +211,19 @@ def test_bad_options_are_one_line(setup, tmp_path, cli, more, message):
     assert code == 2 and message in err and "Traceback" not in err
     run = tmp_path / "p" / "patches" / "run.json"
     assert not run.exists() or not json.loads(run.read_text())["pairs"], "the corrected call would be refused"
+
+
+@pytest.mark.parametrize("more", [[], ["--weights"]])
+@pytest.mark.parametrize("side", ["source", "into"])
+def test_a_tokenizer_larger_than_the_model_is_one_line(setup, tmp_path, cli, more, side):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(setup / "m1", larger := tmp_path / "larger")
+    tokenizer = AutoTokenizer.from_pretrained(larger)
+    tokenizer.add_tokens(["Oria"])
+    tokenizer.save_pretrained(larger)
+    code, _, err = cli(*options(setup, tmp_path / "p", *more, **{side: larger}))
+    assert code == 2 and "the tokenizer does not belong to this model" in err and len(err.splitlines()) == 1
 
 
 def test_checkpoints_that_do_not_fit_and_facts_that_do_not_differ(setup, tmp_path, cli):

@@ -15,6 +15,7 @@ from memprobe.interventions import Put, applied
 from memprobe.models import wrap
 from memprobe.modes import evaluating
 from memprobe.patch_plan import CONTROLS, POSITIONS, draw_others, plan_patches
+from memprobe.patches import finite_only
 from memprobe.patching import own_log_probs, patch_batches
 from memprobe.records import PATCHES
 from memprobe.subjects import subject_positions
@@ -275,6 +276,58 @@ def test_causal_tracing_restores_a_corrupted_prompt():
     np.testing.assert_allclose(last["log_prob"], last["target_log_prob"], atol=1e-4)
 
 
+def test_a_fact_whose_logits_are_not_finite_has_no_patches_and_no_part_in_others():
+    """As capture has it, which finds them one by one."""
+    overflowing = make_factoid("The river of @ is the", "Lunn", "tiny", relation="river", subject="@")
+    facts = [*FACTS, overflowing]
+
+    def made(seed):
+        read = model_of(seed=seed)
+        with torch.no_grad():
+            read.model.model.embed_tokens.weight[read.tokenizer.encode("@")[-1]] = torch.inf
+        return read
+
+    source, target = made(0), made(1)
+    outcomes = capture(source, facts, predictions=False).outcomes
+    assert outcomes.filter(pl.col("error").is_not_null())["factoid"].to_list() == [overflowing.id]
+    options = {"positions": ["last", "prompt"], "batch": {"batch_size": 6}}
+    table = patched(source, target, facts, **options)
+    assert set(table["factoid"]) == {fact.id for fact in FACTS}
+    assert table.select(pl.col(pl.Float32).is_finite().all()).row(0) == (True,) * 3
+    own = table.filter(control="")
+    alone = patched(source, target, FACTS, **options).filter(control="")
+    np.testing.assert_allclose(own["log_prob"], alone["log_prob"], atol=1e-4)
+
+
+def test_a_control_that_is_not_finite_takes_only_itself_away():
+    rows = patched(model_of(), model_of(seed=1), FACTS[:2], depths=[1, 2])
+    one = FACTS[0].id
+    broken = rows.with_columns(
+        log_prob=pl.when(
+            (pl.col("factoid") == one) & (pl.col("control") == "random") & (pl.col("depth") == 2)
+        )
+        .then(float("nan"))
+        .otherwise("log_prob")
+        .cast(pl.Float32)
+    )
+    kept = finite_only(broken)
+    assert kept.equals(rows.filter(~((pl.col("factoid") == one) & (pl.col("control") == "random"))))
+
+
+def test_what_is_corrupted_of_a_fact_does_not_depend_on_the_others():
+    """Its own subject, also where another fact's is longer, comes later, or stands in the answer."""
+    read = model_of()
+    prompt = "Oria lies in the land of Peak Nine. The river of Oria is the"
+    own = make_factoid(prompt, "Lunn of Peak Nine", "tiny", subject="Oria")
+    options = {"positions": ["subject"], "corrupt": True, "controls": [], "depths": [0, N_LAYERS]}
+    alone = patched(read, read, [own], **options)
+    beside = patched(read, read, [own, *FACTS], **options).filter(pl.col("factoid") == own.id)
+    np.testing.assert_allclose(alone["target_log_prob"], beside["target_log_prob"], atol=1e-4)
+    first = beside.filter(pl.col("depth") == 0)  # where all that was corrupted is put right
+    np.testing.assert_allclose(first["log_prob"], first["source_log_prob"], atol=1e-4)
+    assert (first["target_log_prob"] - first["source_log_prob"]).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -308,6 +361,20 @@ def test_what_cannot_be_patched_is_one_line(make, options, message):
     with pytest.raises(MemprobeError, match=message) as caught:
         plan_patches(source, target, facts, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_either_model_lacks_is_one_line():
+    """A tokenizer larger than the embedding, as capture refuses it."""
+    facts = [make_factoid("The river of Zorblax is the", "Lunn", "tiny", subject="Zorblax")]
+
+    def larger():
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["Zorblax"])
+        return wrap(tiny_model("llama", len(tiny_tokenizer())), tokenizer, label="larger")
+
+    for source, target in ((larger(), larger()), (larger(), model_of()), (model_of(), larger())):
+        with pytest.raises(MemprobeError, match="does not belong to this model"):
+            plan_patches(source, target, facts)
 
 
 def test_another_tokenizer_is_refused():

@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memprobe import residuals
 from memprobe.errors import MemprobeError
+from memprobe.probe_joining import join_probe
 from memprobe.probes import open_probe
 from memprobe.residuals import parse_depths, read_residuals
+from memprobe.sharing import pull, push
 
 FACTS = [
     {"id": str(i), "prompt": f"The river of {land} is the", "answer": river, "subject": land}
@@ -99,6 +101,31 @@ def test_some_depths_are_added_to_a_finished_probe_and_go_on(
     with pytest.raises(MemprobeError, match="changed since"):
         read_residuals(out, "tiny")
     assert cli(*common, "--fresh")[0] == 0 and not (out / "residuals").exists()
+
+
+def test_residuals_that_did_not_travel_are_kept_again(cli, tiny_checkpoint, facts, tmp_path):
+    """Pulled, joined, or with their shards deleted."""
+    out = tmp_path / "probe"
+
+    def keep(where, depths="0,2"):
+        return cli(
+            "layers", "--ckpt", f"tiny={tiny_checkpoint}", "--factoids", facts, "--out", where,
+            "--keep-residuals", depths,
+        )  # fmt: skip
+
+    assert keep(out)[0] == 0
+    push(out, str(tmp_path / "shared"))
+    pull(str(tmp_path / "shared"), tmp_path / "pulled")
+    join_probe(out, tmp_path / "joined")
+    for name in ("pulled", "joined"):
+        with pytest.raises(MemprobeError, match="no residuals of 'tiny'"):
+            read_residuals(tmp_path / name, "tiny")
+        assert keep(tmp_path / name, "1")[0] == 0
+        assert read_residuals(tmp_path / name, "tiny").depths == [1]
+    next(iter(out.glob("residuals/*/*.safetensors"))).unlink()
+    with pytest.raises(MemprobeError, match="--keep-residuals keeps them again"):
+        read_residuals(out, "tiny")
+    assert keep(out)[0] == 0 and read_residuals(out, "tiny").depths == [0, 2]
 
 
 def test_depths_as_written():

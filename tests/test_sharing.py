@@ -11,8 +11,10 @@ import huggingface_hub
 import pytest
 
 from memprobe.errors import MemprobeError
+from memprobe.probe_writer import locked
 from memprobe.probes import open_probe
 from memprobe.sharing import pull, push, without_paths
+from tests.elsewhere import elsewhere
 
 pytestmark = pytest.mark.usefixtures("few_k")
 
@@ -118,6 +120,104 @@ def test_a_folder_does_as_well(cli, probe, tmp_path):
     (other / "letter.txt").write_text("dear")
     code, _, err = cli("push", probe, other)
     assert code == 2 and "holds no probe" in err and (other / "letter.txt").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_probe_is_not_pushed_onto_itself(probe, tmp_path, through_a_link):
+    folder = probe
+    if through_a_link:
+        (folder := tmp_path / "link").symlink_to(probe)
+    before = contents(probe)
+    with pytest.raises(MemprobeError, match="is the probe itself"):
+        push(probe, str(folder))
+    assert contents(probe) == before
+
+
+@pytest.mark.parametrize("with_readme", [False, True])
+def test_a_probe_that_no_push_wrote_is_left_alone(probe, tmp_path, with_readme):
+    other = tmp_path / "other"
+    shutil.copytree(probe, other)
+    (other / "notes.md").write_text("mine")
+    if with_readme:
+        (other / "README.md").write_text("What I probed, and why: it is readable in tiny.")
+    before = contents(other)
+    with pytest.raises(MemprobeError, match="no push wrote"):
+        push(probe, str(other))
+    assert contents(other) == before
+
+
+def test_a_pushed_probe_that_went_on_is_left_alone(cli, probe, tiny_checkpoint, tmp_path):
+    shared = tmp_path / "shared"
+    push(probe, str(shared))
+    assert cli("layers", "--ckpt", f"mine={tiny_checkpoint}", "--n", 6, "--out", shared)[0] == 0
+    before = contents(shared)
+    with pytest.raises(MemprobeError, match="no push wrote"):
+        push(probe, str(shared))
+    assert contents(shared) == before
+
+
+def test_a_folder_in_another_process_is_left_alone(probe, tmp_path):
+    shared = tmp_path / "shared"
+    push(probe, str(shared))
+    before = contents(shared)
+    with elsewhere(locked(shared)), pytest.raises(MemprobeError, match="another process"):
+        push(probe, str(shared))
+    assert contents(shared) == before
+
+
+def test_what_is_not_a_pushs_stays_in_its_folder(cli, probe, tiny_checkpoint, tmp_path):
+    shared = tmp_path / "shared"
+    push(probe, str(shared))
+    (shared / "notes.md").write_text("mine")
+    (shared / "records" / "sums.csv").write_text("1,2")
+    other = tmp_path / "other"
+    assert cli("layers", "--ckpt", f"another={tiny_checkpoint}", "--n", 6, "--out", other)[0] == 0
+    push(other, str(shared))
+    assert open_probe(shared).checkpoints == ["another"] and len(list(shared.glob("records/*.parquet"))) == 1
+    assert not (shared / "attributions").exists()
+    assert (shared / "notes.md").read_text() == "mine" and (shared / "records/sums.csv").exists()
+    assert {file.name for file in shared.glob(".*")} == set()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_push_that_is_killed_is_mended_by_the_next(
+    cli, probe, tiny_checkpoint, tmp_path, monkeypatch, there
+):
+    """Killed while it copies, and while files take their places."""
+    other, left = tmp_path / "other", 0
+    cli("layers", "--ckpt", f"another={tiny_checkpoint}", "--n", 6, "--attributions", "--out", other)
+
+    def dying(change):
+        def call(*arguments, **options):
+            nonlocal left
+            inside = any(
+                folder.name == "shared" for path in arguments if path for folder in Path(path).parents
+            )
+            left -= inside
+            if inside and left < 0:
+                raise KeyboardInterrupt
+            return change(*arguments, **options)
+
+        return call
+
+    for left in range(0, 18, 3):
+        shared = tmp_path / str(left) / "shared"
+        if there:
+            push(other, str(shared))
+            (shared / "notes.md").write_text("mine")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(shutil, "copyfile", dying(shutil.copyfile))
+            patched.setattr(Path, "replace", dying(Path.replace))
+            push(probe, str(shared))
+        if there and not (shared / ".pushed").exists():  # nothing went before the copy was whole
+            same(other, shared)
+        push(probe, str(shared))
+        same(probe, shared)
+        assert (shared / "notes.md").exists() == there and not list(shared.glob(".*"))
 
 
 def test_a_second_push_takes_away_what_went(cli, hub, probe, tiny_checkpoint, tmp_path):

@@ -27,7 +27,7 @@ from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.runs import SHARES
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
-from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_all
+from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_for
 from training.batches import collator, rows_exact
 from training.examples import ExampleMaker
 from training.gradients import in_eval_mode, kept_logits
@@ -269,7 +269,7 @@ def _factoids(
 ) -> tuple[list[Row], dict[str, str]]:
     factoids = [row for row in one.rows if isinstance(row, Factoid)]
     template = Template.parse(one.template)
-    items = tokenise_all(factoids, template, lens_model.tokenizer, lens_model.max_length, lens_model.n_ids)
+    items = tokenise_for(lens_model, factoids, template)
     make = ExampleMaker(one.template, lens_model.tokenizer, _context(lens_model))
     forced = list(_forced(lens_model, [make(factoid) for factoid in factoids], batch_tokens))
     verdicts = {item.factoid.id: shown(item) for item, read in zip(items, forced, strict=True) if read.exact}

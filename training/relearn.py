@@ -34,7 +34,7 @@ from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
 from memprobe.sources import load_factoids
 from memprobe.statistics.intervals import FEWEST, percentile_interval
-from memprobe.templates import Template, tokenise_all
+from memprobe.templates import Template, tokenise_for
 from training.batches import micro_batches, model_inputs
 from training.data import PREPARED, mixes_facts, mixing_rows
 from training.examples import ExampleMaker
@@ -262,7 +262,7 @@ def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
 
 def _says(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether every token is the argmax, and the answer's log-probability (nats), [fact]."""
-    items = tokenise_all(facts, Template.parse(template), model.tokenizer, model.max_length)
+    items = tokenise_for(model, facts, Template.parse(template))
     own = own_log_probs(model, items).group_by("factoid", maintain_order=True)
     rows_by_fact = own.agg(
         right=(pl.col("rank") == 0).all(), log_prob=pl.col("log_prob").cast(pl.Float64).sum()

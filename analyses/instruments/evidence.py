@@ -33,7 +33,7 @@ from memprobe.patching import padded, patch_batches
 from memprobe.planning import plan_capture
 from memprobe.statistics.holding import trajectories
 from memprobe.statistics.patches import answers, moved_shares
-from memprobe.templates import Template, tokenise_all
+from memprobe.templates import Template, tokenise_for
 
 Direction = Literal["restoration", "erasure"]
 """``restoration``: the model's states or weights put into the base; ``erasure``: the base's put into the model."""
@@ -220,7 +220,7 @@ def gradients(points: Sequence[float], template: str) -> Evidence:
     """
 
     def measure(model: LensModel, base: LensModel, factoids: Sequence[Factoid]) -> Values:
-        items = tokenise_all(factoids, Template.parse(template), model.tokenizer, model.max_length)
+        items = tokenise_for(model, factoids, Template.parse(template))
         ids = padded(items, model.pad_id()).to(model.device)
         theirs = dict(base.model.named_parameters())
         named = dict(model.model.named_parameters())

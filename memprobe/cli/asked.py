@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,21 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def refuse_given(options: Mapping[str, object], why: str) -> None:
+    """Refuses options that nothing would come of.
+
+    Args:
+        options: values by name; ``None`` where the option was not given.
+        why: what they belong to.
+
+    Raises:
+        MemprobeError: one was given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise MemprobeError(f"{name} {value}: {why}")
+
+
 def engine_of(text: str | None, resources: str | None, storage: str | None) -> Engine | None:
     """The cluster that ``--engine`` names.
 
@@ -62,9 +78,10 @@ def engine_of(text: str | None, resources: str | None, storage: str | None) -> E
         MemprobeError: no such engine, or what is said of one without naming it.
     """
     if text is None:
-        for name, value in (("--resources", resources), ("--storage", storage)):
-            if value is not None:
-                raise MemprobeError(f"{name} {value}: works on a cluster alone; give --engine ray with it")
+        refuse_given(
+            {"--resources": resources, "--storage": storage},
+            "works on a cluster alone; give --engine ray with it",
+        )
         return None
     from memprobe.cli.terminal import echo
     from memprobe.cluster import parse_engine

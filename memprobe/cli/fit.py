@@ -11,6 +11,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
+from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo, echo_json, progress_bar, terminal
 from memprobe.lens_kinds import FITTED_KINDS, summaries
 from memprobe.load_options import LoadOptions
@@ -59,8 +60,12 @@ def fit(
         typer.Option(help="Facts on which the floor is measured: a source or a file, or none."),
     ] = "known",
     template: Annotated[
-        str, typer.Option(help="Prompt template of those facts: plain, tulu, chat, or a text.")
-    ] = "plain",
+        str | None,
+        typer.Option(
+            help="Prompt template of those facts: plain, tulu, chat, or a text. [default: plain]",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the order of the texts.", min=0, max=options.MAX_SEED)
     ] = 0,
@@ -82,27 +87,32 @@ def fit(
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
     from memprobe.fitting import fit as fit_lens
-    from memprobe.fitting import load_texts, make_corpus
+    from memprobe.fitting import load_texts, locked, make_corpus
     from memprobe.models import load
     from memprobe.sources import load_factoids
+    from memprobe.templates import Template
 
+    if factoids == "none":
+        refuse_given({"--template": template}, "is of the facts of the floor; --factoids none names none")
+    Template.parse(template or "plain")  # said before anything is read
     facts = [] if factoids == "none" else load_factoids(factoids, seed=seed, data_dir=data_dir)
     passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
     model = load(ckpt, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
-    if fresh:
-        _delete(out)
-    with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
-        about = fit_lens(
-            kind.value,
-            model,
-            corpus,
-            out,
-            steps=steps,
-            factoids=facts,
-            template=template,
-            progress=bar.update,
-        )
+    with locked(out):
+        if fresh:
+            _delete(out)
+        with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
+            about = fit_lens(
+                kind.value,
+                model,
+                corpus,
+                out,
+                steps=steps,
+                factoids=facts,
+                template=template or "plain",
+                progress=bar.update,
+            )
     if as_json:
         echo_json(about)
     else:

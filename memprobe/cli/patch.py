@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import batch_size_of, factoids_of, slug, status
+from memprobe.cli.asked import batch_size_of, factoids_of, refuse_given, slug, status
 from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
@@ -56,15 +56,20 @@ def patch(
         ),
     ] = None,
     what: Annotated[
-        str, typer.Option(help="residual, attn, mlp, several with commas: the stream, or a block's outputs.")
-    ] = "residual",
+        str | None,
+        typer.Option(
+            help="residual, attn, mlp, several with commas: the stream, or a block's outputs. [default: residual]",
+            show_default=False,
+        ),
+    ] = None,
     positions: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="last (those that predict the answer), subject, prompt (all that the model is given), several with "
-            "commas."
+            "commas. [default: last]",
+            show_default=False,
         ),
-    ] = "last",
+    ] = None,
     depths: Annotated[
         str | None, typer.Option(help="Depths to patch, as in 0-10,20,30. [default: all]", show_default=False)
     ] = None,
@@ -76,23 +81,31 @@ def patch(
         ),
     ] = None,
     noise: Annotated[
-        float,
-        typer.Option(help="With --corrupt: size of the noise, in standard deviations of the embeddings."),
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="With --corrupt: size of the noise, in standard deviations of the embeddings. [default: 3]",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         bool,
         typer.Option("--weights", help="Graft the source's blocks one after another instead of its states."),
     ] = False,
     windows: Annotated[
-        str, typer.Option(help="With --weights: how many blocks in a row, several with commas.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            help="With --weights: how many blocks in a row, several with commas. [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
     parts: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="With --weights: which weights of the blocks (all, attn, mlp, norms), or embeddings, or head. "
-            "Several with commas."
+            "Several with commas. [default: all]",
+            show_default=False,
         ),
-    ] = "all",
+    ] = None,
     controls: Annotated[
         bool,
         typer.Option(
@@ -166,14 +179,26 @@ def patch(
         raise MemprobeError(
             f"--threshold {threshold}: give nats above 0, so that there is a difference to take a share of"
         )
-    if not 0 < noise < float("inf"):
+    if noise is not None and not 0 < noise < float("inf"):
         raise MemprobeError(f"--noise {noise}: give a number above 0")
     if weights and corrupt is not None:
         raise MemprobeError("--weights grafts into the model itself; it does not go with --corrupt")
+    if corrupt is None:
+        refuse_given({"--noise": noise}, "is of causal tracing; give --corrupt subject with it")
+    if weights:
+        refuse_given(
+            {"--what": what, "--positions": positions, "--depths": depths},
+            "says which states are put in; it does not go with --weights",
+        )
+    else:
+        refuse_given({"--windows": windows, "--parts": parts}, "is of grafts; give --weights with it")
     size = batch_size_of(batch_size)
     from memprobe.checkpoints import Checkpoint, common_template
+    from memprobe.interventions import NOISE
     from memprobe.patch_pairs import pair_up
     from memprobe.patch_pairs import patch as run_patch
+    from memprobe.patch_tables import tables_of
+    from memprobe.patch_writer import locked
     from memprobe.patches import delete_patches
     from memprobe.residuals import parse_depths
     from memprobe.statistics.patches import FACTS
@@ -203,45 +228,48 @@ def patch(
         out
         or Path("probes") / f"patch-{'-'.join(slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]
     )
-    if fresh:
-        delete_patches(out)
-    with resumable(out), Bars() as bars:
-        patched = run_patch(
-            pairs,
-            asked.factoids,
-            out,
-            what=["weights"] if weights else _list(what),
-            positions=_list(positions),
-            depths=chosen_depths,
-            controls=controls,
-            corrupt=corrupt is not None,
-            noise=noise,
-            windows=[_whole(text, "--windows") for text in _list(windows)],
-            parts=_list(parts),
-            template=chosen_template,
-            batch_size=None if size == "auto" else size,
-            seed=seed,
-            loading=loading,
-            progress=bars.update,
-        )
-    from memprobe.patch_tables import tables_of
+    page = out / "patches.html" if html or show else None
+    with locked(out):
+        if fresh:
+            delete_patches(out)
+        with resumable(out), Bars() as bars:
+            patched = run_patch(
+                pairs,
+                asked.factoids,
+                out,
+                what=["weights"] if weights else _list(what or "residual"),
+                positions=_list(positions or "last"),
+                depths=chosen_depths,
+                controls=controls,
+                corrupt=corrupt is not None,
+                noise=NOISE if noise is None else noise,
+                windows=[_whole(text, "--windows") for text in _list(windows or "1")],
+                parts=_list(parts or "all"),
+                template=chosen_template,
+                batch_size=None if size == "auto" else size,
+                seed=seed,
+                loading=loading,
+                progress=bars.update,
+            )
+        tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
+        if as_json:
+            echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
+        else:
+            from memprobe.cli.show_patches import show_patches
 
-    tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
-    if as_json:
-        echo_json({name: table.fill_nan(None).to_dicts() for name, table in tables.items()})
-    else:
-        from memprobe.cli.show_patches import show_patches
+            show_patches(tables, threshold)
+        if failed := len(patched.errors):
+            echo(f"note     {failed} factoids gave logits that are not finite and have no patches", err=True)
+        if page is not None:
+            from memprobe.dashboard.patches import write_patches
+            from memprobe.files import replacing
 
-        show_patches(tables, threshold)
-    if html or show:
-        from memprobe.dashboard.patches import write_patches
-        from memprobe.files import replacing
-
-        with status("writing the page"), replacing(out / "patches.html") as path:
-            write_patches(patched, path, facts=facts, threshold=threshold)
-        echo(f"page     {out / 'patches.html'}", err=True)
+            with status("writing the page"), replacing(page) as path:
+                write_patches(patched, path, facts=facts, threshold=threshold)
+    if page is not None:
+        echo(f"page     {page}", err=True)
         if show:
-            open_page(out / "patches.html")
+            open_page(page)
     echo(f"patches  {out / 'patches'}", err=True)
 
 

@@ -41,9 +41,12 @@ def write_patches(
         MemprobeError: there are no patches, or ``path`` cannot be written.
     """
     if patches.table.is_empty():
-        raise MemprobeError(
-            f"{patches.path}: no pair is patched to its end yet; run the same memprobe patch again"
+        why = (
+            "no pair is patched to its end yet; run the same memprobe patch again"
+            if patches.errors.is_empty()
+            else "every fact gave logits that are not finite; try --dtype float32"
         )
+        raise MemprobeError(f"{patches.path}: {why}")
     data = patches_data([patches], facts=facts, threshold=threshold)
     data["templates"] = {theme: palette.template(theme) for theme in ("light", "dark")}
     text = page.assemble(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
-from memprobe.fitting.floor import floor_of
+from memprobe.fitting.floor import floor_of, measured_on
 from memprobe.fitting.held_out import judge
 from memprobe.lens_files import (
     ABOUT,
@@ -36,12 +37,14 @@ from memprobe.lens_files import (
 )
 from memprobe.lens_kinds import FITTED_KINDS, fitter
 from memprobe.lens_specs import make_lens
+from memprobe.locks import one_process
+from memprobe.templates import Template
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid
     from memprobe.models import LensModel
 
-__all__ = ["Fitter", "fit", "load_texts", "make_corpus"]
+__all__ = ["Fitter", "fit", "load_texts", "locked", "make_corpus"]
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 60
@@ -91,14 +94,15 @@ def fit(
         corpus: of :func:`make_corpus`.
         steps: for ``tuned``, at most so many steps of each half, on as much of its text; the least-squares map that
             they start from has all of it.
-        factoids: facts on which the floor is measured, put as ``template`` says; without any there is none.
+        factoids: facts on which the floor is measured, put as ``template`` says; without any it stays as it is, or
+            there is none. A floor that was measured on others is measured again.
 
     Returns:
         What ``lens.json`` says.
 
     Raises:
-        MemprobeError: an unknown kind, steps of what takes none, ``out`` holds another fit or other files or cannot
-            be written, or a fit that is not finite.
+        MemprobeError: an unknown kind or template, steps of what takes none, ``out`` holds another fit or other
+            files, is in use or cannot be written, or a fit that is not finite.
     """
     if kind not in FITTED_KINDS:
         raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
@@ -106,7 +110,6 @@ def fit(
         raise MemprobeError(
             f"--steps {steps}: give a whole number of at least 1; only a tuned lens takes steps"
         )
-    out = Path(out)
     settings = {
         "kind": kind,
         "model": lens_model.label,
@@ -117,7 +120,35 @@ def fit(
         "d_model": lens_model.d_model,
         "corpus": corpus.about,
     } | ({} if steps is None else {"steps": steps})
+    parsed = Template.parse(template)
+    out = Path(out)
     _check_out(out, settings)
+    with locked(out):
+        return _fit(lens_model, corpus, out, settings, factoids, parsed, progress)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a lens's directory for one process; inside, the same thread may lock it again.
+
+    Raises:
+        MemprobeError: another process fits into it, or it cannot be written.
+    """
+    with one_process(out, "fitting"):
+        yield
+
+
+def _fit(
+    lens_model: LensModel,
+    corpus: Corpus,
+    out: Path,
+    settings: dict[str, Any],
+    factoids: Sequence[Factoid],
+    template: Template,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    kind = settings["kind"]
+    _check_out(out, settings)  # as it is now that nobody else writes here
     about: dict[str, Any] | None = read_about(out) if (out / ABOUT).exists() else None
     if about is None:
         seconds = _fit_maps(kind, lens_model, corpus, out, settings, progress)
@@ -130,7 +161,7 @@ def fit(
         lens = make_lens(lens_model, read_lens(out, kind))
         about["depths"] = judge(lens_model, lens, corpus.test)
         write_about(out, about)
-    if about["floor"] is None and factoids:
+    if factoids and not measured_on(about["floor"], factoids, template):
         if progress is not None:
             progress(0, 1, "measuring the floor")
         halves = [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from memprobe.capturing import capture
+from memprobe.factoids import Factoid, factoids_hash
+from memprobe.templates import Template
 
 if TYPE_CHECKING:
-    from memprobe.factoids import Factoid
     from memprobe.lenses import Lens
     from memprobe.models import LensModel
 
@@ -18,7 +19,7 @@ KS = (1, 10)
 
 
 def floor_of(
-    lens_model: LensModel, lens: Lens, halves: Sequence[Lens], factoids: Sequence[Factoid], template: str
+    lens_model: LensModel, lens: Lens, halves: Sequence[Lens], factoids: Sequence[Factoid], template: Template
 ) -> dict[str, Any]:
     """How a lens and the fits on the two halves of its corpus read some facts, by the rule of the first answer token.
 
@@ -29,13 +30,13 @@ def floor_of(
         For each k under ``k``: ``lof``, the mean over facts of |LoF of one half − LoF of the other|, restricted to
         n_layers + 1 where the answer never surfaces; ``lof_mean``, |difference of the mean restricted LoF|; and
         ``recall`` by depth, |difference of recall@k|; beside them the lens's own ``lens_lof`` and ``lens_recall``.
-        ``facts`` says how many.
+        ``facts`` says how many, ``factoids`` and ``template`` which (a hash) and how they were put.
     """
     lenses = [lens, *halves]
     table = capture(lens_model, factoids, template, lenses=lenses, predictions=False).records
     first = table.filter(pl.col("token") == 0)
     n_layers = lens_model.n_layers
-    floor: dict[str, Any] = {"facts": first["factoid"].n_unique(), "k": {}}
+    floor: dict[str, Any] = {"facts": first["factoid"].n_unique(), **_asked(factoids, template), "k": {}}
     for k in KS:
         within = first.with_columns(holds=pl.col("rank") < k)
         recall = within.group_by("lens", "depth").agg(pl.col("holds").mean()).sort("depth")
@@ -59,3 +60,14 @@ def floor_of(
             "lens_recall": by_lens[lens.name],
         }
     return floor
+
+
+def measured_on(floor: Mapping[str, Any] | None, factoids: Sequence[Factoid], template: Template) -> bool:
+    """Whether a floor is that of some facts under a template; what older ones were measured on is not known."""
+    return floor is not None and all(
+        floor.get(key) == value for key, value in _asked(factoids, template).items()
+    )
+
+
+def _asked(factoids: Sequence[Factoid], template: Template) -> dict[str, str]:
+    return {"factoids": factoids_hash(factoids), "template": template.name}
