@@ -80,8 +80,7 @@ class ProbeCallback(TrainerCallback):
             raise MemprobeError("there are no factoids to probe")
         if template is not None:
             Template.parse(template)
-        check_positions(positions)
-        self.lenses, self.positions = LensSet.of(lenses), tuple(positions)
+        self.lenses, self.positions = LensSet.of(lenses), check_positions(positions)
         self.factoids, self.out, self.every = factoids, Path(out), every
         self.name, self.template, self.k, self.token = name, template, k, token
         self.tokenizer, self.log = tokenizer, log

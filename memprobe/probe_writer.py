@@ -115,6 +115,12 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
         _refuse_other_run(probe, wanted)
         run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
+        if (
+            run["positions"] != probe.run["positions"]
+        ):  # an older probe, whose summary begins with another position
+            (out / SUMMARY).unlink(missing_ok=True)
+            run["positions"] = probe.run["positions"]
+            write_run(run, out)
     else:
         _refuse_other_files(out)
         run = dict(wanted)

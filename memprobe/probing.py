@@ -106,8 +106,9 @@ def probe(
             one is what is looked through first when the probe is opened.
         readout: short for the one lens ``logit@SPEC``: reads every checkpoint with this one's norm and unembedding
             instead of its own.
-        positions: where, see :data:`memprobe.records.POSITIONS`; a factoid whose subject is not known or not in its
-            prompt is not read there, and ``run.json`` counts those under ``without_subject``.
+        positions: where, in any order, see :data:`memprobe.records.POSITIONS`; the answer's own is what is looked at
+            first. A factoid whose subject is not known or not in its prompt is not read there, and ``run.json`` counts
+            those under ``without_subject``.
         intrusions: by name, factoids whose answers are watched for.
         k: the top-k of the summary.
         token: the token rule of the summary.
@@ -133,7 +134,7 @@ def probe(
     from memprobe.models import LensModel
 
     out = Path(out)
-    check_positions(positions)
+    positions = check_positions(positions)
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
     loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
@@ -351,7 +352,7 @@ def _precision(out: Path, run: dict[str, Any], label: str, exact: pl.DataFrame |
     precision = {"dtype": run["dtype"], "k": k, "factoids": 0, "ranks": 0, "changed": None, "crossed": None}
     if isinstance(exact, str):
         return precision | {"why": exact}
-    stored = probe_of(out, run).read("records", checkpoints=[label])
+    stored = probe_of(out, run).read("records", checkpoints=[label], position=POSITION)
     both = exact.lazy().join(stored, on=["factoid", "token", "depth"], suffix="_stored").collect()
     ranks = pl.col("rank"), pl.col("rank_stored")
     shares = both.select(
