@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from memprobe import answers
 from memprobe.answers import Verdict
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_text
 from memprobe.records import FACTOIDS
 from memprobe.templates import Template, TokenisedFactoid, tokenise
@@ -66,6 +66,7 @@ def ask(
     settings = {
         "fingerprint": lens_model.fingerprint,
         "factoids": factoids_hash(factoids),
+        "content": content_hash(factoids),
         "template": template,
         "shots": shots,
         "seed": seed,
@@ -179,8 +180,12 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
         raise MemprobeError(f"{path}: broken; delete it to start again") from error
     if not isinstance(header, dict):
         raise MemprobeError(f"{path}: broken; delete it to start again")
-    if header != settings:
-        changed = ", ".join(key for key, value in settings.items() if header.get(key) != value)
+    added = {key: settings[key] for key in _LATER if key not in header}  # of a journal that is older
+    if header | added != settings:
+        known = header | added
+        changed = ", ".join(
+            _LATER.get(key, key) for key, value in settings.items() if known.get(key) != value
+        )
         raise MemprobeError(
             f"{path}: holds the answers of another run (other {changed}); finish that run, or delete the file"
         )
@@ -193,5 +198,6 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
         raise MemprobeError(f"{path}: broken; delete it to start again") from error
 
 
+_LATER = {"content": "aliases or another field of the facts"}  # what journals did not always say, in words
 _VERDICT = TypeAdapter(Verdict)
 _FIELDS = [field.name for field in fields(Verdict)]

@@ -18,7 +18,7 @@ import polars as pl
 from memprobe import __version__
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
 from memprobe.patch_writer import (
@@ -144,7 +144,11 @@ def patch(
                 "tokenisation": TOKENISATION,
                 "dtype": loading.dtype,
                 "seed": seed,
-                "factoids": {"n": len(factoids), "hash": factoids_hash(factoids)},
+                "factoids": {
+                    "n": len(factoids),
+                    "hash": factoids_hash(factoids),
+                    "content": content_hash(factoids),
+                },
                 "pairs": {},
             },
             factoids,

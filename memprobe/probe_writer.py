@@ -26,6 +26,7 @@ from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
+from memprobe.identity import other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
@@ -40,7 +41,14 @@ from memprobe.probes import (
     read_run,
     table_file,
 )
-from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, TABLES, WHERE_ASKED, factoids_frame
+from memprobe.records import (
+    BY_CHECKPOINT,
+    SCHEMA_VERSION,
+    TABLES,
+    WHERE_ASKED,
+    factoids_frame,
+    factoids_from_frame,
+)
 from memprobe.vouching import CHECKSUMS
 
 if TYPE_CHECKING:
@@ -112,7 +120,7 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     if (out / RUN).exists():
         run = read_run(out)
         probe = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
-        _refuse_other_run(probe, wanted)
+        _refuse_other_run(probe, wanted, factoids)
         run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
         if (
@@ -132,13 +140,18 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     return run
 
 
-def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any]) -> None:
+def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> None:
     _refuse_other_lenses(probe, wanted["lenses"])
     for key in _SAME:
-        ours, theirs = probe.run.get(key), wanted[key]
+        ours, theirs = (without(run.get(key), "content") for run in (probe.run, wanted))
         # Probes of old said nothing of intrusions where there were none.
         if ours != theirs and (ours or theirs):
             raise MemprobeError(f"{probe.path}: {_holds(key, ours, theirs)}{_MEND}")
+    changed = other_facts(
+        probe.run["factoids"], wanted["factoids"], lambda: factoids_from_frame(probe.factoids), factoids
+    )
+    if changed:
+        raise MemprobeError(f"{probe.path}: this probe has the same facts with other {changed}{_MEND}")
 
 
 def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:

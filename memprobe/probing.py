@@ -19,7 +19,7 @@ from memprobe import __version__, prober, residuals
 from memprobe.chats import CHAT_DATE
 from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template, fingerprint
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
 from memprobe.load_options import LoadOptions
@@ -173,7 +173,7 @@ def probe(
             "tokenisation": TOKENISATION,
             "dtype": hands.dtype,
             "seed": seed,
-            "factoids": _describe(factoids),
+            "factoids": _describe(factoids) | {"content": content_hash(factoids)},
             "origin": dict(origin) if origin is not None else None,
             "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
             "k": k,

@@ -93,6 +93,7 @@ class Asked(Open):
     n: Count
     hash: str
     source: str | None = None
+    content: str | None = None
 
 
 class RunFile(Open):

@@ -1,5 +1,6 @@
 """A probe directory of schema 2: several lenses and positions in one, damage that is refused, schema 1 taken over."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -99,6 +100,26 @@ def test_the_answer_is_the_headline_whatever_the_order_of_positions(two, both, t
     assert open_probe(tmp_path).position == "answer"
     again = probe(two, FACTS, tmp_path, positions=["subject", "answer"], **asked)
     assert again.run == both.run and again.summary == both.summary
+
+
+@pytest.mark.parametrize(
+    "field", [{"subject": "river"}, {"relation": "one"}, {"aliases": ("the Lunn",)}, {"popularity": 1.0}]
+)
+def test_facts_of_which_another_field_was_changed_are_others(two, both, tmp_path, field):
+    """What is read of a fact beside prompt and answer counts; a probe that said nothing of it is gone on with."""
+    changed = [dataclasses.replace(FACTS[0], **field), *FACTS[1:]]
+    asked = {"positions": ["answer", "subject"], "lenses": ["logit", "logit@base"], "batch_size": 2}
+    out = tmp_path / "probe"
+    shutil.copytree(both.path, out)
+    with pytest.raises(
+        MemprobeError, match=rf"the same facts with other {next(iter(field))}; use another --out"
+    ):
+        probe(two, changed, out, **asked)
+    assert probe(two, FACTS[::-1], out, **asked).run == both.run
+    run = read_json(out / "run.json")
+    del run["factoids"]["content"]
+    write_json(run, out / "run.json")
+    assert probe(two, changed, out, **asked).run == run | {"lens": "logit", "position": "answer"}
 
 
 def test_ranks_are_held_against_fp32_at_the_answer(tmp_path):
