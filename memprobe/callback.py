@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
+from memprobe.identity import identity_of
 from memprobe.lens_set import LensSet
 from memprobe.manifests import read_manifest
 from memprobe.models import wrap
@@ -125,7 +126,7 @@ class ProbeCallback(TrainerCallback):
             return
         lens_model = wrap(kwargs["model"], tokenizer, label=label)
         # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
-        discard_other(self.out, label, lens_model.fingerprint)
+        discard_other(self.out, label, identity_of(lens_model))
         probed = probe(
             [lens_model],
             self.factoids,

@@ -12,6 +12,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import short_names
+from memprobe.identity import same_model
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
 
@@ -301,8 +302,7 @@ def base_of(members: list[Member]) -> Member | None:
     if len(bare) == 1 < len(members):
         return bare[0]
     called = [member for member in members if member.name == "base"]
-    weights = {member.probe.fingerprint(member.name) for member in called}
-    return called[0] if len(weights) == 1 else None
+    return called[0] if called and all(same_model(called[0].entry, one.entry) for one in called) else None
 
 
 def named(members: Sequence[Member], label: str, parameter: str) -> Member:

@@ -20,7 +20,7 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
-from memprobe.identity import other_facts, without
+from memprobe.identity import other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
 from memprobe.patches import FOLDER, open_patches, read_rows
@@ -138,9 +138,9 @@ def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None
     """
     pair = f"{wanted['source']} into {wanted['into']}, {wanted['what']} {wanted['positions']}"
     for side in ("source", "target"):
-        if entry[f"{side}_fingerprint"] != wanted[f"{side}_fingerprint"]:
+        if held := other_checkpoint(entry, wanted, f"{side}_"):
             raise MemprobeError(
-                f"{out}: holds other weights under the label {wanted[side]!r}; use another label or --out"
+                f"{out}: holds {held} under the label {wanted[side]!r}; use another label or --out"
             )
     for key in _OPTIONS:
         if entry.get(key) != wanted[key]:

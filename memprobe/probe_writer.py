@@ -26,7 +26,7 @@ from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
-from memprobe.identity import other_facts, without
+from memprobe.identity import differ, other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
@@ -159,7 +159,7 @@ def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:
         raise MemprobeError(f"{probe.path}: {_holds('lens', probe.lenses, list(wanted))}{_MEND}")
     ours, theirs = _lens_marks(probe.run["lenses"]), _lens_marks(wanted)
     for name in wanted if probe.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
-        if ours[name] != theirs[name]:
+        if ours[name] != theirs[name] or differ(probe.run["lenses"][name], wanted[name], "readout_settings"):
             raise MemprobeError(
                 f"{probe.path}: the lens {name!r} of this probe is not the one that you gave{_MEND}"
             )
@@ -339,14 +339,18 @@ def finish(out: Path, run: dict[str, Any], label: str, texts: Mapping[str, str])
     remove_parts(out, label)
 
 
-def discard_other(out: Path, label: str, fingerprint: str) -> None:
-    """Forgets a checkpoint under way whose weights are other ones than these; a finished one stays."""
+def discard_other(out: Path, label: str, given: Mapping[str, Any]) -> None:
+    """Forgets a checkpoint under way that is another one; a finished one stays.
+
+    Args:
+        given: what it is known by now; see :func:`memprobe.identity.identity_of`.
+    """
     if not (out / RUN).exists():
         return
     with locked(out):
         run = dict(read_run(out))
         entry = run["checkpoints"].get(label)
-        if entry is None or entry["complete"] or entry["fingerprint"] == fingerprint:
+        if entry is None or entry["complete"] or not other_checkpoint(entry, given):
             return
         run["checkpoints"] = {name: one for name, one in run["checkpoints"].items() if name != label}
         write_run(run, out)

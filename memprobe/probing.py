@@ -17,11 +17,12 @@ import polars as pl
 
 from memprobe import __version__, prober, residuals
 from memprobe.chats import CHAT_DATE
-from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template, fingerprint
+from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
+from memprobe.identity import identity_of, other_checkpoint
 from memprobe.load_options import LoadOptions
 from memprobe.parquet import mark_of
 from memprobe.planning import check_positions
@@ -252,14 +253,15 @@ class _Work:
 
         keep = self.asked.keep_residuals
         every = len(self.asked.factoids)
+        entry = self.run["checkpoints"].get(item.label)
+        if isinstance(item, Deferred) and entry is not None and self._tokenizer_named_otherwise(entry):
+            self._refuse_other(item.label, identity_of(item.find()))
         if isinstance(item, Deferred) and _is_done(item, self.run) and not (self.attributions or keep):
             remove_parts(self.out, item.label)  # nothing is fetched for it
             self.progress(item.label, every, every)
             return
-        entry = self.run["checkpoints"].get(item.label)
         if not isinstance(item, Deferred):
-            mark = item.fingerprint if isinstance(item, LensModel) else fingerprint(item)
-            self._refuse_other_weights(item.label, mark)
+            self._refuse_other(item.label, identity_of(item))
         if entry is not None and entry["complete"]:
             remove_parts(self.out, item.label)
             self.progress(item.label, every, every)
@@ -294,7 +296,7 @@ class _Work:
         opened = yield Do("open", item, (frozenset(parts.done),))
         if opened.checkpoint is not None and not self.template_given:
             _check_template(opened.checkpoint, self.asked.template)
-        self._refuse_other_weights(label, opened.entry["fingerprint"])
+        self._refuse_other(label, opened.entry)
         if label not in run["checkpoints"]:
             entries = run["checkpoints"] | {label: opened.entry}
             run["checkpoints"] = {name: entries[name] for name in self.order if name in entries}
@@ -322,11 +324,16 @@ class _Work:
         later = (one for one in self.named[place + 1 :] if not isinstance(one, LensModel))
         return next((one for one in later if not _is_done(one, self.run)), None)
 
-    def _refuse_other_weights(self, label: str, mark: str) -> None:
+    def _tokenizer_named_otherwise(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint whose files are not looked at for it was asked with another ``--tokenizer``."""
+        now = self.asked.loading.tokenizer
+        return entry.get("tokenizer_from", now) != now
+
+    def _refuse_other(self, label: str, given: Mapping[str, Any]) -> None:
         entry = self.run["checkpoints"].get(label)
-        if entry is not None and entry["fingerprint"] != mark:
+        if entry is not None and (held := other_checkpoint(entry, given)):
             raise MemprobeError(
-                f"{self.out}: holds other weights under the label {label!r}; use another label or --out"
+                f"{self.out}: holds {held} under the label {label!r}; use another label or --out"
             )
 
     def _hold_against_fp32(self, item: Checkpoint | Deferred, entry: dict[str, Any]) -> Flow:

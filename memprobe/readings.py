@@ -23,6 +23,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.fitted import Floor, floor_of, notes_on_view
+from memprobe.identity import same_model
 from memprobe.lineage import lineage
 from memprobe.members import (
     Chain,
@@ -424,7 +425,7 @@ class Readings:
             match = [one for one in self.members if one.label == member.label or one.name == member.name]
             if len(match) == 1:
                 own = match[0]
-                if member.probe.fingerprint(member.name) != own.probe.fingerprint(own.name):
+                if not same_model(member.entry, own.entry):
                     raise MemprobeError(
                         f"{member.probe.path}: {member.name!r} has other weights than {own.label!r} in "
                         f"{own.probe.path}; probe both again, or give the same checkpoints"
