@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
+from memprobe.identity import identity_of
 from memprobe.lens_set import LensSet
 from memprobe.manifests import read_manifest
 from memprobe.models import wrap
@@ -80,8 +81,7 @@ class ProbeCallback(TrainerCallback):
             raise MemprobeError("there are no factoids to probe")
         if template is not None:
             Template.parse(template)
-        check_positions(positions)
-        self.lenses, self.positions = LensSet.of(lenses), tuple(positions)
+        self.lenses, self.positions = LensSet.of(lenses), check_positions(positions)
         self.factoids, self.out, self.every = factoids, Path(out), every
         self.name, self.template, self.k, self.token = name, template, k, token
         self.tokenizer, self.log = tokenizer, log
@@ -126,7 +126,7 @@ class ProbeCallback(TrainerCallback):
             return
         lens_model = wrap(kwargs["model"], tokenizer, label=label)
         # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
-        discard_other(self.out, label, lens_model.fingerprint)
+        discard_other(self.out, label, identity_of(lens_model))
         probed = probe(
             [lens_model],
             self.factoids,

@@ -192,7 +192,7 @@ def _capture_batch(
     own: Reading | None = None
     for lens in lenses:
         # Two names for one lens, such as a base model's own readout and the base's, are read once.
-        same = (id(lens.readout), lens.kind, lens.digest)
+        same = lens.computes
         if same not in read:
             # A leading axis stays: DeepSeek V4's head takes streams as [batch, position, stream, d_model] only.
             hidden = [lens.transform_hidden(residuals[depth, None], depth)[0] for depth in range(depths)]

@@ -241,7 +241,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over the tensors' names, types, shapes and bytes, in the order of their names.
 
     Two checkpoints with the same weights have the same fingerprint, however the files are sharded. GGUF and
-    pickled files are hashed as they are; an adapter together with its base.
+    pickled files are hashed as they are; an adapter together with its base. What turns the tensors into a model is
+    hashed apart (:func:`memprobe.settings.settings_of`).
     """
     mark = _state_of_files(checkpoint)
     if mark not in _FINGERPRINTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from memprobe.errors import MemprobeError
 
@@ -126,6 +126,35 @@ class SameFacts:
             if count
             else []
         )
+
+
+def content_hash(factoids: Iterable[Factoid]) -> str:
+    """SHA-256 over all that factoids say: equal for the same set in any order.
+
+    What is read of them beside prompt and answer is in it: the subject, what shuffled controls are drawn within, the
+    aliases that count as right. Stored beside :func:`factoids_hash`, by which a set was known before; fields that say
+    nothing are left out, so that one that is added later changes no hash of old.
+    """
+    rows = sorted(json.dumps(_said(factoid), ensure_ascii=False, sort_keys=True) for factoid in factoids)
+    return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _said(factoid: Factoid) -> dict[str, object]:
+    said = {one.name: getattr(factoid, one.name) for one in fields(Factoid)}
+    if factoid.popularity is not None:
+        said["popularity"] = float(factoid.popularity)  # as a table gives it back
+    return {name: value for name, value in said.items() if value not in (None, ())}
+
+
+def changed_fields(before: Iterable[Factoid], now: Iterable[Factoid]) -> list[str]:
+    """Names of the fields in which factoids of one id differ, in the order of :class:`Factoid`."""
+    known = {factoid.id: _said(factoid) for factoid in before}
+    pairs = [(known[factoid.id], _said(factoid)) for factoid in now if factoid.id in known]
+    return [
+        one.name
+        for one in fields(Factoid)
+        if any(old.get(one.name) != new.get(one.name) for old, new in pairs)
+    ]
 
 
 def check_factoids(factoids: Sequence[Factoid], purpose: str) -> None:

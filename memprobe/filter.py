@@ -18,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from memprobe import answers
 from memprobe.answers import Verdict
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_text
+from memprobe.identity import identity_of
 from memprobe.records import FACTOIDS
 from memprobe.templates import Template, TokenisedFactoid, tokenise_for
 
@@ -64,8 +65,9 @@ def ask(
     """
     prepared = prepare(lens_model, factoids, template=template, shots=shots, seed=seed)
     settings = {
-        "fingerprint": lens_model.fingerprint,
+        **identity_of(lens_model),
         "factoids": factoids_hash(factoids),
+        "content": content_hash(factoids),
         "template": template,
         "shots": shots,
         "seed": seed,
@@ -179,10 +181,15 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
         raise MemprobeError(f"{path}: broken; delete it to start again") from error
     if not isinstance(header, dict):
         raise MemprobeError(f"{path}: broken; delete it to start again")
-    if header != settings:
-        changed = ", ".join(key for key, value in settings.items() if header.get(key) != value)
+    changed = [
+        _LATER.get(key, key)
+        for key, value in settings.items()
+        if header.get(key, value if key in _LATER else None) != value
+    ]
+    if changed or header.keys() - settings.keys() - _LATER.keys():
         raise MemprobeError(
-            f"{path}: holds the answers of another run (other {changed}); finish that run, or delete the file"
+            f"{path}: holds the answers of another run (other {', '.join(changed)}); "
+            "finish that run, or delete the file"
         )
     if lines[-1]:
         with path.open("r+b") as file:
@@ -193,5 +200,11 @@ def _read_journal(path: Path, settings: Mapping[str, Any]) -> dict[str, Verdict]
         raise MemprobeError(f"{path}: broken; delete it to start again") from error
 
 
+# What journals did not always say, in words.
+_LATER = {
+    "content": "aliases or another field of the facts",
+    "settings": "settings",
+    "tokenizer": "tokenizer",
+}
 _VERDICT = TypeAdapter(Verdict)
 _FIELDS = [field.name for field in fields(Verdict)]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import Checkpoint, fingerprint, resolve
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
+from memprobe.identity import identity_of, same_model
 from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lens_specs import LensSpec, make_lens, parse_lens
 from memprobe.lenses import Lens
@@ -26,6 +27,7 @@ class AskedLens:
         other: the checkpoint whose readout it uses; ``None`` for each model's own.
         file: a fitted lens, read.
         fingerprint: of the weights of ``other``.
+        known_by: what ``other`` is known by; see :func:`memprobe.identity.identity_of`.
     """
 
     def __init__(self, spec: LensSpec, other: Checkpoint | LensModel | None):
@@ -33,9 +35,8 @@ class AskedLens:
         self.file: LensFile | None = None
         if spec.kind != "logit" and spec.path is not None:
             self.file = read_lens(spec.path, spec.kind)
-        self.fingerprint = None
-        if other is not None:
-            self.fingerprint = fingerprint(other) if isinstance(other, Checkpoint) else other.fingerprint
+        self.known_by = {} if other is None else identity_of(other)
+        self.fingerprint = self.known_by.get("fingerprint")
 
     @property
     def name(self) -> str:
@@ -58,6 +59,8 @@ class AskedLens:
         """For ``run.json``: what makes it this lens, the same for every checkpoint that it reads."""
         entry: dict[str, Any] = {"kind": self.spec.kind, "readout": self.readout}
         entry["readout_fingerprint"] = self.fingerprint
+        if "settings" in self.known_by:
+            entry["readout_settings"] = self.known_by["settings"]
         if self.file is not None:
             entry |= {"sha256": self.file.digest, "fitted": in_short(self.file.about)}
         return entry
@@ -66,7 +69,7 @@ class AskedLens:
         """The lens for a model."""
         if self.other is None:
             other = None
-        elif self.fingerprint == lens_model.fingerprint:  # its own readout, under another name
+        elif same_model(self.known_by, identity_of(lens_model)):  # its own readout, under another name
             other = replace(lens_model, label=self.other.label)
         else:
             other = load(self.other) if isinstance(self.other, Checkpoint) else self.other

@@ -130,6 +130,15 @@ class Lens:
         """Number of logits."""
         return self.readout.vocab_size
 
+    @property
+    def computes(self) -> tuple[int, str | int | None]:
+        """What makes its numbers, whatever its name: equal for two lenses that say the same of every residual.
+
+        The readout, and the maps: by their file where they come from one, else these very maps. Two lenses whose
+        maps are equal but made apart count as two. It holds while both lenses are in memory.
+        """
+        return id(self.readout), (self.digest or id(self.maps)) if self.maps else None
+
     def transform_hidden(
         self, residual: Float[Tensor, "*batch d_model"], depth: int | None = None
     ) -> Float[Tensor, "*batch d_head"]:

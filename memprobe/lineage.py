@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memprobe.identity import same_model
+
 if TYPE_CHECKING:
     from memprobe.manifests import Manifest
 
@@ -49,13 +51,17 @@ def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple
     return tuple(before), rows
 
 
-def same_weights(fingerprints: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Labels of checkpoints that hold the same weights, in groups of two and more.
+def same_weights(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Labels of checkpoints that hold the same weights in the same model, in groups of two and more.
 
     Args:
-        fingerprints: (label, fingerprint) of each checkpoint.
+        entries: (label, what it is known by) of each checkpoint; see :func:`memprobe.identity.identity_of`.
     """
-    labels: dict[str, list[str]] = {}
-    for label, fingerprint in fingerprints:
-        labels.setdefault(fingerprint, []).append(label)
-    return [group for group in labels.values() if len(group) > 1]
+    groups: list[tuple[Mapping[str, Any], list[str]]] = []
+    for label, entry in entries:
+        alike = next((labels for first, labels in groups if same_model(first, entry)), None)
+        if alike is None:
+            groups.append((entry, [label]))
+        else:
+            alike.append(label)
+    return [labels for _, labels in groups if len(labels) > 1]

@@ -21,17 +21,16 @@ from torch import Tensor
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
+from memprobe.identity import tokenizer_of
 from memprobe.models import LensModel, choose_device, choose_dtype, load_tokenizer, placed_model, wrap
 from memprobe.quantised import described
 from memprobe.sequences import Deferred
+from memprobe.settings import SAYS_NOTHING
 from memprobe.splitting import is_split
-from memprobe.weights import TOKENIZER_FILES, files_like
+from memprobe.weights import files_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SAYS_NOTHING = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-_OF_TOKENIZERS = (*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Loader:
         self._model: PreTrainedModel | None = None
         self._of: Checkpoint | None = None
         self._plain: bool | None = None
-        self._tokenizers: dict[Any, PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._next: tuple[str, Future[_Read]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="next-checkpoint")
 
@@ -156,7 +155,7 @@ class Loader:
 
     def tokenizer(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         """Of equal files, the same tokenizer: what it made of factoids holds for both."""
-        mark = _tokenizer_mark(checkpoint)
+        mark = tokenizer_of(checkpoint)
         if mark not in self._tokenizers:
             self._tokenizers[mark] = load_tokenizer(checkpoint, self.trust_remote_code)
         return self._tokenizers[mark]
@@ -230,23 +229,4 @@ def _config(path: Path) -> Any:
     config = read_json(path)
     if not isinstance(config, dict):
         raise MemprobeError(f"{path}: holds no JSON object")
-    return {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
-
-
-def _tokenizer_mark(checkpoint: Checkpoint) -> Any:
-    """The tokenizer files that a checkpoint's tokenizer is read from, as bytes; see ``load_tokenizer``."""
-    folders = []
-    while checkpoint is not None:
-        folders.append(checkpoint)
-        checkpoint = checkpoint.tokenizer or checkpoint.base  # type: ignore[assignment]
-    return tuple(
-        (
-            one.gguf_file and str(one.path / one.gguf_file),
-            *(
-                (name, (one.path / name).read_bytes())
-                for name in sorted(set(_OF_TOKENIZERS))
-                if (one.path / name).is_file()
-            ),
-        )
-        for one in folders
-    )
+    return {key: value for key, value in config.items() if key not in SAYS_NOTHING}

@@ -13,6 +13,7 @@ import polars as pl
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
+from memprobe.identity import same_model
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
 
@@ -302,8 +303,7 @@ def base_of(members: list[Member]) -> Member | None:
     if len(bare) == 1 < len(members):
         return bare[0]
     called = [member for member in members if member.name == "base"]
-    weights = {member.probe.fingerprint(member.name) for member in called}
-    return called[0] if len(weights) == 1 else None
+    return called[0] if called and all(same_model(called[0].entry, one.entry) for one in called) else None
 
 
 def named(members: Sequence[Member], label: str, parameter: str) -> Member:
@@ -335,7 +335,7 @@ def in_readout_of(members: Sequence[Member], fixed: Sequence[Probe]) -> list[Mem
         if len(match) != 1:
             continue
         own = match[0]
-        if there.probe.fingerprint(there.name) != own.probe.fingerprint(own.name):
+        if not same_model(there.entry, own.entry):
             raise MemprobeError(
                 f"{there.probe.path}: {there.name!r} has other weights than {own.label!r} in "
                 f"{own.probe.path}; probe both again, or give the same checkpoints"

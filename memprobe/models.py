@@ -23,6 +23,7 @@ from memprobe.causality import check_causal
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.hf import read_model, read_tokenizer
+from memprobe.identity import marks_of, tokenizer_source
 from memprobe.lenses import Lens, Readout
 from memprobe.load_options import LoadOptions
 from memprobe.merging import merge_adapter
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECK_TEXT = "The capital of France is Paris, and 12 + 7 = 19."
-CHAT_TEMPLATE = "chat_template.jinja"
 _CPU = torch.device("cpu")
 ATOL = 1e-4
 """Largest difference allowed between lens and model in fp32; see :func:`tolerance`."""
@@ -56,6 +56,8 @@ class LensModel:
         difference: largest |lens − model| over the logits of the check prompt.
         checkpoint: where it came from; ``None`` for a model handed over in memory.
         moved: of quantised weights, how far the check prompt's logits move beside another text in a batch.
+        settings: hash of those that turn the weights into a model; ``None`` where they are not known.
+        tokenizer_mark: hash of the tokenizer; ``None`` where it is not known.
     """
 
     model: PreTrainedModel
@@ -67,6 +69,8 @@ class LensModel:
     difference: float
     checkpoint: Checkpoint | None = None
     moved: float = 0.0
+    settings: str | None = None
+    tokenizer_mark: str | None = None
 
     @property
     def n_layers(self) -> int:
@@ -194,7 +198,8 @@ def wrap(
         MemprobeError: not a causal LM, one with virtual tokens, weights that are not finite, logits that do not
             depend on the token or depend on later ones, or a readout that does not equal the model's own logits.
     """
-    model = check_in_memory(_unwrapped(model), label)
+    given = _unwrapped(model)
+    model = check_in_memory(given, label)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         raise MemprobeError(f"{label}: a {type(model).__name__} is not a Hugging Face model")
@@ -211,6 +216,7 @@ def wrap(
         lens = Lens("logit", Readout.of(model, final))
         difference = _compare(lens, residual, logits, model, label)
         moved = moved_by_company(model, ids, label) if is_quantised(model) else 0.0
+    settings, tokenizer_mark = marks_of(checkpoint, given, tokenizer, weights_fingerprint)
     return LensModel(
         model=model,
         tokenizer=tokenizer,
@@ -221,6 +227,8 @@ def wrap(
         difference=difference,
         checkpoint=checkpoint,
         moved=moved,
+        settings=settings,
+        tokenizer_mark=tokenizer_mark,
     )
 
 
@@ -330,17 +338,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
     Raises:
         MemprobeError: it cannot be loaded.
     """
-    template = None
-    while checkpoint.tokenizer is not None or checkpoint.base is not None:
-        if checkpoint.tokenizer is not None:
-            checkpoint = checkpoint.tokenizer
-            template = None
-        else:
-            assert checkpoint.base is not None
-            own = checkpoint.path / CHAT_TEMPLATE
-            if template is None and own.is_file():
-                template = own.read_text(encoding="utf-8")
-            checkpoint = checkpoint.base
+    checkpoint, template = tokenizer_source(checkpoint)
     tokenizer = read_tokenizer(
         checkpoint.path,
         name=checkpoint.spec,
@@ -348,7 +346,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
         trust_remote_code=trust_remote_code,
     )
     if template is not None:
-        tokenizer.chat_template = template
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     return tokenizer
 
 

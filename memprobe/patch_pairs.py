@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
-from memprobe.checkpoints import Checkpoint, fingerprint, resolve
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
+from memprobe.identity import identity_of
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
 from memprobe.patch_writer import (
@@ -144,7 +145,11 @@ def patch(
                 "tokenisation": TOKENISATION,
                 "dtype": loading.dtype,
                 "seed": seed,
-                "factoids": {"n": len(factoids), "hash": factoids_hash(factoids)},
+                "factoids": {
+                    "n": len(factoids),
+                    "hash": factoids_hash(factoids),
+                    "content": content_hash(factoids),
+                },
                 "pairs": {},
             },
             factoids,
@@ -160,8 +165,7 @@ def patch(
                     else pair.target.label,
                     "what": part,
                     "positions": name,
-                    "source_fingerprint": _fingerprint(pair.source),
-                    "target_fingerprint": _fingerprint(pair.target),
+                    **_known_by(pair),
                     "source_manifest": _made(pair.source),
                     "target_manifest": _made(pair.target),
                     "depths": None if grafted or depths is None else sorted(set(depths)),
@@ -251,8 +255,12 @@ def _weights(
     return start
 
 
-def _fingerprint(item: Checkpoint | LensModel) -> str:
-    return fingerprint(item) if isinstance(item, Checkpoint) else item.fingerprint
+def _known_by(pair: Pair) -> dict[str, str]:
+    """``source_fingerprint``, ``target_tokenizer`` and so on; see :func:`memprobe.identity.identity_of`."""
+    sides = {"source": pair.source, "target": pair.target}
+    return {
+        f"{side}_{part}": mark for side, item in sides.items() for part, mark in identity_of(item).items()
+    }
 
 
 def _made(item: Checkpoint | LensModel) -> dict[str, Any] | None:

@@ -20,10 +20,11 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
+from memprobe.identity import other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
 from memprobe.patches import FOLDER, LOCK, NOT_FINITE, open_patches, read_rows
-from memprobe.records import PATCHES, factoids_frame
+from memprobe.records import PATCHES, factoids_frame, factoids_from_frame
 
 FLUSH_SECONDS = 20
 """At most so much work is lost when patching is killed."""
@@ -107,19 +108,24 @@ def open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]
     Raises:
         MemprobeError: ``out`` holds patches made otherwise, or other factoids.
     """
+    file = out / "factoids.parquet"
     if (out / FOLDER / "run.json").exists():
         run = dict(open_patches(out).run)
         for key in _SAME:
-            if run.get(key) != wanted[key]:
+            if without(run.get(key), "content") != without(wanted[key], "content"):
                 raise MemprobeError(
                     f"{out}: these patches have {key} {_short(run.get(key))}; you asked for {_short(wanted[key])}; "
                     "use another --out, or --fresh to start over"
                 )
+        if changed := other_facts(run["factoids"], wanted["factoids"], lambda: _facts_in(file), factoids):
+            raise MemprobeError(
+                f"{out}: these patches have the same facts with other {changed}; "
+                "use another --out, or --fresh to start over"
+            )
         run |= {key: wanted[key] for key in ("memprobe", "versions")}
     else:
         run = wanted
     frame = factoids_frame(factoids)
-    file = out / "factoids.parquet"
     if file.exists():
         known = set(pl.read_parquet(file, columns=["id"])["id"])
         if not set(frame["id"]) <= known:
@@ -130,6 +136,10 @@ def open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]
     return run
 
 
+def _facts_in(file: Path) -> list[Factoid]:
+    return factoids_from_frame(pl.read_parquet(file)) if file.exists() else []
+
+
 def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuses to go on with a pair that was patched with other weights or options.
 
@@ -138,9 +148,9 @@ def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None
     """
     pair = f"{wanted['source']} into {wanted['into']}, {wanted['what']} {wanted['positions']}"
     for side in ("source", "target"):
-        if entry[f"{side}_fingerprint"] != wanted[f"{side}_fingerprint"]:
+        if held := other_checkpoint(entry, wanted, f"{side}_"):
             raise MemprobeError(
-                f"{out}: holds other weights under the label {wanted[side]!r}; use another label or --out"
+                f"{out}: holds {held} under the label {wanted[side]!r}; use another label or --out"
             )
     for key in _OPTIONS:
         if entry.get(key) != wanted[key]:

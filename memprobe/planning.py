@@ -12,7 +12,7 @@ import numpy as np
 from memprobe.batching import common_prefix
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, check_factoids
-from memprobe.records import POSITION, POSITIONS, SUBJECT
+from memprobe.records import POSITION, POSITIONS, SUBJECT, in_order
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid, tokenise_all, tokenise_for
 
@@ -91,7 +91,7 @@ def plan_capture(
     Raises:
         MemprobeError: see :func:`memprobe.capturing.capture`.
     """
-    check_positions(positions)
+    positions = check_positions(positions)
     check_factoids(factoids, "probe")
     items = tokenise_for(lens_model, factoids, template)
     watched = {}
@@ -108,20 +108,21 @@ def plan_capture(
                 without[item.factoid.id] = str(error)
         if not subjects:
             raise MemprobeError(f"no factoid can be read at its subject: {next(iter(without.values()))}")
-    return Plan(items, shuffled_answers(items, seed), watched, tuple(positions), subjects, without)
+    return Plan(items, shuffled_answers(items, seed), watched, positions, subjects, without)
 
 
-def check_positions(positions: Sequence[str]) -> None:
-    """Refuses positions that do not exist or stand twice, and those without the answer's own, which says what is known.
+def check_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    """Positions in the order of :data:`memprobe.records.POSITIONS`, whatever order they were asked for in.
 
     Raises:
-        MemprobeError: so.
+        MemprobeError: one does not exist or stands twice, or the answer's own, which says what is known, is missing.
     """
     unknown = [name for name in positions if name not in POSITIONS]
     if unknown or POSITION not in positions or len(set(positions)) < len(positions):
         raise MemprobeError(
             f"positions {', '.join(positions) or '(none)'}: choose {POSITION}, or {','.join(POSITIONS)}, each once"
         )
+    return tuple(in_order(positions))
 
 
 def shuffled_answers(

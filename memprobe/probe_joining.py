@@ -12,6 +12,7 @@ from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.files import replacing
+from memprobe.identity import other_checkpoint
 from memprobe.probe_writer import locked, open_or_start, write_run, write_summary
 from memprobe.probes import RUN, open_probe, read_run, table_file
 from memprobe.records import factoids_from_frame
@@ -45,8 +46,8 @@ def join_probe(part: Path, into: Path, order: Sequence[str] = ()) -> list[str]:
         run = open_or_start(into, wanted, factoids_from_frame(open_probe(part).factoids))
         for label, entry in coming["checkpoints"].items():
             there = run["checkpoints"].get(label)
-            if there is not None and there["fingerprint"] != entry["fingerprint"]:
-                raise MemprobeError(f"{into}: holds other weights under the label {label!r} than {part}")
+            if there is not None and (held := other_checkpoint(there, entry)):
+                raise MemprobeError(f"{into}: holds {held} under the label {label!r} than {part}")
             if not entry["complete"] or (there is not None and there["complete"]):
                 continue
             for table in entry["tables"]:

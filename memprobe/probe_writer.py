@@ -26,6 +26,7 @@ from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
+from memprobe.identity import differ, other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
@@ -40,7 +41,14 @@ from memprobe.probes import (
     read_run,
     table_file,
 )
-from memprobe.records import BY_CHECKPOINT, SCHEMA_VERSION, TABLES, WHERE_ASKED, factoids_frame
+from memprobe.records import (
+    BY_CHECKPOINT,
+    SCHEMA_VERSION,
+    TABLES,
+    WHERE_ASKED,
+    factoids_frame,
+    factoids_from_frame,
+)
 from memprobe.vouching import CHECKSUMS
 
 if TYPE_CHECKING:
@@ -112,9 +120,15 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     if (out / RUN).exists():
         run = read_run(out)
         probe = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
-        _refuse_other_run(probe, wanted)
+        _refuse_other_run(probe, wanted, factoids)
         run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
+        if (
+            run["positions"] != probe.run["positions"]
+        ):  # an older probe, whose summary begins with another position
+            (out / SUMMARY).unlink(missing_ok=True)
+            run["positions"] = probe.run["positions"]
+            write_run(run, out)
     else:
         _refuse_other_files(out)
         run = dict(wanted)
@@ -126,13 +140,18 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     return run
 
 
-def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any]) -> None:
+def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> None:
     _refuse_other_lenses(probe, wanted["lenses"])
     for key in _SAME:
-        ours, theirs = probe.run.get(key), wanted[key]
+        ours, theirs = (without(run.get(key), "content") for run in (probe.run, wanted))
         # Probes of old said nothing of intrusions where there were none.
         if ours != theirs and (ours or theirs):
             raise MemprobeError(f"{probe.path}: {_holds(key, ours, theirs)}{_MEND}")
+    changed = other_facts(
+        probe.run["factoids"], wanted["factoids"], lambda: factoids_from_frame(probe.factoids), factoids
+    )
+    if changed:
+        raise MemprobeError(f"{probe.path}: this probe has the same facts with other {changed}{_MEND}")
 
 
 def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:
@@ -140,7 +159,7 @@ def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:
         raise MemprobeError(f"{probe.path}: {_holds('lens', probe.lenses, list(wanted))}{_MEND}")
     ours, theirs = _lens_marks(probe.run["lenses"]), _lens_marks(wanted)
     for name in wanted if probe.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
-        if ours[name] != theirs[name]:
+        if ours[name] != theirs[name] or differ(probe.run["lenses"][name], wanted[name], "readout_settings"):
             raise MemprobeError(
                 f"{probe.path}: the lens {name!r} of this probe is not the one that you gave{_MEND}"
             )
@@ -320,14 +339,18 @@ def finish(out: Path, run: dict[str, Any], label: str, texts: Mapping[str, str])
     remove_parts(out, label)
 
 
-def discard_other(out: Path, label: str, fingerprint: str) -> None:
-    """Forgets a checkpoint under way whose weights are other ones than these; a finished one stays."""
+def discard_other(out: Path, label: str, given: Mapping[str, Any]) -> None:
+    """Forgets a checkpoint under way that is another one; a finished one stays.
+
+    Args:
+        given: what it is known by now; see :func:`memprobe.identity.identity_of`.
+    """
     if not (out / RUN).exists():
         return
     with locked(out):
         run = dict(read_run(out))
         entry = run["checkpoints"].get(label)
-        if entry is None or entry["complete"] or entry["fingerprint"] == fingerprint:
+        if entry is None or entry["complete"] or not other_checkpoint(entry, given):
             return
         run["checkpoints"] = {name: one for name, one in run["checkpoints"].items() if name != label}
         write_run(run, out)

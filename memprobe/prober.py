@@ -17,6 +17,7 @@ from memprobe import residuals
 from memprobe.checkpoints import Checkpoint
 from memprobe.factoids import Factoid
 from memprobe.hub_cache import evict, is_cached_snapshot
+from memprobe.identity import identity_of
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
 from memprobe.planning import Plan, plan_capture
@@ -137,6 +138,8 @@ class Prober:
         plan = self.plan()
         first = self.asked.lenses.first
         entry = _entry(lens_model, first, self.asked.steps.get(lens_model.label))
+        if lens_model.checkpoint is not None:
+            entry["tokenizer_from"] = self.asked.loading.tokenizer
         slow = slow_note(lens_model.device)
         notes = [note for lens in self._lenses for note in lens.notes] + notes_on_company(lens_model.moved)
         entry["notes"] = notes + ([slow] if slow else [])
@@ -335,7 +338,7 @@ def _entry(lens_model: LensModel, first: AskedLens, step: int | None) -> dict[st
         "spec": checkpoint.spec if checkpoint else None,
         "note": checkpoint.note if checkpoint else None,
         "architecture": type(lens_model.model).__name__,
-        "fingerprint": lens_model.fingerprint,
+        **identity_of(lens_model),
         "readout_fingerprint": first.fingerprint or lens_model.fingerprint,
         "n_layers": lens_model.n_layers,
         "d_model": lens_model.d_model,

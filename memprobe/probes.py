@@ -33,7 +33,7 @@ import polars as pl
 from memprobe.errors import MemprobeError, among
 from memprobe.files import check_pages
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
-from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED
+from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED, in_order
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
 from memprobe.vouching import kept_marks, vouch
 
@@ -389,6 +389,7 @@ def probe_of(path: Path, run: Mapping[str, Any]) -> Probe:
         name = kind if readout == "own" else f"{kind}@{readout}"
         settings |= {"lenses": {name: {"kind": kind, "readout": readout}}, "positions": [POSITION]}
     first = next(iter(settings["lenses"]))
+    settings["positions"] = in_order(settings["positions"])  # older probes kept the order of the call
     position = settings["positions"][0]
     return Probe(
         path, settings | _view_of(settings["lenses"][first]) | {"position": position}, first, position

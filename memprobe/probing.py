@@ -17,11 +17,12 @@ import polars as pl
 
 from memprobe import __version__, prober, residuals
 from memprobe.chats import CHAT_DATE
-from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template, fingerprint
+from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
+from memprobe.identity import identity_of, other_checkpoint
 from memprobe.load_options import LoadOptions
 from memprobe.parquet import mark_of
 from memprobe.planning import check_positions
@@ -106,8 +107,9 @@ def probe(
             one is what is looked through first when the probe is opened.
         readout: short for the one lens ``logit@SPEC``: reads every checkpoint with this one's norm and unembedding
             instead of its own.
-        positions: where, see :data:`memprobe.records.POSITIONS`; a factoid whose subject is not known or not in its
-            prompt is not read there, and ``run.json`` counts those under ``without_subject``.
+        positions: where, in any order, see :data:`memprobe.records.POSITIONS`; the answer's own is what is looked at
+            first. A factoid whose subject is not known or not in its prompt is not read there, and ``run.json`` counts
+            those under ``without_subject``.
         intrusions: by name, factoids whose answers are watched for.
         k: the top-k of the summary.
         token: the token rule of the summary.
@@ -133,7 +135,7 @@ def probe(
     from memprobe.models import LensModel
 
     out = Path(out)
-    check_positions(positions)
+    positions = check_positions(positions)
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
     loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
@@ -172,7 +174,7 @@ def probe(
             "tokenisation": TOKENISATION,
             "dtype": hands.dtype,
             "seed": seed,
-            "factoids": _describe(factoids),
+            "factoids": _describe(factoids) | {"content": content_hash(factoids)},
             "origin": dict(origin) if origin is not None else None,
             "intrusions": {name: _describe(others) for name, others in (intrusions or {}).items()},
             "k": k,
@@ -251,14 +253,15 @@ class _Work:
 
         keep = self.asked.keep_residuals
         every = len(self.asked.factoids)
+        entry = self.run["checkpoints"].get(item.label)
+        if isinstance(item, Deferred) and entry is not None and self._tokenizer_named_otherwise(entry):
+            self._refuse_other(item.label, identity_of(item.find()))
         if isinstance(item, Deferred) and _is_done(item, self.run) and not (self.attributions or keep):
             remove_parts(self.out, item.label)  # nothing is fetched for it
             self.progress(item.label, every, every)
             return
-        entry = self.run["checkpoints"].get(item.label)
         if not isinstance(item, Deferred):
-            mark = item.fingerprint if isinstance(item, LensModel) else fingerprint(item)
-            self._refuse_other_weights(item.label, mark)
+            self._refuse_other(item.label, identity_of(item))
         if entry is not None and entry["complete"]:
             remove_parts(self.out, item.label)
             self.progress(item.label, every, every)
@@ -295,7 +298,7 @@ class _Work:
         opened = yield Do("open", item, (frozenset(parts.done),))
         if opened.checkpoint is not None and not self.template_given:
             _check_template(opened.checkpoint, self.asked.template)
-        self._refuse_other_weights(label, opened.entry["fingerprint"])
+        self._refuse_other(label, opened.entry)
         if label not in run["checkpoints"]:
             entries = run["checkpoints"] | {label: opened.entry}
             run["checkpoints"] = {name: entries[name] for name in self.order if name in entries}
@@ -323,11 +326,16 @@ class _Work:
         later = (one for one in self.named[place + 1 :] if not isinstance(one, LensModel))
         return next((one for one in later if not _is_done(one, self.run)), None)
 
-    def _refuse_other_weights(self, label: str, mark: str) -> None:
+    def _tokenizer_named_otherwise(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint whose files are not looked at for it was asked with another ``--tokenizer``."""
+        now = self.asked.loading.tokenizer
+        return entry.get("tokenizer_from", now) != now
+
+    def _refuse_other(self, label: str, given: Mapping[str, Any]) -> None:
         entry = self.run["checkpoints"].get(label)
-        if entry is not None and entry["fingerprint"] != mark:
+        if entry is not None and (held := other_checkpoint(entry, given)):
             raise MemprobeError(
-                f"{self.out}: holds other weights under the label {label!r}; use another label or --out"
+                f"{self.out}: holds {held} under the label {label!r}; use another label or --out"
             )
 
     def _hold_against_fp32(self, item: Checkpoint | Deferred, entry: dict[str, Any]) -> Flow:
@@ -353,7 +361,7 @@ def _precision(out: Path, run: dict[str, Any], label: str, exact: pl.DataFrame |
     precision = {"dtype": run["dtype"], "k": k, "factoids": 0, "ranks": 0, "changed": None, "crossed": None}
     if isinstance(exact, str):
         return precision | {"why": exact}
-    stored = probe_of(out, run).read("records", checkpoints=[label])
+    stored = probe_of(out, run).read("records", checkpoints=[label], position=POSITION)
     both = exact.lazy().join(stored, on=["factoid", "token", "depth"], suffix="_stored").collect()
     ranks = pl.col("rank"), pl.col("rank_stored")
     shares = both.select(

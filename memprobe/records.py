@@ -14,7 +14,9 @@ SCHEMA_VERSION = 2
 
 LENS, POSITION, SUBJECT = "logit", "answer", "subject"
 POSITIONS = (POSITION, SUBJECT)
-"""``answer``: the position that predicts the token; ``subject``: the subject's last token in the prompt."""
+"""``answer``: the position that predicts the token; ``subject``: the subject's last token in the prompt.
+
+In this order, whatever order they are asked for in: the first one of a probe is its headline (:func:`in_order`)."""
 
 EXACT = pl.coalesce("exact_match", "exact_tokens")
 """Of outcomes, whether the answer is given: what was generated says so, else the argmax of each of its tokens."""
@@ -115,6 +117,11 @@ UNITS = {
 """What tells one trajectory over depth from another."""
 ADDED: dict[str, Any] = {"lens": None, "position": POSITION, "alias_match": None}
 """Columns that older probes lack, and what stands for them; a lens is that of the whole probe."""
+
+
+def in_order(positions: Iterable[str]) -> list[str]:
+    """Positions in the order of :data:`POSITIONS`, so that the answer's own stands first where it is among them."""
+    return sorted(positions, key=POSITIONS.index)
 
 
 def factoids_frame(factoids: Iterable[Factoid]) -> pl.DataFrame:

@@ -65,6 +65,9 @@ class CheckpointEntry(Open):
     fingerprint: str
     n_layers: Annotated[int, Field(ge=1, le=MAX_DEPTH)]
     complete: bool
+    settings: str | None = None
+    tokenizer: str | None = None
+    tokenizer_from: str | None = None
     readout_fingerprint: str | None = None
     spec: str | None = None
     note: str | None = None
@@ -84,6 +87,7 @@ class LensEntry(Open):
     kind: str
     readout: str
     readout_fingerprint: str | None = None
+    readout_settings: str | None = None
     sha256: str | None = None
 
 
@@ -93,6 +97,7 @@ class Asked(Open):
     n: Count
     hash: str
     source: str | None = None
+    content: str | None = None
 
 
 class RunFile(Open):
@@ -163,6 +168,10 @@ class PairEntry(Open):
     positions: str
     source_fingerprint: str
     target_fingerprint: str
+    source_settings: str | None = None
+    target_settings: str | None = None
+    source_tokenizer: str | None = None
+    target_tokenizer: str | None = None
     n_layers: Annotated[int, Field(ge=1)]
     complete: bool
     mark: TableMark | None = None

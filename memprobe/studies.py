@@ -16,6 +16,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
+from memprobe.identity import same_model
 from memprobe.patches import FOLDER, Patches, open_patches
 from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 from memprobe.records import ALIKE
@@ -244,11 +245,18 @@ def in_fixed_readout(group: Sequence[Probe], probes: Sequence[Probe]) -> list[Pr
     first = group[0]
     if first.run["readout"] != "own":
         return []
-    weights = {(label, probe.fingerprint(label)) for probe in group for label in probe.checkpoints}
+    own = [(label, probe.run["checkpoints"][label]) for probe in group for label in probe.checkpoints]
     by_readout: dict[str, list[Probe]] = {}
     for probe in probes:
         if probe.run["readout"] != "own" and _asked(probe, but="readout") == _asked(first, but="readout"):
-            shared = [label for label in probe.finished if (label, probe.fingerprint(label)) in weights]
+            shared = [
+                label
+                for label in probe.finished
+                if any(
+                    label == name and same_model(entry, probe.run["checkpoints"][label])
+                    for name, entry in own
+                )
+            ]
             by_readout.setdefault(probe.run["readout"], []).append(probe.only(shared))
     for second in by_readout.values():
         if len({label for probe in second for label in probe.checkpoints}) > 1:

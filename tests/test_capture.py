@@ -1,5 +1,6 @@
 """Capture against the oracle: every number at every depth, whatever the batch, and nothing kept that is large."""
 
+import dataclasses
 import math
 from functools import cache
 
@@ -18,7 +19,9 @@ from memprobe.answers import budget, cut
 from memprobe.capturing import capture, capture_batches
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
+from memprobe.lens_files import AffineMap
 from memprobe.lens_specs import make_lens
+from memprobe.lenses import Lens
 from memprobe.models import wrap
 from memprobe.planning import plan_capture, shuffled_answers
 from memprobe.records import CONTROLS, OUTCOMES, RECORDS
@@ -113,6 +116,31 @@ def test_another_checkpoints_readout(family):
     own = capture(read, FACTS, "tulu", predictions=False)
     assert tables.outcomes.equals(own.outcomes)
     assert not tables.records.equals(own.records)
+
+
+def test_lenses_of_one_kind_made_in_memory_each_keep_their_numbers():
+    """Whatever other lenses are read beside one; two names for the same maps, or for none, are read alike."""
+    read = tiny()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        {
+            depth: AffineMap(torch.randn(read.d_model, read.d_model, generator=generator))
+            for depth in range(N_LAYERS)
+        }
+        for _ in range(2)
+    ]
+    one, two = (Lens(name, read.lens.readout, "linear", maps) for name, maps in zip("ab", drawn, strict=True))
+    lenses = [one, two, dataclasses.replace(two, name="c"), Lens("none", read.lens.readout, "linear")]
+    together = capture(read, FACTS, lenses=[*lenses, "logit"], predictions=False)
+    for lens in [*lenses, read.lens]:
+        alone = capture(read, FACTS, lenses=[lens], predictions=False)
+        for table in ("records", "controls"):
+            beside = getattr(together, table).filter(pl.col("lens") == lens.name)
+            assert beside.equals(getattr(alone, table)), (lens.name, table)
+    by_name = [rows.drop("lens") for _, rows in together.records.group_by("lens", maintain_order=True)]
+    first, second, again, none, logit = by_name
+    assert second.equals(again) and none.equals(logit)
+    assert not first.equals(second) and not first.equals(logit)
 
 
 def test_tables_are_complete_and_of_their_schemas():

@@ -1,5 +1,6 @@
 """Templates and tokenisation: what a model is asked, token by token, under each kind of tokenizer."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoid_id, factoids_hash, make_factoid
+from memprobe.factoids import Factoid, changed_fields, content_hash, factoid_id, factoids_hash, make_factoid
+from memprobe.records import factoids_frame, factoids_from_frame
 from memprobe.templates import LEAD, Template, tokenise, tokenise_all
 from tests.tiny import TOKENIZERS, byte_level, sentencepiece, tiny_tokenizer
 
@@ -67,6 +69,23 @@ def test_hash_of_a_set_ignores_order_only(factoids):
     assert factoids_hash(factoids) == factoids_hash(sorted(factoids, key=lambda factoid: factoid.prompt))
     changed = [*factoids[1:], make_factoid(factoids[0].prompt, "else", "s", id=factoids[0].id)]
     assert factoids_hash(changed) != factoids_hash(factoids) != factoids_hash(factoids[1:])
+
+
+@pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(Factoid)])
+def test_every_field_of_a_factoid_is_in_its_contents_hash(name):
+    other: dict = {"aliases": ("b",), "popularity": 2.5}
+    said = make_factoid(
+        "The river of Oria is", "Lunn", "t", aliases=["a"], relation="r", subject="Oria", popularity=2
+    )
+    facts = [said, make_factoid("a", "b", "t")]
+    changed = dataclasses.replace(said, **{name: other.get(name, "else")})
+    assert (
+        content_hash(facts)
+        == content_hash(facts[::-1])
+        == content_hash(factoids_from_frame(factoids_frame(facts)))
+    )
+    assert content_hash([changed, facts[1]]) != content_hash(facts)
+    assert changed_fields(facts, [changed]) == ([] if name == "id" else [name])
 
 
 @pytest.mark.parametrize(("prompt", "answer", "word"), [(" ", "a", "prompt"), ("a", "\n\t", "answer")])

@@ -1,5 +1,6 @@
 """What a checkpoint knows: verdicts, shots, resuming, and the command."""
 
+import dataclasses
 import json
 import sys
 
@@ -166,6 +167,19 @@ def test_a_killed_run_goes_on(lens_model, facts, tmp_path, monkeypatch):
     assert len(asked) == 3
     with pytest.raises(MemprobeError, match=r"another run \(other shots\)"):
         ask(lens_model, facts, journal, shots=1)
+
+
+def test_a_journal_of_facts_with_other_aliases_is_refused(lens_model, facts, tmp_path):
+    """Which answers count as right depends on them; a journal that said nothing of them is gone on with."""
+    journal = tmp_path / "journal"
+    whole = ask(lens_model, facts, journal)
+    other = [dataclasses.replace(facts[1], aliases=()), *facts[2:], facts[0]]
+    with pytest.raises(MemprobeError, match=r"other aliases or another field of the facts\)"):
+        ask(lens_model, other, journal)
+    header, *lines = journal.read_text().split("\n")
+    older = {key: value for key, value in json.loads(header).items() if key != "content"}
+    journal.write_text("\n".join([json.dumps(older), *lines]))
+    assert ask(lens_model, facts, journal) == whole
 
 
 @pytest.mark.parametrize("content", [b"", b'{"fingerpr', b'{"a": 1}\nno json\n'])

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from memprobe import patch_pairs
+from memprobe.files import read_json, write_json
 from memprobe.patch_writer import locked
 from memprobe.patches import delete_patches, open_patches
 from memprobe.records import PATCHES
@@ -64,6 +65,20 @@ def test_states_then_weights_into_one_directory(setup, tmp_path, cli, monkeypatc
     assert code == 2 and "was patched with depths all" in err
     code, _, err = cli(*options(setup, out, "--template", "{prompt}:{answer}"))
     assert code == 2 and "these patches have template plain; you asked for" in err
+
+
+def test_facts_with_other_subjects_are_others(setup, tmp_path, cli):
+    """Where a patch goes depends on them; patches that said nothing of it are gone on with."""
+    out, other = tmp_path / "p", tmp_path / "other.jsonl"
+    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    other.write_text((setup / "facts.jsonl").read_text().replace('"subject": "Oria"', '"subject": "river"'))
+    given = [other if str(one).endswith(".jsonl") else one for one in options(setup, out, "--depths", "0")]
+    code, _, err = cli(*given)
+    assert code == 2 and "these patches have the same facts with other subject" in err
+    run = read_json(out / "patches" / "run.json")
+    del run["factoids"]["content"]
+    write_json(run, out / "patches" / "run.json")
+    assert cli(*given)[0] == 0
 
 
 def test_a_killed_run_goes_on(setup, tmp_path, cli, monkeypatch):

@@ -1,5 +1,6 @@
 """A probe directory of schema 2: several lenses and positions in one, damage that is refused, schema 1 taken over."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -14,6 +15,7 @@ from memprobe.compare import compare
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
+from memprobe.files import read_json, write_json
 from memprobe.lens_specs import make_lens
 from memprobe.models import wrap
 from memprobe.parquet import mark_of
@@ -82,6 +84,54 @@ def test_two_readouts_of_one_pass_are_those_of_two(two, both, tmp_path):
         rows(both.under("logit@base").records.filter(base), "lens")
     )
     assert not rows(both.records, "lens").equals(rows(both.under("logit@base").records, "lens"))
+
+
+def test_the_answer_is_the_headline_whatever_the_order_of_positions(two, both, tmp_path):
+    """Also of a probe that older code made, which kept the order of the call; the same call goes on with it."""
+    asked = {"lenses": ["logit", "logit@base"], "batch_size": 2}
+    turned = probe(two, FACTS, tmp_path, positions=["subject", "answer"], **asked)
+    assert turned.position == "answer" and turned.run == both.run and turned.summary == both.summary
+    old = read_json(tmp_path / "run.json") | {"positions": ["subject", "answer"]}
+    del old["checkpoints"]["tuned"]
+    write_json(old, tmp_path / "run.json")
+    summary = read_json(tmp_path / "summary.json")
+    summary["checkpoints"]["base"] |= summary["checkpoints"]["base"].pop("positions")["subject"]
+    write_json(summary, tmp_path / "summary.json")
+    assert open_probe(tmp_path).position == "answer"
+    again = probe(two, FACTS, tmp_path, positions=["subject", "answer"], **asked)
+    assert again.run == both.run and again.summary == both.summary
+
+
+@pytest.mark.parametrize(
+    "field", [{"subject": "river"}, {"relation": "one"}, {"aliases": ("the Lunn",)}, {"popularity": 1.0}]
+)
+def test_facts_of_which_another_field_was_changed_are_others(two, both, tmp_path, field):
+    """What is read of a fact beside prompt and answer counts; a probe that said nothing of it is gone on with."""
+    changed = [dataclasses.replace(FACTS[0], **field), *FACTS[1:]]
+    asked = {"positions": ["answer", "subject"], "lenses": ["logit", "logit@base"], "batch_size": 2}
+    out = tmp_path / "probe"
+    shutil.copytree(both.path, out)
+    with pytest.raises(
+        MemprobeError, match=rf"the same facts with other {next(iter(field))}; use another --out"
+    ):
+        probe(two, changed, out, **asked)
+    assert probe(two, FACTS[::-1], out, **asked).run == both.run
+    run = read_json(out / "run.json")
+    del run["factoids"]["content"]
+    write_json(run, out / "run.json")
+    assert probe(two, changed, out, **asked).run == run | {"lens": "logit", "position": "answer"}
+
+
+def test_ranks_are_held_against_fp32_at_the_answer(tmp_path):
+    model, tokenizer = tiny_model("llama", len(tiny_tokenizer())), tiny_tokenizer()
+    model.save_pretrained(tmp_path / "one")
+    tokenizer.save_pretrained(tmp_path / "one")
+    shares = [
+        probe([str(tmp_path / "one")], FACTS, tmp_path / name, positions=positions, dtype="bfloat16").run
+        for name, positions in (("a", ["answer", "subject"]), ("b", ["subject", "answer"]))
+    ]
+    first, second = (run["checkpoints"]["one"]["precision"] for run in shares)
+    assert first == second
 
 
 def test_what_is_read_at_the_subject(two, both):

@@ -32,13 +32,14 @@ def check(
     Example: `memprobe check --ckpt smollm2-135m --ckpt runs/remix`
     """
     from memprobe.checkpoints import resolve_all
+    from memprobe.identity import identity_of
     from memprobe.lens_set import LensSet
     from memprobe.lineage import same_weights
     from memprobe.models import load
     from memprobe.quantised import notes_on_company
     from memprobe.soundness import measure
 
-    entries = []
+    entries, known_by = [], {}
     failures = 0
     checkpoints = resolve_all(ckpt, loading)
     lenses = LensSet.of(lens or (), checkpoints=checkpoints, loading=loading)
@@ -69,7 +70,8 @@ def check(
             "manifest": None if checkpoint.manifest is None else str(checkpoint.manifest.path),
         }
         entries.append(entry)
-    groups = same_weights((str(one["label"]), str(one["fingerprint"])) for one in entries if one["ok"])
+        known_by[checkpoint.label] = identity_of(model)
+    groups = same_weights(known_by.items())
     if as_json:
         echo_json({"schema": 1, "checkpoints": entries, "same_weights": groups})
     else:

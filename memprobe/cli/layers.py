@@ -241,7 +241,7 @@ def _say_where(probed: Probe, named: Sequence[str], out: Path, page: Path | None
     from memprobe import wording
     from memprobe.lineage import same_weights
 
-    if same := same_weights((label, probed.fingerprint(label)) for label in probed.checkpoints):
+    if same := same_weights(probed.run["checkpoints"].items()):
         echo(f"note     {wording.same_weights(same)}", err=True)
     asked = probed.only(named)
     incomplete = asked.outcomes["error"].drop_nulls().len()

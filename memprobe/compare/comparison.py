@@ -284,7 +284,7 @@ def _notes(readings: Readings) -> list[str]:
         if not readings.same_depths(anchor, label):
             mine, theirs = (readings.member(one).n_layers for one in (label, anchor))
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
-    if same := same_weights((one.label, one.probe.fingerprint(one.name)) for one in readings.members):
+    if same := same_weights((one.label, one.entry) for one in readings.members):
         notes.append(wording.same_weights(same))
     notes += notes_on_seeds(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
