@@ -368,7 +368,7 @@ def test_a_token_that_either_model_lacks_is_one_line():
     facts = [make_factoid("The river of Zorblax is the", "Lunn", "tiny", subject="Zorblax")]
 
     def larger():
-        tokenizer = tiny_tokenizer()
+        tokenizer = copy.deepcopy(tiny_tokenizer())  # which other tests share
         tokenizer.add_tokens(["Zorblax"])
         return wrap(tiny_model("llama", len(tiny_tokenizer())), tokenizer, label="larger")
 
