@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -58,23 +58,6 @@ def in_options(text: str, command: Any) -> str:
         for name in (parameter.name, *(name.strip("-").replace("-", "_") for name in named)):
             options[name] = named[0] if named else (parameter.name or "").upper()
     return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), text)
-
-
-def refuse_given(context: typer.Context, names: Collection[str], why: str) -> None:
-    """Refuses options that the call gives and that would do nothing in it.
-
-    Args:
-        names: of the command's parameters.
-        why: they do nothing, and what to give instead.
-
-    Raises:
-        MemprobeError: one of them is given on the command line; the message names it.
-    """
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        # By its name: versions of typer take the class from click, or bring one of their own.
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            raise MemprobeError(f"{parameter.opts[0]}: {why}")
 
 
 UNFORESEEN = 70

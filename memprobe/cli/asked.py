@@ -1,4 +1,4 @@
-"""What ``layers`` and ``patch`` make of what they are asked, before they work."""
+"""What commands make of what they are asked, before they work."""
 
 from __future__ import annotations
 
@@ -60,15 +60,16 @@ def refuse_given(options: Mapping[str, object], why: str) -> None:
     """Refuses options that nothing would come of.
 
     Args:
-        options: values by name; ``None`` where the option was not given.
+        options: values by name; ``None``, or an empty list, where the option was not given.
         why: what they belong to.
 
     Raises:
         MemprobeError: one was given.
     """
     for name, value in options.items():
-        if value is not None:
-            raise MemprobeError(f"{name} {value}: {why}")
+        if value not in (None, []):
+            given = ", ".join(map(str, value)) if isinstance(value, list) else value
+            raise MemprobeError(f"{name} {given}: {why}")
 
 
 def engine_of(text: str | None, resources: str | None, storage: str | None) -> Engine | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memprobe.cli import options
-from memprobe.cli.app import app, in_options, refuse_given
+from memprobe.cli.app import app, in_options
+from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from memprobe.probes import Probe
 
 
-_OF_DEPTHS = ("base", "fixed_readout", "top_k", "token", "lens", "position", "by", "net", "pairs")
-"""Parameters that say nothing of answers alone."""
 _NET = ("net", "net_by_depth")
 """Tables that ``--net`` shows beside those of the answer."""
 
@@ -79,12 +78,13 @@ def compare_command(
         ),
     ] = None,
     pairs: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Which checkpoints are compared for overlap: each with the reference and the base model (anchors), "
-            "or all pairs (all)."
+            "or all pairs (all). [default: anchors]",
+            show_default=False,
         ),
-    ] = "anchors",
+    ] = None,
     draws: options.Draws = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of those resamples.", min=0, max=options.MAX_SEED)] = 0,
     full: options.Full = False,
@@ -120,11 +120,15 @@ def compare_command(
     from memprobe.statistics.groups import check_by
 
     if any(is_results(path) for path in probes):
-        refuse_given(
-            typer_context,
-            _OF_DEPTHS,
-            "is about depths, and results of other tools hold answers alone; leave it out",
-        )
+        given = {
+            "--base": base,
+            "--fixed-readout": fixed_readout,
+            "-k": top_k,
+            "--token": token,
+            "--lens": lens,
+        }
+        given |= {"--position": position, "--by": by, "--net": net, "--pairs": pairs}
+        refuse_given(given, "is about depths, and results of other tools hold answers alone; leave it out")
         _compare_outcomes(probes, reference, arms or [], draws, seed, full, as_json, out)
         return
     check_by(by or ())  # before probes are opened
@@ -141,7 +145,7 @@ def compare_command(
         fixed_readout=fixed_readout or others,
         by=by or (),
         arms=dict(_arm(text) for text in arms or ()),
-        pairs=pairs,
+        pairs=pairs or "anchors",
         only=None if everything else (*ANSWER, *(_NET if net else ()), *(("groups",) if by else ())),
         draws=draws,
         seed=seed,
