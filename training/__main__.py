@@ -152,8 +152,8 @@ def grid_(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Start no cell after this many minutes; with 0, none at all. Running cells get --grace more seconds, then save their "
-            "state.",
+            help="Start no cell after this many minutes; with 0, none at all. Running cells get --grace more seconds, "
+            "then save their state.",
             min=0,
             callback=_finite,
         ),

@@ -86,9 +86,9 @@ def run_workers(
 ) -> list[str]:
     """Trains, probes and evaluates a grid's cells in several processes.
 
-    A worker that dies is named, and its cell is tried by another, up to :data:`TRIES` times; where it was killed, as for want of memory,
-    not before a cell beside it has ended or there is far more memory than it held. Ctrl-C stops all of them; they save
-    their states first.
+    A worker that dies is named, and its cell is tried by another, :data:`TRIES` times in all; where it was killed, as
+    for want of memory, not before a cell beside it has ended or there is far more memory than it held. Ctrl-C stops all
+    of them; they save their states first.
 
     Args:
         workers: processes.
