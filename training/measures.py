@@ -156,7 +156,8 @@ class Interference:
     """Gradients of D_A, D_B and mixing rows held against each other, at both ends of a stage.
 
     In stage 1 D_A is the stage's own data and D_B the mixing rows, if any; later D_A is stage 1's and D_B the
-    stage's own. The batches are fixed, so that both ends measure the same rows.
+    stage's own. The batches are fixed, so that both ends measure the same rows. The arm ``joint`` has none: its one
+    stage's own rows begin with D_A, and nothing pulls against it.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Interference:
         self.a = [make(row) for row in prepared.stages[0].rows[:INTERFERENCE_ROWS]]
         self.b = list(own.examples[:INTERFERENCE_ROWS]) if number > 1 else mixing
         self.m = mixing if number > 1 else []
-        self.wanted = recipe.evaluate.interference and bool(self.b)
+        self.wanted = recipe.evaluate.interference and bool(self.b) and not recipe.joint
 
     def at_start(self, model: PreTrainedModel) -> None:
         """Before the stage; a run that goes on keeps what was measured then."""

@@ -227,7 +227,8 @@ class Evaluate(Settings):
         paraphrases, manipulations: stage 1's factoids asked in other words, and tasks that need their answers.
         texts: held-out generic text for perplexity, with ``texts_n`` passages.
         limit: rows of one evaluation at most, a seeded sample.
-        interference: gradients of the stages' rows held against each other; see :mod:`training.interference`.
+        interference: gradients of the stages' rows held against each other, but for the arm ``joint``; see
+            :mod:`training.interference`.
     """
 
     known: int = Field(0, ge=0)

@@ -168,7 +168,8 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
     if own is None:
         raise MemprobeError(f"{run.path}: the evaluation of the last stage lacks its own rows, {names[-1]}")
     kept = last.retention.get(names[0], {})
-    # Joint training has no second dataset whose gradient could pull against the first one's.
+    # Joint training has no second dataset whose gradient could pull against the first one's; evaluations of old hold
+    # D_A against itself.
     measured: Mapping[str, Any] = {} if recipe.joint else last.interference or {}
     costs = cell.stages if cell else manifests
 

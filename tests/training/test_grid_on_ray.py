@@ -294,3 +294,23 @@ def test_the_command_of_the_manual_and_ctrl_c(cluster, here, tmp_path, monkeypat
     logs = [log.read_text() for log in out.glob("runs/*/*/log.txt")]
     # What stages ask, tasks before them have asked: no two stages ask beside each other.
     assert logs and not any("evaluating the base model" in log for log in logs)
+
+
+def test_stages_are_asked_apart_unless_what_differs_is_known_not_to_matter(tmp_path):
+    """A stage of shuffled answers is asked of the base model itself: it is evaluated on other rows."""
+    path = write(tmp_path, arms='["naive", "replay"]', seeds="[0, 1]")
+    text = path.read_text()
+
+    def questions(old="", new=""):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        return {on_ray._question(cell.node) for cell in cells_of(read_grid(path), path)}
+
+    plain = questions()
+    assert len(plain) == 1, "arms and seeds ask alike"
+    for same in ("lr = 4e-3", "lr = 3e-3\nclip = 2.0"):
+        assert questions("lr = 3e-3", same) == plain
+    assert questions("epochs = 3", 'epochs = 4\ntrain = "blocks=1"\nstop = { exact_match = true }') == plain
+    for other in ('answers = "shuffled"', 'unknown = { template = "plain" }', "data_seed = 5"):
+        assert questions("epochs = 3", f"epochs = 3\n{other}").isdisjoint(plain), other
+    assert questions("[recipe]", '[recipe]\ntemplate = "plain"').isdisjoint(plain)

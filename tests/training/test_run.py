@@ -112,6 +112,14 @@ def test_the_tiny_recipe_learns_and_forgets(tiny):
     assert len(measured["start"]["cosine_a_b"]["blocks"]) == 3
 
 
+@pytest.mark.parametrize(("arm", "measured"), [("joint", False), ("none", True)])
+def test_joint_training_has_nothing_that_pulls_against_d_a(arm, measured, tiny_checkpoint, tmp_path):
+    """Its own rows begin with D_A, which would be held against itself."""
+    recipe = small(tiny_checkpoint, arm, evaluate={"interference": True})
+    last = run(recipe, tmp_path, quiet=True)
+    assert ("interference" in json.loads((last / "evaluation.json").read_text())) is measured
+
+
 def test_the_accuracy_matrix_begins_with_the_base_model(tiny, tiny_checkpoint):
     base = evaluation(tiny / "0-base")
     assert (base["stage"], base["stage_name"]) == (0, "0-base")

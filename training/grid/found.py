@@ -46,7 +46,7 @@ def check_found(folder: Path, node: Node) -> None:
     if changed := differing(folder, node):
         raise MemprobeError(
             f"{folder}: was begun with another recipe or file of rows than the grid has now "
-            f"({'; '.join(changed[:_SHOWN])}): give another --out, or take that back"
+            f"({'; '.join(changed[:_SHOWN])}): give another --out, or the arm or data another name, or take that back"
         )
 
 

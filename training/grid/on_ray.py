@@ -33,7 +33,7 @@ from training.grid.probing import has_base, join_cell
 from training.grid.stages import ask_ahead, directory, is_done, train
 from training.grid.work import after_of, end_cell, look_at, started
 from training.memory import Memory
-from training.recipe import Resources
+from training.recipe import Precision, Resources
 from training.run_log import RunLog
 
 
@@ -263,14 +263,22 @@ class _Tasks:
 
 
 def _question(node: Node) -> str:
-    """What the questions of a stage depend on."""
+    """What the questions of a stage depend on: all that its recipe says but what is known not to matter.
+
+    Nodes that share a key are asked once; a key too many costs a task that finds its answers there.
+    """
     recipe = node.recipe
-    of_stage = {"name", "data", "kind", "n", "data_seed", "held_out", "metric", "words", "unknown"}
-    if recipe.evaluate.texts is not None:  # passages that are mixed in are not among those to evaluate
-        of_stage.add("mixing")
-    asked = [recipe.base, recipe.template, recipe.max_length, recipe.rows_seed, recipe.joint]
-    asked += [recipe.precision.save_dtype, recipe.precision.autocast, recipe.evaluate.model_dump(mode="json")]
-    return json.dumps([*asked, *(stage.model_dump(mode="json", include=of_stage) for stage in recipe.stages)])
+    of_stage = {"stop", "match", "replay", "penalty", "lora", "train", "checkpoints"}
+    if recipe.evaluate.texts is None:  # else passages that are mixed in are not among those to evaluate
+        of_stage |= {"mixing", "epochs"}
+    without = {
+        **dict.fromkeys(
+            ("arm", "seed", "data_seed", "resources", "optimiser", "save_minutes", "loggers"), True
+        ),
+        "precision": set(Precision.model_fields) - {"save_dtype", "autocast"},
+        "stages": {"__all__": of_stage},
+    }
+    return json.dumps([recipe.rows_seed, recipe.model_dump(mode="json", exclude=without)])
 
 
 def _call(work: _Work, method: str, about: Node | Cell, *arguments: Any) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import resolve
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
+from memprobe.weights import ConfigFile, safetensors_in
 from training.data import parts_of, prepare
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
@@ -77,7 +79,7 @@ def plan(
         _tokens(missing, data_dir),
         _rate(_nodes(every).values(), out),
         len(missing),
-        max((_stage_bytes(node) for node in nodes.values()), default=0),
+        _stage_bytes(nodes.values()),
         _peak(cells),
         sum(is_trained(out, node) for node in missing),
     )
@@ -149,10 +151,44 @@ def _rate(nodes: Any, out: Path) -> float | None:
     return tokens / seconds if seconds else None
 
 
-def _stage_bytes(node: Node) -> int:
-    """Of the base model's weights; a stage has as many."""
-    weights = resolve(node.recipe.base).path
-    return sum(file.stat().st_size for file in weights.glob("*.safetensors"))
+def _stage_bytes(nodes: Iterable[Node]) -> int:
+    """Of the largest stage's weights: a base model's parameters in the format in which stages are saved."""
+    import torch
+
+    kinds = {(node.recipe.base, node.recipe.precision.save_dtype) for node in nodes}
+    return max(
+        (parameters_of(resolve(base)) * getattr(torch, dtype).itemsize for base, dtype in kinds), default=0
+    )
+
+
+def parameters_of(checkpoint: Checkpoint) -> int:
+    """How many parameters a checkpoint has, read without its weights; an adapter's are those that it is merged into."""
+    if checkpoint.base is not None:
+        return parameters_of(checkpoint.base)
+    if checkpoint.gguf_file is not None:
+        from gguf import GGUFReader
+
+        tensors = GGUFReader(checkpoint.path / checkpoint.gguf_file).tensors
+        return sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
+    config = read_valid(checkpoint.path / "config.json", ConfigFile, own=False)
+    files = safetensors_in(checkpoint.path)
+    if files and "quantization_config" not in config:
+        return sum(map(_numbers_in, files))
+    # Pickled weights are not opened, and quantised ones are packed: the configuration says what they become.
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.path))
+    return model.num_parameters()
+
+
+def _numbers_in(file: Path) -> int:
+    """Numbers in the tensors of a safetensors file, from its header."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as held:
+        return sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
 
 
 def _peak(cells: Sequence[Cell]) -> int:
