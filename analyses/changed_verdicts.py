@@ -81,14 +81,14 @@ def why(row: dict[str, Any]) -> str:
         )
     if said == NOT_TESTED:
         return row["evidence"].rpartition("; ")[2]
+    if row["claim"] == "gradients":  # has no interval
+        return f"seeds of one arm are no further arms: rank correlation {row['estimate']:.2f}, p {p:.2f}"
     if said == "contradicted":
         return f"the interval lies on the other side, {edges}, in every lens (Holm p {p:.3f})"
     if said == "equivalent":
         return f"the interval {edges} lies within ±{row['equivalent']:g}, which the claim names as nothing"
     if row["before"] == NOT_TESTED:
         return f"a draw without a kept or a lost fact no longer takes the interval away; it is {edges}"
-    if row["claim"] == "gradients":
-        return f"seeds of one arm are no further arms: rank correlation {row['estimate']:.2f}, p {p:.2f}"
     one_sided = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
     if one_sided and p is not None and p > 0.05:
         return f"tested with its family: {edges}, Holm p {p:.3f}"

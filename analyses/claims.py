@@ -58,14 +58,18 @@ of ten studies. Differences are shares of facts, nats or depths, with 95 % inter
 
 
 def verdicts_table(claims: pl.DataFrame, *more: str) -> str:
-    """Rows of ``claims.csv`` as Markdown, after further columns of theirs."""
+    """Rows of ``claims.csv`` as Markdown, after further columns of theirs.
+
+    A permutation test has no interval, and its estimate stands alone.
+    """
+    interval = pl.format("{} [{}, {}]", "estimate", "low", "high")
     shown = claims.with_columns(pl.col("estimate", "low", "high", "detectable").round(2)).select(
         *more,
         "claim",
         pl.col("arm").fill_null(""),
         pl.col("against").fill_null(""),
         "verdict",
-        pl.format("{} [{}, {}]", "estimate", "low", "high").alias("difference"),
+        pl.coalesce(interval, pl.col("estimate").cast(pl.String)).alias("difference"),
         pl.col("detectable").alias("would be seen from"),
         "seeds",
     )

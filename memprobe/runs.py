@@ -183,15 +183,37 @@ class CellFile(_Open):
 
 
 class StepLine(_Open):
-    """A line of ``metrics.jsonl``: what was logged of an optimiser step."""
+    """A line of ``metrics.jsonl``: what was logged of an optimiser step.
+
+    Attributes:
+        loss: what is minimised, nats per token: that of the data, and the penalty of an arm that has one.
+        data_loss: without the penalty; see :func:`data_loss`.
+        penalty: as it is added to the loss; only of an arm that has one.
+        own_loss: of the stage's own rows, without mixing rows; only where a stage stops by it, and of steps that hold
+            own rows.
+        tokens: input tokens seen in the stage so far, without padding.
+        exact: share of own rows answered exactly in the last epoch that ended.
+    """
 
     step: Count | None = None
     epoch: float | None = None
     loss: float | None = None
+    data_loss: float | None = None
+    penalty: float | None = None
+    own_loss: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
     tokens: Count | None = None
     exact: float | None = None
+
+
+def data_loss(line: Mapping[str, Any]) -> float | None:
+    """The loss of the data, nats per token, of a line of ``metrics.jsonl``, or of what Trainer logs of a step.
+
+    Only an arm with a penalty writes it beside ``loss``, which holds the penalty, too; without one it is ``loss``.
+    """
+    alone = line.get("data_loss")
+    return line.get("loss") if alone is None else alone
 
 
 def read_as(schema: type[Read], path: Path) -> Read:

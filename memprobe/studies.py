@@ -30,6 +30,7 @@ from memprobe.runs import (
     CellFile,
     RunDirectory,
     StageDirectory,
+    data_loss,
     ended_stages,
 )
 
@@ -74,8 +75,13 @@ TRAINING = pl.Schema(
         "learning_rate": pl.Float64,
         "tokens": pl.Int64,
         "exact": pl.Float64,
+        "data_loss": pl.Float64,
+        "penalty": pl.Float64,
+        "own_loss": pl.Float64,
     }
 )
+"""Columns of :meth:`Study.training`, as :class:`memprobe.runs.StepLine` explains them; ``data_loss`` is known of every
+step."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ class Study:
             for stage in sorted([*run.stages, *run.running], key=lambda one: (one.number, one.name)):
                 who = [run.name, run.arm, run.seed, stage.number, stage.name]
                 measures = list(TRAINING)[len(who) :]
-                rows += [[*who, *(line.get(measure) for measure in measures)] for line in stage.steps()]
+                lines = [line | {"data_loss": data_loss(line)} for line in stage.steps()]
+                rows += [[*who, *(line.get(measure) for measure in measures)] for line in lines]
         return pl.DataFrame(rows, schema=TRAINING, orient="row", strict=False)
 
 

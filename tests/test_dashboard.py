@@ -368,6 +368,25 @@ def test_long_training_is_thinned_and_that_is_said(tmp_path, monkeypatch):
     assert json.loads(block(tmp_path, name))["data"][0]["x"] == list(range(1, 31, 3))
 
 
+def test_the_loss_that_is_drawn_is_that_of_the_data_and_a_penalty_is_drawn_beside_it(tmp_path):
+    lines = [
+        {"step": step, "loss": 700.0 + step, "data_loss": 2.0, "penalty": 698.0 + step} for step in (1, 2)
+    ]
+    for run, some in {"ewc": lines, "naive": [{"step": step, "loss": 3.0} for step in (1, 2)]}.items():
+        folder = tmp_path / run / ".state" / "1-kvr"
+        folder.mkdir(parents=True)
+        (tmp_path / run / "recipe.toml").write_text("seed = 0\n", encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in some)
+        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html")
+    shown = embedded(tmp_path)["training"]["curves"]
+    drawn = {
+        measure: [line["y"] for line in json.loads(block(tmp_path, shown[measure][0][0]))["data"]]
+        for measure in ("loss", "penalty")
+    }
+    assert drawn == {"loss": [[2.0, 2.0], [3.0, 3.0]], "penalty": [[699.0, 700.0]]}
+
+
 # What a reader sees
 
 

@@ -86,6 +86,18 @@ def test_training_reads_stages_under_way_and_leaves_out_a_torn_line(study):
         open_study([study]).training()
 
 
+def test_the_loss_of_the_data_is_known_of_every_step_with_a_penalty_or_without(study):
+    lines = [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": 700.0, "data_loss": 2.0, "penalty": 698.0, "own_loss": 1.5},
+    ]
+    state = study / "runs" / "none" / ".state" / "3-pop" / "metrics.jsonl"
+    write_text("".join(json.dumps(line) + "\n" for line in lines), state)
+    table = open_study([study]).training().filter(run="none", stage=3)
+    told = table.select("loss", "data_loss", "penalty", "own_loss").rows()
+    assert told == [(3.0, 3.0, None, None), (700.0, 2.0, 698.0, 1.5)]
+
+
 def test_a_run_in_its_first_stage_is_a_run(tmp_path):
     write_text("seed = 0\n", tmp_path / "recipe.toml")
     write_metrics(tmp_path / ".state" / "1-kvr" / "metrics.jsonl", 2)

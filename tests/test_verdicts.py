@@ -16,6 +16,7 @@ from memprobe.statistics.verdicts import (
     is_inert,
     together,
     verdict,
+    verdict_without_interval,
 )
 
 
@@ -43,6 +44,24 @@ def test_nothing_is_equivalent_without_bounds_and_nothing_seen_without_its_famil
     assert verdict(0.1, 0.5, side=ABOVE, equivalent=0.05, p=0.06) == UNDECIDED
     assert verdict(0.01, 0.04, side=ABOVE, equivalent=0.05, p=0.06) == EQUIVALENT
     assert verdict(0.1, 0.5, side=ABOVE, equivalent=0.05, p=0.04) == SEEN
+
+
+@pytest.mark.parametrize(
+    ("estimate", "p", "side", "wanted"),
+    [
+        (0.9, 0.01, ABOVE, SEEN),
+        (-0.9, 0.01, BELOW, SEEN),
+        (0.9, 0.01, BELOW, CONTRADICTED),
+        (-0.9, 0.01, ABOVE, CONTRADICTED),
+        (0.9, 0.05, ABOVE, UNDECIDED),
+        (0.0, 1.0, ABOVE, UNDECIDED),  # no interval: never equivalent
+        (None, None, ABOVE, NOT_TESTED),
+        (0.9, None, ABOVE, NOT_TESTED),
+        (float("nan"), float("nan"), ABOVE, NOT_TESTED),
+    ],
+)
+def test_a_test_without_interval_says_by_sign_and_p(estimate, p, side, wanted):
+    assert verdict_without_interval(estimate, p, side=side) == wanted
 
 
 def test_holm_by_hand():

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
-from memprobe.runs import METRICS
+from memprobe.runs import METRICS, data_loss
 from training.progress import add_metrics
 from training.stopping import asked
 
@@ -48,7 +48,6 @@ class Watch(TrainerCallback):
         if logs is None or "loss" not in logs:
             return control
         step, run = state.global_step, self.run
-        loss = logs.get("data_loss", logs["loss"])
         for key in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(key, 0.0)):
                 raise MemprobeError(
@@ -69,7 +68,7 @@ class Watch(TrainerCallback):
             epoch = step / run.schedule.steps_per_epoch
             add_metrics(run.folder / METRICS, step, epoch, progress.exact, logs)
             share = progress.right / progress.seen if progress.seen else progress.exact
-            run.report.step(step, loss, share)
+            run.report.step(step, data_loss(logs), share)
         if run.due(step):
             run.along(self.trainer, step)
         return control

@@ -13,11 +13,15 @@ from memprobe.studies import Study
 
 MAX_POINTS = 1_200  # of one training curve
 MEASURES = {
-    "loss": "training loss (nats per token)",
+    "loss": "training loss of the data (nats per token)",
+    "penalty": "penalty, as it is added to the loss",
     "exact": "own rows exact",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
+"""Measures of the room by name, which is also the column of a study's training that is drawn, but for
+:data:`_COLUMNS`."""
+_COLUMNS = {"loss": "data_loss"}
 
 
 def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
@@ -53,13 +57,14 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
             here = here.filter(pl.int_range(pl.len()).over("run") % apart == 0)
             note = f"Of long stages one step in {apart} is drawn; metrics.jsonl has them all."
         for measure, label in MEASURES.items():
-            drawn = here.filter(pl.col(measure).is_not_null())
+            column = _COLUMNS.get(measure, measure)
+            drawn = here.filter(pl.col(column).is_not_null())
             if drawn.is_empty():
                 continue
-            log = measure in ("loss", "grad_norm") and bool((drawn[measure] > 0).all())
+            log = measure in ("loss", "penalty", "grad_norm") and bool((drawn[column] > 0).all())
             block = f"training-{len(blocks)}"
             blocks[block] = embedded(
-                figure_json(plots.training_curves.sketch(drawn, measure, y=label, log=log))
+                figure_json(plots.training_curves.sketch(drawn, column, y=label, log=log))
             )
             curves.setdefault(measure, []).append(f"{block}\nStage {stage}: {name}")
     running = [f"{run.name}, stage {one.number} {one.name}" for run in study.runs for one in run.running]

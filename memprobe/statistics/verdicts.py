@@ -6,6 +6,8 @@
     undecided     none of these: a wide interval is no evidence of no difference
     not tested    there is no interval, or the arm did nothing (:func:`is_inert`)
 
+A permutation test gives a p and no interval; what it says of a claim is :func:`verdict_without_interval`.
+
 Claims of one family are tested together: p is Holm's, and "seen" and "contradicted" need it below 5 % as well as the
 interval. "Equivalent" needs the whole 95 % interval inside the bounds, which is stricter than two one-sided tests at
 5 % (Schuirmann 1987) and needs no correction: to call a difference nothing it must be nothing in each claim alone.
@@ -71,6 +73,23 @@ def verdict(
     if equivalent is not None and max(-low, high) <= equivalent:
         return EQUIVALENT
     return UNDECIDED
+
+
+def verdict_without_interval(estimate: float | None, p: float | None, *, side: str) -> str:
+    """What a test that has no interval says of the claim that its estimate lies on ``side`` of 0.
+
+    Nothing is called equivalent: that needs an interval.
+
+    Args:
+        estimate: ``None`` where there is none.
+        p: two-sided, adjusted for the claim's family; ``None`` where there is none.
+        side: :data:`ABOVE` or :data:`BELOW`.
+    """
+    if estimate is None or p is None or not (np.isfinite(estimate) and np.isfinite(p)):
+        return NOT_TESTED
+    if p > 1 - LEVEL - _ABSURD or estimate == 0:
+        return UNDECIDED
+    return SEEN if (estimate > 0) == (side == ABOVE) else CONTRADICTED
 
 
 def together(verdicts: Sequence[str]) -> str:

@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from analyses.claims import verdicts_table
 from memprobe.errors import MemprobeError
 from memprobe.statistics.shares import share_difference
+from training.show import print_results
 from training.study.claim_book import BOOK, Book, read_book
 from training.study.claims import claims, specification
 from training.study.results import Results
@@ -298,7 +300,9 @@ def test_gradients_count_arms():
         for i, arm in enumerate("abc")
         for seed in range(5)
     ]
-    assert claims(tables(cells=few), of)["verdict"].to_list() == ["not tested"]
+    found = claims(tables(cells=few), of)
+    assert found["verdict"].to_list() == ["not tested"]
+    assert found["evidence"].to_list() == ["3 arms; fewer than 4 arms end in plain training"]
     alike = [cell(arm, seed, cosine_start=0.1) for arm in "abcdef" for seed in range(3)]
     found = claims(tables(cells=alike), of)
     assert found["verdict"].to_list() == ["not tested"] and "all values are the same" in found["evidence"][0]
@@ -308,8 +312,33 @@ def test_gradients_count_arms():
         for seed in range(3)
     ]
     assert claims(tables(cells=many), of)["verdict"].to_list() == ["seen"]
+    other_side = book(
+        {"name": "x", "about": "gradients", "against": None, "statistic": None, "side": "below"}
+    )
+    assert claims(tables(cells=many), other_side)["verdict"].to_list() == ["contradicted"]
     mixed = [row | {"retention": [0.3, 0.1, 0.4, 0.0, 0.5, 0.2][i // 3]} for i, row in enumerate(many)]
     assert claims(tables(cells=mixed), of)["verdict"].to_list() == ["undecided"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (3, 1, 4, 0, 5, 2)])
+def test_a_permutation_test_has_no_interval_and_its_cells_are_no_seeds(order, capsys):
+    of = book({"name": "gradients", "about": "gradients", "against": None, "statistic": None})
+    cells = [
+        cell(arm, seed, cosine_start=0.1 * i, retention=0.1 * order[i])
+        for i, arm in enumerate("abcdef")
+        for seed in range(3)
+    ]
+    found = claims(tables(cells=cells), of)
+    (row,) = found.to_dicts()
+    assert (row["low"], row["high"], row["seeds"]) == (None, None, None)
+    assert row["evidence"] == f"own: {row['estimate']:+.3f}; 6 arms"
+    # The site shows the estimate alone, and the terminal does.
+    (shown,) = verdicts_table(found).splitlines()[2:]
+    assert f"| {round(row['estimate'], 2)} |" in shown and "[" not in shown
+    named = found.with_columns(family=pl.lit("gradients"))
+    print_results({"forgetting": pl.DataFrame(schema={"setup": pl.String}), "claims": named})
+    printed = capsys.readouterr().out
+    assert f"{row['estimate']:+.2f}" in printed and "[" not in printed
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
+from memprobe.wording import count
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
 from training.study.tables import spread
@@ -26,7 +27,7 @@ AS_MANY = 0.1
 
 @dataclass
 class LensSays:
-    """What one lens says."""
+    """What one lens says; of a permutation test there is a p, and no interval."""
 
     lens: str
     estimate: float | None
@@ -40,6 +41,7 @@ class Test:
     """One claim about one arm in one reading.
 
     Attributes:
+        seeds: of the arm; ``None`` where what is counted is arms.
         together: tests of one family that name the same are corrected together (default: those of one set-up).
     """
 
@@ -50,7 +52,7 @@ class Test:
     stage: int | None
     reading: Reading | None
     parts: list[LensSays]
-    seeds: int
+    seeds: int | None
     in_common: str = ""
     detectable: float | None = None
     why: str = ""
@@ -280,6 +282,7 @@ def _spread(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
 
 
 def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
+    """One test over the arms of each set-up: cells of one arm count once, and a permutation test has no interval."""
     del book
     known = results.cells.filter(
         pl.col("learned"), pl.col("plain_last"), pl.col("cosine_start").is_not_null()
@@ -297,11 +300,9 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             why = "no order: all values are the same"
         if not why and correlation.least_p > 0.05:
             why = f"no order of {correlation.clusters} arms is unlikely enough"
-        # A permutation test has no interval: on one side of 0 where it rejects, on both where it does not.
-        sure = not np.isnan(correlation.p) and correlation.p < 0.05
-        edges = (correlation.rho, correlation.rho) if sure else (-1.0, 1.0)
-        part = LensSays(OWN, finite(correlation.rho), *edges, finite(correlation.p))
-        yield Test(claim, str(setup), "", "", None, None, [part], len(group), why=why)
+        part = LensSays(OWN, finite(correlation.rho), None, None, finite(correlation.p))
+        arms = count(correlation.clusters, "arm")
+        yield Test(claim, str(setup), "", "", None, None, [part], None, why=why, beside=arms)
 
 
 def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]:

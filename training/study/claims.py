@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from memprobe.retention import SETTINGS
-from memprobe.statistics.verdicts import NOT_TESTED, holm, together, verdict
+from memprobe.statistics.verdicts import NOT_TESTED, holm, together, verdict, verdict_without_interval
 from training.study.claim_book import OWN, Book, Reading, read_book
 from training.study.claim_tests import LensSays, Test, finite, tests_of
 from training.study.results import Results
@@ -23,9 +23,10 @@ def claims(results: Results, book: Book | None = None) -> pl.DataFrame:
     Returns:
         [setup, family, claim, arm, against, stage, k, token, headline, verdict, estimate, low, high, p, p_family,
         equivalent, detectable, seeds, in_common, evidence]: estimate and interval are those of the checkpoints' own
-        readout, of which (and of the other lenses) ``evidence`` tells; for spread they are logs of ratios, for
-        gradients a rank correlation. k and token are null where the claim does not depend on them. What is tested
-        after stages that set-ups share is one test, and one row: that of the set-up with most seeds.
+        readout, of which (and of the other lenses) ``evidence`` tells; for spread they are logs of ratios. For
+        gradients the estimate is a rank correlation over arms, whose permutation test has a p, but no interval and no
+        seeds. k and token are null where the claim does not depend on them. What is tested after stages that set-ups
+        share is one test, and one row: that of the set-up with most seeds.
     """
     book = book or read_book()
     tests = [test for claim in book.claims for test in tests_of(claim, results, book)]
@@ -55,7 +56,7 @@ def _once(tests: list[Test], cells: pl.DataFrame) -> list[Test]:
         same.setdefault((until, test.claim.name, test.arm, test.against, test.reading), []).append(test)
     left = []
     for group in same.values():
-        first = max(group, key=lambda test: test.seeds)
+        first = max(group, key=lambda test: test.seeds or 0)
         if len(group) > 1:
             first.p_family = max((p for test in group if (p := test.p_family) is not None), default=None)
             shared = f"the same stages in {len(group)} set-ups"
@@ -119,22 +120,7 @@ def specification(tested: pl.DataFrame, book: Book | None = None) -> pl.DataFram
 
 def _row(test: Test, book: Book) -> list[Any]:
     claim = test.claim
-    if test.why:
-        outcome = NOT_TESTED
-    else:
-        alone = claim.about == "mean"  # against a threshold; no other claim is tested with it
-        outcome = together(
-            [
-                verdict(
-                    part.low,
-                    part.high,
-                    side=claim.side,
-                    equivalent=claim.equivalent,
-                    p=None if alone else test.p_family,
-                )
-                for part in test.parts
-            ]
-        )
+    outcome = NOT_TESTED if test.why else together([_verdict(part, test) for part in test.parts])
     own = test.parts[0] if test.parts else LensSays(OWN, None, None, None, None)
     k, token = (test.reading.k, test.reading.token) if test.reading else (None, None)
     headline = test.reading is None or test.reading == book.readings[0]
@@ -156,6 +142,16 @@ def _row(test: Test, book: Book) -> list[Any]:
         test.in_common,
         _evidence(test),
     ]
+
+
+def _verdict(part: LensSays, test: Test) -> str:
+    """What one lens says of a claim that is tested."""
+    claim = test.claim
+    if claim.about == "gradients":
+        return verdict_without_interval(part.estimate, test.p_family, side=claim.side)
+    alone = claim.about == "mean"  # against a threshold; no other claim is tested with it
+    p = None if alone else test.p_family
+    return verdict(part.low, part.high, side=claim.side, equivalent=claim.equivalent, p=p)
 
 
 def _evidence(test: Test) -> str:
