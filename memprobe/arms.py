@@ -104,6 +104,12 @@ class Part:
         """Of mixing: where its rows come from."""
         return tuple(source.strip() for source in self.options.get("data", "").split(",") if source.strip())
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """Of mixing: how many words a row's prompt has, and its answer; 50 each where that is not said."""
+        given = [number.strip() for number in self.options.get("words", "50").split(",")]
+        return given[0], given[-1]
+
     def stages_of(self, n: int) -> tuple[int, ...]:
         """The stages of ``n``, from 1, in which it is done.
 
@@ -228,6 +234,21 @@ class Arm:
             everywhere = Part(part.name, rest)
             optional = "stages" not in part.kind.needed
             parts.append(everywhere if optional and part.stages_of(n) == everywhere.stages_of(n) else part)
+        return Arm.made_of(parts) if parts else self
+
+    def without(self, option: str) -> Arm:
+        """Itself with one option unsaid in all that it does: one arm, in one spelling, for all that differ in it alone.
+
+        ``remix(data=generic, stages=1, ratio=4)`` without ``ratio`` is ``remix(data=generic, stages=1)``.
+        """
+        parts = []
+        for part in self.parts:
+            said = {
+                key: ",".join(piece.strip() for piece in value.split(","))
+                for key, value in sorted(part.options.items())
+                if key != option
+            }
+            parts.append(Part(part.name, said))
         return Arm.made_of(parts) if parts else self
 
     @property

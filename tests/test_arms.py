@@ -78,6 +78,28 @@ def test_an_arm_is_the_same_in_longer_chains_where_it_is_done_in_every_stage_tha
     assert (Arm.of(two).in_chain(2).text == Arm.of(three).in_chain(3).text) is same
 
 
+def test_arms_that_differ_in_one_option_are_one_arm_without_it():
+    arms = (
+        "remix(data=self, generic, stages=1, words=12,12)",
+        "remix(words=12, 12, ratio=4, stages=1, data=self,generic)",
+    )
+    assert {Arm.of(text).without("ratio").text for text in arms} == {
+        "remix(data=self,generic, stages=1, words=12,12)"
+    }
+    assert Arm.of(arms[0]).without("words") != Arm.of(arms[1]).without("words")
+    for text in ("none", "somebody's own"):
+        assert Arm.of(text).without("ratio").text == text
+
+
+def test_mixing_rows_have_two_lengths():
+    texts = (
+        "remix(data=self, stages=1, words=12, 30)",
+        "remix(data=self, stages=1, words=7)",
+        "remix(data=self, stages=1)",
+    )
+    assert [Arm.of(text).parts[0].words for text in texts] == [("12", "30"), ("7", "7"), ("50", "50")]
+
+
 def test_a_penalty_needs_no_row_of_its_own():
     """One that memprobe has never heard of is spelled, ordered and parsed like those that it has."""
     arm = Arm.parse("mas(strength=3, stages=2)")

@@ -451,6 +451,49 @@ def test_replay_ratio_tells_replayed_rows_apart(trained):
     assert shown["those not replayed/seed 0"][-1] == [0.5, 0.5]
 
 
+def test_a_line_over_a_setting_joins_the_values_of_one_seed():
+    """Two seeds learned each setting, and only one of them both."""
+    told = {
+        "setup": "s",
+        "rows": "all rows of D_A",
+        "others": "",
+        "retention": 0.5,
+        "low": None,
+        "high": None,
+    }
+    points = [(0.0, [0.0, 0.5], [0, 2]), (0.5, [0.25, 0.75], [1, 2])]
+    table = pl.DataFrame(
+        [
+            told | {"replay_ratio": ratio, "by_seed": values, "seed_numbers": seeds}
+            for ratio, values, seeds in points
+        ]
+    )
+    shown = drawn(figures.replay_ratio(table))
+    assert {name: line for name, line in shown.items() if "/seed" in name} == {
+        "all rows of D_A/seed 0": [[0.0, 0.0]],
+        "all rows of D_A/seed 1": [[0.5, 0.25]],
+        "all rows of D_A/seed 2": [[0.0, 0.5], [0.5, 0.75]],
+    }
+    before = drawn(figures.replay_ratio(table.drop("seed_numbers", "others")))
+    assert before["all rows of D_A/seeds at 0.5"] == [[0.5, 0.25], [0.5, 0.75]]
+
+
+def test_a_curve_names_what_else_is_held_equal_and_its_axis_what_is_counted():
+    told = {"setup": "s", "mixing": "generic", "mixing_ratio": 2.0, "low": None, "high": None}
+    table = pl.DataFrame(
+        [
+            told
+            | {"others": others, "mixing_words": float(words), "retention": 0.5}
+            | {"by_seed": [0.5], "seed_numbers": [0]}
+            for others in ("", "prompt sentence")
+            for words in (0, 12)
+        ]
+    )
+    figure = figures.mixing_length(table)
+    assert figure.axes[0].get_xlabel() == "words of a mixing row's answer"
+    assert set(drawn(figure)) == {"generic/seed 0", "generic, prompt sentence/seed 0"}
+
+
 def test_interference_has_a_point_for_each_learned_run_that_measured_it(trained):
     shown = drawn(figures.interference(of_runs(trained)["interference"]))
     assert shown == {f"kvr → lama/naive/{seed}": [[-0.5, 0.25]] for seed in range(3)}

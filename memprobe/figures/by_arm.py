@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -208,15 +208,18 @@ def _dot(kind: str) -> dict[str, Any]:
 
 @style.in_style
 def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Retention of D_A by how many of its rows are replayed in stage 2, as a share of D_B's.
+    """Retention of D_A by the share of the rows of all earlier stages that each later one replays.
 
     Args:
-        table: [setup, rows, replay_ratio, retention, low, high, by_seed]; ratio 0 is naive. ``rows`` says of which
-            rows of D_A (all, or those not replayed). ``retention`` is the mean over seeds, null under three;
-            ``by_seed`` is in one order of seeds throughout.
+        table: [setup, rows, others, replay_ratio, retention, low, high, by_seed, seed_numbers]; ratio 0 is naive.
+            ``rows`` says of which rows of D_A (all, or those not replayed), ``others`` what else tells curves apart,
+            such as rows that are drawn again in each epoch. ``retention`` is the mean over seeds. ``low`` and ``high``
+            are null under three, and no mean is drawn. ``seed_numbers`` are the seeds of ``by_seed``, in its order: a
+            line joins one seed's; without them dots stand alone.
         width: millimetres.
     """
-    return _setting(table, "replay_ratio", ["setup", "rows"], "replayed rows per row of D_B", width)
+    label = "share of the rows of earlier stages that is replayed"
+    return _setting(table, "replay_ratio", ["setup", "rows", "others"], label, width)
 
 
 @style.in_style
@@ -224,26 +227,27 @@ def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """Retention of D_A by mixing rows per own row.
 
     Args:
-        table: [setup, mixing, mixing_words, mixing_ratio, retention, low, high, by_seed]; as of :func:`replay_ratio`.
+        table: [setup, mixing, mixing_words, others, mixing_ratio, retention, low, high, by_seed, seed_numbers]; as of
+            :func:`replay_ratio`.
         width: millimetres.
     """
-    return _setting(
-        table, "mixing_ratio", ["setup", "mixing", "mixing_words"], "mixing rows per row of the stage", width
-    )
+    keys = ["setup", "mixing", "mixing_words", "others"]
+    return _setting(table, "mixing_ratio", keys, "mixing rows per row of the stage", width)
 
 
 @style.in_style
 def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Retention of D_A by words in a mixing row.
+    """Retention of D_A by the words of a mixing row's answer.
+
+    Its prompt is as long, unless ``others`` says how long it is.
 
     Args:
-        table: [setup, mixing, mixing_ratio, mixing_words, retention, low, high, by_seed]; as of
+        table: [setup, mixing, mixing_ratio, others, mixing_words, retention, low, high, by_seed, seed_numbers]; as of
             :func:`replay_ratio`.
         width: millimetres.
     """
-    return _setting(
-        table, "mixing_words", ["setup", "mixing", "mixing_ratio"], "words in a mixing row", width
-    )
+    keys = ["setup", "mixing", "mixing_ratio", "others"]
+    return _setting(table, "mixing_words", keys, "words of a mixing row's answer", width)
 
 
 def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width: int) -> Figure:
@@ -251,12 +255,16 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     style.not_empty(table, over)
     keys = [key for key in keys if key in table.columns]
     varies = {key: table[key].n_unique() > 1 for key in keys}
-    if not any(varies.values()):
+    if not any(varies[key] for key in keys if key != "others"):  # which is mostly empty, and no name alone
         varies[keys[min(1, len(keys) - 1)]] = True
     named = [key for key in keys if varies[key]]
     parts = list(style.groups(table, *keys))
     texts = [
-        ", ".join(_setting_text(key, value) for key, value in zip(keys, values, strict=True) if key in named)
+        ", ".join(
+            _setting_text(key, value)
+            for key, value in zip(keys, values, strict=True)
+            if key in named and value != ""
+        )
         for values, _ in parts
     ]
     handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
@@ -272,11 +280,11 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
         rows, marks = rows.sort(over), style.look(position)
         x = rows[over].to_list()
         lists = rows["by_seed"].to_list()
-        if len({len(values) for values in lists}) == 1:
-            for seed, values in enumerate(zip(*lists, strict=True)):
+        if "seed_numbers" in rows.columns:
+            for seed, points in _by_seed(x, rows).items():
                 axes.plot(
-                    x,
-                    [style.nan(value) for value in values],
+                    [at for at, _ in points],
+                    [style.nan(value) for _, value in points],
                     color=marks["color"],
                     linewidth=0.5,
                     marker="o",
@@ -285,7 +293,7 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
                     clip_on=False,
                     gid=f"{text}/seed {seed}",
                 )
-        else:  # a seed that was not learned: which one is not told, so that dots are not joined
+        else:  # data of before, which do not say whose values they are: dots are not joined
             for at, values in zip(x, lists, strict=True):
                 axes.plot(
                     [at] * len(values),
@@ -321,9 +329,18 @@ def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width:
     return figure
 
 
+def _by_seed(x: Sequence[float], rows: pl.DataFrame) -> dict[int, list[tuple[float, float | None]]]:
+    """Each seed's points along a curve; a seed that did not learn one of its settings has none there."""
+    points: dict[int, list[tuple[float, float | None]]] = {}
+    for at, seeds, values in zip(x, rows["seed_numbers"].to_list(), rows["by_seed"].to_list(), strict=True):
+        for seed, value in zip(seeds, values, strict=True):
+            points.setdefault(seed, []).append((at, value))
+    return dict(sorted(points.items()))
+
+
 def _setting_text(key: str, value: Any) -> str:
     if key == "mixing_words":
-        return f"{value:g} words"
+        return f"answers of {value:g} words"
     return f"ratio {value:g}" if key == "mixing_ratio" else str(value)
 
 

@@ -20,6 +20,7 @@ PAGE = 230
 """Millimetres that a figure may be high, before each set-up gets one of its own."""
 NOT_LEARNED = "no run has learned all its stages"
 _POINT = ("retention", "low", "high", "by_seed")
+_OF_CURVE = (*_POINT, "seed_numbers")
 
 
 def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
@@ -45,15 +46,15 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
         "stages": (lambda: _stages(retention), NOT_LEARNED),
         "interference": (lambda: _interference(with_facts), "no run measured how its gradients interfere"),
         "replay_ratio": (
-            lambda: _curve(with_facts, "replay_ratio", ["rows"]),
+            lambda: _curve(with_facts, "replay_ratio", ["rows", "others"]),
             "there are not two replay ratios with all else equal",
         ),
         "mixing_ratio": (
-            lambda: _curve(with_facts, "mixing_ratio", ["mixing", "mixing_words"]),
+            lambda: _curve(with_facts, "mixing_ratio", ["mixing", "mixing_words", "others"]),
             "there are not two mixing ratios with all else equal",
         ),
         "mixing_length": (
-            lambda: _curve(with_facts, "mixing_words", ["mixing", "mixing_ratio"]),
+            lambda: _curve(with_facts, "mixing_words", ["mixing", "mixing_ratio", "others"]),
             "there are not two lengths of mixing rows with all else equal",
         ),
     }
@@ -129,4 +130,4 @@ def _curve(retention: Retention, over: str, keys: list[str]) -> pl.DataFrame:
     if not len(table):
         return table
     numbers = [name for name in chain(keys, [over]) if name.startswith(("mixing_", "replay_"))]
-    return table.select("setup", *keys, over, *_POINT).with_columns(pl.col(numbers).cast(pl.Float64))
+    return table.select("setup", *keys, over, *_OF_CURVE).with_columns(pl.col(numbers).cast(pl.Float64))

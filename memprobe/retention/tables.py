@@ -101,55 +101,89 @@ def _unseen(retention: Retention) -> pl.DataFrame:
 def curve(retention: Retention, over: str) -> pl.DataFrame:
     """Retention by a setting of one arm, all else equal; naive is its zero.
 
-    Replay is that in every later stage; mixing that in stage 1 alone.
+    Replay is that in every later stage; mixing that in stage 1 alone. Arms are of one curve where their texts are the
+    same but for this setting (:meth:`memprobe.arms.Arm.without`), and each point is one arm.
 
     Args:
         over: one of :data:`CURVES`.
 
     Returns:
-        [setup, kind, other settings, over, seeds, retention, low, high, by_seed, last_score, tokens]; of replay
-        ``rows`` says of which rows of D_A (all, or those that were not replayed).
+        [setup, kind, other settings, others, over, seeds, retention, low, high, by_seed, last_score, tokens,
+        seed_numbers]; of replay ``rows`` says of which rows of D_A (all, or those that were not replayed). ``others``
+        names what else is held equal and no other column tells, as ``prompt sentence``; it is mostly empty.
+        ``seed_numbers`` are the seeds of ``by_seed``, in its order. ``mixing_words`` are those of a row's answer; its
+        prompt has as many, unless ``others`` says how many.
     """
     learned = _learned(retention)
     if not len(learned):
         return pl.DataFrame()
+    told = {"mixing_ratio": ["mixing", "mixing_words"], "mixing_words": ["mixing", "mixing_ratio"]}.get(
+        over, []
+    )
+    keys = ["setup", *told, "others", "rest"]
     n = learned.select(STAGES).to_series()
-    arms = [Arm.of(text) for text in learned["arm_text"]]
-    if over == "replay_ratio":
-        wanted = [
-            arm.alone is not None
-            and arm.kinds == ("replay",)
-            and arm.alone.stages_of(k) == (*range(2, k + 1),)
-            for arm, k in zip(arms, n, strict=True)
-        ]
-        keys = ["setup"]
-    else:
-        wanted = [arm.mixes_in_stage_1_alone() for arm in arms]
-        keys = ["setup", "mixing", "mixing_words" if over == "mixing_ratio" else "mixing_ratio"]
-    some = learned.filter(pl.Series(wanted)).filter(pl.col(over).is_not_null())
+    held = [_held_equal(Arm.of(text), over, k) for text, k in zip(learned["arm_text"], n, strict=True)]
+    kind = pl.List(pl.Struct({"rest": pl.String, "others": pl.String}))
+    some = learned.with_columns(pl.Series("held", held, dtype=kind)).explode("held")
+    some = some.filter(pl.col("held").is_not_null(), pl.col(over).is_not_null()).unnest("held")
     groups = some.group_by(keys, maintain_order=True).agg(pl.col(over).n_unique().alias("values"))
-    some = some.join(groups.filter(pl.col("values") > 1).drop("values"), on=keys, how="semi")
+    groups = groups.filter(pl.col("values") > 1).drop("values")
+    some = some.join(groups, on=keys, how="semi", nulls_equal=True)
     if not len(some):
         return pl.DataFrame()
-    naive = learned.filter(pl.col("arm_text") == NAIVE).drop(*(key for key in keys if key != "setup"))
+    naive = learned.filter(pl.col("arm_text") == NAIVE).drop(told)
     zeros = some.select(keys).unique(maintain_order=True).join(naive, on="setup", how="inner")
     zeros = zeros.with_columns(pl.lit(0).cast(some.schema[over]).alias(over))
     points = pl.concat([zeros, some], how="diagonal_relaxed")
-    means = points.group_by(*keys, over, maintain_order=True).agg(
+    means = points.group_by(*keys, over, "arm", maintain_order=True).agg(
         pl.len().alias("seeds"),
-        pl.col("arm").first(),
         pl.col("retention").mean(),
         pl.col("retention").sort_by("seed").alias("by_seed"),
+        pl.col("seed").sort().alias("seed_numbers"),
         pl.col("last_score").mean(),
         pl.col("tokens").mean(),
     )
     table = means.join(_of_d_a(retention), on=["setup", "arm"], how="left", maintain_order="left")
-    front = [*keys, over]
+    front = ["setup", *told, "others", over]
     if over == "replay_ratio":
         table = pl.concat([table.with_columns(rows=pl.lit(ALL_ROWS)), _not_replayed(retention, table)])
-        front = ["setup", "rows", over]
-    numbers = ["retention", "low", "high", "by_seed", "last_score", "tokens"]
+        front = ["setup", "rows", "others", over]
+    numbers = ["retention", "low", "high", "by_seed", "last_score", "tokens", "seed_numbers"]
     return table.select(*front, "seeds", *numbers).sort(front)
+
+
+_TOLD = frozenset({"data", "stages", "ratio", "words"})
+"""Options of an arm that columns of a curve tell, or that all its arms share."""
+
+
+def _held_equal(arm: Arm, over: str, n: int) -> list[dict[str, str]]:
+    """Curves over a setting that an arm is a point of: ``rest``, the arm but for it, and ``others``, what to say of it.
+
+    Mixing rows have two lengths. An arm whose prompts are as long as its answers is a point of the curve along which
+    both grow, and of that along which its prompts stay as they are.
+
+    Args:
+        n: stages of the chain.
+    """
+    if over == "replay_ratio":
+        alone = arm.alone
+        if alone is None or alone.name != "replay" or alone.stages_of(n) != tuple(range(2, n + 1)):
+            return []
+    elif not arm.mixes_in_stage_1_alone():
+        return []
+    rest = arm.in_chain(n).without(over.rpartition("_")[2])
+    more = [
+        f"{key} {value}" for part in rest.parts for key, value in part.options.items() if key not in _TOLD
+    ]
+    if len(rest.parts) > 1:
+        more = [rest.text]
+    prompts = ",".join(dict.fromkeys(part.words[0] for part in arm.parts))
+    fixed = f"prompts of {prompts} words"
+    as_long = all(prompts == part.words[1] for part in arm.parts)
+    plain, with_prompts = ({"rest": rest.text, "others": ", ".join(some)} for some in (more, [*more, fixed]))
+    if over != "mixing_words":
+        return [plain if as_long or over == "replay_ratio" else with_prompts]
+    return [plain, with_prompts] if as_long else [with_prompts]
 
 
 def _not_replayed(retention: Retention, table: pl.DataFrame) -> pl.DataFrame:
@@ -157,12 +191,12 @@ def _not_replayed(retention: Retention, table: pl.DataFrame) -> pl.DataFrame:
     numbers = ["retention", "by_seed", "low", "high"]
     unseen = retention.over_seeds.filter(pl.col("rows") != ALL_ROWS).rename({"value": "retention"})
     unseen = unseen.select("setup", "arm", *numbers)
-    others = table.filter(pl.col("replay_ratio") > 0).drop(numbers)
-    others = others.join(unseen, on=["setup", "arm"], how="inner", maintain_order="left")
+    replaying = table.filter(pl.col("replay_ratio") > 0).drop(numbers)
+    replaying = replaying.join(unseen, on=["setup", "arm"], how="inner", maintain_order="left")
     naive = table.filter(pl.col("replay_ratio") == 0)
-    naive = naive.join(others, on="setup", how="semi")
+    naive = naive.join(replaying, on=["setup", "rest"], how="semi")
     rows = pl.lit("those not replayed").alias("rows")
-    return pl.concat([naive, others.select(naive.columns)]).with_columns(rows)
+    return pl.concat([naive, replaying.select(naive.columns)]).with_columns(rows)
 
 
 def stages(retention: Retention) -> pl.DataFrame:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
 from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
@@ -116,6 +117,78 @@ def test_forgetting_lays_seeds_and_costs_beside_retention():
     assert (remix["low"], remix["high"], naive["high"]) == (0.4, 0.6, 0.3)
 
 
+def mixing_cell(arm, retention, text, seed=0):
+    """A cell whose columns say of its mixing what its arm does."""
+    (part,) = Arm.parse(text).parts
+    ratio, words = float(part.options.get("ratio", 2)), int(part.words[1])
+    told = {"mixing": part.options["data"], "mixing_ratio": ratio, "mixing_words": words}
+    return cell(arm, seed, retention, text, **told)
+
+
+def test_a_point_of_a_curve_is_one_arm_and_a_curve_differs_in_one_option():
+    text = "remix(data=generic, stages=1, ratio={}, words=12,12{})"
+    rest = {"": 0.1, ", prompt=sentence": 0.3, ", redraw=true": 0.5}
+    cells = [
+        mixing_cell(f"{ratio}{more}", kept + ratio / 100, text.format(ratio, more))
+        for ratio in (1, 4)
+        for more, kept in rest.items()
+    ]
+    # A prompt of another length is another setting, though the answer is as long.
+    cells.append(mixing_cell("long", 0.9, "remix(data=generic, stages=1, ratio=4, words=50,12)"))
+    over = [retained(one["arm"], one["retention"] - 0.01, one["retention"] + 0.01) for one in cells]
+    table = curve(results([*NAIVE, *cells], over_seeds=over).retention, "mixing_ratio")
+    points = table.filter(pl.col("mixing_ratio") > 0).select("others", "mixing_ratio", "retention", "low")
+    assert points.rows() == [
+        (others, ratio, pytest.approx(kept + ratio / 100), pytest.approx(kept + ratio / 100 - 0.01))
+        for others, kept in (("", 0.1), ("prompt sentence", 0.3), ("redraw true", 0.5))
+        for ratio in (1, 4)
+    ]
+    assert table.filter(mixing_ratio=0)["retention"].to_list() == [0.125] * 3
+
+
+def test_a_curve_over_replay_holds_redrawing_equal():
+    texts = {"a": "replay(ratio=0.1)", "b": "replay(ratio=0.5, stages=2)"}
+    texts |= {"c": "replay(ratio=0.1, stages=2, redraw=true)", "d": "replay(ratio=0.5, redraw=true)"}
+    cells = [
+        cell(arm, 0, i / 10, text, replay_ratio=0.1 if "0.1" in text else 0.5)
+        for i, (arm, text) in enumerate(texts.items())
+    ]
+    table = curve(results([*NAIVE, *cells]).retention, "replay_ratio")
+    assert table.select("others", "replay_ratio", "retention").rows() == [
+        ("", 0.0, 0.125), ("", 0.1, 0.0), ("", 0.5, 0.1),
+        ("redraw true", 0.0, 0.125), ("redraw true", 0.1, 0.2), ("redraw true", 0.5, 0.3),
+    ]  # fmt: skip
+
+
+def test_a_curve_over_words_lets_prompts_grow_with_answers_or_stay():
+    lengths = {"12,12": 0.1, "50,50": 0.2, "12,50": 0.3, "50,12": 0.4, "7,30": 0.5}
+    cells = [
+        mixing_cell(words, kept, f"remix(data=generic, stages=1, words={words})")
+        for words, kept in lengths.items()
+    ]
+    table = curve(results([*NAIVE, *cells]).retention, "mixing_words")
+    points = table.filter(pl.col("mixing_words") > 0).select("others", "mixing_words", "retention")
+    assert points.rows() == [
+        ("", 12, 0.1), ("", 50, 0.2),
+        ("prompts of 12 words", 12, 0.1), ("prompts of 12 words", 50, 0.3),
+        ("prompts of 50 words", 12, 0.4), ("prompts of 50 words", 50, 0.2),
+    ]  # fmt: skip
+
+
+def test_a_curve_says_which_seeds_its_values_are_of():
+    texts = {0.1: "replay(ratio=0.1)", 0.5: "replay(ratio=0.5)"}
+    learned = {0.1: (0, 2), 0.5: (1, 2)}
+    cells = [
+        cell(f"r{ratio}", seed, ratio + seed / 100, texts[ratio], seed in learned[ratio], replay_ratio=ratio)
+        for ratio in texts
+        for seed in range(3)
+    ]
+    table = curve(results([*NAIVE, *cells]).retention, "replay_ratio")
+    assert table["seed_numbers"].to_list() == [[0, 1, 2], [0, 2], [1, 2]]
+    wanted = [[0.0, 0.125, 0.25], [0.1, 0.12], [0.51, 0.52]]
+    assert table["by_seed"].to_list() == [pytest.approx(values) for values in wanted]
+
+
 def test_a_curve_starts_at_naive_and_holds_all_else_equal():
     replays = [
         cell("r", s, x, f"replay(ratio={x}, stages=2)", replay_ratio=x) for s in (0, 1) for x in (0.1, 0.5)
@@ -125,10 +198,10 @@ def test_a_curve_starts_at_naive_and_holds_all_else_equal():
     assert table["replay_ratio"].to_list() == [0, 0.1, 0.5] and table["seeds"].to_list() == [3, 2, 2]
     assert table["retention"].to_list() == [0.125, 0.1, 0.5]
     mixed = [
-        cell("m", 0, ratio / 10, REMIX, mixing="generic", mixing_ratio=ratio, mixing_words=12)
-        for ratio in (1, 2)
+        mixing_cell("m1", 0.1, "remix(data=generic, stages=1, ratio=1, words=12,12)"),
+        mixing_cell("m2", 0.2, "remix(data=generic, stages=1, words=12,12)"),
     ]
-    other = cell("w", 0, 0.7, REMIX, mixing="generic", mixing_ratio=2, mixing_words=50)
+    other = mixing_cell("w", 0.7, "remix(data=generic, stages=1)")  # two rows of 50 words, as is not said
     by_ratio = curve(results([*NAIVE, *mixed, other]).retention, "mixing_ratio")
     assert by_ratio.select("mixing_words", "mixing_ratio").rows() == [(12, 0), (12, 1), (12, 2)]
     by_words = curve(results([*NAIVE, *mixed, other]).retention, "mixing_words")
