@@ -25,8 +25,9 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
 
     Args:
         table: [setup, arm, arm_text, retention, low, high, by_seed, failed, last_metric, last_score, steps, tokens].
-            ``retention`` is null under three seeds; ``failed`` counts seeds whose training did not learn its data
-            and which are in none of the numbers; ``steps`` and ``tokens`` are multiples of naive's.
+            ``low`` and ``high`` are null under three seeds, and no bar is drawn; ``failed`` counts seeds whose training
+            did not learn its data and which are in none of the numbers; ``steps`` and ``tokens`` are multiples of
+            naive's.
         width: millimetres.
     """
     style.not_empty(table, "by_seed")
@@ -349,8 +350,8 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """What each dataset's score is after each stage, arm by arm; thin lines are seeds.
 
     Args:
-        table: [setup, arm, dataset, metric, stage, value, low, high, by_seed], shares only; ``value``, the mean
-            over seeds, is null under three.
+        table: [setup, arm, dataset, metric, stage, value, low, high, by_seed], shares only; ``value`` is the mean over
+            seeds, and ``low`` and ``high`` are null under three: then no mean is drawn.
         width: millimetres.
     """
     style.not_empty(table, "stage")
