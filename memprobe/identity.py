@@ -11,15 +11,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.factoids import Factoid, changed_fields
 from memprobe.settings import of_config, settings_of
 from memprobe.weights import TOKENIZER_FILES
-
-if TYPE_CHECKING:
-    from memprobe.models import LensModel
 
 CHAT_TEMPLATE = "chat_template.jinja"
 _OF_TOKENIZERS = sorted({*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE})
@@ -46,7 +43,26 @@ def without(entry: Any, *keys: str) -> Any:
     )
 
 
-def identity_of(item: Checkpoint | LensModel) -> dict[str, str]:
+class Loaded(Protocol):
+    """What a :class:`memprobe.models.LensModel` is known by."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its tensors."""
+        ...
+
+    @property
+    def settings(self) -> str | None:
+        """See :func:`memprobe.settings.settings_of`."""
+        ...
+
+    @property
+    def tokenizer_mark(self) -> str | None:
+        """See :func:`tokenizer_of`."""
+        ...
+
+
+def identity_of(item: Checkpoint | Loaded) -> dict[str, str]:
     """What a checkpoint is known by, for the entry that stands where its numbers are.
 
     Returns:

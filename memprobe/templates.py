@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memprobe.chats import render_chat
 from memprobe.errors import MemprobeError, among, first_line
@@ -25,7 +25,6 @@ from memprobe.factoids import Factoid
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from memprobe.models import LensModel
 
 TOKENISATION = "joint-suffix-2"
 """Name of the rule in :func:`tokenise`; it goes into every probe's ``run.json``."""
@@ -303,8 +302,27 @@ def tokenise_all(
     return [tokenise(factoid, template, tokenizer, max_length, n_ids) for factoid in factoids]
 
 
+class Reads(Protocol):
+    """What a :class:`memprobe.models.LensModel` says of what it can read."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the checkpoint."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of its context."""
+        ...
+
+    @property
+    def n_ids(self) -> int:
+        """How many tokens its embedding has."""
+        ...
+
+
 def tokenise_for(
-    lens_model: LensModel, factoids: Sequence[Factoid], template: Template
+    lens_model: Reads, factoids: Sequence[Factoid], template: Template
 ) -> list[TokenisedFactoid]:
     """:func:`tokenise_all` for a model that is to read them: within its context, of tokens that it has.
 
