@@ -123,9 +123,8 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
         _refuse_other_run(probe, wanted, factoids)
         run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
         run |= {key: wanted[key] for key in _ADDITIVE}
-        if (
-            run["positions"] != probe.run["positions"]
-        ):  # an older probe, whose summary begins with another position
+        # The summary of an older probe may begin with another position.
+        if run["positions"] != probe.run["positions"]:
             (out / SUMMARY).unlink(missing_ok=True)
             run["positions"] = probe.run["positions"]
             write_run(run, out)

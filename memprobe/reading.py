@@ -80,10 +80,8 @@ class Reading:
     @property
     def tokens(self) -> pl.DataFrame:
         """[factoid, length, first]: how many tokens the answer has, and its first."""
-        return self.answers.group_by("factoid").agg(
-            pl.col("token").n_unique().alias("length"),
-            pl.col("token_id").filter(pl.col("token") == 0).first().alias("first"),
-        )
+        first = self.answers.filter(pl.col("token") == 0).select("factoid", first="token_id")
+        return answer_lengths(self.answers).join(first, on="factoid", how="left")
 
 
 def rows_of(
@@ -179,12 +177,14 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
 
 
 def controls_of(
-    member: Member, ids: np.ndarray, *, token: str
+    member: Member, ids: np.ndarray, *, token: str, lengths: pl.DataFrame
 ) -> tuple[list[Trajectories], list[Trajectories]]:
-    """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed."""
+    """The draws of a checkpoint's shuffled answers, and the answers of other datasets: none where not probed.
+
+    Args:
+        lengths: of the answers themselves, see :func:`memprobe.statistics.holding.by_rule`.
+    """
     chosen = _rows(member, "controls", ("control", "token", "depth", "rank"))
-    # A draw that is shorter than the answer says nothing of a rule that needs the tokens beyond its end.
-    lengths = None if token == "first" else answer_lengths(_rows(member, "records", ("token",)))
     control = pl.col("control")
     kinds: tuple[list[Trajectories], list[Trajectories]] = ([], [])
     for name in collect(chosen.select(control.unique(maintain_order=True)), member.probe)["control"]:

@@ -406,7 +406,7 @@ class Readings:
         return reading_of(self.member(label), self.ids, k=self.k, token=self.token)
 
     def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
-        return controls_of(self.member(label), self.ids, token=self.token)
+        return controls_of(self.member(label), self.ids, token=self.token, lengths=self[label].tokens)
 
     def _control_cells(self, label: str) -> dict[str, Cells]:
         shuffled, intrusions = self._lists(label)

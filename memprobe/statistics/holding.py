@@ -45,9 +45,10 @@ def check_k(k: int) -> None:
 
 
 def answer_lengths(records: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """How many tokens each factoid's answer has: [checkpoint, factoid, length]."""
+    """How many tokens each factoid's answer has: [(checkpoint,) factoid, length]."""
     answers = records.lazy().filter(pl.col("token") >= 0)
-    return answers.group_by("checkpoint", "factoid").agg(length=pl.col("token").max() + 1).collect()
+    keys = unit_keys(answers.collect_schema().names())
+    return answers.group_by(keys).agg(length=pl.col("token").max() + 1).collect()
 
 
 def by_rule(
@@ -80,9 +81,7 @@ def by_rule(
     measures = [name for name in ("rank", "log_prob", "entropy") if name in columns]
     answers = lazy.filter(pl.col("token") >= 0).select(*keys, "depth", "token", *measures)
     if lengths is not None and token != "first":
-        joined = answers.join(
-            lengths.lazy(), on=["checkpoint", "factoid"], how="inner", maintain_order="left"
-        )
+        joined = answers.join(lengths.lazy(), on=unit_keys(lengths.columns), maintain_order="left")
         answers = joined.filter(pl.col("token").max().over(keys) == pl.col("length") - 1)
     if token == "first":
         chosen = answers.filter(pl.col("token") == 0)

@@ -44,6 +44,7 @@ def difference(arm: str, value: float, half: float | None, p: float | None, **to
 def cell(arm: str, seed: int, **told) -> dict:
     row = {"setup": "s", "arm": arm, "arm_text": arm, "seed": seed, "learned": True, "plain_last": True}
     row |= {"steps": 100, "tokens": 1000, "weight_change": 5.0 + seed, "cosine_start": 0.1, "retention": 0.5}
+    row |= {"d_a": "kvr", "d_b": "lama", "d_c": None, "n": 64}
     return row | told
 
 

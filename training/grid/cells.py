@@ -118,9 +118,8 @@ def names_in(out: Path, blocks: Collection[str]) -> set[str]:
         MemprobeError: see :func:`cells_of` and :func:`cells_in`.
     """
     path = out / GRID
-    cells = cells_of(
-        read_grid(path), path, find_files=False
-    )  # they lay beside the file that this is a copy of
+    # Files lay beside the one that this is a copy of.
+    cells = cells_of(read_grid(path), path, find_files=False)
     return {cell.node.name for cell in cells_in(cells, blocks, path)}
 
 

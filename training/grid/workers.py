@@ -170,9 +170,8 @@ class _Crowd:
         self.report.say(
             f"{self.crew.out}: {len(self.cells)} cells, {self.before} done before; {workers} workers"
         )
-        over = (
-            seconds is not None and seconds <= 0
-        )  # a worker would be at a cell before the clock is looked at
+        # A worker would be at a cell before the clock is looked at.
+        over = seconds is not None and seconds <= 0
         for number in range(1, 1 if over else workers + 1):
             self._start(number)
         if over:

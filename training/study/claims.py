@@ -53,7 +53,9 @@ def _once(tests: list[Test], cells: pl.DataFrame) -> list[Test]:
         # A test of set-ups against each other, or of no stage, is a set-up's own.
         own = chain is None or test.stage is None or test.together
         until = place if own else (chain.settings, chain.datasets[: test.stage])
-        same.setdefault((until, test.claim.name, test.arm, test.against, test.reading), []).append(test)
+        same.setdefault(
+            (until, test.claim.family, test.claim.name, test.arm, test.against, test.reading), []
+        ).append(test)
     left = []
     for group in same.values():
         first = max(group, key=lambda test: test.seeds or 0)
@@ -74,8 +76,6 @@ class _Trained(NamedTuple):
 
 def _trained(cells: pl.DataFrame) -> dict[str, _Trained]:
     """By set-up."""
-    if "d_a" not in cells.columns:
-        return {}
     rows = cells.select("setup", SETTINGS.alias("settings"), "n", "d_a", "d_b", "d_c").unique(
         maintain_order=True
     )
