@@ -54,11 +54,6 @@ def print_relearned(arms: pl.DataFrame) -> None:
 
 def print_results(made: dict[str, pl.DataFrame]) -> None:
     """Retention by arm, and the claims that could be tested."""
-    import polars as pl
-
-    from memprobe import wording
-    from memprobe.statistics.verdicts import NOT_TESTED
-    from training.study.claim_book import read_book
     from training.study.published import shown
 
     console = wide_terminal()
@@ -82,10 +77,21 @@ def print_results(made: dict[str, pl.DataFrame]) -> None:
             learned = f"{row['cells'] - row['failed']}/{row['cells']}"
             table.add_row(row["arm"], learned, *shares, edges, seeds, last, shown(row["tokens"]))
         console.print(table)
-    if "claims" not in made:
+    if "claims" in made:
+        _print_claims(made["claims"])
+    else:
         console.print("no claim is tested: no cell has learned all its stages")
-        return
-    claims = made["claims"]
+
+
+def _print_claims(claims: pl.DataFrame) -> None:
+    """A table for each claim in each reading, with what it says and the unit of its numbers."""
+    import polars as pl
+
+    from memprobe import wording
+    from memprobe.statistics.verdicts import NOT_TESTED
+    from training.study.claim_book import read_book
+
+    console = wide_terminal()
     tested = claims.filter(pl.col("verdict") != NOT_TESTED)
     of = {(claim.family, claim.name): claim for claim in read_book().claims}
     for (family, name, k, token), group in tested.group_by(
