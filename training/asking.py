@@ -1,7 +1,8 @@
 """What the base model knows before stage 1: rows are chosen by its answers, which are asked for once.
 
-Its answers are files in a folder that runs may share, named by its weights, their number format and what was asked: a
-base model that is trained again under the same path is another one.
+Its answers are files in a folder that runs may share, named by all that they depend on: the model with its settings
+and tokenizer, its number format, what was asked and by which rule answers count as right. A base model that is trained
+again under the same path is another one, and facts with other aliases are other facts.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memprobe.checkpoints import Checkpoint, fingerprint, resolve
+from memprobe.answers import RULE
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, factoids_hash
+from memprobe.factoids import Factoid, content_hash
 from memprobe.files import read_json, write_json
+from memprobe.identity import identity_of
 from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow
 from training.prepared import StageData
@@ -38,7 +41,7 @@ def answers_file(
         question: all that its answers depend on beside that, as plain data.
         kind: what the name begins with.
     """
-    mark = json.dumps([fingerprint(base), dtype, *question])
+    mark = json.dumps([identity_of(base), RULE, dtype, *question])
     return asked / f"{kind}{hashlib.sha256(mark.encode()).hexdigest()[:16]}.json"
 
 
@@ -85,7 +88,7 @@ def _answered(
 
     from memprobe.filter import ask
 
-    question = (factoids_hash(factoids), how.template, how.shots, seed)
+    question = (content_hash(factoids), how.template, how.shots, seed)
     whole = answers_file(asked, resolve(recipe.base), recipe.precision.save_dtype, question)
     journal = whole.with_suffix(".jsonl")
     if not whole.exists():
@@ -93,13 +96,14 @@ def _answered(
         with FileLock(journal.with_suffix(".lock")):  # another run may be asking the same
             if not whole.exists():
                 answers = ask(base(), factoids, journal, template=how.template, shots=how.shots, seed=seed)
-                write_json([one.verdict.alias_match for one in answers], whole)
+                write_json({one.factoid.id: one.verdict.alias_match for one in answers}, whole)
     answered = read_json(whole)
-    if not isinstance(answered, list) or [type(one) for one in answered] != [bool] * len(factoids):
+    ids = [factoid.id for factoid in factoids]
+    if not isinstance(answered, dict) or [type(answered.get(key)) for key in ids] != [bool] * len(ids):
         raise MemprobeError(
             f"{whole}: does not say of each of {len(factoids)} factoids whether it is known; delete it"
         )
-    return answered
+    return [answered[key] for key in ids]
 
 
 def known_facts(

@@ -63,31 +63,83 @@ def test_rows_of_a_recipe_that_is_no_longer_read_are_drawn_anew(tmp_path):
         assert prepare(small(tmp_path), tmp_path, never) == prepared
 
 
-def test_a_base_model_trained_again_under_its_path_is_asked_again(tiny_checkpoint, tmp_path, monkeypatch):
-    base, asked = tmp_path / "base", []
-    shutil.copytree(tiny_checkpoint, base)
+@pytest.fixture
+def asked_of(monkeypatch):
+    """Sizes of the sets that the base model was asked. Of the first it knows the fact with the least id, then none."""
+    asked = []
 
     def ask(model, factoids, journal, **how):
         asked.append(len(factoids))
-        known = SimpleNamespace(verdict=SimpleNamespace(alias_match=len(asked) == 2))
-        unknown = SimpleNamespace(verdict=SimpleNamespace(alias_match=False))
-        return [known, *[unknown] * (len(factoids) - 1)]
-
-    def drawn(name, **changes):
-        stages = [{"name": "a", "data": "kvr:6", "unknown": {}}]
-        recipe = small(base, stages=stages, **changes)
-        return len(prepare(recipe, tmp_path / name, lambda: None, asked=tmp_path / "asked").stages[0].rows)
+        first = min(factoid.id for factoid in factoids)
+        return [
+            SimpleNamespace(
+                factoid=factoid,
+                verdict=SimpleNamespace(alias_match=len(asked) == 1 and factoid.id == first),
+            )
+            for factoid in factoids
+        ]
 
     monkeypatch.setattr("memprobe.filter.ask", ask)
-    for name in ("one", "other", "again", "bf16"):
-        (tmp_path / name).mkdir()
-    assert (drawn("one"), drawn("other"), len(asked)) == (6, 6, 1)
-    weights = load_file(base / "model.safetensors")
+    return asked
+
+
+def _unknown(base, folder, data, **changes):
+    folder.mkdir(exist_ok=True)
+    recipe = small(base, stages=[{"name": "a", "data": str(data), "unknown": {}}], **changes)
+    rows = prepare(recipe, folder, lambda: None, asked=folder.parent / "asked").stages[0].rows
+    return {row.id for row in rows}
+
+
+def _weights(base):
+    tensors = load_file(base / "model.safetensors")
     save_file(
-        {key: tensor + 1 for key, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"}
+        {key: tensor + 1 for key, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"}
     )
-    assert (drawn("again"), len(asked)) == (5, 2)
-    assert (drawn("bf16", precision={"save_dtype": "bfloat16"}), len(asked)) == (6, 3)
+
+
+def _settings(base):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+
+
+def _tokenizer(base):
+    (base / "tokenizer_config.json").write_text(
+        json.dumps(json.loads((base / "tokenizer_config.json").read_text()) | {"added": 1})
+    )
+
+
+@pytest.mark.parametrize("change", [_weights, _settings, _tokenizer])
+def test_a_base_model_that_is_another_one_under_its_path_is_asked_again(
+    change, tiny_checkpoint, tmp_path, asked_of
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    drawn = {len(_unknown(base, tmp_path / name, "kvr:6")) for name in ("one", "other")}
+    assert (drawn, asked_of) == ({5}, [6])
+    change(base)
+    assert (len(_unknown(base, tmp_path / "again", "kvr:6")), len(asked_of)) == (6, 2)
+    bf16 = _unknown(base, tmp_path / "bf16", "kvr:6", precision={"save_dtype": "bfloat16"})
+    assert (len(bf16), len(asked_of)) == (6, 3)
+
+
+def test_what_the_base_model_knows_is_kept_by_all_that_is_asked(
+    tiny_checkpoint, tmp_path, asked_of, monkeypatch
+):
+    """In any order of the rows, but not for other aliases, nor by another rule."""
+    facts = [{"id": f"f{i}", "prompt": f"What is {i}?", "answer": f"it {i}"} for i in range(6)]
+    file = tmp_path / "facts.jsonl"
+
+    def drawn(name, rows):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return _unknown(tiny_checkpoint, tmp_path / name, file)
+
+    assert drawn("one", facts) == {"f1", "f2", "f3", "f4", "f5"}
+    assert drawn("turned", facts[::-1]) == {"f1", "f2", "f3", "f4", "f5"} and len(asked_of) == 1
+    drawn("aliases", [facts[0] | {"aliases": ["that"]}, *facts[1:]])
+    assert len(asked_of) == 2
+    monkeypatch.setattr("training.asking.RULE", "another")
+    drawn("rule", facts)
+    assert len(asked_of) == 3
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
