@@ -494,6 +494,52 @@ def test_a_curve_names_what_else_is_held_equal_and_its_axis_what_is_counted():
     assert set(drawn(figure)) == {"generic/seed 0", "generic, prompt sentence/seed 0"}
 
 
+@pytest.mark.parametrize("metric", ["loss", "exact_match"])
+def test_strengths_are_drawn_over_what_is_kept_and_what_is_learned(metric):
+    told = {"setup": "s", "penalty": "ewc", "others": "", "last_metric": metric, "seed_numbers": [0, 1, 2]}
+    kept = {0.0: [0.0, 0.25, 0.5], 1e4: [0.25, 0.5, 0.75], 3e5: [0.5, 0.75, 1.0]}
+    table = pl.DataFrame(
+        [
+            told
+            | {"penalty_strength": strength, "retention": values[1], "low": values[0], "high": values[2]}
+            | {
+                "by_seed": values,
+                "last_score": 1 - values[0],
+                "last_by_seed": [1 - value for value in values],
+            }
+            for strength, values in kept.items()
+        ]
+    )
+    figure = figures.penalty_strength(table)
+    shown = drawn(figure)
+    assert shown["ewc/mean"] == [[0.0, 0.25], [1e4, 0.5], [3e5, 0.75]]
+    assert shown["D_B/ewc/mean"] == [[0.0, 1.0], [1e4, 0.75], [3e5, 0.5]]
+    assert shown["D_B/ewc/seed 2"] == [[0.0, 0.5], [1e4, 0.25], [3e5, 0.0]]
+    upper, lower = figure.axes
+    assert lower.get_ylabel().partition("\n")[0].endswith(f"}}$ {metric.replace('_', ' ')}")
+    assert upper.get_ylim() == (0, 1) and (lower.get_ylim() == (0, 1)) is (metric == "exact_match")
+    at = [lower.transData.transform((strength, 0))[0] for strength in kept]
+    assert at[1] - at[0] < 2 * (at[2] - at[1]), "strengths are on a logarithmic axis"
+
+
+def test_strengths_of_several_set_ups_are_a_figure_each(tmp_path):
+    """What is measured of D_B differs between them."""
+    for setup in ("lama", "gsm8k"):
+        for strength in (0, 100, 1000):
+            penalty = f'[stages.penalty]\nmethod = "ewc"\nstrength = {strength}\n'
+            write_run(
+                tmp_path / f"{setup}-{strength}",
+                [[1.0], [strength / 1024, 1.0]],
+                names=("kvr", setup),
+                tasks=("gsm8k",),
+                arm=f"ewc(strength={strength})" if strength else "none",
+                additions={2: penalty} if strength else {},
+            )
+    table = of_runs(tmp_path)["penalty_strength"]
+    assert isinstance(table, pl.DataFrame)
+    assert set(runs.pages("penalty_strength", table, 89)) == {"kvr → gsm8k", "kvr → lama"}
+
+
 def test_interference_has_a_point_for_each_learned_run_that_measured_it(trained):
     shown = drawn(figures.interference(of_runs(trained)["interference"]))
     assert shown == {f"kvr → lama/naive/{seed}": [[-0.5, 0.25]] for seed in range(3)}
@@ -602,7 +648,15 @@ def reasons_in(said):
 def test_every_figure_is_there_in_each_format_beside_its_json(written):
     out, files, said = written
     names = {path.stem for path in files}
-    without = {"mixing_ratio", "mixing_length", "steps", "lenses", "positions", "contributions"}
+    without = {
+        "mixing_ratio",
+        "mixing_length",
+        "penalty_strength",
+        "steps",
+        "lenses",
+        "positions",
+        "contributions",
+    }
     without |= set(patches.NAMES)
     assert names == set(figures.DRAWN) - without
     assert {path.name for path in out.iterdir()} == {path.name for path in files}

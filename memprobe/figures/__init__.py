@@ -7,7 +7,7 @@
 ::
 
     look      the style, the widths, the palette shared with the dashboard
-    drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm
+    drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm, curves
     tables    comparison -> tables
     runs      training runs -> tables
     patches   patches -> tables and figures
@@ -26,6 +26,7 @@ from memprobe.figures.drawing import (
     kept,
     mixing_length,
     mixing_ratio,
+    penalty_strength,
     recall,
     replay_ratio,
     restoration,
@@ -53,6 +54,7 @@ __all__ = [
     "mixing_length",
     "mixing_ratio",
     "of_comparison",
+    "penalty_strength",
     "recall",
     "redraw",
     "replay_ratio",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -208,144 +208,6 @@ def _dot(kind: str) -> dict[str, Any]:
 
 
 @style.in_style
-def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Retention of D_A by the share of the rows of all earlier stages that each later one replays.
-
-    Args:
-        table: [setup, rows, others, replay_ratio, retention, low, high, by_seed, seed_numbers]; ratio 0 is naive.
-            ``rows`` says of which rows of D_A (all, or those not replayed), ``others`` what else tells curves apart,
-            such as rows that are drawn again in each epoch. ``retention`` is the mean over seeds. ``low`` and ``high``
-            are null under three, and no mean is drawn. ``seed_numbers`` are the seeds of ``by_seed``, in its order: a
-            line joins one seed's; without them dots stand alone.
-        width: millimetres.
-    """
-    label = "share of the rows of earlier stages that is replayed"
-    return _setting(table, "replay_ratio", ["setup", "rows", "others"], label, width)
-
-
-@style.in_style
-def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Retention of D_A by mixing rows per own row.
-
-    Args:
-        table: [setup, mixing, mixing_words, others, mixing_ratio, retention, low, high, by_seed, seed_numbers]; as of
-            :func:`replay_ratio`.
-        width: millimetres.
-    """
-    keys = ["setup", "mixing", "mixing_words", "others"]
-    return _setting(table, "mixing_ratio", keys, "mixing rows per row of the stage", width)
-
-
-@style.in_style
-def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Retention of D_A by the words of a mixing row's answer.
-
-    Its prompt is as long, unless ``others`` says how long it is.
-
-    Args:
-        table: [setup, mixing, mixing_ratio, others, mixing_words, retention, low, high, by_seed, seed_numbers]; as of
-            :func:`replay_ratio`.
-        width: millimetres.
-    """
-    keys = ["setup", "mixing", "mixing_ratio", "others"]
-    return _setting(table, "mixing_words", keys, "words of a mixing row's answer", width)
-
-
-def _setting(table: pl.DataFrame, over: str, keys: list[str], label: str, width: int) -> Figure:
-    """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
-    style.not_empty(table, over)
-    keys = [key for key in keys if key in table.columns]
-    varies = {key: table[key].n_unique() > 1 for key in keys}
-    if not any(varies[key] for key in keys if key != "others"):  # which is mostly empty, and no name alone
-        varies[keys[min(1, len(keys) - 1)]] = True
-    named = [key for key in keys if varies[key]]
-    parts = list(style.groups(table, *keys))
-    texts = [
-        ", ".join(
-            _setting_text(key, value)
-            for key, value in zip(keys, values, strict=True)
-            if key in named and value != ""
-        )
-        for values, _ in parts
-    ]
-    handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
-    handles.append(style.handle("one seed", color=style.FAINT, linewidth=0.6, marker="o", markersize=2))
-    figure, (axes,) = style.panels(
-        1,
-        width,
-        columns=1,
-        height=52 if style.is_narrow(width) else 62,
-        above=style.legend_height(handles, width),
-    )
-    for position, (text, (_, rows)) in enumerate(zip(texts, parts, strict=True)):
-        rows, marks = rows.sort(over), style.look(position)
-        x = rows[over].to_list()
-        lists = rows["by_seed"].to_list()
-        if "seed_numbers" in rows.columns:
-            for seed, points in _by_seed(x, rows).items():
-                axes.plot(
-                    [at for at, _ in points],
-                    [style.nan(value) for _, value in points],
-                    color=marks["color"],
-                    linewidth=0.5,
-                    marker="o",
-                    markersize=1.8,
-                    alpha=0.75,
-                    clip_on=False,
-                    gid=f"{text}/seed {seed}",
-                )
-        else:  # data of before, which do not say whose values they are: dots are not joined
-            for at, values in zip(x, lists, strict=True):
-                axes.plot(
-                    [at] * len(values),
-                    [style.nan(value) for value in values],
-                    color=marks["color"],
-                    linestyle="",
-                    marker="o",
-                    markersize=1.8,
-                    alpha=0.75,
-                    clip_on=False,
-                    gid=f"{text}/seeds at {at}",
-                )
-        means = _with_interval(rows)
-        if len(means):
-            axes.vlines(means[over].to_list(), means["low"].to_list(), means["high"].to_list(),
-                        color=marks["color"], linewidth=1.0, gid=f"{text}/intervals")  # fmt: skip
-            axes.plot(
-                means[over].to_list(),
-                means["retention"].to_list(),
-                **marks | {"markersize": 4},
-                linewidth=1.3,
-                clip_on=False,
-                zorder=4,
-                gid=f"{text}/mean",
-            )
-    axes.set_xlabel(label)
-    axes.set_ylabel("D_A exact match\nafter the last stage")
-    axes.set_ylim(0, 1)
-    axes.margins(x=0.04)
-    axes.set_xlim(left=0)
-    style.percent_axis(axes.yaxis)
-    style.legend(figure, handles, width)
-    return figure
-
-
-def _by_seed(x: Sequence[float], rows: pl.DataFrame) -> dict[int, list[tuple[float, float | None]]]:
-    """Each seed's points along a curve; a seed that did not learn one of its settings has none there."""
-    points: dict[int, list[tuple[float, float | None]]] = {}
-    for at, seeds, values in zip(x, rows["seed_numbers"].to_list(), rows["by_seed"].to_list(), strict=True):
-        for seed, value in zip(seeds, values, strict=True):
-            points.setdefault(seed, []).append((at, value))
-    return dict(sorted(points.items()))
-
-
-def _setting_text(key: str, value: Any) -> str:
-    if key == "mixing_words":
-        return f"answers of {value:g} words"
-    return f"ratio {value:g}" if key == "mixing_ratio" else str(value)
-
-
-@style.in_style
 def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """What each dataset's score is after each stage, arm by arm; thin lines are seeds.
 
@@ -391,7 +253,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
                     clip_on=False,
                     gid=f"{where}/seed {seed}",
                 )
-            means = _with_interval(rows)
+            means = style.with_interval(rows)
             if len(means):
                 at = means["stage"].to_list()
                 axes.vlines(at, means["low"].to_list(), means["high"].to_list(), color=marks["color"],
@@ -412,11 +274,6 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     style.name_axes(figure, every, "after stage", "score")
     style.legend(figure, handles, width)
     return figure
-
-
-def _with_interval(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows whose mean over seeds has an interval: three seeds or more."""
-    return rows.filter(pl.col("low").is_not_null()) if "low" in rows.columns else rows.clear()
 
 
 def _bar_handle(label: str, **bar_style: Any) -> Any:

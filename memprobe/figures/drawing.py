@@ -12,18 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memprobe.figures.by_arm import (
-    forgetting,
-    interference,
-    mixing_length,
-    mixing_ratio,
-    replay_ratio,
-    stages,
-)
+from memprobe.figures.by_arm import forgetting, interference, stages
 from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 from memprobe.figures.by_lens import contributions, lenses, positions
 from memprobe.figures.by_step import steps
+from memprobe.figures.curves import mixing_length, mixing_ratio, penalty_strength, replay_ratio
 from memprobe.figures.patches import grafts, restoration
 
 if TYPE_CHECKING:
@@ -46,6 +40,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "replay_ratio": replay_ratio,
     "mixing_ratio": mixing_ratio,
     "mixing_length": mixing_length,
+    "penalty_strength": penalty_strength,
     "stages": stages,
     "interference": interference,
     "restoration": restoration,

@@ -314,3 +314,8 @@ def handle(label: str, **marks: Any) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=shortened(label, 44), **marks)
+
+
+def with_interval(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose mean over seeds has an interval: three seeds or more."""
+    return rows.drop_nulls("low") if "low" in rows.columns else rows.clear()

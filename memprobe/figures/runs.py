@@ -14,13 +14,22 @@ from memprobe.retention import STAGES, Retention, curve, forgetting, interferenc
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
 
-NAMES = ("forgetting", "stages", "replay_ratio", "mixing_ratio", "mixing_length", "interference")
+NAMES = (
+    "forgetting",
+    "stages",
+    "replay_ratio",
+    "mixing_ratio",
+    "mixing_length",
+    "penalty_strength",
+    "interference",
+)
 """Figures of training runs."""
 PAGE = 230
 """Millimetres that a figure may be high, before each set-up gets one of its own."""
 NOT_LEARNED = "no run has learned all its stages"
 _POINT = ("retention", "low", "high", "by_seed")
 _OF_CURVE = (*_POINT, "seed_numbers")
+_OF_D_B = ("last_metric", "last_score", "last_by_seed")
 
 
 def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
@@ -57,6 +66,10 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
             lambda: _curve(with_facts, "mixing_words", ["mixing", "mixing_ratio", "others"]),
             "there are not two lengths of mixing rows with all else equal",
         ),
+        "penalty_strength": (
+            lambda: _curve(with_facts, "penalty_strength", ["penalty", "others"]),
+            "there are not two strengths of a penalty with all else equal",
+        ),
     }
     made: dict[str, pl.DataFrame | str] = {}
     names = titles(retention.cells)
@@ -67,11 +80,11 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
 
 
 def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:
-    """One figure, or one for each set-up: of stages always, of forgetting where one would not fit a page."""
+    """One figure, or one for each set-up: always of stages and strengths, of forgetting where one fits no page."""
     setups = table["setup"].unique(maintain_order=True).to_list()
     rows = len(setups) if is_narrow(width) else -(-len(setups) // 2)
     fits = name == "forgetting" and rows * (4.6 * table["arm"].n_unique() + 13) <= PAGE
-    if len(setups) == 1 or fits or name not in ("stages", "forgetting"):
+    if len(setups) == 1 or fits or name not in ("stages", "penalty_strength", "forgetting"):
         return {"": table}
     return {setup: table.filter(setup=setup) for setup in setups}
 
@@ -129,5 +142,6 @@ def _curve(retention: Retention, over: str, keys: list[str]) -> pl.DataFrame:
     table = curve(retention, over) if len(retention.cells) else pl.DataFrame()
     if not len(table):
         return table
-    numbers = [name for name in chain(keys, [over]) if name.startswith(("mixing_", "replay_"))]
-    return table.select("setup", *keys, over, *_OF_CURVE).with_columns(pl.col(numbers).cast(pl.Float64))
+    numbers = [name for name in chain(keys, [over]) if name.startswith(("mixing_", "replay_", "penalty_"))]
+    drawn = (*_OF_CURVE, *(_OF_D_B if over == "penalty_strength" else ()))
+    return table.select("setup", *keys, over, *drawn).with_columns(pl.col(numbers).cast(pl.Float64))

@@ -3,7 +3,8 @@
 
     probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept,
                                           steps, lenses, contributions
-    training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length, stages
+    training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length,
+                                          penalty_strength, stages
 """
 
 from __future__ import annotations

@@ -6,17 +6,18 @@ three seeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
 import polars as pl
 
-from memprobe.arms import NAIVE, Arm
+from memprobe.arms import NAIVE, Arm, Part
 from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.shares import share_difference
 
-CURVES = ("replay_ratio", "mixing_ratio", "mixing_words")
+CURVES = ("replay_ratio", "mixing_ratio", "mixing_words", "penalty_strength")
 """Settings over which :func:`curve` is drawn."""
 STAGES = 2 + pl.col("d_c").is_not_null().cast(pl.Int64)
 """How many stages a cell has."""
@@ -101,25 +102,26 @@ def _unseen(retention: Retention) -> pl.DataFrame:
 def curve(retention: Retention, over: str) -> pl.DataFrame:
     """Retention by a setting of one arm, all else equal; naive is its zero.
 
-    Replay is that in every later stage; mixing that in stage 1 alone. Arms are of one curve where their texts are the
-    same but for this setting (:meth:`memprobe.arms.Arm.without`), and each point is one arm.
+    Replay and penalties are those in every later stage; mixing that in stage 1 alone. Arms are of one curve where
+    their texts are the same but for this setting (:meth:`memprobe.arms.Arm.without`), and each point is one arm.
 
     Args:
         over: one of :data:`CURVES`.
 
     Returns:
         [setup, kind, other settings, others, over, seeds, retention, low, high, by_seed, last_score, tokens,
-        seed_numbers]; of replay ``rows`` says of which rows of D_A (all, or those that were not replayed). ``others``
-        names what else is held equal and no other column tells, as ``prompt sentence``; it is mostly empty.
-        ``seed_numbers`` are the seeds of ``by_seed``, in its order. ``mixing_words`` are those of a row's answer; its
+        seed_numbers, last_metric, last_by_seed]; of replay ``rows`` says of which rows of D_A (all, or those that were
+        not replayed). ``others`` names what else is held equal and no other column tells, as ``prompt sentence``; it
+        is mostly empty. ``seed_numbers`` are the seeds of ``by_seed``, in its order. ``last_metric``, ``last_score``
+        and ``last_by_seed`` are of the last stage's own rows. ``mixing_words`` are those of a row's answer; its
         prompt has as many, unless ``others`` says how many.
     """
     learned = _learned(retention)
     if not len(learned):
         return pl.DataFrame()
-    told = {"mixing_ratio": ["mixing", "mixing_words"], "mixing_words": ["mixing", "mixing_ratio"]}.get(
-        over, []
-    )
+    told = _TOLD_BESIDE.get(over, [])
+    if over == "penalty_strength":
+        learned = learned.with_columns(_penalties(learned["arm_text"]))
     keys = ["setup", *told, "others", "rest"]
     n = learned.select(STAGES).to_series()
     held = [_held_equal(Arm.of(text), over, k) for text, k in zip(learned["arm_text"], n, strict=True)]
@@ -142,6 +144,8 @@ def curve(retention: Retention, over: str) -> pl.DataFrame:
         pl.col("seed").sort().alias("seed_numbers"),
         pl.col("last_score").mean(),
         pl.col("tokens").mean(),
+        pl.col("last_metric").first(),
+        pl.col("last_score").sort_by("seed").alias("last_by_seed"),
     )
     table = means.join(_of_d_a(retention), on=["setup", "arm"], how="left", maintain_order="left")
     front = ["setup", *told, "others", over]
@@ -149,11 +153,38 @@ def curve(retention: Retention, over: str) -> pl.DataFrame:
         table = pl.concat([table.with_columns(rows=pl.lit(ALL_ROWS)), _not_replayed(retention, table)])
         front = ["setup", "rows", "others", over]
     numbers = ["retention", "low", "high", "by_seed", "last_score", "tokens", "seed_numbers"]
-    return table.select(*front, "seeds", *numbers).sort(front)
+    return table.select(*front, "seeds", *numbers, "last_metric", "last_by_seed").sort(front)
+
+
+_TOLD_BESIDE = {
+    "mixing_ratio": ["mixing", "mixing_words"],
+    "mixing_words": ["mixing", "mixing_ratio"],
+    "penalty_strength": ["penalty"],
+}
+"""Columns of a curve that tell what it is of, beside its set-up."""
+
+
+def _penalties(arms: pl.Series) -> list[pl.Series]:
+    """The penalty that each arm is and its strength; null of other arms."""
+    alone = [Arm.of(text).alone for text in arms]
+    parts = [part if part is not None and part.is_penalty else None for part in alone]
+    return [
+        pl.Series("penalty", [part and part.name for part in parts], dtype=pl.String),
+        pl.Series(
+            "penalty_strength", [part and float(part.options["strength"]) for part in parts], dtype=pl.Float64
+        ),
+    ]
 
 
 _TOLD = frozenset({"data", "stages", "ratio", "words"})
 """Options of an arm that columns of a curve tell, or that all its arms share."""
+
+
+_OF_LATER_STAGES: dict[str, Callable[[Part], bool]] = {
+    "replay_ratio": lambda part: part.name == "replay",
+    "penalty_strength": lambda part: part.is_penalty,
+}
+"""Curves over what is done in every later stage, and which part of an arm it is."""
 
 
 def _held_equal(arm: Arm, over: str, n: int) -> list[dict[str, str]]:
@@ -165,9 +196,9 @@ def _held_equal(arm: Arm, over: str, n: int) -> list[dict[str, str]]:
     Args:
         n: stages of the chain.
     """
-    if over == "replay_ratio":
+    if over in _OF_LATER_STAGES:
         alone = arm.alone
-        if alone is None or alone.name != "replay" or alone.stages_of(n) != tuple(range(2, n + 1)):
+        if alone is None or not _OF_LATER_STAGES[over](alone) or alone.stages_of(n) != tuple(range(2, n + 1)):
             return []
     elif not arm.mixes_in_stage_1_alone():
         return []
@@ -182,7 +213,7 @@ def _held_equal(arm: Arm, over: str, n: int) -> list[dict[str, str]]:
     as_long = all(prompts == part.words[1] for part in arm.parts)
     plain, with_prompts = ({"rest": rest.text, "others": ", ".join(some)} for some in (more, [*more, fixed]))
     if over != "mixing_words":
-        return [plain if as_long or over == "replay_ratio" else with_prompts]
+        return [plain if as_long or over in _OF_LATER_STAGES else with_prompts]
     return [plain, with_prompts] if as_long else [with_prompts]
 
 

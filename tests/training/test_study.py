@@ -175,6 +175,32 @@ def test_a_curve_over_words_lets_prompts_grow_with_answers_or_stay():
     ]  # fmt: skip
 
 
+def test_a_curve_over_strengths_lays_what_is_learned_beside_what_is_kept():
+    """Each penalty's strengths, all else equal; naive training is the zero of each. Losses are not shares."""
+    strengths = {"ewc": (1e4, 3e5), "kl": (0.1, 1)}
+    cells = [
+        cell(f"{name}{strength:g}", seed, kept, f"{name}(strength={strength:g})", last_score=lost + seed)
+        for name, both in strengths.items()
+        for strength, kept, lost in zip(both, (0.25, 0.75), (1.0, 1.5), strict=True)
+        for seed in (1, 0)
+    ]
+    cells.append(cell("fisher", 0, 0.5, "ewc(strength=1e5, fisher_draws=4)"))  # alone of its kind
+    cells.append(cell("with", 0, 0.5, "ewc(strength=1e5)+replay(ratio=0.5)", replay_ratio=0.5))
+    cells.append(cell("late", 0, 0.5, "ewc(strength=1e6, stages=3)", d_c="webqa"))  # not in every later stage
+    cells = [one | {"last_metric": "loss"} for one in [*NAIVE, *cells]]
+    table = curve(results(cells).retention, "penalty_strength")
+    rows = table.select(
+        "penalty", "others", "penalty_strength", "retention", "last_score", "last_by_seed"
+    ).rows()
+    assert rows == [
+        ("ewc", "", 0, 0.125, 1.0, [1.0] * 3), ("ewc", "", 1e4, 0.25, 1.5, [1.0, 2.0]),
+        ("ewc", "", 3e5, 0.75, 2.0, [1.5, 2.5]), ("kl", "", 0, 0.125, 1.0, [1.0] * 3),
+        ("kl", "", 0.1, 0.25, 1.5, [1.0, 2.0]), ("kl", "", 1, 0.75, 2.0, [1.5, 2.5]),
+    ]  # fmt: skip
+    assert set(table["last_metric"]) == {"loss"}
+    assert table["seed_numbers"].to_list()[:2] == [[0, 1, 2], [0, 1]]
+
+
 def test_a_curve_says_which_seeds_its_values_are_of():
     texts = {0.1: "replay(ratio=0.1)", 0.5: "replay(ratio=0.5)"}
     learned = {0.1: (0, 2), 0.5: (1, 2)}

@@ -1,0 +1,224 @@
+"""Figures of retention by one setting of an arm, all else equal: curves over replay, mixing and penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from memprobe.figures import look as style
+from memprobe.runs import SHARES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@style.in_style
+def replay_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by the share of the rows of all earlier stages that each later one replays.
+
+    Args:
+        table: [setup, rows, others, replay_ratio, retention, low, high, by_seed, seed_numbers]; ratio 0 is naive.
+            ``rows`` says of which rows of D_A (all, or those not replayed), ``others`` what else tells curves apart,
+            such as rows that are drawn again in each epoch. ``retention`` is the mean over seeds. ``low`` and ``high``
+            are null under three, and no mean is drawn. ``seed_numbers`` are the seeds of ``by_seed``, in its order: a
+            line joins one seed's; without them dots stand alone.
+        width: millimetres.
+    """
+    label = "share of the rows of earlier stages that is replayed"
+    return _setting(table, "replay_ratio", ["setup", "rows", "others"], label, width)
+
+
+@style.in_style
+def mixing_ratio(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by mixing rows per own row.
+
+    Args:
+        table: [setup, mixing, mixing_words, others, mixing_ratio, retention, low, high, by_seed, seed_numbers]; as of
+            :func:`replay_ratio`.
+        width: millimetres.
+    """
+    keys = ["setup", "mixing", "mixing_words", "others"]
+    return _setting(table, "mixing_ratio", keys, "mixing rows per row of the stage", width)
+
+
+@style.in_style
+def mixing_length(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by the words of a mixing row's answer.
+
+    Its prompt is as long, unless ``others`` says how long it is.
+
+    Args:
+        table: [setup, mixing, mixing_ratio, others, mixing_words, retention, low, high, by_seed, seed_numbers]; as of
+            :func:`replay_ratio`.
+        width: millimetres.
+    """
+    keys = ["setup", "mixing", "mixing_ratio", "others"]
+    return _setting(table, "mixing_words", keys, "words of a mixing row's answer", width)
+
+
+@style.in_style
+def penalty_strength(table: pl.DataFrame, *, width: int = 89) -> Figure:
+    """Retention of D_A by the strength of a penalty, and below it what is learned of D_B.
+
+    A penalty that is strong enough keeps every fact and learns nothing: which strength serves, the two tell together.
+    Strengths are on a logarithmic axis that begins with naive training at 0.
+
+    Args:
+        table: [setup, penalty, others, penalty_strength, retention, low, high, by_seed, seed_numbers, last_metric,
+            last_score, last_by_seed], of one metric of D_B; else as of :func:`replay_ratio`.
+        width: millimetres.
+    """
+    metrics = (
+        table["last_metric"].unique(maintain_order=True).to_list() if "last_metric" in table.columns else []
+    )
+    panels = [_RETAINED, *(_Panel(*_learned_of(metric), None) for metric in metrics[:1])]
+    return _setting(table, "penalty_strength", ["setup", "penalty", "others"], "strength", width, panels)
+
+
+class _Panel(NamedTuple):
+    """What one panel of a curve shows.
+
+    Attributes:
+        mean, by_seed: columns.
+        label: of its axis.
+        share: whether it is from 0 to 1.
+        interval: columns of the mean's interval, where it has one.
+    """
+
+    mean: str
+    by_seed: str
+    label: str
+    share: bool
+    interval: tuple[str, str] | None
+
+
+_RETAINED = _Panel("retention", "by_seed", "D_A exact match\nafter the last stage", True, ("low", "high"))
+
+
+def _learned_of(metric: str) -> tuple[str, str, str, bool]:
+    label = f"D_B {metric.replace('_', ' ')}\nafter the last stage"
+    return "last_score", "last_by_seed", label, metric in SHARES
+
+
+def _setting(
+    table: pl.DataFrame,
+    over: str,
+    keys: list[str],
+    label: str,
+    width: int,
+    panels: Sequence[_Panel] = (_RETAINED,),
+) -> Figure:
+    """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
+    from matplotlib.ticker import FuncFormatter
+
+    style.not_empty(table, over)
+    keys = [key for key in keys if key in table.columns]
+    varies = {key: table[key].n_unique() > 1 for key in keys}
+    if not any(varies[key] for key in keys if key != "others"):  # which is mostly empty, and no name alone
+        varies[keys[min(1, len(keys) - 1)]] = True
+    named = [key for key in keys if varies[key]]
+    parts = list(style.groups(table, *keys))
+    texts = [
+        ", ".join(
+            _setting_text(key, value)
+            for key, value in zip(keys, values, strict=True)
+            if key in named and value != ""
+        )
+        for values, _ in parts
+    ]
+    handles = [style.handle(text, **style.look(i)) for i, text in enumerate(texts)]
+    handles.append(style.handle("one seed", color=style.FAINT, linewidth=0.6, marker="o", markersize=2))
+    figure, every = style.panels(
+        len(panels),
+        width,
+        columns=1,
+        height=(52 if style.is_narrow(width) else 62) if len(panels) == 1 else 38,
+        above=style.legend_height(handles, width),
+        sharex=True,
+    )
+    for axes, panel in zip(every, panels, strict=True):
+        where = "" if panel is _RETAINED else "D_B/"
+        for position, (text, (_, rows)) in enumerate(zip(texts, parts, strict=True)):
+            _draw(axes, panel, over, rows.sort(over), style.look(position), where + text)
+        axes.set_ylabel(panel.label)
+        axes.margins(x=0.04)
+        if over == "penalty_strength":
+            axes.set_xscale("symlog", linthresh=min(value for value in table[over] if value > 0))
+            axes.xaxis.set_major_formatter(FuncFormatter(_strength_text))
+        axes.set_xlim(left=0)
+        if panel.share:
+            axes.set_ylim(0, 1)
+            style.percent_axis(axes.yaxis)
+    every[-1].set_xlabel(label)
+    style.legend(figure, handles, width)
+    return figure
+
+
+def _draw(axes: Axes, panel: _Panel, over: str, rows: pl.DataFrame, marks: dict[str, Any], text: str) -> None:
+    """One curve: its seeds, its mean and the mean's interval."""
+    x, lists = rows[over].to_list(), rows[panel.by_seed].to_list()
+    thin = {"color": marks["color"], "marker": "o", "markersize": 1.8, "alpha": 0.75, "clip_on": False}
+    if "seed_numbers" in rows.columns:
+        for seed, points in _by_seed(x, rows, panel.by_seed).items():
+            axes.plot(
+                [at for at, _ in points],
+                [style.nan(value) for _, value in points],
+                linewidth=0.5,
+                **thin,
+                gid=f"{text}/seed {seed}",
+            )
+    else:  # data of before, which do not say whose values they are: dots are not joined
+        for at, values in zip(x, lists, strict=True):
+            axes.plot(
+                [at] * len(values),
+                [style.nan(value) for value in values],
+                linestyle="",
+                **thin,
+                gid=f"{text}/seeds at {at}",
+            )
+    means = style.with_interval(rows)  # which it has from three seeds on
+    if not len(means):
+        return
+    if panel.interval is not None:
+        low, high = (means[column].to_list() for column in panel.interval)
+        axes.vlines(
+            means[over].to_list(), low, high, color=marks["color"], linewidth=1.0, gid=f"{text}/intervals"
+        )
+    axes.plot(
+        means[over].to_list(),
+        [style.nan(value) for value in means[panel.mean].to_list()],
+        **marks | {"markersize": 4},
+        linewidth=1.3,
+        clip_on=False,
+        zorder=4,
+        gid=f"{text}/mean",
+    )
+
+
+def _by_seed(
+    x: Sequence[float], rows: pl.DataFrame, column: str
+) -> dict[int, list[tuple[float, float | None]]]:
+    """Each seed's points along a curve; a seed that did not learn one of its settings has none there."""
+    points: dict[int, list[tuple[float, float | None]]] = {}
+    for at, seeds, values in zip(x, rows["seed_numbers"].to_list(), rows[column].to_list(), strict=True):
+        for seed, value in zip(seeds, values, strict=True):
+            points.setdefault(seed, []).append((at, value))
+    return dict(sorted(points.items()))
+
+
+def _strength_text(value: float, _: int | None = None) -> str:
+    """``1e5``, as recipes say it."""
+    return (
+        f"{value:g}"
+        if 0.01 <= value < 10_000 or not value
+        else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+    )
+
+
+def _setting_text(key: str, value: Any) -> str:
+    if key == "mixing_words":
+        return f"answers of {value:g} words"
+    return f"ratio {value:g}" if key == "mixing_ratio" else str(value)
