@@ -1,7 +1,8 @@
 """Runs the notebooks in this folder and keeps their outputs: ``python analyses/run_notebooks.py [NAME…]``.
 
-Tables are kept as HTML and text, sentences as Markdown, figures as PNG, without times and counters, so that a second
-run changes only what the probes changed. On other probes, into another folder (paths are as seen from this folder)::
+Tables are kept as HTML and, unless they are long, as text; sentences as Markdown, figures as PNG, without times and
+counters, so that a second run changes only what the probes changed. On other probes, into another folder (paths are as
+seen from this folder)::
 
     python analyses/run_notebooks.py 04 --set 'PROBES=["../runs/GRID/probes/SETUP"]' --out runs/GRID/notebooks
 """
@@ -21,6 +22,8 @@ from nbclient.exceptions import CellExecutionError
 from memprobe.errors import MemprobeError, among
 
 HERE = Path(__file__).parent
+LONG = 8_000
+"""Characters of a table's text that no terminal shows well; it is as long again as its HTML."""
 
 
 def main() -> None:
@@ -87,7 +90,7 @@ def executed(notebook: nbformat.NotebookNode, folder: Path, **parameters: Any) -
 
 
 def _kept(output: Mapping[str, Any]) -> nbformat.NotebookNode:
-    """An output without its counter; of a table HTML for readers and its text for terminals, of sentences these."""
+    """An output without its counter; of a table HTML and, if a terminal can show it, text; of sentences these."""
     kept = nbformat.from_dict(dict(output))
     if "execution_count" in kept:
         kept.execution_count = None
@@ -96,7 +99,10 @@ def _kept(output: Mapping[str, Any]) -> nbformat.NotebookNode:
     elif "text/markdown" in kept.get("data", {}):
         kept.data = {"text/markdown": kept.data["text/markdown"]}
     elif "text/plain" in kept.get("data", {}):
-        kept.data = {kind: kept.data[kind] for kind in ("text/html", "text/plain") if kind in kept.data}
+        kinds = ["text/html", "text/plain"]
+        if "text/html" in kept.data and len(kept.data["text/plain"]) > LONG:
+            kinds = ["text/html"]
+        kept.data = {kind: kept.data[kind] for kind in kinds if kind in kept.data}
     return kept
 
 
