@@ -71,11 +71,14 @@ def penalty_strength(table: pl.DataFrame, *, width: int = 89) -> Figure:
             last_score, last_by_seed], of one metric of D_B; else as of :func:`replay_ratio`.
         width: millimetres.
     """
-    metrics = (
-        table["last_metric"].unique(maintain_order=True).to_list() if "last_metric" in table.columns else []
+    style.not_empty(table, "penalty_strength")
+    metric = table["last_metric"][0]
+    label = f"D_B {metric.replace('_', ' ')}\nafter the last stage"
+    learned = _Panel("last_score", "last_by_seed", label, metric in SHARES, None)
+    keys = ["setup", "penalty", "others"]
+    return _setting(
+        table, "penalty_strength", keys, "strength", width, panels=[_RETAINED, learned], logarithmic=True
     )
-    panels = [_RETAINED, *(_Panel(*_learned_of(metric), None) for metric in metrics[:1])]
-    return _setting(table, "penalty_strength", ["setup", "penalty", "others"], "strength", width, panels)
 
 
 class _Panel(NamedTuple):
@@ -98,22 +101,17 @@ class _Panel(NamedTuple):
 _RETAINED = _Panel("retention", "by_seed", "D_A exact match\nafter the last stage", True, ("low", "high"))
 
 
-def _learned_of(metric: str) -> tuple[str, str, str, bool]:
-    label = f"D_B {metric.replace('_', ' ')}\nafter the last stage"
-    return "last_score", "last_by_seed", label, metric in SHARES
-
-
 def _setting(
     table: pl.DataFrame,
     over: str,
     keys: list[str],
     label: str,
     width: int,
+    *,
     panels: Sequence[_Panel] = (_RETAINED,),
+    logarithmic: bool = False,
 ) -> Figure:
     """Curves over one setting of an arm: thin lines are seeds, a thick one their mean with its interval."""
-    from matplotlib.ticker import FuncFormatter
-
     style.not_empty(table, over)
     keys = [key for key in keys if key in table.columns]
     varies = {key: table[key].n_unique() > 1 for key in keys}
@@ -145,9 +143,11 @@ def _setting(
             _draw(axes, panel, over, rows.sort(over), style.look(position), where + text)
         axes.set_ylabel(panel.label)
         axes.margins(x=0.04)
-        if over == "penalty_strength":
-            axes.set_xscale("symlog", linthresh=min(value for value in table[over] if value > 0))
-            axes.xaxis.set_major_formatter(FuncFormatter(_strength_text))
+        if logarithmic:  # with a tick at each value: decades may lie outside
+            values = sorted(set(table[over]))
+            axes.set_xscale("symlog", linthresh=min(value for value in values if value > 0))
+            axes.set_xticks(values, labels=[f"{value:g}" for value in values])
+            axes.set_xticks([], minor=True)
         axes.set_xlim(left=0)
         if panel.share:
             axes.set_ylim(0, 1)
@@ -207,15 +207,6 @@ def _by_seed(
         for seed, value in zip(seeds, values, strict=True):
             points.setdefault(seed, []).append((at, value))
     return dict(sorted(points.items()))
-
-
-def _strength_text(value: float, _: int | None = None) -> str:
-    """``1e5``, as recipes say it."""
-    return (
-        f"{value:g}"
-        if 0.01 <= value < 10_000 or not value
-        else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    )
 
 
 def _setting_text(key: str, value: Any) -> str:

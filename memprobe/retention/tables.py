@@ -212,8 +212,10 @@ def _held_equal(arm: Arm, over: str, n: int) -> list[dict[str, str]]:
     fixed = f"prompts of {prompts} words"
     as_long = all(prompts == part.words[1] for part in arm.parts)
     plain, with_prompts = ({"rest": rest.text, "others": ", ".join(some)} for some in (more, [*more, fixed]))
+    if over in _OF_LATER_STAGES:
+        return [plain]
     if over != "mixing_words":
-        return [plain if as_long or over in _OF_LATER_STAGES else with_prompts]
+        return [plain if as_long else with_prompts]
     return [plain, with_prompts] if as_long else [with_prompts]
 
 
