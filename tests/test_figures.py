@@ -478,6 +478,22 @@ def test_a_line_over_a_setting_joins_the_values_of_one_seed():
     assert before["all rows of D_A/seeds at 0.5"] == [[0.5, 0.25], [0.5, 0.75]]
 
 
+def test_a_line_of_means_breaks_where_too_few_seeds_have_a_mean():
+    """At 0.5 two seeds of three have learned, so that nothing is known of their mean."""
+    told = {"setup": "s", "rows": "all rows of D_A", "others": ""}
+    points = [(0.0, 0.25, 3), (0.5, 0.9, 2), (1.0, 0.75, 3)]
+    table = pl.DataFrame(
+        [
+            told
+            | {"replay_ratio": ratio, "retention": mean, "by_seed": [mean] * n, "seed_numbers": list(range(n))}
+            | {"low": 0.1 if n > 2 else None, "high": 0.95 if n > 2 else None}
+            for ratio, mean, n in points
+        ]
+    )
+    means = dict(drawn(figures.replay_ratio(table))["all rows of D_A/mean"])
+    assert (means[0.0], means[1.0]) == (0.25, 0.75) and np.isnan(means[0.5])
+
+
 def test_a_curve_names_what_else_is_held_equal_and_its_axis_what_is_counted():
     told = {"setup": "s", "mixing": "generic", "mixing_ratio": 2.0, "low": None, "high": None}
     table = pl.DataFrame(

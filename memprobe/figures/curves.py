@@ -187,9 +187,11 @@ def _draw(axes: Axes, panel: _Panel, over: str, rows: pl.DataFrame, marks: dict[
         axes.vlines(
             means[over].to_list(), low, high, color=marks["color"], linewidth=1.0, gid=f"{text}/intervals"
         )
+    # A value that too few seeds have learned breaks the line, which has no mean there.
+    known = pl.when(pl.col("low").is_not_null()).then(panel.mean)
     axes.plot(
-        means[over].to_list(),
-        [style.nan(value) for value in means[panel.mean].to_list()],
+        x,
+        [style.nan(value) for value in rows.select(known).to_series()],
         **marks | {"markersize": 4},
         linewidth=1.3,
         clip_on=False,
