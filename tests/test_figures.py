@@ -485,7 +485,12 @@ def test_a_line_of_means_breaks_where_too_few_seeds_have_a_mean():
     table = pl.DataFrame(
         [
             told
-            | {"replay_ratio": ratio, "retention": mean, "by_seed": [mean] * n, "seed_numbers": list(range(n))}
+            | {
+                "replay_ratio": ratio,
+                "retention": mean,
+                "by_seed": [mean] * n,
+                "seed_numbers": list(range(n)),
+            }
             | {"low": 0.1 if n > 2 else None, "high": 0.95 if n > 2 else None}
             for ratio, mean, n in points
         ]

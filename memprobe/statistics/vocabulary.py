@@ -294,6 +294,26 @@ _OTHERS = (
         "none",
         **_HIGHER,
     ),
+    *(
+        row
+        for key, label in (
+            ("paraphrases", "exact match in other words"),
+            ("manipulation_first", "first character of the answer"),
+            ("manipulation_reversed", "answer read backwards"),
+            ("manipulation_true", "true told from false"),
+        )
+        for row in (
+            Statistic(key, label, label, "share", "wilson", **_HIGHER),
+            Statistic(
+                f"log_prob_{key}",
+                f"log-probability, {label}",
+                f"log-prob, {label}",
+                "nats",
+                "none",
+                **_HIGHER,
+            ),
+        )
+    ),
     Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER),
 )
 _PATCHED = (

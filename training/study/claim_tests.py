@@ -17,10 +17,12 @@ from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
 from memprobe.wording import count
+from training.study.asked import OTHERWISE, log_prob_of
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
 from training.study.tables import spread
 
+_OF_WHOLE_ANSWERS = {"exact", "log_prob_full", *OTHERWISE, *map(log_prob_of, OTHERWISE)}
 AS_MANY = 0.1
 """How far the steps, or tokens, of an arm and its control may be apart, as a share."""
 
@@ -122,8 +124,8 @@ def _costs(cells: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]
 
 
 def _readings(claim: Claim, book: Book) -> Sequence[Reading | None]:
-    """Retention and the log-probability of whole answers do not depend on the reading."""
-    return [None] if claim.statistic in ("exact", "log_prob_full") else book.readings
+    """What is said, and how probable whole answers are, does not depend on the reading."""
+    return [None] if claim.statistic in _OF_WHOLE_ANSWERS else book.readings
 
 
 def _stages(claim: Claim, table: pl.DataFrame) -> pl.DataFrame:

@@ -23,6 +23,7 @@ from memprobe.readings import Readings
 from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import CELL, GRID, RunDirectory
 from training.grid.probing import probe_of_setup
+from training.study.asked import asked_otherwise
 from training.study.results import READOUTS, SETTINGS, Results
 from training.study.unseen import unseen_differences
 
@@ -69,7 +70,8 @@ def collect(
     if not runs:
         asked = "" if cells is None else " of those that were asked for"
         raise MemprobeError(f"{out}: no cell{asked} is finished yet")
-    retention = retention_of(ended_runs(runs, say))
+    ended = ended_runs(runs, say)
+    retention = retention_of(ended)
     origins = _origins(runs)
     frame = retention.cells
     parts: dict[str, list[pl.DataFrame]] = {}
@@ -84,6 +86,8 @@ def collect(
     }
     unseen = unseen_differences(placed["differences"], frame.filter("learned"))
     placed["differences"] = pl.concat([placed["differences"], unseen])
+    for name, table in asked_otherwise(run for run in ended if run.learned).items():
+        placed[name] = pl.concat([placed[name], table], how="diagonal_relaxed")
     return Results(frame, retention.scores, retention.over_seeds, **placed)
 
 
