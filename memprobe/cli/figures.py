@@ -14,8 +14,8 @@ from memprobe.cli.terminal import echo
 _NAMES = (
     "recall, frequency, lof, survival, heatmap, differences, spread, kept, steps, lenses, positions, "
     "contributions (of probes and comparisons); "
-    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, penalty_strength, interference "
-    "(of training runs); "
+    "forgetting, stages, replay_ratio, mixing_ratio, mixing_length, penalty_strength, interference, "
+    "other_questions (of training runs); "
     "restoration, grafts (of patches)"
 )
 

@@ -7,7 +7,7 @@
 ::
 
     look      the style, the widths, the palette shared with the dashboard
-    drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm, curves
+    drawing   table -> figure: by_depth, by_checkpoint, by_step, by_arm, by_question, curves
     tables    comparison -> tables
     runs      training runs -> tables
     patches   patches -> tables and figures
@@ -26,6 +26,7 @@ from memprobe.figures.drawing import (
     kept,
     mixing_length,
     mixing_ratio,
+    other_questions,
     penalty_strength,
     recall,
     replay_ratio,
@@ -54,6 +55,7 @@ __all__ = [
     "mixing_length",
     "mixing_ratio",
     "of_comparison",
+    "other_questions",
     "penalty_strength",
     "recall",
     "redraw",

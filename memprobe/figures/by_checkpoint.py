@@ -35,8 +35,6 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     style.not_empty(table, "statistic")
     shown = list(PLACEMENT) if width >= 120 else ["lof_mean", "share_never"]
     shown = [name for name in shown if name in set(table["statistic"])]
@@ -66,7 +64,7 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             where = f"{row['row']}/{row['series']}/{statistic}"
             along = row.get("along")
             marks = style.look(series.index(row["series"])) if along is None else style.look_along(along)
-            _point(axes, row, at, marks, where)
+            point(axes, row, at, marks, where)
         if floor := _floor(table, statistic):
             start = axes.get_xlim()[0]
             place = axes.get_xaxis_transform()
@@ -87,8 +85,7 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
             axes.margins(x=0.08)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
-    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
-        engine.set(wspace=0.06)  # the last tick of a panel stands off the next one's first
+    style.apart(figure)
     few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
     notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
     notes += ["without a line: too few for an interval"] if len(few) else []
@@ -248,11 +245,11 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
     for axes, name in zip(every, names, strict=True):
         axes.axvline(0, color=style.INK, linewidth=0.6, zorder=1)
         for (row,), part in style.groups(table.filter(panel=name), "row"):
-            for position, point in enumerate(part.iter_rows(named=True)):
+            for position, one in enumerate(part.iter_rows(named=True)):
                 at = rows.index(str(row)) + style.dodge(position, len(part))
-                value = point | {"value": point["difference"], "sd": None}
-                where = f"{name}/{row}/{point['series']}/{position}"
-                _point(axes, value, at, style.look(series.index(point["series"])), where)
+                value = one | {"value": one["difference"], "sd": None}
+                where = f"{name}/{row}/{one['series']}/{position}"
+                point(axes, value, at, style.look(series.index(one["series"])), where)
         axes.set_title(name)
         axes.tick_params(axis="x", labelbottom=True)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
@@ -264,7 +261,7 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
     return figure
 
 
-def _point(axes: Axes, row: Mapping[str, Any], at: float, marks: Mapping[str, Any], where: str) -> None:
+def point(axes: Axes, row: Mapping[str, Any], at: float, marks: Mapping[str, Any], where: str) -> None:
     """One number with what is known of its spread."""
     value, colour = row["value"], marks["color"]
     if row["sd"] is not None:

@@ -16,6 +16,7 @@ from memprobe.figures.by_arm import forgetting, interference, stages
 from memprobe.figures.by_checkpoint import differences, first_occurrence, kept, spread
 from memprobe.figures.by_depth import frequency, heatmap, recall, survival
 from memprobe.figures.by_lens import contributions, lenses, positions
+from memprobe.figures.by_question import other_questions
 from memprobe.figures.by_step import steps
 from memprobe.figures.curves import mixing_length, mixing_ratio, penalty_strength, replay_ratio
 from memprobe.figures.patches import grafts, restoration
@@ -42,6 +43,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
     "mixing_length": mixing_length,
     "penalty_strength": penalty_strength,
     "stages": stages,
+    "other_questions": other_questions,
     "interference": interference,
     "restoration": restoration,
     "grafts": grafts,

@@ -165,6 +165,14 @@ def panels(
     return figure, every[:n]
 
 
+def apart(figure: Figure) -> None:
+    """The last tick of a panel stands off the first one of its neighbour."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(wspace=0.06)
+
+
 def legend(figure: Figure, handles: Sequence[Any], width: int) -> None:
     """One legend above all panels, in as many columns as fit."""
     if handles:

@@ -11,6 +11,7 @@ import polars as pl
 from memprobe.arms import Arm, arm_names, by_kind
 from memprobe.figures.look import is_narrow
 from memprobe.retention import STAGES, Retention, curve, forgetting, interference, stages
+from memprobe.retention.asked import BASE, OTHERWISE
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
 
@@ -22,8 +23,10 @@ NAMES = (
     "mixing_length",
     "penalty_strength",
     "interference",
+    "other_questions",
 )
 """Figures of training runs."""
+_BY_SETUP = ("stages", "penalty_strength", "other_questions")
 PAGE = 230
 """Millimetres that a figure may be high, before each set-up gets one of its own."""
 NOT_LEARNED = "no run has learned all its stages"
@@ -54,6 +57,10 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
         ),
         "stages": (lambda: _stages(retention), NOT_LEARNED),
         "interference": (lambda: _interference(with_facts), "no run measured how its gradients interfere"),
+        "other_questions": (
+            lambda: _asked(retention),
+            "no run asked D_A otherwise (evaluate.paraphrases, manipulations)",
+        ),
         "replay_ratio": (
             lambda: _curve(with_facts, "replay_ratio", ["rows", "others"]),
             "there are not two replay ratios with all else equal",
@@ -80,11 +87,11 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
 
 
 def pages(name: str, table: pl.DataFrame, width: int) -> dict[str, pl.DataFrame]:
-    """One figure, or one for each set-up: always of stages and strengths, of forgetting where one fits no page."""
+    """One figure, or one a set-up: always of those of :data:`_BY_SETUP`, of forgetting where one fits no page."""
     setups = table["setup"].unique(maintain_order=True).to_list()
     rows = len(setups) if is_narrow(width) else -(-len(setups) // 2)
     fits = name == "forgetting" and rows * (4.6 * table["arm"].n_unique() + 13) <= PAGE
-    if len(setups) == 1 or fits or name not in ("stages", "penalty_strength", "forgetting"):
+    if len(setups) == 1 or fits or name not in (*_BY_SETUP, "forgetting"):
         return {"": table}
     return {setup: table.filter(setup=setup) for setup in setups}
 
@@ -136,6 +143,25 @@ def _interference(retention: Retention) -> pl.DataFrame:
         _named(table, retention.cells).sort("setup", "arm_text", "seed").rename({"cosine_start": "cosine"})
     )
     return table.select("setup", "arm", "arm_text", pl.col("seed").cast(pl.String), "cosine", "retention")
+
+
+def _asked(retention: Retention) -> pl.DataFrame:
+    """Arms as readers know them, the base model before all."""
+    table = retention.asked
+    if not len(table):
+        return table
+    lengths = retention.cells.select("setup", n=STAGES).unique()
+    table = table.join(lengths, on="setup", how="inner", maintain_order="left")
+    texts = [Arm.of(text).in_chain(n).text for text, n in table.select("arm", "n").iter_rows()]
+    order = by_kind({text for text in texts if text != BASE})
+    rank = {BASE: -1} | {text: place for place, text in enumerate(order)}
+    names = {BASE: "base model"} | arm_names(order)
+    shown = table.with_columns(
+        arm=pl.Series([names[text] for text in texts]), rank=pl.Series([rank[text] for text in texts])
+    ).sort("setup", "rank", "stage", maintain_order=True)
+    questions = pl.Enum([name for name in OTHERWISE if name in set(table["question"])])
+    shown = shown.sort("setup", pl.col("question").cast(questions), maintain_order=True)
+    return shown.select("setup", "question", "arm", "stage", "share", "low", "high", "by_seed")
 
 
 def _curve(retention: Retention, over: str, keys: list[str]) -> pl.DataFrame:

@@ -4,7 +4,7 @@
     probes, comparisons ─ compare's tables ─> recall, frequency, lof, survival, heatmap, differences, spread, kept,
                                           steps, lenses, contributions
     training runs ─ evaluations, recipes ───> forgetting, replay_ratio, mixing_ratio, mixing_length,
-                                          penalty_strength, stages
+                                          penalty_strength, stages, other_questions
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 ::
 
     run directories ─ runs.py ─> Retention ─ tables.py ─> forgetting, curves, stages, first stages, interference,
-                                    │                     other losses, cost
+                      asked.py      │                     other losses, cost; of itself, answers to other questions
                                     └─ cells, scores, over_seeds: three frames that can be stored
 """
 
+from memprobe.retention.asked import asked_otherwise, other_questions
 from memprobe.retention.runs import Retention, ended_runs, retention_of
 from memprobe.retention.tables import (
     CURVES,
@@ -29,6 +30,7 @@ __all__ = [
     "STAGES",
     "KeptLess",
     "Retention",
+    "asked_otherwise",
     "cost",
     "curve",
     "ended_runs",
@@ -37,6 +39,7 @@ __all__ = [
     "interference",
     "kept_less",
     "other_losses",
+    "other_questions",
     "retention_of",
     "stages",
 ]

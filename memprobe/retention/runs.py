@@ -7,7 +7,7 @@ counted as failed and is in no mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
+from memprobe.retention.asked import asked_otherwise, other_questions
 from memprobe.runs import EXACT, SHARES, EvaluatedSet, EvaluationFile, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
@@ -34,11 +35,14 @@ class Retention:
             mean of each stage's dataset after each stage. Of the first one also that of the ``rows`` that no later
             stage trained on again. An interval needs three seeds that were asked the same rows; see
             :func:`memprobe.statistics.arms.arm_means`.
+        asked: how D_A is answered when it is asked otherwise, see :func:`memprobe.retention.asked.other_questions`;
+            arms are texts. Empty where no run asked.
     """
 
     cells: pl.DataFrame
     scores: pl.DataFrame
     over_seeds: pl.DataFrame
+    asked: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 OVER_SEEDS = pl.Schema(
@@ -143,6 +147,7 @@ def retention_of(runs: Sequence[RunDirectory]) -> Retention:
         frame,
         pl.DataFrame(scores, infer_schema_length=None),
         pl.DataFrame(over, schema=OVER_SEEDS, orient="row"),
+        other_questions(**asked_otherwise([run for run in runs if run.learned], setups)),
     )
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from memprobe.arms import NAIVE, Arm
 from memprobe.retention import SETTINGS, kept_less
+from memprobe.retention.asked import OTHERWISE, log_prob_of
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
@@ -17,7 +18,6 @@ from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
 from memprobe.wording import count
-from training.study.asked import OTHERWISE, log_prob_of
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
 from training.study.tables import spread

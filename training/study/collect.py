@@ -20,10 +20,10 @@ from memprobe.lineage import origin
 from memprobe.manifests import MANIFEST
 from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
-from memprobe.retention import ended_runs, retention_of
+from memprobe.retention import asked_otherwise, ended_runs, retention_of
+from memprobe.retention.runs import setups_of
 from memprobe.runs import CELL, GRID, RunDirectory
 from training.grid.probing import probe_of_setup
-from training.study.asked import asked_otherwise
 from training.study.results import READOUTS, SETTINGS, Results
 from training.study.unseen import unseen_differences
 
@@ -86,8 +86,12 @@ def collect(
     }
     unseen = unseen_differences(placed["differences"], frame.filter("learned"))
     placed["differences"] = pl.concat([placed["differences"], unseen])
-    for name, table in asked_otherwise(run for run in ended if run.learned).items():
-        placed[name] = pl.concat([placed[name], table], how="diagonal_relaxed")
+    # What is answered depends on no reading, and stands under the headline's.
+    k, token = SETTINGS[0]
+    for name, table in asked_otherwise([run for run in ended if run.learned], setups_of(ended)).items():
+        if len(table):
+            table = table.with_columns(k=pl.lit(k), token=pl.lit(token), readout=pl.lit(READOUTS[0]))
+            placed[name] = pl.concat([placed[name], table], how="diagonal_relaxed")
     return Results(frame, retention.scores, retention.over_seeds, **placed)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import parquet_errors, write_parquet
-from memprobe.retention import Retention
+from memprobe.retention import Retention, other_questions
 from memprobe.runs import GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
@@ -27,7 +27,8 @@ class Results:
         stages: one row per cell, stage and evaluated dataset.
         retained: each stage's dataset after each stage, over seeds; see :class:`memprobe.retention.Retention`.
         placement: one row per set-up, reading, readout and checkpoint.
-        arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`.
+        arms: over seeds; see :func:`memprobe.statistics.arms.arm_means`. With the statistics of
+            :mod:`memprobe.retention.asked`, as the differences.
         differences: over seeds, against naive and its controls; see
             :func:`memprobe.statistics.arms.arm_differences`. With ``exact_unseen``, see :mod:`training.study.unseen`.
         spread: of latent depths, seed by seed against naive; see :mod:`memprobe.statistics.latent`.
@@ -48,7 +49,8 @@ class Results:
     @property
     def retention(self) -> Retention:
         """What :mod:`memprobe.retention` makes tables of."""
-        return Retention(self.cells, self.stages, self.retained)
+        asked = other_questions(self.arms, self.differences)
+        return Retention(self.cells, self.stages, self.retained, asked)
 
     def write(self, folder: Path) -> None:
         """One Parquet file per table."""

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.arms import NAIVE
 from memprobe.statistics.arms import MIN_SEEDS, student
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_over_seeds, size_over_seeds
-from training.study.asked import OTHERWISE, log_prob_of
 from training.study.results import SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
@@ -138,52 +136,6 @@ def nats(results: Results) -> pl.DataFrame:
     table = rows.filter(statistic="log_prob_full").select(*keys, "seeds", "in_common", *numbers)
     table = table.join(given, on=keys, how="left", maintain_order="left")
     return table.rename({"reference": "against", "given_margin_difference": "given_margin"})
-
-
-def other_questions(results: Results) -> pl.DataFrame:
-    """How D_A is answered when it is asked otherwise (:mod:`training.study.asked`), by arm and stage; the base model's
-    stage is 0.
-
-    Returns:
-        [setup, question, stage, arm, seeds, share, low, high, by_seed, difference, difference_low, difference_high, p,
-        log_prob, log_prob_difference, log_prob_difference_low, log_prob_difference_high, log_prob_p]: ``share`` of the
-        facts is answered, ``log_prob`` is the mean log-probability of a right answer in nats; differences are against
-        naive training, with p before any correction.
-    """
-    if not len(results.arms):
-        return pl.DataFrame()
-    keys = ["setup", "arm", "stage"]
-    parts = []
-    for question in OTHERWISE:
-        of = {name: results.arms.filter(statistic=name) for name in (question, log_prob_of(question))}
-        table = of[question].select(
-            *keys,
-            pl.lit(question).alias("question"),
-            "seeds",
-            pl.col("mean").alias("share"),
-            "low",
-            "high",
-            "by_seed",
-        )
-        for name, front in ((question, ""), (log_prob_of(question), "log_prob_")):
-            means = of[name].select(*keys, pl.col("mean").alias("log_prob"))
-            table = table.join(means, on=keys, how="left", maintain_order="left") if front else table
-            found = results.differences.filter(statistic=name, reference=NAIVE).select(
-                *keys,
-                *(
-                    pl.col(column).alias(f"{front}{called}")
-                    for column, called in (
-                        ("difference", "difference"),
-                        ("low", "difference_low"),
-                        ("high", "difference_high"),
-                        ("p", "p"),
-                    )
-                ),
-            )
-            table = table.join(found, on=keys, how="left", maintain_order="left")
-        parts.append(table.with_columns(pl.col("stage").cast(pl.Int64)).sort("stage", maintain_order=True))
-    front = ["setup", "question", "stage", "arm"]
-    return pl.concat(parts).select(*front, pl.exclude(front)).sort("setup", maintain_order=True)
 
 
 def lost_facts(results: Results) -> pl.DataFrame:

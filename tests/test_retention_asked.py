@@ -1,17 +1,20 @@
-"""What is answered of D_A when it is asked otherwise: made-up evaluations against sums by hand, and a real tiny run."""
+"""What is answered of D_A when it is asked otherwise: made-up evaluations against sums by hand."""
 
 import numpy as np
 import polars as pl
 import pytest
 
+from memprobe import figures
+from memprobe.figures.runs import of_retention
 from memprobe.files import read_json, write_json
+from memprobe.retention import asked_otherwise, other_questions, retention_of
+from memprobe.retention.asked import BASE, OTHERWISE, log_prob_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.shares import share_difference, share_over_seeds
+from tests.test_figures import drawn
 from tests.trained import write_run
-from training.study.asked import BASE, OTHERWISE, asked_otherwise, log_prob_of
 from training.study.claims import claims
 from training.study.results import Results
-from training.study.tables import other_questions
 
 N = 32
 REMIX, REPLAY = "remix(data=generic, stages=1)", "replay(ratio=0.1, stages=2)"
@@ -83,6 +86,10 @@ def runs(tmp_path):
     return made
 
 
+def asked_of(runs):
+    return asked_otherwise(runs, {run.path: "kvr-lama-n32" for run in runs})
+
+
 def one(table, **where):
     rows = table.filter(**where)
     assert len(rows) == 1, rows
@@ -90,7 +97,7 @@ def one(table, **where):
 
 
 def test_a_fact_counts_once_in_however_many_wordings_it_is_asked(runs):
-    found = asked_otherwise(runs)
+    found = asked_of(runs)
     naive = one(found["arms"], arm="none", stage="1", statistic="paraphrases")
     assert naive["by_seed"] == pytest.approx([(4 + seed + 2) / (2 * N) for seed in range(3)])
     model = share_over_seeds(np.array([3.0, 3.5, 4.0]), N)  # of 32 facts, not of 64 questions
@@ -104,7 +111,7 @@ def test_a_fact_counts_once_in_however_many_wordings_it_is_asked(runs):
 
 
 def test_each_manipulation_is_a_question_of_its_own(runs):
-    found = asked_otherwise(runs)["arms"]
+    found = asked_of(runs)["arms"]
     first = one(found, arm=REMIX, stage="1", statistic="manipulation_first")
     backwards = one(found, arm=REMIX, stage="1", statistic="manipulation_reversed")
     assert (first["mean"], backwards["mean"]) == (4 / N, 0) and backwards["high"] > 0.02
@@ -114,7 +121,7 @@ def test_each_manipulation_is_a_question_of_its_own(runs):
 
 
 def test_stages_that_cells_share_count_once_and_their_later_ones_are_pairs(runs):
-    found = asked_otherwise(runs)
+    found = asked_of(runs)
     arms = found["arms"].filter(statistic="paraphrases")
     assert {(row["arm"], row["stage"], row["seeds"]) for row in arms.to_dicts()} == {
         (BASE, "0", 1),
@@ -138,18 +145,22 @@ def test_facts_that_not_every_checkpoint_was_asked_are_left_out(runs):
     evaluation["sets"]["paraphrases"]["rows"] = [row for row in rows if not row["id"].startswith("row/0/")]
     write_json(evaluation, path)
     fresh = [RunDirectory(run.path, run.name) for run in runs]
-    naive = one(asked_otherwise(fresh)["arms"], arm="none", stage="1", statistic="paraphrases")
+    naive = one(asked_of(fresh)["arms"], arm="none", stage="1", statistic="paraphrases")
     # Fact 0 is among those that seed 0 answers, in both wordings, and seed 1 and 2 do not.
     assert naive["by_seed"][0] == pytest.approx((4 + 2 - 2) / (2 * (N - 1)))
 
 
 def test_cells_that_were_not_asked_have_no_rows(tmp_path):
     made = [write_cell(tmp_path, "naive", "none", seed, ((), (), ()), asks=False) for seed in range(3)]
-    assert all(not len(table) for table in asked_otherwise(made).values())
+    assert all(not len(table) for table in asked_of(made).values())
 
 
 def results(runs):
-    found = asked_otherwise(runs)
+    found = asked_of(runs)
+    found = {
+        name: table.with_columns(k=pl.lit(10), token=pl.lit("first"), readout=pl.lit("own"))
+        for name, table in found.items()
+    }
     cells = pl.DataFrame(
         [
             {
@@ -191,7 +202,8 @@ def test_the_book_asks_it_after_either_stage(runs):
 
 
 def test_the_table_lays_shares_beside_their_differences(runs):
-    table = other_questions(results(runs))
+    table = other_questions(**asked_of(runs))
+    assert table.equals(retention_of(runs).asked)
     questions = table["question"].unique(maintain_order=True).to_list()
     assert questions == ["paraphrases", "manipulation_first", "manipulation_reversed"]
     assert table.filter(question="paraphrases")["stage"].to_list() == [0, 1, 1, 2, 2, 2]
@@ -202,6 +214,36 @@ def test_the_table_lays_shares_beside_their_differences(runs):
     assert remix["share"] - naive["share"] == pytest.approx(remix["difference"])
     assert remix["log_prob"] - naive["log_prob"] == pytest.approx(remix["log_prob_difference"])
     assert remix["difference_low"] < remix["difference"] < remix["difference_high"]
+
+
+def test_the_figure_shows_each_question_arm_by_arm(runs):
+    table = of_retention(retention_of(runs))["other_questions"]
+    assert table["arm"].unique(maintain_order=True).to_list() == [
+        "base model",
+        "naive",
+        "REMIX generic",
+        "replay 0.1",
+    ]
+    figure = figures.other_questions(table)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "exact match in other words",
+        "first character of the answer",
+        "answer read backwards",
+    ]
+    shown = drawn(figure)
+    assert (
+        shown["paraphrases/base model/0/value"] == [[0.0, 0.0]]
+        and "paraphrases/base model/0/seeds" not in shown
+    )
+    seeds = sorted(x for x, _ in shown["paraphrases/naive/1/seeds"])
+    assert seeds == pytest.approx([(4 + seed + 2) / (2 * N) for seed in range(3)])
+    ((x, _),) = shown["paraphrases/REMIX generic/2/value"]
+    assert x == pytest.approx(24 / N) and "paraphrases/replay 0.1/1/value" not in shown
+
+
+def test_runs_that_were_not_asked_have_no_figure(tmp_path):
+    made = [write_cell(tmp_path, "naive", "none", seed, ((), (), ()), asks=False) for seed in range(3)]
+    assert "evaluate.paraphrases" in of_retention(retention_of(made))["other_questions"]
 
 
 def test_every_question_has_a_name():
