@@ -146,6 +146,18 @@ class EvaluationFile(_Open):
     interference: dict[str, dict[str, Any]] | None = None
 
 
+class Parent(_Open):
+    """The checkpoint that a stage started from."""
+
+    fingerprint: str | None = None
+
+
+class StageRows(_Open):
+    """The rows that a stage was trained on, by the hash of their file."""
+
+    hash: str | None = None
+
+
 class ManifestFile(_Open):
     """``memprobe.json``: of how a checkpoint was made, what readers ask for."""
 
@@ -157,6 +169,8 @@ class ManifestFile(_Open):
     tokens: Count
     seconds: float | None = None
     replayed: list[str] = []
+    parent: Parent | None = None
+    stages: list[StageRows] = []
 
 
 class CellStage(_Open):

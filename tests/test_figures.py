@@ -673,6 +673,7 @@ def test_every_figure_is_there_in_each_format_beside_its_json(written):
         "mixing_ratio",
         "mixing_length",
         "penalty_strength",
+        "other_questions",
         "steps",
         "lenses",
         "positions",

@@ -200,6 +200,10 @@ BROKEN = {
         ("interference", {"start": 1}, r"evaluation\.json: interference\.start: "),
     ],
     "2-lama/memprobe.json": [("steps", "80", r"memprobe\.json: steps: "), ("replayed", 1, "replayed: ")],
+    "1-kvr/memprobe.json": [
+        ("parent", "base", r"memprobe\.json: parent: "),
+        ("stages", [{"hash": 1}], r"memprobe\.json: stages\.0\.hash: "),
+    ],
     "cell.json": [
         ("learned", "yes", r"cell\.json: learned: "),
         ("stages", [{}], r"cell\.json: stages\.0\.label: "),

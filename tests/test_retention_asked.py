@@ -150,6 +150,18 @@ def test_facts_that_not_every_checkpoint_was_asked_are_left_out(runs):
     assert naive["by_seed"][0] == pytest.approx((4 + 2 - 2) / (2 * (N - 1)))
 
 
+def test_evaluations_of_old_have_shares_and_no_nats(runs):
+    for run in runs:
+        for path in run.path.glob("*/evaluation.json"):
+            evaluation = read_json(path)
+            for name in ("paraphrases", "manipulations"):
+                for row in evaluation["sets"][name]["rows"]:
+                    del row["nats"]
+            write_json(evaluation, path)
+    table = other_questions(**asked_of([RunDirectory(run.path, run.name) for run in runs]))
+    assert table["share"].is_not_null().all() and table["log_prob"].is_null().all()
+
+
 def test_cells_that_were_not_asked_have_no_rows(tmp_path):
     made = [write_cell(tmp_path, "naive", "none", seed, ((), (), ()), asks=False) for seed in range(3)]
     assert all(not len(table) for table in asked_of(made).values())

@@ -16,9 +16,6 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
-from memprobe.files import read_json
-from memprobe.lineage import origin
-from memprobe.manifests import MANIFEST
 from memprobe.runs import EXACT, EvaluationFile, RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
 
@@ -124,9 +121,9 @@ def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[Run, Answers]]
         for stage in run.stages:
             if stage.evaluation is None:
                 continue
-            manifest = read_json(stage.path / MANIFEST) if (stage.path / MANIFEST).exists() else {}
-            made = origin(manifest)
-            before += [parent["fingerprint"]] if (parent := made["parent"]) else []
+            made = stage.manifest
+            if made is not None and made.parent is not None and made.parent.fingerprint:
+                before.append(made.parent.fingerprint)
             label = labels.get(stage.path.name, f"{run.path}/{stage.path.name}") if stage.number else BASE
             answers = answers_of(stage.evaluation)
             if label in seen or not answers:
@@ -135,15 +132,11 @@ def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[Run, Answers]]
             if not stage.number:
                 yield _empty(BASE, 0, "", BASE), answers
                 continue
-            rows = str((made["stages"] or [{}])[0].get("hash") or "")
+            rows = made.stages[0].hash if made is not None and made.stages else None
             # A stage that cells share has the arm of the cell that trained it.
-            who = (
-                str(manifest.get("arm", run.arm)),
-                stage.number,
-                str(manifest.get("seed", run.seed)),
-                label,
-            )
-            yield _empty(*who, before=tuple(before), rows=rows), answers
+            arm, seed = (made.arm, made.seed) if made is not None else (None, None)
+            who = (arm or run.arm, stage.number, str(run.seed if seed is None else seed), label)
+            yield _empty(*who, before=tuple(before), rows=rows or ""), answers
 
 
 def _empty(arm: str, stage: int, seed: str, label: str, **more: Any) -> Run:
@@ -160,7 +153,7 @@ def answers_of(evaluation: EvaluationFile) -> Answers:
             rows.setdefault(statistic, {}).setdefault(fact, []).append(row)
     return {
         statistic: {
-            fact: np.mean([(float(row[EXACT]), -float(row["nats"])) for row in some], axis=0)
+            fact: np.mean([(float(row[EXACT]), -float(row.get("nats", np.nan))) for row in some], axis=0)
             for fact, some in facts.items()
         }
         for statistic, facts in rows.items()
