@@ -54,20 +54,26 @@ def evaluation_sets(prepared: Prepared, recipe: Recipe, number: int) -> dict[str
     wanted = recipe.evaluate
     kinds: dict[str, Any] = {"factoids": "factoids", "tasks": "task", "texts": "text"}
 
-    def make(kind: Any, rows: Sequence[AnyRow], metric: Metric | None = None) -> EvaluationSet:
-        chosen = subset(rows, min(len(rows), wanted.limit), recipe.rows_seed, "evaluation")
+    def make(
+        kind: Any, rows: Sequence[AnyRow], metric: Metric | None = None, seed: int = recipe.rows_seed
+    ) -> EvaluationSet:
+        chosen = subset(rows, min(len(rows), wanted.limit), seed, "evaluation")
         return EvaluationSet(kind, chosen, recipe.template, metric, recipe.max_length)
 
+    # Chosen by the seed that the stage's own rows are drawn by, so that seeds with the same rows are asked the same.
+    seeds = [recipe.own_rows_seed(stage) for stage in recipe.stages]
     sets = {
-        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows, stage.metric)
-        for place, (stage, data) in enumerate(zip(recipe.stages, prepared.stages, strict=True), 1)
+        f"{place}-{stage.name}": make(kinds[stage.kind], data.held_out or data.rows, stage.metric, seed)
+        for place, (stage, data, seed) in enumerate(
+            zip(recipe.stages, prepared.stages, seeds, strict=True), 1
+        )
         if place <= number
     }
     first = [row for row in prepared.stages[0].rows if isinstance(row, Factoid)]
     if wanted.paraphrases and first:
-        sets["paraphrases"] = make("factoids", paraphrases(first))
+        sets["paraphrases"] = make("factoids", paraphrases(first), seed=seeds[0])
     if wanted.manipulations and first:
-        sets["manipulations"] = make("factoids", manipulations(first, recipe.rows_seed))
+        sets["manipulations"] = make("factoids", manipulations(first, seeds[0]), seed=seeds[0])
     if prepared.known:
         sets["known"] = EvaluationSet("factoids", prepared.known, "plain")
     if prepared.texts:

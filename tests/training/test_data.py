@@ -260,6 +260,26 @@ def test_tasks_whose_prompt_fills_a_row_are_left_out_and_others_drawn(tiny_check
         prepare(small(tiny_checkpoint, stages=[stage | {"n": 25}], max_length=80), tmp_path / "few", never)
 
 
+def test_seeds_that_share_their_first_rows_are_asked_the_same_of_them(tiny_checkpoint, tmp_path):
+    """As in a grid that draws later stages again: what is kept of D_A is held against each other fact by fact."""
+    evaluate = {"paraphrases": True, "manipulations": True, "limit": 6}
+    asked = []
+    for seed in (1, 2):
+        stages = [
+            {"name": "facts", "data": "known", "n": 12, "data_seed": 0, "epochs": 1},
+            {"name": "b", "data": "kvr:12", "epochs": 1},
+        ]
+        recipe = small(tiny_checkpoint, stages=stages, seed=seed, data_seed=seed, evaluate=evaluate)
+        sets = evaluation_sets(prepare(recipe, tmp_path / "asked", never), recipe, 2)
+        asked.append(
+            {name: [(row.id, row.prompt, row.answer) for row in one.rows] for name, one in sets.items()}
+        )
+    one, other = asked
+    assert set(one) == {"1-facts", "2-b", "paraphrases", "manipulations"} and len(one["1-facts"]) == 6
+    assert all(one[name] == other[name] for name in ("1-facts", "paraphrases", "manipulations"))
+    assert one["2-b"] != other["2-b"], "which are drawn by the run's own seed"
+
+
 def test_all_that_can_be_evaluated(tiny_checkpoint, tmp_path):
     """Three stages: unknown factoids, tasks, texts; facts known before, and held-out text."""
     tasks = tmp_path / "tasks.jsonl"
