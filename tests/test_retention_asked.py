@@ -8,7 +8,7 @@ from memprobe import figures
 from memprobe.figures.runs import of_retention
 from memprobe.files import read_json, write_json
 from memprobe.retention import asked_otherwise, other_questions, retention_of
-from memprobe.retention.asked import BASE, OTHERWISE, log_prob_of
+from memprobe.retention.asked import BASE, OTHERWISE, answers_of, log_prob_of, repeats_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.shares import share_difference, share_over_seeds
 from tests.test_figures import drawn
@@ -120,6 +120,25 @@ def test_each_manipulation_is_a_question_of_its_own(runs):
     assert not len(found.filter(statistic="manipulation_true"))  # keys are not asked whether they are true
 
 
+def test_the_answer_itself_is_told_from_what_is_asked_of_it(runs):
+    """A model that knows the answer may say it whatever is asked of it; that of a fact it has lost is no answer."""
+    run = runs[0]
+    path = run.path / "1-kvr" / "evaluation.json"
+    evaluation = read_json(path)
+    for i, row in enumerate(evaluation["sets"]["1-kvr"]["rows"]):
+        row |= {"id": f"row/{i}", "prediction": f"value {i}", "exact_match": i < 24}
+    for row in evaluation["sets"]["manipulations"]["rows"]:
+        _, i, task = row["id"].split("/")
+        row["prediction"] = f"value {i}" if task == "reversed" and int(i) % 2 == 0 else "else"
+    write_json(evaluation, path)
+    found = answers_of(RunDirectory(run.path, run.name).trained[1].evaluation)
+    repeats = {
+        task: [found[f"manipulation_{task}"][f"row/{i}"][2] for i in range(N)]
+        for task in ("first", "reversed")
+    }
+    assert repeats == {"first": [0.0] * N, "reversed": [1.0 * (i % 2 == 0 and i < 24) for i in range(N)]}
+
+
 def test_stages_that_cells_share_count_once_and_their_later_ones_are_pairs(runs):
     found = asked_of(runs)
     arms = found["arms"].filter(statistic="paraphrases")
@@ -217,7 +236,7 @@ def test_the_table_lays_shares_beside_their_differences(runs):
     table = other_questions(**asked_of(runs))
     assert table.equals(retention_of(runs).asked)
     questions = table["question"].unique(maintain_order=True).to_list()
-    assert questions == ["paraphrases", "manipulation_first", "manipulation_reversed"]
+    assert questions == ["as_learned", "paraphrases", "manipulation_first", "manipulation_reversed"]
     assert table.filter(question="paraphrases")["stage"].to_list() == [0, 1, 1, 2, 2, 2]
     base = one(table, arm=BASE, question="manipulation_first")
     assert (base["stage"], base["share"], base["difference"]) == (0, 1 / N, None)
@@ -230,14 +249,9 @@ def test_the_table_lays_shares_beside_their_differences(runs):
 
 def test_the_figure_shows_each_question_arm_by_arm(runs):
     table = of_retention(retention_of(runs))["other_questions"]
-    assert table["arm"].unique(maintain_order=True).to_list() == [
-        "base model",
-        "naive",
-        "REMIX generic",
-        "replay 0.1",
-    ]
     figure = figures.other_questions(table)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "exact match, asked as learned",
         "exact match in other words",
         "first character of the answer",
         "answer read backwards",
@@ -262,4 +276,4 @@ def test_every_question_has_a_name():
     from memprobe.statistics.vocabulary import label
 
     for statistic in OTHERWISE:
-        assert label(statistic) in label(log_prob_of(statistic))
+        assert all(label(statistic) in label(of(statistic)) for of in (log_prob_of, repeats_of))

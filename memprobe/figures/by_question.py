@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @style.in_style
 def other_questions(table: pl.DataFrame, *, width: int = 89) -> Figure:
-    """Shares of the facts of D_A that are answered in other words, and of which a manipulation is right.
+    """Shares of D_A's facts that are answered as learned, in other words, and when something is made of the answer.
 
     Hollow points are seeds; the mean and its 95 % interval need three of them.
 
@@ -27,7 +27,7 @@ def other_questions(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """
     style.not_empty(table, "share")
     questions = table["question"].unique(maintain_order=True).to_list()
-    arms = table["arm"].unique(maintain_order=True).to_list()
+    arms = pl.concat([table.filter(stage=0), table])["arm"].unique(maintain_order=True).to_list()
     numbers = sorted(table["stage"].unique())
     looks = {stage: style.look(place) | {"linestyle": ""} for place, stage in enumerate(numbers)}
     handles = [
@@ -38,7 +38,7 @@ def other_questions(table: pl.DataFrame, *, width: int = 89) -> Figure:
     figure, every = style.panels(
         len(questions),
         width,
-        columns=(1, 3),
+        columns=(1, 2),
         height=style.rows_height(len(arms), stages) + 12,
         above=style.legend_height(handles, width),
         sharey=True,

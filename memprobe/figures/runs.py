@@ -11,7 +11,7 @@ import polars as pl
 from memprobe.arms import Arm, arm_names, by_kind
 from memprobe.figures.look import is_narrow
 from memprobe.retention import STAGES, Retention, curve, forgetting, interference, stages
-from memprobe.retention.asked import BASE, OTHERWISE
+from memprobe.retention.asked import BASE, QUESTIONS
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
 
@@ -159,7 +159,7 @@ def _asked(retention: Retention) -> pl.DataFrame:
     shown = table.with_columns(
         arm=pl.Series([names[text] for text in texts]), rank=pl.Series([rank[text] for text in texts])
     ).sort("setup", "rank", "stage", maintain_order=True)
-    questions = pl.Enum([name for name in OTHERWISE if name in set(table["question"])])
+    questions = pl.Enum([name for name in QUESTIONS if name in set(table["question"])])
     shown = shown.sort("setup", pl.col("question").cast(questions), maintain_order=True)
     return shown.select("setup", "question", "arm", "stage", "share", "low", "high", "by_seed")
 

@@ -20,19 +20,26 @@ from memprobe.runs import EXACT, EvaluationFile, RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
 
 PARAPHRASES, MANIPULATIONS = "paraphrases", "manipulations"
+AS_LEARNED = "as_learned"
 OTHERWISE = (PARAPHRASES, "manipulation_first", "manipulation_reversed", "manipulation_true")
-"""Statistics: the share of facts that are answered so."""
+QUESTIONS = (AS_LEARNED, *OTHERWISE)
+"""Statistics: the share of facts that are answered so, beside that of the question that was learned."""
 BASE = "base"
 """The arm of the base model, whose stage is 0: what is answered without having learned anything."""
 
 Answers = dict[str, dict[str, np.ndarray]]
-"""By statistic and fact: the share of its questions that are answered, and the mean log-probability of their answers in
-nats."""
+"""By statistic and fact: the share of its questions that are answered, the mean log-probability of their answers in
+nats, and the share of its questions to which the fact's own answer is said, as to the question that was learned."""
 
 
 def log_prob_of(statistic: str) -> str:
     """The statistic of how probable the right answers are, in nats."""
     return f"log_prob_{statistic}"
+
+
+def repeats_of(statistic: str) -> str:
+    """The statistic of how often a question about an answer is answered with that answer itself."""
+    return f"repeats_{statistic}"
 
 
 def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> dict[str, pl.DataFrame]:
@@ -66,16 +73,18 @@ def other_questions(arms: pl.DataFrame, differences: pl.DataFrame) -> pl.DataFra
 
     Returns:
         [setup, question, stage, arm, seeds, share, low, high, by_seed, difference, difference_low, difference_high, p,
-        log_prob, log_prob_difference, log_prob_difference_low, log_prob_difference_high, log_prob_p]: ``share`` of the
-        facts is answered, ``log_prob`` is the mean log-probability of a right answer in nats; differences are against
-        naive training, with p before any correction.
+        log_prob, repeats, log_prob_difference, log_prob_difference_low, log_prob_difference_high, log_prob_p]:
+        ``share`` of the facts is answered, ``log_prob`` is the mean log-probability of a right answer in nats,
+        ``repeats`` the share to which the fact's own answer is said, as to the question that was learned (in other
+        words that is the right one); differences are against naive training, with p before any correction.
     """
     if not len(arms):
         return pl.DataFrame()
     keys = ["setup", "arm", "stage"]
     parts = []
-    for question in OTHERWISE:
-        shares, nats = (arms.filter(statistic=name) for name in (question, log_prob_of(question)))
+    for question in QUESTIONS:
+        names = (question, log_prob_of(question), repeats_of(question))
+        shares, nats, repeats = (arms.filter(statistic=name) for name in names)
         table = shares.select(
             *keys,
             pl.lit(question).alias("question"),
@@ -90,6 +99,7 @@ def other_questions(arms: pl.DataFrame, differences: pl.DataFrame) -> pl.DataFra
         )
         for more in (
             nats.select(*keys, pl.col("mean").alias("log_prob")),
+            repeats.select(*keys, pl.col("mean").alias("repeats")),
             _against_naive(differences, log_prob_of(question), "log_prob_"),
         ):
             table = table.join(more, on=keys, how="left", maintain_order="left")
@@ -151,20 +161,35 @@ def answers_of(evaluation: EvaluationFile) -> Answers:
             fact, _, task = str(row["id"]).rpartition("/")
             statistic = name if name == PARAPHRASES else f"manipulation_{task}"
             rows.setdefault(statistic, {}).setdefault(fact, []).append(row)
+    learned = next((one.rows for name, one in evaluation.sets.items() if name.startswith("1-")), [])
+    own = {row["id"]: row.get("prediction") if row.get(EXACT) else None for row in learned}
+    if rows and learned and all(EXACT in row for row in learned):
+        rows[AS_LEARNED] = {row["id"]: [row] for row in learned}
     return {
         statistic: {
-            fact: np.mean([(float(row[EXACT]), -float(row.get("nats", np.nan))) for row in some], axis=0)
-            for fact, some in facts.items()
+            fact: np.mean([_of_row(row, fact, own) for row in some], axis=0) for fact, some in facts.items()
         }
         for statistic, facts in rows.items()
     }
+
+
+def _of_row(row: Mapping[str, Any], fact: str, own: Mapping[str, str | None]) -> tuple[float, float, float]:
+    """One question: whether it is answered, the log-probability of its answer, and whether the fact's own is said.
+
+    Args:
+        own: what each fact's learned question is answered with, ``None`` where that is wrong.
+    """
+    repeats = (
+        float(row.get("prediction") is not None and row["prediction"] == own[fact]) if fact in own else np.nan
+    )
+    return float(row[EXACT]), -float(row.get("nats", np.nan)), repeats
 
 
 def _of_setup(
     checkpoints: Sequence[tuple[Run, Answers]],
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of one set-up, way by way of asking."""
-    for statistic in OTHERWISE:
+    for statistic in QUESTIONS:
         asked = [(run, answers[statistic]) for run, answers in checkpoints if statistic in answers]
         facts = sorted(set.intersection(*(set(answers) for _, answers in asked))) if asked else []
         if not facts:
@@ -181,7 +206,8 @@ def _of_setup(
             )
             for run, answers in asked
         ]
-        names, binary = [statistic, log_prob_of(statistic)], [statistic]
+        names = [statistic, log_prob_of(statistic), repeats_of(statistic)]
+        binary = [names[0], names[2]]
         yield "arms", arm_means(runs, names, len(facts), shares=binary, binary=binary)
         for arm in dict.fromkeys(run.arm for run in runs if run.label != BASE):
             if Arm.of(arm).is_naive or Arm.of(arm).is_control:

@@ -297,6 +297,7 @@ _OTHERS = (
     *(
         row
         for key, label in (
+            ("as_learned", "exact match, asked as learned"),
             ("paraphrases", "exact match in other words"),
             ("manipulation_first", "first character of the answer"),
             ("manipulation_reversed", "answer read backwards"),
@@ -310,6 +311,14 @@ _OTHERS = (
                 f"log-prob, {label}",
                 "nats",
                 "none",
+                **_HIGHER,
+            ),
+            Statistic(
+                f"repeats_{key}",
+                f"own answer said, {label}",
+                f"repeated, {label}",
+                "share",
+                "wilson",
                 **_HIGHER,
             ),
         )
