@@ -40,6 +40,10 @@ PAPER = {
     "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
     "kept": "What is kept was in earlier layers",
     "spread": "REMIX spreads facts over more diverse layers",
+    "other questions, after stage 1": "REMIX makes facts easier to recall and manipulate: after stage 1",
+    "other questions, after the last stage": "The same, after the last stage",
+    "other questions in nats, after stage 1": "The same after stage 1, in the log-probability of the answers",
+    "other questions in nats, after the last stage": "The same after the last stage, in the log-probability",
     "gradients": "What harms the facts shows in the gradients before stage 2",
 }
 """What the paper says, or would have to show, by family of the book of claims."""
