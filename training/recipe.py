@@ -400,6 +400,10 @@ def to_toml(recipe: Recipe) -> str:
     return toml_text(data)
 
 
+TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
+"""Keys that change nothing of what is trained: a run that was begun with others goes on."""
+
+
 def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
     """The recipe with ``auto`` as one that was begun before has it."""
     if recipe.precision.autocast != "auto":
@@ -411,12 +415,16 @@ def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
 def same_rows(old: Recipe, new: Recipe) -> bool:
     """Whether two recipes draw the same rows: all that they say counts, but for where stages run and in which precision
     they are trained. ``save_dtype`` counts, as the base model is asked in it what it knows."""
-    without = {"arm": True, "resources": True, "precision": set(Precision.model_fields) - {"save_dtype"}}
+    without = {
+        "arm": True,
+        **dict.fromkeys(TRAINS_THE_SAME, True),
+        "precision": set(Precision.model_fields) - {"save_dtype"},
+    }
     before, after = (recipe.model_dump(mode="json", exclude=without) for recipe in (old, new))
     return before == after
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``."""
-    before, after = (recipe.model_dump(mode="json", exclude={"resources"}) for recipe in (old, new))
+    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``; but for :data:`TRAINS_THE_SAME`."""
+    before, after = (recipe.model_dump(mode="json", exclude=set(TRAINS_THE_SAME)) for recipe in (old, new))
     return changes(before, after)

@@ -83,6 +83,7 @@ def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):
         ('arms = ["naive"]', 'arms = ["replay", "naive"]'),
         ("seeds = [0]", "seeds = [1, 0]"),
         ("[recipe]", "[recipe]\nresources = { cpus = 2.0 }"),
+        ("[recipe]", '[recipe]\nsave_minutes = 60\nloggers = ["tensorboard"]'),
         ("[recipe.optimiser]", '[recipe.precision]\nautocast = "auto"\n[recipe.optimiser]'),
     ],
 )

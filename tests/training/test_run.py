@@ -362,6 +362,9 @@ def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path
     run(small(tiny_checkpoint), tmp_path, quiet=True)
     with pytest.raises(MemprobeError, match=r"seed: 0 -> 5.*--fresh"):
         run(small(tiny_checkpoint, seed=5), tmp_path, quiet=True)
+    run(
+        small(tiny_checkpoint, save_minutes=60, loggers=["tensorboard"]), tmp_path, quiet=True
+    )  # trains the same
     last = run(small(tiny_checkpoint, seed=5), tmp_path, fresh=True, quiet=True)
     manifest = read_manifest(last)
     assert manifest is not None and manifest.seed == 5

@@ -33,7 +33,7 @@ from training.grid.probing import has_base, join_cell
 from training.grid.stages import ask_ahead, directory, is_done, train
 from training.grid.work import after_of, end_cell, look_at, started
 from training.memory import Memory
-from training.recipe import Precision, Resources
+from training.recipe import TRAINS_THE_SAME, Precision, Resources
 from training.run_log import RunLog
 
 
@@ -272,9 +272,7 @@ def _question(node: Node) -> str:
     if recipe.evaluate.texts is None:  # else passages that are mixed in are not among those to evaluate
         of_stage |= {"mixing", "epochs"}
     without = {
-        **dict.fromkeys(
-            ("arm", "seed", "data_seed", "resources", "optimiser", "save_minutes", "loggers"), True
-        ),
+        **dict.fromkeys(("arm", "seed", "data_seed", "optimiser", *TRAINS_THE_SAME), True),
         "precision": set(Precision.model_fields) - {"save_dtype", "autocast"},
         "stages": {"__all__": of_stage},
     }
