@@ -35,7 +35,7 @@ PAPER = {
     "second stages": "What D_B is decides how much is kept",
     "mixing": "REMIX keeps what naive training forgets, and more than training longer does",
     "baselines": "Replay and weight regularisation help little (what is *seen* here speaks against it)",
-    "nats": "The same, in the log-probability of the facts",
+    "nats": "The same, in the log-probability of an answer's first token",
     "placement, after stage 1": "REMIX stores facts earlier: after stage 1",
     "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
     "kept": "What is kept was in earlier layers",

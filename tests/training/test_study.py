@@ -23,7 +23,7 @@ from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
 from training.study.published import markdown, tables
 from training.study.results import Results, read_results
-from training.study.tables import kept_before, lost_facts
+from training.study.tables import kept_before, lost_facts, nats
 from training.study.unseen import unseen_differences
 
 REMIX = "remix(data=generic, stages=1)"
@@ -258,6 +258,21 @@ def test_kept_facts_lie_beside_what_can_be_seen_and_their_net():
     table = kept_before(results([*NAIVE, *MIXED], kept=rows))
     assert table["readout"].to_list() == ["own", "base-readout"]
     assert table["lof_net"].to_list() == [-0.4, None] and table["detectable"].to_list() == [0.9, None]
+
+
+def test_nats_of_the_first_token_and_of_the_whole_answer_stand_apart():
+    def row(value, **told):
+        return difference("log_prob_full", value - 1, value + 1, **told) | {"difference": value} | MORE
+
+    first, whole = row(2.0), row(9.0, k=1, token="all")
+    given = row(1.5) | {"statistic": GIVEN_MARGIN}
+    base = row(3.0, readout="base-readout")
+    found = row_of(nats(results(NAIVE, [first, whole, given, base])), arm=REMIX)
+    assert (found["difference"], found["given_margin"], found["whole"]) == (2.0, 1.5, 9.0)
+    assert (found["low"], found["whole_low"], found["whole_high"]) == (1.0, 8.0, 10.0)
+
+
+MORE = {"in_common": "rows", "detectable": 0.5}
 
 
 def test_lost_facts_are_counted_over_the_seeds_of_an_arm():

@@ -201,19 +201,29 @@ def test_only_a_penalty_is_inert(arm):
     assert found["verdict"].to_list() == ["seen"]
 
 
-def test_readings_stand_beside_each_other():
-    told = {"statistic": "lof_restricted", "arm": GENERIC}
+@pytest.mark.parametrize("statistic", ["lof_restricted", "log_prob_full"])
+def test_readings_stand_beside_each_other(statistic):
+    """How probable an answer is depends on whether its first token is meant, or all of them."""
+    told = {"statistic": statistic, "arm": GENERIC}
     rows = [
         difference(value=-1.0, half=0.2, p=0.001, **told),
         difference(value=0.5, half=0.2, p=0.001, k=1, token="all", **told),
     ]
     readings = ((10, "first"), (1, "all"))
-    of = book({"name": "x", "statistic": "lof_restricted", "side": "below"}, readings=readings)
+    of = book({"name": "x", "statistic": statistic, "side": "below"}, readings=readings)
     found = claims(tables(rows), of)
     assert found.select("headline", "verdict").rows() == [(True, "seen"), (False, "contradicted")]
     page = specification(found, of)
     assert page.columns[-2:] == ["top 10, first", "top 1, all"]
     assert page.row(0)[-2:] == ("seen -1.00 [-1.20, -0.80]", "contradicted +0.50 [+0.30, +0.70]")
+
+
+@pytest.mark.parametrize("statistic", ["exact", "paraphrases", "log_prob_paraphrases"])
+def test_what_is_said_has_one_reading(statistic):
+    rows = [difference(GENERIC, 0.4, 0.1, 0.001, statistic=statistic)]
+    of = book({"name": "x", "statistic": statistic}, readings=((10, "first"), (1, "all")))
+    found = claims(tables(rows), of)
+    assert found.select("k", "token", "headline", "verdict").rows() == [(None, None, True, "seen")]
 
 
 def test_a_mean_against_a_threshold():

@@ -22,7 +22,7 @@ from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results
 from training.study.tables import spread
 
-_OF_WHOLE_ANSWERS = {"exact", "log_prob_full", *OTHERWISE, *map(log_prob_of, OTHERWISE)}
+_OF_NO_READING = {"exact", *OTHERWISE, *map(log_prob_of, OTHERWISE)}
 AS_MANY = 0.1
 """How far the steps, or tokens, of an arm and its control may be apart, as a share."""
 
@@ -124,8 +124,8 @@ def _costs(cells: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]
 
 
 def _readings(claim: Claim, book: Book) -> Sequence[Reading | None]:
-    """What is said, and how probable whole answers are, does not depend on the reading."""
-    return [None] if claim.statistic in _OF_WHOLE_ANSWERS else book.readings
+    """What is said depends on no reading; how probable an answer is, by its first token or as a whole, does."""
+    return [None] if claim.statistic in _OF_NO_READING else book.readings
 
 
 def _stages(claim: Claim, table: pl.DataFrame) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,21 +121,31 @@ def nats(results: Results) -> pl.DataFrame:
 
     Returns:
         [setup, arm, against, seeds, in_common, difference, low, high, detectable, given_margin, given_margin_low,
-        given_margin_high, given_margin_detectable], of the own readout in the headline's reading.
+        given_margin_high, given_margin_detectable, whole, whole_low, whole_high, whole_detectable], of the own readout:
+        of the first token of an answer, as the headline's reading has it, and ``whole`` of all its tokens together.
     """
     if not len(results.differences):
         return pl.DataFrame()
     stage = pl.col("stage").cast(pl.Int64)
-    k, token = SETTINGS[0]
-    rows = results.differences.filter(stage == stage.max().over("setup"), readout="own", k=k, token=token)
+    last = results.differences.filter(stage == stage.max().over("setup"), readout="own")
     keys = ["setup", "arm", "reference"]
     numbers = ["difference", "low", "high", "detectable"]
-    given = rows.filter(statistic=GIVEN_MARGIN).select(
-        *keys, *(pl.col(name).alias(f"given_margin_{name}") for name in numbers)
-    )
-    table = rows.filter(statistic="log_prob_full").select(*keys, "seeds", "in_common", *numbers)
-    table = table.join(given, on=keys, how="left", maintain_order="left")
-    return table.rename({"reference": "against", "given_margin_difference": "given_margin"})
+
+    def of(statistic: str, token: str, named: Mapping[str, str]) -> pl.DataFrame:
+        (k,) = (k for k, rule in SETTINGS if rule == token)
+        rows = last.filter(statistic=statistic, k=k, token=token)
+        return rows.select(*keys, *(pl.col(name).alias(to) for name, to in named.items()))
+
+    first = dict(zip(["seeds", "in_common", *numbers], ["seeds", "in_common", *numbers], strict=True))
+    table = of("log_prob_full", "first", first)
+    for statistic, token, called in (
+        (GIVEN_MARGIN, "first", "given_margin"),
+        ("log_prob_full", "all", "whole"),
+    ):
+        named = {name: called if name == "difference" else f"{called}_{name}" for name in numbers}
+        more = of(statistic, token, named)
+        table = table.join(more, on=keys, how="left", maintain_order="left")
+    return table.rename({"reference": "against"})
 
 
 def lost_facts(results: Results) -> pl.DataFrame:
