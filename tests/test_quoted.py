@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA = (
+STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTIONS = (
     f"analyses/{name}/tables"
-    for name in ("study", "study-ewc", "study-kinds", "study-500", "study-paper", "study-gemma")
+    for name in (
+        "study",
+        "study-ewc",
+        "study-kinds",
+        "study-500",
+        "study-paper",
+        "study-gemma",
+        "study-questions",
+    )
 )
 PAGES = {
     "README.md": (
@@ -22,6 +30,7 @@ PAGES = {
         STUDY_EWC,
         STUDY_500,
         STUDY_PAPER,
+        STUDY_QUESTIONS,
         "analyses/where",
         "analyses/lenses",
         "analyses/demo",
@@ -29,6 +38,7 @@ PAGES = {
     ),
     "docs/findings/study.md": (STUDY, STUDY_EWC, STUDY_KINDS),
     "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_GEMMA, STUDY_KINDS),
+    "docs/findings/other-questions.md": (STUDY_QUESTIONS, STUDY_PAPER),
     "docs/findings/where.md": ("analyses/where",),
     "docs/findings/planted-truth.md": ("analyses/instruments/results",),
 }
@@ -262,6 +272,15 @@ REPORTS = {
         ),
         "training/grids/gemma3-study.toml",
     ),
+    "docs/findings/other-questions.md": (
+        "analyses/study-questions/README.md",
+        f"{STUDY_QUESTIONS}/other_questions.csv",
+        f"{STUDY_QUESTIONS}/forgetting.csv",
+        f"{STUDY_QUESTIONS}/other_losses.csv",
+        f"{STUDY_QUESTIONS}/claims.csv",
+        f"{STUDY_PAPER}/forgetting.csv",
+        f"{STUDY}/forgetting.csv",
+    ),
     "docs/findings/where.md": ("analyses/where/report.md", "analyses/instruments/results/report.md"),
     "docs/findings/planted-truth.md": PLANTED,
     "docs/how-to/patch.md": PLANTED,
@@ -274,7 +293,10 @@ REPORTS = {
         "analyses/study-paper/README.md",
         "analyses/lenses/known.csv",
         "analyses/demo/summary.json",
-        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER)),
+        *(
+            f"{folder}/forgetting.csv"
+            for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_QUESTIONS)
+        ),
     ),
 }
 NOT_STORED = ("## One block alone", "## A model whose")
