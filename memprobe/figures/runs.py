@@ -59,7 +59,7 @@ def of_retention(retention: Retention) -> dict[str, pl.DataFrame | str]:
         "interference": (lambda: _interference(with_facts), "no run measured how its gradients interfere"),
         "other_questions": (
             lambda: _asked(retention),
-            "no run asked D_A otherwise (evaluate.paraphrases, manipulations)",
+            "no run that has learned asked D_A otherwise (evaluate.paraphrases, manipulations)",
         ),
         "replay_ratio": (
             lambda: _curve(with_facts, "replay_ratio", ["rows", "others"]),
