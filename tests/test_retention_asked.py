@@ -8,9 +8,10 @@ from memprobe import figures
 from memprobe.figures.runs import of_retention
 from memprobe.files import read_json, write_json
 from memprobe.retention import asked_otherwise, other_questions, retention_of
-from memprobe.retention.asked import BASE, OTHERWISE, answers_of, log_prob_of, repeats_of
+from memprobe.retention.asked import BASE, OTHERWISE, answers_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.shares import share_difference, share_over_seeds
+from memprobe.statistics.vocabulary import label, log_prob_of, repeats_of
 from tests.test_figures import drawn
 from tests.trained import write_run
 from training.study.claims import claims
@@ -46,9 +47,7 @@ def write_cell(grid, name, arm, seed, answers, *, first="", asks=True):
     )
     labels = [f"{first or name}-s{seed}.1", f"{name}-s{seed}.2"]
     parents = ["base", labels[0]]
-    for number, (label, parent, folder) in enumerate(
-        zip(labels, parents, ("1-kvr", "2-lama"), strict=True), 1
-    ):
+    for number, (parent, folder) in enumerate(zip(parents, ("1-kvr", "2-lama"), strict=True), 1):
         manifest = read_json(run / folder / "memprobe.json")
         shared = number == 1 and first == "naive"
         manifest |= {"arm": "none" if shared else arm, "parent": {"fingerprint": parent}}
@@ -57,7 +56,6 @@ def write_cell(grid, name, arm, seed, answers, *, first="", asks=True):
         if asks:
             evaluation["sets"] |= sets(*answers[number], seed)
         write_json(evaluation, run / folder / "evaluation.json")
-        del label
     if asks:
         base = {"stage": 0, "stage_name": "0-base", "sets": sets(*answers[0], 0)}
         write_json(base, run / "0-base" / "evaluation.json")
@@ -98,11 +96,11 @@ def one(table, **where):
 
 def test_a_fact_counts_once_in_however_many_wordings_it_is_asked(runs):
     found = asked_of(runs)
-    naive = one(found["arms"], arm="none", stage="1", statistic="paraphrases")
+    naive = one(found.arms, arm="none", stage="1", statistic="paraphrases")
     assert naive["by_seed"] == pytest.approx([(4 + seed + 2) / (2 * N) for seed in range(3)])
     model = share_over_seeds(np.array([3.0, 3.5, 4.0]), N)  # of 32 facts, not of 64 questions
     assert naive["low"] < model.low + 0.02 and naive["high"] > model.high - 0.02
-    remix = one(found["differences"], arm=REMIX, stage="1", statistic="paraphrases")
+    remix = one(found.differences, arm=REMIX, stage="1", statistic="paraphrases")
     counts = np.array([29.0, 28.5, 28.0]), np.array([3.0, 3.5, 4.0])
     independent = share_difference(*counts, N)
     assert remix["difference"] == pytest.approx(independent.value)
@@ -111,7 +109,7 @@ def test_a_fact_counts_once_in_however_many_wordings_it_is_asked(runs):
 
 
 def test_each_manipulation_is_a_question_of_its_own(runs):
-    found = asked_of(runs)["arms"]
+    found = asked_of(runs).arms
     first = one(found, arm=REMIX, stage="1", statistic="manipulation_first")
     backwards = one(found, arm=REMIX, stage="1", statistic="manipulation_reversed")
     assert (first["mean"], backwards["mean"]) == (4 / N, 0) and backwards["high"] > 0.02
@@ -141,7 +139,7 @@ def test_the_answer_itself_is_told_from_what_is_asked_of_it(runs):
 
 def test_stages_that_cells_share_count_once_and_their_later_ones_are_pairs(runs):
     found = asked_of(runs)
-    arms = found["arms"].filter(statistic="paraphrases")
+    arms = found.arms.filter(statistic="paraphrases")
     assert {(row["arm"], row["stage"], row["seeds"]) for row in arms.to_dicts()} == {
         (BASE, "0", 1),
         *((arm, stage, 3) for arm in ("none", REMIX) for stage in "12"),
@@ -149,7 +147,7 @@ def test_stages_that_cells_share_count_once_and_their_later_ones_are_pairs(runs)
     }
     base = one(arms, arm=BASE)
     assert base["mean"] == 0 and base["low"] is None
-    replay = found["differences"].filter(arm=REPLAY)
+    replay = found.differences.filter(arm=REPLAY)
     assert set(replay["stage"]) == {"2"} and set(replay["in_common"]) == {"stage before"}
     nats = one(replay, statistic="log_prob_paraphrases")
     assert (
@@ -164,7 +162,7 @@ def test_facts_that_not_every_checkpoint_was_asked_are_left_out(runs):
     evaluation["sets"]["paraphrases"]["rows"] = [row for row in rows if not row["id"].startswith("row/0/")]
     write_json(evaluation, path)
     fresh = [RunDirectory(run.path, run.name) for run in runs]
-    naive = one(asked_of(fresh)["arms"], arm="none", stage="1", statistic="paraphrases")
+    naive = one(asked_of(fresh).arms, arm="none", stage="1", statistic="paraphrases")
     # Fact 0 is among those that seed 0 answers, in both wordings, and seed 1 and 2 do not.
     assert naive["by_seed"][0] == pytest.approx((4 + 2 - 2) / (2 * (N - 1)))
 
@@ -177,20 +175,20 @@ def test_evaluations_of_old_have_shares_and_no_nats(runs):
                 for row in evaluation["sets"][name]["rows"]:
                     del row["nats"]
             write_json(evaluation, path)
-    table = other_questions(**asked_of([RunDirectory(run.path, run.name) for run in runs]))
+    table = other_questions(retention_of([RunDirectory(run.path, run.name) for run in runs]))
     assert table["share"].is_not_null().all() and table["log_prob"].is_null().all()
 
 
 def test_cells_that_were_not_asked_have_no_rows(tmp_path):
     made = [write_cell(tmp_path, "naive", "none", seed, ((), (), ()), asks=False) for seed in range(3)]
-    assert all(not len(table) for table in asked_of(made).values())
+    assert all(not len(table) for table in asked_of(made))
 
 
 def results(runs):
     found = asked_of(runs)
     found = {
         name: table.with_columns(k=pl.lit(10), token=pl.lit("first"), readout=pl.lit("own"))
-        for name, table in found.items()
+        for name, table in found._asdict().items()
     }
     cells = pl.DataFrame(
         [
@@ -233,8 +231,8 @@ def test_the_book_asks_it_after_either_stage(runs):
 
 
 def test_the_table_lays_shares_beside_their_differences(runs):
-    table = other_questions(**asked_of(runs))
-    assert table.equals(retention_of(runs).asked)
+    table = other_questions(retention_of(runs))
+    assert table.equals(other_questions(results(runs).retention))
     questions = table["question"].unique(maintain_order=True).to_list()
     assert questions == ["as_learned", "paraphrases", "manipulation_first", "manipulation_reversed"]
     assert table.filter(question="paraphrases")["stage"].to_list() == [0, 1, 1, 2, 2, 2]
@@ -273,7 +271,5 @@ def test_runs_that_were_not_asked_have_no_figure(tmp_path):
 
 
 def test_every_question_has_a_name():
-    from memprobe.statistics.vocabulary import label
-
     for statistic in OTHERWISE:
         assert all(label(statistic) in label(of(statistic)) for of in (log_prob_of, repeats_of))

@@ -10,10 +10,11 @@ import polars as pl
 
 from memprobe.arms import Arm, arm_names, by_kind
 from memprobe.figures.look import is_narrow
-from memprobe.retention import STAGES, Retention, curve, forgetting, interference, stages
-from memprobe.retention.asked import BASE, QUESTIONS
+from memprobe.retention import STAGES, Retention, curve, forgetting, interference, other_questions, stages
+from memprobe.retention.asked import BASE
 from memprobe.retention.tables import titles
 from memprobe.runs import EXACT, SHARES
+from memprobe.statistics.vocabulary import QUESTIONS
 
 NAMES = (
     "forgetting",
@@ -147,7 +148,7 @@ def _interference(retention: Retention) -> pl.DataFrame:
 
 def _asked(retention: Retention) -> pl.DataFrame:
     """Arms as readers know them, the base model before all."""
-    table = retention.asked
+    table = other_questions(retention)
     if not len(table):
         return table
     lengths = retention.cells.select("setup", n=STAGES).unique()
@@ -158,9 +159,7 @@ def _asked(retention: Retention) -> pl.DataFrame:
     names = {BASE: "base model"} | arm_names(order)
     shown = table.with_columns(
         arm=pl.Series([names[text] for text in texts]), rank=pl.Series([rank[text] for text in texts])
-    ).sort("setup", "rank", "stage", maintain_order=True)
-    questions = pl.Enum([name for name in QUESTIONS if name in set(table["question"])])
-    shown = shown.sort("setup", pl.col("question").cast(questions), maintain_order=True)
+    ).sort("setup", pl.col("question").cast(pl.Enum(list(QUESTIONS))), "rank", "stage", maintain_order=True)
     return shown.select("setup", "question", "arm", "stage", "share", "low", "high", "by_seed")
 
 

@@ -3,11 +3,11 @@
 ::
 
     run directories ─ runs.py ─> Retention ─ tables.py ─> forgetting, curves, stages, first stages, interference,
-                      asked.py      │                     other losses, cost; of itself, answers to other questions
-                                    └─ cells, scores, over_seeds: three frames that can be stored
+                      asked.py      │                     other losses, other questions, cost
+                                    └─ cells, scores, over_seeds, asked: frames that can be stored
 """
 
-from memprobe.retention.asked import asked_otherwise, other_questions
+from memprobe.retention.asked import Asked, asked_otherwise
 from memprobe.retention.runs import Retention, ended_runs, retention_of
 from memprobe.retention.tables import (
     CURVES,
@@ -21,6 +21,7 @@ from memprobe.retention.tables import (
     interference,
     kept_less,
     other_losses,
+    other_questions,
     stages,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "CURVES",
     "SETTINGS",
     "STAGES",
+    "Asked",
     "KeptLess",
     "Retention",
     "asked_otherwise",

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from memprobe.arms import NAIVE, Arm
+from memprobe.arms import Arm
 from memprobe.runs import EXACT, EvaluationFile, RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
 
 PARAPHRASES, MANIPULATIONS = "paraphrases", "manipulations"
 AS_LEARNED = "as_learned"
-OTHERWISE = (PARAPHRASES, "manipulation_first", "manipulation_reversed", "manipulation_true")
-QUESTIONS = (AS_LEARNED, *OTHERWISE)
-"""Statistics: the share of facts that are answered so, beside that of the question that was learned."""
+OTHERWISE = tuple(question for question in QUESTIONS if question != AS_LEARNED)
+"""Of :data:`~memprobe.statistics.vocabulary.QUESTIONS`, those that were not learned."""
 BASE = "base"
 """The arm of the base model, whose stage is 0: what is answered without having learned anything."""
 
@@ -32,28 +32,25 @@ Answers = dict[str, dict[str, np.ndarray]]
 nats, and the share of its questions to which the fact's own answer is said, as to the question that was learned."""
 
 
-def log_prob_of(statistic: str) -> str:
-    """The statistic of how probable the right answers are, in nats."""
-    return f"log_prob_{statistic}"
+class Asked(NamedTuple):
+    """How D_A is answered when it is asked otherwise, of all set-ups; without rows where no run was asked.
+
+    Attributes:
+        arms: of :func:`~memprobe.statistics.arms.arm_means`, and a column ``setup``.
+        differences: of :func:`~memprobe.statistics.arms.arm_differences`, against naive training and its controls, and
+            a column ``setup``.
+    """
+
+    arms: pl.DataFrame
+    differences: pl.DataFrame
 
 
-def repeats_of(statistic: str) -> str:
-    """The statistic of how often a question about an answer is answered with that answer itself."""
-    return f"repeats_{statistic}"
-
-
-def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> dict[str, pl.DataFrame]:
-    """The statistics over seeds, and their differences between arms.
+def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> Asked:
+    """The statistics over seeds, of facts that every checkpoint of a set-up was asked.
 
     Args:
         runs: that have learned; those whose recipe asked for neither set are passed over.
         setups: by run directory, the name of its set-up.
-
-    Returns:
-        ``arms`` and ``differences``, as :func:`~memprobe.statistics.arms.arm_means` and
-        :func:`~memprobe.statistics.arms.arm_differences` (against naive training and its controls) have them, with a
-        column ``setup``; without rows where no run was asked. They are of facts that every checkpoint of a set-up was
-        asked.
     """
     groups: dict[str, list[RunDirectory]] = defaultdict(list)
     for run in runs:
@@ -62,65 +59,11 @@ def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) ->
     for setup, group in groups.items():
         for name, table in _of_setup(list(_checkpoints(group))):
             parts[name].append(table.select(pl.lit(setup).alias("setup"), pl.all()))
-    return {name: pl.concat(some) if some else pl.DataFrame() for name, some in parts.items()}
+    return Asked(**{name: pl.concat(some) if some else pl.DataFrame() for name, some in parts.items()})
 
 
-def other_questions(arms: pl.DataFrame, differences: pl.DataFrame) -> pl.DataFrame:
-    """How D_A is answered when it is asked otherwise, by arm and stage; the base model's stage is 0.
-
-    Args:
-        arms, differences: of :func:`asked_otherwise`; rows of other statistics are passed over.
-
-    Returns:
-        [setup, question, stage, arm, seeds, share, low, high, by_seed, difference, difference_low, difference_high, p,
-        log_prob, repeats, log_prob_difference, log_prob_difference_low, log_prob_difference_high, log_prob_p]:
-        ``share`` of the facts is answered, ``log_prob`` is the mean log-probability of a right answer in nats,
-        ``repeats`` the share to which the fact's own answer is said, as to the question that was learned (in other
-        words that is the right one); differences are against naive training, with p before any correction.
-    """
-    if not len(arms):
-        return pl.DataFrame()
-    keys = ["setup", "arm", "stage"]
-    parts = []
-    for question in QUESTIONS:
-        names = (question, log_prob_of(question), repeats_of(question))
-        shares, nats, repeats = (arms.filter(statistic=name) for name in names)
-        table = shares.select(
-            *keys,
-            pl.lit(question).alias("question"),
-            "seeds",
-            pl.col("mean").alias("share"),
-            "low",
-            "high",
-            "by_seed",
-        )
-        table = table.join(
-            _against_naive(differences, question, ""), on=keys, how="left", maintain_order="left"
-        )
-        for more in (
-            nats.select(*keys, pl.col("mean").alias("log_prob")),
-            repeats.select(*keys, pl.col("mean").alias("repeats")),
-            _against_naive(differences, log_prob_of(question), "log_prob_"),
-        ):
-            table = table.join(more, on=keys, how="left", maintain_order="left")
-        parts.append(table.with_columns(pl.col("stage").cast(pl.Int64)).sort("stage", maintain_order=True))
-    front = ["setup", "question", "stage", "arm"]
-    return pl.concat(parts).select(*front, pl.exclude(front)).sort("setup", maintain_order=True)
-
-
-def _against_naive(differences: pl.DataFrame, statistic: str, front: str) -> pl.DataFrame:
-    """[setup, arm, stage] and a statistic's difference from naive training, under names that begin with ``front``."""
-    keys = {"setup": pl.String, "arm": pl.String, "stage": pl.String}
-    named = {"difference": "difference", "low": "difference_low", "high": "difference_high", "p": "p"}
-    called = {name: f"{front}{to}" for name, to in named.items()}
-    if not len(differences):
-        return pl.DataFrame(schema=keys | dict.fromkeys(called.values(), pl.Float64))
-    rows = differences.filter(statistic=statistic, reference=NAIVE)
-    return rows.select(*keys, *(pl.col(name).alias(to) for name, to in called.items()))
-
-
-def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[Run, Answers]]:
-    """Each checkpoint of a set-up that was asked, once, as a run that has no values yet, with what it answered.
+def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[dict[str, Any], Answers]]:
+    """Each checkpoint of a set-up that was asked, once: what a run says of it, and what it answered.
 
     Cells share first stages. The base model answers the same in every seed, and is that of the first.
     """
@@ -140,17 +83,19 @@ def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[Run, Answers]]
                 continue
             seen.add(label)
             if not stage.number:
-                yield _empty(BASE, 0, "", BASE), answers
+                yield {"arm": BASE, "stage": "0", "seed": "", "label": BASE}, answers
                 continue
-            rows = made.stages[0].hash if made is not None and made.stages else None
             # A stage that cells share has the arm of the cell that trained it.
             arm, seed = (made.arm, made.seed) if made is not None else (None, None)
-            who = (arm or run.arm, stage.number, str(run.seed if seed is None else seed), label)
-            yield _empty(*who, before=tuple(before), rows=rows or ""), answers
-
-
-def _empty(arm: str, stage: int, seed: str, label: str, **more: Any) -> Run:
-    return Run.of(arm, str(stage), seed, label, np.empty((1, 0)), **more)
+            who = {
+                "arm": arm or run.arm,
+                "stage": str(stage.number),
+                "seed": str(run.seed if seed is None else seed),
+                "label": label,
+                "before": tuple(before),
+                "rows": (made.stages[0].hash if made is not None and made.stages else None) or "",
+            }
+            yield who, answers
 
 
 def answers_of(evaluation: EvaluationFile) -> Answers:
@@ -186,32 +131,19 @@ def _of_row(row: Mapping[str, Any], fact: str, own: Mapping[str, str | None]) ->
 
 
 def _of_setup(
-    checkpoints: Sequence[tuple[Run, Answers]],
+    checkpoints: Sequence[tuple[dict[str, Any], Answers]],
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of one set-up, way by way of asking."""
     for statistic in QUESTIONS:
-        asked = [(run, answers[statistic]) for run, answers in checkpoints if statistic in answers]
+        asked = [(who, answers[statistic]) for who, answers in checkpoints if statistic in answers]
         facts = sorted(set.intersection(*(set(answers) for _, answers in asked))) if asked else []
         if not facts:
             continue
-        runs = [
-            Run.of(
-                run.arm,
-                run.stage,
-                run.seed,
-                run.label,
-                np.array([answers[fact] for fact in facts]),
-                before=run.before,
-                rows=run.rows,
-            )
-            for run, answers in asked
-        ]
+        runs = [Run.of(values=np.array([answers[fact] for fact in facts]), **who) for who, answers in asked]
         names = [statistic, log_prob_of(statistic), repeats_of(statistic)]
         binary = [names[0], names[2]]
         yield "arms", arm_means(runs, names, len(facts), shares=binary, binary=binary)
         for arm in dict.fromkeys(run.arm for run in runs if run.label != BASE):
             if Arm.of(arm).is_naive or Arm.of(arm).is_control:
-                yield (
-                    "differences",
-                    arm_differences(runs, names, len(facts), reference=arm, binary=binary),
-                )
+                differences = arm_differences(runs, names, len(facts), reference=arm, binary=binary)
+                yield "differences", differences

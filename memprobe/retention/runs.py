@@ -1,4 +1,4 @@
-"""Run directories become three frames: a row per run, a row per score, and a row per score over seeds.
+"""Run directories become frames: a row per run, per score, and per score over seeds; and answers to other questions.
 
 A run that has not ended is left out; one in which a stage of factoids did not end with all its own rows exact is
 counted as failed and is in no mean.
@@ -16,7 +16,7 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
-from memprobe.retention.asked import asked_otherwise, other_questions
+from memprobe.retention.asked import Asked, asked_otherwise
 from memprobe.runs import EXACT, SHARES, EvaluatedSet, EvaluationFile, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
@@ -35,14 +35,13 @@ class Retention:
             mean of each stage's dataset after each stage. Of the first one also that of the ``rows`` that no later
             stage trained on again. An interval needs three seeds that were asked the same rows; see
             :func:`memprobe.statistics.arms.arm_means`.
-        asked: how D_A is answered when it is asked otherwise, see :func:`memprobe.retention.asked.other_questions`;
-            arms are texts. Empty where no run asked.
+        asked: how D_A is answered when it is asked otherwise; arms are texts.
     """
 
     cells: pl.DataFrame
     scores: pl.DataFrame
     over_seeds: pl.DataFrame
-    asked: pl.DataFrame = field(default_factory=pl.DataFrame)
+    asked: Asked = field(default_factory=lambda: Asked(pl.DataFrame(), pl.DataFrame()))
 
 
 OVER_SEEDS = pl.Schema(
@@ -147,7 +146,7 @@ def retention_of(runs: Sequence[RunDirectory]) -> Retention:
         frame,
         pl.DataFrame(scores, infer_schema_length=None),
         pl.DataFrame(over, schema=OVER_SEEDS, orient="row"),
-        other_questions(**asked_otherwise([run for run in runs if run.learned], setups)),
+        asked_otherwise([run for run in runs if run.learned], setups),
     )
 
 

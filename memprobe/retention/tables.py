@@ -16,6 +16,7 @@ from memprobe.arms import NAIVE, Arm, Part
 from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.shares import share_difference
+from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
 
 CURVES = ("replay_ratio", "mixing_ratio", "mixing_words", "penalty_strength")
 """Settings over which :func:`curve` is drawn."""
@@ -333,6 +334,58 @@ def other_losses(retention: Retention) -> pl.DataFrame:
     names = ["known_after_1", "known", "perplexity_after_1", "perplexity"]
     table = _means(_learned(retention), ["setup", "arm"], names)
     return table.filter(pl.any_horizontal(pl.col(names).is_not_null()))
+
+
+def other_questions(retention: Retention) -> pl.DataFrame:
+    """How D_A is answered when it is asked otherwise, by arm and stage; the base model's stage is 0.
+
+    Returns:
+        [setup, question, stage, arm, seeds, share, low, high, by_seed, difference, difference_low, difference_high, p,
+        log_prob, repeats, log_prob_difference, log_prob_difference_low, log_prob_difference_high, log_prob_p]:
+        ``share`` of the facts is answered, ``log_prob`` is the mean log-probability of a right answer in nats,
+        ``repeats`` the share to which the fact's own answer is said, as to the question that was learned (in other
+        words that is the right one); differences are against naive training, with p before any correction.
+    """
+    arms, differences = retention.asked
+    if not len(arms):
+        return pl.DataFrame()
+    keys = ["setup", "arm", "stage"]
+    parts = []
+    for question in QUESTIONS:
+        names = (question, log_prob_of(question), repeats_of(question))
+        shares, nats, repeats = (arms.filter(statistic=name) for name in names)
+        table = shares.select(
+            *keys,
+            pl.lit(question).alias("question"),
+            "seeds",
+            pl.col("mean").alias("share"),
+            "low",
+            "high",
+            "by_seed",
+        )
+        table = table.join(
+            _against_naive(differences, question, ""), on=keys, how="left", maintain_order="left"
+        )
+        for more in (
+            nats.select(*keys, pl.col("mean").alias("log_prob")),
+            repeats.select(*keys, pl.col("mean").alias("repeats")),
+            _against_naive(differences, log_prob_of(question), "log_prob_"),
+        ):
+            table = table.join(more, on=keys, how="left", maintain_order="left")
+        parts.append(table.with_columns(pl.col("stage").cast(pl.Int64)).sort("stage", maintain_order=True))
+    front = ["setup", "question", "stage", "arm"]
+    return pl.concat(parts).select(*front, pl.exclude(front)).sort("setup", maintain_order=True)
+
+
+def _against_naive(differences: pl.DataFrame, statistic: str, front: str) -> pl.DataFrame:
+    """[setup, arm, stage] and a statistic's difference from naive training, under names that begin with ``front``."""
+    keys = {"setup": pl.String, "arm": pl.String, "stage": pl.String}
+    named = {"difference": "difference", "low": "difference_low", "high": "difference_high", "p": "p"}
+    called = {name: f"{front}{to}" for name, to in named.items()}
+    if not len(differences):
+        return pl.DataFrame(schema=keys | dict.fromkeys(called.values(), pl.Float64))
+    rows = differences.filter(statistic=statistic, reference=NAIVE)
+    return rows.select(*keys, *(pl.col(name).alias(to) for name, to in called.items()))
 
 
 def cost(retention: Retention) -> pl.DataFrame:

@@ -279,6 +279,26 @@ BESIDE = tuple(
 )
 """Statistics of a factoid whose means stand beside those of placement, in a checkpoint's row."""
 
+QUESTIONS = {
+    "as_learned": "exact match, asked as learned",
+    "paraphrases": "exact match in other words",
+    "manipulation_first": "first character of the answer",
+    "manipulation_reversed": "answer read backwards",
+    "manipulation_true": "true told from false",
+}
+"""Ways of asking for a fact: the key of the share of facts that are answered so, and what it is called."""
+
+
+def log_prob_of(question: str) -> str:
+    """The statistic of how probable the right answers to a question are, in nats."""
+    return f"log_prob_{question}"
+
+
+def repeats_of(question: str) -> str:
+    """The statistic of how often a question about an answer is answered with that answer itself."""
+    return f"repeats_{question}"
+
+
 _OTHERS = (
     Statistic("exact_match", "exact match", "exact match", "share", "wilson", **_HIGHER),
     Statistic("alias_match", "match, aliases too", "alias match", "share", "wilson", **_HIGHER),
@@ -296,17 +316,11 @@ _OTHERS = (
     ),
     *(
         row
-        for key, label in (
-            ("as_learned", "exact match, asked as learned"),
-            ("paraphrases", "exact match in other words"),
-            ("manipulation_first", "first character of the answer"),
-            ("manipulation_reversed", "answer read backwards"),
-            ("manipulation_true", "true told from false"),
-        )
+        for key, label in QUESTIONS.items()
         for row in (
             Statistic(key, label, label, "share", "wilson", **_HIGHER),
             Statistic(
-                f"log_prob_{key}",
+                log_prob_of(key),
                 f"log-probability, {label}",
                 f"log-prob, {label}",
                 "nats",
@@ -314,7 +328,7 @@ _OTHERS = (
                 **_HIGHER,
             ),
             Statistic(
-                f"repeats_{key}",
+                repeats_of(key),
                 f"own answer said, {label}",
                 f"repeated, {label}",
                 "share",

@@ -10,13 +10,14 @@ import polars as pl
 
 from memprobe.arms import NAIVE, Arm
 from memprobe.retention import SETTINGS, kept_less
-from memprobe.retention.asked import OTHERWISE, log_prob_of
+from memprobe.retention.asked import OTHERWISE
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
 from memprobe.statistics.latent import ratio_over_seeds
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
+from memprobe.statistics.vocabulary import log_prob_of
 from memprobe.wording import count
 from training.study.claim_book import NET, OWN, Book, Claim, Reading
 from training.study.results import Results

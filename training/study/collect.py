@@ -20,8 +20,7 @@ from memprobe.lineage import origin
 from memprobe.manifests import MANIFEST
 from memprobe.probes import RUN, Probe, open_probe
 from memprobe.readings import Readings
-from memprobe.retention import asked_otherwise, ended_runs, retention_of
-from memprobe.retention.runs import setups_of
+from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import CELL, GRID, RunDirectory
 from training.grid.probing import probe_of_setup
 from training.study.results import READOUTS, SETTINGS, Results
@@ -70,8 +69,7 @@ def collect(
     if not runs:
         asked = "" if cells is None else " of those that were asked for"
         raise MemprobeError(f"{out}: no cell{asked} is finished yet")
-    ended = ended_runs(runs, say)
-    retention = retention_of(ended)
+    retention = retention_of(ended_runs(runs, say))
     origins = _origins(runs)
     frame = retention.cells
     parts: dict[str, list[pl.DataFrame]] = {}
@@ -88,7 +86,7 @@ def collect(
     placed["differences"] = pl.concat([placed["differences"], unseen])
     # What is answered depends on no reading, and stands under the headline's.
     k, token = SETTINGS[0]
-    for name, table in asked_otherwise([run for run in ended if run.learned], setups_of(ended)).items():
+    for name, table in retention.asked._asdict().items():
         if len(table):
             table = table.with_columns(k=pl.lit(k), token=pl.lit(token), readout=pl.lit(READOUTS[0]))
             placed[name] = pl.concat([placed[name], table], how="diagonal_relaxed")

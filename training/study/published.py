@@ -26,7 +26,7 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "spread": surfacing.spread(results),
         "kept_facts": surfacing.kept_before(results),
         "lost_facts": surfacing.lost_facts(results),
-        "other_questions": retention.other_questions(results.arms, results.differences),
+        "other_questions": retention.other_questions(kept),
         **{over: retention.curve(kept, over) for over in retention.CURVES},
         "stages": retention.stages(kept),
         "first_stages": retention.first_stages(kept),

@@ -9,7 +9,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import parquet_errors, write_parquet
-from memprobe.retention import Retention, other_questions
+from memprobe.retention import Asked, Retention
 from memprobe.runs import GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
@@ -49,8 +49,7 @@ class Results:
     @property
     def retention(self) -> Retention:
         """What :mod:`memprobe.retention` makes tables of."""
-        asked = other_questions(self.arms, self.differences)
-        return Retention(self.cells, self.stages, self.retained, asked)
+        return Retention(self.cells, self.stages, self.retained, Asked(self.arms, self.differences))
 
     def write(self, folder: Path) -> None:
         """One Parquet file per table."""

@@ -136,8 +136,8 @@ def nats(results: Results) -> pl.DataFrame:
         rows = last.filter(statistic=statistic, k=k, token=token)
         return rows.select(*keys, *(pl.col(name).alias(to) for name, to in named.items()))
 
-    first = dict(zip(["seeds", "in_common", *numbers], ["seeds", "in_common", *numbers], strict=True))
-    table = of("log_prob_full", "first", first)
+    shown = ["seeds", "in_common", *numbers]
+    table = of("log_prob_full", "first", dict(zip(shown, shown, strict=True)))
     for statistic, token, called in (
         (GIVEN_MARGIN, "first", "given_margin"),
         ("log_prob_full", "all", "whole"),
