@@ -616,6 +616,32 @@ def test_stages_draw_each_dataset_after_each_stage(tmp_path):
     assert not any(gid.endswith("/mean") for gid in shown)
 
 
+def test_stages_join_values_of_one_seed_where_seeds_miss_a_stage():
+    told = {
+        "setup": "s",
+        "arm": "naive",
+        "dataset": "kvr",
+        "metric": "exact_match",
+        "low": None,
+        "high": None,
+    }
+    table = pl.DataFrame(
+        [
+            told | {"stage": 1, "value": 0.75, "by_seed": [1.0, 0.5], "seed_numbers": [0, 2]},
+            told | {"stage": 2, "value": 0.25, "by_seed": [0.25, 0.0], "seed_numbers": [1, 2]},
+        ],
+        schema_overrides={"low": pl.Float64, "high": pl.Float64},
+    )
+    shown = drawn(figures.stages(table))
+    assert {of: shown[f"s/naive/kvr/seed {of}"] for of in range(3)} == {
+        0: [[1, 1.0]],
+        1: [[2, 0.25]],
+        2: [[1, 0.5], [2, 0.0]],
+    }
+    before = drawn(figures.stages(table.drop("seed_numbers")))
+    assert before["s/naive/kvr/seeds at 1"] == [[1, 1.0], [1, 0.5]]
+
+
 def test_runs_that_have_not_ended_or_are_there_twice_are_named(tmp_path):
     said = []
     write_run(tmp_path / "a", [[1.0], [0.5, 1.0]])

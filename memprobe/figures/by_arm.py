@@ -212,8 +212,9 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     """What each dataset's score is after each stage, arm by arm; thin lines are seeds.
 
     Args:
-        table: [setup, arm, dataset, metric, stage, value, low, high, by_seed], shares only; ``value`` is the mean over
-            seeds, and ``low`` and ``high`` are null under three: then no mean is drawn.
+        table: [setup, arm, dataset, metric, stage, value, low, high, by_seed, seed_numbers], shares only; ``value`` is
+            the mean over seeds, and ``low`` and ``high`` are null under three: then no mean is drawn. ``seed_numbers``
+            are the seeds of ``by_seed``, in its order: a line joins the values of one seed.
         width: millimetres.
     """
     style.not_empty(table, "stage")
@@ -238,12 +239,10 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
         for (dataset,), rows in style.groups(part, "dataset"):
             rows, marks = rows.sort("stage"), style.look(names.index(dataset))
             where = f"{setup}/{arm}/{dataset}"
-            x, lists = rows["stage"].to_list(), rows["by_seed"].to_list()
-            joined = len({len(values) for values in lists}) == 1
-            for seed in range(max(map(len, lists))):
+            for of, at, values, joined in style.seeds_along(rows["stage"].to_list(), rows, "by_seed"):
                 axes.plot(
-                    x if joined else [at for at, values in zip(x, lists, strict=True) if seed < len(values)],
-                    [style.nan(values[seed]) for values in lists if seed < len(values)],
+                    at,
+                    values,
                     color=marks["color"],
                     linewidth=0.7,
                     linestyle=marks["linestyle"] if joined else "",
@@ -251,7 +250,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
                     markerfacecolor=marks["markerfacecolor"],
                     markersize=2.6,
                     clip_on=False,
-                    gid=f"{where}/seed {seed}",
+                    gid=f"{where}/{of}",
                 )
             means = style.with_interval(rows)
             if len(means):

@@ -159,26 +159,20 @@ def _setting(
 
 def _draw(axes: Axes, panel: _Panel, over: str, rows: pl.DataFrame, marks: dict[str, Any], text: str) -> None:
     """One curve: its seeds, its mean and the mean's interval."""
-    x, lists = rows[over].to_list(), rows[panel.by_seed].to_list()
-    thin = {"color": marks["color"], "marker": "o", "markersize": 1.8, "alpha": 0.75, "clip_on": False}
-    if "seed_numbers" in rows.columns:
-        for seed, points in _by_seed(x, rows, panel.by_seed).items():
-            axes.plot(
-                [at for at, _ in points],
-                [style.nan(value) for _, value in points],
-                linewidth=0.5,
-                **thin,
-                gid=f"{text}/seed {seed}",
-            )
-    else:  # data of before, which do not say whose values they are: dots are not joined
-        for at, values in zip(x, lists, strict=True):
-            axes.plot(
-                [at] * len(values),
-                [style.nan(value) for value in values],
-                linestyle="",
-                **thin,
-                gid=f"{text}/seeds at {at}",
-            )
+    x = rows[over].to_list()
+    for of, at, values, joined in style.seeds_along(x, rows, panel.by_seed):
+        axes.plot(
+            at,
+            values,
+            color=marks["color"],
+            linewidth=0.5,
+            linestyle="-" if joined else "",
+            marker="o",
+            markersize=1.8,
+            alpha=0.75,
+            clip_on=False,
+            gid=f"{text}/{of}",
+        )
     means = style.with_interval(rows)  # which it has from three seeds on
     if not len(means):
         return
@@ -198,17 +192,6 @@ def _draw(axes: Axes, panel: _Panel, over: str, rows: pl.DataFrame, marks: dict[
         zorder=4,
         gid=f"{text}/mean",
     )
-
-
-def _by_seed(
-    x: Sequence[float], rows: pl.DataFrame, column: str
-) -> dict[int, list[tuple[float, float | None]]]:
-    """Each seed's points along a curve; a seed that did not learn one of its settings has none there."""
-    points: dict[int, list[tuple[float, float | None]]] = {}
-    for at, seeds, values in zip(x, rows["seed_numbers"].to_list(), rows[column].to_list(), strict=True):
-        for seed, value in zip(seeds, values, strict=True):
-            points.setdefault(seed, []).append((at, value))
-    return dict(sorted(points.items()))
 
 
 def _setting_text(key: str, value: Any) -> str:

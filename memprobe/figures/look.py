@@ -324,6 +324,27 @@ def handle(label: str, **marks: Any) -> Any:
     return Line2D([], [], label=shortened(label, 44), **marks)
 
 
+def seeds_along(
+    x: Sequence[float], rows: pl.DataFrame, column: str
+) -> Iterator[tuple[str, list[float], list[float], bool]]:
+    """Each seed's points along ``x``: what they are, where they stand, their values, and whether a line joins them.
+
+    A seed that did not learn one of the settings has no point there. Data of old, without ``seed_numbers``, do not say
+    whose values they are: its points are told by where they stand, and not joined.
+    """
+    lists = rows[column].to_list()
+    if "seed_numbers" not in rows.columns:
+        for at, values in zip(x, lists, strict=True):
+            yield f"seeds at {at}", [at] * len(values), [nan(value) for value in values], False
+        return
+    points: dict[int, list[tuple[float, float]]] = {}
+    for at, seeds, values in zip(x, rows["seed_numbers"].to_list(), lists, strict=True):
+        for seed, value in zip(seeds, values, strict=True):
+            points.setdefault(seed, []).append((at, nan(value)))
+    for seed, of_seed in sorted(points.items()):
+        yield f"seed {seed}", [at for at, _ in of_seed], [value for _, value in of_seed], True
+
+
 def with_interval(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows whose mean over seeds has an interval: three seeds or more."""
     return rows.drop_nulls("low") if "low" in rows.columns else rows.clear()

@@ -133,7 +133,8 @@ def _stages(retention: Retention) -> pl.DataFrame:
         {text: i for i, text in enumerate(by_kind(set(table["arm_text"])))}
     )
     table = table.sort("setup", rank, maintain_order=True)
-    return table.select("setup", "arm", "dataset", "metric", "stage", "value", "low", "high", "by_seed")
+    columns = ("value", "low", "high", "by_seed", "seed_numbers")
+    return table.select("setup", "arm", "dataset", "metric", "stage", *columns)
 
 
 def _interference(retention: Retention) -> pl.DataFrame:

@@ -237,7 +237,8 @@ def stages(retention: Retention) -> pl.DataFrame:
     """Every dataset's score after every stage, for the cells of the most stages; means over seeds.
 
     Returns:
-        [setup, arm, dataset, metric, stage, seeds, value, low, high, by_seed]
+        [setup, arm, dataset, metric, stage, seeds, value, low, high, by_seed, seed_numbers]; ``seed_numbers`` are the
+        seeds of ``by_seed``, in its order.
     """
     learned = _learned(retention)
     if not len(learned):
@@ -247,11 +248,14 @@ def stages(retention: Retention) -> pl.DataFrame:
     rows = retention.scores.join(long, on=["setup", "arm", "seed"], how="semi")
     keys = ["setup", "arm", "dataset", "metric", "stage"]
     means = rows.group_by(keys, maintain_order=True).agg(
-        pl.len().alias("seeds"), pl.col("value").mean(), pl.col("value").sort_by("seed").alias("by_seed")
+        pl.len().alias("seeds"),
+        pl.col("value").mean(),
+        pl.col("value").sort_by("seed").alias("by_seed"),
+        pl.col("seed").sort().alias("seed_numbers"),
     )
     edges = retention.over_seeds.filter(rows=ALL_ROWS).select(*keys, "low", "high")
     table = means.join(edges, on=keys, how="left", maintain_order="left")
-    return table.select(*keys, "seeds", "value", "low", "high", "by_seed")
+    return table.select(*keys, "seeds", "value", "low", "high", "by_seed", "seed_numbers")
 
 
 def interference(retention: Retention) -> pl.DataFrame:
