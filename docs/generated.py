@@ -43,6 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 PAGE_OF = {
+    "analyses/10_what_the_paper_claims.ipynb": "findings/claims.md",
     "analyses/instruments/results/report.md": "findings/planted-truth-tables.md",
     "analyses/instruments/results/small/report.md": "findings/planted-truth-small.md",
     "analyses/instruments/results/gemma/report.md": "findings/planted-truth-gemma.md",
