@@ -40,6 +40,7 @@ PAPER = {
     "placement, after stage 1": "REMIX stores facts earlier: after stage 1",
     "placement, after the last stage": "REMIX stores facts earlier: after the last stage",
     "kept": "What is kept was in earlier layers",
+    "kept by degrees": "The same by degrees: the earlier a fact surfaces, the more probable it stays",
     "spread": "REMIX spreads facts over more diverse layers",
     "other questions, after stage 1": "REMIX makes facts easier to recall and manipulate: after stage 1",
     "other questions, after the last stage": "The same, after the last stage",

@@ -8,10 +8,11 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
-from memprobe.compare import ANSWER, compare, kept_facts, read_comparison
+from memprobe.compare import ANSWER, compare, depth_and_retention, kept_facts, read_comparison
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
@@ -19,6 +20,7 @@ from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
 from memprobe.statistics import held, occurrence
+from memprobe.statistics.controls import STATISTICS
 from memprobe.summary import summarise
 from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 
@@ -456,6 +458,32 @@ def test_kept_facts_are_held_against_lost_ones_where_both_were_said(kept):
     assert len(kept_facts(Readings.of([path]), {"none": [("0.1", "0.1")]})) == 0, "nothing was lost"
     with pytest.raises(MemprobeError, match=r"'9\.2': no such checkpoint"):
         kept_facts(Readings.of([path]), {"none": [("0.1", "9.2")]})
+
+
+def test_depth_goes_with_what_is_left_of_every_fact_that_was_recalled(kept):
+    path, depth, _ = kept
+    pairs = [(f"{seed}.1", f"{seed}.2") for seed in range(3)]
+    readings = Readings.of([path], draws=300)
+    after = STATISTICS.index("log_prob_full")
+    table = depth_and_retention(readings, {"none": pairs, "one": pairs[:1]})
+    row = table.row(
+        by_predicate=(pl.col("arm") == "none") & (pl.col("statistic") == "lof_restricted"), named=True
+    )
+    by_hand = [
+        stats.spearmanr(
+            [depth[one + fact] for fact in readings.ids], readings[other].values[:, after]
+        ).statistic
+        for one, other in pairs
+    ]
+    assert row["by_seed"] == pytest.approx(by_hand) and row["correlation"] == pytest.approx(np.mean(by_hand))
+    assert row["facts"] == [40] * 3 and row["low"] < row["correlation"] < row["high"]
+    assert table.filter(arm="one")["low"].null_count() == len(table.filter(arm="one"))
+    # What is left is what the checkpoint itself says, whatever reads the depths, and in whatever order its facts come.
+    turned = Readings.of([path], draws=300)
+    turned.factoids = turned.factoids.reverse()
+    assert depth_and_retention(readings, {"none": pairs}, turned).equals(table.filter(arm="none"))
+    with pytest.raises(MemprobeError, match=r"'9\.2': no such checkpoint"):
+        depth_and_retention(readings, {"none": [("0.1", "9.2")]})
 
 
 def test_a_pair_of_checkpoints_says_so_too(kept):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memprobe.statistics.fates import fates, kept_against_lost, lost_facts, lost_in_short
+from memprobe.statistics.fates import (
+    fates,
+    kept_against_lost,
+    lost_facts,
+    lost_in_short,
+    rank_correlations,
+)
 from memprobe.statistics.holding import Trajectories
 
 
@@ -53,6 +59,41 @@ def test_a_group_of_one_has_no_interval_and_an_empty_one_no_difference(n_kept, i
     assert np.isfinite(found.difference[0]) and np.isfinite(found.influence).all()
     none = kept_against_lost(values, kept & ~kept, ~kept)
     assert np.isnan(none.difference[0])
+
+
+def test_rank_correlations_are_spearman_s_over_the_facts_that_count():
+    rng = np.random.default_rng(1)
+    values = rng.integers(20, 31, (60, 3)).astype(float)  # depths, with ties
+    values[:, 2] = 30.0
+    outcome = -0.3 * values[:, 0] + rng.normal(0, 3, 60)
+    values[5, 1] = np.nan
+    among = np.arange(60) < 50
+    found = rank_correlations(values, outcome, among)
+    for column in (0, 1):
+        rows = among & ~np.isnan(values[:, column])
+        theirs = stats.spearmanr(values[rows, column], outcome[rows]).statistic
+        assert found.rho[column] == pytest.approx(theirs)
+    assert np.isnan(found.rho[2]), "all surface at one depth"
+    assert found.rho[0] < -0.1 and not found.influence[50:].any() and not found.influence[5, 1]
+
+
+def test_the_influence_of_a_fact_on_a_rank_correlation_adds_up_to_its_variance():
+    rng = np.random.default_rng(2)
+    rhos, variances = [], []
+    for _ in range(300):
+        depth = rng.normal(size=80)
+        outcome = -0.6 * depth + 0.8 * rng.normal(size=80)
+        found = rank_correlations(np.round(depth[:, None], 1), outcome, np.ones(80, bool))
+        rhos.append(found.rho[0])
+        variances.append((found.influence[:, 0] ** 2).sum())
+    assert np.mean(variances) == pytest.approx(np.var(rhos, ddof=1), rel=0.25)
+
+
+@pytest.mark.parametrize("facts", [0, 2])
+def test_too_few_facts_have_no_rank_correlation(facts):
+    values = np.arange(10.0)[:, None]
+    found = rank_correlations(values, -values[:, 0], np.arange(10) < facts)
+    assert np.isnan(found.rho[0]) and not found.influence.any()
 
 
 def made(ranks, control=None, ids=("a", "b", "c")):

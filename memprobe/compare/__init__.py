@@ -6,7 +6,7 @@ Probe directories in, tables out; no model is needed.
     by_checkpoint  curves, placement, survival, net of controls, groups
     by_pair        differences, spread, overlap, fates, kept and lost facts, claims of placement
     outcomes       compare_outcomes: answers alone, also of other evaluation tools
-    over_runs      paths through stages, arms over seeds, training steps, kept facts of arms
+    over_runs      paths through stages, arms over seeds, training steps, kept facts of arms, depth and retention
     headline       the one table that stands below a verdict
     table          a function of readings, with a schema
 
@@ -24,7 +24,7 @@ from memprobe.compare.comparison import (
     read_comparison,
     settings_of,
 )
-from memprobe.compare.over_runs import kept_facts
+from memprobe.compare.over_runs import depth_and_retention, kept_facts
 from memprobe.compare.table import Table
 from memprobe.readings import ARM_STATISTICS, BASE, SHUFFLED
 
@@ -40,6 +40,7 @@ __all__ = [
     "TablesOnDemand",
     "compare",
     "compare_readings",
+    "depth_and_retention",
     "kept_facts",
     "read_comparison",
     "settings_of",

@@ -15,10 +15,14 @@ from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
-from memprobe.statistics.fates import fates, kept_against_lost
+from memprobe.statistics.fates import fates, kept_against_lost, rank_correlations
 from memprobe.statistics.margins import GIVEN_MARGIN, given_margin, margin, with_statistic
 
 _SEEDS = {"by_seed": pl.List(pl.Float64)}
+DEPTHS = tuple(
+    name for name in ARM_STATISTICS if name.removesuffix("_net") in ("lof_restricted", "settled_restricted")
+)
+"""Statistics of where a fact surfaces, which every fact has; one that never does counts as one depth more."""
 
 
 @table(
@@ -179,3 +183,59 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     )
     columns = ["arm", "seeds", "kept", "lost", "statistic", *NUMBERS, "p", "detectable", "by_seed"]
     return found.join(numbers, on="arm", how="left", maintain_order="left").select(columns)
+
+
+def depth_and_retention(
+    readings: Readings,
+    arms: Mapping[str, Sequence[tuple[str, str]]],
+    own: Readings | None = None,
+) -> pl.DataFrame:
+    """Whether facts that surfaced at other depths before further training are left more, or less, probable by it.
+
+    What :func:`kept_facts` asks of kept facts and lost ones, by degrees: over all facts that the checkpoint *before*
+    recalls, Spearman's correlation of where they surface in it with the log-probability of their answers after. It is
+    defined where a stage loses every fact, or none.
+
+    Args:
+        arms: by arm, for each of its seeds the labels (before, after).
+        own: the same checkpoints in their own readout, by default these readings: how probable an answer is after is
+            what the model itself says, whatever reads the depths before.
+
+    Returns:
+        [arm, seeds, facts, statistic, correlation, low, high, p, detectable, by_seed], of :data:`DEPTHS`; a negative
+        correlation says that earlier ones are left more probable. ``facts`` counts those that were recalled before, in
+        each seed. The interval is of :func:`memprobe.statistics.arms.arm_means`, whose seeds and facts are crossed, and
+        needs three seeds.
+
+    Raises:
+        MemprobeError: an unknown label, broken files.
+    """
+    chosen = [ARM_STATISTICS.index(name) for name in DEPTHS]
+    runs, counts = [], {}
+    for arm, pairs in arms.items():
+        for before, after in pairs:
+            recalled = readings[before].exact
+            if not recalled.any():
+                continue
+            says = dict(zip((own or readings).ids, _log_prob(own or readings, after), strict=True))
+            outcome = np.array([says.get(fact, np.nan) for fact in readings.ids])
+            found = rank_correlations(readings.with_net(before)[:, chosen], outcome, recalled)
+            runs.append(Run(arm, "", after, after, found.rho, found.influence))
+            counts.setdefault(arm, []).append(int(recalled.sum()))
+    if not runs:
+        return pl.DataFrame()
+    table = arm_means(runs, list(DEPTHS), len(readings.factoids)).rename({"mean": "correlation"})
+    numbers = pl.DataFrame({"arm": list(counts), "facts": list(counts.values())})
+    columns = [
+        "arm",
+        "seeds",
+        "facts",
+        "statistic",
+        "correlation",
+        "low",
+        "high",
+        "p",
+        "detectable",
+        "by_seed",
+    ]
+    return table.join(numbers, on="arm", how="left", maintain_order="left").select(columns)

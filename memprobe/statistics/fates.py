@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy import special
+from scipy import special, stats
 
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import LEVEL, wilson
@@ -81,6 +81,53 @@ def kept_against_lost(values: np.ndarray, kept: np.ndarray, lost: np.ndarray) ->
         half = special.stdtrit(freedom, 0.5 + LEVEL / 2) * error
     seen = np.array([detectable(one, f) for one, f in zip(error, freedom, strict=True)])
     return KeptAgainstLost(difference, difference - half, difference + half, seen, influence)
+
+
+@dataclass(frozen=True, eq=False)
+class RankCorrelations:
+    """Rank correlations with one outcome; each [column], NaN where a side does not vary.
+
+    Attributes:
+        rho: Spearman's, from -1 to 1.
+        influence: [factoid, column], as in :class:`memprobe.statistics.arms.Run`.
+    """
+
+    rho: np.ndarray
+    influence: np.ndarray
+
+
+def rank_correlations(values: np.ndarray, outcome: np.ndarray, among: np.ndarray) -> RankCorrelations:
+    """Spearman's rank correlation of each column with what became of the facts.
+
+    It asks by degrees what :func:`kept_against_lost` asks of two groups, so that it needs no fact that is lost and none
+    that is kept. Ties share their mean rank. A fact's influence is that of the jackknife (Efron & Tibshirani 1993,
+    chapter 11): ``(n - 1) / n`` times the change of rho that leaving the fact out brings, with the sign turned.
+
+    Args:
+        values: [factoid, column] of the checkpoint before, NaN where there is none.
+        outcome: [factoid], of the checkpoint after, such as the log-probability of the answer.
+        among: bool [factoid], the facts that count.
+    """
+    facts, columns = values.shape
+    rho, influence = np.full(columns, np.nan), np.zeros((facts, columns))
+    for column in range(columns):
+        rows = np.flatnonzero(among & ~np.isnan(values[:, column]) & ~np.isnan(outcome))
+        x, y = values[rows, column], outcome[rows]
+        rho[column] = _spearman(x, y)
+        if np.isnan(rho[column]):
+            continue
+        n = len(rows)
+        without = np.array([_spearman(np.delete(x, i), np.delete(y, i)) for i in range(n)])
+        change = np.where(np.isnan(without), 0.0, rho[column] - without)
+        influence[rows, column] = (change - change.mean()) * (n - 1) / n
+    return RankCorrelations(rho, influence)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """NaN where a side does not vary, or of fewer than three."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
 
 
 def lost_facts(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
+from memprobe.readings import Readings
 from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
@@ -23,7 +25,7 @@ from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
 from training.study.published import markdown, tables
 from training.study.results import Results, read_results
-from training.study.tables import kept_before, lost_facts, nats
+from training.study.tables import depth_and_retention, kept_before, lost_facts, nats
 from training.study.unseen import unseen_differences
 
 REMIX = "remix(data=generic, stages=1)"
@@ -260,6 +262,39 @@ def test_kept_facts_lie_beside_what_can_be_seen_and_their_net():
     assert table["lof_net"].to_list() == [-0.4, None] and table["detectable"].to_list() == [0.9, None]
 
 
+def test_results_of_before_a_table_was_there_are_read(tmp_path):
+    made = results(NAIVE, kept=[kept(-0.5, -0.1)])
+    made.write(tmp_path)
+    (tmp_path / "depth_and_retention.parquet").unlink()
+    again = read_results(tmp_path)
+    assert again.kept.equals(made.kept) and not len(again.depth_and_retention)
+    (tmp_path / "kept.parquet").unlink()
+    with pytest.raises(MemprobeError, match=r"kept\.parquet"):
+        read_results(tmp_path)
+
+
+def test_ranks_lie_beside_their_net():
+    def row(correlation, **more):
+        told = {"correlation": correlation, "facts": [64, 64, 63]}
+        return (
+            {key: value for key, value in kept(correlation, 0.0).items() if key != "difference"} | told | more
+        )
+
+    rows = [
+        row(-0.5),
+        row(-0.4, readout="base-readout"),
+        row(-0.3, statistic="lof_restricted_net"),
+        row(-0.9, statistic="settled_restricted"),
+    ]
+    table = depth_and_retention(replace(results(NAIVE), depth_and_retention=pl.DataFrame(rows)))
+    assert table.select("readout", "correlation", "net").rows() == [
+        ("own", -0.5, -0.3),
+        ("base-readout", -0.4, None),
+    ]
+    assert table["facts"].to_list() == [[64, 64, 63]] * 2
+    assert not len(depth_and_retention(results(NAIVE)))
+
+
 def test_nats_of_the_first_token_and_of_the_whole_answer_stand_apart():
     def row(value, **told):
         return difference("log_prob_full", value - 1, value + 1, **told) | {"difference": value} | MORE
@@ -319,11 +354,14 @@ def test_steps_that_cells_share_count_once(tmp_path):
     manifests = {label: manifest for label, manifest in made.items() if manifest}
     probe = write_probe(tmp_path / "p", depths, manifests=manifests, n=40, never=gone)
     chains = [["n.1", "n.2", f"{name}.3"] for name in arms]
-    found = list(_read_out(probe, made, chains, {"k": 10, "token": "first", "draws": 100}))
+    readings = Readings.of([probe.only(made)], k=10, token="first", draws=100)
+    found = list(_read_out(readings, made, chains, readings))
     lost = pl.concat([table for name, table in found if name == "lost"], how="diagonal_relaxed")
     assert lost.select("reference", "checkpoint").is_duplicated().sum() == 0
     kept = pl.concat([table for name, table in found if name == "kept"], how="diagonal_relaxed")
     assert set(kept["seeds"]) == {1} and kept["low"].null_count() == len(kept)
+    ranks = pl.concat([table for name, table in found if name == "depth_and_retention"])
+    assert ranks.group_by("arm", "stage", "statistic").len()["len"].unique().to_list() == [1]
 
 
 def test_replay_shows_what_it_keeps_of_facts_not_shown_again():

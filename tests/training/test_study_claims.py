@@ -52,7 +52,7 @@ CELLS = [cell("none", seed) for seed in range(3)]
 NUMBERS = dict.fromkeys(("ratio", "error"), pl.Float64)
 
 
-def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Results:
+def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=(), ranks=()) -> Results:
     def frame(rows, **options) -> pl.DataFrame:
         return pl.DataFrame(list(rows), infer_schema_length=None, **options)
 
@@ -68,6 +68,7 @@ def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=()) -> Results:
         spread=widths.drop("arm", "stage", "seed") if spread else frame([]),
         lost=frame([]),
         kept=frame(kept),
+        depth_and_retention=frame(ranks),
     )
 
 
@@ -302,6 +303,29 @@ def test_kept_facts_without_an_interval_say_why():
     assert claims(both, of)["arm"].to_list() == [GENERIC]
     every = {"name": "x", "about": "kept", "against": None, "statistic": "lof_restricted", "side": "below"}
     assert claims(both, book(every | {"arms": "all"}))["arm"].to_list() == [GENERIC, "none"]
+
+
+def test_ranks_are_asked_of_every_lens_and_of_all_arms():
+    def row(correlation, readout="own", **more):
+        keys = {"setup": "s", "k": 10, "token": "first", "readout": readout, "arm": GENERIC, "stage": "2"}
+        told = {"statistic": "lof_restricted", "correlation": correlation, "detectable": 0.2, "seeds": 3}
+        edges = {"low": correlation - 0.1, "high": correlation + 0.1, "p": 0.01}
+        return keys | told | edges | more
+
+    claim = {"name": "x", "about": "ranks", "against": None, "statistic": "lof_restricted", "side": "below"}
+    of = book(claim | {"arms": "all", "lenses": [*BOTH, "net"], "equivalent": 0.1})
+    net = row(-0.3, statistic="lof_restricted_net")
+    seen = claims(tables(ranks=[row(-0.4), row(-0.3, "base-readout"), net]), of).row(0, named=True)
+    assert (seen["verdict"], seen["estimate"], seen["detectable"]) == ("seen", -0.4, 0.2)
+    assert seen["evidence"].startswith("own: -0.400 [-0.500, -0.300]")
+    split = [row(-0.4), row(0.05, "base-readout"), net]
+    assert verdicts(claims(tables(ranks=split), of)) == {GENERIC: "undecided"}
+    later = [row(0.4), row(0.3, "base-readout"), net | {"correlation": 0.3, "low": 0.2, "high": 0.4}]
+    assert verdicts(claims(tables(ranks=later), of)) == {GENERIC: "contradicted"}
+    both = [*later, *(one | {"arm": "none"} for one in later)]
+    assert set(verdicts(claims(tables(ranks=both), of))) == {GENERIC, "none"}
+    other = [one | {"k": 1, "token": "all"} for one in later]
+    assert not len(claims(tables(ranks=other), of)), "of another reading than the book's"
 
 
 def test_gradients_count_arms():

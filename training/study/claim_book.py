@@ -16,6 +16,7 @@ from training.study.results import READOUTS
 BOOK = Path(__file__).with_name("claims.toml")
 OWN, NET = READOUTS[0], "net"
 """Lenses of a claim: the checkpoints' own readout, and that net of shuffled answers."""
+_CORRELATIONS = ("ranks", "gradients")
 
 
 class Reading(Settings):
@@ -34,7 +35,7 @@ class Claim(Settings):
     name: str
     family: str
     says: str
-    about: Literal["mean", "difference", "kept", "spread", "gradients", "second stage"]
+    about: Literal["mean", "difference", "kept", "ranks", "spread", "gradients", "second stage"]
     side: Literal["above", "below"]
     statistic: str | None = None
     against: Literal["naive", "matched"] | None = None
@@ -50,7 +51,7 @@ class Claim(Settings):
         """Of its estimate."""
         if self.about == "spread":
             return "log of the ratio of scales"
-        if self.about == "gradients":
+        if self.about in _CORRELATIONS:
             return "rank correlation"
         named = DIFFERENCE_UNITS[STATISTICS[self.measured].unit]
         return f"{named} above {self.threshold:.0%}" if self.threshold else named
@@ -58,7 +59,7 @@ class Claim(Settings):
     @property
     def form(self) -> str:
         """The format of its estimate."""
-        measured = self.about not in ("spread", "gradients")
+        measured = self.about not in ("spread", *_CORRELATIONS)
         return form_of(self.measured, signed=True) if measured else "+.2f"
 
     @property
@@ -68,7 +69,7 @@ class Claim(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> Claim:
-        if self.about in ("mean", "difference", "kept") and self.statistic is None:
+        if self.about in ("mean", "difference", "kept", "ranks") and self.statistic is None:
             raise ValueError(f"claim {self.name!r}: say which statistic")
         if (self.about == "difference") != (self.against is not None):
             raise ValueError(

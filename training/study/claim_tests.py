@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -80,7 +81,8 @@ def tests_of(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
     of = {
         "mean": _means,
         "difference": _differences,
-        "kept": _kept,
+        "kept": partial(_before_a_stage, of="kept", estimate="difference"),
+        "ranks": partial(_before_a_stage, of="depth_and_retention", estimate="correlation"),
         "spread": _spread,
         "gradients": _gradients,
         "second stage": _second_stages,
@@ -216,14 +218,16 @@ def _beside(given: pl.DataFrame) -> str:
     return ""
 
 
-def _part(lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim) -> LensSays:
+def _part(
+    lens: str, rows: pl.DataFrame, every: pl.DataFrame, claim: Claim, estimate: str = "difference"
+) -> LensSays:
     """One lens of a table with a row per statistic and readout; net is a statistic of the own readout."""
     net = every.filter(statistic=f"{claim.statistic}_net", readout=OWN)
     part = net if lens == NET else rows.filter(readout=lens)
     if not len(part):
         return LensSays(lens, None, None, None, None)
     row = part.row(0, named=True)
-    return LensSays(lens, row["difference"], row["low"], row["high"], row["p"])
+    return LensSays(lens, row[estimate], row["low"], row["high"], row["p"])
 
 
 def _without_interval(parts: list[LensSays], seeds: int) -> str:
@@ -239,20 +243,26 @@ def _without_interval(parts: list[LensSays], seeds: int) -> str:
     return f"nothing scatters in: {', '.join(without)}"
 
 
-def _kept(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
-    if not len(results.kept):
+def _before_a_stage(claim: Claim, results: Results, book: Book, *, of: str, estimate: str) -> Iterator[Test]:
+    """A claim about where facts had surfaced before a stage, by what became of them in it.
+
+    Args:
+        of: the table of results that says so.
+        estimate: its column.
+    """
+    table: pl.DataFrame = getattr(results, of)
+    if not len(table):
         return
     for reading in _readings(claim, book):
-        rows = _stages(claim, _in(results.kept, reading, book))
+        rows = _stages(claim, _in(table, reading, book))
         for key, group in rows.group_by("setup", "arm", "stage", maintain_order=True):
             setup, arm, stage = str(key[0]), str(key[1]), int(key[2])  # type: ignore[arg-type]
-            own = group.filter(statistic=claim.statistic, readout=OWN)
+            of_claim = group.filter(statistic=claim.statistic)
+            own = of_claim.filter(readout=OWN)
             if not len(own) or not _about(claim, arm):
                 continue
             first = own.row(0, named=True)
-            parts = [
-                _part(lens, group.filter(statistic=claim.statistic), group, claim) for lens in claim.lenses
-            ]
+            parts = [_part(lens, of_claim, group, claim, estimate) for lens in claim.lenses]
             why = _without_interval(parts, first["seeds"])
             yield Test(
                 claim, setup, arm, "", stage, reading, parts, first["seeds"], "", first["detectable"], why

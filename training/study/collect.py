@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.arms import Arm
-from memprobe.compare import TABLES, kept_facts
+from memprobe.compare import TABLES, depth_and_retention, kept_facts
 from memprobe.errors import MemprobeError
 from memprobe.files import read_json
 from memprobe.lineage import origin
@@ -80,7 +80,7 @@ def collect(
             parts.setdefault(name, []).append(table)
     placed = {
         name: pl.concat(parts[name], how="diagonal_relaxed") if name in parts else pl.DataFrame()
-        for name in ("placement", "arms", "differences", "spread", "lost", "kept")
+        for name in ("placement", "arms", "differences", "spread", "lost", "kept", "depth_and_retention")
     }
     unseen = unseen_differences(placed["differences"], frame.filter("learned"))
     placed["differences"] = pl.concat([placed["differences"], unseen])
@@ -116,6 +116,7 @@ def _placed(
     Args:
         chains: labels of each cell's stages, from stage 1 on.
     """
+    own: dict[tuple[int, str], Readings] = {}  # the first readout
     for readout, probe in _probes(out, setup).items() if chains else ():
         # In the order of the cells, whichever was probed first.
         entries = probe.only(probe.finished).run["checkpoints"]
@@ -128,7 +129,10 @@ def _placed(
         for k, token in SETTINGS:
             named = {"setup": setup, "k": k, "token": token, "readout": readout}
             keys = [pl.lit(value).alias(key) for key, value in named.items()]
-            for name, table in _read_out(probe, made, chains, {"k": k, "token": token, "draws": draws}):
+            readings = Readings.of(
+                [probe.only(made)], reference=_reference(made), k=k, token=token, draws=draws
+            )
+            for name, table in _read_out(readings, made, chains, own.setdefault((k, token), readings)):
                 yield name, table.select(*keys, pl.all())
 
 
@@ -145,13 +149,23 @@ def _probes(out: Path, setup: str) -> dict[str, Probe]:
     return {readout: open_probe(path) for readout, path in folders.items() if (path / RUN).exists()}
 
 
+def _reference(made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first naive checkpoint, or the first that was trained."""
+    trained = [label for label, manifest in made.items() if manifest]
+    return next((label for label in trained if Arm.of(made[label]["arm"]).is_naive), trained[0])
+
+
 def _read_out(
-    probe: Probe, made: dict[str, dict[str, Any]], chains: Sequence[list[str]], options: dict[str, Any]
+    readings: Readings, made: Mapping[str, Mapping[str, Any]], chains: Sequence[list[str]], own: Readings
 ) -> Iterable[tuple[str, pl.DataFrame]]:
-    """Tables of one readout and reading; ``made`` holds each checkpoint's manifest, nothing for the base."""
-    naive = [label for label, manifest in made.items() if manifest and Arm.of(manifest["arm"]).is_naive]
+    """Tables of one readout and reading.
+
+    Args:
+        made: each checkpoint's manifest, nothing for the base.
+        own: the same checkpoints in their own readout.
+    """
     trained = [label for label in made if made[label]]
-    readings = Readings.of([probe.only(made)], reference=(naive or trained)[0], **options)
+    naive = [label for label in trained if Arm.of(made[label]["arm"]).is_naive]
     named = [
         {"checkpoint": label} | {key: made[label][key] for key in ("arm", "seed", "stage")}
         for label in trained
@@ -185,6 +199,10 @@ def _read_out(
         stage = pairs.setdefault(str(made[after]["stage"]), {})
         stage.setdefault(made[after]["arm"], []).append((before, after))
     for stage_name, arms in pairs.items():
-        kept = kept_facts(readings, arms)
-        if len(kept):
-            yield "kept", kept.select(pl.lit(stage_name).alias("stage"), pl.all())
+        made_of = {
+            "kept": kept_facts(readings, arms),
+            "depth_and_retention": depth_and_retention(readings, arms, own),
+        }
+        for name, table in made_of.items():
+            if len(table):
+                yield name, table.select(pl.lit(stage_name).alias("stage"), pl.all())

@@ -25,6 +25,7 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "placement": surfacing.placement(results),
         "spread": surfacing.spread(results),
         "kept_facts": surfacing.kept_before(results),
+        "depth_and_retention": surfacing.depth_and_retention(results),
         "lost_facts": surfacing.lost_facts(results),
         "other_questions": retention.other_questions(kept),
         **{over: retention.curve(kept, over) for over in retention.CURVES},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import polars as pl
@@ -34,6 +34,8 @@ class Results:
         spread: of latent depths, seed by seed against naive; see :mod:`memprobe.statistics.latent`.
         lost: of the facts lost to a later stage, what the lens still reads.
         kept: of the facts kept by it, where they had surfaced before; see :func:`memprobe.compare.kept_facts`.
+        depth_and_retention: whether those that had surfaced earlier are left more probable by it; see
+            :func:`memprobe.compare.depth_and_retention`. Empty in results of before there was such a table.
     """
 
     cells: pl.DataFrame
@@ -45,6 +47,7 @@ class Results:
     spread: pl.DataFrame
     lost: pl.DataFrame
     kept: pl.DataFrame
+    depth_and_retention: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def retention(self) -> Retention:
@@ -70,8 +73,12 @@ def read_results(folder: Path) -> Results:
             f"{folder}: holds neither a grid ({GRID}) nor the results that report left of one"
         )
     tables = {}
-    for name in Results.__dataclass_fields__:
-        path = folder / f"{name}.parquet"
+    for one in fields(Results):
+        name, path = one.name, folder / f"{one.name}.parquet"
+        if (
+            one.default_factory is not MISSING and not path.exists()
+        ):  # results of before there was such a table
+            continue
         with parquet_errors(path):
             tables[name] = pl.read_parquet(path)
     return Results(**tables)

@@ -115,6 +115,38 @@ def kept_before(results: Results) -> pl.DataFrame:
     )
 
 
+def depth_and_retention(results: Results) -> pl.DataFrame:
+    """Whether facts that had surfaced earlier before a stage are left more probable by it; negative says that they are.
+
+    Returns:
+        [setup, k, token, readout, stage, arm, seeds, facts, correlation, low, high, detectable, by_seed, net, net_low,
+        net_high, net_by_seed]: Spearman's over the ``facts`` that were recalled before, a mean over seeds; ``net`` is
+        that of depths net of shuffled answers.
+    """
+    if not len(results.depth_and_retention):
+        return pl.DataFrame()
+    keys = [*_KEYS, "stage", "arm"]
+    found = results.depth_and_retention.filter(statistic="lof_restricted")
+    net = results.depth_and_retention.filter(statistic="lof_restricted_net").select(
+        *keys, net="correlation", net_low="low", net_high="high", net_by_seed="by_seed"
+    )
+    table = found.join(net, on=keys, how="left", maintain_order="left")
+    numbers = [
+        "correlation",
+        "low",
+        "high",
+        "detectable",
+        "by_seed",
+        "net",
+        "net_low",
+        "net_high",
+        "net_by_seed",
+    ]
+    return table.select(*keys, "seeds", "facts", *numbers).sort(
+        _KEYS, descending=[False, True, False, True], maintain_order=True
+    )
+
+
 def nats(results: Results) -> pl.DataFrame:
     """How probable D_A's answers are after the last stage, against naive and its controls: in nats, which see more than
     exact match does, and the same given how wide a margin stage 1 left.
