@@ -77,6 +77,20 @@ def test_rank_correlations_are_spearman_s_over_the_facts_that_count():
     assert found.rho[0] < -0.1 and not found.influence[50:].any() and not found.influence[5, 1]
 
 
+def test_a_fact_s_influence_on_a_rank_correlation_is_what_leaving_it_out_does():
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 4, (300, 1)).astype(float)  # many ties, and more facts than go in one pass
+    outcome = np.round(values[:, 0] + rng.normal(0, 2, 300))
+    found = rank_correlations(values, outcome, np.ones(300, bool))
+    without = np.array(
+        [stats.spearmanr(np.delete(values[:, 0], i), np.delete(outcome, i)).statistic for i in range(300)]
+    )
+    change = found.rho[0] - without
+    assert found.influence[:, 0] == pytest.approx((change - change.mean()) * 299 / 300, abs=1e-12)
+    lone = rank_correlations(np.array([[1.0], [1], [1], [9]]), np.arange(4.0), np.ones(4, bool))
+    assert np.isfinite(lone.rho[0]) and np.isfinite(lone.influence).all(), "nothing varies without the last"
+
+
 def test_the_influence_of_a_fact_on_a_rank_correlation_adds_up_to_its_variance():
     rng = np.random.default_rng(2)
     rhos, variances = [], []

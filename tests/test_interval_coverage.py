@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.benchmarks.coverage_designs import kept, means, shares
+from tests.benchmarks.coverage_designs import kept, means, ranks, shares
 from tests.benchmarks.interval_coverage import (
     DRAWS,
     PAGE,
@@ -27,7 +27,7 @@ SLACK = 0.025
 def test_the_stored_run_is_the_full_one():
     assert (RESULT["simulations"], RESULT["draws"], RESULT["studies"]) == (SIMULATIONS, DRAWS, STUDIES)
     assert (SIMULATIONS, DRAWS, STUDIES) == (5000, 1000, 300)
-    sizes = {row["facts"] for row in DESIGNS if row["design"] in ("shares", "means", "kept facts")}
+    sizes = {row["facts"] for row in DESIGNS if row["design"] in ("shares", "means", "kept facts", "kept by degrees")}
     assert sizes == {64, 500} and {row["seeds"] for row in DESIGNS if "seeds" in row} == {3, 5, 10}
     assert {row["level"] for row in DESIGNS if row["design"] == "shares"} == {0.01, 0.1, 0.5, 0.99}
 
@@ -55,6 +55,7 @@ def of(design: str, statistic: str) -> list[dict]:
         ("shares", "difference"),
         ("means", "difference"),
         ("kept facts", "difference"),
+        ("kept by degrees", "correlation"),
         ("one checkpoint", "lof_mean"),
         ("one checkpoint", "lof_sd"),
         ("one checkpoint", "effective_layers"),
@@ -76,6 +77,7 @@ def test_studies_of_the_published_sizes_hold(design, statistic):
         ("shares", "null rejected"),
         ("means", "null rejected"),
         ("kept facts", "null rejected"),
+        ("kept by degrees", "null rejected"),
         ("latent depth", "more, wrongly"),
         ("latent depth", "less, wrongly"),
     ],
@@ -106,7 +108,7 @@ def test_a_smaller_run_agrees():
         assert rejected == pytest.approx(RESULT["rejected"][name], abs=0.06), name
 
 
-@pytest.mark.parametrize("design", [shares, means, kept])
+@pytest.mark.parametrize("design", [shares, means, kept, ranks])
 def test_each_design_begins_as_it_was_stored(design):
     """The first row of a smaller run has the settings of the first stored one, and a share near it."""
     row = next(design(30, RESULT["seed"]))

@@ -116,11 +116,13 @@ def rank_correlations(values: np.ndarray, outcome: np.ndarray, among: np.ndarray
         rho[column] = _spearman(x, y)
         if np.isnan(rho[column]):
             continue
-        n = len(rows)
-        without = np.array([_spearman(np.delete(x, i), np.delete(y, i)) for i in range(n)])
-        change = np.where(np.isnan(without), 0.0, rho[column] - without)
-        influence[rows, column] = (change - change.mean()) * (n - 1) / n
+        change = rho[column] - _spearman_without(x, y)
+        change = np.where(np.isnan(change), 0.0, change)
+        influence[rows, column] = (change - change.mean()) * (len(rows) - 1) / len(rows)
     return RankCorrelations(rho, influence)
+
+
+_AT_ONCE = 256  # facts that are left out in one pass over all others
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -128,6 +130,28 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
+def _spearman_without(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[factoid]: Spearman's with each fact left out, NaN where a side does not vary without it.
+
+    Without a fact the rank of one above it is less by 1, and that of one beside it by a half.
+    """
+    n, parts = len(x), []
+    ranks = [(values, stats.rankdata(values)) for values in (x, y)]
+    for start in range(0, n, _AT_ONCE):
+        out = np.arange(start, min(start + _AT_ONCE, n))
+        stays = np.arange(n) != out[:, None]
+        centred = []
+        for values, rank in ranks:
+            gone = values[out, None]
+            fewer = np.where(stays, rank - (gone < values) - 0.5 * (gone == values), 0.0)
+            centred.append(np.where(stays, fewer - fewer.sum(1, keepdims=True) / (n - 1), 0.0))
+        cross, own, others = ((centred[i] * centred[j]).sum(1) for i, j in ((0, 1), (0, 0), (1, 1)))
+        scale = np.sqrt(own * others)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts.append(np.where(scale > 1e-9, cross / scale, np.nan))
+    return np.concatenate(parts)
 
 
 def lost_facts(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from memprobe.statistics.arms import Run, arm_differences, arm_means
-from memprobe.statistics.fates import kept_against_lost
+from memprobe.statistics.fates import kept_against_lost, rank_correlations
 from memprobe.statistics.intervals import Resamples
 from memprobe.statistics.latent import latent_spread, unlucky
 from memprobe.statistics.occurrence import Occurrence, placement_of
@@ -180,6 +180,49 @@ def kept(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
         yield row("kept facts", "difference", hits, **keys)
         yield row("kept facts", "null rejected", null, **keys)
         yield row("kept facts", "power for 0.35 depths", power, **keys)
+
+
+def ranks(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
+    """Depth before a stage and log-probability after it: half of the variance of depths and a third of that of what is
+    left are the fact's own. The truth is that of very many facts."""
+
+    def runs_of(
+        rng: np.random.Generator, facts: int, seeds: int, slope: float
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        fact, ease = rng.normal(size=(2, facts))
+        for _ in range(seeds):
+            depth = np.sqrt(0.5) * fact + np.sqrt(0.5) * rng.normal(size=facts)
+            rest = np.sqrt(0.3) * ease + np.sqrt(0.7) * rng.normal(size=facts)
+            yield (
+                np.clip(np.round(28 + 2 * depth), 1, N_LAYERS + 1),
+                slope * depth + np.sqrt(1 - slope**2) * rest,
+            )
+
+    truths = {0.0: 0.0}
+    for depth, left in runs_of(np.random.default_rng(seed), 400_000, 1, -0.3):
+        truths[-0.3] = float(stats.spearmanr(depth, left).statistic)
+    for facts, seeds in itertools.product(FACTS, SEEDS):
+        keys = {"facts": facts, "seeds": seeds}
+        if not wanted(keys):
+            continue
+        rng = np.random.default_rng([seed, facts, seeds])
+        hits, null, power = [], [], []
+        for _ in range(simulations):
+            for slope, truth in truths.items():
+                members = []
+                for i, (depth, left) in enumerate(runs_of(rng, facts, seeds, slope)):
+                    found = rank_correlations(depth[:, None], left, np.ones(facts, bool))
+                    members.append(Run("arm", "", str(i), "", found.rho, found.influence))
+                table = arm_means(members, ["x"], facts)
+                low, high = table["low"][0], table["high"][0]
+                if slope:
+                    hits.append(low <= truth <= high)
+                    power.append(high < 0)
+                else:
+                    null.append(low > 0 or high < 0)
+        yield row("kept by degrees", "correlation", hits, **keys)
+        yield row("kept by degrees", "null rejected", null, **keys)
+        yield row("kept by degrees", "power for a correlation of −0.3", power, **keys)
 
 
 # ------------------------------------------------------------------------------------------- few occurrences

@@ -29,7 +29,7 @@ from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, wilson
 from memprobe.statistics.occurrence import Occurrence, placement_of, restricted
 from memprobe.statistics.paired import differences, sign_flip
-from tests.benchmarks.coverage_designs import few, few_pairs, kept, means, shares, spread
+from tests.benchmarks.coverage_designs import few, few_pairs, kept, means, ranks, shares, spread
 
 STORED = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "coverage.md"
@@ -121,6 +121,7 @@ def designs(simulations: int, draws: int, seed: int, only: str = "") -> list[dic
         "shares": lambda: shares(simulations, seed),
         "means": lambda: means(simulations, seed),
         "kept": lambda: kept(simulations, seed),
+        "ranks": lambda: ranks(simulations, seed),
         "few": lambda: few(simulations, seed, draws),
         "pairs": lambda: few_pairs(simulations, seed, draws),
         "spread": lambda: spread(simulations, seed),
@@ -165,6 +166,7 @@ def again(rows: list[dict], simulations: int, store: Callable[[], None]) -> None
         "shares": lambda wanted: shares(simulations, seed, wanted),
         "means": lambda wanted: means(simulations, seed, wanted),
         "kept facts": lambda wanted: kept(simulations, seed, wanted),
+        "kept by degrees": lambda wanted: ranks(simulations, seed, wanted),
         "pairs": lambda wanted: few_pairs(simulations, seed, DRAWS, wanted),
         "one checkpoint": lambda wanted: few(simulations, seed, DRAWS, wanted),
     }
@@ -246,7 +248,7 @@ def main() -> None:
     )
     arguments.add_argument("simulations", nargs="?", type=int, help="a smaller run, printed only")
     arguments.add_argument(
-        "--only", default="", help="one of shares, means, kept, few, pairs, spread; printed only"
+        "--only", default="", help="one of shares, means, kept, ranks, few, pairs, spread; printed only"
     )
     arguments.add_argument(
         "--table", action="store_true", help="writes the documentation's table and runs nothing"
