@@ -23,8 +23,9 @@ from memprobe.files import write_json, write_parquet
 from memprobe.identity import other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
-from memprobe.patches import FOLDER, LOCK, NOT_FINITE, open_patches, read_rows
+from memprobe.patches import FOLDER, LOCK, NOT_FINITE, PATCHING, open_patches, read_rows
 from memprobe.records import PATCHES, factoids_frame, factoids_from_frame
+from memprobe.starting_over import settle
 
 FLUSH_SECONDS = 20
 """At most so much work is lost when patching is killed."""
@@ -164,6 +165,8 @@ def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None
 def locked(out: Path) -> Iterator[None]:
     """Holds a directory's patches for one process; inside, the same thread may lock it again.
 
+    Patches that a killed process had set aside come back.
+
     Raises:
         MemprobeError: another process patches into it, it holds other files, or it cannot be written.
     """
@@ -173,7 +176,9 @@ def locked(out: Path) -> Iterator[None]:
         not out.is_dir() or any(file.name not in known and file.name[0] != "." for file in out.iterdir())
     ):
         raise MemprobeError(f"{out}: exists and holds no patches; use another --out")
-    with one_process(out, "patching", lock=f"{FOLDER}/{LOCK}"):
+    with one_process(out, "patching", lock=f"{FOLDER}/{LOCK}") as first:
+        if first:
+            settle(out, PATCHING)
         yield
 
 

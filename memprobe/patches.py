@@ -11,7 +11,6 @@ that a later call adds what an earlier one left out.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from memprobe.files import check_valid, parquet_errors, read_json
 from memprobe.parquet import check_mark
 from memprobe.records import PATCHES
 from memprobe.run_file import PatchesFile
+from memprobe.starting_over import Work
 
 SCHEMA_VERSION = 1
 FOLDER = "patches"
@@ -113,21 +113,21 @@ def open_patches(path: str | Path) -> Patches:
     return Patches(path, run)
 
 
-def delete_patches(out: Path) -> None:
-    """Deletes the patches of a directory, and its factoids where no probe needs them; the lock of who does it stays.
+def _files(out: Path) -> list[Path]:
+    """The patches of a directory, and its factoids where no probe needs them; not the lock of who asks."""
+    files = [file for file in (out / FOLDER).glob("*") if file.name != LOCK]
+    if not (out / "run.json").exists():
+        files += [file for name in ("factoids.parquet", "patches.html") if (file := out / name).exists()]
+    return files
 
-    ``run.json`` goes last: killed in between, what is left is still known as patches.
-    """
-    if (out / FOLDER / "run.json").exists():
-        files = [file for file in (out / FOLDER).iterdir() if file.name != LOCK]
-        for file in sorted(files, key=lambda file: file.name == "run.json"):
-            if file.is_dir():
-                shutil.rmtree(file)
-            else:
-                file.unlink()
-        if not (out / "run.json").exists():
-            for name in ("factoids.parquet", "patches.html"):
-                (out / name).unlink(missing_ok=True)
+
+def _shows(out: Path) -> bool:
+    """Whether some factoids of a pair are patched."""
+    return any(any((out / FOLDER).glob(pattern)) for pattern in ("*.parquet", "parts/*/*.parquet"))
+
+
+PATCHING = Work("patches", there=lambda out: (out / FOLDER / "run.json").exists(), files=_files, shows=_shows)
+"""Patches, as ``--fresh`` starts them over."""
 
 
 def finite_only(rows: pl.DataFrame) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ from memprobe.records import (
     factoids_frame,
     factoids_from_frame,
 )
+from memprobe.starting_over import Work, settle
 from memprobe.vouching import CHECKSUMS
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ _MEND = "; use another --out, or --fresh to start over"
 def locked(out: Path) -> Iterator[None]:
     """Holds a probe directory for one process; inside, the same thread may lock it again.
 
-    What a killed process left half written is removed.
+    What a killed process left half written is removed, and a probe that it had set aside comes back.
 
     Raises:
         MemprobeError: another process probes into it, it holds other files, or it cannot be written.
@@ -77,6 +78,7 @@ def locked(out: Path) -> Iterator[None]:
     _refuse_other_files(out)
     with one_process(out, "probing", lock=LOCK) as first:
         if first:
+            settle(out, PROBE)
             _remove_leftovers(out)
         yield
 
@@ -91,24 +93,22 @@ def _remove_leftovers(out: Path) -> None:
                 file.unlink(missing_ok=True)
 
 
-def delete_probe(out: Path) -> None:
-    """Deletes the files of a probe, and nothing else."""
-    if not (out / RUN).exists():
-        return
-    shutil.rmtree(out / PARTS, ignore_errors=True)
-    for file in (out / "residuals").glob("*/*.safetensors"):
-        file.unlink()
-    for folder in (*(out / "residuals").glob("*"), out / "residuals"):
-        with suppress(OSError):  # not there, or it holds something else
-            folder.rmdir()
-    for table in (*BY_CHECKPOINT, *WHERE_ASKED):
-        (out / f"{table}.parquet").unlink(missing_ok=True)  # of schema 1
-        for file in (out / table).glob("*.parquet"):
-            file.unlink()
-        with suppress(OSError):  # not there, or it holds something else
-            (out / table).rmdir()
-    for name in (FACTOIDS_FILE, SUMMARY, REPORT, CHECKSUMS, RUN):
-        (out / name).unlink(missing_ok=True)
+def _files(out: Path) -> list[Path]:
+    """What probing wrote into a directory; the parts as a whole."""
+    tables = (*BY_CHECKPOINT, *WHERE_ASKED)
+    names = (*(f"{table}.parquet" for table in tables), FACTOIDS_FILE, SUMMARY, REPORT, CHECKSUMS, RUN)
+    patterns = ("residuals/*/*.safetensors", *(f"{table}/*.parquet" for table in tables))
+    found = [file for pattern in patterns for file in out.glob(pattern)]
+    return [*found, *(out / name for name in (PARTS, *names) if (out / name).exists())]
+
+
+def _shows(out: Path) -> bool:
+    """Whether some factoids of a checkpoint are read."""
+    return any(any(out.glob(pattern)) for pattern in (f"{PARTS}/*/*.parquet", "outcomes/*.parquet"))
+
+
+PROBE = Work("probe", there=lambda out: (out / RUN).exists(), files=_files, shows=_shows)
+"""A probe, as ``--fresh`` starts it over."""
 
 
 def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> dict[str, Any]:
@@ -196,9 +196,10 @@ def _refuse_other_files(out: Path) -> None:
     """Raises a MemprobeError for what exists and is not a probe directory."""
     if (out / RUN).exists() or not out.exists():
         return
-    # A probe that was killed before it was whole has its lock and its first write.
+    # A probe that was killed before it was whole has its lock and its first write, and perhaps the one before it.
     if not out.is_dir() or any(
-        file.name != LOCK and not file.name.startswith(f".{RUN}.") for file in out.iterdir()
+        file.name != LOCK and not file.name.startswith(f".{RUN}.") and not PROBE.owns(file.name)
+        for file in out.iterdir()
     ):
         raise MemprobeError(f"{out}: exists and is not a probe directory; use another --out")
 

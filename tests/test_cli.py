@@ -16,7 +16,11 @@ from safetensors.torch import load_file, save_file
 import memprobe
 from memprobe import capturing
 from memprobe.manifests import MANIFEST
+from memprobe.probe_writer import PROBE, locked
+from memprobe.prober import Prober
 from memprobe.records import BY_CHECKPOINT
+from memprobe.starting_over import _set_aside
+from tests.disk import contents
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("few_k")
@@ -254,6 +258,30 @@ def test_out_in_use_is_refused_and_kept(cli, tiny_checkpoint, facts, tmp_path):
     (tmp_path / "p" / ".lock").unlink(missing_ok=True)
     assert {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()} == before
     assert cli(*probe, "--fresh")[0] == 0
+
+
+def test_a_probe_outlives_a_fresh_start_that_fails(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
+    """Options that are wrong only once the model is there, too; Ctrl-C before the first batch; and a kill."""
+    out = tmp_path / "p"
+    probe = ["layers", "--ckpt", f"a={tiny_checkpoint}", "--factoids", facts, "--out", out]
+    assert cli(*probe, "--keep-residuals", "1", "--attributions")[0] == 0
+    before = contents(out)
+    for wrong in (["--positions", "nonsense"], ["--lens", "nonsense"], ["--template", "{prompt}"]):
+        refused(cli(*probe, *wrong, "--fresh"), f"{out} is as it was before --fresh")
+        assert contents(out) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(Prober, "read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        code, _, err = cli(*probe, "--fresh")
+        assert code == 130 and f"{out} is as it was before --fresh" in err, err
+        assert contents(out) == before
+    _set_aside(out, PROBE)
+    with locked(out):
+        assert contents(out) == before | {".lock": b""}
+    (out / "notes.txt").write_text("mine")
+    refused(cli(*probe, "--fresh"), "not a probe directory")
+    assert contents(out) == before | {"notes.txt": b"mine"}
+    (out / "notes.txt").unlink()
+    assert cli(*probe, "--fresh")[0] == 0 and not (out / "residuals").exists()
 
 
 def test_bf16_says_how_many_ranks_it_changes(cli, tiny_checkpoint, facts, tmp_path):

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from memprobe.fitting import locked
+from memprobe.fitting import FITTED, locked
+from memprobe.starting_over import _set_aside
+from tests.disk import contents
 from tests.elsewhere import elsewhere
 from tests.tiny import SENTENCES
 
@@ -39,6 +41,23 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
     assert (out / "lens.safetensors").stat().st_mtime_ns == before
     code, _, _ = cli("fit", *options, "--fresh")
     assert code == 0 and (out / "lens.safetensors").stat().st_mtime_ns > before
+
+
+def test_a_lens_outlives_a_fresh_start_that_fails(cli, tiny_checkpoint, corpus, tmp_path):
+    out = tmp_path / "fit"
+    options = ["--ckpt", tiny_checkpoint, "--texts", corpus, "--out", out]
+    options += ["--tokens", 400, "--length", 24, "--factoids", "none"]
+    assert cli("fit", *options, "--kind", "linear")[0] == 0
+    before = contents(out)
+    for wrong in (["--kind", "linear", "--steps", 4], ["--kind", "tuned", "--steps", 0]):
+        code, _, told = cli("fit", *options, *wrong, "--fresh")
+        assert code == 2 and "--steps" in told and contents(out) == before
+    _set_aside(out, FITTED)
+    with locked(out):
+        assert contents(out) == before | {".lock": b""}
+    _set_aside(out, FITTED)
+    code, _, told = cli("fit", *options, "--kind", "tuned")
+    assert code == 2 and "holds a lens with another kind" in told and contents(out) == before
 
 
 @pytest.mark.parametrize("more", [[], ["--fresh"]])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,8 +9,10 @@ import pytest
 from memprobe import patch_pairs
 from memprobe.files import read_json, write_json
 from memprobe.patch_writer import locked
-from memprobe.patches import delete_patches, open_patches
+from memprobe.patches import PATCHING, open_patches
 from memprobe.records import PATCHES
+from memprobe.starting_over import _set_aside
+from tests.disk import contents
 from tests.elsewhere import elsewhere
 from tests.tiny import N_LAYERS, save_tiny
 
@@ -123,17 +124,24 @@ def test_what_another_process_patches_is_left_alone(setup, tmp_path, cli, more):
     assert code == 0 and set(open_patches(out).table["depth"]) == {1}, err
 
 
-def test_deleting_patches_spares_the_lock_and_is_taken_up_when_killed(setup, tmp_path, cli, monkeypatch):
+def test_patches_outlive_a_fresh_start_that_fails(setup, tmp_path, cli):
+    """Options that are wrong only once the models are there, too; and a kill before the first batch."""
     out = tmp_path / "p"
-    assert cli(*options(setup, out, "--depths", "0"))[0] == 0
+    assert cli(*options(setup, out, "--depths", "0", "--html"))[0] == 0
+    before = contents(out)
+    for wrong in (
+        ["--what", "nonsense"],
+        ["--positions", "first"],
+        ["--depths", "99"],
+        ["--dtype", "float8"],
+    ):
+        code, _, err = cli(*options(setup, out, *wrong, "--fresh"))
+        assert code == 2 and f"{out} is as it was before --fresh" in err, err
+        assert contents(out) == before
+    _set_aside(out, PATCHING)
     with locked(out):
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-            delete_patches(out)
-        assert (out / "patches" / "run.json").exists()
-        delete_patches(out)
-        assert [file.name for file in (out / "patches").iterdir()] == [".lock"]
-    assert not out.exists()
+        assert (out / "patches" / ".lock").exists() and len(open_patches(out).table)
+    assert contents(out) == before
 
 
 def test_facts_whose_logits_are_not_finite_are_counted(setup, tmp_path, cli, monkeypatch):

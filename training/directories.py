@@ -1,14 +1,14 @@
-"""A run's directory: what may lie there before it begins, and what a fresh one deletes."""
+"""A run's directory: what may lie there before it begins, and what a fresh one replaces."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.manifests import MANIFEST
-from memprobe.runs import MATRIX, RECIPE, STATE
+from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE
+from memprobe.starting_over import Work
 from training.data import ASKED, PREPARED
 from training.recipe import Recipe, differences, parse_recipe
 
@@ -35,17 +35,26 @@ def begun(out: Path) -> Recipe:
     return parse_recipe(read_toml(out / RECIPE), str(out / RECIPE))
 
 
-def delete_run(out: Path) -> bool:
-    """Deletes what a run wrote, and nothing else; whether there was a run."""
-    if not (out / RECIPE).exists() and not (out / PREPARED).exists():
-        return False
-    for path in out.glob("*"):
-        if path.is_symlink():
-            path.unlink()
-        elif path.is_dir() and ((path / MANIFEST).exists() or path.name in ("along", BASE)):
-            shutil.rmtree(path)
-    for name in (STATE, ASKED):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (RECIPE, LOG, PREPARED, MATRIX):
-        (out / name).unlink(missing_ok=True)
-    return True
+def _files(out: Path) -> list[Path]:
+    """What a run wrote into its directory; stages, and links to those of other runs, as wholes."""
+    return [
+        path
+        for path in out.glob("*")
+        if path.is_symlink()
+        or (path.is_dir() and ((path / MANIFEST).exists() or path.name in ("along", BASE)))
+        or path.name in (STATE, ASKED, RECIPE, LOG, PREPARED, MATRIX)
+    ]
+
+
+def _shows(out: Path) -> bool:
+    """Whether the base model is evaluated, before which everything that a recipe names is read and checked."""
+    return (out / BASE / EVALUATION).exists() or any(out.glob(f"*/{MANIFEST}"))
+
+
+TRAINED = Work(
+    "run",
+    there=lambda out: (out / RECIPE).exists() or (out / PREPARED).exists(),
+    files=_files,
+    shows=_shows,
+)
+"""A run, as ``--fresh`` starts it over."""

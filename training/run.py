@@ -19,7 +19,7 @@ What starts with a dot is state, and goes when it is no longer needed. ``evaluat
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +30,12 @@ from memprobe.files import csv_text, read_valid, write_json, write_text
 from memprobe.locks import one_process
 from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
+from memprobe.starting_over import Before, starting_over
 from training.autocast import as_begun, settled
 from training.checkpoint import check_causal
 from training.context import RunContext
 from training.data import ASKED, prepare
-from training.directories import BASE, LOG, check_directory, delete_run
+from training.directories import BASE, LOG, TRAINED, check_directory
 from training.measures import evaluate_base
 from training.memory import Memory
 from training.one_stage import OneStage
@@ -60,7 +61,7 @@ def run(
 
     Args:
         out: the run directory; an interrupted run in it goes on.
-        fresh: delete the run that is there.
+        fresh: start over; the run that is there goes once the base model is evaluated, when all input is checked.
         quiet: say nothing but into the log file.
         asked: folder of what was asked once: the base model's answers, and which products pay on this machine
             (default: in the run directory, for its duration); runs may share one, and then answer alike.
@@ -81,28 +82,30 @@ def run(
     logging.set_verbosity_error()  # a tied unembedding is no missing weight
     # The others wait while the first process asks and evaluates.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    alone = one_process(out, "training") if state.is_main_process else nullcontext()
-    with alone:
+    main = state.is_main_process
+    with ExitStack() as stack:
+        before = None
+        if main:
+            stack.enter_context(one_process(out, "training"))
+            before = stack.enter_context(starting_over(out, TRAINED, fresh=fresh))
         try:
-            deleted = state.is_main_process and fresh and delete_run(out)
-            main = state.is_main_process
             report = RunLog(out / LOG if main else None, quiet=quiet or not main)
             with state.main_process_first():
                 recipe = as_begun(recipe, out)
-                if main and not deleted:
+                if before is not None and not before.there:
                     check_directory(recipe, out)
                 recipe = settled(recipe, asked or out / ASKED, torch.device(str(state.device)), report.say)
             base = resolve(recipe.base)
             check_causal(base)
             context = RunContext(recipe, out, state, report, memory or Memory(state.device), base)
-            return _train(context, data_dir, asked or out / ASKED)
+            return _train(context, data_dir, asked or out / ASKED, before)
         except OSError as error:
             raise MemprobeError(
                 f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
             ) from error
 
 
-def _train(context: RunContext, data_dir: Path | None, asked: Path) -> Path:
+def _train(context: RunContext, data_dir: Path | None, asked: Path, before: Before | None) -> Path:
     """All stages that are missing; the last one's directory."""
     recipe, out, report, state = context.recipe, context.out, context.report, context.state
     report.say(
@@ -114,6 +117,8 @@ def _train(context: RunContext, data_dir: Path | None, asked: Path) -> Path:
         if not (out / RECIPE).exists():
             write_text(to_toml(recipe), out / RECIPE)
         _evaluate_base(context, prepared, asked)
+        if before is not None:
+            before.settle()
     state.wait_for_everyone()
     prepared = prepare(recipe, out, context.load_base, data_dir=data_dir)
     before: Path | None = None

@@ -70,7 +70,12 @@ def fit(
         int, typer.Option(help="Seed of the order of the texts.", min=0, max=options.MAX_SEED)
     ] = 0,
     data_dir: options.DataDir = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a lens that --out already holds.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over: a lens that --out holds goes once the new one has results."
+        ),
+    ] = False,
     *,
     loading: LoadOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print lens.json instead of a table.")] = False,
@@ -86,10 +91,11 @@ def fit(
 
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
+    from memprobe.fitting import FITTED, load_texts, locked, make_corpus
     from memprobe.fitting import fit as fit_lens
-    from memprobe.fitting import load_texts, locked, make_corpus
     from memprobe.models import load
     from memprobe.sources import load_factoids
+    from memprobe.starting_over import starting_over
     from memprobe.templates import Template
 
     if factoids == "none":
@@ -100,9 +106,8 @@ def fit(
     model = load(ckpt, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
     with locked(out):
-        if fresh:
-            _delete(out)
-        with resumable(out), _Bar(f"{kind.value} lens of {model.label}") as bar:
+        title = f"{kind.value} lens of {model.label}"
+        with starting_over(out, FITTED, fresh=fresh) as before, resumable(out), _Bar(title) as bar:
             about = fit_lens(
                 kind.value,
                 model,
@@ -111,22 +116,13 @@ def fit(
                 steps=steps,
                 factoids=facts,
                 template=template or "plain",
-                progress=bar.update,
+                progress=before.watching(bar.update),
             )
     if as_json:
         echo_json(about)
     else:
         _print(about)
     echo(f"lens     --lens {kind.value}={out}", err=True)
-
-
-def _delete(out: Path) -> None:
-    """Deletes the files of a lens, and nothing else."""
-    from memprobe.fitting import STATE
-    from memprobe.lens_files import ABOUT, HALVES, WEIGHTS
-
-    for name in (ABOUT, STATE, WEIGHTS, *HALVES):  # the JSON first: without it nothing is a lens
-        (out / name).unlink(missing_ok=True)
 
 
 class _Bar:

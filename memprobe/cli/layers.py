@@ -108,7 +108,12 @@ def layers(
         Path | None,
         typer.Option(help="The probe directory; an interrupted probe in it goes on. [default: probes/NAME]"),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a probe that --out already holds.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over: a probe that --out holds goes once the new one has results."
+        ),
+    ] = False,
     full: options.Full = False,
     no_report: Annotated[
         bool,
@@ -172,13 +177,12 @@ def layers(
     out = out or Path("probes") / _folder_of([checkpoint.label for checkpoint in checkpoints])
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
-    from memprobe.probe_writer import delete_probe, locked
+    from memprobe.probe_writer import PROBE, locked
     from memprobe.probing import probe
+    from memprobe.starting_over import starting_over
 
     with locked(out):
-        if fresh:
-            delete_probe(out)
-        with resumable(out), Bars() as bars:
+        with starting_over(out, PROBE, fresh=fresh) as before, resumable(out), Bars() as bars:
             probed = probe(
                 checkpoints,
                 asked.factoids,
@@ -199,7 +203,7 @@ def layers(
                 evict=evict,
                 engine=cluster,
                 origin=asked.origin.to_dict(),
-                progress=bars.update,
+                progress=before.watching(bars.update),
             )
         page = out / "report.html"
         if no_report:

@@ -152,7 +152,12 @@ def patch(
             help="The directory; interrupted patching in it goes on. [default: patch-NAMES in probes]"
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete patches that --out already holds.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over: patches that --out holds go once the new ones have results."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Also write patches.html, to look at in a browser.")
@@ -199,8 +204,9 @@ def patch(
     from memprobe.patch_pairs import patch as run_patch
     from memprobe.patch_tables import tables_of
     from memprobe.patch_writer import locked
-    from memprobe.patches import delete_patches
+    from memprobe.patches import PATCHING
     from memprobe.residuals import parse_depths
+    from memprobe.starting_over import starting_over
     from memprobe.statistics.patches import FACTS
 
     chosen_depths = None if depths is None else parse_depths(depths, "--depths")
@@ -230,9 +236,7 @@ def patch(
     )
     page = out / "patches.html" if html or show else None
     with locked(out):
-        if fresh:
-            delete_patches(out)
-        with resumable(out), Bars() as bars:
+        with starting_over(out, PATCHING, fresh=fresh) as before, resumable(out), Bars() as bars:
             patched = run_patch(
                 pairs,
                 asked.factoids,
@@ -249,7 +253,7 @@ def patch(
                 batch_size=None if size == "auto" else size,
                 seed=seed,
                 loading=loading,
-                progress=bars.update,
+                progress=before.watching(bars.update),
             )
         tables = tables_of(patched, facts=facts, threshold=threshold, reference=reference)
         if as_json:

@@ -38,13 +38,14 @@ from memprobe.lens_files import (
 from memprobe.lens_kinds import FITTED_KINDS, fitter
 from memprobe.lens_specs import make_lens
 from memprobe.locks import one_process
+from memprobe.starting_over import Work, settle
 from memprobe.templates import Template
 
 if TYPE_CHECKING:
     from memprobe.factoids import Factoid
     from memprobe.models import LensModel
 
-__all__ = ["Fitter", "fit", "load_texts", "locked", "make_corpus"]
+__all__ = ["FITTED", "Fitter", "fit", "load_texts", "locked", "make_corpus"]
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 60
@@ -52,6 +53,15 @@ SAVE_SECONDS = 60
 
 Progress = Callable[[int, int, str], None]
 """Called with (units of work done, in all, what they are)."""
+
+
+def _files(out: Path) -> list[Path]:
+    """What a fit wrote into a directory."""
+    return [file for name in (ABOUT, STATE, WEIGHTS, *HALVES) if (file := out / name).exists()]
+
+
+FITTED = Work("lens", there=lambda out: bool(_files(out)), files=_files, shows=lambda out: bool(_files(out)))
+"""A fit, as ``--fresh`` starts it over; it writes nothing before some of its work is done."""
 
 
 class Fitter(Protocol):
@@ -124,6 +134,7 @@ def fit(
     out = Path(out)
     _check_out(out, settings)
     with locked(out):
+        _check_out(out, settings)  # as it is now that nobody else writes here
         return _fit(lens_model, corpus, out, settings, factoids, parsed, progress)
 
 
@@ -131,10 +142,14 @@ def fit(
 def locked(out: Path) -> Iterator[None]:
     """Holds a lens's directory for one process; inside, the same thread may lock it again.
 
+    A lens that a killed process had set aside comes back.
+
     Raises:
         MemprobeError: another process fits into it, or it cannot be written.
     """
-    with one_process(out, "fitting"):
+    with one_process(out, "fitting") as first:
+        if first:
+            settle(out, FITTED)
         yield
 
 

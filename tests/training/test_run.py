@@ -23,6 +23,7 @@ from memprobe.models import load
 from memprobe.probes import open_probe
 from memprobe.sources import load_factoids
 from memprobe.templates import Template, tokenise
+from tests.disk import contents
 from tests.training.runs import ROOT, losses, python, same_weights, small, weights
 from training.__main__ import app
 from training.data import prepare
@@ -382,6 +383,23 @@ def test_fresh_deletes_what_runs_write_alone(tiny_checkpoint, tmp_path):
     run(small(tiny_checkpoint, stages=[{"name": "c", "data": "kvr:3"}]), tmp_path, fresh=True, quiet=True)
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert folders == {"0-base", "1-c", "notes", ".git"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base": "./missing"},
+        {"stages": [{"name": "a", "data": "nowhere.jsonl"}]},
+        {"stages": [{"name": "a", "data": "kvr:6"}], "max_length": 3},
+    ],
+)
+def test_a_run_outlives_a_fresh_start_that_fails(tiny_checkpoint, tmp_path, wrong):
+    out = tmp_path / "run"
+    run(small(tiny_checkpoint), out, quiet=True)
+    before = contents(out)
+    with pytest.raises(MemprobeError, match="is as it was before --fresh"):
+        run(parse_recipe(small(tiny_checkpoint).model_dump() | wrong), out, fresh=True, quiet=True)
+    assert contents(out) == before
 
 
 def test_a_directory_with_other_things_is_refused_and_kept(tiny_checkpoint, tmp_path):
