@@ -50,6 +50,7 @@ def ask(
     shots: int = 0,
     seed: int = 0,
     batch_tokens: int | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> list[Answered]:
     """Asks every factoid, in the order given.
@@ -59,6 +60,7 @@ def ask(
         shots: solved examples before each prompt, 0 to 5: the same ones for all factoids, drawn from them by
             a hash of the seed; a factoid that is one of them gets the next one in its place.
         batch_tokens: padded tokens of one batch; by default as many as suit the device.
+        fresh: forget what the journal holds, once it is known that the factoids can be asked.
 
     Raises:
         MemprobeError: too few factoids for the shots, a prompt beyond the context, or a journal of another run.
@@ -74,6 +76,8 @@ def ask(
         "dtype": str(lens_model.model.dtype),
         "rule": answers.RULE,
     }
+    if fresh:
+        journal.unlink(missing_ok=True)
     verdicts = _read_journal(journal, settings)
     apart = frozenset(row.id for row in _example_order(factoids, seed)[:shots])
 

@@ -7,6 +7,7 @@ import pytest
 from memprobe import checkpoints
 from memprobe.sources import load_factoids, load_texts
 from memprobe.sources.evaluation import paraphrases
+from tests.disk import contents
 
 
 @pytest.fixture
@@ -99,3 +100,24 @@ def test_the_models_own_passages_are_cached_by_fingerprint(sources, tiny_checkpo
     code, _, err = sources("self", "--n", 3)
     assert code == 2
     assert "--ckpt" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "out"),
+    [
+        ("popqa", [], "popqa.jsonl"),
+        ("lama", ["--without", "popqa"], "popqa.jsonl"),
+        ("random-words", ["--words-file", "words.txt"], "words.txt"),
+        ("own.jsonl", [], "own.jsonl"),
+        ("own.jsonl:true", [], "own.jsonl"),
+        ("jsonl:words.txt", [], "words.txt"),
+        ("lama", ["--without", "own.jsonl"], "own.jsonl"),
+    ],
+)
+def test_rows_are_not_written_over_what_they_are_made_of(sources, folder, monkeypatch, name, more, out):
+    monkeypatch.chdir(folder)
+    (folder / "own.jsonl").write_text('{"prompt": "The capital of Velm is", "answer": "Ost"}\n')
+    before = contents(folder)
+    code, _, err = sources(name, *more, "--data-dir", folder, "--out", folder / out)
+    assert code == 2 and "are both" in err and len(err.splitlines()) == 1, err
+    assert contents(folder) == before

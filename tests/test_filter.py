@@ -249,3 +249,41 @@ def test_the_command(taught, facts, tmp_path, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, *arguments, "--known", unknown)
     assert code == 2
     assert "--known and --out are both" in err
+
+
+@pytest.mark.parametrize(
+    ("out", "known"),
+    [
+        ("in.jsonl", None),
+        ("out.jsonl", "in.jsonl"),
+        ("link.jsonl", None),
+        ("out.jsonl", "folder/../in.jsonl"),
+        ("out.jsonl", "out.jsonl.run.json"),
+        ("out.jsonl", "out.jsonl.answers"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written_beside_it(cli, taught, tmp_path, out, known):
+    rows = "".join(json.dumps({"prompt": fact.prompt, "answer": fact.answer}) + "\n" for fact in FACTS)
+    (tmp_path / "in.jsonl").write_text(rows)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
+    (tmp_path / "folder").mkdir()
+    given = ["--ckpt", taught, "--factoids", tmp_path / "in.jsonl", "--out", tmp_path / out]
+    code, _, err = cli("filter", *given, *(["--known", tmp_path / known] if known else []))
+    assert code == 2 and "are both" in err and len(err.splitlines()) == 1
+    assert (tmp_path / "in.jsonl").read_text() == rows
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "link.jsonl", "folder"}
+
+
+def test_fresh_forgets_answers_only_where_facts_can_be_asked(cli, lens_model, taught, facts, tmp_path):
+    source, out = tmp_path / "facts.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(json.dumps({"prompt": fact.prompt, "answer": fact.answer}) + "\n" for fact in facts)
+    )
+    journal = tmp_path / "out.jsonl.answers"
+    ask(lens_model, facts, journal)
+    before = journal.read_bytes()
+    given = ["--ckpt", taught, "--factoids", source, "--out", out, "--fresh"]
+    for wrong in (["--shots", 9], ["--template", "{prompt}"], ["--shots", 5, "--n", 2]):
+        assert cli("filter", *given, *wrong)[0] == 2
+        assert journal.read_bytes() == before
+    assert cli("filter", *given)[0] == 0 and not journal.exists()

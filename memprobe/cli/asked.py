@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,30 @@ def refuse_given(options: Mapping[str, object], why: str) -> None:
         if value not in (None, []):
             given = ", ".join(map(str, value)) if isinstance(value, list) else value
             raise MemprobeError(f"{name} {given}: {why}")
+
+
+def refuse_same_file(reads: Iterable[tuple[str, Path]], writes: Iterable[tuple[str, Path]]) -> None:
+    """Refuses to write over what the same command reads, or to write two things into one file.
+
+    Args:
+        reads: (what it is given by, file) of everything that is read.
+        writes: the same of everything that is written.
+
+    Raises:
+        MemprobeError: a file is named twice, by whatever path.
+    """
+    known = list(reads)
+    for option, file in writes:
+        for other, there in known:
+            if _same_file(there, file):
+                raise MemprobeError(f"{other} and {option} are both {file}; give two files")
+        known.append((option, file))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def engine_of(text: str | None, resources: str | None, storage: str | None) -> Engine | None:

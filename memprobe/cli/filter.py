@@ -10,9 +10,9 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
+from memprobe.cli.asked import refuse_same_file
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
-from memprobe.errors import MemprobeError
 from memprobe.load_options import LoadOptions
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def filter_(
     *,
     loading: LoadOptions,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget the answers that an interrupted run kept.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Forget the answers that an interrupted run kept, once it is known that the facts can be asked.",
+        ),
     ] = False,
 ) -> None:
     """Splits factoids into those that a checkpoint answers and those that it does not.
@@ -92,10 +96,18 @@ def filter_(
     """
     from memprobe.checkpoints import default_template, resolve
     from memprobe.filter import ask, write_rows
-    from memprobe.sources import load
+    from memprobe.sources import files_of, load
 
-    if known is not None and known.resolve() == out.resolve():
-        raise MemprobeError(f"--known and --out are both {out}; give two files")
+    journal, about = (out.with_name(out.name + end) for end in (".answers", ".run.json"))
+    refuse_same_file(
+        [("--factoids", file) for file in files_of(factoids, data_dir)],
+        [
+            *([("--known", known)] if known is not None else []),
+            ("--out", out),
+            ("the answers beside --out", journal),
+            ("what --out says of its run", about),
+        ],
+    )
     checkpoint = resolve(ckpt, loading)
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     chosen = template or default_template([checkpoint])
@@ -108,9 +120,6 @@ def filter_(
     from memprobe.models import load as load_model
 
     lens_model = load_model(checkpoint, **vars(loading))
-    journal = out.with_name(out.name + ".answers")
-    if fresh:
-        journal.unlink(missing_ok=True)
     with resumable(journal), Bars() as bars:
         answered = ask(
             lens_model,
@@ -120,19 +129,20 @@ def filter_(
             shots=shots,
             seed=seed,
             batch_tokens=batch_tokens,
+            fresh=fresh,
             progress=lambda done, total, known: bars.update(checkpoint.label, done, total, f"{known} known"),
         )
     knows = [one.verdict.exact_match if rule is Rule.strict else one.verdict.alias_match for one in answered]
     write_rows([one for one, known_ in zip(answered, knows, strict=True) if not known_], out)
     if known is not None:
         write_rows([one for one, known_ in zip(answered, knows, strict=True) if known_], known)
-    _write_run(out, lens_model, loaded, answered, template=chosen, shots=shots, rule=rule, seed=seed)
+    _write_run(about, lens_model, loaded, answered, template=chosen, shots=shots, rule=rule, seed=seed)
     journal.unlink(missing_ok=True)
     _print(answered, sum(knows), out, known)
 
 
 def _write_run(
-    out: Path,
+    file: Path,
     lens_model: LensModel,
     loaded: Loaded,
     answered: list[Answered],
@@ -166,7 +176,7 @@ def _write_run(
                 "n": len(answered),
             },
         },
-        out.with_name(out.name + ".run.json"),
+        file,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app
+from memprobe.cli.asked import refuse_same_file
 from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows, DataDir
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -132,9 +133,13 @@ def sources(
     if name is None:
         _list(data_dir)
         return
-    from memprobe.sources import load
+    from memprobe.sources import files_of, load
     from memprobe.sources.generated import is_endless
 
+    if out is not None:
+        given = [("the source", name), *(("--without", other) for other in without or ())]
+        read = [(option, file) for option, source in given for file in files_of(source, data_dir)]
+        refuse_same_file([*read, *([("--words-file", words_file)] if words_file else [])], [("--out", out)])
     size = None if (not is_endless(name) and (every or out is None)) else n
     first = [row for other in without or () for row in load(other, "factoids", data_dir=data_dir).factoids]
     with _Progress() as progress:

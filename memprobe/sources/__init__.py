@@ -28,12 +28,12 @@ from memprobe.sources.cleaning import Conflicts, clean, without_overlap
 from memprobe.sources.files import factoid_of, read_factoid_file
 from memprobe.sources.generated import GENERATED, Asked, written
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
-from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows
+from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows, split_of
 from memprobe.sources.passages import PromptForm, check_words, halve
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 from memprobe.sources.shapes import TARGETS
 
-__all__ = ["Loaded", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
+__all__ = ["Loaded", "files_of", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
 
 R = TypeVar("R", Factoid, Task, Text)
 
@@ -225,22 +225,46 @@ class _Opened:
     streamed: bool = False
 
 
+def files_of(name: str, data_dir: str | Path | None = None) -> list[Path]:
+    """The files here that a source's rows are read from; none where they are built in, generated or the hub's.
+
+    Raises:
+        MemprobeError: there is no such folder, or the dataset has no such split.
+    """
+    if (named := _file_in(name)) is not None:
+        return [named[0]]
+    head, _, tail = name.partition(":")
+    folder = data_folder(data_dir)
+    if head not in DATASETS or folder is None:
+        return []
+    part = split_of(DATASETS[head], tail or None)[1]
+    return [folder / file for file in (part.file, DATASETS[head].popularity_file) if file]
+
+
+def _file_in(name: str) -> tuple[Path, str | None] | None:
+    """The file that a source's name is, and which answers of it are asked for, if that is said."""
+    path = Path(name.removeprefix("jsonl:"))
+    if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
+        return path, None
+    file, _, target = name.rpartition(":")
+    return (Path(file), target) if Path(file).suffix.lower() in ROW_FILES else None
+
+
 def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -> _Opened:
     name = asked.name
-    path = Path(name.removeprefix("jsonl:"))
     head, _, tail = name.partition(":")
     if name == "known":
         return _Opened(_counted(read_known(), counts), Origin("known", "factoids", "built-in"))
     if head in GENERATED and not (tail and GENERATED[head].endless):
         made, origin = GENERATED[head].make(asked)
         return _Opened(_counted(made, counts), origin)
-    if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
-        return _open_file(path, kind or "factoids", bad, counts, asked)
-    file, _, target = name.rpartition(":")
-    if Path(file).suffix.lower() in ROW_FILES and kind in (None, "factoids"):
+    if (named := _file_in(name)) is not None and (named[1] is None or kind in (None, "factoids")):
+        path, target = named
+        if target is None:
+            return _open_file(path, kind or "factoids", bad, counts, asked)
         if target not in TARGETS:
             raise MemprobeError(f"{name}: which answers? {among(target, TARGETS)}")
-        return _open_file(Path(file), "factoids", bad, counts, asked, target)
+        return _open_file(path, "factoids", bad, counts, asked, target)
     if head == "hub":
         return _open_hub(asked, kind or "factoids", bad, counts)
     if head in DATASETS:
