@@ -21,6 +21,7 @@ from memprobe import adapters, quantised
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import exists
 from memprobe.grafts import Graft, is_graft, parse_graft
+from memprobe.labels import split_name
 from memprobe.load_options import LoadOptions
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder
@@ -87,23 +88,17 @@ def split_label(text: str) -> tuple[str | None, str]:
     A label may hold ``=`` itself: the split is at the last one that leaves something that exists, or a hub id after
     a label without slashes; else at the first.
     """
-    parts = text.split("=")
-    if len(parts) == 1 or is_graft(text) or exists(text):
+    if is_graft(text) or exists(text):
         return None, text
-    splits = [("=".join(parts[:cut]), "=".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
-    label, spec = next(
-        (
-            (label, spec)
-            for label, spec in splits
-            if exists(spec.strip())
-            or spec.strip() in PACKAGED
-            or ("/" not in label and _HUB_ID.fullmatch(spec.strip()))
+    label, spec = split_name(
+        text,
+        lambda label, spec: (
+            exists(spec) or spec in PACKAGED or ("/" not in label and _HUB_ID.fullmatch(spec) is not None)
         ),
-        splits[-1],
     )
-    if not label.strip() or not spec.strip():
+    if label == "" or not spec:
         raise MemprobeError(f"--ckpt {text!r}: write SPEC or LABEL=SPEC")
-    return label.strip(), spec.strip()
+    return label, spec
 
 
 def resolve(spec: str, loading: LoadOptions = LoadOptions()) -> Checkpoint:

@@ -260,6 +260,13 @@ def test_out_in_use_is_refused_and_kept(cli, tiny_checkpoint, facts, tmp_path):
     assert cli(*probe, "--fresh")[0] == 0
 
 
+def test_two_intrusions_of_one_name_are_refused(cli, tiny_checkpoint, facts, tmp_path):
+    given = ["--intrusion", "d=kvr:3:test", "--intrusion", "d=kvr:5:validation"]
+    probe = ["layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", tmp_path / "p"]
+    refused(cli(*probe, *given), "--intrusion", "'d' is given twice")
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_probe_outlives_a_fresh_start_that_fails(cli, tiny_checkpoint, facts, tmp_path, monkeypatch):
     """Options that are wrong only once the model is there, too; Ctrl-C before the first batch; and a kill."""
     out = tmp_path / "p"

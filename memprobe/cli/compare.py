@@ -14,6 +14,7 @@ from memprobe.cli.app import app, in_options
 from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
+from memprobe.labels import named_once, split_outside
 
 if TYPE_CHECKING:
     from memprobe.compare import Comparison
@@ -144,7 +145,7 @@ def compare_command(
         base=base,
         fixed_readout=fixed_readout or others,
         by=by or (),
-        arms=dict(_arm(text) for text in arms or ()),
+        arms=_arms(arms or ()),
         pairs=pairs or "anchors",
         only=None if everything else (*ANSWER, *(_NET if net else ()), *(("groups",) if by else ())),
         draws=draws,
@@ -179,8 +180,7 @@ def _compare_outcomes(
     from memprobe.cli.show_comparison import print_outcomes
     from memprobe.compare.outcomes import compare_outcomes
 
-    made = dict(_arm(text) for text in arms)
-    result = compare_outcomes(paths, reference=reference, arms=made, draws=draws, seed=seed)
+    result = compare_outcomes(paths, reference=reference, arms=_arms(arms), draws=draws, seed=seed)
     if out is not None:
         result.write(out)
     if as_json:
@@ -222,12 +222,22 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
     return own, others
 
 
+def _arms(texts: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """By label, (arm, seed, stage) as ``--arm`` names them.
+
+    Raises:
+        MemprobeError: one is written otherwise, or a label stands twice.
+    """
+    return named_once("--arm", map(_arm, texts))
+
+
 def _arm(text: str) -> tuple[str, tuple[str, str, str]]:
-    label, _, made = text.rpartition("=")
-    parts = made.split(":")
-    if not label or len(parts) not in (2, 3) or not all(parts):
+    # A label may hold an = and an arm may, in brackets; what is made follows the last one outside of any.
+    *label, made = split_outside(text, "=")
+    parts = split_outside(made, ":")
+    if not any(label) or len(parts) not in (2, 3) or not all(parts):
         raise MemprobeError(f"--arm {text!r}: write LABEL=ARM:SEED or LABEL=ARM:SEED:STAGE")
-    return label, (parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+    return "=".join(label), (parts[0], parts[1], parts[2] if len(parts) == 3 else "")
 
 
 def _track(members: list[Member]) -> Iterable[Member]:

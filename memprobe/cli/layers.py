@@ -15,6 +15,7 @@ from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
+from memprobe.labels import named_once
 from memprobe.load_options import LoadOptions
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def layers(
             known = here or [item.find() for item in checkpoints[:1] if isinstance(item, Deferred)]
             spelled = chosen_template or default_template(known)
             asked = writable(asked, spelled, known, loading)
-        watched = dict(_intrusion(text, seed, data_dir) for text in intrusion or [])
+        watched = named_once("--intrusion", (_intrusion(text, seed, data_dir) for text in intrusion or []))
     for line in asked.bad:
         echo(f"left out {line}", err=True)
     out = out or Path("probes") / _folder_of([checkpoint.label for checkpoint in checkpoints])
