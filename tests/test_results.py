@@ -16,8 +16,11 @@ import pytest
 
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
-from memprobe.results import open_results, read_evaluations, read_one, write_results
+from memprobe.locks import one_process
+from memprobe.results import directory, open_results, read_evaluations, read_one, write_results
 from memprobe.results.inspect_logs import _opened
+from tests.disk import contents
+from tests.elsewhere import elsewhere
 from tests.exports.make import FACTS, SAID
 
 EXPORTS = Path(__file__).parent / "exports"
@@ -230,6 +233,130 @@ def test_labels_join_and_other_facts_are_refused(tmp_path):
     with pytest.raises(MemprobeError, match="no fact in common"):
         write_results({"x": read_one(other)}, out)
     assert open_results(out).checkpoints == ["base", "tuned"]
+
+
+def scored(folder: Path, values: list[float], metric: str = "exact_match", task: str = "t") -> Path:
+    """Samples of one task under one metric."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"samples_{task}_2026-01-01T0.jsonl"
+    rows = [sample(i, True, metrics=[metric], **{metric: value}) for i, value in enumerate(values)]
+    file.write_text("".join(rows))
+    return folder
+
+
+def test_what_is_judged_by_another_measure_is_said(cli, tmp_path):
+    """Metric, limit and task; when it is imported, and when it is compared."""
+    out, exact = tmp_path / "out", scored(tmp_path / "exact", [1, 0, 1])
+    assert "not judged alike" not in cli("import", f"a={exact}", f"b={exact}", "--out", out)[2]
+    assert compare_outcomes([out]).notes == []
+    for label, more, words in (
+        (
+            "f1",
+            {"metric": "f1"},
+            "a, b by exact_match of task t in lm-evaluation-harness; c by f1 of at least 0.5",
+        ),
+        ("limit", {}, "c by exact_match of at least 0.5 of task t"),
+        ("task", {"task": "other"}, "c by exact_match of at least 0.5 of task other"),
+    ):
+        folder = scored(tmp_path / label, [1, 0.4, 1], **more)
+        given = ["--metric", more.get("metric", "exact_match"), "--at-least", 0.5, "--out", out, "--replace"]
+        code, _, err = cli("import", f"c={folder}", *given)
+        assert code == 0 and "not judged alike" in err and words in err, err
+        code, _, err = cli("compare", out)
+        assert code == 0 and "not judged alike" in err
+        (note,) = compare_outcomes([out]).notes
+        assert words in note
+    alone = write_results({"x": read_one(tmp_path / "f1")}, tmp_path / "alone", metric="f1", at_least=0.5)
+    assert compare_outcomes([alone.path]).notes == [
+        "Here exact match stands for f1 of at least 0.5 of task t in lm-evaluation-harness, the measure of every "
+        "checkpoint."
+    ]
+
+
+def test_a_label_that_is_held_is_replaced_only_where_that_is_asked(cli, tmp_path):
+    out = tmp_path / "out"
+    scores = [
+        ([1, 0, 1], {}),
+        ([1, 1, 1], {}),
+        ([1, 0.4, 1], {"metric": "f1"}),
+        ([1, 0, 1], {"task": "other"}),
+    ]
+    folders = [scored(tmp_path / str(i), values, **more) for i, (values, more) in enumerate(scores)]
+    given = ["--at-least", 0.5, "--out", out]
+    assert cli("import", f"a={folders[0]}", *given)[0] == 0
+    before = contents(out)
+    assert cli("import", f"a={folders[0]}", *given)[0] == 0 and contents(out) == before
+    for folder in folders[1:]:
+        code, _, err = cli("import", f"b={folders[0]}", f"a={folder}", *given)
+        assert code == 2 and "another result under the label 'a'" in err and "--replace" in err, err
+        assert contents(out) == before
+        assert cli("import", f"a={folder}", *given, "--replace")[0] == 0
+        assert open_results(out).outcomes("a")["score"].to_list() == list(
+            read_one(folder).means(open_results(out).measure("a").metric).values()
+        )
+        assert cli("import", f"a={folders[0]}", *given, "--replace")[0] == 0 and contents(out) == before
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "-inf"])
+def test_a_limit_is_a_number_and_a_refusal_leaves_nothing(cli, tmp_path, limit):
+    folder, out = scored(tmp_path / "base", [1, 0.5, 0]), tmp_path / "out"
+    code, _, err = cli("import", f"x={folder}", "--out", out, "--at-least", limit)
+    assert code == 2 and f"--at-least {limit}: give a finite number" in err and len(err.splitlines()) == 1
+    assert not out.exists()
+    assert cli("import", f"x={folder}", "--out", out, "--at-least", 0.5)[0] == 0
+
+
+def test_a_killed_import_goes_on(cli, tmp_path, monkeypatch):
+    folder, out = scored(tmp_path / "base", [1, 0, 1]), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli("import", f"x={folder}", "--out", out)[0] == 130
+    assert {file.name for file in out.iterdir()} == {"factoids.parquet", "outcomes"}
+    assert cli("import", f"x={folder}", "--out", out)[0] == 0 and open_results(out).checkpoints == ["x"]
+    (out / "notes.txt").write_text("mine")
+    (out / "results.json").unlink()
+    code, _, err = cli("import", f"x={folder}", "--out", out)
+    assert code == 2 and "not a results directory" in err
+
+
+def test_two_imports_into_one_folder_do_not_meet(cli, tmp_path):
+    folder, out = scored(tmp_path / "base", [1, 0, 1]), tmp_path / "out"
+    with elsewhere(one_process(out, "importing")):
+        code, _, err = cli("import", f"x={folder}", "--out", out)
+        assert code == 2 and "another process is importing here" in err and len(err.splitlines()) == 1
+    assert cli("import", f"x={folder}", "--out", out)[0] == 0
+
+
+def test_labels_and_paths_may_hold_the_sign_between_them(cli, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    folder = scored(tmp_path / "lr=1e-4" / "a", [1, 0, 1])
+    given = [f"x={folder}", f"lr=1e-5={folder}", folder]
+    assert cli("import", *given, "--out", out)[0] == 0
+    assert open_results(out).checkpoints == ["x", "lr=1e-5", "a"]
+    monkeypatch.chdir(folder)
+    assert cli("import", ".", "--out", tmp_path / "here")[0] == 0
+    assert open_results(tmp_path / "here").checkpoints == ["a"]
+    for wrong, word in (
+        ("=x", "write PATH or LABEL=PATH"),
+        ("x=", "write PATH or LABEL=PATH"),
+        ("x=no/y=z", "no/y=z"),
+    ):
+        code, _, err = cli("import", wrong, "--out", tmp_path / "none")
+        assert code == 2 and word in err and len(err.splitlines()) == 1
+    arms = {"x": "none", "lr=1e-5": "replay(ratio=0.1)", "a": "remix(data=kvr:8:test, stages=1)"}
+    options = [part for label, arm in arms.items() for part in ("--arm", f"{label}={arm}:0:2")]
+    code, text, err = cli("compare", out, *options, "--json")
+    assert code == 0, err
+    made = [
+        tuple(row[key] for key in ("label", "arm", "seed", "stage"))
+        for row in json.loads(text)["checkpoints"]
+    ]
+    assert made == [(label, arm, "0", "2") for label, arm in arms.items()]
+    code, _, err = cli("compare", out, "--arm", "x=none:0", "--arm", "x=replay(ratio=0.1):1")
+    assert code == 2 and "'x' is given twice" in err
+    for wrong in ("x", "=none:0", "x=none", "x=:0", "x=none:0:1:2"):
+        code, _, err = cli("compare", out, "--arm", wrong)
+        assert code == 2 and "write LABEL=ARM:SEED" in err
 
 
 def damaged(kind: str, tmp_path: Path) -> Path:

@@ -10,6 +10,8 @@ import typer
 from memprobe.cli.app import app
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
+from memprobe.files import exists
+from memprobe.labels import split_name
 
 
 @app.command("import")
@@ -43,6 +45,12 @@ def import_command(
             show_default=False,
         ),
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Take these results in place of others that --out has under their labels."
+        ),
+    ] = False,
 ) -> None:
     """Reads results of other evaluation tools, so that `memprobe compare` can pair them fact by fact.
 
@@ -58,15 +66,16 @@ def import_command(
     `memprobe compare results/triviaqa --reference base`
     """
     from memprobe.results import read_one, write_results
+    from memprobe.results.measures import notes_on_measures
 
-    evaluations = {}
+    named: dict[str, str] = {}
     for text in results:
-        label, _, path = text.rpartition("=")
-        label = label or Path(path).name.removesuffix(Path(path).suffix)
-        if label in evaluations:
+        label, path = _named(text)
+        if label in named:
             raise MemprobeError(f"label {label!r} stands for two results; write LABEL=PATH")
-        evaluations[label] = read_one(path, task=task)
-    written = write_results(evaluations, out, metric=metric, at_least=at_least)
+        named[label] = path
+    evaluations = {label: read_one(path, task=task) for label, path in named.items()}
+    written = write_results(evaluations, out, metric=metric, at_least=at_least, replace=replace)
     for label in evaluations:
         entry, table = written.about["checkpoints"][label], written.outcomes(label)
         known, judged = int(table["exact_match"].sum()), len(table) - table["exact_match"].null_count()
@@ -81,4 +90,16 @@ def import_command(
             )
         if (times := table["times"].max()) != 1:
             echo(f"note     {label}: facts were asked up to {times} times; the mean score counts", err=True)
+    for note in notes_on_measures({label: written.measure(label) for label in written.checkpoints}):
+        echo(f"note     {note}", err=True)
     echo(f"results  {out}", err=True)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The label and the path of ``[LABEL=]PATH``; without a label that of the file or folder."""
+    label, path = (None, text) if exists(text) else split_name(text, lambda _, path: exists(path))
+    if label == "" or not path:
+        raise MemprobeError(f"{text!r}: write PATH or LABEL=PATH")
+    file = Path(path).expanduser()
+    named = file.resolve() if file.name in ("", "..") else file
+    return label or named.stem, str(file)

@@ -30,6 +30,7 @@ from memprobe.members import TrainingPoint, chains_of, check_apart, ends_of, mad
 from memprobe.probes import Probe, open_probe
 from memprobe.records import EXACT
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
+from memprobe.results.measures import Measure, notes_on_measures
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.fates import fates as fates_of
@@ -59,12 +60,14 @@ class Answers(TrainingPoint):
     Attributes:
         exact: by factoid, whether it is given; without what could not be judged.
         score: by factoid, the metric behind that; 0 and 1 where there is no other.
+        measure: what given means.
     """
 
     path: Path
     factoids: pl.DataFrame
     exact: Mapping[str, bool]
     score: Mapping[str, float]
+    measure: Measure
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def compare_outcomes(
             f"`reference` {reference!r}: no such checkpoint; "
             f"{among(reference, [one.label for one in answers], before='there are')}"
         )
-    notes: list[str] = []
+    notes = notes_on_measures({one.label: one.measure for one in answers})
     ids = _common(answers, notes)
     facts = answers[0].factoids.filter(pl.col("id").is_in(ids))
     ids = facts["id"].to_list()
@@ -248,20 +251,19 @@ def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
         source = open_results(source) if is_results(Path(source)) else open_probe(source)
     for label in source.checkpoints:
         if isinstance(source, ResultsDirectory):
-            table = source.outcomes(label)
+            table, measure = source.outcomes(label), source.measure(label)
             manifest: Mapping[str, Any] = {}
+            step = None
         else:
-            table = source.outcomes.filter(pl.col("checkpoint") == label)
+            table, measure = source.outcomes.filter(pl.col("checkpoint") == label), Measure()
             table = table.with_columns(EXACT.alias("exact_match"), EXACT.cast(pl.Float64).alias("score"))
             manifest = source.run["checkpoints"][label].get("manifest") or {}
+            step = step_of(label, source.run["checkpoints"][label])
         known = table.filter(pl.col("exact_match").is_not_null())
         exact = dict(known.select("factoid", "exact_match").iter_rows())
         score = dict(known.select("factoid", "score").iter_rows())
         made = made_by(manifest)
-        step = (
-            None if isinstance(source, ResultsDirectory) else step_of(label, source.run["checkpoints"][label])
-        )
-        yield Answers(label, *made, step, source.path, source.factoids, exact, score)
+        yield Answers(label, *made, step, source.path, source.factoids, exact, score, measure)
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:

@@ -7,6 +7,7 @@ factoids.parquet    what was asked
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ from memprobe import __version__
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, SameFacts
 from memprobe.files import check_pages, parquet_errors, read_valid, write_json, write_parquet
+from memprobe.locks import one_process
 from memprobe.probes import FACTOIDS_FILE, table_file
 from memprobe.records import FACTOIDS, OUTCOMES, factoids_frame, factoids_from_frame
 from memprobe.results.evaluation import Evaluation
+from memprobe.results.measures import Measure
 from memprobe.run_file import Count, Open
 
 RESULTS = "results.json"
+LOCK = ".lock"
 SCORED = pl.Schema({**OUTCOMES, "score": pl.Float64, "times": pl.Int32})
 """Outcomes, the mean of the metric, and how many times the factoid was asked."""
 SCHEMA = 1
@@ -69,6 +73,10 @@ class ResultsDirectory:
         """What was asked; see :data:`memprobe.records.FACTOIDS`."""
         return self._table(self.path / FACTOIDS_FILE, FACTOIDS)
 
+    def measure(self, label: str) -> Measure:
+        """How a checkpoint's facts were judged."""
+        return Measure.of(self.about["checkpoints"][label])
+
     def outcomes(self, label: str) -> pl.DataFrame:
         """One row a factoid; see :data:`SCORED`."""
         return self._table(table_file(self.path, label, "outcomes"), SCORED)
@@ -109,6 +117,7 @@ def write_results(
     *,
     metric: str | None = None,
     at_least: float | None = None,
+    replace: bool = False,
 ) -> ResultsDirectory:
     """Writes evaluations of one set of facts; labels that the directory holds already are kept beside them.
 
@@ -116,19 +125,32 @@ def write_results(
         evaluations: by label.
         metric: by what a fact is judged (default: ``exact_match``, or the only one).
         at_least: the score from which on a fact counts as known; needed where scores lie between 0 and 1.
+        replace: take these in place of other results that the directory holds under their labels.
 
     Raises:
-        MemprobeError: no such metric, scores between 0 and 1 without ``at_least``, one id for two questions, or no
-            fact that two of them share; ``out`` holds something else.
+        MemprobeError: no such metric, scores between 0 and 1 without ``at_least``, a limit that is not finite, one id
+            for two questions, or no fact that two of them share; ``out`` holds something else, another result under a
+            label, or is in use.
     """
+    if at_least is not None and not math.isfinite(at_least):
+        raise MemprobeError(f"`at_least` {at_least}: give a finite number")
     out = Path(out)
-    before: dict[str, Any] = {}
-    facts: dict[str, Factoid] = {}
-    if is_results(out):
-        opened = open_results(out)
-        before, facts = opened.about["checkpoints"], {f.id: f for f in factoids_from_frame(opened.factoids)}
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MemprobeError(f"{out}: exists and is not a results directory; use another --out")
+    _refuse_other_files(out)
+    with one_process(out, "importing", lock=LOCK):
+        _refuse_other_files(out)  # as it is now that nobody else writes here
+        return _write(evaluations, out, metric, at_least, replace)
+
+
+def _write(
+    evaluations: Mapping[str, Evaluation],
+    out: Path,
+    metric: str | None,
+    at_least: float | None,
+    replace: bool,
+) -> ResultsDirectory:
+    opened = open_results(out) if is_results(out) else None
+    before: dict[str, Any] = opened.about["checkpoints"] if opened else {}
+    facts: dict[str, Factoid] = {f.id: f for f in factoids_from_frame(opened.factoids)} if opened else {}
     same = SameFacts()
     same.add(((id, fact.prompt, fact.answer) for id, fact in facts.items()), str(out))
     tables, entries = {}, {}
@@ -153,12 +175,53 @@ def write_results(
             "at_least": limit,
             "n": len(tables[label]),
         }
+    others = {} if opened is None else _others(opened, entries, tables)
+    if others and not replace:
+        label, differs = next(iter(others.items()))
+        raise MemprobeError(
+            f"{out}: holds another result under the label {label!r} ({differs}); use another label, or `replace`"
+        )
     write_parquet(factoids_frame(facts.values()), out / FACTOIDS_FILE)
+    if others:  # killed in between, nothing is said of tables that may be old or new
+        write_json(_about({label: before[label] for label in before if label not in others}), out / RESULTS)
     for label, table in tables.items():
         write_parquet(table, table_file(out, label, "outcomes"))
-    about = {"schema": SCHEMA, "memprobe": __version__, "checkpoints": {**before, **entries}}
+    about = _about({**before, **entries})
     write_json(about, out / RESULTS)
     return ResultsDirectory(out, about)
+
+
+def _about(checkpoints: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, "memprobe": __version__, "checkpoints": dict(checkpoints)}
+
+
+def _refuse_other_files(out: Path) -> None:
+    """Raises a MemprobeError for what exists and is not a results directory, whole or killed before it was."""
+    if is_results(out) or not out.exists():
+        return
+    own = (FACTOIDS_FILE, "outcomes")
+    if not out.is_dir() or any(file.name not in own and file.name[0] != "." for file in out.iterdir()):
+        raise MemprobeError(f"{out}: exists and is not a results directory; use another --out")
+
+
+def _others(
+    opened: ResultsDirectory, entries: Mapping[str, Mapping[str, Any]], tables: Mapping[str, pl.DataFrame]
+) -> dict[str, str]:
+    """The labels that a directory holds for results other than those given, and what differs first."""
+    others: dict[str, str] = {}
+    for label, entry in entries.items():
+        held = opened.about["checkpoints"].get(label)
+        if held is None:
+            continue
+        changed = [key for key in entry if held.get(key) != entry[key]]
+        if changed:
+            others[label] = f"{changed[0]} {held.get(changed[0])}, now {entry[changed[0]]}"
+        # A table that is gone can only be imported again.
+        elif (file := table_file(opened.path, label, "outcomes")).is_file() and not opened.outcomes(
+            label
+        ).equals(tables[label]):
+            others[label] = f"other scores or answers in {file.name}"
+    return others
 
 
 def _limit(evaluation: Evaluation, metric: str, at_least: float | None) -> float:
