@@ -54,8 +54,8 @@ def push(folder: str | Path, to: str, *, private: bool = True, message: str | No
         Where it is now.
 
     Raises:
-        MemprobeError: no probe, an unfinished or changed one; the hub refuses; or the folder is the probe's own, in
-            another process's hands, or holds what no push wrote.
+        MemprobeError: no probe, an unfinished or changed one; the hub refuses; or the folder is the probe's own, lies
+            in it or holds it, is in another process's hands, or holds what no push wrote.
     """
     probe = open_probe(folder)
     if unfinished := [label for label in probe.checkpoints if label not in probe.finished]:
@@ -76,11 +76,14 @@ def pull(source: str, out: str | Path) -> Probe:
         out: a directory that is not there yet.
 
     Raises:
-        MemprobeError: ``out`` exists, there is no such data set or folder, or what came is no whole probe.
+        MemprobeError: ``out`` exists or lies in the folder, there is no such data set or folder, or what came is no
+            whole probe.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MemprobeError(f"{out}: exists already; use another --out")
+    if not _on_hub(source):
+        _refuse_inside(out, _local(source))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
         here = Path(name) / "probe"
@@ -229,10 +232,9 @@ def _refuse_folder(target: Path, source: Path) -> None:
 
     That leaves a card which names its checkpoints: a probe without one, or one that went on since, is somebody's own.
     """
+    _refuse_inside(target, source)
     if not target.exists():
         return
-    if target.samefile(source):
-        raise MemprobeError(f"{target}: is the probe itself; name another folder")
     if not target.is_dir():
         raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
     names = {file.name for file in target.iterdir()}
@@ -243,6 +245,18 @@ def _refuse_folder(target: Path, source: Path) -> None:
     says = (target / CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
     if _TAGS not in says or _readable_in(read_run(target)["checkpoints"]) not in says:
         raise MemprobeError(f"{target}: holds another probe, which no push wrote; name another folder")
+
+
+def _refuse_inside(target: Path, source: Path) -> None:
+    """Raises a MemprobeError for a folder that is a probe's own, lies in it or holds it: each would be found in the
+    other."""
+    there, probe = target.resolve(), source.resolve()
+    if there == probe or (there.exists() and there.samefile(probe)):
+        raise MemprobeError(f"{target}: is the probe itself; name another folder")
+    if probe in there.parents:
+        raise MemprobeError(f"{target}: lies in the probe {source}; name another folder")
+    if there in probe.parents:
+        raise MemprobeError(f"{target}: holds the probe {source}; name another folder")
 
 
 def _to_hub(ready: Path, name: str, private: bool, message: str) -> str:

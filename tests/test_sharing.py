@@ -14,6 +14,7 @@ from memprobe.errors import MemprobeError
 from memprobe.probe_writer import locked
 from memprobe.probes import open_probe
 from memprobe.sharing import pull, push, without_paths
+from tests.disk import contents
 from tests.elsewhere import elsewhere
 
 pytestmark = pytest.mark.usefixtures("few_k")
@@ -122,10 +123,6 @@ def test_a_folder_does_as_well(cli, probe, tmp_path):
     assert code == 2 and "holds no probe" in err and (other / "letter.txt").exists()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 @pytest.mark.parametrize("through_a_link", [False, True])
 def test_a_probe_is_not_pushed_onto_itself(probe, tmp_path, through_a_link):
     folder = probe
@@ -135,6 +132,31 @@ def test_a_probe_is_not_pushed_onto_itself(probe, tmp_path, through_a_link):
     with pytest.raises(MemprobeError, match="is the probe itself"):
         push(probe, str(folder))
     assert contents(probe) == before
+
+
+def test_a_probe_is_not_shared_into_itself_or_around_itself(cli, probe, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(probe)
+    before = contents(tmp_path)
+    for target, why in (
+        (probe / "inner", "lies in the probe"),
+        (probe / "a" / "b", "lies in the probe"),
+        (tmp_path / "link" / "inner", "lies in the probe"),
+        (probe / "records", "lies in the probe"),
+        (probe / ".." / probe.name / "inner", "lies in the probe"),
+        (tmp_path, "holds the probe"),
+    ):
+        code, _, err = cli("push", probe, target)
+        assert code == 2 and why in err and len(err.splitlines()) == 1, err
+    code, _, err = cli("pull", probe, "--out", probe / "inner")
+    assert code == 2 and "lies in the probe" in err, err
+    assert contents(tmp_path) == before
+    monkeypatch.chdir(probe)
+    code, _, err = cli("push", ".", "./inner")
+    assert code == 2 and "lies in the probe" in err
+    assert (
+        cli("push", ".", "../shared")[0] == 0
+        and cli("dashboard", probe, "--out", tmp_path / "p.html")[0] == 0
+    )
 
 
 @pytest.mark.parametrize("with_readme", [False, True])
