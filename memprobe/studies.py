@@ -154,11 +154,7 @@ def open_study(paths: Sequence[Path | str]) -> Study:
         for folder, names in _walk(given):
             if FOLDER in names and (folder / FOLDER / RUN).is_file():
                 patched.add(folder)
-            if (
-                RUN in names
-                and folder.name != FOLDER
-                and names & {FACTOIDS_FILE, PARTS, "records", "records.parquet"}
-            ):
+            if _is_probe(folder, names):
                 probes.add(folder)
             if RECIPE in names and (STATE in names or ended_stages(folder)):
                 runs.add(folder)
@@ -324,6 +320,17 @@ def without_failed_cells(
     if gone := [label for label in probe.checkpoints if label in failed]:
         say(f"{probe.path}: {', '.join(gone)} left out: the cell did not learn its data")
     return probe.only([label for label in probe.checkpoints if label not in failed]) if gone else probe
+
+
+def probes_below(top: Path) -> list[Path]:
+    """The probe directories at a folder and below it, finished or under way, by the rule of :func:`open_study`."""
+    return [folder for folder, names in _walk(top) if _is_probe(folder, names)]
+
+
+def _is_probe(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder with these names in it is a probe's: other tools have a ``run.json``, too."""
+    beside = (FACTOIDS_FILE, PARTS, "records", "records.parquet")
+    return RUN in names and folder.name != FOLDER and any(name in names for name in beside)
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:

@@ -92,3 +92,14 @@ def test_open_shows_the_newest_probe(cli, tmp_path, monkeypatch):
     assert shown == [report.resolve().as_uri()]
     before = report.stat().st_mtime_ns
     assert cli("open", tmp_path)[0] == 0 and report.stat().st_mtime_ns == before, "it is not written again"
+    for folder in (
+        "wandb",
+        "patches",
+        ".new-before",
+        "new/.probe-before",
+    ):  # others have a run.json, too, and newer
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "run.json").write_text("{}")
+    code, text, err = cli("open", tmp_path)
+    assert code == 0 and text.strip() == str(report), err
+    refused(cli("open", tmp_path / "wandb"), "holds no probe directory")

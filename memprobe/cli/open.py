@@ -41,9 +41,10 @@ def open_command(
     from memprobe.files import replacing
     from memprobe.probe_writer import REPORT
     from memprobe.probes import RUN, open_probe
+    from memprobe.studies import probes_below
 
     top = folder or PROBES
-    probes = [run.parent for run in top.rglob(RUN) if run.parent.name != "patches"] if top.is_dir() else []
+    probes = probes_below(top)
     if not probes:
         more = "" if folder else "; name a folder, or make one: memprobe layers --ckpt smollm2-135m"
         raise MemprobeError(f"{top}: holds no probe directory{more}")
