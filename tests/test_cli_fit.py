@@ -79,6 +79,7 @@ def test_what_another_process_fits_is_left_alone(cli, tiny_checkpoint, corpus, t
         (["--tokens", 90_000], "the corpus is too small"),
         (["--kind", "linear", "--steps", 4], "only a tuned lens takes steps"),
         (["--kind", "jacobian", "--length", 12], "leaves out the first 16 positions"),
+        (["--held-out", 0], "--held-out 0: give a whole number of at least 2"),
         (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--ckpt", "nowhere"], "nowhere"),
         (["--template", "plain"], "--template plain: is of the facts of the floor"),

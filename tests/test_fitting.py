@@ -77,7 +77,9 @@ def test_a_corpus_is_dealt_out_without_overlap():
         ),
         ({"tokens": 100, "length": 250}, "needed and 0 of 46 are that long; give a smaller --length"),
         ({"tokens": 100, "length": 300}, "llama-0 reads 256 tokens"),
-        ({"tokens": 0, "length": 20}, "at least 2 tokens, one to fit on"),
+        ({"tokens": 0, "length": 20}, "`tokens` 0: give a whole number of at least 1"),
+        ({"tokens": 100, "length": 1}, "`length` 1: give a whole number of at least 2"),
+        ({"tokens": 100, "length": 20, "held_out": 1}, "`held_out` 1: give a whole number of at least 2"),
     ],
 )
 def test_a_corpus_too_small_is_one_line(asked, message):

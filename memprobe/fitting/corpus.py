@@ -74,10 +74,10 @@ def make_corpus(
     Raises:
         MemprobeError: too few texts, or a length past the model's context.
     """
-    if length < 2 or tokens < 1 or held_out < 2:
-        raise MemprobeError(
-            f"--length {length}, --tokens {tokens}: sequences of at least 2 tokens, one to fit on and two held out"
-        )
+    least = {"length": (length, 2), "tokens": (tokens, 1), "held_out": (held_out, 2)}
+    for name, (given, bound) in least.items():
+        if given < bound:
+            raise MemprobeError(f"`{name}` {given}: give a whole number of at least {bound}")
     if lens_model.max_length is not None and length > lens_model.max_length:
         raise MemprobeError(f"--length {length}: {lens_model.label} reads {lens_model.max_length} tokens")
     each = -(-tokens // (2 * length))
