@@ -33,6 +33,8 @@ from memprobe.templates import PLAIN, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
+    from memprobe.models import LensModel
+
 
 class ProbeCallback(TrainerCallback):
     """Probes given factoids every N steps and appends to one probe directory.
@@ -93,9 +95,10 @@ class ProbeCallback(TrainerCallback):
         """Probes before the first step.
 
         Raises:
-            MemprobeError: ``out`` already holds probes of another training run under this name.
+            MemprobeError: ``out`` already holds probes of another training run under this name: later steps than the
+                first, where training begins; other weights of the step that it goes on from.
         """
-        if state.global_step == 0 and any(self._is_later(label) for label in self._finished()):
+        if state.is_world_process_zero and self._is_of_another_run(state.global_step, kwargs):
             raise MemprobeError(
                 f"{self.out}: already holds {self.name!r} of another training run; give another out or name"
             )
@@ -118,13 +121,10 @@ class ProbeCallback(TrainerCallback):
         if not state.is_world_process_zero or state.global_step == self.last:
             return
         self.last = state.global_step
-        tokenizer = self.tokenizer or kwargs.get("processing_class")
-        if tokenizer is None:
-            raise MemprobeError("ProbeCallback: give it a tokenizer, or give the Trainer a processing_class")
         label = f"{self.name}@{state.global_step}"
         if label in self._finished():  # a resumed run comes past steps that it has probed before
             return
-        lens_model = wrap(kwargs["model"], tokenizer, label=label)
+        lens_model = self._wrapped(label, kwargs)
         # Killed while it probed, a resumed run may come here with weights that differ in a last bit.
         discard_other(self.out, label, identity_of(lens_model))
         probed = probe(
@@ -140,6 +140,26 @@ class ProbeCallback(TrainerCallback):
         )
         if self.log is not None:
             self.log(logged(probed.summary["checkpoints"][label], self.k))
+
+    def _wrapped(self, label: str, kwargs: dict[str, Any]) -> LensModel:
+        tokenizer = self.tokenizer or kwargs.get("processing_class")
+        if tokenizer is None:
+            raise MemprobeError("ProbeCallback: give it a tokenizer, or give the Trainer a processing_class")
+        return wrap(kwargs["model"], tokenizer, label=label)
+
+    def _is_of_another_run(self, step: int, kwargs: dict[str, Any]) -> bool:
+        """Whether what ``out`` holds under this name cannot be of the run that begins, or goes on, at a step.
+
+        A resumed run stands with the very weights that were saved there. Where that step was not probed, nothing tells.
+        """
+        finished = self._finished()
+        if step == 0:
+            return any(self._is_later(label) for label in finished)
+        label = f"{self.name}@{step}"
+        if label not in finished:
+            return False
+        held = read_run(self.out)["checkpoints"][label]
+        return held["fingerprint"] != identity_of(self._wrapped(label, kwargs))["fingerprint"]
 
     def _own_template(self, model: Any) -> str:
         """The template that a manifest beside the weights names from which training started."""

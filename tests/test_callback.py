@@ -173,6 +173,26 @@ def test_another_training_run_is_refused_before_its_first_step(tmp_path):
     assert open_probe(tmp_path / "probe").checkpoints == ["step@0", "step@2", "second@0", "second@2"]
 
 
+def test_a_run_that_is_resumed_into_another_ones_probe_is_refused(tmp_path):
+    """The step that it goes on from was probed with other weights; with the same ones it goes on."""
+    out = tmp_path / "probe"
+    trainer(tmp_path / "one", [ProbeCallback(FACTS, out, every=2)], steps=6, save_every=2).train()
+    before = open_probe(out).run["checkpoints"]
+    other = trainer(tmp_path / "other", steps=4, save_every=4)
+    with torch.no_grad():
+        other.model.lm_head.weight[3, 3] += 1e-2
+    other.train()
+    with pytest.raises(MemprobeError, match="another training run"):
+        trainer(tmp_path / "other", [ProbeCallback(FACTS, out, every=2)], steps=8).train(
+            resume_from_checkpoint=True
+        )
+    assert open_probe(out).run["checkpoints"] == before
+    # Killed after step 6 was probed, and gone on from what was saved before it.
+    checkpoint = str(tmp_path / "one" / "checkpoint-4")
+    trainer(tmp_path / "one", [ProbeCallback(FACTS, out, every=2)], steps=8).train(checkpoint)
+    assert open_probe(out).finished == ["step@0", "step@2", "step@4", "step@6", "step@8"]
+
+
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_mixed_precision_is_looked_through(tmp_path, weights):
     """accelerate wraps the forward pass in autocast; the probe is of the weights in their own precision."""
