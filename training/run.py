@@ -84,28 +84,28 @@ def run(
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     main = state.is_main_process
     with ExitStack() as stack:
-        before = None
+        old = None
         if main:
             stack.enter_context(one_process(out, "training"))
-            before = stack.enter_context(starting_over(out, TRAINED, fresh=fresh))
+            old = stack.enter_context(starting_over(out, TRAINED, fresh=fresh))
         try:
             report = RunLog(out / LOG if main else None, quiet=quiet or not main)
             with state.main_process_first():
                 recipe = as_begun(recipe, out)
-                if before is not None and not before.there:
+                if old is not None and not old.there:
                     check_directory(recipe, out)
                 recipe = settled(recipe, asked or out / ASKED, torch.device(str(state.device)), report.say)
             base = resolve(recipe.base)
             check_causal(base)
             context = RunContext(recipe, out, state, report, memory or Memory(state.device), base)
-            return _train(context, data_dir, asked or out / ASKED, before)
+            return _train(context, data_dir, asked or out / ASKED, old)
         except OSError as error:
             raise MemprobeError(
                 f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
             ) from error
 
 
-def _train(context: RunContext, data_dir: Path | None, asked: Path, before: Before | None) -> Path:
+def _train(context: RunContext, data_dir: Path | None, asked: Path, old: Before | None) -> Path:
     """All stages that are missing; the last one's directory."""
     recipe, out, report, state = context.recipe, context.out, context.report, context.state
     report.say(
@@ -117,8 +117,8 @@ def _train(context: RunContext, data_dir: Path | None, asked: Path, before: Befo
         if not (out / RECIPE).exists():
             write_text(to_toml(recipe), out / RECIPE)
         _evaluate_base(context, prepared, asked)
-        if before is not None:
-            before.settle()
+        if old is not None:
+            old.settle()
     state.wait_for_everyone()
     prepared = prepare(recipe, out, context.load_base, data_dir=data_dir)
     before: Path | None = None

@@ -10,7 +10,6 @@ import typer
 from memprobe.cli.app import app
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
-from memprobe.files import exists
 from memprobe.labels import split_name
 
 
@@ -97,6 +96,8 @@ def import_command(
 
 def _named(text: str) -> tuple[str, str]:
     """The label and the path of ``[LABEL=]PATH``; without a label that of the file or folder."""
+    from memprobe.files import exists
+
     label, path = (None, text) if exists(text) else split_name(text, lambda _, path: exists(path))
     if label == "" or not path:
         raise MemprobeError(f"{text!r}: write PATH or LABEL=PATH")
