@@ -141,21 +141,23 @@ class EvaluationFile(_Open):
 
     sets: dict[str, EvaluatedSet]
     stage: int | None = None
+    base: Parent | None = None
     retention: dict[str, dict[str, PartOfSet]] = {}
     weight_change: dict[str, float | None] = {}
     interference: dict[str, dict[str, Any]] | None = None
 
 
 class Parent(_Open):
-    """The checkpoint that a stage started from."""
+    """The checkpoint that a stage started from, or its base model."""
 
     fingerprint: str | None = None
 
 
 class StageRows(_Open):
-    """The rows that a stage was trained on, by the hash of their file."""
+    """The rows that a stage was trained on, by the hash of their file, and where they and those mixed in came from."""
 
     hash: str | None = None
+    origins: list[dict[str, Any]] = []
 
 
 class ManifestFile(_Open):
@@ -169,6 +171,7 @@ class ManifestFile(_Open):
     tokens: Count
     seconds: float | None = None
     replayed: list[str] = []
+    base: Parent | None = None
     parent: Parent | None = None
     stages: list[StageRows] = []
 

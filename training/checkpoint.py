@@ -60,7 +60,7 @@ class About:
         """Manifest, the rows of every stage up to this one, resolved recipe and metrics."""
         stages = [self._stage(number, folder) for number in range(1, self.number + 1)]
         recipe, first = self.recipe, self.parent is self.base
-        base = {"spec": recipe.base, "fingerprint": fingerprint(self.base)}
+        base = base_entry(recipe, self.base)
         above = {"spec": f"../{self.parent.path.name}", "fingerprint": fingerprint(self.parent)}
         manifest = {
             "schema": MANIFEST_SCHEMA,
@@ -104,6 +104,11 @@ class About:
             "origins": data.origins,
             "counts": data.counts,
         }
+
+
+def base_entry(recipe: Recipe, base: Checkpoint) -> dict[str, str]:
+    """What a run says of its base model wherever it names it."""
+    return {"spec": recipe.base, "fingerprint": fingerprint(base)}
 
 
 def weights_of(trainer: StageTrainer, dtype: str) -> dict[str, Any]:

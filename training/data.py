@@ -30,6 +30,7 @@ from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, from_json, to_json
 from training.recipe import Mixing, Recipe, Stage, parse_recipe, same_rows, to_toml
 from training.settings import under_key
+from training.starts import edited_files, edited_since, has_begun, revisions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,11 +56,19 @@ def prepare(
         asked: folder of the base model's answers (default: in the run directory); runs may share one.
 
     Raises:
-        MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key.
+        MemprobeError: a source is missing or has fewer rows than wanted, with the recipe's key; or a file of rows was
+            edited since something was trained or measured on what it said.
     """
     path = run / PREPARED
     if path.exists() and _drawn_for(kept := read_valid(path, PreparedFile), recipe):
-        return from_json(kept, path)
+        origins = [stage.get("origins", []) for stage in kept["stages"]]
+        edited = edited_files(recipe, origins, data_dir) + edited_since(recipe, kept.get("revisions", {}))
+        if not edited:
+            return from_json(kept, path)
+        if has_begun(run):
+            raise MemprobeError(
+                f"{edited[0]}: was another file when {run} was begun; put it back as it was, or give another --out"
+            )
     asked = asked or run / ASKED
     stages: list[StageData] = []
     for number, stage in enumerate(recipe.stages, 1):
@@ -69,7 +78,8 @@ def prepare(
     prepared = Prepared(
         stages, known_facts(recipe, stages, asked, base, data_dir, say), _texts(recipe, stages, data_dir)
     )
-    write_json({"recipe": to_toml(recipe), **to_json(prepared)}, path)
+    about = {"recipe": to_toml(recipe), "revisions": revisions_of(recipe)}
+    write_json(about | to_json(prepared), path)
     return prepared
 
 

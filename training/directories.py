@@ -11,8 +11,9 @@ from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE
 from memprobe.starting_over import Work
 from training.data import ASKED, PREPARED
 from training.recipe import Recipe, differences, parse_recipe
+from training.starts import BASE
 
-LOG, BASE = "log.txt", "0-base"
+LOG = "log.txt"
 
 
 def check_directory(recipe: Recipe, out: Path) -> None:

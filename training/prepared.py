@@ -64,15 +64,25 @@ def to_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+class PreparedStage(BaseModel):
+    """The rows of one stage in ``.prepared.json``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    origins: list[dict[str, Any]] = []
+
+
 class PreparedFile(BaseModel):
-    """``.prepared.json``: the rows of a run, and the recipe that they were drawn for."""
+    """``.prepared.json``: the rows of a run, the recipe that they were drawn for, and of files that are only evaluated
+    on the content."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     recipe: str
-    stages: list[dict[str, Any]]
+    stages: list[PreparedStage]
     known: list[dict[str, Any]]
     texts: list[dict[str, Any]]
+    revisions: dict[str, str] = {}
 
 
 def from_json(data: dict[str, Any], path: Path) -> Prepared:

@@ -32,16 +32,17 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
 from memprobe.starting_over import Before, starting_over
 from training.autocast import as_begun, settled
-from training.checkpoint import check_causal
+from training.checkpoint import base_entry, check_causal
 from training.context import RunContext
 from training.data import ASKED, prepare
-from training.directories import BASE, LOG, TRAINED, check_directory
+from training.directories import LOG, TRAINED, check_directory
 from training.measures import evaluate_base
 from training.memory import Memory
 from training.one_stage import OneStage
 from training.prepared import Prepared
 from training.recipe import Recipe, to_toml
 from training.run_log import RunLog
+from training.starts import BASE, check_rows, check_weights
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -71,8 +72,8 @@ def run(
         The last stage's checkpoint.
 
     Raises:
-        MemprobeError: bad input, a directory in use or of another recipe, a loss that is not finite, or a full
-            disk; what is finished stays.
+        MemprobeError: bad input; a directory in use, or of another recipe, base model or files of rows; a loss that
+            is not finite, or a full disk. What is finished stays.
     """
     import torch
     from accelerate import PartialState
@@ -108,12 +109,18 @@ def run(
 def _train(context: RunContext, data_dir: Path | None, asked: Path, old: Before | None) -> Path:
     """All stages that are missing; the last one's directory."""
     recipe, out, report, state = context.recipe, context.out, context.report, context.state
+    names = [context.directory(number) for number in context.numbers]
+    if context.main:
+        check_weights(out, names, context.base)
     report.say(
         f"{out}: arm {recipe.arm_name}, seed {recipe.seed}, base {recipe.base}, "
         f"{state.num_processes} process(es)"
     )
     if context.main:
         prepared = prepare(recipe, out, context.load_base, data_dir=data_dir, say=report.say, asked=asked)
+        for name in names:
+            if (out / name / MANIFEST).exists():
+                check_rows(out / name, recipe, prepared)
         if not (out / RECIPE).exists():
             write_text(to_toml(recipe), out / RECIPE)
         _evaluate_base(context, prepared, asked)
@@ -125,6 +132,7 @@ def _train(context: RunContext, data_dir: Path | None, asked: Path, old: Before 
     for number in context.numbers:
         folder = out / context.directory(number)
         if (folder / MANIFEST).exists():
+            check_weights(out, names, context.base)  # a stage before it may have been trained again
             report.say(f"stage {number} {folder.name}: done before")
         else:
             parent = context.base if before is None else resolve(str(before))
@@ -152,7 +160,8 @@ def _evaluate_base(context: RunContext, prepared: Prepared, asked: Path) -> None
         return model
 
     results = evaluate_base(recipe, prepared, context.base, loaded, asked, context.report.say)
-    write_json({"schema": 1, "stage": 0, "stage_name": BASE, "arm": recipe.arm_name, "sets": results}, path)
+    keys = {"schema": 1, "stage": 0, "stage_name": BASE, "arm": recipe.arm_name}
+    write_json(keys | {"base": base_entry(recipe, context.base), "sets": results}, path)
     context.say_scores(BASE, results)
 
 

@@ -1,9 +1,13 @@
 """A grid's directory and a file that changed: what lies there counts only where it is what the file asks for."""
 
+import shutil
+
 import pytest
 
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from tests.training.grids import AGAIN, write
+from tests.training.runs import other_weights
 from training.grid import cells_of, directory, plan, read_grid, run_grid
 from training.grid.found import check_found
 from training.grid.stages import is_done, is_trained, train
@@ -61,6 +65,40 @@ def test_a_file_of_rows_that_changed_is_refused(naive):
     rows.write_text(rows.read_text().replace('"b"', '"another"'))
     with pytest.raises(MemprobeError, match=r"mine\.jsonl: was another file then"):
         run_grid(read_grid(path), path, out, quiet=True)
+
+
+@pytest.mark.parametrize("probe", ["true", "false"])
+def test_seeds_of_two_base_models_are_no_arm(probe, tiny_checkpoint, tmp_path):
+    """The path of the base model is the same, its weights are not; refused before the new seed is trained."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    path = write(tmp_path, base, arms='["naive"]', seeds="[0]", epochs=1)
+    change(path, "[recipe]", f"probe = {probe}\n[recipe]")
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    other_weights(base)
+    change(path, "seeds = [0]", "seeds = [0, 1]")
+    with pytest.raises(
+        MemprobeError, match=r"naive-s0: was begun with another .*base: .* had other weights then"
+    ):
+        run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+
+
+def test_a_grid_that_has_ended_needs_no_base_model(done, tmp_path, monkeypatch):
+    path, out = done
+    monkeypatch.setattr("training.grid.found._resolved", lambda spec: resolve(str(tmp_path / "gone")))
+    for cell in cells(path):
+        check_found(directory(out, cell.node), cell.node)
+
+
+def test_a_cell_goes_on_from_the_stage_that_lies_before_it_alone(naive):
+    path, out = naive
+    (cell,) = cells(path)
+    assert cell.node.parent is not None
+    other_weights(directory(out, cell.node.parent) / cell.node.parent.stage)
+    with pytest.raises(MemprobeError, match=r"2-b: was trained from another checkpoint"):
+        train(read_grid(path), cell.node, out, Memory(), RunLog(None, quiet=True), data_dir=None, quiet=True)
 
 
 def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tomllib
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -24,7 +25,7 @@ from memprobe.probes import open_probe
 from memprobe.sources import load_factoids
 from memprobe.templates import Template, tokenise
 from tests.disk import contents
-from tests.training.runs import ROOT, losses, python, same_weights, small, weights
+from tests.training.runs import ROOT, losses, other_weights, python, same_weights, small, weights
 from training.__main__ import app
 from training.data import prepare
 from training.evaluate import evaluate
@@ -369,6 +370,88 @@ def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path
     last = run(small(tiny_checkpoint, seed=5), tmp_path, fresh=True, quiet=True)
     manifest = read_manifest(last)
     assert manifest is not None and manifest.seed == 5
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def begun(tiny_checkpoint, tmp_path):
+    """A run of two short stages, the first one and the text to watch from files, on a base model of its own."""
+    base = broken(tiny_checkpoint, tmp_path / "base")
+    rows, texts = tmp_path / "rows.jsonl", tmp_path / "texts.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"River {i} is", "answer": f"A{i}"}) + "\n" for i in "abcd")
+    )
+    texts.write_text(json.dumps({"text": "All rivers of the land run down to the sea. " * 12}) + "\n")
+    stages = [{"name": "a", "data": str(rows), "epochs": 1}, {"name": "b", "data": "kvr:4", "epochs": 1}]
+    recipe = small(base, stages=stages, evaluate={"texts": str(texts), "texts_n": 1})
+    run(recipe, tmp_path / "run", quiet=True)
+    return recipe, tmp_path / "run"
+
+
+@pytest.mark.parametrize("left", ["1-a 2-b", "1-a", "2-b", ""])
+def test_a_run_goes_on_from_its_own_base_model_alone(left, begun):
+    """The recipe names a path, under which another model may lie by now; of no stage, the base model was evaluated."""
+    recipe, out = begun
+    for name in {"1-a", "2-b"} - set(left.split()):
+        shutil.rmtree(out / name)
+    other_weights(Path(recipe.base))
+    before = files_below(out)
+    with pytest.raises(
+        MemprobeError, match=r"run: was begun with another base model \(.*base had other weights"
+    ):
+        run(recipe, out, quiet=True)
+    assert {path: content for path, content in files_below(out).items() if path.name != "log.txt"} == {
+        path: content for path, content in before.items() if path.name != "log.txt"
+    }
+
+
+def test_a_stage_goes_on_from_the_one_that_lies_before_it_alone(begun):
+    recipe, out = begun
+    other_weights(out / "1-a")
+    with pytest.raises(
+        MemprobeError, match=r"2-b: was trained from another checkpoint \(.*1-a had other weights"
+    ):
+        run(recipe, out, quiet=True)
+
+
+@pytest.mark.parametrize("left", ["1-a 2-b", "1-a", ""])
+@pytest.mark.parametrize("edited", ["rows.jsonl", "texts.jsonl"])
+def test_a_file_that_was_edited_is_refused_by_name(edited, left, begun):
+    recipe, out = begun
+    for name in {"1-a", "2-b"} - set(left.split()):
+        shutil.rmtree(out / name)
+    file = out.parent / edited
+    file.write_text(file.read_text().replace("A", "The"))
+    with pytest.raises(MemprobeError, match=rf"{edited}: was another file when .*run was begun"):
+        run(recipe, out, quiet=True)
+    assert {path.name for path in out.glob("?-?")} == set(left.split())
+
+
+def test_rows_that_are_read_again_are_those_that_were_trained_on(begun):
+    """Where the rows that were kept are gone, each stage says what it was trained on."""
+    recipe, out = begun
+    (out / ".prepared.json").unlink()
+    run(recipe, out, quiet=True)
+    (out / ".prepared.json").unlink()
+    file = out.parent / "rows.jsonl"
+    file.write_text(file.read_text().replace("A", "The"))
+    with pytest.raises(MemprobeError, match=r"1-a: was trained on other rows of a \(.*rows\.jsonl\)"):
+        run(recipe, out, quiet=True)
+
+
+def test_a_file_may_be_mended_before_anything_was_trained_on_it(begun):
+    recipe, out = begun
+    prepared = json.loads((out / ".prepared.json").read_text())
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / ".prepared.json").write_text(json.dumps(prepared))
+    file = out.parent / "rows.jsonl"
+    file.write_text(file.read_text().replace("A", "The"))
+    run(recipe, out, quiet=True)
+    assert {fact.answer[:3] for fact in load_factoids(str(out / "1-a" / "factoids.jsonl"))} == {"The"}
 
 
 def test_a_directory_in_use_is_refused(tiny_checkpoint, tmp_path):

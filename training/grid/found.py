@@ -1,4 +1,4 @@
-"""Whether what lies in a grid's directory is what its file asks for: the same recipe, on the same rows.
+"""Whether what lies in a grid's directory is what its file asks for: the same recipe, base model and rows.
 
 A node is named after its data, arm and seed, not after all that its recipe says. So a name alone vouches for nothing:
 with another learning rate in the file the same names stand for other stages.
@@ -6,20 +6,19 @@ with another learning rate in the file the same names stand for other stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
 from memprobe.files import read_toml, read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import RECIPE, ManifestFile
-from memprobe.sources.origins import file_revision
 from training.grid.cells import Node
-from training.prepared import Prepared
 from training.recipe import Recipe, differences, file_of, parse_recipe, settled_as
-from training.row_files import rows_hash_of
+from training.starts import checkpoint_in, edited_files, has_begun, other_base, other_parent, trains_on_files
 
 _SHOWN = 4  # differences that an error lists
 
@@ -42,34 +41,58 @@ def differing(folder: Path, node: Node) -> list[str]:
 
 
 def check_found(folder: Path, node: Node) -> None:
-    """Raises a MemprobeError where another stage lies in a node's run directory."""
-    if changed := differing(folder, node):
+    """Checks that what lies in a node's run directory is of its recipe, its rows and its base model.
+
+    Raises:
+        MemprobeError: it is not.
+    """
+    changed = differing(folder, node)
+    if not changed and (other := _other_base(folder, node)):
+        changed = [f"base: {other}"]
+    if changed:
         raise MemprobeError(
-            f"{folder}: was begun with another recipe or file of rows than the grid has now "
+            f"{folder}: was begun with another recipe, base model or file of rows than the grid has now "
             f"({'; '.join(changed[:_SHOWN])}): give another --out, or the arm or data another name, or take that back"
         )
 
 
-def check_rows(stage: Path, node: Node, prepared: Prepared) -> None:
-    """Checks that a run which goes on from a stage has the rows that the stage was trained on.
+def check_start(out: Path, node: Node) -> None:
+    """Checks that a node's stage, where it has ended, was trained from the stage that lies before it now.
 
     Args:
-        stage: the directory of the stage that ``node`` trains, one before the run's own.
-        prepared: the run's rows.
+        out: the directory of the runs.
 
     Raises:
-        MemprobeError: it has others: their source changed since.
+        MemprobeError: it was not.
     """
-    entries = read_valid(stage / MANIFEST, ManifestFile).get("stages", [])
-    for one, entry, data in zip(node.recipe.stages, entries, prepared.stages, strict=False):
-        mixed = [
-            [origin.get("hash") for origin in origins[1:]] for origins in (entry["origins"], data.origins)
-        ]
-        if entry["hash"] != rows_hash_of(data.rows) or mixed[0] != mixed[1]:
-            raise MemprobeError(
-                f"{stage}: was trained on other rows of {one.name} ({one.data}) than are read now: give another --out, "
-                "or put the source back as it was"
-            )
+    stage = out / node.name / node.stage
+    if node.parent is None or not (stage / MANIFEST).exists():
+        return
+    parent = checkpoint_in(out / node.parent.name / node.parent.stage)
+    if parent is not None and (other := other_parent(stage, parent)):
+        raise MemprobeError(
+            f"{stage}: was trained from another checkpoint ({other}): give another --out, or put those weights back"
+        )
+
+
+def _other_base(folder: Path, node: Node) -> str | None:
+    """What a node's run started from in place of its base model.
+
+    Where that model cannot be read, nothing is compared: what is to be trained from it will say so.
+    """
+    if not has_begun(folder):
+        return None
+    try:
+        base = _resolved(node.recipe.base)
+    except MemprobeError:
+        return None
+    return other_base(folder, [node.stage], base)
+
+
+@cache
+def _resolved(spec: str) -> Checkpoint:
+    """A base model's place; the hub is asked once for all cells."""
+    return resolve(spec)
 
 
 @cache
@@ -114,27 +137,8 @@ def _without_places(recipe: Recipe) -> Recipe:
 
 def _edited(manifest: Path, node: Node) -> list[str]:
     """The files of rows that are no longer those that a stage was trained on."""
-    files = list(_files(node.recipe))
-    if not files or not manifest.exists():
+    if not trains_on_files(node.recipe) or not manifest.exists():
         return []
     entries: Sequence[Any] = read_valid(manifest, ManifestFile).get("stages", [])
-    edited = []
-    for number, place, file in files:
-        origins = entries[number]["origins"] if number < len(entries) else []
-        then = origins[place].get("revision") if place < len(origins) else None
-        if then is not None and file.is_file() and then != _revision(file, file.stat().st_mtime_ns):
-            edited.append(f"{file}: was another file then")
-    return list(dict.fromkeys(edited))
-
-
-def _files(recipe: Recipe) -> Iterator[tuple[int, int, Path]]:
-    """Every file of rows that stages train on: the stage, from 0, its place among the stage's origins, and the file."""
-    for number, stage in enumerate(recipe.stages):
-        for place, source in enumerate((stage.data, *(part.source for part in stage.mixing))):
-            if (file := file_of(source)) is not None:
-                yield number, place, file
-
-
-@cache
-def _revision(file: Path, changed: int) -> str:
-    return file_revision(file)
+    files = edited_files(node.recipe, [entry.get("origins", []) for entry in entries])
+    return [f"{file}: was another file then" for file in files]

@@ -29,11 +29,12 @@ from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
 from training.grid.file import Grid
-from training.grid.found import check_found, check_rows, differing
+from training.grid.found import check_found, check_start, differing
 from training.memory import Memory
 from training.prepared import Prepared
 from training.recipe import to_toml
 from training.run_log import RunLog
+from training.starts import check_rows
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -53,7 +54,8 @@ def again(out: Path, node: Node) -> Path:
 
 
 def check_cells(cells: Iterable[Cell], out: Path) -> None:
-    """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted."""
+    """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted, or a
+    stage of another base model."""
     for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
         check_found(directory(out, node), node)
 
@@ -105,17 +107,18 @@ def train(
     """Trains one stage, unless it is there with its weights; the rows of the run.
 
     Raises:
-        MemprobeError: see :func:`training.run.run`; what lies there, or what it goes on from, is of another recipe or
-            of other rows; or trained again, it ends otherwise than its records say.
+        MemprobeError: see :func:`training.run.run`; what lies there, or what it goes on from, is of another recipe, of
+            other weights or of other rows; or trained again, it ends otherwise than its records say.
     """
     folder = directory(out, node)
     folder.mkdir(parents=True, exist_ok=True)
     for one in node.chain:
         check_found(directory(out, one), one)
+        check_start(out / "runs", one)
     link_parent(out, node, folder)
     prepared = _rows(node, out, memory, report, data_dir=data_dir)
     for one in node.chain[:-1]:
-        check_rows(directory(out, one) / one.stage, one, prepared)
+        check_rows(directory(out, one) / one.stage, one.recipe, prepared)
     if not has_ended(out, node):
         _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
     elif not has_weights(out, node):
