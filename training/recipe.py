@@ -23,7 +23,7 @@ from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
-from training.settings import Settings, TemplateText, changes, parsed_by, toml_text, validated
+from training.settings import Name, Settings, TemplateText, changes, parsed_by, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -182,7 +182,7 @@ class Stage(Settings):
             ``blocks=5, parts=mlp`` (also ``attn``, ``norms``); blocks count from 1. Default: all.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     data: str
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
     n: int | None = Field(None, ge=1)

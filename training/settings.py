@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, get_args
@@ -48,6 +49,17 @@ def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _named(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            "a name has letters, digits, '_', '.' and '-' alone, and begins with a letter or a digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""Of a stage, a block, an arm, a set of data or an axis: names of directories are made of these."""
+
 TemplateText = Annotated[str, parsed_by(Template.parse)]
 
 
@@ -82,7 +94,8 @@ def validated(table: type[Validated], data: dict[str, Any], where: str) -> Valid
 
 def _key(loc: tuple[int | str, ...]) -> str:
     """``stages.2.mixing.1.ratio``, counted from 1 as the run directory does."""
-    parts = [str(part + 1) if isinstance(part, int) else part for part in loc]
+    # Of a table whose keys are checked themselves, pydantic adds that it speaks of the key.
+    parts = [str(part + 1) if isinstance(part, int) else part for part in loc if part != "[key]"]
     return ".".join(parts) + ": " if parts else ""
 
 

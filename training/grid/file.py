@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from memprobe.errors import MemprobeError, among
 from memprobe.files import read_toml
-from training.settings import Settings, validated
+from training.settings import Name, Settings, validated
 
 Scalar = int | float | str
 Redraw = Literal["nothing", "later", "all"]
@@ -30,12 +30,12 @@ class Block(Settings):
         keep, redraw: instead of the grid's.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     like: str | None = None
     stages: tuple[tuple[str, ...], ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    axes: dict[Name, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
     keep: Literal["records", "weights"] | None = None
     redraw: Redraw | None = None
 
@@ -61,8 +61,8 @@ class Grid(Settings):
     """
 
     recipe: dict[str, Any]
-    data: dict[str, dict[str, Any]]
-    arms: dict[str, str]
+    data: dict[Name, dict[str, Any]]
+    arms: dict[Name, str]
     blocks: tuple[Block, ...] = Field(min_length=1)
     keep: Literal["records", "weights"] = "records"
     redraw: Redraw = "nothing"
