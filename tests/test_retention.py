@@ -152,6 +152,53 @@ def test_set_ups_of_two_grids_stay_apart(tmp_path):
     assert table.select("setup", "failed").rows() == [("one/kvr-lama", 0), ("two/kvr-lama", 1)]
 
 
+@pytest.mark.parametrize(
+    ("setting", "values", "named"),
+    [
+        ("[optimiser]\nlr = {}", (0.003, 0.5, 1e-6), "optimiser.lr = {:g}"),
+        ("[precision]\nautocast = {}", ('"none"', '"bfloat16"', '"none"'), None),
+        ("[evaluate]\nlimit = {}", (10, 20, 30), ""),
+        ("[optimiser]\nmicro_batch = {}", (10, 20, 30), ""),
+        ("data_seed = {}", (0, 1, 2), ""),
+        ("max_length = {}", (64, 128, 256), "max_length = {}"),
+    ],
+)
+def test_seeds_differ_in_the_seed_alone(setting, values, named, tmp_path):
+    """Runs of no grid are seeds of one arm where all that changes what is learned agrees."""
+    for seed, value in enumerate(values):
+        run = write_run(tmp_path / f"r{seed}", [[1.0], [seed / 32, 1.0]], seed=seed)
+        recipe = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(
+            f"{setting.format(value)}\n".join(["", recipe])
+            if "[" not in setting
+            else recipe + f"\n{setting.format(value)}\n"
+        )
+    table = retention.forgetting(of(tmp_path))
+    if named is None:
+        assert dict(table.select("setup", "by_seed").iter_rows()) == {
+            "kvr → lama, precision.autocast = none": [0.0, 2 / 32],
+            "kvr → lama, precision.autocast = bfloat16": [1 / 32],
+        }
+    elif named:
+        assert set(table["setup"]) == {f"kvr → lama, {named.format(value)}" for value in values}
+        assert set(table["low"]) == {None}
+    else:
+        assert table["setup"].to_list() == ["kvr → lama"] and len(table["by_seed"][0]) == 3
+
+
+def test_arms_of_one_set_up_may_train_their_stages_otherwise(tmp_path):
+    """What an arm unfolds into is the arm's, and no other set-up; settings of a stage that it does not name are."""
+    write_run(tmp_path / "naive", [[1.0], [0.0, 1.0]])
+    more = {2: REPLAY.format(0.5)}
+    write_run(tmp_path / "replay", [[1.0], [0.5, 1.0]], arm="replay(ratio=0.5, stages=2)", additions=more)
+    assert set(retention.forgetting(of(tmp_path))["setup"]) == {"kvr → lama"}
+    write_run(tmp_path / "longer", [[1.0], [0.0, 1.0]], additions={2: "epochs = 60\n"})
+    assert set(retention.forgetting(of(tmp_path))["setup"]) == {
+        "kvr → lama, stages.2.epochs unset",
+        "kvr → lama, stages.2.epochs = 60",
+    }
+
+
 def test_a_run_of_its_own_displaces_no_cell(tmp_path):
     """Such as one of a recipe of that name, in the folder that the grid was put in later."""
     write_run(tmp_path / "tiny", [[1.0], [0.0, 0.5]])  # has not learned D_B

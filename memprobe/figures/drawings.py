@@ -21,7 +21,7 @@ from memprobe.patches import Patches
 from memprobe.probes import Probe
 from memprobe.readings import Readings
 from memprobe.retention import Retention, ended_runs, retention_of
-from memprobe.retention.runs import setups_of
+from memprobe.retention.setups import setups_of
 from memprobe.retention.tables import titles
 from memprobe.statistics.patches import GAP
 from memprobe.studies import (

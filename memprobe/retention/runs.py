@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import polars as pl
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.retention.asked import Asked, asked_otherwise
+from memprobe.retention.setups import setups_of
 from memprobe.runs import EXACT, SHARES, EvaluatedSet, EvaluationFile, RunDirectory, Score
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
@@ -85,34 +85,6 @@ def ended_runs(
             setup = names[run.path]
             say(f"{run.path}: is arm {run.arm}, seed {run.seed} of {setup} again, as {other.path}; left out")
     return list(kept.values())
-
-
-def setups_of(runs: Sequence[RunDirectory]) -> dict[Path, str]:
-    """By run directory, the name of its set-up: of a cell as its grid has it (``kvr-lama-n64``), else ``kvr → lama``.
-
-    Cells of different grids are never one set-up; other runs are where datasets, their size and the base model agree.
-    """
-    names: dict[Path, str] = {}
-    cells = {run.path: run.setup for run in runs if run.setup is not None}
-    for path, folder in cells.items():
-        same = {other for other in cells.values() if other.name == folder.name}
-        grid = folder.parent.parent
-        unique = len({other.parent.parent.name for other in same}) == len(same)
-        names[path] = folder.name if len(same) == 1 else f"{grid.name if unique else grid}/{folder.name}"
-    parts = {run.path: _parts(run) for run in runs if run.path not in cells}
-    for path, (title, n, base) in parts.items():
-        alike = [other for other in parts.values() if other[0] == title]
-        told_by = [text for at, text in ((1, n), (2, base)) if len({other[at] for other in alike}) > 1]
-        names[path] = ", ".join([title, *told_by])
-    return names
-
-
-def _parts(run: RunDirectory) -> tuple[str, str, str]:
-    """Datasets, rows of the first one, and base model."""
-    last = run.trained[len(run.datasets)].evaluation
-    first = last.sets.get(run.datasets[0]) if last else None
-    title = " → ".join(stage.name for stage in run.recipe.stages)
-    return title, f"n = {first.n}" if first else "", run.recipe.base or ""
 
 
 def retention_of(runs: Sequence[RunDirectory]) -> Retention:
