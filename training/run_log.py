@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ class RunLog:
         """One line, to standard error and into the log file."""
         self.console.print(line, markup=False, soft_wrap=True)
         self._log(line)
+
+    def keep_traceback(self, error: BaseException) -> None:
+        """Where an error came from, into the log file alone."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self._log(line)
 
     def start(self, name: str, total: int, done: int) -> None:
         """A bar for a stage of so many optimiser steps."""

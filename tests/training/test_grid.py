@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from memprobe.probes import open_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
-from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid
+from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid, run_workers
 from training.grid.crew import Crew
 from training.grid.stages import _drop
 from training.grid.work import started
@@ -407,6 +408,47 @@ def test_the_function_after_a_cell_sees_its_weights(tiny_checkpoint, tmp_path, m
     path.write_text(path.read_text().replace("keep_size", "absent"))
     with pytest.raises(MemprobeError, match="after: no function 'own_module:absent'"):
         run_grid(read_grid(path), path, tmp_path / "new", quiet=True)
+
+
+def test_whatever_a_cell_raises_stops_no_other(tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("def after(run):\n    return {}[run.name]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0, 1]", epochs=1)
+    path.write_text('after = "broken_module:after"\n' + path.read_text())
+    out = tmp_path / "out"
+    found = run_grid(read_grid(path), path, out, quiet=True)
+    assert found == [
+        f"a-b-n4/naive-s{seed}: KeyError: 'naive-s{seed}' (where it came from: {out / 'log.txt'})"
+        for seed in (0, 1)
+    ]
+    log = (out / "log.txt").read_text()
+    assert log.count("Traceback") == 2 and "broken_module.py" in log
+    assert sorted(path.parent.name for path in out.glob("runs/a-b-n4/*/2-b")) == ["naive-s0", "naive-s1"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "said"),
+    [
+        ("torn_module:f", "def f(:", "no function 'torn_module:f' (SyntaxError"),
+        ("raising_module:f", "raise RuntimeError('not here')", "(RuntimeError: not here)"),
+        ("os:sep", None, "'os:sep' is no function but a str"),
+        ("greedy_module:f", "def f(run, more): ...", "is called with a run directory alone"),
+        ("nowhere", None, "write module:function"),
+    ],
+)
+@pytest.mark.parametrize("start", [run_grid, partial(run_workers, workers=1)], ids=["here", "workers"])
+def test_what_is_called_after_a_cell_is_looked_at_before_anything_is_trained(
+    spec, text, said, start, tiny_checkpoint, tmp_path, monkeypatch
+):
+    if text is not None:
+        (tmp_path / f"{spec.partition(':')[0]}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1)
+    path.write_text(f'after = "{spec}"\n' + path.read_text())
+    with pytest.raises(MemprobeError) as error:
+        start(read_grid(path), path, tmp_path / "out", quiet=True)
+    assert said in str(error.value) and f"{path}: after: " in str(error.value)
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoint):

@@ -153,6 +153,18 @@ def test_a_cell_at_which_workers_die_is_left_out(tiny_checkpoint, tmp_path):
     assert ended(out) == {"a-b-n4/naive-s0"} and (out / "log.txt").read_text().count("died") == TRIES
 
 
+def test_whatever_a_cell_raises_in_a_worker_stops_no_other(tiny_checkpoint, tmp_path):
+    """What it raised may have left the process unfit to go on, so another worker tries the cell."""
+    path = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["replay", "naive"]', epochs=1)
+    body = "if 'replay' in run.name: raise ValueError('a broken hook')"
+    (tmp_path / "raises.py").write_text(f"def after(run):\n    {body}\n")
+    path.write_text(f'after = "raises:after"\n{path.read_text()}')
+    out = tmp_path / "out"
+    (why,) = run_workers(read_grid(path), path, out, workers=1, quiet=True)
+    assert why.startswith("a-b-n4/replay-s0: worker 1 died (exit code ") and "a broken hook" in why
+    assert ended(out) == {"a-b-n4/naive-s0"} and "in after" in (out / "log.txt").read_text()
+
+
 def test_workers_that_do_not_start_end_the_command(tiny_checkpoint, tmp_path, monkeypatch):
     path = write(tmp_path, tiny_checkpoint, seeds="[0]", arms='["naive"]')
     monkeypatch.setattr("training.grid.workers._command", lambda *_: ["false"])

@@ -31,7 +31,7 @@ from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell
 from training.grid.stages import ask_ahead, directory, is_done, train
-from training.grid.work import after_of, end_cell, look_at, started
+from training.grid.work import after_of, end_cell, look_at, started, unforeseen
 from training.memory import Memory
 from training.recipe import TRAINS_THE_SAME, Precision, Resources
 from training.run_log import RunLog
@@ -239,6 +239,9 @@ class _Tasks:
             self.home.joined(cell)
         except MemprobeError as error:
             self._breaks(name, str(error))
+        except Exception as error:
+            self.report.keep_traceback(error)
+            self._breaks(name, unforeseen(error, self.work.out))
 
     def _breaks(self, name: str, why: str) -> None:
         self.broken[name] = f"{name}: {why}"

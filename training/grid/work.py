@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,14 @@ def _run_cells(
                     report.say(f"{cell.node.name}: {first_line(error)}; tried again in a moment")
             except MemprobeError as error:
                 give_up(cell, str(error))
+            except Exception as error:  # of whatever a cell calls: torch, a penalty, the function after it
+                report.keep_traceback(error)
+                if (
+                    crew is not None
+                ):  # another worker tries the cell, in a process that the error has not touched
+                    raise
+                memory.forget()
+                give_up(cell, unforeseen(error, out))
             if crowded[cell.node.name] and not is_done(out, cell):
                 memory.forget()
                 if cell.node.name not in broken:
@@ -301,11 +310,16 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
     }
 
 
+def unforeseen(error: Exception, out: Path) -> str:
+    """What is said of a cell that broke for a reason that nobody put into words."""
+    return f"{type(error).__name__}: {first_line(error)} (where it came from: {out / LOG})"
+
+
 def after_of(grid: Grid, path: Path) -> Callable[[Path], object] | None:
     """The function that a grid file names under ``after``.
 
     Raises:
-        MemprobeError: there is none.
+        MemprobeError: there is none, its module cannot be imported, or it does not take a run directory.
     """
     if grid.after is None:
         return None
@@ -313,8 +327,18 @@ def after_of(grid: Grid, path: Path) -> Callable[[Path], object] | None:
     module, _, name = spec.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module does what it likes when it is imported
         raise MemprobeError(
-            f"{path}: after: no function {spec!r} ({error}); write module:function"
+            f"{path}: after: no function {spec!r} ({type(error).__name__}: {first_line(error)}); write module:function"
         ) from error
+    if not callable(function):
+        raise MemprobeError(f"{path}: after: {spec!r} is no function but a {type(function).__name__}")
+    with suppress(ValueError):  # some that are built in do not say what they take
+        signature = inspect.signature(function)
+        try:
+            signature.bind(path)
+        except TypeError as error:
+            raise MemprobeError(
+                f"{path}: after: {spec!r} is called with a run directory alone ({error})"
+            ) from error
     return function
