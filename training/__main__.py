@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from training.grid.file import Grid
-    from training.relearn import Relearned
 
 app = application("training", "Makes the checkpoints that memprobe probes.")
 
@@ -347,7 +346,7 @@ def relearn_(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the table as Parquet, and beside it NAME-arms.parquet, by arm over seeds."
+            help="Also write the table as Parquet, NAME.parquet, and beside it NAME-arms.parquet, by arm over seeds."
         ),
     ] = None,
 ) -> None:
@@ -360,11 +359,15 @@ def relearn_(
 
     Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
     """
-    from memprobe.files import write_parquet
-    from training.relearn import relearn, relearn_table
-    from training.relearn_arms import arm_table
-    from training.show import print_relearned
+    from training.relearn import later_stage, relearn
+    from training.relearn_arms import arm_table, check_tables, write_tables
+    from training.show import print_relearned, relearned_line
 
+    # What would end a later measurement is said before the first, which may take an hour.
+    if out is not None:
+        check_tables(out)
+    for spec in checkpoints:
+        later_stage(spec)
     relearned = []
     for spec in checkpoints:
         relearned.append(
@@ -382,35 +385,11 @@ def relearn_(
                 say=lambda line, spec=spec: _aside(f"{spec}: {line}"),
             )
         )
+        echo(relearned_line(relearned[-1]))
         if out is not None:
-            write_parquet(relearn_table(relearned), out)  # after each: what is measured is kept
-            write_parquet(arm_table(relearned), out.with_name(f"{out.stem}-arms{out.suffix}"))
-        row = relearned[-1]
-        ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
-        echo(
-            f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; of these {_back(row, 'lost')}; of "
-            f"never-learned ones {_back(row, 'fresh')}; savings {row.savings:.2f}{ends}; "
-            f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
-            f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
-        )
+            write_tables(relearned, out)  # after each: what is measured is kept
     if len(relearned) > 1:
         print_relearned(arm_table(relearned))
-
-
-def _back(row: Relearned, name: Literal["lost", "fresh"]) -> str:
-    """How many of a set came back within the limit, and after how many steps; others count as one step more."""
-    back, steps, examples = (getattr(row, f"{what}_{name}") for what in ("back", "steps", "examples"))
-    came = round(back * row.n)
-    verb = "are back" if name == "lost" else "are learned"
-    if not came:
-        return f"0 of {row.n} tried {verb} within {row.limit} steps"
-    mean = f"after {steps:.1f} steps on average ({examples:.0f} examples)"
-    cut = (
-        ""
-        if came == row.n
-        else f", the rest, not within the limit of {row.limit}, counted as {row.limit + 1}"
-    )
-    return f"{came} of {row.n} tried {verb} {mean}{cut}"
 
 
 def _aside(line: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,12 +58,14 @@ class Relearned:
         examples_lost, examples_fresh: the same in examples seen.
         back_lost, back_fresh: shares that came within the limit.
         savings, savings_low, savings_high: 1 - steps_lost / steps_fresh, with expanded percentiles of resampling both
-            sets; null for sets of fewer than ``memprobe.statistics.intervals.FEWEST["mean"]``.
+            sets; ends are null for sets of fewer than ``memprobe.statistics.intervals.FEWEST["mean"]``. All three are
+            null where nothing of either set came within the limit, which says nothing of either.
         cued_lost, cued_fresh: shares that the cue alone makes it say.
         gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
         limit: steps at most.
         stage_name, before, rows: of the manifest: the stage's name, fingerprints of the checkpoints that this one was
             trained from, and the hash of stage 1's rows.
+        why: why there are no savings; empty where there are.
     """
 
     checkpoint: str
@@ -78,7 +81,7 @@ class Relearned:
     examples_fresh: float
     back_lost: float
     back_fresh: float
-    savings: float
+    savings: float | None
     savings_low: float | None
     savings_high: float | None
     cued_lost: float
@@ -89,6 +92,7 @@ class Relearned:
     stage_name: str = ""
     before: tuple[str, ...] = ()
     rows: str = ""
+    why: str = ""
 
     @property
     def stage_title(self) -> str:
@@ -124,12 +128,10 @@ def relearn(
         seed: of the choice and the order.
 
     Raises:
-        MemprobeError: no manifest, a first stage, nothing lost, or too few never-learned facts.
+        MemprobeError: no manifest, a first stage, nothing lost, too few never-learned facts, or a loss that is not
+            finite.
     """
-    checkpoint = resolve(spec)
-    manifest = checkpoint.manifest
-    if manifest is None or manifest.stage < 2:
-        raise MemprobeError(f"{spec}: give a checkpoint of `python -m training`, of stage 2 or later")
+    checkpoint, manifest = later_stage(spec)
     first = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
     model = load(checkpoint, device=device, dtype="float32")
     says, _ = _says(model, first, manifest.template)
@@ -165,6 +167,7 @@ def relearn(
             batch,
             limit,
             seed,
+            f"{spec}: {name}",
             lambda text, name=name: say(f"{name}: {text}"),
         )
         model.model.load_state_dict(start)
@@ -173,7 +176,7 @@ def relearn(
             f"examples_{name}": float((steps[name] * min(batch, size)).mean()),
             f"back_{name}": float((steps[name] <= limit).mean()),
         }
-    savings, low, high = _savings(steps["lost"], steps["fresh"], seed)
+    savings, low, high = _savings(steps["lost"], steps["fresh"], limit, seed)
     label = checkpoint.label
     before, rows = lineage({label: {"manifest": manifest.data}}, label)
     return Relearned(
@@ -191,14 +194,30 @@ def relearn(
         stage_name=manifest.stage_name,
         before=before,
         rows=rows,
+        why="" if savings is not None else f"nothing of either set came within {limit} steps",
         **row,
     )
+
+
+def later_stage(spec: str) -> tuple[Checkpoint, Manifest]:
+    """A checkpoint that something can be learned again from, and its manifest.
+
+    Raises:
+        MemprobeError: there is none, it has no manifest, or it is of a first stage.
+    """
+    checkpoint = resolve(spec)
+    manifest = checkpoint.manifest
+    if manifest is None or manifest.stage < 2:
+        raise MemprobeError(f"{spec}: give a checkpoint of `python -m training`, of stage 2 or later")
+    return checkpoint, manifest
 
 
 def relearn_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     """One row a checkpoint, arms beside each other in the order given."""
     rows = [asdict(row) | {"before": list(row.before)} for row in relearned]
-    types = {"savings_low": pl.Float64, "savings_high": pl.Float64, "before": pl.List(pl.String)}
+    types = dict.fromkeys(("savings", "savings_low", "savings_high"), pl.Float64) | {
+        "before": pl.List(pl.String)
+    }
     return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
 
 
@@ -279,9 +298,14 @@ def _steps(
     batch: int,
     limit: int,
     seed: int,
+    what: str,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """The first step after which each fact is said; ``limit`` + 1 for those that never are."""
+    """The first step after which each fact is said; ``limit`` + 1 for those that never are.
+
+    Raises:
+        MemprobeError: a loss or a gradient is not finite; it names ``what`` is learned, and the step.
+    """
     maker = ExampleMaker(template, model.tokenizer, model.max_length or 2048)
     examples: list[Example] = [maker(fact) for fact in facts]
     network: Any = model.model
@@ -296,12 +320,20 @@ def _steps(
         if len(queue) < min(batch, len(examples)):
             queue += random.permutation(len(examples)).tolist()
         rows, queue = [examples[i] for i in queue[:batch]], queue[batch:]
+        numbers: dict[str, float] = {}
         for part in micro_batches(rows, batch):
             inputs = {key: value.to(model.device) for key, value in model_inputs(part).items()}
             keep = inputs.pop("logits_to_keep")
             logits = network(**inputs, use_cache=False).logits[keep]
-            F.cross_entropy(logits.float(), part["labels"].to(model.device)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            loss = F.cross_entropy(logits.float(), part["labels"].to(model.device))
+            loss.backward()
+            numbers["loss"] = numbers.get("loss", 0.0) + loss.item()
+        numbers["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise MemprobeError(
+                    f"{what}: {name} is {number} at step {step}, so nothing can be learned again; lower --lr"
+                )
         optimiser.step()
         optimiser.zero_grad()
         with evaluating(network):
@@ -315,8 +347,15 @@ def _steps(
     return first_step
 
 
-def _savings(lost: np.ndarray, fresh: np.ndarray, seed: int) -> tuple[float, float | None, float | None]:
-    """1 - mean(lost) / mean(fresh), with the expanded percentiles of resampling both sets; none of too few."""
+def _savings(
+    lost: np.ndarray, fresh: np.ndarray, limit: int, seed: int
+) -> tuple[float | None, float | None, float | None]:
+    """1 - mean(lost) / mean(fresh), with the expanded percentiles of resampling both sets; none of too few.
+
+    Where every fact of both is cut at the limit, nothing was observed that could be compared.
+    """
+    if (lost > limit).all() and (fresh > limit).all():
+        return None, None, None
     value, n = float(1 - lost.mean() / fresh.mean()), min(len(lost), len(fresh))
     if n < FEWEST["mean"]:
         return value, None, None

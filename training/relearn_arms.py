@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from memprobe.arms import Arm, by_kind
+from memprobe.errors import MemprobeError
+from memprobe.files import replacing, write_parquet
 from memprobe.statistics.arms import Run, arm_differences, arm_means
 from memprobe.statistics.shares import size_over_seeds
-from training.relearn import Relearned
+from training.relearn import Relearned, relearn_table
 
 SHARES = ("back_lost", "back_fresh", "cued_lost", "cued_fresh")
 NAMES = (
@@ -67,6 +71,40 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     )
     apart = apart.select(*_KEYS, "reference", "difference", *ends, "p", "significant")
     return means.join(apart, on=_KEYS, how="left", maintain_order="left")
+
+
+def write_tables(relearned: Sequence[Relearned], out: Path) -> None:
+    """Writes a row for each checkpoint, and beside it the table of arms.
+
+    Raises:
+        MemprobeError: they cannot be written.
+    """
+    table, arms = _files(out)
+    write_parquet(relearn_table(relearned), table)
+    write_parquet(arm_table(relearned), arms)
+
+
+def check_tables(out: Path) -> None:
+    """Checks that :func:`write_tables` can write, before there is anything to lose.
+
+    Raises:
+        MemprobeError: it cannot, or the name is not that of a Parquet file.
+    """
+    if out.suffix != ".parquet":
+        raise MemprobeError(
+            f"--out {out}: the table is written as Parquet; give a name that ends in .parquet"
+        )
+    for file in _files(out):
+        with suppress(_Tried), replacing(file):
+            raise _Tried  # and leaves what lies there
+
+
+class _Tried(Exception):
+    """A file can be written."""
+
+
+def _files(out: Path) -> tuple[Path, Path]:
+    return out, out.with_name(f"{out.stem}-arms{out.suffix}")
 
 
 def _apart(relearned: Sequence[Relearned]) -> list[str]:

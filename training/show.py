@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -15,6 +15,35 @@ if TYPE_CHECKING:
     import polars as pl
 
     from training.grid import Cell, Plan
+    from training.relearn import Relearned
+
+
+def relearned_line(row: Relearned) -> str:
+    """One checkpoint, learned again, as a line."""
+    ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
+    savings = f"savings not known ({row.why})" if row.savings is None else f"savings {row.savings:.2f}{ends}"
+    return (
+        f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; of these {_back(row, 'lost')}; of "
+        f"never-learned ones {_back(row, 'fresh')}; {savings}; "
+        f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
+        f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
+    )
+
+
+def _back(row: Relearned, name: Literal["lost", "fresh"]) -> str:
+    """How many of a set came back within the limit, and after how many steps; others count as one step more."""
+    back, steps, examples = (getattr(row, f"{what}_{name}") for what in ("back", "steps", "examples"))
+    came = round(back * row.n)
+    verb = "are back" if name == "lost" else "are learned"
+    if not came:
+        return f"0 of {row.n} tried {verb} within {row.limit} steps"
+    mean = f"after {steps:.1f} steps on average ({examples:.0f} examples)"
+    cut = (
+        ""
+        if came == row.n
+        else f", the rest, not within the limit of {row.limit}, counted as {row.limit + 1}"
+    )
+    return f"{came} of {row.n} tried {verb} {mean}{cut}"
 
 
 def print_relearned(arms: pl.DataFrame) -> None:

@@ -17,10 +17,11 @@ from memprobe.errors import MemprobeError
 from memprobe.sources import load_factoids
 from memprobe.statistics.shares import share_over_seeds
 from tests.training.runs import small
-from training.__main__ import _back, app
+from training.__main__ import app
 from training.relearn import Relearned, _never_learned, _savings, relearn, relearn_table
 from training.relearn_arms import NAMES, arm_table
 from training.run import run
+from training.show import _back, relearned_line
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,11 @@ def digest(folder):
 
 def test_nothing_comes_back_without_learning(trained):
     row = relearn(str(trained / "2-b"), lr=0.0, limit=2)
-    assert row.steps_lost == row.steps_fresh == 3 and row.savings == 0
+    assert row.steps_lost == row.steps_fresh == 3
+    assert row.savings is row.savings_low is row.savings_high is None, "nothing was seen of either set"
+    assert row.why == "nothing of either set came within 2 steps"
+    assert f"savings not known ({row.why})" in relearned_line(row)
+    assert relearn_table([row])["savings"].dtype == pl.Float64
     assert row.back_lost == row.back_fresh == 0
     assert row.lost <= row.asked == 6 and 2 <= row.n <= row.lost
 
@@ -62,14 +67,44 @@ def test_facts_come_back_and_the_checkpoint_stays(trained):
 def test_savings_by_hand():
     """Only the lost scatter: a draw saves 1 - (2 + B / 6) / 6 with B binomial (12, 1/2), whose expanded percentiles
     of 12, Φ(∓2.299) = 1.08 and 98.92 %, are 2 and 10; the plain ones, 2.5 and 97.5 %, are 3 and 9."""
-    value, low, high = _savings(np.array([2, 4] * 6), np.array([6] * 12), seed=0)
+    value, low, high = _savings(np.array([2, 4] * 6), np.array([6] * 12), 60, seed=0)
     assert value == pytest.approx(0.5)
     assert low == pytest.approx(1 - (2 + 10 / 6) / 6) and high == pytest.approx(1 - (2 + 2 / 6) / 6)
 
 
 def test_savings_of_too_few_have_no_interval():
-    assert _savings(np.array([2, 4] * 5), np.array([6] * 10), seed=0)[1] is not None
-    assert _savings(np.array([2, 4] * 4 + [3]), np.array([6] * 9), seed=0) == (pytest.approx(0.5), None, None)
+    assert _savings(np.array([2, 4] * 5), np.array([6] * 10), 60, seed=0)[1] is not None
+    assert _savings(np.array([2, 4] * 4 + [3]), np.array([6] * 9), 60, seed=0) == (
+        pytest.approx(0.5),
+        None,
+        None,
+    )
+
+
+def test_savings_need_something_that_came_back():
+    """Facts that never come count as a step more than the limit; of both sets that compares a limit with itself."""
+    never, some = np.full(20, 61), np.array([5] + [61] * 19)
+    assert _savings(never, never, 60, seed=0) == (None, None, None)
+    for lost, fresh in ((some, never), (never, some)):
+        value, low, high = _savings(lost, fresh, 60, seed=0)
+        assert value == pytest.approx(1 - lost.mean() / fresh.mean()) and low is not None and low < high
+
+
+def test_a_seed_of_which_nothing_is_known_leaves_its_arm_without_a_mean():
+    rows = three_seeds()
+    rows[0] = replace(rows[0], savings=None, back_lost=0.0, back_fresh=0.0, why="nothing came")
+    table = arm_table(rows)
+    naive, remix = table.filter(pl.col("statistic") == "savings").iter_rows(named=True)
+    assert remix["by_seed"] == [*REMIX_SAVINGS[:2], None] and naive["mean"] is not None
+    unknown = ("mean", "low", "high", "difference", "difference_low", "difference_high", "p", "significant")
+    assert [remix[name] for name in unknown] == [None] * len(unknown)
+
+
+def test_a_loss_that_is_not_finite_is_refused(trained):
+    with pytest.raises(
+        MemprobeError, match=r"2-b: lost: (loss|grad_norm) is (nan|inf) at step \d+.*lower --lr"
+    ):
+        relearn(str(trained / "2-b"), lr=1e30, limit=20)
 
 
 def test_what_cannot_be_asked_is_said(trained, tiny_checkpoint):
@@ -230,6 +265,7 @@ def test_the_line_of_a_checkpoint_says_how_many_came_back():
 def test_the_command_writes_and_prints_both_tables(monkeypatch, tmp_path):
     rows = {row.checkpoint: row for row in three_seeds()}
     monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: rows[spec])
+    monkeypatch.setattr("training.relearn.later_stage", lambda spec: None)
     out = tmp_path / "again.parquet"
     done = CliRunner().invoke(app, ["relearn", *rows, "--out", str(out)], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
@@ -239,3 +275,47 @@ def test_the_command_writes_and_prints_both_tables(monkeypatch, tmp_path):
     assert "steps saved in learning again, over training seeds" in text
     low, high = stats.t.interval(0.95, 2, np.mean(REMIX_SAVINGS), stats.sem(REMIX_SAVINGS))
     assert f"55.0% [{low:.1%}, {high:.1%}]" in text and "40.0%, 55.0%, 70.0%" in text
+
+
+@pytest.mark.parametrize(
+    ("specs", "out", "said"),
+    [
+        (["2-b"], "again.csv", "again.csv: the table is written as Parquet"),
+        (["2-b"], "again", "a name that ends in .parquet"),
+        (["2-b"], "folder.parquet", "folder.parquet: is a folder"),
+        (["2-b"], "other.parquet", "other-arms.parquet: is a folder"),
+        (["2-b"], "file/again.parquet", "cannot be written"),
+        (
+            ["2-b", "1-a"],
+            "again.parquet",
+            "1-a: give a checkpoint of `python -m training`, of stage 2 or later",
+        ),
+        (["2-b", "3-c"], "again.parquet", "3-c: no such file"),
+    ],
+)
+def test_what_ends_the_command_is_said_before_anything_is_measured(
+    specs, out, said, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: pytest.fail("it was begun"))
+    for name in ("folder.parquet", "other-arms.parquet"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.iterdir())
+    told = CliRunner().invoke(
+        app, ["relearn", *(str(trained / name) for name in specs), "--out", str(tmp_path / out)]
+    )
+    assert isinstance(told.exception, MemprobeError) and said in str(told.exception), told.exception
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_written_is_printed_all_the_same(monkeypatch, tmp_path):
+    row = three_seeds()[0]
+    monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: row)
+    monkeypatch.setattr("training.relearn.later_stage", lambda spec: None)
+
+    def full(*_):
+        raise MemprobeError("the disk is full")
+
+    monkeypatch.setattr("training.relearn_arms.write_parquet", full)
+    told = CliRunner().invoke(app, ["relearn", row.checkpoint, "--out", str(tmp_path / "again.parquet")])
+    assert relearned_line(row) in told.output and "the disk is full" in str(told.exception)
