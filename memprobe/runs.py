@@ -19,12 +19,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError, first_line
+from memprobe.evaluations import EXACT, Count, EvaluationFile, Open, Parent
 from memprobe.files import check_valid, read_json, read_toml, validated
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
@@ -32,24 +33,12 @@ GRID, CELL = "grid.toml", "cell.json"
 """In a grid's directory, and beside the run of each of its cells."""
 STATE, MATRIX = ".state", "accuracy.csv"
 """Of a run: while a stage is under way, and what is written last of one that has ended."""
-EXACT = "exact_match"
-SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
-"""Scores of rows that are yes or no."""
-WITHIN_ONE = (*SHARES, "rouge_l")
-"""Scores that lie between 0 and 1: those, and a mean of overlaps."""
 _STAGE = re.compile(r"(\d+)-(.+)")
 
-Count = Annotated[int, Field(ge=0)]
 Read = TypeVar("Read", bound=BaseModel)
 
 
-class _Open(BaseModel):
-    """Keeps keys that it does not know; takes no text for a number."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-
-class Mixing(_Open):
+class Mixing(Open):
     """Rows mixed into a stage; ``words`` are the prompt's and the answer's."""
 
     source: str
@@ -57,110 +46,39 @@ class Mixing(_Open):
     words: list[Count] = Field([50, 50], min_length=1)
 
 
-class Replay(_Open):
+class Replay(Open):
     """Rows of earlier stages in a later one."""
 
     ratio: float
 
 
-class RecipeStage(_Open):
+class RecipeStage(Open):
     """One stage of a recipe."""
 
     name: str
     kind: Literal["factoids", "tasks", "texts"] = "factoids"
-    mixing: list[Mixing] = []
+    mixing: list[Mixing] = Field(default_factory=list)
     replay: Replay | None = None
 
 
-class RecipeFile(_Open):
+class RecipeFile(Open):
     """``recipe.toml``: of what is trained, what readers ask for."""
 
     base: str | None = None
     seed: Count = 0
     arm: str = "none"
     joint: bool = False
-    stages: list[RecipeStage] = []
+    stages: list[RecipeStage] = Field(default_factory=list)
 
 
-_ROUNDING, _LARGEST = 1e-6, 1e300  # a percentage of the largest is a number, too
-
-
-def _not_too_large(value: float) -> float:
-    if not abs(value) <= _LARGEST:
-        raise ValueError(f"{value:g} is no score")
-    return value
-
-
-Number = Annotated[float, AfterValidator(_not_too_large)]
-
-
-class Score(_Open):
-    """A score and its 95 % interval; null where there is none."""
-
-    value: Number | None
-    low: Number | None = None
-    high: Number | None = None
-
-
-def _in_range(scores: dict[str, Score]) -> dict[str, Score]:
-    for name in WITHIN_ONE:
-        if name in scores:
-            for value in (scores[name].value, scores[name].low, scores[name].high):
-                if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
-                    raise ValueError(f"{name} is {value:g}, which is no share")
-    return scores
-
-
-Scores = Annotated[dict[str, Score], AfterValidator(_in_range)]
-
-
-class EvaluatedSet(_Open):
-    """One evaluated set; ``metric`` names the score that stands for it, and each row's own under the same name."""
-
-    kind: str
-    metric: str
-    n: Count
-    scores: Scores
-    rows: list[dict[str, Any]] = []
-
-    @property
-    def score(self) -> Score:
-        """The score that stands for the set."""
-        return self.scores.get(self.metric) or Score(value=None)
-
-
-class PartOfSet(_Open):
-    """Scores of some rows of a set; none where there are no such rows."""
-
-    n: Count
-    scores: Scores = {}
-
-
-class EvaluationFile(_Open):
-    """``evaluation.json``: every set that was evaluated after a stage."""
-
-    sets: dict[str, EvaluatedSet]
-    stage: int | None = None
-    base: Parent | None = None
-    retention: dict[str, dict[str, PartOfSet]] = {}
-    weight_change: dict[str, float | None] = {}
-    interference: dict[str, dict[str, Any]] | None = None
-
-
-class Parent(_Open):
-    """The checkpoint that a stage started from, or its base model."""
-
-    fingerprint: str | None = None
-
-
-class StageRows(_Open):
+class StageRows(Open):
     """The rows that a stage was trained on, by the hash of their file, and where they and those mixed in came from."""
 
     hash: str | None = None
-    origins: list[dict[str, Any]] = []
+    origins: list[dict[str, Any]] = Field(default_factory=list)
 
 
-class ManifestFile(_Open):
+class ManifestFile(Open):
     """``memprobe.json``: of how a checkpoint was made, what readers ask for."""
 
     arm: str | None = None
@@ -170,13 +88,13 @@ class ManifestFile(_Open):
     steps: Count
     tokens: Count
     seconds: float | None = None
-    replayed: list[str] = []
+    replayed: list[str] = Field(default_factory=list)
     base: Parent | None = None
     parent: Parent | None = None
-    stages: list[StageRows] = []
+    stages: list[StageRows] = Field(default_factory=list)
 
 
-class CellStage(_Open):
+class CellStage(Open):
     """One stage of a cell; ``label`` is its checkpoint's in the probes, ``run`` the cell that trained it."""
 
     label: str
@@ -187,7 +105,7 @@ class CellStage(_Open):
     seconds: float | None = None
 
 
-class CellFile(_Open):
+class CellFile(Open):
     """``cell.json``: how a cell of a grid ended."""
 
     learned: bool
@@ -199,7 +117,7 @@ class CellFile(_Open):
     why: str = ""
 
 
-class StepLine(_Open):
+class StepLine(Open):
     """A line of ``metrics.jsonl``: what was logged of an optimiser step.
 
     Attributes:

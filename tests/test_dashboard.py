@@ -19,7 +19,7 @@ from memprobe.dashboard.chains import pairs_of, paths_of
 from memprobe.dashboard.sets import sets_of
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.files import write_json
+from memprobe.files import read_json, write_json
 from memprobe.probes import Probe, open_probe
 from memprobe.studies import open_study
 from tests.once import once
@@ -354,6 +354,19 @@ def test_a_second_readout_stands_beside_the_first(tmp_path):
         dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", fixed_readout=[probe])
     with pytest.raises(MemprobeError, match="`reference` 'nobody'"):
         dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html", reference="nobody")
+
+
+def test_a_score_that_is_not_known_is_shown_as_that(tmp_path):
+    run = write_run(tmp_path / "run", [[1.0], [0.5, 1.0]])
+    file = run / "2-lama" / "evaluation.json"
+    evaluation = read_json(file)
+    unknown = {"value": None, "low": None, "high": None}
+    asked = {"kind": "text", "metric": "perplexity", "n": 2, "scores": {"perplexity": unknown}}
+    evaluation["sets"] |= {"texts": asked, "known": asked | {"metric": "exact_match", "scores": {}}}
+    write_json(evaluation, file)
+    room, _ = training.training_room(open_study([tmp_path]))
+    assert room is not None and room["matrix"]
+    assert room["others"][1:] == [["run, 2 lama", "texts", "perplexity", "2", "–", ""]]
 
 
 def test_long_training_is_thinned_and_that_is_said(tmp_path, monkeypatch):

@@ -274,6 +274,41 @@ def test_what_does_not_fit_is_named_by_file_and_key(tmp_path, file, key, value, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row.pop("id"), r"sets\.1-kvr\.rows\.0\.id: missing"),
+        (lambda row: row.update(id=3), r"sets\.1-kvr\.rows\.0\.id: should be a valid string"),
+        (lambda row: row.pop("exact_match"), r"sets\.1-kvr: rows\.0: has no exact_match"),
+        (lambda row: row.update(exact_match=None), r"sets\.1-kvr: rows\.0: has no exact_match"),
+        (lambda row: row.update(exact_match="yes"), r"sets\.1-kvr\.rows\.0\.exact_match"),
+        (lambda row: row.update(exact_match=7.0), r"sets\.1-kvr\.rows\.0\.exact_match"),
+        (lambda row: row.update(nats="x"), r"sets\.1-kvr\.rows\.0\.nats: should be a valid number"),
+    ],
+)
+def test_a_row_that_says_no_answer_is_named(change, said, tmp_path):
+    run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
+    evaluation = read_json(run / "2-lama" / "evaluation.json")
+    change(evaluation["sets"]["1-kvr"]["rows"][0])
+    write_json(evaluation, run / "2-lama" / "evaluation.json")
+    with pytest.raises(MemprobeError, match=rf"2-lama/evaluation\.json: {said}"):
+        of(tmp_path)
+
+
+@pytest.mark.parametrize("row", [{"id": "x", "exact_match": True}, {"id": "x/reversed"}])
+def test_a_question_of_no_fact_is_named(row, tmp_path):
+    run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
+    evaluation = read_json(run / "2-lama" / "evaluation.json")
+    score = {"exact_match": {"value": 1.0}}
+    asked = {"kind": "factoids", "metric": "rouge_l", "n": 1, "scores": score, "rows": [row]}
+    evaluation["sets"]["manipulations"] = asked
+    write_json(evaluation, run / "2-lama" / "evaluation.json")
+    with pytest.raises(
+        MemprobeError, match=r"sets\.manipulations\.rows\.0: needs an id of the form FACT/QUESTION"
+    ):
+        of(tmp_path)
+
+
 def test_a_recipe_that_names_other_stages_is_refused(tmp_path):
     run = write_cell(tmp_path, "naive-s0", [[1.0], [0.5, 1.0]])
     recipe = run / "recipe.toml"

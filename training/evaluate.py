@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from memprobe.answers import answer, generate_batches, shown
 from memprobe.batching import batches_by_tokens, tokens_at_once
 from memprobe.errors import MemprobeError, among
+from memprobe.evaluations import SHARES
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
-from memprobe.runs import SHARES
 from memprobe.sources.kinds import AnyRow, Task, Text
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_for

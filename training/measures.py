@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from memprobe.checkpoints import Checkpoint
+from memprobe.evaluations import EvaluatedSet
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
-from memprobe.runs import EvaluatedSet
 from memprobe.sources.kinds import AnyRow
 from training.asking import answers_file
 from training.examples import ExampleMaker

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EvaluationFile
 from memprobe.files import csv_text, read_valid, write_json, write_text
 from memprobe.locks import one_process
 from memprobe.manifests import MANIFEST
-from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE, EvaluationFile
+from memprobe.runs import EVALUATION, MATRIX, RECIPE, STATE
 from memprobe.starting_over import Before, starting_over
 from training.autocast import as_begun, settled
 from training.checkpoint import base_entry, check_causal

@@ -14,9 +14,10 @@ from typing import Any
 
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid
 from memprobe.manifests import MANIFEST
-from memprobe.runs import EVALUATION, STATE, EvaluationFile, ManifestFile
+from memprobe.runs import EVALUATION, STATE, ManifestFile
 from memprobe.sources.origins import data_folder, file_revision
 from memprobe.weights import safetensors_in
 from training.prepared import Prepared

@@ -8,8 +8,9 @@ import polars as pl
 
 from memprobe import plots
 from memprobe.dashboard.embedding import embedded, figure_json
-from memprobe.runs import WITHIN_ONE
+from memprobe.evaluations import WITHIN_ONE
 from memprobe.studies import Study
+from memprobe.wording import number
 
 MAX_POINTS = 1_200  # of one training curve
 MEASURES = {
@@ -35,17 +36,16 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
         )
     )
     blocks, others, note = {}, [], ""
-    shares = scores.filter("share", "headline")
+    shares = scores.filter("share", "headline").drop_nulls("value")  # what is not known is an empty cell
     if len(shares):
         blocks["matrix"] = embedded(figure_json(plots.accuracy_matrix.sketch(shares)))
     rest = scores.filter(~pl.col("share"), pl.col("headline"))
     if len(rest):
         others = [["After", "Evaluated on", "Score", "n", "Value", "95 % interval"]]
         for row in rest.iter_rows(named=True):
-            edges = "" if row["low"] is None else f"{row['low']:.3g} – {row['high']:.3g}"
-            others.append(
-                [row["row"], row["dataset"], row["metric"], f"{row['n']:,}", f"{row['value']:.3g}", edges]
-            )
+            edges = "" if row["low"] is None else f"{row['low']:.3g} – {number(row['high'], '.3g')}"
+            value = number(row["value"], ".3g")
+            others.append([row["row"], row["dataset"], row["metric"], f"{row['n']:,}", value, edges])
     steps = study.training()
     stages = steps.select("stage", "stage_name").unique(maintain_order=True).sort("stage").rows()
     curves: dict[str, list[str]] = {}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe.arms import Arm
+from memprobe.evaluations import SHARES
 from memprobe.figures import look as style
-from memprobe.runs import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

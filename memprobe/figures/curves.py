@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from memprobe.evaluations import SHARES
 from memprobe.figures import look as style
-from memprobe.runs import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

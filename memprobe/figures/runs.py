@@ -9,11 +9,11 @@ from itertools import chain
 import polars as pl
 
 from memprobe.arms import Arm, arm_names, by_kind
+from memprobe.evaluations import EXACT, SHARES
 from memprobe.figures.look import is_narrow
 from memprobe.retention import STAGES, Retention, curve, forgetting, interference, other_questions, stages
 from memprobe.retention.asked import BASE
 from memprobe.retention.tables import titles
-from memprobe.runs import EXACT, SHARES
 from memprobe.statistics.vocabulary import QUESTIONS
 
 NAMES = (

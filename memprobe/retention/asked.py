@@ -16,11 +16,11 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import Arm
-from memprobe.runs import EXACT, EvaluationFile, RunDirectory
+from memprobe.evaluations import EXACT, MANIPULATIONS, PARAPHRASES, EvaluatedRow, EvaluationFile
+from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
 from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
 
-PARAPHRASES, MANIPULATIONS = "paraphrases", "manipulations"
 AS_LEARNED = "as_learned"
 OTHERWISE = tuple(question for question in QUESTIONS if question != AS_LEARNED)
 """Of :data:`~memprobe.statistics.vocabulary.QUESTIONS`, those that were not learned."""
@@ -100,16 +100,16 @@ def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[dict[str, Any]
 
 def answers_of(evaluation: EvaluationFile) -> Answers:
     """What a checkpoint answered of the two sets; nothing where its recipe did not ask."""
-    rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    rows: dict[str, dict[str, list[EvaluatedRow]]] = {}
     for name in (PARAPHRASES, MANIPULATIONS):
         for row in evaluation.sets[name].rows if name in evaluation.sets else ():
-            fact, _, task = str(row["id"]).rpartition("/")
+            fact, _, task = row.id.rpartition("/")
             statistic = name if name == PARAPHRASES else f"manipulation_{task}"
             rows.setdefault(statistic, {}).setdefault(fact, []).append(row)
     learned = next((one.rows for name, one in evaluation.sets.items() if name.startswith("1-")), [])
-    own = {row["id"]: row.get("prediction") if row.get(EXACT) else None for row in learned}
-    if rows and learned and all(EXACT in row for row in learned):
-        rows[AS_LEARNED] = {row["id"]: [row] for row in learned}
+    own = {row.id: row.prediction if row.exact_match else None for row in learned}
+    if rows and learned and all(row.exact_match is not None for row in learned):
+        rows[AS_LEARNED] = {row.id: [row] for row in learned}
     return {
         statistic: {
             fact: np.mean([_of_row(row, fact, own) for row in some], axis=0) for fact, some in facts.items()
@@ -118,16 +118,15 @@ def answers_of(evaluation: EvaluationFile) -> Answers:
     }
 
 
-def _of_row(row: Mapping[str, Any], fact: str, own: Mapping[str, str | None]) -> tuple[float, float, float]:
+def _of_row(row: EvaluatedRow, fact: str, own: Mapping[str, str | None]) -> tuple[float, float, float]:
     """One question: whether it is answered, the log-probability of its answer, and whether the fact's own is said.
 
     Args:
         own: what each fact's learned question is answered with, ``None`` where that is wrong.
     """
-    repeats = (
-        float(row.get("prediction") is not None and row["prediction"] == own[fact]) if fact in own else np.nan
-    )
-    return float(row[EXACT]), -float(row.get("nats", np.nan)), repeats
+    repeats = float(row.prediction is not None and row.prediction == own[fact]) if fact in own else np.nan
+    share = row.share(EXACT)
+    return np.nan if share is None else share, np.nan if row.nats is None else -row.nats, repeats
 
 
 def _of_setup(

@@ -15,9 +15,10 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EXACT, SHARES, EvaluatedRow, EvaluatedSet, EvaluationFile, Score
 from memprobe.retention.asked import Asked, asked_otherwise
 from memprobe.retention.setups import setups_of
-from memprobe.runs import EXACT, SHARES, EvaluatedSet, EvaluationFile, RunDirectory, Score
+from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
@@ -248,18 +249,18 @@ def _group_over_seeds(group: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     return rows
 
 
-def _unseen(run: RunDirectory, one: EvaluatedSet) -> list[dict[str, Any]]:
+def _unseen(run: RunDirectory, one: EvaluatedSet) -> list[EvaluatedRow]:
     """D_A's rows that no later stage trained on again; none where manifests do not say which."""
     manifests = [stage.manifest for stage in run.trained.values()]
     if any(manifest is None for manifest in manifests):
         return []
     again = {key for manifest in manifests if manifest for key in manifest.replayed}
-    return [row for row in one.rows if row["id"] not in again]
+    return [row for row in one.rows if row.id not in again]
 
 
-def _over_seeds(seeds: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> dict[str, Any]:
+def _over_seeds(seeds: Sequence[Sequence[EvaluatedRow]], metric: str) -> dict[str, Any]:
     """Mean and interval over seeds of a score that each row has; the interval needs the same rows in every seed."""
-    columns = [{row["id"]: float(row[metric]) for row in rows} for rows in seeds]
+    columns = [{row.id: share for row in rows if (share := row.share(metric)) is not None} for rows in seeds]
     by_seed = [float(np.mean(list(column.values()))) for column in columns]
     low = high = None
     alike = all(column.keys() == columns[0].keys() for column in columns)

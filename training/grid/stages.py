@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE, EvaluationFile
+from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE
 from memprobe.weights import safetensors_in
 from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.errors import MemprobeError, first_line
+from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, EvaluationFile, ManifestFile
+from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, ManifestFile
 from memprobe.sources.origins import data_folder
 from training.directories import LOG
 from training.grid.cells import Cell, cells_in, cells_of
