@@ -281,10 +281,9 @@ def report_(
 
     `python -m training report analyses/study --figures figures/study`
     """
-    from memprobe.files import csv_text, write_text
     from memprobe.runs import GRID
     from training.show import print_results
-    from training.study.published import flat, markdown, tables
+    from training.study.published import publish, tables
     from training.study.results import read_results
 
     fresh, cells = (folder / GRID).exists(), None
@@ -301,11 +300,8 @@ def report_(
     else:
         results = read_results(folder)
     target = out or (folder / "results" if fresh else folder)
-    results.write(target)
-    made = tables(results)
-    for name, table in made.items():
-        write_text(csv_text(flat(table)), target / "tables" / f"{name}.csv")
-    write_text(markdown(made, f"python -m training report {target}"), target / "README.md")
+    made = tables(results)  # all of them, before anything is written
+    page = publish(results, made, target)
     where = figures or target / "figures"
     drawn = []
     if figures or fresh or where.is_dir():
@@ -317,7 +313,7 @@ def report_(
             results, made, grid, target, where, draws=draws, cells=cells, options=options, say=_aside
         )
     print_results(made)
-    _aside(f"tables   {target / 'README.md'}")
+    _aside(f"tables   {page}")
     _aside(f"figures  {len(drawn)} in {where}" if drawn else "figures  none (--figures DIR draws them)")
 
 

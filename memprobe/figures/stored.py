@@ -38,6 +38,7 @@ class FigureFile(BaseModel):
 
     version: Literal[1] = Field(alias="schema")
     figure: Annotated[str, one_of(DRAWN)]
+    inputs: list[dict[str, Any]] = []
     options: dict[str, Any]
     data: dict[str, list[Any]]
 

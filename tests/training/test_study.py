@@ -20,11 +20,12 @@ from memprobe.statistics.shares import share_difference
 from memprobe.studies import open_study, with_cells
 from tests.probes import write_probe
 from tests.training.grids import AGAIN, write
+from tests.training.runs import ROOT
 from training.__main__ import app
 from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
-from training.study.published import markdown, tables
-from training.study.results import Results, read_results
+from training.study.published import TABLES, markdown, tables
+from training.study.results import COLUMNS, Results, read_results
 from training.study.tables import depth_and_retention, kept_before, lost_facts, nats
 from training.study.unseen import unseen_differences
 
@@ -262,15 +263,15 @@ def test_kept_facts_lie_beside_what_can_be_seen_and_their_net():
     assert table["lof_net"].to_list() == [-0.4, None] and table["detectable"].to_list() == [0.9, None]
 
 
-def test_results_of_before_a_table_was_there_are_read(tmp_path):
-    made = results(NAIVE, kept=[kept(-0.5, -0.1)])
-    made.write(tmp_path)
-    (tmp_path / "depth_and_retention.parquet").unlink()
-    again = read_results(tmp_path)
+def test_results_of_before_a_table_was_there_are_read(stored, tmp_path):
+    folder = shutil.copytree(stored, tmp_path / "results")
+    made = read_results(folder)
+    (folder / "depth_and_retention.parquet").unlink()
+    again = read_results(folder)
     assert again.kept.equals(made.kept) and not len(again.depth_and_retention)
-    (tmp_path / "kept.parquet").unlink()
+    (folder / "kept.parquet").unlink()
     with pytest.raises(MemprobeError, match=r"kept\.parquet"):
-        read_results(tmp_path)
+        read_results(folder)
 
 
 def test_ranks_lie_beside_their_net():
@@ -434,6 +435,83 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
     (tmp_path / "arms.parquet").unlink()
     with pytest.raises(MemprobeError, match=r"arms\.parquet"):
         read_results(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stored(done, tmp_path_factory):
+    """Results of a grid, with its tables and figures."""
+    folder = tmp_path_factory.mktemp("stored") / "results"
+    told = CliRunner().invoke(app, ["report", str(done[1]), "--out", str(folder), "--draws", "100"])
+    assert told.exit_code == 0, told.exception
+    return folder
+
+
+@pytest.mark.parametrize("folder", ["stored", *sorted((ROOT / "analyses").glob("*/cells.parquet"))], ids=str)
+def test_results_have_the_columns_that_reports_read(folder, stored):
+    found = read_results(stored if folder == "stored" else folder.parent)
+    assert set(COLUMNS) == set(Results.__dataclass_fields__) and len(found.cells)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_table_of_results_that_does_not_fit_is_named_by_file_and_column(name, stored, tmp_path):
+    shutil.copytree(stored, tmp_path / "results")
+    path = tmp_path / "results" / f"{name}.parquet"
+    whole, column = pl.read_parquet(path), next(reversed(COLUMNS[name]))
+    whole = whole if whole.columns else pl.DataFrame(schema=dict.fromkeys(COLUMNS[name]))
+    before = (tmp_path / "results" / "README.md").read_bytes()
+    for broken, said in (
+        (whole.drop(column), f"has no column '{column}'"),
+        (
+            whole.with_columns(pl.lit(None, pl.Date).alias(column)),
+            f"column '{column}' holds Date, and should hold",
+        ),
+    ):
+        broken.write_parquet(path)
+        for out in ("results", "new"):
+            told = CliRunner().invoke(
+                app, ["report", str(tmp_path / "results"), "--out", str(tmp_path / out)]
+            )
+            assert isinstance(told.exception, MemprobeError), told.exception
+            assert f"{path}: {said}" in str(told.exception)
+        assert (tmp_path / "results" / "README.md").read_bytes() == before
+        assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_written_before_all_tables_are_made(stored, tmp_path, monkeypatch):
+    def broken(results):
+        raise MemprobeError("a claim that cannot be tested")
+
+    monkeypatch.setattr("training.study.published.claims", broken)
+    told = CliRunner().invoke(app, ["report", str(stored), "--out", str(tmp_path / "new")])
+    assert str(told.exception) == "a claim that cannot be tested" and not (tmp_path / "new").exists()
+
+
+def test_what_an_older_report_left_is_neither_kept_nor_drawn_again(stored, tmp_path):
+    """Tables that the command could have written go; figures of other set-ups stay, and so do files of others."""
+    folder = tmp_path / "results"
+    shutil.copytree(stored, folder)
+    tables_, figures = folder / "tables", folder / "figures"
+    assert not (tables_ / "penalty_strength.csv").exists()
+    for name in ("penalty_strength", "mine"):
+        (tables_ / f"{name}.csv").write_text("setup\nold\n")
+    drawn = {path.name for path in figures.glob("*.json")}
+    shutil.copy(figures / "forgetting.json", figures / "old-study.json")
+    shutil.copy(figures / "kept-a-b-n4.json", figures / "kept-a-b-n8.json")
+    lof = json.loads((figures / "lof-a-b-n4-own.json").read_text())
+    for one in lof["inputs"]:
+        one["path"] = one["path"].replace("a-b-n4", "a-b-n8")
+    (figures / "lof-a-b-n8-own.json").write_text(json.dumps(lof))
+    told = CliRunner().invoke(app, ["report", str(folder)])
+    assert told.exit_code == 0, told.exception
+    assert not (tables_ / "penalty_strength.csv").exists() and (tables_ / "mine.csv").exists()
+    for name in ("old-study", "kept-a-b-n8", "lof-a-b-n8-own"):
+        assert not (figures / f"{name}.png").exists()
+        assert f"{name}.json: is no figure of these results" in " ".join(told.output.split())
+    assert f"figures  {2 * len(drawn)} in" in told.output
+
+
+def test_the_names_of_tables_are_those_that_are_made(stored):
+    assert set(TABLES) >= {path.stem for path in (stored / "tables").glob("*.csv")}
 
 
 def test_a_folder_without_results_is_named(tmp_path):

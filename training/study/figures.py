@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from memprobe.arms import NAIVE, arm_names, by_kind
 from memprobe.figures import write_figures
 from memprobe.figures.drawings import Drawing, LeftOut, lines_of, of_retention
 from memprobe.figures.runs import NAMES
+from memprobe.figures.stored import read_figure
 from memprobe.figures.tables import log2_ratio
 from memprobe.figures.writing import write_figure
 from training.study.results import READOUTS, SETTINGS, Results
 
 OF_PROBES = ("lof", "differences")
 """Of what :func:`memprobe.figures.write_figures` draws of a grid's probes, the figures that tell of arms."""
+OF_DEPTH = (*OF_PROBES, "spread", "kept")
+"""Figures that need a grid's probes, and are drawn again from the JSON beside them."""
 WIDTH, FORMATS = 183, ("pdf", "png")
 
 
@@ -59,7 +63,12 @@ def draw(
     if grid is None:
         again = {f"{drawing.stem}.json" for drawing in drawings}
         stored = sorted(path for path in out.glob("*.json") if path.name not in again)
-        files = write_figures(stored, out, formats=FORMATS) if stored else []
+        setups = set(results.cells["setup"])
+        own = [path for path in stored if _is_of(path, setups)]
+        for path in stored:
+            if path not in own:
+                say(f"{path}: is no figure of these results, and is left as it is")
+        files = write_figures(own, out, formats=FORMATS) if own else []
     else:
         naive = results.cells.filter("learned", arm_text=NAIVE)["labels"].to_list()
         reference = naive[0][-1] if naive else None
@@ -87,6 +96,20 @@ def draw(
     for drawing in drawings:
         files += write_figure(drawing, out, width=WIDTH, formats=FORMATS, command=command)
     return [path for path in files if path.suffix.removeprefix(".") in FORMATS]
+
+
+def _is_of(path: Path, setups: Collection[str]) -> bool:
+    """Whether a stored figure is one of depth, of one of these set-ups: its inputs say so, or its name."""
+    made_of = read_figure(path)
+    name = made_of["figure"]
+    if name not in OF_DEPTH:
+        return False
+    inputs = made_of.get("inputs", [])
+    probes = [Path(str(one.get("path"))) for one in inputs if one.get("kind") == "probe"]
+    if probes:
+        return any(probe.parent.name in setups for probe in probes)
+    stem = re.fullmatch(rf"{name}-(.+?)(-k\d+-[a-z]+|-stage\d+)?", path.stem)
+    return stem is not None and (stem[1] in setups or path.stem.removeprefix(f"{name}-") in setups)
 
 
 def _spread(tables: Mapping[str, pl.DataFrame], names: Mapping[str, str], grid: Path) -> list[Drawing]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from memprobe import retention
+from memprobe.files import csv_text, write_together
 from memprobe.wording import markdown_table
 from training.study import tables as surfacing
 from training.study.claims import claims, specification
 from training.study.results import Results
+
+TABLES = (
+    *("claims", "specification", "forgetting", "nats", "placement", "spread", "kept_facts"),
+    *("depth_and_retention", "lost_facts", "other_questions", *retention.CURVES, "stages", "first_stages"),
+    *("interference", "other_losses", "cost"),
+)
+"""Names of the tables that a study may have."""
+_PAGE = "README.md"
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:
@@ -36,7 +47,23 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
         "cost": retention.cost(kept),
     }
     names = dict(results.cells.select("arm_text", "arm").iter_rows())
-    return {name: _with_names(table, names) for name, table in made.items() if len(table)}
+    return {name: _with_names(made[name], names) for name in TABLES if len(made[name])}
+
+
+def publish(results: Results, made: Mapping[str, pl.DataFrame], folder: Path) -> Path:
+    """Writes results, tables and the page that shows them; tables of an older report that there are none of now go.
+
+    Returns:
+        The page.
+
+    Raises:
+        MemprobeError: they cannot be written.
+    """
+    results.write(folder)
+    texts = {f"tables/{name}.csv": csv_text(flat(table)) for name, table in made.items()}
+    texts[_PAGE] = markdown(made, f"python -m training report {folder}")
+    write_together(texts, folder, mark=_PAGE, stale=[f"tables/{name}.csv" for name in TABLES])
+    return folder / _PAGE
 
 
 def _with_names(table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
@@ -54,7 +81,7 @@ def flat(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(texts)
 
 
-def markdown(made: dict[str, pl.DataFrame], command: str) -> str:
+def markdown(made: Mapping[str, pl.DataFrame], command: str) -> str:
     """All tables as one Markdown page, with the command that makes it."""
     parts = [f"Made by `{command}`.\n"]
     for name, table in made.items():
