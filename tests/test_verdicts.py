@@ -47,6 +47,15 @@ def test_nothing_is_equivalent_without_bounds_and_nothing_seen_without_its_famil
 
 
 @pytest.mark.parametrize(
+    ("p", "wanted"), [(0.05, UNDECIDED), (0.1 / 2, UNDECIDED), (1 - 0.95, UNDECIDED), (0.0499, SEEN)]
+)
+def test_five_per_cent_is_not_below_five_per_cent(p, wanted):
+    """Whether the test has an interval or not."""
+    assert verdict(0.1, 0.5, side=ABOVE, equivalent=None, p=p) == wanted
+    assert verdict_without_interval(0.3, p, side=ABOVE) == wanted
+
+
+@pytest.mark.parametrize(
     ("estimate", "p", "side", "wanted"),
     [
         (0.9, 0.01, ABOVE, SEEN),

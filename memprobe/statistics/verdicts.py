@@ -65,7 +65,7 @@ def verdict(
         return NOT_TESTED
     if side == BELOW:
         low, high = -high, -low
-    certain = p is None or p < 1 - LEVEL + _ABSURD
+    certain = p is None or _is_below(p)
     if low > 0 and certain:
         return SEEN
     if high < 0 and certain:
@@ -87,9 +87,14 @@ def verdict_without_interval(estimate: float | None, p: float | None, *, side: s
     """
     if estimate is None or p is None or not (np.isfinite(estimate) and np.isfinite(p)):
         return NOT_TESTED
-    if p > 1 - LEVEL - _ABSURD or estimate == 0:
+    if not _is_below(p) or estimate == 0:
         return UNDECIDED
     return SEEN if (estimate > 0) == (side == ABOVE) else CONTRADICTED
+
+
+def _is_below(p: float) -> bool:
+    """Whether a p is below 5 %, and not 5 % but for rounding."""
+    return p < 1 - LEVEL - _ABSURD
 
 
 def together(verdicts: Sequence[str]) -> str:
