@@ -76,6 +76,8 @@ def run(
         MemprobeError: bad input; a directory in use, or of another recipe, base model or files of rows; a loss that
             is not finite, or a full disk. What is finished stays.
     """
+    if asked is not None and asked.exists() and not asked.is_dir():
+        raise MemprobeError(f"--asked {asked}: is no folder; what the base model is asked is kept in one")
     import torch
     from accelerate import PartialState
     from transformers.utils import logging
@@ -103,7 +105,8 @@ def run(
             return _train(context, data_dir, asked or out / ASKED, old)
         except OSError as error:
             raise MemprobeError(
-                f"{out}: {error.strerror or error}; what is finished is kept, the same command goes on"
+                f"{error.filename or out}: {error.strerror or error}; what is finished is kept, the same command "
+                "goes on"
             ) from error
 
 

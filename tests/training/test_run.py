@@ -372,6 +372,17 @@ def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path
     assert manifest is not None and manifest.seed == 5
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_of_answers_that_is_none_is_named(place, tiny_checkpoint, tmp_path):
+    """Not the run's directory, which is as it should be."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        MemprobeError, match=r"^(--asked )?.*/file(/below)?: (is no folder|Not a directory)"
+    ) as error:
+        run(small(tiny_checkpoint), tmp_path / "run", quiet=True, asked=tmp_path / place)
+    assert str(tmp_path / "run") not in str(error.value) and not list(tmp_path.glob("run/*-a"))
+
+
 def files_below(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
