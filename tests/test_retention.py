@@ -137,6 +137,24 @@ def test_first_stages_are_compared_before_the_same_later_ones_alone(tmp_path):
     assert not len(retention.first_stages(of(alone)))
 
 
+@pytest.mark.parametrize("metric", ["exact_match", "final_answer", "rouge_l", "loss", "perplexity"])
+def test_what_is_no_count_is_not_compared_as_one(metric, tmp_path):
+    """A mean of overlaps or a loss times the number of rows counts nothing."""
+    for d_a, shares in {"kvr": (0.0, 0.25, 0.5), "popqa": (0.5, 0.75, 1.0)}.items():
+        for seed, share in enumerate(shares):
+            setup = {"setup": f"{d_a}-lama-n32", "names": (d_a, "lama"), "seed": seed}
+            run = write_cell(tmp_path / "g", f"naive-s{seed}", [[1.0], [share, 1.0]], **setup)
+            for stage in (f"1-{d_a}", "2-lama"):
+                evaluation = read_json(run / stage / "evaluation.json")
+                one = evaluation["sets"][f"1-{d_a}"]
+                one["metric"], one["scores"] = metric, {metric: one["scores"]["exact_match"]}
+                for row in one["rows"]:
+                    row[metric] = row.pop("exact_match")
+                write_json(evaluation, run / stage / "evaluation.json")
+    table = retention.first_stages(of(tmp_path / "g"))
+    assert len(table) == (1 if metric in ("exact_match", "final_answer") else 0)
+
+
 def test_set_ups_of_two_grids_stay_apart(tmp_path):
     """A failed cell is not learned because a cell of that name in another grid is."""
     for name, learned in (("one", True), ("two", False)):

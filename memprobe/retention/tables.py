@@ -13,6 +13,7 @@ from typing import NamedTuple
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm, Part
+from memprobe.evaluations import SHARES
 from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.shares import share_difference
@@ -279,8 +280,9 @@ def first_stages(retention: Retention) -> pl.DataFrame:
         [arm, d_a, against, d_b, d_c, n, seeds, kept, kept_of_other, difference, low, high, p], the better kept D_A
         first; ``seeds`` is the smaller number of both, the interval that of
         :func:`memprobe.statistics.shares.share_difference`, over seeds, from three on; ``kept`` counts facts by seed.
+        A D_A whose rows are scored otherwise than by yes or no (an overlap, a loss) is not compared.
     """
-    learned = _learned(retention).filter(pl.col("n").is_not_null(), pl.col("retention").is_not_null())
+    learned = counted(_learned(retention), retention.scores)
     rows = []
     keys = ["arm", "d_b", "d_c", "n", SETTINGS.alias("settings")]
     for (arm, d_b, d_c, n, _), group in learned.group_by(keys, maintain_order=True):
@@ -297,6 +299,20 @@ def first_stages(retention: Retention) -> pl.DataFrame:
             }
             rows.append(pair | kept_less(one, other)._asdict())
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def counted(cells: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    """The cells of which so many rows of D_A are kept: each row is scored yes or no, and it is known how many they are.
+
+    Args:
+        scores: of :class:`~memprobe.retention.runs.Retention`, of the same set-ups.
+    """
+    if not len(cells) or not len(scores):
+        return cells.clear()
+    by_row = scores.filter(pl.col("metric").is_in(SHARES)).select("setup", "dataset").unique()
+    known = cells.filter(pl.col("n").is_not_null(), pl.col("retention").is_not_null())
+    named = known.with_columns(dataset=pl.format("1-{}", "d_a"))
+    return named.join(by_row, on=["setup", "dataset"], how="semi").drop("dataset")
 
 
 class KeptLess(NamedTuple):
@@ -320,7 +336,7 @@ def kept_less(cells: pl.DataFrame, others: pl.DataFrame) -> KeptLess:
     By :func:`~memprobe.statistics.shares.share_difference`, over seeds.
 
     Args:
-        cells, others: [seed, n, retention].
+        cells, others: [seed, n, retention], of which retention is the share of a count; see :func:`counted`.
     """
     n = int(cells["n"][0])
     kept, other = (

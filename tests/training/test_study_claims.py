@@ -60,7 +60,9 @@ def tables(differences=(), cells=CELLS, arms=(), kept=(), spread=(), ranks=()) -
     widths = frame(spread, schema_overrides=NUMBERS if spread else None)
     return Results(
         cells=frame(cells),
-        stages=frame([]),
+        stages=frame(
+            {"setup": row["setup"], "dataset": f"1-{row['d_a']}", "metric": "exact_match"} for row in cells
+        ),
         retained=frame([]),
         placement=widths.select(where) if spread else frame([]),
         arms=frame(arms),

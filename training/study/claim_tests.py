@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
-from memprobe.retention import SETTINGS, kept_less
+from memprobe.retention import SETTINGS, counted, kept_less
 from memprobe.retention.asked import OTHERWISE
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
@@ -321,7 +321,8 @@ def _gradients(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
 def _second_stages(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
     """Set-ups of two stages against that whose D_B is the reference: what the same arm keeps of the same D_A."""
     del book
-    two = results.cells.filter(pl.col("learned"), pl.col("d_c").is_null()).with_columns(settings=SETTINGS)
+    cells = counted(results.cells.filter(pl.col("learned"), pl.col("d_c").is_null()), results.stages)
+    two = cells.with_columns(settings=SETTINGS)
     for (*_, text), group in two.group_by("settings", "d_a", "n", "arm_text", maintain_order=True):
         if not _about(claim, str(text)):
             continue
