@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from memprobe import figures
 from memprobe.figures.runs import of_retention
@@ -165,6 +166,30 @@ def test_facts_that_not_every_checkpoint_was_asked_are_left_out(runs):
     naive = one(asked_of(fresh).arms, arm="none", stage="1", statistic="paraphrases")
     # Fact 0 is among those that seed 0 answers, in both wordings, and seed 1 and 2 do not.
     assert naive["by_seed"][0] == pytest.approx((4 + 2 - 2) / (2 * (N - 1)))
+
+
+def test_seeds_that_drew_facts_of_their_own_are_asked_those(runs):
+    """No fact is asked of two seeds; arms of one seed were asked the same. The base model was asked one seed's."""
+    common, apart = asked_of(runs), []
+    for run in runs:
+        seed = run.seed
+        for file in sorted(run.path.glob("*/*.json")):
+            text = file.read_text().replace("row/", f"row {seed}/").replace("row ", f"row {seed} ")
+            file.write_text(text.replace('"hash": "rows"', f'"hash": "rows {seed}"'))
+        apart.append(RunDirectory(run.path, run.name))
+    own = asked_of(apart)
+    assert BASE in common.arms["arm"].to_list() and BASE not in own.arms["arm"].to_list()
+    keys = ["arm", "stage", "statistic"]
+    same = own.arms.join(common.arms, on=keys, suffix="_common")
+    assert len(same) == len(own.arms) == len(common.arms.filter(pl.col("arm") != BASE))
+    for row in same.filter(statistic="paraphrases").iter_rows(named=True):
+        assert row["by_seed"] == pytest.approx(row["by_seed_common"])
+        assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
+    remix = one(own.differences, arm=REMIX, stage="1", statistic="paraphrases")
+    assert remix["in_common"] == "rows of each seed" and remix["paired"]
+    means = [one(own.arms, arm=arm, stage="1", statistic="paraphrases")["by_seed"] for arm in (REMIX, "none")]
+    by_hand = stats.ttest_rel(*means).confidence_interval()
+    assert (remix["low"], remix["high"]) == pytest.approx((by_hand.low, by_hand.high))
 
 
 def test_evaluations_of_old_have_shares_and_no_nats(runs):

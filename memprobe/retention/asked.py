@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from memprobe.arms import Arm
 from memprobe.evaluations import EXACT, MANIPULATIONS, PARAPHRASES, EvaluatedRow, EvaluationFile
 from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.shares import size_over_seeds
 from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
 
 AS_LEARNED = "as_learned"
@@ -47,6 +49,8 @@ class Asked(NamedTuple):
 
 def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> Asked:
     """The statistics over seeds, of facts that every checkpoint of a set-up was asked.
+
+    Where each seed drew a D_A of its own, of each checkpoint's own facts; see :func:`_of_own_facts`.
 
     Args:
         runs: that have learned; those whose recipe asked for neither set are passed over.
@@ -133,16 +137,57 @@ def _of_setup(
     checkpoints: Sequence[tuple[dict[str, Any], Answers]],
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of one set-up, way by way of asking."""
+    drawn_by_seed = len({who["rows"] for who, _ in checkpoints if who.get("rows")}) > 1
     for statistic in QUESTIONS:
         asked = [(who, answers[statistic]) for who, answers in checkpoints if statistic in answers]
+        if drawn_by_seed:
+            yield from _of_own_facts(statistic, asked)
+            continue
         facts = sorted(set.intersection(*(set(answers) for _, answers in asked))) if asked else []
         if not facts:
             continue
         runs = [Run.of(values=np.array([answers[fact] for fact in facts]), **who) for who, answers in asked]
-        names = [statistic, log_prob_of(statistic), repeats_of(statistic)]
-        binary = [names[0], names[2]]
+        names, binary = _names(statistic)
         yield "arms", arm_means(runs, names, len(facts), shares=binary, binary=binary)
-        for arm in dict.fromkeys(run.arm for run in runs if run.label != BASE):
-            if Arm.of(arm).is_naive or Arm.of(arm).is_control:
-                differences = arm_differences(runs, names, len(facts), reference=arm, binary=binary)
-                yield "differences", differences
+        for arm in _references(runs):
+            differences = arm_differences(runs, names, len(facts), reference=arm, binary=binary)
+            yield "differences", differences
+
+
+def _of_own_facts(
+    statistic: str, asked: Sequence[tuple[dict[str, Any], Mapping[str, np.ndarray]]]
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows of a set-up in which each seed drew a D_A of its own: no fact is asked of two seeds.
+
+    What scatters are seeds, as a whole; facts, which are others under each, have no part of their own. The base model
+    is left out, which was asked the facts of one seed.
+    """
+    names, binary = _names(statistic)
+    runs, sizes = [], []
+    for who, answers in asked:
+        if who["label"] != BASE:
+            means = Run.of(values=np.array(list(answers.values())), **who)
+            runs.append(replace(means, influence=np.zeros((1, len(names)))))
+            sizes.append(len(answers))
+    if not runs:
+        return
+    size = max(2, size_over_seeds(sizes))
+    yield "arms", arm_means(runs, names, size, shares=binary, binary=binary)
+    ends = [
+        pl.when(pl.col("statistic").is_in(binary)).then(pl.col(end).clip(-1, 1)).otherwise(end).alias(end)
+        for end in ("low", "high")
+    ]
+    for arm in _references(runs):
+        yield "differences", arm_differences(runs, names, size, reference=arm).with_columns(ends)
+
+
+def _names(statistic: str) -> tuple[list[str], list[str]]:
+    """The three statistics of a way of asking, and those of them that each fact has or has not."""
+    names = [statistic, log_prob_of(statistic), repeats_of(statistic)]
+    return names, [names[0], names[2]]
+
+
+def _references(runs: Sequence[Run]) -> list[str]:
+    """The arms that others are held against."""
+    arms = dict.fromkeys(run.arm for run in runs if run.label != BASE)
+    return [arm for arm in arms if Arm.of(arm).is_naive or Arm.of(arm).is_control]
