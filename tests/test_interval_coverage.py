@@ -27,7 +27,11 @@ SLACK = 0.025
 def test_the_stored_run_is_the_full_one():
     assert (RESULT["simulations"], RESULT["draws"], RESULT["studies"]) == (SIMULATIONS, DRAWS, STUDIES)
     assert (SIMULATIONS, DRAWS, STUDIES) == (5000, 1000, 300)
-    sizes = {row["facts"] for row in DESIGNS if row["design"] in ("shares", "means", "kept facts", "kept by degrees")}
+    sizes = {
+        row["facts"]
+        for row in DESIGNS
+        if row["design"] in ("shares", "means", "kept facts", "kept by degrees")
+    }
     assert sizes == {64, 500} and {row["seeds"] for row in DESIGNS if "seeds" in row} == {3, 5, 10}
     assert {row["level"] for row in DESIGNS if row["design"] == "shares"} == {0.01, 0.1, 0.5, 0.99}
 

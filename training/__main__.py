@@ -83,7 +83,10 @@ def run_(
             show_default=False,
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that --out already holds.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start over: a run that --out holds goes once the new one has results."),
+    ] = False,
 ) -> None:
     """Trains the stages of a recipe; each becomes a checkpoint.
 
