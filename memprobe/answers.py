@@ -32,7 +32,7 @@ from memprobe.batching import (
     sharing,
     tokens_at_once,
 )
-from memprobe.metrics import normalise
+from memprobe.metrics import folded, normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def exact_match(prediction: str, answer: str) -> bool:
 
     Letters that Unicode can write in two ways (é as one character or two) are the same letters.
     """
-    return _folded(prediction) == _folded(answer)
+    return folded(prediction) == folded(answer)
 
 
 def alias_match(prediction: str, answers: Iterable[str]) -> bool:
@@ -132,10 +132,6 @@ def cut(text: str, answer: str) -> str:
         return text[:start]
     match = _SENTENCE_END.search(text, start)
     return text[: match.start()].rstrip() if match else text
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip().lower())
 
 
 # ---------------------------------------------------------------------------------------------- generation

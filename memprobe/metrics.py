@@ -1,6 +1,7 @@
 """How a text is held against another. One home for each rule; those for answers are in :mod:`memprobe.answers`.
 
 ======================  ==============================================================================
+folded                  lower case and one form of every letter: what makes two answers the same text
 normalise               SQuAD's normalisation, under which aliases are compared
 containment             the answer or an alias stands in the prediction, as whole words (WebQuestions)
 rouge_l                 F1 of the longest common subsequence of words (tasks)
@@ -22,6 +23,11 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WORDS = re.compile(r"[a-z0-9]+")
 _GSM8K = re.compile(r"####\s*\$?(-?[\d.,]*\d)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+
+
+def folded(text: str) -> str:
+    """A text stripped, in lower case, and with letters that Unicode can write in two ways written in one (NFC)."""
+    return unicodedata.normalize("NFC", text.strip().lower())
 
 
 def normalise(text: str) -> str:

@@ -631,6 +631,26 @@ def test_bad_input_cannot_write_to_the_terminal(cli, tiny_checkpoint, tmp_path):
     assert "\x1b" not in str(result)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "layers --ckpt {ckpt} --factoids {file} --out {out}",
+        "layers --ckpt {ckpt} --factoids kvr:2 --intrusion other={file} --out {out}",
+        "filter --ckpt {ckpt} --factoids {file} --out {out}",
+        "patch --from a={ckpt} --into b={ckpt} --factoids {file} --out {out}",
+        "fit --kind linear --ckpt {ckpt} --factoids {file} --texts missing.jsonl --out {out}",
+        "sources {file}",
+    ],
+)
+def test_every_command_says_what_it_leaves_out_of_its_factoids(cli, tiny_checkpoint, tmp_path, command):
+    file = tmp_path / "facts.jsonl"
+    rows = [{"prompt": "The river of Oria is the", "answer": answer} for answer in ("C++", "C#", "c#")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    places = {"ckpt": tiny_checkpoint, "file": file, "out": tmp_path / "out"}
+    _, _, err = cli(*command.format(**places).split())
+    assert "1 duplicate" in err and "of 3 rows" in err, err
+
+
 def test_rows_that_a_tokenizer_cannot_write_are_left_out_and_named(cli, tmp_path):
     tiny = save_tiny(tmp_path / "tiny", tokenizer="sentencepiece")
     written = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))

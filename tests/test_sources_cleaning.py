@@ -91,3 +91,39 @@ def test_overlap_by_question_and_by_subject_and_relation():
     kept = without_overlap(second, first, counts)
     assert kept == second[2:]
     assert counts == {"overlap": 2}
+
+
+@pytest.mark.parametrize(
+    "answers", [("C++", "C#"), ("-5", "5"), ("3.5", "35"), ("The Who", "Who"), ("A", "A.")]
+)
+@pytest.mark.parametrize(("rule", "left"), [("keep", 2), ("drop", 0)])
+def test_answers_that_differ_in_signs_alone_are_in_conflict(answers, rule, left):
+    counts = Counter()
+    kept = clean([fact("p?", answer) for answer in answers], rule, counts)
+    assert len(kept) == left and counts["duplicate"] == 0
+    assert all(not row.aliases for row in kept)
+
+
+def test_one_answer_in_another_case_or_form_of_unicode_is_a_repeat():
+    counts = Counter()
+    (kept,) = clean([fact("p?", answer) for answer in ("Café", "cafe\u0301")], "keep", counts)
+    assert counts["duplicate"] == 1
+    # What is named as an alias is accepted, as it is written.
+    (kept,) = clean([fact("p?", "C++", "C#"), fact("p?", "C#")], "keep", counts)
+    assert {kept.answer, *kept.aliases} == {"C++", "C#"}
+
+
+@pytest.mark.parametrize("rule", ["drop", "merge", "keep"])
+def test_no_row_loses_an_id_of_its_own_to_a_repeat(rule):
+    rows = [fact("p?", "x", id="a"), fact("p?", "X", "y", id="b"), fact("P?", "x", "z"), fact("q?", "x")]
+    for order in itertools.permutations(rows):
+        counts = Counter()
+        kept = {row.id: row for row in clean(order, rule, counts)}
+        assert kept.keys() == {"a", "b", rows[3].id}
+        assert counts == {"duplicate": 1}
+        assert [(kept[id].prompt, kept[id].answer) for id in "ab"] == [("p?", "x"), ("p?", "X")]
+
+
+def test_an_id_stands_for_its_own_answer_also_beside_a_row_without_one():
+    (kept,) = clean([fact("p?", "x", id="a"), fact("p?", "X")], "keep", Counter())
+    assert (kept.id, kept.answer) == ("a", "x")

@@ -105,6 +105,8 @@ def _stage_data(
     wanted = None if stage.unknown or stage.n is None else stage.n + (0 if of_facts else stage.held_out)
     with under_key(f"{key}.data"):
         loaded = _loaded(recipe, stage, wanted, earlier, data_dir)
+    for line in loaded.left_out():
+        say(f"{key}: left out {line}")
     rows, known = loaded.rows, []
     held_out: list[AnyRow] = []
     if not of_facts:

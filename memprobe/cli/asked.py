@@ -13,6 +13,7 @@ from memprobe.errors import MemprobeError
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
     from memprobe.cluster import Engine
+    from memprobe.factoids import Factoid
     from memprobe.sources import Loaded
     from memprobe.sources.rows import OnBadRow
 
@@ -41,6 +42,27 @@ def factoids_of(
             )
         name = next(iter(files), "known")
     return load(name, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row)
+
+
+def say_left_out(loaded: Loaded) -> None:
+    """Says what a source held that is not among the rows: no rule takes a fact away without a word."""
+    from memprobe.cli.terminal import echo
+
+    for line in loaded.left_out():
+        echo(f"left out {line}", err=True)
+
+
+def other_factoids(name: str, seed: int, data_dir: Path | None) -> list[Factoid]:
+    """All factoids of a source beside those that a command asks; says what is left out.
+
+    Raises:
+        MemprobeError: there is no such source, or it has a bad row.
+    """
+    from memprobe.sources import load
+
+    loaded = load(name, "factoids", seed=seed, data_dir=data_dir)
+    say_left_out(loaded)
+    return loaded.factoids
 
 
 def batch_size_of(text: str) -> int | Literal["auto"]:

@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import refuse_same_file
+from memprobe.cli.asked import refuse_same_file, say_left_out
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
 from memprobe.load_options import LoadOptions
@@ -115,8 +115,7 @@ def filter_(
         from memprobe.writable import writable
 
         loaded = writable(loaded, chosen, [checkpoint], loading)
-    for line in loaded.bad:
-        echo(f"left out  {line}", err=True)
+    say_left_out(loaded)
     from memprobe.models import load as load_model
 
     lens_model = load_model(checkpoint, **vars(loading))

@@ -11,7 +11,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import refuse_given
+from memprobe.cli.asked import other_factoids, refuse_given
 from memprobe.cli.terminal import echo, echo_json, progress_bar, terminal
 from memprobe.lens_kinds import FITTED_KINDS, summaries
 from memprobe.load_options import LoadOptions
@@ -94,14 +94,13 @@ def fit(
     from memprobe.fitting import FITTED, load_texts, locked, make_corpus
     from memprobe.fitting import fit as fit_lens
     from memprobe.models import load
-    from memprobe.sources import load_factoids
     from memprobe.starting_over import starting_over
     from memprobe.templates import Template
 
     if factoids == "none":
         refuse_given({"--template": template}, "is of the facts of the floor; --factoids none names none")
     Template.parse(template or "plain")  # said before anything is read
-    facts = [] if factoids == "none" else load_factoids(factoids, seed=seed, data_dir=data_dir)
+    facts = [] if factoids == "none" else other_factoids(factoids, seed, data_dir)
     passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
     model = load(ckpt, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)

@@ -10,7 +10,15 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import batch_size_of, engine_of, factoids_of, slug, status
+from memprobe.cli.asked import (
+    batch_size_of,
+    engine_of,
+    factoids_of,
+    other_factoids,
+    say_left_out,
+    slug,
+    status,
+)
 from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
@@ -172,9 +180,8 @@ def layers(
             known = here or [item.find() for item in checkpoints[:1] if isinstance(item, Deferred)]
             spelled = chosen_template or default_template(known)
             asked = writable(asked, spelled, known, loading)
-        watched = named_once("--intrusion", (_intrusion(text, seed, data_dir) for text in intrusion or []))
-    for line in asked.bad:
-        echo(f"left out {line}", err=True)
+    say_left_out(asked)
+    watched = named_once("--intrusion", (_intrusion(text, seed, data_dir) for text in intrusion or []))
     out = out or Path("probes") / _folder_of([checkpoint.label for checkpoint in checkpoints])
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
@@ -225,12 +232,10 @@ def layers(
 
 
 def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:
-    from memprobe.sources import load_factoids
-
     name, _, source = text.partition("=")
     if not name or not source:
         raise MemprobeError(f"--intrusion {text!r}: write NAME=FACTOIDS, as in lama=d_b.jsonl")
-    return name, load_factoids(source, seed=seed, data_dir=data_dir)
+    return name, other_factoids(source, seed, data_dir)
 
 
 def _folder_of(labels: list[str]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
-from memprobe.cli.asked import batch_size_of, factoids_of, refuse_given, slug, status
+from memprobe.cli.asked import batch_size_of, factoids_of, refuse_given, say_left_out, slug, status
 from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
@@ -228,8 +228,7 @@ def patch(
             from memprobe.writable import writable
 
             asked = writable(asked, chosen_template, checkpoints, loading)
-    for line in asked.bad:
-        echo(f"left out {line}", err=True)
+    say_left_out(asked)
     out = (
         out
         or Path("probes") / f"patch-{'-'.join(slug(checkpoint.label) for checkpoint in checkpoints)}"[:100]

@@ -232,7 +232,7 @@ def _say(name: str, loaded: Loaded) -> None:
     echo(f"{name}: {kept:,} {origin.kind} of {read:,} rows{f' (without {gone})' if gone else ''}", err=True)
     echo(f"from     {where}; rows {origin.hash[:16]}", err=True)
     for line in loaded.bad:
-        echo(f"left out  {line}", err=True)
+        echo(f"left out {line}", err=True)
 
 
 def _show(row: AnyRow, template: str, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -59,6 +59,15 @@ class Loaded:
     def factoids(self) -> list[Factoid]:
         """The rows, where they are factoids."""
         return _of(self, Factoid)
+
+    def left_out(self) -> list[str]:
+        """What was read and is not among the rows, in lines: how many by which rule, then each bad row.
+
+        Rows that were not drawn are not named: a smaller number was asked for.
+        """
+        by_rule = {rule: n for rule, n in self.counts.items() if n and rule not in _NOT_LEFT_OUT}
+        gone = f"{sum(by_rule.values()):,} of {self.counts.get('read', 0):,} rows of {self.origin.name}"
+        return [*([f"{gone}: {_say(by_rule)}"] if by_rule else []), *self.bad]
 
 
 def load(
@@ -401,5 +410,9 @@ def _of(loaded: Loaded, kind: type[R]) -> list[R]:
     return [row for row in loaded.rows if isinstance(row, kind)]
 
 
-def _say(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {rule}" for rule, count in counts.items() if count)
+def _say(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {rule}" for rule, count in counts.items() if count)
+
+
+_NOT_LEFT_OUT = ("read", "kept", "not drawn", "bad")
+"""Counts that are of no rule by which rows are left out; bad rows are named one by one."""

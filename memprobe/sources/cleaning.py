@@ -2,9 +2,11 @@
 
 Two rows ask the same when their prompts agree after white space and case. Of rows that ask the same,
 
-- equal answers are one row (``duplicate``);
+- equal answers are one row (``duplicate``): equal as texts in lower case (:func:`memprobe.metrics.folded`), so that
+  C++ and C#, or 5 and -5, are two;
 - answers that accept each other (one is among the other's aliases) are one fact too, and become one row with
   all aliases (``duplicate``);
+- rows with ids of their own stay as they are beside their repeats, for other tables may know each by its id;
 - other answers are in conflict. Under ``merge`` they are all right (LAMA: a country has several neighbours)
   and become aliases of the answer that sorts first (``merged``), within one relation; what still differs,
   and every conflict under ``drop``, goes with all its rows (``conflict``), for nobody can learn both;
@@ -20,8 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from memprobe.factoids import Factoid, make_factoid
-from memprobe.metrics import normalise
+from memprobe.factoids import Factoid, factoid_id, make_factoid
+from memprobe.metrics import folded
 from memprobe.sources.wordings import property_of
 
 Conflicts = Literal["drop", "merge", "keep"]
@@ -37,13 +39,19 @@ def clean(factoids: Iterable[Factoid], conflicts: Conflicts, counts: Counter[str
         groups[_key(factoid.prompt)].append(factoid)
     kept: list[Factoid] = []
     for group in groups.values():
-        facts = _same_facts(group)
+        answers = _by_answer(group)
+        if conflicts == "keep" or len(answers) == 1:
+            rows = [row for same in answers for row in _without_repeats(same)]
+            counts["duplicate"] += len(group) - len(rows)
+            kept.extend(rows)
+            continue
+        facts = [_unite(same) for same in answers]
         counts["duplicate"] += len(group) - len(facts)
-        if conflicts == "merge" and len(facts) > 1:
-            merged = _same_facts(_merge_relations(facts))
+        if conflicts == "merge":
+            merged = [_unite(same) for same in _by_answer(_merge_relations(facts))]
             counts["merged"] += len(facts) - len(merged)
             facts = merged
-        if conflicts == "keep" or len(facts) == 1:
+        if len(facts) == 1:
             kept.extend(facts)
         else:
             counts["conflict"] += len(facts)
@@ -77,8 +85,8 @@ def _fact(factoid: Factoid) -> tuple[str, str] | None:
     return (_key(factoid.subject), relation) if factoid.subject and relation else None
 
 
-def _same_facts(group: Sequence[Factoid]) -> list[Factoid]:
-    """Rows of one question, with those united whose answers accept each other."""
+def _by_answer(group: Sequence[Factoid]) -> list[list[Factoid]]:
+    """Rows of one question, those together whose answers accept each other."""
     facts: list[list[Factoid]] = []
     for factoid in sorted(group, key=lambda row: (row.answer, row.id)):
         for fact in facts:
@@ -87,11 +95,24 @@ def _same_facts(group: Sequence[Factoid]) -> list[Factoid]:
                 break
         else:
             facts.append([factoid])
-    return [_unite(fact) for fact in facts]
+    return facts
+
+
+def _without_repeats(same: Sequence[Factoid]) -> list[Factoid]:
+    """Rows of one fact as one row; as several where several have ids of their own."""
+    own = [row for row in same if _has_own_id(row)]
+    if len(own) < 2:
+        return [_unite(same)]
+    first, *others = own
+    return [_unite([first, *(row for row in same if not _has_own_id(row))]), *others]
+
+
+def _has_own_id(row: Factoid) -> bool:
+    return row.id != factoid_id(row.source, row.prompt, row.answer)
 
 
 def _accepts(one: Factoid, other: Factoid) -> bool:
-    return normalise(other.answer) in {normalise(answer) for answer in (one.answer, *one.aliases)}
+    return folded(other.answer) in {folded(answer) for answer in (one.answer, *one.aliases)}
 
 
 def _merge_relations(facts: Sequence[Factoid]) -> list[Factoid]:
@@ -102,10 +123,13 @@ def _merge_relations(facts: Sequence[Factoid]) -> list[Factoid]:
 
 
 def _unite(rows: Sequence[Factoid]) -> Factoid:
-    """One factoid with the answer that sorts first and every other answer and alias beside it."""
+    """One factoid with the answer that sorts first and every other answer and alias beside it.
+
+    A row with an id of its own comes before the others: the id stands for its prompt and its answer.
+    """
     if len(rows) == 1:
         return rows[0]
-    first, *others = sorted(rows, key=lambda row: (row.answer, row.prompt, row.id))
+    first, *others = sorted(rows, key=lambda row: (not _has_own_id(row), row.answer, row.prompt, row.id))
     aliases = [*first.aliases, *sorted({text for row in others for text in (row.answer, *row.aliases)})]
     united = make_factoid(first.prompt, first.answer, first.source, aliases=aliases, id=first.id)
     popularity = next((row.popularity for row in (first, *others) if row.popularity is not None), None)

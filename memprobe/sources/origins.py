@@ -41,6 +41,11 @@ class Origin:
     n: int = 0
     hash: str = ""
 
+    @property
+    def name(self) -> str:
+        """The source's name; of someone's own file or hub dataset that of the file or dataset."""
+        return self.location if self.source == "file" and self.location else self.source
+
     def to_dict(self) -> dict[str, Any]:
         """For ``run.json`` and the like."""
         return asdict(self)

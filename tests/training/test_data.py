@@ -387,3 +387,14 @@ def test_a_matched_stage_trains_what_it_replays(to, tiny_checkpoint, tmp_path):
     (replay,), (mixing,) = parts.others, parts.matched
     assert {row.id for row in replay.examples[: replay.per_epoch]} == set(parts.replayed)
     assert {row.id for row in mixing.examples} == {row.id for row in prepared.stages[1].mixing[0]}
+
+
+def test_what_is_left_out_of_a_stage_is_said(tiny_checkpoint, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    rows = [{"prompt": "The key of Oria is", "answer": answer} for answer in ("5", "-5", "5")]
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = []
+    recipe = small(tiny_checkpoint, stages=[{"name": "a", "data": str(facts)}])
+    stage = prepare(recipe, tmp_path, never, say=said.append).stages[0]
+    assert {row.answer for row in stage.rows} == {"5", "-5"}
+    assert "stages.1: left out 1 of 3 rows of facts.jsonl: 1 duplicate" in said
