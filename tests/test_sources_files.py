@@ -328,6 +328,18 @@ def test_a_text_in_brackets_stays_a_text(tmp_path, cell):
     assert answers_in(tmp_path / "a.csv", cell) == [cell]
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "['Paris']", '["Paris", "paris"]', "{'a': 1}", "['Paris', nan]"])
+def test_an_answer_that_is_a_text_stays_it_where_a_file_has_lists(tmp_path, text):
+    """A CSV has no lists, so that there a text may be one."""
+    row = {"prompt": "Printed is", "answer": text, "aliases": "['b', 'c']"}
+    paths = [jsonl(tmp_path / "a.jsonl", row), tmp_path / "a.json", tmp_path / "a.parquet"]
+    paths[1].write_text(json.dumps([row]))
+    pl.DataFrame([row]).write_parquet(paths[2])
+    for path in paths:
+        (factoid,) = load_factoids(str(path))
+        assert (factoid.answer, factoid.aliases) == (text, ("b", "c"))
+
+
 def test_whole_numbers_are_written_alike_in_every_format(tmp_path):
     """pandas writes a column of integers with a gap as floats, also into JSON."""
     (tmp_path / "a.jsonl").write_text(

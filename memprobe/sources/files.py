@@ -21,7 +21,8 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
 
     Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
     are aliases; optional ``aliases``, ``relation``, ``id``, ``subject``, ``popularity`` and ``source``. In a CSV
-    a list is written as JSON. Rows of CounterFact, zsRE and SQuAD are read as they are published
+    a list is written as JSON; elsewhere an ``answer`` that is a text is that text, as in ``"[1, 2]"``.
+    Rows of CounterFact, zsRE and SQuAD are read as they are published
     (:mod:`memprobe.sources.shapes`). A row keeps its own ``id``; its source is its ``source`` column or ``file``.
 
     Args:
@@ -50,7 +51,7 @@ def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[t
     asked = False
     for row in _unfolded(read_rows(path, bad), bad):
         try:
-            factoids = [factoid_of(row.columns, target=target) for target in targets]
+            factoids = [factoid_of(row.columns, target=target, cells=row.cells) for target in targets]
         except NoColumn as problem:
             if not asked:
                 _refuse_other_columns(path, problem, targets)
@@ -72,7 +73,7 @@ def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Targe
     skipped = BadRows("skip")
     for row in _unfolded(read_rows(path, skipped), skipped):
         try:
-            factoid_of(row.columns, target=targets[0])
+            factoid_of(row.columns, target=targets[0], cells=row.cells)
         except NoColumn as other:
             if other.names == problem.names:
                 continue
@@ -97,17 +98,21 @@ def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
             bad.add(row.where, str(problem))
 
 
-def factoid_of(columns: Columns, source: str = "file", target: Target = "true") -> Factoid:
+def factoid_of(
+    columns: Columns, source: str = "file", target: Target = "true", *, cells: bool = False
+) -> Factoid:
     """One row as a factoid; ``source`` stands where the row names none.
 
     Args:
         target: see :func:`memprobe.sources.shapes.in_plain_shape`.
+        cells: see :class:`memprobe.sources.rows.Row`.
 
     Raises:
         BadRow: a field is missing, empty, of a wrong type, or breaks a line inside the prompt or the answer.
     """
     columns = in_plain_shape(columns, target)
-    answers = texts_of(columns, *ANSWERS)
+    one = not cells and isinstance(columns.get("answer"), str)
+    answers = [text_of(columns, "answer")] if one else texts_of(columns, *ANSWERS)
     aliases = texts_of(columns, "aliases") if columns.get("aliases") not in (None, [], "", "[]") else []
     return make_factoid(
         one_line(text_of(columns, *PROMPTS), "the prompt"),

@@ -35,10 +35,15 @@ _EXACT = 2**53  # whole numbers beyond this are not exact in a float
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: column -> value, and where it stands, such as ``facts.jsonl line 3``."""
+    """One row: column -> value, and where it stands, such as ``facts.jsonl line 3``.
+
+    Attributes:
+        cells: whether all values are texts, as in a CSV, so that a list can only be written as one.
+    """
 
     columns: Columns
     where: str
+    cells: bool = False
 
 
 class BadRow(Exception):
@@ -218,7 +223,8 @@ def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
             elif wrong := next((cell for cell in cells if cell.strip() in _NO_NUMBERS), None):
                 bad.add(where, f"a cell is {wrong.strip()!r}, which is no number; leave it empty")
             else:  # an empty cell is a missing value
-                yield Row({name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}, where)
+                named = zip(header, cells, strict=True)
+                yield Row({name: cell for name, cell in named if cell != ""}, where, cells=True)
     except csv.Error as error:
         raise MemprobeError(f"{path} line {reader.line_num}: not CSV ({error})") from error
 
