@@ -59,6 +59,15 @@ def test_kvr_tasks_need_the_value():
     assert pair.answer not in first.prompt + backwards.prompt
 
 
+@pytest.mark.parametrize("source", ["kvr", "known", "popqa", "entityqa", "lama"])
+@pytest.mark.parametrize("relation", [None, "kvr", "P36", "author", "capital"])
+def test_rows_without_a_subject_are_asked_in_their_own_words(source, relation):
+    """Rows of a file may name any source and relation."""
+    fact = make_factoid("The value of key abc is?", "xyz", source, relation=relation)
+    for row in [*paraphrases([fact]), *manipulations([fact])]:
+        assert "abc" in row.prompt and "None" not in row.prompt
+
+
 def test_facts_are_asked_for_their_first_letter_and_their_truth():
     facts = [
         make_factoid(

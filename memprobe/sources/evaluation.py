@@ -25,7 +25,7 @@ def paraphrases(factoids: Sequence[Factoid]) -> list[Factoid]:
     """At least two other wordings of every prompt, with the same answer.
 
     They are worded by relation where the relation is known (``known``, PopQA, EntityQuestions, LAMA) and for
-    keys; any other question or sentence is put into another frame.
+    keys; any other question or sentence, and one whose subject is not named, is put into another frame.
     """
     return [
         replace(factoid, prompt=prompt, id=f"{factoid.id}/paraphrase-{number}")
@@ -35,15 +35,19 @@ def paraphrases(factoids: Sequence[Factoid]) -> list[Factoid]:
 
 
 def _wordings(factoid: Factoid) -> list[str]:
-    patterns: Sequence[str] = _QUESTION if factoid.prompt.endswith("?") else _CLOZE
-    if factoid.source == "kvr":
-        patterns = _KVR
-    elif factoid.source == "known" and factoid.relation in known_relations():
-        patterns = known_relations()[factoid.relation]["paraphrases"]
-    elif factoid.subject and (property_ := property_of(factoid)) in wordings()["paraphrases"]:
-        patterns = wordings()["paraphrases"][property_]
-    fields = {"prompt": factoid.prompt, "lowered": _lowered(factoid.prompt), "subject": factoid.subject or ""}
-    return [pattern.format(**fields) for pattern in patterns]
+    fields = {"prompt": factoid.prompt, "lowered": _lowered(factoid.prompt), "subject": factoid.subject}
+    return [pattern.format(**fields) for pattern in _patterns(factoid)]
+
+
+def _patterns(factoid: Factoid) -> Sequence[str]:
+    if factoid.subject:  # rows of a file may be of any source and name none
+        if factoid.source == "kvr":
+            return _KVR
+        if factoid.source == "known" and factoid.relation in known_relations():
+            return known_relations()[factoid.relation]["paraphrases"]
+        if (property_ := property_of(factoid)) in wordings()["paraphrases"]:
+            return wordings()["paraphrases"][property_]
+    return _QUESTION if factoid.prompt.endswith("?") else _CLOZE
 
 
 def manipulations(factoids: Sequence[Factoid], seed: int = 0) -> list[Factoid]:
@@ -58,7 +62,8 @@ def manipulations(factoids: Sequence[Factoid], seed: int = 0) -> list[Factoid]:
         others[key].append(answer)
     rows = []
     for factoid in factoids:
-        rows += _of_value(factoid) if factoid.source == "kvr" else _of_fact(factoid, others, seed)
+        is_value = factoid.source == "kvr" and factoid.subject
+        rows += _of_value(factoid) if is_value else _of_fact(factoid, others, seed)
     return rows
 
 
