@@ -39,12 +39,54 @@ def test_a_checkpoint_in_a_sentence():
         ((-1.1, None, None), "1.1 depths earlier than shuffled answers"),
         (
             (-0.5, -1.5, 0.5),
-            "On average that is as deep as shuffled answers surface (-0.5 [-1.5, +0.5] depths).",
+            "No difference in depth from shuffled answers is seen (-0.5 [-1.5, +0.5] depths on average, "
+            "counting never as 31).",
         ),
+        (
+            (0.0, -20.0, 20.0),
+            "No difference in depth from shuffled answers is seen (+0.0 [-20.0, +20.0] depths",
+        ),
+        ((0.03, 0.02, 0.04), "On average facts surface 0.03 [0.02, 0.04] depths later than shuffled answers"),
+        ((0.0, 0.0, 0.0), "On average that is as deep as shuffled answers surface, counting never as 31."),
+        ((0.0, None, None), "On average that is as deep as shuffled answers surface, counting never as 31."),
     ],
 )
 def test_a_difference_says_which_way_and_how_sure(net, wanted):
     assert wanted in said(net=net)
+
+
+def kept(**retention):
+    """The sentence on arms and what they keep, in this order; naive training is called plain here."""
+    rows = [
+        {"setup": "ab", "arm": arm, "arm_text": "none" if arm == "plain" else f"x({arm})", "retention": share}
+        | {"low": None, "high": None, "missing": None if share is not None else "did not learn D_B"}
+        for arm, share in retention.items()
+    ]
+    schema = dict.fromkeys(("retention", "low", "high"), pl.Float64) | {"missing": pl.String}
+    (line,) = sentences.of_retention(pl.DataFrame(rows, schema_overrides=schema))
+    return line
+
+
+def test_what_is_kept_names_the_best_of_all_arms_wherever_naive_training_stands():
+    keeps = "After the last stage, plain keeps 50% of the facts of stage 1 (D_A)."
+    assert kept(plain=0.5, a=0.9, b=0.1) == f"{keeps} Most is kept by a, 90%."
+    assert kept(b=0.1, a=0.9, c=0.7, plain=0.5) == f"{keeps} Most is kept by a, 90%; c, 70%."
+    assert kept(plain=0.5, a=0.5, b=0.1) == f"{keeps} No arm keeps more; next is a, 50%."
+    assert kept(plain=0.5) == keeps
+
+
+def test_what_is_kept_where_an_arm_has_no_number():
+    best = "After the last stage, most of the facts of stage 1 (D_A) is kept by a, 90%; b, 10%."
+    assert kept(plain=None, b=0.1, a=0.9) == f"{best} plain did not learn D_B."
+    assert kept(b=0.1, a=0.9) == best
+    nothing = "Nothing can be said of what is kept: plain did not learn D_B; a did not learn D_B."
+    assert kept(plain=None, a=None) == nothing
+
+
+def test_naive_training_is_known_by_its_name_where_a_table_has_no_texts():
+    rows = {"setup": ["ab"] * 2, "arm": ["a", "naive"], "retention": [0.1, 0.5], "low": [None] * 2}
+    (line,) = sentences.of_retention(pl.DataFrame(rows | {"high": [None] * 2}))
+    assert line.startswith("After the last stage, naive keeps 50%")
 
 
 def test_where_facts_surface_over_seeds():

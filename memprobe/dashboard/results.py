@@ -195,13 +195,15 @@ def _short(text: str) -> str:
 
 
 def _typed(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """[setup, arm, retention, low, high, by_seed, missing] of the table ``forgetting``, as numbers."""
+    """[setup, arm, retention, low, high, by_seed, missing] of the table ``forgetting``, as numbers; ``arm_text`` too,
+    where it has texts."""
     numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in ("retention", "low", "high")]
     seeds = (
         pl.col("by_seed").str.split(" ").list.eval(pl.element().cast(pl.Float64, strict=False).drop_nulls())
     )
     try:
-        return table.select("setup", "arm", *numbers, seeds, "missing")
+        texts = [name for name in ("arm_text",) if name in table.columns]
+        return table.select("setup", "arm", *texts, *numbers, seeds, "missing")
     except pl.exceptions.PolarsError as error:
         raise MemprobeError(
             f"{folder / RESULTS / 'forgetting.csv'}: not as python -m training report writes it ({error})"

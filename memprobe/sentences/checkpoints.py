@@ -1,0 +1,197 @@
+"""Checkpoints in sentences: where their facts surface, how they differ, what happens along a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memprobe import wording
+from memprobe.arms import arm_names
+from memprobe.sentences.differences import against, edges_of, moved, recalled, surfaces
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MOST = 8
+"""Checkpoints, or arms, that a verdict names one by one."""
+FEWEST_STEPS = 3
+"""Checkpoints along a training run from which on it is told as one."""
+
+
+def of_checkpoint(
+    label: str,
+    *,
+    n: int,
+    n_layers: int,
+    k: int,
+    exact: float | None,
+    median: float | None,
+    never: float | None,
+    chance_never: float | None = None,
+    net: Sequence[float | None] | None = None,
+) -> str:
+    """How much a checkpoint says, at which depth that surfaces, and whether it is above chance.
+
+    Args:
+        median: first occurrence of the median fact; ``None`` where half never occur.
+        never: share of facts that never reach the top k; ``chance_never`` of shuffled answers.
+        net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
+    """
+    facts = wording.count(n, "fact")
+    opening = (
+        f"{label} says {wording.percent(exact, 0)} of {facts}." if exact is not None else f"{label}: {facts}."
+    )
+    if median is None:
+        placed = f"Fewer than half of them ever reach the top {k}"
+    elif median >= n_layers:
+        placed = f"The median fact reaches the top {k} only at the last depth, {n_layers} of {n_layers}"
+    else:
+        placed = f"The median fact reaches the top {k} at depth {median:.0f} of {n_layers}"
+    if never is not None:
+        placed += f"; {wording.percent(never, 0)} never do"
+        placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
+    sentences = [opening, f"{placed}."]
+    if net is not None and net[0] is not None:
+        sentences.append(_against_chance(n_layers, *net))
+    return " ".join(sentences)
+
+
+def _against_chance(n_layers: int, value: float | None, low: float | None, high: float | None) -> str:
+    counted = f"counting never as {n_layers + 1}"
+    if not value and not low and not high:
+        return f"On average that is as deep as shuffled answers surface, {counted}."
+    if low is not None and high is not None and low <= 0 <= high:
+        apart = wording.interval(value, low, high, "+.1f")
+        return f"No difference in depth from shuffled answers is seen ({apart} depths on average, {counted})."
+    return f"On average facts surface {moved(value, low, high)} than shuffled answers, {counted}."
+
+
+def of_placement(row: Mapping[str, Any], k: int) -> str:
+    """:func:`of_checkpoint` of a row of the table ``placement``."""
+    return of_checkpoint(
+        row["checkpoint"],
+        n=row["n"],
+        n_layers=row["n_layers"],
+        k=k,
+        exact=row["exact"],
+        median=row["lof_median"],
+        never=row["share_never"],
+        net=[row[f"net_lof_restricted_mean{end}"] for end in ("", "_low", "_high")],
+    )
+
+
+def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
+    """:func:`of_checkpoint` of an entry of ``summary.json``."""
+    from memprobe.statistics.overview import exact_of
+
+    return of_checkpoint(
+        label,
+        n=entry["n"],
+        n_layers=len(entry["normalised_frequency"]),
+        k=k,
+        exact=exact_of(entry),
+        median=entry["lof"]["median"],
+        never=entry["lof"]["never"],
+        chance_never=entry["shuffled_lof"]["never"],
+    )
+
+
+def verdict(comparison: Any) -> list[str]:
+    """What a :class:`memprobe.compare.Comparison` finds: the reference, what differs from it, and how sure that is."""
+    import polars as pl
+
+    settings, tables = comparison.settings, comparison.tables
+    reference = settings["reference"]
+    placed = tables["placement"]
+    lines = [
+        of_placement(placed.row(by_predicate=pl.col("checkpoint") == reference, named=True), settings["k"])
+    ]
+    lines += of_steps(tables["steps"])
+    over = tables["arm_differences"].drop_nulls("low")
+    if len(over):
+        return lines + _of_arms(over)
+    held = {
+        (row["checkpoint"], row["statistic"]): row["held"] for row in _against(tables["claims"], reference)
+    }
+    rows = {
+        (row["checkpoint"], row["statistic"]): row
+        for row in _against(tables["differences"], reference)
+        if row["on"] == "all"
+    }
+    along = tables["steps"].filter(pl.len().over("run") >= FEWEST_STEPS)
+    passed = set(along["checkpoint"]) - set(along.group_by("run").last()["checkpoint"])
+    others = [label for label in dict.fromkeys(label for label, _ in rows) if label not in passed]
+    for label in others[:MOST]:
+        depth, exact = rows[label, "lof_restricted"], rows[label, "exact"]
+        lines.append(against(label, reference, exact, depth, held.get((label, "lof_restricted"))))
+    if len(others) > MOST:
+        lines.append(f"And {len(others) - MOST} more.")
+    return lines
+
+
+def of_steps(steps: pl.DataFrame) -> list[str]:
+    """What happens along each training run that three or more checkpoints lie along.
+
+    Args:
+        steps: the table ``steps`` of a comparison.
+    """
+    lines = []
+    for part in steps.partition_by("run", maintain_order=True):
+        rows = part.to_dicts()
+        if len(rows) < FEWEST_STEPS:
+            continue
+        first, last = rows[0], rows[-1]
+        ends = [wording.percent(row["exact"], 0) for row in (first, last)]
+        recalled = [
+            f"exact match goes from {ends[0]} to {ends[1]}"
+            if ends[0] != ends[1]
+            else f"exact match begins and ends at {ends[0]}"
+        ]
+        most = max(rows, key=lambda row: row["exact"] or 0)
+        if (
+            min(first["exact"] or 0, last["exact"] or 0) + 0.05 < (most["exact"] or 0) - 0.05
+            and most is not last
+        ):
+            recalled.append(f"with {wording.percent(most['exact'], 0)} at step {most['step']:,}")
+        half = next((row for row in rows if (row["exact"] or 0) >= 0.5), None)
+        if half is not None and half is not first:
+            recalled.append(f"half of the facts by step {half['step']:,}")
+        depths = [wording.number(row["lof_restricted_mean"], ".1f") for row in (first, last)]
+        moved = (
+            f"goes from depth {depths[0]} to {depths[1]}"
+            if depths[0] != depths[1]
+            else f"begins and ends at depth {depths[0]}"
+        )
+        run = (
+            "" if rows[0]["run"] in ("", "step") else f" of {rows[0]['run']}"
+        )  # a callback's labels are step@N
+        lines.append(
+            f"From step {first['step']:,} to {last['step']:,}{run}, {len(rows)} checkpoints: {', '.join(recalled)}; "
+            f"the mean first occurrence {moved} of {last['n_layers']}, counting never as {last['n_layers'] + 1}."
+        )
+    return lines
+
+
+def _of_arms(over: pl.DataFrame) -> list[str]:
+    lines = []
+    last = over["stage"].to_list()[-1]
+    rows = {(row["arm"], row["statistic"]): row for row in over.filter(stage=last).iter_rows(named=True)}
+    arms = list(dict.fromkeys(arm for arm, _ in rows))
+    names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
+    for arm in arms[:MOST]:
+        exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
+        parts = [recalled(exact)] if exact else []
+        parts += [surfaces(*edges_of(depth))] if depth else []
+        one = exact or depth
+        if one and parts:
+            against = (
+                f"{names[arm]} against {names[one['reference']]} after stage {last}, {one['seeds']} seeds"
+            )
+            lines.append(f"{against}: {'; '.join(parts)}.")
+    if len(arms) > MOST:
+        lines.append(f"And {len(arms) - MOST} more arms.")
+    return lines
+
+
+def _against(table: pl.DataFrame, reference: str) -> list[dict[str, Any]]:
+    return table.filter(reference=reference).to_dicts()
