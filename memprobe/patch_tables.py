@@ -51,14 +51,14 @@ def tables_of(
     """
     table, made = opened.table, made_of(opened)
     options = {"facts": facts, "threshold": threshold}
-    first = patches.first_depths(table, **options, n_layers=opened.n_layers)
-    arms, differences = patch_arms.by_arm(table, made, threshold=threshold, n_layers=opened.n_layers)
+    first = patches.first_depths(table, **options, n_layers=opened.layers)
+    arms, differences = patch_arms.by_arm(table, made, threshold=threshold, n_layers=opened.layers)
     erasure = pl.DataFrame() if reference is None else patch_arms.erasures(table, reference, draws=draws)
     return {
         "by_depth": patches.by_depth(table, **options, draws=draws),
         "first_depth": patches.first_depth_summary(first, draws=draws),
         "first_depth_differences": patches.first_depth_differences(first, draws=draws),
-        "fates": patch_arms.by_fate(table, threshold=threshold, n_layers=opened.n_layers, draws=draws),
+        "fates": patch_arms.by_fate(table, threshold=threshold, n_layers=opened.layers, draws=draws),
         "grafts": patches.graft_effects(table, **options, draws=draws),
         "arms": arms,
         "arm_differences": differences,

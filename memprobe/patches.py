@@ -90,6 +90,11 @@ class Patches:
         return max((entry["n_layers"] for entry in self.run["pairs"].values()), default=0)
 
     @property
+    def layers(self) -> dict[tuple[str, str], int]:
+        """Blocks of the models by (source, target) of the table."""
+        return {(one["source"], one["into"]): one["n_layers"] for one in self.run["pairs"].values()}
+
+    @property
     def pairs(self) -> list[tuple[str, str]]:
         """(source, target) labels as the table has them, in the order in which they were patched."""
         return list(dict.fromkeys((entry["source"], entry["into"]) for entry in self.run["pairs"].values()))

@@ -6,6 +6,7 @@ import pytest
 
 from memprobe.errors import MemprobeError
 from memprobe.records import PATCHES
+from memprobe.statistics import erasure
 from memprobe.statistics import patches as statistics
 
 
@@ -104,6 +105,44 @@ def test_first_depth_is_censored_where_nothing_brings_a_fact_back():
     assert row["restricted_low"] is None and row["restricted_high"] is None  # of three facts, and never NaN
 
 
+def of_depths(kept, *, factoid="a", **changes):
+    """A fact that moves from depth 2 of 3 on, patched at some depths alone."""
+    rows = curve(factoid, [-10, -9, -1, -1], 0.0, -10.0)
+    return table([row for row in rows if row[2] in kept], **changes)
+
+
+@pytest.mark.parametrize("kept", [(0, 1), (3,), (1, 2, 3), (0, 3)])
+def test_patches_at_some_depths_know_no_first_one(kept):
+    for n_layers in (3, {("s", "t"): 3}):
+        first = statistics.first_depths(of_depths(kept), n_layers=n_layers)
+        [row] = statistics.first_depth_summary(first, draws=50).iter_rows(named=True)
+        assert row["patched"] == list(kept) and row["never_low"] is not None
+        assert row["never"] == (0 if max(kept) >= 2 else 1)
+        assert {row[name] for name in ("mean", "restricted", "restricted_low", "median", "median_high")} == {
+            None
+        }
+    whole = of_depths(range(4), target="u")
+    both = pl.concat([of_depths(kept), whole, of_depths(range(4), target="v")])
+    first = statistics.first_depths(both, n_layers=3)
+    rows = statistics.first_depth_summary(first, draws=50).to_dicts()
+    assert [(row["median"], row["patched"]) for row in rows] == [(None, list(kept)), (2, None), (2, None)]
+    apart = statistics.first_depth_differences(first, draws=50)
+    assert apart.select("target", "reference").rows() == [("s → v", "s → u")]
+
+
+def test_each_pair_has_the_depths_of_its_own_models():
+    small = of_depths(range(4))
+    large = table(curve("a", [-9, -9, -9, -9, -9], 0.0, -10.0), target="u")
+    first = statistics.first_depths(pl.concat([small, large]), n_layers={("s", "t"): 3, ("s", "u"): 4})
+    assert first.select("never_as", "patched").rows() == [(4, None), (5, None)]
+
+
+@pytest.mark.parametrize(("what", "kept", "whole"), [("attn", (1, 2, 3), True), ("mlp", (2, 3), False)])
+def test_a_blocks_outputs_have_no_depth_before_the_first_block(what, kept, whole):
+    first = statistics.first_depths(of_depths(kept, what=what), n_layers=3)
+    assert first["patched"].is_null().all() == whole
+
+
 def test_first_depths_of_two_targets_are_paired():
     near = table([*curve("a", [-9, 0, 0], 0.0, -10.0), *curve("b", [-9, -9, 0], 0.0, -10.0)])
     far = table([*curve("a", [-9, -9, 0], 0.0, -10.0), *curve("b", [-9, -9, -9], 0.0, -10.0)], target="u")
@@ -140,20 +179,20 @@ def test_erasure_score_by_hand():
                 )
         rows.append(table([("b", 0, 1, "", -1.01, -9.0, -1.0)], source=source, target="full"))
     whole = pl.concat(rows)
-    scores = statistics.erasure_scores(whole, full="full", reference="base", unlearned="after")
+    scores = erasure.erasure_scores(whole, full="full", reference="base", unlearned="after")
     by_fact = {factoid: (depths, score) for factoid, depths, score in scores.iter_rows()}
     assert by_fact["a"][0] == 2 and by_fact["a"][1] == pytest.approx(0.84, abs=1e-6)
     assert by_fact["b"] == (0, None)
-    summary = statistics.erasure_summary(scores)
+    summary = erasure.erasure_summary(scores)
     assert (summary["facts"], summary["n"]) == (2, 1) and summary["score"] == pytest.approx(0.84, abs=1e-6)
-    intact = statistics.erasure_scores(
+    intact = erasure.erasure_scores(
         pl.concat([whole.filter(pl.col("source") == "base"), whole.filter(pl.col("source") == "base").with_columns(
             source=pl.lit("same"), log_prob=pl.lit(-1.0, pl.Float32))]),
         full="full", reference="base", unlearned="same",
     )  # fmt: skip
     assert intact.filter(pl.col("factoid") == "a")["score"].item() == 0.0
     with pytest.raises(MemprobeError, match="needs the residual stream of nobody"):
-        statistics.erasure_scores(whole, full="full", reference="base", unlearned="nobody")
+        erasure.erasure_scores(whole, full="full", reference="base", unlearned="nobody")
 
 
 def test_an_erasure_score_is_of_what_both_were_patched_for():
@@ -169,7 +208,7 @@ def test_an_erasure_score_is_of_what_both_were_patched_for():
             table([("a", 0, 1, "", -1.1, -9.0, -1.0)], source="after", target="full"),
         ]
     )
-    scores = statistics.erasure_scores(whole, full="full", reference="base", unlearned="after")
+    scores = erasure.erasure_scores(whole, full="full", reference="base", unlearned="after")
     assert scores.rows() == [("a", 1, pytest.approx(0.2, abs=1e-6))]
 
 

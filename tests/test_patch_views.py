@@ -150,3 +150,23 @@ def test_the_room_and_the_explorer_show_patches(top, tmp_path, monkeypatch):
         with opened(browser, path, hash="#factoid=Selva") as shown:
             shown.wait_for_selector("#detail h4:has-text('What patches move')")
             assert shown.locator("#detail svg[role=img]").count() >= len(RUNS)
+
+
+def test_depths_that_were_not_patched_are_not_said_to_move_nothing(top, study, tmp_path):
+    from typer.testing import CliRunner
+
+    from memprobe.cli.app import app
+
+    pair = ["--from", f"s1={study / 'naive-0' / '1-a'}", "--into", f"s2={study / 'naive-0' / '2-b'}"]
+    shared = ["--factoids", str(study / "facts.jsonl"), "--threshold", "0.01", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["patch", *pair, *shared, "--depths", "0-1", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "median and mean need every depth; at none of those patched (0–1)" in done.output
+    assert "median depth" not in done.output and "one depth further" not in done.output
+    found = open_patches(tmp_path)
+    assert tables_of(found, threshold=0.01)["arms"].is_empty()
+    views = patches_data([found], threshold=0.01)["views"]
+    assert all("depths patched (0–1)" in view["sentences"][0] for view in views)
+    assert not any(sweep["every"] for view in views for sweep in view["sweeps"])
+    views = patches_data([open_patches(top / "states")], threshold=0.01)["views"]
+    assert all(sweep["every"] for view in views for sweep in view["sweeps"])

@@ -41,8 +41,9 @@ from memprobe.factoids import Factoid
 from memprobe.lens_files import LensFile
 from memprobe.models import LensModel
 from memprobe.patch_plan import POSITIONS, Positions
+from memprobe.statistics.erasure import TAU
 from memprobe.statistics.occurrence import first_depth, settled_depth
-from memprobe.statistics.patches import GAP, HALF, TAU
+from memprobe.statistics.patches import GAP, HALF
 
 KS = (1, 10)
 PATH = (0.0, 0.25, 0.5, 0.75, 1.0)

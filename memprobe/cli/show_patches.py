@@ -121,6 +121,10 @@ def _sweep(row: Mapping[str, Any]) -> str:
 
 
 def _first(row: Mapping[str, Any]) -> str:
+    if row["patched"] is not None:
+        at = wording.spans(row["patched"])
+        never = wording.of_row(row, "never", ".1%")
+        return f"median and mean need every depth; at none of those patched ({at}) {never}"
     median = "never" if row["median"] is None else f"{row['median']:.0f}"
     return (
         f"median depth {median}; mean {wording.of_row(row, 'restricted', '.1f')}, counting never as one depth further; "

@@ -75,7 +75,7 @@ def patches_data(
     for one, name in zip(patches, short_names([one.path for one in patches]), strict=True):
         tables = tables_of(one, facts=facts, threshold=threshold)
         prefix = f"{name}: " if len(patches) > 1 else ""
-        first = statistics.first_depths(one.table, facts=facts, threshold=threshold, n_layers=one.n_layers)
+        first = statistics.first_depths(one.table, facts=facts, threshold=threshold, n_layers=one.layers)
         shares = statistics.moved_shares(statistics.answers(one.table, facts=facts), threshold=threshold)
         asked = one.factoids.select("id", "prompt", "answer")
         if not tables["by_depth"].is_empty():
@@ -172,9 +172,11 @@ def _view(
         )
         if kind == "states":
             keys = [key for key in SWEEP if key not in ("parts", "window")]
-            depths = first.filter([pl.col(key) == row[key] for key in keys]).select("factoid", "first")
-            by_fact = by_fact.join(depths, on="factoid", how="left")
+            depths = first.filter([pl.col(key) == row[key] for key in keys])
+            every = bool(depths["patched"].is_null().all())
+            by_fact = by_fact.join(depths.select("factoid", "first"), on="factoid", how="left")
         else:
+            every = True
             best = pl.col("depth").list.get(pl.col("moved").list.arg_max())
             by_fact = by_fact.with_columns(first=best)
         by_fact = by_fact.sort("first", "prompt", nulls_last=True)
@@ -185,6 +187,7 @@ def _view(
             {
                 "name": name,
                 "places": sweep["depth"].to_list(),
+                "every": every,
                 "rows": [list(values) for values in rows.iter_rows()],
                 "left_out": max(0, len(by_fact) - MAX_ROWS),
             }
@@ -202,6 +205,11 @@ def _view(
 
 def _first_sentence(row: dict[str, Any]) -> str:
     where = f"{row['what']}, {row['positions']}"
+    if row["patched"] is not None:
+        return (
+            f"{where}: a patch moves half at none of the depths patched ({wording.spans(row['patched'])}) for "
+            f"{100 * row['never']:.0f} % of {row['n']} facts; median and mean need every depth"
+        )
     median = "no depth for most facts" if row["median"] is None else f"depth {row['median']:.0f} (median)"
     return (
         f"{where}: a patch moves half from {median}; mean {row['restricted']:.1f}, counting never as one further; "

@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.erasure import erasure_scores, erasure_summary
 from memprobe.statistics.patches import (
     DRAWS,
     FACTS,
     GAP,
     answers,
-    erasure_scores,
-    erasure_summary,
+    at_every_depth,
     first_depth_summary,
     first_depths,
     moved_shares,
@@ -51,7 +51,11 @@ class Made:
 
 
 def by_fate(
-    table: pl.DataFrame, *, threshold: float = GAP, n_layers: int | None = None, draws: int = DRAWS
+    table: pl.DataFrame,
+    *,
+    threshold: float = GAP,
+    n_layers: int | Mapping[tuple[str, str], int] | None = None,
+    draws: int = DRAWS,
 ) -> pl.DataFrame:
     """First depths by what became of a fact between source and target.
 
@@ -81,7 +85,7 @@ def by_arm(
     made: Mapping[tuple[str, str], Made],
     *,
     threshold: float = GAP,
-    n_layers: int | None = None,
+    n_layers: int | Mapping[tuple[str, str], int] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """First depths and facts that no depth brings back, over the training seeds of each arm.
 
@@ -89,7 +93,8 @@ def by_arm(
     retained those with that fate.
 
     Args:
-        made: by (source, target) of the table; pairs that are not in it are left out.
+        made: by (source, target) of the table; pairs that are not in it are left out, and those that were not patched
+            at every depth.
 
     Returns:
         The arms' means, [facts, what, positions, direction] before the columns of
@@ -99,7 +104,7 @@ def by_arm(
     made = _apart(made)
     means, differences = [], []
     for facts in FACTS:
-        first = first_depths(table, facts=facts, threshold=threshold, n_layers=n_layers)
+        first = at_every_depth(first_depths(table, facts=facts, threshold=threshold, n_layers=n_layers))
         for part in first.drop_nulls("direction").partition_by(_SWEEP, maintain_order=True):
             values = part.with_columns(
                 moved_first=pl.col("first").fill_null(pl.col("never_as")).cast(pl.Float64),

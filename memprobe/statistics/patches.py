@@ -10,13 +10,11 @@ worse it is erasure; 0 is the target as it is, 1 the source. Facts that both say
 those count whose two log-probabilities differ by more than a threshold, and every table says how many these are.
 Controls (another factoid's states; random ones of the same norm) move a share too, and ``net`` is the mean of paired
 differences to it.
-
-The erasure score is that of Lee et al. 2026 (arXiv 2605.24614), with their own threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -30,8 +28,6 @@ GAP = 1.0
 """Nats by which two checkpoints must differ on an answer for its restoration or erasure to be asked."""
 HALF = 0.5
 """The share that counts as brought back in :func:`first_depths`."""
-TAU = 0.05
-"""Nats a token that a block must lack to count as encoding the fact (Lee et al. 2026, section 3.2)."""
 DRAWS = 2_000
 
 UNIT = ["source", "target", "what", "positions", "parts"]
@@ -183,27 +179,50 @@ def first_depths(
     facts: str = "all",
     share: float = HALF,
     threshold: float = GAP,
-    n_layers: int | None = None,
+    n_layers: int | Mapping[tuple[str, str], int] | None = None,
 ) -> pl.DataFrame:
     """Per factoid, the first depth whose patch moves at least ``share``; null where none does (censored).
 
     Args:
-        n_layers: of the models; by default the deepest depth in the table.
+        n_layers: of the models, also by (source, target); by default the deepest depth in the table.
 
     Returns:
-        [source, target, what, positions, direction, factoid, first, never_as]; ``never_as`` is the depth that "never"
-        counts as, n_layers + 1. Grafts are not among them: their blocks do not follow upon another.
+        [source, target, what, positions, direction, factoid, first, never_as, patched]; ``never_as`` is the depth that
+        "never" counts as, n_layers + 1. ``patched`` is null where every depth was patched, else it lists those that
+        were: ``first`` is then the first among them, and the fact may well move at a depth before it or between them.
+        Grafts are not among them: their blocks do not follow upon another.
     """
     states = table.filter(pl.col("what") != "weights")
     shares = moved_shares(answers(states, facts=facts), threshold=threshold)
     own = shares.filter((pl.col("control") == "") & pl.col("moved").is_not_null())
-    deepest = states["depth"].max() if n_layers is None else n_layers
-    keys = ["source", "target", "what", "positions", "direction", "factoid"]
-    return (
-        own.group_by(keys, maintain_order=True)
-        .agg(first=pl.col("depth").filter(pl.col("moved") >= share).min())
-        .with_columns(never_as=pl.lit(deepest, pl.Int16) + 1)
+    first = own.group_by([*_SWEPT, "direction", "factoid"], maintain_order=True).agg(
+        first=pl.col("depth").filter(pl.col("moved") >= share).min()
     )
+    return first.join(_depths_of(states, n_layers), on=_SWEPT, how="left", maintain_order="left")
+
+
+_SWEPT = ["source", "target", "what", "positions"]
+
+
+def _depths_of(states: pl.DataFrame, n_layers: int | Mapping[tuple[str, str], int] | None) -> pl.DataFrame:
+    """[source, target, what, positions, never_as, patched] of each sweep, see :func:`first_depths`."""
+    deepest = max(states["depth"].unique().to_list(), default=0)
+    rows = []
+    for sweep, part in states.group_by(_SWEPT, maintain_order=True):
+        source, target, what, _ = sweep
+        n = n_layers.get((source, target)) if isinstance(n_layers, Mapping) else n_layers
+        n = deepest if n is None else n
+        depths = part["depth"].unique().sort().to_list()
+        # Attention and MLP begin with the first block; the stream has a depth before it.
+        whole = set(range(0 if what == "residual" else 1, n + 1)) <= set(depths)
+        rows.append([*sweep, n + 1, None if whole else depths])
+    schema = states.select(_SWEPT).schema | {"never_as": pl.Int16, "patched": pl.List(pl.Int16)}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def at_every_depth(first: pl.DataFrame) -> pl.DataFrame:
+    """Of :func:`first_depths`, the sweeps of every depth: those of some depths know no first one."""
+    return first.filter(pl.col("patched").is_null())
 
 
 def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
@@ -213,8 +232,10 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
     later than every depth, with its order statistics.
 
     Returns:
-        [source, target, what, positions, direction, n, never, never_low, never_high (Wilson's), mean, restricted,
-        restricted_low, restricted_high, median, median_low, median_high]; a median of "never" is null.
+        [source, target, what, positions, direction, patched, n, never, never_low, never_high (Wilson's), mean,
+        restricted, restricted_low, restricted_high, median, median_low, median_high]; a median of "never" is null.
+        Where not every depth was patched, ``patched`` lists those that were, ``never`` is the share that none of them
+        moves by half, and neither means nor medians are known.
     """
     rows = []
     for part in first.partition_by(
@@ -243,12 +264,23 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
     if not rows:
         return pl.DataFrame()
     drop = ["factoid", "first", "never_as"]
-    return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None).drop(drop)
+    typed = {"patched": first.schema["patched"]} | dict.fromkeys(_OF_EVERY_DEPTH, pl.Float64)
+    summary = pl.DataFrame(rows, schema_overrides=typed, infer_schema_length=None).fill_nan(None).drop(drop)
+    whole = pl.col("patched").is_null()
+    return summary.with_columns(pl.when(whole).then(pl.col(name)).alias(name) for name in _OF_EVERY_DEPTH)
+
+
+_OF_EVERY_DEPTH = (
+    "mean",
+    *(f"{name}{end}" for name in ("restricted", "median") for end in ("", "_low", "_high")),
+)
+"""What is known where every depth was patched alone."""
 
 
 def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """Does it matter into what the source's states are put? The first depths of every target minus those of the first
-    target of the same kind, over the factoids that both have, never counted as n_layers + 1.
+    target of the same kind, over the factoids that both have, never counted as n_layers + 1. Pairs that were not
+    patched at every depth are left out.
 
     With targets that are stages of different arms, the facts being those that each arm's stage took, this says whether
     the arm moves the depth from which a state brings its fact back.
@@ -258,7 +290,7 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
         adjusted over the rows.
     """
     rows = []
-    counted = first.with_columns(
+    counted = at_every_depth(first).with_columns(
         pair=pl.concat_str("source", "target", separator=" → "),
         value=pl.col("first").fill_null(pl.col("never_as")),
     )
@@ -285,77 +317,6 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
     made = pl.DataFrame(rows, infer_schema_length=None)
     q = false_discovery(made["p"].cast(pl.Float64).fill_null(np.nan).to_numpy())
     return made.with_columns(pl.Series("q", q).fill_nan(None))
-
-
-def erasure_scores(
-    table: pl.DataFrame, *, full: str, reference: str, unlearned: str, tau: float = TAU
-) -> pl.DataFrame:
-    """The Unlearning Depth Score per factoid (Lee et al. 2026, section 3): how deep a fact is erased.
-
-    With Δ(l) the mean over answer tokens of what a patch at depth l takes from the full model's log-probability,
-
-        score = Σ Δ1 · clip(Δ2 / Δ1, 0, 1) / Σ Δ1,    over the depths l ≥ 1 with Δ1(l) > τ,
-
-    where Δ1 is of patches from a reference that never had the fact and Δ2 of those from the checkpoint that lost it. 0
-    says that the fact stands there as it did, 1 that it is as absent as from the reference. The patches are of the
-    residual stream at the positions that predict the answer's tokens. Facts and depths are
-    those that were patched from both; a fact of one alone has no row.
-
-    Args:
-        table: in the schema of :data:`memprobe.records.PATCHES`.
-        full: label of the checkpoint that knows the facts, into which both are patched.
-        reference: label of the one that never had them (the base model).
-        unlearned: label of the one that lost them.
-        tau: nats a token.
-
-    Returns:
-        [factoid, depths (how many encode it), score]; the score of a fact that no depth encodes is null.
-
-    Raises:
-        MemprobeError: the table lacks one of the two patches.
-    """
-    sides = {}
-    for name, source in (("reference", reference), ("unlearned", unlearned)):
-        rows = table.filter(
-            (pl.col("source") == source)
-            & (pl.col("target") == full)
-            & (pl.col("what") == "residual")
-            & (pl.col("positions") == "last")
-            & (pl.col("control") == "")
-            & (pl.col("token") >= 0)
-            & (pl.col("depth") >= 1)
-        )
-        if rows.is_empty():
-            raise MemprobeError(
-                f"the erasure score needs the residual stream of {source} patched into {full} at the last positions"
-            )
-        lost = pl.col("target_log_prob").cast(pl.Float64) - pl.col("log_prob").cast(pl.Float64)
-        sides[name] = rows.group_by("factoid", "depth", maintain_order=True).agg(lost.mean().alias(name))
-    # A fact or depth of one side alone says nothing: a null would count as not erased.
-    both = sides["reference"].join(
-        sides["unlearned"], on=["factoid", "depth"], how="inner", maintain_order="left"
-    )
-    encodes = pl.col("reference") > tau
-    kept = pl.col("reference") * (pl.col("unlearned") / pl.col("reference")).clip(0, 1)
-    return both.group_by("factoid", maintain_order=True).agg(
-        depths=encodes.sum(),
-        score=pl.when(encodes.any()).then(
-            kept.filter(encodes).sum() / pl.col("reference").filter(encodes).sum()
-        ),
-    )
-
-
-def erasure_summary(
-    scores: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, float | int | None]:
-    """:func:`erasure_scores` in one row: facts, n (those that some depth encodes), mean score, low, high."""
-    values = scores["score"].drop_nulls().to_numpy()
-    row: dict[str, float | int | None] = {"facts": len(scores), "n": len(values)}
-    if not len(values):
-        return row | {"score": None, "low": None, "high": None}
-    mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
-    ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
-    return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))
 
 
 def graft_effects(

@@ -37,7 +37,12 @@ function patchStrip(places, moved, stops, room = 360) {
   return svg;
 }
 
-const firstPatched = (view, first) => (first === null ? "never" : view.kind === "states" ? String(first) : `block ${first}`);
+/** Where not every depth was patched, a fact may move at one before the first of those that were. */
+const firstPatched = (view, sweep, first) => {
+  if (first === null) return sweep.every ? "never" : "at none patched";
+  if (view.kind !== "states") return `block ${first}`;
+  return sweep.every ? String(first) : `≤ ${first}`;
+};
 
 /**
  * Builds the view on patches in `holder` and returns what draws it: `show(name)` with the name of a pair.
@@ -73,7 +78,7 @@ function patchesView(holder, data, templates, chosen = () => {}) {
     facts.replaceChildren(
       element("thead", {}, element("tr", {}, ...names.map((name, i) => element("th", { class: i > 1 && i < 5 ? "number" : null }, name)))),
       element("tbody", {}, ...rows.map(([, prompt, answer, source, target, , first, moved]) => element("tr", {},
-        ...[prompt, answer, source.toFixed(2), target.toFixed(2), firstPatched(view, first), patchStrip(sweep.places, moved, data.heat[theme()])]
+        ...[prompt, answer, source.toFixed(2), target.toFixed(2), firstPatched(view, sweep, first), patchStrip(sweep.places, moved, data.heat[theme()])]
           .map((shown, i) => element("td", { class: i > 1 && i < 5 ? "number" : null, "data-label": names[i] }, shown))))));
     rowsSaid.textContent = `${rows.length} of ${sweep.rows.length} facts; source and target: log-probability of the whole answer, nats.`
       + (sweep.left_out ? ` ${sweep.left_out} more are in the Parquet file.` : "");
@@ -110,7 +115,7 @@ function patchesView(holder, data, templates, chosen = () => {}) {
 /** Every sweep that holds a fact, for its detail in the explorer; null where none does. */
 function patchesOfFact(data, id) {
   const rows = data.views.flatMap((view) => view.sweeps.flatMap((sweep) => sweep.rows.filter((row) => row[0] === id).map((row) => element("tr", {},
-    element("td", {}, `${view.name}, ${sweep.name}`), element("td", { class: "number" }, firstPatched(view, row[6])),
+    element("td", {}, `${view.name}, ${sweep.name}`), element("td", { class: "number" }, firstPatched(view, sweep, row[6])),
     element("td", {}, patchStrip(sweep.places, row[7], data.heat[theme()], 200))))));
   if (!rows.length) return null;
   const head = ["Patched", "First half", "Share moved, by depth"];
