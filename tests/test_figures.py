@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -764,6 +765,45 @@ def test_the_command_draws_a_json_again_at_another_width(written, tmp_path):
     assert (tmp_path / "recall.pdf").read_bytes() == (out / "recall.pdf").read_bytes()
 
 
+def test_two_figures_of_one_name_are_refused_before_one_is_lost(written, probe, tmp_path):
+    out, _, _ = written
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(out / "recall.json", tmp_path / folder)
+    twice = [tmp_path / "a" / "recall.json", tmp_path / "b" / "recall.json"]
+    with pytest.raises(MemprobeError, match=r"a/recall\.json and .*b/recall\.json: both would be"):
+        figures.write_figures(twice, tmp_path / "out", formats=["svg"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(MemprobeError, match=r"a/recall\.json and a figure of .*: both would be"):
+        figures.write_figures([twice[0], probe.path], tmp_path / "out", formats=["svg"], only=["recall"])
+    assert (tmp_path / "out" / "recall.json").read_bytes() == twice[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["-k", "1"],
+        ["--token", "all"],
+        ["--reference", "nobody"],
+        ["--lens", "x"],
+        ["--position", "subject"],
+        ["--draws", "10000"],
+    ],
+)
+def test_options_that_change_nothing_of_a_stored_figure_are_refused(cli, written, tmp_path, option):
+    out, _, _ = written
+    code, _, err = cli("figures", out / "recall.json", "--out", tmp_path / "out", *option)
+    assert code == 2 and f"{option[0]} {option[1]}: is of probes, and the JSON beside a figure" in err, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stored_figure_takes_width_and_format_from_the_command(cli, written, tmp_path):
+    given = [written[0] / "recall.json", "--out", tmp_path, "--width", "183", "--format", "svg"]
+    code, out, err = cli("figures", *given)
+    assert code == 0, err
+    assert out.split() == [str(tmp_path / "recall.svg"), str(tmp_path / "recall.json")]
+
+
 def test_a_stored_comparison_is_drawn_like_its_probe(written, probe, tmp_path):
     compare([probe], draws=200).write(tmp_path / "tables")
     figures.write_figures([tmp_path / "tables"], tmp_path / "out", only=["recall", "lof"], draws=200)
@@ -890,6 +930,7 @@ def test_command_line(cli, probe, tmp_path):
     [
         ({"only": ["pie"]}, "--only 'pie'"),
         ({"width": 100}, "--width 100"),
+        ({"width": 0}, "--width 0"),
         ({"formats": ["gif"]}, "--format 'gif'"),
         ({"reference": "nobody"}, "no such checkpoint"),
     ],

@@ -9,6 +9,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app
+from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo
 
 _NAMES = (
@@ -22,12 +23,14 @@ _NAMES = (
 
 @app.command("figures")
 def figures_command(
+    typer_context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(
             metavar="DIR…",
             help="Probe directories, training runs, folders of memprobe compare --out or memprobe patch, or what lies "
-            "above them, such as a whole grid. Or the JSON files beside figures, to draw these again.",
+            "above them, such as a whole grid. Or the JSON files beside figures, to draw these again from the data in "
+            "them.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
@@ -75,6 +78,19 @@ def figures_command(
     """
     from memprobe.figures import write_figures
 
+    if all(path.suffix == ".json" for path in paths):
+        source = typer_context.get_parameter_source("draws")
+        refuse_given(
+            {
+                "--reference": reference,
+                "-k": top_k,
+                "--token": token,
+                "--lens": lens,
+                "--position": position,
+                "--draws": draws if source and source.name != "DEFAULT" else None,
+            },
+            "is of probes, and the JSON beside a figure holds what was drawn of them; give the probes, or leave it out",
+        )
     written = write_figures(
         paths,
         out,

@@ -76,18 +76,22 @@ def write_figures(
         The files, in order.
 
     Raises:
-        MemprobeError: nothing to draw, an unknown name, width or format, or files that are broken.
+        MemprobeError: nothing to draw, an unknown name, width or format, files that are broken, or two figures of one
+            name.
     """
     wanted = list(only) or list(DRAWN)
     for name, given, allowed in (
         ("--only", wanted, tuple(DRAWN)),
-        ("--width", [width or WIDTHS[0]], WIDTHS),
+        ("--width", [WIDTHS[0] if width is None else width], WIDTHS),
         ("--format", list(formats), FORMATS),
     ):
         if unknown := [one for one in given if one not in allowed]:
             raise MemprobeError(f"{name} {unknown[0]!r}: {among(unknown[0], allowed)}")
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
+    made_from: dict[str, Path | str] = {}
+    for path in stored:
+        _check_apart(path.stem, path, made_from, out)
     files: list[Path] = []
     settled: set[str] = set()  # figures that were drawn, or of which it is said why not
     left_out: list[LeftOut] = []
@@ -95,7 +99,8 @@ def write_figures(
         made_of = read_figure(path)
         if made_of["figure"] in wanted:
             settled.add(made_of["figure"])
-            again = made_of | {"options": made_of["options"] | ({"width": width} if width else {})}
+            given = {} if width is None else {"width": width}
+            again = made_of | {"options": made_of["options"] | given}
             files += _write(draw_stored(again, path), again, Path(out), path.stem, formats)
     if folders:
         asked: dict[str, Any] = {
@@ -103,7 +108,7 @@ def write_figures(
             "k": k,
             "token": token,
             "draws": draws,
-            "width": width or WIDTHS[0],
+            "width": WIDTHS[0] if width is None else width,
         }
         asked |= {"lens": lens, "position": position}
         study = open_study(folders)
@@ -113,6 +118,7 @@ def write_figures(
             if isinstance(drawing, LeftOut):
                 left_out.append(drawing)
                 continue
+            _check_apart(drawing.stem, f"a figure of {', '.join(map(str, folders))}", made_from, out)
             made_by = command or f"{_command(folders, out, asked, formats)} --only {drawing.name}"
             files += write_figure(drawing, Path(out), width=asked["width"], formats=formats, command=made_by)
     left_out += [
@@ -125,6 +131,23 @@ def write_figures(
             f"{', '.join(map(str, paths))}: nothing there can be drawn as {', '.join(wanted)}"
         )
     return files
+
+
+def _check_apart(stem: str, source: Path | str, made_from: dict[str, Path | str], out: str | Path) -> None:
+    """Refuses two figures of one name, of which the second would be written over the first.
+
+    Args:
+        made_from: what each name is made from so far; gains this one.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if stem in made_from:
+        raise MemprobeError(
+            f"{made_from[stem]} and {source}: both would be {Path(out) / stem}; draw them one at a time, each into an "
+            "--out of its own"
+        )
+    made_from[stem] = source
 
 
 def write_figure(
