@@ -6,7 +6,6 @@ that the files hold. Which probes may be compared, for :mod:`memprobe.readings`,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,12 +32,15 @@ from memprobe.runs import (
     data_loss,
     ended_stages,
 )
+from memprobe.walking import walk
 
 COMPARISON = "comparison.json"
 OUTCOMES = "outcomes.json"
 """What ``memprobe compare --out`` writes of answers alone."""
 RESULTS = "tables"
 """Folder with a study's tables."""
+READ = (".json", ".jsonl", ".toml", ".parquet", ".csv")
+"""Suffixes of all that a study is read from; weights, pages and figures beside it have others."""
 _NOTHING = (
     "nothing to show: a study holds probe directories (run.json, records), training runs (recipe.toml "
     "with stages N-NAME), patches (patches/run.json), results of other tools (results.json), comparisons "
@@ -135,14 +137,16 @@ class Study:
 
 
 def open_study(paths: Sequence[Path | str]) -> Study:
-    """Finds what lies in these directories and below them.
+    """Finds what lies in these directories and below them, also by links.
 
-    Checkpoints and hidden folders are not searched. Nothing large is read yet.
+    Each directory is found once, where it lies if that is below them, too. Checkpoints and hidden folders are not
+    searched. Nothing large is read yet.
 
     Raises:
         MemprobeError: a path is missing, nothing is found, or what is found is broken.
     """
     probes, runs, comparisons, results, patched, outcomes = (set[Path]() for _ in range(6))
+    tops = []
     for given in map(Path, paths):
         if not given.exists():
             raise MemprobeError(f"{given}: no such directory")
@@ -151,21 +155,22 @@ def open_study(paths: Sequence[Path | str]) -> Study:
                 raise MemprobeError(f"{given}: a file; give the directory that it lies in")
             (comparisons if given.name == COMPARISON else outcomes).add(given)
             continue
-        for folder, names in _walk(given):
-            if FOLDER in names and (folder / FOLDER / RUN).is_file():
-                patched.add(folder)
-            if _is_probe(folder, names):
-                probes.add(folder)
-            if RECIPE in names and (STATE in names or ended_stages(folder)):
-                runs.add(folder)
-            if COMPARISON in names:
-                comparisons.add(folder / COMPARISON)
-            if OUTCOMES in names:
-                outcomes.add(folder / OUTCOMES)
-            if EVALUATED in names and (folder / FACTOIDS_FILE).is_file():
-                outcomes.add(folder)
-            if RESULTS in names and any((folder / RESULTS).glob("*.csv")):
-                results.add(folder)
+        tops.append(given)
+    for folder, names in _searched(tops):
+        if FOLDER in names and (folder / FOLDER / RUN).is_file():
+            patched.add(folder)
+        if _is_probe(folder, names):
+            probes.add(folder)
+        if RECIPE in names and (STATE in names or ended_stages(folder)):
+            runs.add(folder)
+        if COMPARISON in names:
+            comparisons.add(folder / COMPARISON)
+        if OUTCOMES in names:
+            outcomes.add(folder / OUTCOMES)
+        if EVALUATED in names and (folder / FACTOIDS_FILE).is_file():
+            outcomes.add(folder)
+        if RESULTS in names and any((folder / RESULTS).glob("*.csv")):
+            results.add(folder)
     if not (probes or runs or comparisons or results or patched or outcomes):
         raise MemprobeError(f"{', '.join(map(str, paths)) or 'no directory'}: {_NOTHING}")
     folders = _without_beginnings(sorted(runs))
@@ -324,7 +329,7 @@ def without_failed_cells(
 
 def probes_below(top: Path) -> list[Path]:
     """The probe directories at a folder and below it, finished or under way, by the rule of :func:`open_study`."""
-    return [folder for folder, names in _walk(top) if _is_probe(folder, names)]
+    return [folder for folder, names in _searched([top]) if _is_probe(folder, names)]
 
 
 def _is_probe(folder: Path, names: Collection[str]) -> bool:
@@ -333,11 +338,11 @@ def _is_probe(folder: Path, names: Collection[str]) -> bool:
     return RUN in names and folder.name != FOLDER and any(name in names for name in beside)
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
+def _searched(tops: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
     """(directory, names in it) from the top down, without hidden folders and the insides of checkpoints."""
-    for folder, folders, files in os.walk(top):
+    for folder, folders, files in walk(tops):
         names = {*folders, *files}
-        yield Path(folder), names
+        yield folder, names
         inside = MANIFEST in names or any(name.endswith(".safetensors") for name in files)
         folders[:] = [] if inside else sorted(name for name in folders if not name.startswith("."))
 

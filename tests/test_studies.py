@@ -114,6 +114,24 @@ def test_checkpoints_and_hidden_folders_are_not_searched(study):
     assert (found.probes, found.comparisons) == ([], [])
 
 
+def test_what_a_link_leads_to_is_found_once_and_where_it_lies(study, tmp_path_factory):
+    apart = tmp_path_factory.mktemp("apart")
+    write_probe(apart / "deep" / "two", {"base": 4}, n=4)
+    (study / "a-link").symlink_to(apart, target_is_directory=True)
+    (study / "again").symlink_to(apart / "deep" / "two", target_is_directory=True)
+    (study / "a-probe").symlink_to("probes/one", target_is_directory=True)
+    for circle in ("..", ".", "probes"):
+        (study / "probes" / f"to{circle}").symlink_to(Path("..") / circle, target_is_directory=True)
+    (study / "gone").symlink_to("nowhere")
+    (study / "circle").symlink_to("circle")
+    found = open_study([study])
+    assert len(found.probes) == 2 and len(found.runs) == 2 and len(found.comparisons) == 1
+    assert found.probes[1].path == study / "probes" / "one"
+    assert found.probes[0].path.resolve() == apart / "deep" / "two"
+    named = open_study([study / "a-probe", study]).probes
+    assert {probe.path.name for probe in named} == {"a-probe", "two"}
+
+
 def test_what_is_missing_or_broken_is_said(study, tmp_path):
     with pytest.raises(MemprobeError, match="no such directory"):
         open_study([study / "nowhere"])

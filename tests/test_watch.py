@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from memprobe import dashboard
-from memprobe.dashboard.watch import Watch, serve
+from memprobe.dashboard.watch import Watch, files_of, serve
 from memprobe.errors import MemprobeError
 from tests.pages import chromium
 from tests.test_studies import write_metrics, write_stage
@@ -67,6 +67,49 @@ def test_the_page_is_new_when_files_are_and_stays_when_they_cannot_be_read(run):
     (run / "1-kvr" / "evaluation.json").write_text(whole, encoding="utf-8")
     assert watch.look()
     assert watch.note == ""
+
+
+def test_every_file_that_a_study_is_read_from_makes_the_page_new(tmp_path):
+    """Each is written after the page was made, and what a page is not made of is no reason to make it."""
+    (tmp_path / "run" / "1-a").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.toml").write_text("seed = 0\n", encoding="utf-8")
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "link").symlink_to(apart, target_is_directory=True)
+    seen = files_of([tmp_path / "run", tmp_path / "study"])
+    for name in (
+        "run/cell.json",
+        "run/1-a/evaluation.json",
+        "run/.state/2-b/metrics.jsonl",
+        "study/tables/forgetting.csv",
+        "study/patches/run.json",
+        "study/patches/a-into-b.residual.last.parquet",
+        "study/records/a.parquet",
+        "study/factoids.parquet",
+        "study/summary.json",
+        "apart/comparison.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+        before, seen = seen, files_of([tmp_path / "run", tmp_path / "study"])
+        assert len(seen) == len(before) + 1, name
+    for name in ("run/1-a/model.safetensors", "study/report.html", "study/.cache/run.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+        assert files_of([tmp_path / "run", tmp_path / "study"]) == seen, name
+    assert len(files_of([apart / "comparison.json"])) == 1
+
+
+def test_a_page_that_was_open_shows_the_tables_of_a_study_that_are_written_anew(tmp_path):
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "claims.csv"
+    table.write_text("claim,verdict\nforgets,seen\n", encoding="utf-8")
+    watch = Watch([tmp_path])
+    assert watch.look() and not watch.look()
+    first = watch.text
+    table.write_text("claim,verdict\nforgets,contradicted\n", encoding="utf-8")
+    assert watch.look() and watch.text != first
 
 
 def test_a_job_without_results_is_waited_for(tmp_path):

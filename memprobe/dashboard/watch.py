@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -22,16 +21,12 @@ import polars as pl
 
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.errors import MemprobeError, first_line
-from memprobe.probes import PARTS
-from memprobe.records import BY_CHECKPOINT
-from memprobe.studies import open_study
+from memprobe.runs import STATE
+from memprobe.studies import READ, open_study
+from memprobe.walking import walk
 
 SECONDS = 2.0
 """Between two looks at the files."""
-_WATCHED = {
-    "run.json", "records.parquet", "controls.parquet", "outcomes.parquet", "recipe.toml", "evaluation.json",
-    "metrics.jsonl", "memprobe.json", "comparison.json", "outcomes.json", "results.json",
-}  # fmt: skip
 _WAITING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <meta name="color-scheme" content="light dark"><title>memprobe</title>
 <body style="font: 16px/1.5 system-ui; margin: 4em auto; max-width: 40em; padding: 0 1em">
@@ -75,20 +70,18 @@ class Watch:
 
 
 def files_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """(name, size, time) of the files that a page is made of."""
+    """(name, size, time) of the files that a page is made of: all of the kinds that a study is read from."""
+    found = [path for path in paths if path.is_file()]
+    for folder, folders, files in walk([path for path in paths if path.is_dir()]):
+        folders[:] = [inner for inner in folders if not inner.startswith(".") or inner == STATE]
+        found += [folder / file for file in files if file.endswith(READ)]
     stamps = []
-    for top in paths:
-        for name, folders, files in os.walk(top):
-            folder = Path(name)
-            folders[:] = [inner for inner in folders if not inner.startswith(".") or inner == ".state"]
-            tables = folder.parent.name == PARTS or folder.name in BY_CHECKPOINT
-            for file in files:
-                if file in _WATCHED or (tables and file.endswith(".parquet")):
-                    try:
-                        status = (folder / file).stat()
-                    except OSError:  # gone since it was listed
-                        continue
-                    stamps.append((str(folder / file), status.st_size, status.st_mtime_ns))
+    for path in found:
+        try:
+            status = path.stat()
+        except OSError:  # gone since it was listed
+            continue
+        stamps.append((str(path), status.st_size, status.st_mtime_ns))
     return sorted(stamps)
 
 
