@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import polars as pl
 import pytest
@@ -124,6 +125,41 @@ def block(made, name):
 
 
 # What is embedded
+
+
+class Elements(HTMLParser):
+    """The tags of a page, and the ids of its script elements."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids = set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "script":
+            self.ids.append(dict(attrs).get("id"))
+
+
+def test_a_files_name_is_text_wherever_it_stands(tmp_path):
+    *files, _ = names = ['a"><plaintext>x', "b' onload='1", "&lt;c", "d</script>"]
+    (tmp_path / "tables").mkdir()
+    for name in files:
+        (tmp_path / "tables" / f"{name}.csv").write_text("claim\nx\n")
+    dashboard.write_dashboard(open_study([tmp_path]), tmp_path / "page.html")
+    found = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "plaintext" not in found.tags
+    assert {f"block-results-0-table-{name}" for name in files} <= set(found.ids)
+    text = page.assemble(
+        title=names[0],
+        body="prompt.html",
+        scripts=(),
+        data=dict.fromkeys(names),
+        blocks=dict.fromkeys(names, b""),
+    )
+    found = Elements(text)
+    assert "plaintext" not in found.tags
+    assert {*names, *(f"block-{name}" for name in names)} <= set(found.ids)
 
 
 def test_numbers_on_top_are_those_of_statistics(six):

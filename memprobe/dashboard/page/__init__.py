@@ -44,7 +44,7 @@ def assemble(
         scripts: names of script files in the order in which they run; :data:`PLOTLY` is the one of the
             installed plotly package.
         data: element id -> what the scripts read at once, as JSON.
-        blocks: name -> bytes that the scripts inflate when they need them.
+        blocks: name -> bytes that the scripts inflate when they need them; a name may be any text, such as a file's.
         connects: whether the page may ask the server that it came from, and no other.
     """
     sources = [_plotly() if name == PLOTLY else _file(name) for name in scripts]
@@ -54,17 +54,21 @@ def assemble(
         "style": _file("style.css"),
         "body": _file(body),
         "data": "\n".join(
-            f'<script type="application/json" id="{name}">{embedded_json(value)}</script>'
+            f'<script type="application/json" id="{html.escape(name)}">{embedded_json(value)}</script>'
             for name, value in data.items()
         ),
         "scripts": "\n".join(f"<script>{source}</script>" for source in sources),
         "blocks": "\n".join(
-            f'<script type="text/plain" id="block-{name}">{base64.b64encode(zlib.compress(raw, 9)).decode()}</script>'
+            f'<script type="text/plain" id="block-{html.escape(name)}">{_packed(raw)}</script>'
             for name, raw in blocks.items()
         ),
     }
     # One pass: what is put in is never looked at again.
     return _SLOT.sub(lambda slot: parts[slot[1]], _file("shell.html"))
+
+
+def _packed(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
 def embedded_json(value: Any) -> str:
