@@ -17,7 +17,9 @@ from memprobe.identity import same_model
 from memprobe.probes import Probe
 from memprobe.records import ALIKE
 
-_STEP = re.compile(r"(?:(?:step|checkpoint)[-_= ]?|@)(\d+)")
+_STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
+"""A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
+with digits, too."""
 
 
 def stage_number(stage: str | None) -> int | None:
@@ -286,12 +288,12 @@ def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | 
 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
     """Of a probe along training: ``step`` in its entry in ``run.json`` or its manifest, else in its label
-    (``step-200``, ``step=200``)."""
+    (``step-200``, ``step=200``, ``NAME@200``)."""
     for source in (entry, entry.get("manifest") or {}):
         if source.get("step") is not None:
             return int(source["step"])
     match = _STEP.search(name)
-    return int(match[1]) if match else None
+    return int(match[1] or match[2]) if match else None
 
 
 def base_of(members: list[Member]) -> Member | None:

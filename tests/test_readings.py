@@ -18,7 +18,7 @@ from memprobe.dashboard.sets import sets_of
 from memprobe.errors import MemprobeError
 from memprobe.figures import of_comparison
 from memprobe.files import read_json, write_json
-from memprobe.members import chains_of
+from memprobe.members import chains_of, step_of
 from memprobe.probes import open_probe
 from memprobe.readings import Readings, _resamples
 from memprobe.statistics import intervals
@@ -185,3 +185,25 @@ def test_no_room_for_draws_is_said_in_a_line(monkeypatch, tmp_path):
     monkeypatch.setattr(intervals.tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(MemprobeError, match=r"200 draws of 10 factoids take 0\.0 GB of a folder"):
         Resamples.of(10, draws=200)
+
+
+@pytest.mark.parametrize(
+    ("label", "step"),
+    [
+        ("run@200", 200),
+        ("folder/run@0", 0),
+        ("step-200", 200),
+        ("a/checkpoint-50", 50),
+        ("owner/name@step143000", 143000),
+        ("global_step=7", 7),
+        ("owner/name@3e5bc81c0ffee", None),
+        ("owner/name@94f1a2b/deep", None),
+        ("owner/name@2024-05-01", None),
+        ("owner/name@1.5", None),
+        ("footstep2", None),
+        ("base", None),
+    ],
+)
+def test_a_revision_that_begins_with_digits_is_no_step(label, step):
+    assert step_of(label, {}) == step
+    assert step_of(label, {"step": 9}) == 9
