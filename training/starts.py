@@ -63,7 +63,7 @@ def check_weights(run: Path, stages: Sequence[str], base: Checkpoint) -> None:
     Raises:
         MemprobeError: one was trained from other weights.
     """
-    advice = "put those weights back, give another --out, or --fresh deletes the run"
+    advice = "put those weights back, give another --out, or --fresh to start over"
     if other := other_base(run, stages, base):
         raise MemprobeError(f"{run}: was begun with another base model ({other}); {advice}")
     parent: Checkpoint | None = base

@@ -226,16 +226,7 @@ def depth_and_retention(
         return pl.DataFrame()
     table = arm_means(runs, list(DEPTHS), len(readings.factoids)).rename({"mean": "correlation"})
     numbers = pl.DataFrame({"arm": list(counts), "facts": list(counts.values())})
-    columns = [
-        "arm",
-        "seeds",
-        "facts",
-        "statistic",
-        "correlation",
-        "low",
-        "high",
-        "p",
-        "detectable",
-        "by_seed",
-    ]
-    return table.join(numbers, on="arm", how="left", maintain_order="left").select(columns)
+    front = ["arm", "seeds", "facts", "statistic"]
+    return table.join(numbers, on="arm", how="left", maintain_order="left").select(
+        *front, "correlation", "low", "high", "p", "detectable", "by_seed"
+    )

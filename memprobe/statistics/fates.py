@@ -129,7 +129,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     """NaN where a side does not vary, or of fewer than three."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def _spearman_without(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -149,6 +149,31 @@ def means(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------- kept facts
 
 
+class Tally:
+    """Of one setting's simulations: whether intervals hold the truth, and which nulls, true or not, they reject."""
+
+    def __init__(self) -> None:
+        self.hits: list[bool] = []
+        self.null: list[bool] = []
+        self.power: list[bool] = []
+
+    def add(self, members: list[Run], facts: int, truth: float) -> None:
+        """The mean over the runs of an arm; a truth that is not 0 lies below it."""
+        table = arm_means(members, ["x"], facts)
+        low, high = table["low"][0], table["high"][0]
+        if truth:
+            self.hits.append(low <= truth <= high)
+            self.power.append(high < 0)
+        else:
+            self.null.append(low > 0 or high < 0)
+
+    def rows(self, design: str, statistic: str, power: str, keys: Row) -> Iterator[Row]:
+        """The lines of the stored result."""
+        yield row(design, statistic, self.hits, **keys)
+        yield row(design, "null rejected", self.null, **keys)
+        yield row(design, power, self.power, **keys)
+
+
 def kept(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
     """Facts kept against facts lost: depths that scatter by 2.2, with half of their variance the fact's own."""
     for facts, seeds, level in itertools.product(FACTS, SEEDS, (0.15, 0.5)):
@@ -156,7 +181,7 @@ def kept(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
         if not wanted(keys):
             continue
         rng = np.random.default_rng([seed, facts, seeds, int(level * 100)])
-        hits, null, power = [], [], []
+        tally = Tally()
         for _ in range(simulations):
             fact, ease = rng.normal(0, 1.55, facts), rng.normal(size=facts)
             for truth in (0.0, -0.35):
@@ -168,18 +193,9 @@ def kept(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
                     if 0 < stays.sum() < facts:
                         found = kept_against_lost(np.round(depth)[:, None], stays, ~stays)
                         members.append(Run("arm", "", str(i), "", found.difference, found.influence))
-                if len(members) < 3:
-                    continue
-                table = arm_means(members, ["x"], facts)
-                low, high = table["low"][0], table["high"][0]
-                if truth:
-                    hits.append(low <= truth <= high)
-                    power.append(high < 0)
-                else:
-                    null.append(low > 0 or high < 0)
-        yield row("kept facts", "difference", hits, **keys)
-        yield row("kept facts", "null rejected", null, **keys)
-        yield row("kept facts", "power for 0.35 depths", power, **keys)
+                if len(members) >= 3:
+                    tally.add(members, facts, truth)
+        yield from tally.rows("kept facts", "difference", "power for 0.35 depths", keys)
 
 
 def ranks(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
@@ -206,23 +222,15 @@ def ranks(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]:
         if not wanted(keys):
             continue
         rng = np.random.default_rng([seed, facts, seeds])
-        hits, null, power = [], [], []
+        tally = Tally()
         for _ in range(simulations):
             for slope, truth in truths.items():
                 members = []
                 for i, (depth, left) in enumerate(runs_of(rng, facts, seeds, slope)):
                     found = rank_correlations(depth[:, None], left, np.ones(facts, bool))
                     members.append(Run("arm", "", str(i), "", found.rho, found.influence))
-                table = arm_means(members, ["x"], facts)
-                low, high = table["low"][0], table["high"][0]
-                if slope:
-                    hits.append(low <= truth <= high)
-                    power.append(high < 0)
-                else:
-                    null.append(low > 0 or high < 0)
-        yield row("kept by degrees", "correlation", hits, **keys)
-        yield row("kept by degrees", "null rejected", null, **keys)
-        yield row("kept by degrees", "power for a correlation of −0.3", power, **keys)
+                tally.add(members, facts, truth)
+        yield from tally.rows("kept by degrees", "correlation", "power for a correlation of −0.3", keys)
 
 
 # ------------------------------------------------------------------------------------------- few occurrences

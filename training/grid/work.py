@@ -137,9 +137,7 @@ def _run_cells(
                 give_up(cell, str(error))
             except Exception as error:  # of whatever a cell calls: torch, a penalty, the function after it
                 report.keep_traceback(error)
-                if (
-                    crew is not None
-                ):  # another worker tries the cell, in a process that the error has not touched
+                if crew is not None:  # another worker tries the cell, in a process that is as new
                     raise
                 memory.forget()
                 give_up(cell, unforeseen(error, out))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -15,39 +15,44 @@ from training.study import tables as surfacing
 from training.study.claims import claims, specification
 from training.study.results import Results
 
-TABLES = (
-    *("claims", "specification", "forgetting", "nats", "placement", "spread", "kept_facts"),
-    *("depth_and_retention", "lost_facts", "other_questions", *retention.CURVES, "stages", "first_stages"),
-    *("interference", "other_losses", "cost"),
-)
+
+class _Read(NamedTuple):
+    """What tables are made of: results, what they say is kept, and their claims."""
+
+    results: Results
+    kept: retention.Retention
+    tested: pl.DataFrame
+
+
+_MADE: Mapping[str, Callable[[_Read], pl.DataFrame]] = {
+    "claims": lambda of: of.tested.filter("headline").drop("headline"),
+    "specification": lambda of: specification(of.tested),
+    "forgetting": lambda of: retention.forgetting(of.kept),
+    "nats": lambda of: surfacing.nats(of.results),
+    "placement": lambda of: surfacing.placement(of.results),
+    "spread": lambda of: surfacing.spread(of.results),
+    "kept_facts": lambda of: surfacing.kept_before(of.results),
+    "depth_and_retention": lambda of: surfacing.depth_and_retention(of.results),
+    "lost_facts": lambda of: surfacing.lost_facts(of.results),
+    "other_questions": lambda of: retention.other_questions(of.kept),
+    **{over: lambda of, over=over: retention.curve(of.kept, over) for over in retention.CURVES},
+    "stages": lambda of: retention.stages(of.kept),
+    "first_stages": lambda of: retention.first_stages(of.kept),
+    "interference": lambda of: retention.interference(of.kept),
+    "other_losses": lambda of: retention.other_losses(of.kept),
+    "cost": lambda of: retention.cost(of.kept),
+}
+TABLES = tuple(_MADE)
 """Names of the tables that a study may have."""
 _PAGE = "README.md"
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:
     """The study's tables by name, each from stored results alone; those without data are left out."""
-    kept = results.retention
-    tested = claims(results)
-    made = {
-        "claims": tested.filter("headline").drop("headline"),
-        "specification": specification(tested),
-        "forgetting": retention.forgetting(kept),
-        "nats": surfacing.nats(results),
-        "placement": surfacing.placement(results),
-        "spread": surfacing.spread(results),
-        "kept_facts": surfacing.kept_before(results),
-        "depth_and_retention": surfacing.depth_and_retention(results),
-        "lost_facts": surfacing.lost_facts(results),
-        "other_questions": retention.other_questions(kept),
-        **{over: retention.curve(kept, over) for over in retention.CURVES},
-        "stages": retention.stages(kept),
-        "first_stages": retention.first_stages(kept),
-        "interference": retention.interference(kept),
-        "other_losses": retention.other_losses(kept),
-        "cost": retention.cost(kept),
-    }
+    read = _Read(results, results.retention, claims(results))
     names = dict(results.cells.select("arm_text", "arm").iter_rows())
-    return {name: _with_names(made[name], names) for name in TABLES if len(made[name])}
+    made = {name: make(read) for name, make in _MADE.items()}
+    return {name: _with_names(table, names) for name, table in made.items() if len(table)}
 
 
 def publish(results: Results, made: Mapping[str, pl.DataFrame], folder: Path) -> Path:

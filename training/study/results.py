@@ -163,9 +163,8 @@ def read_results(folder: Path) -> Results:
     tables = {}
     for one in fields(Results):
         name, path = one.name, folder / f"{one.name}.parquet"
-        if (
-            one.default_factory is not MISSING and not path.exists()
-        ):  # results of before there was such a table
+        is_new = one.default_factory is not MISSING  # results of before there was such a table have none
+        if is_new and not path.exists():
             continue
         with parquet_errors(path):
             tables[name] = pl.read_parquet(path)
