@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from memprobe.run_file import Count, Open
 
 EXACT = "exact_match"
 SHARES = (EXACT, "exact_tokens", "alias_match", "final_answer")
@@ -16,14 +18,6 @@ WITHIN_ONE = (*SHARES, "rouge_l")
 """Scores that lie between 0 and 1: those, and a mean of overlaps."""
 PARAPHRASES, MANIPULATIONS = "paraphrases", "manipulations"
 """Sets of stage 1's facts, asked otherwise: the id of a row is its fact's, a slash, and what is asked."""
-Count = Annotated[int, Field(ge=0)]
-
-
-class Open(BaseModel):
-    """Keeps keys that it does not know; takes no text for a number."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
 
 _ROUNDING, _LARGEST = 1e-6, 1e300  # a percentage of the largest is a number, too
 
@@ -89,7 +83,7 @@ class EvaluatedSet(Open):
     metric: str
     n: Count
     scores: Scores
-    rows: list[EvaluatedRow] = []
+    rows: list[EvaluatedRow] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _each_row_has_its_score(self) -> EvaluatedSet:
@@ -109,7 +103,7 @@ class PartOfSet(Open):
     """Scores of some rows of a set; none where there are no such rows."""
 
     n: Count
-    scores: Scores = {}
+    scores: Scores = Field(default_factory=dict)
 
 
 class EvaluationFile(Open):
@@ -118,8 +112,8 @@ class EvaluationFile(Open):
     sets: dict[str, EvaluatedSet]
     stage: int | None = None
     base: Parent | None = None
-    retention: dict[str, dict[str, PartOfSet]] = {}
-    weight_change: dict[str, float | None] = {}
+    retention: dict[str, dict[str, PartOfSet]] = Field(default_factory=dict)
+    weight_change: dict[str, float | None] = Field(default_factory=dict)
     interference: dict[str, dict[str, Any]] | None = None
 
     @model_validator(mode="after")

@@ -25,8 +25,9 @@ from pydantic import BaseModel, Field
 
 from memprobe.arms import Arm
 from memprobe.errors import MemprobeError, first_line
-from memprobe.evaluations import EXACT, Count, EvaluationFile, Open, Parent
+from memprobe.evaluations import EXACT, EvaluationFile, Parent
 from memprobe.files import check_valid, read_json, read_toml, validated
+from memprobe.run_file import Count, Open
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"
