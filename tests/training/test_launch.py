@@ -16,7 +16,10 @@ from memprobe.sources import load_factoids
 from tests.training.runs import ROOT, environment, metrics, weights
 from training.grid import stages
 from training.grid.cells import Node
+from training.grid.file import Grid
+from training.grid.workplace import Workplace
 from training.recipe import parse_recipe, read_recipe
+from training.run_log import RunLog
 
 PAPER = ROOT / "training" / "recipes" / "llama3-8b-paper.toml"
 SMALLER = {
@@ -148,7 +151,8 @@ def test_a_launcher_ends_with_the_grid_that_started_it(tiny_checkpoint, tmp_path
     recipe = parse_recipe({"base": str(tiny_checkpoint), "stages": [{"name": "a", "data": "kvr:4"}]})
     node = Node("a/naive-s0", "a", "naive", recipe, None)
     launch = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
+    place = Workplace(Grid.model_construct(), tmp_path, RunLog(None, quiet=True))
     with pytest.raises(KeyboardInterrupt):
-        stages._launch(launch, node, tmp_path, tmp_path, data_dir=None, quiet=False)
+        stages._launch(place, launch, node, tmp_path)
     assert started[0].returncode == (1 if heeds else -signal.SIGKILL)
     assert (tmp_path / "ended").exists() == heeds

@@ -36,6 +36,7 @@ is given later, and that starts from such a stage, has it trained again.
                            found.py       whether what lies there is what is asked for
                            probing.py     a cell's probe, in one pass
                            workers.py     the same in several processes, which crew.py lets know of each other
+                           workplace.py   what each process works with
                            claims.py      who may work where
                            on_ray.py      the same as tasks on Ray, a stage each
                            elsewhere.py   for nodes that share a storage instead of OUT

@@ -24,15 +24,14 @@ from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
-from training.data import prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
-from training.grid.probing import has_base, join_cell
-from training.grid.stages import ask_ahead, directory, is_done, train
+from training.grid.probing import has_base, join_cell, probe_cell
+from training.grid.stages import ask_ahead, is_done, rows_of, train
 from training.grid.work import after_of, end_cell, look_at, started, unforeseen
-from training.memory import Memory
+from training.grid.workplace import Workplace
 from training.recipe import TRAINS_THE_SAME, Precision, Resources
 from training.run_log import RunLog
 
@@ -48,56 +47,27 @@ class _Work:
     where: str
     storage: str | None = None
 
-    def report(self) -> RunLog:
-        return RunLog(None, quiet=True)  # this process tells of it
+    def place(self) -> Workplace:
+        """What a task's process works with; it says nothing: the process that hands out the tasks tells of them."""
+        return Workplace(self.grid, self.out, RunLog(None, quiet=True), self.data_dir, quiet=True)
 
     def stage(self, node: Node, cell: Cell | None, with_base: bool, *_before: None) -> float:
         """Trains a stage whose weights are not there, and probes the cell that ends with it; seconds of the probe."""
         after = after_of(self.grid, self.path)
-        memory, report = Memory(), self.report()
-        prepared = train(self.grid, node, self.out, memory, report, data_dir=self.data_dir, quiet=True)
-        if cell is None:
-            return 0.0
-        return look_at(self.grid, cell, self.out, after, prepared, memory, report, with_base=with_base)
+        place = self.place()
+        prepared = train(place, node)
+        return 0.0 if cell is None else look_at(place, cell, prepared, after, with_base=with_base)
 
     def ask(self, node: Node, *_before: None) -> float:
         """Asks what a stage asks of the base model and of the machine; what goes wrong, the stage will say."""
         with suppress(Exception):
-            ask_ahead(node, self.out, Memory(), self.report(), data_dir=self.data_dir)
+            ask_ahead(self.place(), node)
         return 0.0
 
     def base(self, cell: Cell) -> float:
         """Probes the base model alone, as it would be beside a cell."""
-        from training.grid.probing import probe_cell
-
-        memory, report = Memory(), self.report()
-        prepared = prepare(
-            cell.node.recipe,
-            directory(self.out, cell.node),
-            lambda: memory.lens_model(*_base_of(cell)),
-            data_dir=self.data_dir,
-            asked=self.out / ".asked",
-        )
-        return probe_cell(
-            cell,
-            {},
-            self.out,
-            prepared,
-            memory,
-            report,
-            base_readout=self.grid.base_readout,
-            with_base=True,
-            n=self.grid.probe_n,
-        )
-
-
-def _base_of(cell: Cell) -> tuple[Any, Any]:
-    import torch
-
-    from memprobe.checkpoints import resolve
-
-    recipe = cell.node.recipe
-    return resolve(recipe.base), getattr(torch, recipe.precision.save_dtype)
+        place = self.place()
+        return probe_cell(place, cell, {}, rows_of(place, cell.node), with_base=True)
 
 
 def run_on_ray(

@@ -18,9 +18,9 @@ from memprobe.probe_joining import join_probe
 from memprobe.probes import RUN, read_run
 from memprobe.sources import subset
 from training.grid.cells import Cell, Node
+from training.grid.workplace import Workplace
 from training.memory import Memory
 from training.prepared import Prepared
-from training.run_log import RunLog
 
 if TYPE_CHECKING:
     import torch
@@ -39,33 +39,25 @@ def probe_of_setup(out: Path, setup: str) -> Path:
 
 
 def probe_cell(
-    cell: Cell,
-    stages: dict[str, Path],
-    out: Path,
-    prepared: Prepared,
-    memory: Memory,
-    report: RunLog,
-    *,
-    base_readout: bool,
-    with_base: bool,
-    n: int | None = None,
+    place: Workplace, cell: Cell, stages: dict[str, Path], prepared: Prepared, *, with_base: bool
 ) -> float:
     """Probes a cell's stages on D_A, those that the set-up's probe does not hold yet; seconds.
 
     Args:
         stages: the directory of each stage by its label in probes.
-        n: of so many of D_A's factoids, the same for every cell; default: all.
-        base_readout: also read with the base model's norm and unembedding.
+        prepared: the rows of the cell's run. Where the grid's ``probe_n`` is fewer than its factoids of D_A, so many
+            are asked, of every cell the same.
         with_base: also probe the base model, where the set-up's probe does not hold it.
     """
     import torch
 
     from memprobe.probing import probe
 
-    factoids = _factoids(prepared, n)
+    out, memory = place.out, place.memory
+    factoids = _factoids(prepared, place.grid.probe_n)
     name, recipe = cell.node.name, cell.node.recipe
     if not factoids:
-        report.say(f"{name}: stage 1 has no factoids to probe")
+        place.report.say(f"{name}: stage 1 has no factoids to probe")
         return 0.0
     began = time.monotonic()
     intrusions = {
@@ -80,8 +72,8 @@ def probe_cell(
     asked = [resolve(f"{label}={stages[label]}") for label in reversed(stages) if label not in done]
     asked += [base] if with_base and BASE not in done else []
     if asked:
-        report.say(f"{name}: probing {', '.join(checkpoint.label for checkpoint in asked)}")
-    lenses = _lenses(base, memory, dtype, base_readout) if asked else ()
+        place.report.say(f"{name}: probing {', '.join(checkpoint.label for checkpoint in asked)}")
+    lenses = _lenses(base, memory, dtype, place.grid.base_readout) if asked else ()
     for checkpoint in asked:
         probe(
             [memory.lens_model(checkpoint, dtype)],

@@ -29,12 +29,10 @@ from memprobe.weights import safetensors_in
 from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
-from training.grid.file import Grid
 from training.grid.found import check_found, check_start, differing
-from training.memory import Memory
+from training.grid.workplace import Workplace
 from training.prepared import Prepared
 from training.recipe import to_toml
-from training.run_log import RunLog
 from training.starts import check_rows
 
 if TYPE_CHECKING:
@@ -102,32 +100,31 @@ def needed(cells: Iterable[Cell], out: Path) -> dict[str, Node]:
     return {node.name: node for cell in cells if not is_done(out, cell) for node in cell.node.chain}
 
 
-def train(
-    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
-) -> Prepared:
+def train(place: Workplace, node: Node) -> Prepared:
     """Trains one stage, unless it is there with its weights; the rows of the run.
 
     Raises:
         MemprobeError: see :func:`training.run.run`; what lies there, or what it goes on from, is of another recipe, of
             other weights or of other rows; or trained again, it ends otherwise than its records say.
     """
+    out = place.out
     folder = directory(out, node)
     folder.mkdir(parents=True, exist_ok=True)
     for one in node.chain:
         check_found(directory(out, one), one)
         check_start(out / "runs", one)
     link_parent(out, node, folder)
-    prepared = _rows(node, out, memory, report, data_dir=data_dir)
+    prepared = rows_of(place, node)
     for one in node.chain[:-1]:
         check_rows(directory(out, one) / one.stage, one.recipe, prepared)
     if not has_ended(out, node):
-        _run(grid, node, folder, out, memory, data_dir=data_dir, quiet=quiet)
+        _run(place, node, folder)
     elif not has_weights(out, node):
-        _train_again(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+        _train_again(place, node)
     return prepared
 
 
-def ask_ahead(node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None) -> None:
+def ask_ahead(place: Workplace, node: Node) -> None:
     """Asks what the run that trains a node asks of the base model and of this machine, where it was not asked.
 
     Raises:
@@ -139,55 +136,53 @@ def ask_ahead(node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir
     from training.autocast import settled
     from training.measures import evaluate_base
 
-    directory(out, node).mkdir(parents=True, exist_ok=True)
-    settled(node.recipe, out / ASKED, torch.device(choose_device("auto")), report.say)
-    prepared = _rows(node, out, memory, report, data_dir=data_dir)
-    evaluate_base(
-        node.recipe,
-        prepared,
-        resolve(node.recipe.base),
-        lambda: _base(node, memory),
-        out / ASKED,
-        report.say,
-    )
+    directory(place.out, node).mkdir(parents=True, exist_ok=True)
+    asked, say = place.out / ASKED, place.report.say
+    settled(node.recipe, asked, torch.device(choose_device("auto")), say)
+    prepared = rows_of(place, node)
+    base = resolve(node.recipe.base)
+    evaluate_base(node.recipe, prepared, base, lambda: _base(place, node), asked, say)
 
 
-def _rows(node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None) -> Prepared:
+def rows_of(place: Workplace, node: Node) -> Prepared:
     """The rows of a node's run."""
     return prepare(
         node.recipe,
-        directory(out, node),
-        lambda: _base(node, memory),
-        data_dir=data_dir,
-        say=report.say,
-        asked=out / ASKED,
+        directory(place.out, node),
+        lambda: _base(place, node),
+        data_dir=place.data_dir,
+        say=place.report.say,
+        asked=place.out / ASKED,
     )
 
 
-def _base(node: Node, memory: Memory) -> LensModel:
+def _base(place: Workplace, node: Node) -> LensModel:
     """The base model of a node, as it is asked and evaluated."""
     import torch
 
     recipe = node.recipe
-    return memory.lens_model(resolve(recipe.base), getattr(torch, recipe.precision.save_dtype))
+    return place.memory.lens_model(resolve(recipe.base), getattr(torch, recipe.precision.save_dtype))
 
 
-def _run(
-    grid: Grid, node: Node, folder: Path, out: Path, memory: Memory, *, data_dir: Path | None, quiet: bool
-) -> None:
+def _run(place: Workplace, node: Node, folder: Path) -> None:
     """Trains a node's stage in a run directory."""
     from training.run import run
 
-    if grid.launch:
-        memory.forget()
-        _launch(grid.launch, node, folder, out, data_dir=data_dir, quiet=quiet)
+    if place.grid.launch:
+        place.memory.forget()
+        _launch(place, place.grid.launch, node, folder)
     else:
-        run(node.recipe, folder, data_dir=data_dir, quiet=quiet, asked=out / ASKED, memory=memory)
+        run(
+            node.recipe,
+            folder,
+            data_dir=place.data_dir,
+            quiet=place.quiet,
+            asked=place.out / ASKED,
+            memory=place.memory,
+        )
 
 
-def _train_again(
-    grid: Grid, node: Node, out: Path, memory: Memory, report: RunLog, *, data_dir: Path | None, quiet: bool
-) -> None:
+def _train_again(place: Workplace, node: Node) -> None:
     """Puts the weights of a stage back that went when the last cell that needed them ended.
 
     They come of the same rows, recipe and seed in a run directory aside, which may be killed and goes on. What is
@@ -196,16 +191,18 @@ def _train_again(
     Raises:
         MemprobeError: the stage ends otherwise than its records say, so it has other weights.
     """
-    folder, anew = directory(out, node), again(out, node)
+    folder, anew = directory(place.out, node), again(place.out, node)
     stored, made = folder / node.stage, anew / node.stage
-    report.say(f"{node.name}: {node.stage} is trained again: a cell goes on from it, and its weights went")
+    place.report.say(
+        f"{node.name}: {node.stage} is trained again: a cell goes on from it, and its weights went"
+    )
     if (stored / "config.json").exists():  # half of them
         _drop(stored)
     anew.mkdir(parents=True, exist_ok=True)
-    link_parent(out, node, anew)
+    link_parent(place.out, node, anew)
     for name in (RECIPE, PREPARED):  # as it was begun, and the very same rows
         shutil.copyfile(folder / name, anew / name)
-    _run(grid, node, anew, out, memory, data_dir=data_dir, quiet=quiet)
+    _run(place, node, anew)
     if _end_of(made) != _end_of(stored):
         shutil.rmtree(anew)
         raise MemprobeError(
@@ -228,7 +225,7 @@ _GRACE = 60.0
 """Seconds: a launcher that is asked to stop gives its processes 30 before it kills them (torchrun)."""
 
 
-def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path | None, quiet: bool) -> None:
+def _launch(place: Workplace, launch: str, node: Node, folder: Path) -> None:
     """Trains a stage in processes of its own.
 
     Raises:
@@ -237,10 +234,10 @@ def _launch(launch: str, node: Node, folder: Path, out: Path, *, data_dir: Path 
     recipe = folder / ".recipe.toml"
     write_text(to_toml(node.recipe), recipe)
     command = [*shlex.split(launch), "-m", "training", "run", str(recipe)]
-    command += ["--out", str(folder), "--asked", str(out / ASKED)]
-    command += ["--data-dir", str(data_dir)] if data_dir is not None else []
+    command += ["--out", str(folder), "--asked", str(place.out / ASKED)]
+    command += ["--data-dir", str(place.data_dir)] if place.data_dir is not None else []
     try:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL if quiet else None)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL if place.quiet else None)
     except OSError as error:
         raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
     try:

@@ -26,8 +26,8 @@ from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.probing import join_cell, probe_cell
 from training.grid.stages import check_cells, directory, drop_weights, is_done, is_ready, train
+from training.grid.workplace import Workplace
 from training.measures import shares_learned
-from training.memory import Memory
 from training.prepared import Prepared
 from training.run_log import RunLog
 from training.stopping import Stopped
@@ -85,11 +85,12 @@ def _run_cells(
 
     after = after_of(grid, path)
     report = RunLog(out / LOG, quiet=quiet)
+    place = Workplace(grid, out, report, data_dir, quiet)
     done = sum(is_done(out, cell) for cell in mine)
     if crew is None:
         report.say(f"{out}: {len(mine)} cells, {done} done before")
     broken: dict[str, str] = {}
-    waiting, memory, crowded = False, Memory(), Counter[str]()
+    waiting, crowded = False, Counter[str]()
 
     def left_to_do() -> list[Cell]:
         if crew is not None:
@@ -109,18 +110,8 @@ def _run_cells(
             try:
                 with claim(out, cell.node):
                     if not is_done(out, cell):  # by another process, since the list was made
-                        begin = cache(partial(_begin, cell, mine, report, crew))
                         _finish_cell(
-                            grid,
-                            cell,
-                            cells,
-                            out,
-                            after,
-                            memory,
-                            report,
-                            begin,
-                            data_dir=data_dir,
-                            quiet=quiet,
+                            place, cell, cells, after, cache(partial(_begin, cell, mine, report, crew))
                         )
             except Taken:
                 continue
@@ -139,10 +130,10 @@ def _run_cells(
                 report.keep_traceback(error)
                 if crew is not None:  # another worker tries the cell, in a process that is as new
                     raise
-                memory.forget()
+                place.memory.forget()
                 give_up(cell, unforeseen(error, out))
             if crowded[cell.node.name] and not is_done(out, cell):
-                memory.forget()
+                place.memory.forget()
                 if cell.node.name not in broken:
                     time.sleep(random.uniform(*_PAUSE))
             waiting = False
@@ -202,21 +193,16 @@ def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None 
 
 
 def _finish_cell(
-    grid: Grid,
+    place: Workplace,
     cell: Cell,
     cells: Sequence[Cell],
-    out: Path,
     after: Callable[[Path], object] | None,
-    memory: Memory,
-    report: RunLog,
     begin: Callable[[], object],
-    *,
-    data_dir: Path | None,
-    quiet: bool,
 ) -> None:
     """Trains the nodes of a cell whose weights are missing, probes its stages, and says how it ended.
 
     Args:
+        cells: all of the grid.
         begin: called when no other process has what the cell needs first.
 
     Raises:
@@ -224,44 +210,32 @@ def _finish_cell(
     """
     *before, last = cell.node.chain
     for node in before:
-        if not is_ready(out, node):
-            with claim(out, node):
+        if not is_ready(place.out, node):
+            with claim(place.out, node):
                 begin()
-                train(grid, node, out, memory, report, data_dir=data_dir, quiet=quiet)
+                train(place, node)
     begin()
-    prepared = train(grid, last, out, memory, report, data_dir=data_dir, quiet=quiet)
-    with base_alone(out, cell.node.setup) as with_base:
-        seconds = look_at(grid, cell, out, after, prepared, memory, report, with_base=with_base)
-    end_cell(cell, cells, out, seconds, report)
+    prepared = train(place, last)
+    with base_alone(place.out, cell.node.setup) as with_base:
+        seconds = look_at(place, cell, prepared, after, with_base=with_base)
+    end_cell(cell, cells, place.out, seconds, place.report)
 
 
 def look_at(
-    grid: Grid,
+    place: Workplace,
     cell: Cell,
-    out: Path,
-    after: Callable[[Path], object] | None,
     prepared: Prepared,
-    memory: Memory,
-    report: RunLog,
+    after: Callable[[Path], object] | None,
     *,
     with_base: bool,
 ) -> float:
     """What needs the weights of a cell whose stages are trained: its probe, and what is called after it; seconds."""
     seconds = 0.0
-    if grid.probe:
-        seconds = probe_cell(
-            cell,
-            {node.label: directory(out, node) / node.stage for node in cell.node.chain},
-            out,
-            prepared,
-            memory,
-            report,
-            base_readout=grid.base_readout,
-            with_base=with_base,
-            n=grid.probe_n,
-        )
+    if place.grid.probe:
+        stages = {node.label: directory(place.out, node) / node.stage for node in cell.node.chain}
+        seconds = probe_cell(place, cell, stages, prepared, with_base=with_base)
     if after is not None:
-        after(directory(out, cell.node))
+        after(directory(place.out, cell.node))
     return seconds
 
 
