@@ -13,7 +13,7 @@ from memprobe.figures import runs as drawn
 from memprobe.files import read_json, write_json
 from memprobe.retention import ended_runs, retention_of
 from memprobe.runs import RunDirectory
-from memprobe.statistics.shares import share_difference
+from memprobe.statistics.shares import share_difference, share_over_seeds
 from memprobe.studies import cells_by_setup, open_study, without_failed_cells
 from tests.probes import write_probe
 from tests.trained import write_run
@@ -153,6 +153,29 @@ def test_what_is_no_count_is_not_compared_as_one(metric, tmp_path):
                 write_json(evaluation, run / stage / "evaluation.json")
     table = retention.first_stages(of(tmp_path / "g"))
     assert len(table) == (1 if metric in ("exact_match", "final_answer") else 0)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 32])
+def test_the_interval_of_seeds_that_were_asked_other_rows(shared, tmp_path):
+    """Of rows that no two seeds share it is that of independent seeds; where some are shared there is none."""
+    kept = (8, 12, 13)
+    for seed, count in enumerate(kept):
+        run = write_cell(tmp_path / "g", f"naive-s{seed}", [[1.0], [count / 32, 1.0]], seed=seed)
+        for stage in ("1-kvr", "2-lama"):
+            evaluation = read_json(run / stage / "evaluation.json")
+            for place, row in enumerate(evaluation["sets"]["1-kvr"]["rows"]):
+                row["id"] = row["id"] if place < shared else f"{row['id']} of seed {seed}"
+            write_json(evaluation, run / stage / "evaluation.json")
+    found = of(tmp_path / "g").over_seeds.filter(dataset="1-kvr", stage=2)
+    assert found["value"].item() == pytest.approx(33 / 96)
+    interval = (found["low"].item(), found["high"].item())
+    apart = share_over_seeds(np.array(kept), 32)
+    if shared == 1:
+        assert interval == (None, None)
+    elif shared == 0:
+        assert interval == pytest.approx((apart.low, apart.high))
+    else:
+        assert interval != pytest.approx((apart.low, apart.high)), "what facts have in common counts"
 
 
 def test_set_ups_of_two_grids_stay_apart(tmp_path):

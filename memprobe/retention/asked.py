@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,15 +158,14 @@ def _of_own_facts(
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """The rows of a set-up in which each seed drew a D_A of its own: no fact is asked of two seeds.
 
-    What scatters are seeds, as a whole; facts, which are others under each, have no part of their own. The base model
-    is left out, which was asked the facts of one seed.
+    See :meth:`~memprobe.statistics.arms.Run.of_own_facts`. The base model is left out, which was asked the facts of one
+    seed.
     """
     names, binary = _names(statistic)
     runs, sizes = [], []
     for who, answers in asked:
         if who["label"] != BASE:
-            means = Run.of(values=np.array(list(answers.values())), **who)
-            runs.append(replace(means, influence=np.zeros((1, len(names)))))
+            runs.append(Run.of(values=np.array(list(answers.values())), **who).of_own_facts())
             sizes.append(len(answers))
     if not runs:
         return

@@ -20,6 +20,7 @@ from memprobe.retention.asked import Asked, asked_otherwise
 from memprobe.retention.setups import setups_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
+from memprobe.statistics.shares import size_over_seeds
 
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
 
@@ -34,8 +35,8 @@ class Retention:
         scores: [setup, arm, seed, stage, dataset, metric, n, value, low, high], one row per run, stage and dataset.
         over_seeds: [setup, arm, dataset, rows, metric, stage, seeds, value, low, high, by_seed], of learned runs: the
             mean of each stage's dataset after each stage. Of the first one also that of the ``rows`` that no later
-            stage trained on again. An interval needs three seeds that were asked the same rows; see
-            :func:`memprobe.statistics.arms.arm_means`.
+            stage trained on again. An interval needs three seeds that were asked the same rows, or rows of which no
+            seed shares one with another; see :func:`memprobe.statistics.arms.arm_means`.
         asked: how D_A is answered when it is asked otherwise; arms are texts.
     """
 
@@ -259,16 +260,24 @@ def _unseen(run: RunDirectory, one: EvaluatedSet) -> list[EvaluatedRow]:
 
 
 def _over_seeds(seeds: Sequence[Sequence[EvaluatedRow]], metric: str) -> dict[str, Any]:
-    """Mean and interval over seeds of a score that each row has; the interval needs the same rows in every seed."""
+    """Mean and interval over seeds of a score that each row has.
+
+    Where seeds share some of their rows and not others, there is no interval: what rows bring to several seeds is
+    known of rows that all of them were asked.
+    """
     columns = [{row.id: share for row in rows if (share := row.share(metric)) is not None} for rows in seeds]
     by_seed = [float(np.mean(list(column.values()))) for column in columns]
     low = high = None
+    sizes = [len(column) for column in columns]
     alike = all(column.keys() == columns[0].keys() for column in columns)
-    if len(columns) >= MIN_SEEDS and alike and len(columns[0]) > 1:
-        values = np.array([[column[key] for key in columns[0]] for column in columns])
+    apart = sum(sizes) == len(set().union(*columns))
+    if len(columns) >= MIN_SEEDS and (alike or apart) and min(sizes) > 1:
+        values = [np.array([column[key] for key in (columns[0] if alike else column)]) for column in columns]
         runs = [Run.of("", "", str(seed), str(seed), one[:, None]) for seed, one in enumerate(values)]
-        binary = [metric] if np.isin(values, (0, 1)).all() else []
-        row = arm_means(runs, [metric], len(columns[0]), shares=[metric], binary=binary).row(0, named=True)
+        runs = runs if alike else [run.of_own_facts() for run in runs]
+        binary = [metric] if np.isin(np.concatenate(values), (0, 1)).all() else []
+        size = size_over_seeds(sizes)
+        row = arm_means(runs, [metric], size, shares=[metric], binary=binary).row(0, named=True)
         low, high = row["low"], row["high"]
     return {
         "seeds": len(by_seed),

@@ -77,6 +77,11 @@ class Run:
             influence = np.where(present, values - means, 0.0) / n
         return cls(arm, stage, seed, label, means, influence, tuple(before), rows)
 
+    def of_own_facts(self) -> Run:
+        """The same of a run whose factoids no other run was asked: what scatters are seeds as a whole, and factoids,
+        which are others under each, have no part of their own."""
+        return replace(self, influence=np.zeros((1, self.influence.shape[1])))
+
     def only(self, columns: Sequence[int]) -> Run:
         """With some of the statistics."""
         return replace(self, means=self.means[columns], influence=self.influence[:, columns])
