@@ -17,6 +17,7 @@ import pytest
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.locks import one_process
+from memprobe.probes import table_file
 from memprobe.results import directory, open_results, read_evaluations, read_one, write_results
 from memprobe.results.inspect_logs import _opened
 from tests.disk import contents
@@ -114,7 +115,7 @@ def test_compare_pairs_fact_by_fact(cli, tmp_path):
     code, text, err = cli("import", *paths, "--task", FREE, "--out", results)
     assert code == 0 and "base: 3 of 4 facts known" in text, err
     code, text, err = cli("compare", results, "--draws", 500, "--out", tables, "--full")
-    assert code == 0 and "base says 75.0%" in text, err
+    assert code == 0 and "base recalls 75.0%" in text, err
     found = json.loads((tables / "outcomes.json").read_text())["tables"]
     assert {row["path"]: row["n"] for row in found["fates"]} == {"1→1": 2, "1→0": 1, "0→1": 0, "0→0": 1}
     (row,) = found["differences"]
@@ -317,6 +318,41 @@ def test_a_killed_import_goes_on(cli, tmp_path, monkeypatch):
     (out / "results.json").unlink()
     code, _, err = cli("import", f"x={folder}", "--out", out)
     assert code == 2 and "not a results directory" in err
+
+
+def test_what_a_directory_lost_comes_back_with_those_it_is_of(cli, tmp_path):
+    """What was asked is of all its checkpoints, outcomes are of one."""
+    folders = {name: scored(tmp_path / name, [1, 0, 1]) for name in "abc"}
+    out = tmp_path / "out"
+    assert cli("import", *(f"{name}={folders[name]}" for name in "ab"), "--out", out)[0] == 0
+    before = contents(out)
+    (out / "factoids.parquet").unlink()
+    code, _, err = cli("compare", out)
+    assert code == 2 and "factoids.parquet: missing" in err and "import a, b again" in err, err
+    for names, missing in {"a": "b", "c": "a, b"}.items():
+        code, _, err = cli("import", *(f"{name}={folders[name]}" for name in names), "--out", out)
+        assert (
+            code == 2 and f"import {missing} again in the same command" in err and len(err.splitlines()) == 1
+        )
+        assert not (out / "factoids.parquet").exists()
+    assert cli("import", *(f"{name}={folders[name]}" for name in "ab"), "--out", out)[0] == 0
+    assert contents(out) == before
+    table_file(out, "b", "outcomes").unlink()
+    code, _, err = cli("compare", out)
+    assert code == 2 and ".parquet: missing" in err and "import b again" in err
+    assert cli("import", f"b={folders['b']}", "--out", out)[0] == 0 and contents(out) == before
+
+
+def test_a_folder_without_a_label_has_its_whole_name(cli, tmp_path):
+    """What looks like a suffix is part of a folder's name, and none of a file's."""
+    folder = scored(tmp_path / "model-0.5", [1, 0, 1])
+    log = tmp_path / "run-0.5.eval"
+    shutil.copyfile(EXPORTS / "inspect" / "base.eval", log)
+    assert cli("import", folder, "--out", tmp_path / "out")[0] == 0
+    assert open_results(tmp_path / "out").checkpoints == ["model-0.5"]
+    given = ["--metric", "match", "--at-least", 0.5]
+    assert cli("import", log, "--out", tmp_path / "logs", *given)[0] == 0
+    assert open_results(tmp_path / "logs").checkpoints == ["run-0.5"]
 
 
 def test_two_imports_into_one_folder_do_not_meet(cli, tmp_path):

@@ -103,4 +103,4 @@ def _named(text: str) -> tuple[str, str]:
         raise MemprobeError(f"{text!r}: write PATH or LABEL=PATH")
     file = Path(path).expanduser()
     named = file.resolve() if file.name in ("", "..") else file
-    return label or named.stem, str(file)
+    return label or (named.name if named.is_dir() else named.stem), str(file)

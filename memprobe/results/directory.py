@@ -8,7 +8,7 @@ factoids.parquet    what was asked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +71,7 @@ class ResultsDirectory:
     @property
     def factoids(self) -> pl.DataFrame:
         """What was asked; see :data:`memprobe.records.FACTOIDS`."""
-        return self._table(self.path / FACTOIDS_FILE, FACTOIDS)
+        return self._table(self.path / FACTOIDS_FILE, FACTOIDS, *self.checkpoints)
 
     def measure(self, label: str) -> Measure:
         """How a checkpoint's facts were judged."""
@@ -79,11 +79,14 @@ class ResultsDirectory:
 
     def outcomes(self, label: str) -> pl.DataFrame:
         """One row a factoid; see :data:`SCORED`."""
-        return self._table(table_file(self.path, label, "outcomes"), SCORED)
+        return self._table(table_file(self.path, label, "outcomes"), SCORED, label)
 
-    def _table(self, path: Path, schema: pl.Schema) -> pl.DataFrame:
+    def _table(self, path: Path, schema: pl.Schema, *again: str) -> pl.DataFrame:
+        """A table of the directory; ``again`` are the labels that bring it back where it is gone."""
         if not path.is_file():
-            raise MemprobeError(f"{path}: missing, so this results directory is incomplete; import again")
+            raise MemprobeError(
+                f"{path}: missing, so this results directory is incomplete; import {', '.join(again)} again"
+            )
         check_pages(path)
         with parquet_errors(path):
             table = pl.read_parquet(path)
@@ -150,7 +153,7 @@ def _write(
 ) -> ResultsDirectory:
     opened = open_results(out) if is_results(out) else None
     before: dict[str, Any] = opened.about["checkpoints"] if opened else {}
-    facts: dict[str, Factoid] = {f.id: f for f in factoids_from_frame(opened.factoids)} if opened else {}
+    facts = {} if opened is None else _facts(opened, evaluations)
     same = SameFacts()
     same.add(((id, fact.prompt, fact.answer) for id, fact in facts.items()), str(out))
     tables, entries = {}, {}
@@ -189,6 +192,22 @@ def _write(
     about = _about({**before, **entries})
     write_json(about, out / RESULTS)
     return ResultsDirectory(out, about)
+
+
+def _facts(opened: ResultsDirectory, again: Collection[str]) -> dict[str, Factoid]:
+    """By id, what a directory's checkpoints were asked; nothing where that is gone and all of them come again.
+
+    Raises:
+        MemprobeError: it is gone, and some checkpoints that were asked it do not come again.
+    """
+    if not (opened.path / FACTOIDS_FILE).is_file():
+        if missing := [label for label in opened.checkpoints if label not in again]:
+            raise MemprobeError(
+                f"{opened.path / FACTOIDS_FILE}: missing, so nobody knows what was asked; import "
+                f"{', '.join(missing)} again in the same command"
+            )
+        return {}
+    return {fact.id: fact for fact in factoids_from_frame(opened.factoids)}
 
 
 def _about(checkpoints: Mapping[str, Any]) -> dict[str, Any]:
