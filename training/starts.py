@@ -115,6 +115,11 @@ def trains_on_files(recipe: Recipe) -> bool:
     return any(file_of(source) is not None for stage in recipe.stages for source in _sources(stage))
 
 
+def evaluates_on_files(recipe: Recipe) -> bool:
+    """Whether a recipe names a file that is evaluated on and not trained on."""
+    return bool(_evaluated(recipe))
+
+
 def revisions_of(recipe: Recipe) -> dict[str, str]:
     """Of the files that are evaluated on and not trained on, by the recipe's key: their content."""
     return {key: revision_of(file) for key, file in _evaluated(recipe).items() if file.is_file()}

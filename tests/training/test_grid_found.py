@@ -1,5 +1,6 @@
 """A grid's directory and a file that changed: what lies there counts only where it is what the file asks for."""
 
+import json
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from tests.training.runs import other_weights
 from training.grid import cells_of, directory, plan, read_grid, run_grid
 from training.grid.found import check_found
 from training.grid.stages import is_done, is_trained, train
-from training.memory import Memory
+from training.grid.workplace import Workplace
 from training.run_log import RunLog
 
 
@@ -67,6 +68,24 @@ def test_a_file_of_rows_that_changed_is_refused(naive):
         run_grid(read_grid(path), path, out, quiet=True)
 
 
+def test_a_file_that_is_only_evaluated_on_is_refused_when_it_changed(tiny_checkpoint, tmp_path):
+    """What was measured before is of other passages than what would be measured now."""
+    texts = tmp_path / "texts.jsonl"
+    passages = [
+        {"prompt": f"{word} hill by the river", "answer": "and on"} for word in ("one", "two", "three")
+    ]
+    texts.write_text("".join(json.dumps(one) + "\n" for one in passages))
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1)
+    change(path, "[data.a]", f'[recipe.evaluate]\ntexts = "{texts}"\ntexts_n = 2\n[data.a]')
+    assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
+    assert is_done(tmp_path / "out", cells(path)[0])
+    texts.write_text(texts.read_text().replace("three", "four"))
+    change(path, "seeds = [0]", "seeds = [0, 1]")
+    with pytest.raises(MemprobeError, match=r"naive-s0: .*texts\.jsonl: was another file then"):
+        run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out" / "runs" / "a-b-n4" / "naive-s1").exists()
+
+
 @pytest.mark.parametrize("probe", ["true", "false"])
 def test_seeds_of_two_base_models_are_no_arm(probe, tiny_checkpoint, tmp_path):
     """The path of the base model is the same, its weights are not; refused before the new seed is trained."""
@@ -98,7 +117,7 @@ def test_a_cell_goes_on_from_the_stage_that_lies_before_it_alone(naive):
     assert cell.node.parent is not None
     other_weights(directory(out, cell.node.parent) / cell.node.parent.stage)
     with pytest.raises(MemprobeError, match=r"2-b: was trained from another checkpoint"):
-        train(read_grid(path), cell.node, out, Memory(), RunLog(None, quiet=True), data_dir=None, quiet=True)
+        train(Workplace(read_grid(path), out, RunLog(None, quiet=True), quiet=True), cell.node)
 
 
 def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):
@@ -110,7 +129,7 @@ def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):
     rows = tmp_path / "mine.jsonl"
     rows.write_text(rows.read_text().replace('"b"', '"another"'))
     with pytest.raises(MemprobeError, match=r"1-a: was trained on other rows of a \(.*mine\.jsonl\)"):
-        train(read_grid(path), cell.node, out, Memory(), RunLog(None, quiet=True), data_dir=None, quiet=True)
+        train(Workplace(read_grid(path), out, RunLog(None, quiet=True), quiet=True), cell.node)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,20 @@ from memprobe.errors import MemprobeError
 from memprobe.files import read_toml, read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import RECIPE, ManifestFile
+from training.data import PREPARED
 from training.grid.cells import Node
+from training.prepared import PreparedFile
 from training.recipe import Recipe, differences, file_of, parse_recipe, settled_as
-from training.starts import checkpoint_in, edited_files, has_begun, other_base, other_parent, trains_on_files
+from training.starts import (
+    checkpoint_in,
+    edited_files,
+    edited_since,
+    evaluates_on_files,
+    has_begun,
+    other_base,
+    other_parent,
+    trains_on_files,
+)
 
 _SHOWN = 4  # differences that an error lists
 
@@ -27,7 +38,7 @@ def differing(folder: Path, node: Node) -> list[str]:
     """What tells the stage in a node's run directory from the one that the node trains; nothing where none lies there.
 
     The recipe as the stage was trained with it, or as its run was begun, but for where a file of rows lies; and of
-    files of rows their content.
+    files of rows, those that are only evaluated on too, their content.
 
     Raises:
         MemprobeError: what lies there cannot be read.
@@ -37,7 +48,7 @@ def differing(folder: Path, node: Node) -> list[str]:
     if path is None:
         return []
     changed = _differences(path, path.stat().st_mtime_ns, node.recipe)
-    return list(changed) or _edited(stage / MANIFEST, node)
+    return list(changed) or _edited(folder, node)
 
 
 def check_found(folder: Path, node: Node) -> None:
@@ -135,10 +146,19 @@ def _without_places(recipe: Recipe) -> Recipe:
     )
 
 
-def _edited(manifest: Path, node: Node) -> list[str]:
-    """The files of rows that are no longer those that a stage was trained on."""
-    if not trains_on_files(node.recipe) or not manifest.exists():
-        return []
-    entries: Sequence[Any] = read_valid(manifest, ManifestFile).get("stages", [])
-    files = edited_files(node.recipe, [entry.get("origins", []) for entry in entries])
+def _edited(folder: Path, node: Node) -> list[str]:
+    """The files of rows that are no longer those that a stage was trained, or is evaluated, on."""
+    files: list[Path] = []
+    manifest, prepared = folder / node.stage / MANIFEST, folder / PREPARED
+    if trains_on_files(node.recipe) and manifest.exists():
+        entries: Sequence[Any] = read_valid(manifest, ManifestFile).get("stages", [])
+        files += edited_files(node.recipe, [entry.get("origins", []) for entry in entries])
+    if evaluates_on_files(node.recipe) and prepared.exists():
+        files += edited_since(node.recipe, _revisions(prepared, prepared.stat().st_mtime_ns))
     return [f"{file}: was another file then" for file in files]
+
+
+@cache
+def _revisions(prepared: Path, changed: int) -> dict[str, str]:
+    """What the files that a run is evaluated on said when its rows were read; read once, as rows are many."""
+    return read_valid(prepared, PreparedFile).get("revisions", {})
