@@ -127,6 +127,8 @@ def known_facts(
             data_dir=data_dir,
             without=trained,
         )
+    for line in loaded.left_out():
+        say(f"evaluate.known_source: left out {line}")
     factoids = [row for row in loaded.rows if isinstance(row, Factoid)]
     known: list[Factoid] = []
     for start in range(0, len(factoids), _ASKED_AT_ONCE):

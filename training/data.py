@@ -75,9 +75,8 @@ def prepare(
         say(f"stage {number} {stage.name}: reading {stage.data}")
         earlier = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
         stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, asked, base, data_dir, say))
-    prepared = Prepared(
-        stages, known_facts(recipe, stages, asked, base, data_dir, say), _texts(recipe, stages, data_dir)
-    )
+    known = known_facts(recipe, stages, asked, base, data_dir, say)
+    prepared = Prepared(stages, known, _texts(recipe, stages, data_dir, say))
     about = {"recipe": to_toml(recipe), "revisions": revisions_of(recipe)}
     write_json(about | to_json(prepared), path)
     return prepared
@@ -125,7 +124,7 @@ def _stage_data(
     mixing, origins = [], [loaded.origin.to_dict()]
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir)
+            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir, say)
         mixing.append(texts)
         origins.append(origin)
     return StageData(list(rows), held_out, mixing, origins, counts, known)
@@ -199,7 +198,12 @@ def mixes_facts(part: Mixing) -> bool:
 
 
 def mixing_rows(
-    recipe: Recipe, stage: Stage, part: Mixing, n_own: int, data_dir: Path | None
+    recipe: Recipe,
+    stage: Stage,
+    part: Mixing,
+    n_own: int,
+    data_dir: Path | None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[AnyRow], dict[str, Any]]:
     """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch."""
     needed = wanted_rows(part.ratio, n_own)
@@ -220,6 +224,8 @@ def mixing_rows(
         prompt_form=part.prompt,
         base=recipe.base,
     )
+    for line in loaded.left_out():
+        say(f"mixed into {stage.name}: left out {line}")
     origin = loaded.origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
     if len(loaded.rows) < needed:
         raise MemprobeError(
@@ -238,7 +244,9 @@ def _is_named(source: str) -> bool:
     return not source.startswith("jsonl:") and not Path(source).suffix
 
 
-def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -> list[Text]:
+def _texts(
+    recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None, say: Callable[[str], None]
+) -> list[Text]:
     """Passages for perplexity that no stage trains on."""
     source, wanted = recipe.evaluate.texts, recipe.evaluate.texts_n
     if source is None:
@@ -261,6 +269,8 @@ def _texts(recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None) -
     kind = None if _is_named(source) else "texts"
     with under_key("evaluate.texts"):
         loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
+        for line in loaded.left_out():
+            say(f"evaluate.texts: left out {line}")
         order = subset(loaded.rows, len(loaded.rows), recipe.rows_seed, source)
         texts = [
             row

@@ -1,7 +1,7 @@
 """Gone, or only out of reach? How fast facts that a stage took come back, and whether a cue brings them back.
 
 From a stage's checkpoint, two sets of equal size are trained, each from the same weights and in the same way: facts of
-stage 1 that the checkpoint no longer says, and facts of the same kind that it never learned. A fact is back at the
+stage 1 that the checkpoint no longer recalls, and facts of the same kind that it never learned. A fact is back at the
 first step after which all its tokens are the argmax. ``savings`` (Ebbinghaus 1885) is the share of the steps of
 never-learned facts that the lost ones do without: 0 says that nothing is left of them, 1 that they were there.
 
@@ -33,6 +33,7 @@ from memprobe.manifests import Manifest
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
+from memprobe.sources import load as load_rows
 from memprobe.sources import load_factoids
 from memprobe.statistics.intervals import FEWEST, percentile_interval
 from memprobe.templates import Template, tokenise_for
@@ -52,7 +53,7 @@ class Relearned:
 
     Attributes:
         checkpoint, arm, seed, stage: of its manifest.
-        asked: stage 1's facts; ``lost``: those that it no longer says.
+        asked: stage 1's facts; ``lost``: those that it no longer recalls.
         n: facts in each of the two sets.
         steps_lost, steps_fresh: mean steps until a fact is back, or learned; never counts as ``limit`` + 1.
         examples_lost, examples_fresh: the same in examples seen.
@@ -60,7 +61,7 @@ class Relearned:
         savings, savings_low, savings_high: 1 - steps_lost / steps_fresh, with expanded percentiles of resampling both
             sets; ends are null for sets of fewer than ``memprobe.statistics.intervals.FEWEST["mean"]``. All three are
             null where nothing of either set came within the limit, which says nothing of either.
-        cued_lost, cued_fresh: shares that the cue alone makes it say.
+        cued_lost, cued_fresh: shares that are recalled with the cue alone.
         gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
         limit: steps at most.
         stage_name, before, rows: of the manifest: the stage's name, fingerprints of the checkpoints that this one was
@@ -134,16 +135,16 @@ def relearn(
     checkpoint, manifest = later_stage(spec)
     first = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
     model = load(checkpoint, device=device, dtype="float32")
-    says, _ = _says(model, first, manifest.template)
-    lost = [fact for fact, right in zip(first, says, strict=True) if not right]
+    recalled, _ = _recalled(model, first, manifest.template)
+    lost = [fact for fact, right in zip(first, recalled, strict=True) if not right]
     if not lost:
         raise MemprobeError(
-            f"{spec}: still says all {len(first)} facts of stage 1, so there is nothing to learn again"
+            f"{spec}: still recalls all {len(first)} facts of stage 1, so there is nothing to learn again"
         )
     order = np.random.default_rng([seed, 1])
     picked = [lost[i] for i in order.permutation(len(lost))[: n or len(lost)]]
-    others = _never_learned(checkpoint, manifest, first, len(picked), fresh, data_dir, seed)
-    known, _ = _says(model, others, manifest.template)
+    others = _never_learned(checkpoint, manifest, first, len(picked), fresh, data_dir, seed, say)
+    known, _ = _recalled(model, others, manifest.template)
     others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
     size = min(len(picked), len(others))
     if size < 2:
@@ -156,8 +157,8 @@ def relearn(
     steps: dict[str, np.ndarray] = {}
     row: dict[str, float] = {}
     for name, facts in sets.items():
-        _, plain = _says(model, facts, manifest.template)
-        cued, with_cue = _says(model, [_cued(fact, cue) for fact in facts], manifest.template)
+        _, plain = _recalled(model, facts, manifest.template)
+        cued, with_cue = _recalled(model, [_cued(fact, cue) for fact in facts], manifest.template)
         row |= {f"cued_{name}": float(cued.mean()), f"gain_{name}": float((with_cue - plain).mean())}
         steps[name] = _steps(
             model,
@@ -229,13 +230,18 @@ def _never_learned(
     fresh: str | None,
     data_dir: Path | None,
     seed: int,
+    say: Callable[[str], None],
 ) -> list[Factoid]:
     """Facts of which no stage that made the checkpoint was shown the prompt; at most ``n`` of those made here."""
     taught = _prompts_taught(checkpoint, manifest, data_dir)
     if fresh is not None:
-        return [
-            fact for fact in load_factoids(fresh, data_dir=data_dir, seed=seed) if fact.prompt not in taught
-        ]
+        loaded = load_rows(fresh, "factoids", data_dir=data_dir, seed=seed)
+        facts = [fact for fact in loaded.factoids if fact.prompt not in taught]
+        for line in loaded.left_out():
+            say(f"never-learned: left out {line}")
+        if known := len(loaded.rows) - len(facts):
+            say(f"never-learned: left out {known:,} of {len(loaded.rows):,} facts of {fresh}: taught before")
+        return facts
     if {fact.source for fact in first} != {"kvr"}:
         raise MemprobeError(
             "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"
@@ -279,7 +285,7 @@ def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
     return Factoid(f"{solved}\n{fact.prompt}", fact.answer, fact.source, fact.id)
 
 
-def _says(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
+def _recalled(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether every token is the argmax, and the answer's log-probability (nats), [fact]."""
     items = tokenise_for(model, facts, Template.parse(template))
     own = own_log_probs(model, items).group_by("factoid", maintain_order=True)
@@ -301,7 +307,7 @@ def _steps(
     what: str,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """The first step after which each fact is said; ``limit`` + 1 for those that never are.
+    """The first step after which each fact is recalled; ``limit`` + 1 for those that never are.
 
     Raises:
         MemprobeError: a loss or a gradient is not finite; it names ``what`` is learned, and the step.
@@ -337,7 +343,7 @@ def _steps(
         optimiser.step()
         optimiser.zero_grad()
         with evaluating(network):
-            right, _ = _says(model, facts, template)
+            right, _ = _recalled(model, facts, template)
         first_step[right & (first_step > limit)] = step
         say(f"step {step}, {int((first_step <= limit).sum())} of {len(facts)}")
         if (first_step <= limit).all():

@@ -398,3 +398,22 @@ def test_what_is_left_out_of_a_stage_is_said(tiny_checkpoint, tmp_path):
     stage = prepare(recipe, tmp_path, never, say=said.append).stages[0]
     assert {row.answer for row in stage.rows} == {"5", "-5"}
     assert "stages.1: left out 1 of 3 rows of facts.jsonl: 1 duplicate" in said
+
+
+def test_what_is_left_out_of_rows_beside_a_stage_is_said(tiny_checkpoint, tmp_path, monkeypatch):
+    """Of what is mixed in, and of what is only evaluated on."""
+    texts, facts = tmp_path / "texts.jsonl", tmp_path / "facts.jsonl"
+    passages = [f"{word} hill by the river" for word in ("one", "one", "two", "three", "four")]
+    texts.write_text("".join(json.dumps({"prompt": one, "answer": "and on"}) + "\n" for one in passages))
+    rows = [{"prompt": "The key of Oria is", "answer": "5"}] * 2
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("training.asking._answered", lambda base, some, *rest: [True] * len(some))
+    said = []
+    stage = {"name": "a", "data": "kvr:2", "mixing": [{"source": str(texts), "ratio": 1.0}]}
+    evaluate = {"texts": str(texts), "texts_n": 1, "known_source": str(facts), "known": 1}
+    prepare(small(tiny_checkpoint, stages=[stage], evaluate=evaluate), tmp_path, never, say=said.append)
+    assert [line for line in said if "left out" in line] == [
+        "mixed into a: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
+        "evaluate.known_source: left out 1 of 2 rows of facts.jsonl: 1 duplicate",
+        "evaluate.texts: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
+    ]

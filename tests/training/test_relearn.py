@@ -132,10 +132,14 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
     checkpoint = resolve(str(last))
     manifest = checkpoint.manifest
     first = load_factoids("kvr:6")
-    others = _never_learned(checkpoint, manifest, first, 6, None, None, 0)
+    said = []
+    others = _never_learned(checkpoint, manifest, first, 6, None, None, 0, said.append)
     assert [fact.prompt for fact in others] == [fact.prompt for fact in load_factoids("kvr:15:test")[9:]]
     for source, left in (("kvr:12:test", 3), ("kvr:6:validation", 0), (str(last / "factoids-2-b.jsonl"), 0)):
-        assert len(_never_learned(checkpoint, manifest, first, 6, source, None, 0)) == left, source
+        assert len(_never_learned(checkpoint, manifest, first, 6, source, None, 0, said.append)) == left, (
+            source
+        )
+    assert "never-learned: left out 9 of 12 facts of kvr:12:test: taught before" in said and len(said) == 3
 
 
 def relearned(arm, seed, steps, fresh, *, cued=0.0, stage=2, n=8, checkpoint=None, before=(), rows="same"):
