@@ -150,7 +150,7 @@ three seeds are not judged):
   {ewc}, and every seed learned D_B. KL keeps {kl}, 10 % replay {replay} (of keys that
   are not shown again {unseen}).
 - **What it costs**: perplexity on abstracts after stage 1 is {perplexity}.
-  Known facts that the model still says after stage 2: {known}.
+  Known facts that the model still recalls after stage 2: {known}.
 
 What an arm costs, a cell, its stage 1 included (seconds in a process beside seven to nine others on the card):
 

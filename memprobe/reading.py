@@ -42,7 +42,7 @@ class Reading:
         everyone: ranks, log-probabilities and entropies of all its factoids, [factoid, depth].
         trajectory: of the common ones.
         outcomes: [exact_match, exact_tokens, alias_match], what the model says, null where that is not known.
-        exact: bool [factoid], the model says the answer.
+        exact: bool [factoid], the model recalls the answer.
         first_rank: [factoid], of the first answer token in the model's own readout; -1 where missing.
         answers: [factoid, token, token_id], the answer's tokens.
     """

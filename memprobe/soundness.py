@@ -33,7 +33,7 @@ class Soundness:
     Attributes:
         loss: mean negative log-likelihood of a token of :data:`TEXT` after the first, nats. A language model of
             English is well below 4; the logarithm of the vocabulary is a guess.
-        exact_match: how many of the facts it says.
+        exact_match: how many of the facts it recalls.
         facts: how many it was asked.
     """
 

@@ -22,7 +22,7 @@ N_LAYERS = 30
 
 
 def occurring(latent: np.ndarray, never: np.ndarray | None = None) -> Occurrence:
-    """Facts of these latent depths; those beyond the last block are said at the last depth, or never."""
+    """Facts of these latent depths; those beyond the last block are recalled at the last depth, or never."""
     lof = np.clip(np.ceil(latent), 1, N_LAYERS)
     if never is not None:
         lof = np.where(never & (lof == N_LAYERS), np.nan, lof)
@@ -63,7 +63,7 @@ def test_a_pure_shift_is_seldom_called_more():
 
 
 def test_never_and_the_last_depth_count_alike():
-    """How many of those beyond the last block are said is of no interest."""
+    """How many of those beyond the last block are recalled is of no interest."""
     rng = np.random.default_rng(2)
     checkpoint, reference = pair(rng, 400, 1.0, 1.2)
     whole = latent_spread(occurring(checkpoint), occurring(reference))

@@ -95,7 +95,7 @@ every_page = pytest.mark.parametrize("name", PAGES)
 
 
 BEGINS = {
-    "one": "SmolLM2 says",
+    "one": "SmolLM2 recalls",
     "stages": "s2 against s1",
     "five": "checkpoint 4 against checkpoint 3",
     "twenty": "20 checkpoints",
@@ -109,7 +109,7 @@ def test_the_first_screen_answers_and_draws(browser, request, name, width, heigh
     with opened(browser, path, width=width, height=height, color_scheme="light") as shown:
         said = shown.inner_text("#answer")
         assert "shuffled answers" in said and "the top 10" in said
-        assert " says " in said or "exact match" in said
+        assert " recalls " in said or "exact match" in said
         assert BEGINS[name] in said
         answer = shown.locator("#answer").bounding_box()
         assert answer["y"] + answer["height"] < height
@@ -129,7 +129,7 @@ def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
     (entry,) = embedded_sets(one)
     row = entry["headline"]["first"]["10"]["SmolLM2"]
     (said,) = entry["answer"]["first"]["10"]
-    assert f"SmolLM2 says {row['exact_match']['value']:.0%} of 40 facts." in said
+    assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts." in said
     assert f"at depth {row['lof_median']:.0f} of 8; {row['share_never']:.0%} never do" in said
     apart = row["lof_restricted_mean"] - row["shuffled"]["lof_restricted_mean"]
     assert f"facts surface {abs(apart):.1f} depths {'earlier' if apart < 0 else 'later'}" in said

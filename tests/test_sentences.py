@@ -21,7 +21,7 @@ def said(**changes):
 
 def test_a_checkpoint_in_a_sentence():
     assert said(chance_never=0.81) == (
-        "SmolLM2 says 44% of 295 facts. The median fact reaches the top 10 only at the last depth, 30 of 30; "
+        "SmolLM2 recalls 44% of 295 facts. The median fact reaches the top 10 only at the last depth, 30 of 30; "
         "20% never do (chance: 81%)."
     )
     assert "at depth 12 of 30;" in said(median=12.0)

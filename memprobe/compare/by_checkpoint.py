@@ -122,6 +122,6 @@ def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFra
 
 @table("checkpoint", {"state": pl.String, "n": pl.Int64} | floats("share", "low", "high"))
 def states(readings: Readings, label: str) -> pl.DataFrame:
-    """How many facts are said, only surface at some depth, or are absent."""
+    """How many facts are recalled, only surface at some depth, or are absent."""
     read = readings[label]
     return state_shares(states_of(read.exact, read.found.held))

@@ -148,7 +148,7 @@ def lost(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     {"n_kept": pl.Int64, "n_lost": pl.Int64, "statistic": pl.String} | floats(*NUMBERS, "detectable"),
 )
 def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
-    """Whether the reference's facts that the checkpoint still says had surfaced there earlier than the others."""
+    """Whether the reference's facts that the checkpoint still recalls had surfaced there earlier than the others."""
     before, after = readings[reference].exact, readings[checkpoint].exact
     still, gone = before & after, before & ~after
     if min(still.sum(), gone.sum()) < 2:

@@ -64,7 +64,7 @@ class Headline:
 def headline(
     placement: pl.DataFrame, lenses: pl.DataFrame | None = None, *, through: str | None = None
 ) -> Headline:
-    """What is said and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
+    """What is recalled and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
     lenses that it was read through.
 
     Args:
@@ -80,7 +80,7 @@ def headline(
             rows += [_of_lens(one) for one in others.iter_rows(named=True)]
     beside = " By another lens: the same facts, read in the same pass." if len(rows) > len(placement) else ""
     return Headline(
-        "What is said, and at which depth it first surfaces",
+        "What is recalled, and at which depth it first surfaces",
         f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in "
         f"depths, over facts that have one; negative is earlier than chance.{no_median(placement)}{beside}",
         ["", *_COLUMNS],
@@ -94,7 +94,7 @@ def mean_lof(row: Mapping[str, Any]) -> str:
 
 
 def _of_lens(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table ``lenses`` below its checkpoint's; what is said does not depend on a lens."""
+    """A row of the table ``lenses`` below its checkpoint's; what is recalled does not depend on a lens."""
     cells = {
         "never": wording.percent(row["never"], 0),
         "mean": mean_lof(row),

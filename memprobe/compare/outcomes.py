@@ -88,7 +88,7 @@ class OutcomeComparison:
         """The reference, then what differs from it, and how sure that is."""
         reference = self.settings["reference"]
         own = self.tables["outcomes"].row(by_predicate=pl.col("checkpoint") == reference, named=True)
-        lines = [f"{reference} says {_percent(own)} of {wording.count(own['n'], 'fact')}."]
+        lines = [f"{reference} recalls {_percent(own)} of {wording.count(own['n'], 'fact')}."]
         paired = self.tables["differences"].filter(statistic=RECALLED).iter_rows(named=True)
         lines += [f"{row['checkpoint']} against {reference}: {sentences.recalled(row)}." for row in paired]
         for row in (
@@ -111,9 +111,9 @@ class OutcomeComparison:
             paths = fate.get(row["checkpoint"], {})
             counts = [str(paths.get(path, "")) for path in ("1→1", "1→0", "0→1", "0→0")]
             rows.append((row["checkpoint"], wording.of_row(row, "exact", ".1%"), *counts))
-        says = f"Facts that {self.settings['reference']} says (1) or not (0) → the checkpoint."
+        says = f"Facts that {self.settings['reference']} recalls (1) or not (0) → the checkpoint."
         columns = ("", "exact match", "1→1", "1→0", "0→1", "0→0")
-        return Headline("What is said, and what became of each fact", says, columns, tuple(rows))
+        return Headline("What is recalled, and what became of each fact", says, columns, tuple(rows))
 
     def markdown(self) -> str:
         """The verdict, its table and the notes."""

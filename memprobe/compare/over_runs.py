@@ -147,8 +147,9 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     """Whether the facts that further training left had surfaced earlier, before it, than those that it took.
 
     An arm that keeps more also has more facts to read afterwards, so that comparing arms there compares retention
-    once more. This compares facts with facts: in the checkpoint *before*, where all compared ones are said, the mean
-    over those still said after, minus the mean over the lost (:func:`memprobe.statistics.fates.kept_against_lost`).
+    once more. This compares facts with facts: in the checkpoint *before*, where all compared ones are recalled, the
+    mean over those still recalled after, minus the mean over the lost
+    (:func:`memprobe.statistics.fates.kept_against_lost`).
 
     Args:
         arms: by arm, for each of its seeds the labels (before, after).

@@ -18,7 +18,7 @@ def answer_of(
     headline: Mapping[str, Mapping[str, Any]],
     differences: pl.DataFrame | None,
 ) -> list[str]:
-    """What is said, at which depth, whether above chance; for several checkpoints, what changed.
+    """What is recalled, at which depth, whether above chance; for several checkpoints, what changed.
 
     Args:
         headline: by label, the numbers of the page's first table.

@@ -30,7 +30,7 @@ def of_checkpoint(
     chance_never: float | None = None,
     net: Sequence[float | None] | None = None,
 ) -> str:
-    """How much a checkpoint says, at which depth that surfaces, and whether it is above chance.
+    """How much a checkpoint recalls, at which depth that surfaces, and whether it is above chance.
 
     Args:
         median: first occurrence of the median fact; ``None`` where half never occur.
@@ -39,7 +39,9 @@ def of_checkpoint(
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} says {wording.percent(exact, 0)} of {facts}." if exact is not None else f"{label}: {facts}."
+        f"{label} recalls {wording.percent(exact, 0)} of {facts}."
+        if exact is not None
+        else f"{label}: {facts}."
     )
     if median is None:
         placed = f"Fewer than half of them ever reach the top {k}"

@@ -14,7 +14,7 @@ from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.vocabulary import STATISTICS
 
 STATES = ("said", "surfaces", "absent")
-"""What has become of a fact: the model says it; it only surfaces at some depth; it does not even surface."""
+"""What has become of a fact: the model recalls it; it only surfaces at some depth; it does not even surface."""
 STATE_NAMES = {"said": "exact", "surfaces": "surfaces only", "absent": "absent"}
 """What each of :data:`STATES` is called."""
 
@@ -101,7 +101,7 @@ def states_of(exact: np.ndarray, held: np.ndarray) -> np.ndarray:
     """What has become of each fact in one checkpoint, as an index into :data:`STATES`.
 
     Args:
-        exact: bool [factoid], the model says the answer.
+        exact: bool [factoid], the model recalls the answer.
         held: bool [factoid, depth 0 … n_layers], see :func:`memprobe.statistics.held`.
     """
     return np.where(exact, 0, np.where(held[:, 1:].any(1), 1, 2))

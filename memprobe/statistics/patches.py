@@ -5,11 +5,11 @@ tokens, each given the true ones before it). A patch *moves* the share
 
     (patched - target) / (source - target)
 
-of what separates the two checkpoints. Where the source says the answer better that is restoration, where it says it
-worse it is erasure; 0 is the target as it is, 1 the source. Facts that both say alike separate nothing, so that only
-those count whose two log-probabilities differ by more than a threshold, and every table says how many these are.
-Controls (another factoid's states; random ones of the same norm) move a share too, and ``net`` is the mean of paired
-differences to it.
+of what separates the two checkpoints. Where the source gives the answer more probability that is restoration, where it
+gives it less it is erasure; 0 is the target as it is, 1 the source. Facts that both give alike separate nothing, so
+that only those count whose two log-probabilities differ by more than a threshold, and every table says how many these
+are. Controls (another factoid's states; random ones of the same norm) move a share too, and ``net`` is the mean of
+paired differences to it.
 """
 
 from __future__ import annotations
