@@ -4,8 +4,8 @@ A first occurrence can be no deeper than the model. Where facts move away from t
 reason alone, and where they move towards it, it shrinks; no comparison of the sds of what is seen can tell. So each
 fact has a latent depth, which the model's blocks cut off: one that lies beyond block n - 1 is first read at the last
 depth, if training made the model recall the answer, or never. How many of those are recalled is of no interest here,
-so both count alike, as "deeper than n - 1": a likelihood with one free mass at the last depth and one at never, of which
-the share of either cancels. A latent depth within (d - 1, d] is seen as d, one of at most 1 as 1.
+so both count alike, as "deeper than n - 1": a likelihood with one free mass at the last depth and one at never, of
+which the share of either cancels. A latent depth within (d - 1, d] is seen as d, one of at most 1 as 1.
 
 A lens also names answers by luck, at depths that no fact's own depth moves. What is seen is the earlier of a fact's
 latent depth and such a hit (competing risks; Prentice et al. 1978), of which shuffled answers tell: they have the lucky
