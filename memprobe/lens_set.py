@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
-from memprobe.identity import identity_of, same_model
+from memprobe.identity import identity_of
 from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lens_specs import LensSpec, make_lens, parse_lens
 from memprobe.lenses import Lens
 from memprobe.load_options import LoadOptions
+from memprobe.sameness import same_model
 from memprobe.sequences import Deferred
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memprobe.identity import same_model
+from memprobe.sameness import same_model
 
 if TYPE_CHECKING:
     from memprobe.manifests import Manifest

@@ -13,9 +13,8 @@ import polars as pl
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
-from memprobe.identity import same_model
-from memprobe.probes import Probe
-from memprobe.records import ALIKE
+from memprobe.probes import Probe, unlike
+from memprobe.sameness import same_model
 
 _STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
 """A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
@@ -241,13 +240,13 @@ def check_alike(probes: Sequence[Probe], *, but: tuple[str, ...] = ()) -> None:
     """
     first = probes[0]
     for probe in probes[1:]:
-        for name in ALIKE:
-            ours, theirs = first.run.get(name), probe.run.get(name)
-            if ours != theirs and name not in but:
-                mend = "; give it as `fixed_readout`" if name == "readout" else "; probe both alike"
-                raise MemprobeError(
-                    f"{probe.path}: {name} {theirs!r}, but {first.path} has {ours!r}: ranks are not comparable{mend}"
-                )
+        if differs := unlike(first, probe, but=but):
+            name, ours, theirs = differs
+            own = "own" in (first.run["readout"], probe.run["readout"])
+            mend = "give it as `fixed_readout`" if name == "readout" and own else "probe both alike"
+            raise MemprobeError(
+                f"{probe.path}: {name} {theirs}, but {first.path} has {ours}: ranks are not comparable; {mend}"
+            )
 
 
 def members_of(
@@ -327,13 +326,22 @@ def _instead(label: str, members: Sequence[Member]) -> str:
 def in_readout_of(members: Sequence[Member], fixed: Sequence[Probe]) -> list[Member]:
     """The checkpoints that probes in another readout hold of these, under the labels here.
 
+    A checkpoint is that of the same directory, else of the same label, else the only one that has its name.
+
     Raises:
         MemprobeError: those probes are not alike in all else, or hold other weights.
     """
     check_alike([members[0].probe, *fixed], but=("readout",))
+    check_alike(fixed)
     found = []
     for there in members_of(fixed, {}, []):
-        match = [one for one in members if one.label == there.label or one.name == there.name]
+        same_name = [one for one in members if one.name == there.name]
+        matches = (
+            [one for one in same_name if one.probe.path == there.probe.path],
+            [one for one in members if one.label == there.label],
+            same_name,
+        )
+        match = next(filter(None, matches), [])
         if len(match) != 1:
             continue
         own = match[0]

@@ -20,11 +20,11 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_json, write_parquet
-from memprobe.identity import other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
 from memprobe.patches import FOLDER, LOCK, NOT_FINITE, PATCHING, open_patches, read_rows
 from memprobe.records import PATCHES, factoids_frame, factoids_from_frame
+from memprobe.sameness import other_checkpoint, other_facts, without
 from memprobe.starting_over import settle
 
 FLUSH_SECONDS = 20

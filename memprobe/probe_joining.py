@@ -12,11 +12,11 @@ from pathlib import Path
 
 from memprobe.errors import MemprobeError
 from memprobe.files import replacing
-from memprobe.identity import other_checkpoint
 from memprobe.probe_writer import locked, open_or_start, write_run, write_summary
 from memprobe.probes import RUN, open_probe, read_run, table_file
 from memprobe.records import factoids_from_frame
 from memprobe.residuals import without_residuals
+from memprobe.sameness import other_checkpoint
 
 
 def join_probe(part: Path, into: Path, order: Sequence[str] = ()) -> list[str]:

@@ -26,7 +26,6 @@ from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
-from memprobe.identity import differ, other_checkpoint, other_facts, without
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of, parquet_errors, scan_table
 from memprobe.probes import (
@@ -49,6 +48,7 @@ from memprobe.records import (
     factoids_frame,
     factoids_from_frame,
 )
+from memprobe.sameness import differ, other_checkpoint, other_facts, without
 from memprobe.starting_over import Work, settle
 from memprobe.vouching import CHECKSUMS
 

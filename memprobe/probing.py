@@ -22,7 +22,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
-from memprobe.identity import identity_of, other_checkpoint
+from memprobe.identity import identity_of
 from memprobe.load_options import LoadOptions
 from memprobe.parquet import mark_of
 from memprobe.planning import check_positions
@@ -39,6 +39,7 @@ from memprobe.probe_writer import (
 from memprobe.prober import Asked
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
+from memprobe.sameness import other_checkpoint
 from memprobe.sequences import Deferred, find_all
 from memprobe.sources import load_factoids
 from memprobe.statistics.holding import TokenRule

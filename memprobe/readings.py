@@ -37,7 +37,7 @@ from memprobe.members import (
     named,
     series_of,
 )
-from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
+from memprobe.probes import Probe, in_another_readout, open_probe, tables_of, unlike
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
@@ -137,10 +137,10 @@ class Readings:
         if lens or position:
             opened = [probe.under(lens, position) for probe in opened]
             fixed = [probe.under(position=position) for probe in fixed]
-        fixed = fixed or [second for probe in opened for second in probe.second_readouts()[:1]]
         if not opened:
             raise MemprobeError("name at least one probe directory")
         check_alike(opened)
+        given, fixed = bool(fixed), fixed or _second_readouts(opened)
         k, token = k or int(opened[0].run["k"]), token or str(opened[0].run["token"])
         notes = notes_on_view(opened[0])
         members = members_of(opened, arms or {}, notes)
@@ -164,7 +164,7 @@ class Readings:
             notes=notes,
         )
         if fixed:
-            readings.second = readings._read_out(read_out, fixed)
+            readings.second = readings._read_out(read_out, fixed if given else [])
         return readings
 
     def under(self, *, k: int | None = None, token: str | None = None) -> Readings:
@@ -189,8 +189,9 @@ class Readings:
             if not all(name in probe.lenses for probe in probes):
                 continue
             views = {id(probe): probe.under(name) for probe in probes}
-            if len({(view.run["lens"], view.run["readout"]) for view in views.values()}) > 1:
-                continue  # one name, two fits
+            first, *others = views.values()
+            if any(unlike(first, view) for view in others):
+                continue  # one name, two fits, or two readouts
             if name == self.members[0].probe.lens:
                 readings[name] = self
                 continue
@@ -419,13 +420,14 @@ class Readings:
         """The same in the base model's readout.
 
         Args:
-            members: of :func:`memprobe.members.in_readout_of`, of the probes ``fixed``.
+            members: of :func:`memprobe.members.in_readout_of`.
+            fixed: the probes that were named for it, if any were.
 
         Raises:
-            MemprobeError: those probes hold no two of these checkpoints.
+            MemprobeError: those hold no two of these checkpoints.
         """
         by_label = {member.label: member for member in members}
-        if self.pairs and not any(by_label.keys() >= {*pair} for pair in self.pairs):
+        if fixed and self.pairs and not any(by_label.keys() >= {*pair} for pair in self.pairs):
             raise MemprobeError(
                 f"{fixed[0].path}: holds no two of the checkpoints {', '.join(self.labels)} under their labels"
             )
@@ -434,6 +436,17 @@ class Readings:
         base = by_label.get(self.base.label) if self.base else None
         reference = by_label.get(self.reference.label, members[0])
         return replace(self, members=members, reference=reference, base=base, notes=[])
+
+
+def _second_readouts(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes through the one second readout that most of them were read in, the first of several."""
+    found = [probe.second_readouts() for probe in probes]
+
+    def alike(first: Probe) -> list[Probe]:
+        same = (next((view for view in views if not unlike(first, view)), None) for views in found)
+        return [view for view in same if view is not None]
+
+    return max(map(alike, itertools.chain(*found)), key=len, default=[])
 
 
 @lru_cache(maxsize=3)

@@ -6,7 +6,7 @@ that the files hold. Which probes may be compared, for :mod:`memprobe.readings`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
-from memprobe.identity import same_model
 from memprobe.patches import FOLDER, Patches, open_patches
-from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
-from memprobe.records import ALIKE
+from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe, unlike
 from memprobe.results.directory import RESULTS as EVALUATED
 from memprobe.runs import (
     CELL,
@@ -32,6 +30,7 @@ from memprobe.runs import (
     data_loss,
     ended_stages,
 )
+from memprobe.sameness import same_model
 from memprobe.walking import walk
 
 COMPARISON = "comparison.json"
@@ -220,10 +219,14 @@ def asked_alike(probes: Sequence[Probe]) -> list[list[Probe]]:
 
     Set-ups of a grid stay apart (:func:`setup_of`).
     """
-    groups: dict[tuple[Any, ...], list[Probe]] = {}
+    groups: list[list[Probe]] = []
     for probe in probes:
-        groups.setdefault(_asked(probe), []).append(probe)
-    return list(groups.values())
+        group = next((some for some in groups if _asked_alike(some[0], probe)), None)
+        if group is None:
+            groups.append([probe])
+        else:
+            group.append(probe)
+    return groups
 
 
 def with_records(probe: Probe, say: Callable[[str], None], *, finished: bool = False) -> Probe:
@@ -254,9 +257,9 @@ def in_fixed_readout(group: Sequence[Probe], probes: Sequence[Probe]) -> list[Pr
     if first.run["readout"] != "own":
         return []
     own = [(label, probe.run["checkpoints"][label]) for probe in group for label in probe.checkpoints]
-    by_readout: dict[str, list[Probe]] = {}
+    by_readout: list[list[Probe]] = []
     for probe in probes:
-        if probe.run["readout"] != "own" and _asked(probe, but="readout") == _asked(first, but="readout"):
+        if probe.run["readout"] != "own" and _asked_alike(first, probe, but=("readout",)):
             shared = [
                 label
                 for label in probe.finished
@@ -265,17 +268,20 @@ def in_fixed_readout(group: Sequence[Probe], probes: Sequence[Probe]) -> list[Pr
                     for name, entry in own
                 )
             ]
-            by_readout.setdefault(probe.run["readout"], []).append(probe.only(shared))
-    for second in by_readout.values():
+            alike = next((some for some in by_readout if not unlike(some[0], probe)), None)
+            if alike is None:
+                by_readout.append(alike := [])
+            alike.append(probe.only(shared))
+    for second in by_readout:
         if len({label for probe in second for label in probe.checkpoints}) > 1:
             return [probe for probe in second if probe.checkpoints]
     return []
 
 
-def _asked(probe: Probe, *, but: str = "") -> tuple[Any, ...]:
-    """What probes must have in common to be compared."""
-    alike = [probe.run.get(name) for name in ALIKE if name != but]
-    return (setup_of(probe.path), probe.run["factoids"]["hash"], *alike)
+def _asked_alike(one: Probe, other: Probe, *, but: Container[str] = ()) -> bool:
+    """Whether two probes have in common what they must to be compared."""
+    asked = [(setup_of(probe.path), probe.run["factoids"]["hash"]) for probe in (one, other)]
+    return asked[0] == asked[1] and not unlike(one, other, but=but)
 
 
 def with_cells(study: Study, cells: Collection[str]) -> Study:

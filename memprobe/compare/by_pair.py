@@ -188,7 +188,7 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
         compared = differences_of(values, readings.answers, readings.resamples())
         keys = [pl.lit(reference).alias("reference"), pl.lit(checkpoint).alias("checkpoint")]
         parts.append(compared.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
-    return _with_lenses(readings, placement_claims(own, pl.concat(parts)))
+    return _with_lenses(readings, placement_claims(own, pl.concat(parts) if parts else None))
 
 
 def _with_lenses(readings: Readings, table: pl.DataFrame) -> pl.DataFrame:
