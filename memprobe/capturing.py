@@ -255,7 +255,7 @@ def _controls(
             token_id=pl.Series(targets[:, column].repeat(depths).numpy()),
             control=pl.lit(name),
             rank=readings.rank[:, column],
-        ).filter(pl.col("token_id") >= 0)
+        )
         for column, name in enumerate(draws, 1)
     ]
     tables += [
@@ -264,7 +264,9 @@ def _controls(
         )
         for name, (ids, rank) in best.items()
     ]
-    return [table.select(list(CONTROLS)).cast(CONTROLS) for table in tables]
+    # Where there is no other token, such as where all that intrudes begins as the answer does, there is no control.
+    there = pl.col("token_id") >= 0
+    return [table.filter(there).select(list(CONTROLS)).cast(CONTROLS) for table in tables]
 
 
 def _model_says(

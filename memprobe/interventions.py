@@ -40,6 +40,7 @@ Where = Callable[[Int[Tensor, "row position"]], Bool[Tensor, "row position"]]
 
 NOISE = 3.0
 """Standard deviations of the embeddings: what Meng et al. corrupt with."""
+_SOME_ROWS = 256
 
 
 @dataclass
@@ -254,7 +255,7 @@ class Corrupt:
 
     Attributes:
         positions: which tokens; :meth:`Subjects.of` for subjects.
-        noise: in standard deviations of the embedding matrix.
+        noise: in standard deviations of the embeddings, as the model's embedding module gives them.
         seed: of the noise.
     """
 
@@ -265,8 +266,7 @@ class Corrupt:
     def install(self, lens_model: LensModel, now: Callable[[], Pass]) -> list[Any]:
         """See :class:`Edit`."""
         embedding = lens_model.model.get_input_embeddings()
-        assert isinstance(embedding.weight, Tensor)
-        unit = float(embedding.weight.detach().float().std())
+        unit = _spread_of(embedding)
 
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             given = now().ids
@@ -284,6 +284,18 @@ class Corrupt:
             "unit": "sd of the embeddings",
             "seed": self.seed,
         }
+
+
+def _spread_of(embedding: nn.Module) -> float:
+    """The standard deviation of all embeddings that a module gives. Some scale the rows of their matrix themselves
+    (Gemma by √d_model), which some of their rows tell."""
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    some = torch.linspace(0, len(weight) - 1, min(len(weight), _SOME_ROWS), device=weight.device).long()
+    with torch.no_grad():
+        given = embedding.forward(some)  # without the hooks of other edits
+        scale = given.float().norm() / weight[some].float().norm()
+        return float(weight.float().std() * scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from memprobe.probes import Probe
-from memprobe.readings import Readings
+from memprobe.readings import SHUFFLED, Readings
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.holding import K_VALUES, check_k, check_rule
 from memprobe.statistics.occurrence import DRAWS, ENDS
@@ -49,8 +49,10 @@ def summary_of(readings: Readings) -> dict[str, Any]:
     """The numbers in short of the reference.
 
     ``{n, errors, exact_match, exact_tokens, recall: {k: [by depth 0 … n_layers]}, recall_all: {…}, shuffled: {…},
-    area, normalised_frequency: [by depth 1 …], lof: {mean, sd, never, …}, shuffled_lof: {…}, settled: {…},
+    area, normalised_frequency: [by depth 1 …], lof: {mean, sd, never, net, …}, shuffled_lof: {…}, settled: {…},
     diversity: {depths_per_factoid, effective_layers}}``. NAME_low and NAME_high stand beside a NAME with an interval.
+    ``net`` is the restricted mean minus that of shuffled answers, of the factoids that have any: the mean of paired
+    differences, which the difference of two means over other factoids is not.
     ``recall`` and ``shuffled`` hold every k in :data:`~memprobe.statistics.K_VALUES`, ``…_all`` the same under the rule
     ``all``. A number that does not exist is ``None``; a depth that no factoid has is ``None`` in its list. ``n``
     counts factoids with records, ``errors`` those without; ``exact_match`` is over those that have it.
@@ -84,8 +86,11 @@ def summary_of(readings: Readings) -> dict[str, Any]:
         entry[name] = {f"{part}{end}": placed[f"{name}_{part}{end}"] for part in parts for end in ENDS}
         entry[name] |= {f"never{end}": placed[f"{_NEVER[name]}{end}"] for end in ENDS}
         entry[name]["n"] = placed[f"{name}_n"]
-    for end in ENDS:
+    shuffled = readings.net(label)[0].filter(control=SHUFFLED, statistic="lof_restricted")
+    net = next(shuffled.select("net", "low", "high").iter_rows(), (None, None, None))
+    for end, value in zip(ENDS, net, strict=True):
         entry["lof"][f"only_full{end}"] = placed[f"share_only_full{end}"]
+        entry["lof"][f"net{end}"] = value
     for name, never in _NEVER.items():
         keys = {f"{name}_{part}": part for part in ("mean", "sd", "restricted_mean")} | {never: "never"}
         chance = chance_of(readings.shuffled(label), readings.k, list(keys))

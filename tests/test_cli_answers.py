@@ -68,7 +68,7 @@ def test_a_probe_says_what_it_kept_and_what_it_holds(cli, tiny_checkpoint, facts
     asked = ["layers", "--ckpt", f"m={tiny_checkpoint}", "--factoids", facts, "--out", tmp_path / "p"]
     code, text, err = cli(*asked)
     assert code == 0, err
-    assert text.startswith("m says ") and "minus that of shuffled answers" in text and "--full" in text
+    assert text.startswith("m recalls ") and "minus that of shuffled answers" in text and "--full" in text
     assert "≤ " in text, "numbers of depths that share a line are their largest"
     code, text, err = cli(*asked, "--full")
     assert code == 0 and "m: all 5 factoids were done before and are kept" in err

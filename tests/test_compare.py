@@ -166,6 +166,36 @@ def test_fates_follow_exact_match(own, result):
     assert paths["stages"].unique().to_list() == ["1 → 2"] and paths["n"].sum() == 40
 
 
+def test_the_summary_is_net_of_shuffled_answers_on_the_facts_that_have_any(tmp_path):
+    """As compare pairs them: a mean of all facts minus one of some is no difference that any fact has."""
+    probe = write_probe(tmp_path / "p", {"a": 4.0}, n=60, never=0.0, tokens=(1,), summary=False)
+    late = probe.factoids.filter(relation="capital")["id"].to_list()
+    mine = pl.col("factoid").is_in(late)
+    deep = pl.when(mine & (pl.col("depth") < 8)).then(500).otherwise(pl.col("rank")).cast(pl.Int32)
+    retell(probe.path, "records", probe.records.with_columns(rank=deep).drop("lens", "position"))
+    retell(probe.path, "controls", probe.controls.filter(~mine).drop("lens", "position"))
+    again = open_probe(probe.path)
+    lof = summarise(again, draws=200)["a"]["lof"]
+    row = compare([again], draws=200).tables["placement"].row(0, named=True)
+    for end in ("", "_low", "_high"):
+        assert lof[f"net{end}"] == pytest.approx(row[f"net_lof_restricted_mean{end}"])
+    apart = lof["restricted_mean"] - row["chance_lof_restricted_mean"]
+    assert apart > lof["net_high"], "the case tells the two apart"
+
+
+@pytest.mark.parametrize("n", [3, 9, 10])
+def test_nothing_has_a_bootstrap_interval_of_too_few_facts(n, tmp_path):
+    """Whatever the statistic; shares have Wilson's, medians order statistics'."""
+    probe = write_probe(tmp_path / "p", {"a": 4.0, "b": 5.0}, n=n, never=0.0, tokens=(1,), summary=False)
+    tables = compare([probe], draws=200).tables
+    of = {"placement": ("area",), "curves": ("frequency", "log_prob"), "overlap": ("",)}
+    for table, names in of.items():
+        for name in names:
+            low = f"{name}_low".lstrip("_")
+            assert (tables[table][low].null_count() == len(tables[table])) == (n < 10), (table, name)
+    assert tables["curves"]["recall_low"].null_count() == 0
+
+
 def test_no_claim_is_held_without_the_fixed_readout(own, result, tmp_path):
     assert result.tables["claims"]["held"].to_list() == [None] * 12
     assert any("readout" in note for note in result.notes)

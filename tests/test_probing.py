@@ -276,3 +276,14 @@ def test_a_readout_of_another_size_is_refused(two, tmp_path):
     wide = wrap(tiny_model("llama", vocab_size=len(tokenizer), hidden_size=64), tokenizer, label="wide")
     with pytest.raises(MemprobeError, match=r"lens logit@wide: wide reads 64 x \d+, but base is 32 x"):
         probe(two[:1], FACTS, tmp_path / "probe", readout=wide)
+
+
+def test_what_intrudes_and_begins_as_the_answer_does_is_no_control(two, tmp_path):
+    """Of that fact alone; a control is the rank of another token."""
+    intruders = {"one": [FACTS[1]], "two": [FACTS[1], FACTS[2]]}
+    found = probe(two[:1], FACTS, tmp_path / "p", intrusions=intruders)
+    asked = found.controls.filter(pl.col("control").str.starts_with("intrusion"))
+    facts = {name: set(part["factoid"]) for (name,), part in asked.group_by("control")}
+    every = {fact.id for fact in FACTS}
+    assert facts == {"intrusion:one": every - {"b"}, "intrusion:two": every}
+    assert found.finished == [LABELS[0]] and asked["token_id"].min() >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memprobe.compare import compare
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.locks import one_process
@@ -23,6 +25,7 @@ from memprobe.results.inspect_logs import _opened
 from tests.disk import contents
 from tests.elsewhere import elsewhere
 from tests.exports.make import FACTS, SAID
+from tests.probes import write_probe
 
 EXPORTS = Path(__file__).parent / "exports"
 FREE, CHOSEN = "made_up_rivers", "made_up_choices"
@@ -194,6 +197,36 @@ def test_arms_over_seeds_and_paths_through_stages(tmp_path):
     path = result.tables["paths"].filter(arm="naive", seed="0")
     assert path["n"].sum() == 80 and path["stages"][0] == "1 → 2"
     assert any("replay against naive after stage 2" in line for line in result.verdict())
+    assert any(
+        note.startswith("Nothing says which checkpoint naive-0-1 was trained from") for note in result.notes
+    )
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_arms_of_probes_are_paired_as_compare_pairs_them(seeds, tmp_path):
+    """Runs of one seed start from one checkpoint, whichever command reads them; of other tools nobody knows."""
+    rng, deep, lost, made = np.random.default_rng(0), {}, {}, {}
+
+    def add(label, arm, seed, stage, parent, never):
+        deep[label], lost[label] = 4.0, never
+        origin = {"stages": [{"index": 1, "hash": "rows"}], "parent": {"fingerprint": parent}}
+        made[label] = {"arm": arm, "seed": seed, "stage": stage} | origin
+
+    for seed in range(seeds):
+        add(f"first-{seed}", "none", seed, 1, "base", 0.0)
+        parent, share = hashlib.sha256(f"first-{seed}".encode()).hexdigest(), rng.uniform(0.2, 0.7)
+        add(f"naive-{seed}", "none", seed, 2, parent, share)
+        add(f"remix-{seed}", "remix(data=generic, stages=2)", seed, 2, parent, share + 0.12)
+    probe = write_probe(tmp_path / "p", deep, manifests=made, never=lost, tokens=(1,))
+    wanted = {"stage": "2", "statistic": "exact"}
+    alone = compare([probe], reference="naive-0", draws=200).tables["arm_differences"].filter(**wanted)
+    found = compare_outcomes([probe], reference="naive-0", draws=200)
+    answers = found.tables["arm_differences"].filter(**wanted)
+    assert answers["in_common"].item() == "stage before" and not any(
+        "Nothing says" in one for one in found.notes
+    )
+    assert answers.drop("detectable").equals(alone.drop("detectable"), null_equal=True)
+    assert answers["detectable"].item() == pytest.approx(alone["detectable"].item())
 
 
 def sample(i: int, right: bool, **more) -> str:

@@ -36,7 +36,14 @@ def test_a_checkpoint_in_a_sentence():
             "On average facts surface 4.0 [3.0, 5.0] depths earlier than shuffled answers, counting never as 31.",
         ),
         ((2.0, 1.0, 3.0), "2.0 [1.0, 3.0] depths later than shuffled answers"),
-        ((-1.1, None, None), "1.1 depths earlier than shuffled answers"),
+        (
+            (-1.1, None, None),
+            "1.1 depths earlier than shuffled answers, counting never as 31 (too few facts for an interval).",
+        ),
+        (
+            (0.0, None, None),
+            "as deep as shuffled answers surface, counting never as 31 (too few facts for an interval).",
+        ),
         (
             (-0.5, -1.5, 0.5),
             "No difference in depth from shuffled answers is seen (-0.5 [-1.5, +0.5] depths on average, "
@@ -48,7 +55,6 @@ def test_a_checkpoint_in_a_sentence():
         ),
         ((0.03, 0.02, 0.04), "On average facts surface 0.03 [0.02, 0.04] depths later than shuffled answers"),
         ((0.0, 0.0, 0.0), "On average that is as deep as shuffled answers surface, counting never as 31."),
-        ((0.0, None, None), "On average that is as deep as shuffled answers surface, counting never as 31."),
     ],
 )
 def test_a_difference_says_which_way_and_how_sure(net, wanted):

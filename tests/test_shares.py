@@ -106,3 +106,34 @@ def test_discordant_pairs_are_never_without_noise():
     # 10 gained, 4 lost of 64: (16 / 66 - (6 / 66)²) / 66
     moved = np.array([1.0] * 10 + [-1.0] * 4 + [0.0] * 50)
     assert discordant_variance(moved) == pytest.approx((16 / 66 - (6 / 66) ** 2) / 66)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        ((2, 2, 0), (2, 2, 100)),
+        ((6, 7, 4), (64, 60, 5)),
+        ((60, 34, 3), (63, 40, 12)),
+        ((1, 0, 0), (2, 13, 22)),
+    ],
+)
+def test_seeds_of_other_sizes_count_by_them(counts, sizes):
+    """The share is that of all facts, and its interval is of the same: it holds it, and a seed of two facts moves it
+    less than one of sixty."""
+    counts, sizes = np.array(counts, float), np.array(sizes)
+    found = share_over_seeds(counts, sizes)
+    assert found.value == pytest.approx(counts.sum() / sizes.sum()) and found.low <= found.value <= found.high
+    smallest, largest = sizes.argmin(), sizes.argmax()
+    moved = []
+    for place in (smallest, largest):
+        turned = counts.copy()
+        turned[place] = sizes[place] - counts[place]
+        moved.append(abs(sum(share_over_seeds(turned, sizes)[1:3]) - found.low - found.high))
+    assert moved[0] < moved[1]
+
+
+def test_seeds_of_one_size_are_the_same_however_it_is_given():
+    counts = np.array([3.0, 9.0, 20.0])
+    assert share_over_seeds(counts, np.array([32, 32, 32])) == pytest.approx(
+        share_over_seeds(counts, 32), nan_ok=True
+    )

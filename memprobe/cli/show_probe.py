@@ -99,8 +99,7 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
 
 def _net(entry: Mapping[str, Any]) -> str:
     """First occurrence minus its chance level: apart, the two mislead, since few shuffled answers ever occur."""
-    own, chance = entry["lof"]["restricted_mean"], entry["shuffled_lof"]["restricted_mean"]
-    return wording.number(None if own is None or chance is None else own - chance, "+.2f")
+    return wording.of_row(entry["lof"], "net", "+.2f")
 
 
 def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> tuple[Table, bool]:

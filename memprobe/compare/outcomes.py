@@ -26,6 +26,7 @@ from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_see
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import SameFacts
 from memprobe.files import read_valid
+from memprobe.lineage import lineage
 from memprobe.members import TrainingPoint, chains_of, check_apart, ends_of, made_by, step_of
 from memprobe.probes import Probe, open_probe
 from memprobe.records import EXACT
@@ -61,6 +62,7 @@ class Answers(TrainingPoint):
         exact: by factoid, whether it is given; without what could not be judged.
         score: by factoid, the metric behind that; 0 and 1 where there is no other.
         measure: what given means.
+        before, rows: of its manifest, see :func:`memprobe.lineage.lineage`; empty where nothing says them.
     """
 
     path: Path
@@ -68,6 +70,8 @@ class Answers(TrainingPoint):
     exact: Mapping[str, bool]
     score: Mapping[str, float]
     measure: Measure
+    before: tuple[str, ...] = ()
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def compare_outcomes(
         MemprobeError: no fact in common, one id for two facts, an unknown label, broken files.
     """
     check_draws(draws, seed)
-    answers = _named([one for source in sources for one in _of(source)], arms or {})
+    answers = _named(list(_answers(sources)), arms or {})
     if not answers:
         raise MemprobeError("name at least one results directory or probe")
     first = next((one for one in answers if reference in (None, one.label)), None)
@@ -230,6 +234,13 @@ def compare_outcomes(
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
         notes += notes_on_seeds(answers)
+        if len({run.arm for run in runs}) > 1 and (
+            bare := next((run for run in runs if not run.before), None)
+        ):
+            notes.append(
+                f"Nothing says which checkpoint {bare.label} was trained from: seeds of the arms that it is compared "
+                "with count as independent, which widens their intervals where they start from one."
+            )
     tables = {
         name: pl.concat([pl.DataFrame(schema=schema), *(part.cast(schema) for part in parts[name])])
         for name, schema in SCHEMAS.items()
@@ -246,9 +257,28 @@ def compare_outcomes(
     return OutcomeComparison(settings, notes, tables)
 
 
-def _of(source: Probe | ResultsDirectory | str | Path) -> Iterator[Answers]:
-    if isinstance(source, str | Path):
-        source = open_results(source) if is_results(Path(source)) else open_probe(source)
+def _answers(sources: Sequence[Probe | ResultsDirectory | str | Path]) -> Iterator[Answers]:
+    """Of every checkpoint of some directories; where it comes from is asked of all of them."""
+    opened = [
+        (open_results(one) if is_results(Path(one)) else open_probe(one))
+        if isinstance(one, str | Path)
+        else one
+        for one in sources
+    ]
+    entries = {
+        f"{place}/{label}": entry
+        for place, source in enumerate(opened)
+        if isinstance(source, Probe)
+        for label, entry in source.run["checkpoints"].items()
+    }
+    for place, source in enumerate(opened):
+        for one in _of(source):
+            name = f"{place}/{one.label}"
+            before, rows = lineage(entries, name) if name in entries else ((), "")
+            yield replace(one, before=before, rows=rows)
+
+
+def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
     for label in source.checkpoints:
         if isinstance(source, ResultsDirectory):
             table, measure = source.outcomes(label), source.measure(label)
@@ -332,7 +362,15 @@ def _outcomes(label: str, values: np.ndarray) -> pl.DataFrame:
 def _runs(answers: Sequence[Answers], values: Mapping[str, np.ndarray]) -> list[Run]:
     check_apart(answers)
     return [
-        Run.of(one.arm, one.stage or "", one.seed or "", one.label, values[one.label])
+        Run.of(
+            one.arm,
+            one.stage or "",
+            one.seed or "",
+            one.label,
+            values[one.label],
+            before=one.before,
+            rows=one.rows,
+        )
         for one in ends_of(answers)
         if one.arm is not None
     ]

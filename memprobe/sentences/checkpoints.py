@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
-from memprobe.sentences.differences import against, edges_of, moved, recalled, surfaces
+from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, surfaces
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,6 +60,8 @@ def of_checkpoint(
 
 def _against_chance(n_layers: int, value: float | None, low: float | None, high: float | None) -> str:
     counted = f"counting never as {n_layers + 1}"
+    if low is None:
+        counted += f" ({NO_INTERVAL})"
     if not value and not low and not high:
         return f"On average that is as deep as shuffled answers surface, {counted}."
     if low is not None and high is not None and low <= 0 <= high:

@@ -226,14 +226,14 @@ def bootstrap(
 
     Both arguments are [draw, column]: the sums of the cells of ``values`` that are not NaN, and how many they
     are; the statistic returns [draw, …]. The value itself comes from the sample taken once. Without ``resamples`` there
-    is no interval.
+    is no interval, nor of fewer factoids than :data:`FEWEST` asks of a mean.
     """
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
     n = present.sum(0)
     torn = np.flatnonzero(n < len(values))
-    if resamples is None:
+    if resamples is None or present.any(1).sum() < FEWEST["mean"]:
         with np.errstate(divide="ignore", invalid="ignore"):
             value = statistic(filled.sum(0)[None], n[None].astype(float))[0]
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)

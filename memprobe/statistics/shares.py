@@ -50,11 +50,12 @@ class Share(NamedTuple):
     p: float
 
 
-def share_over_seeds(counts: np.ndarray, n: int, *, fact_variance: float = 0.0) -> Share:
+def share_over_seeds(counts: np.ndarray, n: int | np.ndarray, *, fact_variance: float = 0.0) -> Share:
     """An arm's share, in runs of other seeds.
 
     Args:
         counts: [seed], how many of ``n`` facts each seed keeps.
+        n: facts of every seed; or [seed], each seed's own, where the share is that of all facts of all seeds.
         fact_variance: of the mean over seeds, by what facts do to every seed; 0 where it is not known.
 
     Returns:
@@ -64,7 +65,7 @@ def share_over_seeds(counts: np.ndarray, n: int, *, fact_variance: float = 0.0) 
     if common:
         from scipy import ndimage
 
-        spread = np.sqrt(common / (4 * n)) / (np.pi / 2 / _ANGLES)
+        spread = np.sqrt(common / (4 * np.mean(n))) / (np.pi / 2 / _ANGLES)
         weights = ndimage.gaussian_filter1d(weights, spread, mode="reflect")
     share, low, high = _ends(weights, counts, n, _TAIL)
     return Share(share, low, high, np.nan)
@@ -122,9 +123,11 @@ def share_difference(
     return Share(value, low, high, p)
 
 
-def _ends(weights: np.ndarray, counts: np.ndarray, n: int, tail: float) -> tuple[float, float, float]:
+def _ends(
+    weights: np.ndarray, counts: np.ndarray, n: int | np.ndarray, tail: float
+) -> tuple[float, float, float]:
     """The share as it is, and the posterior's quantiles, which do not leave it outside."""
-    share = float(np.mean(counts)) / n
+    share = float(np.mean(counts)) / float(np.mean(n))
     low, high = np.sin(np.interp([tail, 1 - tail], np.cumsum(weights) - weights / 2, _ANGLE)) ** 2
     return share, min(share, float(low)) if share > 0 else 0.0, max(share, float(high)) if share < 1 else 1.0
 
@@ -147,24 +150,26 @@ def discordant_variance(difference: np.ndarray) -> float:
     return (moved / n - (float(difference.sum()) / n) ** 2) / n
 
 
-def _posterior(counts: np.ndarray, n: int, fact_variance: float) -> tuple[np.ndarray, float]:
+def _posterior(counts: np.ndarray, n: int | np.ndarray, fact_variance: float) -> tuple[np.ndarray, float]:
     """Weights of the angles, and which part of a seed's binomial variance its facts have in common with other seeds."""
-    share = float(np.mean(counts)) / n
-    whole = share * (1 - share) / n
+    size = float(np.mean(n))
+    share = float(np.mean(counts)) / size
+    whole = share * (1 - share) / size
     common = min(_MOST_COMMON, max(0.0, fact_variance / whole)) if whole > 0 else 0.0
+    seeds = sorted((float(kept), float(of)) for kept, of in np.broadcast(counts, n))
     # To two digits, so that what was computed before can be looked up.
-    return _weights(tuple(sorted(float(y) for y in counts)), n, round(common, 2)), common
+    return _weights(tuple(seeds), round(common, 2)), common
 
 
 @lru_cache(maxsize=4096)
-def _weights(counts: tuple[float, ...], n: int, common: float) -> np.ndarray:
-    log = sum(_seed(count, n, common) for count in counts) + np.log(_QUANTILE)
+def _weights(seeds: tuple[tuple[float, float], ...], common: float) -> np.ndarray:
+    log = sum(_seed(count, n, common) for count, n in seeds) + np.log(_QUANTILE)
     weights = np.exp(log - log.max()).sum(1)
     return weights / weights.sum()
 
 
 @lru_cache(maxsize=1024)
-def _seed(count: float, n: int, common: float) -> np.ndarray:
+def _seed(count: float, n: float, common: float) -> np.ndarray:
     """Log-likelihood [angle, ρ] of one seed, without the binomial coefficient."""
     kept, size = count / (1 - common), n / (1 - common)
     return special.betaln(_A + kept, _B + size - kept) - special.betaln(_A, _B)

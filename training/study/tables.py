@@ -11,7 +11,7 @@ import polars as pl
 
 from memprobe.statistics.arms import MIN_SEEDS, student
 from memprobe.statistics.margins import GIVEN_MARGIN
-from memprobe.statistics.shares import share_over_seeds, size_over_seeds
+from memprobe.statistics.shares import share_over_seeds
 from training.study.results import SETTINGS, Results
 
 _KEYS = ["setup", "k", "token", "readout"]
@@ -251,7 +251,6 @@ def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
     counts = known[name].to_numpy() * sizes
     numbers[name] = float(counts.sum() / sizes.sum())
     if len(known) >= MIN_SEEDS:
-        size = size_over_seeds(sizes)
-        share = share_over_seeds(counts / sizes * size, size)
+        share = share_over_seeds(counts, sizes)
         numbers |= {f"{name}_low": share.low, f"{name}_high": share.high}
     return numbers
