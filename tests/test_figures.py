@@ -26,6 +26,7 @@ from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.figures import look, patches, runs, tables
 from memprobe.figures.look import STYLE
+from memprobe.figures.placing import checkpoint_layout
 from memprobe.files import read_json, write_json
 from memprobe.palette import ALONG, COLOURS
 from memprobe.probes import open_probe
@@ -217,11 +218,48 @@ def test_many_checkpoints_get_a_panel_by_arm_with_every_seed(study):
 
 def test_many_checkpoints_of_unknown_arms_are_six_to_a_panel():
     checkpoints = [{"label": f"c{i}", "arm": None, "seed": None, "stage": None} for i in range(8)]
-    layout = tables.checkpoint_layout(checkpoints, None)
+    layout = checkpoint_layout(checkpoints, None)
     assert layout.group_by("panel", maintain_order=True).len()["len"].to_list() == [6, 2]
 
 
 # Training steps
+
+
+def along_a_stage(path, steps, seeds=(1,)):
+    """Checkpoints along stage 1 of some runs, as a recipe's ``checkpoints`` leave them."""
+    depths, made = {}, {}
+    for seed in seeds:
+        for step in steps:
+            label = f"s{seed}-step-{step}"
+            depths[label] = 7.0 - step / max(steps) - seed / 4
+            made[label] = {"arm": "none", "seed": seed, "stage": 1, "stage_name": "kvr", "step": step}
+    probe = write_probe(path, depths, n=24, manifests=made, tokens=(1,), summary=False)
+    result = compare([probe], draws=200)
+    return result, tables.of_comparison(result.tables, result.settings)
+
+
+@pytest.mark.parametrize("steps", [3, 26])
+def test_checkpoints_along_a_stage_are_no_seeds(steps, tmp_path):
+    result, found = along_a_stage(tmp_path, [10 * step for step in range(1, steps + 1)])
+    placed = result.tables["placement"]
+    shown = found["lof"].filter(statistic="lof_mean")
+    assert shown["row"].to_list() == placed["checkpoint"].to_list() and shown["by_seed"].null_count() == steps
+    for column, name in {"value": "lof_mean", "low": "lof_mean_low", "high": "lof_mean_high"}.items():
+        assert shown[column].to_list() == placed[name].to_list()
+    assert shown["along"].to_list() == pytest.approx(np.linspace(0, 1, steps))
+    heat = found["heatmap"]
+    assert heat.group_by("panel", "row").len()["len"].to_list() == [9] * steps, "a row for each checkpoint"
+    assert found["differences"]["row"].n_unique() == steps - 1
+    assert "seed" not in str(found["spread"]), "left out, if at all, for want of facts"
+
+
+def test_of_seeds_along_a_stage_the_last_checkpoints_stand_for_their_arm(tmp_path):
+    result, found = along_a_stage(tmp_path, [10, 20, 30], seeds=(1, 2, 3))
+    (row,) = found["lof"].filter(statistic="lof_mean").to_dicts()
+    ends = result.tables["placement"].filter(pl.col("checkpoint").str.ends_with("30"))
+    (over,) = result.tables["arms"].filter(statistic="lof").to_dicts()
+    assert row["by_seed"] == ends["lof_mean"].to_list() and row["row"] == "naive"
+    assert (row["value"], row["low"], row["high"]) == (over["mean"], over["low"], over["high"])
 
 
 def test_steps_are_the_axis_with_what_became_of_the_facts(tmp_path):

@@ -77,6 +77,18 @@ def test_figures_draw_the_rows_that_are_published(grid):
     assert naive["retention"] == pytest.approx(1 / 32) and 0 <= naive["low"] < 1 / 32 < naive["high"]
 
 
+def test_what_a_failed_cell_cost_is_in_no_mean(grid):
+    """As of what is kept; the cell is counted, and an arm of which none learned has no mean."""
+    for place, run in enumerate(sorted((grid / "runs" / "kvr-lama").iterdir())):
+        cell = read_json(run / "cell.json")
+        cell["stages"][1]["steps"] = 10 * place
+        cell["learned"] = cell["learned"] and cell["arm"] != "naive"
+        write_json(cell, run / "cell.json")
+    table = retention.cost(of(grid))
+    rows = {arm: numbers for arm, *numbers in table.select("arm", "seeds", "failed", "steps").iter_rows()}
+    assert rows == {"naive": [0, 3, None], "r0.25": [3, 0, 80 + 40], "r0.5": [2, 1, 80 + 65]}
+
+
 def test_a_curve_over_replay_tells_rows_apart_and_starts_at_naive(grid):
     table = retention.curve(of(grid), "replay_ratio")
     assert table.select("rows", "replay_ratio").rows() == [

@@ -18,14 +18,21 @@ from memprobe import wording
 from memprobe.arms import arm_names, by_kind
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 from memprobe.figures.by_step import OVER_STEPS
+from memprobe.figures.placing import (
+    after,
+    at_ends,
+    at_step,
+    checkpoint_layout,
+    in_order,
+    places_along,
+    several_seeds,
+)
 from memprobe.fitted import WITH_FLOOR
 from memprobe.members import stage_order
 from memprobe.sentences import FEWEST_STEPS
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
 
-MOST_LINES = 6
-"""In one panel: as many as there are colours."""
 MOST_ROWS = 24
 """Checkpoints below each other, before a figure tells them by arm or by stage."""
 NAMES = (
@@ -97,92 +104,6 @@ def of_comparison(
     return {name: figures[name]() for name in names}
 
 
-def places_along(steps: pl.DataFrame) -> dict[str, tuple[str, int, float]]:
-    """Of each checkpoint along a training run its run, its step, and its place from 0 (early) to 1 (late).
-
-    Args:
-        steps: the table ``steps`` of a comparison; runs of fewer than three checkpoints are told as others are.
-    """
-    places = {}
-    for part in steps.partition_by("run", maintain_order=True):
-        if len(part) >= FEWEST_STEPS:
-            for at, row in enumerate(part.iter_rows(named=True)):
-                places[row["checkpoint"]] = (row["run"], row["step"], at / (len(part) - 1))
-    return places
-
-
-def checkpoint_layout(
-    checkpoints: Sequence[Mapping[str, Any]],
-    base: str | None,
-    chains: Sequence[Sequence[str]] = (),
-    *,
-    along: Mapping[str, tuple[str, int, float]] = {},
-) -> pl.DataFrame:
-    """Which checkpoint is drawn where.
-
-    Those along training runs are lines of one panel for each run, coloured by step. Of others up to six are lines of
-    one panel; more of them get a panel by arm, with a line for each stage and its seeds, the base model in every
-    panel; where arms are not known, six to a panel.
-
-    Args:
-        checkpoints: with label, arm, seed and stage (``None`` where not known), in order.
-        chains: labels of the stages of one run each; an arm that differs from another in a later stage alone shares
-            the other's earlier checkpoints, and has them in its panel too.
-        along: of :func:`places_along`.
-
-    Returns:
-        [panel, line, seed, checkpoint, along]; the base model may stand there several times. ``along`` is the place
-        of a checkpoint along its run, null for others.
-    """
-    rows: list[tuple[str, str, str | None, str]] = []
-    made = [row for row in checkpoints if row["label"] != base]
-    runs = list(dict.fromkeys(along[row["label"]][0] for row in checkpoints if row["label"] in along))
-    if runs and all(row["label"] in along for row in made):
-        for run in runs:
-            panel = run if len(runs) > 1 else ""
-            if base is not None and base not in along:
-                rows.append((panel, "base model", None, base))
-            here = [row["label"] for row in checkpoints if along.get(row["label"], ("",))[0] == run]
-            rows += [(panel, f"step {along[label][1]:,}", None, label) for label in here]
-    elif len(checkpoints) <= MOST_LINES:
-        rows = [("", row["label"], None, row["label"]) for row in checkpoints]
-    elif all(row["arm"] for row in made) and made:
-        names = arm_names([row["arm"] for row in made])
-        several = _several_seeds(made)
-        arms = {row["label"]: row["arm"] for row in made}
-        for text in by_kind({row["arm"] for row in made}):
-            if base is not None:
-                rows.append((names[text], "base model", None, base))
-            shared = {label for chain in chains for label in chain if arms.get(chain[-1]) == text}
-            mine = [row for row in made if row["arm"] == text or row["label"] in shared]
-            for row in sorted(mine, key=_in_order):
-                seed = row["seed"] if several else None
-                rows.append((names[text], _after(row), seed, row["label"]))
-    else:
-        for start in range(0, len(checkpoints), MOST_LINES):
-            part = checkpoints[start : start + MOST_LINES]
-            panel = f"checkpoints {start + 1}–{start + len(part)}"
-            rows += [(panel, row["label"], None, row["label"]) for row in part]
-    names_of = {"panel": pl.String, "line": pl.String, "seed": pl.String, "checkpoint": pl.String}
-    layout = pl.DataFrame(rows, schema=names_of, orient="row")
-    places = [along[label][2] if label in along else None for label in layout["checkpoint"]]
-    return layout.with_columns(pl.Series("along", places, pl.Float64))
-
-
-def _several_seeds(made: Sequence[Mapping[str, Any]]) -> bool:
-    keys = [(row["arm"], row["stage"]) for row in made]
-    return len(set(keys)) < len(keys)
-
-
-def _in_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    seed = row["seed"] or ""
-    return (*stage_order(row["stage"]), len(seed), seed)
-
-
-def _after(row: Mapping[str, Any]) -> str:
-    return f"after stage {row['stage']}" if row["stage"] else "trained"
-
-
 def _lenses(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     """[checkpoint, lens, depth, recall, recall_low, recall_high, chance, floor_mean]"""
     curves = tables["lenses_by_depth"]
@@ -232,12 +153,12 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
         rows = []
         for stage in sorted({stage_order(row["stage"]) for row in trained}):
             here = [row for row in trained if stage_order(row["stage"]) == stage]
-            here.sort(key=lambda row: (kinds.index(row["arm"]), *_in_order(row)))
-            panel = _after(here[0])
+            here.sort(key=lambda row: (kinds.index(row["arm"]), *in_order(row)))
+            panel = after(here[0])
             rows += [(panel, "base model", "base model", base)] if base is not None else []
             for row in here:
                 arm = names[row["arm"]]
-                rows.append((panel, arm, f"{arm}, seed {row['seed']}", row["label"]))
+                rows.append((panel, arm, f"{arm}, seed {row['seed']}{at_step(row)}", row["label"]))
     layout = pl.DataFrame(rows, schema=["panel", "group", "row", "checkpoint"], orient="row")
     return _laid_out(curves, layout).select("panel", "group", "row", "depth", "recall")
 
@@ -248,9 +169,9 @@ def _first_occurrence(
     """[row, series, statistic, value, low, high, sd, by_seed, along, floor], by checkpoint; by arm and stage where
     seeds repeat. ``floor`` is there where a lens has one."""
     placed = {row["checkpoint"]: row for row in tables["placement"].iter_rows(named=True)}
-    trained = [row for row in made if row["arm"] is not None]
+    trained = at_ends(made)
     rows: list[list[Any]] = []
-    if not _several_seeds(trained):
+    if not several_seeds(made):
         for label in order:
             for name in PLACEMENT:
                 value, low, high = (placed[label][f"{name}{end}"] for end in ENDS)
@@ -278,7 +199,7 @@ def _first_occurrence(
                 for name in PLACEMENT:
                     seeds = [placed[row["label"]][name] for row in here]
                     mean = [over.get(key) if name == "lof_mean" else None for key in ("mean", "low", "high")]
-                    rows.append([names[arm], _after(here[0]), name, *mean, None, seeds])
+                    rows.append([names[arm], after(here[0]), name, *mean, None, seeds])
     numbers = dict.fromkeys(("value", "low", "high", "sd"), pl.Float64) | {"by_seed": pl.List(pl.Float64)}
     schema = {"row": pl.String, "series": pl.String, "statistic": pl.String, **numbers}
     table = pl.DataFrame(rows, schema=schema, orient="row")
@@ -344,7 +265,7 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
     numbers = ["difference", "low", "high"]
     if len(settings["checkpoints"]) < 2:
         return "there is one checkpoint only"
-    several = _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None])
+    several = several_seeds(settings["checkpoints"])
     if several and len(settings["checkpoints"]) > MOST_ROWS:
         over = tables["arm_differences"].filter(wanted, pl.col("low").is_not_null())
         if not len(over):
@@ -373,7 +294,7 @@ def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> 
     """[panel, row, series, reference, difference, low, high], by checkpoint."""
     if tables["spread"].is_empty():
         return "there is one checkpoint only"
-    if _several_seeds([row for row in settings["checkpoints"] if row["arm"] is not None]):
+    if several_seeds(settings["checkpoints"]):
         return "each seed is held against naive of its own (python -m training report GRID draws that)"
     table = tables["spread"].filter(on="all", reference=settings["reference"])
     known = table.filter(pl.col("ratio").is_not_null())

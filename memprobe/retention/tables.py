@@ -409,5 +409,15 @@ def _against_naive(differences: pl.DataFrame, statistic: str, front: str) -> pl.
 
 
 def cost(retention: Retention) -> pl.DataFrame:
-    """Optimiser steps, input tokens and wall time of all stages of a cell, by arm; means over seeds."""
-    return _means(retention.cells, ["setup", "arm"], ["steps", "tokens", "seconds"])
+    """Optimiser steps, input tokens and wall time of all stages of a cell, by arm.
+
+    Returns:
+        [setup, arm, seeds, failed, steps, tokens, seconds]: means over ``seeds`` learned cells, null where there is
+        none; ``failed`` counts the others.
+    """
+    numbers = [pl.col(name).filter("learned").mean() for name in ("steps", "tokens", "seconds")]
+    counts = [
+        pl.col("learned").sum().cast(pl.UInt32).alias("seeds"),
+        (~pl.col("learned")).sum().alias("failed"),
+    ]
+    return retention.cells.group_by("setup", "arm", maintain_order=True).agg(*counts, *numbers)
