@@ -272,16 +272,24 @@ def _parsed(piece: str) -> Part:
             f"arm: {piece.strip()!r}: write name(key=value, key=value), as in replay(ratio=0.1)"
         )
     name, inside = match[1], match[2] or ""
-    part = Part(name, dict(_ARGUMENT.findall(inside)))
+    given = _ARGUMENT.findall(inside)
+    part = Part(name, dict(given))
+    if len(part.options) < len(given):
+        keys = [key for key, _ in given]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MemprobeError(
+            f"arm: {name}: {twice} is given twice; give it once, several values as in data=generic,random-words"
+        )
     if rest := _ARGUMENT.sub("", inside).strip():
         raise MemprobeError(f"arm: {name}: cannot read {rest!r}; write key=value, key=value")
     kind = part.kind
     if unknown := [key for key in part.options if kind.options is not None and key not in kind.options]:
         instead = among(unknown[0], sorted(kind.options or ()), before="it has")
         raise MemprobeError(f"arm: {name}: no option {unknown[0]!r}; {instead}")
-    for key in kind.needed:
-        if key not in part.options:
-            raise MemprobeError(f"arm: {name}: give its {key}, as in {kind.example}")
+    for key in dict.fromkeys([*kind.needed, *part.options]):
+        # An empty value is what a variable leaves that is not set.
+        if not all(piece.strip() for piece in part.options.get(key, "").split(",")):
+            raise MemprobeError(f"arm: {name}: give its {key}, as in {kind.example or f'{name}({key}=…)'}")
     return part
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,14 @@ class Checkpoint:
     tokenizer: Checkpoint | None = None
     donor: Checkpoint | None = None
     graft: Graft | None = None
+
+
+def made_of(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """A checkpoint and all that it is read from: its base, its donor, the one whose tokenizer is taken, and theirs."""
+    yield checkpoint
+    for part in (checkpoint.base, checkpoint.donor, checkpoint.tokenizer):
+        if part is not None:
+            yield from made_of(part)
 
 
 def split_label(text: str) -> tuple[str | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -352,6 +353,29 @@ def in_readout_of(members: Sequence[Member], fixed: Sequence[Probe]) -> list[Mem
             )
         found.append(replace(own, probe=there.probe, name=there.name))
     return found
+
+
+def notes_on_counting(probes: Sequence[Probe], k: int | None, token: str | None) -> list[str]:
+    """That probes were counted otherwise than they are together, where nobody says how they are to be."""
+    first, *others = ((k or int(one.run["k"]), token or str(one.run["token"])) for one in probes)
+    unlike = next((probe for probe, one in zip(probes[1:], others, strict=True) if one != first), None)
+    if unlike is None:
+        return []
+    return [
+        f"Counted as {probes[0].path} was probed, top {first[0]} and token rule {first[1]}; {unlike.path} was probed "
+        f"under top {unlike.run['k']} and {unlike.run['token']}. Give both to choose (-k, --token)."
+    ]
+
+
+def second_readouts(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes through the one second readout that most of them were read in, the first of several."""
+    found = [probe.second_readouts() for probe in probes]
+
+    def alike(first: Probe) -> list[Probe]:
+        same = (next((view for view in views if not unlike(first, view)), None) for views in found)
+        return [view for view in same if view is not None]
+
+    return max(map(alike, itertools.chain(*found)), key=len, default=[])
 
 
 def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:

@@ -61,7 +61,8 @@ FLUSH_SECONDS = 20
 LOCK = ".lock"
 REPORT = "report.html"
 _OWN = (RUN, SUMMARY, REPORT, FACTOIDS_FILE)
-_ADDITIVE = ("k", "token", "memprobe", "versions")  # of the call, not of what was probed
+_COUNTED = ("k", "token")
+_ADDITIVE = (*_COUNTED, "memprobe", "versions")  # of the call, not of what was probed
 _SAME = ("template", "chat_date", "tokenisation", "dtype", "seed", "factoids", "intrusions", "positions")
 _MEND = "; use another --out, or --fresh to start over"
 
@@ -122,7 +123,10 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
         probe = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
         _refuse_other_run(probe, wanted, factoids)
         run = dict(run) if run["schema"] == SCHEMA_VERSION else _upgraded(probe, run, wanted)
+        counted_otherwise = any(run[key] != wanted[key] for key in _COUNTED)
         run |= {key: wanted[key] for key in _ADDITIVE}
+        if counted_otherwise:  # the summary of this call is told under them, and so is what is read after it
+            write_run(run, out)
         # The summary of an older probe may begin with another position.
         if run["positions"] != probe.run["positions"]:
             (out / SUMMARY).unlink(missing_ok=True)
@@ -193,8 +197,8 @@ def _short(value: Any) -> str:
 
 
 def _refuse_other_files(out: Path) -> None:
-    """Raises a MemprobeError for what exists and is not a probe directory."""
-    if (out / RUN).exists() or not out.exists():
+    """Raises a MemprobeError for what exists and is not a probe directory; one whose probe is set aside is one."""
+    if (out / RUN).exists() or PROBE.before(out).is_dir() or not out.exists():
         return
     # A probe that was killed before it was whole has its lock and its first write, and perhaps the one before it.
     if not out.is_dir() or any(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from memprobe import residuals
-from memprobe.checkpoints import Checkpoint
+from memprobe.checkpoints import Checkpoint, made_of, resolve
 from memprobe.factoids import Factoid
 from memprobe.hub_cache import evict, is_cached_snapshot
 from memprobe.identity import identity_of
@@ -63,6 +64,7 @@ class Asked:
     keep_residuals: str | None
     evict: bool
     unit: int = UNIT
+    kept: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,19 @@ class Opened:
     checkpoint: Checkpoint | None
     entry: dict[str, Any]
     units: list[Unit]
+
+
+def read_by_others(
+    named: Sequence[Checkpoint | Deferred | LensModel], lenses: LensSet, loading: LoadOptions
+) -> frozenset[Path]:
+    """Where the files lie that lenses and other checkpoints than their own are read from."""
+    whole = [lens.other for lens in lenses.lenses if isinstance(lens.other, Checkpoint)]
+    whole += [resolve(spec) for spec in (loading.base, loading.tokenizer) if spec is not None]
+    paths = {part.path for one in whole for part in made_of(one)}
+    for item in named:
+        if isinstance(item, Checkpoint):
+            paths |= {part.path for part in made_of(item) if part is not item}
+    return frozenset(paths)
 
 
 class Prober:
@@ -242,12 +257,12 @@ class Prober:
         ).records
 
     def evict(self, item: Checkpoint | Deferred) -> None:
-        """Deletes a hub checkpoint that was found here from the hub's cache, unless a lens reads with it."""
-        lenses = self.asked.lenses.lenses
-        kept = {lens.other.path for lens in lenses if isinstance(lens.other, Checkpoint)}
+        """Deletes a hub checkpoint that was found here from the hub's cache, unless others are read from it."""
         ahead = self.loader.forget(item.label)
         checkpoint = self._found.pop(item.label, ahead)
-        if checkpoint is not None and checkpoint.path not in kept and is_cached_snapshot(checkpoint.path):
+        if checkpoint is None or checkpoint.path in self.asked.kept:
+            return
+        if is_cached_snapshot(checkpoint.path):
             evict(checkpoint.path)
 
     def model(self, item: Checkpoint | Deferred | LensModel) -> LensModel:

@@ -399,8 +399,8 @@ def unlike(one: Probe, other: Probe, *, but: Container[str] = ()) -> tuple[str, 
             for part in ("readout_fingerprint", "readout_settings"):
                 if differ(*entries, part):
                     of = " settings" if part == "readout_settings" else ""
-                    marks = (f"{ours!r} of{of or ' weights'} {entry[part][:8]}" for entry in entries)
-                    return name, *marks
+                    mine, other_mark = (f"{ours!r} of{of or ' weights'} {one[part][:8]}" for one in entries)
+                    return name, mine, other_mark
     return None
 
 

@@ -36,7 +36,7 @@ from memprobe.probe_writer import (
     write_run,
     write_summary,
 )
-from memprobe.prober import Asked
+from memprobe.prober import Asked, read_by_others
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sameness import other_checkpoint
@@ -123,7 +123,8 @@ def probe(
             are read, in bf16 (:mod:`memprobe.residuals`); asked of a finished checkpoint, they are added.
         steps: training steps by label, for probes along a training run.
         origin: where the factoids came from, for ``run.json`` (:meth:`memprobe.sources.Origin.to_dict`).
-        evict: delete each hub checkpoint from the hub's cache when it is probed, unless a lens reads with it.
+        evict: delete each hub checkpoint from the hub's cache when it is probed, unless a lens, or another checkpoint
+            (an adapter onto it, a graft), is read from it.
         engine: read the units on a Ray cluster (:mod:`memprobe.engine`); by default in this process, in order. The
             directory is the same, byte for byte.
         progress: told of every batch.
@@ -159,6 +160,7 @@ def probe(
         keep_residuals=keep_residuals,
         evict=evict,
         unit=prober.UNIT,
+        kept=read_by_others(named, lenses, loading) if evict else frozenset(),
     )
     first = lenses.first
     with locked(out), _hands(engine, asked, in_memory, out) as hands:

@@ -35,6 +35,8 @@ from memprobe.members import (
     in_readout_of,
     members_of,
     named,
+    notes_on_counting,
+    second_readouts,
     series_of,
 )
 from memprobe.probes import Probe, in_another_readout, open_probe, tables_of, unlike
@@ -140,9 +142,9 @@ class Readings:
         if not opened:
             raise MemprobeError("name at least one probe directory")
         check_alike(opened)
-        given, fixed = bool(fixed), fixed or _second_readouts(opened)
+        given, fixed = bool(fixed), fixed or second_readouts(opened)
+        notes = notes_on_view(opened[0]) + notes_on_counting(opened, k, token)
         k, token = k or int(opened[0].run["k"]), token or str(opened[0].run["token"])
-        notes = notes_on_view(opened[0])
         members = members_of(opened, arms or {}, notes)
         if not members:
             raise MemprobeError(
@@ -436,17 +438,6 @@ class Readings:
         base = by_label.get(self.base.label) if self.base else None
         reference = by_label.get(self.reference.label, members[0])
         return replace(self, members=members, reference=reference, base=base, notes=[])
-
-
-def _second_readouts(probes: Sequence[Probe]) -> list[Probe]:
-    """The probes through the one second readout that most of them were read in, the first of several."""
-    found = [probe.second_readouts() for probe in probes]
-
-    def alike(first: Probe) -> list[Probe]:
-        same = (next((view for view in views if not unlike(first, view)), None) for views in found)
-        return [view for view in same if view is not None]
-
-    return max(map(alike, itertools.chain(*found)), key=len, default=[])
 
 
 @lru_cache(maxsize=3)

@@ -148,3 +148,23 @@ def test_arms_that_differ_in_one_option_are_told_apart_by_it():
     ]
     short, long = arm_names([generic, generic.replace("12,12", "50,50")]).values()
     assert (short, long) == ("REMIX generic words 12,12", "REMIX generic words 50,50")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("remix(data=, stages=1)", "remix: give its data"),
+        ("remix(data= , stages=1)", "remix: give its data"),
+        ("remix(data=generic,, stages=1)", "remix: give its data"),
+        ("remix(data=generic, stages=)", "remix: give its stages"),
+        ("replay(ratio=)", "replay: give its ratio"),
+        ("lora(rank=)", "lora: give its rank"),
+        ("ewc(strength=)", "ewc: give its strength"),
+        ("replay(ratio=0.1, ratio=0.5)", "replay: ratio is given twice"),
+        ("remix(data=generic, data=random-words, stages=1)", "remix: data is given twice"),
+    ],
+)
+def test_an_option_is_given_once_and_says_something(text, said):
+    """What a variable leaves that is not set would be another arm, and so would the last of two."""
+    with pytest.raises(MemprobeError, match=f"arm: {said}"):
+        Arm.parse(text)

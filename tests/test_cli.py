@@ -284,11 +284,13 @@ def test_a_probe_outlives_a_fresh_start_that_fails(cli, tiny_checkpoint, facts, 
     _set_aside(out, PROBE)
     with locked(out):
         assert contents(out) == before | {".lock": b""}
-    (out / "notes.txt").write_text("mine")
-    refused(cli(*probe, "--fresh"), "not a probe directory")
-    assert contents(out) == before | {"notes.txt": b"mine"}
-    (out / "notes.txt").unlink()
-    assert cli(*probe, "--fresh")[0] == 0 and not (out / "residuals").exists()
+    (out / "patches").mkdir()
+    for name in ("notes.txt", "patches/a.parquet"):
+        (out / name).write_text("mine")
+    code, _, err = cli(*probe, "--fresh")
+    assert code == 0 and not (out / "residuals").exists()
+    assert (out / "notes.txt").read_text() == "mine", "what is no probe's stays where it is"
+    assert (out / "patches" / "a.parquet").read_text() == "mine" and "the patches stay" in err
 
 
 def test_bf16_says_how_many_ranks_it_changes(cli, tiny_checkpoint, facts, tmp_path):

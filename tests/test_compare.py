@@ -166,6 +166,19 @@ def test_fates_follow_exact_match(own, result):
     assert paths["stages"].unique().to_list() == ["1 → 2"] and paths["n"].sum() == 40
 
 
+def test_probes_that_were_counted_otherwise_are_said(tmp_path):
+    """Which comes first decides, unless the call does."""
+    facts = synthetic_factoids(12)
+    probes = [write_probe(tmp_path / name, {name: 4.0}, factoids=facts, summary=False) for name in "ab"]
+    run = read_json(probes[1].path / "run.json")
+    write_json(run | {"k": 1, "token": "all"}, probes[1].path / "run.json")
+    found = compare([probe.path for probe in probes], draws=100)
+    (note,) = [one for one in found.notes if one.startswith("Counted as")]
+    assert "a was probed, top 10 and token rule first" in note and "under top 1 and all" in note
+    chosen = compare([probe.path for probe in probes], k=5, token="all", draws=100)
+    assert not any(one.startswith("Counted as") for one in chosen.notes)
+
+
 def test_the_summary_is_net_of_shuffled_answers_on_the_facts_that_have_any(tmp_path):
     """As compare pairs them: a mean of all facts minus one of some is no difference that any fact has."""
     probe = write_probe(tmp_path / "p", {"a": 4.0}, n=60, never=0.0, tokens=(1,), summary=False)

@@ -439,7 +439,9 @@ def test_what_is_finished_is_not_written_again(two, tmp_path, monkeypatch):
     assert not before.keys() & set(written) and all(file.read_bytes() == old for file, old in before.items())
     summarised.clear()
     assert probe(two, FACTS, tmp_path / "p").summary == grown.summary and summarised == []
-    assert probe(two, FACTS, tmp_path / "p", k=3).summary["k"] == 3 and summarised == LABELS
+    assert probe(two, FACTS, tmp_path / "p", k=3, token="all").summary["k"] == 3 and summarised == LABELS
+    again = open_probe(tmp_path / "p")
+    assert (again.run["k"], again.run["token"]) == (3, "all"), "what is read after it is counted alike"
     wide = wrap(tiny_model("llama", len(tokenizer), seed=7), tokenizer, label="tuned")
     with pytest.raises(MemprobeError, match="other weights"):
         probe([wide], FACTS, tmp_path / "p")

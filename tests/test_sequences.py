@@ -241,6 +241,17 @@ def test_what_a_lens_reads_with_stays(hub, tmp_path):
     assert not (root / "blobs" / "model.safetensors-1").exists()
 
 
+def test_what_another_checkpoint_is_read_from_stays(hub, tiny_checkpoint, tmp_path):
+    """A graft's parts, and whose tokenizer is taken, whenever their own turn is over."""
+    root, _ = hub
+    grafted = f"g=graft(owner/name@step2, {tiny_checkpoint}, blocks=1)"
+    asked = ["owner/name@step1", "owner/name@step2", "owner/name@step3", grafted]
+    result = probe(asked, FACTS, tmp_path / "probe", device="cpu", evict=True, tokenizer="owner/name@step1")
+    assert all(entry["complete"] for entry in result.run["checkpoints"].values())
+    left = {path.name[0] for path in (root / "snapshots").iterdir()}
+    assert "0" in left and "2" not in left, "whose tokenizer is taken stays, and nobody reads from step 3"
+
+
 def test_only_a_revision_in_the_cache_is_one(tmp_path, hub):
     root, _ = hub
     assert hub_cache.is_cached_snapshot(root / "snapshots" / ("0" * 40))

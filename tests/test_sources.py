@@ -351,3 +351,13 @@ def test_any_hub_set_with_the_columns_of_a_file(tmp_path, monkeypatch):
 )
 def test_a_long_reason_is_cut_between_words(says, shown):
     assert first_line(ValueError(says), at_most=30) == shown
+
+
+def test_fewer_facts_than_are_asked_for_is_an_error_for_those_made_too():
+    """What is left out of them may be half of them; how many a recipe says is how many are trained."""
+    earlier = load_factoids("kvr:3")
+    assert len(load_factoids("kvr:6", without=earlier)) == 3, "no number was asked for"
+    with pytest.raises(
+        MemprobeError, match=r"kvr:6: 2 of the 5 rows that are asked for are left \(.*3 overlap"
+    ):
+        load_factoids("kvr:6", n=5, without=earlier)

@@ -106,8 +106,10 @@ def run_(
     chosen = read_recipe(recipe, seed=seed, arm=arm, base=base)
     name = recipe.stem if seed is None else f"{recipe.stem}-seed{seed}"
     folder = out or Path("runs") / name
+    from training.directories import check_read
     from training.run import run
 
+    check_read(recipe, folder, fresh=fresh)
     with resumable(folder):
         run(chosen, folder, fresh=fresh, data_dir=data_dir, asked=asked)
 

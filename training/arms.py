@@ -88,6 +88,8 @@ def _add(addition: dict[str, Any], part: Part) -> None:
             raise MemprobeError("arm: two penalties in one stage are not supported")
         addition["penalty"] = {"method": part.name, **values}
     elif part.name in KINDS:
+        if part.name in addition:
+            raise MemprobeError(f"arm: {part.name} twice in one stage: give it once")
         addition[part.name] = values
     else:
         raise MemprobeError(

@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from memprobe.files import read_valid, write_json
-from memprobe.runs import RECIPE
-from training.directories import begun
-from training.recipe import Recipe, settled_as
+from training.alike import settled_as
+from training.directories import begun, is_run
+from training.recipe import Recipe
 
 PAYS = 1.3
 """How many times as fast bfloat16 must be: below that, its rounding buys too little."""
@@ -61,7 +61,7 @@ def speed_of_bfloat16(device: torch.device) -> float:
 
 def as_begun(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with ``auto`` as the run in a directory has it, where one was begun."""
-    if recipe.precision.autocast != "auto" or not (out / RECIPE).exists():
+    if recipe.precision.autocast != "auto" or not is_run(out):
         return recipe
     return settled_as(recipe, begun(out))
 

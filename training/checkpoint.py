@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,7 +292,25 @@ def train_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place
     """Freezes every weight but those of some blocks or parts; how many numbers are trained.
 
     Args:
+        places, label: see :func:`weights_in`.
+
+    Raises:
+        MemprobeError: the model has no such block or part.
+    """
+    chosen = weights_in(model, tokenizer, places, label)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def weights_in(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, places: str, label: str
+) -> Collection[str]:
+    """Names of the weights of some blocks or parts.
+
+    Args:
         places: see :func:`memprobe.grafts.parse_places`.
+        label: of what asks for them.
 
     Raises:
         MemprobeError: the model has no such block or part.
@@ -304,7 +322,4 @@ def train_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place
 
     final = after_blocks(model, tokenizer, label)
     known = parameter_places(model, blocks_of(model, label), final)
-    chosen = chosen_names(known, parse_places(places), label)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return chosen_names(known, parse_places(places), label)

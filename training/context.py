@@ -81,6 +81,15 @@ class RunContext:
         for number in self.numbers:
             parts_of(self.recipe, prepared, number, tokenizer, max_length)
 
+    def check_places(self) -> None:
+        """Finds blocks and parts that the base model does not have, in whatever stage, before anything is trained."""
+        from training.checkpoint import weights_in
+
+        for number, stage in enumerate(self.recipe.stages, 1):
+            if stage.train is not None:
+                base = self.load_base()
+                weights_in(base.model, base.tokenizer, stage.train, f"stages.{number}.train")
+
     def load_base(self) -> LensModel:
         """The base model, as it is asked and evaluated."""
         return self.memory.lens_model(self.base, self.saved_dtype)

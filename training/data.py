@@ -24,11 +24,12 @@ from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.passages import COMPLETE, RECALL
 from memprobe.sources.shuffling import shuffle_answers
+from training.alike import same_rows
 from training.asking import known_facts, unknown_rows
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, from_json, to_json
-from training.recipe import Mixing, Recipe, Stage, parse_recipe, same_rows, to_toml
+from training.recipe import Mixing, Recipe, Stage, parse_recipe, to_toml
 from training.settings import under_key
 from training.starts import edited_files, edited_since, has_begun, revisions_of
 

@@ -23,7 +23,7 @@ from memprobe.sources.passages import PromptForm
 from memprobe.sources.rows import ROW_FILES
 from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
-from training.settings import Name, Settings, TemplateText, changes, parsed_by, toml_text, validated
+from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -288,6 +288,12 @@ class Recipe(Settings):
             raise ValueError("joint: needs two stages or more")
         if self.joint and any(stage.replay or stage.penalty or stage.mixing for stage in self.stages):
             raise ValueError("joint: one stage on all rows goes with no mixing, replay or penalty")
+        for number, stage in enumerate(self.stages[:-1] if self.joint else (), 1):
+            for key in ("train", "lora", "checkpoints"):
+                if getattr(stage, key) not in (None, getattr(self.stages[-1], key)):
+                    raise ValueError(
+                        f"stages.{number}.{key}: joint trains one stage, as the last one is told to; say it of that one"
+                    )
         for number, stage in enumerate(self.stages, 1):
             if stage.penalty and self.precision.fsdp:
                 raise ValueError(
@@ -386,11 +392,10 @@ def with_sources(recipe: Recipe, path: Path) -> Recipe:
         ]
         data = found(stage.data, f"stages.{number}.data")
         stages.append(stage.model_copy(update={"data": data, "mixing": tuple(mixing)}))
-    evaluate = recipe.evaluate
-    found(evaluate.known_source, "evaluate.known_source")
-    if evaluate.texts is not None:
-        found(evaluate.texts, "evaluate.texts")
-    return recipe.model_copy(update={"stages": tuple(stages)})
+    named = {"known_source": recipe.evaluate.known_source, "texts": recipe.evaluate.texts}
+    evaluated = {key: found(name, f"evaluate.{key}") for key, name in named.items() if name is not None}
+    evaluate = recipe.evaluate.model_copy(update=evaluated)
+    return recipe.model_copy(update={"stages": tuple(stages), "evaluate": evaluate})
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -398,33 +403,3 @@ def to_toml(recipe: Recipe) -> str:
     data = recipe.model_dump(mode="json", exclude_none=True)
     data["arm"] = recipe.arm_name
     return toml_text(data)
-
-
-TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
-"""Keys that change nothing of what is trained: a run that was begun with others goes on."""
-
-
-def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
-    """The recipe with ``auto`` as one that was begun before has it."""
-    if recipe.precision.autocast != "auto":
-        return recipe
-    precision = recipe.precision.model_copy(update={"autocast": old.precision.autocast})
-    return recipe.model_copy(update={"precision": precision})
-
-
-def same_rows(old: Recipe, new: Recipe) -> bool:
-    """Whether two recipes draw the same rows: all that they say counts, but for where stages run and in which precision
-    they are trained. ``save_dtype`` counts, as the base model is asked in it what it knows."""
-    without = {
-        "arm": True,
-        **dict.fromkeys(TRAINS_THE_SAME, True),
-        "precision": set(Precision.model_fields) - {"save_dtype"},
-    }
-    before, after = (recipe.model_dump(mode="json", exclude=without) for recipe in (old, new))
-    return before == after
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``; but for :data:`TRAINS_THE_SAME`."""
-    before, after = (recipe.model_dump(mode="json", exclude=set(TRAINS_THE_SAME)) for recipe in (old, new))
-    return changes(before, after)

@@ -43,7 +43,7 @@ from training.one_stage import OneStage
 from training.prepared import Prepared
 from training.recipe import Recipe, to_toml
 from training.run_log import RunLog
-from training.starts import BASE, check_rows, check_weights
+from training.starts import BASE, check_rows, check_weights, has_begun
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -125,7 +125,7 @@ def _train(context: RunContext, data_dir: Path | None, asked: Path, old: Before 
         for name in names:
             if (out / name / MANIFEST).exists():
                 check_rows(out / name, recipe, prepared)
-        if not (out / RECIPE).exists():
+        if not has_begun(out) or not (out / RECIPE).exists():
             write_text(to_toml(recipe), out / RECIPE)
         _evaluate_base(context, prepared, asked)
         if old is not None:
@@ -157,6 +157,7 @@ def _evaluate_base(context: RunContext, prepared: Prepared, asked: Path) -> None
     recipe, path = context.recipe, context.out / BASE / EVALUATION
     if path.exists():
         return
+    context.check_places()
 
     def loaded() -> LensModel:
         model = context.load_base()

@@ -203,6 +203,6 @@ def print_plan(plan: Plan) -> None:
     )
     console.print(
         f"disk     at most {plan.peak_stages * plan.stage_bytes / 2**30:.1f} GiB of weights at once "
-        f"({plan.peak_stages} stages)",
+        f"({plan.peak_stages} stages)" + (", and checkpoints along the way" if plan.along else ""),
         highlight=False,
     )

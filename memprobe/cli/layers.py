@@ -185,12 +185,19 @@ def layers(
     out = out or Path("probes") / _folder_of([checkpoint.label for checkpoint in checkpoints])
     from memprobe.dashboard import write_report
     from memprobe.files import replacing
+    from memprobe.patches import FOLDER
     from memprobe.probe_writer import PROBE, locked
     from memprobe.probing import probe
     from memprobe.starting_over import starting_over
 
     with locked(out):
         with starting_over(out, PROBE, fresh=fresh) as before, resumable(out), Bars() as bars:
+            if before.there and (out / FOLDER).is_dir():
+                echo(
+                    f"note     the patches stay, which were made beside the probe before: {out / FOLDER} (memprobe "
+                    "patch --fresh makes them anew)",
+                    err=True,
+                )
             probed = probe(
                 checkpoints,
                 asked.factoids,

@@ -129,6 +129,11 @@ def load(
         chosen = subset(kept, n, seed, name)
         counts["not drawn"] = len(kept) - len(chosen)
         kept = chosen
+    elif n is not None and origin.kind == "factoids" and len(kept) < n:
+        raise MemprobeError(
+            f"{name}: {len(kept)} of the {n} rows that are asked for are left ({_say(counts)}): ask for fewer, or "
+            "make others, as those of another split are"
+        )
     counts["kept"] = len(kept)
     origin = replace(origin, n=len(kept), hash=rows_hash(kept))
     return Loaded(kept, origin, dict(counts), bad.named)

@@ -568,3 +568,16 @@ def test_so_many_facts_are_probed_and_the_same_in_every_cell(tiny_checkpoint, tm
     assert len(asked) == 5 and all(len(one) == 2 and one == asked["base"] for one in asked.values())
     scored = json.loads((out / "runs/a-b-n4/naive-s0/2-b/evaluation.json").read_text())["sets"]
     assert {one["n"] for one in scored.values()} == {4}
+
+
+def test_a_grid_file_that_no_grid_wrote_is_not_written_over(tiny_checkpoint, tmp_path):
+    """A folder of one's own grids may be --out, but for a file called as the grid's own."""
+    mine = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=1)
+    before = mine.read_text()
+    second = tmp_path / "second.toml"
+    second.write_text(before.replace("[0]", "[1]"))
+    with pytest.raises(MemprobeError, match=r"holds another grid\.toml"):
+        run_grid(read_grid(second), second, tmp_path, quiet=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"grid.toml", "second.toml"}
+    assert mine.read_text() == before
+    assert run_grid(read_grid(mine), mine, tmp_path, quiet=True) == []

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memprobe.checkpoints import Checkpoint, resolve
+from memprobe.errors import MemprobeError
 from memprobe.load_options import LoadOptions
 from tests.training.grids import write
 from training.grid import plan, read_grid, run_grid
@@ -54,3 +55,15 @@ def test_parameters_are_those_of_the_model_that_is_trained(half, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     assert parameters_of(resolve(str(tmp_path / "m.gguf"))) == 22
+
+
+def test_checkpoints_along_the_way_stay_only_where_weights_do(tiny_checkpoint, tmp_path):
+    """No cell uses them, so that none would delete them."""
+    path = write(tmp_path, tiny_checkpoint, arms='["naive"]', seeds="[0]", epochs=2)
+    path.write_text(path.read_text().replace("epochs = 2", "epochs = 2\ncheckpoints = { epochs = 1 }", 1))
+    for refused in (plan, run_grid):
+        with pytest.raises(MemprobeError, match=r"data\.a\.checkpoints: .*keep = \"weights\""):
+            refused(read_grid(path), path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    path.write_text(path.read_text().replace('keep = "records"', 'keep = "weights"', 1))
+    assert plan(read_grid(path), path, tmp_path / "out").along

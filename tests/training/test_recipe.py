@@ -7,7 +7,8 @@ import pytest
 
 import training
 from memprobe.errors import MemprobeError
-from training.recipe import differences, parse_recipe, read_recipe, to_toml
+from training.alike import differences
+from training.recipe import parse_recipe, read_recipe, to_toml
 
 SHIPPED = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
 
@@ -238,3 +239,57 @@ def test_differences_name_the_keys():
     assert differences(old, fixed) == ["seed: 0 -> 3", "data_seed: null -> 0"]
     assert parse_recipe(tomllib.loads(to_toml(fixed))) == fixed and fixed.rows_seed == old.rows_seed == 0
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train", "blocks=1"), ("lora", {"rank": 2, "alpha": 4}), ("checkpoints", {"epochs": 1})],
+)
+def test_joint_takes_what_the_last_stage_is_told(key, value):
+    """What another is told would be passed over."""
+    stages = recipe()["stages"]
+    stages[0] = stages[0] | {key: value}
+    with pytest.raises(MemprobeError, match=rf"stages.1.{key}: joint trains one stage"):
+        parse_recipe(recipe("joint", stages=stages))
+    everywhere = [stage | {key: value} for stage in recipe()["stages"]]
+    assert parse_recipe(recipe("joint", stages=everywhere)).joint
+    if key == "lora":
+        with pytest.raises(MemprobeError, match=r"stages\.1\.lora"):
+            parse_recipe(recipe("joint+lora(rank=2, alpha=4, stages=1)"))
+
+
+def test_files_to_evaluate_on_are_those_beside_the_recipe(tmp_path, monkeypatch):
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder in (beside, here):
+        folder.mkdir()
+        for name in ("texts.jsonl", "known.jsonl"):
+            (folder / name).write_text("{}\n")
+    path = beside / "recipe.toml"
+    path.write_text(
+        'base = "base"\n[evaluate]\ntexts = "texts.jsonl"\nknown_source = "known.jsonl"\n'
+        '[[stages]]\nname = "a"\ndata = "kvr:4"\n'
+    )
+    monkeypatch.chdir(here)
+    found = read_recipe(path).evaluate
+    assert (found.texts, found.known_source) == (str(beside / "texts.jsonl"), str(beside / "known.jsonl"))
+    (beside / "texts.jsonl").unlink()
+    assert read_recipe(path).evaluate.texts == "texts.jsonl", "where there is none beside it, the one here"
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "replay(ratio=0.1)+replay(ratio=0.5)",
+        "lora(rank=2)+lora(rank=4)",
+        "ewc(strength=1)+kl(strength=1)",
+        "replay(ratio=0.1, stages=2)+replay(ratio=0.5, stages=2,3)",
+    ],
+)
+def test_two_of_a_kind_in_one_stage_are_refused(arm):
+    with pytest.raises(MemprobeError, match=r"arm: (\w+ twice|two penalties) in one stage"):
+        parse_recipe(recipe(arm))
+
+
+def test_two_of_a_kind_in_two_stages_are_one_each():
+    found = parse_recipe(recipe("replay(ratio=0.1, stages=2)+replay(ratio=0.5, stages=3)"))
+    assert [stage.replay and stage.replay.ratio for stage in found.stages] == [None, 0.1, 0.5]

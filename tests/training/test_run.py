@@ -372,6 +372,92 @@ def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path
     assert manifest is not None and manifest.seed == 5
 
 
+def own_recipe(folder, base, lr="1e-3", train=""):
+    """A recipe of the user's own in a folder, with a comment in it."""
+    folder.mkdir(exist_ok=True)
+    stages = [
+        f'[[stages]]\nname = "{name}"\ndata = "kvr:4{split}"\nepochs = 1\n'
+        for name, split in (("a", ""), ("b", ":test"))
+    ]
+    text = f'# six months of notes\nbase = "{base}"\n[optimiser]\nlr = {lr}\nbatch = 4\nmicro_batch = 4\n'
+    path = folder / "recipe.toml"
+    path.write_text(text + stages[0] + stages[1] + train)
+    return path
+
+
+def training(*words):
+    """What the command says, or the error that it ends in."""
+    told = CliRunner().invoke(app, ["run", *map(str, words)])
+    assert told.exception is None or isinstance(told.exception, MemprobeError), told.exception
+    return told.output if told.exception is None else f"error: {told.exception}"
+
+
+def test_a_recipe_that_is_read_is_never_written_over(tiny_checkpoint, tmp_path):
+    """Nor is a folder that holds one a run's."""
+    path = own_recipe(tmp_path / "mine", tiny_checkpoint)
+    before = path.read_text()
+    for options in ([], ["--fresh"]):
+        told = training(path, "--out", path.parent, *options)
+        assert "error: " in told and "another --out than the folder of the recipe" in told
+        assert [file.name for file in path.parent.iterdir()] == ["recipe.toml"] and path.read_text() == before
+    with pytest.raises(MemprobeError, match=r"holds 'recipe\.toml' and is not a run directory"):
+        run(small(tiny_checkpoint), path.parent, quiet=True)
+    assert path.read_text() == before
+
+
+def test_a_run_is_held_against_what_it_was_begun_with(tiny_checkpoint, tmp_path):
+    """Not against its recipe.toml, which may be the file that is read, and edited."""
+    out = tmp_path / "run"
+    assert "error" not in training(own_recipe(tmp_path / "mine", tiny_checkpoint), "--out", out)
+    own = out / "recipe.toml"
+    assert "error" not in training(own, "--out", out), "as it was resolved"
+    assert "error: --fresh: replaces" in training(own, "--out", out, "--fresh") and own.exists()
+    shutil.rmtree(out / "2-b")
+    own.write_text(own.read_text().replace("lr = 0.001", "lr = 0.1"))
+    for prepared in (True, False):
+        if not prepared:  # as in a copy without hidden files
+            (out / ".prepared.json").unlink()
+        assert "optimiser.lr: 0.001 -> 0.1" in training(own, "--out", out)
+        assert not (out / "2-b").exists()
+
+
+def test_a_recipe_may_be_mended_until_something_was_measured(tiny_checkpoint, tmp_path):
+    """Blocks that the model does not have, in whatever stage, are found before anything is trained."""
+    out = tmp_path / "run"
+    path = own_recipe(tmp_path / "mine", tiny_checkpoint, train='train = "blocks=50"\n')
+    assert "error: stages.2.train: blocks=50" in training(path, "--out", out)
+    assert not list(out.glob("*-*"))
+    own_recipe(tmp_path / "mine", tiny_checkpoint, train='train = "blocks=1"\n')
+    assert "error" not in training(path, "--out", out)
+    assert 'train = "blocks=1"' in (out / "recipe.toml").read_text()
+
+
+def test_a_run_goes_on_from_wherever_its_files_are_named(tiny_checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "facts.jsonl").write_text('{"prompt": "River A is", "answer": "B"}\n' * 1)
+    (folder / "texts.jsonl").write_text(
+        json.dumps({"text": "All rivers of the land run down to the sea. " * 12}) + "\n"
+    )
+    path = own_recipe(folder, tiny_checkpoint)
+    evaluate = '[evaluate]\ntexts = "texts.jsonl"\ntexts_n = 1\n'
+    path.write_text(
+        path.read_text().replace('"kvr:4"', '"facts.jsonl"').replace("[[stages]]", evaluate + "[[stages]]", 1)
+    )
+    monkeypatch.chdir(folder)
+    assert "error" not in training("recipe.toml", "--out", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "2-b")
+    monkeypatch.chdir(tmp_path)
+    # A namesake here is not what the recipe beside it means.
+    (tmp_path / "texts.jsonl").write_text(
+        json.dumps({"text": "No river of the land runs up to any hill. " * 12}) + "\n"
+    )
+    told = training("rows/recipe.toml", "--out", tmp_path / "run")
+    assert "error" not in told and "1-a: done before" in told
+    (folder / "facts.jsonl").write_text('{"prompt": "River A is", "answer": "C"}\n')
+    assert "facts.jsonl: was another file" in training("rows/recipe.toml", "--out", tmp_path / "run")
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_of_answers_that_is_none_is_named(place, tiny_checkpoint, tmp_path):
     """Not the run's directory, which is as it should be."""

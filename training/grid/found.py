@@ -16,10 +16,11 @@ from memprobe.errors import MemprobeError
 from memprobe.files import read_toml, read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import RECIPE, ManifestFile
+from training.alike import differences, settled_as
 from training.data import PREPARED
 from training.grid.cells import Node
 from training.prepared import PreparedFile
-from training.recipe import Recipe, differences, file_of, parse_recipe, settled_as
+from training.recipe import Recipe, parse_recipe
 from training.starts import (
     checkpoint_in,
     edited_files,
@@ -115,35 +116,7 @@ def _differences(path: Path, changed: int, recipe: Recipe) -> tuple[str, ...]:
     """
     old = parse_recipe(read_toml(path), str(path))
     new = settled_as(recipe, old).model_copy(update={"arm": old.arm})  # a name; its stages say what it does
-    return tuple(differences(_without_places(old), _without_places(new)))
-
-
-def _without_places(recipe: Recipe) -> Recipe:
-    """A recipe whose files of rows are named without their folders: the same ones may be named in several ways."""
-
-    def bare(source: str) -> str:
-        file = file_of(source)
-        return source if file is None else file.name
-
-    stages = [
-        stage.model_copy(
-            update={
-                "data": bare(stage.data),
-                "mixing": tuple(
-                    part.model_copy(update={"source": bare(part.source)}) for part in stage.mixing
-                ),
-            }
-        )
-        for stage in recipe.stages
-    ]
-    texts = recipe.evaluate.texts
-    evaluate = {
-        "texts": None if texts is None else bare(texts),
-        "known_source": bare(recipe.evaluate.known_source),
-    }
-    return recipe.model_copy(
-        update={"stages": tuple(stages), "evaluate": recipe.evaluate.model_copy(update=evaluate)}
-    )
+    return tuple(differences(old, new))
 
 
 def _edited(folder: Path, node: Node) -> list[str]:

@@ -24,6 +24,7 @@ from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
+from training.alike import TRAINS_THE_SAME
 from training.directories import LOG
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.elsewhere import Home, Shared, on_node
@@ -32,7 +33,7 @@ from training.grid.probing import has_base, join_cell, probe_cell
 from training.grid.stages import ask_ahead, is_done, rows_of, train
 from training.grid.work import after_of, end_cell, look_at, started, unforeseen
 from training.grid.workplace import Workplace
-from training.recipe import TRAINS_THE_SAME, Precision, Resources
+from training.recipe import Precision, Resources
 from training.run_log import RunLog
 
 

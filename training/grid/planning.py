@@ -36,8 +36,9 @@ class Plan:
         per_second: tokens trained a second, measured on the stages that are there; None while there are none.
         stages: to be trained.
         again: of these, were trained before: their weights went, and a new cell starts from them.
+        along: whether stages leave checkpoints along the way.
         stage_bytes: of one stage's weights on the disk.
-        peak_stages: whose weights lie there at once, at most.
+        peak_stages: whose weights lie there at once, at most; without those of checkpoints along the way.
     """
 
     cells: list[tuple[str, str, bool]]
@@ -48,6 +49,7 @@ class Plan:
     stage_bytes: int
     peak_stages: int
     again: int = 0
+    along: bool = False
 
 
 def plan(
@@ -82,6 +84,7 @@ def plan(
         _stage_bytes(nodes.values()),
         _peak(cells),
         sum(is_trained(out, node) for node in missing),
+        any(stage.checkpoints for cell in cells for stage in cell.node.recipe.stages),
     )
 
 

@@ -52,9 +52,16 @@ def again(out: Path, node: Node) -> Path:
     return out / ".again" / node.name
 
 
-def check_cells(cells: Iterable[Cell], out: Path) -> None:
+def check_cells(cells: Sequence[Cell], out: Path) -> None:
     """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted, or a
-    stage of another base model."""
+    stage of another base model; or where weights would stay that the grid file says do not."""
+    for cell in cells:
+        for stage in cell.node.recipe.stages if cell.keep == "records" else ():
+            if stage.checkpoints is not None:
+                raise MemprobeError(
+                    f"block {cell.block}: data.{stage.name}.checkpoints: weights along the way, which no cell uses, "
+                    'would stay where keep = "records"; leave them out, or give keep = "weights"'
+                )
     for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
         check_found(directory(out, node), node)
 

@@ -177,6 +177,11 @@ def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None 
         raise MemprobeError(
             f"{out}: holds a run ({RECIPE}); a grid needs a directory of its own: give another --out"
         )
+    if (out / GRID).exists() and not _is_grid(out) and not path.samefile(out / GRID):
+        raise MemprobeError(
+            f"{out}: holds another {GRID}, from which no grid was begun there, and which would be overwritten: give "
+            "another --out"
+        )
     check_cells(cells, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -190,6 +195,11 @@ def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None 
         except OSError as error:
             raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
         yield
+
+
+def _is_grid(out: Path) -> bool:
+    """Whether a grid was begun in a directory."""
+    return any((out / name).exists() for name in ("runs", "probes", LOG))
 
 
 def _finish_cell(

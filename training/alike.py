@@ -1,0 +1,70 @@
+"""Whether two recipes train the same: what a run, or a cell of a grid, was begun with, and what is asked for now.
+
+Files of rows count by their names alone, wherever they lie: what they say is held against what was read
+(:mod:`training.starts`), and the same file may be named from several folders.
+"""
+
+from __future__ import annotations
+
+from training.recipe import Precision, Recipe, file_of
+from training.settings import changes
+
+TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
+"""Keys that change nothing of what is trained: a run that was begun with others goes on."""
+
+
+def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
+    """The recipe with ``auto`` as one that was begun before has it."""
+    if recipe.precision.autocast != "auto":
+        return recipe
+    precision = recipe.precision.model_copy(update={"autocast": old.precision.autocast})
+    return recipe.model_copy(update={"precision": precision})
+
+
+def same_rows(old: Recipe, new: Recipe) -> bool:
+    """Whether two recipes draw the same rows: all that they say counts, but for where stages run and in which precision
+    they are trained. ``save_dtype`` counts, as the base model is asked in it what it knows."""
+    without = {
+        "arm": True,
+        **dict.fromkeys(TRAINS_THE_SAME, True),
+        "precision": set(Precision.model_fields) - {"save_dtype"},
+    }
+    before, after = (without_places(recipe).model_dump(mode="json", exclude=without) for recipe in (old, new))
+    return before == after
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``; but for :data:`TRAINS_THE_SAME`, and for
+    where files of rows lie."""
+    before, after = (
+        without_places(recipe).model_dump(mode="json", exclude=set(TRAINS_THE_SAME)) for recipe in (old, new)
+    )
+    return changes(before, after)
+
+
+def without_places(recipe: Recipe) -> Recipe:
+    """A recipe whose files of rows are named without their folders: the same ones may be named in several ways."""
+
+    def bare(source: str) -> str:
+        file = file_of(source)
+        return source if file is None else file.name
+
+    stages = [
+        stage.model_copy(
+            update={
+                "data": bare(stage.data),
+                "mixing": tuple(
+                    part.model_copy(update={"source": bare(part.source)}) for part in stage.mixing
+                ),
+            }
+        )
+        for stage in recipe.stages
+    ]
+    texts = recipe.evaluate.texts
+    evaluate = {
+        "texts": None if texts is None else bare(texts),
+        "known_source": bare(recipe.evaluate.known_source),
+    }
+    return recipe.model_copy(
+        update={"stages": tuple(stages), "evaluate": recipe.evaluate.model_copy(update=evaluate)}
+    )
