@@ -432,6 +432,10 @@ def test_stored_results_give_the_same_tables(done, tmp_path):
     assert given["difference"].is_not_null().any() and "nats" in fresh
     for name, table in fresh.items():
         assert markdown({name: table}, "x") == markdown({name: stored[name]}, "x")
+    (tmp_path / "depth_and_retention.parquet").unlink(missing_ok=True)  # as before there was such a table
+    read_results(tmp_path).write(tmp_path / "again")
+    names = [{file.name for file in folder.glob("*.parquet")} for folder in (tmp_path, tmp_path / "again")]
+    assert names[0] == names[1] and "depth_and_retention.parquet" not in names[1]
     (tmp_path / "arms.parquet").unlink()
     with pytest.raises(MemprobeError, match=r"arms\.parquet"):
         read_results(tmp_path)

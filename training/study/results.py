@@ -143,9 +143,13 @@ class Results:
         return Retention(self.cells, self.stages, self.retained, Asked(self.arms, self.differences))
 
     def write(self, folder: Path) -> None:
-        """One Parquet file per table."""
-        for name, table in vars(self).items():
-            write_parquet(table, folder / f"{name}.parquet")
+        """One Parquet file per table; none of what there was no table of when they were collected."""
+        for one in fields(self):
+            table, path = getattr(self, one.name), folder / f"{one.name}.parquet"
+            if one.default_factory is not MISSING and not table.columns:
+                path.unlink(missing_ok=True)
+            else:
+                write_parquet(table, path)
 
 
 def read_results(folder: Path) -> Results:
