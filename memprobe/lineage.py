@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memprobe.recipes import mark_of_settings
 from memprobe.sameness import same_model
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def trained_as(manifest: Manifest, *more: str) -> dict[str, Any]:
         more: further attributes of the manifest.
     """
     named = {key: getattr(manifest, key) for key in ("arm", "seed", "stage", "stage_name", "steps", *more)}
-    return named | {"run": manifest.data.get("run")} | origin(manifest.data)
+    recipe, base = manifest.data.get("recipe"), (manifest.data.get("base") or {}).get("fingerprint")
+    mark = mark_of_settings(recipe, manifest.stage, base) if isinstance(recipe, Mapping) else None
+    return named | {"run": manifest.data.get("run"), "recipe_mark": mark} | origin(manifest.data)
 
 
 def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple[str, ...], str]:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import polars as pl
@@ -42,6 +42,8 @@ class TrainingPoint:
         label: what it is called.
         arm, seed, stage: of its training run; ``None`` where it is of none.
         step: of its stage, where it is one of several along it; ``None`` at its end.
+        settings: what stands for all else that its recipe says (:func:`memprobe.recipes.mark_of_settings`); ``None``
+            where nothing says it, or the caller says of which arm it is.
     """
 
     label: str
@@ -49,6 +51,7 @@ class TrainingPoint:
     seed: str | None
     stage: str | None
     step: int | None
+    settings: str | None = field(default=None, kw_only=True)
 
     @property
     def stage_title(self) -> str:
@@ -152,15 +155,23 @@ def along(one: TrainingPoint) -> float:
 
 
 def check_apart(members: Iterable[TrainingPoint]) -> None:
-    """Refuses two checkpoints of one arm, stage, seed and step; reads no records.
+    """Refuses two checkpoints of one arm, stage, seed and step, and seeds of an arm that were trained with other
+    settings, which are no seeds of one another; reads no records.
 
     Raises:
         MemprobeError: so.
     """
     seen: dict[tuple[str | int | None, ...], str] = {}
+    of_arm: dict[tuple[str, str], TrainingPoint] = {}
     for one in members:
         if one.arm is None:
             continue
+        first = of_arm.setdefault((one.arm, one.stage or ""), one)
+        if None not in (first.settings, one.settings) and first.settings != one.settings:
+            raise MemprobeError(
+                f"{first.label} and {one.label} are both arm {one.arm!r}, stage {one.stage!r}, and were trained with "
+                "other settings, so that they are no seeds of one arm: tell them apart with `arms`"
+            )
         key = (one.arm, one.stage or "", one.seed or "", one.step)
         if key in seen:
             step = "" if one.step is None else f", step {one.step}"
@@ -272,7 +283,8 @@ def members_of(
         manifest = entry.get("manifest") or {}
         given = arms.get(label)
         made = given if given is not None else made_by(manifest)
-        members.append(Member(label, *made, step_of(name, entry), probe, name))
+        settings = None if given is not None else manifest.get("recipe_mark")
+        members.append(Member(label, *made, step_of(name, entry), probe, name, settings=settings))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members

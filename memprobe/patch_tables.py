@@ -82,7 +82,12 @@ def made_of(opened: Patches) -> dict[tuple[str, str], Made]:
             before, rows = lineage(sides, entry["target"])
             given = _stage(entry.get("source_manifest")) or entry["source"]
             made[entry["source"], entry["into"]] = Made(
-                manifest["arm"], str(manifest["seed"]), f"{given} into {_stage(manifest)}", before, rows
+                manifest["arm"],
+                str(manifest["seed"]),
+                f"{given} into {_stage(manifest)}",
+                before,
+                rows,
+                manifest.get("recipe_mark"),
             )
     return made
 

@@ -19,6 +19,7 @@ from memprobe.factoids import Factoid, make_factoid
 from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
 from memprobe.readings import Readings
+from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
 from memprobe.statistics.controls import STATISTICS
 from memprobe.summary import summarise
@@ -164,6 +165,52 @@ def test_fates_follow_exact_match(own, result):
     assert result.tables["lost"].filter(checkpoint="s1")["n"].to_list() == [lost]
     paths = result.tables["paths"]
     assert paths["stages"].unique().to_list() == ["1 → 2"] and paths["n"].sum() == 40
+
+
+@pytest.mark.parametrize("command", [compare, compare_outcomes])
+def test_seeds_that_were_trained_with_other_settings_are_no_seeds_of_an_arm(command, tmp_path):
+    def written(name, marks):
+        made = {
+            f"naive-{seed}": {"arm": "none", "seed": seed, "stage": 1, "recipe_mark": mark}
+            for seed, mark in enumerate(marks)
+        }
+        return write_probe(tmp_path / name, dict.fromkeys(made, 4.0), n=12, manifests=made, summary=False)
+
+    other = written("other", ["a", "a", "b"])
+    with pytest.raises(MemprobeError, match=r"naive-0 and naive-2 are both arm 'none'.*other settings"):
+        command([other], draws=100)
+    told = {"naive-2": ("none, lr 0.001", "2", "1")}
+    assert command([other], arms=told, draws=100).tables["arms"]["seeds"].to_list().count(1)
+    for marks in (["a", "a", "a"], ["a", None, None]):
+        seeds = command([written(str(marks[1]), marks)], draws=100).tables["arms"]["seeds"]
+        assert set(seeds) == {3}
+
+
+def test_the_mark_of_a_recipe_is_that_of_its_set_up():
+    """The same for seeds, arms, stages to come and how a step is computed; another for anything else."""
+    stages = [{"name": "a", "data": "kvr:8", "epochs": 3}, {"name": "b", "data": "lama", "epochs": 1}]
+    recipe = {
+        "base": "x",
+        "seed": 0,
+        "arm": "none",
+        "optimiser": {"lr": 1e-4, "micro_batch": 4},
+        "stages": stages,
+    }
+    mark = mark_of_settings(recipe, 1, "f")
+    same = [
+        recipe
+        | {"seed": 1, "data_seed": 2, "arm": "replay(ratio=0.1)", "evaluate": {"known": 5}, "base": "y"},
+        recipe | {"stages": [stages[0] | {"mixing": [{"source": "generic"}]}, stages[1] | {"epochs": 9}]},
+        recipe | {"optimiser": {"lr": 1e-4, "micro_batch": 2}},
+    ]
+    assert {mark_of_settings(one, 1, "f") for one in same} == {mark}
+    others = [
+        mark_of_settings(recipe | {"optimiser": {"lr": 1e-3, "micro_batch": 4}}, 1, "f"),
+        mark_of_settings(recipe | {"stages": [stages[0] | {"epochs": 4}]}, 1, "f"),
+        mark_of_settings(recipe, 1, "g"),
+        mark_of_settings(recipe, 2, "f"),
+    ]
+    assert len({mark, *others}) == 5
 
 
 def test_probes_that_were_counted_otherwise_are_said(tmp_path):

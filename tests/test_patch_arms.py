@@ -1,6 +1,7 @@
 """Patches by fate, by arm over seeds, and erasure scores beside a reference, on tables worked by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -77,6 +78,15 @@ def test_never_counts_as_one_depth_further_and_two_of_one_seed_are_told_apart():
     again = made | {("naive-0-1", "again"): next(iter(made.values()))}
     means, _ = patch_arms.by_arm(twice, again, n_layers=DEEPEST)
     assert set(means["arm"]) == {"naive (naive-0-2)", "naive (again)"}
+
+
+def test_seeds_trained_with_other_settings_are_told_apart():
+    said, made = arms()
+    marks = {"naive": ["a", "a", "b"], "kl": ["c", None, "c"]}
+    told = {pair: replace(one, settings=marks[one.arm][int(one.seed)]) for pair, one in made.items()}
+    means, _ = patch_arms.by_arm(said, told, n_layers=DEEPEST)
+    assert set(means["arm"]) == {"kl", *(f"naive (naive-{seed}-2)" for seed in range(3))}
+    assert set(patch_arms.curves_by_arm(said, told)["arm"]) == set(means["arm"])
 
 
 def test_curves_of_an_arm_are_means_of_its_seeds_at_every_depth():

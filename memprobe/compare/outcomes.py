@@ -293,7 +293,9 @@ def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
         exact = dict(known.select("factoid", "exact_match").iter_rows())
         score = dict(known.select("factoid", "score").iter_rows())
         made = made_by(manifest)
-        yield Answers(label, *made, step, source.path, source.factoids, exact, score, measure)
+        settings = manifest.get("recipe_mark")
+        at = (source.path, source.factoids, exact, score, measure)
+        yield Answers(label, *made, step, *at, settings=settings)
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:
@@ -311,7 +313,7 @@ def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> 
             f"`arms`: no checkpoint {unknown[0]!r}; {among(unknown[0], labels, before='there are')}"
         )
     return [
-        replace(one, arm=arms[one.label][0], seed=arms[one.label][1], stage=arms[one.label][2])
+        replace(one, arm=arms[one.label][0], seed=arms[one.label][1], stage=arms[one.label][2], settings=None)
         if one.label in arms
         else one
         for one in named

@@ -6,26 +6,12 @@ the seeds and the arm: runs that differ in a learning rate are no seeds of one a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from memprobe.recipes import settings_in
 from memprobe.runs import RunDirectory
-from memprobe.sources.rows import ROW_FILES
 
-_SEEDS = frozenset({"seed", "data_seed"})
-_ARM = frozenset({"arm", "joint", "mixing", "match", "replay", "penalty", "lora"})
-"""What an arm says, by its name and in the stages that it unfolds into."""
-_NO_TRAINING = frozenset({"evaluate", "checkpoints", "resources", "save_minutes", "loggers"})
-"""What is measured beside it, where it runs, and what it leaves."""
-_SAME_NUMBERS = frozenset(
-    {
-        *("micro_batch", "micro_tokens", "packing", "fewer_kernels", "graphs"),
-        *("gradient_checkpointing", "fsdp"),
-    }
-)
-"""How a step is computed, which comes to the same but for rounding."""
-_LEFT_OUT = _SEEDS | _ARM | _NO_TRAINING | _SAME_NUMBERS
 _N, _BASE = "n", "base"
 
 
@@ -71,31 +57,8 @@ def _said(run: RunDirectory) -> dict[str, str]:
     """What a run's recipe says of its training but for seeds and arm: by setting, as the name of a set-up tells it."""
     last = run.trained[len(run.datasets)].evaluation
     first = last.sets.get(run.datasets[0]) if last else None
-    recipe = run.recipe.model_dump(exclude={"base", "stages"})
     said = {_N: f"n = {first.n}" if first else "n unset", _BASE: run.recipe.base or "base unset"}
-    for number, stage in enumerate(run.recipe.stages, 1):
-        recipe[f"stages.{number}"] = stage.model_dump(exclude={"name"})
-    return said | {key: f"{key} = {_text(value)}" for key, value in _leaves(recipe)}
-
-
-def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings of a recipe, ``optimiser.lr``, without those that a set-up does not depend on."""
-    for key, value in table.items():
-        if key in _LEFT_OUT or value is None:
-            continue
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", one) for name, one in _leaves(value))
-        else:
-            yield key, value
-
-
-def _text(value: Any) -> str:
-    """A setting in a name. A file of rows is named without its folder, which may be written in several ways."""
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    bare = str(value).removeprefix("jsonl:")
-    return Path(bare).name if Path(bare).suffix.lower() in ROW_FILES else str(value)
+    recipe = run.recipe.model_dump(exclude={"base"})
+    for stage in recipe["stages"]:
+        stage.pop("name")
+    return said | {key: f"{key} = {text}" for key, text in settings_in(recipe).items()}

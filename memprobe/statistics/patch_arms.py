@@ -41,6 +41,7 @@ class Made:
         stage: what was put into what, such as ``1-kvr into 2-lama``.
         before: fingerprints of the checkpoints that the target was trained from.
         rows: hash of the rows of its first stage.
+        settings: what stands for all else that its recipe says; ``None`` where nothing says it.
     """
 
     arm: str
@@ -48,6 +49,7 @@ class Made:
     stage: str
     before: tuple[str, ...] = ()
     rows: str = ""
+    settings: str | None = None
 
 
 def by_fate(
@@ -189,10 +191,20 @@ def erasures(table: pl.DataFrame, reference: str, *, draws: int = DRAWS) -> pl.D
 
 
 def _apart(made: Mapping[tuple[str, str], Made]) -> dict[tuple[str, str], Made]:
-    """Pairs of one arm, stage and seed are arms of their own, told apart by their target's label."""
+    """Pairs of one arm, stage and seed, and of an arm trained with several settings, are arms of their own, told apart
+    by their target's label."""
     often = Counter((one.arm, one.stage, one.seed) for one in made.values())
+    settings: dict[tuple[str, str], set[str]] = {}
+    for one in made.values():
+        if one.settings is not None:
+            settings.setdefault((one.arm, one.stage), set()).add(one.settings)
+
+    def is_alone(one: Made) -> bool:
+        alike = len(settings.get((one.arm, one.stage), ())) < 2
+        return alike and often[one.arm, one.stage, one.seed] == 1
+
     return {
-        pair: one if often[one.arm, one.stage, one.seed] == 1 else replace(one, arm=f"{one.arm} ({pair[1]})")
+        pair: one if is_alone(one) else replace(one, arm=f"{one.arm} ({pair[1]})")
         for pair, one in made.items()
     }
 
