@@ -226,7 +226,7 @@ def _matched(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Te
 def _config(path: Path) -> Any:
     if not path.is_file():
         return None
-    config = read_json(path)
+    config = read_json(path, own=False)
     if not isinstance(config, dict):
         raise MemprobeError(f"{path}: holds no JSON object")
     return {key: value for key, value in config.items() if key not in SAYS_NOTHING}

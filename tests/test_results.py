@@ -112,6 +112,39 @@ def test_evaluations_of_openunlearning_by_row(tmp_path):
     assert several.means("prob")["0"] == pytest.approx(0.2)
 
 
+def with_no_number(tool: str, folder: Path) -> Path:
+    """A tool's results in which one number is NaN, as its own writer leaves it."""
+    folder.mkdir(parents=True)
+    if tool == "the harness":
+        (folder / "samples_t_2026-01-01T0.jsonl").write_text(
+            sample(0, True) + sample(1, True, exact_match=np.nan)
+        )
+        of_all = {"model_name": "npo", "results": {"t": {"exact_match_stderr,none": np.nan}}}
+        (folder / "results_2026-01-01T0.json").write_text(json.dumps(of_all))
+        return folder
+    if tool == "OpenUnlearning":
+        rows = {"0": {"prob": 1.0}, "1": {"prob": np.nan}}
+        log = {"forget_Q_A_Prob": {"agg_value": np.nan, "value_by_index": rows}}
+        (folder / "TOFU_EVAL.json").write_text(json.dumps(log))
+        return folder
+    log = json.loads((EXPORTS / "inspect" / "base.json").read_text())
+    log["eval"]["model"], log["samples"] = "npo", log["samples"][:2]
+    for one, value in zip(log["samples"], (1.0, np.nan), strict=True):
+        one["scores"] = {"match": {"value": value}}
+    (folder / "log.json").write_text(json.dumps(log))
+    return folder
+
+
+@pytest.mark.parametrize("tool", ["the harness", "OpenUnlearning", "Inspect"])
+def test_a_score_that_is_no_number_is_none_of_its_fact_alone(tmp_path, tool):
+    found = read_one(with_no_number(tool, tmp_path / "npo"))
+    assert found.model == "npo" and len(found.factoids) == 2
+    (scores,) = found.scores.values()
+    assert list(scores.values()) == [[1.0]]
+    written = write_results({"npo": found}, tmp_path / "out")
+    assert written.outcomes("npo")["exact_match"].to_list() == [True, None]
+
+
 def test_compare_pairs_fact_by_fact(cli, tmp_path):
     results, tables = tmp_path / "results", tmp_path / "tables"
     paths = [f"{label}={EXPORTS / 'lm_eval' / label}" for label in SAID]

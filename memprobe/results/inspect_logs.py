@@ -108,7 +108,7 @@ def _is_log(path: Path) -> bool:
 
 def _opened(file: Path) -> tuple[Mapping[str, Any], Iterator[Mapping[str, Any]]]:
     if file.suffix == ".json":
-        whole = read_json(file)
+        whole = read_json(file, own=False)
         samples = whole.get("samples") or [] if isinstance(whole, dict) and "eval" in whole else None
         if not isinstance(samples, list):
             raise MemprobeError(f"{file}: not a log of {TOOL}")

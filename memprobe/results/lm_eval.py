@@ -103,6 +103,6 @@ def _model(file: Path, date: str) -> str | None:
     beside = file.with_name(f"results_{date}.json")
     if not beside.is_file():
         return None
-    results = read_json(beside)
+    results = read_json(beside, own=False)
     name = results.get("model_name") if isinstance(results, dict) else None
     return str(name) if name else None

@@ -31,7 +31,7 @@ def read(file: Path) -> list[Evaluation]:
     Raises:
         MemprobeError: the file is no evaluation, or none of its metrics has rows.
     """
-    whole = read_json(file)
+    whole = read_json(file, own=False)
     evaluations = []
     for name, entry in whole.items() if isinstance(whole, dict) else ():
         rows = entry.get(_BY_ROW) if isinstance(entry, dict) else None
