@@ -65,12 +65,11 @@ class RunContext:
     @property
     def numbers(self) -> list[int]:
         """The stages that are trained, from 1."""
-        last = len(self.recipe.stages)
-        return [last] if self.recipe.joint else list(range(1, last + 1))
+        return list(self.recipe.directories)
 
     def directory(self, number: int) -> str:
         """``1-NAME``."""
-        return f"{number}-joint" if self.recipe.joint else f"{number}-{self.recipe.stages[number - 1].name}"
+        return self.recipe.directories[number]
 
     def max_length(self, context: int | None) -> int:
         """Tokens of one row; ``context`` is the model's limit, None where it has none."""

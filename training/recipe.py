@@ -317,6 +317,13 @@ class Recipe(Settings):
         return self
 
     @property
+    def directories(self) -> dict[int, str]:
+        """Of each stage that is trained, by its number from 1: where it lies below the run's directory."""
+        if self.joint:
+            return {len(self.stages): f"{len(self.stages)}-joint"}
+        return {number: f"{number}-{stage.name}" for number, stage in enumerate(self.stages, 1)}
+
+    @property
     def rows_seed(self) -> int:
         """The seed that chooses rows."""
         return self.seed if self.data_seed is None else self.data_seed

@@ -37,6 +37,7 @@ from training.checkpoint import base_entry, check_causal
 from training.context import RunContext
 from training.data import ASKED, prepare
 from training.directories import LOG, TRAINED, check_directory
+from training.machine import check_machine
 from training.measures import evaluate_base
 from training.memory import Memory
 from training.one_stage import OneStage
@@ -73,8 +74,8 @@ def run(
         The last stage's checkpoint.
 
     Raises:
-        MemprobeError: bad input; a directory in use, or of another recipe, base model or files of rows; a loss that
-            is not finite, or a full disk. What is finished stays.
+        MemprobeError: bad input, or what these processes cannot train; a directory in use, or of another recipe, base
+            model or files of rows; a loss that is not finite, or a full disk. What is finished stays.
     """
     if asked is not None and asked.exists() and not asked.is_dir():
         raise MemprobeError(f"--asked {asked}: is no folder; what the base model is asked is kept in one")
@@ -98,6 +99,7 @@ def run(
                 recipe = as_begun(recipe, out)
                 if old is not None and not old.there:
                     check_directory(recipe, out)
+                check_machine(recipe, out, state)
                 recipe = settled(recipe, asked or out / ASKED, torch.device(str(state.device)), report.say)
             base = resolve(recipe.base)
             check_causal(base)

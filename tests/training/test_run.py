@@ -458,6 +458,27 @@ def test_a_run_goes_on_from_wherever_its_files_are_named(tiny_checkpoint, tmp_pa
     assert "facts.jsonl: was another file" in training("rows/recipe.toml", "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": {"fsdp": True}}, r"precision\.fsdp: .*this is one; .*torchrun"),
+        ({"loggers": ["tensorbord"]}, r"loggers: no logger 'tensorbord'; .*did you mean tensorboard\?"),
+        (
+            {"loggers": ["mlflow"]},
+            r"loggers: mlflow cannot be used here; install it, or leave it out",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_here_is_said_before_anything(
+    changes, words, tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_mlflow_available", lambda: False)
+    changed = small(tiny_checkpoint, precision={"autocast": "auto"} | changes.pop("precision", {}), **changes)
+    with pytest.raises(MemprobeError, match=words):
+        run(changed, tmp_path / "run", quiet=True, asked=tmp_path / "asked")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_of_answers_that_is_none_is_named(place, tiny_checkpoint, tmp_path):
     """Not the run's directory, which is as it should be."""
