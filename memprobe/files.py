@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
-        target = _pointed_at(path)
+        target = pointed_at(path)
         if target.exists() and not target.is_file():
             raise MemprobeError(f"{path}: is {_kind(target)}, not a file; nothing is written there")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _pointed_at(path: Path) -> Path:
+def pointed_at(path: Path) -> Path:
+    """Where what is written under a path lies: a link stays, and its end is written.
+
+    Raises:
+        MemprobeError: the link leads back to itself.
+    """
     try:
         target = path.resolve() if path.is_symlink() else path
     except RuntimeError:  # a circle, which later Pythons give back as it is

@@ -21,7 +21,7 @@ from typing import Any
 from memprobe import sentences
 from memprobe.dashboard import write_report
 from memprobe.errors import MemprobeError, first_line
-from memprobe.files import write_text
+from memprobe.files import pointed_at, write_text
 from memprobe.locks import one_process
 from memprobe.probe_writer import LOCK, REPORT, write_run
 from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of, read_run
@@ -73,33 +73,42 @@ def pull(source: str, out: str | Path) -> Probe:
 
     Args:
         source: ``OWNER/NAME[@REVISION]``, or a folder.
-        out: a directory that is not there yet.
+        out: a directory that is not there yet, or an empty one. Where it is a link, the link stays.
 
     Raises:
-        MemprobeError: ``out`` exists or lies in the folder, there is no such data set or folder, or what came is no
-            whole probe.
+        MemprobeError: ``out`` holds something, lies in the folder or cannot be written, there is no such data set or
+            folder, or what came is no whole probe.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MemprobeError(f"{out}: exists already; use another --out")
-    if not _on_hub(source):
-        _refuse_inside(out, _local(source))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        here = Path(name) / "probe"
-        if _on_hub(source):
-            _from_hub(source, here)
-        else:
-            _copy(_local(source), here)
-        if not (here / RUN).exists():
-            raise MemprobeError(f"{source}: holds no probe (no {RUN})")
-        probe = open_probe(here)
-        (here / CARD).unlink(missing_ok=True)
-        write_report(probe, here / REPORT)
-        if out.exists():
-            out.rmdir()
-        here.replace(out)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MemprobeError(f"{out}: exists already; use another --out")
+        if not _on_hub(source):
+            _refuse_inside(out, _local(source))
+        place = pointed_at(out)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
+            here = Path(name) / "probe"
+            _fetch(source, here)
+            if place.exists():
+                place.rmdir()
+            here.replace(place)
+    except OSError as error:
+        raise MemprobeError(f"{out}: cannot be written ({error.strerror}); use another --out") from error
     return open_probe(out)
+
+
+def _fetch(source: str, here: Path) -> None:
+    """A whole probe from elsewhere in a new folder, with a report of its own."""
+    if _on_hub(source):
+        _from_hub(source, here)
+    else:
+        _copy(_local(source), here)
+    if not (here / RUN).exists():
+        raise MemprobeError(f"{source}: holds no probe (no {RUN})")
+    probe = open_probe(here)
+    (here / CARD).unlink(missing_ok=True)
+    write_report(probe, here / REPORT)
 
 
 def _on_hub(name: str) -> bool:
@@ -192,7 +201,10 @@ def _copy(source: Path, target: Path) -> None:
     for pattern in _PATTERNS:
         for file in source.glob(pattern):
             (target / file.relative_to(source)).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target / file.relative_to(source))
+            try:
+                shutil.copyfile(file, target / file.relative_to(source))
+            except OSError as error:
+                raise MemprobeError(f"{file}: cannot be copied ({error.strerror})") from error
 
 
 def _readable_in(labels: Iterable[str]) -> str:

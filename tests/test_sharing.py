@@ -278,6 +278,35 @@ def test_what_is_damaged_missing_or_in_the_way_is_one_line(cli, hub, probe, tmp_
     assert not back.exists() and not list(tmp_path.glob(".back*"))
 
 
+@pytest.mark.parametrize("end", ["empty", "not there yet"])
+def test_a_probe_is_pulled_to_where_a_link_leads(cli, hub, probe, tmp_path, end):
+    push(probe, "me/rivers")
+    link, there = tmp_path / "link", tmp_path / "far" / "away"
+    there.parent.mkdir()
+    if end == "empty":
+        there.mkdir()
+    link.symlink_to(there)
+    assert cli("pull", "me/rivers", "--out", link)[0] == 0
+    assert link.is_symlink() and not there.is_symlink() and [*there.parent.iterdir()] == [there]
+    same(probe, there)
+
+
+def test_a_place_where_no_probe_can_be_pulled_is_one_line(cli, hub, probe, tmp_path):
+    push(probe, "me/rivers")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    before = contents(tmp_path)
+    for out, words in (
+        (tmp_path / "file", "exists already"),
+        (tmp_path / "file" / "x", "cannot be written"),
+        (tmp_path / "circle", "leads back to itself"),
+        (Path("/proc/memprobe"), "cannot be written"),
+    ):
+        code, _, err = cli("pull", "me/rivers", "--out", out)
+        assert code == 2 and f"{out}: " in err and words in err and len(err.splitlines()) == 1, err
+    assert contents(tmp_path) == before
+
+
 def test_an_unfinished_probe_is_not_shared(hub, probe):
     run = json.loads((probe / "run.json").read_text())
     run["checkpoints"]["tiny"]["complete"] = False

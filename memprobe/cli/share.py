@@ -46,7 +46,9 @@ def pull(
             metavar="WHERE", help="OWNER/NAME[@REVISION] of a data set that push made, or a folder."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The probe directory to create; it must not exist yet.")],
+    out: Annotated[
+        Path, typer.Option(help="The probe directory to create; it must not exist yet, or be empty.")
+    ],
 ) -> None:
     """Fetches a probe that somebody shared, checks its tables against their checksums and writes its report again.
 
