@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
-from memprobe.cli.asked import engine_of
+from memprobe.cli.asked import engine_of, refuse_same_file
 from memprobe.cli.options import MAX_SEED, DataDir, EngineText, StorageText
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -361,12 +361,20 @@ def relearn_(
     Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
     """
     from training.relearn import later_stage, relearn
-    from training.relearn_arms import arm_table, check_tables, write_tables
+    from training.relearn_arms import arm_table, check_tables, files_of_tables, write_tables
     from training.show import print_relearned, relearned_line
 
     # What would end a later measurement is said before the first, which may take an hour.
     if out is not None:
+        from memprobe.sources import files_of
+
         check_tables(out)
+        read = files_of(fresh, data_dir) if fresh is not None else []
+        table, arms = files_of_tables(out)
+        refuse_same_file(
+            [("--never-learned", file) for file in read],
+            [("--out", table), ("the table of arms beside --out", arms)],
+        )
     for spec in checkpoints:
         later_stage(spec)
     relearned = []

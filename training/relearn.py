@@ -264,10 +264,9 @@ def _prompts_taught(checkpoint: Checkpoint, manifest: Manifest, data_dir: Path |
         file = manifest.stage_factoids(entry["index"])
         lines = file.read_text(encoding="utf-8").split("\n")
         taught |= {str(json.loads(line).get("prompt")) for line in lines if line}
-    folders = checkpoint.path.resolve().parents
-    if (
-        run := next((one for one in (folders[0], folders[2]) if (one / PREPARED).exists()), None)
-    ) is not None:
+    # A stage lies in its run's directory, and a checkpoint along the way two folders deeper.
+    folders = checkpoint.path.resolve().parents[:3:2]
+    if (run := next((one for one in folders if (one / PREPARED).exists()), None)) is not None:
         stages = read_valid(run / PREPARED, PreparedFile)["stages"]
         mixed = [row for stage in stages for rows in stage["mixing"] for row in rows]
         return taught | {str(row.get("prompt")) for row in mixed}

@@ -79,7 +79,7 @@ def write_tables(relearned: Sequence[Relearned], out: Path) -> None:
     Raises:
         MemprobeError: they cannot be written.
     """
-    table, arms = _files(out)
+    table, arms = files_of_tables(out)
     write_parquet(relearn_table(relearned), table)
     write_parquet(arm_table(relearned), arms)
 
@@ -94,7 +94,7 @@ def check_tables(out: Path) -> None:
         raise MemprobeError(
             f"--out {out}: the table is written as Parquet; give a name that ends in .parquet"
         )
-    for file in _files(out):
+    for file in files_of_tables(out):
         with suppress(_Tried), replacing(file):
             raise _Tried  # and leaves what lies there
 
@@ -103,7 +103,8 @@ class _Tried(Exception):
     """A file can be written."""
 
 
-def _files(out: Path) -> tuple[Path, Path]:
+def files_of_tables(out: Path) -> tuple[Path, Path]:
+    """Where :func:`write_tables` writes: the rows of checkpoints, and those of arms."""
     return out, out.with_name(f"{out.stem}-arms{out.suffix}")
 
 

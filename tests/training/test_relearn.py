@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.sources import load_factoids
 from memprobe.statistics.shares import share_over_seeds
+from tests.disk import contents
 from tests.training.runs import small
 from training.__main__ import app
 from training.relearn import Relearned, _never_learned, _savings, relearn, relearn_table
@@ -140,6 +142,15 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
             source
         )
     assert "never-learned: left out 9 of 12 facts of kvr:12:test: taught before" in said and len(said) == 3
+
+
+@pytest.mark.parametrize("place", ["/2-b", "/run/2-b", "/"])
+def test_a_checkpoint_may_lie_at_the_root_of_the_file_system(place, trained):
+    checkpoint = resolve(str(trained / "2-b"))
+    there = replace(checkpoint, path=Path(place))
+    first = load_factoids("kvr:6")
+    others = _never_learned(there, checkpoint.manifest, first, 6, None, None, 0, lambda line: None)
+    assert len(others) == 6
 
 
 def relearned(arm, seed, steps, fresh, *, cued=0.0, stage=2, n=8, checkpoint=None, before=(), rows="same"):
@@ -310,6 +321,27 @@ def test_what_ends_the_command_is_said_before_anything_is_measured(
     )
     assert isinstance(told.exception, MemprobeError) and said in str(told.exception), told.exception
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("read", "out"),
+    [
+        ("facts.parquet", "facts.parquet"),
+        ("facts.parquet", "link/facts.parquet"),
+        ("facts.parquet:new", "facts.parquet"),
+        ("facts-arms.parquet", "facts.parquet"),
+    ],
+)
+def test_tables_are_not_written_over_the_facts_that_are_read(read, out, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: pytest.fail("it was begun"))
+    pl.DataFrame({"prompt": ["a"], "answer": ["b"]}).write_parquet(tmp_path / read.partition(":")[0])
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = contents(tmp_path)
+    named = ["--never-learned", str(tmp_path / read), "--out", str(tmp_path / out)]
+    told = CliRunner().invoke(app, ["relearn", str(trained / "2-b"), *named])
+    assert isinstance(told.exception, MemprobeError), told.exception
+    assert "--never-learned and" in str(told.exception) and "give two files" in str(told.exception)
+    assert contents(tmp_path) == before
 
 
 def test_what_cannot_be_written_is_printed_all_the_same(monkeypatch, tmp_path):
