@@ -256,7 +256,8 @@ def report_(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where results and tables go. [default: results in the grid's directory, or where they are]",
+            help="Where results, tables and README.md, the page that shows them, go. [default: results in the grid's "
+            "directory, or where they are]",
             show_default=False,
         ),
     ] = None,
@@ -288,10 +289,12 @@ def report_(
     """
     from memprobe.runs import GRID
     from training.show import print_results
-    from training.study.published import publish, tables
+    from training.study.published import check_page, publish, tables
     from training.study.results import read_results
 
     fresh, cells = (folder / GRID).exists(), None
+    target = out or (folder / "results" if fresh else folder)
+    check_page(target)  # before records are read, which takes long
     if fresh:
         from training.grid import names_in
         from training.study.collect import collect
@@ -304,7 +307,6 @@ def report_(
         )
     else:
         results = read_results(folder)
-    target = out or (folder / "results" if fresh else folder)
     made = tables(results)  # all of them, before anything is written
     page = publish(results, made, target)
     where = figures or target / "figures"

@@ -18,13 +18,14 @@ from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_difference
 from memprobe.studies import open_study, with_cells
+from tests.disk import contents
 from tests.probes import write_probe
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT
 from training.__main__ import app
 from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
-from training.study.published import TABLES, markdown, tables
+from training.study.published import TABLES, check_page, markdown, tables
 from training.study.results import COLUMNS, Results, read_results
 from training.study.tables import depth_and_retention, kept_before, lost_facts, nats
 from training.study.unseen import unseen_differences
@@ -512,6 +513,19 @@ def test_what_an_older_report_left_is_neither_kept_nor_drawn_again(stored, tmp_p
         assert not (figures / f"{name}.png").exists()
         assert f"{name}.json: is no figure of these results" in " ".join(told.output.split())
     assert f"figures  {2 * len(drawn)} in" in told.output
+
+
+@pytest.mark.parametrize("mine", ["# my notes\n", ""])
+def test_a_page_that_no_report_wrote_stays(mine, tmp_path):
+    study = ROOT / "analyses" / "study"
+    (tmp_path / "README.md").write_text(mine)
+    told = CliRunner().invoke(app, ["report", str(study), "--out", str(tmp_path)])
+    assert isinstance(told.exception, MemprobeError) and "README.md: is no page that report wrote" in str(
+        told.exception
+    )
+    assert contents(tmp_path) == {"README.md": mine.encode()}
+    check_page(study)
+    check_page(tmp_path / "new")
 
 
 def test_the_names_of_tables_are_those_that_are_made(stored):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from memprobe import retention
+from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, write_together
 from memprobe.wording import markdown_table
 from training.study import tables as surfacing
@@ -45,6 +46,7 @@ _MADE: Mapping[str, Callable[[_Read], pl.DataFrame]] = {
 TABLES = tuple(_MADE)
 """Names of the tables that a study may have."""
 _PAGE = "README.md"
+_MADE_BY = "Made by `python -m training report"
 
 
 def tables(results: Results) -> dict[str, pl.DataFrame]:
@@ -55,6 +57,19 @@ def tables(results: Results) -> dict[str, pl.DataFrame]:
     return {name: _with_names(table, names) for name, table in made.items() if len(table)}
 
 
+def check_page(folder: Path) -> None:
+    """Checks that a folder's page, if it has one, is of an earlier report.
+
+    Raises:
+        MemprobeError: somebody else wrote it.
+    """
+    page = folder / _PAGE
+    if page.is_file() and not page.read_bytes().startswith(_MADE_BY.encode()):
+        raise MemprobeError(
+            f"{page}: is no page that report wrote, and would be replaced; give another --out, or move it"
+        )
+
+
 def publish(results: Results, made: Mapping[str, pl.DataFrame], folder: Path) -> Path:
     """Writes results, tables and the page that shows them; tables of an older report that there are none of now go.
 
@@ -62,11 +77,12 @@ def publish(results: Results, made: Mapping[str, pl.DataFrame], folder: Path) ->
         The page.
 
     Raises:
-        MemprobeError: they cannot be written.
+        MemprobeError: they cannot be written, or see :func:`check_page`.
     """
+    check_page(folder)
     results.write(folder)
     texts = {f"tables/{name}.csv": csv_text(flat(table)) for name, table in made.items()}
-    texts[_PAGE] = markdown(made, f"python -m training report {folder}")
+    texts[_PAGE] = markdown(made, folder)
     write_together(texts, folder, mark=_PAGE, stale=[f"tables/{name}.csv" for name in TABLES])
     return folder / _PAGE
 
@@ -86,9 +102,9 @@ def flat(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(texts)
 
 
-def markdown(made: Mapping[str, pl.DataFrame], command: str) -> str:
-    """All tables as one Markdown page, with the command that makes it."""
-    parts = [f"Made by `{command}`.\n"]
+def markdown(made: Mapping[str, pl.DataFrame], folder: Path | str) -> str:
+    """All tables as one Markdown page, with the command that makes it of what lies in a folder."""
+    parts = [f"{_MADE_BY} {folder}`.\n"]
     for name, table in made.items():
         parts.append(f"## {name.replace('_', ' ').capitalize()}\n")
         numbers = {at for at, dtype in enumerate(table.dtypes) if dtype.is_numeric()}
