@@ -63,7 +63,7 @@ def push(folder: str | Path, to: str, *, private: bool = True, message: str | No
     with tempfile.TemporaryDirectory() as name:
         ready = Path(name)
         _prepare(probe, ready, to)
-        if not _on_hub(to):
+        if not on_hub(to):
             return str(_into_folder(ready, _local(to), probe.path))
         return _to_hub(ready, to, private, message or f"memprobe: {', '.join(probe.checkpoints)}")
 
@@ -83,7 +83,7 @@ def pull(source: str, out: str | Path) -> Probe:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise MemprobeError(f"{out}: exists already; use another --out")
-        if not _on_hub(source):
+        if not on_hub(source):
             _refuse_inside(out, _local(source))
         place = pointed_at(out)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def pull(source: str, out: str | Path) -> Probe:
 
 def _fetch(source: str, here: Path) -> None:
     """A whole probe from elsewhere in a new folder, with a report of its own."""
-    if _on_hub(source):
+    if on_hub(source):
         _from_hub(source, here)
     else:
         _copy(_local(source), here)
@@ -111,7 +111,8 @@ def _fetch(source: str, here: Path) -> None:
     write_report(probe, here / REPORT)
 
 
-def _on_hub(name: str) -> bool:
+def on_hub(name: str) -> bool:
+    """Whether a name is of a data set on the hub, and not of a folder."""
     return _HUB.fullmatch(name) is not None
 
 
@@ -134,7 +135,7 @@ def _prepare(probe: Probe, ready: Path, to: str) -> None:
     run["checkpoints"] = {label: without_residuals(entry) for label, entry in run["checkpoints"].items()}
     write_run(run, ready)
     here = probe_of(ready, run)
-    write_text(card(here, to if _on_hub(to) else None), ready / CARD)
+    write_text(card(here, to if on_hub(to) else None), ready / CARD)
     write_report(here, ready / REPORT)
 
 

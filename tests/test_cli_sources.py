@@ -84,7 +84,7 @@ def test_variants(sources, folder, tmp_path):
     assert load_factoids(str(out_file)) == paraphrases(load_factoids("popqa", data_dir=folder))
     code, _, err = sources("random-words", "--variant", "manipulations", "--data-dir", folder)
     assert code == 2
-    assert "only factoids have variants" in err
+    assert "--variant manipulations: is of factoids, and random-words holds texts" in err
 
 
 def test_the_models_own_passages_are_cached_by_fingerprint(sources, tiny_checkpoint, monkeypatch):
@@ -121,3 +121,49 @@ def test_rows_are_not_written_over_what_they_are_made_of(sources, folder, monkey
     code, _, err = sources(name, *more, "--data-dir", folder, "--out", folder / out)
     assert code == 2 and "are both" in err and len(err.splitlines()) == 1, err
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "new.jsonl"], "--out new.jsonl: is of one source"),
+        (["--n", "5", "--data-dir", "."], "--n 5: is of one source"),  # as it is without the option
+        (
+            ["texts.jsonl", "--holds", "texts", "--without", "own.jsonl"],
+            "--without own.jsonl: is of factoids",
+        ),
+        (
+            ["random-words", "--conflicts", "drop"],
+            "--conflicts drop: is of factoids, and random-words holds texts",
+        ),
+        (
+            ["gsm8k", "--variant", "paraphrases"],
+            "--variant paraphrases: is of factoids, and gsm8k holds tasks",
+        ),
+        (["own.jsonl", "--words", "50", "50"], "--words 50, 50: is of texts, and own.jsonl holds factoids"),
+        (["own.jsonl:true", "--prompt-form", "sentence"], "--prompt-form sentence: is of texts"),
+        (["texts.jsonl", "--holds", "texts", "--words-file", "words.txt"], "is of random-words alone"),
+        (["random-words", "--all", "--out", "new.jsonl"], "--all: random-words has no end"),
+        (["own.jsonl", "--all"], "--all: is of rows that are written"),
+        (["own.jsonl", "--all", "--n", "1", "--out", "new.jsonl"], "--n 1: --all writes all rows"),
+        (
+            ["own.jsonl", "--template", "plain", "--out", "new.jsonl"],
+            "--template plain: is of rows that are shown",
+        ),
+        (["own.jsonl", "--ckpt", "base", "--out", "new.jsonl"], "--ckpt base: counts the tokens"),
+    ],
+)
+def test_options_that_change_nothing_of_a_source_are_refused(sources, folder, monkeypatch, arguments, said):
+    monkeypatch.chdir(folder)
+    (folder / "own.jsonl").write_text('{"prompt": "The capital of Velm is", "answer": "Ost"}\n')
+    (folder / "texts.jsonl").write_text(json.dumps({"text": "word " * 200}) + "\n")
+    before = contents(folder)
+    code, _, err = sources(*arguments)
+    assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    assert contents(folder) == before
+
+
+def test_a_set_too_large_to_fetch_is_not_written_in_part(sources, tmp_path):
+    code, _, err = sources("ultrachat", "--all", "--out", tmp_path / "all.jsonl")
+    assert code == 2 and "too large to fetch whole" in err, err
+    assert not list(tmp_path.iterdir())

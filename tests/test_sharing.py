@@ -307,6 +307,13 @@ def test_a_place_where_no_probe_can_be_pulled_is_one_line(cli, hub, probe, tmp_p
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("option", [["--public"], ["--message", "all of it"]])
+def test_what_is_of_the_hub_is_refused_of_a_folder(cli, probe, tmp_path, option):
+    code, _, err = cli("push", probe, tmp_path / "shared", *option)
+    assert code == 2 and f"{' '.join(option)}: is of a data set on the hub" in err, err
+    assert not (tmp_path / "shared").exists()
+
+
 def test_an_unfinished_probe_is_not_shared(hub, probe):
     run = json.loads((probe / "run.json").read_text())
     run["checkpoints"]["tiny"]["complete"] = False

@@ -172,6 +172,21 @@ def test_a_page_on_disk_asks_nobody(run):
     assert "connect-src" not in (run / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "0"], "--port 0: is of the server; give --watch with it"),
+        (["--watch", "--out", "dashboard.html"], "--out dashboard.html: --watch serves the page"),
+    ],
+)
+def test_options_of_the_other_page_are_refused(cli, run, options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("memprobe.dashboard.watch.run", lambda *_, **__: pytest.fail("it was begun"))
+    code, _, err = cli("dashboard", run, *options)
+    assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "dashboard.html").exists()
+
+
 def test_ctrl_c_stops_it(run):
     command = [
         sys.executable,

@@ -10,7 +10,7 @@ import typer
 
 from memprobe.cli.app import application, resumable
 from memprobe.cli.app import run as run_commands
-from memprobe.cli.asked import engine_of, refuse_same_file
+from memprobe.cli.asked import engine_of, options_given, refuse_given, refuse_same_file
 from memprobe.cli.options import MAX_SEED, DataDir, EngineText, StorageText
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -116,6 +116,7 @@ def run_(
 
 @app.command("grid")
 def grid_(
+    typer_context: typer.Context,
     grid: Annotated[Path, typer.Argument(help="A TOML file; see those in training/grids.")],
     out: Annotated[
         Path | None,
@@ -191,6 +192,22 @@ def grid_(
     from training.grid import cells_in, cells_of, plan, read_grid, run_grid, run_on_ray, run_workers
     from training.show import print_plan, print_power
 
+    works = ("workers", "minutes", "grace", "engine", "storage")
+    if power:
+        refuse_given(
+            options_given(typer_context, "out", "dry_run", "data_dir", *works),
+            "--power reads the grid's file and the results of --scatter alone; leave one of them out",
+        )
+    elif dry_run:
+        refuse_given(options_given(typer_context, *works), "--dry-run trains nothing; leave one of them out")
+    else:
+        refuse_given(
+            options_given(typer_context, "scatter"), "is of --power and --dry-run; give one of them with it"
+        )
+    if minutes is None:
+        refuse_given(
+            options_given(typer_context, "grace"), "is the time after --minutes; give --minutes with it"
+        )
     cluster = engine_of(engine, None, storage)
     if cluster is not None and not (workers is None and minutes is None):
         raise MemprobeError("--workers and --minutes are for processes here: leave them out, or --engine")

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -82,16 +84,35 @@ def refuse_given(options: Mapping[str, object], why: str) -> None:
     """Refuses options that nothing would come of.
 
     Args:
-        options: values by name; ``None``, or an empty list, where the option was not given.
+        options: values by name; ``None``, or an empty list, where the option was not given, and ``True`` for a flag.
         why: what they belong to.
 
     Raises:
         MemprobeError: one was given.
     """
     for name, value in options.items():
+        if value is True:
+            raise MemprobeError(f"{name}: {why}")
         if value not in (None, []):
-            given = ", ".join(map(str, value)) if isinstance(value, list) else value
+            given = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             raise MemprobeError(f"{name} {given}: {why}")
+
+
+def options_given(context: typer.Context, *names: str) -> dict[str, object]:
+    """The options that stand on the command line, as :func:`refuse_given` takes them.
+
+    A default is none of them, whatever its value, and neither is a value from the environment.
+
+    Args:
+        names: of parameters, of which others are left out; none for all.
+    """
+    found: dict[str, object] = {}
+    for one in context.command.params:
+        source = context.get_parameter_source(one.name or "")
+        written = source is not None and source.name == "COMMANDLINE" and one.param_type_name == "option"
+        if written and (not names or one.name in names):
+            found[one.opts[0]] = context.params[one.name or ""]
+    return found
 
 
 def refuse_same_file(reads: Iterable[tuple[str, Path]], writes: Iterable[tuple[str, Path]]) -> None:

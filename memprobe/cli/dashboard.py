@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app
+from memprobe.cli.asked import options_given, refuse_given
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import FixedReadout, Open, Reference
 from memprobe.cli.terminal import echo
@@ -16,6 +17,7 @@ from memprobe.errors import MemprobeError
 
 @app.command("dashboard")
 def dashboard_command(
+    typer_context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(
@@ -59,8 +61,13 @@ def dashboard_command(
 
     options: dict[str, Any] = {"reference": reference, "fixed_readout": fixed_readout or []}
     if watch:
+        refuse_given(
+            options_given(typer_context, "out"),
+            "--watch serves the page and writes no file; leave one of them out",
+        )
         _watch(paths, port, show, options)
         return
+    refuse_given(options_given(typer_context, "port"), "is of the server; give --watch with it")
     if out.is_dir():
         raise MemprobeError(f"--out {out}: a directory; name the file")
     study = open_study(paths)

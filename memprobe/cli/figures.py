@@ -9,7 +9,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app
-from memprobe.cli.asked import refuse_given
+from memprobe.cli.asked import options_given, refuse_given
 from memprobe.cli.terminal import echo
 
 _NAMES = (
@@ -79,16 +79,8 @@ def figures_command(
     from memprobe.figures import write_figures
 
     if all(path.suffix == ".json" for path in paths):
-        source = typer_context.get_parameter_source("draws")
         refuse_given(
-            {
-                "--reference": reference,
-                "-k": top_k,
-                "--token": token,
-                "--lens": lens,
-                "--position": position,
-                "--draws": draws if source and source.name != "DEFAULT" else None,
-            },
+            options_given(typer_context, "reference", "top_k", "token", "lens", "position", "draws"),
             "is of probes, and the JSON beside a figure holds what was drawn of them; give the probes, or leave it out",
         )
     written = write_figures(

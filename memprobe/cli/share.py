@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memprobe.cli.app import app
+from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo
 
 
@@ -35,6 +36,11 @@ def push(
     """
     from memprobe import sharing
 
+    if not sharing.on_hub(to):
+        refuse_given(
+            {"--public": public or None, "--message": message},
+            "is of a data set on the hub (OWNER/NAME), and a folder has none; leave it out",
+        )
     echo(sharing.push(folder, to, private=not public, message=message))
 
 

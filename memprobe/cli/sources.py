@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.asked import refuse_same_file
+from memprobe.cli.asked import options_given, refuse_given, refuse_same_file
 from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows, DataDir
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -54,6 +54,7 @@ class PromptChoice(StrEnum):
 
 @app.command()
 def sources(
+    typer_context: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(
@@ -131,11 +132,17 @@ def sources(
     `memprobe sources lama --without popqa --n 2000 --out d_b.jsonl --data-dir data`
     """
     if name is None:
+        asked = options_given(typer_context)
+        refuse_given(
+            {option: asked[option] for option in asked if option != "--data-dir"},
+            "is of one source; name it, or leave the option out for the list of all",
+        )
         _list(data_dir)
         return
     from memprobe.sources import files_of, load
     from memprobe.sources.generated import is_endless
 
+    _refuse_what_does_not_fit(typer_context, name, kind)
     if out is not None:
         given = [("the source", name), *(("--without", other) for other in without or ())]
         read = [(option, file) for option, source in given for file in files_of(source, data_dir)]
@@ -146,7 +153,7 @@ def sources(
         loaded = load(
             name,
             kind.value if kind else None,
-            n=_streamed(name, size, n, data_dir),
+            n=size if every else _streamed(name, size, n, data_dir),
             seed=seed,
             data_dir=data_dir,
             on_bad_row=on_bad_row.value,
@@ -178,6 +185,40 @@ def sources(
         _show(row, template, tokenizer)
 
 
+def _refuse_what_does_not_fit(context: typer.Context, name: str, kind: KindChoice | None) -> None:
+    """Refuses options that change nothing of this source's rows, or of what is done with them."""
+    from memprobe.sources import kind_of
+    from memprobe.sources.generated import is_endless
+
+    holds, leave = kind_of(name, kind.value if kind else None), "leave it out"
+    if holds != "factoids":
+        refuse_given(
+            options_given(context, "without", "conflicts", "variant"),
+            f"is of factoids, and {name} holds {holds}; {leave}",
+        )
+    if holds != "texts":
+        refuse_given(
+            options_given(context, "words", "prompt_form"), f"is of texts, and {name} holds {holds}; {leave}"
+        )
+    if name != "random-words":
+        refuse_given(options_given(context, "words_file"), f"is of random-words alone; {leave}")
+    if is_endless(name):
+        refuse_given(options_given(context, "every"), f"{name} has no end; give --n in its place")
+    if context.params["out"] is None:
+        refuse_given(options_given(context, "every"), "is of rows that are written; give --out with it")
+        return
+    refuse_given(
+        options_given(context, "template"), f"is of rows that are shown, and --out writes them; {leave}"
+    )
+    if name != "self":
+        refuse_given(
+            options_given(context, "ckpt"),
+            f"counts the tokens of rows that are shown, and --out writes them; {leave}",
+        )
+    if context.params["every"]:
+        refuse_given(options_given(context, "n"), "--all writes all rows; leave one of them out")
+
+
 def _streamed(name: str, size: int | None, n: int, data_dir: Path | None) -> int | None:
     """Without a folder a large set is streamed, so only what is shown is fetched."""
     from memprobe.sources.catalogue import DATASETS
@@ -193,10 +234,6 @@ def _derive(loaded: Loaded, variant: Variant | None, seed: int) -> list[AnyRow]:
     from memprobe.sources.evaluation import manipulations, paraphrases
 
     factoids = loaded.factoids
-    if not factoids:
-        raise MemprobeError(
-            f"--variant {variant.value}: only factoids have variants, and these are {loaded.origin.kind}"
-        )
     return [*(paraphrases(factoids) if variant is Variant.paraphrases else manipulations(factoids, seed))]
 
 

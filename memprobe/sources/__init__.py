@@ -33,7 +33,16 @@ from memprobe.sources.passages import PromptForm, check_words, halve
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 from memprobe.sources.shapes import TARGETS
 
-__all__ = ["Loaded", "files_of", "load", "load_factoids", "load_tasks", "load_texts", "without_overlap"]
+__all__ = [
+    "Loaded",
+    "files_of",
+    "kind_of",
+    "load",
+    "load_factoids",
+    "load_tasks",
+    "load_texts",
+    "without_overlap",
+]
 
 R = TypeVar("R", Factoid, Task, Text)
 
@@ -253,6 +262,14 @@ def files_of(name: str, data_dir: str | Path | None = None) -> list[Path]:
         return []
     part = split_of(DATASETS[head], tail or None)[1]
     return [folder / file for file in (part.file, DATASETS[head].popularity_file) if file]
+
+
+def kind_of(name: str, holds: Kind | None = None) -> Kind:
+    """What the rows of a source are; ``holds`` says it of those that are no source of their own, as of files."""
+    head = name.partition(":")[0]
+    if head in GENERATED:
+        return GENERATED[head].kind
+    return DATASETS[head].kind if head in DATASETS and _file_in(name) is None else holds or "factoids"
 
 
 def _file_in(name: str) -> tuple[Path, str | None] | None:

@@ -25,9 +25,9 @@ def seeds(tmp_path_factory) -> Path:
 
 
 WHOLE = {
-    "facts.jsonl": ("memprobe", ["sources", "facts.jsonl", "--all"]),
-    "facts.csv": ("memprobe", ["sources", "facts.csv", "--all"]),
-    "facts.parquet": ("memprobe", ["sources", "facts.parquet", "--all"]),
+    "facts.jsonl": ("memprobe", ["sources", "facts.jsonl"]),
+    "facts.csv": ("memprobe", ["sources", "facts.csv"]),
+    "facts.parquet": ("memprobe", ["sources", "facts.parquet"]),
     "probe": ("memprobe", ["compare", "probe", "--draws", "100", "--json"]),
     "older": ("memprobe", ["dashboard", "older", "--out", "d.html"]),
     "runs": ("memprobe", ["dashboard", "runs", "--out", "d.html"]),

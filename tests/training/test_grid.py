@@ -465,6 +465,29 @@ def test_the_command_plans_and_refuses_two_ways_at_once(tmp_path, tiny_checkpoin
     assert isinstance(refused.exception, MemprobeError) and "--workers" in str(refused.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dry-run", "--workers", "2"], "--workers 2: --dry-run trains nothing"),
+        (["--dry-run", "--minutes", "5"], "--minutes 5.0: --dry-run trains nothing"),
+        (["--dry-run", "--minutes", "5", "--grace", "60"], "--dry-run trains nothing"),
+        (["--dry-run", "--engine", "ray"], "--engine ray: --dry-run trains nothing"),
+        (["--grace", "60"], "--grace 60.0: is the time after --minutes"),
+        (["--workers", "2", "--grace", "60"], "--grace 60.0: is the time after --minutes"),
+        (["--power", "--data-dir", "absent"], "--data-dir absent: --power reads"),
+        (["--power", "--dry-run"], "--dry-run: --power reads"),
+        (["--scatter", "analyses/study"], "--scatter analyses/study: is of --power and --dry-run"),
+    ],
+)
+def test_options_that_change_nothing_are_refused(options, said, tmp_path, tiny_checkpoint):
+    path = write(tmp_path, tiny_checkpoint)
+    before = sorted(tmp_path.rglob("*"))
+    out = [] if "--power" in options else ["--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, ["grid", str(path), *options, *out])
+    assert isinstance(told.exception, MemprobeError) and said in str(told.exception), told.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("option", ["--minutes", "--grace"])
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_a_limit_that_never_comes_is_refused(option, number, tmp_path, tiny_checkpoint):
