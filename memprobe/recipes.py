@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from memprobe.sources.rows import ROW_FILES
+from memprobe.sources.named import named_file
 
 _SEEDS = frozenset({"seed", "data_seed"})
 _ARM = frozenset({"arm", "joint", "mixing", "match", "replay", "penalty", "lora"})
@@ -62,5 +61,5 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.12g}"
-    bare = str(value).removeprefix("jsonl:")
-    return Path(bare).name if Path(bare).suffix.lower() in ROW_FILES else str(value)
+    file = named_file(str(value))
+    return str(value) if file is None else file.at(file.path.name)

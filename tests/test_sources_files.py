@@ -185,6 +185,21 @@ def test_subsets_do_not_depend_on_the_order_and_grow(tmp_path):
         load_factoids(forward, n=51)
 
 
+def test_jsonl_of_another_name(tmp_path):
+    fact = {"prompt": "Velm lies in", "answer": "Ostria"}
+    for name in ("facts.txt", "facts", "2026-01-01.facts:new"):
+        path = jsonl(tmp_path / name, fact)
+        (read,) = load_factoids(f"jsonl:{path}")
+        assert (read.prompt, read.answer) == ("Velm lies in", "Ostria")
+        assert [task.answer for task in load_tasks(f"jsonl:{path}")] == ["Ostria"]
+        assert [text.answer for text in load_texts(f"jsonl:{path}")] == ["Ostria"]
+        with pytest.raises(MemprobeError, match=r"no source .* jsonl:FILE"):
+            load_factoids(str(path))
+    table = tmp_path / "facts.csv"
+    table.write_text("prompt,answer\nVelm lies in,Ostria\n")
+    assert load_factoids(f"jsonl:{table}") == load_factoids(str(table)) == [read]  # its own ending says more
+
+
 def test_tasks_and_texts_of_a_file(tmp_path):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     path = jsonl(tmp_path / "t.jsonl", {"messages": turns}, {"instruction": "Add", "output": "Done"})

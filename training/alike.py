@@ -6,7 +6,7 @@ Files of rows count by their names alone, wherever they lie: what they say is he
 
 from __future__ import annotations
 
-from training.recipe import Precision, Recipe, file_of
+from training.recipe import Precision, Recipe, without_folder
 from training.settings import changes
 
 TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
@@ -45,10 +45,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def without_places(recipe: Recipe) -> Recipe:
     """A recipe whose files of rows are named without their folders: the same ones may be named in several ways."""
 
-    def bare(source: str) -> str:
-        file = file_of(source)
-        return source if file is None else file.name
-
+    bare = without_folder
     stages = [
         stage.model_copy(
             update={

@@ -22,6 +22,7 @@ from memprobe.sources import Loaded, load, subset
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
+from memprobe.sources.named import named_file
 from memprobe.sources.passages import COMPLETE, RECALL
 from memprobe.sources.shuffling import shuffle_answers
 from training.alike import same_rows
@@ -190,8 +191,8 @@ def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple
 
 
 def mixes_facts(part: Mixing) -> bool:
-    """Whether what is mixed in are facts, not texts; a file's rows are read as texts."""
-    if not _is_named(part.source):
+    """Whether what is mixed in are facts, not texts; rows of a file or of the hub are read as texts."""
+    if not _says_its_kind(part.source):
         return False
     head = part.source.partition(":")[0]
     known = DATASETS.get(head) or GENERATED.get(head)
@@ -214,7 +215,7 @@ def mixing_rows(
     n: int | None = needed * stage.epochs if part.redraw and generated else needed
     if part.redraw and not generated:
         n = None  # all there are
-    kind = None if _is_named(part.source) else "texts"
+    kind = None if _says_its_kind(part.source) else "texts"
     loaded = load(
         part.source,
         kind,
@@ -241,8 +242,11 @@ def wanted_rows(ratio: float, n: int) -> int:
     return math.floor(ratio * n + 0.5)
 
 
-def _is_named(source: str) -> bool:
-    return not source.startswith("jsonl:") and not Path(source).suffix
+def _says_its_kind(source: str) -> bool:
+    """Whether what a source holds is known by its name: the rows of a file, or of any set of the hub, may be of every
+    kind, but for a file whose facts are chosen by their answers."""
+    file = named_file(source)
+    return not source.startswith("hub:") if file is None else file.answers is not None
 
 
 def _texts(
@@ -267,7 +271,7 @@ def _texts(
         if isinstance(row, Text) and row.prompt == RECALL
     ]
     drawn = wanted + len(trained) if is_endless(source) else None
-    kind = None if _is_named(source) else "texts"
+    kind = None if _says_its_kind(source) else "texts"
     with under_key("evaluate.texts"):
         loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
         for line in loaded.left_out():

@@ -19,8 +19,8 @@ from memprobe.grafts import parse_places
 from memprobe.sizes import parse_size
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
+from memprobe.sources.named import named_file
 from memprobe.sources.passages import PromptForm
-from memprobe.sources.rows import ROW_FILES
 from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
 from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
@@ -371,21 +371,31 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def file_of(source: str) -> Path | None:
     """The file of rows that a source names; None for other sources."""
-    bare = source.removeprefix("jsonl:")
-    return Path(bare) if source != bare or Path(bare).suffix.lower() in ROW_FILES else None
+    named = named_file(source)
+    return None if named is None else named.path
+
+
+def without_folder(source: str) -> str:
+    """A source by its name, a file's without its folder: the same one may be named in several ways."""
+    named = named_file(source)
+    return source if named is None else named.at(named.path.name)
 
 
 def with_sources(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with files by their place, after a look at every source that it names."""
 
     def found(name: str, key: str) -> str:
-        if (file := file_of(name)) is not None:
-            for candidate in (path.parent / file, file):
+        if (named := named_file(name)) is not None:
+            try:
+                named.targets()
+            except MemprobeError as error:
+                raise MemprobeError(f"{path}: {key}: {error}") from error
+            for candidate in (path.parent / named.path, named.path):
                 if candidate.is_file():
-                    return str(candidate)
-            raise MemprobeError(f"{path}: {key}: no file {file} here or beside the recipe")
+                    return named.at(candidate)
+            raise MemprobeError(f"{path}: {key}: no file {named.path} here or beside the recipe")
         head = name.partition(":")[0]
-        if head not in (*DATASETS, *GENERATED, "known"):
+        if head not in (*DATASETS, *GENERATED, "known", "hub"):
             raise MemprobeError(
                 f"{path}: {key}: no source {name!r}; `memprobe sources` lists them, or give a file"
             )

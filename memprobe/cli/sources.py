@@ -255,7 +255,15 @@ def _list(data_dir: Path | None) -> None:
     for one in listed(data_folder(data_dir)):
         counts = [f"{one.counts[rule]:,}" if one.counts else one.amount or "?" for rule in (READ, KEPT)]
         table.add_row(one.name, one.kind, *counts, one.licence, one.where, one.note)
-    table.add_row("FILE", "any", "", "", "yours", "file", "JSONL, CSV, Parquet; jsonl:FILE for other names")
+    table.add_row(
+        "FILE",
+        "any",
+        "",
+        "",
+        "yours",
+        "file",
+        "JSONL, JSON, CSV, Parquet by its ending; jsonl:FILE for JSONL of another name",
+    )
     console = terminal()
     # In a file or a pipe nothing is folded, so that a line stays a row.
     console.print(table) if console.is_terminal else terminal(width=220).print(table)

@@ -4,7 +4,8 @@
 
     known                the built-in facts                       kvr:N[:SPLIT]    made-up keys and values
     NAME[:SPLIT]         a dataset of the catalogue, from --data-dir or the hub
-    FILE, jsonl:FILE     your own rows (JSONL, JSON, CSV, Parquet)   hub:OWNER/NAME[@REVISION][:SPLIT]
+    FILE[:new|:both]     your own rows (JSONL, JSON, CSV, Parquet)   hub:OWNER/NAME[@REVISION][:SPLIT]
+    jsonl:FILE           JSONL in a file of any name
     random-words         texts of dictionary words                self             the model's own passages
 
 :func:`load` gives the rows together with their origin and what cleaning took out; :func:`load_factoids`,
@@ -28,10 +29,10 @@ from memprobe.sources.cleaning import Conflicts, clean, without_overlap
 from memprobe.sources.files import factoid_of, read_factoid_file
 from memprobe.sources.generated import GENERATED, Asked, written
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
+from memprobe.sources.named import NamedFile, named_file
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows, split_of
 from memprobe.sources.passages import PromptForm, check_words, halve
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
-from memprobe.sources.shapes import TARGETS
 
 __all__ = [
     "Loaded",
@@ -254,8 +255,8 @@ def files_of(name: str, data_dir: str | Path | None = None) -> list[Path]:
     Raises:
         MemprobeError: there is no such folder, or the dataset has no such split.
     """
-    if (named := _file_in(name)) is not None:
-        return [named[0]]
+    if (named := named_file(name)) is not None:
+        return [named.path]
     head, _, tail = name.partition(":")
     folder = data_folder(data_dir)
     if head not in DATASETS or folder is None:
@@ -269,16 +270,7 @@ def kind_of(name: str, holds: Kind | None = None) -> Kind:
     head = name.partition(":")[0]
     if head in GENERATED:
         return GENERATED[head].kind
-    return DATASETS[head].kind if head in DATASETS and _file_in(name) is None else holds or "factoids"
-
-
-def _file_in(name: str) -> tuple[Path, str | None] | None:
-    """The file that a source's name is, and which answers of it are asked for, if that is said."""
-    path = Path(name.removeprefix("jsonl:"))
-    if name.startswith("jsonl:") or path.suffix.lower() in ROW_FILES:
-        return path, None
-    file, _, target = name.rpartition(":")
-    return (Path(file), target) if Path(file).suffix.lower() in ROW_FILES else None
+    return DATASETS[head].kind if head in DATASETS and named_file(name) is None else holds or "factoids"
 
 
 def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -> _Opened:
@@ -289,19 +281,14 @@ def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -
     if head in GENERATED and not (tail and GENERATED[head].endless):
         made, origin = GENERATED[head].make(asked)
         return _Opened(_counted(made, counts), origin)
-    if (named := _file_in(name)) is not None and (named[1] is None or kind in (None, "factoids")):
-        path, target = named
-        if target is None:
-            return _open_file(path, kind or "factoids", bad, counts, asked)
-        if target not in TARGETS:
-            raise MemprobeError(f"{name}: which answers? {among(target, TARGETS)}")
-        return _open_file(path, "factoids", bad, counts, asked, target)
+    if (file := named_file(name)) is not None and (file.answers is None or kind in (None, "factoids")):
+        return _open_file(file, kind or "factoids", bad, counts, asked)
     if head == "hub":
         return _open_hub(asked, kind or "factoids", bad, counts)
     if head in DATASETS:
         return _open_dataset(DATASETS[head], tail or None, asked, bad, counts)
     named = ("known", *written(endless=False), *DATASETS, *written(endless=True), "hub:OWNER/NAME")
-    files = f"a {', '.join(ROW_FILES)} file"
+    files = f"a {', '.join(ROW_FILES)} file, jsonl:FILE for JSONL of another name"
     raise MemprobeError(f"no source {name!r}; {among(name, (*named, files), before='give')}")
 
 
@@ -321,16 +308,15 @@ def _open_hub(asked: Asked, kind: Kind, bad: BadRows, counts: Counter[str]) -> _
     return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
-def _open_file(
-    path: Path, kind: Kind, bad: BadRows, counts: Counter[str], asked: Asked, target: str = "true"
-) -> _Opened:
+def _open_file(file: NamedFile, kind: Kind, bad: BadRows, counts: Counter[str], asked: Asked) -> _Opened:
+    path, targets, jsonl = file.path, file.targets(), file.jsonl
     readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
-        "factoids": lambda: _counted(read_factoid_file(path, bad, TARGETS[target]), counts),
-        "tasks": lambda: _convert(read_rows(path, bad), _task_of, bad, counts),
-        "texts": lambda: _convert(read_rows(path, bad), _text_of(asked), bad, counts),
+        "factoids": lambda: _counted(read_factoid_file(path, bad, targets, jsonl=jsonl), counts),
+        "tasks": lambda: _convert(read_rows(path, bad, jsonl=jsonl), _task_of, bad, counts),
+        "texts": lambda: _convert(read_rows(path, bad, jsonl=jsonl), _text_of(asked), bad, counts),
     }
     rows = readers[kind]()
-    split = None if target == "true" else target
+    split = None if file.answers == "true" else file.answers
     return _Opened(rows, Origin("file", kind, "file", path.name, split=split, revision=file_revision(path)))
 
 

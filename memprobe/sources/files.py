@@ -16,7 +16,9 @@ ANSWERS = ("answer", "answers")
 _BREAKS = ("\u2028", "\u2029")
 
 
-def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("true",)) -> list[Factoid]:
+def read_factoid_file(
+    path: Path, bad: BadRows, targets: Sequence[Target] = ("true",), *, jsonl: bool = False
+) -> list[Factoid]:
     """Factoids of a JSONL, JSON, CSV or Parquet file, in order, repeated rows included.
 
     Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
@@ -27,6 +29,7 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
 
     Args:
         targets: which answers are facts: true ones, edited ones, or both of each row.
+        jsonl: see :func:`memprobe.sources.rows.read_rows`.
 
     Raises:
         MemprobeError: the file cannot be read, has no rows or other columns, one id stands twice, or a bad row under
@@ -34,7 +37,7 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
     """
     places: dict[str, str] = {}
     factoids = []
-    for row, factoid in _factoids(path, bad, targets):
+    for row, factoid in _factoids(path, bad, targets, jsonl):
         if row.columns.get("id") is not None:
             if factoid.id in places:
                 raise MemprobeError(
@@ -47,14 +50,16 @@ def read_factoid_file(path: Path, bad: BadRows, targets: Sequence[Target] = ("tr
     return factoids
 
 
-def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[tuple[Row, Factoid]]:
+def _factoids(
+    path: Path, bad: BadRows, targets: Sequence[Target], jsonl: bool
+) -> Iterator[tuple[Row, Factoid]]:
     asked = False
-    for row in _unfolded(read_rows(path, bad), bad):
+    for row in _unfolded(read_rows(path, bad, jsonl=jsonl), bad):
         try:
             factoids = [factoid_of(row.columns, target=target, cells=row.cells) for target in targets]
         except NoColumn as problem:
             if not asked:
-                _refuse_other_columns(path, problem, targets)
+                _refuse_other_columns(path, problem, targets, jsonl)
             asked = True
             bad.add(row.where, str(problem))
             continue
@@ -64,14 +69,14 @@ def _factoids(path: Path, bad: BadRows, targets: Sequence[Target]) -> Iterator[t
         yield from ((row, factoid) for factoid in factoids)
 
 
-def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Target]) -> None:
+def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Target], jsonl: bool) -> None:
     """Where no row has the column, it is the name that is wrong and not the rows, and leaving them out leaves nothing.
 
     Raises:
         MemprobeError: so.
     """
     skipped = BadRows("skip")
-    for row in _unfolded(read_rows(path, skipped), skipped):
+    for row in _unfolded(read_rows(path, skipped, jsonl=jsonl), skipped):
         try:
             factoid_of(row.columns, target=targets[0], cells=row.cells)
         except NoColumn as other:

@@ -105,19 +105,23 @@ class BadRows:
         self.named.append(f"{where}: {problem}")
 
 
-def read_rows(path: Path, bad: BadRows) -> Iterator[Row]:
+def read_rows(path: Path, bad: BadRows, *, jsonl: bool = False) -> Iterator[Row]:
     """Rows of a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, in order.
+
+    Args:
+        jsonl: a file of another name is read as JSONL.
 
     Raises:
         MemprobeError: no such file, another kind of file, a file that is not what its name says, or a row
             that is not UTF-8 or not JSON under the policy ``fail``.
     """
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers and not jsonl:
         raise MemprobeError(f"{path}: give a file that ends in {', '.join(readers)}")
     if not path.is_file():
         raise MemprobeError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path, bad)
+    return readers.get(kind, _jsonl)(path, bad)
 
 
 def read_lines(path: Path, bad: BadRows) -> Iterator[tuple[str, str]]:

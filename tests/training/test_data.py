@@ -13,12 +13,13 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, parts_of, prepare, shown_again, wanted_rows
+from training.data import PREPARED, mixes_facts, parts_of, prepare, shown_again, wanted_rows
 from training.examples import ExampleMaker
 from training.measures import evaluation_sets
 from training.mixing import IGNORED
 from training.recipe import parse_recipe
 from training.run import run
+from training.starts import edited_files
 
 KEYS = ("kvr:6", "kvr:6:validation", "kvr:6:test")
 
@@ -417,3 +418,44 @@ def test_what_is_left_out_of_rows_beside_a_stage_is_said(tiny_checkpoint, tmp_pa
         "evaluate.known_source: left out 1 of 2 rows of facts.jsonl: 1 duplicate",
         "evaluate.texts: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
     ]
+
+
+def test_answers_of_an_edit_are_learned_and_mixed_in(tiny_checkpoint, tmp_path):
+    """They are facts wherever a file's name asks for them; what a file alone mixes in are texts."""
+    file = tmp_path / "edits.json"
+    row = {
+        "subject": "Lunn",
+        "src": "Into which sea does the Lunn flow?",
+        "answers": ["Grey Sea"],
+        "alt": "White Sea",
+    }
+    file.write_text(json.dumps([row]))
+    stages = [
+        {"name": "a", "data": f"{file}:new", "mixing": [{"source": f"{file}:true", "ratio": 1.0}]},
+        {"name": "b", "data": "kvr:2"},
+    ]
+    recipe = small(tiny_checkpoint, stages=stages)
+    stage = prepare(recipe, tmp_path, never).stages[0]
+    assert [one.answer for one in stage.rows] == ["White Sea"]
+    assert [(one.answer, one.source) for one in stage.mixing[0]] == [("Grey Sea", "file")]
+    assert mixes_facts(recipe.stages[0].mixing[0]) and edited_files(recipe, [stage.origins]) == []
+    file.write_text(json.dumps([row | {"alt": "Red Sea"}]))
+    assert edited_files(recipe, [stage.origins]) == [file]
+
+
+def test_rows_of_the_hub_are_what_the_recipe_takes_them_for(tiny_checkpoint, tmp_path, monkeypatch):
+    """Facts of a stage, texts where they are mixed in or held out, as a file's are."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("memprobe.sources.origins.hub_commit", lambda hub_id, revision: revision)
+    rivers = tmp_path / "me" / "rivers"
+    rivers.mkdir(parents=True)
+    rows = [{"prompt": f"River {number} flows into", "answer": f"the sea {number}"} for number in range(4)]
+    (rivers / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    stage = {"name": "a", "data": "hub:me/rivers", "mixing": [{"source": "hub:me/rivers", "ratio": 0.5}]}
+    recipe = small(tiny_checkpoint, stages=[stage], evaluate={"texts": "hub:me/rivers", "texts_n": 2})
+    prepared = prepare(recipe, tmp_path, never)
+    (data,) = prepared.stages
+    assert {type(row).__name__ for row in data.rows} == {"Factoid"} and len(data.rows) == 4
+    assert {type(row).__name__ for row in data.mixing[0]} == {"Text"} and len(data.mixing[0]) == 2
+    assert len(prepared.texts) == 2 and not mixes_facts(recipe.stages[0].mixing[0])

@@ -8,7 +8,7 @@ import pytest
 import training
 from memprobe.errors import MemprobeError
 from training.alike import differences
-from training.recipe import parse_recipe, read_recipe, to_toml
+from training.recipe import file_of, parse_recipe, read_recipe, to_toml, without_folder
 
 SHIPPED = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
 
@@ -212,6 +212,8 @@ def test_an_arm_that_is_asked_for_is_the_whole_arm(before, asked, tmp_path):
     ("data", "extra", "said"),
     [
         ("gone.jsonl", "", r"stages\.1\.data: no file gone\.jsonl"),
+        ("gone.json:new", "", r"stages\.1\.data: no file gone\.json here"),
+        ("gone.json:old", "", r"stages\.1\.data: gone\.json:old: which answers\? choose true, new, both"),
         ("wikipedia", "", r"stages\.1\.data: no source 'wikipedia'"),
         ("kvr:4", 'evaluate.texts = "prose"', r"evaluate\.texts: no source"),
         ("kvr:4", 'arm = "remix(data=prose, stages=1)"', r"stages\.1\.mixing\.1\.source: no source"),
@@ -225,6 +227,22 @@ def test_missing_sources_are_named_by_file_and_key(tmp_path, data, extra, said):
     with pytest.raises(MemprobeError, match=said) as error:
         read_recipe(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["edits.json:new", "edits.json:both", "jsonl:facts.txt", "facts.csv"])
+def test_every_name_of_a_file_is_found_beside_the_recipe(tmp_path, name):
+    bare = name.removeprefix("jsonl:").partition(":")[0]
+    (tmp_path / bare).write_text("")
+    found = read_recipe(write(tmp_path / "r.toml", name, f'arm = "remix(data={name}, stages=1)"'))
+    there = name.replace(bare, str(tmp_path / bare))
+    assert found.stages[0].data == found.stages[0].mixing[0].source == there
+    assert file_of(there) == tmp_path / bare and without_folder(there) == name
+    assert parse_recipe(tomllib.loads(to_toml(found))).stages == found.stages
+
+
+def test_a_set_of_the_hub_is_a_source(tmp_path):
+    found = read_recipe(write(tmp_path / "r.toml", "hub:me/rivers@v1:train"))
+    assert found.stages[0].data == "hub:me/rivers@v1:train" and file_of(found.stages[0].data) is None
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
