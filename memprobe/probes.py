@@ -142,7 +142,7 @@ class Probe:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json``, of the checkpoints that are here."""
-        whole = read_summary(self.path)
+        whole = read_summary(self.path, self.run)
         ours = self.run["checkpoints"]
         return whole | {
             "checkpoints": {label: one for label, one in whole["checkpoints"].items() if label in ours}

@@ -5,13 +5,14 @@ Keys are only ever added, so that unknown ones are kept; those that memprobe rel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, read_json, read_valid
+from memprobe.files import check_valid, read_json
 from memprobe.records import LENS
 
 Count = Annotated[int, Field(ge=0)]
@@ -140,22 +141,46 @@ class SummaryEntry(Open):
     exact_match: Share | None
     exact_tokens: Share | None
     recall: dict[str, Curve]
+    recall_low: dict[str, Curve]
     shuffled: dict[str, Curve]
     normalised_frequency: Curve
     lof: dict[str, float | None]
+    shuffled_lof: dict[str, float | None]
     settled: dict[str, float | None]
     diversity: dict[str, float | None]
+
+    @model_validator(mode="after")
+    def _numbers_named(self) -> SummaryEntry:
+        for name, numbers, keys in (
+            ("lof", self.lof, ("median", "never")),
+            ("shuffled_lof", self.shuffled_lof, ("restricted_mean", "never")),
+        ):
+            if missing := [key for key in keys if key not in numbers]:
+                raise ValueError(f"{name} has no {missing[0]}")
+        return self
 
 
 class SummaryFile(Open):
     """``summary.json``."""
 
     version: Literal[1, 2] = Field(alias="schema")
-    k: Annotated[int, Field(ge=1)] | None = None
-    token: Rule | None = None
+    k: Annotated[int, Field(ge=1)]
+    token: Rule
     checkpoints: dict[str, SummaryEntry]
     lenses: dict[str, dict[str, SummaryEntry]] = {}
     positions: dict[str, dict[str, SummaryEntry]] = {}
+
+    @model_validator(mode="after")
+    def _curves_of_k(self) -> SummaryFile:
+        for label, entry in self.checkpoints.items():
+            curves = {"recall": entry.recall, "recall_low": entry.recall_low, "shuffled": entry.shuffled}
+            for name, by_k in curves.items():
+                for k in ("1", str(self.k)):
+                    if k not in by_k:
+                        raise ValueError(f"checkpoints.{label}.{name} has no {k}")
+                    if len(by_k[k]) != len(entry.recall[k]):
+                        raise ValueError(f"checkpoints.{label}.{name}.{k} is of other depths than recall")
+        return self
 
 
 class PairEntry(Open):
@@ -201,10 +226,18 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     return run
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of a probe directory.
+def read_summary(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """``summary.json`` of a probe directory; under schema 1 it may leave to ``run.json`` under which k and rule it is.
+
+    Args:
+        run: what ``run.json`` says.
 
     Raises:
         MemprobeError: see :func:`read_run_file`.
     """
-    return read_valid(folder / "summary.json", SummaryFile)
+    path = folder / "summary.json"
+    summary = read_json(path)
+    if isinstance(summary, dict) and summary.get("schema") == 1:
+        summary = {"k": run["k"], "token": run["token"]} | summary
+    check_valid(summary, SummaryFile, path)
+    return summary

@@ -26,6 +26,7 @@ from memprobe.locks import one_process
 from memprobe.probe_writer import LOCK, REPORT, write_run
 from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of, read_run
 from memprobe.residuals import without_residuals
+from memprobe.run_file import read_summary
 
 CARD = "README.md"
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
@@ -130,6 +131,7 @@ def _prepare(probe: Probe, ready: Path, to: str) -> None:
         shutil.copyfile(probe.path / file, target)
     if not (probe.path / SUMMARY).exists():
         raise MemprobeError(f"{probe.path}: has no {SUMMARY}; give the command that made it again")
+    read_summary(probe.path, probe.run)  # what is wrong with it is named here, not in the copy
     shutil.copyfile(probe.path / SUMMARY, ready / SUMMARY)
     run = without_paths(probe.run)
     run["checkpoints"] = {label: without_residuals(entry) for label, entry in run["checkpoints"].items()}

@@ -71,7 +71,7 @@ def vouch(
     """
     labels, rule = list(run["checkpoints"]), str(run["token"])
     _check_facts(folder, run, tables, facts)
-    known = read_summary(folder)["checkpoints"] if (folder / "summary.json").exists() else {}
+    known = read_summary(folder, run)["checkpoints"] if (folder / "summary.json").exists() else {}
     for label in labels:
         _check(folder, label, rule, tables, known.get(label, {}))
     held = "its numbers equal summary.json's" if known else "there is no summary.json to hold them against"

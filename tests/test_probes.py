@@ -353,6 +353,53 @@ def test_a_broken_summary_is_one_line(tmp_path):
         _ = open_probe(made.path).summary
 
 
+def without(value: dict, path: str) -> dict:
+    """A copy of JSON in which a key is gone."""
+    copied = json.loads(json.dumps(value))
+    *above, last = path.split(".")
+    within = copied
+    for key in above:
+        within = within[key]
+    del within[last]
+    return copied
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "k",
+            "token",
+            "checkpoints.base.recall_low",
+            "checkpoints.base.recall.10",
+            "checkpoints.base.shuffled.1",
+        ),
+        *(
+            "checkpoints.base.lof.median",
+            "checkpoints.base.shuffled_lof",
+            "checkpoints.base.shuffled_lof.never",
+        ),
+    ],
+)
+def test_a_summary_that_lacks_what_is_shown_is_named_by_the_key(cli, tmp_path, key):
+    made = write_probe(tmp_path / "p", {"base": 3}, n=6, schema=2)
+    file = made.path / "summary.json"
+    file.write_text(json.dumps(without(json.loads(file.read_text()), key)))
+    for command in (("show", made.path), ("push", made.path, tmp_path / "shared")):
+        code, _, err = cli(*command)
+        assert code == 2 and str(file) in err and key.rpartition(".")[2] in err, err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "shared").exists()
+
+
+def test_an_older_summary_is_under_the_rule_of_its_run(cli, tmp_path):
+    made = write_probe(tmp_path / "p", {"base": 3}, n=6, schema=1)
+    file = made.path / "summary.json"
+    whole = cli("show", made.path)[1]
+    file.write_text(json.dumps(without(without(json.loads(file.read_text()), "k"), "token")))
+    assert cli("show", made.path)[:2] == (0, whole) and "top 10 tokens" in whole
+
+
 # Interrupted and running
 
 

@@ -165,9 +165,9 @@ def _number(entry: Mapping[str, Any], name: str) -> str:
     return wording.of_row({"lof_n": entry.get("n")} | dict(entry), name)
 
 
-def _occur(entry: Mapping[str, Any]) -> dict[str, int]:
-    """How many facts occur, which decides what has an interval."""
-    return {"lof_n": entry["lof"]["n"]}
+def _occur(entry: Mapping[str, Any]) -> dict[str, int | None]:
+    """How many facts occur, which decides what has an interval; older summaries do not say."""
+    return {"lof_n": entry["lof"].get("n")}
 
 
 def _spread(entry: Mapping[str, Any]) -> str:
