@@ -12,6 +12,7 @@ import pytest
 
 from memprobe import dashboard, statistics
 from memprobe.dashboard import writing
+from memprobe.files import csv_text
 from memprobe.probes import open_probe
 from memprobe.studies import open_study
 from tests.benchmarks.report_load import write_large_probe
@@ -409,3 +410,29 @@ def test_a_study_answers_and_draws_on_a_phone(browser, tmp_path, cli, name):
             "tested" in shown.inner_text("#answer")
             and shown.locator("#answer p >> visible=true").count() > first
         )
+
+
+def test_what_is_downloaded_is_no_formula(browser, one):
+    """A spreadsheet would run it. The rule is that of the tables that are written as CSV."""
+    texts = [
+        "=1+1",
+        "+x",
+        "-x",
+        "@x",
+        "\tx",
+        "\rx",
+        "a=b",
+        "-",
+        "- 0.5",
+        "-0.5 1e-3 +2",
+        "-1+1",
+        "-0.5 [-1, 2]",
+    ]
+    with opened(browser, one) as shown:
+        said = shown.evaluate("texts => csv([['=label'], ...texts.map((one) => [one])])", texts)
+        numbers = shown.evaluate("csv([['n'], [-1.5], [-1e-7], [null], [0]])")
+    read = pl.read_csv(said.encode(), infer_schema=False, eol_char="\n")
+    assert read.columns[0].startswith("'=label")
+    expected = pl.read_csv(csv_text(pl.DataFrame({"label": texts})).encode(), infer_schema=False)
+    assert [text.rstrip("\r") for text in read.to_series()] == expected["label"].to_list()
+    assert numbers.split("\r\n") == ["n", "-1.5", "-1e-7", "", "0", ""]

@@ -304,8 +304,14 @@ function flowsCsv({ node, link }) {
   return csv(rows);
 }
 
+// The rule of memprobe.files.csv_text: a text that a spreadsheet would run begins with ', numbers in a row are none.
+const FORMULA = /^[=+\-@\t\r]/;
+const NUMBER = String.raw`(-|[+-]?\d+(\.\d+)?([eE][+-]?\d+)?)`;
+const NUMBERS = new RegExp(`^${NUMBER}( ${NUMBER})*$`);
+const harmless = (cell) => (typeof cell === "string" && FORMULA.test(cell) && !NUMBERS.test(cell) ? `'${cell}` : cell);
+
 const csv = (rows) => rows.map((row) => row.map((cell) => {
-  const text = String(cell ?? "");
+  const text = String(harmless(cell) ?? "");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }).join(",")).join("\r\n") + "\r\n";
 
