@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any, Generic, TypeVar
 
 import polars as pl
 
+from memprobe.comparable import check_alike
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
-from memprobe.probes import Probe, unlike
+from memprobe.probes import Probe
 from memprobe.sameness import same_model
 
 _STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
@@ -241,26 +241,6 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
     ]
 
 
-def check_alike(probes: Sequence[Probe], *, but: tuple[str, ...] = ()) -> None:
-    """Refuses probes whose ranks are not comparable.
-
-    Args:
-        but: what may differ.
-
-    Raises:
-        MemprobeError: they differ in template, lens, readout or tokenisation.
-    """
-    first = probes[0]
-    for probe in probes[1:]:
-        if differs := unlike(first, probe, but=but):
-            name, ours, theirs = differs
-            own = "own" in (first.run["readout"], probe.run["readout"])
-            mend = "give it as `fixed_readout`" if name == "readout" and own else "probe both alike"
-            raise MemprobeError(
-                f"{probe.path}: {name} {theirs}, but {first.path} has {ours}: ranks are not comparable; {mend}"
-            )
-
-
 def members_of(
     probes: Sequence[Probe], arms: Mapping[str, tuple[str, str, str]], notes: list[str]
 ) -> list[Member]:
@@ -377,17 +357,6 @@ def notes_on_counting(probes: Sequence[Probe], k: int | None, token: str | None)
         f"Counted as {probes[0].path} was probed, top {first[0]} and token rule {first[1]}; {unlike.path} was probed "
         f"under top {unlike.run['k']} and {unlike.run['token']}. Give both to choose (-k, --token)."
     ]
-
-
-def second_readouts(probes: Sequence[Probe]) -> list[Probe]:
-    """The probes through the one second readout that most of them were read in, the first of several."""
-    found = [probe.second_readouts() for probe in probes]
-
-    def alike(first: Probe) -> list[Probe]:
-        same = (next((view for view in views if not unlike(first, view)), None) for views in found)
-        return [view for view in same if view is not None]
-
-    return max(map(alike, itertools.chain(*found)), key=len, default=[])
 
 
 def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:

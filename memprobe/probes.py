@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -33,9 +33,8 @@ import polars as pl
 from memprobe.errors import MemprobeError, among
 from memprobe.files import check_pages
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
-from memprobe.records import ADDED, ALIKE, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED, in_order
+from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED, in_order
 from memprobe.run_file import MAX_TOKENS, read_run_file, read_summary
-from memprobe.sameness import differ
 from memprobe.vouching import kept_marks, vouch
 
 RUN, SUMMARY, FACTOIDS_FILE, PARTS = "run.json", "summary.json", "factoids.parquet", "parts"
@@ -377,31 +376,6 @@ def in_another_readout(probe: Probe | str | Path) -> Probe:
             "made with memprobe layers --readout BASE"
         )
     return others[0]
-
-
-def unlike(one: Probe, other: Probe, *, but: Container[str] = ()) -> tuple[str, str, str] | None:
-    """Why the ranks of two views are not comparable, or ``None``: what differs, in one and in the other.
-
-    A readout's name vouches for nothing: two probes may each have been read with a ``base`` of its own. Where both say
-    by which weights and settings they were read, those count too.
-
-    Args:
-        but: names of :data:`~memprobe.records.ALIKE` that may differ.
-    """
-    for name in ALIKE:
-        ours, theirs = one.run.get(name), other.run.get(name)
-        if name in but:
-            continue
-        if ours != theirs:
-            return name, repr(ours), repr(theirs)
-        if name == "readout":
-            entries = one.run["lenses"][one.lens], other.run["lenses"][other.lens]
-            for part in ("readout_fingerprint", "readout_settings"):
-                if differ(*entries, part):
-                    of = " settings" if part == "readout_settings" else ""
-                    mine, other_mark = (f"{ours!r} of{of or ' weights'} {one[part][:8]}" for one in entries)
-                    return name, mine, other_mark
-    return None
 
 
 def probe_of(path: Path, run: Mapping[str, Any]) -> Probe:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from memprobe.comparable import check_alike, second_readouts, unlike
 from memprobe.errors import MemprobeError
 from memprobe.fitted import Floor, floor_of, notes_on_view
 from memprobe.lineage import lineage
@@ -30,16 +31,14 @@ from memprobe.members import (
     Series,
     base_of,
     chains_of,
-    check_alike,
     common_factoids,
     in_readout_of,
     members_of,
     named,
     notes_on_counting,
-    second_readouts,
     series_of,
 )
-from memprobe.probes import Probe, in_another_readout, open_probe, tables_of, unlike
+from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run

@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
+from memprobe.comparable import unlike
 from memprobe.errors import MemprobeError
 from memprobe.files import short_names
 from memprobe.patches import FOLDER, Patches, open_patches
-from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe, unlike
+from memprobe.probes import FACTOIDS_FILE, PARTS, RUN, Probe, open_probe
 from memprobe.results.directory import RESULTS as EVALUATED
 from memprobe.runs import (
     CELL,

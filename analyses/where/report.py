@@ -140,9 +140,9 @@ def sections(folder: Path) -> Iterator[tuple[str, str, list[str], list[list[str]
     ]
     yield (
         "Gone, or only out of reach",
-        "Steps of training until a key is recalled again, and until a key of the same kind that was never there is recalled; "
-        "savings are the share of steps that lost ones do without. A cue of four solved keys: how many it brings back, "
-        "and the nats that it adds.",
+        "Steps of training until a key is recalled again, and until a key of the same kind that was never there is "
+        "recalled; savings are the share of steps that lost ones do without. A cue of four solved keys: how many it "
+        "brings back, and the nats that it adds.",
         [
             "arm",
             "lost",
