@@ -24,6 +24,7 @@ STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTI
         "study-questions",
     )
 )
+SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
 PAGES = {
     "README.md": (
         STUDY,
@@ -37,6 +38,7 @@ PAGES = {
         "analyses/instruments/results",
     ),
     "docs/findings/index.md": (
+        STUDY_QUESTIONS,
         STUDY,
         STUDY_EWC,
         STUDY_PAPER,
@@ -49,7 +51,7 @@ PAGES = {
     "docs/findings/real-facts.md": (STUDY_PAPER,),
     "docs/findings/three-stages.md": (STUDY_PAPER,),
     "docs/findings/gemma.md": (STUDY_GEMMA,),
-    "docs/findings/other-questions.md": (STUDY_QUESTIONS, STUDY_PAPER),
+    "docs/findings/other-questions.md": (STUDY_QUESTIONS, SEEDS_3_TO_5, STUDY_PAPER),
     "docs/findings/where.md": ("analyses/where",),
     "docs/findings/planted-truth.md": ("analyses/instruments/results",),
 }
@@ -298,6 +300,7 @@ REPORTS = {
     ),
     "docs/findings/other-questions.md": (
         "analyses/study-questions/README.md",
+        "analyses/study-questions-seeds-3-5/README.md",
         f"{STUDY_QUESTIONS}/other_questions.csv",
         f"{STUDY_QUESTIONS}/forgetting.csv",
         f"{STUDY_QUESTIONS}/other_losses.csv",
