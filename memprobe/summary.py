@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
+from memprobe.compare.by_checkpoint import net_of_chance
 from memprobe.probes import Probe
-from memprobe.readings import SHUFFLED, Readings
+from memprobe.readings import Readings
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.holding import K_VALUES, check_k, check_rule
 from memprobe.statistics.occurrence import DRAWS, ENDS
@@ -86,11 +87,9 @@ def summary_of(readings: Readings) -> dict[str, Any]:
         entry[name] = {f"{part}{end}": placed[f"{name}_{part}{end}"] for part in parts for end in ENDS}
         entry[name] |= {f"never{end}": placed[f"{_NEVER[name]}{end}"] for end in ENDS}
         entry[name]["n"] = placed[f"{name}_n"]
-    shuffled = readings.net(label)[0].filter(control=SHUFFLED, statistic="lof_restricted")
-    net = next(shuffled.select("net", "low", "high").iter_rows(), (None, None, None))
-    for end, value in zip(ENDS, net, strict=True):
+    for end in ENDS:
         entry["lof"][f"only_full{end}"] = placed[f"share_only_full{end}"]
-        entry["lof"][f"net{end}"] = value
+    entry["lof"] |= net_of_chance(readings, label, "net")
     for name, never in _NEVER.items():
         keys = {f"{name}_{part}": part for part in ("mean", "sd", "restricted_mean")} | {never: "never"}
         chance = chance_of(readings.shuffled(label), readings.k, list(keys))

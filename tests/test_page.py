@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from memprobe import dashboard, statistics
+from memprobe.compare import compare
 from memprobe.dashboard import writing
 from memprobe.files import csv_text
 from memprobe.probes import open_probe
@@ -132,12 +133,19 @@ def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
     (said,) = entry["answer"]["first"]["10"]
     assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts." in said
     assert f"at depth {row['lof_median']:.0f} of 8; {row['share_never']:.0%} never do" in said
-    apart = row["lof_restricted_mean"] - row["shuffled"]["lof_restricted_mean"]
-    assert f"facts surface {abs(apart):.1f} depths {'earlier' if apart < 0 else 'later'}" in said
+    found = compare([one.parent / "probe"], draws=DRAWS)
+    placed = found.tables["placement"].row(0, named=True)
+    for end in ("", "_low", "_high"):
+        assert row[f"net_lof{end}"] == pytest.approx(placed[f"net_lof_restricted_mean{end}"])
+    begins = "On average"
+    assert said.partition(begins)[1:] == found.verdict()[0].partition(begins)[1:], "as the terminal says it"
     staged = embedded_sets(stages)[0]["answer"]["first"]["10"]
     assert [line.partition(":")[0] for line in staged[1:]] == ["s1 against base", "s2 against s1"]
     assert "depths earlier, also in the base model's readout" in staged[1]
     with opened(browser, one) as shown:
+        cells = shown.locator("#headline tr", has_text="SmolLM2").first.inner_text()
+        apart = f"{abs(row['net_lof']):.1f}"
+        assert f"{'−' if row['net_lof'] < 0 else '+'}{apart}" in cells
         assert shown.inner_text("#answer p") == said
         shown.click("#k input[value='1']")
         assert shown.inner_text("#answer p") == entry["answer"]["first"]["1"][0] != said

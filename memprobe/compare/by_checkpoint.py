@@ -59,6 +59,14 @@ def curves(readings: Readings, label: str) -> pl.DataFrame:
     )
 
 
+def net_of_chance(readings: Readings, label: str, name: str) -> dict[str, float | None]:
+    """First occurrence (restricted mean) minus that of shuffled answers, over the facts that have any: the mean of
+    paired differences with its interval, as NAME, NAME_low and NAME_high."""
+    rows = readings.net(label)[0].filter(control=SHUFFLED, statistic="lof_restricted")
+    values = next(rows.select("net", "low", "high").iter_rows(), (None, None, None))
+    return {f"{name}{end}": value for end, value in zip(ENDS, values, strict=True)}
+
+
 @table(
     "checkpoint",
     {"base": pl.Boolean}
@@ -76,8 +84,7 @@ def placement(readings: Readings, label: str) -> pl.DataFrame:
     beside = {one["statistic"]: one for one in shuffled.iter_rows(named=True)}
     for statistic, name in _CHANCE.items():
         values[f"chance_{name}"] = beside.get(statistic, {}).get("chance")
-    for end, part in zip(ENDS, ("net", "low", "high"), strict=True):
-        values[f"net_lof_restricted_mean{end}"] = beside.get("lof_restricted", {}).get(part)
+    values |= net_of_chance(readings, label, "net_lof_restricted_mean")
     values["answer_cover"] = readings[label].cover
     values["lof_floor"] = readings.floor(label).lof_mean
     base = readings.base is not None and readings.base.label == label

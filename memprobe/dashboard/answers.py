@@ -10,6 +10,7 @@ import polars as pl
 from memprobe import sentences
 from memprobe.dashboard.series import series_of, steps_table
 from memprobe.readings import Readings
+from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.overview import exact_of
 
 
@@ -68,7 +69,6 @@ def _held(row: Mapping[str, Any]) -> bool | None:
 
 def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> str:
     chance = row["shuffled"] or {}
-    own, by_chance = row["lof_restricted_mean"], chance.get("lof_restricted_mean")
     exact = exact_of(row)
     return sentences.of_checkpoint(
         label,
@@ -79,5 +79,5 @@ def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> st
         median=row["lof_median"],
         never=row["share_never"],
         chance_never=chance.get("share_never"),
-        net=None if own is None or by_chance is None else (own - by_chance, None, None),
+        net=[row[f"net_lof{end}"] for end in ENDS],
     )

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe import plots
+from memprobe.compare.by_checkpoint import net_of_chance
 from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
 from memprobe.dashboard.series import looks_of, series_of, step_figures
@@ -117,7 +118,7 @@ class UnderRule:
     def _headline(self, at: Readings, recall: pl.DataFrame, chance: pl.DataFrame) -> dict[str, Any]:
         rows: dict[str, dict[str, Any]] = {}
         for label in self.labels:
-            rows[label] = self.outcomes[label] | at.placed(label)
+            rows[label] = self.outcomes[label] | at.placed(label) | net_of_chance(at, label, "net_lof")
             rows[label]["recall"] = _at_full_depth(recall, label)
             rows[label]["shuffled"] = None
             if draws := at.shuffled(label):

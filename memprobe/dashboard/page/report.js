@@ -289,10 +289,7 @@ const COLUMNS = [
   ["Exact tokens", (row) => share(row.exact_tokens)],
   ["Recall@{k}", (row) => [...share(row.recall), (chance) => percent(chance.recall?.value ?? null)]],
   ["First occurrence,\nnever as {never}", (row) => named(row, "lof_restricted_mean", fixed)],
-  ["Against chance", (row) => {
-    const by = row.shuffled?.lof_restricted_mean;
-    return [by === null || by === undefined ? "–" : signed(row.lof_restricted_mean - by), null];
-  }],
+  ["Against chance", (row) => (row.net_lof === null ? ["–", null] : named(row, "net_lof", signed))],
   ["Never", (row) => [...named(row, "share_never", percent), (chance) => percent(chance.share_never)]],
   ["First occurrence,\nwhere it occurs", (row) => [spread(row.lof_mean, row.lof_sd), orFew(row.lof_mean, span(row.lof_mean_low, row.lof_mean_high, fixed))]],
   ["Settled depth", (row) => [spread(row.settled_mean, row.settled_sd),
