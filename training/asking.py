@@ -118,7 +118,8 @@ def known_facts(
     limit = recipe.evaluate.known
     if not limit:
         return []
-    trained = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
+    parts = (part for data in stages for part in (data.rows, *data.mixing))
+    trained = [row for part in parts for row in part if isinstance(row, Factoid)]
     with under_key("evaluate.known_source"):
         loaded = load(
             recipe.evaluate.known_source,

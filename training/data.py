@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,13 +75,20 @@ def prepare(
     stages: list[StageData] = []
     for number, stage in enumerate(recipe.stages, 1):
         say(f"stage {number} {stage.name}: reading {stage.data}")
-        earlier = [row for data in stages for row in data.rows if isinstance(row, Factoid)]
-        stages.append(_stage_data(recipe, stage, f"stages.{number}", earlier, asked, base, data_dir, say))
+        stages.append(
+            _stage_data(recipe, stage, f"stages.{number}", taught(stages), asked, base, data_dir, say)
+        )
     known = known_facts(recipe, stages, asked, base, data_dir, say)
     prepared = Prepared(stages, known, _texts(recipe, stages, data_dir, say))
     about = {"recipe": to_toml(recipe), "revisions": revisions_of(recipe)}
     write_json(about | to_json(prepared), path)
     return prepared
+
+
+def taught(stages: Iterable[StageData]) -> list[Factoid]:
+    """The facts that stages train on, those that are mixed in too."""
+    parts = (part for data in stages for part in (data.rows, *data.mixing))
+    return [row for part in parts for row in part if isinstance(row, Factoid)]
 
 
 def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
@@ -124,10 +131,12 @@ def _stage_data(
             rows = shuffle_answers(facts, recipe.own_rows_seed(stage))
         counts |= {"with another's answer": len(rows)}
     mixing, origins = [], [loaded.origin.to_dict()]
+    without = [*earlier, *(row for row in rows if isinstance(row, Factoid))]
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir, say)
+            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir, say, without)
         mixing.append(texts)
+        without += [row for row in texts if isinstance(row, Factoid)]
         origins.append(origin)
     return StageData(list(rows), held_out, mixing, origins, counts, known)
 
@@ -206,8 +215,14 @@ def mixing_rows(
     n_own: int,
     data_dir: Path | None,
     say: Callable[[str], None] = lambda _: None,
+    without: Iterable[Factoid] = (),
 ) -> tuple[list[AnyRow], dict[str, Any]]:
-    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch."""
+    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch.
+
+    Args:
+        without: facts that stages train on, question and answer, which would be replayed, or learned before their
+            turn, under the name of mixing.
+    """
     needed = wanted_rows(part.ratio, n_own)
     if not needed:
         return [], {"source": part.source, "n": 0}
@@ -216,25 +231,43 @@ def mixing_rows(
     if part.redraw and not generated:
         n = None  # all there are
     kind = None if _says_its_kind(part.source) else "texts"
-    loaded = load(
+    draw = partial(
+        load,
         part.source,
         kind,
-        n=n,
         seed=recipe.rows_seed,
         data_dir=data_dir,
         words=part.words,
         prompt_form=part.prompt,
         base=recipe.base,
     )
+    own = {(fact.prompt, fact.answer) for fact in without}
+
+    def others(loaded: Loaded) -> list[AnyRow]:
+        return [row for row in loaded.rows if (row.prompt, row.answer) not in own]
+
+    loaded = draw(n=n)
+    rows = others(loaded)
+    while n is not None and len(rows) < min(n, len(loaded.rows)):
+        try:
+            larger = draw(n=n + len(loaded.rows) - len(rows))  # begins with the rows of the smaller draw
+        except MemprobeError:  # there are no more
+            break
+        if len(larger.rows) == len(loaded.rows):
+            break
+        loaded, rows = larger, others(larger)
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
-    origin = loaded.origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
-    if len(loaded.rows) < needed:
+    if gone := len(loaded.rows) - len(rows):
+        say(f"mixed into {stage.name}: left out {gone} rows of {part.source} that stages train on")
+    rows = rows[:n]
+    if len(rows) < needed:
         raise MemprobeError(
-            f"{part.source}: has {len(loaded.rows)} rows, and ratio {part.ratio:g} × {n_own} own rows "
+            f"{part.source}: has {len(rows)} rows that no stage trains on, and ratio {part.ratio:g} × {n_own} own rows "
             f"needs {needed}; lower the ratio or n"
         )
-    return loaded.rows, origin
+    origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
+    return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
 
 
 def wanted_rows(ratio: float, n: int) -> int:

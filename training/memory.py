@@ -158,6 +158,8 @@ class Memory:
         from memprobe.models import load_pretrained
 
         self.forget()
+        if dtype != self._dtype:
+            self._state = {}  # rounded, or not rounded, as another dtype does it
         model, self._tokenizer = load_pretrained(checkpoint, dtype)
         self._model, self._dtype, self._mark = model, dtype, mark
         if checkpoint.manifest is None:

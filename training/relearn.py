@@ -271,12 +271,17 @@ def _prompts_taught(checkpoint: Checkpoint, manifest: Manifest, data_dir: Path |
         mixed = [row for stage in stages for rows in stage["mixing"] for row in rows]
         return taught | {str(row.get("prompt")) for row in mixed}
     recipe = parse_recipe(manifest.data["recipe"], str(manifest.path))
+    facts: list[
+        Factoid
+    ] = []  # as they are drawn: without those of a stage itself and of the stages before it
     for stage, entry in zip(recipe.stages, manifest.data["stages"], strict=False):
+        if stage.kind == "factoids":
+            facts += load_factoids(str(manifest.stage_factoids(entry["index"])))
         for part in stage.mixing:
             if mixes_facts(part):
-                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir)
-                taught |= {row.prompt for row in rows if isinstance(row, Factoid)}
-    return taught
+                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir, without=facts)
+                facts += [row for row in rows if isinstance(row, Factoid)]
+    return taught | {fact.prompt for fact in facts}
 
 
 def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:

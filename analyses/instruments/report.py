@@ -163,8 +163,8 @@ def _main(results: Results, facts: pl.DataFrame, found: pl.DataFrame) -> list[st
     if main.is_empty():
         return ["No model with planted sets is finished."]
     sources = main["source"].unique(maintain_order=True).sort().to_list()
-    alarms = found.filter(kind="null")
     kind, size = main["kind"][0], main["size"][0]
+    alarms = found.filter(kind="null", size=size, planted="all")
     cells = [
         cell
         for cell in results.cells
@@ -301,5 +301,7 @@ def _ordered(found: pl.DataFrame) -> list[str]:
 
 
 def _row(table: pl.DataFrame, **keys: Any) -> dict[str, Any] | None:
+    """The one row of these keys; ``None`` where there is none."""
     found = table.filter(**keys)
+    assert len(found) < 2, f"several rows of {keys}"
     return found.row(0, named=True) if len(found) else None

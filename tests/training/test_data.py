@@ -447,15 +447,43 @@ def test_rows_of_the_hub_are_what_the_recipe_takes_them_for(tiny_checkpoint, tmp
     """Facts of a stage, texts where they are mixed in or held out, as a file's are."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("memprobe.sources.origins.hub_commit", lambda hub_id, revision: revision)
-    rivers = tmp_path / "me" / "rivers"
-    rivers.mkdir(parents=True)
-    rows = [{"prompt": f"River {number} flows into", "answer": f"the sea {number}"} for number in range(4)]
-    (rivers / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("river", "hill"):
+        folder = tmp_path / "me" / f"{name}s"
+        folder.mkdir(parents=True)
+        rows = [{"prompt": f"The {name} {number} is", "answer": f"the land {number}"} for number in range(4)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
-    stage = {"name": "a", "data": "hub:me/rivers", "mixing": [{"source": "hub:me/rivers", "ratio": 0.5}]}
+    stage = {"name": "a", "data": "hub:me/rivers", "mixing": [{"source": "hub:me/hills", "ratio": 0.5}]}
     recipe = small(tiny_checkpoint, stages=[stage], evaluate={"texts": "hub:me/rivers", "texts_n": 2})
     prepared = prepare(recipe, tmp_path, never)
     (data,) = prepared.stages
     assert {type(row).__name__ for row in data.rows} == {"Factoid"} and len(data.rows) == 4
     assert {type(row).__name__ for row in data.mixing[0]} == {"Text"} and len(data.mixing[0]) == 2
     assert len(prepared.texts) == 2 and not mixes_facts(recipe.stages[0].mixing[0])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_is_mixed_in_is_no_row_of_a_stage(stage, tiny_checkpoint, tmp_path):
+    """It would be replay under the name of mixing, or D_B learned before its turn."""
+    stages = [{"name": "a", "data": "known", "n": 8}, {"name": "b", "data": "known", "n": 8}]
+    stages[stage - 1]["mixing"] = [{"source": "known", "ratio": 2.0}]
+    prepared = prepare(small(tiny_checkpoint, stages=stages), tmp_path, never)
+    own = {row.prompt for data in prepared.stages for row in data.rows}
+    (mixed,) = prepared.stages[stage - 1].mixing
+    assert len(mixed) == 16 and not own & {row.prompt for row in mixed}
+
+
+def test_what_is_mixed_in_is_not_watched(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.asking._answered", lambda base, some, *rest: [True] * len(some))
+    stage = {"name": "a", "data": "kvr:4", "mixing": [{"source": "known", "ratio": 1.0}]}
+    recipe = small(tiny_checkpoint, stages=[stage], evaluate={"known": 1000})
+    prepared = prepare(recipe, tmp_path, never)
+    mixed = {row.prompt for row in prepared.stages[0].mixing[0]}
+    assert len(mixed) == 4 and not mixed & {fact.prompt for fact in prepared.known}
+
+
+def test_too_few_facts_to_mix_in_are_an_error(tiny_checkpoint, tmp_path):
+    stages = [{"name": "a", "data": "kvr:6"}, {"name": "b", "data": "kvr:6:test"}]
+    stages[1]["mixing"] = [{"source": "kvr:6", "ratio": 1.0}]
+    with pytest.raises(MemprobeError, match=r"stages\.2\.mixing\.1\.source: kvr:6: has 0 rows that no stage"):
+        prepare(small(tiny_checkpoint, stages=stages), tmp_path, never)

@@ -1,6 +1,7 @@
 """One model for all stages: whatever was done with it before, a stage comes out as from files."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from memprobe.checkpoints import fingerprint, resolve
 from memprobe.models import load_pretrained
 from tests.training.grids import write
-from tests.training.runs import same_weights
+from tests.training.runs import same_weights, small
 from training.grid import cells_of, read_grid
 from training.memory import Memory
 from training.run import run
@@ -116,3 +117,23 @@ def test_a_fingerprint_is_read_again_when_files_change(changed, tiny_checkpoint,
     weights = load_file(folder / changed)
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / changed, {"format": "pt"})
     assert fingerprint(resolve(str(folder))) != before
+
+
+def test_weights_are_those_of_the_files_in_whatever_precision_came_before(tiny_checkpoint, tmp_path):
+    """What was rounded for one run is not what another, in fp32, is trained from."""
+    run(small(tiny_checkpoint), tmp_path / "run", quiet=True)
+    named = {"base": resolve(str(tiny_checkpoint)), "stage": resolve(str(tmp_path / "run" / "1-a"))}
+    exact = {
+        (name, dtype): load_pretrained(checkpoint, dtype)[0].state_dict()
+        for name, checkpoint in named.items()
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    memory = Memory("cpu")
+    generator = random.Random(0)
+    for name, dtype in [generator.choice(list(exact)) for _ in range(24)]:
+        model, _ = memory.load(named[name], dtype)
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, exact[name, dtype][key]), (name, dtype, key)
+        held = memory.weights(named["base"])
+        for key, tensor in (held or {}).items():
+            assert torch.equal(tensor, exact["base", tensor.dtype][key])

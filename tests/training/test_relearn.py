@@ -127,7 +127,7 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
     """Of the kind that is made for KVR, two stages and the mixing of a third taught some."""
     data = ("kvr:6", "kvr:6:test", "kvr:6:validation")
     stages = [{"name": name, "data": source, "epochs": 1} for name, source in zip("abc", data, strict=True)]
-    stages[2]["mixing"] = [{"source": "kvr:9:test", "ratio": 1.5}]
+    stages[2]["mixing"] = [{"source": "kvr:15:test", "ratio": 1.5}]
     last = run(small(tiny_checkpoint, stages=stages), tmp_path / "run", quiet=True)
     if moved:  # away from its run, whose rows of mixing are then drawn again
         last = shutil.copytree(last, tmp_path / "elsewhere" / "3-c")
@@ -136,12 +136,12 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
     first = load_factoids("kvr:6")
     said = []
     others = _never_learned(checkpoint, manifest, first, 6, None, None, 0, said.append)
-    assert [fact.prompt for fact in others] == [fact.prompt for fact in load_factoids("kvr:15:test")[9:]]
-    for source, left in (("kvr:12:test", 3), ("kvr:6:validation", 0), (str(last / "factoids-2-b.jsonl"), 0)):
+    assert [fact.prompt for fact in others] == [fact.prompt for fact in load_factoids("kvr:21:test")[15:]]
+    for source, left in (("kvr:18:test", 3), ("kvr:6:validation", 0), (str(last / "factoids-2-b.jsonl"), 0)):
         assert len(_never_learned(checkpoint, manifest, first, 6, source, None, 0, said.append)) == left, (
             source
         )
-    assert "never-learned: left out 9 of 12 facts of kvr:12:test: taught before" in said and len(said) == 3
+    assert "never-learned: left out 15 of 18 facts of kvr:18:test: taught before" in said and len(said) == 3
 
 
 @pytest.mark.parametrize("place", ["/2-b", "/run/2-b", "/"])
