@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -44,6 +44,7 @@ class TrainingPoint:
         step: of its stage, where it is one of several along it; ``None`` at its end.
         settings: what stands for all else that its recipe says (:func:`memprobe.recipes.mark_of_settings`); ``None``
             where nothing says it, or the caller says of which arm it is.
+        fingerprint, parent: of its weights, and of those that it was trained from; ``None`` where nothing says them.
     """
 
     label: str
@@ -52,6 +53,8 @@ class TrainingPoint:
     stage: str | None
     step: int | None
     settings: str | None = field(default=None, kw_only=True)
+    fingerprint: str | None = field(default=None, kw_only=True)
+    parent: str | None = field(default=None, kw_only=True)
 
     @property
     def stage_title(self) -> str:
@@ -102,51 +105,6 @@ class Member(TrainingPoint):
 
 
 AnyPoint = TypeVar("AnyPoint", bound=TrainingPoint)
-
-
-@dataclass(frozen=True)
-class Chain(Generic[AnyPoint]):
-    """The checkpoints of one training run, in the order of training, without the base model.
-
-    Attributes:
-        ends: the last stage's title where runs share their first stages and end on different data.
-    """
-
-    arm: str
-    seed: str
-    members: list[AnyPoint]
-    ends: str | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """Of its checkpoints."""
-        return [member.label for member in self.members]
-
-    def titled(self, name: str) -> str:
-        """The name of its arm, with where it ends where that tells it from others."""
-        return f"{name} → {self.ends}" if self.ends else name
-
-
-def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
-    """The training runs among checkpoints: those of one arm and seed, by stage.
-
-    Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
-    different data make a chain each.
-    """
-    made: dict[tuple[str, str], dict[tuple[int, str], dict[str, AnyPoint]]] = {}
-    for member in sorted(members, key=along):
-        if member.arm is not None and member.stage is not None:
-            stages = made.setdefault((member.arm, member.seed or ""), {})
-            stages.setdefault(member.stage_order, {})[member.stage_title] = member
-    chains = []
-    for (arm, seed), stages in made.items():
-        *early, last = (stages[order] for order in sorted(stages))
-        first = [next(iter(by_title.values())) for by_title in early]
-        several = len(last) > 1
-        chains += [
-            Chain(arm, seed, [*first, member], title if several else None) for title, member in last.items()
-        ]
-    return chains
 
 
 def along(one: TrainingPoint) -> float:
@@ -219,7 +177,7 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
     Args:
         least: runs with fewer checkpoints are left out.
     """
-    by_step: dict[str, dict[int, Member]] = {}
+    runs: dict[tuple[str, str | None], list[dict[int, Member]]] = {}
     for member in members:
         manifest = member.manifest
         step = member.step if member.step is not None else manifest.get("step", manifest.get("steps"))
@@ -233,11 +191,21 @@ def series_of(members: Sequence[Member], *, least: int = 2) -> list[Series]:
             name = _STEP.sub("", member.label).rstrip("-_@:/= ") or "training"
         else:
             continue
-        by_step.setdefault(name, {}).setdefault(int(step), member)
+        # Two checkpoints of one step, or trained with other settings, are of two runs.
+        alike = runs.setdefault((name, member.settings), [])
+        run = next((steps for steps in alike if int(step) not in steps), None)
+        if run is None:
+            alike.append(run := {})
+        run[int(step)] = member
+    found = [(name, steps) for (name, _), alike in runs.items() for steps in alike if len(steps) >= least]
+    names = [name for name, _ in found]
     return [
-        Series(name, [steps[step] for step in sorted(steps)], sorted(steps))
-        for name, steps in by_step.items()
-        if len(steps) >= least
+        Series(
+            name if names.count(name) == 1 else f"{name}, from {steps[min(steps)].label}",
+            [steps[step] for step in sorted(steps)],
+            sorted(steps),
+        )
+        for name, steps in found
     ]
 
 
@@ -263,8 +231,10 @@ def members_of(
         manifest = entry.get("manifest") or {}
         given = arms.get(label)
         made = given if given is not None else made_by(manifest)
-        settings = None if given is not None else manifest.get("recipe_mark")
-        members.append(Member(label, *made, step_of(name, entry), probe, name, settings=settings))
+        told = trained_from(entry)
+        if given is not None:
+            told["settings"] = None
+        members.append(Member(label, *made, step_of(name, entry), probe, name, **told))
     if unknown := [label for label in arms if label not in {member.label for member in members}]:
         raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {_instead(unknown[0], members)}")
     return members
@@ -276,6 +246,17 @@ def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | 
         None if (value := manifest.get(key)) is None else str(value) for key in ("arm", "seed", "stage")
     )
     return arm, seed, stage
+
+
+def trained_from(entry: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of an entry of ``run.json``, what :class:`TrainingPoint` has of weights and settings."""
+    manifest = entry.get("manifest") or {}
+    parent = manifest.get("parent") or {}
+    return {
+        "settings": manifest.get("recipe_mark"),
+        "fingerprint": entry.get("fingerprint"),
+        "parent": parent.get("fingerprint"),
+    }
 
 
 def step_of(name: str, entry: Mapping[str, Any]) -> int | None:

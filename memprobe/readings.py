@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from memprobe.chains import Chain, chains_of
 from memprobe.comparable import check_alike, second_readouts, unlike
 from memprobe.errors import MemprobeError
 from memprobe.fitted import Floor, floor_of, notes_on_view
 from memprobe.lineage import lineage
 from memprobe.members import (
-    Chain,
     Member,
     Series,
     base_of,
-    chains_of,
     common_factoids,
     in_readout_of,
     members_of,

@@ -181,6 +181,18 @@ def test_seeds_that_were_trained_with_other_settings_are_no_seeds_of_an_arm(comm
         command([other], draws=100)
     told = {"naive-2": ("none, lr 0.001", "2", "1")}
     assert command([other], arms=told, draws=100).tables["arms"]["seeds"].to_list().count(1)
+    arms = [("none", "a"), ("none", "a"), ("replay(ratio=0.1)", "b")]
+    for mark, told in (("a", 0), (None, 0), ("b", 1)):
+        arms[2] = (arms[2][0], mark)
+        made = {
+            f"c{i}": {"arm": arm, "seed": i, "stage": 1, "recipe_mark": one}
+            for i, (arm, one) in enumerate(arms)
+        }
+        probe = write_probe(
+            tmp_path / f"arms-{mark}", dict.fromkeys(made, 4.0), n=12, manifests=made, summary=False
+        )
+        notes = command([probe], draws=100).notes
+        assert sum("c0 and c2 were trained with other settings" in note for note in notes) == told
     for marks in (["a", "a", "a"], ["a", None, None]):
         seeds = command([written(str(marks[1]), marks)], draws=100).tables["arms"]["seeds"]
         assert set(seeds) == {3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import replace
@@ -12,13 +13,14 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from memprobe import reading, statistics
+from memprobe.chains import chains_of
 from memprobe.compare import TABLES, compare, settings_of
 from memprobe.dashboard.checkpoints import set_of
 from memprobe.dashboard.sets import sets_of
 from memprobe.errors import MemprobeError
 from memprobe.figures import of_comparison
 from memprobe.files import read_json, write_json
-from memprobe.members import chains_of, step_of
+from memprobe.members import series_of, step_of
 from memprobe.probes import open_probe
 from memprobe.readings import Readings, _resamples
 from memprobe.statistics import intervals
@@ -68,6 +70,47 @@ def test_runs_that_end_on_different_data_are_a_chain_each(tmp_path):
     assert [chain.labels for chain in chains_of(readings.members)] == [["s1", "s2b"], ["s1", "s2c"]]
     assert readings.before == [("s1", "s2b"), ("s1", "s2c")]
     assert readings.base is not None and readings.base.label == "base"
+
+
+def from_parent(label, stage, parent, **more):
+    """A manifest of a checkpoint that was trained from another one of :func:`write_probe`."""
+    before = {"fingerprint": hashlib.sha256(parent.encode()).hexdigest()}
+    return {"arm": "none", "seed": 0, "stage": stage, "stage_name": label, "parent": before} | more
+
+
+def test_a_chain_is_of_parents_and_children(tmp_path):
+    """Runs of one arm and seed that share a first stage, and of which one has a stage between."""
+    made = {
+        "short.1": from_parent("kvr", 1, "base", recipe_mark="x"),
+        "short.2": from_parent("lama", 2, "short.1", recipe_mark="x"),
+        "long.2": from_parent("popqa", 2, "short.1", recipe_mark="y"),
+        "long.3": from_parent("lama", 3, "long.2", recipe_mark="y"),
+    }
+    probe = write_probe(
+        tmp_path / "own", {"base": 7.0} | dict.fromkeys(made, 5.0), manifests=made, summary=False
+    )
+    readings = Readings.of([probe], draws=200)
+    chains = chains_of(readings.members)
+    assert [chain.labels for chain in chains] == [["short.1", "short.2"], ["short.1", "long.2", "long.3"]]
+    fingerprints = {one.label: one.fingerprint for one in readings.members}
+    for before, after in readings.before:
+        assert readings.member(after).parent == fingerprints[before]
+    assert {label for chain in chains for label in chain.labels} == set(made), "every one is in a run"
+
+
+def test_runs_of_other_settings_are_other_runs(tmp_path):
+    """Along training and over seeds, also where they share arm, seed, stage and step."""
+    steps = {"a": (20, "x"), "b": (40, "y"), "c": (60, "y"), "d": (60, "y"), "e": (80, None)}
+    made = {
+        label: {"arm": "none", "seed": 0, "stage": 1, "stage_name": "kvr", "steps": step, "recipe_mark": mark}
+        for label, (step, mark) in steps.items()
+    }
+    probe = write_probe(tmp_path / "own", dict.fromkeys(made, 5.0), manifests=made, summary=False)
+    readings = Readings.of([probe], draws=200)
+    assert [one.labels for one in readings.series] == [["b", "c"]]
+    everyone = series_of(readings.members, least=1)
+    assert sorted(label for one in everyone for label in one.labels) == list("abcde")
+    assert len({one.name for one in everyone}) == len(everyone)
 
 
 def test_terminal_page_summary_and_figure_tell_one_number_with_one_interval(tmp_path):

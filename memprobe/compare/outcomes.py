@@ -18,16 +18,24 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from memprobe import sentences, wording
+from memprobe.chains import chains_of
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
 from memprobe.compare.over_runs import arm_differences, arms, path_of, paths
 from memprobe.compare.table import floats
-from memprobe.compare.written import as_html, as_json, as_markdown, notes_on_seeds, write_comparison
+from memprobe.compare.written import (
+    as_html,
+    as_json,
+    as_markdown,
+    notes_on_seeds,
+    notes_on_settings,
+    write_comparison,
+)
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import SameFacts
 from memprobe.files import read_valid
 from memprobe.lineage import lineage
-from memprobe.members import TrainingPoint, chains_of, check_apart, ends_of, made_by, step_of
+from memprobe.members import TrainingPoint, check_apart, ends_of, made_by, step_of, trained_from
 from memprobe.probes import Probe, open_probe
 from memprobe.records import EXACT
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
@@ -233,7 +241,7 @@ def compare_outcomes(
         parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
-        notes += notes_on_seeds(answers)
+        notes += notes_on_seeds(answers) + notes_on_settings(answers)
         if len({run.arm for run in runs}) > 1 and (
             bare := next((run for run in runs if not run.before), None)
         ):
@@ -282,20 +290,28 @@ def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
     for label in source.checkpoints:
         if isinstance(source, ResultsDirectory):
             table, measure = source.outcomes(label), source.measure(label)
-            manifest: Mapping[str, Any] = {}
+            entry: Mapping[str, Any] = {}
             step = None
         else:
             table, measure = source.outcomes.filter(pl.col("checkpoint") == label), Measure()
             table = table.with_columns(EXACT.alias("exact_match"), EXACT.cast(pl.Float64).alias("score"))
-            manifest = source.run["checkpoints"][label].get("manifest") or {}
-            step = step_of(label, source.run["checkpoints"][label])
+            entry = source.run["checkpoints"][label]
+            step = step_of(label, entry)
         known = table.filter(pl.col("exact_match").is_not_null())
         exact = dict(known.select("factoid", "exact_match").iter_rows())
         score = dict(known.select("factoid", "score").iter_rows())
-        made = made_by(manifest)
-        settings = manifest.get("recipe_mark")
+        made = made_by(entry.get("manifest") or {})
         at = (source.path, source.factoids, exact, score, measure)
-        yield Answers(label, *made, step, *at, settings=settings)
+        told = trained_from(entry)
+        yield Answers(
+            label,
+            *made,
+            step,
+            *at,
+            settings=told["settings"],
+            fingerprint=told["fingerprint"],
+            parent=told["parent"],
+        )
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:

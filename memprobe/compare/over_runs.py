@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from memprobe.chains import Chain
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
-from memprobe.members import Chain, check_apart, ends_of
+from memprobe.members import check_apart, ends_of
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of

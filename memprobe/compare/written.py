@@ -74,6 +74,22 @@ def notes_on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
     return [FEW_SEEDS]
 
 
+def notes_on_settings(members: Iterable[TrainingPoint]) -> list[str]:
+    """What a reader must know where arms of one stage were trained with other settings, too."""
+    first: dict[tuple[tuple[int, str], str], TrainingPoint] = {}
+    for one in ends_of(members):
+        if one.settings is not None:
+            first.setdefault((one.stage_order, one.settings), one)
+    for order in sorted({order for order, _ in first}):
+        one, *others = (point for (at, _), point in first.items() if at == order)
+        if others:
+            return [
+                f"{one.label} and {others[0].label} were trained with other settings, not as other arms alone: a "
+                "difference between their arms is of both."
+            ]
+    return []
+
+
 FEW_SEEDS = (
     f"An arm has fewer than {MIN_SEEDS} seeds: each seed is shown, and no claim about the arm is made."
 )
