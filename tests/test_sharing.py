@@ -83,7 +83,7 @@ def test_there_and_back(cli, hub, probe, tmp_path):
     assert code == 0 and text.strip().endswith("datasets/me/rivers"), err
     assert (hub / "me/rivers/.private").read_text() == "True"
     card = (hub / "me/rivers/README.md").read_text()
-    assert card.startswith("---\n") and "memprobe pull me/rivers" in card and "tiny says" in card
+    assert card.startswith("---\n") and "memprobe pull me/rivers" in card and "tiny recalls" in card
     back = tmp_path / "back"
     code, text, err = cli("pull", "me/rivers@v1", "--out", back)
     assert code == 0 and "Probe of tiny" in text, err

@@ -173,7 +173,11 @@ def test_loss_is_that_of_the_answer_and_end_token_alone(tulu):
 
 def test_scores_are_the_rows_in_sum_and_are_json(tulu):
     told = []
-    sets = {"D_A": EvaluationSet("factoids", ASKED), "one": EvaluationSet("factoids", ASKED[:1])}
+    sets = {
+        "more": EvaluationSet("factoids", ASKED * 2),
+        "D_A": EvaluationSet("factoids", ASKED),
+        "one": EvaluationSet("factoids", ASKED[:1]),
+    }
     results = evaluate(tulu, sets, progress=lambda *call: told.append(call))
     scores = results["D_A"]["scores"]
     assert results["D_A"]["metric"] == "exact_match" and results["D_A"]["n"] == len(ASKED)
@@ -186,8 +190,9 @@ def test_scores_are_the_rows_in_sum_and_are_json(tulu):
     half = z * math.sqrt(share * (1 - share) / n + z * z / 4 / n / n) / (1 + z * z / n)
     assert scores["exact_match"]["low"] == pytest.approx(middle - half, abs=1e-5)
     assert scores["exact_match"]["high"] == pytest.approx(middle + half, abs=1e-5)
-    assert scores["loss"]["low"] < scores["loss"]["value"] < scores["loss"]["high"]
-    assert results["one"]["scores"]["loss"]["low"] is None
+    assert results["one"]["scores"]["loss"]["low"] is scores["loss"]["low"] is None, "of fewer than ten rows"
+    loss = results["more"]["scores"]["loss"]
+    assert loss["low"] < loss["value"] < loss["high"]
     assert told[-1] == ("one", 1, 1) and ("D_A", 9, 9) in told
     json.dumps(results, allow_nan=False)
 
@@ -232,7 +237,7 @@ def test_perplexity_of_text_is_per_token_and_without_a_template(tulu):
         make_text("", "The opposite of hot is cold, the opposite of up is down.", "own"),
         make_text("", "12 + 7 = 19.", "own"),
         make_text("The capital of France", "is Paris", "own"),
-    ]
+    ] * 4
     result = evaluate(tulu, {"text": EvaluationSet("text", texts)})["text"]
     assert result["metric"] == "perplexity" and result["template"] is None
     nats, tokens = 0.0, 0

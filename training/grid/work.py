@@ -199,7 +199,7 @@ def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None 
 
 def _is_grid(out: Path) -> bool:
     """Whether a grid was begun in a directory."""
-    return any((out / name).exists() for name in ("runs", "probes", LOG))
+    return any((out / name).exists() for name in ("runs", "probes", LOG, ".lock"))
 
 
 def _finish_cell(
