@@ -174,7 +174,9 @@ def test_loss_is_that_of_the_answer_and_end_token_alone(tulu):
 def test_scores_are_the_rows_in_sum_and_are_json(tulu):
     told = []
     sets = {
-        "more": EvaluationSet("factoids", ASKED * 2),
+        "more": EvaluationSet(
+            "factoids", [*ASKED, *(replace(fact, id=f"again {fact.id}") for fact in ASKED)]
+        ),
         "D_A": EvaluationSet("factoids", ASKED),
         "one": EvaluationSet("factoids", ASKED[:1]),
     }
@@ -237,7 +239,8 @@ def test_perplexity_of_text_is_per_token_and_without_a_template(tulu):
         make_text("", "The opposite of hot is cold, the opposite of up is down.", "own"),
         make_text("", "12 + 7 = 19.", "own"),
         make_text("The capital of France", "is Paris", "own"),
-    ] * 4
+        *(make_text("", f"{number} + 7 = {number + 7}.", "own") for number in range(13, 22)),
+    ]
     result = evaluate(tulu, {"text": EvaluationSet("text", texts)})["text"]
     assert result["metric"] == "perplexity" and result["template"] is None
     nats, tokens = 0.0, 0
