@@ -1,6 +1,7 @@
 """``memprobe sources``: the list, rows as the model sees them, and rows written out."""
 
 import json
+import shutil
 
 import pytest
 
@@ -87,7 +88,9 @@ def test_variants(sources, folder, tmp_path):
     assert "--variant manipulations: is of factoids, and random-words holds texts" in err
 
 
-def test_the_models_own_passages_are_cached_by_fingerprint(sources, tiny_checkpoint, monkeypatch):
+def test_the_models_own_passages_are_cached_by_what_it_is_known_by(
+    sources, tiny_checkpoint, tmp_path, monkeypatch
+):
     code, out, err = sources("self", "--ckpt", tiny_checkpoint, "--n", 3, "--words", 2, 2)
     assert code == 0, err
     assert "Complete the following partial passage:" in out
@@ -97,6 +100,11 @@ def test_the_models_own_passages_are_cached_by_fingerprint(sources, tiny_checkpo
     assert load_texts("self", n=3, words=(2, 2), base=str(tiny_checkpoint)) == first
     assert load_texts("self", n=2, words=(2, 2), base=str(tiny_checkpoint)) == first[:2]
     assert all(len(text.answer.split()) == 2 for text in first)
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")  # the same tensors, another model
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    with pytest.raises(TypeError, match="NoneType"):
+        load_texts("self", n=3, words=(2, 2), base=str(other))
     code, _, err = sources("self", "--n", 3)
     assert code == 2
     assert "--ckpt" in err

@@ -383,6 +383,22 @@ def test_a_template_that_is_none_is_said_before_the_work(tmp_path):
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_model_of_the_same_weights_with_other_settings_is_another_one(tmp_path):
+    base = save_tiny(tmp_path / "model")
+    read = load(str(base), device="cpu", dtype="float32")
+    about = fit("linear", read, corpus_of(read), tmp_path / "fit")
+    config = base / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    other = load(str(base), device="cpu", dtype="float32")
+    assert other.fingerprint == read.fingerprint
+    with pytest.raises(MemprobeError, match=r"holds a lens with another config\.json of its model"):
+        fit("linear", other, corpus_of(other), tmp_path / "fit")
+    # A lens of before there was this says nothing of it, and is gone on with.
+    whole = {key: value for key, value in about.items() if key not in ("settings", "tokenizer")}
+    (tmp_path / "fit" / "lens.json").write_text(json.dumps(whole))
+    assert fit("linear", read, corpus_of(read), tmp_path / "fit")["fingerprint"] == read.fingerprint
+
+
 def test_another_fit_in_the_way_is_one_line(tmp_path):
     read, other = model_of(), model_of(seed=1)
     corpus = corpus_of(read)

@@ -16,6 +16,7 @@ from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
 from memprobe.runs import METRICS, RECIPE
+from memprobe.settings import settings_of
 from memprobe.sources.kinds import AnyRow
 from memprobe.weights import ConfigFile
 from training.prepared import Prepared
@@ -108,7 +109,9 @@ class About:
 
 def base_entry(recipe: Recipe, base: Checkpoint) -> dict[str, str]:
     """What a run says of its base model wherever it names it."""
-    return {"spec": recipe.base, "fingerprint": fingerprint(base)}
+    said = {"spec": recipe.base, "fingerprint": fingerprint(base)}
+    settings = settings_of(base)  # what turns the weights into a model
+    return said if settings is None else said | {"settings": settings}
 
 
 def weights_of(trainer: StageTrainer, dtype: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid
 from memprobe.manifests import MANIFEST
 from memprobe.runs import EVALUATION, STATE, ManifestFile
+from memprobe.sameness import differ
+from memprobe.settings import settings_of
 from memprobe.sources.origins import data_folder, file_revision
 from memprobe.weights import safetensors_in
 from training.prepared import Prepared
@@ -49,9 +51,13 @@ def other_parent(stage: Path, parent: Checkpoint) -> str | None:
 
 def _other(said: Mapping[str, Any] | None, now: Checkpoint) -> str | None:
     then = (said or {}).get("fingerprint")
-    if then is None or then == (mark := fingerprint(now)):
+    if then is None:
         return None
-    return f"{now.spec} had other weights then: fingerprint {then[:_SHOWN]} -> {mark[:_SHOWN]}"
+    if then != (mark := fingerprint(now)):
+        return f"{now.spec} had other weights then: fingerprint {then[:_SHOWN]} -> {mark[:_SHOWN]}"
+    if differ(said or {}, {"settings": settings_of(now)}, "settings"):
+        return f"{now.spec} had the same weights with other settings then (config.json, adapter_config.json)"
+    return None
 
 
 def check_weights(run: Path, stages: Sequence[str], base: Checkpoint) -> None:

@@ -24,6 +24,7 @@ from memprobe.files import replacing
 from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of, measured_on
 from memprobe.fitting.held_out import judge
+from memprobe.identity import identity_of
 from memprobe.lens_files import (
     ABOUT,
     HALVES,
@@ -38,6 +39,7 @@ from memprobe.lens_files import (
 from memprobe.lens_kinds import FITTED_KINDS, fitter
 from memprobe.lens_specs import make_lens
 from memprobe.locks import one_process
+from memprobe.sameness import differ
 from memprobe.starting_over import Work, settle
 from memprobe.templates import Template
 
@@ -123,7 +125,7 @@ def fit(
     settings = {
         "kind": kind,
         "model": lens_model.label,
-        "fingerprint": lens_model.fingerprint,
+        **identity_of(lens_model),
         "architecture": type(lens_model.model).__name__,
         "dtype": str(lens_model.model.dtype).removeprefix("torch."),
         "n_layers": lens_model.n_layers,
@@ -136,6 +138,10 @@ def fit(
     with locked(out):
         _check_out(out, settings)  # as it is now that nobody else writes here
         return _fit(lens_model, corpus, out, settings, factoids, parsed, progress)
+
+
+_KNOWN_BY = {"settings": "config.json of its model", "tokenizer": "tokenizer of its model"}
+"""Parts of :func:`memprobe.identity.identity_of` beside the weights, and how they are told."""
 
 
 @contextmanager
@@ -238,9 +244,12 @@ def _check_out(out: Path, settings: dict[str, Any]) -> None:
         return
     about = read_about(out)
     for key, value in settings.items():
-        if about.get(key) != value:
+        # What a model is known by beside its weights came later than the first lenses.
+        other = differ(about, settings, key) if key in _KNOWN_BY else about.get(key) != value
+        if other:
+            called = _KNOWN_BY.get(key, key)
             raise MemprobeError(
-                f"{out}: holds a lens with another {key}; use another --out, or --fresh to start over"
+                f"{out}: holds a lens with another {called}; use another --out, or --fresh to start over"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from memprobe.checkpoints import cache_dir, fingerprint, resolve
+from memprobe.checkpoints import Checkpoint, cache_dir, fingerprint, resolve
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import write_text
+from memprobe.identity import identity_of
 from memprobe.sources.kinds import Text
 from memprobe.sources.passages import PromptForm, halve
 
@@ -33,7 +35,7 @@ def own_passages(
     """Passages sampled from a checkpoint at temperature 1, started from its BOS (else its end token).
 
     Passages that end before ``sum(words)`` words are dropped, and more are sampled. They are kept in the cache
-    folder under the weights' fingerprint, so that the same call never samples twice.
+    folder under what the checkpoint is known by, so that the same call never samples twice.
 
     Args:
         progress: called with (passages so far, of how many).
@@ -47,7 +49,7 @@ def own_passages(
     checkpoint = resolve(base)
     weights = fingerprint(checkpoint)
     tokens = math.ceil(sum(words) * _TOKENS_PER_WORD) + 8
-    path = cache_dir() / "self" / f"{weights[:16]}-seed{seed}-{tokens}.jsonl"
+    path = cache_dir() / "self" / f"{_known_by(checkpoint)}-seed{seed}-{tokens}.jsonl"
     batches = _read(path)
     kept = _halved(batches, words, prompt_form)
     if len(kept) < n:
@@ -77,6 +79,12 @@ def own_passages(
 def _halved(batches: list[list[str]], words: tuple[int, int], prompt_form: PromptForm) -> list[Text]:
     halves = (halve(passage, "self", words, prompt_form) for batch in batches for passage in batch)
     return list({half.id: half for half in halves if half is not None}.values())
+
+
+def _known_by(checkpoint: Checkpoint) -> str:
+    """What stands for a checkpoint in a file's name: its weights, and what turns them into what it says."""
+    said = sorted(identity_of(checkpoint).items())
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> list[list[str]]:

@@ -509,6 +509,21 @@ def begun(tiny_checkpoint, tmp_path):
     return recipe, tmp_path / "run"
 
 
+@pytest.mark.parametrize("left", ["1-a", ""])
+def test_a_base_model_of_other_settings_is_another_one(left, begun):
+    """The same tensors, made into a model otherwise."""
+    recipe, out = begun
+    for name in {"1-a", "2-b"} - set(left.split()):
+        shutil.rmtree(out / name)
+    config = Path(recipe.base) / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"rms_norm_eps": 0.5}))
+    with pytest.raises(MemprobeError, match="had the same weights with other settings then"):
+        run(recipe, out, quiet=True)
+    config.write_text(json.dumps(told))
+    assert run(recipe, out, quiet=True).exists()
+
+
 @pytest.mark.parametrize("left", ["1-a 2-b", "1-a", "2-b", ""])
 def test_a_run_goes_on_from_its_own_base_model_alone(left, begun):
     """The recipe names a path, under which another model may lie by now; of no stage, the base model was evaluated."""
