@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import copy
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memprobe.checkpoints import Checkpoint, fingerprint
+from memprobe.manifests import Manifest
+from memprobe.sameness import differ
+from memprobe.settings import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from memprobe.models import LensModel
+
+
+class _Mark(NamedTuple):
+    """What a checkpoint is known by: its tensors, and what turns them into a model."""
+
+    weights: str
+    settings: str | None
+
+
+def _mark_of(checkpoint: Checkpoint) -> _Mark:
+    return _Mark(fingerprint(checkpoint), settings_of(checkpoint))
 
 
 class Memory:
@@ -36,8 +50,8 @@ class Memory:
         self.device = device
         self._model: Any = None
         self._dtype: torch.dtype | None = None
-        self._mark: str | None = None  # fingerprint of the weights in the model; None: no checkpoint's
-        self._base: str | None = None  # fingerprint of the base model that it was built for
+        self._mark: _Mark | None = None  # of the weights in the model; None: no checkpoint's
+        self._base: _Mark | None = None  # of the base model that it was built for
         self._state: dict[str, Tensor] = {}  # the base model's weights, on the CPU
         self._tokenizer: Any = None
 
@@ -51,7 +65,7 @@ class Memory:
         Raises:
             MemprobeError: see :func:`memprobe.models.load_pretrained`.
         """
-        mark = fingerprint(checkpoint)
+        mark = _mark_of(checkpoint)
         if self._model is not None and dtype == self._dtype and self._fits(checkpoint, mark):
             self._clean()
             if self._mark == mark or self._put(self._model, checkpoint, mark):
@@ -77,7 +91,7 @@ class Memory:
         """A checkpoint in a model of its own, beside the one that :meth:`load` gives, which stays as it is."""
         from memprobe.models import load_pretrained, wrap
 
-        mark = fingerprint(checkpoint)
+        mark = _mark_of(checkpoint)
         model, tokenizer = None, self._tokenizer
         if self._model is not None and dtype == self._dtype and self._fits(checkpoint, mark):
             self._clean()
@@ -87,11 +101,17 @@ class Memory:
         if model is None:
             model, tokenizer = load_pretrained(checkpoint, dtype)
             model.to(self._device)  # pyrefly: ignore[bad-argument-type]
-        return wrap(model, tokenizer, label=checkpoint.label, weights_fingerprint=mark, checkpoint=checkpoint)
+        return wrap(
+            model,
+            tokenizer,
+            label=checkpoint.label,
+            weights_fingerprint=mark.weights,
+            checkpoint=checkpoint,
+        )
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor] | None:
         """The weights of a checkpoint by parameter name on the CPU, where they are held; they are not to be changed."""
-        mark = fingerprint(checkpoint)
+        mark = _mark_of(checkpoint)
         if mark == self._base and self._state:
             return self._state
         if self._model is not None and mark == self._mark:
@@ -102,10 +122,10 @@ class Memory:
         """The model is being trained: it holds no checkpoint's weights."""
         self._mark = None
 
-    def holds(self, model: PreTrainedModel, mark: str) -> None:
-        """The model was saved as a checkpoint of this fingerprint, just as it is."""
+    def holds(self, model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+        """The model was saved as this checkpoint, just as it is."""
         if model is self._model:
-            self._mark = mark
+            self._mark = _mark_of(checkpoint)
 
     def forget(self) -> None:
         """Lets go of the model, such as when something was built into it; the base model's weights stay."""
@@ -118,13 +138,20 @@ class Memory:
 
         return choose_device("auto") if self.device is None else self.device
 
-    def _fits(self, checkpoint: Checkpoint, mark: str) -> bool:
+    def _fits(self, checkpoint: Checkpoint, mark: _Mark) -> bool:
         """Whether a checkpoint is the base model that is held, or was trained from it."""
         if mark == self._base or mark == self._mark:
             return True
         if self._base is None or checkpoint.kind != "weights" or checkpoint.manifest is None:
             return False
-        return checkpoint.manifest.data.get("base", {}).get("fingerprint") == self._base
+        return self._is_of_base(checkpoint.manifest)
+
+    def _is_of_base(self, manifest: Manifest) -> bool:
+        """Whether a stage was trained from the base model that is held."""
+        base = manifest.data.get("base", {})
+        if self._base is None or base.get("fingerprint") != self._base.weights:
+            return False
+        return not differ(base, {"settings": self._base.settings}, "settings")
 
     def _clean(self) -> None:
         """Takes off what a training loop left on the model."""
@@ -138,7 +165,7 @@ class Memory:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
 
-    def _put(self, model: PreTrainedModel, checkpoint: Checkpoint, mark: str) -> bool:
+    def _put(self, model: PreTrainedModel, checkpoint: Checkpoint, mark: _Mark) -> bool:
         """Copies a checkpoint's weights into a model; whether its files name them as the model does."""
         import torch
 
@@ -153,7 +180,7 @@ class Memory:
                 tensor.copy_(state[name])
         return True
 
-    def _build(self, checkpoint: Checkpoint, dtype: torch.dtype, mark: str) -> None:
+    def _build(self, checkpoint: Checkpoint, dtype: torch.dtype, mark: _Mark) -> None:
         """Makes a new model; of a base model its weights are kept as well."""
         from memprobe.models import load_pretrained
 
@@ -165,7 +192,7 @@ class Memory:
         if checkpoint.manifest is None:
             self._base = mark
             self._state = {name: tensor.detach().cpu().clone() for name, tensor in _weights(model).items()}
-        elif checkpoint.manifest.data.get("base", {}).get("fingerprint") != self._base:
+        elif not self._is_of_base(checkpoint.manifest):
             self._base, self._state = None, {}
         model.to(self._device)  # pyrefly: ignore[bad-argument-type]
         self._clean()

@@ -296,7 +296,7 @@ class OneStage:
         # Without accelerate's wrapper, which would compute in the precision of training.
         model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if context.alone:
-            context.memory.holds(model, fingerprint(saved))
+            context.memory.holds(model, saved)
             return context.memory.lens_model(saved, context.saved_dtype)
         return wrap(model, load_tokenizer(saved), label=self.name, weights_fingerprint=fingerprint(saved))
 

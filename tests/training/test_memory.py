@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -120,9 +121,14 @@ def test_a_fingerprint_is_read_again_when_files_change(changed, tiny_checkpoint,
 
 
 def test_weights_are_those_of_the_files_in_whatever_precision_came_before(tiny_checkpoint, tmp_path):
-    """What was rounded for one run is not what another, in fp32, is trained from."""
+    """What was rounded for one run is not what another, in fp32, is trained from; nor are the same tensors in another
+    model."""
     run(small(tiny_checkpoint), tmp_path / "run", quiet=True)
-    named = {"base": resolve(str(tiny_checkpoint)), "stage": resolve(str(tmp_path / "run" / "1-a"))}
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    named = {"base": tiny_checkpoint, "stage": tmp_path / "run" / "1-a", "other": other}
+    named = {name: resolve(str(path)) for name, path in named.items()}
     exact = {
         (name, dtype): load_pretrained(checkpoint, dtype)[0].state_dict()
         for name, checkpoint in named.items()
@@ -132,6 +138,7 @@ def test_weights_are_those_of_the_files_in_whatever_precision_came_before(tiny_c
     generator = random.Random(0)
     for name, dtype in [generator.choice(list(exact)) for _ in range(24)]:
         model, _ = memory.load(named[name], dtype)
+        assert model.config.rms_norm_eps == (0.5 if name == "other" else config["rms_norm_eps"])
         for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, exact[name, dtype][key]), (name, dtype, key)
         held = memory.weights(named["base"])
