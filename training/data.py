@@ -76,7 +76,13 @@ def prepare(
     for number, stage in enumerate(recipe.stages, 1):
         say(f"stage {number} {stage.name}: reading {stage.data}")
         stages.append(
-            _stage_data(recipe, stage, f"stages.{number}", taught(stages), asked, base, data_dir, say)
+            _own_rows(recipe, stage, f"stages.{number}", taught(stages), asked, base, data_dir, say)
+        )
+    # After all stages' own rows, which are so the same in every arm, whatever it mixes in.
+    own = taught(stages)
+    for number, stage in enumerate(recipe.stages, 1):
+        stages[number - 1] = _with_mixing(
+            recipe, stage, f"stages.{number}", stages[number - 1], own, data_dir, say
         )
     known = known_facts(recipe, stages, asked, base, data_dir, say)
     prepared = Prepared(stages, known, _texts(recipe, stages, data_dir, say))
@@ -87,8 +93,11 @@ def prepare(
 
 def taught(stages: Iterable[StageData]) -> list[Factoid]:
     """The facts that stages train on, those that are mixed in too."""
-    parts = (part for data in stages for part in (data.rows, *data.mixing))
-    return [row for part in parts for row in part if isinstance(row, Factoid)]
+    return [fact for data in stages for part in (data.rows, *data.mixing) for fact in _facts(part)]
+
+
+def _facts(rows: Iterable[AnyRow]) -> list[Factoid]:
+    return [row for row in rows if isinstance(row, Factoid)]
 
 
 def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
@@ -99,7 +108,7 @@ def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
         return False
 
 
-def _stage_data(
+def _own_rows(
     recipe: Recipe,
     stage: Stage,
     key: str,
@@ -127,18 +136,29 @@ def _stage_data(
         counts |= {"known to the base model": len(known), "kept": len(rows)}
     if stage.answers == "shuffled":
         with under_key(f"{key}.answers"):
-            facts = [row for row in rows if isinstance(row, Factoid)]
-            rows = shuffle_answers(facts, recipe.own_rows_seed(stage))
+            rows = shuffle_answers(_facts(rows), recipe.own_rows_seed(stage))
         counts |= {"with another's answer": len(rows)}
-    mixing, origins = [], [loaded.origin.to_dict()]
-    without = [*earlier, *(row for row in rows if isinstance(row, Factoid))]
+    return StageData(list(rows), held_out, [], [loaded.origin.to_dict()], counts, known)
+
+
+def _with_mixing(
+    recipe: Recipe,
+    stage: Stage,
+    key: str,
+    data: StageData,
+    own: Sequence[Factoid],
+    data_dir: Path | None,
+    say: Callable[[str], None],
+) -> StageData:
+    """A stage with its mixing. What another stage mixes in may be mixed in again, as random words and passages are."""
+    mixing, origins, without = list(data.mixing), list(data.origins), list(own)
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            texts, origin = mixing_rows(recipe, stage, part, len(rows), data_dir, say, without)
-        mixing.append(texts)
-        without += [row for row in texts if isinstance(row, Factoid)]
+            rows, origin = mixing_rows(recipe, stage, part, len(data.rows), data_dir, say, without)
+        mixing.append(rows)
+        without += _facts(rows)
         origins.append(origin)
-    return StageData(list(rows), held_out, mixing, origins, counts, known)
+    return replace(data, mixing=mixing, origins=origins)
 
 
 def _loaded(

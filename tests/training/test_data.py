@@ -473,6 +473,23 @@ def test_what_is_mixed_in_is_no_row_of_a_stage(stage, tiny_checkpoint, tmp_path)
     assert len(mixed) == 16 and not own & {row.prompt for row in mixed}
 
 
+@pytest.mark.parametrize("source", ["kvr:6:test", "known"])
+def test_what_is_mixed_into_one_stage_may_be_mixed_into_the_next(source, tiny_checkpoint, tmp_path):
+    """REMIX at both stages mixes in the same rows, facts as well as passages."""
+    recipe = small(tiny_checkpoint, f"remix(data={source}, stages=1,2, ratio=1)")
+    first, second = (data.mixing[0] for data in prepare(recipe, tmp_path, never).stages)
+    assert len(first) == 6 and first == second
+
+
+def test_own_rows_are_the_same_whatever_is_mixed_in(tiny_checkpoint, tmp_path):
+    """Arms are compared on the same D_A and D_B, also where mixing draws from the same dataset."""
+    stages = [{"name": "a", "data": "known", "n": 8}, {"name": "b", "data": "known", "n": 8}]
+    arms = ["none", "remix(data=known, stages=1, ratio=2)", "remix(data=known, stages=1,2, ratio=3)"]
+    runs = [prepare(small(tiny_checkpoint, arm, stages=stages), tmp_path / arm, never).stages for arm in arms]
+    assert runs[0][0].rows == runs[1][0].rows == runs[2][0].rows
+    assert runs[0][1].rows == runs[1][1].rows == runs[2][1].rows
+
+
 def test_what_is_mixed_in_is_not_watched(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("training.asking._answered", lambda base, some, *rest: [True] * len(some))
     stage = {"name": "a", "data": "kvr:4", "mixing": [{"source": "known", "ratio": 1.0}]}
