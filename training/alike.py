@@ -44,14 +44,12 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 def without_places(recipe: Recipe) -> Recipe:
     """A recipe whose files of rows are named without their folders: the same ones may be named in several ways."""
-
-    bare = without_folder
     stages = [
         stage.model_copy(
             update={
-                "data": bare(stage.data),
+                "data": without_folder(stage.data),
                 "mixing": tuple(
-                    part.model_copy(update={"source": bare(part.source)}) for part in stage.mixing
+                    part.model_copy(update={"source": without_folder(part.source)}) for part in stage.mixing
                 ),
             }
         )
@@ -59,8 +57,8 @@ def without_places(recipe: Recipe) -> Recipe:
     ]
     texts = recipe.evaluate.texts
     evaluate = {
-        "texts": None if texts is None else bare(texts),
-        "known_source": bare(recipe.evaluate.known_source),
+        "texts": None if texts is None else without_folder(texts),
+        "known_source": without_folder(recipe.evaluate.known_source),
     }
     return recipe.model_copy(
         update={"stages": tuple(stages), "evaluate": recipe.evaluate.model_copy(update=evaluate)}

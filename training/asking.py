@@ -21,7 +21,7 @@ from memprobe.files import read_json, write_json
 from memprobe.identity import identity_of
 from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow
-from training.prepared import StageData
+from training.prepared import StageData, taught
 from training.recipe import Recipe, Stage, Unknown
 from training.settings import under_key
 
@@ -118,15 +118,13 @@ def known_facts(
     limit = recipe.evaluate.known
     if not limit:
         return []
-    parts = (part for data in stages for part in (data.rows, *data.mixing))
-    trained = [row for part in parts for row in part if isinstance(row, Factoid)]
     with under_key("evaluate.known_source"):
         loaded = load(
             recipe.evaluate.known_source,
             "factoids",
             seed=recipe.rows_seed,
             data_dir=data_dir,
-            without=trained,
+            without=taught(stages),
         )
     for line in loaded.left_out():
         say(f"evaluate.known_source: left out {line}")

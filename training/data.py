@@ -29,7 +29,7 @@ from training.alike import same_rows
 from training.asking import known_facts, unknown_rows
 from training.examples import ExampleMaker
 from training.mixing import Part
-from training.prepared import Prepared, PreparedFile, StageData, from_json, to_json
+from training.prepared import Prepared, PreparedFile, StageData, facts_in, from_json, taught, to_json
 from training.recipe import Mixing, Recipe, Stage, parse_recipe, to_toml
 from training.settings import under_key
 from training.starts import edited_files, edited_since, has_begun, revisions_of
@@ -91,15 +91,6 @@ def prepare(
     return prepared
 
 
-def taught(stages: Iterable[StageData]) -> list[Factoid]:
-    """The facts that stages train on, those that are mixed in too."""
-    return [fact for data in stages for part in (data.rows, *data.mixing) for fact in _facts(part)]
-
-
-def _facts(rows: Iterable[AnyRow]) -> list[Factoid]:
-    return [row for row in rows if isinstance(row, Factoid)]
-
-
 def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
     """Whether the rows that are kept are a recipe's."""
     try:
@@ -136,7 +127,7 @@ def _own_rows(
         counts |= {"known to the base model": len(known), "kept": len(rows)}
     if stage.answers == "shuffled":
         with under_key(f"{key}.answers"):
-            rows = shuffle_answers(_facts(rows), recipe.own_rows_seed(stage))
+            rows = shuffle_answers(facts_in(rows), recipe.own_rows_seed(stage))
         counts |= {"with another's answer": len(rows)}
     return StageData(list(rows), held_out, [], [loaded.origin.to_dict()], counts, known)
 
@@ -151,12 +142,12 @@ def _with_mixing(
     say: Callable[[str], None],
 ) -> StageData:
     """A stage with its mixing. What another stage mixes in may be mixed in again, as random words and passages are."""
-    mixing, origins, without = list(data.mixing), list(data.origins), list(own)
+    mixing, origins, without = [], list(data.origins), list(own)
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
             rows, origin = mixing_rows(recipe, stage, part, len(data.rows), data_dir, say, without)
         mixing.append(rows)
-        without += _facts(rows)
+        without += facts_in(rows)
         origins.append(origin)
     return replace(data, mixing=mixing, origins=origins)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memprobe.checkpoints import Checkpoint, fingerprint
 from memprobe.manifests import Manifest
-from memprobe.sameness import differ
+from memprobe.sameness import same_model
 from memprobe.settings import settings_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class _Mark(NamedTuple):
     """What a checkpoint is known by: its tensors, and what turns them into a model."""
 
-    weights: str
+    fingerprint: str
     settings: str | None
 
 
@@ -105,7 +105,7 @@ class Memory:
             model,
             tokenizer,
             label=checkpoint.label,
-            weights_fingerprint=mark.weights,
+            weights_fingerprint=mark.fingerprint,
             checkpoint=checkpoint,
         )
 
@@ -149,9 +149,7 @@ class Memory:
     def _is_of_base(self, manifest: Manifest) -> bool:
         """Whether a stage was trained from the base model that is held."""
         base = manifest.data.get("base", {})
-        if self._base is None or base.get("fingerprint") != self._base.weights:
-            return False
-        return not differ(base, {"settings": self._base.settings}, "settings")
+        return self._base is not None and "fingerprint" in base and same_model(base, self._base._asdict())
 
     def _clean(self) -> None:
         """Takes off what a training loop left on the model."""

@@ -36,6 +36,16 @@ class StageData:
     known: list[Factoid]
 
 
+def facts_in(rows: Iterable[AnyRow]) -> list[Factoid]:
+    """Those rows that are facts."""
+    return [row for row in rows if isinstance(row, Factoid)]
+
+
+def taught(stages: Iterable[StageData]) -> list[Factoid]:
+    """The facts that stages train on, those that are mixed in too."""
+    return [fact for data in stages for part in (data.rows, *data.mixing) for fact in facts_in(part)]
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """The rows of a whole run: its stages', facts known before stage 1, and held-out text."""

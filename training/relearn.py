@@ -41,7 +41,7 @@ from training.batches import micro_batches, model_inputs
 from training.data import PREPARED, mixes_facts, mixing_rows
 from training.examples import ExampleMaker
 from training.mixing import Example
-from training.prepared import PreparedFile
+from training.prepared import PreparedFile, facts_in
 from training.recipe import parse_recipe
 
 DRAWS = 2_000
@@ -271,17 +271,21 @@ def _prompts_taught(checkpoint: Checkpoint, manifest: Manifest, data_dir: Path |
         mixed = [row for stage in stages for rows in stage["mixing"] for row in rows]
         return taught | {str(row.get("prompt")) for row in mixed}
     recipe = parse_recipe(manifest.data["recipe"], str(manifest.path))
-    facts: list[
-        Factoid
-    ] = []  # as they are drawn: without those of a stage itself and of the stages before it
-    for stage, entry in zip(recipe.stages, manifest.data["stages"], strict=False):
-        if stage.kind == "factoids":
-            facts += load_factoids(str(manifest.stage_factoids(entry["index"])))
+    stages = list(zip(recipe.stages, manifest.data["stages"], strict=False))
+    own = [
+        fact
+        for stage, entry in stages
+        if stage.kind == "factoids"
+        for fact in load_factoids(str(manifest.stage_factoids(entry["index"])))
+    ]
+    for stage, entry in stages:
+        without = list(own)  # as training.data draws them
         for part in stage.mixing:
             if mixes_facts(part):
-                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir, without=facts)
-                facts += [row for row in rows if isinstance(row, Factoid)]
-    return taught | {fact.prompt for fact in facts}
+                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir, without=without)
+                without += facts_in(rows)
+        taught |= {fact.prompt for fact in without}
+    return taught
 
 
 def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
