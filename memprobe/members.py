@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import polars as pl
 
@@ -248,7 +248,15 @@ def made_by(manifest: Mapping[str, Any]) -> tuple[str | None, str | None, str | 
     return arm, seed, stage
 
 
-def trained_from(entry: Mapping[str, Any]) -> dict[str, str | None]:
+class TrainedFrom(TypedDict):
+    """What a checkpoint was trained with and from; see :class:`TrainingPoint`."""
+
+    settings: str | None
+    fingerprint: str | None
+    parent: str | None
+
+
+def trained_from(entry: Mapping[str, Any]) -> TrainedFrom:
     """Of an entry of ``run.json``, what :class:`TrainingPoint` has of weights and settings."""
     manifest = entry.get("manifest") or {}
     parent = manifest.get("parent") or {}

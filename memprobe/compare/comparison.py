@@ -20,8 +20,7 @@ from memprobe.compare.written import (
     as_html,
     as_json,
     as_markdown,
-    notes_on_seeds,
-    notes_on_settings,
+    notes_on_arms,
     write_comparison,
 )
 from memprobe.errors import MemprobeError, among
@@ -293,7 +292,7 @@ def _notes(readings: Readings) -> list[str]:
             notes.append(f"{label} has {mine} layers, {anchor} {theirs}: their depths are not compared")
     if same := same_weights((one.label, one.entry) for one in readings.members):
         notes.append(wording.same_weights(same))
-    notes += notes_on_seeds(readings.members) + notes_on_settings(readings.members)
+    notes += notes_on_arms(readings.members)
     if readings.token != "first" and any(readings.intrusions(label) for label in readings.labels):
         notes.append(
             "Intrusions are watched for where an answer begins: values net of them are given under `token` first."

@@ -27,8 +27,7 @@ from memprobe.compare.written import (
     as_html,
     as_json,
     as_markdown,
-    notes_on_seeds,
-    notes_on_settings,
+    notes_on_arms,
     write_comparison,
 )
 from memprobe.errors import MemprobeError, among
@@ -241,7 +240,7 @@ def compare_outcomes(
         parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
-        notes += notes_on_seeds(answers) + notes_on_settings(answers)
+        notes += notes_on_arms(answers)
         if len({run.arm for run in runs}) > 1 and (
             bare := next((run for run in runs if not run.before), None)
         ):
@@ -302,16 +301,7 @@ def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
         score = dict(known.select("factoid", "score").iter_rows())
         made = made_by(entry.get("manifest") or {})
         at = (source.path, source.factoids, exact, score, measure)
-        told = trained_from(entry)
-        yield Answers(
-            label,
-            *made,
-            step,
-            *at,
-            settings=told["settings"],
-            fingerprint=told["fingerprint"],
-            parent=told["parent"],
-        )
+        yield Answers(label, *made, step, *at, **trained_from(entry))
 
 
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:

@@ -66,16 +66,19 @@ def write_comparison(
     write_together(texts, folder, mark=file, stale=[f"{name}.csv" for name in names])
 
 
-def notes_on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
-    """What a reader must know where an arm has few seeds."""
+def notes_on_arms(members: Sequence[TrainingPoint]) -> list[str]:
+    """What a reader must know of arms: that one has few seeds, or was trained with other settings than another."""
+    return _on_seeds(members) + _on_settings(members)
+
+
+def _on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
     seeds = Counter((one.arm, one.stage or "") for one in ends_of(members))
     if not seeds or min(seeds.values()) >= MIN_SEEDS:
         return []
     return [FEW_SEEDS]
 
 
-def notes_on_settings(members: Iterable[TrainingPoint]) -> list[str]:
-    """What a reader must know where arms of one stage were trained with other settings, too."""
+def _on_settings(members: Iterable[TrainingPoint]) -> list[str]:
     first: dict[tuple[tuple[int, str], str], TrainingPoint] = {}
     for one in ends_of(members):
         if one.settings is not None:
