@@ -7,8 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from memprobe.statistics.shares import share_difference
+
 FOLDER = Path(__file__).parents[1] / "analyses" / "puzzle"
 RULES = tomllib.loads((FOLDER / "rules.toml").read_text(encoding="utf-8"))
+GENERIC_KEEPS = "generic text with words in the prompt keeps more than naive training"
 
 
 @pytest.fixture(scope="module")
@@ -20,59 +23,85 @@ def puzzle():
     return module
 
 
-def cells(**arms):
+def cells(*, epochs=20, **arms):
     """By arm, (exact match, nats) after stage 2 of each seed; None where D_B was not learned."""
     rows = [
-        {"arm": arm, "seed": seed, "lr": 1e-4, "n": 8, "epochs": 30, "learned": one is not None}
+        {"arm": arm, "seed": seed, "lr": 1e-4, "n": 32, "epochs": epochs, "learned": one is not None}
         | dict(zip(("exact_match_2", "nats_2"), one or (0.9, 0.1), strict=True))
+        | {"nats_1": 0.1 * seed, "moved_1": 9.0 - seed, "moved_2": 2.0}
         for arm, seeds in arms.items()
         for seed, one in enumerate(seeds)
     ]
     return pl.DataFrame(rows)
 
 
-NAIVE = [(0.1, 3.0), (0.1, 4.5), (0.2, 4.0)]
-GENERIC = [(0.5, 1.0), (0.7, 2.0), (0.9, 1.5)]
+NAIVE = [(4 / 32, 3.0), (4 / 32, 4.5), (6 / 32, 4.0)]
+GENERIC = [(16 / 32, 1.0), (22 / 32, 2.0), (29 / 32, 1.5)]
 
 
-def test_a_paired_interval_by_hand(puzzle):
+def claim(found, says, measure):
+    return found.filter(says=says, measure=measure).row(0, named=True)
+
+
+def test_a_difference_by_hand(puzzle):
     found = puzzle.verdicts(cells(**{"generic-words": GENERIC, "naive": NAIVE}), RULES)
-    exact, nats = (
-        found.filter(arm="generic-words", against="naive", measure=measure).row(0, named=True)
-        for measure in ("exact_match", "nats")
-    )
-    # Differences 0.4, 0.6, 0.7: mean 17/30, sd 0.152753, and t at 97.5 % with 2 degrees of freedom is 4.302653.
-    reach = 4.302653 * 0.152753 / 3**0.5
-    interval = (17 / 30 - reach, 17 / 30 + reach)
-    assert (exact["low"], exact["high"]) == pytest.approx(interval, abs=1e-5)
-    assert exact["mean"] == pytest.approx(17 / 30) and exact["verdict"] == "seen"
-    assert nats["mean"] == pytest.approx(7 / 3)  # fewer nats are more that is kept
-    assert nats["verdict"] == "seen"
+    exact, nats = (claim(found, GENERIC_KEEPS, measure) for measure in ("exact_match", "nats"))
+    # Differences 2, 2.5, 2.5: mean 7/3, sd 0.288675, and t at 97.5 % with 2 degrees of freedom is 4.302653.
+    reach = 4.302653 * 0.288675 / 3**0.5
+    assert (nats["low"], nats["high"]) == pytest.approx((7 / 3 - reach, 7 / 3 + reach), abs=1e-5)
+    assert (
+        nats["mean"] == pytest.approx(7 / 3) and nats["verdict"] == "seen"
+    )  # fewer nats are more that is kept
+    share = share_difference(pl.Series([16, 22, 29]).to_numpy(), pl.Series([4, 4, 6]).to_numpy(), 32)
+    assert (exact["mean"], exact["low"], exact["high"], exact["p"]) == pytest.approx(tuple(share))
+    assert exact["mean"] == pytest.approx(53 / 96, abs=0.03) and exact["verdict"] == "seen"
+
+
+def test_arms_that_keep_nothing_are_not_certain_to_keep_nothing(puzzle):
+    """Three seeds at 0 scatter by nothing; the interval is binomial."""
+    found = puzzle.verdicts(cells(**{"generic-words": [(0.0, 9.0)] * 3, "naive": [(0.0, 8.0)] * 3}), RULES)
+    exact = claim(found, GENERIC_KEEPS, "exact_match")
+    assert exact["low"] < -0.02 and exact["high"] > 0.02
 
 
 def test_too_few_seeds_and_unlearned_stages_have_no_verdict(puzzle):
     two = cells(**{"generic-words": GENERIC[:2], "naive": NAIVE[:2]})
     failed = cells(**{"generic-words": [GENERIC[0], None, GENERIC[2]], "naive": NAIVE})
     for some in (two, failed):
-        found = puzzle.verdicts(some, RULES).filter(arm="generic-words", against="naive")
+        found = puzzle.verdicts(some, RULES).filter(says=GENERIC_KEEPS)
         assert set(found["verdict"]) == {"not tested"} and found["low"].null_count() == 2
 
 
-def test_strengths_are_a_family(puzzle):
+def test_an_arm_is_held_against_itself_at_another_setting(puzzle):
+    some = pl.concat([cells(**{"random-words": NAIVE}), cells(epochs=40, **{"random-words": GENERIC})])
+    found = puzzle.verdicts(some, RULES)
+    twice = claim(found, "twice the epochs of stage 1 keep more, words in the prompt", "nats")
+    assert (twice["mean"], twice["verdict"]) == (pytest.approx(7 / 3), "seen")
+    assert found.filter(pl.col("n") > 0)["says"].n_unique() == 1
+
+
+def test_claims_of_a_family_are_corrected_together(puzzle):
     """A p between 2.5 and 5 % is seen alone; as the smaller of two, Holm doubles it."""
-    pairs = {
-        "ewc-ewc100": [(0.5, 1.0), (0.64, 1.0), (0.48, 1.0)],
-        "naive": [(0.1, 1.0), (0.1, 1.0), (0.2, 1.0)],
-    }
-    weaker = {"ewc-ewc200": [(0.2, 1.0), (0.1, 1.0), (0.2, 1.0)]}
+    naive = [(0.5, 4.0), (0.5, 4.0), (0.5, 4.0)]
+    pairs = {"generic-words": [(0.5, 3.0), (0.5, 2.0), (0.5, 2.4)], "naive": naive}
+    weaker = {"generic-sentence": [(0.5, 4.0), (0.5, 3.8), (0.5, 4.3)]}
     one, other = (
-        puzzle.verdicts(cells(**some), RULES)
-        .filter(arm="ewc-ewc100", measure="exact_match")
-        .row(0, named=True)
+        claim(puzzle.verdicts(cells(**some), RULES), GENERIC_KEEPS, "nats")
         for some in (pairs, pairs | weaker)
     )
     assert 0.025 < one["p"] == other["p"] < 0.05 and one["low"] == other["low"] > 0
     assert (one["verdict"], other["verdict"]) == ("seen", "undecided")
+
+
+def test_covariates_rank_arms_not_cells(puzzle):
+    arms = {f"random-words-{i}": [(0.5, 1.0 + i)] * 3 for i in range(5)}
+    some = cells(**arms, alone=[(0.1, 30.0)]).with_columns(
+        nats_1=pl.col("nats_2") / 10, moved_1=-pl.col("nats_2"), moved_2=pl.col("nats_2") % 3
+    )
+    found = puzzle.covariates(some, RULES)
+    assert found["arms"].to_list() == [5, 5, 5]  # an arm of one seed is none of them
+    assert found["correlation"][:2].to_list() == pytest.approx([1.0, -1.0])
+    assert found["verdict"][:2].to_list() == ["seen", "contradicted"]
 
 
 def test_the_stored_tables_are_those_of_the_stored_cells(puzzle):

@@ -1,14 +1,14 @@
 """The puzzle's results: a grid's directory as one small table, and the verdicts of ``rules.toml`` on it.
 
-``python analyses/puzzle/results.py runs/smollm2-puzzle`` reads the grid's directory and writes ``cells.csv``, then, as
-it does without a directory, makes ``results.md`` from it.
+``python analyses/puzzle/results.py runs/smollm2-puzzle-grid`` reads the grid's directory and writes ``cells.csv``,
+then, as it does without a directory, makes ``results.md`` from it.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from memprobe.files import read_toml, read_valid
+from memprobe.files import read_toml, read_valid, write_text
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
-from memprobe.statistics.verdicts import holm, verdict
-from memprobe.wording import markdown_table
+from memprobe.statistics.arms import student
+from memprobe.statistics.shares import share_difference, share_over_seeds
+from memprobe.statistics.verdicts import holm, verdict, verdict_without_interval
+from memprobe.wording import interval, markdown_table, number, p_value
 
 HERE = Path(__file__).parent
 CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"
-MEASURES = {"exact_match": "bound_exact_match", "nats": "bound_nats"}
 SETTING = ("lr", "n", "epochs")
+EXACT, NATS = "exact_match", "nats"
+FORMS = {EXACT: "+.1%", NATS: "+.2f"}
 
 
 def collect(grid: Path) -> pl.DataFrame:
@@ -42,11 +45,14 @@ def collect(grid: Path) -> pl.DataFrame:
             "arm_text": manifests[-1]["arm"],
         }
         row |= {key: cell["axes"].get(key) for key in SETTING} | {"learned": cell["learned"]}
-        for number, (stage, manifest) in enumerate(zip(stages, manifests, strict=True), 1):
-            row |= {f"{key}_{number}": _score(stage, d_a, key) for key in ("exact_match", "nats")}
-            row |= {f"moved_{number}": stage["weight_change"]["stage"], f"steps_{number}": manifest["steps"]}
-            row |= {f"tokens_{number}": manifest["tokens"], f"seconds_{number}": manifest["seconds"]}
-        row |= {f"d_b_{key}": _score(stages[-1], d_b, key) for key in ("exact_match", "nats")}
+        for number_, (stage, manifest) in enumerate(zip(stages, manifests, strict=True), 1):
+            row |= {f"{key}_{number_}": _score(stage, d_a, key) for key in (EXACT, NATS)}
+            row |= {
+                f"moved_{number_}": stage["weight_change"]["stage"],
+                f"steps_{number_}": manifest["steps"],
+            }
+            row |= {f"tokens_{number_}": manifest["tokens"], f"seconds_{number_}": manifest["seconds"]}
+        row |= {f"d_b_{key}": _score(stages[-1], d_b, key) for key in (EXACT, NATS)}
         rows.append(row | {"commit": manifests[-1]["commit"], "torch": manifests[-1]["versions"]["torch"]})
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -56,93 +62,176 @@ def _score(stage: dict[str, Any], name: str, key: str) -> float:
 
 
 def verdicts(cells: pl.DataFrame, rules: dict[str, Any]) -> pl.DataFrame:
-    """Each claim of the rules, by setting and measure, as a paired Student's t over seeds.
+    """Each claim of the rules, by measure; above 0 always means that the first arm keeps more.
 
-    A difference in nats is turned around, so that above 0 always means: keeps more.
+    A claim that has no pair of seeds is in no family, so that what did not run corrects nothing.
     """
     rows = []
-    for setting, some in cells.group_by(SETTING, maintain_order=True):
-        for claim in rules["claims"]:
-            arm, other = claim["arms"]
-            names = sorted({one for one in some["arm"] if one == arm or one.startswith(f"{arm}-{arm}")})
-            for measure, bound in MEASURES.items():
-                found = [_difference(some, name, other, measure) for name in names or [arm]]
-                adjusted = holm([one["p"] for one in found]) if "family" in claim else [None] * len(found)
-                for name, one, p in zip(names or [arm], found, adjusted, strict=True):
-                    enough = one["n"] >= rules["least_seeds"] and not one["failed"]
-                    said = verdict(
-                        one["low"] if enough else None,
-                        one["high"] if enough else None,
-                        side=claim["side"],
-                        equivalent=rules["verdict"][bound],
-                        p=p,
-                    )
-                    head = dict(zip(SETTING, setting, strict=True)) | {"claim": claim["name"], "arm": name}
-                    rows.append(head | {"against": other, "measure": measure, **one, "verdict": said})
+    for claim in rules["claims"]:
+        at = rules["setting"] | claim.get("at", {})
+        against_at = at | claim.get("against_at", {})
+        arm, other = (
+            cells.filter(arm=name, **setting)
+            for name, setting in zip(claim["arms"], (at, against_at), strict=True)
+        )
+        for measure in (EXACT, NATS):
+            said = {key: claim[key] for key in ("family", "says", "side")} | {"measure": measure}
+            rows.append(said | _difference(arm, other, measure, rules["least_seeds"], at["n"]))
+    for family, measure in {(row["family"], row["measure"]): None for row in rows}:
+        one = [row for row in rows if (row["family"], row["measure"]) == (family, measure)]
+        for row, p in zip(one, holm([row["p"] for row in one]), strict=True):
+            row["p_family"] = p
+            bound = rules["equivalent"][measure]
+            row["verdict"] = verdict(row["low"], row["high"], side=row["side"], equivalent=bound, p=p)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _difference(cells: pl.DataFrame, arm: str, other: str, measure: str) -> dict[str, Any]:
-    """Seed by seed, how much more the first keeps; the interval of the mean."""
-    column, sign = f"{measure}_2", -1 if measure == "nats" else 1
-    pair = cells.filter(arm=arm).join(cells.filter(arm=other), on="seed", suffix="_other").sort("seed")
-    learned = pair.filter(pl.col("learned") & pl.col("learned_other"))
-    values = sign * (learned[column] - learned[f"{column}_other"]).to_numpy()
-    listed = ", ".join(f"{value:+.3g}" for value in sign * (pair[column] - pair[f"{column}_other"]))
-    found = {"n": len(values), "failed": len(pair) - len(values), "by_seed": listed}
+def _difference(arm: pl.DataFrame, other: pl.DataFrame, measure: str, least: int, n: int) -> dict[str, Any]:
+    """How much more the first arm keeps, seed by seed and over the seeds that both have; see ``rules.toml``."""
+    pair = arm.join(other, on="seed", suffix="_other").sort("seed")
+    column, sign = f"{measure}_2", -1 if measure == NATS else 1
+    values = sign * (pair[column] - pair[f"{column}_other"]).to_numpy()
+    failed = int((~(pair["learned"] & pair["learned_other"])).sum()) if len(pair) else 0
+    form = FORMS[measure]
+    found = {"by_seed": ", ".join(number(value, form) for value in values), "n": len(pair), "failed": failed}
     found |= {"mean": None, "low": None, "high": None, "p": None}
-    if len(values) >= 3:  # with fewer each seed is shown, and nothing more
-        mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
-        reach = error * float(stats.t.ppf(0.975, len(values) - 1))
-        p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1)) if error else None
-        found |= {"mean": mean, "low": mean - reach, "high": mean + reach, "p": p}
-    return found
+    if len(pair) < least or failed:  # each seed is shown, and nothing more
+        return found
+    if measure == EXACT:
+        share = share_difference(*(_counts(pair[name], n) for name in (column, f"{column}_other")), n)
+        return found | dict(zip(("mean", "low", "high", "p"), map(float, share), strict=True))
+    low, high = student(values)
+    p = float(stats.ttest_1samp(values, 0.0).pvalue) if low is not None else None
+    return found | {"mean": float(values.mean()), "low": low, "high": high, "p": p}
 
 
-def markdown(cells: pl.DataFrame, found: pl.DataFrame) -> Iterator[str]:
-    """Every cell, then every claim that has at least one pair of seeds."""
-    shown = {
-        "arm": "arm", "seed": "seed", "exact_match_1": "D_A after 1", "nats_1": "nats", "exact_match_2": "D_A after 2",
-        "nats_2": "nats", "d_b_exact_match": "D_B", "moved_1": "moved in 1", "moved_2": "moved in 2",
-        "steps_2": "steps in 2", "learned": "learned",
-    }  # fmt: skip
-    for setting, some in cells.group_by(SETTING, maintain_order=True):
-        yield "Learning rate {:g}, {} keys, {} epochs of stage 1:\n".format(*setting)
-        yield from _table([*shown.values()], some.sort("arm", "seed").select(*shown).rows())
-        yield ""
-    columns = ["claim", "arm", "against", "measure", "by_seed", "mean", "low", "high", "verdict"]
-    tested = found.filter(pl.col("by_seed") != "").select(*columns)
-    yield from _table(
-        ["claim", "arm", "against", "measure", "by seed", "mean", "low", "high", "verdict"], tested.rows()
+def _counts(shares: pl.Series, n: int) -> np.ndarray:
+    return np.rint(shares.to_numpy() * n)
+
+
+def covariates(cells: pl.DataFrame, rules: dict[str, Any]) -> pl.DataFrame:
+    """Rank correlations over the means of arms and settings, with the nats of D_A after stage 2."""
+    means = (
+        cells.filter("learned", n=rules["setting"]["n"])
+        .group_by("arm", *SETTING)
+        .agg(pl.len().alias("seeds"), pl.col("nats_1", "nats_2", "moved_1", "moved_2").mean())
+        .filter(pl.col("seeds") >= rules["least_seeds"])
     )
-    untested = found.filter(pl.col("by_seed") == "")["claim"].unique(maintain_order=True)
-    yield "\nNot run: " + "; ".join(untested) if len(untested) else ""
+    rows = []
+    for one in rules["covariates"]:
+        row = {"says": one["says"], "arms": len(means), "correlation": None, "p": None}
+        if len(means) > rules["least_seeds"]:
+            found = stats.spearmanr(means[one["of"]], means["nats_2"])
+            row |= {"correlation": float(found.statistic), "p": float(found.pvalue)}
+        rows.append(row | {"side": one["side"]})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        said = verdict_without_interval(row["correlation"], p, side=row["side"])
+        row |= {"p_family": p, "verdict": said}
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    return markdown_table(head, [[_cell(value) for value in row] for row in rows], gap="")
+def results(cells: pl.DataFrame) -> str:
+    """The whole of ``results.md``: arms, claims by family, covariates, and every cell."""
+    rules = read_toml(HERE / "rules.toml")
+    parts = ["Made by `python analyses/puzzle/results.py` from `cells.csv` and `rules.toml`.", "## Arms"]
+    parts += ["\n".join(_arms(cells)), *_claims(verdicts(cells, rules))]
+    parts += ["## Candidate causes", "\n".join(_causes(covariates(cells, rules)))]
+    parts += ["## Cells", "\n".join(_cells(cells))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
+def _arms(cells: pl.DataFrame) -> list[str]:
+    head = [
+        "learning rate", "epochs", "arm", "seeds", "D_A kept", "by seed", "nats", "nats after stage 1",
+        "moved in 1", "moved in 2", "steps in 2", "tokens in 1",
+    ]  # fmt: skip
+    rows = []
+    for (lr, n, epochs, arm), some in cells.sort("seed").group_by(*SETTING, "arm", maintain_order=True):
+        learned = some.filter("learned")
+        kept = (
+            share_over_seeds(_counts(learned["exact_match_2"], int(n)), int(n)) if len(learned) > 2 else None
+        )
+        means = [
+            number(learned[name].mean() if len(learned) else None, form)
+            for name, form in {"nats_2": ".2f", "nats_1": ".3f", "moved_1": ".1f", "moved_2": ".1f",
+                               "steps_2": ".0f", "tokens_1": ",.0f"}.items()
+        ]  # fmt: skip
+        rows.append(
+            [
+                f"{lr:g}",
+                str(epochs),
+                str(arm),
+                _seeds(some),
+                interval(kept.value, kept.low, kept.high, ".1%") if kept else "–",
+                ", ".join(number(value, ".0%") for value in learned["exact_match_2"]),
+                *means,
+            ]
+        )
+    return markdown_table(head, sorted(rows), gap="")
+
+
+def _seeds(some: pl.DataFrame) -> str:
+    failed = int((~some["learned"]).sum())
+    return f"{len(some)}, of which {failed} failed" if failed else str(len(some))
+
+
+def _claims(found: pl.DataFrame) -> Iterator[str]:
+    for (family,), some in found.group_by("family", maintain_order=True):
+        yield f"## {str(family).capitalize()}"
+        tested = some.filter(pl.col("n") > 0)
+        if len(tested):
+            head = ["claim", "measure", "by seed", "more is kept by", "p", "p in family", "verdict"]
+            yield "\n".join(
+                markdown_table(head, [_claim(row) for row in tested.iter_rows(named=True)], gap="")
+            )
+        untested = some.filter(n=0)["says"].unique(maintain_order=True).to_list()
+        if untested:
+            yield "Not run: " + "; ".join(untested) + "."
+
+
+def _claim(row: Mapping[str, Any]) -> list[str]:
+    said = interval(row["mean"], row["low"], row["high"], FORMS[row["measure"]])
+    failed = f" ({row['failed']} failed)" if row["failed"] else ""
+    name = {EXACT: "exact match", NATS: "nats"}[row["measure"]]
+    return [
+        row["says"], name, row["by_seed"] + failed, said, p_value(row["p"]), p_value(row["p_family"]),
+        row["verdict"],
+    ]  # fmt: skip
+
+
+def _causes(found: pl.DataFrame) -> list[str]:
+    head = ["claim", "arms and settings", "rank correlation", "p", "p of three", "verdict"]
+    rows = [
+        [row["says"], str(row["arms"]), number(row["correlation"], "+.2f"), p_value(row["p"]),
+         p_value(row["p_family"]), row["verdict"]]
+        for row in found.iter_rows(named=True)
+    ]  # fmt: skip
+    return markdown_table(head, rows, gap="")
+
+
+def _cells(cells: pl.DataFrame) -> list[str]:
+    shown = {
+        "lr": "learning rate", "epochs": "epochs", "arm": "arm", "seed": "seed", "exact_match_1": "D_A after 1",
+        "nats_1": "nats", "exact_match_2": "D_A after 2", "nats_2": "nats", "d_b_exact_match": "D_B",
+        "moved_1": "moved in 1", "moved_2": "moved in 2", "steps_2": "steps in 2", "learned": "learned",
+    }  # fmt: skip
+    ordered = cells.sort("lr", "epochs", "arm", "seed", descending=[True, False, False, False])
+    return markdown_table(
+        [*shown.values()], [[_cell(v) for v in row] for row in ordered.select(*shown).rows()], gap=""
+    )
+
+
+def _cell(value: Sequence[Any] | Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "**no**"
-    return f"{value:.3g}" if isinstance(value, float) and np.isfinite(value) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def main() -> None:
     """See the module."""
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1])).write_csv(CELLS)
-    RESULTS.write_text(results(pl.read_csv(CELLS)), encoding="utf-8")
-
-
-def results(cells: pl.DataFrame) -> str:
-    """The whole of ``results.md``."""
-    rules = read_toml(HERE / "rules.toml")
-    head = "Made by `python analyses/puzzle/results.py` from `cells.csv` and `rules.toml`.\n"
-    return "\n".join([head, *markdown(cells, verdicts(cells, rules))]).rstrip() + "\n"
+    write_text(results(pl.read_csv(CELLS)), RESULTS)
 
 
 if __name__ == "__main__":
