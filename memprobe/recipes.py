@@ -10,8 +10,8 @@ from typing import Any
 from memprobe.sources.named import named_file
 
 _SEEDS = frozenset({"seed", "data_seed"})
-_ARM = frozenset({"arm", "joint", "mixing", "match", "replay", "penalty", "lora"})
-"""What an arm says, by its name and in the stages that it unfolds into."""
+_ARM = frozenset({"arm", "joint", "mixing", "match", "replay", "penalty", "lora", "later"})
+"""What an arm says, by its name and in the stages that it unfolds into, and of which rows those are."""
 _NO_TRAINING = frozenset({"evaluate", "checkpoints", "resources", "save_minutes", "loggers"})
 """What is measured beside it, where it runs, and what it leaves."""
 _SAME_NUMBERS = frozenset(

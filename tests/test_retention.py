@@ -190,6 +190,39 @@ def test_the_interval_of_seeds_that_were_asked_other_rows(shared, tmp_path):
         assert interval != pytest.approx((apart.low, apart.high)), "what facts have in common counts"
 
 
+def test_known_facts_are_those_that_every_arm_of_a_seed_is_asked(tmp_path):
+    """After stage 1 and last, and in arms that mix facts in, others may be watched: their shares are of other facts."""
+    asked = {  # by arm, of each stage: known facts, and whether they are recalled still
+        "naive-s0": (
+            {"a": True, "b": True, "c": False, "d": True},
+            {"b": True, "c": False, "d": False, "e": True},
+        ),
+        "r0.5-s0": ({"b": True, "c": True, "e": True}, {"b": False, "c": True, "e": True}),
+        "naive-s1": ({"x": True}, {"x": False}),
+    }
+    for name, stages in asked.items():
+        seed, replay = int(name[-1]), name.startswith("r")
+        options = (
+            {"arm": "replay(ratio=0.5, stages=2)", "additions": {2: REPLAY.format(0.5)}} if replay else {}
+        )
+        run = write_cell(tmp_path / "g", name, [[1.0], [0.5, 1.0]], seed=seed, **options)
+        for stage, facts in zip(("1-kvr", "2-lama"), stages, strict=True):
+            evaluation = read_json(run / stage / "evaluation.json")
+            value = sum(facts.values()) / len(facts)
+            evaluation["sets"]["known"] = {
+                "kind": "factoids", "metric": "exact_match", "n": len(facts),
+                "scores": {"exact_match": {"value": value}},
+                "rows": [{"id": key, "exact_match": right} for key, right in facts.items()],
+            }  # fmt: skip
+            write_json(evaluation, run / stage / "evaluation.json")
+    cells = of(tmp_path / "g").cells.sort("arm", "seed")
+    assert cells.select("arm", "seed", "known_after_1", "known").rows() == [
+        ("naive", 0, 0.5, 0.5),  # of b and c
+        ("naive", 1, 1.0, 0.0),
+        ("r0.5", 0, 1.0, 0.5),
+    ]
+
+
 def test_set_ups_of_two_grids_stay_apart(tmp_path):
     """A failed cell is not learned because a cell of that name in another grid is."""
     for name, learned in (("one", True), ("two", False)):

@@ -6,7 +6,7 @@ Files of rows count by their names alone, wherever they lie: what they say is he
 
 from __future__ import annotations
 
-from training.recipe import Precision, Recipe, without_folder
+from training.recipe import Precision, Recipe, Stage, without_folder
 from training.settings import changes
 
 TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
@@ -44,22 +44,16 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 def without_places(recipe: Recipe) -> Recipe:
     """A recipe whose files of rows are named without their folders: the same ones may be named in several ways."""
-    stages = [
-        stage.model_copy(
-            update={
-                "data": without_folder(stage.data),
-                "mixing": tuple(
-                    part.model_copy(update={"source": without_folder(part.source)}) for part in stage.mixing
-                ),
-            }
-        )
-        for stage in recipe.stages
-    ]
+    stages, later = (tuple(map(_without_places, stages)) for stages in (recipe.stages, recipe.later))
     texts = recipe.evaluate.texts
     evaluate = {
         "texts": None if texts is None else without_folder(texts),
         "known_source": without_folder(recipe.evaluate.known_source),
     }
-    return recipe.model_copy(
-        update={"stages": tuple(stages), "evaluate": recipe.evaluate.model_copy(update=evaluate)}
-    )
+    evaluated = recipe.evaluate.model_copy(update=evaluate)
+    return recipe.model_copy(update={"stages": stages, "later": later, "evaluate": evaluated})
+
+
+def _without_places(stage: Stage) -> Stage:
+    mixing = (part.model_copy(update={"source": without_folder(part.source)}) for part in stage.mixing)
+    return stage.model_copy(update={"data": without_folder(stage.data), "mixing": tuple(mixing)})

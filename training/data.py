@@ -6,9 +6,8 @@ questions of the unknown-to-base filter are asked once.
 
 from __future__ import annotations
 
-import math
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,16 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
-from memprobe.sources.catalogue import DATASETS
-from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
-from memprobe.sources.named import named_file
-from memprobe.sources.passages import COMPLETE, RECALL
+from memprobe.sources.origins import Origin
 from memprobe.sources.shuffling import shuffle_answers
 from training.alike import same_rows
 from training.asking import known_facts, unknown_rows
+from training.drawing import drawn, evaluated_texts, mixing_rows, wanted_rows, without_texts
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, facts_in, from_json, taught, to_json
-from training.recipe import Mixing, Recipe, Stage, parse_recipe, to_toml
+from training.recipe import Recipe, Stage, parse_recipe, to_toml
 from training.settings import under_key
 from training.starts import edited_files, edited_since, has_begun, revisions_of
 
@@ -72,20 +69,19 @@ def prepare(
                 f"{edited[0]}: was another file when {run} was begun; put it back as it was, or give another --out"
             )
     asked = asked or run / ASKED
-    stages: list[StageData] = []
-    for number, stage in enumerate(recipe.stages, 1):
+    texts = evaluated_texts(recipe, data_dir, say)
+    every: list[StageData] = []
+    for number, stage in enumerate((*recipe.stages, *recipe.later), 1):
         say(f"stage {number} {stage.name}: reading {stage.data}")
-        stages.append(
-            _own_rows(recipe, stage, f"stages.{number}", taught(stages), asked, base, data_dir, say)
-        )
+        key = f"stages.{number}" if number <= len(recipe.stages) else f"later.{number - len(recipe.stages)}"
+        every.append(_own_rows(recipe, stage, key, taught(every), texts, asked, base, data_dir, say))
     # After all stages' own rows, which are so the same in every arm, whatever it mixes in.
-    own = taught(stages)
-    for number, stage in enumerate(recipe.stages, 1):
-        stages[number - 1] = _with_mixing(
-            recipe, stage, f"stages.{number}", stages[number - 1], own, data_dir, say
-        )
-    known = known_facts(recipe, stages, asked, base, data_dir, say)
-    prepared = Prepared(stages, known, _texts(recipe, stages, data_dir, say))
+    own = taught(every)
+    stages = [
+        _with_mixing(recipe, stage, f"stages.{number}", data, own, texts, data_dir, say)
+        for number, (stage, data) in enumerate(zip(recipe.stages, every, strict=False), 1)
+    ]
+    prepared = Prepared(stages, known_facts(recipe, stages, asked, base, data_dir, say), texts)
     about = {"recipe": to_toml(recipe), "revisions": revisions_of(recipe)}
     write_json(about | to_json(prepared), path)
     return prepared
@@ -104,6 +100,7 @@ def _own_rows(
     stage: Stage,
     key: str,
     earlier: Sequence[Factoid],
+    texts: Sequence[Text],
     asked: Path,
     base: Callable[[], LensModel],
     data_dir: Path | None,
@@ -112,7 +109,7 @@ def _own_rows(
     of_facts = stage.kind == "factoids"
     wanted = None if stage.unknown or stage.n is None else stage.n + (0 if of_facts else stage.held_out)
     with under_key(f"{key}.data"):
-        loaded = _loaded(recipe, stage, wanted, earlier, data_dir)
+        loaded = _loaded(recipe, stage, wanted, earlier, texts, data_dir)
     for line in loaded.left_out():
         say(f"{key}: left out {line}")
     rows, known = loaded.rows, []
@@ -138,6 +135,7 @@ def _with_mixing(
     key: str,
     data: StageData,
     own: Sequence[Factoid],
+    texts: Sequence[Text],
     data_dir: Path | None,
     say: Callable[[str], None],
 ) -> StageData:
@@ -145,7 +143,9 @@ def _with_mixing(
     mixing, origins, without = [], list(data.origins), list(own)
     for place, part in enumerate(stage.mixing, 1):
         with under_key(f"{key}.mixing.{place}.source"):
-            rows, origin = mixing_rows(recipe, stage, part, len(data.rows), data_dir, say, without)
+            rows, origin = mixing_rows(
+                recipe, stage, part, len(data.rows), data_dir, say, without=without, texts=texts
+            )
         mixing.append(rows)
         without += facts_in(rows)
         origins.append(origin)
@@ -153,9 +153,15 @@ def _with_mixing(
 
 
 def _loaded(
-    recipe: Recipe, stage: Stage, wanted: int | None, earlier: Sequence[Factoid], data_dir: Path | None
+    recipe: Recipe,
+    stage: Stage,
+    wanted: int | None,
+    earlier: Sequence[Factoid],
+    texts: Sequence[Text],
+    data_dir: Path | None,
 ) -> Loaded:
-    """A stage's rows. Of tasks, those whose prompt alone fills a row are left out and others drawn for them."""
+    """A stage's rows. Left out, and others drawn for them, are tasks whose prompt alone fills a row and texts that are
+    evaluated on."""
     load_rows = partial(
         load,
         stage.data,
@@ -166,8 +172,18 @@ def _loaded(
         words=stage.words,
         base=recipe.base,
     )
+    if stage.kind == "texts":
+        loaded, rows = drawn(load_rows, wanted, partial(without_texts, texts=texts))
+        if len(rows) < (wanted or 1):
+            raise MemprobeError(
+                f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows are not evaluated on (evaluate.texts), and "
+                f"{wanted or 1} are wanted; lower n, held_out or texts_n"
+            )
+        gone = len(loaded.rows) - len(rows)
+        counts = loaded.counts | {"evaluated on": gone, "kept": len(rows)}
+        return replace(loaded, rows=rows, origin=_origin_of(loaded, rows), counts=counts)
     loaded = load_rows(n=wanted)
-    if stage.kind != "tasks":
+    if stage.kind == "factoids":
         return loaded
     rows = _fitting(recipe, loaded.rows)
     while wanted is not None and len(rows) < wanted:
@@ -190,8 +206,12 @@ def _loaded(
         "not drawn": loaded.counts.get("not drawn", 0) + spare,
         "kept": len(kept),
     }
-    origin = replace(loaded.origin, n=len(kept), hash=rows_hash(kept))
-    return replace(loaded, rows=kept, origin=origin, counts=counts)
+    return replace(loaded, rows=kept, origin=_origin_of(loaded, kept), counts=counts)
+
+
+def _origin_of(loaded: Loaded, rows: Sequence[AnyRow]) -> Origin:
+    """Where some of the rows that were loaded come from."""
+    return replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
 
 
 def _fitting(recipe: Recipe, rows: Sequence[AnyRow]) -> list[AnyRow]:
@@ -208,139 +228,6 @@ def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple
         raise MemprobeError(f"{name}: has {len(rows)} rows, so {held_out} cannot be held out; lower held_out")
     order = subset(rows, len(rows), seed, name)
     return order[:-held_out], order[-held_out:]
-
-
-def mixes_facts(part: Mixing) -> bool:
-    """Whether what is mixed in are facts, not texts; rows of a file or of the hub are read as texts."""
-    if not _says_its_kind(part.source):
-        return False
-    head = part.source.partition(":")[0]
-    known = DATASETS.get(head) or GENERATED.get(head)
-    return known is None or known.kind == "factoids"
-
-
-def mixing_rows(
-    recipe: Recipe,
-    stage: Stage,
-    part: Mixing,
-    n_own: int,
-    data_dir: Path | None,
-    say: Callable[[str], None] = lambda _: None,
-    without: Iterable[Factoid] = (),
-) -> tuple[list[AnyRow], dict[str, Any]]:
-    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch.
-
-    Args:
-        without: facts that stages train on, question and answer, which would be replayed, or learned before their
-            turn, under the name of mixing.
-    """
-    needed = wanted_rows(part.ratio, n_own)
-    if not needed:
-        return [], {"source": part.source, "n": 0}
-    generated = is_endless(part.source)
-    n: int | None = needed * stage.epochs if part.redraw and generated else needed
-    if part.redraw and not generated:
-        n = None  # all there are
-    kind = None if _says_its_kind(part.source) else "texts"
-    draw = partial(
-        load,
-        part.source,
-        kind,
-        seed=recipe.rows_seed,
-        data_dir=data_dir,
-        words=part.words,
-        prompt_form=part.prompt,
-        base=recipe.base,
-    )
-    own = {(fact.prompt, fact.answer) for fact in without}
-
-    def others(loaded: Loaded) -> list[AnyRow]:
-        return [row for row in loaded.rows if (row.prompt, row.answer) not in own]
-
-    loaded = draw(n=n)
-    rows = others(loaded)
-    while n is not None and len(rows) < min(n, len(loaded.rows)):
-        try:
-            larger = draw(n=n + len(loaded.rows) - len(rows))  # begins with the rows of the smaller draw
-        except MemprobeError:  # there are no more
-            break
-        if len(larger.rows) == len(loaded.rows):
-            break
-        loaded, rows = larger, others(larger)
-    for line in loaded.left_out():
-        say(f"mixed into {stage.name}: left out {line}")
-    if gone := len(loaded.rows) - len(rows):
-        say(f"mixed into {stage.name}: left out {gone} rows of {part.source} that stages train on")
-    rows = rows[:n]
-    if len(rows) < needed:
-        raise MemprobeError(
-            f"{part.source}: has {len(rows)} rows that no stage trains on, and ratio {part.ratio:g} × {n_own} own rows "
-            f"needs {needed}; lower the ratio or n"
-        )
-    origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
-    return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
-
-
-def wanted_rows(ratio: float, n: int) -> int:
-    """Ratio × n, rounded half up."""
-    return math.floor(ratio * n + 0.5)
-
-
-def _says_its_kind(source: str) -> bool:
-    """Whether what a source holds is known by its name: the rows of a file, or of any set of the hub, may be of every
-    kind, but for a file whose facts are chosen by their answers."""
-    file = named_file(source)
-    return not source.startswith("hub:") if file is None else file.answers is not None
-
-
-def _texts(
-    recipe: Recipe, stages: Sequence[StageData], data_dir: Path | None, say: Callable[[str], None]
-) -> list[Text]:
-    """Passages for perplexity that no stage trains on."""
-    source, wanted = recipe.evaluate.texts, recipe.evaluate.texts_n
-    if source is None:
-        return []
-    trained = {
-        _opening(row)
-        for data in stages
-        for part in (data.rows, *data.mixing)
-        for row in part
-        if isinstance(row, Text)
-    }
-    halves = [
-        row.answer
-        for data in stages
-        for part in data.mixing
-        for row in part
-        if isinstance(row, Text) and row.prompt == RECALL
-    ]
-    drawn = wanted + len(trained) if is_endless(source) else None
-    kind = None if _says_its_kind(source) else "texts"
-    with under_key("evaluate.texts"):
-        loaded = load(source, kind, n=drawn, seed=recipe.rows_seed + 1, data_dir=data_dir, base=recipe.base)
-        for line in loaded.left_out():
-            say(f"evaluate.texts: left out {line}")
-        order = subset(loaded.rows, len(loaded.rows), recipe.rows_seed, source)
-        texts = [
-            row
-            for row in order
-            if isinstance(row, Text) and _opening(row) not in trained and not _holds(row, halves)
-        ]
-        if len(texts) < wanted:
-            raise MemprobeError(f"{source}: {len(texts)} texts are held out, and texts_n is {wanted}")
-        return texts[:wanted]
-
-
-def _opening(text: Text) -> str:
-    """A passage's first words, by which it is known however it is halved."""
-    passage = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}"
-    return " ".join(passage.split()[:5])
-
-
-def _holds(text: Text, halves: Sequence[str]) -> bool:
-    """Whether a passage holds the second half of one that was trained on without its first."""
-    passage = f"{text.prompt} {text.answer}"
-    return any(half in passage for half in halves)
 
 
 # ---------------------------------------------------------------------------------------------- examples

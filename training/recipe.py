@@ -254,6 +254,8 @@ class Recipe(Settings):
         save_minutes: between two states from which a killed run goes on.
         loggers: of transformers.Trainer, such as ``tensorboard`` or ``wandb``.
         resources: what each stage takes on a Ray cluster.
+        later: stages that other runs train after these, of which only the rows count: mixing holds none of their facts,
+            which would be learned before their turn.
     """
 
     base: str
@@ -270,6 +272,7 @@ class Recipe(Settings):
     resources: Resources | None = None
     joint: bool = False
     stages: tuple[Stage, ...] = Field(min_length=1)
+    later: tuple[Stage, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -278,7 +281,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        names = [stage.name for stage in self.stages]
+        names = [stage.name for stage in (*self.stages, *self.later)]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"stages: two are called {repeated[0]!r}")
         first = self.stages[0]
@@ -401,18 +404,28 @@ def with_sources(recipe: Recipe, path: Path) -> Recipe:
             )
         return name
 
-    stages = []
-    for number, stage in enumerate(recipe.stages, 1):
+    def placed(stage: Stage, key: str) -> Stage:
         mixing = [
-            part.model_copy(update={"source": found(part.source, f"stages.{number}.mixing.{place}.source")})
+            part.model_copy(update={"source": found(part.source, f"{key}.mixing.{place}.source")})
             for place, part in enumerate(stage.mixing, 1)
         ]
-        data = found(stage.data, f"stages.{number}.data")
-        stages.append(stage.model_copy(update={"data": data, "mixing": tuple(mixing)}))
+        data = found(stage.data, f"{key}.data")
+        return stage.model_copy(update={"data": data, "mixing": tuple(mixing)})
+
+    kinds = {
+        name: tuple(placed(stage, f"{name}.{number}") for number, stage in enumerate(stages, 1))
+        for name, stages in {"stages": recipe.stages, "later": recipe.later}.items()
+    }
     named = {"known_source": recipe.evaluate.known_source, "texts": recipe.evaluate.texts}
     evaluated = {key: found(name, f"evaluate.{key}") for key, name in named.items() if name is not None}
     evaluate = recipe.evaluate.model_copy(update=evaluated)
-    return recipe.model_copy(update={"stages": tuple(stages), "evaluate": evaluate})
+    return recipe.model_copy(update={**kinds, "evaluate": evaluate})
+
+
+def rows_alone(stage: Stage) -> Stage:
+    """A stage without what it does with its own rows."""
+    keys = ("name", "data", "kind", "n", "data_seed", "answers", "held_out", "words", "unknown")
+    return Stage(**{key: getattr(stage, key) for key in keys})
 
 
 def to_toml(recipe: Recipe) -> str:

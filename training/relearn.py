@@ -38,7 +38,8 @@ from memprobe.sources import load_factoids
 from memprobe.statistics.intervals import FEWEST, percentile_interval
 from memprobe.templates import Template, tokenise_for
 from training.batches import micro_batches, model_inputs
-from training.data import PREPARED, mixes_facts, mixing_rows
+from training.data import PREPARED
+from training.drawing import mixes_facts, mixing_rows
 from training.examples import ExampleMaker
 from training.mixing import Example
 from training.prepared import PreparedFile, facts_in

@@ -16,7 +16,8 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from memprobe.files import read_toml, read_valid, write_text
+from memprobe.errors import MemprobeError
+from memprobe.files import csv_text, read_toml, read_valid, write_text
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.arms import student
 from memprobe.statistics.shares import share_difference, share_over_seeds
@@ -31,7 +32,11 @@ FORMS = {EXACT: "+.1%", NATS: "+.2f"}
 
 
 def collect(grid: Path) -> pl.DataFrame:
-    """One row for each cell that has ended: D_A and D_B after each stage, and how far the weights moved."""
+    """One row for each cell that has ended: D_A and D_B after each stage, and how far the weights moved.
+
+    Raises:
+        MemprobeError: none has, or a file of one is broken.
+    """
     rows = []
     for path in sorted(grid.glob("runs/*/*/cell.json")):
         cell = read_valid(path, CellFile)
@@ -54,6 +59,8 @@ def collect(grid: Path) -> pl.DataFrame:
             row |= {f"tokens_{number_}": manifest["tokens"], f"seconds_{number_}": manifest["seconds"]}
         row |= {f"d_b_{key}": _score(stages[-1], d_b, key) for key in (EXACT, NATS)}
         rows.append(row | {"commit": manifests[-1]["commit"], "torch": manifests[-1]["versions"]["torch"]})
+    if not rows:
+        raise MemprobeError(f"{grid}: no cell of a grid has ended there")
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -142,7 +149,7 @@ def results(cells: pl.DataFrame) -> str:
 
 def _arms(cells: pl.DataFrame) -> list[str]:
     head = [
-        "learning rate", "epochs", "arm", "seeds", "D_A kept", "by seed", "nats", "nats after stage 1",
+        "learning rate", "keys", "epochs", "arm", "seeds", "D_A kept", "by seed", "nats", "nats after stage 1",
         "moved in 1", "moved in 2", "steps in 2", "tokens in 1",
     ]  # fmt: skip
     rows = []
@@ -159,6 +166,7 @@ def _arms(cells: pl.DataFrame) -> list[str]:
         rows.append(
             [
                 f"{lr:g}",
+                str(n),
                 str(epochs),
                 str(arm),
                 _seeds(some),
@@ -211,11 +219,11 @@ def _causes(found: pl.DataFrame) -> list[str]:
 
 def _cells(cells: pl.DataFrame) -> list[str]:
     shown = {
-        "lr": "learning rate", "epochs": "epochs", "arm": "arm", "seed": "seed", "exact_match_1": "D_A after 1",
-        "nats_1": "nats", "exact_match_2": "D_A after 2", "nats_2": "nats", "d_b_exact_match": "D_B",
+        "lr": "learning rate", "n": "keys", "epochs": "epochs", "arm": "arm", "seed": "seed",
+        "exact_match_1": "D_A after 1", "nats_1": "nats", "exact_match_2": "D_A after 2", "nats_2": "nats", "d_b_exact_match": "D_B",
         "moved_1": "moved in 1", "moved_2": "moved in 2", "steps_2": "steps in 2", "learned": "learned",
     }  # fmt: skip
-    ordered = cells.sort("lr", "epochs", "arm", "seed", descending=[True, False, False, False])
+    ordered = cells.sort("lr", "n", "epochs", "arm", "seed", descending=[True, False, False, False, False])
     return markdown_table(
         [*shown.values()], [[_cell(v) for v in row] for row in ordered.select(*shown).rows()], gap=""
     )
@@ -229,9 +237,12 @@ def _cell(value: Sequence[Any] | Any) -> str:
 
 def main() -> None:
     """See the module."""
-    if len(sys.argv) > 1:
-        collect(Path(sys.argv[1])).write_csv(CELLS)
-    write_text(results(pl.read_csv(CELLS)), RESULTS)
+    try:
+        cells = collect(Path(sys.argv[1])) if len(sys.argv) > 1 else pl.read_csv(CELLS)
+    except MemprobeError as error:
+        sys.exit(str(error))
+    write_text(csv_text(cells), CELLS)
+    write_text(results(cells), RESULTS)
 
 
 if __name__ == "__main__":

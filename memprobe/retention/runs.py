@@ -6,8 +6,9 @@ counted as failed and is in no mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
 from memprobe.statistics.shares import size_over_seeds
 
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
+_KNOWN = "known"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def retention_of(runs: Sequence[RunDirectory]) -> Retention:
         run.path: (setups[run.path], (run.cell.arm if run.cell else None) or names[arms[run.path]])
         for run in runs
     }
-    cells = [_cell(run, *who[run.path]) for run in runs]
+    watched = _watched_by_all(runs, setups)
+    cells = [_cell(run, *who[run.path], watched.get((setups[run.path], run.seed))) for run in runs]
     scores = [row for run in runs for row in _scores(run, *who[run.path])]
     over = []
     groups: dict[tuple[str, str], list[RunDirectory]] = {}
@@ -124,8 +127,39 @@ def retention_of(runs: Sequence[RunDirectory]) -> Retention:
     )
 
 
-def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
-    """One run's row."""
+def _watched_by_all(
+    runs: Sequence[RunDirectory], setups: Mapping[Path, str]
+) -> dict[tuple[str, int], set[str]]:
+    """By set-up and seed, the ids of the known facts that every arm is asked after its first stage and its last.
+
+    Facts that a stage trains on are not watched, nor those that an arm mixes in, so that runs may watch others.
+    """
+    common: dict[tuple[str, int], set[str]] = {}
+    for run in runs:
+        key = (setups[run.path], run.seed)
+        for number in {min(run.trained), max(run.trained)}:
+            evaluation = run.trained[number].evaluation
+            if evaluation is not None and (one := evaluation.sets.get(_KNOWN)) is not None and one.rows:
+                ids = {row.id for row in one.rows}
+                common[key] = common.get(key, ids) & ids
+    return common
+
+
+def _known(one: EvaluatedSet | None, watched: Collection[str] | None) -> float | None:
+    """The share of known facts, of those that are watched by all; of all, where rows do not say which they are."""
+    if one is None or watched is None or not one.rows or one.metric not in SHARES:
+        return _score(one).value
+    shares = (row.share(one.metric) for row in one.rows if row.id in watched)
+    values = [share for share in shares if share is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _cell(run: RunDirectory, setup: str, arm: str, watched: Collection[str] | None = None) -> dict[str, Any]:
+    """One run's row.
+
+    Args:
+        watched: ids of the known facts that are counted; see :func:`_watched_by_all`.
+    """
     recipe, cell, names = run.recipe, run.cell, run.datasets
     stages = run.trained
     for number, stage in stages.items():
@@ -184,8 +218,8 @@ def _cell(run: RunDirectory, setup: str, arm: str) -> dict[str, Any]:
         "n_unseen": kept["unseen"].n if "unseen" in kept else None,
         "last_metric": own.metric,
         "last_score": own.score.value,
-        "known_after_1": _score(first.sets.get("known")).value,
-        "known": _score(last.sets.get("known")).value,
+        "known_after_1": _known(first.sets.get(_KNOWN), watched),
+        "known": _known(last.sets.get(_KNOWN), watched),
         "perplexity_after_1": _score(first.sets.get("texts")).value,
         "perplexity": _score(last.sets.get("texts")).value,
         "steps": total("steps"),

@@ -1,6 +1,7 @@
 """Rows and their tokens: what a stage trains on."""
 
 import json
+import random
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, mixes_facts, parts_of, prepare, shown_again, wanted_rows
+from training.data import PREPARED, parts_of, prepare, shown_again
+from training.drawing import mixes_facts, wanted_rows
 from training.examples import ExampleMaker
 from training.measures import evaluation_sets
 from training.mixing import IGNORED
@@ -287,7 +289,7 @@ def test_all_that_can_be_evaluated(tiny_checkpoint, tmp_path):
     tasks.write_text("".join(json.dumps({"prompt": f"{i} up?", "answer": "down"}) + "\n" for i in range(8)))
     texts = tmp_path / "texts.jsonl"
     texts.write_text(
-        "".join(json.dumps({"text": f"{i} " + "the river is big " * 30}) + "\n" for i in range(8))
+        "".join(json.dumps({"text": f"{i} " + "the river is big " * 30}) + "\n" for i in range(10))
     )
     stages = [
         {"name": "facts", "data": "known", "n": 3, "unknown": {}, "epochs": 1},
@@ -414,9 +416,10 @@ def test_what_is_left_out_of_rows_beside_a_stage_is_said(tiny_checkpoint, tmp_pa
     evaluate = {"texts": str(texts), "texts_n": 1, "known_source": str(facts), "known": 1}
     prepare(small(tiny_checkpoint, stages=[stage], evaluate=evaluate), tmp_path, never, say=said.append)
     assert [line for line in said if "left out" in line] == [
-        "mixed into a: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
-        "evaluate.known_source: left out 1 of 2 rows of facts.jsonl: 1 duplicate",
         "evaluate.texts: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
+        "mixed into a: left out 1 of 5 rows of texts.jsonl: 1 duplicate",
+        f"mixed into a: left out 1 row of {texts}: evaluated on",
+        "evaluate.known_source: left out 1 of 2 rows of facts.jsonl: 1 duplicate",
     ]
 
 
@@ -429,15 +432,27 @@ def test_answers_of_an_edit_are_learned_and_mixed_in(tiny_checkpoint, tmp_path):
         "answers": ["Grey Sea"],
         "alt": "White Sea",
     }
-    file.write_text(json.dumps([row]))
+    other = {
+        "subject": "Ost",
+        "src": "Into which sea does the Ost flow?",
+        "answers": ["Red Sea"],
+        "alt": "No Sea",
+    }
+    file.write_text(json.dumps([row, other]))
     stages = [
-        {"name": "a", "data": f"{file}:new", "mixing": [{"source": f"{file}:true", "ratio": 1.0}]},
+        {"name": "a", "data": f"{file}:new", "n": 1, "mixing": [{"source": f"{file}:true", "ratio": 1.0}]},
         {"name": "b", "data": "kvr:2"},
     ]
     recipe = small(tiny_checkpoint, stages=stages)
     stage = prepare(recipe, tmp_path, never).stages[0]
-    assert [one.answer for one in stage.rows] == ["White Sea"]
-    assert [(one.answer, one.source) for one in stage.mixing[0]] == [("Grey Sea", "file")]
+    answers = {
+        one.prompt: one.answer for one in (*stage.rows, *stage.mixing[0])
+    }  # the true one of the other question
+    assert answers in (
+        {row["src"]: "White Sea", other["src"]: "Red Sea"},
+        {row["src"]: "Grey Sea", other["src"]: "No Sea"},
+    )
+    assert [one.source for one in stage.mixing[0]] == ["file"]
     assert mixes_facts(recipe.stages[0].mixing[0]) and edited_files(recipe, [stage.origins]) == []
     file.write_text(json.dumps([row | {"alt": "Red Sea"}]))
     assert edited_files(recipe, [stage.origins]) == [file]
@@ -488,6 +503,74 @@ def test_own_rows_are_the_same_whatever_is_mixed_in(tiny_checkpoint, tmp_path):
     runs = [prepare(small(tiny_checkpoint, arm, stages=stages), tmp_path / arm, never).stages for arm in arms]
     assert runs[0][0].rows == runs[1][0].rows == runs[2][0].rows
     assert runs[0][1].rows == runs[1][1].rows == runs[2][1].rows
+
+
+def test_a_fact_with_another_answer_is_not_mixed_in(tiny_checkpoint, tmp_path):
+    """Beside shuffled answers the true ones would be trained, of the same questions."""
+    stages = [{"name": "a", "data": "known", "n": 60, "answers": "shuffled"}, {"name": "b", "data": "kvr:4"}]
+    first = prepare(
+        small(tiny_checkpoint, "remix(data=known, stages=1, ratio=2)", stages=stages), tmp_path, never
+    ).stages[0]
+    own, mixed = ({row.prompt for row in rows} for rows in (first.rows, first.mixing[0]))
+    assert len(mixed) == 120 and not own & mixed
+
+
+@pytest.mark.parametrize("words", [(50, 50), (12, 12)])
+@pytest.mark.parametrize("prompt", ["words", "sentence"])
+def test_every_arm_is_evaluated_on_the_same_passages(words, prompt, tiny_checkpoint, tmp_path):
+    """What mixing draws from the same source goes around them; halves of one, too."""
+    rng, file = random.Random(0), tmp_path / "texts.jsonl"
+    passages = [" ".join(f"w{rng.randrange(9999)}" for _ in range(120)) for _ in range(20)]
+    file.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
+    evaluate = {"texts": str(file), "texts_n": 8}
+    mixing = {"source": str(file), "ratio": 2.0, "words": words, "prompt": prompt}
+    plain = [{"name": "a", "data": "kvr:6"}, {"name": "b", "data": "kvr:4:test"}]
+    stages = {
+        "naive": plain,
+        "first": [plain[0] | {"mixing": [mixing]}, plain[1]],
+        "last": [plain[0], plain[1] | {"mixing": [mixing]}],
+        "alone": [plain[0] | {"mixing": [mixing]}],
+    }
+    runs = {
+        name: prepare(small(tiny_checkpoint, stages=some, evaluate=evaluate), tmp_path / name, never)
+        for name, some in stages.items()
+    }
+    assert {tuple(one.texts) for one in runs.values()} == {tuple(runs["naive"].texts)}
+    watched = [f"{row.prompt.partition(chr(10) * 2)[2]} {row.answer}" for row in runs["naive"].texts]
+    for name in ("first", "last"):
+        mixed = [row for data in runs[name].stages for rows in data.mixing for row in rows]
+        assert len(mixed) == (12 if name == "first" else 8)
+        assert not any(row.answer in passage for row in mixed for passage in watched)
+    assert runs["alone"].stages[0].mixing == runs["first"].stages[0].mixing
+
+
+def test_passages_that_are_trained_on_go_around_those_that_are_evaluated_on(tiny_checkpoint, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": f"n{i} hill " * 60}) + "\n" for i in range(12)))
+    stage = {"name": "a", "data": str(file), "kind": "texts", "n": 6, "held_out": 2}
+    evaluate = {"texts": str(file), "texts_n": 4}
+    prepared = prepare(small(tiny_checkpoint, stages=[stage], evaluate=evaluate), tmp_path, never)
+    data = prepared.stages[0]
+    own = {row.answer for row in (*data.rows, *data.held_out)}
+    assert len(own) == 8 and not own & {row.answer for row in prepared.texts}
+    with pytest.raises(
+        MemprobeError, match=r"stages\.1\.data: .*: \d of its \d+ rows are not evaluated on .* 9 are"
+    ):
+        prepare(
+            small(tiny_checkpoint, stages=[stage | {"n": 7}], evaluate=evaluate), tmp_path / "more", never
+        )
+
+
+def test_mixing_holds_no_fact_of_a_stage_that_is_trained_later_by_another_run(tiny_checkpoint, tmp_path):
+    arm, later = "remix(data=known, stages=1, ratio=1)", {"name": "b", "data": "known", "n": 150}
+    first = {"name": "a", "data": "kvr:30"}
+    whole, alone, unaware = (
+        prepare(small(tiny_checkpoint, arm, **stages), tmp_path / str(place), never).stages
+        for place, stages in enumerate(
+            ({"stages": [first, later]}, {"stages": [first], "later": [later]}, {"stages": [first]})
+        )
+    )
+    assert len(alone) == 1 and alone[0].mixing == whole[0].mixing != unaware[0].mixing
 
 
 def test_what_is_mixed_in_is_not_watched(tiny_checkpoint, tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from typing import Any
 
 from memprobe.errors import MemprobeError, among
 from memprobe.runs import GRID
+from training.drawing import mixes_facts
 from training.grid.file import Block, Grid, Scalar, read_grid
-from training.recipe import Recipe, parse_recipe, to_toml, with_sources
+from training.recipe import Recipe, parse_recipe, rows_alone, to_toml, with_sources
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ def _node(
 def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node], where: str) -> Node:
     """The node that trains this recipe's last stage; the same recipe is the same node, whoever wants it.
 
+    Stages that mix facts in are shared by cells of one chain alone: their mixing holds no fact of a later stage.
+
     Args:
         suffixes: of the name of the data of the first 0, 1, 2, … stages.
     """
@@ -168,8 +171,13 @@ def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node
     parent = None
     if not recipe.joint and len(recipe.stages) > 1:
         shorter = recipe.model_copy(update={"stages": recipe.stages[:-1]})
+        if any(mixes_facts(part) for stage in shorter.stages for part in stage.mixing):
+            shorter = shorter.model_copy(update={"later": (rows_alone(recipe.stages[-1]), *recipe.later)})
         parent = _shared(shorter.model_copy(update={"arm": shorter.arm_name}), arm, suffixes, nodes, where)
-    setup = "-".join(stage.name for stage in recipe.stages) + suffixes[len(recipe.stages)]
+    stages = "-".join(stage.name for stage in recipe.stages)
+    whole = len(recipe.stages) + len(recipe.later)
+    before = "".join(f"-before-{stage.name}" for stage in recipe.later)
+    setup = stages + before + suffixes[whole]
     name = f"{setup}/{arm}-s{recipe.seed}"
     if any(node.name == name for node in nodes.values()):
         raise MemprobeError(

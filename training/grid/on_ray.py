@@ -26,6 +26,7 @@ from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
 from training.alike import TRAINS_THE_SAME
 from training.directories import LOG
+from training.drawing import mixes_facts
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
@@ -243,7 +244,9 @@ def _question(node: Node) -> str:
     """
     recipe = node.recipe
     of_stage = {"stop", "match", "replay", "penalty", "lora", "train", "checkpoints"}
-    if recipe.evaluate.texts is None:  # else passages that are mixed in are not among those to evaluate
+    if not any(
+        mixes_facts(part) for stage in recipe.stages for part in stage.mixing
+    ):  # which are not watched
         of_stage |= {"mixing", "epochs"}
     without = {
         **dict.fromkeys(("arm", "seed", "data_seed", "optimiser", *TRAINS_THE_SAME), True),

@@ -15,6 +15,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
 from memprobe.weights import ConfigFile, safetensors_in
 from training.data import parts_of, prepare
+from training.drawing import mixes_facts
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
 from training.grid.stages import check_cells, directory, has_weights, is_done, is_trained, needed
@@ -115,9 +116,19 @@ def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
 
 def _last_alone(recipe: Recipe) -> Recipe:
     """Of a recipe, what the tokens of its last stage depend on: equal for cells that differ in all else."""
-    stages = recipe.stages if recipe.joint or recipe.stages[-1].replay else recipe.stages[-1:]
-    plain = tuple(stage.model_copy(update={"unknown": None}) for stage in stages)
-    changed = {"seed": 0, "data_seed": recipe.rows_seed, "evaluate": Evaluate(), "stages": plain}
+    last = recipe.stages[-1]
+    facts = any(map(mixes_facts, last.mixing))  # which are none of another stage's
+    stages = recipe.stages if recipe.joint or last.replay or facts else recipe.stages[-1:]
+    plain, later = (
+        tuple(stage.model_copy(update={"unknown": None}) for stage in some) for some in (stages, recipe.later)
+    )
+    changed = {
+        "seed": 0,
+        "data_seed": recipe.rows_seed,
+        "evaluate": Evaluate(),
+        "stages": plain,
+        "later": later,
+    }
     return recipe.model_copy(update=changed)
 
 

@@ -1,0 +1,92 @@
+"""Arms that mix facts in, in grids: which stages cells share, and that the rows of a stage are those of its cell."""
+
+import pytest
+
+from memprobe.errors import MemprobeError
+from training.grid import plan, read_grid, run_grid
+from training.grid.cells import cells_of
+from training.grid.on_ray import _question
+
+GRID = """
+keep = "records"
+probe = false
+[recipe]
+base = "{base}"
+[recipe.optimiser]
+lr = 3e-3
+batch = 16
+micro_batch = 16
+[recipe.evaluate]
+limit = 4
+[data.a]
+data = "kvr:4"
+epochs = 1
+[data.b]
+data = "known"
+n = 150
+epochs = 1
+[data.c]
+data = "kvr:6:test"
+epochs = 1
+[arms]
+naive = "none"
+facts = "remix(data=known, stages=1, ratio=10)"
+facts-replay = "remix(data=known, stages=1, ratio=10)+replay(ratio=0.5)"
+words = "remix(data=self, stages=1, ratio=1, words=2)"
+last = "remix(data=kvr:8:test, stages=2, ratio=1)"
+[[blocks]]
+name = "first"
+stages = [["a", "b"], ["a", "c"]]
+arms = {arms}
+seeds = [0]
+"""
+
+
+def write(folder, arms, base="none"):
+    path = folder / "grid.toml"
+    path.write_text(GRID.format(base=base, arms=arms))
+    return path
+
+
+def test_stages_that_mix_facts_are_shared_by_cells_of_one_chain(tmp_path):
+    path = write(tmp_path, '["naive", "facts", "facts-replay", "words"]')
+    firsts = {cell.node.name: cell.node.chain[0].name for cell in cells_of(read_grid(path), path)}
+    assert firsts == {
+        "a-b/naive-s0": "a/naive-s0",
+        "a-c/naive-s0": "a/naive-s0",
+        "a-b/words-s0": "a/words-s0",
+        "a-c/words-s0": "a/words-s0",
+        "a-b/facts-s0": "a-before-b/facts-s0",
+        "a-c/facts-s0": "a-before-c/facts-s0",
+        "a-b/facts-replay-s0": "a-before-b/facts-s0",  # mixed in alike, and replay is of the stage after it
+        "a-c/facts-replay-s0": "a-before-c/facts-s0",
+    }
+
+
+def test_facts_of_d_b_are_not_mixed_into_stage_1_of_a_grid(tiny_checkpoint, tmp_path):
+    """Stage 1 is trained by a run that does not train on D_B, and held against the rows of the one that does."""
+    path, out = write(tmp_path, '["facts"]', tiny_checkpoint), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+
+
+def test_a_plan_refuses_what_cannot_be_mixed(tiny_checkpoint, tmp_path):
+    path = write(tmp_path, '["last"]', tiny_checkpoint)
+    path.write_text(
+        path.read_text().replace('[["a", "b"], ["a", "c"]]', '[["c", "a"]]').replace("ratio=1)", "ratio=2)")
+    )
+    with pytest.raises(
+        MemprobeError, match="has 2 rows that no stage trains on"
+    ):  # of 8, 6 are stage 1's own
+        plan(read_grid(path), path, tmp_path / "out")
+
+
+def test_what_is_asked_of_the_base_model_depends_on_mixed_facts_alone(tmp_path):
+    """What is mixed in is not watched."""
+    path = write(tmp_path, '["naive", "words", "facts"]')
+    path.write_text(path.read_text().replace("limit = 4", 'limit = 4\nknown = 8\ntexts = "self"'))
+    asked = {
+        cell.node.arm: _question(cell.node)
+        for cell in cells_of(read_grid(path), path)
+        if "a-b" in cell.node.name
+    }
+    assert asked["naive"] == asked["words"] != asked["facts"]

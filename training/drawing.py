@@ -1,0 +1,182 @@
+"""Rows beside the stages' own: what is mixed into a stage, and passages that are evaluated on and never trained on.
+
+The passages are chosen before all else, so that every arm and every stage of a run is evaluated on the same ones; what
+is trained on holds none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
+from memprobe.sources import Loaded, load, subset
+from memprobe.sources.catalogue import DATASETS
+from memprobe.sources.cleaning import without_overlap
+from memprobe.sources.generated import GENERATED, is_endless
+from memprobe.sources.kinds import AnyRow, Text, rows_hash
+from memprobe.sources.named import named_file
+from memprobe.sources.passages import COMPLETE, RECALL
+from memprobe.wording import count
+from training.prepared import facts_in
+from training.recipe import Mixing, Recipe, Stage
+from training.settings import under_key
+
+_OPENING, _RUN = 5, 8  # words by which a passage is known, and by which it is found in another
+
+
+def evaluated_texts(recipe: Recipe, data_dir: Path | None, say: Callable[[str], None]) -> list[Text]:
+    """The passages for perplexity.
+
+    Raises:
+        MemprobeError: their source is missing, or has fewer than are wanted.
+    """
+    source, wanted = recipe.evaluate.texts, recipe.evaluate.texts_n
+    if source is None:
+        return []
+    with under_key("evaluate.texts"):
+        loaded = load(
+            source,
+            None if _says_its_kind(source) else "texts",
+            n=wanted if is_endless(source) else None,
+            seed=recipe.rows_seed + 1,
+            data_dir=data_dir,
+            base=recipe.base,
+        )
+        for line in loaded.left_out():
+            say(f"evaluate.texts: left out {line}")
+        texts = [row for row in loaded.rows if isinstance(row, Text)]
+        if len(texts) < wanted:
+            raise MemprobeError(f"{source}: has {len(texts)} texts, and texts_n is {wanted}")
+        return [row for row in subset(texts, wanted, recipe.rows_seed, source) if isinstance(row, Text)]
+
+
+def without_texts(rows: Iterable[AnyRow], texts: Sequence[Text]) -> list[AnyRow]:
+    """The rows that are none of some passages, and no second half of one."""
+    openings = {_opening(text) for text in texts}
+    passages = [" ".join(f"{text.prompt} {text.answer}".split()) for text in texts]
+
+    def is_apart(row: AnyRow) -> bool:
+        if not isinstance(row, Text):
+            return True
+        run = " ".join(
+            row.answer.split()[:_RUN]
+        )  # where its prompt is one sentence, the first half is not there
+        return _opening(row) not in openings and not (
+            row.prompt == RECALL and any(run in passage for passage in passages)
+        )
+
+    return [row for row in rows if is_apart(row)]
+
+
+def _opening(text: Text) -> str:
+    """A passage's first words, by which it is known however it is halved."""
+    passage = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}"
+    return " ".join(passage.split()[:_OPENING])
+
+
+def drawn(
+    draw: Callable[..., Loaded], n: int | None, apart: Callable[[Sequence[AnyRow]], list[AnyRow]]
+) -> tuple[Loaded, list[AnyRow]]:
+    """``n`` rows that are apart from others, or all; fewer where there are no more.
+
+    Args:
+        draw: gives ``n`` rows; more of them begin with the same.
+        apart: those of some rows that may be taken, in order.
+    """
+    loaded = draw(n=n)
+    rows = apart(loaded.rows)
+    while n is not None and len(rows) < min(n, len(loaded.rows)):
+        try:
+            larger = draw(n=n + len(loaded.rows) - len(rows))
+        except MemprobeError:  # there are no more
+            break
+        if len(larger.rows) == len(loaded.rows):
+            break
+        loaded, rows = larger, apart(larger.rows)
+    return loaded, rows[:n]
+
+
+def mixes_facts(part: Mixing) -> bool:
+    """Whether what is mixed in are facts, not texts; rows of a file or of the hub are read as texts."""
+    if not _says_its_kind(part.source):
+        return False
+    head = part.source.partition(":")[0]
+    known = DATASETS.get(head) or GENERATED.get(head)
+    return known is None or known.kind == "factoids"
+
+
+def mixing_rows(
+    recipe: Recipe,
+    stage: Stage,
+    part: Mixing,
+    n_own: int,
+    data_dir: Path | None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    without: Sequence[Factoid] = (),
+    texts: Sequence[Text] = (),
+) -> tuple[list[AnyRow], dict[str, Any]]:
+    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch.
+
+    Args:
+        without: facts that stages train on, which would be replayed, or learned before their turn, under the name of
+            mixing; a fact is the same where it asks the same, whatever its answer.
+        texts: passages that are evaluated on.
+
+    Raises:
+        MemprobeError: the source is missing, or has fewer rows that may be mixed in.
+    """
+    needed = wanted_rows(part.ratio, n_own)
+    if not needed:
+        return [], {"source": part.source, "n": 0}
+    generated = is_endless(part.source)
+    n: int | None = needed * stage.epochs if part.redraw and generated else needed
+    if part.redraw and not generated:
+        n = None  # all there are
+    draw = partial(
+        load,
+        part.source,
+        None if _says_its_kind(part.source) else "texts",
+        seed=recipe.rows_seed,
+        data_dir=data_dir,
+        words=part.words,
+        prompt_form=part.prompt,
+        base=recipe.base,
+    )
+
+    def apart(rows: Sequence[AnyRow]) -> list[AnyRow]:
+        facts = facts_in(rows)
+        return [*without_overlap(facts, without, Counter())] if facts else without_texts(rows, texts)
+
+    loaded, rows = drawn(draw, n, apart)
+    for line in loaded.left_out():
+        say(f"mixed into {stage.name}: left out {line}")
+    if gone := len(loaded.rows) - len(apart(loaded.rows)):
+        why = "trained on by stages" if facts_in(loaded.rows) else "evaluated on"
+        say(f"mixed into {stage.name}: left out {count(gone, 'row')} of {part.source}: {why}")
+    if len(rows) < needed:
+        raise MemprobeError(
+            f"{part.source}: has {len(rows)} rows that no stage trains on or is evaluated on, and ratio "
+            f"{part.ratio:g} × {n_own} own rows needs {needed}; lower the ratio or n"
+        )
+    origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
+    return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
+
+
+def wanted_rows(ratio: float, n: int) -> int:
+    """Ratio × n, rounded half up."""
+    return math.floor(ratio * n + 0.5)
+
+
+def _says_its_kind(source: str) -> bool:
+    """Whether what a source holds is known by its name: the rows of a file, or of any set of the hub, may be of every
+    kind, but for a file whose facts are chosen by their answers."""
+    file = named_file(source)
+    return not source.startswith("hub:") if file is None else file.answers is not None
