@@ -10,6 +10,7 @@ from other seeds: both are random here, and crossed, since every seed is asked t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -234,6 +235,25 @@ def arm_differences(
         "detectable": pl.Float64,
     }
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(cs.float().fill_nan(None))
+
+
+def are_seeds(made: Sequence[tuple[str, str, str, str | None]]) -> list[bool]:
+    """Which runs may be drawn as seeds of their arm; the others are arms of their own.
+
+    Args:
+        made: (arm, stage, seed, settings) of each; the last stands for all else that its recipe says, and is ``None``
+            where nothing says it.
+
+    Returns:
+        Of each whether it is the only one of its arm, stage and seed, and all runs of its arm and stage were trained
+        with the same settings, as far as they say with which.
+    """
+    often = Counter(one[:3] for one in made)
+    settings: dict[tuple[str, str], set[str]] = {}
+    for arm, stage, _, mark in made:
+        if mark is not None:
+            settings.setdefault((arm, stage), set()).add(mark)
+    return [often[one[:3]] == 1 and len(settings.get(one[:2], ())) < 2 for one in made]
 
 
 def student(values: np.ndarray) -> tuple[float | None, float | None]:

@@ -6,14 +6,13 @@ are over its seeds, as in :mod:`memprobe.statistics.arms`, and under three seeds
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.arms import Run, are_seeds, arm_differences, arm_means
 from memprobe.statistics.erasure import erasure_scores, erasure_summary
 from memprobe.statistics.patches import (
     DRAWS,
@@ -193,19 +192,10 @@ def erasures(table: pl.DataFrame, reference: str, *, draws: int = DRAWS) -> pl.D
 def _apart(made: Mapping[tuple[str, str], Made]) -> dict[tuple[str, str], Made]:
     """Pairs of one arm, stage and seed, and of an arm trained with several settings, are arms of their own, told apart
     by their target's label."""
-    often = Counter((one.arm, one.stage, one.seed) for one in made.values())
-    settings: dict[tuple[str, str], set[str]] = {}
-    for one in made.values():
-        if one.settings is not None:
-            settings.setdefault((one.arm, one.stage), set()).add(one.settings)
-
-    def is_alone(one: Made) -> bool:
-        alike = len(settings.get((one.arm, one.stage), ())) < 2
-        return alike and often[one.arm, one.stage, one.seed] == 1
-
+    seeds = are_seeds([(one.arm, one.stage, one.seed, one.settings) for one in made.values()])
     return {
-        pair: one if is_alone(one) else replace(one, arm=f"{one.arm} ({pair[1]})")
-        for pair, one in made.items()
+        pair: one if is_seed else replace(one, arm=f"{one.arm} ({pair[1]})")
+        for (pair, one), is_seed in zip(made.items(), seeds, strict=True)
     }
 
 
