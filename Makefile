@@ -73,7 +73,8 @@ where: setup  ## Train the study's seed 0 again and patch between its stages (tw
 	$(BIN)/memprobe patch --from $(WHERE_1) $(addprefix --into ,$(wordlist 1,2,$(WHERE_2))) --weights --windows 1,10 --n 24 \
 		--out analyses/where/weights
 	$(BIN)/python -m training relearn $(foreach one,$(WHERE_2),$(lastword $(subst =, ,$(one)))) --n 12 --limit 30 \
-		--out analyses/where/relearn.parquet
+		--out runs/where-stored-grid/relearn.parquet
+	cp runs/where-stored-grid/relearn.parquet runs/where-stored-grid/relearn-arms.parquet analyses/where
 	$(MAKE) where-report
 
 where-report: setup  ## Tables, figures and the notebook of what `make where` stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -366,7 +366,8 @@ def relearn_(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the table as Parquet, NAME.parquet, and beside it NAME-arms.parquet, by arm over seeds."
+            help="Also write the table as Parquet, NAME.parquet, and beside it NAME-arms.parquet, by arm over seeds; "
+            "what a table there holds of these options is not measured again."
         ),
     ] = None,
 ) -> None:
@@ -374,16 +375,29 @@ def relearn_(
 
     Prints a row for each checkpoint: the steps and examples that forgotten and never-learned facts need, the savings
     (the share of steps that forgotten facts save), and what a prompt with solved examples brings back without training.
-    For several checkpoints it adds a table of arms over their seeds, with the difference from naive. The checkpoints
-    are not changed.
+    Forgotten are facts that stage 1 recalled, whose weights or evaluation.json are read where the run lies. For several
+    checkpoints it adds a table of arms over their seeds, with the difference from naive. The checkpoints are not
+    changed. If it is killed, the same command with `--out` goes on.
 
     Example: `python -m training relearn runs/naive/2-lama runs/remix/2-lama`
     """
-    from training.relearn import later_stage, relearn
-    from training.relearn_arms import arm_table, check_tables, files_of_tables, write_tables
+    from training.relearn import asked_with, later_stage, relearn
+    from training.relearn_arms import arm_table
+    from training.relearn_files import (
+        check_tables,
+        files_of_tables,
+        gone_on_with,
+        measured_before,
+        write_tables,
+    )
     from training.show import print_relearned, relearned_line
 
+    options: dict[str, Any] = {
+        **{"fresh": fresh, "lr": lr, "batch": batch, "limit": limit, "shots": shots, "n": n, "seed": seed},
+        "data_dir": data_dir,
+    }
     # What would end a later measurement is said before the first, which may take an hour.
+    stored = []
     if out is not None:
         from memprobe.sources import files_of
 
@@ -394,28 +408,22 @@ def relearn_(
             [("--never-learned", file) for file in read],
             [("--out", table), ("the table of arms beside --out", arms)],
         )
-    for spec in checkpoints:
-        later_stage(spec)
-    relearned = []
-    for spec in checkpoints:
-        relearned.append(
-            relearn(
-                spec,
-                fresh=fresh,
-                lr=lr,
-                batch=batch,
-                limit=limit,
-                shots=shots,
-                n=n,
-                seed=seed,
-                device=device,
-                data_dir=data_dir,
-                say=lambda line, spec=spec: _aside(f"{spec}: {line}"),
+        stored = measured_before(out, asked_with(**options))
+    given, others = gone_on_with(stored, [later_stage(spec)[:2] for spec in checkpoints])
+    for place, spec in enumerate(checkpoints):
+        if (row := given[place]) is not None:
+            _aside(f"{spec}: measured before, as {out} says")
+        else:
+            row = relearn(
+                spec, **options, device=device, say=lambda line, spec=spec: _aside(f"{spec}: {line}")
             )
-        )
-        echo(relearned_line(relearned[-1]))
-        if out is not None:
-            write_tables(relearned, out)  # after each: what is measured is kept
+        given[place] = row
+        echo(relearned_line(row))
+        if out is not None:  # after each: what is measured is kept
+            write_tables([row for row in given if row is not None] + others, out)
+    if others:
+        _aside(f"{out}: also holds {len(others)} checkpoints that were measured before")
+    relearned = [row for row in given if row is not None] + others
     if len(relearned) > 1:
         print_relearned(arm_table(relearned))
 

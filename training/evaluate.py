@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from memprobe.answers import answer, generate_batches, shown
 from memprobe.batching import batches_by_tokens, tokens_at_once
 from memprobe.errors import MemprobeError, among
-from memprobe.evaluations import SHARES
+from memprobe.evaluations import SHARES, WITHIN_ONE
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
@@ -181,7 +181,10 @@ def evaluate(
 
 
 def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]]:
-    """The metrics of a kind that its rows hold, in sum: shares, means, and the loss by token."""
+    """The metrics of a kind that its rows hold, in sum: shares, means, and the loss by token.
+
+    Overlaps lie between 0 and 1 and nats are not below 0, which Student's interval of few rows does not know.
+    """
     resamples = Resamples.of(len(rows), draws=DRAWS)
     by_metric: dict[str, dict[str, float | None]] = {}
     for metric in METRICS[kind]:
@@ -196,7 +199,8 @@ def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]
             share = float(np.mean([row[metric] for row in rows]))
             triple = (share, *wilson(np.array(share), np.array(len(rows))))
         else:
-            triple = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
+            mean, *ends = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
+            triple = (mean, *(np.clip(end, 0, 1 if metric in WITHIN_ONE else None) for end in ends))
         by_metric[metric] = _interval(*triple)
     return by_metric
 

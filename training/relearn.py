@@ -1,21 +1,21 @@
 """Gone, or only out of reach? How fast facts that a stage took come back, and whether a cue brings them back.
 
-From a stage's checkpoint, two sets of equal size are trained, each from the same weights and in the same way: facts of
-stage 1 that the checkpoint no longer recalls, and facts of the same kind that it never learned. A fact is back at the
-first step after which all its tokens are the argmax. ``savings`` (Ebbinghaus 1885) is the share of the steps of
-never-learned facts that the lost ones do without: 0 says that nothing is left of them, 1 that they were there.
+From a stage's checkpoint, two sets of equal size are trained, each from the same weights and in the same way: facts
+that stage 1 recalled and the checkpoint no longer does, and facts of the same kind that it never learned. A fact is
+back at the first step after which all its tokens are the argmax. ``savings`` (Ebbinghaus 1885) is the share of the
+steps of never-learned facts that the lost ones do without: 0 says that nothing is left of them, 1 that they were there.
 
-Cueing trains nothing: solved examples, other facts of stage 1 with their answers, stand before the question. What a
-cue does for the never-learned facts is its chance level.
+Cueing trains nothing: solved examples, other facts of stage 1 with their answers, stand before the question, as many
+before each. What a cue does for the never-learned facts is its chance level.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,26 @@ from torch.nn import functional as F
 
 from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EXACT
 from memprobe.factoids import Factoid
-from memprobe.files import read_valid
-from memprobe.lineage import lineage
+from memprobe.files import sha256_of
+from memprobe.identity import identity_of
+from memprobe.lineage import lineage, trained_as
 from memprobe.manifests import Manifest
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
 from memprobe.patching import own_log_probs
-from memprobe.sources import load as load_rows
-from memprobe.sources import load_factoids
+from memprobe.runs import EVALUATION
+from memprobe.sources import files_of, load_factoids
 from memprobe.statistics.intervals import FEWEST, percentile_interval
 from memprobe.templates import Template, tokenise_for
+from training.ancestors import Ancestor, ancestors
 from training.batches import micro_batches, model_inputs
-from training.data import PREPARED
-from training.drawing import mixes_facts, mixing_rows
 from training.examples import ExampleMaker
+from training.memory import free
 from training.mixing import Example
-from training.prepared import PreparedFile, facts_in
-from training.recipe import parse_recipe
+from training.never_learned import never_learned
+from training.recipe import without_folder
 
 DRAWS = 2_000
 
@@ -54,7 +56,8 @@ class Relearned:
 
     Attributes:
         checkpoint, arm, seed, stage: of its manifest.
-        asked: stage 1's facts; ``lost``: those that it no longer recalls.
+        asked: stage 1's facts, as far as it is known whether stage 1 recalled them.
+        lost: those of them that stage 1 recalled and this checkpoint does not.
         n: facts in each of the two sets.
         steps_lost, steps_fresh: mean steps until a fact is back, or learned; never counts as ``limit`` + 1.
         examples_lost, examples_fresh: the same in examples seen.
@@ -65,9 +68,14 @@ class Relearned:
         cued_lost, cued_fresh: shares that are recalled with the cue alone.
         gain_lost, gain_fresh: nats that the cue adds to the answer's log-probability, means.
         limit: steps at most.
-        stage_name, before, rows: of the manifest: the stage's name, fingerprints of the checkpoints that this one was
-            trained from, and the hash of stage 1's rows.
+        stage_name, rows, recipe_mark: of the manifest: the stage's name, the hash of stage 1's rows, and what stands
+            for all that the recipe says of training but for seeds and arm, the base model among it.
+        before: fingerprints of the checkpoints that this one was trained from, as far as they are there.
         why: why there are no savings; empty where there are.
+        unlearned: those of ``asked`` that stage 1 did not recall, which no later stage can have taken.
+        fingerprint, settings, tokenizer: what the checkpoint is known by (:func:`memprobe.identity.identity_of`).
+        lr, batch, shots, n_most, relearn_seed, never_learned, never_learned_hash: how it was asked, beside ``limit``;
+            see :func:`asked_with`.
     """
 
     checkpoint: str
@@ -95,6 +103,18 @@ class Relearned:
     before: tuple[str, ...] = ()
     rows: str = ""
     why: str = ""
+    recipe_mark: str | None = None
+    unlearned: int = 0
+    fingerprint: str = ""
+    settings: str | None = None
+    tokenizer: str | None = None
+    lr: float = 1e-4
+    batch: int = 4
+    shots: int = 4
+    n_most: int | None = None
+    relearn_seed: int = 0
+    never_learned: str | None = None
+    never_learned_hash: str | None = None
 
     @property
     def stage_title(self) -> str:
@@ -130,21 +150,28 @@ def relearn(
         seed: of the choice and the order.
 
     Raises:
-        MemprobeError: no manifest, a first stage, nothing lost, too few never-learned facts, or a loss that is not
-            finite.
+        MemprobeError: no manifest, a first stage, nothing that says what stage 1 recalled, nothing lost, mixed facts
+            that cannot be drawn again, too few never-learned facts, or a loss that is not finite.
     """
-    checkpoint, manifest = later_stage(spec)
-    first = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
+    checkpoint, manifest, before = later_stage(spec)
+    facts = load_factoids(str(manifest.stage_factoids()), data_dir=data_dir)
+    learned = _learned(before[-1], facts, manifest.template, device, say)
+    first = [fact for fact in facts if fact.id in learned]
+    if not any(learned.values()):
+        raise MemprobeError(
+            f"{spec}: stage 1 recalled none of its {len(first)} facts, so there was nothing to lose"
+        )
     model = load(checkpoint, device=device, dtype="float32")
     recalled, _ = _recalled(model, first, manifest.template)
-    lost = [fact for fact, right in zip(first, recalled, strict=True) if not right]
+    lost = [fact for fact, right in zip(first, recalled, strict=True) if learned[fact.id] and not right]
     if not lost:
         raise MemprobeError(
-            f"{spec}: still recalls all {len(first)} facts of stage 1, so there is nothing to learn again"
+            f"{spec}: still recalls all {sum(learned.values())} facts that stage 1 recalled, so there is nothing to "
+            "learn again"
         )
     order = np.random.default_rng([seed, 1])
     picked = [lost[i] for i in order.permutation(len(lost))[: n or len(lost)]]
-    others = _never_learned(checkpoint, manifest, first, len(picked), fresh, data_dir, seed, say)
+    others = never_learned(checkpoint, manifest, facts, len(picked), fresh, data_dir, seed, say)
     known, _ = _recalled(model, others, manifest.template)
     others = [fact for fact, right in zip(others, known, strict=True) if not right][: len(picked)]
     size = min(len(picked), len(others))
@@ -153,17 +180,18 @@ def relearn(
             f"{spec}: {size} facts to compare; at least two are needed (--never-learned gives more)"
         )
     sets = {"lost": picked[:size], "fresh": others[:size]}
-    cue = [fact for fact in first if fact not in sets["lost"]][:shots] or first[:shots]
+    # Facts that are not asked come first, and are too few where all are lost.
+    cues = cued(sets, sorted(facts, key=lambda fact: fact in sets["lost"]), shots)
     start = copy.deepcopy(model.model.state_dict())
     steps: dict[str, np.ndarray] = {}
     row: dict[str, float] = {}
-    for name, facts in sets.items():
-        _, plain = _recalled(model, facts, manifest.template)
-        cued, with_cue = _recalled(model, [_cued(fact, cue) for fact in facts], manifest.template)
-        row |= {f"cued_{name}": float(cued.mean()), f"gain_{name}": float((with_cue - plain).mean())}
+    for name, asked in sets.items():
+        _, plain = _recalled(model, asked, manifest.template)
+        came, with_cue = _recalled(model, cues[name], manifest.template)
+        row |= {f"cued_{name}": float(came.mean()), f"gain_{name}": float((with_cue - plain).mean())}
         steps[name] = _steps(
             model,
-            facts,
+            asked,
             manifest.template,
             lr,
             batch,
@@ -180,7 +208,17 @@ def relearn(
         }
     savings, low, high = _savings(steps["lost"], steps["fresh"], limit, seed)
     label = checkpoint.label
-    before, rows = lineage({label: {"manifest": manifest.data}}, label)
+    entries = {
+        one.fingerprint: {"fingerprint": one.fingerprint, "manifest": one.manifest.data} for one in before
+    }
+    made_from, rows = lineage({**entries, label: {"manifest": manifest.data}}, label)
+    how: dict[str, Any] = {
+        **asked_with(
+            fresh=fresh, lr=lr, batch=batch, limit=limit, shots=shots, n=n, seed=seed, data_dir=data_dir
+        ),
+        **identity_of(checkpoint),
+        **row,
+    }
     return Relearned(
         checkpoint=label,
         arm=manifest.arm,
@@ -188,110 +226,115 @@ def relearn(
         stage=manifest.stage,
         asked=len(first),
         lost=len(lost),
+        unlearned=len(first) - sum(learned.values()),
         n=size,
         savings=savings,
         savings_low=low,
         savings_high=high,
-        limit=limit,
         stage_name=manifest.stage_name,
-        before=before,
+        before=made_from,
         rows=rows,
+        recipe_mark=trained_as(manifest)["recipe_mark"],
         why="" if savings is not None else f"nothing of either set came within {limit} steps",
-        **row,
+        **how,
     )
 
 
-def later_stage(spec: str) -> tuple[Checkpoint, Manifest]:
-    """A checkpoint that something can be learned again from, and its manifest.
+def asked_with(
+    *,
+    fresh: str | None,
+    lr: float,
+    batch: int,
+    limit: int,
+    shots: int,
+    n: int | None,
+    seed: int,
+    data_dir: Path | None,
+) -> dict[str, Any]:
+    """What a row says of how it was measured: rows that differ in it are not held against each other.
+
+    Arguments are those of :func:`relearn`.
+
+    Returns:
+        Fields of :class:`Relearned`: ``n_most`` is ``n``, ``relearn_seed`` the seed, ``never_learned`` the source
+        ``fresh``, a file without its folder, and ``never_learned_hash`` the SHA-256 of the files that it is read from.
+    """
+    files = [] if fresh is None else files_of(fresh, data_dir)
+    digest = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
+    return {
+        "lr": lr,
+        "batch": batch,
+        "limit": limit,
+        "shots": shots,
+        "n_most": n,
+        "relearn_seed": seed,
+        "never_learned": None if fresh is None else without_folder(fresh),
+        "never_learned_hash": digest if files else None,
+    }
+
+
+def later_stage(spec: str) -> tuple[Checkpoint, Manifest, list[Ancestor]]:
+    """A checkpoint that something can be learned again from, its manifest, and the stages before it, stage 1 last.
 
     Raises:
-        MemprobeError: there is none, it has no manifest, or it is of a first stage.
+        MemprobeError: there is none, it has no manifest, it is of a first stage, or nothing says what stage 1 recalled.
     """
     checkpoint = resolve(spec)
     manifest = checkpoint.manifest
     if manifest is None or manifest.stage < 2:
         raise MemprobeError(f"{spec}: give a checkpoint of `python -m training`, of stage 2 or later")
-    return checkpoint, manifest
-
-
-def relearn_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
-    """One row a checkpoint, arms beside each other in the order given."""
-    rows = [asdict(row) | {"before": list(row.before)} for row in relearned]
-    types = dict.fromkeys(("savings", "savings_low", "savings_high"), pl.Float64) | {
-        "before": pl.List(pl.String)
-    }
-    return pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
-
-
-def _never_learned(
-    checkpoint: Checkpoint,
-    manifest: Manifest,
-    first: Sequence[Factoid],
-    n: int,
-    fresh: str | None,
-    data_dir: Path | None,
-    seed: int,
-    say: Callable[[str], None],
-) -> list[Factoid]:
-    """Facts of which no stage that made the checkpoint was shown the prompt; at most ``n`` of those made here."""
-    taught = _prompts_taught(checkpoint, manifest, data_dir)
-    if fresh is not None:
-        loaded = load_rows(fresh, "factoids", data_dir=data_dir, seed=seed)
-        facts = [fact for fact in loaded.factoids if fact.prompt not in taught]
-        for line in loaded.left_out():
-            say(f"never-learned: left out {line}")
-        if known := len(loaded.rows) - len(facts):
-            say(f"never-learned: left out {known:,} of {len(loaded.rows):,} facts of {fresh}: taught before")
-        return facts
-    if {fact.source for fact in first} != {"kvr"}:
+    before = ancestors(checkpoint)
+    first = before[-1] if before and before[-1].manifest.stage == 1 else None
+    if first is None or (first.checkpoint is None and first.evaluated() is None):
         raise MemprobeError(
-            "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"
+            f"{spec}: what stage 1 recalled is not known, as neither its weights nor its {EVALUATION} are there; give "
+            "the checkpoint in its run's directory"
         )
-    from memprobe.sources.kvr import generate_kvr
-
-    # No prompt occurs twice, so that those taught take away as many as they are at most.
-    made = generate_kvr(n + len(taught), seed=seed, split="test")
-    return [fact for fact in made if fact.prompt not in taught][:n]
+    return checkpoint, manifest, before
 
 
-def _prompts_taught(checkpoint: Checkpoint, manifest: Manifest, data_dir: Path | None) -> set[str]:
-    """The prompts of every row that a checkpoint's stages trained on, mixing rows too.
+def _learned(
+    stage: Ancestor, facts: Sequence[Factoid], template: str, device: str, say: Callable[[str], None]
+) -> dict[str, bool]:
+    """By id, whether stage 1 itself recalled a fact: what it never learned, no later stage takes.
 
-    Raises:
-        MemprobeError: a stage's rows are gone, or facts that were mixed in cannot be drawn again.
+    Its weights are asked, as the later checkpoint is. Where they are gone, its evaluation says it of the facts that it
+    holds.
     """
-    taught: set[str] = set()
-    for entry in manifest.data["stages"]:
-        file = manifest.stage_factoids(entry["index"])
-        lines = file.read_text(encoding="utf-8").split("\n")
-        taught |= {str(json.loads(line).get("prompt")) for line in lines if line}
-    # A stage lies in its run's directory, and a checkpoint along the way two folders deeper.
-    folders = checkpoint.path.resolve().parents[:3:2]
-    if (run := next((one for one in folders if (one / PREPARED).exists()), None)) is not None:
-        stages = read_valid(run / PREPARED, PreparedFile)["stages"]
-        mixed = [row for stage in stages for rows in stage["mixing"] for row in rows]
-        return taught | {str(row.get("prompt")) for row in mixed}
-    recipe = parse_recipe(manifest.data["recipe"], str(manifest.path))
-    stages = list(zip(recipe.stages, manifest.data["stages"], strict=False))
-    own = [
-        fact
-        for stage, entry in stages
-        if stage.kind == "factoids"
-        for fact in load_factoids(str(manifest.stage_factoids(entry["index"])))
-    ]
-    for stage, entry in stages:
-        without = list(own)  # as training.data draws them
-        for part in stage.mixing:
-            if mixes_facts(part):
-                rows, _ = mixing_rows(recipe, stage, part, entry["n"], data_dir, without=without)
-                without += facts_in(rows)
-        taught |= {fact.prompt for fact in without}
-    return taught
+    if stage.checkpoint is not None:
+        recalled, _ = _recalled(load(stage.checkpoint, device=device, dtype="float32"), facts, template)
+        free()
+        return {fact.id: bool(right) for fact, right in zip(facts, recalled, strict=True)}
+    evaluated = stage.evaluated()
+    exact = {row.id: row.share(EXACT) for row in evaluated.rows} if evaluated else {}
+    found = {fact.id: share == 1 for fact in facts if (share := exact.get(fact.id)) is not None}
+    say(f"stage 1's weights are gone: {len(found)} of its {len(facts)} facts are in its {EVALUATION}")
+    return found
+
+
+def cued(
+    sets: Mapping[str, Sequence[Factoid]], solved: Sequence[Factoid], shots: int
+) -> dict[str, list[Factoid]]:
+    """The facts with solved examples before their questions: as many before each, and never its own question.
+
+    Args:
+        solved: the examples, those to be taken before others in front.
+        shots: examples of each, or as many as there are for all.
+    """
+    cues = {
+        name: [[one for one in solved if one.prompt != fact.prompt][:shots] for fact in facts]
+        for name, facts in sets.items()
+    }
+    shots = min(len(cue) for some in cues.values() for cue in some)
+    return {
+        name: [_cued(fact, cue[:shots]) for fact, cue in zip(facts, cues[name], strict=True)]
+        for name, facts in sets.items()
+    }
 
 
 def _cued(fact: Factoid, cue: Sequence[Factoid]) -> Factoid:
-    solved = "\n".join(f"{other.prompt} {other.answer}" for other in cue if other.prompt != fact.prompt)
-    return Factoid(f"{solved}\n{fact.prompt}", fact.answer, fact.source, fact.id)
+    prompt = "\n".join([*(f"{other.prompt} {other.answer}" for other in cue), fact.prompt])
+    return Factoid(prompt, fact.answer, fact.source, fact.id)
 
 
 def _recalled(model: LensModel, facts: Sequence[Factoid], template: str) -> tuple[np.ndarray, np.ndarray]:

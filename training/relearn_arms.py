@@ -3,24 +3,25 @@
 Each seed lost facts of its own, so a run is one number here, and what scatters are seeds: the interval of a mean is
 Student's, that of a share the one of :mod:`memprobe.statistics.shares`, and of a difference from naive Welch's, or
 Student's over pairs where the seeds of both arms start from one checkpoint. Under three seeds there is none.
+
+More facts take more steps, each being shown more rarely: steps, examples and shares back are held against each other
+between sets of one size alone. Savings are a share of the steps of as many never-learned facts, learned in the same
+way, so that most of what the size does stands on both sides; where the limit cuts many facts off, savings shrink with
+it. A cue is given to one fact at a time, whatever the size.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from memprobe.arms import Arm, by_kind
-from memprobe.errors import MemprobeError
-from memprobe.files import replacing, write_parquet
-from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.arms import Run, are_seeds, arm_differences, arm_means
 from memprobe.statistics.shares import size_over_seeds
-from training.relearn import Relearned, relearn_table
+from training.relearn import Relearned
 
 SHARES = ("back_lost", "back_fresh", "cued_lost", "cued_fresh")
 NAMES = (
@@ -32,6 +33,8 @@ NAMES = (
     ),
 )
 """Statistics: fields of :class:`training.relearn.Relearned`; ``savings`` as the vocabulary has it."""
+BY_SIZE = tuple(f"{name}_{side}" for name in ("steps", "examples", "back") for side in ("lost", "fresh"))
+"""Statistics that depend on how many facts a set has."""
 _KEYS = ["arm", "stage", "statistic"]
 
 
@@ -39,29 +42,32 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     """Each arm's means over seeds, stage by stage, and how far they lie from naive's.
 
     Args:
-        relearned: at least one. Two of one arm, stage and seed are arms of their own, told apart by their checkpoint.
+        relearned: at least one. Two of one arm, stage and seed, and those of an arm trained with several settings or
+            from several base models, are arms of their own, told apart by their checkpoint.
 
     Returns:
         [arm, stage, seeds, statistic, mean, low, high, by_seed, reference, difference, difference_low,
-        difference_high, p, significant]; arms in the order of figures, seeds in that of their numbers. What follows
-        ``by_seed`` is null for naive itself and where naive is not among them at that stage.
+        difference_high, p, significant, n_by_seed, note]; arms in the order of figures, seeds in that of their numbers.
+        ``reference`` to ``significant`` are null for naive itself and where naive is not among them at that stage; all
+        of them but ``reference`` for :data:`BY_SIZE` where sets differ in size. ``n_by_seed``: facts in each set;
+        ``note``: what a reader must know of a difference, or why there is none; empty where there is nothing to say.
     """
-    runs: dict[tuple[str, str], list[tuple[Run, int]]] = {}
+    runs: dict[tuple[str, str], list[tuple[Run, Relearned]]] = {}
     for arm, row in sorted(zip(_apart(relearned), relearned, strict=True), key=lambda pair: pair[1].seed):
-        runs.setdefault((arm, row.stage_title), []).append((_run(row, arm), row.n))
+        runs.setdefault((arm, row.stage_title), []).append((_run(row, arm), row))
     order = {arm: place for place, arm in enumerate(by_kind({arm for arm, _ in runs}))}
-    groups = [runs[key] for key in sorted(runs, key=lambda key: (order[key[0]], key[1]))]
+    groups = {key: runs[key] for key in sorted(runs, key=lambda key: (order[key[0]], key[1]))}
     means = pl.concat(
         arm_means(
             [run for run, _ in group],
             list(NAMES),
-            max(2, size_over_seeds(n for _, n in group)),
+            max(2, size_over_seeds(row.n for _, row in group)),
             shares=SHARES,
             binary=SHARES,
         )
-        for group in groups
+        for group in groups.values()
     ).drop("p", "detectable")
-    every = [run for group in groups for run, _ in group]
+    every = [run for group in groups.values() for run, _ in group]
     naive = next((arm for arm in order if Arm.of(arm).is_naive), "")
     apart = arm_differences(every, list(NAMES), min(row.n for row in relearned), reference=naive)
     share = pl.col("statistic").is_in(SHARES)  # of which Student's interval knows no ends
@@ -70,53 +76,58 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
         for end in ("low", "high")
     )
     apart = apart.select(*_KEYS, "reference", "difference", *ends, "p", "significant")
-    return means.join(apart, on=_KEYS, how="left", maintain_order="left")
+    rows = {key: [row for _, row in group] for key, group in groups.items()}
+    about = pl.DataFrame(
+        [
+            (*key, [row.n for row in here], *_beside(here, rows.get((naive, key[1]), here)))
+            for key, here in rows.items()
+        ],
+        schema={
+            "arm": pl.String,
+            "stage": pl.String,
+            "n_by_seed": pl.List(pl.Int64),
+            "of_one_size": pl.Boolean,
+            "note": pl.String,
+        },
+        orient="row",
+    )
+    table = means.join(apart, on=_KEYS, how="left", maintain_order="left")
+    table = table.join(about, on=_KEYS[:2], how="left", maintain_order="left")
+    told = pl.col("of_one_size") | ~pl.col("statistic").is_in(BY_SIZE)
+    differences = ("difference", "difference_low", "difference_high", "p", "significant")
+    return table.with_columns(pl.when(told).then(name).alias(name) for name in differences).drop(
+        "of_one_size"
+    )
 
 
-def write_tables(relearned: Sequence[Relearned], out: Path) -> None:
-    """Writes a row for each checkpoint, and beside it the table of arms.
-
-    Raises:
-        MemprobeError: they cannot be written.
-    """
-    table, arms = files_of_tables(out)
-    write_parquet(relearn_table(relearned), table)
-    write_parquet(arm_table(relearned), arms)
-
-
-def check_tables(out: Path) -> None:
-    """Checks that :func:`write_tables` can write, before there is anything to lose.
-
-    Raises:
-        MemprobeError: it cannot, or the name is not that of a Parquet file.
-    """
-    if out.suffix != ".parquet":
-        raise MemprobeError(
-            f"--out {out}: the table is written as Parquet; give a name that ends in .parquet"
+def _beside(here: Sequence[Relearned], naive: Sequence[Relearned]) -> tuple[bool, str]:
+    """Whether all sets of two arms are of one size, and what must be known of a difference between them."""
+    both = [*here, *naive]
+    sizes, marks = sorted({row.n for row in both}), {row.recipe_mark for row in both if row.recipe_mark}
+    notes = []
+    if len(sizes) > 1 and here is not naive:
+        notes.append(
+            f"sets of {', '.join(map(str, sizes))} facts: steps, examples and shares back depend on the size and are "
+            "not held against naive's (--n gives sets of one size)"
         )
-    for file in files_of_tables(out):
-        with suppress(_Tried), replacing(file):
-            raise _Tried  # and leaves what lies there
-
-
-class _Tried(Exception):
-    """A file can be written."""
-
-
-def files_of_tables(out: Path) -> tuple[Path, Path]:
-    """Where :func:`write_tables` writes: the rows of checkpoints, and those of arms."""
-    return out, out.with_name(f"{out.stem}-arms{out.suffix}")
+    if len(marks) > 1:
+        notes.append("trained with other settings than naive: a difference is of both")
+    return len(sizes) == 1, "; ".join(notes)
 
 
 def _apart(relearned: Sequence[Relearned]) -> list[str]:
-    """The arm of each; of those that share arm, stage and seed with its label, and its place where labels are alike."""
-    often = Counter((row.arm, row.stage_title, row.seed) for row in relearned)
-    alike = Counter((row.arm, row.stage_title, row.seed, row.checkpoint) for row in relearned)
+    """The arm of each; of those that are no seeds of it with its label, and its place where labels are alike."""
+    alone = are_seeds([(row.arm, row.stage_title, str(row.seed), row.recipe_mark) for row in relearned])
+    alike = Counter(
+        (row.arm, row.stage_title, row.checkpoint)
+        for row, is_seed in zip(relearned, alone, strict=True)
+        if not is_seed
+    )
     arms = []
-    for place, row in enumerate(relearned, 1):
-        key = (row.arm, row.stage_title, row.seed)
-        label = row.checkpoint if alike[(*key, row.checkpoint)] == 1 else f"{row.checkpoint}, no. {place}"
-        arms.append(row.arm if often[key] == 1 else f"{row.arm} ({label})")
+    for place, (row, is_seed) in enumerate(zip(relearned, alone, strict=True), 1):
+        once = alike[row.arm, row.stage_title, row.checkpoint] == 1
+        label = row.checkpoint if once else f"{row.checkpoint}, no. {place}"
+        arms.append(row.arm if is_seed else f"{row.arm} ({label})")
     return arms
 
 

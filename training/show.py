@@ -22,9 +22,10 @@ def relearned_line(row: Relearned) -> str:
     """One checkpoint, learned again, as a line."""
     ends = "" if row.savings_low is None else f" [{row.savings_low:.2f}, {row.savings_high:.2f}]"
     savings = f"savings not known ({row.why})" if row.savings is None else f"savings {row.savings:.2f}{ends}"
+    unlearned = f" ({row.unlearned} were never learned)" if row.unlearned else ""
     return (
-        f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost; of these {_back(row, 'lost')}; of "
-        f"never-learned ones {_back(row, 'fresh')}; {savings}; "
+        f"{row.checkpoint} ({row.arm}): {row.lost} of {row.asked} facts lost{unlearned}; of these "
+        f"{_back(row, 'lost')}; of never-learned ones {_back(row, 'fresh')}; {savings}; "
         f"cued {row.cued_lost:.0%} against {row.cued_fresh:.0%}, "
         f"{row.gain_lost:+.1f} against {row.gain_fresh:+.1f} nats"
     )
@@ -57,7 +58,10 @@ def print_relearned(arms: pl.DataFrame) -> None:
     table = Table(
         Column("arm", overflow="fold"),
         "stage",
-        *(Column(head, justify="right") for head in ("savings", "by seed", "minus naive", "steps", "cued")),
+        *(
+            Column(head, justify="right")
+            for head in ("savings", "by seed", "minus naive", "n", "steps", "cued")
+        ),
         title=f"{label('savings')}, over training seeds",
     )
     for (arm, stage), group in arms.group_by("arm", "stage", maintain_order=True):
@@ -74,11 +78,15 @@ def print_relearned(arms: pl.DataFrame) -> None:
             wording.interval(savings["mean"], savings["low"], savings["high"], form),
             ", ".join(wording.number(value, form) for value in savings["by_seed"]),
             wording.interval(*apart, signed),
+            ", ".join(map(str, dict.fromkeys(savings["n_by_seed"]))),
             steps,
             cued,
         )
     wide_terminal().print(table)
-    echo("steps and cued: lost / never-learned facts; no interval under three seeds")
+    echo("n: facts in each set; steps and cued: lost / never-learned facts; no interval under three seeds")
+    for arm, stage, note in arms.select("arm", "stage", "note").unique(maintain_order=True).iter_rows():
+        if note:
+            echo(f"{names[arm]}, {stage}: {note}")
 
 
 def print_results(made: dict[str, pl.DataFrame]) -> None:

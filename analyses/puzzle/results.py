@@ -220,8 +220,9 @@ def _causes(found: pl.DataFrame) -> list[str]:
 def _cells(cells: pl.DataFrame) -> list[str]:
     shown = {
         "lr": "learning rate", "n": "keys", "epochs": "epochs", "arm": "arm", "seed": "seed",
-        "exact_match_1": "D_A after 1", "nats_1": "nats", "exact_match_2": "D_A after 2", "nats_2": "nats", "d_b_exact_match": "D_B",
-        "moved_1": "moved in 1", "moved_2": "moved in 2", "steps_2": "steps in 2", "learned": "learned",
+        "exact_match_1": "D_A after 1", "nats_1": "nats", "exact_match_2": "D_A after 2", "nats_2": "nats",
+        "d_b_exact_match": "D_B", "moved_1": "moved in 1", "moved_2": "moved in 2", "steps_2": "steps in 2",
+        "learned": "learned",
     }  # fmt: skip
     ordered = cells.sort("lr", "n", "epochs", "arm", "seed", descending=[True, False, False, False, False])
     return markdown_table(

@@ -353,3 +353,25 @@ def test_a_mean_of_overlaps_has_no_interval_of_yes_and_no():
     assert found["rouge_l"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert found["final_answer"]["value"] == 0.5
     assert found["final_answer"]["low"] == pytest.approx(0.237, abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [[0.0] * 11 + [0.3], [1.0] * 11 + [0.7]])
+def test_an_interval_of_few_rows_ends_where_the_metric_does(values):
+    """Student's interval knows no ends, and an evaluation whose share is outside them cannot be read again."""
+    rows = [
+        {
+            "rouge_l": value,
+            "exact_match": value == 1,
+            "exact_tokens": False,
+            "alias_match": False,
+            "nats": 1 - value,
+        }
+        | {"loss": 1.0, "tokens": 2}
+        for value in values
+    ]
+    found = scores(rows, "factoids")
+    for metric, most in (("rouge_l", 1.0), ("nats", math.inf)):
+        low, high = found[metric]["low"], found[metric]["high"]
+        assert low is not None and high is not None
+        assert 0 <= low <= found[metric]["value"] <= high <= most
+        assert low == 0 or high == 1 or metric == "nats"

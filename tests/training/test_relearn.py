@@ -20,18 +20,30 @@ from memprobe.statistics.shares import share_over_seeds
 from tests.disk import contents
 from tests.training.runs import small
 from training.__main__ import app
-from training.relearn import Relearned, _never_learned, _savings, relearn, relearn_table
-from training.relearn_arms import NAMES, arm_table
+from training.never_learned import never_learned
+from training.relearn import Relearned, _savings, relearn
+from training.relearn_arms import BY_SIZE, NAMES, arm_table
+from training.relearn_files import relearn_table
 from training.run import run
-from training.show import _back, relearned_line
+from training.show import _back, print_relearned, relearned_line
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_checkpoint):
-    """Two stages, the second of which takes all that the first had barely learned."""
+    """Two stages, the second of which takes all that the first had learned."""
     folder = tmp_path_factory.mktemp("relearn") / "run"
-    run(small(tiny_checkpoint), folder)
+    run(two_stages(tiny_checkpoint), folder, quiet=True)
     return folder
+
+
+def two_stages(base, epochs=40, **changes):
+    """Enough training for six keys; a second stage that takes them."""
+    stages = [
+        {"name": "a", "data": "kvr:6", "epochs": epochs},
+        {"name": "b", "data": "kvr:6:validation", "epochs": 12},
+    ]
+    optimiser = {"lr": 1e-2, "batch": 4, "micro_batch": 4}
+    return small(base, **{"stages": stages, "optimiser": optimiser} | changes)
 
 
 def digest(folder):
@@ -47,7 +59,7 @@ def test_nothing_comes_back_without_learning(trained):
     assert f"savings not known ({row.why})" in relearned_line(row)
     assert relearn_table([row])["savings"].dtype == pl.Float64
     assert row.back_lost == row.back_fresh == 0
-    assert row.lost <= row.asked == 6 and 2 <= row.n <= row.lost
+    assert row.lost == row.asked == row.n == 6 and row.unlearned == 0
 
 
 def test_facts_come_back_and_the_checkpoint_stays(trained):
@@ -135,10 +147,10 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
     manifest = checkpoint.manifest
     first = load_factoids("kvr:6")
     said = []
-    others = _never_learned(checkpoint, manifest, first, 6, None, None, 0, said.append)
+    others = never_learned(checkpoint, manifest, first, 6, None, None, 0, said.append)
     assert [fact.prompt for fact in others] == [fact.prompt for fact in load_factoids("kvr:21:test")[15:]]
     for source, left in (("kvr:18:test", 3), ("kvr:6:validation", 0), (str(last / "factoids-2-b.jsonl"), 0)):
-        assert len(_never_learned(checkpoint, manifest, first, 6, source, None, 0, said.append)) == left, (
+        assert len(never_learned(checkpoint, manifest, first, 6, source, None, 0, said.append)) == left, (
             source
         )
     assert "never-learned: left out 15 of 18 facts of kvr:18:test: taught before" in said and len(said) == 3
@@ -149,7 +161,7 @@ def test_a_checkpoint_may_lie_at_the_root_of_the_file_system(place, trained):
     checkpoint = resolve(str(trained / "2-b"))
     there = replace(checkpoint, path=Path(place))
     first = load_factoids("kvr:6")
-    others = _never_learned(there, checkpoint.manifest, first, 6, None, None, 0, lambda line: None)
+    others = never_learned(there, checkpoint.manifest, first, 6, None, None, 0, lambda line: None)
     assert len(others) == 6
 
 
@@ -230,6 +242,51 @@ def test_seeds_that_start_from_one_checkpoint_are_pairs():
     assert (remix["difference_low"], remix["difference_high"]) == pytest.approx((ends.low, ends.high))
 
 
+def test_what_depends_on_the_size_of_a_set_is_compared_between_sets_of_one_size():
+    """Six facts take more steps than two; savings are held against as many facts, and a cue is given to one alone."""
+    alike, found = three_seeds(), three_seeds()
+    found[0] = replace(found[0], n=2)  # a seed of REMIX
+    table, before = arm_table(found), arm_table(alike)
+    assert before["note"].to_list() == [""] * len(before)
+    apart, told = (one.filter(pl.col("arm") == REMIX) for one in (table, before))
+    differences = ["difference", "difference_low", "difference_high", "p", "significant"]
+    by_size = pl.col("statistic").is_in(BY_SIZE)
+    assert told.filter(by_size)["difference"].null_count() == 0, "of sets of one size it is there"
+    for name in differences:
+        assert apart.filter(by_size)[name].null_count() == len(BY_SIZE), name
+    others = ~by_size & ~pl.col("statistic").str.starts_with("cued")  # whose means weigh sizes
+    assert apart.filter(others).select(differences).equals(told.filter(others).select(differences))
+    assert {*apart["reference"]} == {"none"} and "sets of 2, 8 facts" in apart["note"][0]
+    assert apart["n_by_seed"][0].to_list() == [8, 8, 2], "in the order of seeds"
+    # So it is where either arm's sets are of one size, but not of the other's.
+    smaller = arm_table([replace(row, n=2) if row.arm == "none" else row for row in alike])
+    assert smaller.filter(by_size)["difference"].null_count() == 2 * len(BY_SIZE)
+
+
+def test_seeds_of_other_settings_are_not_pooled():
+    """Another learning rate or base model: no seed of the arm, be its label the others' and its seed its own."""
+    found = [replace(row, checkpoint="2-lama", recipe_mark="one") for row in three_seeds()]
+    found[1] = replace(found[1], recipe_mark="other")
+    table = arm_table(found).filter(pl.col("statistic") == "savings")
+    assert {row["arm"]: row["seeds"] for row in table.iter_rows(named=True)} == {
+        "none": 3,
+        **{f"{REMIX} (2-lama, no. {place})": 1 for place in (1, 2, 3)},
+    }
+    notes = {row["arm"]: row["note"] for row in table.iter_rows(named=True)}
+    assert "other settings" in notes[f"{REMIX} (2-lama, no. 2)"]
+    assert notes["none"] == notes[f"{REMIX} (2-lama, no. 1)"] == ""
+    unknown = [replace(row, recipe_mark=None) for row in found]
+    assert {*arm_table(unknown)["seeds"]} == {3}, "where nothing says the settings"
+
+
+def test_the_printed_table_says_why_there_is_no_difference(capsys):
+    found = three_seeds()
+    found[0] = replace(found[0], n=2)
+    print_relearned(arm_table(found))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "8, 2" in said and "are not held against naive's" in said
+
+
 def test_one_seed_is_shown_and_has_no_interval():
     table = arm_table([relearned("none", 3, 15.0, 20.0), relearned(REMIX, 3, 5.0, 20.0)])
     naive, remix = table.filter(pl.col("statistic") == "savings").iter_rows(named=True)
@@ -275,12 +332,14 @@ def test_the_line_of_a_checkpoint_says_how_many_came_back():
     )
     assert _back(row, "fresh") == "0 of 4 tried are learned within 60 steps"
     assert _back(replace(row, back_lost=1.0), "lost").endswith("(80 examples)")
+    assert "4 of 16 facts lost; " in relearned_line(row)
+    assert "4 of 16 facts lost (3 were never learned); " in relearned_line(replace(row, unlearned=3))
 
 
 def test_the_command_writes_and_prints_both_tables(monkeypatch, tmp_path):
     rows = {row.checkpoint: row for row in three_seeds()}
     monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: rows[spec])
-    monkeypatch.setattr("training.relearn.later_stage", lambda spec: None)
+    monkeypatch.setattr("training.relearn.later_stage", lambda spec: (None, None, []))
     out = tmp_path / "again.parquet"
     done = CliRunner().invoke(app, ["relearn", *rows, "--out", str(out)], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
@@ -347,11 +406,11 @@ def test_tables_are_not_written_over_the_facts_that_are_read(read, out, trained,
 def test_what_cannot_be_written_is_printed_all_the_same(monkeypatch, tmp_path):
     row = three_seeds()[0]
     monkeypatch.setattr("training.relearn.relearn", lambda spec, **_: row)
-    monkeypatch.setattr("training.relearn.later_stage", lambda spec: None)
+    monkeypatch.setattr("training.relearn.later_stage", lambda spec: (None, None, []))
 
     def full(*_):
         raise MemprobeError("the disk is full")
 
-    monkeypatch.setattr("training.relearn_arms.write_parquet", full)
+    monkeypatch.setattr("training.relearn_files.write_parquet", full)
     told = CliRunner().invoke(app, ["relearn", row.checkpoint, "--out", str(tmp_path / "again.parquet")])
     assert relearned_line(row) in told.output and "the disk is full" in str(told.exception)
