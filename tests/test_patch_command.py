@@ -7,13 +7,16 @@ import polars as pl
 import pytest
 
 from memprobe import patch_pairs
+from memprobe.cli.show_patches import show_patches
 from memprobe.files import read_json, write_json
+from memprobe.patch_tables import tables_of
 from memprobe.patch_writer import locked
 from memprobe.patches import PATCHING, open_patches
 from memprobe.records import PATCHES
 from memprobe.starting_over import _set_aside
 from tests.disk import contents
 from tests.elsewhere import elsewhere
+from tests.patched import write_patched
 from tests.tiny import N_LAYERS, save_tiny
 
 FACTS = [("Oria", "Lunn"), ("Selva", "Brack"), ("Tolm", "Ister")]
@@ -66,6 +69,19 @@ def test_states_then_weights_into_one_directory(setup, tmp_path, cli, monkeypatc
     assert code == 2 and "was patched with depths all" in err
     code, _, err = cli(*options(setup, out, "--template", "{prompt}:{answer}"))
     assert code == 2 and "these patches have template plain; you asked for" in err
+
+
+def test_facts_of_each_fate_have_a_line(tmp_path, capsys):
+    """Overwritten and retained ones, beside grafts, which have no first depth."""
+    found = open_patches(write_patched(tmp_path / "p"))
+    assert set(found.table["what"]) == {"residual", "weights"}
+    show_patches(tables_of(found), 1.0)
+    printed = capsys.readouterr().out
+    assert "of 11 facts overwritten, 11 differ enough for restoration, s1 into s2 (residual, last)" in printed
+    assert "of 1 fact retained, 1 differ enough for restoration, s1 into s2 (residual, last)" in printed
+    one = tables_of(found, facts="overwritten")
+    show_patches(one | {"fates": one["fates"].filter(fate="overwritten")}, 1.0)
+    assert "of 11 facts overwritten" not in capsys.readouterr().out  # all that there are
 
 
 def test_facts_with_other_subjects_are_others(setup, tmp_path, cli):

@@ -133,6 +133,41 @@ def refuse_same_file(reads: Iterable[tuple[str, Path]], writes: Iterable[tuple[s
         known.append((option, file))
 
 
+def check_page(out: Path, option: str = "--out") -> None:
+    """Checks that a page may be written to a file, before there is any work to lose.
+
+    Raises:
+        MemprobeError: it is a directory, or lies in a file; it is not named as a page, or what lies there is none.
+    """
+    if out.is_dir():
+        raise MemprobeError(f"{option} {out}: a directory; name the file")
+    above = next((folder for folder in out.absolute().parents if folder.exists()), out.absolute().parent)
+    if not above.is_dir():
+        raise MemprobeError(f"{option} {out}: {above} is a file, not a folder")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise MemprobeError(f"{option} {out}: a page is written; give a name that ends in .html")
+    if out.exists():
+        with out.open("rb") as file:
+            start = file.read(64)
+        if start.strip() and not start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise MemprobeError(f"{option} {out}: holds something else than a page; give another name")
+
+
+def refuse_other_text(text: str, out: Path, what: str) -> None:
+    """Refuses to write a text over another one.
+
+    Args:
+        what: is written, in the plural.
+
+    Raises:
+        MemprobeError: the file is there and is not empty, and holds something else.
+    """
+    if out.is_file() and (held := out.read_bytes()) and held != text.encode("utf-8"):
+        raise MemprobeError(
+            f"--out {out}: holds other {what}; give another name, or --fresh to write over it"
+        )
+
+
 def _same_file(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return one.samefile(other)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.asked import options_given, refuse_given
+from memprobe.cli.asked import check_page, options_given, refuse_given
 from memprobe.cli.browser import open_page
 from memprobe.cli.options import FixedReadout, Open, Reference
 from memprobe.cli.terminal import echo
@@ -68,8 +68,7 @@ def dashboard_command(
         _watch(paths, port, show, options)
         return
     refuse_given(options_given(typer_context, "port"), "is of the server; give --watch with it")
-    if out.is_dir():
-        raise MemprobeError(f"--out {out}: a directory; name the file")
+    check_page(out)
     study = open_study(paths)
     write_dashboard(study, out, say=_say, **options)
     held = [

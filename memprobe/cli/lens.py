@@ -10,6 +10,7 @@ import typer
 
 from memprobe.cli import options
 from memprobe.cli.app import app
+from memprobe.cli.asked import check_page
 from memprobe.cli.browser import open_page
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -56,6 +57,10 @@ def lens(
         raise MemprobeError(f"--best {best}: give a whole number of at least 1")
     if not prompt.strip():
         raise MemprobeError("--prompt is empty")
+    if out is None and show:
+        out = Path("lens.html")
+    if out is not None:
+        check_page(out)
     from memprobe.checkpoints import default_template, resolve
     from memprobe.lens_set import LensSet
     from memprobe.models import load
@@ -72,8 +77,6 @@ def lens(
     # The page shows five tokens at each place, however many the terminal does.
     readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(best, 5))
     _print(readings, model.label, best)
-    if out is None and show:
-        out = Path("lens.html")
     if out is not None:
         from memprobe.dashboard import write_prompt
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memprobe import wording
 from memprobe.cli.terminal import plain_table, terminal
-from memprobe.statistics.patches import SWEEP
+from memprobe.statistics.patches import OF_STATES, SWEEP
 from memprobe.statistics.vocabulary import label
 
 
@@ -35,7 +35,7 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
         _say(console, f"half {row['direction']}, {_sweep(row)}: {_first(row)} of {row['n']} facts")
     # Facts that all met one fate are those of the line above.
     fates = tables["fates"]
-    for row in (fates.filter(pl.len().over(*SWEEP) > 1) if len(fates) else fates).iter_rows(named=True):
+    for row in (fates.filter(pl.len().over(OF_STATES) > 1) if len(fates) else fates).iter_rows(named=True):
         _say(
             console,
             f"of {wording.count(row['facts'], 'fact')} {row['fate']}, {row['n']} differ enough for {row['direction']}, "

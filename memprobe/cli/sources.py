@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memprobe.cli.app import app
-from memprobe.cli.asked import options_given, refuse_given, refuse_same_file
+from memprobe.cli.asked import options_given, refuse_given, refuse_other_text, refuse_same_file
 from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows, DataDir
 from memprobe.cli.terminal import echo
 from memprobe.errors import MemprobeError
@@ -120,6 +120,7 @@ def sources(
         Path | None, typer.Option(help="Write the rows as JSONL instead of showing them.", show_default=False)
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="With --out: all rows instead of --n.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Write over other rows that --out holds.")] = False,
 ) -> None:
     """Lists the sources, or shows rows of one as the model would see them.
 
@@ -170,7 +171,10 @@ def sources(
     if out is not None:
         from memprobe.files import write_text
 
-        write_text("".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows), out)
+        text = "".join(json.dumps(_as_dict(row), ensure_ascii=False) + "\n" for row in rows)
+        if not fresh:
+            refuse_other_text(text, out, "rows")
+        write_text(text, out)
         echo(f"wrote    {len(rows)} rows to {out}", err=True)
         return
     tokenizer = None
@@ -205,7 +209,9 @@ def _refuse_what_does_not_fit(context: typer.Context, name: str, kind: KindChoic
     if is_endless(name):
         refuse_given(options_given(context, "every"), f"{name} has no end; give --n in its place")
     if context.params["out"] is None:
-        refuse_given(options_given(context, "every"), "is of rows that are written; give --out with it")
+        refuse_given(
+            options_given(context, "every", "fresh"), "is of rows that are written; give --out with it"
+        )
         return
     refuse_given(
         options_given(context, "template"), f"is of rows that are shown, and --out writes them; {leave}"

@@ -21,7 +21,7 @@ from memprobe.patches import Patches
 from memprobe.plots.patches import restoration_curves, restoration_heatmap, sweep_names
 from memprobe.statistics import patches as statistics
 from memprobe.statistics.patch_arms import NAMES
-from memprobe.statistics.patches import SWEEP
+from memprobe.statistics.patches import OF_STATES, SWEEP
 from memprobe.statistics.vocabulary import STATISTICS, label
 
 MAX_ROWS = 2000
@@ -171,8 +171,7 @@ def _view(
             asked, left_on="factoid", right_on="id"
         )
         if kind == "states":
-            keys = [key for key in SWEEP if key not in ("parts", "window")]
-            depths = first.filter([pl.col(key) == row[key] for key in keys])
+            depths = first.filter([pl.col(key) == row[key] for key in OF_STATES])
             every = bool(depths["patched"].is_null().all())
             by_fact = by_fact.join(depths.select("factoid", "first"), on="factoid", how="left")
         else:

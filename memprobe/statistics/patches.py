@@ -32,6 +32,8 @@ DRAWS = 2_000
 
 UNIT = ["source", "target", "what", "positions", "parts"]
 """What tells one sweep over depth from another; of grafts also ``window``, the number of blocks."""
+OF_STATES = ["source", "target", "what", "positions", "direction"]
+"""What tells one line of a table from another that grafts have no part in: states have neither parts nor windows."""
 SWEEP = [*UNIT, "window", "direction"]
 """What tells one line of :func:`by_depth` from another, over depth."""
 FACTS = ("all", "overwritten", "retained")
