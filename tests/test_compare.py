@@ -21,7 +21,7 @@ from memprobe.probes import open_probe
 from memprobe.readings import Readings
 from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
-from memprobe.statistics.controls import STATISTICS
+from memprobe.statistics.controls import SHARES, STATISTICS
 from memprobe.summary import summarise
 from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 
@@ -165,6 +165,29 @@ def test_fates_follow_exact_match(own, result):
     assert result.tables["lost"].filter(checkpoint="s1")["n"].to_list() == [lost]
     paths = result.tables["paths"]
     assert paths["stages"].unique().to_list() == ["1 → 2"] and paths["n"].sum() == 40
+
+
+def test_no_difference_of_shares_of_few_facts_reaches_beyond_one(tmp_path):
+    """Student's interval of 12 facts would, wherever a difference is shown."""
+    probe = write_probe(
+        tmp_path / "few", {"a": 2.0, "b": 2.0}, n=12, never={"a": 0.0, "b": 0.8}, summary=False
+    )
+    tables = compare([probe], draws=100).tables
+    recall = pl.col("measure") == "recall"
+    shares = {
+        "differences": pl.col("statistic").is_in(SHARES),
+        "differences_by_depth": recall,
+        "net": pl.col("statistic").is_in(SHARES),
+        "net_by_depth": recall,
+    }
+    rows = {name: tables[name].filter(which) for name, which in shares.items()}
+    rows["outcomes"] = compare_outcomes([probe], draws=100).tables["differences"]
+    rows["curves"] = tables["curves"].select(low="net_low", high="net_high")
+    for name, table in rows.items():
+        ends = table.drop_nulls("low").select(low=pl.col("low").min(), high=pl.col("high").max())
+        assert ends["low"][0] >= -1 and ends["high"][0] <= 1, name
+    exact = rows["outcomes"].row(0, named=True)
+    assert exact["low"] == -1 and rows["differences"].filter(on="all", statistic="exact")["low"][0] == -1
 
 
 @pytest.mark.parametrize("command", [compare, compare_outcomes])

@@ -114,6 +114,18 @@ def test_the_interval_of_a_share_ends_where_shares_do():
     assert none["low"].to_list() == [None]
 
 
+@pytest.mark.parametrize("start", ["base", "stage-1 of seed {}"])
+def test_the_interval_of_a_difference_of_shares_ends_where_such_differences_do(start):
+    """Of independent seeds and of pairs; also of a share that no factoid simply has or has not, such as an area."""
+    scattered = np.array([[0.0], [1.0], [0.9], [1.0], [0.1], [1.0]]) * np.ones(40)
+    apart = runs("none", np.zeros((6, 40)), start=start) + runs("remix", scattered, start=start)
+    wide, share = (only(apart, 40, **told) for told in ({}, {"shares": ["x"]}))
+    assert wide["paired"] is (start != "base")
+    assert wide["high"] > 1 == share["high"] and share["low"] == wide["low"]
+    kept_in_all = [wide[name] == share[name] for name in ("difference", "p", "significant", "detectable")]
+    assert all(kept_in_all)
+
+
 def test_three_seeds_that_keep_nothing_have_an_interval_of_some_width():
     """[0, 0] it was, and any arm that kept a fact differed "significantly"."""
     none, some = kept([0, 0, 0]), kept([2, 3, 2])

@@ -26,7 +26,7 @@ from memprobe.evaluations import SHARES, WITHIN_ONE
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, ends_of_shares, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_for
 from training.batches import collator, rows_exact
 from training.examples import ExampleMaker
@@ -181,10 +181,7 @@ def evaluate(
 
 
 def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]]:
-    """The metrics of a kind that its rows hold, in sum: shares, means, and the loss by token.
-
-    Overlaps lie between 0 and 1 and nats are not below 0, which Student's interval of few rows does not know.
-    """
+    """The metrics of a kind that its rows hold, in sum: shares, means, and the loss by token."""
     resamples = Resamples.of(len(rows), draws=DRAWS)
     by_metric: dict[str, dict[str, float | None]] = {}
     for metric in METRICS[kind]:
@@ -199,8 +196,9 @@ def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]
             share = float(np.mean([row[metric] for row in rows]))
             triple = (share, *wilson(np.array(share), np.array(len(rows))))
         else:
-            mean, *ends = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
-            triple = (mean, *(np.clip(end, 0, 1 if metric in WITHIN_ONE else None) for end in ends))
+            mean, low, high = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
+            low, high = ends_of_shares(low, high, metric in WITHIN_ONE)
+            triple = (mean, np.maximum(low, 0), high)  # nor are nats below 0
         by_metric[metric] = _interval(*triple)
     return by_metric
 

@@ -10,7 +10,7 @@ import polars as pl
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
 from memprobe.readings import SHUFFLED, Readings
 from memprobe.statistics import attributions as attributed
-from memprobe.statistics.controls import CURVES, STATISTICS
+from memprobe.statistics.controls import CURVES, IS_SHARE, STATISTICS
 from memprobe.statistics.curves import recall_of
 from memprobe.statistics.lenses import Surfaced, first_occurrence_by_lens
 from memprobe.statistics.paired import differences as differences_of
@@ -102,7 +102,9 @@ def differences_by_lens(readings: Readings, pairs: Sequence[tuple[str, str]]) ->
     for name, one in readings.by_lens.items():
         for reference, checkpoint in pairs if name not in compared else ():
             values = one[checkpoint].values - one[reference].values
-            differences = differences_of(values, readings.answers, readings.resamples(), seed=readings.seed)
+            differences = differences_of(
+                values, readings.answers, readings.resamples(), shares=IS_SHARE, seed=readings.seed
+            )
             keys = {"lens": name, "reference": reference, "checkpoint": checkpoint}
             front = [pl.lit(value).alias(key) for key, value in keys.items()]
             parts.append(differences.select(*front, pl.Series("statistic", STATISTICS), pl.all()))

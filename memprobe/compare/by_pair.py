@@ -9,7 +9,7 @@ from memprobe.compare.by_checkpoint import PLACEMENT
 from memprobe.compare.by_lens import also_in
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
 from memprobe.readings import ARM_STATISTICS, Readings
-from memprobe.statistics.controls import STATISTICS, placement_claims
+from memprobe.statistics.controls import IS_SHARE, STATISTICS, placement_claims
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.fates import kept_against_lost, lost_in_short
 from memprobe.statistics.fates import lost_facts as lost_facts_of
@@ -18,7 +18,6 @@ from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import differences as differences_of
 from memprobe.statistics.paired import differences_by_depth as by_depth_of
 from memprobe.statistics.paired import overlap as overlap_of
-from memprobe.statistics.vocabulary import PER_FACTOID
 
 EVERYONE, BOTH = "all", "exact in both"
 """On which facts a difference is: all common ones, or those that both checkpoints say."""
@@ -44,15 +43,11 @@ def differences(readings: Readings, reference: str, checkpoint: str) -> pl.DataF
     parts = []
     for on, which in _on(readings, reference, checkpoint):
         drawn = readings.resamples(int(which.sum()))
-        compared = differences_of(values[which], readings.answers[which], drawn, seed=readings.seed)
+        compared = differences_of(
+            values[which], readings.answers[which], drawn, shares=IS_SHARE, seed=readings.seed
+        )
         front = pl.lit(on).alias("on"), pl.Series("statistic", STATISTICS)
-        # A share differs by 1 at most.
-        share = pl.Series([PER_FACTOID[name].share for name in STATISTICS])
-        ends = [
-            pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(pl.col(end)).alias(end)
-            for end in ("low", "high")
-        ]
-        parts.append(compared.with_columns(ends).select(*front, pl.all()))
+        parts.append(compared.select(*front, pl.all()))
     return pl.concat(parts)
 
 
@@ -185,7 +180,7 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
         if not there.issuperset((reference, checkpoint)):
             continue
         values = second[checkpoint].values - second[reference].values
-        compared = differences_of(values, readings.answers, readings.resamples())
+        compared = differences_of(values, readings.answers, readings.resamples(), shares=IS_SHARE)
         keys = [pl.lit(reference).alias("reference"), pl.lit(checkpoint).alias("checkpoint")]
         parts.append(compared.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
     return _with_lenses(readings, placement_claims(own, pl.concat(parts) if parts else None))

@@ -220,12 +220,15 @@ def compare_outcomes(
     values = {label: table[:, : len(names)] for label, table in values.items()}
     drawn = Resamples.of(len(ids), draws=draws, seed=seed)
     others = [one.label for one in answers if one is not first]
+    shares = [RECALLED]
+    is_share = np.array([name in shares for name in names])
     parts: dict[str, list[pl.DataFrame]] = {name: [] for name in SCHEMAS}
     for one in answers:
         parts["outcomes"].append(_outcomes(one.label, values[one.label]))
     for label in others:
         keys = [pl.lit(first.label).alias("reference"), pl.lit(label).alias("checkpoint")]
-        compared = differences_of(values[label] - values[first.label], right, drawn, seed=seed)
+        apart = values[label] - values[first.label]
+        compared = differences_of(apart, right, drawn, shares=is_share, seed=seed)
         front = [pl.lit("all").alias("on"), pl.Series("statistic", names)]
         parts["differences"].append(compared.select(*keys, *front, pl.all()))
         both = np.column_stack([values[first.label][:, 0], values[label][:, 0]]).astype(bool)
@@ -236,10 +239,12 @@ def compare_outcomes(
         if len(chain.members) > 1
     ]
     if runs := _runs(answers, values):
-        shares, n = [RECALLED], len(ids)
+        n = len(ids)
         parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
         arm = first.arm or runs[0].arm
-        parts["arm_differences"].append(arm_differences_of(runs, names, n, reference=arm, binary=shares))
+        parts["arm_differences"].append(
+            arm_differences_of(runs, names, n, reference=arm, shares=shares, binary=shares)
+        )
         notes += notes_on_arms(answers)
         if len({run.arm for run in runs}) > 1 and (
             bare := next((run for run in runs if not run.before), None)

@@ -95,7 +95,9 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
     if not runs:
         return arm_differences.empty
     arm = reference or readings.reference.arm or runs[0].arm
-    return arm_differences_of(runs, names, len(readings.factoids), reference=arm, binary=BINARY)
+    return arm_differences_of(
+        runs, names, len(readings.factoids), reference=arm, shares=SHARES, binary=BINARY
+    )
 
 
 def _with_margins(readings: Readings, runs: list[Run]) -> tuple[list[Run], list[str]]:

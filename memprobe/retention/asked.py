@@ -149,8 +149,8 @@ def _of_setup(
         names, binary = _names(statistic)
         yield "arms", arm_means(runs, names, len(facts), shares=binary, binary=binary)
         for arm in _references(runs):
-            differences = arm_differences(runs, names, len(facts), reference=arm, binary=binary)
-            yield "differences", differences
+            apart = arm_differences(runs, names, len(facts), reference=arm, shares=binary, binary=binary)
+            yield "differences", apart
 
 
 def _of_own_facts(
@@ -171,12 +171,8 @@ def _of_own_facts(
         return
     size = max(2, size_over_seeds(sizes))
     yield "arms", arm_means(runs, names, size, shares=binary, binary=binary)
-    ends = [
-        pl.when(pl.col("statistic").is_in(binary)).then(pl.col(end).clip(-1, 1)).otherwise(end).alias(end)
-        for end in ("low", "high")
-    ]
     for arm in _references(runs):
-        yield "differences", arm_differences(runs, names, size, reference=arm).with_columns(ends)
+        yield "differences", arm_differences(runs, names, size, reference=arm, shares=binary)
 
 
 def _names(statistic: str) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ import polars as pl
 import polars.selectors as cs
 from scipy import special
 
-from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.intervals import LEVEL, ends_of_shares
 from memprobe.statistics.power import detectable
 from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
 
@@ -121,10 +121,9 @@ def arm_means(
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
         estimate = _estimate(members, [], n)
-        low, high = estimate.low.copy(), estimate.high.copy()
+        bounded = np.array([name in shares for name in names])
+        low, high = ends_of_shares(estimate.low, estimate.high, bounded)
         values = np.array([run.means for run in members])
-        bounded = [i for i, name in enumerate(names) if name in shares]
-        low[bounded], high[bounded] = np.clip(low[bounded], 0, 1), np.clip(high[bounded], 0, 1)
         for i, name in enumerate(names):
             if name in binary and len(members) >= MIN_SEEDS and n and not np.isnan(values[:, i]).any():
                 variance = _fact_variance([(1, members)], n)[i]
@@ -145,6 +144,7 @@ def arm_differences(
     n: int,
     *,
     reference: str | None = None,
+    shares: Collection[str] = (),
     binary: Collection[str] = (),
 ) -> pl.DataFrame:
     """Differences between arms at the same stage, over training seeds.
@@ -179,7 +179,8 @@ def arm_differences(
     Args:
         runs: all runs; arms are compared with ``reference`` (default: the first arm).
         n: how many factoids the means are over.
-        binary: names of the statistics that each factoid has or has not.
+        shares: names of the statistics that lie between 0 and 1; the intervals of their differences end at −1 and 1.
+        binary: those of them that each factoid has or has not.
 
     Returns:
         [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
@@ -189,6 +190,7 @@ def arm_differences(
     """
     groups = _by_arm(runs)
     reference = reference if reference is not None else runs[0].arm
+    bounded = np.array([name in shares or name in binary for name in names])
     rows = []
     for (arm, stage), members in groups.items():
         others = groups.get((reference, stage), [])
@@ -198,6 +200,8 @@ def arm_differences(
         pairs = _pairs(members, others) if shared in (PREFIX, ROWS_BY_SEED) else []
         paired = len(pairs) >= MIN_SEEDS
         plain = _paired(pairs, names, n, binary) if paired else _estimate(members, others, n)
+        low, high = ends_of_shares(plain.low, plain.high, bounded, differences=True)
+        plain = plain._replace(low=low, high=high)
         enough = min(len(members), len(others)) >= MIN_SEEDS
         for i, name in enumerate(names):
             numbers = [part[i] for part in plain]
@@ -304,11 +308,7 @@ def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str])
         if name in binary:
             answers = [np.rint(run.influence[:, i] * n + run.means[i]) for run in pairs]
             floor[i] = np.mean([discordant_variance(one) for one in answers])
-    estimate = _estimate(pairs, [], n, floor=floor)
-    bounded = np.array([name in binary for name in names])
-    low = np.where(bounded, np.clip(estimate.low, -1, 1), estimate.low)
-    high = np.where(bounded, np.clip(estimate.high, -1, 1), estimate.high)
-    return estimate._replace(low=low, high=high)
+    return _estimate(pairs, [], n, floor=floor)
 
 
 def _independent_shares(members: list[Run], others: list[Run], i: int, n: int) -> list[float]:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, ends_of_shares
 from memprobe.statistics.occurrence import Occurrence, put, put_share
 from memprobe.statistics.vocabulary import PER_FACTOID
 
@@ -22,6 +22,8 @@ STATISTICS = tuple(PER_FACTOID)
 """Per-factoid values whose means are compared; see :func:`values_of`."""
 SHARES = tuple(key for key, row in PER_FACTOID.items() if row.share)
 """Those of them whose means are shares."""
+IS_SHARE = np.array([key in SHARES for key in STATISTICS])
+"""[STATISTICS], which of them are."""
 BINARY = tuple(key for key, row in PER_FACTOID.items() if row.interval == "wilson")
 """Those of them that a factoid has or has not."""
 
@@ -131,11 +133,14 @@ def by_control(draws: list[Trajectories], factoids: np.ndarray, k: int) -> tuple
     return mean[:, : len(STATISTICS)], mean[:, len(STATISTICS) :]
 
 
-def net_of(values: np.ndarray, control: np.ndarray, resamples: Resamples) -> pl.DataFrame:
+def net_of(
+    values: np.ndarray, control: np.ndarray, resamples: Resamples, *, shares: np.ndarray | bool = False
+) -> pl.DataFrame:
     """Any per-factoid statistic net of a control: the mean of ``values - control``, bootstrapped over factoids.
 
     Args:
         values, control: [factoid, column]; a factoid without one of them is left out of all that is said.
+        shares: bool [column], which are shares; the interval of what is net of another ends at −1 and 1.
 
     Returns:
         [n, value, chance, net, low, high], one row per column, net being value - chance; null where no factoid has
@@ -145,6 +150,7 @@ def net_of(values: np.ndarray, control: np.ndarray, resamples: Resamples) -> pl.
     missing = np.isnan(paired)
     n = (~missing).sum(0)
     net, low, high = bootstrap_mean(paired, resamples)
+    low, high = ends_of_shares(low, high, shares, differences=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, chance = (np.where(missing, 0.0, one).sum(0) / n for one in (values, control))
     columns = {"n": n, "value": value, "chance": chance, "net": net, "low": low, "high": high}
@@ -174,10 +180,11 @@ def net_tables(
             {"measure": np.repeat(CURVES, n_depths), "depth": np.tile(range(n_depths), len(CURVES))}
         ),
     )
+    shares = IS_SHARE, (keys[1]["measure"] == "recall").to_numpy()
     for name, control in controls.items():
-        for part, key, values, beside in zip(parts, keys, own, control, strict=True):
+        for part, key, share, values, beside in zip(parts, keys, shares, own, control, strict=True):
             known = (~np.isnan(values - beside)).any(0)
-            table = net_of(values[:, known], beside[:, known], resamples)
+            table = net_of(values[:, known], beside[:, known], resamples, shares=share[known])
             labels = key.filter(pl.Series(known)).select(pl.lit(name).alias("control"), *key.columns)
             part.append(pl.concat([labels, table], how="horizontal"))
     numbers = {"n": pl.Int64} | dict.fromkeys(("value", "chance", "net", "low", "high"), pl.Float64)

@@ -219,6 +219,21 @@ def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.nd
     return np.where(n >= FEWEST["mean"], special.stdtrit(known - 1, 0.5 + LEVEL / 2) * error, np.nan)
 
 
+def ends_of_shares(
+    low: np.ndarray, high: np.ndarray, shares: np.ndarray | bool, *, differences: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals that end where shares do, at 0 and 1, and ``differences`` of shares, at −1 and 1: Student's knows
+    nothing of that.
+
+    Args:
+        low, high: [..., statistic].
+        shares: bool [statistic], which of them are shares; the others stay as they are.
+    """
+    least = -1.0 if differences else 0.0
+    low, high = (np.where(shares, np.clip(end, least, 1.0), end) for end in (low, high))
+    return low, high
+
+
 def bootstrap(
     values: np.ndarray, resamples: Resamples | None, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

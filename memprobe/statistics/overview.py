@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, ends_of_shares, wilson
 from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.vocabulary import STATISTICS
 
@@ -88,7 +88,7 @@ def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples)
     cells = values.reshape(len(values), -1)
     difference, low, high = bootstrap_mean(cells, resamples)
     shares = np.array([STATISTICS[name].share for name in names] * pairs)
-    low, high = np.where(shares, np.maximum(low, -1), low), np.where(shares, np.minimum(high, 1), high)
+    low, high = ends_of_shares(low, high, shares, differences=True)
     columns = {
         "pair": np.repeat(np.arange(pairs), len(names)),
         "statistic": list(names) * pairs,

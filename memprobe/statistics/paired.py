@@ -14,12 +14,23 @@ from scipy import special
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval
+from memprobe.statistics.intervals import (
+    Resamples,
+    bootstrap,
+    bootstrap_mean,
+    ends_of_shares,
+    median_interval,
+)
 from memprobe.statistics.occurrence import Occurrence
 
 
 def differences(
-    values: np.ndarray, answers: np.ndarray, resamples: Resamples, *, seed: int = 0
+    values: np.ndarray,
+    answers: np.ndarray,
+    resamples: Resamples,
+    *,
+    shares: np.ndarray | bool = False,
+    seed: int = 0,
 ) -> pl.DataFrame:
     """Mean paired differences, with everything that is said about them.
 
@@ -30,11 +41,13 @@ def differences(
     Args:
         values: [factoid, column], checkpoint minus reference, NaN where there is none.
         answers: [factoid], whatever identifies the answer.
+        shares: bool [column], which are differences of shares; the intervals of their means end at −1 and 1.
 
     Returns:
         [n, difference, low, high, p, effect, dominance], one row per column; null where it does not exist.
     """
     difference, low, high = bootstrap_mean(values, resamples)
+    low, high = ends_of_shares(low, high, shares, differences=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         n = (~np.isnan(values)).sum(0)
         centred = np.where(np.isnan(values), 0.0, values - difference)
@@ -138,7 +151,8 @@ def differences_by_depth(
     log_prob = checkpoint.log_prob.astype(float) - reference.log_prob
     rank = np.where(missing, np.nan, checkpoint.rank - reference.rank.astype(float))
     values = np.column_stack([recall, log_prob, np.sign(rank)])
-    every = differences(values, answers, resamples, seed=seed)
+    shares = np.arange(values.shape[1]) < recall.shape[1]
+    every = differences(values, answers, resamples, shares=shares, seed=seed)
     tables = []
     for position, measure in enumerate(("recall", "log_prob", "rank")):
         table = every.slice(position * recall.shape[1], recall.shape[1])

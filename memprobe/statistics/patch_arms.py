@@ -27,7 +27,7 @@ from memprobe.statistics.patches import (
 
 NAMES = ("moved_first", "moved_never")
 """Statistics over seeds, as :data:`memprobe.statistics.vocabulary.PATCHED` has them."""
-_ENDS = ("low", "high")
+SHARES = ("moved_never",)
 _SWEEP = ["what", "positions", "direction"]
 
 
@@ -115,15 +115,10 @@ def by_arm(
             if not runs:
                 continue
             head = part.head(1).select(pl.lit(facts).alias("facts"), *_SWEEP)
-            means.append(head.join(arm_means(runs, list(NAMES), n, shares=("moved_never",)), how="cross"))
+            means.append(head.join(arm_means(runs, list(NAMES), n, shares=SHARES), how="cross"))
             if len({run.arm for run in runs}) > 1:
-                apart = arm_differences(runs, list(NAMES), n)
-                share = pl.col("statistic") == "moved_never"  # of which Student's interval knows no ends
-                ends = (
-                    pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(end).alias(end)
-                    for end in ("low", "high")
-                )
-                differences.append(head.join(apart.with_columns(*ends), how="cross"))
+                apart = arm_differences(runs, list(NAMES), n, shares=SHARES)
+                differences.append(head.join(apart, how="cross"))
     return tuple(pl.concat(parts) if parts else pl.DataFrame() for parts in (means, differences))  # pyrefly: ignore
 
 

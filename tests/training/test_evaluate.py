@@ -13,6 +13,7 @@ import torch
 from memprobe.answers import exact_match
 from memprobe.capturing import capture
 from memprobe.errors import MemprobeError
+from memprobe.evaluations import EvaluatedSet
 from memprobe.factoids import make_factoid
 from memprobe.models import wrap
 from memprobe.sources.kinds import Message, make_task, make_text
@@ -355,23 +356,17 @@ def test_a_mean_of_overlaps_has_no_interval_of_yes_and_no():
     assert found["final_answer"]["low"] == pytest.approx(0.237, abs=1e-3)
 
 
-@pytest.mark.parametrize("values", [[0.0] * 11 + [0.3], [1.0] * 11 + [0.7]])
-def test_an_interval_of_few_rows_ends_where_the_metric_does(values):
-    """Student's interval knows no ends, and an evaluation whose share is outside them cannot be read again."""
-    rows = [
-        {
-            "rouge_l": value,
-            "exact_match": value == 1,
-            "exact_tokens": False,
-            "alias_match": False,
-            "nats": 1 - value,
-        }
-        | {"loss": 1.0, "tokens": 2}
-        for value in values
-    ]
+def test_scores_of_few_rows_can_be_read_again():
+    """Student's interval of twelve overlaps, of which eleven are whole, reaches beyond 1: that is no share."""
+    rows = [{"final_answer": True, "rouge_l": float(i > 0), "loss": 1.0, "tokens": 3} for i in range(12)]
+    found = scores(rows, "task")
+    assert found["rouge_l"]["high"] == 1 and found["rouge_l"]["low"] < 11 / 12
+    kept = EvaluatedSet.model_validate({"kind": "task", "metric": "rouge_l", "n": 12, "scores": found})
+    assert kept.score.high == 1
+
+
+def test_an_interval_of_few_rows_begins_at_0():
+    rows = [{"rouge_l": value, "nats": value, "loss": 1.0, "tokens": 2} for value in [0.0] * 11 + [0.3]]
     found = scores(rows, "factoids")
-    for metric, most in (("rouge_l", 1.0), ("nats", math.inf)):
-        low, high = found[metric]["low"], found[metric]["high"]
-        assert low is not None and high is not None
-        assert 0 <= low <= found[metric]["value"] <= high <= most
-        assert low == 0 or high == 1 or metric == "nats"
+    for metric in ("rouge_l", "nats"):
+        assert found[metric]["low"] == 0 < found[metric]["value"] < found[metric]["high"] < 0.3
