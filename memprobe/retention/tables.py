@@ -6,7 +6,7 @@ three seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -69,20 +69,21 @@ def forgetting(retention: Retention) -> pl.DataFrame:
         replay does not show again, null without replay; steps and tokens are multiples of naive's.
     """
     learned = _learned(retention)
-    numbers = ["d_a_after_1", "last_score", "steps", "tokens"]
-    over = _means(learned, ["setup", "arm", "last_metric"], numbers)
+    over = _means(learned, ["setup", "arm", "last_metric"], ["d_a_after_1", "last_score"])
+    costs = costs_of(retention.cells, "setup", "arm")
     kept = learned.group_by("setup", "arm", maintain_order=True).agg(
         retention=pl.col("retention").mean(), by_seed=pl.col("retention").sort_by("seed")
     )
     counts = retention.cells.group_by("setup", "arm", maintain_order=True).agg(
         pl.col("arm_text").first(), cells=pl.len(), failed=pl.col("learned").not_().sum()
     )
-    naive = over.join(counts.filter(arm_text=NAIVE), on=["setup", "arm"], how="semi").select(
+    naive = costs.join(counts.filter(arm_text=NAIVE), on=["setup", "arm"], how="semi").select(
         "setup", naive_steps="steps", naive_tokens="tokens"
     )
     table = (
         counts.join(kept, on=["setup", "arm"], how="left", maintain_order="left")
         .join(over, on=["setup", "arm"], how="left", maintain_order="left")
+        .join(costs, on=["setup", "arm"], how="left", maintain_order="left")
         .join(_of_d_a(retention), on=["setup", "arm"], how="left", maintain_order="left")
         .join(_unseen(retention), on=["setup", "arm"], how="left", maintain_order="left")
         .join(naive, on="setup", how="left", maintain_order="left")
@@ -408,6 +409,15 @@ def _against_naive(differences: pl.DataFrame, statistic: str, front: str) -> pl.
     return rows.select(*keys, *(pl.col(name).alias(to) for name, to in called.items()))
 
 
+def costs_of(cells: pl.DataFrame, *keys: str, of: Sequence[str] = ("steps", "tokens")) -> pl.DataFrame:
+    """What a learned cell costs, a mean by these keys: [*keys, *of], null where none learned.
+
+    A cell that fails trains for as long as it may, which says nothing of what its arm costs.
+    """
+    means = [pl.col(name).filter("learned").mean() for name in of]
+    return cells.group_by(keys, maintain_order=True).agg(means)
+
+
 def cost(retention: Retention) -> pl.DataFrame:
     """Optimiser steps, input tokens and wall time of all stages of a cell, by arm.
 
@@ -415,9 +425,8 @@ def cost(retention: Retention) -> pl.DataFrame:
         [setup, arm, seeds, failed, steps, tokens, seconds]: means over ``seeds`` learned cells, null where there is
         none; ``failed`` counts the others.
     """
-    numbers = [pl.col(name).filter("learned").mean() for name in ("steps", "tokens", "seconds")]
-    counts = [
-        pl.col("learned").sum().cast(pl.UInt32).alias("seeds"),
-        (~pl.col("learned")).sum().alias("failed"),
-    ]
-    return retention.cells.group_by("setup", "arm", maintain_order=True).agg(*counts, *numbers)
+    counts = retention.cells.group_by("setup", "arm", maintain_order=True).agg(
+        seeds=pl.col("learned").sum().cast(pl.UInt32), failed=pl.col("learned").not_().sum()
+    )
+    means = costs_of(retention.cells, "setup", "arm", of=("steps", "tokens", "seconds"))
+    return counts.join(means, on=["setup", "arm"], how="left", maintain_order="left")

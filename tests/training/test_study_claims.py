@@ -43,7 +43,13 @@ def difference(arm: str, value: float, half: float | None, p: float | None, **to
 
 def cell(arm: str, seed: int, **told) -> dict:
     row = {"setup": "s", "arm": arm, "arm_text": arm, "seed": seed, "learned": True, "plain_last": True}
-    row |= {"steps": 100, "tokens": 1000, "weight_change": 5.0 + seed, "cosine_start": 0.1, "retention": 0.5}
+    row |= {
+        "steps": 100,
+        "tokens": 1000,
+        "weight_change": 5.0 + seed,
+        "cosine_start": 0.1,
+        "retention": 0.5,
+    }
     row |= {"d_a": "kvr", "d_b": "lama", "d_c": None, "n": 64}
     return row | told
 
@@ -194,6 +200,19 @@ def test_an_arm_is_held_against_controls_of_its_own(arm, tokens, controls):
     cells += [cell(arm, seed, tokens=tokens) for seed in range(3)]
     found = claims(tables(rows, cells), book({"name": "x", "against": "matched", "arms": "mixing"}))
     assert [text.split("=")[1].split(",")[0] for text in found["against"]] == controls
+
+
+def test_what_a_failed_cell_cost_takes_no_control_from_an_arm():
+    """A cell that never learned trains as long as it may, and what an arm costs is that of those that did."""
+    cells = [cell(arm, seed) for arm in ("none", CONTROL, GENERIC) for seed in range(3)]
+    cells.append(cell(GENERIC, 3, learned=False, steps=400))
+    rows = [difference(GENERIC, 0.4, 0.1, 0.001, reference=CONTROL)]
+    wanted = book({"name": "x", "against": "matched", "arms": "mixing"})
+    assert claims(tables(rows, cells), wanted)["against"].to_list() == [CONTROL]
+    none = [one | {"learned": one["learned"] and one["arm"] != CONTROL} for one in cells]
+    assert not len(claims(tables(rows, none), wanted)), (
+        "a control that never learned costs nothing that is known"
+    )
 
 
 @pytest.mark.parametrize("arm", [GENERIC, "replay(ratio=0.1)"])

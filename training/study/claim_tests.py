@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.arms import NAIVE, Arm
-from memprobe.retention import SETTINGS, counted, kept_less
+from memprobe.retention import SETTINGS, costs_of, counted, kept_less
 from memprobe.retention.asked import OTHERWISE
 from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.clusters import MIN_CLUSTERS, clustered_rank_correlation
@@ -118,8 +118,8 @@ def _is_against(
 
 
 def _costs(cells: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By set-up and arm, the steps and tokens of a cell, meaned over seeds."""
-    means = cells.group_by("setup", "arm_text").agg(pl.col("steps", "tokens").mean())
+    """By set-up and arm, the steps and tokens of a cell."""
+    means = costs_of(cells, "setup", "arm_text")
     costs: dict[str, dict[str, dict[str, float | None]]] = {}
     for setup, arm, steps, tokens in means.iter_rows():
         costs.setdefault(setup, {})[arm] = {"steps": steps, "tokens": tokens}
