@@ -15,7 +15,7 @@ from memprobe.errors import MemprobeError, among, first_line
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.probes import Probe
-from memprobe.sameness import same_model
+from memprobe.sameness import of_several_marks, same_model
 
 _STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
 """A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
@@ -119,17 +119,15 @@ def check_apart(members: Iterable[TrainingPoint]) -> None:
     Raises:
         MemprobeError: so.
     """
+    of_arms = [one for one in members if one.arm is not None]
+    settings = of_several_marks(((one.arm, one.stage or ""), one.settings, one) for one in of_arms)
+    for first, other, *_ in settings.values():
+        raise MemprobeError(
+            f"{first.label} and {other.label} are both arm {other.arm!r}, stage {other.stage!r}, and were trained with "
+            "other settings, so that they are no seeds of one arm: tell them apart with `arms`"
+        )
     seen: dict[tuple[str | int | None, ...], str] = {}
-    of_arm: dict[tuple[str, str], TrainingPoint] = {}
-    for one in members:
-        if one.arm is None:
-            continue
-        first = of_arm.setdefault((one.arm, one.stage or ""), one)
-        if None not in (first.settings, one.settings) and first.settings != one.settings:
-            raise MemprobeError(
-                f"{first.label} and {one.label} are both arm {one.arm!r}, stage {one.stage!r}, and were trained with "
-                "other settings, so that they are no seeds of one arm: tell them apart with `arms`"
-            )
+    for one in of_arms:
         key = (one.arm, one.stage or "", one.seed or "", one.step)
         if key in seen:
             step = "" if one.step is None else f", step {one.step}"

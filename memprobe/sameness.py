@@ -7,8 +7,8 @@ with. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from memprobe.factoids import Factoid, changed_fields
 
@@ -20,10 +20,31 @@ _PARTS = {
 """What a checkpoint is known by, and how it is said that a directory holds another one."""
 
 
+Key = TypeVar("Key", bound=Hashable)
+Thing = TypeVar("Thing")
+
+
+def apart(one: Any, other: Any) -> bool:
+    """Whether two marks are others; ``None`` says nothing, and is like any."""
+    return one is not None and other is not None and one != other
+
+
 def differ(stored: Mapping[str, Any], given: Mapping[str, Any], key: str) -> bool:
     """Whether two entries say otherwise under a key that both have."""
-    ours, theirs = stored.get(key), given.get(key)
-    return ours is not None and theirs is not None and ours != theirs
+    return apart(stored.get(key), given.get(key))
+
+
+def of_several_marks(marked: Iterable[tuple[Key, str | None, Thing]]) -> dict[Key, list[Thing]]:
+    """The keys whose things do not all have one mark, with the first thing of each mark.
+
+    Args:
+        marked: (key, mark, thing); ``None`` says nothing, and is like any.
+    """
+    first: dict[Key, dict[str, Thing]] = {}
+    for key, mark, thing in marked:
+        if mark is not None:
+            first.setdefault(key, {}).setdefault(mark, thing)
+    return {key: list(by_mark.values()) for key, by_mark in first.items() if len(by_mark) > 1}
 
 
 def without(entry: Any, *keys: str) -> Any:

@@ -202,6 +202,8 @@ def test_seeds_that_were_trained_with_other_settings_are_no_seeds_of_an_arm(comm
     other = written("other", ["a", "a", "b"])
     with pytest.raises(MemprobeError, match=r"naive-0 and naive-2 are both arm 'none'.*other settings"):
         command([other], draws=100)
+    with pytest.raises(MemprobeError, match=r"naive-1 and naive-2 are both arm 'none'.*other settings"):
+        command([written("unsaid", [None, "a", "b"])], draws=100)
     told = {"naive-2": ("none, lr 0.001", "2", "1")}
     assert command([other], arms=told, draws=100).tables["arms"]["seeds"].to_list().count(1)
     arms = [("none", "a"), ("none", "a"), ("replay(ratio=0.1)", "b")]

@@ -686,6 +686,72 @@ def test_the_command_writes_the_page_and_says_what_it_holds(study, tmp_path, cli
         assert len(said.strip().splitlines()) == 1
 
 
+def set_with(path, manifests):
+    """The set of a probe of checkpoints that were made so, and its training runs."""
+    probe = write_probe(path, dict.fromkeys(manifests, 4), n=12, manifests=manifests, summary=False)
+    (found,) = sets_of([probe], [], reference=None, draws=100, say=lambda text: None)
+    return found.readings, paths_of(found.readings)
+
+
+@pytest.mark.parametrize(
+    ("naive", "ewc", "pairs"),
+    [
+        ("xy", "xy", 2),
+        ("xy", (None, None), 2),
+        ((None, None), "xy", 2),
+        ("xy", (None, "z"), 1),
+        ("xy", "zz", 0),
+    ],
+)
+def test_an_arm_is_held_against_naive_training_unless_its_settings_are_known_to_be_others(
+    tmp_path, naive, ewc, pairs
+):
+    """Probes of old, and checkpoints whose arm is told by hand, say nothing of settings."""
+    made = {
+        f"{arm}-{stage}": {"arm": arm, "seed": 0, "stage": stage, "stage_name": name, "recipe_mark": mark}
+        for arm, marks in (("none", naive), ("ewc", ewc))
+        for (stage, name), mark in zip(((1, "kvr"), (2, "lama")), marks, strict=True)
+    }
+    readings, paths = set_with(tmp_path / "probe", made)
+    assert sum(against == "naive" for against, *_ in pairs_of(readings, paths)) == pairs
+
+
+def test_of_several_naive_runs_an_arm_is_held_against_that_of_its_settings(tmp_path):
+    marks = {"unsaid": ("none", None), "x": ("none", "x"), "y": ("none", "y")}
+    marks |= {"ewc": ("ewc", "y"), "kl": ("kl(strength=1)", None)}
+    made = {
+        f"{name}-{stage}": {
+            "arm": arm,
+            "seed": 0,
+            "stage": stage,
+            "stage_name": "ab"[stage - 1],
+            "recipe_mark": mark,
+        }
+        for name, (arm, mark) in marks.items()
+        for stage in (1, 2)
+    }
+    readings, paths = set_with(tmp_path / "probe", made)
+    naive = [pair[1:] for pair in pairs_of(readings, paths) if pair[0] == "naive"]
+    of_last = {arm: reference for reference, arm in naive if arm.endswith("2") and reference.endswith("2")}
+    assert of_last == {"ewc-2": "y-2"}, (
+        "of x and y nobody knows which kl has, and no naive run is held against another"
+    )
+
+
+def test_seeds_of_runs_that_end_on_different_datasets_are_seeds_of_one_arm(tmp_path):
+    """Another dataset is another setting of its stage, which tells no seed from another."""
+    made = {
+        f"none-{name}-{seed}": {
+            **{"arm": "none", "seed": seed, "stage": stage, "stage_name": name},
+            "recipe_mark": name,
+        }
+        for seed in range(3)
+        for stage, name in ((1, "kvr"), (2, "lama"), (2, "webqa"))
+    }
+    _, paths = set_with(tmp_path / "probe", made)
+    assert [path.arm for path in paths] == ["naive → 2 lama", "naive → 2 webqa"] * 3
+
+
 def test_runs_that_share_a_stage_and_end_on_different_datasets_are_chains_of_their_own(tmp_path):
     manifests = {
         f"{arm}-{name}": {"arm": arm, "seed": 0, "stage": stage, "stage_name": name}

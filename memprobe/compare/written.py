@@ -13,6 +13,7 @@ import polars as pl
 from memprobe.compare.headline import Headline
 from memprobe.files import csv_text, json_text, write_together
 from memprobe.members import TrainingPoint, ends_of
+from memprobe.sameness import of_several_marks
 from memprobe.statistics.arms import MIN_SEEDS
 
 
@@ -79,18 +80,14 @@ def _on_seeds(members: Iterable[TrainingPoint]) -> list[str]:
 
 
 def _on_settings(members: Iterable[TrainingPoint]) -> list[str]:
-    first: dict[tuple[tuple[int, str], str], TrainingPoint] = {}
-    for one in ends_of(members):
-        if one.settings is not None:
-            first.setdefault((one.stage_order, one.settings), one)
-    for order in sorted({order for order, _ in first}):
-        one, *others = (point for (at, _), point in first.items() if at == order)
-        if others:
-            return [
-                f"{one.label} and {others[0].label} were trained with other settings, not as other arms alone: a "
-                "difference between their arms is of both."
-            ]
-    return []
+    of_stages = of_several_marks((one.stage_order, one.settings, one) for one in ends_of(members))
+    if not of_stages:
+        return []
+    one, other, *_ = of_stages[min(of_stages)]
+    return [
+        f"{one.label} and {other.label} were trained with other settings, not as other arms alone: a difference "
+        "between their arms is of both."
+    ]
 
 
 FEW_SEEDS = (

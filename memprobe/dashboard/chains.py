@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from memprobe.arms import Arm, arm_names
+from memprobe.chains import Chain
+from memprobe.members import Member
 from memprobe.readings import Readings
+from memprobe.sameness import apart, of_several_marks
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,16 @@ def paths_of(readings: Readings) -> list[TrainingPath]:
         chain for chain in readings.chains if all(one.stage_number is not None for one in chain.members)
     ]
     short = arm_names(list(dict.fromkeys(chain.arm for chain in chains)))
-    marks: dict[tuple[str, tuple[int, str]], set[str]] = {}
-    for chain in chains:
-        last = chain.members[-1]
-        if last.settings is not None:
-            marks.setdefault((chain.arm, last.stage_order), set()).add(last.settings)
+
+    def stage_of(chain: Chain[Member]) -> tuple[str, tuple[int, str]]:
+        return chain.titled(short[chain.arm]), chain.members[-1].stage_order
+
+    several = of_several_marks((stage_of(chain), chain.members[-1].settings, chain) for chain in chains)
     paths = []
     for chain in chains:
         first = [readings.base] if readings.base and readings.base not in chain.members else []
         arm, last = chain.titled(short[chain.arm]), chain.members[-1]
-        if len(marks.get((chain.arm, last.stage_order), ())) > 1 and chain.ends != last.label:
+        if stage_of(chain) in several:
             arm = f"{arm} ({last.label})"  # trained with other settings, so no seed of the others
         paths.append(
             TrainingPath(
@@ -78,19 +81,37 @@ def pairs_of(readings: Readings, paths: Sequence[TrainingPath]) -> list[tuple[st
     pairs = [("reference", origin, label) for label in readings.labels if label != origin]
     for path in paths:
         pairs += [("before", one, other) for one, other in itertools.pairwise(path.labels)]
-    # Held against naive training of the same settings: a difference is of the arm alone.
-    naive: dict[tuple[str | None, int, str, str | None], str] = {}
+    naive: dict[tuple[str | None, int, str], dict[str, str | None]] = {}
     for path in paths:
-        if path.naive:
-            naive |= dict(zip(_places(path), path.labels, strict=True))
+        for place, label, settings in _places(path) if path.naive else ():
+            naive.setdefault(place, {})[label] = settings
     for path in paths:
-        for place, stage, label in zip(_places(path), path.stages, path.labels, strict=True):
-            other = naive.get(place)
-            if stage > 0 and other is not None and other != label:
+        for place, label, settings in _places(path) if not path.naive else ():
+            other = _of_settings(settings, naive.get(place, {}))
+            if other is not None and other != label:
                 pairs.append(("naive", other, label))
     return [pair for pair in dict.fromkeys(pairs) if readings.same_depths(*pair[1:])]
 
 
-def _places(path: TrainingPath) -> list[tuple[str | None, int, str, str | None]]:
-    """Of each of its checkpoints, what another arm's must have in common with it."""
-    return [(path.seed, *place) for place in zip(path.stages, path.stage_names, path.settings, strict=True)]
+def _places(path: TrainingPath) -> list[tuple[tuple[str | None, int, str], str, str | None]]:
+    """Of each of its checkpoints after a stage, what another arm's must have in common with it; label and settings."""
+    every = zip(path.stages, path.stage_names, path.labels, path.settings, strict=True)
+    return [
+        ((path.seed, stage, name), label, settings) for stage, name, label, settings in every if stage > 0
+    ]
+
+
+def _of_settings(settings: str | None, among: Mapping[str, str | None]) -> str | None:
+    """The checkpoint that was trained with these settings, so that a difference from it is of the arm alone.
+
+    Args:
+        settings: ``None`` where nothing says them.
+        among: those of checkpoints, by label.
+
+    Returns:
+        A label; ``None`` where there is none, or several that may be it and are known to differ.
+    """
+    alike = {label: one for label, one in among.items() if not apart(settings, one)}
+    if len(set(alike.values()) - {None}) > 1:
+        return None
+    return max(alike, key=lambda label: alike[label] is not None, default=None)

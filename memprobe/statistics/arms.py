@@ -20,6 +20,7 @@ import polars as pl
 import polars.selectors as cs
 from scipy import special
 
+from memprobe.sameness import of_several_marks
 from memprobe.statistics.intervals import LEVEL, ends_of_shares
 from memprobe.statistics.power import detectable
 from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
@@ -253,11 +254,8 @@ def are_seeds(made: Sequence[tuple[str, str, str, str | None]]) -> list[bool]:
         with the same settings, as far as they say with which.
     """
     often = Counter(one[:3] for one in made)
-    settings: dict[tuple[str, str], set[str]] = {}
-    for arm, stage, _, mark in made:
-        if mark is not None:
-            settings.setdefault((arm, stage), set()).add(mark)
-    return [often[one[:3]] == 1 and len(settings.get(one[:2], ())) < 2 for one in made]
+    settings = of_several_marks((one[:2], one[3], one) for one in made)
+    return [often[one[:3]] == 1 and one[:2] not in settings for one in made]
 
 
 def student(values: np.ndarray) -> tuple[float | None, float | None]:
