@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -371,11 +372,14 @@ def test_checkpoints_along_one_stage_are_told_apart_by_their_steps(tmp_path):
         compare([probe], arms=twice, draws=100)
 
 
-def test_labels_that_repeat_take_their_directory(tmp_path):
-    probes = [write_probe(tmp_path / name, {"m": 5.0}, summary=False) for name in ("one", "two")]
-    assert [c["label"] for c in compare(probes, draws=100).settings["checkpoints"]] == ["one/m", "two/m"]
+@pytest.mark.parametrize("command", [compare, compare_outcomes])
+@pytest.mark.parametrize("below", ["", "probe"])
+def test_labels_that_repeat_take_their_directory(command, below, tmp_path):
+    probes = [write_probe(tmp_path / name / below, {"m": 5.0}, summary=False) for name in ("one", "two")]
+    labels = [one["label"] for one in command(probes, draws=100).settings["checkpoints"]]
+    assert labels == [str(Path(name, below, "m")) for name in ("one", "two")]
     with pytest.raises(MemprobeError, match="given twice"):
-        compare([probes[0], probes[0]], draws=100)
+        command([probes[0], probes[0]], draws=100)
 
 
 def test_steps_are_a_learning_curve(tmp_path):

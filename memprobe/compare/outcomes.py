@@ -32,7 +32,7 @@ from memprobe.compare.written import (
 )
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import SameFacts
-from memprobe.files import read_valid
+from memprobe.files import read_valid, short_names
 from memprobe.lineage import lineage
 from memprobe.members import TrainingPoint, check_apart, ends_of, made_by, step_of, trained_from
 from memprobe.probes import Probe, open_probe
@@ -312,8 +312,10 @@ def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
 def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> list[Answers]:
     """With labels of their own, and what is said of how they were made."""
     labels = [one.label for one in answers]
+    paths = list(dict.fromkeys(one.path for one in answers))
+    folders = dict(zip(paths, short_names(paths), strict=True))
     named = [
-        replace(one, label=f"{one.path.name}/{one.label}") if labels.count(one.label) > 1 else one
+        replace(one, label=f"{folders[one.path]}/{one.label}") if labels.count(one.label) > 1 else one
         for one in answers
     ]
     labels = [one.label for one in named]
