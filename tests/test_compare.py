@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
-from memprobe.compare import ANSWER, compare, depth_and_retention, kept_facts, read_comparison
+from memprobe.compare import ANSWER, compare, depth_and_retention, kept_facts, over_runs, read_comparison
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
@@ -615,6 +616,20 @@ def test_depth_goes_with_what_is_left_of_every_fact_that_was_recalled(kept):
     assert depth_and_retention(readings, {"none": pairs}, turned).equals(table.filter(arm="none"))
     with pytest.raises(MemprobeError, match=r"'9\.2': no such checkpoint"):
         depth_and_retention(readings, {"none": [("0.1", "9.2")]})
+
+
+def test_the_interval_of_a_correlation_ends_where_correlations_do(kept, monkeypatch):
+    """Three seeds that disagree as widely as they can: Student's interval would reach far beyond."""
+    seeds = iter([-0.9, 0.9, 0.9])
+    found = over_runs.rank_correlations
+    monkeypatch.setattr(
+        over_runs,
+        "rank_correlations",
+        lambda values, *more: replace(found(values, *more), rho=np.full(values.shape[1], next(seeds))),
+    )
+    pairs = [(f"{seed}.1", f"{seed}.2") for seed in range(3)]
+    table = depth_and_retention(Readings.of([kept[0]], draws=300), {"none": pairs})
+    assert set(table["low"]) == {-1} and set(table["high"]) == {1}
 
 
 def test_a_pair_of_checkpoints_says_so_too(kept):

@@ -229,6 +229,7 @@ def depth_and_retention(
     if not runs:
         return pl.DataFrame()
     table = arm_means(runs, list(DEPTHS), len(readings.factoids)).rename({"mean": "correlation"})
+    table = table.with_columns(pl.col("low", "high").clip(-1, 1))  # beyond which Student's interval may reach
     numbers = pl.DataFrame({"arm": list(counts), "facts": list(counts.values())})
     front = ["arm", "seeds", "facts", "statistic"]
     return table.join(numbers, on="arm", how="left", maintain_order="left").select(
