@@ -14,13 +14,21 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
-from memprobe.compare import ANSWER, compare, depth_and_retention, kept_facts, over_runs, read_comparison
+from memprobe.compare import (
+    ANSWER,
+    by_pair,
+    compare,
+    depth_and_retention,
+    kept_facts,
+    over_runs,
+    read_comparison,
+)
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
-from memprobe.readings import Readings
+from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
 from memprobe.statistics.controls import SHARES, STATISTICS
@@ -616,6 +624,41 @@ def test_depth_goes_with_what_is_left_of_every_fact_that_was_recalled(kept):
     assert depth_and_retention(readings, {"none": pairs}, turned).equals(table.filter(arm="none"))
     with pytest.raises(MemprobeError, match=r"'9\.2': no such checkpoint"):
         depth_and_retention(readings, {"none": [("0.1", "9.2")]})
+
+
+def test_kept_and_lost_facts_differ_by_no_more_than_shares_can(tmp_path, monkeypatch):
+    """Of few facts, and over seeds that disagree, Student's interval would reach beyond 1."""
+    made = {
+        f"{seed}.{stage}": {"arm": "none", "seed": seed, "stage": stage}
+        for seed in range(3)
+        for stage in (1, 2)
+    }
+    depths = dict.fromkeys(made, 4.0)
+    probe = write_probe(tmp_path / "own", depths, n=12, never=0.0, manifests=made, summary=False)
+    said = [
+        label.endswith("1") or index % 12 < 4
+        for index, label in enumerate(probe.outcomes["checkpoint"].to_list())
+    ]
+    retell(probe.path, "outcomes", probe.outcomes.with_columns(exact_match=pl.Series(said)))
+    readings = Readings.of([open_probe(probe.path)], reference="0.1", draws=100)
+    recall = list(ARM_STATISTICS).index("recall_full")
+    found = by_pair.kept_against_lost
+
+    def far(values, *more):
+        told = found(values, *more)
+        told.difference[recall], told.low[recall], told.high[recall] = next(seeds), -1.3, 0.4
+        return told
+
+    seeds = iter([-0.9, 0.9, 0.9, -0.9])
+    for module in (over_runs, by_pair):
+        monkeypatch.setattr(module, "kept_against_lost", far)
+    arms = kept_facts(readings, {"none": [(f"{seed}.1", f"{seed}.2") for seed in range(3)]})
+    pair = by_pair.kept(readings, [("0.1", "0.2")])
+    row, one = (
+        table.row(by_predicate=pl.col("statistic") == "recall_full", named=True) for table in (arms, pair)
+    )
+    assert (row["low"], row["high"], one["low"], one["high"]) == (-1, 1, -1, 0.4)
+    assert row["p"] > 0.5, "a difference is held against 0, as a share is not"
 
 
 def test_the_interval_of_a_correlation_ends_where_correlations_do(kept, monkeypatch):

@@ -9,10 +9,11 @@ from memprobe.compare.by_checkpoint import PLACEMENT
 from memprobe.compare.by_lens import also_in
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
 from memprobe.readings import ARM_STATISTICS, Readings
-from memprobe.statistics.controls import IS_SHARE, STATISTICS, placement_claims
+from memprobe.statistics.controls import IS_SHARE, SHARES, STATISTICS, placement_claims
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.fates import kept_against_lost, lost_in_short
 from memprobe.statistics.fates import lost_facts as lost_facts_of
+from memprobe.statistics.intervals import ends_of_shares
 from memprobe.statistics.latent import SPREAD, spread_of, unlucky
 from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import differences as differences_of
@@ -150,7 +151,9 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
         return kept.empty.drop("reference", "checkpoint")
     held = kept_against_lost(readings.with_net(reference), still, gone)
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
-    columns |= {"low": held.low, "high": held.high, "detectable": held.detectable}
+    is_share = np.isin(ARM_STATISTICS, SHARES)
+    low, high = ends_of_shares(held.low, held.high, is_share, differences=True)
+    columns |= {"low": low, "high": high, "detectable": held.detectable}
     counts = [pl.lit(int(which.sum())).alias(name) for name, which in (("n_kept", still), ("n_lost", gone))]
     against_lost = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")
     return against_lost.select(*counts, pl.all())

@@ -180,7 +180,8 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     if not runs:
         return pl.DataFrame()
     names = [ARM_STATISTICS[i] for i in chosen]
-    found = arm_means(runs, names, len(readings.factoids)).rename({"mean": "difference"})
+    found = arm_means(runs, names, len(readings.factoids), shares=SHARES, differences=True)
+    found = found.rename({"mean": "difference"})
     sizes = [[[n for n, _ in one], [n for _, n in one]] for one in counts.values()]
     numbers = pl.DataFrame(
         {"arm": list(counts), "kept": [kept for kept, _ in sizes], "lost": [lost for _, lost in sizes]}

@@ -106,6 +106,7 @@ def arm_means(
     *,
     shares: Collection[str] = (),
     binary: Collection[str] = (),
+    differences: bool = False,
 ) -> pl.DataFrame:
     """Each arm's mean over seeds, at each stage, with its interval.
 
@@ -114,23 +115,26 @@ def arm_means(
     Args:
         shares: names of those that lie between 0 and 1; their intervals end there, of which Student's knows nothing.
         binary: those of them that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
+        differences: whether each run holds differences, which of shares end at −1 and 1.
 
     Returns:
         [arm, stage, seeds, statistic, mean, low, high, p, detectable, by_seed]; ``p`` and ``detectable`` as in
-        :func:`arm_differences`, of the mean against 0, for those that are no shares.
+        :func:`arm_differences`, of the mean against 0, for those that are no shares, or differences of them.
     """
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
         estimate = _estimate(members, [], n)
         bounded = np.array([name in shares for name in names])
-        low, high = ends_of_shares(estimate.low, estimate.high, bounded)
+        low, high = ends_of_shares(estimate.low, estimate.high, bounded, differences=differences)
         values = np.array([run.means for run in members])
         for i, name in enumerate(names):
             if name in binary and len(members) >= MIN_SEEDS and n and not np.isnan(values[:, i]).any():
                 variance = _fact_variance([(1, members)], n)[i]
                 _, low[i], high[i], _ = share_over_seeds(_counts(members, i, n), n, fact_variance=variance)
             by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
-            against_0 = (np.nan, np.nan) if name in shares else (estimate.p[i], estimate.detectable[i])
+            against_0 = estimate.p[i], estimate.detectable[i]
+            if bounded[i] and not differences:
+                against_0 = np.nan, np.nan
             edges = [estimate.value[i], low[i], high[i], *against_0]
             rows.append([arm, stage, len(members), name, *edges, by_seed])
     schema = {"arm": pl.String, "stage": pl.String, "seeds": pl.Int64, "statistic": pl.String}
