@@ -36,6 +36,24 @@ def occurring(lof: list[float], n_layers: int, prefix: str = "f") -> Occurrence:
     return Occurrence(np.array([f"{prefix}{i}" for i in range(len(lof))]), n_layers, depth, depth, held)
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_facts_that_agree_are_not_certain(value):
+    """Sixteen facts that all are lost, or all stay, are sixteen facts; means of depths are known as they are."""
+    values = np.column_stack([np.full(16, value), np.full(16, value), [value] * 9 + [math.nan] * 7])
+    table = differences(
+        values, np.arange(16), Resamples.of(16, draws=400), shares=np.array([True, False, True])
+    )
+    share, depth, few = table.rows(named=True)
+    assert share["difference"] == depth["difference"] == depth["low"] == depth["high"] == value
+    # One gained and one lost are added: 18 facts, of which 18 or 2 moved.
+    moved, net = 16 * abs(value) + 2, 16 * value
+    half = 1.959964 * math.sqrt((moved / 18 - (net / 18) ** 2) / 18)
+    assert share["low"] == pytest.approx(max(-1, net / 18 - half)) and share["low"] <= value
+    assert share["high"] == pytest.approx(min(1, net / 18 + half)) and share["high"] >= value
+    assert share["high"] - share["low"] > 0.2
+    assert few["n"] == 9 and few["low"] is None  # too few for any
+
+
 def test_differences_by_hand():
     values = np.array([[1.0, np.nan], [2.0, 1.0], [-1.0, 1.0], [2.0, 1.0]])
     table = differences(values, np.array(["a", "b", "c", "d"]), Resamples.of(4, draws=2000))

@@ -69,13 +69,10 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     ).drop("p", "detectable")
     every = [run for group in groups.values() for run, _ in group]
     naive = next((arm for arm in order if Arm.of(arm).is_naive), "")
-    apart = arm_differences(every, list(NAMES), min(row.n for row in relearned), reference=naive)
-    share = pl.col("statistic").is_in(SHARES)  # of which Student's interval knows no ends
-    ends = (
-        pl.when(share).then(pl.col(end).clip(-1, 1)).otherwise(end).alias(f"difference_{end}")
-        for end in ("low", "high")
-    )
-    apart = apart.select(*_KEYS, "reference", "difference", *ends, "p", "significant")
+    size = min(row.n for row in relearned)
+    apart = arm_differences(every, list(NAMES), size, reference=naive, shares=SHARES)
+    ends = {f"difference_{end}": end for end in ("low", "high")}
+    apart = apart.select(*_KEYS, "reference", "difference", "p", "significant", **ends)
     rows = {key: [row for _, row in group] for key, group in groups.items()}
     about = pl.DataFrame(
         [

@@ -17,7 +17,8 @@ from scipy import special
 from memprobe.errors import MemprobeError
 
 LEVEL = 0.95
-_Z = float(special.ndtri(0.5 + LEVEL / 2))
+Z = float(special.ndtri(0.5 + LEVEL / 2))
+"""Standard errors that an interval of a normal reaches either way."""
 _METHOD = "weibull"
 FEWEST = {"mean": 10, "mean of those that occur": 20, "sd": 60, "effective layers": 60}
 """Factoids below which a statistic has no interval, for it would not hold 95 %: "too few" is said instead. Where
@@ -50,7 +51,7 @@ def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The score interval of a share (Wilson 1927), elementwise; NaN where ``n`` is 0."""
     share, n = np.asarray(share, float), np.asarray(n, float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread = _Z**2 / n
+        spread = Z**2 / n
         centre = (share + spread / 2) / (1 + spread)
         half = np.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # At 0 and at 1 the interval ends exactly there; rounding must not push it past.

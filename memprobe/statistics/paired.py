@@ -16,12 +16,14 @@ from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import (
     Resamples,
+    Z,
     bootstrap,
     bootstrap_mean,
     ends_of_shares,
     median_interval,
 )
 from memprobe.statistics.occurrence import Occurrence
+from memprobe.statistics.shares import discordant_variance
 
 
 def differences(
@@ -34,9 +36,11 @@ def differences(
 ) -> pl.DataFrame:
     """Mean paired differences, with everything that is said about them.
 
-    ``low`` and ``high`` are bootstrapped over factoids. ``p`` is of :func:`sign_flip`. ``effect`` is Cohen's
-    d_z, the mean difference over the sd of the differences (Lakens 2013, equation 6); ``dominance`` is the
-    share of factoids that go up minus the share that go down (Cliff 1993, within pairs).
+    ``low`` and ``high`` are bootstrapped over factoids. Where all factoids agree on a share, which resampling takes for
+    certain, the interval is that of Agresti & Min (2005), with one fact gained and one lost added. ``p`` is of
+    :func:`sign_flip`. ``effect`` is Cohen's d_z, the mean difference over the sd of the differences (Lakens 2013,
+    equation 6); ``dominance`` is the share of factoids that go up minus the share that go down (Cliff 1993, within
+    pairs).
 
     Args:
         values: [factoid, column], checkpoint minus reference, NaN where there is none.
@@ -47,6 +51,7 @@ def differences(
         [n, difference, low, high, p, effect, dominance], one row per column; null where it does not exist.
     """
     difference, low, high = bootstrap_mean(values, resamples)
+    low, high = _of_unanimous(values, low, high, np.broadcast_to(shares, values.shape[1:]))
     low, high = ends_of_shares(low, high, shares, differences=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         n = (~np.isnan(values)).sum(0)
@@ -112,6 +117,18 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
             1.0, (1 + hits + own / 2 * draws) / (1 + draws)
         )  # of own, the expected number is known
     return np.where(np.isnan(values).all(0), np.nan, p)
+
+
+def _of_unanimous(
+    values: np.ndarray, low: np.ndarray, high: np.ndarray, shares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals of differences of shares, none of which is without width because all factoids agree."""
+    low, high = low.copy(), high.copy()
+    for column in np.flatnonzero(shares & (low == high)):
+        some = values[~np.isnan(values[:, column]), column]
+        centre, half = some.sum() / (len(some) + 2), Z * np.sqrt(discordant_variance(some))
+        low[column], high[column] = centre - half, centre + half
+    return low, high
 
 
 def false_discovery(p: np.ndarray) -> np.ndarray:
