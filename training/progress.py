@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from memprobe.errors import MemprobeError, in_own_words
-from memprobe.files import read_json
+from memprobe.files import read_json, write_text
 
 
 @dataclass
@@ -78,4 +78,4 @@ def cut_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, TypeError, KeyError, RecursionError):  # cut off, or no line of ours
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text("".join(kept), path)

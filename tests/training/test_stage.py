@@ -19,6 +19,7 @@ from training.examples import ExampleMaker
 from training.mixing import IGNORED, Part, Schedule
 from training.penalties import Boundary, InForce, Penalty
 from training.penalties.kl import Kl
+from training.progress import add_metrics, cut_metrics
 from training.recipe import Stop, to_toml
 from training.run import run
 from training.stage import StageRun, train
@@ -257,3 +258,23 @@ def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, t
     free = distance(1e30, Hold)
     assert distance(0.1, HoldWeights) == pytest.approx(free, rel=1e-6)
     assert distance(0.1, Hold) > 1.3 * free
+
+
+def test_metrics_are_whole_whenever_a_run_that_goes_on_is_killed(tmp_path, monkeypatch):
+    """Killed as their file is put in place, the lines of all earlier steps are still there."""
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        add_metrics(path, step, 0.0, None, {"loss": 1.0})
+    before = path.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut_metrics(path, 2)
+    assert path.read_text() == before
+    cut_metrics(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
