@@ -40,7 +40,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _PATH = re.compile(r"\.{0,2}/|~")
 _STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
 # Models from before the hub had owners, by what everyone still calls them.
-_OLD_NAMES = {
+OLD_NAMES = {
     name: f"{owner}/{name}"
     for owner, names in {
         "openai-community": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt"),
@@ -394,7 +394,7 @@ def _is_local(spec: str) -> bool:
 
 
 def _from_hub(spec: str, how: _How) -> Path:
-    spec = _OLD_NAMES.get(spec, spec)
+    spec = OLD_NAMES.get(spec, spec)
     if not _HUB_ID.fullmatch(spec) or _is_local(spec):
         bare = re.fullmatch(r"[\w.-]+", spec)
         hint = (

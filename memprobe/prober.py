@@ -17,7 +17,7 @@ import polars as pl
 from memprobe import residuals
 from memprobe.checkpoints import Checkpoint, made_of, resolve
 from memprobe.factoids import Factoid
-from memprobe.hub_cache import evict, is_cached_snapshot
+from memprobe.hub_cache import bases_named, evict, is_cached_snapshot, is_of
 from memprobe.identity import identity_of
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
@@ -50,6 +50,8 @@ class Asked:
     Attributes:
         steps: training steps by label.
         unit: factoids of a unit, or a few more: batches are not divided.
+        kept: where the files lie that are not evicted (:func:`read_by_others`).
+        kept_models: hub ids of models that are not evicted (:func:`bases_ahead`).
     """
 
     factoids: Sequence[Factoid]
@@ -65,6 +67,7 @@ class Asked:
     evict: bool
     unit: int = UNIT
     kept: frozenset[Path] = frozenset()
+    kept_models: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,14 @@ def read_by_others(
         if isinstance(item, Checkpoint):
             paths |= {part.path for part in made_of(item) if part is not item}
     return frozenset(paths)
+
+
+def bases_ahead(named: Sequence[Checkpoint | Deferred | LensModel], loading: LoadOptions) -> frozenset[str]:
+    """Hub ids of the models that adapters lie over which are found when their turn comes, where their own files name
+    them."""
+    if loading.base is not None:
+        return frozenset()
+    return frozenset(base for item in named if isinstance(item, Deferred) for base in bases_named(item.spec))
 
 
 class Prober:
@@ -262,7 +273,7 @@ class Prober:
         checkpoint = self._found.pop(item.label, ahead)
         if checkpoint is None or checkpoint.path in self.asked.kept:
             return
-        if is_cached_snapshot(checkpoint.path):
+        if is_cached_snapshot(checkpoint.path) and not is_of(checkpoint.path, self.asked.kept_models):
             evict(checkpoint.path)
 
     def model(self, item: Checkpoint | Deferred | LensModel) -> LensModel:

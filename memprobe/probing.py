@@ -36,7 +36,7 @@ from memprobe.probe_writer import (
     write_run,
     write_summary,
 )
-from memprobe.prober import Asked, read_by_others
+from memprobe.prober import Asked, bases_ahead, read_by_others
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sameness import other_checkpoint
@@ -161,6 +161,7 @@ def probe(
         evict=evict,
         unit=prober.UNIT,
         kept=read_by_others(named, lenses, loading) if evict else frozenset(),
+        kept_models=bases_ahead(named, loading) if evict else frozenset(),
     )
     first = lenses.first
     with locked(out), _hands(engine, asked, in_memory, out) as hands:

@@ -252,6 +252,44 @@ def test_what_another_checkpoint_is_read_from_stays(hub, tiny_checkpoint, tmp_pa
     assert "0" in left and "2" not in left, "whose tokenizer is taken stays, and nobody reads from step 3"
 
 
+def test_the_base_of_an_adapter_that_is_found_later_stays(tiny_checkpoint, tmp_path, monkeypatch):
+    """Of an adapter on the hub, its configuration says what it lies over; the other models go, each in its turn."""
+    import peft
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from transformers import AutoModelForCausalLM
+
+    asked = ["owner/base", "owner/other", "owner/adapter"]
+
+    def snapshot(name):
+        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        return folder / "snapshots" / (str(asked.index(name)) * 40)
+
+    for name in ("owner/base", "owner/other"):
+        shutil.copytree(tiny_checkpoint, snapshot(name))
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(snapshot("owner/adapter"))
+    file = snapshot("owner/adapter") / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "owner/base"}))
+
+    def download(name, file=None, **_):
+        path = snapshot(name) if file is None else snapshot(name) / file
+        if not path.exists():
+            raise LocalEntryNotFoundError(str(path))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    result = probe(asked, FACTS, tmp_path / "probe", device="cpu", evict=True)
+    assert all(entry["complete"] for entry in result.run["checkpoints"].values())
+    assert {name: snapshot(name).exists() for name in asked} == {
+        "owner/base": True,
+        "owner/other": False,
+        "owner/adapter": False,
+    }
+
+
 def test_only_a_revision_in_the_cache_is_one(tmp_path, hub):
     root, _ = hub
     assert hub_cache.is_cached_snapshot(root / "snapshots" / ("0" * 40))
