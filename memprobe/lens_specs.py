@@ -11,9 +11,11 @@ from torch import Tensor
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError, among
+from memprobe.identity import identity_of
 from memprobe.lens_files import LensFile, read_lens
 from memprobe.lens_kinds import FITTED_KINDS
 from memprobe.lenses import Lens
+from memprobe.sameness import other_checkpoint, without
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -186,18 +188,18 @@ def _check_size(name: str, file: LensFile, lens_model: LensModel) -> None:
 
 def _notes(name: str, file: LensFile, lens_model: LensModel) -> list[str]:
     notes = []
-    fitted_on = file.about.get("fingerprint")
     unembedding = file.about.get("unembedding hash")
     weights = file.about.get("model") or "weights that its file does not name"
-    if fitted_on is None and unembedding is None:
+    # Which tokenizer cut the corpus is no part of the model that the maps belong to.
+    other = other_checkpoint(without(file.about, "tokenizer"), identity_of(lens_model))
+    if other is None and unembedding not in (None, _hash_unembedding(lens_model)):
+        other = "other weights"
+    if file.about.get("fingerprint") is None and unembedding is None:
         notes.append(
             f"lens {name}: fitted on {weights}; nothing in its file can say whether those are the weights read"
         )
-    elif fitted_on not in (None, lens_model.fingerprint) or unembedding not in (
-        None,
-        _hash_unembedding(lens_model),
-    ):
-        notes.append(f"lens {name}: fitted on other weights ({weights}) than those of {lens_model.label}")
+    elif other is not None:
+        notes.append(f"lens {name}: fitted on {other} ({weights}) than those of {lens_model.label}")
     if missing := sorted(set(range(lens_model.n_layers)) - set(file.maps)):
         notes.append(f"lens {name}: no map for depth {missing[0]}, which is read as by the Logit Lens")
     return notes

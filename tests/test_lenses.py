@@ -9,6 +9,7 @@ import torch
 
 from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
+from memprobe.identity import identity_of
 from memprobe.lens_files import AffineMap, read_lens, write_about, write_maps
 from memprobe.lens_specs import LensSpec, parse_lens, parse_lenses
 from memprobe.lenses import Lens
@@ -257,6 +258,23 @@ def test_a_lens_of_other_weights_is_read_and_said(tmp_path):
         "lens linear: fitted on other weights (llama-0) than those of llama-1",
     )
     assert isinstance(spec.build(child), Lens)
+
+
+def test_a_lens_of_the_same_tensors_in_another_model_is_read_and_said(tmp_path):
+    """Another base of the rotary embeddings: no tensor says so, and every stream is another."""
+    said = {"rope_theta": 1e4, "rope_type": "default"}
+    read, other = model_of(rope_parameters=said), model_of(rope_parameters=said | {"rope_theta": 10.0})
+    assert read.fingerprint == other.fingerprint
+    assert not torch.allclose(streams(read)[1], streams(other)[1], atol=1e-4)
+    known_by = identity_of(read) | {"tokenizer": "another"}
+    spec = LensSpec("linear", save_lens(tmp_path / "fit", read, random_maps(read), **known_by))
+    assert spec.build(read).notes == ()
+    assert spec.build(other).notes == (
+        "lens linear: fitted on the same weights with other settings (config.json, adapter_config.json) (llama-0) "
+        "than those of llama-0",
+    )
+    older = LensSpec("linear", save_lens(tmp_path / "older", read, random_maps(read)))
+    assert older.build(other).notes == ()
 
 
 class Evil:
