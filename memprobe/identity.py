@@ -103,6 +103,12 @@ def marks_of(
         return settings_of(checkpoint), tokenizer_of(checkpoint)
     if vouched is not None:
         return None, None
+    return settings_in_memory(model), _tokenizer_in_memory(tokenizer)
+
+
+def settings_in_memory(model: Any) -> str:
+    """The settings of a model in memory: those of a checkpoint that it would be saved as; see
+    :func:`memprobe.settings.settings_of`."""
     adapters = getattr(model, "peft_config", None)
     by_name = (
         {name: _plain(one.to_dict()) for name, one in adapters.items()} if isinstance(adapters, dict) else {}
@@ -111,7 +117,7 @@ def marks_of(
         by_name["active"] = {"names": _plain(getattr(model, "active_adapters", None))}
     generation = getattr(model, "generation_config", None)
     ends = {"eos_token_id": getattr(generation, "eos_token_id", None)}
-    return of_config(_plain(model.config.to_diff_dict()), ends, by_name), _tokenizer_in_memory(tokenizer)
+    return of_config(_plain(model.config.to_diff_dict()), ends, by_name)
 
 
 def _plain(value: Any) -> Any:

@@ -92,6 +92,7 @@ class ManifestFile(Open):
     replayed: list[str] = Field(default_factory=list)
     base: Parent | None = None
     parent: Parent | None = None
+    checkpoint: Parent | None = None
     stages: list[StageRows] = Field(default_factory=list)
 
 

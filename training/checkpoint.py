@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe import __version__
-from memprobe.checkpoints import Checkpoint, fingerprint
+from memprobe.checkpoints import Checkpoint, fingerprint, resolve
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import read_json, read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST, MANIFEST_SCHEMA
@@ -58,11 +58,10 @@ class About:
     metrics: Path
 
     def write(self, folder: Path, progress: Progress, steps: int) -> None:
-        """Manifest, the rows of every stage up to this one, resolved recipe and metrics."""
+        """Manifest, the rows of every stage up to this one, resolved recipe and metrics, beside saved weights."""
         stages = [self._stage(number, folder) for number in range(1, self.number + 1)]
         recipe, first = self.recipe, self.parent is self.base
         base = base_entry(recipe, self.base)
-        above = {"spec": f"../{self.parent.path.name}", "fingerprint": fingerprint(self.parent)}
         manifest = {
             "schema": MANIFEST_SCHEMA,
             "run": self.run,
@@ -78,7 +77,8 @@ class About:
             "seconds": round(progress.seconds, 1),
             "processes": self.processes,
             "base": base,
-            "parent": base if first else above,
+            "parent": base if first else _entry(f"../{self.parent.path.name}", self.parent),
+            "checkpoint": _entry(".", resolve(str(folder))),
             "stages": stages,
             "replayed": self.replayed,
             "recipe": recipe.model_dump(mode="json"),
@@ -109,8 +109,17 @@ class About:
 
 def base_entry(recipe: Recipe, base: Checkpoint) -> dict[str, str]:
     """What a run says of its base model wherever it names it."""
-    said = {"spec": recipe.base, "fingerprint": fingerprint(base)}
-    settings = settings_of(base)  # what turns the weights into a model
+    return _entry(recipe.base, base)
+
+
+def _entry(spec: str, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a run says of any checkpoint, so that it is known again: its weights and what makes them a model.
+
+    Args:
+        spec: as the reader of the file finds it.
+    """
+    said = {"spec": spec, "fingerprint": fingerprint(checkpoint)}
+    settings = settings_of(checkpoint)
     return said if settings is None else said | {"settings": settings}
 
 

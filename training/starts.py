@@ -49,6 +49,15 @@ def other_parent(stage: Path, parent: Checkpoint) -> str | None:
     return _other(read_valid(stage / MANIFEST, ManifestFile).get("parent"), parent)
 
 
+def other_than_saved(stage: Path) -> str | None:
+    """What lies in a stage's directory in place of the checkpoint that was saved there; ``None`` where it is the same,
+    where no weights lie there, and where nothing says (manifests of older versions)."""
+    there = checkpoint_in(stage)
+    return (
+        None if there is None else _other(read_valid(stage / MANIFEST, ManifestFile).get("checkpoint"), there)
+    )
+
+
 def _other(said: Mapping[str, Any] | None, now: Checkpoint) -> str | None:
     then = (said or {}).get("fingerprint")
     if then is None:
@@ -61,13 +70,14 @@ def _other(said: Mapping[str, Any] | None, now: Checkpoint) -> str | None:
 
 
 def check_weights(run: Path, stages: Sequence[str], base: Checkpoint) -> None:
-    """Checks that the stages of a run that have ended go back, one after another, to its base model.
+    """Checks that the stages of a run that have ended are as they were saved, and go back, one after another, to its
+    base model.
 
     Args:
         stages: names of the stages' directories in order, those that are not there yet too.
 
     Raises:
-        MemprobeError: one was trained from other weights.
+        MemprobeError: one was trained from another checkpoint, or is one.
     """
     advice = "put those weights back, give another --out, or --fresh to start over"
     if other := other_base(run, stages, base):
@@ -77,6 +87,10 @@ def check_weights(run: Path, stages: Sequence[str], base: Checkpoint) -> None:
         ended = (run / name / MANIFEST).exists()
         if ended and parent is not None and (other := other_parent(run / name, parent)):
             raise MemprobeError(f"{run / name}: was trained from another checkpoint ({other}); {advice}")
+        if other := other_than_saved(run / name):
+            raise MemprobeError(
+                f"{run / name}: is not the checkpoint that was saved there ({other}); {advice}"
+            )
         parent = checkpoint_in(run / name)
 
 

@@ -115,8 +115,24 @@ def test_a_cell_goes_on_from_the_stage_that_lies_before_it_alone(naive):
     path, out = naive
     (cell,) = cells(path)
     assert cell.node.parent is not None
-    other_weights(directory(out, cell.node.parent) / cell.node.parent.stage)
+    place = Workplace(read_grid(path), out, RunLog(None, quiet=True), quiet=True)
+    stage = directory(out, cell.node.parent) / cell.node.parent.stage
+    other_weights(stage)
+    with pytest.raises(MemprobeError, match=r"1-a: is not the checkpoint that was saved there"):
+        train(place, cell.node)
+    said = json.loads((stage / "memprobe.json").read_text())
+    del said["checkpoint"]  # as in manifests of older versions
+    (stage / "memprobe.json").write_text(json.dumps(said))
     with pytest.raises(MemprobeError, match=r"2-b: was trained from another checkpoint"):
+        train(place, cell.node)
+
+
+def test_a_stage_that_another_lies_in_place_of_is_neither_probed_nor_trained_from(naive):
+    path, out = naive
+    (cell,) = cells(path)
+    config = directory(out, cell.node) / cell.node.stage / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(MemprobeError, match=r"2-b: is not the checkpoint .* with other settings then"):
         train(Workplace(read_grid(path), out, RunLog(None, quiet=True), quiet=True), cell.node)
 
 

@@ -541,13 +541,60 @@ def test_a_run_goes_on_from_its_own_base_model_alone(left, begun):
     }
 
 
-def test_a_stage_goes_on_from_the_one_that_lies_before_it_alone(begun):
+@pytest.mark.parametrize("left", ["1-a 2-b", "1-a"])
+@pytest.mark.parametrize("changed", ["weights", "settings"])
+def test_a_stage_goes_on_from_the_one_that_was_saved_alone(changed, left, begun):
+    """Also where no later stage says what that one was: it does itself."""
     recipe, out = begun
-    other_weights(out / "1-a")
+    if left == "1-a":
+        shutil.rmtree(out / "2-b")
+    if changed == "weights":
+        other_weights(out / "1-a")
+    else:
+        config = out / "1-a" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
     with pytest.raises(
-        MemprobeError, match=r"2-b: was trained from another checkpoint \(.*1-a had other weights"
+        MemprobeError, match=rf"1-a: is not the checkpoint that was saved there \(.*1-a had .*{changed} then"
     ):
         run(recipe, out, quiet=True)
+    assert {path.name for path in out.glob("?-?")} == set(left.split())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [("weights", "other weights"), ("settings", "the same weights with other settings")],
+)
+def test_a_stage_goes_on_from_the_one_that_lies_before_it_alone(changed, said, begun):
+    """Whatever the first one's own manifest says, or does not say as in older versions."""
+    recipe, out = begun
+    said_first, said_second = (
+        json.loads((out / name / "memprobe.json").read_text()) for name in ("1-a", "2-b")
+    )
+    own = said_first["checkpoint"]
+    assert own | {"spec": "../1-a"} == said_second["parent"] and {"fingerprint", "settings"} < own.keys()
+    if changed == "settings":
+        config = out / "1-a" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    else:
+        other_weights(out / "1-a")
+    (out / "1-a" / "memprobe.json").write_text(
+        json.dumps({key: value for key, value in said_first.items() if key != "checkpoint"})
+    )
+    with pytest.raises(
+        MemprobeError, match=rf"2-b: was trained from another checkpoint \(.*1-a had {said} then"
+    ):
+        run(recipe, out, quiet=True)
+
+
+def test_manifests_of_older_versions_are_gone_on_with(begun):
+    recipe, out = begun
+    for name in ("1-a", "2-b"):
+        said = json.loads((out / name / "memprobe.json").read_text())
+        del said["checkpoint"], said["parent"]["settings"]
+        (out / name / "memprobe.json").write_text(json.dumps(said))
+    run(recipe, out, quiet=True)
+    shutil.rmtree(out / "2-b")
+    assert run(recipe, out, quiet=True).exists()
 
 
 @pytest.mark.parametrize("left", ["1-a 2-b", "1-a", ""])

@@ -29,6 +29,7 @@ from training.starts import (
     has_begun,
     other_base,
     other_parent,
+    other_than_saved,
     trains_on_files,
 )
 
@@ -69,22 +70,24 @@ def check_found(folder: Path, node: Node) -> None:
 
 
 def check_start(out: Path, node: Node) -> None:
-    """Checks that a node's stage, where it has ended, was trained from the stage that lies before it now.
+    """Checks that a node's stage, where it has ended, is as it was saved, and was trained from the stage that lies
+    before it now.
 
     Args:
         out: the directory of the runs.
 
     Raises:
-        MemprobeError: it was not.
+        MemprobeError: it is or was not.
     """
     stage = out / node.name / node.stage
+    advice = "give another --out, or put those weights back"
+    if other := other_than_saved(stage):
+        raise MemprobeError(f"{stage}: is not the checkpoint that was saved there ({other}): {advice}")
     if node.parent is None or not (stage / MANIFEST).exists():
         return
     parent = checkpoint_in(out / node.parent.name / node.parent.stage)
     if parent is not None and (other := other_parent(stage, parent)):
-        raise MemprobeError(
-            f"{stage}: was trained from another checkpoint ({other}): give another --out, or put those weights back"
-        )
+        raise MemprobeError(f"{stage}: was trained from another checkpoint ({other}): {advice}")
 
 
 def _other_base(folder: Path, node: Node) -> str | None:
