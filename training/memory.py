@@ -3,7 +3,8 @@
     load(checkpoint) ── they are in the model already ──> nothing to do
                      ├─ of the base model ──────────────> copied from main memory
                      ├─ of a stage trained from it ─────> copied from its file
-                     └─ of anything else ───────────────> a new model
+                     └─ of anything else, or of a model
+                        with other settings ────────────> a new model
 
 Building a model from files costs more than copying weights into one that is there, and a grid does it for every stage,
 every evaluation and every probe.
@@ -16,6 +17,7 @@ import gc
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memprobe.checkpoints import Checkpoint, fingerprint
+from memprobe.identity import settings_in_memory
 from memprobe.manifests import Manifest
 from memprobe.sameness import same_model
 from memprobe.settings import settings_of
@@ -52,6 +54,10 @@ class Memory:
         self._dtype: torch.dtype | None = None
         self._mark: _Mark | None = None  # of the weights in the model; None: no checkpoint's
         self._base: _Mark | None = None  # of the base model that it was built for
+        # What the settings of the model are hashed as, and those of the base model's: a base may be of another form
+        # (an adapter, GGUF) or an older configuration than the stages that are saved of it, with the same settings.
+        self._settings: frozenset[str | None] = frozenset()
+        self._of_base: frozenset[str | None] = frozenset()
         self._state: dict[str, Tensor] = {}  # the base model's weights, on the CPU
         self._tokenizer: Any = None
 
@@ -126,6 +132,7 @@ class Memory:
         """The model was saved as this checkpoint, just as it is."""
         if model is self._model:
             self._mark = _mark_of(checkpoint)
+            self._settings |= {self._mark.settings}
 
     def forget(self) -> None:
         """Lets go of the model, such as when something was built into it; the base model's weights stay."""
@@ -139,7 +146,9 @@ class Memory:
         return choose_device("auto") if self.device is None else self.device
 
     def _fits(self, checkpoint: Checkpoint, mark: _Mark) -> bool:
-        """Whether a checkpoint is the base model that is held, or was trained from it."""
+        """Whether a checkpoint is the base model that is held, or was trained from it, and has the model's settings."""
+        if mark.settings not in self._settings:
+            return False
         if mark == self._base or mark == self._mark:
             return True
         if self._base is None or checkpoint.kind != "weights" or checkpoint.manifest is None:
@@ -187,11 +196,14 @@ class Memory:
             self._state = {}  # rounded, or not rounded, as another dtype does it
         model, self._tokenizer = load_pretrained(checkpoint, dtype)
         self._model, self._dtype, self._mark = model, dtype, mark
+        self._settings = frozenset({mark.settings, settings_in_memory(model)})
         if checkpoint.manifest is None:
-            self._base = mark
+            self._base, self._of_base = mark, self._settings
             self._state = {name: tensor.detach().cpu().clone() for name, tensor in _weights(model).items()}
         elif not self._is_of_base(checkpoint.manifest):
-            self._base, self._state = None, {}
+            self._base, self._state, self._of_base = None, {}, frozenset()
+        elif self._settings & self._of_base:
+            self._settings |= self._of_base
         model.to(self._device)  # pyrefly: ignore[bad-argument-type]
         self._clean()
 

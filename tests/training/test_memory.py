@@ -9,6 +9,7 @@ import torch
 
 from memprobe.checkpoints import fingerprint, resolve
 from memprobe.models import load_pretrained
+from memprobe.settings import settings_of
 from tests.training.grids import write
 from tests.training.runs import same_weights, small
 from training.grid import cells_of, read_grid
@@ -100,6 +101,69 @@ def test_a_second_model_leaves_the_first_as_it_is(tiny_checkpoint, tmp_path):
     assert second.model is not model and second.fingerprint == fingerprint(base)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in second.model.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.arange(5, 15)[None]).logits
+
+
+def test_a_stage_of_other_settings_is_another_model(tiny_checkpoint, tmp_path):
+    """Its tensors would fit into the base model's; and the base model's into the one that it is."""
+    (recipe,) = recipes(tmp_path, tiny_checkpoint, {"plain": "none"})
+    run(recipe, tmp_path / "run", quiet=True)
+    config = tmp_path / "run" / "1-a" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    base, changed, plain = (
+        resolve(str(path)) for path in (tiny_checkpoint, config.parent, tmp_path / "run" / "2-b")
+    )
+    expected = {one.spec: logits_of(load_pretrained(one, torch.float32)[0]) for one in (base, changed, plain)}
+    memory = Memory("cpu")
+    for checkpoint in (base, changed, base, plain, changed, plain, changed, base):
+        model, _ = memory.load(checkpoint, torch.float32)
+        assert torch.equal(logits_of(model), expected[checkpoint.spec]), checkpoint.spec
+        for other in (base, changed, plain):
+            second = memory.second(other, torch.float32)
+            assert torch.equal(logits_of(second.model), expected[other.spec])
+            assert second.settings == settings_of(other)
+        assert torch.equal(logits_of(model), expected[checkpoint.spec])
+
+
+def written_otherwise(tiny_checkpoint, folder):
+    """With a default left out that is written into the stages' configuration."""
+    base = shutil.copytree(tiny_checkpoint, folder / "base")
+    config = json.loads((base / "config.json").read_text())
+    assert config.pop("hidden_act") == "silu"
+    (base / "config.json").write_text(json.dumps(config | {"_name_or_path": "elsewhere"}))
+    return base
+
+
+def an_adapter(tiny_checkpoint, folder):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(folder / "base")
+    return folder / "base"
+
+
+@pytest.mark.parametrize("made", [written_otherwise, an_adapter])
+@pytest.mark.parametrize("arm", ["none", "lora(rank=2)"])
+def test_stages_go_into_the_model_of_a_base_whose_settings_are_spelled_otherwise(
+    made, arm, tiny_checkpoint, tmp_path
+):
+    base = made(tiny_checkpoint, tmp_path)
+    (recipe,) = recipes(tmp_path, base, {"plain": arm})
+    run(recipe, tmp_path / "run", quiet=True)
+    checkpoints = [resolve(str(path)) for path in (base, *(tmp_path / "run" / name for name in STAGES))]
+    assert settings_of(checkpoints[0]) != settings_of(checkpoints[1]) == settings_of(checkpoints[2])
+    for first in range(3):  # whichever the model was built of, once the base model is held
+        memory = Memory("cpu")
+        memory.load(checkpoints[0], torch.float32)
+        memory.forget()
+        models = {memory.load(checkpoints[at], torch.float32)[0] for at in (first, 0, 1, 2, 0, 2)}
+        assert len(models) == 1
 
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
