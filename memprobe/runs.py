@@ -108,7 +108,7 @@ class CellStage(Open):
 
 
 class CellFile(Open):
-    """``cell.json``: how a cell of a grid ended."""
+    """``cell.json``: how a cell of a grid ended, what was kept of it, and which function was called with it."""
 
     learned: bool
     stages: list[CellStage]
@@ -117,6 +117,9 @@ class CellFile(Open):
     seed: int | None = None
     block: str | None = None
     why: str = ""
+    keep: str | None = None
+    after: str | None = None
+    seconds_probed: float | None = None
 
 
 class StepLine(Open):

@@ -151,7 +151,7 @@ def test_a_stage_of_other_rows_is_no_start(naive, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('keep = "weights"', 'keep = "records"\nprobe_n = 2'),
+        ('keep = "weights"', 'keep = "records"'),
         ('name = "first"', 'name = "sooner"'),
         ('arms = ["naive"]', 'arms = ["replay", "naive"]'),
         ("seeds = [0]", "seeds = [1, 0]"),

@@ -27,7 +27,8 @@ Each distinct prefix of stages is trained once::
 SETUP names the data and the axes that they depend on, ``kvr-lama-n64``. Killed at any moment, the same command
 goes on. One command works in OUT: in this process, in several here (``--workers``), or as tasks on a Ray cluster
 (``--engine ray``). Weights go as soon as nothing needs them, except where ``keep`` says so; a cell that the grid file
-is given later, and that starts from such a stage, has it trained again.
+is given later, and that starts from such a stage, has it trained again. So does a cell that has ended and of which more
+is asked later: a probe, a function ``after`` it, its weights.
 
 ::
 

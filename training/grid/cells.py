@@ -48,17 +48,34 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a grid file asks of every cell beside its stages; see :class:`training.grid.file.Grid`."""
+
+    probe: bool = False
+    probe_n: int | None = None
+    base_readout: bool = True
+    after: str | None = None
+
+
+@dataclass(frozen=True)
 class Cell:
     """A wanted run: a node, the blocks that want it, and its place on the axes.
 
     Attributes:
         blocks: in the file's order; the first one says what is kept of it.
+        asked: what it is to leave beside its stages.
     """
 
     node: Node
     blocks: tuple[str, ...]
     keep: str
     axes: Mapping[str, Scalar] = field(default_factory=dict)
+    asked: Asked = Asked()
+
+    @property
+    def probed(self) -> bool:
+        """Whether its stages are probed on the facts of the first one; it may have none."""
+        return self.asked.probe and self.node.recipe.stages[0].kind == "factoids"
 
     @property
     def block(self) -> str:
@@ -83,6 +100,7 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
     """
     nodes: dict[str, Node] = {}
     cells: dict[str, Cell] = {}
+    asked = Asked(grid.probe, grid.probe_n, grid.base_readout, grid.after)
     for block in grid.blocks:
         keep = block.keep or grid.keep
         for chain in block.stages:
@@ -90,7 +108,7 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
                 axes = dict(zip(block.axes, values, strict=True))
                 for seed, arm in itertools.product(block.seeds, block.arms):
                     node, used = _node(grid, path, block, chain, axes, seed, arm, nodes, find_files)
-                    cell = cells.setdefault(node.name, Cell(node, (block.name,), keep, used))
+                    cell = cells.setdefault(node.name, Cell(node, (block.name,), keep, used, asked))
                     if block.name not in cell.blocks:
                         cells[node.name] = replace(cell, blocks=(*cell.blocks, block.name))
     return list(cells.values())

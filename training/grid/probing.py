@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.factoids import Factoid
@@ -67,7 +68,7 @@ def probe_cell(
     }
     base = resolve(f"{BASE}={recipe.base}")
     dtype = getattr(torch, recipe.precision.save_dtype)
-    done = _done(probe_of_setup(out, cell.node.setup))
+    done = _held(probe_of_setup(out, cell.node.setup)).labels
     # The last stage first: its weights are still in memory.
     asked = [resolve(f"{label}={stages[label]}") for label in reversed(stages) if label not in done]
     asked += [base] if with_base and BASE not in done else []
@@ -123,14 +124,49 @@ def _factoids(prepared: Prepared, n: int | None) -> list[Factoid]:
 
 def has_base(out: Path, setup: str) -> bool:
     """Whether a set-up's probe holds the base model."""
-    return BASE in _done(probe_of_setup(out, setup))
+    return BASE in _held(probe_of_setup(out, setup)).labels
 
 
-def _done(folder: Path) -> set[str]:
-    """Labels that a probe directory holds, to the end."""
-    if not (folder / RUN).exists():
-        return set()
-    return {label for label, entry in read_run(folder)["checkpoints"].items() if entry["complete"]}
+def is_probed(out: Path, cell: Cell) -> bool:
+    """Whether a set-up's probe holds all stages of a cell."""
+    return _held(probe_of_setup(out, cell.node.setup)).labels >= {node.label for node in cell.node.chain}
+
+
+def probed_otherwise(folder: Path, cell: Cell, n_facts: int | None) -> str | None:
+    """How a probe directory was made in place of what is asked of a cell now; ``None`` where it is the same.
+
+    Args:
+        n_facts: of D_A; ``None`` where nobody knows it yet.
+    """
+    held, asked = _held(folder), cell.asked
+    if held.n is not None and n_facts is not None:
+        wanted = n_facts if asked.probe_n is None else min(asked.probe_n, n_facts)
+        if held.n != wanted:
+            return f"of {held.n} facts, and {wanted} are asked for now (probe_n)"
+    if held.lenses and asked.base_readout != (f"logit@{BASE}" in held.lenses):
+        how = "without" if asked.base_readout else "with"
+        return f"{how} the base model's readout, and base_readout = {str(asked.base_readout).lower()} now"
+    return None
+
+
+class _Held(NamedTuple):
+    """What a probe directory holds: checkpoints that it has to the end, its lenses, and of how many facts."""
+
+    labels: frozenset[str] = frozenset()
+    lenses: frozenset[str] = frozenset()
+    n: int | None = None
+
+
+def _held(folder: Path) -> _Held:
+    file = folder / RUN
+    return _held_at(folder, file.stat().st_mtime_ns) if file.exists() else _Held()
+
+
+@lru_cache(maxsize=256)  # asked of every cell at every look
+def _held_at(folder: Path, changed: int) -> _Held:
+    run = read_run(folder)
+    done = frozenset(label for label, entry in run["checkpoints"].items() if entry["complete"])
+    return _Held(done, frozenset(run.get("lenses", ())), run["factoids"]["n"])
 
 
 def _lenses(base: Checkpoint, memory: Memory, dtype: torch.dtype, base_readout: bool) -> LensSet:

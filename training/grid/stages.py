@@ -16,20 +16,22 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE
+from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE, CellFile, ManifestFile
 from memprobe.weights import safetensors_in
 from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
 from training.grid.found import check_found, check_start, differing
+from training.grid.probing import is_probed, part_of, probe_of_setup, probed_otherwise
 from training.grid.workplace import Workplace
 from training.prepared import Prepared
 from training.recipe import to_toml
@@ -53,8 +55,9 @@ def again(out: Path, node: Node) -> Path:
 
 
 def check_cells(cells: Sequence[Cell], out: Path) -> None:
-    """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted, or a
-    stage of another base model; or where weights would stay that the grid file says do not."""
+    """Raises a MemprobeError where a grid's directory holds another stage under the name of one that is wanted, a stage
+    of another base model, or a probe of other facts or readouts than are asked for; or where weights would stay that
+    the grid file says do not."""
     for cell in cells:
         for stage in cell.node.recipe.stages if cell.keep == "records" else ():
             if stage.checkpoints is not None:
@@ -64,12 +67,55 @@ def check_cells(cells: Sequence[Cell], out: Path) -> None:
                 )
     for node in {node.name: node for cell in cells for node in cell.node.chain}.values():
         check_found(directory(out, node), node)
+    for cell in cells:
+        if cell.probed:
+            _check_probes(cell, out)
+
+
+def _check_probes(cell: Cell, out: Path) -> None:
+    """Raises a MemprobeError where what is probed of a cell would not go with what was probed before."""
+    first = cell.node.chain[0]
+    manifest = directory(out, first) / first.stage / MANIFEST
+    n_facts = _facts_of(manifest, manifest.stat().st_mtime_ns) if manifest.exists() else None
+    for folder in (probe_of_setup(out, cell.node.setup), part_of(out, cell.node)):
+        if other := probed_otherwise(folder, cell, n_facts):
+            raise MemprobeError(
+                f"{folder}: is a probe {other}: take that back, or delete this folder, and all of it is probed again"
+            )
+
+
+@lru_cache(maxsize=256)  # many cells have one first stage
+def _facts_of(manifest: Path, changed: int) -> int | None:
+    """How many rows the first stage of a run was trained on."""
+    entries: Sequence[Any] = read_valid(manifest, ManifestFile).get("stages", [])
+    return entries[0].get("n") if entries else None
 
 
 def is_done(out: Path, cell: Cell) -> bool:
-    """Whether a cell has ended, learned or not."""
+    """Whether a cell has ended, learned or not, and left all that is asked of it now."""
     folder = directory(out, cell.node)
-    return (folder / CELL).exists() and not differing(folder, cell.node)
+    return (folder / CELL).exists() and not differing(folder, cell.node) and lacking(out, cell) is None
+
+
+def lacking(out: Path, cell: Cell) -> str | None:
+    """What is asked of a cell that has ended and that it did not leave, as less was asked then; ``None`` for nothing.
+
+    Of cells of older versions, which do not say what was kept and called, those are not asked again.
+    """
+    file = directory(out, cell.node) / CELL
+    if not file.exists():
+        return None
+    ended = _ended(file, file.stat().st_mtime_ns)
+    if cell.probed and not is_probed(out, cell):
+        return "its probe"
+    if cell.asked.after is not None and ended.get("after", cell.asked.after) != cell.asked.after:
+        return f"after = {cell.asked.after!r}"
+    return "its weights" if cell.keep == "weights" and ended.get("keep", cell.keep) != cell.keep else None
+
+
+@cache  # asked of every cell at every look
+def _ended(file: Path, changed: int) -> dict[str, Any]:
+    return read_valid(file, CellFile)
 
 
 def has_ended(out: Path, node: Node) -> bool:

@@ -17,7 +17,7 @@ from memprobe.errors import MemprobeError, first_line
 from memprobe.evaluations import EvaluationFile
 from memprobe.files import read_valid, write_json, write_text
 from memprobe.manifests import MANIFEST
-from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, ManifestFile
+from memprobe.runs import CELL, EVALUATION, GRID, RECIPE, CellFile, ManifestFile
 from memprobe.sources.origins import data_folder
 from training.directories import LOG
 from training.grid.cells import Cell, cells_in, cells_of
@@ -25,7 +25,7 @@ from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.probing import join_cell, probe_cell
-from training.grid.stages import check_cells, directory, drop_weights, is_done, is_ready, train
+from training.grid.stages import check_cells, directory, drop_weights, is_done, is_ready, lacking, train
 from training.grid.workplace import Workplace
 from training.measures import shares_learned
 from training.prepared import Prepared
@@ -111,7 +111,7 @@ def _run_cells(
                 with claim(out, cell.node):
                     if not is_done(out, cell):  # by another process, since the list was made
                         _finish_cell(
-                            place, cell, cells, after, cache(partial(_begin, cell, mine, report, crew))
+                            place, cell, cells, after, cache(partial(_begin, cell, mine, place, crew))
                         )
             except Taken:
                 continue
@@ -154,9 +154,13 @@ def _run_cells(
     return list(broken.values())
 
 
-def _begin(cell: Cell, cells: Sequence[Cell], report: RunLog, crew: Crew | None) -> None:
-    """Says that a cell is begun."""
-    report.say(f"[{cells.index(cell) + 1}/{len(cells)}] {cell.node.name}: {cell.node.recipe.arm_name}")
+def _begin(cell: Cell, cells: Sequence[Cell], place: Workplace, crew: Crew | None) -> None:
+    """Says that a cell is begun, or begun again."""
+    anew = lacking(place.out, cell)
+    place.report.say(
+        f"[{cells.index(cell) + 1}/{len(cells)}] {cell.node.name}: {cell.node.recipe.arm_name}"
+        + (f" (done again: the grid file asks for {anew} now)" if anew else "")
+    )
     if crew is not None:
         crew.at(cell.node.name)
 
@@ -253,11 +257,13 @@ def end_cell(cell: Cell, cells: Sequence[Cell], out: Path, seconds: float, repor
     """Joins a cell's probe to its set-up's and says how the cell ended.
 
     Args:
-        seconds: that its probe took.
+        seconds: that its probe took; those of a probe before, of which this one is what was missing, are added.
     """
     join_cell(cell, cells, out)
-    ended = _outcome(cell, out) | {"seconds_probed": seconds}
-    write_json(ended, directory(out, cell.node) / CELL)
+    file = directory(out, cell.node) / CELL
+    before = read_valid(file, CellFile).get("seconds_probed", 0.0) if file.exists() else 0.0
+    ended = _outcome(cell, out) | {"seconds_probed": round(before + seconds, 1)}
+    write_json(ended, file)
     report.say(f"{cell.node.name}: {'learned' if ended['learned'] else 'FAILED: ' + ended['why']}")
 
 
@@ -289,6 +295,8 @@ def _outcome(cell: Cell, out: Path) -> dict[str, Any]:
         "axes": dict(cell.axes),
         "learned": not problems,
         "why": "; ".join(problems),
+        "keep": cell.keep,
+        "after": cell.asked.after,
         "stages": stages,
     }
 
