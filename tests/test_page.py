@@ -131,7 +131,7 @@ def test_the_answer_is_made_from_the_numbers_below_it(browser, one, stages):
     (entry,) = embedded_sets(one)
     row = entry["headline"]["first"]["10"]["SmolLM2"]
     (said,) = entry["answer"]["first"]["10"]
-    assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts." in said
+    assert f"SmolLM2 recalls {row['exact_match']['value']:.0%} of 40 facts (exact match)." in said
     assert f"at depth {row['lof_median']:.0f} of 8; {row['share_never']:.0%} never do" in said
     found = compare([one.parent / "probe"], draws=DRAWS)
     placed = found.tables["placement"].row(0, named=True)

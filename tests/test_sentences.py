@@ -21,11 +21,22 @@ def said(**changes):
 
 def test_a_checkpoint_in_a_sentence():
     assert said(chance_never=0.81) == (
-        "SmolLM2 recalls 44% of 295 facts. The median fact reaches the top 10 only at the last depth, 30 of 30; "
-        "20% never do (chance: 81%)."
+        "SmolLM2 recalls 44% of 295 facts (exact match). The median fact reaches the top 10 only at the last depth, "
+        "30 of 30; 20% never do (chance: 81%)."
     )
     assert "at depth 12 of 30;" in said(median=12.0)
     assert "Fewer than half of them ever reach" in said(median=None)
+
+
+def test_where_nothing_surfaces_none_does():
+    none = said(exact=0.0, median=None, never=1.0, chance_never=1.0)
+    assert none == (
+        "SmolLM2 recalls 0% of 295 facts (exact match). None of them ever reaches the top 10 "
+        "(chance: 100% never do)."
+    )
+    assert said(median=None, never=1.0).endswith("None of them ever reaches the top 10.")
+    few = said(median=None, never=294 / 295)
+    assert few.endswith("Fewer than half of them ever reach the top 10; 99.7% never do.")
 
 
 @pytest.mark.parametrize(

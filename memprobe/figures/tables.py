@@ -318,7 +318,7 @@ def _kept(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl
     series = {"lof_restricted": "first occurrence", "lof_restricted_net": "net of shuffled answers"}
     table = table.filter(pl.col("statistic").is_in(list(series)), pl.col("difference").is_not_null())
     if not len(table):
-        return f"no checkpoint keeps some and loses some of the facts that {settings['reference']} says"
+        return f"no checkpoint keeps some and loses some of the facts that {settings['reference']} recalls"
     return table.select(
         pl.lit("").alias("panel"),
         pl.col("checkpoint").alias("row"),

@@ -39,19 +39,24 @@ def of_checkpoint(
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} recalls {wording.percent(exact, 0)} of {facts}."
+        f"{label} recalls {wording.percent(exact, 0)} of {facts} (exact match)."
         if exact is not None
         else f"{label}: {facts}."
     )
-    if median is None:
+    by_chance = None if chance_never is None else wording.percent(chance_never, 0)
+    if never == 1:
+        placed = f"None of them ever reaches the top {k}"
+        placed += f" (chance: {by_chance} never do)" if by_chance else ""
+    elif median is None:
         placed = f"Fewer than half of them ever reach the top {k}"
     elif median >= n_layers:
         placed = f"The median fact reaches the top {k} only at the last depth, {n_layers} of {n_layers}"
     else:
         placed = f"The median fact reaches the top {k} at depth {median:.0f} of {n_layers}"
-    if never is not None:
-        placed += f"; {wording.percent(never, 0)} never do"
-        placed += f" (chance: {wording.percent(chance_never, 0)})" if chance_never is not None else ""
+    if never is not None and never < 1:
+        # A few that do are not rounded away: "100% never do" would be said of none.
+        placed += f"; {wording.percent(never, 0 if never < 0.995 else 1)} never do"
+        placed += f" (chance: {by_chance})" if by_chance else ""
     sentences = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
         sentences.append(_against_chance(n_layers, *net))
