@@ -208,6 +208,25 @@ def check_labels(labels: Iterable[str]) -> None:
         )
 
 
+def refuse_unused_base(loading: LoadOptions, items: Iterable[Any]) -> None:
+    """Refuses a base model of adapters where nothing that is read is one.
+
+    Args:
+        items: all that a call reads; of what is found later nothing is known yet.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if loading.base is None:
+        return
+    read = list(items)
+    later = any(getattr(item, "find", None) is not None for item in read)
+    if not later and not any(part.kind == "adapter" for one in checkpoints_of(read) for part in made_of(one)):
+        raise MemprobeError(
+            f"`base` {loading.base}: is of adapters, and no checkpoint here is one; leave it out"
+        )
+
+
 def checkpoints_of(items: Iterable[Any]) -> list[Checkpoint]:
     """The checkpoints themselves, and those that models in memory were loaded from."""
     given = [item if isinstance(item, Checkpoint) else getattr(item, "checkpoint", None) for item in items]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import Checkpoint, resolve
+from memprobe.checkpoints import Checkpoint, refuse_unused_base, resolve
 from memprobe.errors import MemprobeError
 from memprobe.identity import identity_of
 from memprobe.lens_files import LensFile, in_short, read_lens
@@ -108,7 +108,8 @@ class LensSet:
             loading: how a spec is found.
 
         Raises:
-            MemprobeError: an unknown lens, a checkpoint or file that is missing, or two lenses of one name.
+            MemprobeError: an unknown lens, a checkpoint or file that is missing, two lenses of one name, or a base
+                model of adapters where none is read.
         """
         if texts and readout is not None:
             raise MemprobeError(
@@ -126,9 +127,12 @@ class LensSet:
             return named or resolve(spec, loading)
 
         if readout is not None:
-            return cls([AskedLens(LensSpec(), found(readout))])
-        specs = [parse_lens(text) for text in texts] or [LensSpec()]
-        return cls([AskedLens(spec, found(spec.readout)) for spec in specs])
+            asked = [AskedLens(LensSpec(), found(readout))]
+        else:
+            specs = [parse_lens(text) for text in texts] or [LensSpec()]
+            asked = [AskedLens(spec, found(spec.readout)) for spec in specs]
+        refuse_unused_base(loading, [*checkpoints, *(lens.other for lens in asked)])
+        return cls(asked)
 
     @property
     def first(self) -> AskedLens:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe import __version__
-from memprobe.checkpoints import Checkpoint, resolve
+from memprobe.checkpoints import Checkpoint, refuse_unused_base, resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, content_hash, factoids_hash
 from memprobe.identity import identity_of
@@ -56,7 +56,8 @@ def pair_up(
     """``--from`` and ``--into`` in the order given; one that stands once goes with every one of the other.
 
     Raises:
-        MemprobeError: their numbers do not fit, or a label means two things.
+        MemprobeError: their numbers do not fit, a label means two things, or a base model of adapters is named where
+            none is one.
     """
     if len(sources) != len(targets) and 1 not in (len(sources), len(targets)):
         raise MemprobeError(
@@ -64,6 +65,7 @@ def pair_up(
             "give one of them once, or both equally often"
         )
     known = {spec: resolve(spec, loading) for spec in dict.fromkeys([*sources, *targets])}
+    refuse_unused_base(loading, known.values())
     labels: dict[str, Checkpoint] = {}
     for checkpoint in known.values():
         other = labels.setdefault(checkpoint.label, checkpoint)
