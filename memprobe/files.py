@@ -23,6 +23,7 @@ import polars as pl
 import psutil
 
 from memprobe.errors import MemprobeError, first_line, in_own_words
+from memprobe.places import check_file, kind_at
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -45,8 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         target = pointed_at(path)
-        if target.exists() and not target.is_file():
-            raise MemprobeError(f"{path}: is {_kind(target)}, not a file; nothing is written there")
+        check_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         handle, name = tempfile.mkstemp(
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
         # polars and matplotlib tell of a full disk in exceptions of their own.
         if (cause := _disk_error(error)) is None and not isinstance(error, pl.exceptions.ComputeError):
             raise
-        raise MemprobeError(f"{path}: cannot be written ({first_line(cause or error)})") from error
+        raise MemprobeError(f"{path}: cannot be written ({_reason(cause or error)})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -84,12 +84,6 @@ def pointed_at(path: Path) -> Path:
     if target.is_symlink():
         raise MemprobeError(f"{path}: is a link that leads back to itself, so nothing can be written there")
     return target
-
-
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        return "a folder"
-    return "a device" if path.is_char_device() or path.is_block_device() else "no ordinary file"
 
 
 def _disk_error(error: BaseException) -> OSError | None:
@@ -277,7 +271,7 @@ def _reason(error: Exception) -> str:
 
 def _text_of(path: Path) -> str:
     if path.exists() and not path.is_file():  # a device may have no end
-        raise OSError(f"it is {_kind(path)}")
+        raise OSError(f"it is {kind_at(path)}")
     return path.read_text(encoding="utf-8")
 
 

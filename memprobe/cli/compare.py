@@ -117,9 +117,12 @@ def compare_command(
     """
     from memprobe.cli.show_comparison import print_comparison
     from memprobe.compare import ANSWER, compare
+    from memprobe.places import check_folder
     from memprobe.results import is_results
     from memprobe.statistics.groups import check_by
 
+    if out is not None:
+        check_folder(out)
     if any(is_results(path) for path in probes):
         given = {
             "--base": base,

@@ -94,8 +94,9 @@ def filter_(
 
     `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
     """
-    from memprobe.checkpoints import default_template, resolve
+    from memprobe.checkpoints import default_template, refuse_unused_base, resolve
     from memprobe.filter import ask, write_rows
+    from memprobe.places import check_file
     from memprobe.sources import files_of, load
 
     journal, about = (out.with_name(out.name + end) for end in (".answers", ".run.json"))
@@ -108,7 +109,10 @@ def filter_(
             ("what --out says of its run", about),
         ],
     )
+    for file in (out, *([known] if known is not None else [])):
+        check_file(file)
     checkpoint = resolve(ckpt, loading)
+    refuse_unused_base(loading, [checkpoint])
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     chosen = template or default_template([checkpoint])
     if on_bad_row is options.BadRowChoice.skip:

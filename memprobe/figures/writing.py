@@ -23,6 +23,7 @@ from memprobe.figures.drawings import Drawing, LeftOut, Say, drawings_of, lines_
 from memprobe.figures.look import WIDTHS, in_style
 from memprobe.figures.stored import SCHEMA_VERSION, UNDRAWABLE, check_reach, draw_stored, read_figure
 from memprobe.files import replacing, write_json, write_text
+from memprobe.places import check_folder
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import open_study, with_cells
 
@@ -87,6 +88,7 @@ def write_figures(
     ):
         if unknown := [one for one in given if one not in allowed]:
             raise MemprobeError(f"{name} {unknown[0]!r}: {among(unknown[0], allowed)}")
+    check_folder(Path(out))
     stored = [Path(path) for path in paths if Path(path).suffix == ".json"]
     folders = [path for path in paths if Path(path) not in stored]
     made_from: dict[str, Path | str] = {}
