@@ -12,7 +12,7 @@ once (:mod:`memprobe.prefixes`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +77,7 @@ def capture(
     batch_size: BatchSize = "auto",
     seed: int = 0,
     predictions: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tables:
     """Probes one model on factoids, in memory.
 
@@ -88,6 +89,7 @@ def capture(
         seed: of the shuffled controls.
         predictions: also generate what the model says where teacher forcing has not shown it; without,
             ``exact_match`` is null there.
+        progress: called with (factoids done, of how many).
 
     Returns:
         ``records``, ``controls`` and ``outcomes``, polars frames with the columns of a probe directory's tables.
@@ -104,8 +106,15 @@ def capture(
         parse_lenses([lens for lens in lenses if isinstance(lens, str)]) if len(made) < len(lenses) else []
     )
     built = [*made, *(spec.build(lens_model, load) for spec in specs)]
-    batches = capture_batches(lens_model, plan, lenses=built, batch_size=batch_size, predictions=predictions)
-    return Tables.concat(list(batches))
+    progress(0, len(plan.items))
+    done, batches = 0, []
+    for tables in capture_batches(
+        lens_model, plan, lenses=built, batch_size=batch_size, predictions=predictions
+    ):
+        batches.append(tables)
+        done += len(tables.outcomes)
+        progress(done, len(plan.items))
+    return Tables.concat(batches)
 
 
 def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto") -> list[Batch]:

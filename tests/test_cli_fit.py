@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from memprobe.fitting import FITTED, locked
+from memprobe.fitting import FITTED, fit, load_texts, locked, make_corpus
+from memprobe.models import load
+from memprobe.sources import load_factoids
 from memprobe.starting_over import _set_aside
 from tests.disk import contents
 from tests.elsewhere import elsewhere
@@ -30,7 +32,9 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
     code, shown, told = cli("fit", *options)
     assert code == 0, told
     assert f"{kind} lens of tiny" in shown and "KL saved" in shown
-    assert "pieces of work, about" in told and f"--lens {kind}={out}" in told
+    assert f"{kind} lens of tiny: fitting: " in told and "pieces of work, about" in told
+    assert f"{kind} lens of tiny: judging on held-out text: 16 pieces of work, about" in told
+    assert f"--lens {kind}={out}" in told
     assert str(corpus) not in (out / "lens.json").read_text()
     before = (out / "lens.safetensors").stat().st_mtime_ns
     code, shown, told = cli("fit", *options, "--json")
@@ -101,3 +105,16 @@ def test_bad_input_is_one_line(cli, tiny_checkpoint, corpus, tmp_path, options, 
     code, _, told = cli("fit", *arguments, "--out", tmp_path / "fit", "--factoids", "none")
     assert code != 0 and re.search(message, told) and "Traceback" not in told
     assert len(told.strip().splitlines()) == 1
+
+
+def test_each_part_of_a_fit_tells_how_far_it_is(tiny_checkpoint, corpus, tmp_path):
+    model = load(str(tiny_checkpoint), device="cpu")
+    texts, origin = load_texts(str(corpus), 24)
+    parts = make_corpus(model, texts, tokens=400, length=24, held_out=4, origin=origin)
+    facts, told = load_factoids("kvr:5"), []
+    fit("linear", model, parts, tmp_path / "fit", factoids=facts, progress=lambda *news: told.append(news))
+    by_part = {part: [(done, total) for done, total, of in told if of == part] for *_, part in told}
+    assert list(by_part) == ["fitting", "judging on held-out text", "measuring the floor"]
+    assert by_part["judging on held-out text"] == [(done, 4) for done in range(5)]
+    for steps in by_part.values():
+        assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] > 0 and steps == sorted(steps)

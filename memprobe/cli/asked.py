@@ -54,15 +54,21 @@ def say_left_out(loaded: Loaded) -> None:
         echo(f"left out {line}", err=True)
 
 
-def other_factoids(name: str, seed: int, data_dir: Path | None) -> list[Factoid]:
+def other_factoids(name: str, seed: int, data_dir: Path | None, *, instead: str) -> list[Factoid]:
     """All factoids of a source beside those that a command asks; says what is left out.
+
+    Args:
+        instead: how the command is given a file of them: ``--factoids FILE``.
 
     Raises:
         MemprobeError: there is no such source, or it has a bad row.
     """
-    from memprobe.sources import load
+    from memprobe.sources import TooLarge, load
 
-    loaded = load(name, "factoids", seed=seed, data_dir=data_dir)
+    try:
+        loaded = load(name, "factoids", seed=seed, data_dir=data_dir)
+    except TooLarge as error:
+        raise error.where_all_is_read(instead) from error
     say_left_out(loaded)
     return loaded.factoids
 

@@ -20,6 +20,12 @@ def demo(
         str,
         typer.Option(metavar="SPEC", help="The model: smollm2-135m, gemma3-270m, or a checkpoint of yours."),
     ] = "smollm2-135m",
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Start over: a probe that --out holds goes once the new one has results."
+        ),
+    ] = False,
     show: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the page in the browser once it is written.")
     ] = True,
@@ -31,7 +37,7 @@ def demo(
 
     Example: `memprobe demo`
     """
-    layers(ckpt=[ckpt], factoids="known", out=out)
+    layers(ckpt=[ckpt], factoids="known", out=out, fresh=fresh)
     if show:
         open_page(out / "report.html")
     echo(f"\nThese tables again: memprobe show {out}. Facts of yours: memprobe layers --help.", err=True)

@@ -82,15 +82,17 @@ def fit(
 ) -> None:
     """Fits a lens to a checkpoint: a map for each depth. `memprobe layers --lens KIND=OUT` reads with it.
 
-    Says how long it will take once the first piece of work is done, and prints how well the lens predicts on held-out
+    Fits, judges the fit on held-out text and measures its floor; says how long each of the three will take once its
+    first piece is done. Prints how well the lens predicts on held-out
     text by depth, beside the Logit Lens, and how far two fits on disjoint halves of the text differ (its floor).
 
     Examples:
 
-    `memprobe fit --kind linear --ckpt smollm2-135m --texts generic --data-dir data --out lenses/linear`
+    `memprobe fit --kind linear --ckpt smollm2-135m --texts my-texts.jsonl --out lenses/linear`
 
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
+    from memprobe.checkpoints import refuse_unused_base, resolve
     from memprobe.fitting import FITTED, load_texts, locked, make_corpus
     from memprobe.fitting import fit as fit_lens
     from memprobe.models import load
@@ -100,9 +102,11 @@ def fit(
     if factoids == "none":
         refuse_given({"--template": template}, "is of the facts of the floor; --factoids none names none")
     Template.parse(template or "plain")  # said before anything is read
-    facts = [] if factoids == "none" else other_factoids(factoids, seed, data_dir)
+    checkpoint = resolve(ckpt, loading)
+    refuse_unused_base(loading, [checkpoint])
+    facts = [] if factoids == "none" else other_factoids(factoids, seed, data_dir, instead="--factoids FILE")
     passages, origin = load_texts(texts, length, seed=seed, data_dir=data_dir)
-    model = load(ckpt, **vars(loading))
+    model = load(checkpoint, **vars(loading))
     corpus = make_corpus(model, passages, tokens=tokens, length=length, held_out=held_out, origin=origin)
     with locked(out):
         title = f"{kind.value} lens of {model.label}"
@@ -125,14 +129,16 @@ def fit(
 
 
 class _Bar:
-    """A bar on standard error, and how long the fit will take as a line."""
+    """A bar on standard error for each part of the work, and how long that part will take as a line."""
 
     def __init__(self, label: str):
         self.console = terminal(stderr=True)
         self.progress = progress_bar(self.console)
         self.label = label
+        self.part = ""
         self.task: Any = None
-        self.start: tuple[float, int] | None = None
+        self.start: tuple[float, int] = 0.0, 0
+        self.said = False
         self.reported = 0.0
 
     def __enter__(self) -> _Bar:
@@ -142,26 +148,24 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, done: int, total: int, what: str) -> None:
-        """Moves the bar; says the time that the whole will take after the first unit, and now and then in a file."""
+    def update(self, done: int, total: int, part: str) -> None:
+        """Moves a part's bar; says how long it will take after its first piece, and now and then in a file."""
         now = time.monotonic()
-        if what != "fitting":
-            echo(f"{self.label}: {what}", err=True)
-            return
-        if self.start is None:
-            self.start = now, done
-            self.task = self.progress.add_task(self.label, total=total, completed=done)
+        name = f"{self.label}: {part}"
+        if part != self.part:  # the time of one part says nothing of the next
+            self.part, self.start, self.said = part, (now, done), False
+            self.task = self.progress.add_task(name, total=total, completed=done)
             if done:
-                echo(f"{self.label}: goes on after {done} of {total} pieces of work", err=True)
+                echo(f"{name}: goes on after {done} of {total} pieces of work", err=True)
             return
         begun, before = self.start
         self.progress.update(self.task, completed=done)
-        remaining = (now - begun) / (done - before) * (total - done)
-        if done == before + 1:
-            echo(f"{self.label}: {total - before} pieces of work, about {_time(remaining)}", err=True)
-            self.reported = now
+        remaining = (now - begun) / max(done - before, 1) * (total - done)
+        if not self.said:
+            echo(f"{name}: {total - before} pieces of work, about {_time(remaining)} left", err=True)
+            self.said, self.reported = True, now
         elif not self.console.is_terminal and (now - self.reported > 60 or done == total):
-            echo(f"{self.label}: {done} of {total}, {_time(remaining)} left", err=True)
+            echo(f"{name}: {done} of {total}, {_time(remaining)} left", err=True)
             self.reported = now
 
 

@@ -242,7 +242,7 @@ def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[F
     name, _, source = text.partition("=")
     if not name or not source:
         raise MemprobeError(f"--intrusion {text!r}: write NAME=FACTOIDS, as in lama=d_b.jsonl")
-    return name, other_factoids(source, seed, data_dir)
+    return name, other_factoids(source, seed, data_dir, instead="--intrusion NAME=FILE")
 
 
 def _folder_of(labels: list[str]) -> str:

@@ -177,22 +177,25 @@ def _fit(
         write_about(out, about)
         (out / STATE).unlink(missing_ok=True)
     if about["depths"] is None:
-        if progress is not None:
-            progress(0, 1, "judging on held-out text")
         lens = make_lens(lens_model, read_lens(out, kind))
-        about["depths"] = judge(lens_model, lens, corpus.test)
+        told = _of(progress, "judging on held-out text")
+        about["depths"] = judge(lens_model, lens, corpus.test, progress=told)
         write_about(out, about)
     if factoids and not measured_on(about["floor"], factoids, template):
-        if progress is not None:
-            progress(0, 1, "measuring the floor")
         halves = [
             make_lens(lens_model, read_lens(out / name, kind), name=f"{kind} {number}")
             for number, name in enumerate(HALVES, 1)
         ]
         lens = make_lens(lens_model, read_lens(out, kind))
-        about["floor"] = floor_of(lens_model, lens, halves, factoids, template)
+        told = _of(progress, "measuring the floor")
+        about["floor"] = floor_of(lens_model, lens, halves, factoids, template, progress=told)
         write_about(out, about)
     return {"schema": LENS_SCHEMA, **about}
+
+
+def _of(progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    """Progress of one of the three parts of the work: the units of a fit, held-out sequences, facts of the floor."""
+    return lambda done, total: progress(done, total, what) if progress is not None else None
 
 
 def _fit_maps(
@@ -207,8 +210,8 @@ def _fit_maps(
     options = {"steps": settings["steps"]} if "steps" in settings else {}
     fitting: Fitter = fitter(kind)(lens_model, corpus, **options)
     done, seconds = _restore(fitting, out / STATE, settings)
-    if progress is not None:
-        progress(done, fitting.units, "fitting")
+    told = _of(progress, "fitting")
+    told(done, fitting.units)
     started = saved = time.monotonic()
     before = seconds
 
@@ -221,8 +224,7 @@ def _fit_maps(
         ):  # never within a unit, which may be half added
             _save(fitting.state(), out / STATE, settings, done, seconds)
             saved = time.monotonic()
-        if progress is not None:
-            progress(done, fitting.units, "fitting")
+        told(done, fitting.units)
     fits = {HALVES[0]: fitting.maps(0), HALVES[1]: fitting.maps(1), WEIGHTS: fitting.maps()}
     for maps in fits.values():
         for depth, map_ in maps.items():

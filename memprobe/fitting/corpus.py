@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memprobe.errors import MemprobeError
-from memprobe.sources import load, subset
+from memprobe.sources import TooLarge, load, subset
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
@@ -50,7 +50,10 @@ def load_texts(
     Raises:
         MemprobeError: see :func:`memprobe.sources.load`.
     """
-    loaded = load(name, "texts", seed=seed, data_dir=data_dir, words=(0, length))
+    try:
+        loaded = load(name, "texts", seed=seed, data_dir=data_dir, words=(0, length))
+    except TooLarge as error:
+        raise error.where_all_is_read("--texts FILE") from error
     rows: list[AnyRow] = subset(loaded.rows, len(loaded.rows), seed, name)
     return [getattr(row, "answer") for row in rows], loaded.origin.to_dict() | {"seed": seed}  # noqa: B009
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,12 +19,21 @@ KS = (1, 10)
 
 
 def floor_of(
-    lens_model: LensModel, lens: Lens, halves: Sequence[Lens], factoids: Sequence[Factoid], template: Template
+    lens_model: LensModel,
+    lens: Lens,
+    halves: Sequence[Lens],
+    factoids: Sequence[Factoid],
+    template: Template,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """How a lens and the fits on the two halves of its corpus read some facts, by the rule of the first answer token.
 
     Each half's fit had half the text, so that the difference is an upper bound of what another corpus of the same size
     would change.
+
+    Args:
+        progress: called with (facts read, of how many).
 
     Returns:
         For each k under ``k``: ``lof``, the mean over facts of |LoF of one half − LoF of the other|, restricted to
@@ -33,7 +42,8 @@ def floor_of(
         ``facts`` says how many, ``factoids`` and ``template`` which (a hash) and how they were put.
     """
     lenses = [lens, *halves]
-    table = capture(lens_model, factoids, template, lenses=lenses, predictions=False).records
+    captured = capture(lens_model, factoids, template, lenses=lenses, predictions=False, progress=progress)
+    table = captured.records
     first = table.filter(pl.col("token") == 0)
     n_layers = lens_model.n_layers
     floor: dict[str, Any] = {"facts": first["factoid"].n_unique(), **_asked(factoids, template), "k": {}}

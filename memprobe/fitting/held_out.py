@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,12 @@ _LOGITS = 1 << 24
 
 
 def judge(
-    lens_model: LensModel, lens: Lens, ids: Int[Tensor, "sequence position"], seed: int = 0
+    lens_model: LensModel,
+    lens: Lens,
+    ids: Int[Tensor, "sequence position"],
+    seed: int = 0,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """One row for each depth 0 … n_layers: how well the lens predicts, beside the Logit Lens.
 
@@ -29,9 +34,17 @@ def judge(
     over all positions but the first and the last of each sequence; ``logit_cross_entropy`` and ``logit_kl`` are the
     Logit Lens's; ``kl_saved`` is how much lower the lens's KL is, with a 95 % interval over sequences
     (``low``, ``high``).
+
+    Args:
+        progress: called with (sequences read, of how many).
     """
     own = lens_model.lens
-    values = torch.stack([_sequence(lens_model, [lens, own], sequence) for sequence in ids]).numpy()
+    progress(0, len(ids))
+    by_sequence = []
+    for sequence in ids:
+        by_sequence.append(_sequence(lens_model, [lens, own], sequence))
+        progress(len(by_sequence), len(ids))
+    values = torch.stack(by_sequence).numpy()
     saved = values[:, 1, 1] - values[:, 0, 1]  # [sequence, depth]
     resamples = Resamples.of(len(ids), seed=seed)
     mean, low, high = bootstrap_mean(saved, resamples)

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from memprobe.errors import MemprobeError, among
 from memprobe.factoids import Factoid
+from memprobe.files import exists
 from memprobe.sources.builtin import read_known
 from memprobe.sources.catalogue import DATASETS, Dataset, HubSet, Split, messages_of
 from memprobe.sources.cleaning import Conflicts, clean, without_overlap
@@ -36,6 +37,7 @@ from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow,
 
 __all__ = [
     "Loaded",
+    "TooLarge",
     "files_of",
     "kind_of",
     "load",
@@ -239,6 +241,22 @@ def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())[:n]
 
 
+class TooLarge(MemprobeError):
+    """A set of the hub that is streamed, asked for whole."""
+
+    def __init__(self, what: str, instead: str = "--n where a command takes one"):
+        super().__init__(f"{what}; give a --data-dir that has it, or {instead}")
+        self.what = what
+
+    def where_all_is_read(self, instead: str) -> TooLarge:
+        """The error of a command that takes no number of these rows.
+
+        Args:
+            instead: how it is given a file: ``--texts FILE``.
+        """
+        return TooLarge(self.what, f"a file of yours in its place: {instead}")
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """Rows before cleaning; ``streamed`` ones are shuffled already, and read only as far as they are needed."""
@@ -288,6 +306,8 @@ def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -
     if head in DATASETS:
         return _open_dataset(DATASETS[head], tail or None, asked, bad, counts)
     named = ("known", *written(endless=False), *DATASETS, *written(endless=True), "hub:OWNER/NAME")
+    if exists(name) and Path(name).expanduser().is_dir():
+        raise MemprobeError(f"{name}: is a folder; give a {', '.join(ROW_FILES)} file in it")
     files = f"a {', '.join(ROW_FILES)} file, jsonl:FILE for JSONL of another name"
     raise MemprobeError(f"no source {name!r}; {among(name, (*named, files), before='give')}")
 
@@ -329,10 +349,7 @@ def _open_dataset(
 ) -> _Opened:
     folder = data_folder(asked.data_dir)
     if folder is None and dataset.hub and dataset.hub.large and asked.n is None:
-        raise MemprobeError(
-            f"{dataset.name}: {dataset.hub.id} is too large to fetch whole; give a --data-dir that has it, or --n "
-            "where a command takes one"
-        )
+        raise TooLarge(f"{dataset.name}: {dataset.hub.id} is too large to fetch whole")
     rows, origin = open_rows(dataset, split, folder, bad, asked.seed)
 
     def read(columns: Columns) -> AnyRow | None:
