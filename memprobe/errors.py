@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import AfterValidator
 
+_CHOICES = ("choose", "give")
 _MOST = 20
+"""Names listed of what a file or a folder holds, which may be many; of choices, which are memprobe's own, all are."""
 
 
 class MemprobeError(Exception):
@@ -32,10 +34,11 @@ def among(given: object, known: Iterable[object], *, before: str = "choose") -> 
     """What there is instead of a name that is not: ``choose plain, tulu, chat; did you mean tulu?``
 
     Args:
-        before: how the list begins.
+        before: how the list begins: ``choose`` or ``give`` where the choice is closed.
     """
     names = list(dict.fromkeys(map(str, known)))
-    shown = names[:_MOST] + ([f"{len(names) - _MOST} more"] if len(names) > _MOST else [])
+    many = len(names) > _MOST and before not in _CHOICES
+    shown = [*names[:_MOST], f"{len(names) - _MOST} more"] if many else names
     text = f"{before} {', '.join(shown) or 'none'}"
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(str(given).casefold(), folded, 1)

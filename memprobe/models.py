@@ -126,6 +126,10 @@ def choose_device(device: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+    except RuntimeError as error:
+        meant = "; did you mean cuda?" if device.lower().startswith(("gpu", "nvidia")) else ""
+        raise MemprobeError(f"--device {device}: give auto, cpu, cuda, cuda:1 or mps{meant}") from error
+    try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise MemprobeError(f"--device {device}: {str(error).splitlines()[0]}") from error

@@ -484,7 +484,8 @@ def test_damaged_logs_are_named(cli, tmp_path, kind):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"doc": {}}\n', ["line 1", "not a sample"]),
+        ('{"doc": {}}\n', ["line 1", "not a sample", "(it has no 'arguments')"]),
+        ('{"doc": {}, "arguments": 3, "target": ""}\n', ["line 1", "not a sample", "have another form"]),
         ("not JSON\n", ["line 1", "not JSON"]),
         (sample(0, True) + sample(1, True, doc={"id": "0"}), ["line 2", "another question"]),
         (sample(0, True, metrics=["f1", "bleu"], f1=0.5, bleu=0.1), ["f1, bleu", "--metric"]),

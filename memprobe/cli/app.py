@@ -38,6 +38,14 @@ class Commands(TyperGroup):
         except MemprobeError as error:
             error.args = (in_options(str(error), self.get_command(ctx, ctx.invoked_subcommand or "")),)
             raise
+        except Exception as error:
+            # The parser does not say of which command some options are that it cannot take apart.
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if _of_usage(error) and command is not None and getattr(error, "ctx", None) is None:
+                vars(error)["ctx"] = command.context_class(
+                    command, info_name=ctx.invoked_subcommand, parent=ctx
+                )
+            raise
 
 
 _CALLED = {

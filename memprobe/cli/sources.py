@@ -100,11 +100,13 @@ def sources(
         ),
     ] = None,
     words: Annotated[
-        tuple[int, int], typer.Option(help="For texts: how many words the prompt and the answer have.")
-    ] = (
-        50,
-        50,
-    ),
+        tuple[int, int],
+        typer.Option(
+            metavar="N N",
+            help="For texts: how many words the prompt and the answer have, as in --words 12 12. [default: 50 50]",
+            show_default=False,
+        ),
+    ] = (50, 50),
     prompt_form: Annotated[
         PromptChoice,
         typer.Option(help="For texts: a prompt with words of the passage in it, or one sentence for all."),

@@ -48,9 +48,13 @@ def read(file: Path) -> list[Evaluation]:
             doc, arguments, target = columns["doc"], columns["arguments"], columns["target"]
             prompt, answer = _asked(arguments, target)
             metrics = columns["metrics"]
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except KeyError as error:
             raise MemprobeError(
-                f"{row.where}: not a sample of {TOOL} ({type(error).__name__}: {error})"
+                f"{row.where}: not a sample of {TOOL} (it has no {error.args[0]!r})"
+            ) from error
+        except (TypeError, IndexError, AttributeError) as error:
+            raise MemprobeError(
+                f"{row.where}: not a sample of {TOOL} (its arguments, target or metrics have another form)"
             ) from error
         id = _id(doc, columns)
         first = id not in evaluation.factoids
