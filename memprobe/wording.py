@@ -87,6 +87,12 @@ def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: 
     return interval(value, low, high, form, open_ended=open_ended)
 
 
+def net_of_row(row: Mapping[str, Any], name: str, form: str) -> str:
+    """:func:`of_row` of a difference from the chance level, which for one reason alone has no interval: too few facts
+    have one."""
+    return of_row({**row, "lof_n": 0}, name, form)
+
+
 def difference(row: Mapping[str, Any], form: str = "+.2f") -> str:
     """:func:`interval` of the columns difference, low and high, with its sign."""
     return interval(row["difference"], row["low"], row["high"], form)

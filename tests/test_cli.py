@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.probe_writer import PROBE, locked
 from memprobe.prober import Prober
 from memprobe.records import BY_CHECKPOINT
+from memprobe.sources.catalogue import DATASETS
 from memprobe.starting_over import _set_aside
 from tests.disk import contents
 from tests.tiny import save_tiny
@@ -672,3 +674,84 @@ def test_rows_that_a_tokenizer_cannot_write_are_left_out_and_named(cli, tmp_path
     probe = memprobe.open_probe(tmp_path / "probe")
     assert sorted(probe.factoids["id"]) == ["a", "b", "c", "d", "e"]
     assert probe.run["factoids"]["n"] == 5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "layers --ckpt a={ckpt} --lens logit@b={ckpt} --factoids {facts} --out {out}",
+        "check --ckpt {ckpt}",
+        "lens --ckpt {ckpt} --prompt The",
+        "fit --kind linear --ckpt {ckpt} --factoids {facts} --texts {facts} --out {out}",
+        "filter --ckpt {ckpt} --factoids {facts} --out {out}",
+        "patch --from a={ckpt} --into b={ckpt} --factoids {facts} --out {out}",
+    ],
+)
+def test_a_base_model_that_nothing_is_read_with_is_refused(cli, tiny_checkpoint, facts, tmp_path, command):
+    places = {"ckpt": tiny_checkpoint, "facts": facts, "out": tmp_path / "out"}
+    result = cli(*command.format(**places).split(), "--base", "nothere")
+    refused(result, "--base nothere", "no checkpoint here is one")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    cli, tiny_checkpoint, facts, tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("nothing is read for nothing")
+
+    below = facts / "out.jsonl"
+    monkeypatch.setattr("memprobe.checkpoints.resolve", never)
+    asked = ["filter", "--ckpt", tiny_checkpoint, "--factoids", facts]
+    refused(cli(*asked, "--out", tmp_path), f"{tmp_path}: is a folder, not a file")
+    refused(cli(*asked, "--out", below), f"{below}: cannot be written ({facts} is a file, not a folder)")
+    refused(cli(*asked, "--out", tmp_path / "o", "--known", below), "is a file, not a folder")
+    refused(cli("compare", tmp_path / "none", "--out", facts), f"{facts}: is a file, not a folder")
+    refused(cli("compare", tmp_path / "none", "--out", below), f"({facts} is a file, not a folder)")
+    refused(cli("figures", tmp_path / "none", "--out", below), f"({facts} is a file, not a folder)")
+
+
+def test_bad_names_are_answered_with_what_there_is(cli, tiny_checkpoint, facts, tmp_path):
+    asked = ["layers", "--ckpt", tiny_checkpoint, "--factoids"]
+    refused(cli(*asked, tmp_path, "--out", tmp_path / "p"), f"{tmp_path}: is a folder; give a ")
+    refused(
+        cli(*asked, facts, "--out", tmp_path / "p", "--device", "gpu"),
+        "--device gpu: give auto, cpu, cuda, cuda:1 or mps; did you mean cuda?",
+    )
+    refused(cli("figures", tmp_path, "--only", "foo"), "restoration, grafts")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sources", "generic", "--words", "12,12"], ["layers", "--nope"], ["check", "--ckpt"], ["show"]],
+)
+def test_wrong_usage_names_the_help_of_its_command(cli, arguments):
+    refused(cli(*arguments), f"(see memprobe {arguments[0]} --help)")
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        ("fit --kind linear --ckpt {ckpt} --factoids none --out {out}", "--texts FILE"),
+        ("layers --ckpt {ckpt} --factoids known --intrusion x=big --out {out}", "--intrusion NAME=FILE"),
+        ("fit --kind linear --ckpt {ckpt} --factoids big --out {out}", "--factoids FILE"),
+        ("layers --ckpt {ckpt} --factoids big --out {out}", "--n where"),
+    ],
+)
+def test_advice_on_large_sets_can_be_followed(cli, tiny_checkpoint, tmp_path, monkeypatch, command, instead):
+    popqa = DATASETS["popqa"]
+    big = replace(popqa, name="big", hub=replace(popqa.hub, large=True))
+    monkeypatch.setitem(DATASETS, "big", big)
+    monkeypatch.delenv("MEMPROBE_DATA_DIR", raising=False)
+    result = cli(*command.format(ckpt=tiny_checkpoint, out=tmp_path / "out").split())
+    refused(result, "is too large to fetch whole; give a --data-dir that has it, or ", instead)
+    assert (instead == "--n where") == ("--n" in result[2])
+
+
+def test_the_demo_starts_over_where_its_error_says_so(cli, tiny_checkpoint, facts, tmp_path):
+    out = tmp_path / "p"
+    assert cli("layers", "--ckpt", tiny_checkpoint, "--factoids", facts, "--out", out)[0] == 0
+    asked = ["demo", "--ckpt", tiny_checkpoint, "--out", out, "--no-open"]
+    refused(cli(*asked), "--fresh to start over")
+    code, _, err = cli(*asked, "--fresh")
+    assert code == 0 and "of 295 facts" in cli("show", out)[1], err

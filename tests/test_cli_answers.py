@@ -56,7 +56,7 @@ def test_tables_of_several_checkpoints_fit_a_file_of_100_columns(cli, tmp_path, 
     monkeypatch.delenv("COLUMNS", raising=False)
     code, text, err = cli("show", probe.path)
     assert code == 0, err
-    table = text[text.index("exact match") :].splitlines()
+    table = text[text.index("\nexact match") + 1 :].splitlines()
     assert max(map(len, table[:-1])) <= 100 and text.count(show_probe.FOLDED) == 1
     assert table[-1] == show_probe.FOLDED, "said once, below the last table"
     monkeypatch.setenv("COLUMNS", "300")

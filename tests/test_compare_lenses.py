@@ -278,6 +278,15 @@ def test_all_of_it_is_printed_and_written(made, tmp_path, cli, monkeypatch):
     asked = ["compare", made.path, "-k", K, "--draws", 200]
     code, said, _ = cli(*asked, "--out", tmp_path)
     assert code == 0
+    (paired,) = pl.read_csv(tmp_path / "largest_contribution.csv")["n_net"].unique()
+    over = f"fact by fact, over the {paired} of 22 facts that have shuffled answers"
+    assert paired < 22 and over in " ".join(said.split())
+    code, shown, _ = cli("show", made.path)
+    assert code == 0 and (
+        "These are by the lens logit at the position answer. Also read: the lens logit@a, the lens linear, the "
+        f"position subject and what blocks write towards the answers; memprobe compare {made.path} shows it "
+        "(--lens NAME and --position NAME: every table by that)."
+    ) in " ".join(shown.split())
     for text in ("By lens", "0.25, 0.50", "What blocks write", "attention", "depth of the largest"):
         assert text in said and text in (tmp_path / "comparison.md").read_text()
     names = {file.name for file in tmp_path.iterdir()}

@@ -10,6 +10,7 @@ import pytest
 import memprobe
 from memprobe import sentences, wording
 from memprobe.compare import compare, read_comparison
+from memprobe.compare.beside import lens_cells
 from memprobe.errors import among
 from tests.probes import write_probe
 
@@ -232,4 +233,14 @@ def test_what_there_is_instead_of_a_name_is_said():
     assert among("relatoin", ["relation", "source"]) == "choose relation, source; did you mean relation?"
     assert among("Base", ["base", "tuned"], before="there are") == "there are base, tuned; did you mean base?"
     assert among("zzz", []) == "choose none"
-    assert among("x", range(30)).endswith("18, 19, 10 more")
+    assert among("x", range(30), before="there are").endswith("18, 19, 10 more")
+    assert among("x", range(30)).endswith("28, 29"), "no choice is hidden"
+
+
+def test_a_difference_from_chance_without_an_interval_says_why():
+    row = {"net": -1.5, "net_low": None, "net_high": None, "n": 5}
+    assert wording.net_of_row(row, "net", "+.1f") == "-1.5 (too few)"
+    assert wording.net_of_row(row | {"net": None}, "net", "+.1f") == wording.MISSING
+    assert wording.net_of_row(row | {"net_low": -2.0, "net_high": -1.0}, "net", "+.1f") == "-1.5 [-2.0, -1.0]"
+    lens = row | {"lens": "tuned", "lof": 3.0, "lof_low": None, "never": 0.0, "difference": None}
+    assert "-1.5 (too few)" in lens_cells(lens | {"agree": None, "floor": None})

@@ -52,6 +52,8 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         folded |= some
     if folded:
         console.print(FOLDED, style="dim", highlight=False, soft_wrap=not console.is_terminal)
+    if more := _not_shown(probe):
+        console.print(more, style="dim", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 FOLDED = (
@@ -61,6 +63,25 @@ NO_CHANCE = (
     "No chance level: it is that of other facts' answers, of one source and relation, that begin with another token; "
     "here there are none.\n"
 )
+
+
+def _not_shown(probe: Probe) -> str | None:
+    """What a probe holds beside the lens and the position that its summary is of, and what shows it."""
+    from memprobe.probes import tables_of
+
+    lenses = [name for name in probe.lenses if name != probe.lens]
+    positions = [name for name in probe.positions if name != probe.position]
+    held = [f"the lens {name}" for name in lenses] + [f"the position {name}" for name in positions]
+    if any("attributions" in tables_of(probe.run, label) for label in probe.checkpoints):
+        held.append("what blocks write towards the answers")
+    if not held:
+        return None
+    options = [*(["--lens NAME"] if lenses else []), *(["--position NAME"] if positions else [])]
+    all_of_it = f" ({' and '.join(options)}: every table by that)" if options else ""
+    return (
+        f"These are by the lens {probe.lens} at the position {probe.position}. Also read: {wording.listed(held)}; "
+        f"memprobe compare {probe.path} shows it{all_of_it}."
+    )
 
 
 def _that_fit(checkpoints: dict[str, Any], room: int, width: int) -> Iterator[dict[str, Any]]:
@@ -99,7 +120,7 @@ def _headline(checkpoints: dict[str, Any]) -> Table:
 
 def _net(entry: Mapping[str, Any]) -> str:
     """First occurrence minus its chance level: apart, the two mislead, since few shuffled answers ever occur."""
-    return wording.of_row(entry["lof"], "net", "+.2f")
+    return wording.net_of_row(entry["lof"], "net", "+.2f")
 
 
 def _by_depth(checkpoints: dict[str, Any], k: int, *, named: bool, full: bool) -> tuple[Table, bool]:

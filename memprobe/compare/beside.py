@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.compare.headline import Headline, mean_lof, never_as
 from memprobe.statistics.lenses import NEAR
-from memprobe.wording import number, of_row, percent
+from memprobe.wording import net_of_row, number, of_row, percent
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +34,8 @@ def by_lens(lenses: pl.DataFrame, never: str) -> Headline:
         rows.append([row["checkpoint"] if row["checkpoint"] != before else "", *lens_cells(row)])
         before = row["checkpoint"]
     says = (
-        f"Mean: counting never as {never}. Against chance: minus shuffled answers, in depths. Less {first}: fact by "
+        f"Mean: counting never as {never}. Against chance: minus shuffled answers, in depths, over facts "
+        f"that have one. Less {first}: fact by "
         f"fact; agree: facts that both place within {NEAR} depths. Floor: how far apart two fits on halves of a lens's "
         "corpus place the mean, and a fact (first token, k = 1 or 10); differences below it say nothing."
     )
@@ -54,7 +55,7 @@ def lens_cells(row: Mapping[str, Any]) -> list[str]:
         row["lens"],
         percent(row["never"], 0),
         mean_lof(row),
-        of_row(row, "net", "+.1f"),
+        net_of_row(row, "net", "+.1f"),
         apart,
         percent(row["agree"], 0) if row["agree"] is not None else "",
         floor,
@@ -78,7 +79,7 @@ def written(largest: pl.DataFrame, contributions: pl.DataFrame) -> Headline:
                 PARTS[part],
                 of_row(row, "depth", ".1f"),
                 number(row["chance"], ".1f"),
-                of_row(row, "net", "+.1f"),
+                net_of_row(row, "net", "+.1f"),
                 f"{most['depth']}: {of_row(most, 'share', '.0%')}",
             ]
         )
@@ -86,10 +87,20 @@ def written(largest: pl.DataFrame, contributions: pl.DataFrame) -> Headline:
     columns = ["", "part", "depth of the largest", "by chance", "net", "most, and its share"]
     says = (
         "Direct logit attribution. Depth of the largest: where most is written towards a fact's answer, mean over "
-        "facts; by chance: towards shuffled answers; net: fact by fact. Most: the depth with the largest mean "
-        "contribution, and its share of what all blocks write (some cancel, so that a share may exceed 100 %)."
+        f"facts; by chance: towards shuffled answers; net: fact by fact, over {_with_chance(largest)}. "
+        "Most: the depth with the largest mean contribution, and its share of what all blocks write (some cancel, so "
+        "that a share may exceed 100 %). All where the answer is predicted, whatever the position of the other tables."
     )
     return Headline("What blocks write towards the answers", says, columns, rows)
+
+
+def _with_chance(largest: pl.DataFrame) -> str:
+    """Which facts have a chance level: net is over these, and is no difference of the two means beside it."""
+    counts = largest.select("n_net", "n").unique().rows()
+    (with_chance, of), *others = counts
+    if others:
+        return "the facts that have shuffled answers"
+    return "all facts" if with_chance == of else f"the {with_chance} of {of} facts that have shuffled answers"
 
 
 PARTS = {"block": "block", "attn": "attention", "mlp": "MLP"}

@@ -12,7 +12,7 @@ import polars as pl
 
 from memprobe import wording
 from memprobe.statistics.vocabulary import PER_FACTOID, shown
-from memprobe.wording import form_of, number, of_row
+from memprobe.wording import form_of, net_of_row, number, of_row
 
 
 def _mean(row: Mapping[str, Any], key: str, form: str) -> str:
@@ -98,7 +98,7 @@ def _of_lens(row: Mapping[str, Any]) -> list[str]:
     cells = {
         "never": wording.percent(row["never"], 0),
         "mean": mean_lof(row),
-        "against chance": of_row(row, "net", "+.1f"),
+        "against chance": net_of_row(row, "net", "+.1f"),
     }
     return [f"  by {row['lens']}", *(cells.get(name, "") for name in _COLUMNS)]
 
