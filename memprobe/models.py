@@ -118,12 +118,11 @@ def choose_device(device: str = "auto") -> torch.device:
     Raises:
         MemprobeError: no such device here.
     """
+    cuda = torch.cuda.is_available()
     if is_split(device):
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if cuda else "cpu")
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
