@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -750,6 +751,63 @@ def test_every_figure_is_there_in_each_format_beside_its_json(written):
     assert {path.suffix for path in files if path.stem == "recall"} == {".pdf", ".png", ".json"}
     assert {path.suffix for path in files if path.stem == "lof"} == {".pdf", ".png", ".json", ".csv", ".md"}
     assert {"mixing_ratio", "mixing_length", "steps"} <= set(reasons_in(said))
+
+
+ENDS = {"low": [0.2, None], "high": [0.4, None]}
+SEEDS = {"retention": [0.3, None], "by_seed": [[0.3], [0.4]], "seed_numbers": [[0], [0]], **ENDS}
+MIXED = {"setup": ["a"] * 2, "mixing": ["generic"] * 2, "others": [""] * 2}
+PENALTY = {"setup": ["a"] * 2, "penalty": ["ewc"] * 2, "others": [""] * 2, "penalty_strength": [0.0, 1.0]}
+LEARNED = {"last_metric": ["exact_match"] * 2, "last_score": [0.5, 0.6], "last_by_seed": [[0.5], [0.6]]}
+AT = {"checkpoint": ["a"] * 2, "depth": [0, 1]}
+RECALL = {"recall": [0.1, 0.9], "recall_low": [0.0, 0.8], "recall_high": [0.2, 1.0], "chance": [0.1, 0.2]}
+OTHERS: dict[str, dict[str, list]] = {
+    "mixing_ratio": MIXED | SEEDS | {"mixing_ratio": [0.5, 1.0], "mixing_words": [8, 8]},
+    "mixing_length": MIXED | SEEDS | {"mixing_words": [8, 16], "mixing_ratio": [1.0, 1.0]},
+    "penalty_strength": PENALTY | SEEDS | LEARNED,
+    "steps": {
+        "run": ["a"] * 2,
+        "step": [0, 9],
+        "statistic": ["exact"] * 2,
+        "state": [None] * 2,
+        "value": [0.1, 0.9],
+    }
+    | {"low": [None] * 2, "high": [None] * 2},
+    "positions": AT | RECALL | {"position": ["answer"] * 2},
+    "contributions": AT | {"part": ["block"] * 2, "value": [0.1, 0.9], "net": [True] * 2, **ENDS},
+}
+"""Tables of figures that neither :func:`written` nor the repository holds."""
+STORED = {
+    "other_questions": "study-questions/other_questions-popqa-lama.json",
+    "lenses": "lenses/lenses.json",
+    "restoration": "where/restoration.json",
+    "grafts": "where/grafts.json",
+}
+
+
+@pytest.mark.parametrize("width", figures.WIDTHS)
+def test_labels_of_axes_lie_within_the_figure_and_beside_its_legend(written, width):
+    """Whatever the figure, with the longest name of a token rule."""
+    folder = Path(__file__).parents[1] / "figures"
+    paths = {path.stem: path for path in written[1] if path.suffix == ".json"}
+    paths |= {name: folder / path for name, path in STORED.items()}
+    found = {name: read_json(path) for name, path in paths.items()}
+    tables_of = {name: (pl.DataFrame(made["data"]), made["options"]) for name, made in found.items()}
+    tables_of |= {name: (pl.DataFrame(table), {}) for name, table in OTHERS.items()}
+    assert set(tables_of) == set(figures.DRAWN)
+    for name, (table, options) in tables_of.items():
+        draw = figures.DRAWN[name]
+        rule = {"token": "all"} if "token" in inspect.signature(draw).parameters else {}
+        figure = draw(table, **options | rule | {"width": width})
+        with plt.rc_context(STYLE):
+            FigureCanvasAgg(figure).draw()
+        labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+        labels += [one for one in figure.texts if one.get_text()]  # those of all panels together
+        boxes = {one.get_text(): one.get_window_extent() for one in labels if one.get_text()}
+        legend = [one.get_window_extent() for one in figure.legends]
+        for text, box in boxes.items():
+            assert box.x0 >= 0 and box.y0 >= 0, (name, text)
+            assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, (name, text)
+            assert not any(box.overlaps(one) for one in legend), (name, text)
 
 
 def test_fonts_are_embedded_and_pages_have_the_width_asked_for(written, probe, tmp_path):

@@ -24,6 +24,8 @@ WIDTHS = (89, 183)
 """Millimetres: one column and two columns of a journal's page."""
 INK, FAINT, PALE = "#22262b", "#7d858f", "#c9ced5"
 MM = 1 / 25.4  # inches
+MOST_UPRIGHT = 28
+"""Letters that fit along a y axis of 38 mm, the least that a panel with such a label has."""
 TOKENS = {"first": "first token", "last": "last token", "all": "all tokens"}
 
 STYLE: dict[str, Any] = {
@@ -240,7 +242,11 @@ def rule(token: str) -> str:
 
 
 def name_axes(figure: Figure, every: Sequence[Axes], x: str, y: str) -> None:
-    """Labels of all panels together; where the last row is not full, each panel has its own below it."""
+    """Labels of all panels together; where the last row is not full, each panel has its own below it.
+
+    A label of the y axis that is longer than the lowest panels are high is broken into lines.
+    """
+    y = "\n".join(textwrap.fill(line, MOST_UPRIGHT, break_on_hyphens=False) for line in y.split("\n"))
     if len(every) == 1:
         every[0].set_xlabel(x)
         every[0].set_ylabel(y)
