@@ -168,7 +168,10 @@ def test_frequency_has_accuracy_in_the_legend_and_leaves_out_the_embedding(probe
 def test_survival_and_heatmap_draw_their_tables(probe):
     result, found = of_probe(probe)
     rows = result.tables["survival"].filter(checkpoint="early", of="lof")
-    assert values(figures.survival(found["survival"]), "/early//line") == rows["survival"].to_list()
+    figure = figures.survival(found["survival"])
+    assert values(figure, "/early//line") == rows["survival"].to_list()
+    [[(_, low), (_, high)]] = drawn(figure)["/early//last"]  # where the band has no width left
+    assert (low, high) == pytest.approx(rows.select("low", "high").row(-1))
     cells = drawn(figures.heatmap(found["heatmap"]))["/cells"]
     curves = result.tables["curves"]
     assert cells == [curves.filter(checkpoint=label)["recall"].to_list() for label in ("late", "early")]
@@ -330,7 +333,17 @@ def test_first_occurrence_of_checkpoints(probe):
         assert f"{label}//effective_layers/value" in shown
         assert f"{label}//effective_layers/interval" not in shown
         spread = [x for x, _ in shown[f"{label}//lof_mean/sd"]]
-        assert spread == pytest.approx([row["lof_mean"] - row["lof_sd"], row["lof_mean"] + row["lof_sd"]])
+        ends = [row["lof_mean"] - row["lof_sd"], row["lof_mean"] + row["lof_sd"]]
+        assert spread == pytest.approx(np.clip(ends, 1, row["n_layers"]))
+
+
+def test_a_bar_of_the_sd_ends_at_the_last_depth():
+    numbers = {"value": 29.0, "low": 28.5, "high": 29.5, "sd": 4.0, "by_seed": None, "n_layers": 30}
+    table = pl.DataFrame([{"row": "a", "series": "", "statistic": "lof_mean", **numbers}])
+    shown = drawn(figures.first_occurrence(table))
+    assert [x for x, _ in shown["a//lof_mean/sd"]] == [25, 30]
+    old = drawn(figures.first_occurrence(table.drop("n_layers")))
+    assert [x for x, _ in old["a//lof_mean/sd"]] == [25, 33]
 
 
 def test_first_occurrence_of_arms_shows_seeds_and_the_interval_over_them(study):

@@ -141,7 +141,12 @@ def test_a_sketch_and_its_figure_are_the_same(probe):
 
 def test_survival_curves_are_stairs_and_so_are_their_bands():
     table = kaplan_meier(np.array([1.0, 2.0, np.nan]), 2).with_columns(checkpoint=pl.lit("a"))
-    band, line = plots.survival_curves(table).data
+    band, end, line = plots.survival_curves(table).data
+    bar, last = end.error_y, table.row(-1, named=True)
+    assert 2 < end.x[0] < 2.5 and list(end.y) == [last["survival"]], "the band has no width left there"
+    assert last["survival"] + bar.array[0] == pytest.approx(last["high"])
+    assert last["survival"] - bar.arrayminus[0] == pytest.approx(last["low"])
+    assert end.meta == band.meta, "it comes and goes with the band"
     assert list(line.y) == table["survival"].to_list()
     assert line.line.shape == "hv"
     assert list(band.x) == [0, 1, 1, 2, 2, 2, 2, 1, 1, 0]

@@ -26,12 +26,14 @@ DIFFERENCES = panels_of_differences()
 def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Layer of first occurrence and diversity, checkpoint by checkpoint or arm by arm (Chen et al., figure 4, right).
 
-    A grey bar is the mean ± one standard deviation over factoids, a dark line a 95 % interval; seeds are dots.
+    A grey bar is the mean ± one standard deviation over factoids, as far as there are depths; a dark line is a 95 %
+    interval; seeds are dots.
 
     Args:
         table: [row, series, statistic, value, low, high, sd, by_seed, along]; ``series`` tells stages of one arm
             apart, ``by_seed`` is a list, null where the row is one checkpoint, ``along`` its place along its run. Of a
-            fitted lens also ``floor``, how far two fits place the mean apart: a grey bar of that width.
+            fitted lens also ``floor``, how far two fits place the mean apart: a grey bar of that width. ``n_layers``
+            is where a grey bar ends; tables of old lack it.
         k, token: named below.
         width: millimetres; one column has room for the first and the third of :data:`PLACEMENT`.
     """
@@ -265,10 +267,12 @@ def point(axes: Axes, row: Mapping[str, Any], at: float, marks: Mapping[str, Any
     """One number with what is known of its spread."""
     value, colour = row["value"], marks["color"]
     if row["sd"] is not None:
-        axes.plot(
-            [value - row["sd"], value + row["sd"]], [at, at], color=style.PALE, linewidth=2.6, gid=f"{where}/sd",
-            solid_capstyle="butt",
-        )  # fmt: skip
+        ends = [value - row["sd"], value + row["sd"]]
+        if (
+            last := row.get("n_layers")
+        ) is not None:  # no fact surfaces before the first depth or after the last
+            ends = [min(max(end, 1), last) for end in ends]
+        axes.plot(ends, [at, at], color=style.PALE, linewidth=2.6, gid=f"{where}/sd", solid_capstyle="butt")
     if row["low"] is not None:
         axes.plot(
             [row["low"], row["high"]],

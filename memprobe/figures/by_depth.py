@@ -58,6 +58,8 @@ def frequency(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: 
 def survival(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Share of factoids that have not surfaced by each depth (Kaplan & Meier 1958), with its 95 % band.
 
+    A bar at the last depth is the interval of the share that never surfaces, where the band ends.
+
     Args:
         table: as of :func:`recall`, with ``survival``, ``low`` and ``high``.
         k, token, width: as there.
@@ -119,6 +121,8 @@ def _curves(
             if edges is not None and seed is None and not many:
                 alpha, step = 0.24 / max(1, len(lines)) ** 0.5, "post" if stepwise else None
                 style.band(axes, rows, "depth", edges, where, alpha=alpha, step=step, color=marks["color"])
+                if stepwise:  # the last step has no width
+                    _bar_at_the_end(axes, rows, edges, where, lines.index(line), marks["color"])
             if chance is not None and (not many or line == lines[-1]):
                 axes.plot(
                     x,
@@ -160,6 +164,24 @@ def _curves(
     style.name_axes(figure, every, "depth", label)
     style.legend(figure, handles, width)
     return figure
+
+
+def _bar_at_the_end(
+    axes: Axes, rows: pl.DataFrame, edges: tuple[str, str], where: str, position: int, colour: str
+) -> None:
+    """The interval of a line at its last depth, beside its last drop and those of the lines before it."""
+    last = rows.sort("depth").tail(1)
+    low, high = (style.numbers(last, edge) for edge in edges)
+    beside = 0.006 * (position + 1) * last["depth"][0]
+    axes.vlines(
+        [last["depth"][0] + beside],
+        low,
+        high,
+        color=colour,
+        linewidth=0.9,
+        clip_on=False,
+        gid=f"{where}/last",
+    )
 
 
 def _every(n: int, position: int, wanted: int) -> list[int]:

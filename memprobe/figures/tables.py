@@ -166,8 +166,8 @@ def _heatmap(curves: pl.DataFrame, made: Sequence[Mapping[str, Any]], base: str 
 def _first_occurrence(
     tables: Mapping[str, pl.DataFrame], made: Sequence[Mapping[str, Any]], order: Sequence[str]
 ) -> pl.DataFrame:
-    """[row, series, statistic, value, low, high, sd, by_seed, along, floor], by checkpoint; by arm and stage where
-    seeds repeat. ``floor`` is there where a lens has one."""
+    """[row, series, statistic, value, low, high, sd, by_seed, along, n_layers, floor], by checkpoint; by arm and stage
+    where seeds repeat, ``n_layers`` being null. ``floor`` is there where a lens has one."""
     placed = {row["checkpoint"]: row for row in tables["placement"].iter_rows(named=True)}
     trained = at_ends(made)
     rows: list[list[Any]] = []
@@ -204,11 +204,13 @@ def _first_occurrence(
     schema = {"row": pl.String, "series": pl.String, "statistic": pl.String, **numbers}
     table = pl.DataFrame(rows, schema=schema, orient="row")
     places = {label: place for label, (_, _, place) in places_along(tables["steps"]).items()}
+    layers = {label: row["n_layers"] for label, row in placed.items()}
     floors = tables["placement"]["lof_floor"].drop_nulls()
     floor = pl.when(pl.col("statistic") == "lof_mean").then(pl.lit(floors.max(), pl.Float64))
     return _without_empty(
         table.with_columns(
             pl.col("row").replace_strict(places, default=None, return_dtype=pl.Float64).alias("along"),
+            pl.col("row").replace_strict(layers, default=None, return_dtype=pl.Int64).alias("n_layers"),
             floor.alias("floor"),
         ),
         "floor",

@@ -110,6 +110,8 @@ def survival_curves(
 ) -> sketch.Sketch:
     """Kaplan–Meier curves: the share of factoids that have not surfaced by each depth, with 95 % bands.
 
+    A bar at the last depth is the interval of the share that never surfaces, where the band ends.
+
     Args:
         survival: of :func:`memprobe.statistics.occurrence.kaplan_meier`, with ``checkpoint``.
         of: what is waited for, for the axis.
@@ -119,11 +121,14 @@ def survival_curves(
     figure = sketch.figure_of(x="depth", y=f"still without {of}", percent=True)
     figure.update_yaxes(range=[0, 1.02])
     _tick_depths(figure, survival)
-    for look, label, rows in sketch.by_checkpoint(survival, checkpoints, looks):
+    parts = sketch.by_checkpoint(survival, checkpoints, looks)
+    for position, (look, label, rows) in enumerate(parts):
         depth, low, high = (_stairs(rows[name].to_list(), name) for name in ("depth", "low", "high"))
         sketch.add_band(
             figure, depth, low, high, colour=look["colour"], opacity=0.08, meta={"checkpoint": label}
         )
+        beside = min(0.15, 0.4 / len(parts)) * (position + 1)  # its last drop would cover it
+        _bar_at_the_end(figure, rows, beside, colour=look["colour"], meta={"checkpoint": label})
         line = sketch.line_of(label, look)
         line["line"] = line["line"] | {"shape": "hv"}
         figure.add_scatter(
@@ -249,6 +254,32 @@ def _stairs(values: list[float], name: str) -> list[float]:
     """A column as stairs: each value holds until the next depth."""
     twice = [value for value in values for _ in range(2)]
     return twice[1:] if name == "depth" else twice[:-1]
+
+
+def _bar_at_the_end(
+    figure: sketch.Sketch, rows: pl.DataFrame, beside: float, *, colour: str, meta: Mapping[str, Any]
+) -> None:
+    """The interval of a curve at its last depth, ``beside`` depths off; comes and goes with the band."""
+    last = rows.row(-1, named=True)
+    if last["low"] is None:
+        return
+    figure.add_scatter(
+        x=[last["depth"] + beside],
+        y=[last["survival"]],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [last["high"] - last["survival"]],
+            "arrayminus": [last["survival"] - last["low"]],
+            "thickness": 1.5,
+            "width": 3,
+        },
+        mode="markers",
+        marker={"size": 1, "color": colour},
+        hoverinfo="skip",
+        showlegend=False,
+        meta={**meta, "role": "band"},
+    )
 
 
 def _equal(table: pl.DataFrame, column: str, value: Any) -> pl.Series:
