@@ -9,7 +9,7 @@
   for (const text of room.querySelectorAll('.js-plotly-plot .main-svg text')) {
     if (!seen(text) || !text.textContent.trim() || text.closest('.hoverlayer')) continue;
     const [box, canvas] = [text.getBoundingClientRect(), text.closest('.js-plotly-plot').getBoundingClientRect()];
-    if (box.left < canvas.left - 2 || box.right > canvas.right + 2 || box.bottom > canvas.bottom + 2) wrong.push(`chart text ${text.textContent}`);
+    if (box.left < canvas.left - 2 || box.right > canvas.right + 2 || box.top < canvas.top - 2 || box.bottom > canvas.bottom + 2) wrong.push(`chart text ${text.textContent}`);
   }
   // No number is cut, and on a phone none lies beyond the edge.
   for (const node of [...room.querySelectorAll('td, th'), ...document.querySelectorAll('#answer p')]) {

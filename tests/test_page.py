@@ -20,6 +20,7 @@ from tests.benchmarks.report_load import write_large_probe
 from tests.once import once
 from tests.pages import AUDIT, chromium, opened
 from tests.probes import write_probe
+from tests.trained import write_run
 
 pytestmark = pytest.mark.browser
 DRAWS = 200
@@ -222,6 +223,24 @@ def test_every_room_can_be_read(browser, request, name, width, scheme):
                 shown.wait_for_selector("#explorer[data-ready]", state="attached")
             assert shown.evaluate("document.documentElement.scrollWidth") <= width, tab.inner_text()
             assert shown.evaluate(AUDIT) == [], tab.inner_text()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_curves_of_training_can_be_read(browser, tmp_path, width):
+    run = write_run(tmp_path / "run", [[1.0], [0.25, 1.0]])
+    lines = [
+        {"step": step, "loss": 0.9 / step, "data_loss": 0.5 / step, "penalty": 0.4 / step} for step in (1, 2)
+    ]
+    for stage in run.glob("[12]-*"):
+        (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    path = written(open_study([tmp_path]), tmp_path / "page.html")
+    for measure in ("loss", "penalty"):
+        with opened(
+            browser, path, width=width, height=844, hash=f"#room=training&measure={measure}"
+        ) as shown:
+            shown.wait_for_function(DRAWN)
+            assert shown.locator("#training .js-plotly-plot").count() == 2
+            assert shown.evaluate(AUDIT) == [], measure
 
 
 @every_page

@@ -21,7 +21,9 @@ MEASURES = {
     "learning_rate": "learning rate",
 }
 """Measures of the room by name, which is also the column of a study's training that is drawn, but for
-:data:`_COLUMNS`."""
+:data:`_COLUMNS`; each as it stands over its plots."""
+_AXES = {"loss": "nats per token", "penalty": "added to the loss"}
+"""What stands along the axis, where the heading is too long for it."""
 _COLUMNS = {"loss": "data_loss"}
 
 
@@ -64,7 +66,7 @@ def training_room(study: Study) -> tuple[dict[str, Any] | None, dict[str, bytes]
             log = measure in ("loss", "penalty", "grad_norm") and bool((drawn[column] > 0).all())
             block = f"training-{len(blocks)}"
             blocks[block] = embedded(
-                figure_json(plots.training_curves.sketch(drawn, column, y=label, log=log))
+                figure_json(plots.training_curves.sketch(drawn, column, y=_AXES.get(measure, label), log=log))
             )
             curves.setdefault(measure, []).append(f"{block}\nStage {stage}: {name}")
     running = [f"{run.name}, stage {one.number} {one.name}" for run in study.runs for one in run.running]
