@@ -30,7 +30,10 @@ def write_prompt(readings: Sequence[PromptReading], path: str | Path, *, label: 
         "title": f"{label}: {prompt}",
         "sentences": [sentences.of_prompt(reading, named=len(readings) > 1) for reading in readings],
         "lenses": [reading.lens for reading in readings],
-        "statistics": [[name, LENS_STATISTICS[name].label] for name in statistics_of(readings)],
+        "statistics": [
+            [name, LENS_STATISTICS[name].label, LENS_STATISTICS[name].greener]
+            for name in statistics_of(readings)
+        ],
         "figures": {
             name: [figure_json(lens_heatmap.sketch(reading, name)) for reading in readings]
             for name in statistics_of(readings)

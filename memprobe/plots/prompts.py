@@ -29,23 +29,37 @@ class LensStatistic:
     Attributes:
         label: of the choice, and over the colours.
         values: [depth][position]; ``None`` where the reading has none.
-        less: whether less of it is nearer to an answer: the colours then run the other way.
+        greener: what is so of a greener cell than of another.
+        less: whether a greener cell has less of it: the colours then run the other way.
         log: whether the colours are of its logarithm, as of a rank.
     """
 
     label: str
     values: Callable[[PromptReading], Sequence[Sequence[float]] | None]
+    greener: str
     less: bool = True
     log: bool = False
 
 
 LENS_STATISTICS: dict[str, LensStatistic] = {
     "probability": LensStatistic(
-        "probability of the first choice", lambda read: read.probability, less=False
+        "probability of the first choice",
+        lambda read: read.probability,
+        "surer of its first choice, whether or not that is the answer",
+        less=False,
     ),
-    "rank": LensStatistic("rank of the answer", lambda read: read.answer_ranks, log=True),
-    "entropy": LensStatistic("entropy (nats)", lambda read: read.entropy),
-    "kl": LensStatistic("KL to the last depth (nats)", lambda read: read.kl),
+    "rank": LensStatistic(
+        "rank of the answer",
+        lambda read: read.answer_ranks,
+        "with fewer tokens before the answer",
+        log=True,
+    ),
+    "entropy": LensStatistic(
+        "entropy (nats)", lambda read: read.entropy, "surer, with its probability on fewer tokens"
+    ),
+    "kl": LensStatistic(
+        "KL to the last depth (nats)", lambda read: read.kl, "nearer to what the last depth says"
+    ),
 }
 """The statistics of a prompt's picture; ``rank`` needs an answer."""
 
@@ -54,8 +68,8 @@ LENS_STATISTICS: dict[str, LensStatistic] = {
 def lens_heatmap(reading: PromptReading, statistic: str = "probability") -> Sketch:
     """The usual picture of a lens on one prompt: depth by position, the first choice in each cell.
 
-    Greener is nearer to an answer, whatever the statistic. Cells that say the answer are framed. The hover text has
-    the top tokens and every statistic.
+    What a greener cell has more or less of, its statistic says. Cells that say the answer are framed. The hover text
+    has the top tokens and every statistic.
 
     Args:
         reading: of :func:`memprobe.prompt_lens.read_prompt`.

@@ -7,6 +7,7 @@
 
   const show = () => {
     for (const input of byId("statistic").querySelectorAll("input")) input.checked = input.value === statistic;
+    byId("greener").textContent = data.statistics.find(([name]) => name === statistic)[2];
     const holders = [...byId("figures").children];
     holders.forEach((holder, at) => {
       const first = !holder.querySelector(".canvas");
