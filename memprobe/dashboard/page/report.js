@@ -196,7 +196,7 @@ function buildSet() {
   byId("steps").hidden = !named("step-").length;
   byId("overview-plots").hidden = named("stage-").length > 0;
   byId("stages-note").textContent = named("stage-").length
-    ? "After each training stage, on the factoids probed here. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean." : "";
+    ? "After each training stage, on the factoids probed here. A line is a run, or an arm’s mean, in the colour of the checkpoint it ends at. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean." : "";
   byId("differences").replaceChildren(...named("difference-").map((name) => small(name, titled(titles[name.slice("difference-".length)]))));
   byId("differences-note").hidden = !named("difference-").length;
   byId("fates").replaceChildren(
