@@ -7,13 +7,16 @@ import polars as pl
 import pytest
 
 from memprobe import figures
-from memprobe.dashboard.patches import patches_data
+from memprobe.dashboard.patches import TITLE, patches_data
 from memprobe.dashboard.writing import dashboard_text
 from memprobe.figures.patches import FLOOR, of_patches
+from memprobe.files import write_parquet
 from memprobe.patch_tables import tables_of
 from memprobe.patches import open_patches
+from memprobe.plots.patches import restoration_curves, restoration_heatmap
 from memprobe.studies import open_study
 from tests.pages import chromium, opened
+from tests.patched import write_patched
 from tests.test_patch_arms import study
 from tests.tiny import N_LAYERS
 
@@ -121,7 +124,7 @@ def test_a_study_of_patches_alone_has_its_room(top):
     assert [one.path.name for one in found.patches] == ["states", "weights"]
     assert [one.path.name for one in found.probes] == ["probe"]
     text = dashboard_text(open_study([top / "weights"]), draws=50)
-    assert 'id="block-patches"' in text and "Which depths hold the fact?" in text
+    assert 'id="block-patches"' in text and TITLE in text
 
 
 @pytest.mark.browser
@@ -150,6 +153,48 @@ def test_the_room_and_the_explorer_show_patches(top, tmp_path, monkeypatch):
         with opened(browser, path, hash="#factoid=Selva") as shown:
             shown.wait_for_selector("#detail h4:has-text('What patches move')")
             assert shown.locator("#detail svg[role=img]").count() >= len(RUNS)
+
+
+def write_grafts(folder):
+    """Patches of :func:`tests.patched.write_patched`, whose grafts are of two blocks each."""
+    write_patched(folder)
+    path = folder / "patches" / "s1-into-s2.weights.all.parquet"
+    write_parquet(
+        pl.read_parquet(path).with_columns(last=pl.col("depth") + 1).filter(pl.col("depth") < 4), path
+    )
+    return folder
+
+
+def test_grafts_of_several_blocks_are_named_by_all_of_them(tmp_path):
+    views = patches_data([open_patches(write_grafts(tmp_path))])["views"]
+    (grafts,) = [view for view in views if view["kind"] == "weights" and view["name"].endswith("by grafts")]
+    (sweep,) = grafts["sweeps"]
+    assert sweep["places"] == ["1–2", "2–3", "3–4"] and {row[6] for row in sweep["rows"]} == {"2–3"}
+    assert "block 2–3 moves most" in grafts["sentences"][0]
+    states = [view for view in views if view["kind"] == "states"]
+    assert {row[6] for view in states for sweep in view["sweeps"] for row in sweep["rows"]} <= {
+        *"01234",
+        None,
+    }
+
+
+@pytest.mark.parametrize("depths", [[0, 10, 20, 30], [0, 1, 2, 3], [5], list(range(0, 40, 2))])
+def test_cells_and_ticks_stand_at_the_depths_that_were_patched(depths):
+    sweep = {"source": "a", "target": "b", "what": "residual", "positions": "last", "parts": "", "window": 1}
+    rows = [
+        sweep
+        | {"direction": "restoration", "depth": depth, "moved": 0.5, "low": 0.4, "high": 0.6, "other": 0.1}
+        for depth in depths
+    ]
+    table = pl.DataFrame(rows).with_columns(random=pl.lit(None, pl.Float64))
+    heatmap, curves = restoration_heatmap(table), restoration_curves(table)
+    (cells,) = heatmap.data
+    every = depths == list(range(depths[0], depths[-1] + 1))
+    assert list(cells.x) == (depths if every else [str(depth) for depth in depths])
+    assert heatmap.layout.xaxis.type == (None if every else "category")
+    assert list(curves.layout.xaxis.tickvals) == depths
+    (line,) = [trace for trace in curves.data if trace.meta["role"] == "line"]
+    assert list(line.x) == depths
 
 
 def test_depths_that_were_not_patched_are_not_said_to_move_nothing(top, study, tmp_path):

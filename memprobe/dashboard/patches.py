@@ -24,6 +24,8 @@ from memprobe.statistics.patch_arms import NAMES
 from memprobe.statistics.patches import OF_STATES, SWEEP
 from memprobe.statistics.vocabulary import STATISTICS, label
 
+TITLE = "Where does a patch bring the fact back?"
+"""Of a page that shows patches alone."""
 MAX_ROWS = 2000
 """Factoids of a sweep beyond these are left out of the page, and it says so."""
 
@@ -48,6 +50,7 @@ def write_patches(
         )
         raise MemprobeError(f"{patches.path}: {why}")
     data = patches_data([patches], facts=facts, threshold=threshold)
+    data["title"] = TITLE
     data["templates"] = {theme: palette.template(theme) for theme in ("light", "dark")}
     text = page.assemble(
         title="patches · memprobe",
@@ -178,14 +181,17 @@ def _view(
             every = True
             best = pl.col("depth").list.get(pl.col("moved").list.arg_max())
             by_fact = by_fact.with_columns(first=best)
-        by_fact = by_fact.sort("first", "prompt", nulls_last=True)
+        names = {depth: _place(depth, last) for depth, last in sweep.select("depth", "last").iter_rows()}
+        by_fact = by_fact.sort("first", "prompt", nulls_last=True).with_columns(
+            pl.col("first").replace_strict(names, default=None, return_dtype=pl.String)
+        )
         rows = by_fact.head(MAX_ROWS).select(
             "factoid", "prompt", "answer", "source_log_prob", "target_log_prob", "gap", "first", "moved"
         )
         sweeps.append(
             {
                 "name": name,
-                "places": sweep["depth"].to_list(),
+                "places": [_place(*ends) for ends in sweep.select("depth", "last").rows()],
                 "every": every,
                 "rows": [list(values) for values in rows.iter_rows()],
                 "left_out": max(0, len(by_fact) - MAX_ROWS),
@@ -200,6 +206,11 @@ def _view(
         "curves": figure_json(restoration_curves.sketch(part)),
         "sweeps": sweeps,
     }
+
+
+def _place(first: int, last: int) -> str:
+    """The name of a depth, of a block, or of several in a row."""
+    return f"{first}" if first == last else f"{first}–{last}"
 
 
 def _first_sentence(row: dict[str, Any]) -> str:
@@ -221,9 +232,8 @@ def _fate_sentence(row: dict[str, Any]) -> str:
 
 
 def _graft_sentence(row: dict[str, Any]) -> str:
-    place = f"{row['depth']}" if row["depth"] == row["last"] else f"{row['depth']}–{row['last']}"
     return (
-        f"{row['parts']}: block {place} moves most, {100 * row['moved']:.0f} %; it wins in "
+        f"{row['parts']}: block {_place(row['depth'], row['last'])} moves most, {100 * row['moved']:.0f} %; it wins in "
         f"{100 * row['support']:.0f} % of resamples and for {100 * row['facts_share']:.0f} % of {row['n']} facts"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from memprobe.dashboard import explorer
+from memprobe.dashboard.patches import TITLE
 from memprobe.dashboard.sets import Set
 from memprobe.probes import RUN, Probe
 from memprobe.readings import Readings
@@ -25,7 +26,7 @@ def headings(study: Study, sets: Sequence[Set]) -> tuple[str, str]:
         if study.runs:
             return f"Training: {named}", ""
         if study.patches:
-            return "Which depths hold the fact?", ""
+            return TITLE, ""
         if study.outcomes and not study.comparisons:
             return "Which facts are given", ""
         return ("Comparisons" if study.comparisons else "What a study of arms found"), ""

@@ -51,7 +51,7 @@ def restoration_heatmap(by_depth: pl.DataFrame) -> sketch.Sketch:
         meta={"rows": names, "role": "cells"},
     )
     if len(depths) <= MOST_TICKS:
-        figure.update_xaxes(dtick=1)
+        figure.update_xaxes(dtick=1)  # of depths, or of those that there are
     return figure
 
 
@@ -92,8 +92,9 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
             hovertemplate=sketch.share_tip(name),
         )
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
-    if by_depth["depth"].n_unique() <= MOST_TICKS:
-        figure.update_xaxes(dtick=1)
+    places = sorted(by_depth["depth"].unique())
+    if len(places) <= MOST_TICKS or sketch.has_gaps(places):
+        figure.update_xaxes(tickvals=places)
     own = [value for value in by_depth["moved"].to_list() if value is not None]
     figure.update_yaxes(range=[_FLOOR, min(max([1.06, *own]) + 0.02, 3.0)])
     return figure

@@ -97,6 +97,8 @@ def add_cells(
 ) -> list[int]:
     """Shares by depth as colours, a row a name, with their scale above.
 
+    Where there are gaps between the depths, each has a cell and a tick of its own, as wide as any other's.
+
     Args:
         rows: the name of each, and its table with depth and ``column``.
         largest: where the colours end; ``None`` for the largest share.
@@ -107,9 +109,11 @@ def add_cells(
     """
     cells = [dict(row.select("depth", column).iter_rows()) for _, row in rows]
     depths = sorted({depth for row in cells for depth in row})
+    if has_gaps(depths):
+        figure.update_xaxes(type="category")
     figure.add(
         "heatmap",
-        x=depths,
+        x=list(map(str, depths)) if has_gaps(depths) else depths,
         y=[name for name, _ in rows],
         z=[[row.get(depth) for depth in depths] for row in cells],
         coloraxis="coloraxis",
@@ -274,6 +278,11 @@ def depth_ticks(last: int, first: int = 0) -> list[int]:
     step = tick_step(last)
     ticks = [depth for depth in range(first, last, step) if last - depth > step / 2]
     return [*ticks, last]
+
+
+def has_gaps(depths: Sequence[int]) -> bool:
+    """Whether depths, in order, leave some out between the first and the last."""
+    return len(depths) > 0 and depths[-1] - depths[0] >= len(depths)
 
 
 def log_ticks(low: float, high: float) -> list[float]:

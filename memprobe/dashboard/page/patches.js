@@ -40,8 +40,8 @@ function patchStrip(places, moved, stops, room = 360) {
 /** Where not every depth was patched, a fact may move at one before the first of those that were. */
 const firstPatched = (view, sweep, first) => {
   if (first === null) return sweep.every ? "never" : "at none patched";
-  if (view.kind !== "states") return `block ${first}`;
-  return sweep.every ? String(first) : `≤ ${first}`;
+  if (view.kind !== "states") return `block${first.includes("–") ? "s" : ""} ${first}`;
+  return sweep.every ? first : `≤ ${first}`;
 };
 
 /**
@@ -73,8 +73,8 @@ function patchesView(holder, data, templates, chosen = () => {}) {
     const sweep = view.sweeps[Number(sweeps.value) || 0];
     const wanted = filter.value.trim().toLowerCase();
     const rows = sweep.rows.filter(([, prompt, answer]) => !wanted || `${prompt} ${answer}`.toLowerCase().includes(wanted));
-    const reached = view.kind === "states" ? `first ≥ ${100 * MOVED_HALF} %` : "best block";
-    const names = ["prompt", "answer", "source", "target", reached, "share moved, from the first depth to the last"];
+    const [reached, place] = view.kind === "states" ? [`first ≥ ${100 * MOVED_HALF} %`, "depth"] : ["moves most", "block"];
+    const names = ["prompt", "answer", "source", "target", reached, `share moved, from the first ${place} to the last`];
     facts.replaceChildren(
       element("thead", {}, element("tr", {}, ...names.map((name, i) => element("th", { class: i > 1 && i < 5 ? "number" : null }, name)))),
       element("tbody", {}, ...rows.map(([, prompt, answer, source, target, , first, moved]) => element("tr", {},
@@ -118,7 +118,7 @@ function patchesOfFact(data, id) {
     element("td", {}, `${view.name}, ${sweep.name}`), element("td", { class: "number" }, firstPatched(view, sweep, row[6])),
     element("td", {}, patchStrip(sweep.places, row[7], data.heat[theme()], 200))))));
   if (!rows.length) return null;
-  const head = ["Patched", "First half", "Share moved, by depth"];
+  const head = ["Patched", "First half, or most", "Share moved, by depth or block"];
   return element("div", {}, element("h4", {}, "What patches move"), element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "What patches move" },
     element("table", { class: "outcomes" },
       element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, ...rows))));
@@ -126,6 +126,7 @@ function patchesOfFact(data, id) {
 
 if (byId("patches-data")) {
   const data = readJson("patches-data");
+  byId("title").textContent = data.title;
   const show = patchesView(byId("patches"), data, data.templates);
   watchTheme(() => show());
   show();
