@@ -209,19 +209,15 @@ def check_labels(labels: Iterable[str]) -> None:
 
 
 def refuse_unused_base(loading: LoadOptions, items: Iterable[Any]) -> None:
-    """Refuses a base model of adapters where nothing that is read is one.
+    """Raises a MemprobeError for a base model of adapters where nothing that a call reads is one.
 
     Args:
-        items: all that a call reads; of what is found later nothing is known yet.
-
-    Raises:
-        MemprobeError: so.
+        items: all that it reads; of what is found later nothing is known yet.
     """
-    if loading.base is None:
-        return
     read = list(items)
-    later = any(getattr(item, "find", None) is not None for item in read)
-    if not later and not any(part.kind == "adapter" for one in checkpoints_of(read) for part in made_of(one)):
+    if loading.base is None or any(getattr(item, "find", None) is not None for item in read):
+        return
+    if not any(part.kind == "adapter" for one in checkpoints_of(read) for part in made_of(one)):
         raise MemprobeError(
             f"`base` {loading.base}: is of adapters, and no checkpoint here is one; leave it out"
         )
