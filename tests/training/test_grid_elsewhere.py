@@ -92,7 +92,7 @@ def test_what_comes_home_and_what_is_dropped(cells, tmp_path, keep):
     link = directory(out, last) / first.stage
     assert link.is_symlink() and (link / MANIFEST).exists()
     put(directory(out, last), "cell.json")
-    (directory(out, last) / "cell.json").write_text(json.dumps({}))
+    (directory(out, last) / "cell.json").write_text(json.dumps({"learned": True, "stages": []}))
     home.drop(cells)
     there = home.mirror.listed("runs")
     weights = {path for path in there if path.endswith("model.safetensors") and "along" not in path}

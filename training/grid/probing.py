@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -127,9 +127,9 @@ def has_base(out: Path, setup: str) -> bool:
     return BASE in _held(probe_of_setup(out, setup)).labels
 
 
-def is_probed(out: Path, cell: Cell) -> bool:
-    """Whether a set-up's probe holds all stages of a cell."""
-    return _held(probe_of_setup(out, cell.node.setup)).labels >= {node.label for node in cell.node.chain}
+def is_probed(out: Path, setup: str, labels: Collection[str]) -> bool:
+    """Whether a set-up's probe holds some checkpoints."""
+    return _held(probe_of_setup(out, setup)).labels.issuperset(labels)
 
 
 def probed_otherwise(folder: Path, cell: Cell, n_facts: int | None) -> str | None:

@@ -106,7 +106,9 @@ def lacking(out: Path, cell: Cell) -> str | None:
     if not file.exists():
         return None
     ended = _ended(file, file.stat().st_mtime_ns)
-    if cell.probed and not is_probed(out, cell):
+    # As they were called then: a stage that cells share is named after the first of them in the file.
+    labels = [stage["label"] for stage in ended["stages"]]
+    if cell.probed and not is_probed(out, cell.node.setup, labels):
         return "its probe"
     if cell.asked.after is not None and ended.get("after", cell.asked.after) != cell.asked.after:
         return f"after = {cell.asked.after!r}"
