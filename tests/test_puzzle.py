@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from memprobe.statistics.shares import share_difference
+from memprobe.statistics.shares import share_difference, share_over_seeds
 
 FOLDER = Path(__file__).parents[1] / "analyses" / "puzzle"
 RULES = tomllib.loads((FOLDER / "rules.toml").read_text(encoding="utf-8"))
@@ -106,3 +106,26 @@ def test_covariates_rank_arms_not_cells(puzzle):
 
 def test_the_stored_tables_are_those_of_the_stored_cells(puzzle):
     assert puzzle.results(pl.read_csv(puzzle.CELLS)) == puzzle.RESULTS.read_text(encoding="utf-8")
+
+
+def test_the_page_quotes_the_stored_cells(puzzle):
+    page = (FOLDER.parents[1] / "docs" / "findings" / "random-words.md").read_text(encoding="utf-8")
+    stored = pl.read_csv(puzzle.CELLS)
+    for (arm,), some in stored.filter(epochs=40).sort("seed").group_by("arm"):
+        kept = share_over_seeds((some["exact_match_2"] * 32).round().to_numpy(), 32)
+        interval = f"{100 * kept.value:.1f} % [{100 * kept.low:.1f}, {100 * kept.high:.1f}]"
+        seeds = ", ".join(f"{100 * one:.0f}" for one in some["exact_match_2"])
+        nats, first, last = (some[name].mean() for name in ("nats_2", "moved_1", "moved_2"))
+        assert f"| {interval} | {seeds} | {nats:.2f} | {first:.1f}, {last:.1f} |" in page, arm
+    flat = " ".join(page.split())
+    for claim in (
+        puzzle.verdicts(stored, RULES).filter(family="words and prompt, twice the epochs").rows(named=True)
+    ):
+        form = "{:.0f}" if claim["measure"] == "exact_match" else "{:.1f}"
+        scale = 100 if claim["measure"] == "exact_match" else 1
+        numbers = sorted(abs(scale * claim[key]) for key in ("mean", "low", "high"))
+        if claim["measure"] == "exact_match" or claim["verdict"] == "seen":
+            assert all(form.format(number) in flat for number in numbers), claim["says"]
+    assert stored.filter(epochs=40)["commit"].unique().to_list() == [
+        "d60a86d90947ae68f4132b0afaf468dc886be545"
+    ]
