@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from memprobe.compare import compare, read_comparison
+from memprobe.compare.beside import _with_chance
 from memprobe.factoids import make_factoid
 from memprobe.figures import redraw
 from memprobe.files import read_json
@@ -273,14 +274,25 @@ def test_what_blocks_write(made, tables):
         assert largest == pytest.approx((other.argmax(1) - one.argmax(1)).mean())
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([(20, 22)], "the 20 of 22 facts that have shuffled answers"),
+        ([(20, 22), (22, 22)], "the facts that have shuffled answers"),
+        ([(22, 22)], "all facts"),
+    ],
+)
+def test_it_is_said_over_which_facts_net_is(counts, said):
+    assert _with_chance(pl.DataFrame(counts, schema=["n_net", "n"], orient="row")) == said
+
+
 def test_all_of_it_is_printed_and_written(made, tmp_path, cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # headers on one line
     asked = ["compare", made.path, "-k", K, "--draws", 200]
     code, said, _ = cli(*asked, "--out", tmp_path)
     assert code == 0
-    (paired,) = pl.read_csv(tmp_path / "largest_contribution.csv")["n_net"].unique()
-    over = f"fact by fact, over the {paired} of 22 facts that have shuffled answers"
-    assert paired < 22 and over in " ".join(said.split())
+    assert pl.read_csv(tmp_path / "largest_contribution.csv")["n_net"].unique().to_list() == [22]
+    assert "net: fact by fact, over all facts." in " ".join(said.split())
     code, shown, _ = cli("show", made.path)
     assert code == 0 and (
         "These are by the lens logit at the position answer. Also read: the lens logit@a, the lens linear, the "

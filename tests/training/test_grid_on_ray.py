@@ -231,7 +231,11 @@ def test_a_stage_that_fails_three_times_is_named_and_the_others_finish(
     assert (hooks / "naive-s0").read_text() == "xxx" and (hooks / "replay-s0").read_text() == "x"
     (hooks / "broken").unlink()
     assert run_on_ray(grid, path, out, engine=Engine(), quiet=True) == []
-    assert left_in(out) == wanted
+    found = left_in(out)
+    for cell in (name for name in found if name.endswith("cell.json")):
+        assert found[cell].pop("after") == "breaks:look" and wanted[cell]["after"] is None
+        found[cell]["after"] = None
+    assert found == wanted
 
 
 def test_processes_of_a_launch_shard_a_model_within_one_task(
