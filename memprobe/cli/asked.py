@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from memprobe.errors import MemprobeError
+from memprobe.places import check_file
 
 if TYPE_CHECKING:
     from memprobe.checkpoints import Checkpoint
@@ -147,9 +148,10 @@ def check_page(out: Path, option: str = "--out") -> None:
     """
     if out.is_dir():
         raise MemprobeError(f"{option} {out}: a directory; name the file")
-    above = next((folder for folder in out.absolute().parents if folder.exists()), out.absolute().parent)
-    if not above.is_dir():
-        raise MemprobeError(f"{option} {out}: {above} is a file, not a folder")
+    try:
+        check_file(out)
+    except MemprobeError as error:
+        raise MemprobeError(f"{option} {error}") from error
     if out.suffix.lower() not in (".html", ".htm"):
         raise MemprobeError(f"{option} {out}: a page is written; give a name that ends in .html")
     if out.exists():
