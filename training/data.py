@@ -179,8 +179,7 @@ def _loaded(
                 f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows are not evaluated on (evaluate.texts), and "
                 f"{wanted or 1} are wanted; lower n, held_out or texts_n"
             )
-        gone = len(loaded.rows) - len(rows)
-        counts = loaded.counts | {"evaluated on": gone, "kept": len(rows)}
+        counts = loaded.counts | {"evaluated on": len(loaded.rows) - len(rows), "kept": len(rows)}
         return replace(loaded, rows=rows, origin=_origin_of(loaded, rows), counts=counts)
     loaded = load_rows(n=wanted)
     if stage.kind == "factoids":

@@ -84,7 +84,7 @@ def _opening(text: Text) -> str:
 def drawn(
     draw: Callable[..., Loaded], n: int | None, apart: Callable[[Sequence[AnyRow]], list[AnyRow]]
 ) -> tuple[Loaded, list[AnyRow]]:
-    """``n`` rows that are apart from others, or all; fewer where there are no more.
+    """``n`` rows that are apart from others, or all; fewer where there are no more. And what they are of.
 
     Args:
         draw: gives ``n`` rows; more of them begin with the same.
@@ -100,7 +100,7 @@ def drawn(
         if len(larger.rows) == len(loaded.rows):
             break
         loaded, rows = larger, apart(larger.rows)
-    return loaded, rows[:n]
+    return loaded, rows
 
 
 def mixes_facts(part: Mixing) -> bool:
@@ -158,7 +158,7 @@ def mixing_rows(
     loaded, rows = drawn(draw, n, apart)
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
-    if gone := len(loaded.rows) - len(apart(loaded.rows)):
+    if gone := len(loaded.rows) - len(rows):
         why = "trained on by stages" if facts_in(loaded.rows) else "evaluated on"
         say(f"mixed into {stage.name}: left out {count(gone, 'row')} of {part.source}: {why}")
     if len(rows) < needed:

@@ -553,6 +553,9 @@ def test_passages_that_are_trained_on_go_around_those_that_are_evaluated_on(tiny
     data = prepared.stages[0]
     own = {row.answer for row in (*data.rows, *data.held_out)}
     assert len(own) == 8 and not own & {row.answer for row in prepared.texts}
+    counts = data.counts  # twelve passages, of which some of the four that are evaluated on were drawn
+    assert counts["kept"] == 8 and 0 < counts["evaluated on"] <= 4
+    assert counts["kept"] + counts["evaluated on"] + counts["not drawn"] == 12
     with pytest.raises(
         MemprobeError, match=r"stages\.1\.data: .*: \d of its \d+ rows are not evaluated on .* 9 are"
     ):
