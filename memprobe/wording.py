@@ -83,14 +83,20 @@ def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: 
         and occur < FEWEST["sd"]
         and "median" not in name
     ):
-        return f"{number(value, form)} (too few)"
+        return _too_few(value, form)
     return interval(value, low, high, form, open_ended=open_ended)
 
 
 def net_of_row(row: Mapping[str, Any], name: str, form: str) -> str:
     """:func:`of_row` of a difference from the chance level, which for one reason alone has no interval: too few facts
     have one."""
-    return of_row({**row, "lof_n": 0}, name, form)
+    if row.get(name) is not None and row.get(f"{name}_low") is None:
+        return _too_few(row[name], form)
+    return of_row(row, name, form)
+
+
+def _too_few(value: float, form: str) -> str:
+    return f"{number(value, form)} (too few)"
 
 
 def difference(row: Mapping[str, Any], form: str = "+.2f") -> str:

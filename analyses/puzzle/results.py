@@ -50,13 +50,13 @@ def collect(grid: Path) -> pl.DataFrame:
             "arm_text": manifests[-1]["arm"],
         }
         row |= {key: cell["axes"].get(key) for key in SETTING} | {"learned": cell["learned"]}
-        for number_, (stage, manifest) in enumerate(zip(stages, manifests, strict=True), 1):
-            row |= {f"{key}_{number_}": _score(stage, d_a, key) for key in (EXACT, NATS)}
+        for place, (stage, manifest) in enumerate(zip(stages, manifests, strict=True), 1):
+            row |= {f"{key}_{place}": _score(stage, d_a, key) for key in (EXACT, NATS)}
             row |= {
-                f"moved_{number_}": stage["weight_change"]["stage"],
-                f"steps_{number_}": manifest["steps"],
+                f"moved_{place}": stage["weight_change"]["stage"],
+                f"steps_{place}": manifest["steps"],
             }
-            row |= {f"tokens_{number_}": manifest["tokens"], f"seconds_{number_}": manifest["seconds"]}
+            row |= {f"tokens_{place}": manifest["tokens"], f"seconds_{place}": manifest["seconds"]}
         row |= {f"d_b_{key}": _score(stages[-1], d_b, key) for key in (EXACT, NATS)}
         rows.append(row | {"commit": manifests[-1]["commit"], "torch": manifests[-1]["versions"]["torch"]})
     if not rows:

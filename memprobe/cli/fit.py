@@ -83,8 +83,8 @@ def fit(
     """Fits a lens to a checkpoint: a map for each depth. `memprobe layers --lens KIND=OUT` reads with it.
 
     Fits, judges the fit on held-out text and measures its floor; says how long each of the three will take once its
-    first piece is done. Prints how well the lens predicts on held-out
-    text by depth, beside the Logit Lens, and how far two fits on disjoint halves of the text differ (its floor).
+    first piece is done. Prints how well the lens predicts on held-out text by depth, beside the Logit Lens, and how far
+    two fits on disjoint halves of the text differ (its floor).
 
     Examples:
 
