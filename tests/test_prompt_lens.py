@@ -80,7 +80,7 @@ class TestInABrowser:
         with opened(browser, tmp_path / "page.html", width=width) as shown:
             assert shown.inner_text("h1") == f"m: {HOSTILE}" and shown.evaluate("window.pwned") is None
             assert "The model says “Paris”" in shown.inner_text("#answer")
-            assert "surer of its first choice, whether or not" in shown.inner_text("p.note")
+            assert "surer of their first choice, whether or not" in shown.inner_text("p.note")
             shown.click("#statistic input[value=entropy]")
             assert "surer, with its probability on fewer tokens" in shown.inner_text("p.note")
             values = shown.evaluate("document.querySelector('.canvas').data[0].z")

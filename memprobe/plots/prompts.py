@@ -45,7 +45,7 @@ LENS_STATISTICS: dict[str, LensStatistic] = {
     "probability": LensStatistic(
         "probability of the first choice",
         lambda read: read.probability,
-        "surer of its first choice, whether or not that is the answer",
+        "surer of their first choice, whether or not that is the answer",
         less=False,
     ),
     "rank": LensStatistic(
