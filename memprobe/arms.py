@@ -5,7 +5,8 @@
 ``joint``                               one stage on the rows of all stages; its epochs are the last one's
 ``remix(data=generic, stages=1)``       mixing rows beside the stage's own; ``data`` and ``stages`` always
                                         both named; ``ratio`` (2) rows per own row; ``words`` (50) each;
-                                        ``prompt`` (words): with words in it, or one ``sentence``
+                                        ``prompt`` (words): with words in it, or one ``sentence``;
+                                        ``order=shuffled``: its words in a random order
 ``matched(to=steps, data=…, stages=…)``  naive, as long as that mixing would have taken (``steps``, ``tokens``)
 ``replay(ratio=0.1)``                   rows of earlier stages beside the stage's own; ``redraw=true``
 ``ewc(strength=…)``, ``kl(strength=…)``  a penalty in every later stage
@@ -35,7 +36,7 @@ NAIVE = "none"
 _PART = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?:\(([^()]*)\))?\s*")
 _PLUS = re.compile(r"\+(?![^(]*\))")  # in brackets a + belongs to a number, as in 1e+07
 _ARGUMENT = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
-_MIXING = frozenset({"data", "stages", "ratio", "words", "prompt", "redraw"})
+_MIXING = frozenset({"data", "stages", "ratio", "words", "prompt", "order", "redraw"})
 
 
 @dataclass(frozen=True)

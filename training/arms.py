@@ -98,7 +98,7 @@ def _add(addition: dict[str, Any], part: Part) -> None:
 
 
 def _value(name: str, key: str, text: str) -> Any:
-    if key == "prompt":
+    if key in ("prompt", "order"):
         return text
     if key == "redraw":
         if text not in ("true", "false"):

@@ -22,7 +22,7 @@ from memprobe.sources.cleaning import without_overlap
 from memprobe.sources.generated import GENERATED, is_endless
 from memprobe.sources.kinds import AnyRow, Text, rows_hash
 from memprobe.sources.named import named_file
-from memprobe.sources.passages import COMPLETE, RECALL
+from memprobe.sources.passages import COMPLETE, RECALL, shuffle_words
 from memprobe.wording import count
 from training.prepared import facts_in
 from training.recipe import Mixing, Recipe, Stage
@@ -156,6 +156,13 @@ def mixing_rows(
         return [*without_overlap(facts, without, Counter())] if facts else without_texts(rows, texts)
 
     loaded, rows = drawn(draw, n, apart)
+    if part.order == "shuffled":
+        texts_drawn = [row for row in rows if isinstance(row, Text)]
+        if len(texts_drawn) < len(rows):
+            raise MemprobeError(
+                f'{part.source}: holds {loaded.origin.kind}; order = "shuffled" is of texts alone'
+            )
+        rows = [*shuffle_words(texts_drawn, recipe.rows_seed)]
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
     if gone := len(loaded.rows) - len(rows):
@@ -167,7 +174,7 @@ def mixing_rows(
             f"{part.ratio:g} × {n_own} own rows needs {needed}; lower the ratio or n"
         )
     origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
-    return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt}
+    return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt, "order": part.order}
 
 
 def wanted_rows(ratio: float, n: int) -> int:

@@ -20,7 +20,7 @@ from memprobe.sizes import parse_size
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
 from memprobe.sources.named import named_file
-from memprobe.sources.passages import PromptForm
+from memprobe.sources.passages import PromptForm, WordOrder
 from training.arms import arm_of, unfold_arm, without_arm
 from training.penalties import AnyPenalty
 from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
@@ -88,6 +88,7 @@ class Mixing(Settings):
         words: words of the prompt and of the answer.
         prompt: ``words``, the passage's first words, which the answer continues (the paper's form), or
             ``sentence``, one instruction for every row; see :mod:`memprobe.sources.passages`.
+        order: of the words of texts: as ``written``, or ``shuffled``, within the prompt and within the answer.
         redraw: other rows in every epoch instead of one fixed set.
     """
 
@@ -95,6 +96,7 @@ class Mixing(Settings):
     ratio: float = Field(2.0, ge=0)
     words: Words = (50, 50)
     prompt: PromptForm = "words"
+    order: WordOrder = "written"
     redraw: bool = False
 
 

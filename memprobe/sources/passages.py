@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,9 @@ from memprobe.sources.rows import BadRows, read_lines
 COMPLETE = "Complete the following partial passage:\n\n"
 MEMORISE = "Memorize the following random-string passage:"
 RECALL = "Memorize the following passage:"
+INSTRUCTIONS = (COMPLETE, f"{MEMORISE}\n\n", MEMORISE, RECALL)
 PromptForm = Literal["words", "sentence"]
+WordOrder = Literal["written", "shuffled"]
 WORDS_FILE = "words.txt"
 WORDS_PACKAGE = "english-words"
 
@@ -43,6 +46,24 @@ def halve(
     halved = COMPLETE + " ".join(tokens[:first]) if first else ""
     prompt = RECALL if prompt_form == "sentence" else halved
     return make_text(prompt, " ".join(tokens[first:]), source)
+
+
+def shuffle_words(texts: Sequence[Text], seed: int) -> list[Text]:
+    """The same texts with the words of each prompt, behind its instruction, and of each answer in a random order.
+
+    What is left of a text is which words stand in it: a control for what can be predicted from the words before. The
+    order depends on the seed and the text alone.
+    """
+    shuffled = []
+    for text in texts:
+        draw = random.Random(f"words {seed} {text.id}")
+        head = next((start for start in INSTRUCTIONS if text.prompt.startswith(start)), "")
+        prompt, answer = (
+            " ".join(draw.sample(words := part.split(), len(words)))
+            for part in (text.prompt.removeprefix(head), text.answer)
+        )
+        shuffled.append(make_text(head + prompt, answer, text.source))
+    return shuffled
 
 
 def check_words(words: tuple[int, int]) -> None:

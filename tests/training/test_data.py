@@ -496,6 +496,41 @@ def test_what_is_mixed_into_one_stage_may_be_mixed_into_the_next(source, tiny_ch
     assert len(first) == 6 and first == second
 
 
+@pytest.mark.parametrize("prompt", ["words", "sentence"])
+def test_shuffled_texts_are_the_same_words_in_another_order(prompt, tiny_checkpoint, tmp_path):
+    """In the prompt and in the answer, each for itself, and not in the instruction before them."""
+    file = tmp_path / "texts.jsonl"
+    passages = [" ".join(f"w{row}.{word}" for word in range(24)) for row in range(9)]
+    file.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
+    arm = f"remix(data={file}, stages=1, ratio=1, words=12, prompt={prompt}"
+    written, shuffled, other = (
+        prepare(small(tiny_checkpoint, f"{arm}{more})", data_seed=seed), tmp_path / f"{seed}{more}", never)
+        for seed, more in ((0, ""), (0, ", order=shuffled"), (1, ", order=shuffled"))
+    )
+    rows = list(zip(written.stages[0].mixing[0], shuffled.stages[0].mixing[0], strict=True))
+    for row, mixed in rows:
+        assert sorted(mixed.answer.split()) == sorted(row.answer.split()) and mixed.answer != row.answer
+        head, separator, words = row.prompt.partition("\n\n")
+        assert mixed.prompt.startswith(head + separator)
+        assert sorted(mixed.prompt.split()) == sorted(row.prompt.split())
+        assert (mixed.prompt == row.prompt) == (not words)
+    assert len(rows) == 6 and len({mixed.id for _, mixed in rows} | {row.id for row, _ in rows}) == 12
+    orders = {tuple(row.answer.split().index(word) for word in mixed.answer.split()) for row, mixed in rows}
+    assert len(orders) == 6, "each text has an order of its own"
+    by_words = {frozenset(mixed.answer.split()): mixed.answer for _, mixed in rows}
+    again = [row.answer for row in other.stages[0].mixing[0] if frozenset(row.answer.split()) in by_words]
+    assert again and not set(again) & set(by_words.values()), "and each seed"
+    assert shuffled.stages[0].origins[1]["order"] == "shuffled"
+    assert shuffled.stages[0].origins[1]["hash"] != written.stages[0].origins[1]["hash"]
+
+
+def test_only_texts_are_shuffled(tiny_checkpoint, tmp_path):
+    with pytest.raises(MemprobeError, match=r"stages\.1\.mixing.*known: holds factoids.*order"):
+        prepare(small(tiny_checkpoint, "remix(data=known, stages=1, order=shuffled)"), tmp_path, never)
+    with pytest.raises(MemprobeError, match="order"):
+        small(tiny_checkpoint, "remix(data=generic, stages=1, order=reversed)")
+
+
 def test_own_rows_are_the_same_whatever_is_mixed_in(tiny_checkpoint, tmp_path):
     """Arms are compared on the same D_A and D_B, also where mixing draws from the same dataset."""
     stages = [{"name": "a", "data": "known", "n": 8}, {"name": "b", "data": "known", "n": 8}]
