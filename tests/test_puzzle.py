@@ -94,18 +94,41 @@ def test_claims_of_a_family_are_corrected_together(puzzle):
 
 
 def test_covariates_rank_arms_not_cells(puzzle):
-    arms = {f"random-words-{i}": [(0.5, 1.0 + i)] * 3 for i in range(5)}
+    """An arm of one seed is none of them; nor, where rows that are mixed in count, is one without any."""
+    arms = {f"random-words-{i}": [(0.5, 1.0 + i)] * 3 for i in range(7)}
     some = cells(**arms, alone=[(0.1, 30.0)]).with_columns(
         nats_1=pl.col("nats_2") / 10, moved_1=-pl.col("nats_2"), moved_2=pl.col("nats_2") % 3
     )
-    found = puzzle.covariates(some, RULES)
-    assert found["arms"].to_list() == [5, 5, 5]  # an arm of one seed is none of them
+    mixed = pl.DataFrame(
+        [{"arm": arm, "seed": s, "n": 32, "nats": 9.0 - int(arm[-1])} for arm in arms for s in range(3)]
+    )
+    found = puzzle.covariates(some, RULES, mixed.filter(pl.col("nats") > 5.0))
+    assert found["arms"].to_list() == [7, 7, 7, 4]
     assert found["correlation"][:2].to_list() == pytest.approx([1.0, -1.0])
     assert found["verdict"][:2].to_list() == ["seen", "contradicted"]
+    four = found.row(3, named=True)  # of 24 orders two are as far from 0, whatever a distribution says
+    assert (four["correlation"], four["p"]) == (pytest.approx(-1.0), pytest.approx(1 / 12))
+    assert four["verdict"] == "undecided"
+
+
+def test_cells_of_another_machine_stay(puzzle):
+    """And one that was trained again takes the place of what it was."""
+    stored = pl.concat([cells(naive=NAIVE), cells(naive=NAIVE, epochs=40)])
+    again = cells(naive=[(0.5, 2.0)], **{"random-words": GENERIC[:1]})
+    found = puzzle.merged(again, stored)
+    assert len(found) == 7 and found["epochs"].to_list() == [20] * 4 + [40] * 3
+    assert found["exact_match_2"][:4].to_list() == [0.5, NAIVE[1][0], NAIVE[2][0], GENERIC[0][0]]
+    assert puzzle.merged(again, found).equals(found)
+
+
+def test_the_stored_rows_are_those_of_the_stored_cells(puzzle):
+    mixes = pl.read_csv(puzzle.CELLS).filter(pl.col("arm") != "naive").select("arm", "seed", "n").unique()
+    assert set(mixes.rows()) == set(pl.read_csv(puzzle.ROWS).select("arm", "seed", "n").rows())
 
 
 def test_the_stored_tables_are_those_of_the_stored_cells(puzzle):
-    assert puzzle.results(pl.read_csv(puzzle.CELLS)) == puzzle.RESULTS.read_text(encoding="utf-8")
+    stored = pl.read_csv(puzzle.CELLS), pl.read_csv(puzzle.ROWS)
+    assert puzzle.results(*stored) == puzzle.RESULTS.read_text(encoding="utf-8")
 
 
 def test_the_page_quotes_the_stored_cells(puzzle):

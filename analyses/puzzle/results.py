@@ -1,7 +1,8 @@
 """The puzzle's results: a grid's directory as one small table, and the verdicts of ``rules.toml`` on it.
 
-``python analyses/puzzle/results.py runs/smollm2-puzzle-grid`` reads the grid's directory and writes ``cells.csv``,
-then, as it does without a directory, makes ``results.md`` from it.
+``python analyses/puzzle/results.py runs/smollm2-puzzle-grid`` puts the cells of the grid's directory into
+``cells.csv``, in the place of the same ones if they stood there; those of other directories stay.
+Then, as it does without a directory, it makes ``results.md`` from them and from ``rows.csv`` (see ``rows.py``).
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, read_toml, read_valid, write_text
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.arms import student
+from memprobe.statistics.clusters import clustered_rank_correlation
 from memprobe.statistics.shares import share_difference, share_over_seeds
 from memprobe.statistics.verdicts import holm, verdict, verdict_without_interval
 from memprobe.wording import interval, markdown_table, number, p_value
 
 HERE = Path(__file__).parent
-CELLS, RESULTS = HERE / "cells.csv", HERE / "results.md"
+CELLS, ROWS, RESULTS = HERE / "cells.csv", HERE / "rows.csv", HERE / "results.md"
 SETTING = ("lr", "n", "epochs")
+CELL = ("arm", "seed", *SETTING)
 EXACT, NATS = "exact_match", "nats"
+_ORDER = [True, False, False, False, False]  # settings, arms and seeds, from the largest learning rate
 FORMS = {EXACT: "+.1%", NATS: "+.2f"}
 
 
@@ -62,6 +66,12 @@ def collect(grid: Path) -> pl.DataFrame:
     if not rows:
         raise MemprobeError(f"{grid}: no cell of a grid has ended there")
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def merged(found: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
+    """All cells, in order; where both have one, it is the one that was found."""
+    others = stored.join(found, on=CELL, how="anti")
+    return pl.concat([found, others], how="diagonal_relaxed").sort(*SETTING, "arm", "seed", descending=_ORDER)
 
 
 def _score(stage: dict[str, Any], name: str, key: str) -> float:
@@ -116,33 +126,46 @@ def _counts(shares: pl.Series, n: int) -> np.ndarray:
     return np.rint(shares.to_numpy() * n)
 
 
-def covariates(cells: pl.DataFrame, rules: dict[str, Any]) -> pl.DataFrame:
-    """Rank correlations over the means of arms and settings, with the nats of D_A after stage 2."""
-    means = (
+def covariates(cells: pl.DataFrame, rules: dict[str, Any], mixed: pl.DataFrame) -> pl.DataFrame:
+    """Rank correlations over the means of arms and settings, with the nats of D_A after stage 2; p is exact.
+
+    Args:
+        mixed: of each arm, seed and n that mixes rows in, ``nats`` a token of their answers. Arms without are left out
+            where it is correlated.
+    """
+    mixed = mixed.select("arm", "seed", "n", mixed_nats="nats")
+    some = (
         cells.filter("learned", n=rules["setting"]["n"])
-        .group_by("arm", *SETTING)
-        .agg(pl.len().alias("seeds"), pl.col("nats_1", "nats_2", "moved_1", "moved_2").mean())
-        .filter(pl.col("seeds") >= rules["least_seeds"])
+        .join(mixed, on=("arm", "seed", "n"), how="left")
+        .filter(pl.len().over("arm", *SETTING) >= rules["least_seeds"])
+        .with_columns(pl.struct("arm", *SETTING).rank("dense").alias("cluster"))
     )
     rows = []
     for one in rules["covariates"]:
-        row = {"says": one["says"], "arms": len(means), "correlation": None, "p": None}
-        if len(means) > rules["least_seeds"]:
-            found = stats.spearmanr(means[one["of"]], means["nats_2"])
-            row |= {"correlation": float(found.statistic), "p": float(found.pvalue)}
-        rows.append(row | {"side": one["side"]})
+        both = some.drop_nulls(one["of"])
+        found = clustered_rank_correlation(
+            *(both[name].to_numpy() for name in (one["of"], "nats_2", "cluster"))
+        )
+        rho, p = (None if math.isnan(value) else value for value in (found.rho, found.p))
+        rows.append(
+            {"says": one["says"], "arms": found.clusters, "correlation": rho, "p": p, "side": one["side"]}
+        )
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         said = verdict_without_interval(row["correlation"], p, side=row["side"])
         row |= {"p_family": p, "verdict": said}
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def results(cells: pl.DataFrame) -> str:
-    """The whole of ``results.md``: arms, claims by family, covariates, and every cell."""
+def results(cells: pl.DataFrame, mixed: pl.DataFrame) -> str:
+    """The whole of ``results.md``: arms, claims by family, covariates, what is mixed in, and every cell."""
     rules = read_toml(HERE / "rules.toml")
-    parts = ["Made by `python analyses/puzzle/results.py` from `cells.csv` and `rules.toml`.", "## Arms"]
+    parts = [
+        "Made by `python analyses/puzzle/results.py` from `cells.csv`, `rows.csv` and `rules.toml`.",
+        "## Arms",
+    ]
     parts += ["\n".join(_arms(cells)), *_claims(verdicts(cells, rules))]
-    parts += ["## Candidate causes", "\n".join(_causes(covariates(cells, rules)))]
+    parts += ["## Candidate causes", "\n".join(_causes(covariates(cells, rules, mixed)))]
+    parts += ["## What is mixed in", "\n".join(_mixed(mixed))]
     parts += ["## Cells", "\n".join(_cells(cells))]
     return "\n\n".join(parts) + "\n"
 
@@ -208,12 +231,22 @@ def _claim(row: Mapping[str, Any]) -> list[str]:
 
 
 def _causes(found: pl.DataFrame) -> list[str]:
-    head = ["claim", "arms and settings", "rank correlation", "p", "p of three", "verdict"]
+    head = ["claim", "arms and settings", "rank correlation", "p", "p in family", "verdict"]
     rows = [
         [row["says"], str(row["arms"]), number(row["correlation"], "+.2f"), p_value(row["p"]),
          p_value(row["p_family"]), row["verdict"]]
         for row in found.iter_rows(named=True)
     ]  # fmt: skip
+    return markdown_table(head, rows, gap="")
+
+
+def _mixed(mixed: pl.DataFrame) -> list[str]:
+    head = ["arm", "seeds", "rows", "tokens of an answer", "nats a token, by the base model"]
+    rows = []
+    for (arm,), some in mixed.sort("arm", "seed").group_by("arm", maintain_order=True):
+        nats = ", ".join(number(value, ".2f") for value in some["nats"])
+        length = number((some["tokens"] / some["rows"]).mean(), ".1f")
+        rows.append([str(arm), str(len(some)), str(some["rows"][0]), length, nats])
     return markdown_table(head, rows, gap="")
 
 
@@ -224,7 +257,7 @@ def _cells(cells: pl.DataFrame) -> list[str]:
         "d_b_exact_match": "D_B", "moved_1": "moved in 1", "moved_2": "moved in 2", "steps_2": "steps in 2",
         "learned": "learned",
     }  # fmt: skip
-    ordered = cells.sort("lr", "n", "epochs", "arm", "seed", descending=[True, False, False, False, False])
+    ordered = cells.sort(*SETTING, "arm", "seed", descending=_ORDER)
     return markdown_table(
         [*shown.values()], [[_cell(v) for v in row] for row in ordered.select(*shown).rows()], gap=""
     )
@@ -239,11 +272,13 @@ def _cell(value: Sequence[Any] | Any) -> str:
 def main() -> None:
     """See the module."""
     try:
-        cells = collect(Path(sys.argv[1])) if len(sys.argv) > 1 else pl.read_csv(CELLS)
+        cells = pl.read_csv(CELLS)
+        if len(sys.argv) > 1:
+            cells = merged(collect(Path(sys.argv[1])), cells)
     except MemprobeError as error:
         sys.exit(str(error))
     write_text(csv_text(cells), CELLS)
-    write_text(results(cells), RESULTS)
+    write_text(results(cells, pl.read_csv(ROWS)), RESULTS)
 
 
 if __name__ == "__main__":
