@@ -157,12 +157,7 @@ def mixing_rows(
 
     loaded, rows = drawn(draw, n, apart)
     if part.order == "shuffled":
-        texts_drawn = [row for row in rows if isinstance(row, Text)]
-        if len(texts_drawn) < len(rows):
-            raise MemprobeError(
-                f'{part.source}: holds {loaded.origin.kind}; order = "shuffled" is of texts alone'
-            )
-        rows = [*shuffle_words(texts_drawn, recipe.rows_seed)]
+        rows = _shuffled(rows, part.source, recipe.rows_seed)
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
     if gone := len(loaded.rows) - len(rows):
@@ -175,6 +170,13 @@ def mixing_rows(
         )
     origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
     return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt, "order": part.order}
+
+
+def _shuffled(rows: Sequence[AnyRow], source: str, seed: int) -> list[AnyRow]:
+    texts = [row for row in rows if isinstance(row, Text)]
+    if len(texts) < len(rows):
+        raise MemprobeError(f'{source}: order = "shuffled" is of texts, and it holds other rows')
+    return [*shuffle_words(texts, seed)]
 
 
 def wanted_rows(ratio: float, n: int) -> int:

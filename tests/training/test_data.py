@@ -525,7 +525,7 @@ def test_shuffled_texts_are_the_same_words_in_another_order(prompt, tiny_checkpo
 
 
 def test_only_texts_are_shuffled(tiny_checkpoint, tmp_path):
-    with pytest.raises(MemprobeError, match=r"stages\.1\.mixing.*known: holds factoids.*order"):
+    with pytest.raises(MemprobeError, match=r"stages\.1\.mixing.*known: order.*of texts"):
         prepare(small(tiny_checkpoint, "remix(data=known, stages=1, order=shuffled)"), tmp_path, never)
     with pytest.raises(MemprobeError, match="order"):
         small(tiny_checkpoint, "remix(data=generic, stages=1, order=reversed)")
