@@ -1,6 +1,7 @@
 """The puzzle's verdicts: on cells worked by hand, and as they are stored."""
 
 import importlib.util
+import json
 import tomllib
 from pathlib import Path
 
@@ -14,13 +15,18 @@ RULES = tomllib.loads((FOLDER / "rules.toml").read_text(encoding="utf-8"))
 GENERIC_KEEPS = "generic text with words in the prompt keeps more than naive training"
 
 
-@pytest.fixture(scope="module")
-def puzzle():
-    spec = importlib.util.spec_from_file_location("puzzle_results", FOLDER / "results.py")
+def module_of(name):
+    """A script of the folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"puzzle_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def puzzle():
+    return module_of("results")
 
 
 def cells(*, epochs=20, **arms):
@@ -152,3 +158,12 @@ def test_the_page_quotes_the_stored_cells(puzzle):
     assert stored.filter(epochs=40)["commit"].unique().to_list() == [
         "d60a86d90947ae68f4132b0afaf468dc886be545"
     ]
+
+
+def test_the_stored_figure_is_that_of_the_stored_cells():
+    module = module_of("figure")
+    stored = json.loads((module.FIGURES / "forgetting.json").read_text(encoding="utf-8"))
+    table = module.table(pl.read_csv(module.CELLS))
+    assert stored["data"] == json.loads(json.dumps(table.to_dict(as_series=False)))
+    failed = table.filter(pl.col("failed") > 0)
+    assert failed["failed"].sum() == int((~pl.read_csv(module.CELLS)["learned"]).sum()) > 0

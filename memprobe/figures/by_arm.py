@@ -43,7 +43,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         len(setups),
         width,
         columns=(1, 2),
-        height=4.6 * len(arms) + 13,
+        height=4.6 * len(arms) + 15,
         above=style.legend_height(handles, width),
         sharey=True,
         sharex=True,
@@ -59,7 +59,9 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
             axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=style.FAINT)
         for name, offset in beside.items():
             _beside(axes, _head(name, part["last_metric"].to_list()), -0.75, offset, style.FAINT)
-        axes.set_title(style.shortened(setup, 40))
+        axes.set_title(
+            style.shortened(setup, 55), pad=9
+        )  # above the heads of the columns, which it may reach
         axes.set_xlim(0, 1)
         style.percent_axis(axes.xaxis)
         axes.tick_params(axis="x", labelbottom=True)
