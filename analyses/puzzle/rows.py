@@ -48,7 +48,9 @@ def measured(cells: list[Cell], base: LensModel, data_dir: Path | None) -> Itera
     for cell in cells:
         recipe, (arm, seed, n) = cell.node.chain[0].recipe, _key(cell)
         stage = recipe.stages[0]
-        for part in stage.mixing:
+        for part in (
+            () if stage.match else stage.mixing
+        ):  # matched rows give a stage its length, and are not trained
             drawn, _ = mixing_rows(recipe, stage, part, n, data_dir)
             make = ExampleMaker(recipe.template, base.tokenizer, recipe.max_length)
             rows = [make(row, own=False) for row in drawn[: wanted_rows(part.ratio, n)]]
