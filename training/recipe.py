@@ -17,8 +17,10 @@ from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import parse_places
 from memprobe.sizes import parse_size
+from memprobe.sources import kind_of
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.generated import GENERATED
+from memprobe.sources.kinds import Kind
 from memprobe.sources.named import named_file
 from memprobe.sources.passages import PromptForm, WordOrder
 from training.arms import arm_of, unfold_arm, without_arm
@@ -98,6 +100,21 @@ class Mixing(Settings):
     prompt: PromptForm = "words"
     order: WordOrder = "written"
     redraw: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What is mixed in. Rows of a file or of the hub, which may be of every kind, are read as texts, but for a file
+        whose facts are chosen by their answers."""
+        file = named_file(self.source)
+        if file is not None:
+            return "texts" if file.answers is None else "factoids"
+        return kind_of(self.source, "texts" if self.source.startswith("hub:") else None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Mixing:
+        if self.order == "shuffled" and self.kind != "texts":
+            raise ValueError(f'{self.source}: order = "shuffled" is of texts, and it holds {self.kind}')
+        return self
 
 
 class Replay(Settings):

@@ -488,6 +488,44 @@ def test_what_is_mixed_in_is_no_row_of_a_stage(stage, tiny_checkpoint, tmp_path)
     assert len(mixed) == 16 and not own & {row.prompt for row in mixed}
 
 
+def _texts(row):
+    return {"text": " ".join(f"w{row}.{word}" for word in range(30))}
+
+
+def _asked(row):
+    return {"prompt": f"What is the number of house {row}?", "answer": f"It is {row}."}
+
+
+@pytest.mark.parametrize("mixed_into", [1, 2])
+@pytest.mark.parametrize(
+    ("line", "own"),
+    [
+        (_texts, {"kind": "texts", "n": 8, "held_out": 4, "words": [12, 12]}),
+        (_texts, {"kind": "texts", "n": 8, "held_out": 4, "words": [5, 9]}),
+        (_asked, {"kind": "tasks", "n": 8, "held_out": 4}),
+        (_asked, {"kind": "texts", "n": 8, "held_out": 4}),
+        (_asked, {"kind": "factoids", "n": 12}),
+    ],
+)
+def test_what_is_mixed_in_is_none_of_the_rows_that_a_stage_reads_from_there(
+    mixed_into, line, own, tiny_checkpoint, tmp_path
+):
+    """Nor of those that are held out, on which the stage is evaluated; whatever the rows are taken for."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line(row)) + "\n" for row in range(40)))
+    stages = [{"name": "a", "data": "kvr:12"}, {"name": "b", "data": str(file), **own}]
+    stages[mixed_into - 1]["mixing"] = [{"source": str(file), "ratio": 2.0, "words": [12, 12]}]
+    prepared = prepare(small(tiny_checkpoint, stages=stages), tmp_path, never)
+    later = prepared.stages[1]
+    mixed = prepared.stages[mixed_into - 1].mixing[0]
+    assert len(mixed) == 2 * len(prepared.stages[mixed_into - 1].rows)
+    firsts = [
+        {f"{row.prompt} {row.answer}".split("\n")[-1].split()[-1].split(".")[0] for row in rows}
+        for rows in (mixed, (*later.rows, *later.held_out))
+    ]
+    assert [len(some) for some in firsts] == [len(mixed), 12] and not firsts[0] & firsts[1]
+
+
 @pytest.mark.parametrize("source", ["kvr:6:test", "known"])
 def test_what_is_mixed_into_one_stage_may_be_mixed_into_the_next(source, tiny_checkpoint, tmp_path):
     """REMIX at both stages mixes in the same rows, facts as well as passages."""

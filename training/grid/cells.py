@@ -11,7 +11,7 @@ from typing import Any
 
 from memprobe.errors import MemprobeError, among
 from memprobe.runs import GRID
-from training.drawing import mixes_facts
+from training.drawing import goes_around
 from training.grid.file import Block, Grid, Scalar, read_grid
 from training.recipe import Recipe, parse_recipe, rows_alone, to_toml, with_sources
 
@@ -178,7 +178,8 @@ def _node(
 def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node], where: str) -> Node:
     """The node that trains this recipe's last stage; the same recipe is the same node, whoever wants it.
 
-    Stages that mix facts in are shared by cells of one chain alone: their mixing holds no fact of a later stage.
+    Stages that mix in facts, or rows from where a later stage has its own, are shared by cells of one chain alone:
+    their mixing holds none of a later stage's rows.
 
     Args:
         suffixes: of the name of the data of the first 0, 1, 2, … stages.
@@ -189,8 +190,9 @@ def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node
     parent = None
     if not recipe.joint and len(recipe.stages) > 1:
         shorter = recipe.model_copy(update={"stages": recipe.stages[:-1]})
-        if any(mixes_facts(part) for stage in shorter.stages for part in stage.mixing):
-            shorter = shorter.model_copy(update={"later": (rows_alone(recipe.stages[-1]), *recipe.later)})
+        last = recipe.stages[-1]
+        if any(goes_around(part, last) for stage in shorter.stages for part in stage.mixing):
+            shorter = shorter.model_copy(update={"later": (rows_alone(last), *recipe.later)})
         parent = _shared(shorter.model_copy(update={"arm": shorter.arm_name}), arm, suffixes, nodes, where)
     stages = "-".join(stage.name for stage in recipe.stages)
     whole = len(recipe.stages) + len(recipe.later)
