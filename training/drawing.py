@@ -173,7 +173,8 @@ def mixing_rows(
 
     loaded, rows = drawn(draw, n, apart)
     if part.order == "shuffled":
-        rows = [*shuffle_words([row for row in rows if isinstance(row, Text)], recipe.rows_seed)]
+        shuffled = shuffle_words([row for row in rows if isinstance(row, Text)], recipe.rows_seed)
+        rows = list[AnyRow](shuffled)
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
     if gone := len(loaded.rows) - len(rows):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.runs import GRID
 from training.drawing import goes_around
 from training.grid.file import Block, Grid, Scalar, read_grid
@@ -126,7 +126,7 @@ def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list
     known = dict.fromkeys(name for cell in cells for name in cell.blocks)
     for name in blocks:
         if name not in known:
-            raise MemprobeError(f"{path}: no block {name!r}; {among(name, known, before='it has')}")
+            raise MemprobeError(f"{path}: no block {name!r}; {there_are(name, known, before='it has')}")
     return [cell for cell in cells if not blocks or not set(blocks).isdisjoint(cell.blocks)]
 
 
