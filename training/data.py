@@ -290,7 +290,6 @@ def _replay(recipe: Recipe, prepared: Prepared, number: int) -> tuple[list[AnyRo
     replay = recipe.stages[number - 1].replay
     if not replay:
         return [], 0
-    earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
+    earlier = prepared.before(number, recipe.rows_seed, "replay")
     wanted = max(1, wanted_rows(replay.ratio, len(earlier)))
-    order = subset(earlier, len(earlier), recipe.rows_seed, "replay")
-    return (order if replay.redraw else order[:wanted]), wanted
+    return (earlier if replay.redraw else earlier[:wanted]), wanted

@@ -196,7 +196,6 @@ class OneStage:
         import copy
 
         from memprobe.models import load_pretrained
-        from memprobe.sources import subset
         from training.batches import micro_batches
 
         penalty = self.stage.penalty
@@ -204,10 +203,8 @@ class OneStage:
             return None
 
         def earlier(most: int) -> list[MicroBatch]:
-            stages = self.prepared.stages[: self.number - 1]
-            rows = {row.id: row for data in stages for row in data.rows}
-            chosen = subset(list(rows.values()), min(len(rows), most), self.recipe.rows_seed, "penalty")
-            return micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
+            rows = self.prepared.before(self.number, self.recipe.rows_seed, "penalty")
+            return micro_batches([make(row) for row in rows[:most]], self.recipe.optimiser.micro_batch)
 
         def again() -> PreTrainedModel:
             if self.context.alone:

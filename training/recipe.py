@@ -118,7 +118,7 @@ class Mixing(Settings):
 class Replay(Settings):
     """Rows of all earlier stages, trained again: ``ratio`` × their number.
 
-    One fixed seeded subset. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
+    One fixed seeded subset of all of them. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
     """
 
     ratio: float = Field(gt=0, le=1)

@@ -381,6 +381,32 @@ def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_
     ]
 
 
+def test_rows_of_earlier_stages_are_drawn_from_all_of_them_alike(tiny_checkpoint, tmp_path):
+    """Own rows are drawn by the least of their hashes: few of many have lower ones than most rows that are made."""
+    stages = [
+        {"name": "a", "data": "kvr:60"},
+        {"name": "b", "data": "known", "n": 60},
+        {"name": "c", "data": "kvr:2:test"},
+    ]
+    replayed, penalised, by_hash = [], [], []
+    for seed in range(8):
+        recipe = small(tiny_checkpoint, "replay(ratio=0.1)", stages=stages, seed=seed)
+        folder = tmp_path / str(seed)
+        prepared = prepare(recipe, folder, never)
+        first = {row.id for row in prepared.stages[0].rows}
+        replayed += [id in first for id in parts_of(recipe, prepared, 3, tiny_tokenizer(), 256).replayed]
+        penalised += [row.id in first for row in prepared.before(3, seed, "penalty")[:12]]
+        assert {row.id for row in prepared.before(2, seed, "replay")} == first
+        # A run that an older version began goes on with the rows that it had.
+        kept = json.loads((folder / PREPARED).read_text())
+        assert kept.pop("evenly") is True
+        (folder / PREPARED).write_text(json.dumps(kept))
+        older = prepare(recipe, folder, never)
+        by_hash += [id in first for id in parts_of(recipe, older, 3, tiny_tokenizer(), 256).replayed]
+    assert len(replayed) == len(penalised) == len(by_hash) == 96
+    assert all(30 < sum(some) < 66 for some in (replayed, penalised)) and sum(by_hash) < 20
+
+
 @pytest.mark.parametrize("to", ["steps", "tokens"])
 def test_a_matched_stage_trains_what_it_replays(to, tiny_checkpoint, tmp_path):
     """What its manifest calls replayed; the mixing gives the length alone."""
