@@ -280,11 +280,6 @@ def parts_of(
     return StageParts(own, [*trained, *replay], matched, [row.id for row in replayed])
 
 
-def shown_again(recipe: Recipe, prepared: Prepared, number: int) -> set[str]:
-    """Ids of the rows of earlier stages that stage ``number``, or one before it, replays."""
-    return {row.id for n in range(1, number + 1) for row in _replay(recipe, prepared, n)[0]}
-
-
 def _replay(recipe: Recipe, prepared: Prepared, number: int) -> tuple[list[AnyRow], int]:
     """The rows that a stage's replay draws from, and how many it takes in an epoch; none without replay."""
     replay = recipe.stages[number - 1].replay

@@ -53,8 +53,9 @@ class Prepared:
     """The rows of a whole run: its stages', facts known before stage 1, and held-out text.
 
     Attributes:
-        evenly: whether some of the rows of several stages are drawn from all of them alike. A run that an older version
-            began draws those first of which the least was taken from their source, and goes on so.
+        evenly: whether some of the rows of earlier stages are drawn from all of them alike, whatever else is drawn of
+            them. A run that an older version began draws by the hashes by which own rows, and those that are evaluated,
+            are drawn as well, and goes on so.
     """
 
     stages: list[StageData]
@@ -65,8 +66,9 @@ class Prepared:
     def before(self, number: int, seed: int, purpose: str) -> list[AnyRow]:
         """The rows of the stages before one, counted from 1, each once, in the order in which some are drawn."""
         rows = list({row.id: row for data in self.stages[: number - 1] for row in data.rows}.values())
-        if number > 2 and self.evenly:
-            # Own rows are drawn by this hash without the purpose: those of few among many all have low ones.
+        if self.evenly:
+            # By this hash without the purpose own rows are drawn, so that few of many all have low ones, and those that
+            # are evaluated, which would then be those that are replayed.
             return sorted(
                 rows, key=lambda row: hashlib.sha256(f"{purpose} {seed} {row.id}".encode()).digest()
             )

@@ -14,7 +14,7 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, parts_of, prepare, shown_again
+from training.data import PREPARED, parts_of, prepare
 from training.drawing import mixes_facts, wanted_rows
 from training.examples import ExampleMaker
 from training.measures import evaluation_sets
@@ -368,17 +368,32 @@ def test_a_stage_may_teach_each_prompt_the_answer_of_another(tmp_path):
 
 
 def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_path):
-    """Stage 2 replays a third of six rows, stage 3 a third of twelve: not the same ones alone."""
+    """Stage 2 replays half of six rows, stage 3 nine of twelve: not the same ones alone."""
     stages = [{"name": name, "data": data, "epochs": 1} for name, data in zip("abc", KEYS, strict=True)]
-    recipe = small(tiny_checkpoint, "replay(ratio=0.34)", stages=stages, seed=3)
-    prepared = prepare(recipe, tmp_path, never)
-    of_stage = [set(parts_of(recipe, prepared, n, tiny_tokenizer(), 256).replayed) for n in (1, 2, 3)]
-    assert [len(ids) for ids in of_stage] == [0, 2, 4] and not of_stage[1] <= of_stage[2]
-    assert [shown_again(recipe, prepared, n) for n in (1, 2, 3)] == [
-        set(),
-        of_stage[1],
-        of_stage[1] | of_stage[2],
-    ]
+    recipe = small(tiny_checkpoint, "replay(ratio=0.5, stages=2)+replay(ratio=0.75, stages=3)", stages=stages)
+    run(recipe, tmp_path, quiet=True)
+    read = {
+        name: json.loads((tmp_path / "3-c" / f"{name}.json").read_text())
+        for name in ("memprobe", "evaluation")
+    }
+    earlier = set(json.loads((tmp_path / "2-b" / "memprobe.json").read_text())["replayed"])
+    first = {row["id"] for row in read["evaluation"]["sets"]["1-a"]["rows"]}
+    shown = (earlier | set(read["memprobe"]["replayed"])) & first
+    assert len(earlier) == 3 and len(shown) > 3
+    assert read["evaluation"]["retention"]["1-a"]["replayed"]["n"] == len(shown)
+
+
+@pytest.mark.parametrize("data", ["kvr:100", "known"])
+def test_rows_that_are_replayed_are_not_those_that_are_evaluated(data, tiny_checkpoint, tmp_path):
+    """A fifth of the rows is evaluated, and so of those that are replayed."""
+    stages = [{"name": "a", "data": data, "n": 100}, {"name": "b", "data": "kvr:6:test"}]
+    both = []
+    for seed in range(6):
+        recipe = small(tiny_checkpoint, "replay(ratio=0.2)", stages=stages, evaluate={"limit": 20}, seed=seed)
+        prepared = prepare(recipe, tmp_path / str(seed), never)
+        evaluated = {row.id for row in evaluation_sets(prepared, recipe, 2)["1-a"].rows}
+        both += [id in evaluated for id in parts_of(recipe, prepared, 2, tiny_tokenizer(), 256).replayed]
+    assert len(both) == 120 and 10 < sum(both) < 40
 
 
 def test_rows_of_earlier_stages_are_drawn_from_all_of_them_alike(tiny_checkpoint, tmp_path):
@@ -396,7 +411,7 @@ def test_rows_of_earlier_stages_are_drawn_from_all_of_them_alike(tiny_checkpoint
         first = {row.id for row in prepared.stages[0].rows}
         replayed += [id in first for id in parts_of(recipe, prepared, 3, tiny_tokenizer(), 256).replayed]
         penalised += [row.id in first for row in prepared.before(3, seed, "penalty")[:12]]
-        assert {row.id for row in prepared.before(2, seed, "replay")} == first
+        assert {row.id for row in prepared.before(2, seed, "replay")} == first  # each once
         # A run that an older version began goes on with the rows that it had.
         kept = json.loads((folder / PREPARED).read_text())
         assert kept.pop("evenly") is True
