@@ -121,8 +121,13 @@ def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_pat
         ("[data.a]", '[data."a/b"]\ndata = "kvr:4"\n[data.a]', "data.a/b: a name has letters"),
         ("n = [4]", 'n = [4], "m/../.." = [1]', "blocks.1.axes.m/../..: a name has letters"),
         ('name = "first"', 'name = "fir/st"', "blocks.1.name: a name has letters"),
-        ("ratio={ratio}", "ratio={rate}", "ratio={rate}: not a number"),
+        ("ratio={ratio}", "ratio={rate}", "axes.ratio: nothing in"),
         ("[data.a]", '[data.a]\nunknown = "x"', "stages.1.unknown"),
+        (
+            "n = [4]",
+            "n = [4], m = [1, 2]",
+            "block first: axes.m: nothing in [recipe], [data] and [arms] has {m}",
+        ),
         ("seeds = ", f"seeds = {list(range(10_001))} #", "cells, at most 10,000"),
     ],
 )

@@ -96,8 +96,10 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
         find_files: whether they are; nothing can be trained where they are not.
 
     Raises:
-        MemprobeError: a cell's recipe is not valid, or two that differ have one name.
+        MemprobeError: a cell's recipe is not valid, two that differ have one name, or nothing uses an axis.
     """
+    if find_files:  # a grid that was begun is read as it is
+        _check_axes(grid, path)
     nodes: dict[str, Node] = {}
     cells: dict[str, Cell] = {}
     asked = Asked(grid.probe, grid.probe_n, grid.base_readout, grid.after)
@@ -112,6 +114,14 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
                     if block.name not in cell.blocks:
                         cells[node.name] = replace(cell, blocks=(*cell.blocks, block.name))
     return list(cells.values())
+
+
+def _check_axes(grid: Grid, path: Path) -> None:
+    written = str([grid.recipe, grid.data, grid.arms])
+    for block in grid.blocks:
+        if unused := [axis for axis in block.axes if f"{{{axis}}}" not in written]:
+            where = f"{path}: block {block.name}: axes.{unused[0]}"
+            raise MemprobeError(f"{where}: nothing in [recipe], [data] and [arms] has {{{unused[0]}}}")
 
 
 def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list[Cell]:
