@@ -135,7 +135,7 @@ def mixing_rows(
     without: Sequence[AnyRow] = (),
     texts: Sequence[Text] = (),
 ) -> tuple[list[AnyRow], dict[str, Any]]:
-    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch.
+    """The rows that mixing takes: one epoch's, or with ``redraw`` those that every epoch draws from.
 
     Args:
         without: rows that stages train on, which would be replayed, or learned before their turn, under the name of

@@ -89,7 +89,8 @@ class Mixing(Settings):
         prompt: ``words``, the passage's first words, which the answer continues (the paper's form), or
             ``sentence``, one instruction for every row; see :mod:`memprobe.sources.passages`.
         order: of the words of texts: as ``written``, or ``shuffled``, within the prompt and within the answer.
-        redraw: other rows in every epoch instead of one fixed set.
+        redraw: drawn anew in every epoch instead of one fixed set, from ``epochs`` times as many rows where they are
+            made, else from all there are. One may come again: 20 epochs show 64 % of those that are made.
     """
 
     source: str
