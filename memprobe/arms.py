@@ -73,6 +73,8 @@ KINDS = {
 """By name; what else has a strength is a penalty, whose names are those of :mod:`training.penalties`."""
 _PENALTY = Kind(None, 2, ("strength",))
 _OTHER = Kind(None, 7)
+_SIZES = ("ratio", "words")
+"""Of mixing: how many rows, and how long."""
 _ABBREVIATION = 4
 """Letters of a penalty's name that is spelled in capitals: EWC, KL."""
 
@@ -305,30 +307,26 @@ def _named(part: Part, *, options: bool) -> str:
     ]
     if part.name in ("remix", "matched") and given.get("stages", "1") != "1":
         words.append(f"(stage {given['stages']})")
+    if part.name == "remix" and "order" in given:  # shuffled, its rows are no text any more
+        words.append(f"order {given['order']}")
     if options:
-        words += [
-            f"{key} {given[key]}" for key in ("ratio", "words") if key in given and part.name != "replay"
-        ]
+        words += [f"{key} {given[key]}" for key in _SIZES if key in given and part.name != "replay"]
     return " ".join(words)
 
 
 def arm_names(texts: Collection[str]) -> dict[str, str]:
     """Short names of arms: ``remix(data=generic, stages=1)`` is "REMIX generic".
 
-    Arms that would then have one name keep their ratio and words; where these are the same, the options in which they
-    differ, as in "REMIX generic prompt sentence"; and, if need be, their whole text.
+    Arms that would then have one name say all options in which they differ, as in "REMIX generic prompt sentence", and
+    where ratio or words are among them, both of these; and, if need be, their whole text.
     """
     arms = {text: Arm.of(text) for text in texts}
     names = {text: arm.name() for text, arm in arms.items()}
-    for longer in (_with_options, _with_what_differs, _with_all):
+    for longer in (_with_what_differs, _with_all):
         counts = Counter(names.values())
         for name in [name for name, n in counts.items() if n > 1]:
             names |= longer({text: arms[text] for text in arms if names[text] == name})
     return names
-
-
-def _with_options(alike: Mapping[str, Arm]) -> dict[str, str]:
-    return {text: arm.name(options=True) for text, arm in alike.items()}
 
 
 def _with_what_differs(alike: Mapping[str, Arm]) -> dict[str, str]:
@@ -340,9 +338,14 @@ def _with_what_differs(alike: Mapping[str, Arm]) -> dict[str, str]:
     }
     keys = dict.fromkeys(key for options in given.values() for key in options)
     differ = [key for key in keys if len({options.get(key) for options in given.values()}) > 1]
+    sized = any(key in (*_SIZES, "data") for _, key in differ)
+    others = [one for one in differ if one[1] not in (*_SIZES, "data")]
     return {
         text: " ".join(
-            [arm.name(), *(f"{key[1]} {given[text][key]}" for key in differ if key in given[text])]
+            [
+                arm.name(options=sized),
+                *(f"{one[1]} {given[text][one]}" for one in others if one in given[text]),
+            ]
         )
         for text, arm in alike.items()
     }

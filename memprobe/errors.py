@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import AfterValidator
 
-_CHOICES = ("choose", "give")
 _MOST = 20
-"""Names listed of what a file or a folder holds, which may be many; of choices, which are memprobe's own, all are."""
+"""Names listed of what may be many."""
 
 
 class MemprobeError(Exception):
@@ -30,19 +29,29 @@ class Interrupted(MemprobeError):
     exit_code = 130
 
 
-def among(given: object, known: Iterable[object], *, before: str = "choose") -> str:
+def among(given: object, choices: Iterable[object], *, before: str = "choose") -> str:
     """What there is instead of a name that is not: ``choose plain, tulu, chat; did you mean tulu?``
 
     Args:
-        before: how the list begins: ``choose`` or ``give`` where the choice is closed.
+        choices: memprobe's own, all of which are listed.
+        before: how the list begins.
     """
-    names = list(dict.fromkeys(map(str, known)))
-    many = len(names) > _MOST and before not in _CHOICES
-    shown = [*names[:_MOST], f"{len(names) - _MOST} more"] if many else names
-    text = f"{before} {', '.join(shown) or 'none'}"
+    names = list(dict.fromkeys(map(str, choices)))
+    return f"{before} {', '.join(names) or 'none'}" + _near(given, names)
+
+
+def there_are(given: object, held: Iterable[object], *, before: str = "there are") -> str:
+    """:func:`among`, of names that a file, a folder or a command line holds, of which the first 20 are listed."""
+    names = list(dict.fromkeys(map(str, held)))
+    more = len(names) - _MOST
+    shown = [*names[:_MOST], f"{more} more"] if more > 0 else names
+    return f"{before} {', '.join(shown) or 'none'}" + _near(given, names)
+
+
+def _near(given: object, names: Collection[str]) -> str:
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(str(given).casefold(), folded, 1)
-    return text + (f"; did you mean {folded[near[0]]}?" if near else "")
+    return f"; did you mean {folded[near[0]]}?" if near else ""
 
 
 def one_of(names: Collection[str]) -> AfterValidator:

@@ -134,12 +134,17 @@ def write_rows(answered: Sequence[Answered], path: Path) -> None:
     write_text(rows_of(answered), path)
 
 
-def _shots(factoids: Sequence[Factoid], shots: int, seed: int) -> list[str]:
-    """The text of the solved examples before each factoid's prompt."""
+def check_shots(factoids: Sequence[Factoid], shots: int) -> None:
+    """Raises a MemprobeError where so many solved examples cannot stand before each factoid."""
     if not 0 <= shots <= MAX_SHOTS:
         raise MemprobeError(f"--shots {shots}: give 0 to {MAX_SHOTS}")
     if shots and len(factoids) <= shots:
         raise MemprobeError(f"--shots {shots}: {len(factoids)} factoids are too few to draw examples from")
+
+
+def _shots(factoids: Sequence[Factoid], shots: int, seed: int) -> list[str]:
+    """The text of the solved examples before each factoid's prompt."""
+    check_shots(factoids, shots)
     order = _example_order(factoids, seed)
     texts = []
     for factoid in factoids:

@@ -58,6 +58,17 @@ def donor_of(source: LensModel, items: Sequence[TokenisedFactoid]) -> Donor:
     return Donor(source.label, weights, shapes, readout, own_log_probs(source, items))
 
 
+def check_sweep(windows: Sequence[int], parts: Sequence[str]) -> None:
+    """Raises a MemprobeError for what no model can be swept by; see :func:`sweep_batches`."""
+    for option, names in (("--parts", parts), ("--windows", windows)):
+        if not names and not (set(parts) and set(parts) <= set(OUTER_PARTS)):
+            raise MemprobeError(f"{option}: names none, so that no block is grafted")
+    if wrong := [size for size in windows if size < 1]:
+        raise MemprobeError(f"--windows {wrong[0]}: give whole numbers of at least 1")
+    if unknown := [part for part in parts if part not in (*BLOCK_PARTS, *OUTER_PARTS)]:
+        raise MemprobeError(f"--parts {unknown[0]}: {among(unknown[0], (*BLOCK_PARTS, *OUTER_PARTS))}")
+
+
 def sweep_batches(
     donor: Donor,
     target: LensModel,
@@ -89,10 +100,9 @@ def sweep_batches(
     final = after_blocks(target.model, target.tokenizer, target.label)
     places = parameter_places(target.model, target.blocks, final)
     n_layers = target.n_layers
-    if wrong := [size for size in windows if not 1 <= size <= n_layers]:
+    check_sweep(windows, parts)
+    if wrong := [size for size in windows if size > n_layers]:
         raise MemprobeError(f"--windows {wrong[0]}: {target.label} has {n_layers} blocks")
-    if unknown := [part for part in parts if part not in (*BLOCK_PARTS, *OUTER_PARTS)]:
-        raise MemprobeError(f"--parts {unknown[0]}: {among(unknown[0], (*BLOCK_PARTS, *OUTER_PARTS))}")
     parameters = dict(target.model.named_parameters())
     if {name: p.shape for name, p in parameters.items()} != donor.shapes:
         raise MemprobeError(f"{donor.label} into {target.label}: the two models differ in shape")

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar
 import polars as pl
 
 from memprobe.comparable import check_alike
-from memprobe.errors import MemprobeError, among, first_line
+from memprobe.errors import MemprobeError, first_line, there_are
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.probes import Probe
@@ -300,7 +300,7 @@ def named(members: Sequence[Member], label: str, parameter: str) -> Member:
 
 
 def _instead(label: str, members: Sequence[Member]) -> str:
-    return among(label, [member.label for member in members], before="there are")
+    return there_are(label, [member.label for member in members])
 
 
 def in_readout_of(members: Sequence[Member], fixed: Sequence[Probe]) -> list[Member]:

@@ -113,6 +113,8 @@ def patch(
         MemprobeError: bad input, ``out`` holds patches made otherwise, is in use, or cannot be written.
     """
     from memprobe import models
+    from memprobe.grafting import check_sweep
+    from memprobe.patch_plan import check_states
 
     out = Path(out)
     parsed = Template.parse(template)
@@ -134,6 +136,11 @@ def patch(
         unit_kinds.append(("weights", "all"))
     if not pairs or not unit_kinds:
         raise MemprobeError("there is nothing to patch")
+    # All of it before the first pair, which may take hours.
+    if states := [part for part in what if part != "weights"]:
+        check_states(states, positions)
+    if "weights" in what:
+        check_sweep(windows, parts)
     if "weights" in what and is_split(loading.device):
         raise MemprobeError("--weights grafts into a model on one device; it does not go with --device-map")
     with locked(out):

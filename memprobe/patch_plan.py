@@ -97,8 +97,7 @@ def plan_patches(
             is needed, a depth that is none, or blocks that cannot be run from a depth on.
     """
     template = Template.parse(template) if isinstance(template, str) else template
-    _check_choices(what, PARTS, "--what")
-    _check_choices(positions, POSITIONS, "--positions")
+    check_states(what, positions)
     _check_choices(controls, CONTROLS, "--controls")
     items = fitting_items(source, target, factoids, template)
     chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
@@ -183,6 +182,12 @@ def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None
         fit.sort(key=lambda index: items[index].factoid.id)
         chosen.append(fit[seeded(seed, item.factoid.id, "other") % len(fit)] if fit else None)
     return chosen
+
+
+def check_states(what: Sequence[str], positions: Sequence[str]) -> None:
+    """Raises a MemprobeError for states that are none, or a set of positions that is none; see :func:`plan_patches`."""
+    _check_choices(what, PARTS, "--what")
+    _check_choices(positions, POSITIONS, "--positions")
 
 
 def _check_choices(chosen: Sequence[str], known: Sequence[str], option: str) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.files import check_pages
 from memprobe.parquet import check_mark, check_rows, parquet_errors, scan_table
 from memprobe.records import ADDED, BY_CHECKPOINT, POSITION, TABLES, WHERE_ASKED, in_order
@@ -195,7 +195,7 @@ class Probe:
         for name, known, what in ((lens, self.lenses, "lens"), (position, self.positions, "position")):
             if name not in known:
                 raise MemprobeError(
-                    f"{self.path}: was not read with {what} {name!r}; {among(name, known, before='there are')}"
+                    f"{self.path}: was not read with {what} {name!r}; {there_are(name, known)}"
                 )
         view = _view_of(self.run["lenses"][lens]) | {"position": position}
         return replace(self, run=self.run | view, lens=lens, position=position)
@@ -238,7 +238,7 @@ class Probe:
         labels = self.checkpoints if checkpoints is None else list(checkpoints)
         if unknown := [label for label in labels if label not in self.run["checkpoints"]]:
             raise MemprobeError(
-                f"{self.path}: no checkpoint {unknown[0]!r}; {among(unknown[0], self.checkpoints, before='there are')}"
+                f"{self.path}: no checkpoint {unknown[0]!r}; {there_are(unknown[0], self.checkpoints)}"
             )
         frames = [self.scan_file(file, table, only) for file, only in self._files(table, labels)]
         rows = pl.concat([pl.LazyFrame(schema=TABLES[table]), *frames])
@@ -249,8 +249,7 @@ class Probe:
             known = self.run["lenses" if name == "lens" else "positions"]
             if unknown := [one for one in wanted if one not in known]:
                 raise MemprobeError(
-                    f"{self.path}: was not read with {name} {unknown[0]!r}; "
-                    f"{among(unknown[0], known, before='there are')}"
+                    f"{self.path}: was not read with {name} {unknown[0]!r}; {there_are(unknown[0], known)}"
                 )
             if len(known) > 1:
                 rows = rows.filter(pl.col(name).is_in(wanted))

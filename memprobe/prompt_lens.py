@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memprobe.blocks import decoder_of, residual_hooks
-from memprobe.factoids import make_factoid
+from memprobe.factoids import Factoid, make_factoid
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
 from memprobe.models import LensModel
@@ -84,9 +84,7 @@ def read_prompt_by(
     Raises:
         MemprobeError: see :func:`read_prompt`.
     """
-    # Without an answer any will do to lay out the template: only the tokens before it are read.
-    asked = make_factoid(prompt, answer if answer is not None else "a", "prompt")
-    [item] = tokenise_for(lens_model, [asked], Template.parse(template))
+    [item] = tokenise_for(lens_model, [asked_of(prompt, answer)], Template.parse(template))
     streams: dict[int, Tensor] = {}
     ids = torch.tensor([[*item.prompt, *item.lead]], device=lens_model.device)
     with evaluating(lens_model.model):
@@ -94,6 +92,16 @@ def read_prompt_by(
             decoder_of(lens_model.model)(input_ids=ids, use_cache=False)
         by_depth = [streams[depth] for depth in range(lens_model.n_layers + 1)]
         return [_read(lens, by_depth, lens_model, item, answer is not None, top_k) for lens in lenses]
+
+
+def asked_of(prompt: str, answer: str | None) -> Factoid:
+    """A prompt with its answer, as templates take it.
+
+    Raises:
+        MemprobeError: one is empty.
+    """
+    # Without an answer any will do to lay out the template: only the tokens before it are read.
+    return make_factoid(prompt, answer if answer is not None else "a", "prompt")
 
 
 def _read(

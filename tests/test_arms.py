@@ -152,6 +152,32 @@ def test_arms_that_differ_in_one_option_are_told_apart_by_it():
     assert (short, long) == ("REMIX generic words 12,12", "REMIX generic words 50,50")
 
 
+def test_arms_that_differ_in_several_options_say_all_of_them():
+    """One that is the only one with its ratio would pass for the first with another."""
+    generic = "remix(data=generic, stages=1)"
+    sentence, fourfold = (
+        generic.replace(")", more) for more in (", prompt=sentence)", ", ratio=4, prompt=sentence)")
+    )
+    assert list(arm_names([generic, sentence, fourfold]).values()) == [
+        "REMIX generic",
+        "REMIX generic prompt sentence",
+        "REMIX generic ratio 4 prompt sentence",
+    ]
+    assert arm_names([generic, fourfold])[fourfold] == "REMIX generic ratio 4 prompt sentence"
+
+
+def test_shuffled_text_is_not_called_text():
+    """Also where no other arm of that name stands beside it."""
+    shuffled = "remix(data=generic, stages=1, order=shuffled)"
+    assert (
+        Arm.parse(shuffled).name()
+        == arm_names(["none", shuffled])[shuffled]
+        == "REMIX generic order shuffled"
+    )
+    fourfold = shuffled.replace("order", "ratio=4, order")
+    assert arm_names([shuffled, fourfold])[fourfold] == "REMIX generic order shuffled ratio 4"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

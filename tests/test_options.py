@@ -11,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
+from memprobe.errors import MemprobeError
 from training.__main__ import app as training
 
 MEANS = {
@@ -104,6 +105,55 @@ def test_help_shows_every_word_as_it_is_written(columns):
                 shown = squashed(shown)
                 lost += [(name, where, word) for word in (text or "").split() if squashed(word) not in shown]
     assert not lost
+
+
+LENS = ["lens", "--prompt", "The capital of France is"]
+FILTER = ["filter", "--factoids", "known", "--out", "{out}/unknown.jsonl"]
+FIT = ["fit", "--texts", "{out}/none.jsonl", "--out", "{out}/lens", "--kind"]
+PATCH = ["patch", "--into", "other={ckpt}", "--out", "{out}/patches"]
+LAYERS = ["layers", "--out", "{out}/probe"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ([*LENS, "--base", "{ckpt}"], "--base {ckpt}: is of adapters"),
+        ([*LENS, "--template", "nothing"], "template 'nothing'"),
+        ([*LENS, "--lens", "tuned"], "--lens tuned"),
+        ([*LENS, "--lens", "tuned={out}/none"], "none"),
+        ([*LENS, "--lens", "logit@{out}/none"], "none"),
+        ([*LENS, "--answer", " "], "the answer is empty"),
+        ([*FILTER, "--shots", "9"], "--shots 9: give 0 to 5"),
+        ([*FILTER, "--template", "nothing"], "template 'nothing'"),
+        ([*FIT, "linear", "--held-out", "1"], "--held-out 1: give"),
+        ([*FIT, "linear", "--steps", "5"], "--steps 5"),
+        ([*FIT, "tuned", "--steps", "0"], "--steps 0"),
+        ([*PATCH, "--what", "residual,nothing"], "--what nothing: choose"),
+        ([*PATCH, "--positions", "last,nothing"], "--positions nothing: choose"),
+        ([*PATCH, "--weights", "--windows", "1,0"], "--windows 0: give"),
+        ([*PATCH, "--weights", "--windows", ","], "--windows: names none"),
+        ([*PATCH, "--weights", "--parts", "all,nothing"], "--parts nothing: choose"),
+        ([*PATCH, "--template", "nothing"], "template 'nothing'"),
+        ([*LAYERS, "--template", "nothing"], "template 'nothing'"),
+        ([*LAYERS, "--positions", "nothing"], "positions nothing"),
+        ([*LAYERS, "--lens", "tuned"], "--lens tuned"),
+        ([*LAYERS, "--keep-residuals", "nothing"], "--keep-residuals nothing"),
+    ],
+)
+def test_what_no_model_could_do_is_refused_before_one_is_loaded(
+    command, said, tiny_checkpoint, tmp_path, monkeypatch
+):
+    """A large model takes minutes to load, and the first of several things that are asked for may take hours."""
+
+    def load(*given, **options):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("memprobe.models.load", load)
+    checkpoint = ["--from" if command[0] == "patch" else "--ckpt", str(tiny_checkpoint)]
+    asked = [word.format(ckpt=tiny_checkpoint, out=tmp_path) for word in command]
+    result = CliRunner().invoke(app, asked + checkpoint)
+    assert isinstance(result.exception, MemprobeError), result.exception
+    assert said.format(ckpt=tiny_checkpoint) in str(result.exception)
 
 
 def test_the_help_of_figures_names_every_figure(options):

@@ -11,7 +11,7 @@ import memprobe
 from memprobe import sentences, wording
 from memprobe.compare import compare, read_comparison
 from memprobe.compare.beside import lens_cells
-from memprobe.errors import among
+from memprobe.errors import among, there_are
 from tests.probes import write_probe
 
 
@@ -233,8 +233,9 @@ def test_what_there_is_instead_of_a_name_is_said():
     assert among("relatoin", ["relation", "source"]) == "choose relation, source; did you mean relation?"
     assert among("Base", ["base", "tuned"], before="there are") == "there are base, tuned; did you mean base?"
     assert among("zzz", []) == "choose none"
-    assert among("x", range(30), before="there are").endswith("18, 19, 10 more")
-    assert among("x", range(30)).endswith("28, 29"), "no choice is hidden"
+    assert there_are("x", range(30)).endswith("18, 19, 10 more")
+    assert there_are("Base", ["base"], before="it has") == "it has base; did you mean base?"
+    assert among("x", range(30), before="there are").endswith("28, 29"), "no choice is hidden"
 
 
 def test_a_difference_from_chance_without_an_interval_says_why():

@@ -23,7 +23,7 @@ from memprobe.sources.origins import Origin
 from memprobe.sources.shuffling import shuffle_answers
 from training.alike import same_rows
 from training.asking import known_facts, unknown_rows
-from training.drawing import drawn, evaluated_texts, mixing_rows, wanted_rows, without_texts
+from training.drawing import drawn, evaluated_texts, goes_around, mixing_rows, wanted_rows, without_texts
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, facts_in, from_json, taught, to_json
@@ -76,9 +76,8 @@ def prepare(
         key = f"stages.{number}" if number <= len(recipe.stages) else f"later.{number - len(recipe.stages)}"
         every.append(_own_rows(recipe, stage, key, taught(every), texts, asked, base, data_dir, say))
     # After all stages' own rows, which are so the same in every arm, whatever it mixes in.
-    own = taught(every)
     stages = [
-        _with_mixing(recipe, stage, f"stages.{number}", data, own, texts, data_dir, say)
+        _with_mixing(recipe, stage, f"stages.{number}", data, every, texts, data_dir, say)
         for number, (stage, data) in enumerate(zip(recipe.stages, every, strict=False), 1)
     ]
     prepared = Prepared(stages, known_facts(recipe, stages, asked, base, data_dir, say), texts)
@@ -134,20 +133,30 @@ def _with_mixing(
     stage: Stage,
     key: str,
     data: StageData,
-    own: Sequence[Factoid],
+    every: Sequence[StageData],
     texts: Sequence[Text],
     data_dir: Path | None,
     say: Callable[[str], None],
 ) -> StageData:
-    """A stage with its mixing. What another stage mixes in may be mixed in again, as random words and passages are."""
-    mixing, origins, without = [], list(data.origins), list(own)
+    """A stage with its mixing. What another stage mixes in may be mixed in again, as random words and passages are.
+
+    Args:
+        every: all stages, later ones too, without their mixing.
+    """
+    mixing, origins, mixed = [], list(data.origins), []
     for place, part in enumerate(stage.mixing, 1):
+        own = [
+            row
+            for one, rows in zip((*recipe.stages, *recipe.later), every, strict=True)
+            if goes_around(part, one)
+            for row in (*rows.rows, *rows.held_out)
+        ]
         with under_key(f"{key}.mixing.{place}.source"):
             rows, origin = mixing_rows(
-                recipe, stage, part, len(data.rows), data_dir, say, without=without, texts=texts
+                recipe, stage, part, len(data.rows), data_dir, say, without=own + mixed, texts=texts
             )
         mixing.append(rows)
-        without += facts_in(rows)
+        mixed += facts_in(rows)
         origins.append(origin)
     return replace(data, mixing=mixing, origins=origins)
 
@@ -271,17 +280,11 @@ def parts_of(
     return StageParts(own, [*trained, *replay], matched, [row.id for row in replayed])
 
 
-def shown_again(recipe: Recipe, prepared: Prepared, number: int) -> set[str]:
-    """Ids of the rows of earlier stages that stage ``number``, or one before it, replays."""
-    return {row.id for n in range(1, number + 1) for row in _replay(recipe, prepared, n)[0]}
-
-
 def _replay(recipe: Recipe, prepared: Prepared, number: int) -> tuple[list[AnyRow], int]:
     """The rows that a stage's replay draws from, and how many it takes in an epoch; none without replay."""
     replay = recipe.stages[number - 1].replay
     if not replay:
         return [], 0
-    earlier = list({row.id: row for one in prepared.stages[: number - 1] for row in one.rows}.values())
+    earlier = prepared.before(number, recipe.rows_seed, "replay")
     wanted = max(1, wanted_rows(replay.ratio, len(earlier)))
-    order = subset(earlier, len(earlier), recipe.rows_seed, "replay")
-    return (order if replay.redraw else order[:wanted]), wanted
+    return (earlier if replay.redraw else earlier[:wanted]), wanted

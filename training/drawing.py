@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.catalogue import DATASETS
-from memprobe.sources.cleaning import without_overlap
-from memprobe.sources.generated import GENERATED, is_endless
+from memprobe.sources.cleaning import as_asked, without_overlap
+from memprobe.sources.generated import is_endless
 from memprobe.sources.kinds import AnyRow, Text, rows_hash
 from memprobe.sources.named import named_file
 from memprobe.sources.passages import COMPLETE, RECALL, shuffle_words
@@ -58,7 +57,7 @@ def evaluated_texts(recipe: Recipe, data_dir: Path | None, say: Callable[[str], 
 
 
 def without_texts(rows: Iterable[AnyRow], texts: Sequence[Text]) -> list[AnyRow]:
-    """The rows that are none of some passages, and no second half of one."""
+    """The rows that are none of some texts, and no second half of a passage among them."""
     openings = {_opening(text) for text in texts}
     passages = [" ".join(f"{text.prompt} {text.answer}".split()) for text in texts]
 
@@ -76,9 +75,10 @@ def without_texts(rows: Iterable[AnyRow], texts: Sequence[Text]) -> list[AnyRow]
 
 
 def _opening(text: Text) -> str:
-    """A passage's first words, by which it is known however it is halved."""
-    passage = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}"
-    return " ".join(passage.split()[:_OPENING])
+    """A passage's first words, by which it is known however it is halved; all of a text with a prompt of its own."""
+    halved = not text.prompt or text.prompt.startswith(COMPLETE)
+    words = f"{text.prompt.removeprefix(COMPLETE)} {text.answer}".split()
+    return " ".join(words[:_OPENING] if halved else words)
 
 
 def drawn(
@@ -104,12 +104,24 @@ def drawn(
 
 
 def mixes_facts(part: Mixing) -> bool:
-    """Whether what is mixed in are facts, not texts; rows of a file or of the hub are read as texts."""
-    if not _says_its_kind(part.source):
-        return False
-    head = part.source.partition(":")[0]
-    known = DATASETS.get(head) or GENERATED.get(head)
-    return known is None or known.kind == "factoids"
+    """Whether what is mixed in are facts."""
+    return part.kind == "factoids"
+
+
+def goes_around(part: Mixing, stage: Stage) -> bool:
+    """Whether what is mixed in goes around the rows of a stage: facts around those of every stage, as any may ask the
+    same; texts and tasks around those that are read from the same place."""
+    return mixes_facts(part) or _place(part.source) == _place(stage.data)
+
+
+def _place(source: str) -> str:
+    """Where the rows of a source lie, whatever part of them is read and how: a file's name, or that of a set."""
+    if (file := named_file(source)) is not None:
+        return file.path.name
+    if source.startswith("hub:"):
+        return source.removeprefix("hub:").partition(":")[0].partition("@")[0]
+    head = source.partition(":")[0]
+    return DATASETS[head].splits[DATASETS[head].default_split].file or head if head in DATASETS else head
 
 
 def mixing_rows(
@@ -120,14 +132,15 @@ def mixing_rows(
     data_dir: Path | None,
     say: Callable[[str], None] = lambda _: None,
     *,
-    without: Sequence[Factoid] = (),
+    without: Sequence[AnyRow] = (),
     texts: Sequence[Text] = (),
 ) -> tuple[list[AnyRow], dict[str, Any]]:
-    """The rows that mixing takes: one epoch's, or with ``redraw`` enough for other ones in every epoch.
+    """The rows that mixing takes: one epoch's, or with ``redraw`` those that every epoch draws from.
 
     Args:
-        without: facts that stages train on, which would be replayed, or learned before their turn, under the name of
-            mixing; a fact is the same where it asks the same, whatever its answer.
+        without: rows that stages train on, which would be replayed, or learned before their turn, under the name of
+            mixing, or that they hold out (:func:`goes_around`); a fact or a task is the same where it asks the same,
+            whatever its answer.
         texts: passages that are evaluated on.
 
     Raises:
@@ -152,16 +165,21 @@ def mixing_rows(
     )
 
     def apart(rows: Sequence[AnyRow]) -> list[AnyRow]:
-        facts = facts_in(rows)
-        return [*without_overlap(facts, without, Counter())] if facts else without_texts(rows, texts)
+        if facts := facts_in(rows):
+            return [*without_overlap(facts, facts_in(without), Counter())]
+        held = [row for row in without if isinstance(row, Text)]
+        asked = {as_asked(row.prompt) for row in without if not isinstance(row, Text)}
+        return without_texts((row for row in rows if as_asked(row.prompt) not in asked), [*texts, *held])
 
     loaded, rows = drawn(draw, n, apart)
     if part.order == "shuffled":
-        rows = _shuffled(rows, part.source, recipe.rows_seed)
+        shuffled = shuffle_words([row for row in rows if isinstance(row, Text)], recipe.rows_seed)
+        rows = list[AnyRow](shuffled)
     for line in loaded.left_out():
         say(f"mixed into {stage.name}: left out {line}")
     if gone := len(loaded.rows) - len(rows):
-        why = "trained on by stages" if facts_in(loaded.rows) else "evaluated on"
+        trained = "trained on by stages" if facts_in(loaded.rows) else "trained or evaluated on by stages"
+        why = trained if without else "evaluated on"
         say(f"mixed into {stage.name}: left out {count(gone, 'row')} of {part.source}: {why}")
     if len(rows) < needed:
         raise MemprobeError(
@@ -170,13 +188,6 @@ def mixing_rows(
         )
     origin = replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
     return rows, origin.to_dict() | {"words": list(part.words), "prompt": part.prompt, "order": part.order}
-
-
-def _shuffled(rows: Sequence[AnyRow], source: str, seed: int) -> list[AnyRow]:
-    texts = [row for row in rows if isinstance(row, Text)]
-    if len(texts) < len(rows):
-        raise MemprobeError(f'{source}: order = "shuffled" is of texts, and it holds other rows')
-    return [*shuffle_words(texts, seed)]
 
 
 def wanted_rows(ratio: float, n: int) -> int:

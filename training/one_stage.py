@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, fingerprint, resolve
-from memprobe.files import write_json
+from memprobe.files import read_valid, write_json
 from memprobe.manifests import MANIFEST
-from memprobe.runs import EVALUATION, METRICS, STATE
+from memprobe.runs import EVALUATION, METRICS, STATE, ManifestFile
 from memprobe.wording import listed
 from training.checkpoint import About, save_whole, train_only, with_adapter
 from training.context import RunContext
-from training.data import StageParts, parts_of, shown_again
+from training.data import StageParts, parts_of
 from training.examples import ExampleMaker
 from training.measures import (
     Interference,
@@ -196,7 +196,6 @@ class OneStage:
         import copy
 
         from memprobe.models import load_pretrained
-        from memprobe.sources import subset
         from training.batches import micro_batches
 
         penalty = self.stage.penalty
@@ -204,10 +203,8 @@ class OneStage:
             return None
 
         def earlier(most: int) -> list[MicroBatch]:
-            stages = self.prepared.stages[: self.number - 1]
-            rows = {row.id: row for data in stages for row in data.rows}
-            chosen = subset(list(rows.values()), min(len(rows), most), self.recipe.rows_seed, "penalty")
-            return micro_batches([make(row) for row in chosen], self.recipe.optimiser.micro_batch)
+            rows = self.prepared.before(self.number, self.recipe.rows_seed, "penalty")
+            return micro_batches([make(row) for row in rows[:most]], self.recipe.optimiser.micro_batch)
 
         def again() -> PreTrainedModel:
             if self.context.alone:
@@ -264,7 +261,7 @@ class OneStage:
             "arm": self.recipe.arm_name,
             "sets": results,
             "retention": kept_of_earlier(
-                self.recipe, self.number, results, shown_again(self.recipe, self.prepared, self.number)
+                self.recipe, self.number, results, self._shown_again(about.replayed)
             ),
             "learned": learned(self.recipe, self.number, results),
         }
@@ -282,6 +279,15 @@ class OneStage:
                 f"{self.name}: learned {listed(shares)}, so what it keeps of earlier facts cannot be interpreted; "
                 "train longer"
             )
+
+    def _shown_again(self, replayed: Sequence[str]) -> set[str]:
+        """Ids of the rows of earlier stages that this stage, or one before it, showed again, as their manifests say."""
+        shown = set(replayed)
+        for number in self.context.numbers:
+            if number < self.number:
+                manifest = self.context.out / self.context.directory(number) / MANIFEST
+                shown |= set(read_valid(manifest, ManifestFile).get("replayed", []))
+        return shown
 
     def _as_saved(self, partial: Path, trainer: StageTrainer) -> LensModel:
         """The model that was saved: still in memory where its weights there are those on the disk, else read again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memprobe.errors import MemprobeError, first_line
 from memprobe.factoids import Factoid
+from memprobe.sources import subset
 from memprobe.sources.kinds import AnyRow, Text
 from training.row_files import tagged, untagged
 
@@ -48,11 +50,29 @@ def taught(stages: Iterable[StageData]) -> list[Factoid]:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The rows of a whole run: its stages', facts known before stage 1, and held-out text."""
+    """The rows of a whole run: its stages', facts known before stage 1, and held-out text.
+
+    Attributes:
+        evenly: whether some of the rows of earlier stages are drawn from all of them alike, whatever else is drawn of
+            them. A run that an older version began draws by the hashes by which own rows, and those that are evaluated,
+            are drawn as well, and goes on so.
+    """
 
     stages: list[StageData]
     known: list[Factoid]
     texts: list[Text]
+    evenly: bool = True
+
+    def before(self, number: int, seed: int, purpose: str) -> list[AnyRow]:
+        """The rows of the stages before one, counted from 1, each once, in the order in which some are drawn."""
+        rows = list({row.id: row for data in self.stages[: number - 1] for row in data.rows}.values())
+        if self.evenly:
+            # By this hash without the purpose own rows are drawn, so that few of many all have low ones, and those that
+            # are evaluated, which would then be those that are replayed.
+            return sorted(
+                rows, key=lambda row: hashlib.sha256(f"{purpose} {seed} {row.id}".encode()).digest()
+            )
+        return subset(rows, len(rows), seed, purpose)
 
 
 def to_json(prepared: Prepared) -> dict[str, Any]:
@@ -71,6 +91,7 @@ def to_json(prepared: Prepared) -> dict[str, Any]:
         ],
         "known": [tagged(row) for row in prepared.known],
         "texts": [tagged(row) for row in prepared.texts],
+        "evenly": prepared.evenly,
     }
 
 
@@ -122,7 +143,7 @@ def _stages(data: dict[str, Any]) -> Prepared:
         for stage in data["stages"]
     ]
     texts = [row for row in map(untagged, data["texts"]) if isinstance(row, Text)]
-    return Prepared(stages, _factoids(data["known"]), texts)
+    return Prepared(stages, _factoids(data["known"]), texts, data.get("evenly", False) is True)
 
 
 def _factoids(rows: Iterable[dict[str, Any]]) -> list[Factoid]:

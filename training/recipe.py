@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import parse_places
 from memprobe.sizes import parse_size
-from memprobe.sources.catalogue import DATASETS
-from memprobe.sources.generated import GENERATED
+from memprobe.sources import kind_of
+from memprobe.sources.kinds import Kind
 from memprobe.sources.named import named_file
 from memprobe.sources.passages import PromptForm, WordOrder
 from training.arms import arm_of, unfold_arm, without_arm
+from training.named_sources import found
 from training.penalties import AnyPenalty
 from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
 
@@ -89,7 +89,8 @@ class Mixing(Settings):
         prompt: ``words``, the passage's first words, which the answer continues (the paper's form), or
             ``sentence``, one instruction for every row; see :mod:`memprobe.sources.passages`.
         order: of the words of texts: as ``written``, or ``shuffled``, within the prompt and within the answer.
-        redraw: other rows in every epoch instead of one fixed set.
+        redraw: drawn anew in every epoch instead of one fixed set, from ``epochs`` times as many rows where they are
+            made, else from all there are. One may come again: 20 epochs show 64 % of those that are made.
     """
 
     source: str
@@ -99,11 +100,26 @@ class Mixing(Settings):
     order: WordOrder = "written"
     redraw: bool = False
 
+    @property
+    def kind(self) -> Kind:
+        """What is mixed in. Rows of a file or of the hub, which may be of every kind, are read as texts, but for a file
+        whose facts are chosen by their answers."""
+        file = named_file(self.source)
+        if file is not None:
+            return "texts" if file.answers is None else "factoids"
+        return kind_of(self.source, "texts" if self.source.startswith("hub:") else None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Mixing:
+        if self.order == "shuffled" and self.kind != "texts":
+            raise ValueError(f'{self.source}: order = "shuffled" is of texts, and it holds {self.kind}')
+        return self
+
 
 class Replay(Settings):
     """Rows of all earlier stages, trained again: ``ratio`` × their number.
 
-    One fixed seeded subset. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
+    One fixed seeded subset of all of them. Redrawn in each epoch, 10 % shows 88 % of the rows in 20 epochs.
     """
 
     ratio: float = Field(gt=0, le=1)
@@ -360,8 +376,7 @@ def read_recipe(
     data |= {
         key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
     }
-    recipe = parse_recipe(data, str(path))
-    return with_sources(recipe, path)
+    return with_sources(parse_recipe(data, str(path)), path)
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -387,31 +402,24 @@ def without_folder(source: str) -> str:
 
 
 def with_sources(recipe: Recipe, path: Path) -> Recipe:
-    """The recipe with files by their place, after a look at every source that it names."""
+    """The recipe with files by their place, after a look at every source that it names.
 
-    def found(name: str, key: str) -> str:
-        if (named := named_file(name)) is not None:
-            try:
-                named.targets()
-            except MemprobeError as error:
-                raise MemprobeError(f"{path}: {key}: {error}") from error
-            for candidate in (path.parent / named.path, named.path):
-                if candidate.is_file():
-                    return named.at(candidate)
-            raise MemprobeError(f"{path}: {key}: no file {named.path} here or beside the recipe")
-        head = name.partition(":")[0]
-        if head not in (*DATASETS, *GENERATED, "known", "hub"):
-            raise MemprobeError(
-                f"{path}: {key}: no source {name!r}; `memprobe sources` lists them, or give a file"
-            )
-        return name
+    Args:
+        path: of the file that names them, beside which files are searched first.
+
+    Raises:
+        MemprobeError: there is no such source, or no such part of it, with the file and the key.
+    """
 
     def placed(stage: Stage, key: str) -> Stage:
-        mixing = [
-            part.model_copy(update={"source": found(part.source, f"{key}.mixing.{place}.source")})
-            for place, part in enumerate(stage.mixing, 1)
-        ]
-        data = found(stage.data, f"{key}.data")
+        mixing = []
+        for place, part in enumerate(stage.mixing, 1):
+            some = None if part.redraw else 1  # how many, is known when those of the stage are
+            source = found(part.source, path, f"{key}.mixing.{place}.source", some)
+            mixing.append(part.model_copy(update={"source": source}))
+        # Of all there are, those are taken that the base model does not know.
+        n = stage.n if stage.unknown is None else None
+        data = found(stage.data, path, f"{key}.data", n)
         return stage.model_copy(update={"data": data, "mixing": tuple(mixing)})
 
     kinds = {
@@ -419,7 +427,9 @@ def with_sources(recipe: Recipe, path: Path) -> Recipe:
         for name, stages in {"stages": recipe.stages, "later": recipe.later}.items()
     }
     named = {"known_source": recipe.evaluate.known_source, "texts": recipe.evaluate.texts}
-    evaluated = {key: found(name, f"evaluate.{key}") for key, name in named.items() if name is not None}
+    evaluated = {
+        key: found(name, path, f"evaluate.{key}", None) for key, name in named.items() if name is not None
+    }
     evaluate = recipe.evaluate.model_copy(update=evaluated)
     return recipe.model_copy(update={**kinds, "evaluate": evaluate})
 

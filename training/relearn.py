@@ -140,8 +140,8 @@ def relearn(
 
     Args:
         spec: of a checkpoint of :mod:`training`, at stage 2 or later.
-        fresh: a source of never-learned facts of the same kind; for KVR others are made. Of either, those count whose
-            prompt no stage that made the checkpoint was shown.
+        fresh: a source of never-learned facts of the same kind; for KVR others are made. Of either, those count that no
+            stage which made the checkpoint was shown.
         lr: of AdamW without decay.
         batch: facts a step.
         limit: steps at most.

@@ -95,9 +95,10 @@ def filter_(
     `memprobe filter --ckpt ./base --factoids facts.csv --shots 5 --out unknown.jsonl`
     """
     from memprobe.checkpoints import default_template, refuse_unused_base, resolve
-    from memprobe.filter import ask, write_rows
+    from memprobe.filter import ask, check_shots, write_rows
     from memprobe.places import check_file
     from memprobe.sources import files_of, load
+    from memprobe.templates import Template
 
     journal, about = (out.with_name(out.name + end) for end in (".answers", ".run.json"))
     refuse_same_file(
@@ -115,11 +116,13 @@ def filter_(
     refuse_unused_base(loading, [checkpoint])
     loaded = load(factoids, "factoids", n=n, seed=seed, data_dir=data_dir, on_bad_row=on_bad_row.value)
     chosen = template or default_template([checkpoint])
+    Template.parse(chosen)
     if on_bad_row is options.BadRowChoice.skip:
         from memprobe.writable import writable
 
         loaded = writable(loaded, chosen, [checkpoint], loading)
     say_left_out(loaded)
+    check_shots(loaded.factoids, shots)
     from memprobe.models import load as load_model
 
     lens_model = load_model(checkpoint, **vars(loading))

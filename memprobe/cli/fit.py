@@ -93,7 +93,7 @@ def fit(
     `memprobe layers --ckpt smollm2-135m --lens logit --lens linear=lenses/linear`
     """
     from memprobe.checkpoints import refuse_unused_base, resolve
-    from memprobe.fitting import FITTED, load_texts, locked, make_corpus
+    from memprobe.fitting import FITTED, check_kind, check_sizes, load_texts, locked, make_corpus
     from memprobe.fitting import fit as fit_lens
     from memprobe.models import load
     from memprobe.starting_over import starting_over
@@ -101,7 +101,10 @@ def fit(
 
     if factoids == "none":
         refuse_given({"--template": template}, "is of the facts of the floor; --factoids none names none")
-    Template.parse(template or "plain")  # said before anything is read
+    # Said before anything is read.
+    Template.parse(template or "plain")
+    check_kind(kind.value, steps)
+    check_sizes(tokens=tokens, length=length, held_out=held_out)
     checkpoint = resolve(ckpt, loading)
     refuse_unused_base(loading, [checkpoint])
     facts = [] if factoids == "none" else other_factoids(factoids, seed, data_dir, instead="--factoids FILE")

@@ -64,14 +64,16 @@ def lens(
     from memprobe.checkpoints import default_template, resolve
     from memprobe.lens_set import LensSet
     from memprobe.models import load
-    from memprobe.prompt_lens import read_prompt_by
+    from memprobe.prompt_lens import asked_of, read_prompt_by
+    from memprobe.templates import Template
 
+    asked_of(prompt, answer)
     checkpoint = resolve(ckpt, loading)
-    model = load(checkpoint, **vars(loading))
     chosen = template or default_template([checkpoint])
-    lenses = LensSet.of(by or (), checkpoints=[model], loading=loading).build(
-        model, partial(load, **vars(loading))
-    )
+    Template.parse(chosen)
+    named = LensSet.of(by or (), checkpoints=[checkpoint], loading=loading)
+    model = load(checkpoint, **vars(loading))
+    lenses = named.build(model, partial(load, **vars(loading)))
     for note in [note for one in lenses for note in one.notes]:
         echo(f"note     {note}", err=True)
     # The page shows five tokens at each place, however many the terminal does.

@@ -14,7 +14,7 @@ from memprobe.cli.asked import batch_size_of, factoids_of, refuse_given, say_lef
 from memprobe.cli.browser import open_page
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, there_are
 from memprobe.load_options import LoadOptions
 
 
@@ -217,7 +217,7 @@ def patch(
         given = list(dict.fromkeys(pair.source.label for pair in pairs))
         if reference is not None and reference not in given:
             raise MemprobeError(
-                f"--reference {reference}: is not a label of --from; {among(reference, given)} "
+                f"--reference {reference}: is not a label of --from; {there_are(reference, given)} "
                 "(a label is what stands before = in --from LABEL=SPEC, else the checkpoint's name)"
             )
         sides = [item for pair in pairs for item in (pair.source, pair.target)]

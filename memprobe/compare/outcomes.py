@@ -30,7 +30,7 @@ from memprobe.compare.written import (
     notes_on_arms,
     write_comparison,
 )
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.factoids import SameFacts
 from memprobe.files import read_valid, short_names
 from memprobe.lineage import lineage
@@ -207,7 +207,7 @@ def compare_outcomes(
     if first is None:
         raise MemprobeError(
             f"`reference` {reference!r}: no such checkpoint; "
-            f"{among(reference, [one.label for one in answers], before='there are')}"
+            f"{there_are(reference, [one.label for one in answers])}"
         )
     notes = notes_on_measures({one.label: one.measure for one in answers})
     ids = _common(answers, notes)
@@ -322,9 +322,7 @@ def _named(answers: list[Answers], arms: Mapping[str, tuple[str, str, str]]) -> 
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise MemprobeError(f"checkpoint {twice[0]!r} is given twice; name each directory once")
     if unknown := [label for label in arms if label not in labels]:
-        raise MemprobeError(
-            f"`arms`: no checkpoint {unknown[0]!r}; {among(unknown[0], labels, before='there are')}"
-        )
+        raise MemprobeError(f"`arms`: no checkpoint {unknown[0]!r}; {there_are(unknown[0], labels)}")
     return [
         replace(one, arm=arms[one.label][0], seed=arms[one.label][1], stage=arms[one.label][2], settings=None)
         if one.label in arms

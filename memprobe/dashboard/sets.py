@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.members import members_of
 from memprobe.probes import Probe
 from memprobe.readings import Readings
@@ -58,9 +58,7 @@ def sets_of(
             sets.append(Set(name, family, _read(present, fixed, reference, draws, say), waiting))
     if reference and not any(reference in one.readings.labels for one in sets):
         known = [label for one in sets for label in one.readings.labels]
-        raise MemprobeError(
-            f"`reference` {reference!r}: no such checkpoint; {among(reference, known, before='there are')}"
-        )
+        raise MemprobeError(f"`reference` {reference!r}: no such checkpoint; {there_are(reference, known)}")
     return sets
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.figures import patches, runs, tables
 from memprobe.files import csv_text, sha256_of
 from memprobe.fitted import notes_on_view
@@ -226,9 +226,7 @@ def _compared(
     reference = asked["reference"]
     if reference and groups and not any(reference in known for known in labels.values()):
         known = list(dict.fromkeys(label for group in groups for label in labels[id(group)]))
-        raise MemprobeError(
-            f"`reference` {reference!r}: no such checkpoint; {among(reference, known, before='there are')}"
-        )
+        raise MemprobeError(f"`reference` {reference!r}: no such checkpoint; {there_are(reference, known)}")
     setups = [setup_of(probe.path) for group in groups for probe in group]
     above = [
         setup.parent for setup in setups if setup

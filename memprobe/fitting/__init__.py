@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memprobe.errors import MemprobeError, among, first_line
 from memprobe.files import replacing
-from memprobe.fitting.corpus import Corpus, load_texts, make_corpus
+from memprobe.fitting.corpus import Corpus, check_sizes, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of, measured_on
 from memprobe.fitting.held_out import judge
 from memprobe.identity import identity_of
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from memprobe.factoids import Factoid
     from memprobe.models import LensModel
 
-__all__ = ["FITTED", "Fitter", "fit", "load_texts", "locked", "make_corpus"]
+__all__ = ["FITTED", "Fitter", "check_kind", "check_sizes", "fit", "load_texts", "locked", "make_corpus"]
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 60
@@ -88,6 +88,16 @@ class Fitter(Protocol):
         ...
 
 
+def check_kind(kind: str, steps: int | None) -> None:
+    """Raises a MemprobeError for an unknown kind, or steps of what takes none; see :func:`fit`."""
+    if kind not in FITTED_KINDS:
+        raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
+    if steps is not None and (kind != "tuned" or steps < 1):
+        raise MemprobeError(
+            f"--steps {steps}: give a whole number of at least 1; only a tuned lens takes steps"
+        )
+
+
 def fit(
     kind: str,
     lens_model: LensModel,
@@ -116,12 +126,7 @@ def fit(
         MemprobeError: an unknown kind or template, steps of what takes none, ``out`` holds another fit or other
             files, is in use or cannot be written, or a fit that is not finite.
     """
-    if kind not in FITTED_KINDS:
-        raise MemprobeError(f"--kind {kind}: {among(kind, FITTED_KINDS)}")
-    if steps is not None and (kind != "tuned" or steps < 1):
-        raise MemprobeError(
-            f"--steps {steps}: give a whole number of at least 1; only a tuned lens takes steps"
-        )
+    check_kind(kind, steps)
     settings = {
         "kind": kind,
         "model": lens_model.label,

@@ -58,6 +58,14 @@ def load_texts(
     return [getattr(row, "answer") for row in rows], loaded.origin.to_dict() | {"seed": seed}  # noqa: B009
 
 
+def check_sizes(*, tokens: int, length: int, held_out: int) -> None:
+    """Raises a MemprobeError for sizes that no corpus has; see :func:`make_corpus`."""
+    least = {"length": (length, 2), "tokens": (tokens, 1), "held_out": (held_out, 2)}
+    for name, (given, bound) in least.items():
+        if given < bound:
+            raise MemprobeError(f"`{name}` {given}: give a whole number of at least {bound}")
+
+
 def make_corpus(
     lens_model: LensModel,
     texts: Sequence[str],
@@ -77,10 +85,7 @@ def make_corpus(
     Raises:
         MemprobeError: too few texts, or a length past the model's context.
     """
-    least = {"length": (length, 2), "tokens": (tokens, 1), "held_out": (held_out, 2)}
-    for name, (given, bound) in least.items():
-        if given < bound:
-            raise MemprobeError(f"`{name}` {given}: give a whole number of at least {bound}")
+    check_sizes(tokens=tokens, length=length, held_out=held_out)
     if lens_model.max_length is not None and length > lens_model.max_length:
         raise MemprobeError(f"--length {length}: {lens_model.label} reads {lens_model.max_length} tokens")
     each = -(-tokens // (2 * length))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.results import inspect_logs, lm_eval, open_unlearning
 from memprobe.results.evaluation import Evaluation
 
@@ -42,9 +42,7 @@ def read_one(path: str | Path, *, task: str | None = None) -> Evaluation:
     chosen = [one for one in evaluations if task is None or one.task == task]
     names = ", ".join(dict.fromkeys(one.task for one in evaluations))
     if not chosen:
-        raise MemprobeError(
-            f"{path}: no task {task!r}; {among(task, [one.task for one in evaluations], before='there are')}"
-        )
+        raise MemprobeError(f"{path}: no task {task!r}; {there_are(task, [one.task for one in evaluations])}")
     if len({one.task for one in chosen}) > 1:
         raise MemprobeError(f"{path}: several tasks, name one of {names} (`task`)")
     if len(chosen) > 1:

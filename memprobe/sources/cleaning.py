@@ -36,7 +36,7 @@ def clean(factoids: Iterable[Factoid], conflicts: Conflicts, counts: Counter[str
     """
     groups: dict[str, list[Factoid]] = defaultdict(list)
     for factoid in factoids:
-        groups[_key(factoid.prompt)].append(factoid)
+        groups[as_asked(factoid.prompt)].append(factoid)
     kept: list[Factoid] = []
     for group in groups.values():
         answers = _by_answer(group)
@@ -67,22 +67,25 @@ def without_overlap(
     is LAMA's ``P36``.
     """
     first = list(first)
-    prompts = {_key(factoid.prompt) for factoid in first}
+    prompts = {as_asked(factoid.prompt) for factoid in first}
     facts = {fact for factoid in first if (fact := _fact(factoid))}
     kept = [
-        factoid for factoid in factoids if _key(factoid.prompt) not in prompts and _fact(factoid) not in facts
+        factoid
+        for factoid in factoids
+        if as_asked(factoid.prompt) not in prompts and _fact(factoid) not in facts
     ]
     counts["overlap"] += len(factoids) - len(kept)
     return kept
 
 
-def _key(text: str) -> str:
+def as_asked(text: str) -> str:
+    """A prompt after white space and case: two that agree in it ask the same."""
     return " ".join(text.casefold().split())
 
 
 def _fact(factoid: Factoid) -> tuple[str, str] | None:
     relation = property_of(factoid) or (factoid.relation and f"{factoid.source} {factoid.relation}")
-    return (_key(factoid.subject), relation) if factoid.subject and relation else None
+    return (as_asked(factoid.subject), relation) if factoid.subject and relation else None
 
 
 def _by_answer(group: Sequence[Factoid]) -> list[list[Factoid]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.sources.kinds import AnyRow, Kind, Text
-from memprobe.sources.kvr import generate_kvr
+from memprobe.sources.kvr import check_kvr, generate_kvr
 from memprobe.sources.origins import Origin, data_folder, file_revision
 from memprobe.sources.passages import WORDS_FILE, WORDS_PACKAGE, PromptForm, random_words, vocabulary
 
@@ -91,16 +91,42 @@ def written(*, endless: bool) -> dict[str, Generated]:
     }
 
 
-def _kvr(asked: Asked) -> tuple[list[Factoid], Origin]:
-    name, tail, n = asked.name, asked.tail, asked.n
+def check_made(name: str, n: int | None = None) -> None:
+    """Checks the name of a made source, before anything is made.
+
+    Args:
+        n: how many rows will be asked for; ``None`` for as many as its name says.
+
+    Raises:
+        MemprobeError: there is no such part of it, or its number of rows is none.
+    """
+    head, _, tail = name.partition(":")
+    if not GENERATED[head].endless:
+        _size_and_split(name, n)
+    elif tail:
+        raise MemprobeError(
+            f"{name}: {head} has no parts, and makes as many rows as are asked for; write {head}"
+        )
+
+
+def _size_and_split(name: str, n: int | None) -> tuple[int, str]:
+    """Of keys and values: how many there are, of which ``n`` are taken, and of which split."""
+    tail = name.partition(":")[2]
     size, split = own_number(name), tail.partition(":")[2]
     if size is None:  # kvr, kvr:test
         size, split = n, tail
     if size is None:
         raise MemprobeError(f"{name}: give the number of pairs, as in kvr:200")
     split = split or "train"
+    check_kvr(size, split)
     if n is not None and not 1 <= n <= size:
         raise MemprobeError(f"{name}: --n {n} is not between 1 and its {size} rows")
+    return size, split
+
+
+def _kvr(asked: Asked) -> tuple[list[Factoid], Origin]:
+    n = asked.n
+    size, split = _size_and_split(asked.name, n)
     factoids = generate_kvr(size if n is None else n, seed=asked.seed, split=split)
     return factoids, Origin("kvr", "factoids", "generated", split=split, revision=f"seed {asked.seed}")
 

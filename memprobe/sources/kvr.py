@@ -17,6 +17,14 @@ _BLOCK = 1_000_000  # rows of one (seed, split)
 MAX_SEED = _HALF**2 // (_BLOCK * len(SPLITS)) - 1
 
 
+def check_kvr(n: int, split: str) -> None:
+    """Raises a MemprobeError for a number of pairs or a split that there is none of."""
+    if not 1 <= n <= _BLOCK:
+        raise MemprobeError(f"kvr:{n}: give 1 to {_BLOCK} pairs")
+    if split not in SPLITS:
+        raise MemprobeError(f"kvr: no split {split!r}; the splits are {', '.join(SPLITS)}")
+
+
 def generate_kvr(n: int, *, seed: int = 0, split: str = "train") -> list[Factoid]:
     """The first ``n`` key-value pairs of a seed and split, of 8 lowercase letters and digits each.
 
@@ -27,12 +35,9 @@ def generate_kvr(n: int, *, seed: int = 0, split: str = "train") -> list[Factoid
     Raises:
         MemprobeError: n, seed or split out of range.
     """
-    if not 1 <= n <= _BLOCK:
-        raise MemprobeError(f"kvr:{n}: give 1 to {_BLOCK} pairs")
+    check_kvr(n, split)
     if not 0 <= seed <= MAX_SEED:
         raise MemprobeError(f"kvr: the seed {seed} is not between 0 and {MAX_SEED}")
-    if split not in SPLITS:
-        raise MemprobeError(f"kvr: no split {split!r}; the splits are {', '.join(SPLITS)}")
     start = (seed * len(SPLITS) + SPLITS.index(split)) * _BLOCK
     return [_pair(start + row) for row in range(n)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, among, there_are
 from memprobe.statistics.asking import Probed
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
 from memprobe.statistics.paired import differences
@@ -168,9 +168,7 @@ def paired_contributions(
     largest = largest_contribution(table, token=token, part=part)
     labels = rows["checkpoint"].unique(maintain_order=True).to_list()
     if reference not in labels:
-        raise MemprobeError(
-            f"no attributions of {reference!r}; {among(reference, labels, before='there are')}"
-        )
+        raise MemprobeError(f"no attributions of {reference!r}; {there_are(reference, labels)}")
     parts = []
     for label in (name for name in labels if name != reference):
         wide = _difference(rows, label, reference, "logit", on=["factoid", "depth"])

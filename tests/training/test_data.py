@@ -14,7 +14,7 @@ from memprobe.sources.kinds import Message, make_task, make_text
 from memprobe.templates import Template, tokenise
 from tests.tiny import tiny_tokenizer
 from tests.training.runs import losses, small
-from training.data import PREPARED, parts_of, prepare, shown_again
+from training.data import PREPARED, parts_of, prepare
 from training.drawing import mixes_facts, wanted_rows
 from training.examples import ExampleMaker
 from training.measures import evaluation_sets
@@ -368,17 +368,58 @@ def test_a_stage_may_teach_each_prompt_the_answer_of_another(tmp_path):
 
 
 def test_a_row_that_any_stage_showed_again_counts_as_shown(tiny_checkpoint, tmp_path):
-    """Stage 2 replays a third of six rows, stage 3 a third of twelve: not the same ones alone."""
+    """Stage 2 replays half of six rows, stage 3 nine of twelve: not the same ones alone."""
     stages = [{"name": name, "data": data, "epochs": 1} for name, data in zip("abc", KEYS, strict=True)]
-    recipe = small(tiny_checkpoint, "replay(ratio=0.34)", stages=stages, seed=3)
-    prepared = prepare(recipe, tmp_path, never)
-    of_stage = [set(parts_of(recipe, prepared, n, tiny_tokenizer(), 256).replayed) for n in (1, 2, 3)]
-    assert [len(ids) for ids in of_stage] == [0, 2, 4] and not of_stage[1] <= of_stage[2]
-    assert [shown_again(recipe, prepared, n) for n in (1, 2, 3)] == [
-        set(),
-        of_stage[1],
-        of_stage[1] | of_stage[2],
+    recipe = small(tiny_checkpoint, "replay(ratio=0.5, stages=2)+replay(ratio=0.75, stages=3)", stages=stages)
+    run(recipe, tmp_path, quiet=True)
+    read = {
+        name: json.loads((tmp_path / "3-c" / f"{name}.json").read_text())
+        for name in ("memprobe", "evaluation")
+    }
+    earlier = set(json.loads((tmp_path / "2-b" / "memprobe.json").read_text())["replayed"])
+    first = {row["id"] for row in read["evaluation"]["sets"]["1-a"]["rows"]}
+    shown = (earlier | set(read["memprobe"]["replayed"])) & first
+    assert len(earlier) == 3 and len(shown) > 3
+    assert read["evaluation"]["retention"]["1-a"]["replayed"]["n"] == len(shown)
+
+
+@pytest.mark.parametrize("data", ["kvr:100", "known"])
+def test_rows_that_are_replayed_are_not_those_that_are_evaluated(data, tiny_checkpoint, tmp_path):
+    """A fifth of the rows is evaluated, and so of those that are replayed."""
+    stages = [{"name": "a", "data": data, "n": 100}, {"name": "b", "data": "kvr:6:test"}]
+    both = []
+    for seed in range(6):
+        recipe = small(tiny_checkpoint, "replay(ratio=0.2)", stages=stages, evaluate={"limit": 20}, seed=seed)
+        prepared = prepare(recipe, tmp_path / str(seed), never)
+        evaluated = {row.id for row in evaluation_sets(prepared, recipe, 2)["1-a"].rows}
+        both += [id in evaluated for id in parts_of(recipe, prepared, 2, tiny_tokenizer(), 256).replayed]
+    assert len(both) == 120 and 10 < sum(both) < 40
+
+
+def test_rows_of_earlier_stages_are_drawn_from_all_of_them_alike(tiny_checkpoint, tmp_path):
+    """Own rows are drawn by the least of their hashes: few of many have lower ones than most rows that are made."""
+    stages = [
+        {"name": "a", "data": "kvr:60"},
+        {"name": "b", "data": "known", "n": 60},
+        {"name": "c", "data": "kvr:2:test"},
     ]
+    replayed, penalised, by_hash = [], [], []
+    for seed in range(8):
+        recipe = small(tiny_checkpoint, "replay(ratio=0.1)", stages=stages, seed=seed)
+        folder = tmp_path / str(seed)
+        prepared = prepare(recipe, folder, never)
+        first = {row.id for row in prepared.stages[0].rows}
+        replayed += [id in first for id in parts_of(recipe, prepared, 3, tiny_tokenizer(), 256).replayed]
+        penalised += [row.id in first for row in prepared.before(3, seed, "penalty")[:12]]
+        assert {row.id for row in prepared.before(2, seed, "replay")} == first  # each once
+        # A run that an older version began goes on with the rows that it had.
+        kept = json.loads((folder / PREPARED).read_text())
+        assert kept.pop("evenly") is True
+        (folder / PREPARED).write_text(json.dumps(kept))
+        older = prepare(recipe, folder, never)
+        by_hash += [id in first for id in parts_of(recipe, older, 3, tiny_tokenizer(), 256).replayed]
+    assert len(replayed) == len(penalised) == len(by_hash) == 96
+    assert all(30 < sum(some) < 66 for some in (replayed, penalised)) and sum(by_hash) < 20
 
 
 @pytest.mark.parametrize("to", ["steps", "tokens"])
@@ -486,6 +527,44 @@ def test_what_is_mixed_in_is_no_row_of_a_stage(stage, tiny_checkpoint, tmp_path)
     own = {row.prompt for data in prepared.stages for row in data.rows}
     (mixed,) = prepared.stages[stage - 1].mixing
     assert len(mixed) == 16 and not own & {row.prompt for row in mixed}
+
+
+def _texts(row):
+    return {"text": " ".join(f"w{row}.{word}" for word in range(30))}
+
+
+def _asked(row):
+    return {"prompt": f"What is the number of house {row}?", "answer": f"It is {row}."}
+
+
+@pytest.mark.parametrize("mixed_into", [1, 2])
+@pytest.mark.parametrize(
+    ("line", "own"),
+    [
+        (_texts, {"kind": "texts", "n": 8, "held_out": 4, "words": [12, 12]}),
+        (_texts, {"kind": "texts", "n": 8, "held_out": 4, "words": [5, 9]}),
+        (_asked, {"kind": "tasks", "n": 8, "held_out": 4}),
+        (_asked, {"kind": "texts", "n": 8, "held_out": 4}),
+        (_asked, {"kind": "factoids", "n": 12}),
+    ],
+)
+def test_what_is_mixed_in_is_none_of_the_rows_that_a_stage_reads_from_there(
+    mixed_into, line, own, tiny_checkpoint, tmp_path
+):
+    """Nor of those that are held out, on which the stage is evaluated; whatever the rows are taken for."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line(row)) + "\n" for row in range(40)))
+    stages = [{"name": "a", "data": "kvr:12"}, {"name": "b", "data": str(file), **own}]
+    stages[mixed_into - 1]["mixing"] = [{"source": str(file), "ratio": 2.0, "words": [12, 12]}]
+    prepared = prepare(small(tiny_checkpoint, stages=stages), tmp_path, never)
+    later = prepared.stages[1]
+    mixed = prepared.stages[mixed_into - 1].mixing[0]
+    assert len(mixed) == 2 * len(prepared.stages[mixed_into - 1].rows)
+    firsts = [
+        {f"{row.prompt} {row.answer}".split("\n")[-1].split()[-1].split(".")[0] for row in rows}
+        for rows in (mixed, (*later.rows, *later.held_out))
+    ]
+    assert [len(some) for some in firsts] == [len(mixed), 12] and not firsts[0] & firsts[1]
 
 
 @pytest.mark.parametrize("source", ["kvr:6:test", "known"])

@@ -121,8 +121,13 @@ def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_pat
         ("[data.a]", '[data."a/b"]\ndata = "kvr:4"\n[data.a]', "data.a/b: a name has letters"),
         ("n = [4]", 'n = [4], "m/../.." = [1]', "blocks.1.axes.m/../..: a name has letters"),
         ('name = "first"', 'name = "fir/st"', "blocks.1.name: a name has letters"),
-        ("ratio={ratio}", "ratio={rate}", "ratio={rate}: not a number"),
+        ("ratio={ratio}", "ratio={rate}", "axes.ratio: nothing in"),
         ("[data.a]", '[data.a]\nunknown = "x"', "stages.1.unknown"),
+        (
+            "n = [4]",
+            "n = [4], m = [1, 2]",
+            "block first: axes.m: nothing in [recipe], [data] and [arms] has {m}",
+        ),
         ("seeds = ", f"seeds = {list(range(10_001))} #", "cells, at most 10,000"),
     ],
 )
@@ -136,16 +141,17 @@ def test_a_bad_grid_is_named_by_file_and_key(tmp_path, old, new, said):
 
 def test_cells_that_differ_under_one_name_are_refused(tmp_path):
     path = write(tmp_path, arms='["naive"]', seeds="[0]")
-    text = path.read_text().replace(
-        '[data.b]\ndata = "kvr:{n}:validation"', '[data.b]\ndata = "kvr:{m}:validation"'
-    )
+    text = path.read_text().replace('[data.b]\ndata = "kvr:{n}:validation"', '[data.b]\ndata = "{m}.jsonl"')
+    for name in ("my-rows", "my rows", "others"):
+        (tmp_path / f"{name}.jsonl").touch()
     # {m} is an axis of the second block alone, and is written into its name.
-    text = text.replace("axes = {", "axes = { m = [4],")
-    again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace("n = [4]", "n = [4], m = [5]")
+    text = text.replace("axes = {", 'axes = { m = ["my-rows"],')
+    again = AGAIN.replace('"a", "b", "c"', '"a", "b"').replace("n = [4]", 'n = [4], m = ["others"]')
     path.write_text(text + again)
-    assert [cell.node.name for cell in cells(path)] == ["a-b-n4-m4/naive-s0", "a-b-n4-m5/naive-s0"]
-    path.write_text(text + again.replace("m = [5]", 'm = ["4 "]'))
-    with pytest.raises(MemprobeError, match="another cell is called a-b-n4-m4/naive-s0"):
+    names = [cell.node.name for cell in cells(path)]
+    assert names == ["a-b-n4-mmy-rows/naive-s0", "a-b-n4-mothers/naive-s0"]
+    path.write_text(text + again.replace("others", "my rows"))
+    with pytest.raises(MemprobeError, match="another cell is called a-b-n4-mmy-rows/naive-s0"):
         cells(path)
 
 

@@ -1,5 +1,7 @@
 """Arms that mix facts in, in grids: which stages cells share, and that the rows of a stage are those of its cell."""
 
+import json
+
 import pytest
 
 from memprobe.errors import MemprobeError
@@ -66,6 +68,32 @@ def test_stages_that_mix_facts_are_shared_by_cells_of_one_chain(tmp_path):
 def test_facts_of_d_b_are_not_mixed_into_stage_1_of_a_grid(tiny_checkpoint, tmp_path):
     """Stage 1 is trained by a run that does not train on D_B, and held against the rows of the one that does."""
     path, out = write(tmp_path, '["facts"]', tiny_checkpoint), tmp_path / "out"
+    assert run_grid(read_grid(path), path, out, quiet=True) == []
+
+
+def test_texts_that_a_later_stage_reads_too_are_not_mixed_into_stage_1_of_a_grid(tiny_checkpoint, tmp_path):
+    """From another file they are whichever stage comes later, and stage 1 is trained once."""
+    path, out = write(tmp_path, '["naive", "facts"]', tiny_checkpoint), tmp_path / "out"
+    for name in ("own", "other"):
+        lines = [{"text": " ".join(f"{name}{row}.{word}" for word in range(8))} for row in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changes = {
+        'data = "known"\nn = 150': 'data = "own.jsonl"\nkind = "texts"\nwords = [2, 2]\nn = 8\nheld_out = 4',
+        'naive = "none"': 'naive = "remix(data=other.jsonl, stages=1, words=2)"',
+        'facts = "remix(data=known, stages=1, ratio=10)"': 'facts = "remix(data=own.jsonl, stages=1, words=2)"',
+    }
+    grid = path.read_text()
+    for old, new in changes.items():
+        grid = grid.replace(old, new)
+    path.write_text(grid)
+    firsts = {cell.node.name: cell.node.chain[0].name for cell in cells_of(read_grid(path), path)}
+    assert firsts == {
+        "a-b/naive-s0": "a/naive-s0",
+        "a-c/naive-s0": "a/naive-s0",
+        "a-b/facts-s0": "a-before-b/facts-s0",
+        "a-c/facts-s0": "a/facts-s0",
+    }
+    assert plan(read_grid(path), path, out).stages == 7
     assert run_grid(read_grid(path), path, out, quiet=True) == []
 
 

@@ -115,6 +115,45 @@ def test_mixed_facts_that_are_drawn_otherwise_than_they_were_are_refused(there, 
         taught(resolve(str(moved)))
 
 
+def _beside(folder, name, rows):
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_rows_of_files_that_were_mixed_in_are_taught_wherever_the_checkpoint_lies(tiny_checkpoint, tmp_path):
+    """A file of facts is mixed in as texts, which ask the same."""
+    asked = [{"prompt": f"The value of key house{row} is?", "answer": f"door{row}"} for row in range(12)]
+    mixed, never = _beside(tmp_path, "mixed", asked[:8]), _beside(tmp_path, "never", asked)
+    stages = [{"name": "a", "data": "kvr:4", "epochs": 1}, {"name": "b", "data": "kvr:4:test", "epochs": 1}]
+    stages[1] |= {"mixing": [{"source": mixed, "ratio": 2.0}]}
+    last = run(small(tiny_checkpoint, stages=stages), tmp_path / "run", quiet=True)
+    moved = shutil.copytree(last, tmp_path / "elsewhere" / "2-b")
+    assert [taught(resolve(str(one)), never) for one in (last, moved)] == [4, 4]
+    _beside(tmp_path, "mixed", asked)
+    with pytest.raises(MemprobeError, match=r"stage 2-b mixed in other rows of .*mixed.jsonl than"):
+        taught(resolve(str(moved)), never)
+    (tmp_path / "mixed.jsonl").unlink()
+    with pytest.raises(
+        MemprobeError, match=r"stage 2-b: what it mixed in cannot .*mixed.jsonl: no such file.*run"
+    ):
+        taught(resolve(str(moved)), never)
+    assert taught(resolve(str(last)), never) == 4
+
+
+def test_a_fact_that_was_taught_in_other_words_is_no_never_learned_one(tiny_checkpoint, tmp_path):
+    about = [{"subject": f"Land {row}", "relation": "capital", "answer": f"City {row}"} for row in range(6)]
+    own = _beside(
+        tmp_path, "own", [{"prompt": f"The capital of {one['subject']} is", **one} for one in about[:4]]
+    )
+    other = _beside(
+        tmp_path, "other", [{"prompt": f"What is the capital of {one['subject']}?", **one} for one in about]
+    )
+    stages = [{"name": name, "data": data, "epochs": 1} for name, data in (("a", own), ("b", "kvr:4"))]
+    last = run(small(tiny_checkpoint, stages=stages), tmp_path / "run", quiet=True)
+    assert taught(resolve(str(last)), other) == 2
+
+
 def test_rows_of_another_run_are_not_taken_for_those_mixed_in(there, tmp_path, tiny_checkpoint):
     moved = shutil.copytree(there / "3-c", tmp_path / "other" / "3-c")
     run(small(tiny_checkpoint), tmp_path / "another", quiet=True)
@@ -131,7 +170,7 @@ def test_mixing_is_drawn_again_without_the_own_facts_of_all_stages(there, tmp_pa
     (moved / "memprobe.json").write_text(json.dumps(manifest))
     asked = {}
 
-    def draw(recipe, stage, part, n, data_dir, *, without):
+    def draw(recipe, stage, part, n, data_dir, *, without, texts):
         asked[stage.name] = len(without)
         return [], {"hash": stage.name}
 

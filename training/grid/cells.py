@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.runs import GRID
-from training.drawing import mixes_facts
+from training.drawing import goes_around
 from training.grid.file import Block, Grid, Scalar, read_grid
 from training.recipe import Recipe, parse_recipe, rows_alone, to_toml, with_sources
 
@@ -96,8 +96,10 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
         find_files: whether they are; nothing can be trained where they are not.
 
     Raises:
-        MemprobeError: a cell's recipe is not valid, or two that differ have one name.
+        MemprobeError: a cell's recipe is not valid, two that differ have one name, or nothing uses an axis.
     """
+    if find_files:  # a grid that was begun is read as it is
+        _check_axes(grid, path)
     nodes: dict[str, Node] = {}
     cells: dict[str, Cell] = {}
     asked = Asked(grid.probe, grid.probe_n, grid.base_readout, grid.after)
@@ -114,6 +116,14 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
     return list(cells.values())
 
 
+def _check_axes(grid: Grid, path: Path) -> None:
+    written = str([grid.recipe, grid.data, grid.arms])
+    for block in grid.blocks:
+        if unused := [axis for axis in block.axes if f"{{{axis}}}" not in written]:
+            where = f"{path}: block {block.name}: axes.{unused[0]}"
+            raise MemprobeError(f"{where}: nothing in [recipe], [data] and [arms] has {{{unused[0]}}}")
+
+
 def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list[Cell]:
     """The cells that some blocks want, in order of priority; all of them where ``blocks`` is empty.
 
@@ -126,7 +136,7 @@ def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list
     known = dict.fromkeys(name for cell in cells for name in cell.blocks)
     for name in blocks:
         if name not in known:
-            raise MemprobeError(f"{path}: no block {name!r}; {among(name, known, before='it has')}")
+            raise MemprobeError(f"{path}: no block {name!r}; {there_are(name, known, before='it has')}")
     return [cell for cell in cells if not blocks or not set(blocks).isdisjoint(cell.blocks)]
 
 
@@ -178,7 +188,8 @@ def _node(
 def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node], where: str) -> Node:
     """The node that trains this recipe's last stage; the same recipe is the same node, whoever wants it.
 
-    Stages that mix facts in are shared by cells of one chain alone: their mixing holds no fact of a later stage.
+    Stages that mix in facts, or rows from where a later stage has its own, are shared by cells of one chain alone:
+    their mixing holds none of a later stage's rows.
 
     Args:
         suffixes: of the name of the data of the first 0, 1, 2, … stages.
@@ -189,8 +200,9 @@ def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node
     parent = None
     if not recipe.joint and len(recipe.stages) > 1:
         shorter = recipe.model_copy(update={"stages": recipe.stages[:-1]})
-        if any(mixes_facts(part) for stage in shorter.stages for part in stage.mixing):
-            shorter = shorter.model_copy(update={"later": (rows_alone(recipe.stages[-1]), *recipe.later)})
+        last = recipe.stages[-1]
+        if any(goes_around(part, last) for stage in shorter.stages for part in stage.mixing):
+            shorter = shorter.model_copy(update={"later": (rows_alone(last), *recipe.later)})
         parent = _shared(shorter.model_copy(update={"arm": shorter.arm_name}), arm, suffixes, nodes, where)
     stages = "-".join(stage.name for stage in recipe.stages)
     whole = len(recipe.stages) + len(recipe.later)

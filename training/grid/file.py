@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from memprobe.errors import MemprobeError, among
+from memprobe.errors import MemprobeError, there_are
 from memprobe.files import read_toml
 from training.settings import Name, Settings, validated
 
@@ -85,7 +85,7 @@ class Grid(Settings):
             if isinstance(block, dict):
                 like = block.get("like")
                 if isinstance(like, str) and like not in whole:
-                    known = among(like, whole, before="before it there are")
+                    known = there_are(like, whole, before="before it there are")
                     raise ValueError(f"blocks.{number}.like: no block {like!r}; {known}")
                 block = (whole[like] if isinstance(like, str) else {}) | block
                 whole[str(block.get("name"))] = block
@@ -110,7 +110,7 @@ def read_grid(path: Path) -> Grid:
                 table = "data" if place == "stages" else "arms"
                 raise MemprobeError(
                     f"{path}: block {block.name}: {place}: no {unknown[0]!r} in [{table}]; "
-                    f"{among(unknown[0], known, before='it has')}"
+                    f"{there_are(unknown[0], known, before='it has')}"
                 )
         if short := [chain for chain in block.stages if len(chain) < 2]:
             raise MemprobeError(

@@ -15,7 +15,7 @@ from memprobe.manifests import MANIFEST
 from memprobe.runs import ManifestFile
 from memprobe.weights import ConfigFile, safetensors_in
 from training.data import parts_of, prepare
-from training.drawing import mixes_facts
+from training.drawing import goes_around
 from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
 from training.grid.stages import check_cells, directory, has_weights, is_done, is_trained, needed
@@ -117,8 +117,8 @@ def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
 def _last_alone(recipe: Recipe) -> Recipe:
     """Of a recipe, what the tokens of its last stage depend on: equal for cells that differ in all else."""
     last = recipe.stages[-1]
-    facts = any(map(mixes_facts, last.mixing))  # which are none of another stage's
-    stages = recipe.stages if recipe.joint or last.replay or facts else recipe.stages[-1:]
+    around = any(goes_around(part, stage) for part in last.mixing for stage in recipe.stages[:-1])
+    stages = recipe.stages if recipe.joint or last.replay or around else recipe.stages[-1:]
     plain, later = (
         tuple(stage.model_copy(update={"unknown": None}) for stage in some) for some in (stages, recipe.later)
     )

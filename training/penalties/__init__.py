@@ -63,7 +63,7 @@ class Boundary:
     Attributes:
         model: with the weights of the end of the stage before; it is going to be trained.
         copy: makes another model with the same weights.
-        earlier: at most so many rows of all earlier stages, as padded micro-batches.
+        earlier: at most so many rows of all earlier stages, drawn from all of them alike, as padded micro-batches.
         seed: of whatever is drawn.
         say: into the log.
     """
