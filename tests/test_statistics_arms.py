@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from memprobe.statistics.arms import (
     NOTHING,
@@ -192,6 +192,18 @@ def test_pairs_that_agree_by_chance_are_not_certain():
     # Discordant facts: 5 at least of 64, with one each way a variance of (5 + 2) / 66 / 66 or more, over five seeds.
     assert row["high"] - row["difference"] > 1.96 * np.sqrt((5 + 2) / 66 / 66 / 5)
     assert row["high"] - row["low"] > 1.2 * (plain["high"] - plain["low"])
+
+
+def test_answers_by_halves_are_noise_too():
+    """Facts asked in two wordings, of which one is gained or lost, differ by a half, not by nothing."""
+    one = np.full((6, 40), 0.5)
+    moves = np.tile(linalg.hadamard(8)[1:7], 5) / 2  # no fact moves alike in all seeds
+    members = runs("none", one - moves, start="{}") + runs("remix", one, start="{}")
+    row = only(members, 40, binary=["x"])
+    # Every seed has gained as much as it lost: 40 quarters, and one fact gained and one lost, of 42.
+    floor = np.sqrt((40 / 4 + 2) / 42 / 42 / 6)
+    assert row["paired"] and row["difference"] == pytest.approx(0)
+    assert row["high"] >= stats.t.ppf(0.975, 5) * floor * 0.999
 
 
 @pytest.mark.parametrize(

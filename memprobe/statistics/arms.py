@@ -308,7 +308,7 @@ def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str])
     floor = np.zeros(len(names))
     for i, name in enumerate(names):
         if name in binary:
-            answers = [np.rint(run.influence[:, i] * n + run.means[i]) for run in pairs]
+            answers = [run.influence[:, i] * n + run.means[i] for run in pairs]
             floor[i] = np.mean([discordant_variance(one) for one in answers])
     return _estimate(pairs, [], n, floor=floor)
 

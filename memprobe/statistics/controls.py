@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, ends_of_shares
+from memprobe.statistics.intervals import Resamples, bootstrap
 from memprobe.statistics.occurrence import Occurrence, put, put_share
+from memprobe.statistics.paired import mean_difference
 from memprobe.statistics.vocabulary import PER_FACTOID
 
 STATISTICS = tuple(PER_FACTOID)
@@ -136,7 +137,8 @@ def by_control(draws: list[Trajectories], factoids: np.ndarray, k: int) -> tuple
 def net_of(
     values: np.ndarray, control: np.ndarray, resamples: Resamples, *, shares: np.ndarray | bool = False
 ) -> pl.DataFrame:
-    """Any per-factoid statistic net of a control: the mean of ``values - control``, bootstrapped over factoids.
+    """Any per-factoid statistic net of a control: the mean of ``values - control``, with the interval of
+    :func:`~memprobe.statistics.paired.mean_difference`.
 
     Args:
         values, control: [factoid, column]; a factoid without one of them is left out of all that is said.
@@ -149,8 +151,7 @@ def net_of(
     paired = values - control
     missing = np.isnan(paired)
     n = (~missing).sum(0)
-    net, low, high = bootstrap_mean(paired, resamples)
-    low, high = ends_of_shares(low, high, shares, differences=True)
+    net, low, high = mean_difference(paired, resamples, shares)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, chance = (np.where(missing, 0.0, one).sum(0) / n for one in (values, control))
     columns = {"n": n, "value": value, "chance": chance, "net": net, "low": low, "high": high}

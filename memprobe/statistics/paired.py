@@ -36,11 +36,9 @@ def differences(
 ) -> pl.DataFrame:
     """Mean paired differences, with everything that is said about them.
 
-    ``low`` and ``high`` are bootstrapped over factoids. Where all factoids agree on a share, which resampling takes for
-    certain, the interval is that of Agresti & Min (2005), with one fact gained and one lost added. ``p`` is of
-    :func:`sign_flip`. ``effect`` is Cohen's d_z, the mean difference over the sd of the differences (Lakens 2013,
-    equation 6); ``dominance`` is the share of factoids that go up minus the share that go down (Cliff 1993, within
-    pairs).
+    ``low`` and ``high`` are those of :func:`mean_difference`, ``p`` is of :func:`sign_flip`. ``effect`` is Cohen's d_z,
+    the mean difference over the sd of the differences (Lakens 2013, equation 6); ``dominance`` is the share of factoids
+    that go up minus the share that go down (Cliff 1993, within pairs).
 
     Args:
         values: [factoid, column], checkpoint minus reference, NaN where there is none.
@@ -50,9 +48,7 @@ def differences(
     Returns:
         [n, difference, low, high, p, effect, dominance], one row per column; null where it does not exist.
     """
-    difference, low, high = bootstrap_mean(values, resamples)
-    low, high = _of_unanimous(values, low, high, np.broadcast_to(shares, values.shape[1:]))
-    low, high = ends_of_shares(low, high, shares, differences=True)
+    difference, low, high = mean_difference(values, resamples, shares)
     with np.errstate(divide="ignore", invalid="ignore"):
         n = (~np.isnan(values)).sum(0)
         centred = np.where(np.isnan(values), 0.0, values - difference)
@@ -69,6 +65,29 @@ def differences(
         "dominance": dominance,
     }
     return pl.DataFrame(columns).fill_nan(None)
+
+
+def mean_difference(
+    values: np.ndarray, resamples: Resamples, shares: np.ndarray | bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of paired differences with their intervals, bootstrapped over factoids: the same in every table.
+
+    Where all factoids agree on a share, which resampling takes for certain, the interval is that of Agresti & Min
+    (2005), with one fact gained and one lost added.
+
+    Args:
+        values: [factoid, column], NaN where there is none.
+        shares: bool [column], which are differences of shares; the intervals of their means end at −1 and 1.
+
+    Returns:
+        Mean, low and high [column], NaN where there is none.
+    """
+    difference, low, high = bootstrap_mean(values, resamples)
+    low, high = _of_unanimous(values, low, high, np.broadcast_to(shares, values.shape[1:]))
+    return difference, *ends_of_shares(low, high, shares, differences=True)
+
+
+_ROUNDING = 1e-9  # by which equal differences may be apart
 
 
 def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -124,8 +143,10 @@ def _of_unanimous(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals of differences of shares, none of which is without width because all factoids agree."""
     low, high = low.copy(), high.copy()
-    for column in np.flatnonzero(shares & (low == high)):
+    for column in np.flatnonzero(shares & ~np.isnan(low)):
         some = values[~np.isnan(values[:, column]), column]
+        if np.ptp(some) > _ROUNDING:
+            continue
         centre, half = some.sum() / (len(some) + 2), Z * np.sqrt(discordant_variance(some))
         low[column], high[column] = centre - half, centre + half
     return low, high
