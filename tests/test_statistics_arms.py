@@ -126,6 +126,22 @@ def test_the_interval_of_a_difference_of_shares_ends_where_such_differences_do(s
     assert all(kept_in_all)
 
 
+def test_the_interval_of_a_share_net_of_another_ends_where_such_do():
+    """Exact less chance: from −1 to 1, and a difference of two of them from −2 to 2; held against 0, as no share is."""
+    values = np.array([[0.2], [1.0], [1.0]]) * np.ones(40)
+    for sign in (1, -1):
+        wide, net = (
+            arm_means(runs("none", sign * values), ["x"], 40, **told).row(0, named=True)
+            for told in ({}, {"net": ["x"]})
+        )
+        assert max(-wide["low"], wide["high"]) > 1
+        assert (net["low"], net["high"]) == (max(wide["low"], -1), min(wide["high"], 1))
+        assert (net["mean"], net["p"], net["detectable"]) == (wide["mean"], wide["p"], wide["detectable"])
+    apart = runs("none", -values) + runs("remix", values)
+    wide, net = (only(apart, 40, **told) for told in ({}, {"net": ["x"]}))
+    assert 1 < net["difference"] < net["high"] == 2 < wide["high"] and net["low"] == wide["low"]
+
+
 def test_three_seeds_that_keep_nothing_have_an_interval_of_some_width():
     """[0, 0] it was, and any arm that kept a fact differed "significantly"."""
     none, some = kept([0, 0, 0]), kept([2, 3, 2])
