@@ -10,7 +10,6 @@ import itertools
 
 import numpy as np
 import polars as pl
-from scipy import special
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
@@ -232,11 +231,18 @@ def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples)
     return frame.select(depth, *frame.columns)
 
 
-def log_rank(sets: list[Occurrence]) -> tuple[float, float]:
-    """Log-rank test that sets of *different* factoids surface alike (Mantel 1966; k samples, Peto & Peto 1972).
+def log_rank(sets: list[Occurrence], *, draws: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """Log-rank test that sets of *different* factoids surface alike, by exchanging factoids between the sets.
+
+    A factoid's score is whether it surfaces, less what was to be expected of it: the sum of the hazards of all depths
+    up to its own. Summed over a set that is the observed less the expected number of the log-rank test (Mantel 1966; k
+    samples, Peto & Peto 1972, whose variance is that of exchanging, too). Its chi squared is that of many factoids in
+    each set: of ten relations of two facts that surface alike it rejected 31 %. So factoids are dealt out anew, so many
+    times, and p = (1 + hits) / (1 + draws), which is never 0 (Phipson & Smyth 2010).
 
     Returns:
-        Chi squared with len(sets) - 1 degrees of freedom, and p; NaN where nothing surfaces or a set is empty.
+        Chi squared, which has len(sets) - 1 degrees of freedom where sets are large, and p; NaN where nothing surfaces,
+        all do at one depth, or a set is empty.
 
     Raises:
         MemprobeError: two sets share factoids; those are compared in pairs instead.
@@ -244,21 +250,32 @@ def log_rank(sets: list[Occurrence]) -> tuple[float, float]:
     ids = [set(found.factoids) for found in sets]
     if len(set.union(*ids)) < sum(map(len, ids)):
         raise MemprobeError("the log-rank test is for different factoids; compare the same ones in pairs")
-    depths = np.arange(1, max(found.n_layers for found in sets) + 1)
-    events = np.array([(found.lof[:, None] == depths).sum(0) for found in sets], float)  # [set, depth]
-    sizes = np.array([len(found.lof) for found in sets], float)
-    at_risk = sizes[:, None] - np.cumsum(events, axis=1) + events
-    total_events, total = events.sum(0), at_risk.sum(0)
-    use = (total > 1) & (total_events > 0)
-    if not use.any() or (sizes == 0).any():
+    sizes = np.array([len(found.lof) for found in sets])
+    if (sizes == 0).any():
         return np.nan, np.nan
-    risk, total, total_events = at_risk[:, use], total[use], total_events[use]
-    excess = (events[:, use] - risk * total_events / total).sum(1)
-    scale = total_events * (total - total_events) / (total - 1) / total**2
-    covariance = np.diag((risk * total * scale).sum(1)) - (risk * scale) @ risk.T
-    # One set is the complement of the others, so it is left out.
-    inner, rest = covariance[:-1, :-1], excess[:-1]
-    if np.linalg.matrix_rank(inner) < len(rest):
+    scores = _log_rank_scores(np.concatenate([found.lof for found in sets]))
+    if np.ptp(scores) < _ROUNDING:
         return np.nan, np.nan
-    chi2 = float(rest @ np.linalg.solve(inner, rest))
-    return chi2, float(special.chdtrc(len(rest), chi2))
+    scale = (len(scores) - 1) / (scores**2).sum()
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+
+    def chi2(dealt: np.ndarray) -> np.ndarray:
+        return scale * (np.add.reduceat(dealt, starts, axis=-1) ** 2 / sizes).sum(-1)
+
+    observed = float(chi2(scores))
+    rng = np.random.default_rng(seed)
+    step = max(1, 4_000_000 // len(scores))
+    hits = 0
+    for start in range(0, draws, step):
+        dealt = np.tile(scores, (min(step, draws - start), 1))
+        hits += int((chi2(rng.permuted(dealt, axis=1, out=dealt)) >= observed * (1 - _ROUNDING)).sum())
+    return observed, (1 + hits) / (1 + draws)
+
+
+def _log_rank_scores(lof: np.ndarray) -> np.ndarray:
+    """[factoid], which add up to 0: 1 where it surfaces, less the sum of the hazards up to there; NaN is never."""
+    depths, events = np.unique(lof[~np.isnan(lof)], return_counts=True)
+    at_risk = len(lof) - np.cumsum(events) + events
+    hazard = np.concatenate([[0.0], np.cumsum(events / at_risk)])
+    upto = np.searchsorted(depths, np.where(np.isnan(lof), np.inf, lof), side="right")
+    return ~np.isnan(lof) - hazard[upto]
