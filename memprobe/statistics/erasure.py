@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.statistics.intervals import Resamples, bootstrap_mean
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, ends_of_shares
 from memprobe.statistics.patches import DRAWS
 
 TAU = 0.05
@@ -80,5 +80,6 @@ def erasure_summary(
     if not len(values):
         return row | {"score": None, "low": None, "high": None}
     mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
+    low, high = ends_of_shares(low, high, True)
     ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
     return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))
