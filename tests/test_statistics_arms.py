@@ -186,6 +186,18 @@ def test_five_pairs_take_student_s():
     assert not alone["paired"] and alone["high"] - alone["low"] > row["high"] - row["low"]
 
 
+def test_seeds_are_those_that_the_difference_is_over():
+    """Two of five seeds have no pair: the difference of depths is over three pairs, that of shares over all seeds."""
+    remix, none = kept([37, 24, 35, 30, 29], seed=1), kept([12, 3, 9], seed=2)
+    start = {"start": "stage-1 of seed {}"}
+    members = runs("none", none, **start) + runs("remix", remix, **start)
+    depth, share = only(members, 64), only(members, 64, binary=["x"])
+    assert depth["paired"] and (depth["seeds"], depth["reference_seeds"]) == (3, 3)
+    assert depth["difference"] == pytest.approx(remix[:3].mean() - none.mean())
+    assert not share["paired"] and (share["seeds"], share["reference_seeds"]) == (5, 3)
+    assert share["difference"] == pytest.approx(remix.mean() - none.mean())
+
+
 def test_pairs_of_seeds_see_what_independent_ones_cannot():
     rng = np.random.default_rng(4)
     seeds = np.array([0.0, 10.0, -10.0])[:, None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
-from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, surfaces
+from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, seeds_of, surfaces
 
 if TYPE_CHECKING:
     import polars as pl
@@ -189,14 +189,16 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
     names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
     for arm in arms[:MOST]:
         exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
-        parts = [recalled(exact)] if exact else []
-        parts += [surfaces(*edges_of(depth))] if depth else []
+        parts = [(recalled(exact), seeds_of(exact))] if exact else []
+        parts += [(surfaces(*edges_of(depth)), seeds_of(depth))] if depth else []
         one = exact or depth
         if one and parts:
-            against = (
-                f"{names[arm]} against {names[one['reference']]} after stage {last}, {one['seeds']} seeds"
-            )
-            lines.append(f"{against}: {'; '.join(parts)}.")
+            against = f"{names[arm]} against {names[one['reference']]} after stage {last}"
+            seeds = dict.fromkeys(seeds for _, seeds in parts)
+            if len(seeds) == 1:
+                lines.append(f"{against}, {next(iter(seeds))}: {'; '.join(said for said, _ in parts)}.")
+            else:  # pairs of seeds are fewer than either arm's
+                lines.append(f"{against}: {'; '.join(f'{said} ({seeds})' for said, seeds in parts)}.")
     if len(arms) > MOST:
         lines.append(f"And {len(arms) - MOST} more arms.")
     return lines

@@ -194,9 +194,9 @@ def arm_differences(
 
     Returns:
         [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
-        significant, detectable]; ``in_common`` is one of :data:`PREFIX`, :data:`ROWS_BY_SEED`, :data:`ROWS` and
-        :data:`NOTHING`, ``paired`` whether the interval is one over pairs, ``detectable`` the difference that so many
-        seeds, scattering as these do, see in 80 %.
+        significant, detectable]; seeds of either arm are those that the difference is over, ``in_common`` is one of
+        :data:`PREFIX`, :data:`ROWS_BY_SEED`, :data:`ROWS` and :data:`NOTHING`, ``paired`` whether the interval is one
+        over pairs, ``detectable`` the difference that so many seeds, scattering as these do, see in 80 %.
     """
     groups = _by_arm(runs)
     reference = reference if reference is not None else runs[0].arm
@@ -221,7 +221,7 @@ def arm_differences(
                 numbers = _independent_shares(members, others, i, n)
             known = not np.isnan(numbers[1])
             significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
-            counts = [len(members), len(others)]
+            counts = [len(pairs)] * 2 if paired and not share else [len(members), len(others)]
             rows.append(
                 [
                     arm,
