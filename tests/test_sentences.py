@@ -42,6 +42,19 @@ def test_where_nothing_surfaces_none_does():
 
 
 @pytest.mark.parametrize(
+    ("of", "none", "some", "most"),
+    [(295, "0%", "0.3%", "99.7%"), (3000, "0%", "0.03%", "99.97%"), (30_000, "0%", "0.003%", "99.997%")],
+)
+def test_one_fact_is_not_rounded_away(of, none, some, most):
+    """One of three thousand facts that surfaces was said not to: 100.0% never do."""
+    assert f"recalls {none} of {of:,} facts" in said(n=of, exact=0.0)
+    assert f"recalls {some} of" in said(n=of, exact=1 / of) and f"; {most} never do" in said(never=1 - 1 / of)
+    assert f"recalls {most} of" in said(n=of, exact=1 - 1 / of) and f"; {some} never do" in said(never=1 / of)
+    assert f"(chance: {most})" in said(chance_never=1 - 1 / of)
+    assert "recalls 100% of" in said(exact=1.0) and "recalls 44% of" in said(exact=0.4449)
+
+
+@pytest.mark.parametrize(
     ("seeds_of_depth", "wanted"),
     [
         ((3, 3), "naive after stage 2, 3 seeds: +40 [+30, +50] points of exact match; facts surface"),
