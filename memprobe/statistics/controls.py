@@ -9,6 +9,7 @@ statistic, so that "net" is always the mean of paired differences, see :func:`ne
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from memprobe.statistics.holding import Trajectories, check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap
 from memprobe.statistics.occurrence import Occurrence, put, put_share
 from memprobe.statistics.paired import mean_difference
+from memprobe.statistics.verdicts import on_one_side
 from memprobe.statistics.vocabulary import PER_FACTOID
 
 STATISTICS = tuple(PER_FACTOID)
@@ -204,8 +206,7 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
 
     Returns:
         [reference, checkpoint, statistic, own_difference, own_low, own_high, fixed_difference, fixed_low,
-        fixed_high, held]; ``held`` is null where the fixed readout is not known, and true only where both
-        intervals lie on the same side of 0.
+        fixed_high, held]; ``held`` is :func:`~memprobe.statistics.verdicts.on_one_side` of the two.
     """
     keys = ["reference", "checkpoint", "statistic"]
     numbers = ["difference", "low", "high"]
@@ -215,7 +216,12 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
         return table.with_columns(*none, pl.lit(None, pl.Boolean).alias("held"))
     other = fixed.select(*keys, *(pl.col(name).alias(f"fixed_{name}") for name in numbers))
     joined = table.join(other, on=keys, how="left", maintain_order="left")
-    up = (pl.col("own_low") > 0) & (pl.col("fixed_low") > 0)
-    down = (pl.col("own_high") < 0) & (pl.col("fixed_high") < 0)
-    known = pl.col("fixed_low").is_not_null() & pl.col("own_low").is_not_null()
-    return joined.with_columns(pl.when(known).then(up | down).alias("held"))
+    edges = joined.select("own_low", "own_high", "fixed_low", "fixed_high").iter_rows()
+    held = [on_one_side((low, high), others) for low, high, *others in edges]
+    return joined.with_columns(pl.Series("held", held, dtype=pl.Boolean))
+
+
+def held_in_both(row: Mapping[str, Any]) -> bool | None:
+    """The same of a difference with low, high, and of the base model's readout, where it was probed, fixed_low and
+    fixed_high."""
+    return on_one_side((row["low"], row["high"]), (row.get("fixed_low"), row.get("fixed_high")))
