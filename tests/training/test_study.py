@@ -391,6 +391,28 @@ def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
     assert other.is_empty()
 
 
+def test_what_is_kept_of_facts_not_shown_again_is_the_mean_over_seeds_whatever_their_number():
+    """Seeds that are shown other rows of a sample again, 8 and 12 not: shares were rounded to eighths."""
+    text = "replay(ratio=0.25, stages=2)"
+    cells = [
+        cell("replay", seed, 0.5, text, replay_ratio=0.25, retention_unseen=kept / of, n=16, n_unseen=of)
+        for seed, (kept, of) in enumerate(((2, 8), (4, 12), (5, 12), (7, 12), (2, 12)))
+    ]
+    plain = [row | {"n": 16, "retention_unseen": None} for row in NAIVE]
+    exact = difference("exact", 0.1, 0.3, arm=text, p=0.01, significant=True, detectable=0.2, paired=True)
+    exact |= {"seeds": 3, "reference_seeds": 3}
+    learned = pl.DataFrame([*plain, *cells], infer_schema_length=None)
+    [row] = unseen_differences(pl.DataFrame([exact]), learned).to_dicts()
+    kept, naive = (
+        np.mean([one[name] for one in some])
+        for some, name in ((cells, "retention_unseen"), (plain, "retention"))
+    )
+    assert row["difference"] == pytest.approx(kept - naive) and row["low"] < row["difference"] < row["high"]
+    assert (row["paired"], row["seeds"], row["reference_seeds"]) == (False, 5, len(plain)), (
+        "all of either arm"
+    )
+
+
 def test_each_set_up_is_answered_after_its_own_last_stage():
     """One of three stages beside one of two; and no formula says how many facts were not shown again."""
     text = "replay(ratio=0.25)"
