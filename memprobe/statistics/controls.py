@@ -217,7 +217,7 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
     other = fixed.select(*keys, *(pl.col(name).alias(f"fixed_{name}") for name in numbers))
     joined = table.join(other, on=keys, how="left", maintain_order="left")
     edges = joined.select("own_low", "own_high", "fixed_low", "fixed_high").iter_rows()
-    held = [on_one_side((low, high), others) for low, high, *others in edges]
+    held = [on_one_side((low, high), (other_low, other_high)) for low, high, other_low, other_high in edges]
     return joined.with_columns(pl.Series("held", held, dtype=pl.Boolean))
 
 
