@@ -6,12 +6,13 @@ import itertools
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import stats
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.intervals import Resamples, wilson
 from memprobe.statistics.occurrence import Occurrence
 from memprobe.statistics.paired import (
     differences,
@@ -200,6 +201,23 @@ def test_log_rank_holds_its_level_in_many_small_groups():
     assert np.mean(np.array(p) <= 0.05) <= 0.08
     alone = [occurring([depth], 12, f"{depth}-") for depth in range(1, 8)]
     assert log_rank(alone)[1] == 1, "a fact each: any order is as likely as another"
+
+
+def test_an_overlap_of_facts_that_agree_is_not_certain():
+    """Forty facts that surface in one alone, and forty that surface alike: [0, 0] and [1, 1] they were."""
+    early, late, none = ([depth] * 40 for depth in (1.0, 3.0, np.nan))
+    resamples = Resamples.of(40, draws=200)
+    apart = overlap(occurring(early, 4), occurring(none, 4), resamples).filter(depth=2)
+    alike = overlap(occurring(late, 4), occurring(late, 4), resamples)
+    for row, share in (
+        (apart, 0.0),
+        (alike.filter(depth=3), 1.0),
+        (alike.filter(pl.col("depth").is_null()), 1.0),
+    ):
+        low, high = map(float, wilson(np.array(share), np.array(40)))
+        assert row.select("jaccard", "low", "high").row(0) == pytest.approx((share, low, high))
+        assert high - low > 0.05
+    assert alike.filter(depth=1)["low"].to_list() == [None], "held in neither"
 
 
 def test_log_rank_is_refused_for_the_same_factoids():

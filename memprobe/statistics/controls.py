@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap
+from memprobe.statistics.intervals import Resamples, bootstrap, of_unanimous_shares
 from memprobe.statistics.occurrence import Occurrence, put, put_share
 from memprobe.statistics.paired import mean_difference
 from memprobe.statistics.verdicts import on_one_side
@@ -62,8 +62,10 @@ def means_of(values: Mapping[str, np.ndarray], resamples: Resamples) -> dict[str
         if PER_FACTOID[name].interval == "wilson":
             put_share(row, name, column[~np.isnan(column)])
         else:
-            edges = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
-            put(row, name, *(float(edge[0]) for edge in edges))
+            mean, low, high = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
+            if PER_FACTOID[name].share:
+                low, high = of_unanimous_shares(mean, low, high, (~np.isnan(column)).sum())
+            put(row, name, float(mean[0]), float(low[0]), float(high[0]))
     return row
 
 

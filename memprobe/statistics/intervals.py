@@ -59,6 +59,22 @@ def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
+def of_unanimous_shares(
+    share: np.ndarray, low: np.ndarray, high: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of shares, but Wilson's where they are without width: all factoids agree, which resampling
+    takes for certain. A value between 0 and 1 varies no more than a yes or no with the same mean.
+
+    Args:
+        share, low, high: [statistic].
+        n: factoids that have each.
+    """
+    flat = high - low <= 1e-6  # as exact as sums of draws are
+    ends = wilson(share, n)
+    low, high = (np.where(flat, of, end) for of, end in zip(ends, (low, high), strict=True))
+    return low, high
+
+
 @dataclass(frozen=True, eq=False)
 class Resamples:
     """Bootstrap draws over ``n`` factoids, kept as how often each draw holds each factoid.

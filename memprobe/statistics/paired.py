@@ -20,6 +20,7 @@ from memprobe.statistics.intervals import (
     bootstrap_mean,
     ends_of_shares,
     median_interval,
+    of_unanimous_shares,
 )
 from memprobe.statistics.occurrence import Occurrence
 from memprobe.statistics.shares import discordant_variance
@@ -214,7 +215,8 @@ def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples)
     """Which depths hold a fact in both checkpoints.
 
     ``jaccard`` is the share of the facts held in either that are held in both (Jaccard 1912), bootstrapped
-    over factoids. The row without a depth takes (factoid, depth >= 1) pairs together.
+    over factoids; where all agree on it, Wilson's of those held in either. The row without a depth takes (factoid,
+    depth >= 1) pairs together.
 
     Returns:
         [depth (null = all), both, either, jaccard, low, high]; both and either as shares of all factoids, in
@@ -225,6 +227,7 @@ def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples)
     values = np.column_stack([both, both[:, 1:].sum(1), either, either[:, 1:].sum(1)])
     half = values.shape[1] // 2
     jaccard, low, high = bootstrap(values, resamples, lambda sums, counts: sums[:, :half] / sums[:, half:])
+    low, high = of_unanimous_shares(jaccard, low, high, (values[:, half:] > 0).sum(0))
     columns = {"both": values[:, :half].mean(0), "either": values[:, half:].mean(0)}
     depth = pl.Series("depth", [*range(half - 1), None], pl.Int64)
     frame = pl.DataFrame(columns | {"jaccard": jaccard, "low": low, "high": high}).fill_nan(None)
