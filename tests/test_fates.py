@@ -151,3 +151,5 @@ def test_nothing_lost_and_no_intrusions():
     )
     lost = lost_facts(one, one, np.ones(3, bool), k=2, intrusions=[], first_rank=one.rank[:, -1])
     assert lost["intruded"].to_list() == [None] * 3
+    short = lost_in_short(lost, 2)
+    assert (short["n"], short["n_intruded"], short["intruded"]) == (3, 0, None)

@@ -186,6 +186,8 @@ def test_the_interval_of_an_erasure_score_ends_where_such_scores_do():
     summary = erasure.erasure_summary(scores)
     assert summary["low"] < summary["score"] < summary["high"] == 1
     assert erasure.erasure_summary(scores.select(score=1 - pl.col("score")))["low"] == 0
+    gone = erasure.erasure_summary(pl.DataFrame({"score": [1.0] * 64}))
+    assert gone["score"] == gone["high"] == 1 and 0.9 < gone["low"] < 0.96, "64 facts, not all that there are"
 
 
 def test_overwritten_and_retained_facts():

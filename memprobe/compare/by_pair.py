@@ -130,7 +130,7 @@ def lost_facts(readings: Readings, reference: str, checkpoint: str) -> pl.DataFr
 
 @table(
     "pair",
-    {"n": pl.Int64}
+    {"n": pl.Int64, "n_intruded": pl.Int64}
     | with_ends("surfaces", "full", "intruded")
     | floats("deepest", "log_prob", "log_prob_change", "intruder_rank"),
 )

@@ -220,13 +220,14 @@ def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:
     """:func:`lost_facts` in one row, shares with Wilson intervals.
 
     n, the share that still surfaces at some depth, that which the model's own readout still has in its top ``k``, the
-    mean deepest depth of those that surface, mean log_prob (nats) and its change, the share that an intruder
-    outranks, and ``intruder_rank``: the geometric mean of the intruders' ranks, counted from 1 for the mean, from 0 as
-    given.
+    mean deepest depth of those that surface, mean log_prob (nats) and its change, the share that an intruder outranks,
+    of the ``n_intruded`` facts that have one, and ``intruder_rank``: the geometric mean of the intruders' ranks,
+    counted from 1 for the mean, from 0 as given.
     """
     n = len(lost)
     row: dict[str, float | int | None] = {"n": n}
     intruded = lost["intruded"].drop_nulls()
+    row["n_intruded"] = len(intruded)
     for name, hits, among in (
         ("surfaces", int(lost["deepest"].is_not_null().sum()), n),
         ("full", int((lost["rank"] < k).sum()), n),

@@ -16,7 +16,7 @@ from memprobe.readings import Readings
 from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
-from memprobe.statistics.shares import share_difference
+from memprobe.statistics.shares import share_difference, share_over_seeds
 from memprobe.studies import open_study, with_cells
 from tests.disk import contents
 from tests.probes import write_probe
@@ -344,6 +344,15 @@ def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
     assert ranks == pytest.approx([*ends]) and row["deepest_low"] < 29 < row["deepest_high"]
     few = lost_facts(results([*MIXED], placement=placement[:2], lost=lost[:2]))
     assert few["surfaces_low"].to_list() == [None]
+    # Of 4, 2 and 6 facts D_B's answers were watched for; results of old do not say so.
+    some = [one | {"n_intruded": n} for one, n in zip(lost, (4, 0, 2, 6), strict=True)]
+    watched = row_of(lost_facts(results([*MIXED], placement=placement, lost=some)))
+    assert watched["intruded"] == pytest.approx((2 + 2 + 0) / 12) and row["intruded"] == pytest.approx(
+        20 / 60
+    )
+    share = share_over_seeds(np.array([2.0, 2.0, 0.0]), np.array([2.0, 4.0, 6.0]))
+    assert [watched["intruded_low"], watched["intruded_high"]] == pytest.approx([share.low, share.high])
+    assert watched["surfaces_low"] == row["surfaces_low"]
 
 
 def test_steps_that_cells_share_count_once(tmp_path):
