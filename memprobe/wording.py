@@ -53,6 +53,14 @@ def percent(value: float | None, digits: int = 1) -> str:
     return number(value, f".{digits}%")
 
 
+def percent_of_some(value: float | None) -> str:
+    """A share in per cent, with as many digits as it needs not to be written as none or as all of what it is not."""
+    texts = [percent(value, digits) for digits in range(6)]
+    if value is None or value in (0, 1):
+        return texts[0]
+    return next((text for text in texts if 0 < float(text.removesuffix("%")) < 100), texts[-1])
+
+
 def interval(
     value: float | None, low: float | None, high: float | None, form: str = ".2f", *, open_ended: bool = False
 ) -> str:

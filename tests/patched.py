@@ -31,7 +31,7 @@ def write_patched(folder: Path) -> Path:
                     rows.append(
                         {"source": "s1", "target": "s2", "what": what, "positions": positions, "parts": ""}
                         | {"control": control, "depth": place, "last": place, "factoid": fact.id, "token": 0}
-                        | {"token_id": 7, "rank": 0, "log_prob": -10.0 + 10 * moved, "source_rank": 0}
+                        | {"token_id": 7 + i, "rank": 0, "log_prob": -10.0 + 10 * moved, "source_rank": 0}
                         | {
                             "source_log_prob": 0.0,
                             "target_rank": 0 if i == 0 else 3,

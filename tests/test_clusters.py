@@ -44,3 +44,14 @@ def test_few_or_equal_clusters_say_nothing():
     assert clustered_rank_correlation(np.arange(4.0), np.arange(4.0), np.arange(4)).least_p == pytest.approx(
         1 / 12
     )
+
+
+def test_what_is_not_known_has_no_rank():
+    """A run without a value stood above all others: its arm seemed to keep the most."""
+    x, arms = np.arange(10.0), np.repeat(np.arange(5), 2)
+    y = np.array([1, 2, 3, 4, 5, 6, 7, 8, np.nan, np.nan])
+    found = clustered_rank_correlation(x, 10 - y, arms)
+    assert found == clustered_rank_correlation(x[:8], 10 - y[:8], arms[:8])
+    assert (found.rho, found.clusters) == (pytest.approx(-1), 4)
+    one = clustered_rank_correlation(np.where(x == 1, np.nan, x), x, arms)
+    assert (one.rho, one.clusters) == (pytest.approx(1), 5), "the other seed of its arm is there"

@@ -28,7 +28,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
-from memprobe.readings import ARM_STATISTICS, Readings
+from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
 from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
 from memprobe.statistics.controls import SHARES, STATISTICS
@@ -659,6 +659,23 @@ def test_kept_and_lost_facts_differ_by_no_more_than_shares_can(tmp_path, monkeyp
     )
     assert (row["low"], row["high"], one["low"], one["high"]) == (-1, 1, -1, 0.4)
     assert row["p"] > 0.5, "a difference is held against 0, as a share is not"
+
+
+def test_what_is_net_of_chance_ends_where_that_does_in_the_tables_of_arms(kept, monkeypatch):
+    """Seeds that disagree widely: of every share net of shuffled answers the interval would reach beyond 1."""
+    assert {"recall_full_net", "area_net"} <= set(NET_SHARES) <= set(ARM_STATISTICS)
+    apart = {"1": 0.2, "2": 1.0, "3": 1.0}
+    runs = over_runs.runs_of
+
+    def far(readings, *more):
+        made = runs(readings, *more)
+        seeds = {label: place for place, label in enumerate(dict.fromkeys(run.seed for run in made), 1)}
+        return [replace(run, means=np.full_like(run.means, apart[str(seeds[run.seed])])) for run in made]
+
+    monkeypatch.setattr(over_runs, "runs_of", far)
+    readings = Readings.of([kept[0]], draws=300)
+    table = over_runs.arms(readings).filter(pl.col("statistic").is_in(NET_SHARES))
+    assert set(table["high"]) == {1} and table["low"].min() > -1 and table["p"].null_count() == 0
 
 
 def test_the_interval_of_a_correlation_ends_where_correlations_do(kept, monkeypatch):

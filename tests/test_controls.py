@@ -13,6 +13,7 @@ from memprobe.statistics.controls import (
     answer_cover,
     by_control,
     curve_values,
+    means_of,
     net_of,
     net_tables,
     placement_claims,
@@ -20,7 +21,7 @@ from memprobe.statistics.controls import (
 )
 from memprobe.statistics.groups import by_group, group_labels
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap_mean
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, wilson
 from memprobe.statistics.occurrence import Occurrence
 from tests.test_paired import occurring
 
@@ -169,6 +170,16 @@ def test_group_labels():
     for wrong in ("colour", "outcome"):
         with pytest.raises(MemprobeError):
             group_labels(facts, tokens, None, by=wrong)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.6, 1.0])
+def test_an_area_that_all_facts_share_is_not_certain(value):
+    """Of a base model that no fact surfaces in: 0 % [0 %, 0 %] it was."""
+    row = means_of({"area": np.append(np.full(40, value), np.nan)}, Resamples.of(41, draws=200))
+    low, high = wilson(np.array(value), np.array(40))
+    assert [row["area"], row["area_low"], row["area_high"]] == pytest.approx([value, float(low), float(high)])
+    depths = means_of({"depths_per_factoid": np.full(40, 3.0)}, Resamples.of(40, draws=200))
+    assert depths["depths_per_factoid_low"] == 3, "a mean of depths is known as it is"
 
 
 def test_by_group():

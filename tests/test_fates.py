@@ -50,12 +50,15 @@ def test_influence_is_what_leaving_a_fact_out_does():
     assert found.influence[:, 0].tolist() == [-0.5, 0.5, -0.5, 0.5, 0]
 
 
-@pytest.mark.parametrize(("n_kept", "interval"), [(1, False), (2, True)])
-def test_a_group_of_one_has_no_interval_and_an_empty_one_no_difference(n_kept, interval):
-    values = np.arange(12.0)[:, None] ** 1.5
-    kept = np.arange(12) < n_kept
+@pytest.mark.parametrize(
+    ("n_kept", "interval"), [(1, False), (9, False), (10, True), (14, True), (15, False)]
+)
+def test_a_small_group_has_no_interval_and_an_empty_one_no_difference(n_kept, interval):
+    """Fewer than ten facts have no mean with an interval anywhere; two of one depth seem to scatter by nothing."""
+    values = np.arange(24.0)[:, None] ** 1.5
+    kept = np.arange(24) < n_kept
     found = kept_against_lost(values, kept, ~kept)
-    assert bool(np.isfinite(found.low[0])) == interval
+    assert bool(np.isfinite(found.low[0])) == bool(np.isfinite(found.detectable[0])) == interval
     assert np.isfinite(found.difference[0]) and np.isfinite(found.influence).all()
     none = kept_against_lost(values, kept & ~kept, ~kept)
     assert np.isnan(none.difference[0])
@@ -148,3 +151,5 @@ def test_nothing_lost_and_no_intrusions():
     )
     lost = lost_facts(one, one, np.ones(3, bool), k=2, intrusions=[], first_rank=one.rank[:, -1])
     assert lost["intruded"].to_list() == [None] * 3
+    short = lost_in_short(lost, 2)
+    assert (short["n"], short["n_intruded"], short["intruded"]) == (3, 0, None)

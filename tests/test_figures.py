@@ -75,7 +75,7 @@ def of_probe(*probes, **options):
 def probe(tmp_path_factory):
     """Two checkpoints, of which the second does not say what the first says of a third of the facts."""
     made = write_probe(
-        tmp_path_factory.mktemp("figures") / "two", {"late": 6, "early": 2}, n=24, summary=False
+        tmp_path_factory.mktemp("figures") / "two", {"late": 6, "early": 2}, n=36, summary=False
     )
     lost = pl.col("factoid").is_in(made.factoids["id"][::3].implode()) & (pl.col("checkpoint") == "early")
     outcomes = made.outcomes.with_columns(pl.col("exact_match", "exact_tokens") & ~lost)
@@ -385,6 +385,21 @@ def test_differences_are_filled_only_where_both_readouts_agree(tmp_path):
         assert [x for x, _ in shown["early/lof_restricted/interval"]] == [row["low"][0], row["high"][0]]
         points = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
         assert points["early/lof_restricted/value"].get_markerfacecolor() == fill
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_difference_of_too_few_facts_does_not_pass_for_one_whose_interval_holds_0(few):
+    """Both are grey; below it stands why there is no line."""
+    row = {"row": "a", "reference": "b", "statistic": "lof_restricted", "difference": -3.0, "held": None}
+    edges = {"low": None, "high": None} if few else {"low": -4.0, "high": 1.0}
+    types = {"low": pl.Float64, "high": pl.Float64}
+    figure = figures.differences(pl.DataFrame([row | edges], schema_overrides=types))
+    assert ("a/lof_restricted/interval" in drawn(figure)) is not few
+    assert ("without a line: too few" in figure.get_supxlabel()) is few
+    kept = pl.DataFrame([row | edges | {"panel": "", "series": "", "by_seed": None}], schema_overrides=types)
+    assert ("without a line: too few" in figures.kept(kept).get_supxlabel()) is few
+    seeds = kept.with_columns(by_seed=pl.Series([[-3.5, -2.5]]))
+    assert "without a line" not in figures.kept(seeds).get_supxlabel(), "two seeds are drawn themselves"
 
 
 def test_differences_of_many_checkpoints_are_between_arms(study, tmp_path):

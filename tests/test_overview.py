@@ -8,9 +8,10 @@ import pytest
 
 from memprobe.records import OUTCOMES
 from memprobe.statistics import overview
-from memprobe.statistics.controls import STATISTICS
+from memprobe.statistics.controls import STATISTICS, net_of
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, wilson
+from memprobe.statistics.paired import differences
 
 
 def test_depth_shares_count_never_too():
@@ -53,6 +54,18 @@ def test_paired_means_leave_out_factoids_without_a_value():
     assert (other["statistic"], other["n"], other["difference"]) == ("lof", 2, 2.0)
     assert table["difference"].drop_nulls().sum() == 2.0
     assert table.filter(pair=0)["n"].to_list() == [3] * len(STATISTICS)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.4, 1.0])
+def test_the_page_is_no_surer_of_facts_that_agree_than_the_tables_are(value):
+    """Sixteen facts that all are lost, or all stay, have one interval: compared, on the page, and net of a control."""
+    values, resamples = np.full((16, 1), value), Resamples.of(16, draws=400)
+    named = differences(values, np.arange(16), resamples, shares=np.array([True]))
+    page = overview.paired_means(values[:, None], ["exact"], resamples)
+    net = net_of(values / 2, -values / 2, resamples, shares=np.array([True])).rename({"net": "difference"})
+    edges = [table.select("difference", "low", "high").row(0) for table in (named, page, net)]
+    assert edges[0] == edges[1] == pytest.approx(edges[2])
+    assert edges[0][1] <= value <= edges[0][2] and edges[0][2] - edges[0][1] > 0.2
 
 
 def test_flows_follow_each_fact_from_state_to_state():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import stats
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.intervals import Resamples, wilson
 from memprobe.statistics.occurrence import Occurrence
 from memprobe.statistics.paired import (
     differences,
@@ -166,11 +168,60 @@ def test_log_rank_agrees_with_statsmodels(groups):
     flat = np.concatenate(depths)
     label = np.repeat(np.arange(groups), 40)
     theirs = survdiff(np.where(np.isnan(flat), 9, flat), ~np.isnan(flat), label)
-    assert chi2 == pytest.approx(theirs[0])
-    assert p == pytest.approx(theirs[1])
+    # Of many facts; theirs has the variance at each depth, ours that of dealing the facts out anew.
+    assert chi2 == pytest.approx(theirs[0], rel=0.1)
+    assert p == pytest.approx(theirs[1], abs=0.03)
+
+
+def test_log_rank_s_p_is_the_share_of_all_ways_to_deal_the_facts_out():
+    """Seven facts in three sets, every way worked out, with scores by hand."""
+    depths = [[1.0, 1, 2], [2.0, 3], [3.0, np.nan]]
+    flat = np.concatenate(depths)
+    hazards = {1: 2 / 7, 2: 2 / 5, 3: 2 / 3}
+    scores = [(d == d) - sum(h for depth, h in hazards.items() if not depth > d) for d in flat]
+    sums = [
+        sum(sum(scores[i] for i in part) ** 2 / len(part) for part in (order[:3], order[3:5], order[5:]))
+        for order in itertools.permutations(range(7))
+    ]
+    sets = [occurring(one, 4, prefix=f"{i}-") for i, one in enumerate(depths)]
+    chi2, p = log_rank(sets, draws=20_000)
+    assert chi2 == pytest.approx(sums[0] * 6 / sum(score**2 for score in scores))
+    assert p == pytest.approx(np.mean(np.array(sums) >= sums[0] - 1e-9), abs=0.01)
+    assert log_rank(sets, draws=20_000) == (chi2, p), "the same seed"
+
+
+def test_log_rank_holds_its_level_in_many_small_groups():
+    """Ten groups of two facts that surface alike: the chi squared of many facts rejected three times in ten."""
+    rng = np.random.default_rng(2)
+    p = [
+        log_rank([occurring(list(pair), 12, f"{i}-") for i, pair in enumerate(rng.integers(1, 13, (10, 2)))],
+                 draws=199)[1]
+        for _ in range(300)
+    ]  # fmt: skip
+    assert np.mean(np.array(p) <= 0.05) <= 0.08
+    alone = [occurring([depth], 12, f"{depth}-") for depth in range(1, 8)]
+    assert log_rank(alone)[1] == 1, "a fact each: any order is as likely as another"
+
+
+def test_an_overlap_of_facts_that_agree_is_not_certain():
+    """Forty facts that surface in one alone, and forty that surface alike: [0, 0] and [1, 1] they were."""
+    early, late, none = ([depth] * 40 for depth in (1.0, 3.0, np.nan))
+    resamples = Resamples.of(40, draws=200)
+    apart = overlap(occurring(early, 4), occurring(none, 4), resamples).filter(depth=2)
+    alike = overlap(occurring(late, 4), occurring(late, 4), resamples)
+    for row, share in (
+        (apart, 0.0),
+        (alike.filter(depth=3), 1.0),
+        (alike.filter(pl.col("depth").is_null()), 1.0),
+    ):
+        low, high = map(float, wilson(np.array(share), np.array(40)))
+        assert row.select("jaccard", "low", "high").row(0) == pytest.approx((share, low, high))
+        assert high - low > 0.05
+    assert alike.filter(depth=1)["low"].to_list() == [None], "held in neither"
 
 
 def test_log_rank_is_refused_for_the_same_factoids():
     with pytest.raises(MemprobeError, match="in pairs"):
         log_rank([occurring([1, 2], 4), occurring([2, 3], 4)])
     assert math.isnan(log_rank([occurring([np.nan], 4), occurring([np.nan], 4, "g")])[1])
+    assert math.isnan(log_rank([occurring([2, 2], 4), occurring([2], 4, "g")])[1])

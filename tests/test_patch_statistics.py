@@ -25,7 +25,7 @@ def table(rows, **changes):
             "last": depth,
             "factoid": factoid,
             "token": token,
-            "token_id": 7,
+            "token_id": sum(map(ord, factoid)),  # each has an answer of its own
             "rank": 0,
             "log_prob": log_prob,
             "source_rank": 0,
@@ -150,6 +150,44 @@ def test_first_depths_of_two_targets_are_paired():
     [row] = statistics.first_depth_differences(first, draws=100).iter_rows(named=True)
     assert (row["n"], row["difference"]) == (2, 1.0)
     assert (row["target"], row["reference"]) == ("s → u", "s → t")
+
+
+def test_facts_of_one_answer_are_no_evidence_of_their_own():
+    """What makes an answer easy to bring back is the same in all of its facts, which are flipped together."""
+    names = [f"f{i}" for i in range(12)]
+    near = [row for name in names for row in curve(name, [-9, 0, 0], 0.0, -10.0)]
+    far = [row for name in names for row in curve(name, [-9, -9, 0], 0.0, -10.0)]
+    other = [row for name in names for row in curve(name, [-9, -9, -9], 0.0, -10.0, "other")]
+    apart = pl.concat([table(near), table(far, target="u"), table(other)])
+    one_answer = apart.with_columns(token_id=pl.lit(7, pl.Int32))
+    for rows, p in ((apart, 2**-11), (one_answer, 1.0)):
+        first = statistics.first_depths(rows, n_layers=2)
+        assert statistics.first_depth_differences(first, draws=5000)["p"].to_list() == pytest.approx([p])
+        moved = statistics.by_depth(rows, draws=5000).filter(target="t", depth=1)
+        assert moved["p"].to_list() == pytest.approx([p])
+
+
+@pytest.mark.parametrize(("reached", "known"), [(0, False), (1, False), (19, False), (20, True)])
+def test_few_facts_that_come_back_do_not_tell_how_deep_the_others_are(reached, known):
+    """Forty facts that no depth brings back had [3, 3], as if that were sure of all facts."""
+    rows = []
+    for i in range(40):
+        values = [-9, 0, 0] if i < min(reached, 3) else [-9, -9, 0] if i < reached else [-9, -9, -9]
+        rows += curve(f"f{i}", values, 0.0, -10.0)
+    first = statistics.first_depths(table(rows), n_layers=2)
+    [row] = statistics.first_depth_summary(first, draws=200).iter_rows(named=True)
+    assert (row["restricted_low"] is not None) == (row["restricted_high"] is not None) == known
+    assert row["never"] == (40 - reached) / 40 and row["never_low"] is not None
+
+
+def test_the_interval_of_an_erasure_score_ends_where_such_scores_do():
+    """Twelve facts, of which most are gone: Student's interval would reach beyond 100 %."""
+    scores = pl.DataFrame({"score": [1.0] * 10 + [0.2, 0.3]})
+    summary = erasure.erasure_summary(scores)
+    assert summary["low"] < summary["score"] < summary["high"] == 1
+    assert erasure.erasure_summary(scores.select(score=1 - pl.col("score")))["low"] == 0
+    gone = erasure.erasure_summary(pl.DataFrame({"score": [1.0] * 64}))
+    assert gone["score"] == gone["high"] == 1 and 0.9 < gone["low"] < 0.96, "64 facts, not all that there are"
 
 
 def test_overwritten_and_retained_facts():

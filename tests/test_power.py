@@ -48,8 +48,23 @@ def test_scatter_by_hand():
     """Two pairs of arms: variances 0.01 and 0.03 over three seeds; binomial noise of shares 0.5 and 0 of 25."""
     pairs = [np.array([0.1, 0.2, 0.3]), np.array([0.0, np.sqrt(0.03), -np.sqrt(0.03)])]
     shares = [np.array([[0.5] * 3, [0.0] * 3])] * 2
-    between, within = scatter(pairs, shares, 25)
+    between, within = scatter(pairs, shares, [25, 25], 25)
     assert within == pytest.approx(0.25 / 25)
     assert between == pytest.approx(0.02 - 0.01)
-    assert scatter([np.zeros(3)], [np.full((2, 3), 0.5)], 25)[0] == 0  # no less than nothing
-    assert all(math.isnan(x) for x in scatter([], [], 25))
+    assert scatter([np.zeros(3)], [np.full((2, 3), 0.5)], [25], 25)[0] == 0  # no less than nothing
+    assert all(math.isnan(x) for x in scatter([], [], [], 25))
+    # Of 250 facts, the first pair has a tenth of that noise; what is said of 25 stays.
+    between, within = scatter(pairs, shares, [250, 25], 25)
+    assert (between, within) == (pytest.approx(0.02 - (0.001 + 0.01) / 2), pytest.approx(0.25 / 25))
+
+
+@pytest.mark.parametrize("sizes", [(25, 25), (25, 400), (400, 25)])
+def test_scatter_is_of_seeds_whatever_the_facts_are(sizes):
+    """Two pairs of arms, of few facts and of many: what is peculiar to a seed scatters by 0.1 in both."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        level = rng.normal(0.5, 0.1 / math.sqrt(2), (2, 2, 60)).clip(0, 1)
+        shares = [rng.binomial(n, one) / n for n, one in zip(sizes, level, strict=True)]
+        found.append(scatter([one[0] - one[1] for one in shares], shares, sizes, 25))
+    between, within = np.mean(found, axis=0)
+    assert between == pytest.approx(0.01, rel=0.15) and within == pytest.approx(0.5 / 25, rel=0.1)

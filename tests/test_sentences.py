@@ -12,6 +12,7 @@ from memprobe import sentences, wording
 from memprobe.compare import compare, read_comparison
 from memprobe.compare.beside import lens_cells
 from memprobe.errors import among, there_are
+from memprobe.sentences import checkpoints
 from tests.probes import write_probe
 
 
@@ -38,6 +39,36 @@ def test_where_nothing_surfaces_none_does():
     assert said(median=None, never=1.0).endswith("None of them ever reaches the top 10.")
     few = said(median=None, never=294 / 295)
     assert few.endswith("Fewer than half of them ever reach the top 10; 99.7% never do.")
+
+
+@pytest.mark.parametrize(
+    ("of", "none", "some", "most"),
+    [(295, "0%", "0.3%", "99.7%"), (3000, "0%", "0.03%", "99.97%"), (30_000, "0%", "0.003%", "99.997%")],
+)
+def test_one_fact_is_not_rounded_away(of, none, some, most):
+    """One of three thousand facts that surfaces was said not to: 100.0% never do."""
+    assert f"recalls {none} of {of:,} facts" in said(n=of, exact=0.0)
+    assert f"recalls {some} of" in said(n=of, exact=1 / of) and f"; {most} never do" in said(never=1 - 1 / of)
+    assert f"recalls {most} of" in said(n=of, exact=1 - 1 / of) and f"; {some} never do" in said(never=1 / of)
+    assert f"(chance: {most})" in said(chance_never=1 - 1 / of)
+    assert "recalls 100% of" in said(exact=1.0) and "recalls 44% of" in said(exact=0.4449)
+
+
+@pytest.mark.parametrize(
+    ("seeds_of_depth", "wanted"),
+    [
+        ((3, 3), "naive after stage 2, 3 seeds: +40 [+30, +50] points of exact match; facts surface"),
+        ((5, 3), "naive after stage 2: +40 [+30, +50] points of exact match (3 seeds); facts surface 2.0 [1.0, 3.0] "
+                 "depths earlier (5 and 3 seeds)."),
+    ],
+)  # fmt: skip
+def test_arms_in_a_sentence_say_over_how_many_seeds_of_either(seeds_of_depth, wanted):
+    row = {"arm": "replay(ratio=0.1)", "reference": "none", "stage": "2", "seeds": 3, "reference_seeds": 3}
+    exact = row | {"statistic": "exact", "difference": 0.4, "low": 0.3, "high": 0.5}
+    depth = row | {"statistic": "lof_restricted", "difference": -2.0, "low": -3.0, "high": -1.0}
+    depth |= dict(zip(("seeds", "reference_seeds"), seeds_of_depth, strict=True))
+    [line] = checkpoints._of_arms(pl.DataFrame([exact, depth]))
+    assert wanted in line
 
 
 @pytest.mark.parametrize(

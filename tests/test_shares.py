@@ -106,6 +106,8 @@ def test_discordant_pairs_are_never_without_noise():
     # 10 gained, 4 lost of 64: (16 / 66 - (6 / 66)²) / 66
     moved = np.array([1.0] * 10 + [-1.0] * 4 + [0.0] * 50)
     assert discordant_variance(moved) == pytest.approx((16 / 66 - (6 / 66) ** 2) / 66)
+    # Of two wordings one may be gained: that is half a fact, and a quarter of its square.
+    assert discordant_variance(moved / 2) == pytest.approx((5.5 / 66 - (3 / 66) ** 2) / 66)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from memprobe.statistics.arms import (
     NOTHING,
@@ -126,6 +126,22 @@ def test_the_interval_of_a_difference_of_shares_ends_where_such_differences_do(s
     assert all(kept_in_all)
 
 
+def test_the_interval_of_a_share_net_of_another_ends_where_such_do():
+    """Exact less chance: from −1 to 1, and a difference of two of them from −2 to 2; held against 0, as no share is."""
+    values = np.array([[0.2], [1.0], [1.0]]) * np.ones(40)
+    for sign in (1, -1):
+        wide, net = (
+            arm_means(runs("none", sign * values), ["x"], 40, **told).row(0, named=True)
+            for told in ({}, {"net": ["x"]})
+        )
+        assert max(-wide["low"], wide["high"]) > 1
+        assert (net["low"], net["high"]) == (max(wide["low"], -1), min(wide["high"], 1))
+        assert (net["mean"], net["p"], net["detectable"]) == (wide["mean"], wide["p"], wide["detectable"])
+    apart = runs("none", -values) + runs("remix", values)
+    wide, net = (only(apart, 40, **told) for told in ({}, {"net": ["x"]}))
+    assert 1 < net["difference"] < net["high"] == 2 < wide["high"] and net["low"] == wide["low"]
+
+
 def test_three_seeds_that_keep_nothing_have_an_interval_of_some_width():
     """[0, 0] it was, and any arm that kept a fact differed "significantly"."""
     none, some = kept([0, 0, 0]), kept([2, 3, 2])
@@ -170,6 +186,18 @@ def test_five_pairs_take_student_s():
     assert not alone["paired"] and alone["high"] - alone["low"] > row["high"] - row["low"]
 
 
+def test_seeds_are_those_that_the_difference_is_over():
+    """Two of five seeds have no pair: the difference of depths is over three pairs, that of shares over all seeds."""
+    remix, none = kept([37, 24, 35, 30, 29], seed=1), kept([12, 3, 9], seed=2)
+    start = {"start": "stage-1 of seed {}"}
+    members = runs("none", none, **start) + runs("remix", remix, **start)
+    depth, share = only(members, 64), only(members, 64, binary=["x"])
+    assert depth["paired"] and (depth["seeds"], depth["reference_seeds"]) == (3, 3)
+    assert depth["difference"] == pytest.approx(remix[:3].mean() - none.mean())
+    assert not share["paired"] and (share["seeds"], share["reference_seeds"]) == (5, 3)
+    assert share["difference"] == pytest.approx(remix.mean() - none.mean())
+
+
 def test_pairs_of_seeds_see_what_independent_ones_cannot():
     rng = np.random.default_rng(4)
     seeds = np.array([0.0, 10.0, -10.0])[:, None]
@@ -192,6 +220,18 @@ def test_pairs_that_agree_by_chance_are_not_certain():
     # Discordant facts: 5 at least of 64, with one each way a variance of (5 + 2) / 66 / 66 or more, over five seeds.
     assert row["high"] - row["difference"] > 1.96 * np.sqrt((5 + 2) / 66 / 66 / 5)
     assert row["high"] - row["low"] > 1.2 * (plain["high"] - plain["low"])
+
+
+def test_answers_by_halves_are_noise_too():
+    """Facts asked in two wordings, of which one is gained or lost, differ by a half, not by nothing."""
+    one = np.full((6, 40), 0.5)
+    moves = np.tile(linalg.hadamard(8)[1:7], 5) / 2  # no fact moves alike in all seeds
+    members = runs("none", one - moves, start="{}") + runs("remix", one, start="{}")
+    row = only(members, 40, binary=["x"])
+    # Every seed has gained as much as it lost: 40 quarters, and one fact gained and one lost, of 42.
+    floor = np.sqrt((40 / 4 + 2) / 42 / 42 / 6)
+    assert row["paired"] and row["difference"] == pytest.approx(0)
+    assert row["high"] >= stats.t.ppf(0.975, 5) * floor * 0.999
 
 
 @pytest.mark.parametrize(

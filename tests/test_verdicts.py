@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from memprobe.statistics.controls import held_in_both
 from memprobe.statistics.verdicts import (
     ABOVE,
     BELOW,
@@ -14,10 +15,37 @@ from memprobe.statistics.verdicts import (
     UNDECIDED,
     holm,
     is_inert,
+    on_one_side,
+    side_of,
     together,
     verdict,
     verdict_without_interval,
 )
+
+
+@pytest.mark.parametrize(
+    ("own", "fixed", "wanted"),
+    [
+        ((0.1, 0.5), (0.2, 0.3), True),
+        ((-0.5, -0.1), (-0.3, -0.2), True),
+        ((-0.5, -0.1), (0.2, 0.3), False),
+        ((0.1, 0.5), (-0.2, 0.3), False),
+        ((-0.1, 0.5), (-0.2, 0.3), False),  # both hold 0: that is no side
+        ((0.0, 0.5), (0.0, 0.3), False),
+        ((0.1, 0.5), (None, None), None),
+        ((float("nan"), float("nan")), (0.2, 0.3), None),
+        ((-0.1, 0.5), (None, None), None),
+    ],
+)
+def test_a_claim_of_placement_is_held_where_both_intervals_lie_on_one_side(own, fixed, wanted):
+    """The rule of the table of claims, of the page's sentences and of its plots."""
+    assert on_one_side(own, fixed) is wanted and on_one_side(fixed, own) is wanted
+    assert (
+        held_in_both(dict(zip(("low", "high", "fixed_low", "fixed_high"), (*own, *fixed), strict=True)))
+        is wanted
+    )
+    assert held_in_both(dict(zip(("low", "high"), own, strict=True))) is None, "no readout was probed beside"
+    assert [side_of(*one) for one in ((1, 2), (-2, -1), (-1, 1), (None, 1))] == [1, -1, 0, None]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_the_report_is_made_of_the_stored_patches(tmp_path):
     first = {row[1]: row for row in made["From which depth stage 1's state gives half of a fact back"][1]}
     assert first["overwritten"][:3] == ["s2", "overwritten", "11 of 11"] and first["retained"][2] == "1 of 1"
     depths = [1 + i % N_LAYERS for i in range(1, 12)]
-    assert first["overwritten"][4].startswith(f"{sum(depths) / len(depths):.1f} [")
+    assert first["overwritten"][4] == f"{sum(depths) / len(depths):.1f}", "of eleven, without an interval"
     [graft] = made["Grafts of stage 1's blocks"][1]
     assert graft[2] == "2" and graft[4].startswith("90.0%")
     assert not made["Does the arm matter?"][1] and not made["How much is erased"][1], "one pair, no reference"

@@ -149,7 +149,7 @@ def evaluate(
     Returns:
         By name: ``kind``, ``metric`` (that of the accuracy matrix), ``template`` (None for texts), ``n``,
         ``scores`` (each ``{"value", "low", "high"}`` with a 95 % interval over rows: Wilson for shares, else
-        the bootstrap; bounds are None for a single row), ``rows`` (results by row, with their ids) and
+        the bootstrap; bounds are None where rows are too few for that), ``rows`` (results by row, with their ids) and
         ``left_out`` (why, by id: tasks and texts whose prompt fills ``max_length``). JSON holds all of it.
         The mode and random state of the model stay as they are.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from memprobe import wording
 from memprobe.cli.terminal import print_table
+from memprobe.statistics.intervals import FEWEST
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
 
@@ -188,6 +189,6 @@ def print_kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     columns = ["", "1→1", "1→0", "first occurrence", "net of shuffled", "settled"]
     says = (
         "In the reference: mean of 1→1 minus mean of 1→0, counting never as one depth further than there are. "
-        "Negative: kept facts were earlier."
+        f"Negative: kept facts were earlier. Without brackets: fewer than {FEWEST['mean']} were kept, or lost."
     )
     print_table(console, "Where kept facts were before, against lost ones", columns, rows, says=says)

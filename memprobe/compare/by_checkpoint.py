@@ -122,7 +122,7 @@ def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFra
         if grouping == "outcome" and path is None and len(readings) > 1:
             continue  # the reference itself has no outcome to go from
         labels = group_labels(readings.factoids, reading.tokens, path, by=grouping)
-        rows = by_group(reading.found, labels, readings.resamples)
+        rows = by_group(reading.found, labels, readings.resamples, seed=readings.seed)
         parts.append(rows.select(pl.lit(grouping).alias("by"), pl.all()))
     return pl.concat(parts) if parts else groups.empty.drop("checkpoint")
 

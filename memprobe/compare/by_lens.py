@@ -14,6 +14,7 @@ from memprobe.statistics.controls import CURVES, IS_SHARE, STATISTICS
 from memprobe.statistics.curves import recall_of
 from memprobe.statistics.lenses import Surfaced, first_occurrence_by_lens
 from memprobe.statistics.paired import differences as differences_of
+from memprobe.statistics.verdicts import side_of
 
 _LOF = STATISTICS.index("lof_restricted")
 
@@ -123,22 +124,16 @@ def also_in(readings: Readings, own: pl.DataFrame) -> pl.Series:
     if others.is_empty():
         return pl.Series("also_in", [None] * len(own), dtype=pl.List(pl.String))
     sides = {
-        (r["reference"], r["checkpoint"], r["statistic"], r["lens"]): _side(r["low"], r["high"])
+        (r["reference"], r["checkpoint"], r["statistic"], r["lens"]): side_of(r["low"], r["high"])
         for r in others.iter_rows(named=True)
     }
     names = others["lens"].unique(maintain_order=True).to_list()
     held = []
     for one in own.iter_rows(named=True):
-        side = _side(one["own_low"], one["own_high"])
+        side = side_of(one["own_low"], one["own_high"])
         key = (one["reference"], one["checkpoint"], one["statistic"])
-        held.append([name for name in names if side != 0 and sides[(*key, name)] == side])
+        held.append([name for name in names if side and sides[(*key, name)] == side])
     return pl.Series("also_in", held, dtype=pl.List(pl.String))
-
-
-def _side(low: float | None, high: float | None) -> int:
-    if low is None or high is None:
-        return 0
-    return int(low > 0) - int(high < 0)
 
 
 @table(

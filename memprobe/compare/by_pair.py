@@ -8,7 +8,7 @@ import polars as pl
 from memprobe.compare.by_checkpoint import PLACEMENT
 from memprobe.compare.by_lens import also_in
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
-from memprobe.readings import ARM_STATISTICS, Readings
+from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
 from memprobe.statistics.controls import IS_SHARE, SHARES, STATISTICS, placement_claims
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.fates import kept_against_lost, lost_in_short
@@ -130,7 +130,7 @@ def lost_facts(readings: Readings, reference: str, checkpoint: str) -> pl.DataFr
 
 @table(
     "pair",
-    {"n": pl.Int64}
+    {"n": pl.Int64, "n_intruded": pl.Int64}
     | with_ends("surfaces", "full", "intruded")
     | floats("deepest", "log_prob", "log_prob_change", "intruder_rank"),
 )
@@ -151,8 +151,8 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
         return kept.empty.drop("reference", "checkpoint")
     held = kept_against_lost(readings.with_net(reference), still, gone)
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
-    is_share = np.isin(ARM_STATISTICS, SHARES)
-    low, high = ends_of_shares(held.low, held.high, is_share, differences=True)
+    is_share, is_net = (np.isin(ARM_STATISTICS, some) for some in (SHARES, NET_SHARES))
+    low, high = ends_of_shares(held.low, held.high, is_share, net=is_net, differences=True)
     columns |= {"low": low, "high": high, "detectable": held.detectable}
     counts = [pl.lit(int(which.sum())).alias(name) for name, which in (("n_kept", still), ("n_lost", gone))]
     against_lost = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")

@@ -106,10 +106,8 @@ class OutcomeComparison:
             self.tables["arm_differences"].filter(statistic=RECALLED).drop_nulls("low").iter_rows(named=True)
         ):
             stage = f" after stage {row['stage']}" if row["stage"] else ""
-            seeds = f"{row['seeds']} and {row['reference_seeds']} seeds"
-            lines.append(
-                f"Arm {row['arm']} against {row['reference']}{stage}: {sentences.recalled(row)} ({seeds})."
-            )
+            said = f"{sentences.recalled(row)} ({sentences.seeds_of(row)})"
+            lines.append(f"Arm {row['arm']} against {row['reference']}{stage}: {said}.")
         return lines
 
     def headline(self) -> Headline:

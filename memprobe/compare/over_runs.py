@@ -12,7 +12,7 @@ from memprobe.chains import Chain
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
 from memprobe.members import check_apart, ends_of
-from memprobe.readings import ARM_STATISTICS, Readings
+from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
@@ -75,7 +75,7 @@ def arms(readings: Readings) -> pl.DataFrame:
     runs, names = _with_margins(readings, runs_of(readings))
     if not runs:
         return arms.empty
-    return arm_means(runs, names, len(readings.factoids), shares=SHARES, binary=BINARY)
+    return arm_means(runs, names, len(readings.factoids), shares=SHARES, net=NET_SHARES, binary=BINARY)
 
 
 @table(
@@ -96,7 +96,7 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
         return arm_differences.empty
     arm = reference or readings.reference.arm or runs[0].arm
     return arm_differences_of(
-        runs, names, len(readings.factoids), reference=arm, shares=SHARES, binary=BINARY
+        runs, names, len(readings.factoids), reference=arm, shares=SHARES, net=NET_SHARES, binary=BINARY
     )
 
 
@@ -180,7 +180,7 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     if not runs:
         return pl.DataFrame()
     names = [ARM_STATISTICS[i] for i in chosen]
-    found = arm_means(runs, names, len(readings.factoids), shares=SHARES, differences=True)
+    found = arm_means(runs, names, len(readings.factoids), shares=SHARES, net=NET_SHARES, differences=True)
     found = found.rename({"mean": "difference"})
     sizes = [[[n for n, _ in one], [n for _, n in one]] for one in counts.values()]
     numbers = pl.DataFrame(

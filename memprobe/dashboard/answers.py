@@ -10,6 +10,7 @@ import polars as pl
 from memprobe import sentences
 from memprobe.dashboard.series import series_of, steps_table
 from memprobe.readings import Readings
+from memprobe.statistics.controls import held_in_both
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.overview import exact_of
 
@@ -43,7 +44,7 @@ def answer_of(
     compared = []
     for before, label in pairs[: sentences.MOST]:
         exact, depth = (rows[before, label, name] for name in ("exact", "lof_restricted"))
-        compared.append((label, before, exact, depth, _held(depth)))
+        compared.append((label, before, exact, depth, held_in_both(depth)))
     lines += sentences.of_pairs(compared)
     if len(pairs) > sentences.MOST:
         lines.append(f"And {len(pairs) - sentences.MOST} more.")
@@ -58,13 +59,6 @@ def _pairs(differences: pl.DataFrame, labels: Sequence[str]) -> list[tuple[str, 
         for before, label in part.select("reference", "checkpoint").unique(maintain_order=True).iter_rows():
             reference_of.setdefault(label, before)
     return [(reference_of[label], label) for label in labels if label in reference_of]
-
-
-def _held(row: Mapping[str, Any]) -> bool | None:
-    """Whether a difference lies on the same side of 0 in both readouts; unknown where one was not probed."""
-    edges = [row.get(name) for name in ("low", "high", "fixed_low", "fixed_high")]
-    known = [edge for edge in edges if edge is not None]
-    return None if len(known) < len(edges) else min(known) > 0 or max(known) < 0
 
 
 def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> str:

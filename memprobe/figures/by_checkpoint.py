@@ -20,6 +20,7 @@ PLACEMENT = ("lof_mean", "lof_sd", "share_never", "effective_layers")
 """Panels of :func:`first_occurrence`: statistics of placement."""
 DIFFERENCES = panels_of_differences()
 """Panels of :func:`differences`: statistics of a fact; one column of a page has room for the first three."""
+_TOO_FEW = "without a line: too few for an interval"
 
 
 @style.in_style
@@ -88,9 +89,8 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
     style.apart(figure)
-    few = table.filter(pl.col("value").is_not_null() & pl.col("low").is_null() & pl.col("by_seed").is_null())
     notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
-    notes += ["without a line: too few for an interval"] if len(few) else []
+    notes += [_TOO_FEW] if _without_line(table.filter(pl.col("value").is_not_null())) else []
     notes += (
         [f"bar on top: the lens’s floor, {_floor(table, 'lof_mean'):.2g}"] if "floor" in table.columns else []
     )
@@ -104,9 +104,9 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
 def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int = 89) -> Figure:
     """Forest plot: differences from a reference, paired by factoid (checkpoints) or over seeds (arms).
 
-    Grey: the 95 % interval holds 0. Filled: the difference is on the same side in the checkpoints' own readout and
-    in the base model's; open: it is not, or the latter was not probed. Exact match needs no readout: it is filled
-    where its interval leaves 0 out.
+    Grey: the 95 % interval holds 0, or there is none, and no line. Filled: the difference is on the same side in the
+    checkpoints' own readout and in the base model's; open: it is not, or the latter was not probed. Exact match needs
+    no readout: it is filled where its interval leaves 0 out.
 
     Args:
         table: [row, reference, statistic, difference, low, high, held]; one reference throughout. Of a fitted lens
@@ -176,12 +176,19 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
-    minus = f"minus {style.shortened(table['reference'][0], 40)}"
-    figure.supxlabel(
-        f"{minus}; top {k}, {style.TOKENS[token]}; never as n + 1", fontsize=6.5, color=style.FAINT
+    says = (
+        f"minus {style.shortened(table['reference'][0], 40)}; top {k}, {style.TOKENS[token]}; never as n + 1"
     )
+    says += f"\n{_TOO_FEW}" if _without_line(table.filter(pl.col("statistic").is_in(shown))) else ""
+    figure.supxlabel(says, fontsize=6.5, color=style.FAINT)
     style.legend(figure, handles, width)
     return figure
+
+
+def _without_line(table: pl.DataFrame) -> bool:
+    """Whether a point has neither an interval nor seeds that show how far to trust it."""
+    seeded = pl.col("by_seed").is_not_null() if "by_seed" in table.columns else pl.lit(False)
+    return len(table.filter(pl.col("low").is_null() & ~seeded)) > 0
 
 
 def _floor(table: pl.DataFrame, statistic: str) -> float | None:
@@ -256,9 +263,9 @@ def _points(table: pl.DataFrame, words: str, width: int) -> Figure:
         axes.tick_params(axis="x", labelbottom=True)
         axes.grid(axis="x", color=style.PALE, linewidth=0.4)
     style.name_rows(every, rows, width)
-    figure.supxlabel(
-        "\n".join(wrap(words, 62 if style.is_narrow(width) else 120)), fontsize=6.5, color=style.FAINT
-    )
+    lines = wrap(words, 62 if style.is_narrow(width) else 120)
+    lines += [_TOO_FEW] if _without_line(table) else []
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=style.FAINT)
     style.legend(figure, handles, width)
     return figure
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memprobe.palette import FATES, HEAT, style, translucent
 from memprobe.plots import sketch
+from memprobe.statistics.controls import held_in_both
 from memprobe.wording import shortened
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def difference_forest(
         if row["n"] < most:
             name += f" (n = {row['n']:,})"
         shape = look["marker"].removesuffix("-open")
-        marker = look["marker"] if not second else shape if _agree(row) else f"{shape}-open"
+        marker = look["marker"] if not second else shape if held_in_both(row) else f"{shape}-open"
         # Rows of the second readout have one name, made distinct by what cannot be seen.
         below = "base model’s readout" + "\u200b" * labels.index(row["checkpoint"])
         own = ("", name, marker, "")
@@ -101,12 +102,6 @@ def difference_forest(
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_xaxes(showgrid=True, showline=False, nticks=6)
     return figure
-
-
-def _agree(row: Mapping[str, Any]) -> bool:
-    """Whether both intervals lie on the same side of 0."""
-    edges = [row[name] for name in ("low", "high", "fixed_low", "fixed_high")]
-    return None not in edges and (min(edges) > 0 or max(edges) < 0)
 
 
 @sketch.drawn

@@ -9,7 +9,7 @@ from memprobe.sentences.checkpoints import (
     of_summary,
     verdict,
 )
-from memprobe.sentences.differences import against, of_pairs, recalled
+from memprobe.sentences.differences import against, of_pairs, recalled, seeds_of
 from memprobe.sentences.prompts import of_prompt
 from memprobe.sentences.studies import SURFACES, of_placements, of_retention, of_verdicts
 
@@ -28,5 +28,6 @@ __all__ = [
     "of_summary",
     "of_verdicts",
     "recalled",
+    "seeds_of",
     "verdict",
 ]

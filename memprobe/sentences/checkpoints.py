@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
-from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, surfaces
+from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, seeds_of, surfaces
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,11 +39,11 @@ def of_checkpoint(
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} recalls {wording.percent(exact, 0)} of {facts} (exact match)."
+        f"{label} recalls {wording.percent_of_some(exact)} of {facts} (exact match)."
         if exact is not None
         else f"{label}: {facts}."
     )
-    by_chance = None if chance_never is None else wording.percent(chance_never, 0)
+    by_chance = None if chance_never is None else wording.percent_of_some(chance_never)
     if never == 1:
         placed = f"None of them ever reaches the top {k}"
         placed += f" (chance: {by_chance} never do)" if by_chance else ""
@@ -54,8 +54,7 @@ def of_checkpoint(
     else:
         placed = f"The median fact reaches the top {k} at depth {median:.0f} of {n_layers}"
     if never is not None and never < 1:
-        # A few that do are not rounded away: "100% never do" would be said of none.
-        placed += f"; {wording.percent(never, 0 if never < 0.995 else 1)} never do"
+        placed += f"; {wording.percent_of_some(never)} never do"
         placed += f" (chance: {by_chance})" if by_chance else ""
     sentences = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
@@ -150,7 +149,7 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
         if len(rows) < FEWEST_STEPS:
             continue
         first, last = rows[0], rows[-1]
-        ends = [wording.percent(row["exact"], 0) for row in (first, last)]
+        ends = [wording.percent_of_some(row["exact"]) for row in (first, last)]
         recalled = [
             f"exact match goes from {ends[0]} to {ends[1]}"
             if ends[0] != ends[1]
@@ -161,7 +160,7 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
             min(first["exact"] or 0, last["exact"] or 0) + 0.05 < (most["exact"] or 0) - 0.05
             and most is not last
         ):
-            recalled.append(f"with {wording.percent(most['exact'], 0)} at step {most['step']:,}")
+            recalled.append(f"with {wording.percent_of_some(most['exact'])} at step {most['step']:,}")
         half = next((row for row in rows if (row["exact"] or 0) >= 0.5), None)
         if half is not None and half is not first:
             recalled.append(f"half of the facts by step {half['step']:,}")
@@ -189,14 +188,16 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
     names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
     for arm in arms[:MOST]:
         exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
-        parts = [recalled(exact)] if exact else []
-        parts += [surfaces(*edges_of(depth))] if depth else []
+        parts = [(recalled(exact), seeds_of(exact))] if exact else []
+        parts += [(surfaces(*edges_of(depth)), seeds_of(depth))] if depth else []
         one = exact or depth
         if one and parts:
-            against = (
-                f"{names[arm]} against {names[one['reference']]} after stage {last}, {one['seeds']} seeds"
-            )
-            lines.append(f"{against}: {'; '.join(parts)}.")
+            against = f"{names[arm]} against {names[one['reference']]} after stage {last}"
+            seeds = dict.fromkeys(seeds for _, seeds in parts)
+            if len(seeds) == 1:
+                lines.append(f"{against}, {next(iter(seeds))}: {'; '.join(said for said, _ in parts)}.")
+            else:  # pairs of seeds are fewer than either arm's
+                lines.append(f"{against}: {'; '.join(f'{said} ({seeds})' for said, seeds in parts)}.")
     if len(arms) > MOST:
         lines.append(f"And {len(arms) - MOST} more arms.")
     return lines

@@ -113,6 +113,12 @@ def _in_both(held: bool | None, row: Mapping[str, Any]) -> str:
     return ", also in the base model's readout" if held else ", but not in the base model's readout"
 
 
+def seeds_of(row: Mapping[str, Any]) -> str:
+    """Over how many seeds of either arm a difference is: ``3 seeds``, ``5 and 3 seeds``."""
+    own, other = row["seeds"], row["reference_seeds"]
+    return wording.count(own, "seed") if own == other else f"{own} and {wording.count(other, 'seed')}"
+
+
 def edges_of(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
     """A difference with the ends of its interval."""
     return row["difference"], row["low"], row["high"]

@@ -105,6 +105,7 @@ def arm_means(
     n: int,
     *,
     shares: Collection[str] = (),
+    net: Collection[str] = (),
     binary: Collection[str] = (),
     differences: bool = False,
 ) -> pl.DataFrame:
@@ -114,7 +115,8 @@ def arm_means(
 
     Args:
         shares: names of those that lie between 0 and 1; their intervals end there, of which Student's knows nothing.
-        binary: those of them that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
+        net: names of those that are a share less another, such as one net of chance, and lie between −1 and 1.
+        binary: those of ``shares`` that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
         differences: whether each run holds differences, which of shares end at −1 and 1.
 
     Returns:
@@ -125,7 +127,8 @@ def arm_means(
     for (arm, stage), members in _by_arm(runs).items():
         estimate = _estimate(members, [], n)
         bounded = np.array([name in shares for name in names])
-        low, high = ends_of_shares(estimate.low, estimate.high, bounded, differences=differences)
+        is_net = np.array([name in net for name in names])
+        low, high = ends_of_shares(estimate.low, estimate.high, bounded, net=is_net, differences=differences)
         values = np.array([run.means for run in members])
         for i, name in enumerate(names):
             if name in binary and len(members) >= MIN_SEEDS and n and not np.isnan(values[:, i]).any():
@@ -150,6 +153,7 @@ def arm_differences(
     *,
     reference: str | None = None,
     shares: Collection[str] = (),
+    net: Collection[str] = (),
     binary: Collection[str] = (),
 ) -> pl.DataFrame:
     """Differences between arms at the same stage, over training seeds.
@@ -185,17 +189,19 @@ def arm_differences(
         runs: all runs; arms are compared with ``reference`` (default: the first arm).
         n: how many factoids the means are over.
         shares: names of the statistics that lie between 0 and 1; the intervals of their differences end at −1 and 1.
-        binary: those of them that each factoid has or has not.
+        net: names of those that are a share less another; the intervals of their differences end at −2 and 2.
+        binary: those of ``shares`` that each factoid has or has not.
 
     Returns:
         [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
-        significant, detectable]; ``in_common`` is one of :data:`PREFIX`, :data:`ROWS_BY_SEED`, :data:`ROWS` and
-        :data:`NOTHING`, ``paired`` whether the interval is one over pairs, ``detectable`` the difference that so many
-        seeds, scattering as these do, see in 80 %.
+        significant, detectable]; seeds of either arm are those that the difference is over, ``in_common`` is one of
+        :data:`PREFIX`, :data:`ROWS_BY_SEED`, :data:`ROWS` and :data:`NOTHING`, ``paired`` whether the interval is one
+        over pairs, ``detectable`` the difference that so many seeds, scattering as these do, see in 80 %.
     """
     groups = _by_arm(runs)
     reference = reference if reference is not None else runs[0].arm
     bounded = np.array([name in shares or name in binary for name in names])
+    is_net = np.array([name in net for name in names])
     rows = []
     for (arm, stage), members in groups.items():
         others = groups.get((reference, stage), [])
@@ -205,7 +211,7 @@ def arm_differences(
         pairs = _pairs(members, others) if shared in (PREFIX, ROWS_BY_SEED) else []
         paired = len(pairs) >= MIN_SEEDS
         plain = _paired(pairs, names, n, binary) if paired else _estimate(members, others, n)
-        low, high = ends_of_shares(plain.low, plain.high, bounded, differences=True)
+        low, high = ends_of_shares(plain.low, plain.high, bounded, net=is_net, differences=True)
         plain = plain._replace(low=low, high=high)
         enough = min(len(members), len(others)) >= MIN_SEEDS
         for i, name in enumerate(names):
@@ -215,7 +221,7 @@ def arm_differences(
                 numbers = _independent_shares(members, others, i, n)
             known = not np.isnan(numbers[1])
             significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
-            counts = [len(members), len(others)]
+            counts = [len(pairs)] * 2 if paired and not share else [len(members), len(others)]
             rows.append(
                 [
                     arm,
@@ -308,7 +314,7 @@ def _paired(pairs: list[Run], names: list[str], n: int, binary: Collection[str])
     floor = np.zeros(len(names))
     for i, name in enumerate(names):
         if name in binary:
-            answers = [np.rint(run.influence[:, i] * n + run.means[i]) for run in pairs]
+            answers = [run.influence[:, i] * n + run.means[i] for run in pairs]
             floor[i] = np.mean([discordant_variance(one) for one in answers])
     return _estimate(pairs, [], n, floor=floor)
 

@@ -33,9 +33,11 @@ def clustered_rank_correlation(
     clusters every order is tried, else so many random ones (Phipson & Smyth 2010).
 
     Args:
-        x, y: [run].
+        x, y: [run]; a run without one of them, NaN, is left out, for it has no rank.
         cluster: [run], whatever identifies the arm.
     """
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y, cluster = x[known], y[known], cluster[known]
     names = list(dict.fromkeys(cluster.tolist()))
     left, right = (
         pl.Series([float(values[cluster == name].mean()) for name in names]).rank().to_numpy()

@@ -9,13 +9,16 @@ statistic, so that "net" is always the mean of paired differences, see :func:`ne
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, ends_of_shares
+from memprobe.statistics.intervals import Resamples, bootstrap, of_unanimous_shares
 from memprobe.statistics.occurrence import Occurrence, put, put_share
+from memprobe.statistics.paired import mean_difference
+from memprobe.statistics.verdicts import on_one_side
 from memprobe.statistics.vocabulary import PER_FACTOID
 
 STATISTICS = tuple(PER_FACTOID)
@@ -59,8 +62,10 @@ def means_of(values: Mapping[str, np.ndarray], resamples: Resamples) -> dict[str
         if PER_FACTOID[name].interval == "wilson":
             put_share(row, name, column[~np.isnan(column)])
         else:
-            edges = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
-            put(row, name, *(float(edge[0]) for edge in edges))
+            mean, low, high = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
+            if PER_FACTOID[name].share:
+                low, high = of_unanimous_shares(mean, low, high, (~np.isnan(column)).sum())
+            put(row, name, float(mean[0]), float(low[0]), float(high[0]))
     return row
 
 
@@ -136,7 +141,8 @@ def by_control(draws: list[Trajectories], factoids: np.ndarray, k: int) -> tuple
 def net_of(
     values: np.ndarray, control: np.ndarray, resamples: Resamples, *, shares: np.ndarray | bool = False
 ) -> pl.DataFrame:
-    """Any per-factoid statistic net of a control: the mean of ``values - control``, bootstrapped over factoids.
+    """Any per-factoid statistic net of a control: the mean of ``values - control``, with the interval of
+    :func:`~memprobe.statistics.paired.mean_difference`.
 
     Args:
         values, control: [factoid, column]; a factoid without one of them is left out of all that is said.
@@ -149,8 +155,7 @@ def net_of(
     paired = values - control
     missing = np.isnan(paired)
     n = (~missing).sum(0)
-    net, low, high = bootstrap_mean(paired, resamples)
-    low, high = ends_of_shares(low, high, shares, differences=True)
+    net, low, high = mean_difference(paired, resamples, shares)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, chance = (np.where(missing, 0.0, one).sum(0) / n for one in (values, control))
     columns = {"n": n, "value": value, "chance": chance, "net": net, "low": low, "high": high}
@@ -203,8 +208,7 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
 
     Returns:
         [reference, checkpoint, statistic, own_difference, own_low, own_high, fixed_difference, fixed_low,
-        fixed_high, held]; ``held`` is null where the fixed readout is not known, and true only where both
-        intervals lie on the same side of 0.
+        fixed_high, held]; ``held`` is :func:`~memprobe.statistics.verdicts.on_one_side` of the two.
     """
     keys = ["reference", "checkpoint", "statistic"]
     numbers = ["difference", "low", "high"]
@@ -214,7 +218,12 @@ def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFr
         return table.with_columns(*none, pl.lit(None, pl.Boolean).alias("held"))
     other = fixed.select(*keys, *(pl.col(name).alias(f"fixed_{name}") for name in numbers))
     joined = table.join(other, on=keys, how="left", maintain_order="left")
-    up = (pl.col("own_low") > 0) & (pl.col("fixed_low") > 0)
-    down = (pl.col("own_high") < 0) & (pl.col("fixed_high") < 0)
-    known = pl.col("fixed_low").is_not_null() & pl.col("own_low").is_not_null()
-    return joined.with_columns(pl.when(known).then(up | down).alias("held"))
+    edges = joined.select("own_low", "own_high", "fixed_low", "fixed_high").iter_rows()
+    held = [on_one_side((low, high), (other_low, other_high)) for low, high, other_low, other_high in edges]
+    return joined.with_columns(pl.Series("held", held, dtype=pl.Boolean))
+
+
+def held_in_both(row: Mapping[str, Any]) -> bool | None:
+    """The same of a difference with low, high, and of the base model's readout, where it was probed, fixed_low and
+    fixed_high."""
+    return on_one_side((row["low"], row["high"]), (row.get("fixed_low"), row.get("fixed_high")))

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.statistics.intervals import Resamples, bootstrap_mean
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, ends_of_shares, of_unanimous_shares
 from memprobe.statistics.patches import DRAWS
 
 TAU = 0.05
@@ -74,11 +74,15 @@ def erasure_scores(
 def erasure_summary(
     scores: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float | int | None]:
-    """:func:`erasure_scores` in one row: facts, n (those that some depth encodes), mean score, low, high."""
+    """:func:`erasure_scores` in one row: facts, n (those that some depth encodes), mean score, low, high.
+
+    Bootstrapped over factoids; where all have one score Wilson's.
+    """
     values = scores["score"].drop_nulls().to_numpy()
     row: dict[str, float | int | None] = {"facts": len(scores), "n": len(values)}
     if not len(values):
         return row | {"score": None, "low": None, "high": None}
     mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
+    low, high = ends_of_shares(*of_unanimous_shares(mean, low, high, np.array(len(values))), True)
     ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
     return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))

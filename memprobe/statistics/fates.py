@@ -9,7 +9,7 @@ import polars as pl
 from scipy import special, stats
 
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import LEVEL, wilson
+from memprobe.statistics.intervals import FEWEST, LEVEL, wilson
 from memprobe.statistics.power import detectable
 
 
@@ -33,7 +33,7 @@ def fates(known: np.ndarray) -> pl.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class KeptAgainstLost:
-    """Two groups of facts, compared; each [column], NaN where a group is empty, or has one fact and so no interval.
+    """Two groups of facts, compared; each [column], NaN where a group is empty, or too small for an interval.
 
     Attributes:
         difference: mean over the facts kept minus mean over those lost.
@@ -53,18 +53,22 @@ def kept_against_lost(values: np.ndarray, kept: np.ndarray, lost: np.ndarray) ->
     """Mean over the facts that were kept minus mean over those that were lost, of one checkpoint's values.
 
     A negative difference in depth says that the kept ones surface earlier there. Being two groups of facts they
-    make no pairs, and often few: Welch's t (1947) with each group's own variance, which exists whenever both groups
-    have two facts.
+    make no pairs: Welch's t (1947) with each group's own variance. There is no interval where either group has fewer
+    facts than :data:`~memprobe.statistics.intervals.FEWEST` asks of a mean: two or three that were lost are often of
+    one depth, and then seem to scatter by nothing. Of two lost facts out of sixty the interval held 32 to 95 %, of five
+    66 to 98 %, of ten 89 to 96 %, the least of depths of which four in five are the same.
 
     Args:
         values: [factoid, column], NaN where there is none.
         kept, lost: bool [factoid].
     """
     means, variances, counts = [], [], []
+    enough = np.ones(values.shape[1], bool)
     influence = np.zeros_like(values, float)
     for sign, which in ((1, kept), (-1, lost)):
         there = which[:, None] & ~np.isnan(values)
         n = there.sum(0)
+        enough &= n >= FEWEST["mean"]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = np.where(there, values, 0.0).sum(0) / n
             apart = np.where(there, values - mean, 0.0)
@@ -77,7 +81,7 @@ def kept_against_lost(values: np.ndarray, kept: np.ndarray, lost: np.ndarray) ->
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [v**2 / (n + 1) for v, n in zip(variances, counts, strict=True)]
         freedom = np.maximum(variance**2 / (parts[0] + parts[1]) - 2, 1.0)
-        error = np.where(variance > 0, np.sqrt(variance), np.nan)
+        error = np.where(enough & (variance > 0), np.sqrt(variance), np.nan)
         half = special.stdtrit(freedom, 0.5 + LEVEL / 2) * error
     seen = np.array([detectable(one, f) for one, f in zip(error, freedom, strict=True)])
     return KeptAgainstLost(difference, difference - half, difference + half, seen, influence)
@@ -216,13 +220,14 @@ def lost_in_short(lost: pl.DataFrame, k: int) -> dict[str, float | int | None]:
     """:func:`lost_facts` in one row, shares with Wilson intervals.
 
     n, the share that still surfaces at some depth, that which the model's own readout still has in its top ``k``, the
-    mean deepest depth of those that surface, mean log_prob (nats) and its change, the share that an intruder
-    outranks, and ``intruder_rank``: the geometric mean of the intruders' ranks, counted from 1 for the mean, from 0 as
-    given.
+    mean deepest depth of those that surface, mean log_prob (nats) and its change, the share that an intruder outranks,
+    of the ``n_intruded`` facts that have one, and ``intruder_rank``: the geometric mean of the intruders' ranks,
+    counted from 1 for the mean, from 0 as given.
     """
     n = len(lost)
     row: dict[str, float | int | None] = {"n": n}
     intruded = lost["intruded"].drop_nulls()
+    row["n_intruded"] = len(intruded)
     for name, hits, among in (
         ("surfaces", int(lost["deepest"].is_not_null().sum()), n),
         ("full", int((lost["rank"] < k).sum()), n),

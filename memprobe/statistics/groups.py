@@ -73,20 +73,23 @@ def group_labels(
     return ["unique" if n == 1 else "shared by 2–9" if n < 10 else "shared by 10+" for n in alike]
 
 
-def by_group(found: Occurrence, labels: list[str], draws: Callable[[int], Resamples]) -> pl.DataFrame:
+def by_group(
+    found: Occurrence, labels: list[str], draws: Callable[[int], Resamples], *, seed: int = 0
+) -> pl.DataFrame:
     """Placement by group, the log-rank test over the groups beside it.
 
     Groups hold different factoids, so nothing is paired here.
 
     Args:
         draws: of so many factoids.
+        seed: of the test's permutations.
 
     Returns:
         [group, n, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high, log_rank_p]
     """
     groups = [(name, np.array(labels) == name) for name in sorted(set(labels))]
     parts = [found.select(member) for _, member in groups]
-    p = log_rank(parts)[1] if len(parts) > 1 else np.nan
+    p = log_rank(parts, seed=seed)[1] if len(parts) > 1 else np.nan
     rows = []
     for (name, member), part in zip(groups, parts, strict=True):
         resamples = draws(int(member.sum()))

@@ -59,6 +59,22 @@ def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
+def of_unanimous_shares(
+    share: np.ndarray, low: np.ndarray, high: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of shares, but Wilson's where they are without width: all factoids agree, which resampling
+    takes for certain. A value between 0 and 1 varies no more than a yes or no with the same mean.
+
+    Args:
+        share, low, high: [statistic].
+        n: factoids that have each.
+    """
+    flat = high - low <= 1e-6  # as exact as sums of draws are
+    ends = wilson(share, n)
+    low, high = (np.where(flat, of, end) for of, end in zip(ends, (low, high), strict=True))
+    return low, high
+
+
 @dataclass(frozen=True, eq=False)
 class Resamples:
     """Bootstrap draws over ``n`` factoids, kept as how often each draw holds each factoid.
@@ -221,7 +237,12 @@ def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.nd
 
 
 def ends_of_shares(
-    low: np.ndarray, high: np.ndarray, shares: np.ndarray | bool, *, differences: bool = False
+    low: np.ndarray,
+    high: np.ndarray,
+    shares: np.ndarray | bool,
+    *,
+    net: np.ndarray | bool = False,
+    differences: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals that end where shares do, at 0 and 1, and ``differences`` of shares, at −1 and 1: Student's knows
     nothing of that.
@@ -229,9 +250,15 @@ def ends_of_shares(
     Args:
         low, high: [..., statistic].
         shares: bool [statistic], which of them are shares; the others stay as they are.
+        net: bool [statistic], which are shares less other ones, such as what is net of chance: they begin at −1, and
+            their differences end at −2 and 2.
     """
-    least = -1.0 if differences else 0.0
-    low, high = (np.where(shares, np.clip(end, least, 1.0), end) for end in (low, high))
+    least = np.where(net, -1.0, 0.0)
+    most = np.ones_like(least)
+    if differences:
+        least, most = least - most, most - least
+    ending = np.logical_or(shares, net)
+    low, high = (np.where(ending, np.clip(end, least, most), end) for end in (low, high))
     return low, high
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, ends_of_shares, wilson
+from memprobe.statistics.intervals import Resamples, wilson
 from memprobe.statistics.occurrence import Occurrence, placement_of
+from memprobe.statistics.paired import mean_difference
 from memprobe.statistics.vocabulary import STATISTICS
 
 STATES = ("said", "surfaces", "absent")
@@ -74,7 +75,7 @@ def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> di
 
 
 def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples) -> pl.DataFrame:
-    """Means of paired differences with bootstrap intervals, and no test:
+    """Means of paired differences with their intervals, and no test:
     :func:`~memprobe.statistics.paired.differences` in short, of several pairs at once.
 
     Args:
@@ -86,9 +87,8 @@ def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples)
     """
     pairs = values.shape[1]
     cells = values.reshape(len(values), -1)
-    difference, low, high = bootstrap_mean(cells, resamples)
     shares = np.array([STATISTICS[name].share for name in names] * pairs)
-    low, high = ends_of_shares(low, high, shares, differences=True)
+    difference, low, high = mean_difference(cells, resamples, shares)
     columns = {
         "pair": np.repeat(np.arange(pairs), len(names)),
         "statistic": list(names) * pairs,

@@ -21,7 +21,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among
 from memprobe.statistics.controls import net_of
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, median_interval, wilson
+from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap_mean, median_interval, wilson
 from memprobe.statistics.paired import differences, false_discovery
 
 GAP = 1.0
@@ -115,8 +115,8 @@ def by_depth(
     """Restoration and erasure by depth, with controls.
 
     Intervals are bootstrapped over factoids. ``p`` is of a sign-flip test of the patch against its control of another
-    factoid's states (random ones where there is no other; random weights for grafts), ``q`` the same adjusted over the
-    depths of its sweep.
+    factoid's states (random ones where there is no other; random weights for grafts), factoids of one answer flipped
+    together, ``q`` the same adjusted over the depths of its sweep.
 
     Returns:
         [source, target, what, positions, parts, window, direction, depth, last, facts (how many were asked), n (how
@@ -124,6 +124,7 @@ def by_depth(
         net_random_low, net_random_high, p, q]; null where there is no control.
     """
     shares = moved_shares(answers(table, facts=facts), threshold=threshold)
+    alike = dict(_alike(table).iter_rows())
     rows: list[pl.DataFrame] = []
     for unit in shares.partition_by([*UNIT, "window"], maintain_order=True):
         asked = unit["factoid"].n_unique()
@@ -162,12 +163,9 @@ def by_depth(
                     tested = own - control
             p = np.full(len(places), np.nan)
             if tested is not None:
-                p = (
-                    differences(tested, ids, resamples, seed=seed)["p"]
-                    .cast(pl.Float64)
-                    .fill_null(np.nan)
-                    .to_numpy()
-                )
+                own_answers = np.array([alike[factoid] for factoid in ids])
+                tests = differences(tested, own_answers, resamples, seed=seed)
+                p = tests["p"].cast(pl.Float64).fill_null(np.nan).to_numpy()
             part = part.with_columns(
                 pl.Series("p", p).fill_nan(None), pl.Series("q", false_discovery(p)).fill_nan(None)
             )
@@ -189,10 +187,11 @@ def first_depths(
         n_layers: of the models, also by (source, target); by default the deepest depth in the table.
 
     Returns:
-        [source, target, what, positions, direction, factoid, first, never_as, patched]; ``never_as`` is the depth that
-        "never" counts as, n_layers + 1. ``patched`` is null where every depth was patched, else it lists those that
-        were: ``first`` is then the first among them, and the fact may well move at a depth before it or between them.
-        Grafts are not among them: their blocks do not follow upon another.
+        [source, target, what, positions, direction, factoid, first, answer, never_as, patched]; ``answer`` is the same
+        of factoids that have one answer, ``never_as`` the depth that "never" counts as, n_layers + 1. ``patched`` is
+        null where every depth was patched, else it lists those that were: ``first`` is then the first among them, and
+        the fact may well move at a depth before it or between them. Grafts are not among them: their blocks do not
+        follow upon another.
     """
     states = table.filter(pl.col("what") != "weights")
     shares = moved_shares(answers(states, facts=facts), threshold=threshold)
@@ -200,7 +199,16 @@ def first_depths(
     first = own.group_by([*_SWEPT, "direction", "factoid"], maintain_order=True).agg(
         first=pl.col("depth").filter(pl.col("moved") >= share).min()
     )
+    first = first.join(_alike(states), on="factoid", how="left", maintain_order="left")
     return first.join(_depths_of(states, n_layers), on=_SWEPT, how="left", maintain_order="left")
+
+
+def _alike(table: pl.DataFrame) -> pl.DataFrame:
+    """[factoid, answer]: the first, by id, of the factoids that have the same answer tokens."""
+    tokens = table.filter(pl.col("token") >= 0).select("factoid", "token", "token_id").unique()
+    whole = tokens.sort("factoid", "token").group_by("factoid", maintain_order=True)
+    written = whole.agg(pl.col("token_id").cast(pl.String).str.join(" ").alias("ids"))
+    return written.select("factoid", pl.col("factoid").min().over("ids").alias("answer"))
 
 
 _SWEPT = ["source", "target", "what", "positions"]
@@ -230,8 +238,9 @@ def at_every_depth(first: pl.DataFrame) -> pl.DataFrame:
 def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """:func:`first_depths` in a row per sweep and direction.
 
-    ``mean`` is over the facts that get there; ``restricted`` counts never as n_layers + 1; the median counts never as
-    later than every depth, with its order statistics.
+    ``mean`` is over the facts that get there; ``restricted`` counts never as n_layers + 1, and has an interval where 20
+    get there, as :func:`memprobe.statistics.placement` has it; the median counts never as later than every depth, with
+    its order statistics.
 
     Returns:
         [source, target, what, positions, direction, patched, n, never, never_low, never_high (Wilson's), mean,
@@ -248,6 +257,8 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
         resamples = Resamples.of(len(depth), draws=draws, seed=seed)
         mean, low, high = bootstrap_mean(counted[:, None], resamples)
         reached = depth[~np.isinf(depth)]
+        if len(reached) < FEWEST["mean of those that occur"]:
+            low, high = np.full((2, 1), np.nan)
         median = [float(value) if np.isfinite(value) else None for value in median_interval(depth)]
         never = np.isinf(depth).mean()
         ends = wilson(np.array([never]), np.array([len(depth)]))
@@ -265,7 +276,7 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
         )
     if not rows:
         return pl.DataFrame()
-    drop = ["factoid", "first", "never_as"]
+    drop = ["factoid", "first", "answer", "never_as"]
     typed = {"patched": first.schema["patched"]} | dict.fromkeys(_OF_EVERY_DEPTH, pl.Float64)
     summary = pl.DataFrame(rows, schema_overrides=typed, infer_schema_length=None).fill_nan(None).drop(drop)
     whole = pl.col("patched").is_null()
@@ -288,8 +299,8 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
     the arm moves the depth from which a state brings its fact back.
 
     Returns:
-        [what, positions, direction, target, reference, n, difference, low, high, p, effect, dominance, q]; ``q`` is p
-        adjusted over the rows.
+        [what, positions, direction, target, reference, n, difference, low, high, p, effect, dominance, q]; ``p`` is of
+        sign flips, factoids of one answer together, ``q`` is p adjusted over the rows.
     """
     rows = []
     counted = at_every_depth(first).with_columns(
@@ -298,7 +309,8 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
     )
     for part in counted.partition_by(["what", "positions", "direction"], maintain_order=True):
         pairs = part["pair"].unique(maintain_order=True).to_list()
-        sides = {pair: part.filter(pl.col("pair") == pair).select("factoid", "value") for pair in pairs}
+        of_each = {pair: part.filter(pl.col("pair") == pair) for pair in pairs}
+        sides = {pair: one.select("factoid", "answer", "value") for pair, one in of_each.items()}
         for pair in pairs[1:]:
             both = sides[pair].join(sides[pairs[0]], on="factoid", suffix="_reference", maintain_order="left")
             if both.is_empty():
@@ -306,8 +318,8 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
             values = (both["value"].cast(pl.Float64) - both["value_reference"].cast(pl.Float64)).to_numpy()[
                 :, None
             ]
-            ids = both["factoid"].to_numpy()
-            table = differences(values, ids, Resamples.of(len(ids), draws=draws, seed=seed), seed=seed)
+            alike = both["answer"].to_numpy()
+            table = differences(values, alike, Resamples.of(len(alike), draws=draws, seed=seed), seed=seed)
             head = part.row(0, named=True)
             rows.append(
                 {key: head[key] for key in ("what", "positions", "direction")}

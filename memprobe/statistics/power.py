@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -93,20 +94,27 @@ def seeds_needed(
     )
 
 
-def scatter(pairs: list[np.ndarray], shares: list[np.ndarray], n: int) -> tuple[float, float]:
+def scatter(
+    pairs: list[np.ndarray], shares: list[np.ndarray], sizes: Sequence[int], n: int
+) -> tuple[float, float]:
     """How paired differences of shares scatter over seeds, pooled over pairs of arms: (between, within).
 
     ``within`` is the binomial variance of a pair's difference, of facts that are answered independently;
-    ``between`` is what the variance over seeds has beyond that, 0 where it has nothing.
+    ``between`` is what the variance over seeds has beyond that, 0 where it has nothing. Arms with more pairs of seeds
+    count for more in both, as their degrees of freedom do.
 
     Args:
         pairs: of each pair of arms, [seed] differences.
         shares: of each pair, [2, seed].
-        n: facts of each seed.
+        sizes: facts of each seed, of each pair of arms: their noise is what theirs is.
+        n: facts that ``within`` is said of.
     """
-    total = np.array([np.var(pair, ddof=1) for pair in pairs if len(pair) > 1])
-    freedom = np.array([len(pair) - 1 for pair in pairs if len(pair) > 1], float)
-    if not len(total):
+    several = [at for at, pair in enumerate(pairs) if len(pair) > 1]
+    if not several:
         return np.nan, np.nan
-    within = float(np.mean([(one * (1 - one)).sum(0).mean() / n for one in shares]))
-    return max(0.0, float(total @ freedom / freedom.sum()) - within), within
+    freedom = np.array([len(pairs[at]) - 1 for at in several], float)
+    total = np.array([np.var(pairs[at], ddof=1) for at in several])
+    answered = np.array([(shares[at] * (1 - shares[at])).sum(0).mean() for at in several])
+    noise = answered / np.array([sizes[at] for at in several])
+    between, within = np.average(total - noise, weights=freedom), np.average(answered, weights=freedom) / n
+    return max(0.0, float(between)), float(within)

@@ -143,10 +143,10 @@ def discordant_variance(difference: np.ndarray) -> float:
     added to those that were, so that it is not 0 where none differs (Agresti & Min 2005).
 
     Args:
-        difference: [factoid] of -1, 0 and 1.
+        difference: [factoid] of -1, 0 and 1; or between them, where an answer is the mean of several yes or no.
     """
     n = len(difference) + 2
-    moved = float(np.abs(difference).sum()) + 2
+    moved = float(np.square(difference).sum()) + 2
     return (moved / n - (float(difference.sum()) / n) ** 2) / n
 
 

@@ -44,6 +44,22 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def side_of(low: float | None, high: float | None) -> int | None:
+    """On which side of 0 an interval lies: 1 above, -1 below, 0 where it holds 0; ``None`` where there is none."""
+    if low is None or high is None or not (np.isfinite(low) and np.isfinite(high)):
+        return None
+    return int(low > 0) - int(high < 0)
+
+
+def on_one_side(*intervals: tuple[float | None, float | None]) -> bool | None:
+    """Whether intervals lie on the same side of 0, with all of each; ``None`` where one of them is not known.
+
+    So a placement claim is held: in the checkpoint's own readout and in the base model's.
+    """
+    sides = {side_of(low, high) for low, high in intervals}
+    return None if None in sides else len(sides) == 1 and sides != {0}
+
+
 def verdict(
     low: float | None,
     high: float | None,
@@ -100,8 +116,8 @@ def _is_below(p: float) -> bool:
 def together(verdicts: Sequence[str]) -> str:
     """The verdict of a claim that must hold in every one of several readings at once.
 
-    Seen in all is seen. Contradicted needs one reading that contradicts and none that sees. Equivalent in all is
-    equivalent; without a single tested reading nothing is tested, and the rest is undecided.
+    Where one of them is not tested, the claim is not. Seen in all is seen. Contradicted needs one reading that
+    contradicts and none that sees. Equivalent in all is equivalent, and the rest is undecided.
     """
     if not verdicts or NOT_TESTED in verdicts:
         return NOT_TESTED

@@ -16,7 +16,7 @@ from memprobe.readings import Readings
 from memprobe.retention import curve, forgetting
 from memprobe.retention.runs import OVER_SEEDS, UNSEEN_ROWS
 from memprobe.statistics.margins import GIVEN_MARGIN
-from memprobe.statistics.shares import share_difference
+from memprobe.statistics.shares import share_difference, share_over_seeds
 from memprobe.studies import open_study, with_cells
 from tests.disk import contents
 from tests.probes import write_probe
@@ -344,6 +344,15 @@ def test_lost_facts_are_counted_over_the_seeds_of_an_arm():
     assert ranks == pytest.approx([*ends]) and row["deepest_low"] < 29 < row["deepest_high"]
     few = lost_facts(results([*MIXED], placement=placement[:2], lost=lost[:2]))
     assert few["surfaces_low"].to_list() == [None]
+    # Of 4, 2 and 6 facts D_B's answers were watched for; results of old do not say so.
+    some = [one | {"n_intruded": n} for one, n in zip(lost, (4, 0, 2, 6), strict=True)]
+    watched = row_of(lost_facts(results([*MIXED], placement=placement, lost=some)))
+    assert watched["intruded"] == pytest.approx((2 + 2 + 0) / 12) and row["intruded"] == pytest.approx(
+        20 / 60
+    )
+    share = share_over_seeds(np.array([2.0, 2.0, 0.0]), np.array([2.0, 4.0, 6.0]))
+    assert [watched["intruded_low"], watched["intruded_high"]] == pytest.approx([share.low, share.high])
+    assert watched["surfaces_low"] == row["surfaces_low"]
 
 
 def test_steps_that_cells_share_count_once(tmp_path):
@@ -389,6 +398,28 @@ def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
         pl.DataFrame([exact | {"arm": REMIX}]), pl.DataFrame([*plain], infer_schema_length=None)
     )
     assert other.is_empty()
+
+
+def test_what_is_kept_of_facts_not_shown_again_is_the_mean_over_seeds_whatever_their_number():
+    """Seeds that are shown other rows of a sample again, 8 and 12 not: shares were rounded to eighths."""
+    text = "replay(ratio=0.25, stages=2)"
+    cells = [
+        cell("replay", seed, 0.5, text, replay_ratio=0.25, retention_unseen=kept / of, n=16, n_unseen=of)
+        for seed, (kept, of) in enumerate(((2, 8), (4, 12), (5, 12), (7, 12), (2, 12)))
+    ]
+    plain = [row | {"n": 16, "retention_unseen": None} for row in NAIVE]
+    exact = difference("exact", 0.1, 0.3, arm=text, p=0.01, significant=True, detectable=0.2, paired=True)
+    exact |= {"seeds": 3, "reference_seeds": 3}
+    learned = pl.DataFrame([*plain, *cells], infer_schema_length=None)
+    [row] = unseen_differences(pl.DataFrame([exact]), learned).to_dicts()
+    kept, naive = (
+        np.mean([one[name] for one in some])
+        for some, name in ((cells, "retention_unseen"), (plain, "retention"))
+    )
+    assert row["difference"] == pytest.approx(kept - naive) and row["low"] < row["difference"] < row["high"]
+    assert (row["paired"], row["seeds"], row["reference_seeds"]) == (False, 5, len(plain)), (
+        "all of either arm"
+    )
 
 
 def test_each_set_up_is_answered_after_its_own_last_stage():

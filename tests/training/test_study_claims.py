@@ -116,6 +116,8 @@ def test_five_verdicts_of_arms():
     found = claims(tables(rows), book({"name": "keeps more", "equivalent": 0.05}))
     assert list(verdicts(found).values()) == ["seen", "contradicted", "equivalent", "undecided", "not tested"]
     assert found["evidence"][0] == "own: +0.400 [+0.300, +0.500]; 3 seeds"
+    more = claims(tables([rows[0] | {"seeds": 5}]), book({"name": "keeps more"}))
+    assert more["seeds"].to_list() == [3] and more["evidence"][0].endswith("; 3 seeds"), "naive has three"
 
 
 def test_an_inert_arm_is_not_tested_and_says_why():
@@ -490,7 +492,7 @@ def test_what_set_ups_share_is_tested_once():
     rows = [
         placed("kvr-lama-n64", "1", seeds=3),
         placed("kvr-lama-n64", "2"),
-        placed("kvr-webqa-n64", "1", seeds=4),
+        placed("kvr-webqa-n64", "1", seeds=4, reference_seeds=4),
         placed("kvr-webqa-n64", "2"),
         placed("kvr-webqa-math-n64", "1", seeds=3),
         placed("kvr-webqa-math-n64", "2"),

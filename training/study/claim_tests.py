@@ -45,7 +45,7 @@ class Test:
     """One claim about one arm in one reading.
 
     Attributes:
-        seeds: of the arm; ``None`` where what is counted is arms.
+        seeds: of the arm, or of what it is held against, if those are fewer; ``None`` where what is counted is arms.
         together: tests of one family that name the same are corrected together (default: those of one set-up).
     """
 
@@ -191,9 +191,8 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             beside = ""
             if claim.statistic == "log_prob_full":
                 beside = _beside(group.filter(statistic=GIVEN_MARGIN, readout=OWN))
-            why = idle.get((setup, arm), "") or _without_interval(
-                parts, min(first["seeds"], first["reference_seeds"])
-            )
+            seeds = min(first["seeds"], first["reference_seeds"])
+            why = idle.get((setup, arm), "") or _without_interval(parts, seeds)
             yield Test(
                 claim,
                 setup,
@@ -202,7 +201,7 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
                 stage,
                 reading,
                 parts,
-                first["seeds"],
+                seeds,
                 first["in_common"] or "",
                 first["detectable"],
                 why,

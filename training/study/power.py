@@ -25,8 +25,8 @@ class Scatter:
 
     Attributes:
         arms: of how many arms.
-        between, within: variances by what is peculiar to a seed, and by its facts.
-        facts: of each seed.
+        between, within: variances by what is peculiar to a seed, and by its facts, where it has so many.
+        facts: of each seed; the fewest that arms have.
     """
 
     name: str
@@ -61,11 +61,14 @@ def stored_scatter(cells: pl.DataFrame) -> list[Scatter]:
         raise MemprobeError(
             "these results have no arm with two seeds beside naive's, so there is no scatter to go by"
         )
-    facts = min(n for *_, n in by_arm)
-    pairs, shares = [pair for _, pair, _, _ in by_arm], [share for _, _, share, _ in by_arm]
-    every = Scatter("all arms", len(by_arm), *scatter(pairs, shares, facts), facts)
+    _, pairs, shares, sizes = map(list, zip(*by_arm, strict=True))
+    facts = min(sizes)
+    every = Scatter("all arms", len(by_arm), *scatter(pairs, shares, sizes, facts), facts)
     widest = max(by_arm, key=lambda one: float(np.var(one[1], ddof=1)))
-    return [every, Scatter(widest[0], 1, *scatter([widest[1]], [widest[2]], widest[3]), widest[3])]
+    return [
+        every,
+        Scatter(widest[0], 1, *scatter([widest[1]], [widest[2]], [widest[3]], widest[3]), widest[3]),
+    ]
 
 
 def power_of(cells: Sequence[Cell], scattered: Sequence[Scatter]) -> pl.DataFrame:

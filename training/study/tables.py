@@ -242,12 +242,16 @@ def _mean_of(
 
 
 def _share_of(group: pl.DataFrame, name: str) -> dict[str, float | None]:
-    """A share of lost facts, over seeds that lost any; a seed counts by how many it lost."""
-    known = group.filter(pl.col(name).is_not_null(), pl.col("n_lost") > 0)
+    """A share of lost facts, over seeds that lost any; a seed counts by how many it is a share of."""
+    # Only facts that D_B's answers were watched for can be outranked by one; results of old do not say how many.
+    of = "n_intruded" if name == "intruded" and "n_intruded" in group.columns else "n_lost"
+    known = group.with_columns(of=pl.coalesce(of, "n_lost")).filter(
+        pl.col(name).is_not_null(), pl.col("of") > 0
+    )
     numbers: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     if not len(known):
         return numbers
-    sizes = known["n_lost"].to_numpy().astype(float)
+    sizes = known["of"].to_numpy().astype(float)
     counts = known[name].to_numpy() * sizes
     numbers[name] = float(counts.sum() / sizes.sum())
     if len(known) >= MIN_SEEDS:

@@ -34,9 +34,10 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
             continue
         if group["replay_ratio"].null_count():
             continue
-        # Which rows of a sample are shown again may depend on the seed: none counts for more facts than it has.
+        # Which rows of a sample are shown again may depend on the seed: none counts for more facts than it has. Of a
+        # seed that has more, its share is the same of the fewer, be that no whole number of facts.
         size = int(group["n_unseen"].min())  # type: ignore[arg-type]
-        counts = np.rint(group["retention_unseen"].to_numpy() * size)
+        counts = group["retention_unseen"].to_numpy() * size
         n = int(other["n"][0])
         difference = share_difference(counts, np.rint(other["retention"].to_numpy() * n), size, others_n=n)
         edges = {
@@ -49,5 +50,6 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
             "significant": difference.low > 0 or difference.high < 0,
             "detectable": detectable_within(difference.low, difference.high),
         }
-        rows.append({**row, **edges, **flags, "statistic": UNSEEN, "paired": False})
+        seeds = {"seeds": len(group), "reference_seeds": len(other)}
+        rows.append({**row, **edges, **flags, **seeds, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
