@@ -159,7 +159,7 @@ def test_the_page_quotes_the_stored_cells(puzzle):
         numbers = sorted(abs(scale * claim[key]) for key in ("mean", "low", "high"))
         if claim["measure"] == "exact_match" or claim["verdict"] == "seen":
             assert all(form.format(number) in flat for number in numbers), claim["says"]
-    first = [arm for arm in stored.filter(epochs=20)["arm"].unique()]
+    first = stored.filter(epochs=20)["arm"].unique().to_list()
     assert stored.filter(pl.col("arm").is_in(first), lr=1e-4, epochs=40)["commit"].unique().to_list() == [
         "d60a86d90947ae68f4132b0afaf468dc886be545"
     ]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.arms import arm_names, by_kind
 from memprobe.figures.drawings import Drawing
 from memprobe.figures.writing import write_figure
 from memprobe.statistics.shares import share_over_seeds
@@ -16,23 +15,37 @@ from memprobe.statistics.shares import share_over_seeds
 HERE = Path(__file__).parent
 CELLS, FIGURES = HERE / "cells.csv", HERE.parents[1] / "figures" / "puzzle"
 SETTING = ["lr", "epochs"]
+NAMES = {
+    "naive": "naive",
+    "matched-steps": "naive, as many steps",
+    "generic-words": "generic text",
+    "generic-words-shuffled": "generic text, shuffled",
+    "generic-sentence": "generic text, sentence",
+    "random-words": "random words",
+    "random-sentence": "random words, sentence",
+    "random-words-redrawn": "random words, redrawn",
+    "random-words-50": "random words, 50 + 50",
+    "random-words-6": "random words, 6 + 6",
+    "random-words-3": "random words, 3 + 3",
+}
+"""Of the grid's arms, in order; 12 + 12 words, some of them in the prompt, where nothing else is said."""
 LEAST_SEEDS = 3
 
 
 def table(cells: pl.DataFrame) -> pl.DataFrame:
     """What :func:`memprobe.figures.forgetting` draws, a panel for each setting; of failed cells the number alone."""
-    names = arm_names(by_kind(set(cells["arm_text"])))
-    order = by_kind(set(cells["arm_text"]))
     rows = []
     for (lr, epochs), some in cells.sort("lr", "epochs", descending=True).group_by(
         SETTING, maintain_order=True
     ):
         naive = _costs(some.filter("learned", arm_text="none"))
-        for text in order:
-            arm = some.filter(arm_text=text).sort("seed")
+        for name, label in NAMES.items():
+            arm = some.filter(arm=name).sort("seed")
             if len(arm):
                 setup = f"{epochs} epochs of stage 1, learning rate {lr:g}"
-                rows.append({"setup": setup, "arm": names[text], "arm_text": text} | _kept(arm, naive))
+                rows.append(
+                    {"setup": setup, "arm": label, "arm_text": arm["arm_text"][0]} | _kept(arm, naive)
+                )
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
