@@ -168,7 +168,7 @@ def test_pairs_of_arms_and_seeds_end_in_one_table(study, tmp_path, cli):
     code, _, err = cli("patch", *given, *more, "--reference", "nobody")
     assert (
         code == 2
-        and "--reference nobody: is not a label of --from; choose naive-0.1, naive-1.1, kl-0.1" in err
+        and "--reference nobody: is not a label of --from; there are naive-0.1, naive-1.1, kl-0.1" in err
     )
     # the label of a target is none of a source, and a spec is no label
     for given_as in ("naive-0.2", study / "naive-0" / "1-a"):
