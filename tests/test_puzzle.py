@@ -15,18 +15,14 @@ RULES = tomllib.loads((FOLDER / "rules.toml").read_text(encoding="utf-8"))
 GENERIC_KEEPS = "generic text with words in the prompt keeps more than naive training"
 
 
-def module_of(name):
-    """A script of the folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"puzzle_{name}", FOLDER / f"{name}.py")
+@pytest.fixture(scope="module")
+def puzzle():
+    """The script, whose folder is no package."""
+    spec = importlib.util.spec_from_file_location("puzzle_results", FOLDER / "results.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def puzzle():
-    return module_of("results")
 
 
 def cells(*, epochs=20, **arms):
@@ -170,10 +166,10 @@ def readme():
     return (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_stored_figure_is_that_of_the_stored_cells():
-    module = module_of("figure")
-    stored = json.loads((module.FIGURES / "forgetting.json").read_text(encoding="utf-8"))
-    table = module.table(pl.read_csv(module.CELLS))
-    assert stored["data"] == json.loads(json.dumps(table.to_dict(as_series=False)))
+def test_the_stored_figure_is_that_of_the_stored_cells(puzzle):
+    stored = json.loads((puzzle.FIGURES / "forgetting.json").read_text(encoding="utf-8"))
+    table = puzzle.figure_table(pl.read_csv(puzzle.CELLS))
+    drawn = json.loads(json.dumps(table.to_dict(as_series=False)))
+    assert stored["data"] == drawn
     failed = table.filter(pl.col("failed") > 0)
-    assert failed["failed"].sum() == int((~pl.read_csv(module.CELLS)["learned"]).sum()) > 0
+    assert failed["failed"].sum() == int((~pl.read_csv(puzzle.CELLS)["learned"]).sum()) > 0

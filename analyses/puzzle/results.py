@@ -2,7 +2,8 @@
 
 ``python analyses/puzzle/results.py runs/smollm2-puzzle-grid`` puts the cells of the grid's directory into
 ``cells.csv``, in the place of the same ones if they stood there; those of other directories stay.
-Then, as it does without a directory, it makes ``results.md`` from them and from ``rows.csv`` (see ``rows.py``).
+Then, as it does without a directory, it makes ``results.md`` and the figure from them and from ``rows.csv`` (see
+``rows.py``).
 """
 
 from __future__ import annotations
@@ -18,21 +19,39 @@ import polars as pl
 from scipy import stats
 
 from memprobe.errors import MemprobeError
+from memprobe.figures.drawings import Drawing
+from memprobe.figures.writing import write_figure
 from memprobe.files import csv_text, read_toml, read_valid, write_text
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
 from memprobe.statistics.arms import student
 from memprobe.statistics.clusters import clustered_rank_correlation
-from memprobe.statistics.shares import share_difference, share_over_seeds
+from memprobe.statistics.shares import Share, share_difference, share_over_seeds
 from memprobe.statistics.verdicts import holm, verdict, verdict_without_interval
 from memprobe.wording import interval, markdown_table, number, p_value
 
 HERE = Path(__file__).parent
 CELLS, ROWS, RESULTS = HERE / "cells.csv", HERE / "rows.csv", HERE / "results.md"
+FIGURES = HERE.parents[1] / "figures" / "puzzle"
 SETTING = ("lr", "n", "epochs")
 CELL = ("arm", "seed", *SETTING)
 EXACT, NATS = "exact_match", "nats"
 _ORDER = [True, False, False, False, False]  # settings, arms and seeds, from the largest learning rate
 FORMS = {EXACT: "+.1%", NATS: "+.2f"}
+LEAST_SEEDS = 3  # of an arm, for an interval of what it keeps
+NAMES = {
+    "naive": "naive",
+    "matched-steps": "naive, as many steps",
+    "generic-words": "generic text",
+    "generic-words-shuffled": "generic text, shuffled",
+    "generic-sentence": "generic text, sentence",
+    "random-words": "random words",
+    "random-sentence": "random words, sentence",
+    "random-words-redrawn": "random words, redrawn",
+    "random-words-50": "random words, 50 + 50",
+    "random-words-6": "random words, 6 + 6",
+    "random-words-3": "random words, 3 + 3",
+}
+"""Of the grid's arms, in order; 12 + 12 words, some of them in the prompt, where nothing else is said."""
 
 
 def collect(grid: Path) -> pl.DataFrame:
@@ -126,6 +145,14 @@ def _counts(shares: pl.Series, n: int) -> np.ndarray:
     return np.rint(shares.to_numpy() * n)
 
 
+def _kept(learned: pl.DataFrame) -> Share | None:
+    """What is left of D_A after stage 2, over seeds that learned all; None where there are too few."""
+    if len(learned) < LEAST_SEEDS:
+        return None
+    n = int(learned["n"][0])
+    return share_over_seeds(_counts(learned["exact_match_2"], n), n)
+
+
 def covariates(cells: pl.DataFrame, rules: dict[str, Any], mixed: pl.DataFrame) -> pl.DataFrame:
     """Rank correlations over the means of arms and settings, with the nats of D_A after stage 2; p is exact.
 
@@ -178,9 +205,7 @@ def _arms(cells: pl.DataFrame) -> list[str]:
     rows = []
     for (lr, n, epochs, arm), some in cells.sort("seed").group_by(*SETTING, "arm", maintain_order=True):
         learned = some.filter("learned")
-        kept = (
-            share_over_seeds(_counts(learned["exact_match_2"], int(n)), int(n)) if len(learned) > 2 else None
-        )
+        kept = _kept(learned)
         means = [
             number(learned[name].mean() if len(learned) else None, form)
             for name, form in {"nats_2": ".2f", "nats_1": ".3f", "moved_1": ".1f", "moved_2": ".1f",
@@ -269,6 +294,45 @@ def _cell(value: Sequence[Any] | Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
+def figure_table(cells: pl.DataFrame) -> pl.DataFrame:
+    """What :func:`memprobe.figures.forgetting` draws, a panel for each setting; of failed cells the number alone."""
+    rows = []
+    for (lr, epochs), some in cells.sort("lr", "epochs", descending=True).group_by(
+        "lr", "epochs", maintain_order=True
+    ):
+        naive = _costs(some.filter("learned", arm_text="none"))
+        for name, label in NAMES.items():
+            arm = some.filter(arm=name).sort("seed")
+            if len(arm):
+                setup = f"{epochs} epochs of stage 1, learning rate {lr:g}"
+                rows.append(
+                    {"setup": setup, "arm": label, "arm_text": arm["arm_text"][0]} | _drawn(arm, naive)
+                )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _drawn(arm: pl.DataFrame, naive: dict[str, float | None]) -> dict[str, Any]:
+    learned = arm.filter("learned")
+    kept = _kept(learned)
+    ratios = {
+        name: cost / naive[name] if cost and naive[name] else None for name, cost in _costs(learned).items()
+    }
+    return ratios | {
+        "retention": kept and kept.value,
+        "low": kept and kept.low,
+        "high": kept and kept.high,
+        "by_seed": learned["exact_match_2"].to_list(),
+        "failed": len(arm) - len(learned),
+        "last_metric": "exact_match",
+        "last_score": learned["d_b_exact_match"].mean(),
+    }
+
+
+def _costs(cells: pl.DataFrame) -> dict[str, float | None]:
+    """Steps and tokens of both stages, a mean over seeds."""
+    return {name: (cells[f"{name}_1"] + cells[f"{name}_2"]).mean() for name in ("steps", "tokens")}
+
+
 def main() -> None:
     """See the module."""
     try:
@@ -279,6 +343,9 @@ def main() -> None:
         sys.exit(str(error))
     write_text(csv_text(cells), CELLS)
     write_text(results(cells, pl.read_csv(ROWS)), RESULTS)
+    made_of = [{"kind": "results", "path": "analyses/puzzle"}]
+    drawing = Drawing("forgetting", "", figure_table(cells), {}, {}, made_of)
+    write_figure(drawing, FIGURES, width=183, formats=["png"], command="python analyses/puzzle/results.py")
 
 
 if __name__ == "__main__":

@@ -44,13 +44,11 @@ _AT_ONCE = 16
 
 
 def measured(cells: list[Cell], base: LensModel, data_dir: Path | None) -> Iterator[dict[str, Any]]:
-    """The arm, seed and keys of each cell that mixes rows in, and what their answers cost the base model."""
+    """The arm, seed and keys of each cell, which mixes rows in, and what their answers cost the base model."""
     for cell in cells:
         recipe, (arm, seed, n) = cell.node.chain[0].recipe, _key(cell)
         stage = recipe.stages[0]
-        for part in (
-            () if stage.match else stage.mixing
-        ):  # matched rows give a stage its length, and are not trained
+        for part in stage.mixing:
             drawn, _ = mixing_rows(recipe, stage, part, n, data_dir)
             make = ExampleMaker(recipe.template, base.tokenizer, recipe.max_length)
             rows = [make(row, own=False) for row in drawn[: wanted_rows(part.ratio, n)]]
@@ -72,6 +70,12 @@ def measured(cells: list[Cell], base: LensModel, data_dir: Path | None) -> Itera
             }
 
 
+def _mixes(cell: Cell) -> bool:
+    """Whether its stage 1 trains mixing rows; those of a matched stage give it its length alone."""
+    first = cell.node.recipe.stages[0]
+    return bool(first.mixing) and not first.match
+
+
 def _key(cell: Cell) -> tuple[str, int, int]:
     """What its mixing rows depend on."""
     recipe = cell.node.recipe
@@ -84,11 +88,15 @@ def main() -> None:
     asked.add_argument("--data-dir", type=Path)
     data_dir = asked.parse_args().data_dir
     stored = pl.read_csv(ROWS) if ROWS.exists() else pl.DataFrame(schema=SCHEMA)
-    trained = set(pl.read_csv(CELLS).join(stored, on=KEY, how="anti").select(KEY).iter_rows())
+    lacking = set(pl.read_csv(CELLS).join(stored, on=KEY, how="anti").select(KEY).iter_rows())
     try:
-        cells = {_key(cell): cell for cell in cells_of(read_grid(GRID), GRID)}
-        base = load(resolve(next(iter(cells.values())).node.recipe.base))
-        rows = pl.DataFrame([*measured([cells[key] for key in trained], base, data_dir)], schema=SCHEMA)
+        every = {_key(cell): cell for cell in cells_of(read_grid(GRID), GRID)}
+        cells = [cell for key, cell in every.items() if key in lacking and _mixes(cell)]
+        if not cells:
+            print(f"{ROWS}: has the rows of every cell already")
+            return
+        base = load(resolve(cells[0].node.recipe.base))
+        rows = pl.DataFrame([*measured(cells, base, data_dir)], schema=SCHEMA)
     except MemprobeError as error:
         sys.exit(str(error))
     write_text(csv_text(pl.concat([stored, rows]).sort(KEY)), ROWS)

@@ -50,10 +50,14 @@ def write(folder, arms, base="none"):
     return path
 
 
+def firsts(path):
+    """Of each cell, where its stage 1 lies."""
+    return {cell.node.name: cell.node.chain[0].name for cell in cells_of(read_grid(path), path)}
+
+
 def test_stages_that_mix_facts_are_shared_by_cells_of_one_chain(tmp_path):
     path = write(tmp_path, '["naive", "facts", "facts-replay", "words"]')
-    firsts = {cell.node.name: cell.node.chain[0].name for cell in cells_of(read_grid(path), path)}
-    assert firsts == {
+    assert firsts(path) == {
         "a-b/naive-s0": "a/naive-s0",
         "a-c/naive-s0": "a/naive-s0",
         "a-b/words-s0": "a/words-s0",
@@ -86,8 +90,7 @@ def test_texts_that_a_later_stage_reads_too_are_not_mixed_into_stage_1_of_a_grid
     for old, new in changes.items():
         grid = grid.replace(old, new)
     path.write_text(grid)
-    firsts = {cell.node.name: cell.node.chain[0].name for cell in cells_of(read_grid(path), path)}
-    assert firsts == {
+    assert firsts(path) == {
         "a-b/naive-s0": "a/naive-s0",
         "a-c/naive-s0": "a/naive-s0",
         "a-b/facts-s0": "a-before-b/facts-s0",
