@@ -102,15 +102,20 @@ def test_covariates_rank_arms_not_cells(puzzle):
         nats_1=pl.col("nats_2") / 10, moved_1=-pl.col("nats_2"), moved_2=pl.col("nats_2") % 3
     )
     mixed = pl.DataFrame(
-        [{"arm": arm, "seed": s, "n": 32, "nats": 9.0 - int(arm[-1])} for arm in arms for s in range(3)]
+        [
+            {"arm": arm, "seed": s, "n": 32, "nats": 9.0 - int(arm[-1]), "tokens": 10 ** int(arm[-1])}
+            for arm in arms
+            for s in range(3)
+        ]
     )
     found = puzzle.covariates(some, RULES, mixed.filter(pl.col("nats") > 5.0))
-    assert found["arms"].to_list() == [7, 7, 7, 4]
+    assert found["arms"].to_list() == [7, 7, 7, 4, 4]
     assert found["correlation"][:2].to_list() == pytest.approx([1.0, -1.0])
     assert found["verdict"][:2].to_list() == ["seen", "contradicted"]
     four = found.row(3, named=True)  # of 24 orders two are as far from 0, whatever a distribution says
     assert (four["correlation"], four["p"]) == (pytest.approx(-1.0), pytest.approx(1 / 12))
     assert four["verdict"] == "undecided"
+    assert found["correlation"][4] == pytest.approx(1.0)  # of all rows: the more tokens, at fewer nats each
 
 
 def test_cells_of_another_machine_stay(puzzle):

@@ -27,7 +27,7 @@ from memprobe.statistics.arms import student
 from memprobe.statistics.clusters import clustered_rank_correlation
 from memprobe.statistics.shares import Share, share_difference, share_over_seeds
 from memprobe.statistics.verdicts import holm, verdict, verdict_without_interval
-from memprobe.wording import interval, markdown_table, number, p_value
+from memprobe.wording import interval, listed, markdown_table, number, p_value
 
 HERE = Path(__file__).parent
 CELLS, ROWS, RESULTS = HERE / "cells.csv", HERE / "rows.csv", HERE / "results.md"
@@ -50,6 +50,8 @@ NAMES = {
     "random-words-50": "random words, 50 + 50",
     "random-words-6": "random words, 6 + 6",
     "random-words-3": "random words, 3 + 3",
+    "random-words-19-rows": "random words, 19 rows",
+    "generic-words-214-rows": "generic text, 214 rows",
 }
 """Of the grid's arms, in order; 12 + 12 words, some of them in the prompt, where nothing else is said."""
 
@@ -157,10 +159,10 @@ def covariates(cells: pl.DataFrame, rules: dict[str, Any], mixed: pl.DataFrame) 
     """Rank correlations over the means of arms and settings, with the nats of D_A after stage 2; p is exact.
 
     Args:
-        mixed: of each arm, seed and n that mixes rows in, ``nats`` a token of their answers. Arms without are left out
-            where it is correlated.
+        mixed: of each arm, seed and n that mixes rows in, the ``tokens`` of their answers and ``nats`` a token. Arms
+            without are left out where these are correlated.
     """
-    mixed = mixed.select("arm", "seed", "n", mixed_nats="nats")
+    mixed = mixed.select("arm", "seed", "n", mixed_nats="nats", mixed_total=pl.col("nats") * pl.col("tokens"))
     some = (
         cells.filter("learned", n=rules["setting"]["n"])
         .join(mixed, on=("arm", "seed", "n"), how="left")
@@ -190,7 +192,10 @@ def results(cells: pl.DataFrame, mixed: pl.DataFrame) -> str:
         "Made by `python analyses/puzzle/results.py` from `cells.csv`, `rows.csv` and `rules.toml`.",
         "## Arms",
     ]
-    parts += ["\n".join(_arms(cells)), *_claims(verdicts(cells, rules))]
+    parts += ["\n".join(_arms(cells)), *_claims(verdicts(cells, rules), "")]
+    again = verdicts(cells.filter(pl.col("seed").is_in(rules["repeat"])), rules)
+    seeds = f" (seeds {listed([str(seed) for seed in rules['repeat']])} alone)"
+    parts += _claims(again.filter(pl.col("n") >= rules["least_seeds"]), seeds)
     parts += ["## Candidate causes", "\n".join(_causes(covariates(cells, rules, mixed)))]
     parts += ["## What is mixed in", "\n".join(_mixed(mixed))]
     parts += ["## Cells", "\n".join(_cells(cells))]
@@ -231,9 +236,9 @@ def _seeds(some: pl.DataFrame) -> str:
     return f"{len(some)}, of which {failed} failed" if failed else str(len(some))
 
 
-def _claims(found: pl.DataFrame) -> Iterator[str]:
+def _claims(found: pl.DataFrame, seeds: str) -> Iterator[str]:
     for (family,), some in found.group_by("family", maintain_order=True):
-        yield f"## {str(family).capitalize()}"
+        yield f"## {str(family).capitalize()}{seeds}"
         tested = some.filter(pl.col("n") > 0)
         if len(tested):
             head = ["claim", "measure", "by seed", "more is kept by", "p", "p in family", "verdict"]
