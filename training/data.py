@@ -181,40 +181,22 @@ def _loaded(
         words=stage.words,
         base=recipe.base,
     )
-    if stage.kind == "texts":
-        loaded, rows = drawn(load_rows, wanted, partial(without_texts, texts=texts))
-        if len(rows) < (wanted or 1):
-            raise MemprobeError(
-                f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows are not evaluated on (evaluate.texts), and "
-                f"{wanted or 1} are wanted; lower n, held_out or texts_n"
-            )
-        counts = loaded.counts | {"evaluated on": len(loaded.rows) - len(rows), "kept": len(rows)}
-        return replace(loaded, rows=rows, origin=_origin_of(loaded, rows), counts=counts)
-    loaded = load_rows(n=wanted)
     if stage.kind == "factoids":
-        return loaded
-    rows = _fitting(recipe, loaded.rows)
-    while wanted is not None and len(rows) < wanted:
-        undrawn, step = loaded.counts.get("not drawn", 0), max(2 * (wanted - len(rows)), 16)
-        # A streamed set does not say how many rows it has, so it is asked for more than it may hold.
-        more = min(step, undrawn) if undrawn else step
-        try:
-            loaded = load_rows(n=len(loaded.rows) + more)  # begins with those of the smaller draw
-        except MemprobeError:
-            break
-        rows = _fitting(recipe, loaded.rows)
+        return load_rows(n=wanted)
+    why, apart, rule, mend = (
+        ("evaluated on", partial(without_texts, texts=texts), "are not evaluated on (evaluate.texts)",
+         "lower n, held_out or texts_n")
+        if stage.kind == "texts"
+        else ("prompt too long", partial(_fitting, recipe),
+              f"have a prompt of fewer than {recipe.max_length} tokens", "raise max_length or lower n")
+    )  # fmt: skip
+    loaded, rows = drawn(load_rows, wanted, apart)
     if len(rows) < (wanted or 1):
         raise MemprobeError(
-            f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows have a prompt of fewer than "
-            f"{recipe.max_length} tokens, and {wanted or 1} are wanted; raise max_length or lower n"
+            f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows {rule}, and {wanted or 1} are wanted; {mend}"
         )
-    kept, spare = rows[:wanted], len(rows[wanted:]) if wanted else 0
-    counts = loaded.counts | {
-        "prompt too long": len(loaded.rows) - len(rows),
-        "not drawn": loaded.counts.get("not drawn", 0) + spare,
-        "kept": len(kept),
-    }
-    return replace(loaded, rows=kept, origin=_origin_of(loaded, kept), counts=counts)
+    counts = loaded.counts | {why: len(loaded.rows) - len(rows), "kept": len(rows)}
+    return replace(loaded, rows=rows, origin=_origin_of(loaded, rows), counts=counts)
 
 
 def _origin_of(loaded: Loaded, rows: Sequence[AnyRow]) -> Origin:

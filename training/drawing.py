@@ -84,10 +84,10 @@ def _opening(text: Text) -> str:
 def drawn(
     draw: Callable[..., Loaded], n: int | None, apart: Callable[[Sequence[AnyRow]], list[AnyRow]]
 ) -> tuple[Loaded, list[AnyRow]]:
-    """``n`` rows that are apart from others, or all; fewer where there are no more. And what they are of.
+    """``n`` rows that are apart from others, or all (fewer, of all there are, where no more are); and what they are of.
 
     Args:
-        draw: gives ``n`` rows; more of them begin with the same.
+        draw: gives ``n`` rows, or all; more of them begin with the same.
         apart: those of some rows that may be taken, in order.
     """
     loaded = draw(n=n)
@@ -96,7 +96,8 @@ def drawn(
         try:
             larger = draw(n=n + len(loaded.rows) - len(rows))
         except MemprobeError:  # there are no more
-            break
+            loaded = draw(n=None)
+            return loaded, apart(loaded.rows)
         if len(larger.rows) == len(loaded.rows):
             break
         loaded, rows = larger, apart(larger.rows)
