@@ -37,7 +37,8 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
 
     Of several checkpoints along one stage the last step stands for it. Runs that share their first stages and end on
     different data make a chain each. Where manifests say what each was trained from, a chain is of parents and
-    children; else of stages by their numbers.
+    children, whatever arm a parent bears: arms that differ from stage 2 on share stage 1, and a chain is of the arm of
+    its last stage. Else it is of stages by their numbers.
     """
     made: dict[tuple[str, str], dict[tuple[tuple[int, str], str, str | None], AnyPoint]] = {}
     for member in sorted(members, key=along):
@@ -45,10 +46,11 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
             stages = made.setdefault((member.arm, member.seed or ""), {})
             stages[member.stage_order, member.stage_title, member.settings] = member
     chains = []
+    everyone = [one for stages in made.values() for one in stages.values()]
     for (arm, seed), stages in made.items():
         by_stage = [stages[key] for key in sorted(stages, key=lambda key: key[0])]
         told = all(one.parent is not None and one.fingerprint is not None for one in by_stage)
-        runs = _by_parents(by_stage) if told else _by_number(by_stage)
+        runs = _by_parents(by_stage, everyone) if told else _by_number(by_stage)
         titles = [run[-1].stage_title for run in runs]
         for run, title in zip(runs, titles, strict=True):
             ends = title if titles.count(title) == 1 else run[-1].label
@@ -56,15 +58,18 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
     return chains
 
 
-def _by_parents(points: Sequence[AnyPoint]) -> list[list[AnyPoint]]:
-    """A run for each checkpoint that none was trained from, back to the first that is here.
+def _by_parents(points: Sequence[AnyPoint], everyone: Sequence[AnyPoint]) -> list[list[AnyPoint]]:
+    """A run for each checkpoint of an arm that none was trained from, back to the first that is here.
 
     A parent that is not here is stood for by the one checkpoint along its stage, where there is one.
+
+    Args:
+        everyone: the checkpoints of all arms.
     """
-    by_print = {one.fingerprint: one for one in points}
+    by_print = {one.fingerprint: one for one in (*everyone, *points) if one.fingerprint is not None}
 
     def before(one: AnyPoint) -> AnyPoint | None:
-        if (parent := by_print.get(one.parent)) is not None:
+        if (parent := by_print.get(one.parent or "")) is not None:
             return parent
         number = one.stage_number
         way = [
@@ -72,7 +77,7 @@ def _by_parents(points: Sequence[AnyPoint]) -> list[list[AnyPoint]]:
         ]
         return way[0] if len(way) == 1 else None
 
-    parent_of = {one.label: before(one) for one in points}
+    parent_of = {one.label: before(one) for one in (*everyone, *points)}
     parents = {parent.label for parent in parent_of.values() if parent is not None}
     runs = []
     for leaf in points:

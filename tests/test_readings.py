@@ -98,6 +98,26 @@ def test_a_chain_is_of_parents_and_children(tmp_path):
     assert {label for chain in chains for label in chain.labels} == set(made), "every one is in a run"
 
 
+def test_a_chain_goes_back_to_a_parent_of_another_arm(tmp_path):
+    """In a grid arms that differ from stage 2 on share stage 1, and one that ends there has another name."""
+    made = {
+        "naive.1": from_parent("kvr", 1, "base"),
+        "naive.2": from_parent("lama", 2, "naive.1"),
+        "ewc.2": from_parent("lama", 2, "naive.1", arm="ewc(strength=1, stages=2)"),
+        "lora.1": from_parent("kvr", 1, "base", arm="lora(rank=8, alpha=32, stages=1)"),
+        "lora.2": from_parent("lama", 2, "lora.1", arm="lora(rank=8, alpha=32, stages=1,2)"),
+    }
+    probe = write_probe(
+        tmp_path / "own", {"base": 7.0} | dict.fromkeys(made, 5.0), manifests=made, summary=False
+    )
+    chains = {chain.arm: chain.labels for chain in chains_of(Readings.of([probe], draws=200).members)}
+    assert chains == {
+        "none": ["naive.1", "naive.2"],
+        "ewc(strength=1, stages=2)": ["naive.1", "ewc.2"],
+        "lora(rank=8, alpha=32, stages=1,2)": ["lora.1", "lora.2"],
+    }
+
+
 def test_runs_of_other_settings_are_other_runs(tmp_path):
     """Along training and over seeds, also where they share arm, seed, stage and step."""
     steps = {"a": (20, "x"), "b": (40, "y"), "c": (60, "y"), "d": (60, "y"), "e": (80, None)}

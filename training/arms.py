@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -41,6 +42,17 @@ def unfold_arm(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def with_arm(data: dict[str, Any], text: str) -> dict[str, Any]:
+    """A resolved recipe's data with its arm's text; without any where that cannot be read back, as with a file whose
+    folder has a comma in its name: the stages say all of it."""
+    said = data | {"arm": text}
+    try:
+        unfold_arm(said)
+    except MemprobeError:
+        return {key: value for key, value in data.items() if key != "arm"}
+    return said
+
+
 def without_arm(data: dict[str, Any]) -> dict[str, Any]:
     """A recipe's data without what an arm writes into it, so that another one can."""
     data = {key: value for key, value in data.items() if key not in ("arm", "joint")}
@@ -78,6 +90,8 @@ def _add(addition: dict[str, Any], part: Part) -> None:
                 "arm: remix and matched, or two lengths to match, in one stage: a matched stage trains none of it"
             )
         for source in part.sources:
+            if part.sources.count(source) > 1:
+                raise MemprobeError(f"arm: {part.name}: data={part.options['data']}: names {source} twice")
             if source == "both":
                 raise MemprobeError(f"arm: {part.name}: data=both is ambiguous; name the sources, one by one")
             addition.setdefault("mixing", []).append({"source": source, **values})
@@ -144,11 +158,10 @@ def arm_of(stages: Sequence[Any], *, joint: bool) -> Arm:
 
 def _parts_of(stage: Any) -> Iterator[Part]:
     """What a stage does, with ``stages`` still to be filled in."""
-    groups: dict[str, tuple[dict[str, str], list[str]]] = {}
-    for mixing in stage.mixing:
-        options = _changed(mixing, without={"source"})
-        groups.setdefault(str(options), (options, []))[1].append(mixing.source)
-    for options, sources in groups.values():
+    # Neighbours alone share a part: rows are drawn in the order of their sources, which the text keeps.
+    for _, some in itertools.groupby(stage.mixing, lambda one: _changed(one, without={"source"})):
+        group = list(some)
+        options, sources = _changed(group[0], without={"source"}), [one.source for one in group]
         if "random-words" in sources:
             # They had one sentence as their prompt before there was a choice, so theirs is always said.
             options.setdefault("prompt", "words")
@@ -157,12 +170,12 @@ def _parts_of(stage: Any) -> Iterator[Part]:
         yield Part("matched" if stage.match else "remix", head | options)
     if stage.replay:
         redraw = {"redraw": "true"} if stage.replay.redraw else {}
-        yield Part("replay", {"ratio": f"{stage.replay.ratio:g}", "stages": ""} | redraw)
+        yield Part("replay", {"ratio": _spelled(stage.replay.ratio), "stages": ""} | redraw)
     if stage.penalty:
-        head = {"strength": f"{stage.penalty.strength:g}", "stages": ""}
+        head = {"strength": _spelled(stage.penalty.strength), "stages": ""}
         yield Part(stage.penalty.method, head | _changed(stage.penalty, without={"method", "strength"}))
     if stage.lora:
-        alpha = f"{stage.lora.alpha:g}"
+        alpha = _spelled(stage.lora.alpha)
         yield Part("lora", {"rank": str(stage.lora.rank), "alpha": alpha, "stages": ""})
 
 
@@ -180,4 +193,7 @@ def _spelled(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return value if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)  # it is read back as it is

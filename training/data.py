@@ -13,17 +13,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import read_valid, write_json
 from memprobe.sources import Loaded, load, subset
-from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
+from memprobe.sources.kinds import AnyRow, Text, rows_hash
 from memprobe.sources.origins import Origin
 from memprobe.sources.shuffling import shuffle_answers
 from training.alike import same_rows
 from training.asking import known_facts, unknown_rows
-from training.drawing import drawn, evaluated_texts, goes_around, mixing_rows, wanted_rows, without_texts
+from training.drawing import (
+    apart_from,
+    drawn,
+    evaluated_texts,
+    fitting,
+    goes_around,
+    mixing_rows,
+    same_place,
+    wanted_rows,
+)
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, facts_in, from_json, taught, to_json
@@ -74,7 +82,8 @@ def prepare(
     for number, stage in enumerate((*recipe.stages, *recipe.later), 1):
         say(f"stage {number} {stage.name}: reading {stage.data}")
         key = f"stages.{number}" if number <= len(recipe.stages) else f"later.{number - len(recipe.stages)}"
-        every.append(_own_rows(recipe, stage, key, taught(every), texts, asked, base, data_dir, say))
+        before = _of_the_same_place(stage, [*zip((*recipe.stages, *recipe.later), every, strict=False)])
+        every.append(_own_rows(recipe, stage, key, taught(every), before, texts, asked, base, data_dir, say))
     # After all stages' own rows, which are so the same in every arm, whatever it mixes in.
     stages = [
         _with_mixing(recipe, stage, f"stages.{number}", data, every, texts, data_dir, say)
@@ -94,11 +103,23 @@ def _drawn_for(kept: dict[str, Any], recipe: Recipe) -> bool:
         return False
 
 
+def _of_the_same_place(stage: Stage, earlier: Sequence[tuple[Stage, StageData]]) -> list[AnyRow]:
+    """Rows of earlier stages, trained or held out, that may be among those of a stage of texts or tasks, which would
+    learn again what an earlier one learned, or what is evaluated as never trained."""
+    return [
+        row
+        for one, data in earlier
+        if same_place(stage.data, one.data)
+        for row in (*data.rows, *data.held_out)
+    ]
+
+
 def _own_rows(
     recipe: Recipe,
     stage: Stage,
     key: str,
     earlier: Sequence[Factoid],
+    before: Sequence[AnyRow],
     texts: Sequence[Text],
     asked: Path,
     base: Callable[[], LensModel],
@@ -108,7 +129,7 @@ def _own_rows(
     of_facts = stage.kind == "factoids"
     wanted = None if stage.unknown or stage.n is None else stage.n + (0 if of_facts else stage.held_out)
     with under_key(f"{key}.data"):
-        loaded = _loaded(recipe, stage, wanted, earlier, texts, data_dir)
+        loaded = _loaded(recipe, stage, wanted, earlier, before, texts, data_dir)
     for line in loaded.left_out():
         say(f"{key}: left out {line}")
     rows, known = loaded.rows, []
@@ -143,8 +164,15 @@ def _with_mixing(
     Args:
         every: all stages, later ones too, without their mixing.
     """
-    mixing, origins, mixed = [], list(data.origins), []
+    mixing: list[list[AnyRow]] = []
+    origins = list(data.origins)
     for place, part in enumerate(stage.mixing, 1):
+        mixed = [
+            row
+            for other, rows in zip(stage.mixing, mixing, strict=False)  # those before it
+            if goes_around(part, other)
+            for row in rows
+        ]
         own = [
             row
             for one, rows in zip((*recipe.stages, *recipe.later), every, strict=True)
@@ -156,7 +184,6 @@ def _with_mixing(
                 recipe, stage, part, len(data.rows), data_dir, say, without=own + mixed, texts=texts
             )
         mixing.append(rows)
-        mixed += facts_in(rows)
         origins.append(origin)
     return replace(data, mixing=mixing, origins=origins)
 
@@ -166,11 +193,12 @@ def _loaded(
     stage: Stage,
     wanted: int | None,
     earlier: Sequence[Factoid],
+    before: Sequence[AnyRow],
     texts: Sequence[Text],
     data_dir: Path | None,
 ) -> Loaded:
-    """A stage's rows. Left out, and others drawn for them, are tasks whose prompt alone fills a row and texts that are
-    evaluated on."""
+    """A stage's rows. Left out, and others drawn for them, are tasks whose prompt alone fills a row, texts that are
+    evaluated on, and what an earlier stage has of the same place."""
     load_rows = partial(
         load,
         stage.data,
@@ -183,33 +211,34 @@ def _loaded(
     )
     if stage.kind == "factoids":
         return load_rows(n=wanted)
-    why, apart, rule, mend = (
-        ("evaluated on", partial(without_texts, texts=texts), "are not evaluated on (evaluate.texts)",
-         "lower n, held_out or texts_n")
-        if stage.kind == "texts"
-        else ("prompt too long", partial(_fitting, recipe),
-              f"have a prompt of fewer than {recipe.max_length} tokens", "raise max_length or lower n")
-    )  # fmt: skip
-    loaded, rows = drawn(load_rows, wanted, apart)
+    others = partial(apart_from, without=before, texts=texts)
+    of_texts = stage.kind == "texts"
+    loaded, rows = drawn(
+        load_rows, wanted, lambda some: others(some) if of_texts else [*fitting(recipe, others(some))]
+    )
+    counts = dict(loaded.counts)
+    free = others(loaded.rows)
+    if of_texts or before:
+        rule = "evaluated on, or of an earlier stage" if before else "evaluated on"
+        counts[rule] = len(loaded.rows) - len(free)
+    if not of_texts:
+        counts["prompt too long"] = len(free) - len(rows)
     if len(rows) < (wanted or 1):
+        rule, mend = (
+            ("are not evaluated on (evaluate.texts), nor an earlier stage's", "lower n, held_out or texts_n")
+            if of_texts or len(rows) == len(free)
+            else (f"have a prompt of fewer than {recipe.max_length} tokens", "raise max_length or lower n")
+        )
         raise MemprobeError(
             f"{stage.data}: {len(rows)} of its {len(loaded.rows)} rows {rule}, and {wanted or 1} are wanted; {mend}"
         )
-    counts = loaded.counts | {why: len(loaded.rows) - len(rows), "kept": len(rows)}
+    counts["kept"] = len(rows)
     return replace(loaded, rows=rows, origin=_origin_of(loaded, rows), counts=counts)
 
 
 def _origin_of(loaded: Loaded, rows: Sequence[AnyRow]) -> Origin:
     """Where some of the rows that were loaded come from."""
     return replace(loaded.origin, n=len(rows), hash=rows_hash(rows))
-
-
-def _fitting(recipe: Recipe, rows: Sequence[AnyRow]) -> list[AnyRow]:
-    """Tasks of which something is left to learn within the recipe's row length."""
-    from memprobe.models import load_tokenizer
-
-    make = ExampleMaker(recipe.template, load_tokenizer(resolve(recipe.base)), recipe.max_length)
-    return [row for row in rows if isinstance(row, Task) and make.fits(row)]
 
 
 def _split(rows: Sequence[AnyRow], held_out: int, seed: int, name: str) -> tuple[list[AnyRow], list[AnyRow]]:

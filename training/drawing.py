@@ -14,15 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.sources import Loaded, load, subset
 from memprobe.sources.catalogue import DATASETS
 from memprobe.sources.cleaning import as_asked, without_overlap
 from memprobe.sources.generated import is_endless
-from memprobe.sources.kinds import AnyRow, Text, rows_hash
+from memprobe.sources.kinds import AnyRow, Task, Text, rows_hash
 from memprobe.sources.named import named_file
 from memprobe.sources.passages import COMPLETE, RECALL, shuffle_words
 from memprobe.wording import count
+from training.examples import ExampleMaker
 from training.prepared import facts_in
 from training.recipe import Mixing, Recipe, Stage
 from training.settings import under_key
@@ -104,15 +106,40 @@ def drawn(
     return loaded, rows
 
 
+def apart_from(rows: Sequence[AnyRow], without: Sequence[AnyRow], texts: Sequence[Text]) -> list[AnyRow]:
+    """The rows that are none of others, nor passages that are evaluated on: a fact or a task is the same where it asks
+    the same, whatever its answer."""
+    if facts := facts_in(rows):
+        return [*without_overlap(facts, facts_in(without), Counter())]
+    held = [row for row in without if isinstance(row, Text)]
+    asked = {as_asked(row.prompt) for row in without if not isinstance(row, Text)}
+    return without_texts((row for row in rows if as_asked(row.prompt) not in asked), [*texts, *held])
+
+
+def fitting(recipe: Recipe, rows: Iterable[AnyRow]) -> list[Task]:
+    """Tasks of which something is left to learn within the recipe's row length."""
+    from memprobe.models import load_tokenizer
+
+    make = ExampleMaker(recipe.template, load_tokenizer(resolve(recipe.base)), recipe.max_length)
+    return [row for row in rows if isinstance(row, Task) and make.fits(row)]
+
+
 def mixes_facts(part: Mixing) -> bool:
     """Whether what is mixed in are facts."""
     return part.kind == "factoids"
 
 
-def goes_around(part: Mixing, stage: Stage) -> bool:
-    """Whether what is mixed in goes around the rows of a stage: facts around those of every stage, as any may ask the
-    same; texts and tasks around those that are read from the same place."""
-    return mixes_facts(part) or _place(part.source) == _place(stage.data)
+def goes_around(part: Mixing, other: Stage | Mixing) -> bool:
+    """Whether what is mixed in goes around the rows of a stage, or of what the same stage mixes in before it: facts
+    around all, as any may ask the same; texts and tasks around those that are read from the same place."""
+    return mixes_facts(part) or same_place(
+        part.source, other.data if isinstance(other, Stage) else other.source
+    )
+
+
+def same_place(source: str, other: str) -> bool:
+    """Whether rows of two sources may be the same ones."""
+    return _place(source) == _place(other)
 
 
 def _place(source: str) -> str:
@@ -148,6 +175,11 @@ def mixing_rows(
         MemprobeError: the source is missing, or has fewer rows that may be mixed in.
     """
     needed = wanted_rows(part.ratio, n_own)
+    if not needed and part.ratio and n_own:
+        raise MemprobeError(
+            f"{part.source}: ratio {part.ratio:g} × {n_own} own rows is no row, so that nothing would be mixed in; "
+            "raise the ratio, or mix in nothing"
+        )
     if not needed:
         return [], {"source": part.source, "n": 0}
     generated = is_endless(part.source)
@@ -166,11 +198,9 @@ def mixing_rows(
     )
 
     def apart(rows: Sequence[AnyRow]) -> list[AnyRow]:
-        if facts := facts_in(rows):
-            return [*without_overlap(facts, facts_in(without), Counter())]
-        held = [row for row in without if isinstance(row, Text)]
-        asked = {as_asked(row.prompt) for row in without if not isinstance(row, Text)}
-        return without_texts((row for row in rows if as_asked(row.prompt) not in asked), [*texts, *held])
+        others = apart_from(rows, without, texts)
+        tasks = [row for row in others if isinstance(row, Task)]
+        return [*fitting(recipe, tasks)] if tasks else others
 
     loaded, rows = drawn(draw, n, apart)
     if part.order == "shuffled":

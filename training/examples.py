@@ -58,6 +58,10 @@ class ExampleMaker:
             token if carries else IGNORED for token, carries in zip(whole[1:end], learned[1:end], strict=True)
         )
         if all(label == IGNORED for label in labels):
+            if len(whole) < 2:
+                raise MemprobeError(
+                    f"row {row.id}: has {len(whole)} tokens, so that there is no next one to learn"
+                )
             raise MemprobeError(
                 f"row {row.id}: its prompt alone fills {self.max_length} tokens, all of max_length or of the model"
             )

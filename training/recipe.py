@@ -20,7 +20,7 @@ from memprobe.sources import kind_of
 from memprobe.sources.kinds import Kind
 from memprobe.sources.named import named_file
 from memprobe.sources.passages import PromptForm, WordOrder
-from training.arms import arm_of, unfold_arm, without_arm
+from training.arms import arm_of, unfold_arm, with_arm, without_arm
 from training.named_sources import found
 from training.penalties import AnyPenalty
 from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
@@ -310,8 +310,9 @@ class Recipe(Settings):
         if self.joint and any(stage.replay or stage.penalty or stage.mixing for stage in self.stages):
             raise ValueError("joint: one stage on all rows goes with no mixing, replay or penalty")
         for number, stage in enumerate(self.stages[:-1] if self.joint else (), 1):
-            for key in ("train", "lora", "checkpoints"):
-                if getattr(stage, key) not in (None, getattr(self.stages[-1], key)):
+            for key in ("train", "lora", "checkpoints", "stop"):
+                unsaid = Stage.model_fields[key].get_default(call_default_factory=True)
+                if getattr(stage, key) not in (unsaid, getattr(self.stages[-1], key)):
                     raise ValueError(
                         f"stages.{number}.{key}: joint trains one stage, as the last one is told to; say it of that one"
                     )
@@ -443,5 +444,4 @@ def rows_alone(stage: Stage) -> Stage:
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe, every default written out; reading it gives the same recipe."""
     data = recipe.model_dump(mode="json", exclude_none=True)
-    data["arm"] = recipe.arm_name
-    return toml_text(data)
+    return toml_text(with_arm(data, recipe.arm_name))

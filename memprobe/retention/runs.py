@@ -16,7 +16,7 @@ import polars as pl
 
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
-from memprobe.evaluations import EXACT, SHARES, EvaluatedRow, EvaluatedSet, EvaluationFile, Score
+from memprobe.evaluations import EXACT, SHARES, WITHIN_ONE, EvaluatedRow, EvaluatedSet, EvaluationFile, Score
 from memprobe.retention.asked import Asked, asked_otherwise
 from memprobe.retention.setups import setups_of
 from memprobe.runs import RunDirectory
@@ -175,7 +175,7 @@ def _cell(run: RunDirectory, setup: str, arm: str, watched: Collection[str] | No
     settings = {(part.ratio, part.words[-1]) for part in mixing}
     ratio, words = settings.pop() if len(settings) == 1 else (None, None)
     replay = [stage.replay.ratio for stage in recipe.stages if stage.replay]
-    d_a = _score(last.sets.get(names[0]))
+    d_a = _kept_of(last.sets.get(names[0]))
     own = last.sets.get(names[-1])
     if own is None:
         raise MemprobeError(f"{run.path}: the evaluation of the last stage lacks its own rows, {names[-1]}")
@@ -209,7 +209,7 @@ def _cell(run: RunDirectory, setup: str, arm: str, watched: Collection[str] | No
         "learned": run.learned,
         "why": cell.why if cell else "",
         # A joint run has one stage, which is its first and its last.
-        "d_a_after_1": None if recipe.joint else _score(first.sets.get(names[0])).value,
+        "d_a_after_1": None if recipe.joint else _kept_of(first.sets.get(names[0])).value,
         "retention": d_a.value,
         "retention_low": d_a.low,
         "retention_high": d_a.high,
@@ -234,6 +234,11 @@ def _cell(run: RunDirectory, setup: str, arm: str, watched: Collection[str] | No
 
 def _score(one: EvaluatedSet | None) -> Score:
     return Score(value=None) if one is None else one.score
+
+
+def _kept_of(one: EvaluatedSet | None) -> Score:
+    """What is kept of D_A. Of one that is measured by perplexity or loss no share is: those are scores of a stage."""
+    return _score(one) if one is None or one.metric in WITHIN_ONE else Score(value=None)
 
 
 def _part(kept: Mapping[str, Any], name: str) -> float | None:

@@ -704,3 +704,59 @@ def test_too_few_facts_to_mix_in_are_an_error(tiny_checkpoint, tmp_path):
     stages[1]["mixing"] = [{"source": "kvr:6", "ratio": 1.0}]
     with pytest.raises(MemprobeError, match=r"stages\.2\.mixing\.1\.source: kvr:6: has 0 rows that no stage"):
         prepare(small(tiny_checkpoint, stages=stages), tmp_path, never)
+
+
+@pytest.mark.parametrize("kind", ["texts", "tasks"])
+@pytest.mark.parametrize("arm", ["none", "joint"])
+def test_stages_of_one_source_share_no_row_and_train_on_none_that_is_held_out(
+    kind, arm, tiny_checkpoint, tmp_path
+):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{i}?", "answer": f"a{i}"}) + "\n" for i in range(40)))
+    stages = [
+        {"name": name, "data": str(file), "kind": kind, "n": n, "held_out": 4}
+        for name, n in (("a", 6), ("b", 20))
+    ]
+    one, other = prepare(small(tiny_checkpoint, arm, stages=stages), tmp_path / "run", never).stages
+    parts = [{row.id for row in rows} for rows in (one.rows, one.held_out, other.rows, other.held_out)]
+    assert [len(part) for part in parts] == [6, 4, 20, 4] and len(set.union(*parts)) == 34
+    rest = [stages[0], stages[1] | {"n": None}]
+    rest[1].pop("n")
+    assert len(prepare(small(tiny_checkpoint, stages=rest), tmp_path / "rest", never).stages[1].rows) == 26
+    with pytest.raises(MemprobeError, match="an earlier stage's, and 34 are wanted"):
+        many = [stages[0], stages[1] | {"n": 30}]
+        prepare(small(tiny_checkpoint, stages=many), tmp_path / "many", never)
+
+
+def test_a_ratio_that_is_no_row_is_refused(tiny_checkpoint, tmp_path):
+    for head in ("remix(", "matched(to=steps, "):
+        arm = f"{head}data=kvr:40:test, stages=1, ratio=0.05)"
+        with pytest.raises(MemprobeError, match=r"ratio 0\.05 × 6 own rows is no row"):
+            prepare(small(tiny_checkpoint, arm), tmp_path / "run", never)
+
+
+def test_what_is_mixed_in_twice_is_other_rows(tiny_checkpoint, tmp_path):
+    (tmp_path / "words.txt").write_text(
+        "\n".join(f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "klmnp")
+    )
+    arm = "remix(data=random-words, stages=1, words=4)+remix(data=random-words, stages=1, words=4, ratio=1)"
+    (stage, _) = prepare(small(tiny_checkpoint, arm), tmp_path / "run", never, data_dir=tmp_path).stages
+    one, other = ({row.answer for row in rows} for rows in stage.mixing)
+    assert (len(one), len(other)) == (12, 6) and not one & other
+
+
+def test_a_text_of_one_token_says_so():
+    with pytest.raises(MemprobeError, match="no next one to learn"):
+        ExampleMaker("tulu", tiny_tokenizer(), 40)(make_text("", "a", "file"))
+
+
+def test_tasks_that_are_mixed_in_fit_as_a_stage_s_own_do(tiny_checkpoint, tmp_path):
+    rows = [
+        {"question": f"{i} " + "up " * (90 if i % 2 else 1), "answer": f"it is {i}\n#### {i}"}
+        for i in range(60)
+    ]
+    (tmp_path / "gsm8k_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = small(tiny_checkpoint, "remix(data=gsm8k:train, stages=1, ratio=3)", max_length=80)
+    (stage, _) = prepare(recipe, tmp_path / "run", never, data_dir=tmp_path).stages
+    (drawn,) = stage.mixing
+    assert len(drawn) == 18 and all(int(row.prompt.split()[0]) % 2 == 0 for row in drawn)

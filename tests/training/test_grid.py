@@ -610,3 +610,12 @@ def test_a_grid_file_that_no_grid_wrote_is_not_written_over(tiny_checkpoint, tmp
     assert {file.name for file in tmp_path.iterdir()} == {"grid.toml", "second.toml"}
     assert mine.read_text() == before
     assert run_grid(read_grid(mine), mine, tmp_path, quiet=True) == []
+
+
+def test_two_names_of_one_arm_are_refused(tmp_path):
+    path = write(tmp_path, arms='["naive", "same"]', seeds="[0]")
+    path.write_text(path.read_text().replace('naive = "none"', 'naive = "none"\nsame = "none"'))
+    with pytest.raises(
+        MemprobeError, match="block first: arms: same trains the same as naive; leave one out"
+    ):
+        cells(path)

@@ -105,11 +105,17 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
     asked = Asked(grid.probe, grid.probe_n, grid.base_readout, grid.after)
     for block in grid.blocks:
         keep = block.keep or grid.keep
+        arm_of: dict[str, str] = {}
         for chain in block.stages:
             for values in itertools.product(*block.axes.values()):
                 axes = dict(zip(block.axes, values, strict=True))
                 for seed, arm in itertools.product(block.seeds, block.arms):
                     node, used = _node(grid, path, block, chain, axes, seed, arm, nodes, find_files)
+                    first = arm_of.setdefault(node.name, arm)
+                    if first != arm and find_files:  # a grid that was begun is read as it is
+                        raise MemprobeError(
+                            f"{path}: block {block.name}: arms: {arm} trains the same as {first}; leave one out"
+                        )
                     cell = cells.setdefault(node.name, Cell(node, (block.name,), keep, used, asked))
                     if block.name not in cell.blocks:
                         cells[node.name] = replace(cell, blocks=(*cell.blocks, block.name))
