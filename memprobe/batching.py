@@ -50,7 +50,8 @@ def batches_by_tokens(
     batch_tokens: int,
     batch_size: int | None = None,
     most: int | None = None,
-    border: int | None = None,
+    *,
+    border: int | None,
 ) -> list[list[int]]:
     """Consecutive batches of at most ``batch_tokens`` padded tokens (at least one item each).
 
@@ -59,7 +60,7 @@ def batches_by_tokens(
         length: tokens of an index.
         batch_size: a fixed number of items instead.
         most: at most so many items, however short.
-        border: items of more tokens come alone; see :func:`rope_border`.
+        border: items of more tokens come alone; see :func:`rope_border` and :func:`border_of`.
     """
     batches: list[list[int]] = []
     width, open_ = 0, False
@@ -82,6 +83,11 @@ def batches_by_tokens(
         batches[-1].append(index)
         open_ = not alone
     return batches
+
+
+def border_of(*models: PreTrainedModel) -> int | None:
+    """The smallest of several models' :func:`rope_border`."""
+    return min((border for model in models if (border := rope_border(model)) is not None), default=None)
 
 
 def rope_border(model: PreTrainedModel) -> int | None:

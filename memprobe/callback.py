@@ -9,6 +9,7 @@ trainer.add_callback(ProbeCallback(factoids, out="probes/run", every=100, log=tr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,21 +108,28 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probes every N steps."""
-        if state.global_step % self.every == 0:
+        """Probes every N steps, and after the last."""
+        if state.global_step % self.every == 0 or control.should_training_stop:
             self._probe(state, kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probes what training ended with."""
-        self._probe(state, kwargs)
+        """Probes what training ended with, if that was not known to be its last step.
 
-    def _probe(self, state: TrainerState, kwargs: dict[str, Any]) -> None:
-        if not state.is_world_process_zero or state.global_step == self.last:
+        With ``load_best_model_at_end`` the model is by now an earlier checkpoint, and is probed as that step.
+        """
+        best = (
+            re.search(r"-(\d+)$", state.best_model_checkpoint or "") if args.load_best_model_at_end else None
+        )
+        self._probe(state, kwargs, int(best[1]) if best else None)
+
+    def _probe(self, state: TrainerState, kwargs: dict[str, Any], step: int | None = None) -> None:
+        step = state.global_step if step is None else step
+        if not state.is_world_process_zero or step == self.last:
             return
-        self.last = state.global_step
-        label = f"{self.name}@{state.global_step}"
+        self.last = step
+        label = f"{self.name}@{step}"
         if label in self._finished():  # a resumed run comes past steps that it has probed before
             return
         lens_model = self._wrapped(label, kwargs)
@@ -136,7 +144,7 @@ class ProbeCallback(TrainerCallback):
             positions=self.positions,
             k=self.k,
             token=self.token,
-            steps={label: state.global_step},
+            steps={label: step},
         )
         if self.log is not None:
             self.log(logged(probed.summary["checkpoints"][label], self.k))

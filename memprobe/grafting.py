@@ -18,13 +18,13 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from memprobe.batching import batches_by_tokens
+from memprobe.batching import batches_by_tokens, border_of
 from memprobe.errors import MemprobeError, among
 from memprobe.grafts import BLOCK_PARTS, OUTER_PARTS, Graft
 from memprobe.models import LensModel, after_blocks
 from memprobe.modes import evaluating
 from memprobe.partial import Copy, Swap, check_partial, exchanged, finish, run_whole
-from memprobe.parts import chosen_names, parameter_places
+from memprobe.parts import Beside, beside_weights, check_beside, chosen_names, parameter_places
 from memprobe.patching import answer_keys, own_log_probs, padded, read_answers, with_own
 from memprobe.templates import TokenisedFactoid
 
@@ -41,6 +41,7 @@ class Donor:
         shapes: of all of them.
         readout: by name, the parameters of its lens, in fp32.
         own: what it says itself: [factoid, token, rank, log_prob].
+        beside: what it computes with beside its weights, which the target must have too.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Donor:
     shapes: dict[str, torch.Size]
     readout: dict[str, Tensor]
     own: pl.DataFrame
+    beside: Beside
 
 
 def donor_of(source: LensModel, items: Sequence[TokenisedFactoid]) -> Donor:
@@ -55,7 +57,8 @@ def donor_of(source: LensModel, items: Sequence[TokenisedFactoid]) -> Donor:
     weights = {name: parameter.data for name, parameter in source.model.named_parameters()}
     readout = {name: parameter.data for name, parameter in source.lens.readout.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    return Donor(source.label, weights, shapes, readout, own_log_probs(source, items))
+    beside = beside_weights(source.model)
+    return Donor(source.label, weights, shapes, readout, own_log_probs(source, items), beside)
 
 
 def check_sweep(windows: Sequence[int], parts: Sequence[str]) -> None:
@@ -106,6 +109,7 @@ def sweep_batches(
     parameters = dict(target.model.named_parameters())
     if {name: p.shape for name, p in parameters.items()} != donor.shapes:
         raise MemprobeError(f"{donor.label} into {target.label}: the two models differ in shape")
+    check_beside(beside_weights(target.model), donor.beside, f"{donor.label} into {target.label}")
     check_partial(target)
     same = [
         n for n, w in donor.weights.items() if torch.equal(parameters[n].data, w.to(parameters[n].device))
@@ -132,7 +136,10 @@ def sweep_batches(
         key=lambda item: (len(item.inputs), item.factoid.id),
     )
     tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
-    for indices in batches_by_tokens(range(len(order)), lambda i: len(order[i].inputs), tokens, batch_size):
+    border = border_of(target.model)
+    for indices in batches_by_tokens(
+        range(len(order)), lambda i: len(order[i].inputs), tokens, batch_size, border=border
+    ):
         batch = [order[i] for i in indices]
         keys = answer_keys(batch)
         ids = padded(batch, target.pad_id())

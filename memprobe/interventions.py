@@ -31,7 +31,7 @@ from memprobe.blocks import decoder_of
 from memprobe.errors import MemprobeError, among
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
-from memprobe.parts import PARTS, Part, part_of
+from memprobe.parts import PARTS, Part, check_rows, part_of
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid
 
@@ -125,7 +125,7 @@ class Spans:
         """Which positions are meant."""
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(ids.tolist()):
-            for sequence in self.sequences:
+            for sequence in sorted(self.sequences, key=len, reverse=True):
                 size = len(sequence)
                 if starts := _starts(sequence, tokens):
                     mask[row, starts[-1] : starts[-1] + size] = True
@@ -214,10 +214,19 @@ class Put:
             )
 
         def edit(stream: Tensor) -> Tensor:
+            check_rows(stream, f"{lens_model.label}: {self.part}")
             states = self.states.to(stream.device, stream.dtype)
             edited = stream.clone()
             if callable(self.positions):
-                edited[self.positions(now().ids).to(stream.device)] = states
+                here = self.positions(now().ids).to(stream.device)
+                meant = int(here.sum())
+                if states.dim() > 1 and meant and len(states) != meant:
+                    raise MemprobeError(
+                        f"{lens_model.label}: {len(states)} states for {meant} positions; give one for each, or one "
+                        "for all"
+                    )
+                if meant:  # none in a pass that goes on from what was read before
+                    edited[here] = states
                 return edited
             start, size = now().start, stream.shape[1]
             wanted = list(self.positions)
@@ -321,6 +330,7 @@ class Ablate:
         entered: list[Tensor] = []
 
         def edit(output: Tensor) -> Tensor:
+            check_rows(output, f"{lens_model.label}: {self.part}")
             value = torch.zeros((), device=output.device, dtype=output.dtype)
             if self.value is not None:
                 value = self.value.to(output.device, output.dtype)
@@ -330,11 +340,12 @@ class Ablate:
         handles = []
         if self.part == "residual":
 
-            def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
                 entered[:] = [args[0] if args else kwargs["hidden_states"]]
 
             block = lens_model.blocks[self.block - 1]
-            handles.append(block.register_forward_pre_hook(entering, with_kwargs=True))
+            # Behind the block, so that it is what all other edits made of its input.
+            handles.append(block.register_forward_hook(entering, with_kwargs=True))
         return [*handles, hook_output(lens_model, self.part, self.block, edit)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -366,7 +377,9 @@ def mean_output(
         entered[:] = [args[0] if args else kwargs["hidden_states"]]
 
     def keep(output: Tensor) -> Tensor:
-        kept[:] = [output - entered[0] if part == "residual" else output]
+        check_rows(output, f"{lens_model.label}: {part}")
+        # Some models (Falcon) go on to change it in place.
+        kept[:] = [output - entered[0] if part == "residual" else output.clone()]
         return output
 
     handles = [lens_model.blocks[block - 1].register_forward_pre_hook(entering, with_kwargs=True)]

@@ -28,7 +28,7 @@ from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError, first_line
 from memprobe.models import CHECK_TEXT, LensModel, tolerance
 from memprobe.modes import another_forward, evaluating
-from memprobe.parts import Part, part_of
+from memprobe.parts import Part, check_rows, part_of
 
 _CPU_WAVE_TOKENS, _GPU_WAVE_TOKENS = 2048, 32768
 _BREAKS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
@@ -126,7 +126,7 @@ def run_whole(
         for part in parts:
             for block in lens_model.blocks:
                 module = part_of(block, part, lens_model.label)
-                handle = module.register_forward_hook(_keep(outputs[part]))
+                handle = module.register_forward_hook(_keep(outputs[part], f"{lens_model.label}: {part}"))
                 stack.callback(handle.remove)
         options: dict[str, Any] = {"past_key_values": cache} if cache is not None else {}
         decoder_of(lens_model.model)(
@@ -379,8 +379,10 @@ def _first_rows(value: Any, copies: int, wanted: int) -> Any:
     return value
 
 
-def _keep(kept: list[Tensor]) -> Callable[..., None]:
+def _keep(kept: list[Tensor], where: str) -> Callable[..., None]:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        given = output[0] if isinstance(output, tuple) else output
+        check_rows(given, where)
+        kept.append(given.clone())  # some models (Falcon) go on to change it in place
 
     return hook

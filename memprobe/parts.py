@@ -6,8 +6,9 @@ No model is loaded or run here: what the blocks are and what follows them is tol
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from memprobe.errors import MemprobeError
 from memprobe.grafts import OUTER_PARTS, Graft
 from memprobe.quantised import is_quantised
+from memprobe.settings import forward_of
 
 Part = Literal["residual", "attn", "mlp"]
 """The residual stream, or what a block's attention or MLP gives."""
@@ -86,6 +88,15 @@ def parameter_places(
             outer.add("embeddings")
         places[name] = inside.get(id(parameter), (0, frozenset(outer)))
     return places
+
+
+def check_rows(output: Tensor, where: str) -> None:
+    """Raises a MemprobeError for outputs that are not [row, position, d_model], of which no position can be told."""
+    if output.dim() != 3:
+        raise MemprobeError(
+            f"{where}: the model lays all rows of a batch in one axis here, so that positions cannot be told apart; "
+            "use another part"
+        )
 
 
 def graft_weights(
@@ -164,4 +175,41 @@ def check_alike(model: PreTrainedModel, other: PreTrainedModel, label: str) -> d
             raise MemprobeError(
                 f"{label}: the two models differ in shape ({name} is {list(shape)} and {list(theirs[name].shape)})"
             )
+    check_beside(beside_weights(model), beside_weights(other), label)
     return theirs
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a model computes with beside its weights: settings, and tensors that are saved and never trained."""
+
+    settings: Mapping[str, Any]
+    buffers: Mapping[str, Tensor]
+
+
+def beside_weights(model: PreTrainedModel) -> Beside:
+    """Of a model; its buffers without copies."""
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in weights}
+    return Beside(forward_of(model.config.to_dict()), buffers)
+
+
+def check_beside(ours: Beside, theirs: Beside, label: str) -> None:
+    """Refuses models that would differ with the same weights: a graft brings along weights alone.
+
+    Raises:
+        MemprobeError: a setting or a buffer differs.
+    """
+    for key in sorted(ours.settings.keys() | theirs.settings.keys()):
+        one, other = ours.settings.get(key), theirs.settings.get(key)
+        if one != other:
+            raise MemprobeError(
+                f"{label}: the two models compute otherwise ({key} is {one} and {other}), which no weight brings along"
+            )
+    for name, tensor in ours.buffers.items():
+        other = theirs.buffers.get(name)
+        if other is None or not torch.equal(tensor, other.to(tensor.device)):
+            raise MemprobeError(
+                f"{label}: the two models differ in {name}, which is saved and is no weight, so that no graft brings "
+                "it along"
+            )

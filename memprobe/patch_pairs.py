@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,16 +66,22 @@ def pair_up(
         )
     known = {spec: resolve(spec, loading) for spec in dict.fromkeys([*sources, *targets])}
     refuse_unused_base(loading, known.values())
-    labels: dict[str, Checkpoint] = {}
-    for checkpoint in known.values():
-        other = labels.setdefault(checkpoint.label, checkpoint)
-        if (other.spec, other.path) != (checkpoint.spec, checkpoint.path):
-            raise MemprobeError(
-                f"two checkpoints are called {checkpoint.label!r}; name them, as in --from LABEL=SPEC"
-            )
+    _check_labels(known.values())
     size = max(len(sources), len(targets))
     froms, intos = (list(given) * (size if len(given) == 1 else 1) for given in (sources, targets))
     return [Pair(known[source], known[target]) for source, target in zip(froms, intos, strict=True)]
+
+
+def _check_labels(checkpoints: Iterable[Checkpoint | LensModel]) -> None:
+    """Refuses two checkpoints of one label, by which models are kept."""
+    labels: dict[str, Checkpoint | LensModel] = {}
+    for one in checkpoints:
+        other = labels.setdefault(one.label, one)
+        of_files = isinstance(one, Checkpoint) and isinstance(other, Checkpoint)
+        if (other.spec, other.path) != (one.spec, one.path) if of_files else other is not one:
+            raise MemprobeError(
+                f"two checkpoints are called {one.label!r}; name them, as in --from LABEL=SPEC"
+            )
 
 
 def patch(
@@ -119,7 +125,11 @@ def patch(
     out = Path(out)
     parsed = Template.parse(template)
     where = models.choose_device(loading.device)
-    loading = replace(loading, dtype=str(models.choose_dtype(loading.dtype, where)).removeprefix("torch."))
+    in_memory = [
+        one for pair in pairs for one in (pair.source, pair.target) if isinstance(one, models.LensModel)
+    ]
+    dtype = in_memory[0].model.dtype if in_memory else models.choose_dtype(loading.dtype, where)
+    loading = replace(loading, dtype=str(dtype).removeprefix("torch."))
     cache: dict[str, LensModel] = {}
 
     def loaded(item: Checkpoint | LensModel, keep: Sequence[str]) -> LensModel:
@@ -137,6 +147,8 @@ def patch(
     if not pairs or not unit_kinds:
         raise MemprobeError("there is nothing to patch")
     # All of it before the first pair, which may take hours.
+    given = [one for pair in pairs for one in (pair.source, pair.target)]
+    _check_labels(given)
     if states := [part for part in what if part != "weights"]:
         check_states(states, positions)
     if "weights" in what:

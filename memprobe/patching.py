@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memprobe.batching import batches_by_tokens
+from memprobe.batching import batches_by_tokens, border_of
 from memprobe.interventions import Corrupt, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
@@ -72,7 +72,11 @@ def patch_batches(
     )
     tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
     for batch in batches_by_tokens(
-        range(len(questions)), lambda index: len(questions[index].item.inputs), tokens, batch_size
+        range(len(questions)),
+        lambda index: len(questions[index].item.inputs),
+        tokens,
+        batch_size,
+        border=border_of(source.model, target.model),
     ):
         with evaluating(source.model), evaluating(target.model):
             yield _patch_batch(
@@ -91,7 +95,10 @@ def own_log_probs(
     order = sorted(range(len(items)), key=lambda index: len(items[index].inputs))
     tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
     frames = []
-    for batch in batches_by_tokens(order, lambda index: len(items[index].inputs), tokens, batch_size):
+    border = border_of(lens_model.model)
+    for batch in batches_by_tokens(
+        order, lambda index: len(items[index].inputs), tokens, batch_size, border=border
+    ):
         asked = [items[index] for index in batch]
         with evaluating(lens_model.model):
             run = run_whole(lens_model, padded(asked, lens_model.pad_id()))
@@ -127,7 +134,8 @@ def _patch_batch(
         edits.append(Corrupt(lambda given: subjects.to(given.device), plan.noise, plan.seed))
     with applied(target, *edits):
         base = run_whole(target, ids, parts=parts, keys_values=reuse)
-    given = run_whole(source, ids, parts=parts)
+    # Each with its own filling: one may have a token more, added to fill rows with.
+    given = run_whole(source, padded(items, source.pad_id()), parts=parts)
     own = {
         "source": read_answers(source.lens, given.streams[-1:], items),
         "target": read_answers(target.lens, base.streams[-1:], items),

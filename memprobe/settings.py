@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ _NOT_READ_OF_ADAPTERS = {
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "task_type"),
     *("runtime_config", "megatron_config", "megatron_core", "loftq_config"),
 }
+_OF_SIZE = {"max_position_embeddings", "vocab_size"}
 _OF_TRAINING = ("dropout", "pdrop", "layerdrop")  # parts of names
 _BEGIN = ("_", "summary_")  # private notes, and a head that no causal LM has
 
@@ -56,9 +59,9 @@ def settings_of(checkpoint: Checkpoint) -> str | None:
     In it are ``config.json`` (``adapter_config.json`` and the base's of an adapter, both sides' of a graft) and the end
     tokens that ``config.json`` and ``generation_config.json`` name. Left out is what changes no number: versions,
     dtype, names and paths, architectures, dropout, initialisation, other special tokens; and keys that say nothing
-    (null, false, empty), as later versions write more of them. Rotary settings count alike in the old form
-    (``rope_theta``, ``rope_scaling``) and the new one (``rope_parameters``), and so does a default that is written out
-    (``head_dim``, ``num_key_value_heads``, ``layer_types``).
+    (null, empty, false where that is the default), as later versions write more of them. Rotary settings count alike in
+    the old form (``rope_theta``, ``rope_scaling``) and the new one (``rope_parameters``), and so does a default that is
+    written out (``head_dim``, ``num_key_value_heads``, ``layer_types``).
 
     Returns:
         ``None`` where the weights' own file says all of it (GGUF), or nothing says it.
@@ -95,6 +98,11 @@ def of_config(config: Mapping[str, Any], generation: Mapping[str, Any], adapter:
     return _hash(said)
 
 
+def forward_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward pass reads of a configuration beside tensors, whose shapes tell the rest, in one form."""
+    return {key: value for key, value in _of_model(config).items() if key not in _OF_SIZE}
+
+
 def _of_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration in one form, and those within it (``text_config``)."""
     said = {
@@ -115,7 +123,23 @@ def _of_model(config: Mapping[str, Any]) -> dict[str, Any]:
         del said["num_key_value_heads"]
     if isinstance(said.get("layer_types"), list) and set(said["layer_types"]) == {"full_attention"}:
         del said["layer_types"]
+    switched_off = [key for key, value in said.items() if value is False]
+    if switched_off:
+        on = _on_by_default(str(config.get("model_type")))
+        said |= {key: "false" for key in switched_off if key in on}
     return _spoken(said)
+
+
+@cache
+def _on_by_default(model_type: str) -> frozenset[str]:
+    """Keys of a kind of model that are true where they are not written; none of a kind that is not known."""
+    from transformers import CONFIG_MAPPING
+
+    with suppress(Exception):  # of some kinds no configuration can be made of nothing
+        return frozenset(
+            key for key, value in CONFIG_MAPPING[model_type]().to_dict().items() if value is True
+        )
+    return frozenset()
 
 
 def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:

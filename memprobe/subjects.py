@@ -39,22 +39,25 @@ def subject_positions(
         within = starts[-1]
     context = template.render(factoid.prompt, factoid.answer, tokenizer).context
     start = context.rfind(factoid.prompt) + within
-    ends = _token_ends(context, tokenizer)
-    skipped = len(item.prompt) - len(ends)  # BOS, where it is no part of the text
-    first = next((i for i, end in enumerate(ends) if end > start), len(ends) - 1)
-    last = next((i for i, end in enumerate(ends) if end >= start + len(subject)), len(ends) - 1)
+    spans = _token_spans(context, tokenizer)
+    skipped = len(item.prompt) - len(spans)  # BOS, where it is no part of the text
+    stop = start + len(subject)
+    first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans) - 1)
+    # A character may be several tokens, all of which end with it.
+    last = max((i for i, (begin, end) in enumerate(spans) if begin < stop and end > start), default=first)
     return range(first + skipped, last + 1 + skipped)
 
 
-def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each token of a text, how many of its characters end with it."""
+def _token_spans(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """For each token of a text, with which of its characters it begins, and how many end with it."""
     if tokenizer.is_fast:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return [end for _, end in encoded["offset_mapping"]]
+        return [(begin, end) for begin, end in encoded["offset_mapping"]]
     ids = list(tokenizer.encode(text, add_special_tokens=False))
-    return [
-        len(
-            str(tokenizer.decode(ids[: n + 1], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        )
-        for n in range(len(ids))
-    ]
+    spans = [(0, 0)]
+    for n in range(len(ids)):
+        read = tokenizer.decode(ids[: n + 1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        begin, end = spans[-1]
+        # A token that ends no further is of the character before, of which the tokens until then were a part.
+        spans.append((end if len(read) > end else begin, len(str(read))))
+    return spans[1:]

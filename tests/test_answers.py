@@ -95,9 +95,13 @@ def test_every_prompt_comes_once_shortest_first(lens_model):
 
 def test_batches_by_tokens():
     lengths = [1, 2, 3, 10, 50]
-    assert batches_by_tokens(range(5), lengths.__getitem__, 10) == [[0, 1, 2], [3], [4]]
-    assert batches_by_tokens(range(5), lengths.__getitem__, 10, batch_size=2) == [[0, 1], [2, 3], [4]]
-    assert batches_by_tokens(range(5), lengths.__getitem__, 30, most=2) == [[0, 1], [2, 3], [4]]
+    assert batches_by_tokens(range(5), lengths.__getitem__, 10, border=None) == [[0, 1, 2], [3], [4]]
+    assert batches_by_tokens(range(5), lengths.__getitem__, 10, batch_size=2, border=None) == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+    assert batches_by_tokens(range(5), lengths.__getitem__, 30, most=2, border=None) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(

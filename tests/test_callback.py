@@ -43,7 +43,13 @@ class Rows(Dataset):
 
 
 def trainer(
-    folder: Path, callbacks=(), steps: int = 5, save_every: int = 1000, bf16: bool = False, **options
+    folder: Path,
+    callbacks=(),
+    steps: int = 5,
+    save_every: int = 1000,
+    bf16: bool = False,
+    more: dict | None = None,
+    **options,
 ) -> Trainer:
     """A Trainer on a GPT-2 with dropout, so that a disturbed random state shows in the weights."""
     tokenizer = tiny_tokenizer()
@@ -62,6 +68,7 @@ def trainer(
         use_cpu=True,
         bf16=bf16,
         seed=0,
+        **(more or {}),
     )
     options = {"processing_class": tokenizer} | options
     return Trainer(
@@ -274,3 +281,23 @@ def test_the_trainers_own_log_has_what_the_probes_found(tmp_path):
         assert logs["memprobe/never"] == entry["lof"]["never"] == history[step]["memprobe/never"]
         assert logs["memprobe/first_occurrence"] == entry["lof"]["restricted_mean"]
         assert all(isinstance(value, float) for name, value in logs.items() if name.startswith("memprobe/"))
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_weights_are_called_after_the_step_that_made_them(every, tmp_path):
+    """The Trainer loads its best checkpoint before it says that training has ended."""
+    more = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    more |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the worst, which is the first
+    more |= {"per_device_eval_batch_size": 1}
+    callback = ProbeCallback(FACTS, tmp_path / "probe", every=every, name="m")
+    run = trainer(
+        tmp_path / "out", [callback], steps=6, save_every=2, more=more, eval_dataset=Rows(tiny_tokenizer())
+    )
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
+    probe = open_probe(tmp_path / "probe")
+    found = {label: entry["fingerprint"] for label, entry in probe.run["checkpoints"].items()}
+    assert set(found) == {f"m@{step}" for step in (0, 2, 4, 6)}  # 2 at the end, if not before
+    for step in (2, 4, 6):
+        weights = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+        assert found[f"m@{step}"] == fingerprint_model(weights)

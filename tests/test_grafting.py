@@ -215,3 +215,28 @@ def test_a_graft_is_a_checkpoint_like_any_other(two, tmp_path, cli):
     )
     assert code == 0, err
     assert json.loads(out)["checkpoints"].keys() == {"g"}
+
+
+def test_models_that_compute_otherwise_are_not_grafted(tmp_path):
+    """No weight brings a setting along, so that all of one in the other would not be that one."""
+    save_tiny(tmp_path / "a", "llama", seed=0)
+    save_tiny(tmp_path / "b", "llama", seed=1)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 50.0, "rope_type": "default"}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    one, other = load(str(tmp_path / "a")), load(str(tmp_path / "b"))
+    items = tokenise_all(FACTS, Template.parse("plain"), one.tokenizer)
+    with pytest.raises(MemprobeError, match=r"compute otherwise \(rope is .*50"):
+        list(sweep_batches(donor_of(other, items), one, items))
+    with pytest.raises(MemprobeError, match="compute otherwise"):
+        load(f"g=graft({tmp_path / 'a'}, {tmp_path / 'b'}, blocks=1-2)")
+
+
+def test_models_whose_saved_buffers_differ_are_not_grafted():
+    tokenizer = tiny_tokenizer()
+    one, other = (wrap(tiny_model("llama", len(tokenizer), seed=s), tokenizer, label=str(s)) for s in (0, 1))
+    for read, value in ((one, 0.0), (other, 1.0)):
+        read.blocks[1].mlp.register_buffer("bias_of_experts", torch.full((2,), value))
+    items = tokenise_all(FACTS, Template.parse("plain"), tokenizer)
+    with pytest.raises(MemprobeError, match=r"differ in .*bias_of_experts, which is saved and is no weight"):
+        list(sweep_batches(donor_of(other, items), one, items))

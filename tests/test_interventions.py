@@ -299,3 +299,50 @@ def test_a_block_without_an_mlp_module_is_refused():
         del block.mlp
     with pytest.raises(MemprobeError, match="no module known as its mlp"), applied(read, Ablate(1, "mlp")):
         pass
+
+
+def test_a_skipped_block_adds_nothing_to_what_other_edits_made_of_its_input():
+    """Whatever the order: they are different places."""
+    read = model_of()
+    ids, state = rows_of(read), torch.randn(read.d_model, generator=torch.Generator().manual_seed(0))
+    both = []
+    for edits in ((Ablate(1), Put(0, state)), (Put(0, state), Ablate(1))):
+        with applied(read, *edits):
+            both.append(logits_of(read, ids))
+    with applied(read, Put(0, state)):
+        alone = logits_of(read, ids)
+    assert torch.equal(*both) and not torch.allclose(both[0], alone)
+
+
+def test_states_by_position_are_put_where_they_are_and_nowhere_in_later_passes():
+    read = model_of()
+    ids = read.tokenizer.encode(PROMPT)
+    states = torch.randn(2, read.d_model, generator=torch.Generator().manual_seed(0))
+    where = Spans((tuple(ids[2:4]),))
+    with applied(read, Put(1, states, where)):
+        (said,) = generate(read, [ids], max_new_tokens=4)
+        one = logits_of(read, [ids])
+    with applied(read, Put(1, states, [2, 3])):
+        assert torch.equal(logits_of(read, [ids]), one)
+    assert isinstance(said, str)
+    with (
+        pytest.raises(MemprobeError, match="3 states for 2 positions"),
+        applied(read, Put(1, torch.zeros(3, read.d_model), where)),
+    ):
+        logits_of(read, [ids])
+
+
+def test_of_several_sequences_that_a_row_holds_the_longest_is_meant():
+    assert Spans(((5,), (5, 6)))(torch.tensor([[1, 5, 6, 7]])).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize("subject", ["東京都", "Gintarė", "🇫🇷", "∞", "Beyoncé"])
+def test_a_subject_has_all_tokens_of_its_last_character(subject):
+    tokenizer = tiny_tokenizer()
+    plain = Template.parse("plain")
+    fact = make_factoid(f"The river of {subject} is", "Lunn", "tiny", subject=subject)
+    (item,) = tokenise_all([fact], plain, tokenizer)
+    places = subject_positions(item, plain, tokenizer)
+    held = tokenizer.decode([item.inputs[i] for i in places])
+    after = tokenizer.decode([item.inputs[i] for i in range(places.stop, len(item.prompt))])
+    assert held.strip() == subject and after.strip() == "is"

@@ -14,6 +14,7 @@ from memprobe.factoids import make_factoid
 from memprobe.interventions import Put, applied
 from memprobe.models import wrap
 from memprobe.modes import evaluating
+from memprobe.patch_pairs import Pair, patch
 from memprobe.patch_plan import CONTROLS, POSITIONS, draw_others, plan_patches
 from memprobe.patches import finite_only
 from memprobe.patching import own_log_probs, patch_batches
@@ -383,3 +384,65 @@ def test_another_tokenizer_is_refused():
     facts = [make_factoid("12 + 7 is", "19", "tiny")]
     with pytest.raises(MemprobeError, match="their tokenizers differ"):
         plan_patches(other, model_of(), facts)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+def test_a_model_s_parts_patched_into_itself_change_nothing(family, part):
+    """Some change what their MLP gives in place afterwards."""
+    read, same = model_of(family), model_of(family, label="same")
+    try:
+        table = patched(same, read, what=[part], positions=["prompt"], controls=[])
+    except MemprobeError as error:
+        assert "no module known as" in str(error) or "adds the residual stream itself" in str(error)
+        return
+    assert (table["log_prob"] - table["target_log_prob"]).abs().max() < 2e-5
+
+
+def test_rows_of_another_length_do_not_change_positions_of_a_model_whose_border_they_pass():
+    """Longrope: one text beyond the original context turns the positions of all in its forward pass."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def longrope(seed):
+        rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24}
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 8.0], "factor": 4.0}
+        config = AutoConfig.for_model(
+            "phi3", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+            num_hidden_layers=3, vocab_size=320, pad_token_id=2, bos_token_id=0, eos_token_id=1,
+            max_position_embeddings=128, original_max_position_embeddings=24, rope_parameters=rope,
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+        return wrap(model, tiny_tokenizer(), label=f"longrope-{seed}")
+
+    one, other = longrope(0), longrope(1)
+    short = FACTS[0]
+    long = make_factoid(
+        "The tallest hill of Selva, which few have climbed and many know of, is", "Brack", "tiny"
+    )
+    both, alone = (
+        patched(one, other, facts, positions=["last"], controls=[]).filter(factoid=short.id)
+        for facts in ([short, long], [short])
+    )
+    for name in ("log_prob", "source_log_prob", "target_log_prob"):
+        assert (both[name] - alone[name]).abs().max() < 1e-5, name
+
+
+def test_a_target_with_a_token_more_to_fill_rows_with_is_patched():
+    """Its filling is no token of the source, and nothing reads it."""
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tuned = wrap(tiny_model("llama", size + 1, seed=1), tokenizer, label="tuned")
+    assert tuned.pad_id() == size
+    table = patched(model_of(), tuned, positions=["last"], controls=[])
+    assert table["log_prob"].is_finite().all() and table["factoid"].n_unique() == len(FACTS)
+
+
+def test_two_models_of_one_label_are_refused(tmp_path):
+    one, other = model_of(label="final"), model_of(seed=1, label="final")
+    with pytest.raises(MemprobeError, match="two checkpoints are called 'final'"):
+        patch([Pair(one, other)], FACTS, tmp_path / "out")

@@ -56,6 +56,21 @@ def test_what_the_forward_pass_reads_counts(config, change):
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "counts"),
+    [
+        ("gpt_neox", "use_parallel_residual", True),
+        ("gpt2", "scale_attn_weights", True),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", False),
+        ("llama", "attention_bias", False),
+        ("no-such-model", "anything", False),
+    ],
+)
+def test_what_is_switched_off_counts_where_it_is_on_unless_said(kind, key, counts):
+    plain = {"model_type": kind}
+    assert (of_config(plain | {key: False}, {}) != of_config(plain, {})) == counts
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {

@@ -85,7 +85,7 @@ def floor(model: LensModel, plan: Plan, products: int) -> None:
     head = model.lens.readout.unembedding.weight
     with torch.inference_mode():
         for batch in batches_by_tokens(
-            range(len(items)), lambda i: len(items[i].inputs), _CPU_BATCH_TOKENS, None
+            range(len(items)), lambda i: len(items[i].inputs), _CPU_BATCH_TOKENS, None, border=None
         ):
             width = max(len(items[i].inputs) for i in batch)
             model.model.base_model(input_ids=torch.ones(len(batch), width, dtype=torch.long), use_cache=False)
