@@ -204,7 +204,8 @@ def check_labels(labels: Iterable[str]) -> None:
     counts = Counter(labels)
     if repeated := [label for label, count in counts.items() if count > 1]:
         raise MemprobeError(
-            f"two checkpoints are called {repeated[0]!r}; name them, as in --ckpt LABEL=SPEC or wrap(label=...)"
+            f"two checkpoints are called {repeated[0]!r}; give each a label of its own, as in --ckpt LABEL=SPEC or "
+            "wrap(label=...)"
         )
 
 

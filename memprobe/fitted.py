@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
-from memprobe.records import SUBJECT
+from memprobe.records import POSITION, SUBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def floor_of(probe: Probe, lens: str, *, k: int, token: str = "first") -> Floor:
     """The floor of one of a probe's lenses; unknown of lenses that were not fitted, and where it was not measured: it
     is for the first answer token and some k, at the position that predicts the answer."""
     measured = floors_of(probe.run["lenses"][lens])
-    at = measured.get(str(k)) if token == "first" else None
+    at = measured.get(str(k)) if token == "first" and probe.position == POSITION else None
     return Floor(at.get("lof"), at.get("lof_mean"), at.get("recall") or ()) if at else UNKNOWN
 
 
@@ -57,14 +57,21 @@ def notes_on_view(probe: Probe) -> list[str]:
         distances = ", ".join(
             f"{wording.number(value)} (k = {k})" for k, value in at.items() if value is not None
         )
-        notes.append(
-            f"Read through the fitted lens {probe.lens}. Its floor: two fits on halves of its corpus place the mean "
-            f"first occurrence (first token) {distances} depths apart; a smaller difference from another lens says "
-            "nothing."
-            if distances
-            else f"Read through the fitted lens {probe.lens}, whose file names no floor: how far another corpus would "
-            "move a depth is not known."
-        )
+        read = f"Read through the fitted lens {probe.lens}"
+        if not distances:
+            notes.append(
+                f"{read}, whose file names no floor: how far another corpus would move a depth is not known."
+            )
+        elif probe.position != POSITION:
+            notes.append(
+                f"{read}. Its floor is measured where the answer is predicted: how far another corpus would move a "
+                "depth here is not known."
+            )
+        else:
+            notes.append(
+                f"{read}. Its floor: two fits on halves of its corpus place the mean first occurrence (first token) "
+                f"{distances} depths apart; a smaller difference from another lens says nothing."
+            )
     if probe.position == SUBJECT:
         without = {
             label: (entry.get("without_subject") or {}).get("n", 0)

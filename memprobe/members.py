@@ -16,22 +16,11 @@ from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.probes import Probe
 from memprobe.sameness import of_several_marks, same_model
+from memprobe.stages import stage_number, stage_order
 
 _STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
 """A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
 with digits, too."""
-
-
-def stage_number(stage: str | None) -> int | None:
-    """That a stage's name begins with."""
-    number = re.match(r"\d+", stage or "")
-    return int(number[0]) if number else None
-
-
-def stage_order(stage: str | None) -> tuple[int, str]:
-    """Sorts stages by number; those without one last."""
-    number = stage_number(stage)
-    return (10**9 if number is None else number, stage or "")
 
 
 @dataclass(frozen=True)

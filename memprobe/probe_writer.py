@@ -144,7 +144,6 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
 
 
 def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> None:
-    _refuse_other_lenses(probe, wanted["lenses"])
     for key in _SAME:
         ours, theirs = (without(run.get(key), "content") for run in (probe.run, wanted))
         # Probes of old said nothing of intrusions where there were none.
@@ -155,6 +154,7 @@ def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequenc
     )
     if changed:
         raise MemprobeError(f"{probe.path}: this probe has the same facts with other {changed}{_MEND}")
+    _refuse_other_lenses(probe, wanted["lenses"])
 
 
 def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:

@@ -173,7 +173,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _in_order(text: str) -> list[tuple[int, str]]:
     """Digits count as numbers: checkpoint-200 stands before checkpoint-1000."""
     parts = re.findall(r"\d+|\D+", text)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _what_differs(specs: Sequence[str]) -> list[str]:

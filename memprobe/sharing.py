@@ -35,7 +35,11 @@ _PATTERNS = (RUN, SUMMARY, FACTOIDS_FILE, *(f"{table}/*.parquet" for table in _T
 _TAGS = "tags: [memprobe, interpretability, logit-lens]"
 _COPYING, _COPIED = ".pushing", ".pushed"  # a push's copy within a folder: under way, whole
 _KEPT = ("tokens", "template")
-_PATH = re.compile(r"(~|/|[A-Za-z]:[\\/])\S*")
+_START = r"(?:~|/|\.{1,2}[\\/]|[A-Za-z]:[\\/])"
+_PATH = re.compile(rf"{_START}\S*")
+_SPECS = ("spec", "base", "parent", "location", "readout", "tokenizer_from", "corpus")
+"""Keys whose values are checkpoints or files, so that a space in one belongs to it."""
+_SPEC = re.compile(rf"(\w+=)?({_START}.*?)(?:@({_START}.*))?")
 _INSIDE = re.compile(r"(?<![\w/:.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\])+([^\s/\\,;'\"()]+)")
 """A path within a sentence, such as a note."""
 
@@ -141,18 +145,27 @@ def _prepare(probe: Probe, ready: Path, to: str) -> None:
     write_report(here, ready / REPORT)
 
 
-def without_paths(value: Any) -> Any:
-    """JSON in which a path of this machine is its last part alone; token texts and templates stay."""
+def without_paths(value: Any, key: str = "") -> Any:
+    """JSON in which a path of this machine is its last part alone; token texts and templates stay.
+
+    Args:
+        key: that the value stands under.
+    """
     if isinstance(value, dict):
-        return {key: one if key in _KEPT else without_paths(one) for key, one in value.items()}
+        return {name: one if name in _KEPT else without_paths(one, name) for name, one in value.items()}
     if isinstance(value, list):
-        return [without_paths(one) for one in value]
+        return [without_paths(one, key) for one in value]
     if not isinstance(value, str):
         return value
-    if _PATH.fullmatch(value):
-        kind = PureWindowsPath if "\\" in value else PurePosixPath
-        return kind(value).name or value
-    return _INSIDE.sub(r"\1", value)
+    if (spec := _SPEC.fullmatch(value)) and (key in _SPECS or spec[1]):
+        kind, path, other = spec.groups()
+        return f"{kind or ''}{_last(path)}{f'@{_last(other)}' if other else ''}"
+    return _last(value) if _PATH.fullmatch(value) else _INSIDE.sub(r"\1", value)
+
+
+def _last(path: str) -> str:
+    kind = PureWindowsPath if "\\" in path else PurePosixPath
+    return kind(path).name or path
 
 
 def card(probe: Probe, name: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -14,6 +15,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from memprobe.cli.app import app
+from memprobe.cli.show_pairs import print_by_depth
+from memprobe.cli.terminal import wide_terminal
 from memprobe.compare import (
     ANSWER,
     by_pair,
@@ -23,6 +26,7 @@ from memprobe.compare import (
     over_runs,
     read_comparison,
 )
+from memprobe.compare.headline import headline
 from memprobe.compare.outcomes import compare_outcomes
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
@@ -32,6 +36,9 @@ from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
 from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
 from memprobe.statistics.controls import SHARES, STATISTICS
+from memprobe.statistics.holding import Trajectories
+from memprobe.statistics.intervals import Resamples
+from memprobe.statistics.paired import differences_by_depth
 from memprobe.summary import summarise
 from tests.probes import retell, synthetic_factoids, write_probe, write_setups
 
@@ -776,3 +783,70 @@ def test_a_stored_comparison_speaks_of_its_own_checkpoints(own, tmp_path, key):
     write_json(read_json(file) | {key: "bas"}, file)
     with pytest.raises(MemprobeError, match=rf"comparison.json: {key}: 'bas' is none of the checkpoints"):
         read_comparison(file)
+
+
+def test_arms_of_models_with_other_layers_are_compared_in_what_is_no_depth(tmp_path):
+    small = write_probe(tmp_path / "small", {f"s{i}": 4 for i in range(3)}, n_layers=8)
+    large = write_probe(tmp_path / "large", {f"l{i}": 12 for i in range(3)}, n_layers=24)
+    arms = {f"s{i}": ("none", str(i), None) for i in range(3)}
+    arms |= {f"l{i}": ("replay", str(i), None) for i in range(3)}
+    result = compare([small, large], arms=arms, draws=200)
+    statistics = set(result.tables["arm_differences"]["statistic"])
+    assert {"exact", "recall_full"} <= statistics
+    assert not {"lof_restricted", "depths_per_factoid", "lof_restricted_net"} & statistics
+    assert not any("depth" in line or "stage" in line for line in result.verdict()[1:])
+    assert len(result.tables["arms"].filter(statistic="lof_restricted").drop_nulls("mean")) == 2
+    mixed = arms | {"l0": ("none", "3", None)}
+    with pytest.raises(MemprobeError, match="are both arm 'none' and have 8 and 24 layers"):
+        compare([small, large], arms=mixed, draws=200)
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+def test_the_verdict_of_arms_is_of_the_last_stage_whatever_is_not_there_yet(last_first, tmp_path):
+    manifests, depths, never = {}, {}, {}
+    for arm, seed, stage in itertools.product(("none", "replay", "ewc"), range(3), (1, 2)):
+        if (arm, seed, stage) == ("ewc", 2, 2):
+            continue  # it is still being trained
+        label = f"{arm}-s{seed}.{stage}"
+        manifests[label] = {"arm": arm, "seed": seed, "stage": f"{stage}-x"}
+        depths[label], never[label] = 3 + stage, 0.8 if (arm, stage) == ("none", 2) else 0.1
+    labels = sorted(depths, key=lambda label: label[-1], reverse=last_first)
+    probe = write_probe(
+        tmp_path / "x", {label: depths[label] for label in labels}, manifests=manifests, never=never
+    )
+    said = compare([probe], reference="none-s0.1", draws=200).verdict()
+    assert any(line.startswith("replay against naive after stage 2-x, 3 seeds: +") for line in said), said
+    assert said[-1] == "No interval after stage 2-x, too few seeds: ewc."
+
+
+def test_the_side_of_a_depth_is_that_of_what_was_tested(capsys):
+    """Many small losses and few large gains: the mean rises, and p is of the mean."""
+    facts = np.array([str(i) for i in range(100)])
+    before = np.full((100, 3), -8.0, np.float32)
+    after = before + np.where(np.arange(100) < 60, -0.05, 3.0)[:, None].astype(np.float32)
+    rank = np.full((100, 3), 5000, np.int32)
+    new, old = (Trajectories("a", None, facts, rank, one, np.ones_like(one)) for one in (after, before))
+    table = differences_by_depth(new, old, k=10, answers=facts, resamples=Resamples.of(100, draws=2000))
+    labels = {"reference": pl.lit("base"), "checkpoint": pl.lit("tuned")}
+    print_by_depth(wide_terminal(), {"differences_by_depth": table.with_columns(**labels)})
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "log_prob" in line]
+    assert row.split()[-2:] == ["0–2", "none"], row
+
+
+def test_groups_without_an_interval_say_why_and_stored_notes_are_shown_again(tmp_path, cli):
+    probe = write_probe(tmp_path / "p", {"a": 3}, n=30)
+    code, out, _ = cli("compare", probe.path, "--by", "relation", "--out", tmp_path / "out")
+    assert code == 0 and "(too few)" in out
+    table = pl.read_csv(tmp_path / "out" / "groups.csv")
+    assert (table["lof_n"] <= table["n"]).all() and table["lof_n"].sum() < 30
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    stored["notes"].append("Read with [care].")
+    (tmp_path / "out" / "comparison.json").write_text(json.dumps(stored))
+    code, _, err = cli("show", tmp_path / "out")
+    assert code == 0 and "note: Read with [care]." in err
+
+
+def test_all_but_one_are_not_all(own):
+    placed = compare([own], draws=200).tables["placement"]
+    for row in headline(placed.with_columns(share_never=pl.lit(0.003), exact=pl.lit(0.997))).rows:
+        assert row[1:3] == ("99.7%", "0.3%") or row[1:3] == ["99.7%", "0.3%"]

@@ -12,7 +12,7 @@ from memprobe.compare.beside import _with_chance
 from memprobe.factoids import make_factoid
 from memprobe.figures import redraw
 from memprobe.files import read_json
-from memprobe.fitted import floor_of
+from memprobe.fitted import floor_of, notes_on_view
 from memprobe.lens_files import AffineMap, write_about, write_maps
 from memprobe.models import wrap
 from memprobe.probes import open_probe, table_file
@@ -92,6 +92,12 @@ def test_first_occurrence_by_lens(made, tables):
         assert row["lof"] == pytest.approx(own.mean())
         if (own <= N_LAYERS).sum() >= 20:
             assert row["lof_low"] <= row["lof"] <= row["lof_high"]
+            if row["lens"] == "logit":  # as in the other table of the same number
+                same = tables["placement"].row(
+                    by_predicate=pl.col("checkpoint") == row["checkpoint"], named=True
+                )
+                ends = [same[f"lof_restricted_mean_{end}"] for end in ("low", "high")]
+                assert [row["lof_low"], row["lof_high"]] == pytest.approx(ends)
         else:
             assert row["lof_low"] is None and row["lof_high"] is None, "as in the table of placement"
         assert row["never"] == (own > N_LAYERS).mean()
@@ -346,6 +352,11 @@ def test_floors_are_known_where_they_were_measured(made):
     assert floor_of(made, "linear", k=K).lof == 0.5
     for lens, k, token in (("logit", K, "first"), ("linear", 3, "first"), ("linear", K, "all")):
         assert floor_of(made, lens, k=k, token=token).lof is None
+    there = made.under("linear", "subject")
+    assert floor_of(there, "linear", k=K).lof is None
+    assert (
+        "is not known" in notes_on_view(there)[0] and "says nothing" in notes_on_view(made.under("linear"))[0]
+    )
 
 
 def test_curves_of_several_lenses_in_one_figure(made, tables, tmp_path, cli):

@@ -88,6 +88,17 @@ def test_a_corpus_too_small_is_one_line(asked, message):
     assert "\n" not in str(caught.value)
 
 
+def test_texts_that_begin_alike_are_one_sequence():
+    """Cut to a length they are the same: some would be fitted on, and others held out."""
+    read = model_of()
+    alike = [texts(1)[0] + f" and then {i}" for i in range(30)]
+    corpus = make_corpus(read, [*alike, *texts(60)], tokens=400, length=20)
+    ids = torch.cat([*corpus.halves, corpus.validation, corpus.test])
+    assert len(torch.unique(ids, dim=0)) == len(ids)
+    with pytest.raises(MemprobeError, match="35 of 35 are that long, 30 of which begin like another; give"):
+        make_corpus(read, [*alike, *texts(5)], tokens=400, length=20)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_linear_is_ridge_towards_the_logit_lens(family):
     read = model_of(family)

@@ -43,6 +43,12 @@ def test_chance_levels_are_means_over_the_draws_that_have_them():
     names = ["lof_mean", "share_never", "depths_per_factoid"]
     expected = {"lof_mean": 2.0, "share_never": 0.75, "depths_per_factoid": 0.25}
     assert overview.chance_of(draws, 5, names) == expected
+    # A fact that is in one draw of two weighs as much as the other one.
+    alone = Trajectories("a", "shuffled:1", np.array(["2"]), np.array([[9, 0, 0]]), none, none)
+    found = overview.chance_of(
+        [draws[0], alone], 5, ["lof_restricted_mean", "depths_per_factoid", "share_never"]
+    )
+    assert found == {"lof_restricted_mean": 2.0, "depths_per_factoid": 1.0, "share_never": 0.25}
     assert overview.chance_of([], 5, ["share_never"]) == {"share_never": None}
 
 

@@ -287,6 +287,15 @@ def test_a_probe_and_another_tool_on_the_same_facts(cli, tiny_checkpoint, tmp_pa
     assert result.tables["outcomes"]["exact"].to_list() == [0.75, 0.0] and not result.notes
 
 
+@pytest.mark.parametrize(("target", "answer"), [("1", "Osk"), ("²", "²"), ("٣", "٣"), ("7", "7")])
+def test_a_choice_is_named_by_its_number_in_ordinary_digits(target, answer, tmp_path):
+    file = tmp_path / "samples_t_2026-01-01T0.jsonl"
+    asked = {f"gen_args_{i}": {"arg_0": "q", "arg_1": one} for i, one in enumerate(("Lunn", "Osk"))}
+    file.write_text(sample(0, True, target=target, arguments=asked, filtered_resps=[["-1.0"], ["-2.0"]]))
+    write_results({"x": read_one(file)}, tmp_path / "out")
+    assert open_results(tmp_path / "out").factoids["answer"].to_list() == [answer]
+
+
 def test_labels_join_and_other_facts_are_refused(tmp_path):
     out = tmp_path / "out"
     write_results({"base": read_one(EXPORTS / "lm_eval" / "base", task=FREE)}, out)

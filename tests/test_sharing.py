@@ -103,6 +103,16 @@ def test_no_path_of_this_machine_travels(hub, probe, tmp_path):
         "template": "/say/it {prompt}",
     }
     assert without_paths(note) == note | {"note": "merged onto base model, see https://hub.co/a/b/c"}
+    spaces = {
+        "spec": "/Users/Al Smith/secret work/base",
+        "base": "../../al/base",
+        "of": "linear=/Al Smith/a b/fit",
+    }
+    spaces |= {"location": "facts of mine.jsonl", "readout": "tuned=/Al S/fit@~/my work/base"}
+    assert without_paths(spaces) == {"spec": "base", "base": "base", "of": "linear=fit"} | {
+        "location": "facts of mine.jsonl",
+        "readout": "tuned=fit@base",
+    }
     value = {"spec": "C:\\models\\mine", "tokens": {"5": "/"}, "of": ["~/x/y", "a/b", "/"], "share": 0.5}
     assert without_paths(value) == {
         "spec": "mine",

@@ -257,15 +257,12 @@ def _say(result: Comparison | OutcomeComparison, out: Path | None, *, seeds: boo
     Args:
         seeds: whether arms are shown or stored, so that a reader must know that one has few seeds.
     """
+    from memprobe.cli.show_comparison import print_notes
     from memprobe.cli.terminal import wide_terminal
-    from memprobe.compare.written import FEW_SEEDS
 
-    console = wide_terminal(stderr=True, highlight=False)
-    for note in result.notes:
-        if seeds or note != FEW_SEEDS:
-            console.print(f"note: {note}")
+    print_notes(result.notes, seeds=seeds)
     if out is not None:
-        console.print(f"tables: {out}", soft_wrap=True)
+        wide_terminal(stderr=True, highlight=False).print(f"tables: {out}", soft_wrap=True)
 
 
 def _check_net(result: Comparison, net: str | None) -> None:

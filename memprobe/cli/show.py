@@ -36,7 +36,7 @@ def show(
     `memprobe show tables/ --json`
     """
     if stored := next((folder / name for name in (COMPARISON, OUTCOMES) if (folder / name).exists()), None):
-        from memprobe.cli.show_comparison import print_comparison, print_outcomes
+        from memprobe.cli.show_comparison import print_comparison, print_notes, print_outcomes
         from memprobe.compare.comparison import read_comparison
         from memprobe.compare.outcomes import read_outcomes
 
@@ -46,6 +46,7 @@ def show(
             echo_json(result.as_json())
         else:
             (print_comparison if of_depths else print_outcomes)(result, full=full)
+            print_notes(result.notes, seeds=full)
         return
     from memprobe.runs import GRID
 

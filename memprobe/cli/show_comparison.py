@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
@@ -20,6 +20,7 @@ from memprobe.cli.show_pairs import (
 from memprobe.cli.terminal import print_table, wide_terminal
 from memprobe.compare.beside import besides
 from memprobe.compare.headline import never_as, no_median
+from memprobe.compare.written import FEW_SEEDS
 from memprobe.statistics.vocabulary import label
 from memprobe.wording import interval, number, of_row
 
@@ -73,6 +74,18 @@ def print_comparison(
     print_overlap(console, result)
     for show in (print_fates, print_kept, print_paths, print_arms, print_groups, print_steps):
         show(console, result.tables)
+
+
+def print_notes(notes: Iterable[str], *, seeds: bool) -> None:
+    """What a reader must know beside the numbers, below the tables.
+
+    Args:
+        seeds: whether arms are shown or stored, so that it matters that one has few seeds.
+    """
+    console = wide_terminal(stderr=True, highlight=False)
+    for note in notes:
+        if seeds or note != FEW_SEEDS:
+            console.print(f"note: {note}", markup=False)
 
 
 def print_outcomes(result: OutcomeComparison, *, full: bool = False) -> None:

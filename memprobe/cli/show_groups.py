@@ -9,6 +9,7 @@ from memprobe.arms import arm_names
 from memprobe.cli.show_pairs import DIRECTION
 from memprobe.cli.terminal import print_table
 from memprobe.compare.headline import never_as
+from memprobe.stages import after_stage
 from memprobe.statistics.vocabulary import label, shown
 from memprobe.wording import interval, number, of_row
 
@@ -59,12 +60,13 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                 rows.append([label(row["statistic"], short=True), *cells])
             if means:
                 title, columns, says = (
-                    f"{names[arm]}, stage {stage}, over seeds",
+                    f"{names[arm]}{after_stage(stage)}, over seeds",
                     ["", "mean", "by seed"],
                     None,
                 )
             else:
-                title = f"{names[arm]} minus {names[part['reference'][0]]}, stage {stage}, over seeds"
+                against = f"{names[arm]} minus {names[part['reference'][0]]}"
+                title = f"{against}{after_stage(stage)}, over seeds"
                 columns, says = (
                     ["", "difference", "p", "significant"],
                     f"Seeds and factoids both vary. {DIRECTION}",

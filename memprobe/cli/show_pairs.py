@@ -86,8 +86,8 @@ def print_by_depth(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     for (reference, checkpoint, measure), part in table.group_by(
         "reference", "checkpoint", "measure", maintain_order=True
     ):
-        # A fall in rank is a rise of the answer, so every measure speaks of the answer here.
-        better = pl.col("dominance") * (-1 if measure == "rank" else 1)
+        # The side of what p is of: for a rank that is its signs, and its fall is a rise of the answer.
+        better = -pl.col("dominance") if measure == "rank" else pl.col("difference")
         sure = part.filter(pl.col("q") < 0.05)
         up, down = (sure.filter(which)["depth"].to_list() for which in (better > 0, better < 0))
         pair = f"{checkpoint} − {reference}" if measure == "recall" else ""

@@ -45,6 +45,15 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         console.print(_headline(group))
     if all(entry["shuffled_lof"]["restricted_mean"] is None for entry in checkpoints.values()):
         console.print(NO_CHANCE, style="dim", soft_wrap=not console.is_terminal)
+    elif (least := min(entry["lof"].get("net_n") or facts["n"] for entry in checkpoints.values())) < facts[
+        "n"
+    ]:
+        console.print(
+            f"The chance level is of {least:,} of {wording.count(facts['n'], 'fact')}: the others are alone in their "
+            "relation and source, or share their answer's first token with all there.\n",
+            style="dim",
+            soft_wrap=not console.is_terminal,
+        )
     folded = False
     for group in _that_fit(checkpoints, console.width - 8, 34 if k == 1 else 54):
         table, some = _by_depth(group, k, named=len(checkpoints) > 1, full=full)

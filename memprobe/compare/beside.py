@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.compare.headline import Headline, mean_lof, never_as
 from memprobe.statistics.lenses import NEAR
-from memprobe.wording import net_of_row, number, of_row, percent
+from memprobe.wording import net_of_row, number, of_row, percent_of_some
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,11 +53,11 @@ def lens_cells(row: Mapping[str, Any]) -> list[str]:
     floor = f"{number(row['floor_mean'])}, {number(row['floor'])}" if row["floor"] is not None else ""
     return [
         row["lens"],
-        percent(row["never"], 0),
+        percent_of_some(row["never"]),
         mean_lof(row),
         net_of_row(row, "net", "+.1f"),
         apart,
-        percent(row["agree"], 0) if row["agree"] is not None else "",
+        percent_of_some(row["agree"]) if row["agree"] is not None else "",
         floor,
     ]
 

@@ -61,10 +61,10 @@ def curves(readings: Readings, label: str) -> pl.DataFrame:
 
 def net_of_chance(readings: Readings, label: str, name: str) -> dict[str, float | None]:
     """First occurrence (restricted mean) minus that of shuffled answers, over the facts that have any: the mean of
-    paired differences with its interval, as NAME, NAME_low and NAME_high."""
+    paired differences with its interval, as NAME, NAME_low and NAME_high, and NAME_n, how many facts these are."""
     rows = readings.net(label)[0].filter(control=SHUFFLED, statistic="lof_restricted")
-    values = next(rows.select("net", "low", "high").iter_rows(), (None, None, None))
-    return {f"{name}{end}": value for end, value in zip(ENDS, values, strict=True)}
+    values = next(rows.select("net", "low", "high", "n").iter_rows(), (None, None, None, 0))
+    return {f"{name}{end}": value for end, value in zip((*ENDS, "_n"), values, strict=True)}
 
 
 @table(
@@ -74,6 +74,7 @@ def net_of_chance(readings: Readings, label: str, name: str) -> dict[str, float 
     | with_ends(*BESIDE)
     | floats(*(f"chance_{name}" for name in _CHANCE.values()))
     | with_ends("net_lof_restricted_mean")
+    | {"net_lof_restricted_mean_n": pl.Int64}
     | floats("answer_cover", "lof_floor"),
 )
 def placement(readings: Readings, label: str) -> pl.DataFrame:
@@ -108,7 +109,9 @@ def survival(readings: Readings, label: str) -> pl.DataFrame:
 
 @table(
     "checkpoint",
-    {"by": pl.String, "group": pl.String, "n": pl.Int64} | with_ends(*GROUPED) | floats("log_rank_p"),
+    {"by": pl.String, "group": pl.String, "n": pl.Int64, "lof_n": pl.Int64}
+    | with_ends(*GROUPED)
+    | floats("log_rank_p"),
 )
 def groups(readings: Readings, label: str, by: Sequence[str] = ()) -> pl.DataFrame:
     """Placement by group of facts; by outcome, paths go from the reference to the checkpoint."""

@@ -20,8 +20,8 @@ def _mean(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 _FIRST: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "exact match": lambda row: wording.percent(row["exact"], 0),
-    "never": lambda row: wording.percent(row["share_never"], 0),
+    "exact match": lambda row: wording.percent_of_some(row["exact"]),
+    "never": lambda row: wording.percent_of_some(row["share_never"]),
     "median": lambda row: number(row["lof_median"], ".0f"),
     "mean": lambda row: of_row(row, "lof_restricted_mean", ".1f"),
     "against chance": lambda row: of_row(row, "net_lof_restricted_mean", "+.1f"),
@@ -96,7 +96,7 @@ def mean_lof(row: Mapping[str, Any]) -> str:
 def _of_lens(row: Mapping[str, Any]) -> list[str]:
     """A row of the table ``lenses`` below its checkpoint's; what is recalled does not depend on a lens."""
     cells = {
-        "never": wording.percent(row["never"], 0),
+        "never": wording.percent_of_some(row["never"]),
         "mean": mean_lof(row),
         "against chance": net_of_row(row, "net", "+.1f"),
     }

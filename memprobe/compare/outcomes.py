@@ -18,6 +18,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from memprobe import sentences, wording
+from memprobe.arms import arm_names
 from memprobe.chains import chains_of
 from memprobe.compare.by_pair import differences, fates
 from memprobe.compare.headline import Headline
@@ -39,6 +40,7 @@ from memprobe.probes import Probe, open_probe
 from memprobe.records import EXACT
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
 from memprobe.results.measures import Measure, notes_on_measures
+from memprobe.stages import after_stage
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.fates import fates as fates_of
@@ -102,12 +104,11 @@ class OutcomeComparison:
         lines = [f"{reference} recalls {_percent(own)} of {wording.count(own['n'], 'fact')}."]
         paired = self.tables["differences"].filter(statistic=RECALLED).iter_rows(named=True)
         lines += [f"{row['checkpoint']} against {reference}: {sentences.recalled(row)}." for row in paired]
-        for row in (
-            self.tables["arm_differences"].filter(statistic=RECALLED).drop_nulls("low").iter_rows(named=True)
-        ):
-            stage = f" after stage {row['stage']}" if row["stage"] else ""
-            said = f"{sentences.recalled(row)} ({sentences.seeds_of(row)})"
-            lines.append(f"Arm {row['arm']} against {row['reference']}{stage}: {said}.")
+        over = self.tables["arm_differences"]
+        names = arm_names(list(dict.fromkeys([*over["arm"], *over["reference"]])))
+        for row in over.filter(statistic=RECALLED).drop_nulls("low").iter_rows(named=True):
+            arms = f"{names[row['arm']]} against {names[row['reference']]}{after_stage(row['stage'])}"
+            lines.append(f"{arms}: {sentences.recalled(row)} ({sentences.seeds_of(row)}).")
         return lines
 
     def headline(self) -> Headline:

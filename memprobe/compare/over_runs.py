@@ -11,19 +11,25 @@ import polars as pl
 from memprobe.chains import Chain
 from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
-from memprobe.members import check_apart, ends_of
+from memprobe.errors import MemprobeError
+from memprobe.members import Member, check_apart, ends_of
 from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
 from memprobe.statistics.fates import fates, kept_against_lost, rank_correlations
 from memprobe.statistics.margins import GIVEN_MARGIN, given_margin, margin, with_statistic
+from memprobe.statistics.vocabulary import PER_FACTOID
 
 _SEEDS = {"by_seed": pl.List(pl.Float64)}
 DEPTHS = tuple(
     name for name in ARM_STATISTICS if name.removesuffix("_net") in ("lof_restricted", "settled_restricted")
 )
 """Statistics of where a fact surfaces, which every fact has; one that never does counts as one depth more."""
+_BY_LAYERS = tuple(
+    name for name in ARM_STATISTICS if PER_FACTOID[name.removesuffix("_net")].unit in ("depth", "depths")
+)
+"""Statistics that models of several numbers of layers have on scales of their own."""
 
 
 @table(
@@ -57,10 +63,18 @@ def runs_of(readings: Readings, labels: Iterable[str] | None = None) -> list[Run
     """The checkpoints whose arm is known, as :mod:`memprobe.statistics.arms` takes them: the ends of stages.
 
     Raises:
-        MemprobeError: two of them have one arm, stage, seed and step.
+        MemprobeError: two of them have one arm, stage, seed and step, or are models of one arm with other layers.
     """
     wanted = [readings.member(label) for label in (readings.labels if labels is None else labels)]
     check_apart(wanted)
+    deep: dict[tuple[str, str], Member] = {}
+    for one in wanted:
+        first = deep.setdefault((one.arm or "", one.stage or ""), one)
+        if one.arm is not None and one.n_layers != first.n_layers:
+            raise MemprobeError(
+                f"{first.label} and {one.label} are both arm {one.arm!r} and have {first.n_layers} and {one.n_layers} "
+                "layers, so that they are no seeds of one arm: tell them apart with `arms`"
+            )
     return [readings.run(member.label) for member in ends_of(wanted)]
 
 
@@ -86,7 +100,8 @@ def arms(readings: Readings) -> pl.DataFrame:
     | {"significant": pl.Boolean, "detectable": pl.Float64},
 )
 def arm_differences(readings: Readings, reference: str | None = None) -> pl.DataFrame:
-    """Differences between arms at the same stage, over seeds.
+    """Differences between arms at the same stage, over seeds. Those of depths are left out between arms whose models
+    have other numbers of layers.
 
     Args:
         reference: an arm (default: that of the reference checkpoint, else the first).
@@ -95,9 +110,15 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
     if not runs:
         return arm_differences.empty
     arm = reference or readings.reference.arm or runs[0].arm
-    return arm_differences_of(
+    found = arm_differences_of(
         runs, names, len(readings.factoids), reference=arm, shares=SHARES, net=NET_SHARES, binary=BINARY
     )
+    layers = {(run.arm, run.stage): readings.member(run.label).n_layers for run in runs}
+    alike = [
+        layers[one, stage] == layers[other, stage]
+        for one, other, stage in found.select("arm", "reference", "stage").iter_rows()
+    ]
+    return found.filter(pl.Series(alike, dtype=pl.Boolean) | ~pl.col("statistic").is_in(_BY_LAYERS))
 
 
 def _with_margins(readings: Readings, runs: list[Run]) -> tuple[list[Run], list[str]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from memprobe.dashboard import explorer
 from memprobe.dashboard.patches import TITLE
 from memprobe.dashboard.sets import Set
 from memprobe.probes import RUN, Probe
 from memprobe.readings import Readings
+from memprobe.records import POSITION
 from memprobe.statistics.vocabulary import INTERVALS
 from memprobe.studies import Study
 
@@ -96,12 +98,31 @@ def _command(probe: Probe) -> str:
     parts = ["memprobe", "layers"]
     for label, spec in specs.items():
         parts += ["--ckpt", spec if label == spec else f"{label}={spec}"]
-    source = (run.get("origin") or {}).get("name") or run["factoids"].get("source") or "FILE"
-    parts += ["--factoids", source, "--n", str(run["factoids"]["n"]), "--template", run["template"]]
-    for lens in probe.lenses:
-        parts += ["--lens", lens] if probe.lenses != ["logit"] else []
+    parts += [
+        "--factoids",
+        _source_of(run.get("origin") or run["factoids"]),
+        "--n",
+        str(run["factoids"]["n"]),
+    ]
+    parts += ["--template", run["template"]]
+    for lens, entry in run["lenses"].items():
+        kind, at, other = entry["kind"], *lens.partition("@")[1:]
+        asked = lens if kind == "logit" else f"{kind}=PATH{at}{other}"  # which file it was, nothing says
+        parts += ["--lens", asked] if probe.lenses != ["logit"] else []
+    if probe.positions != [POSITION]:
+        parts += ["--positions", ",".join(probe.positions)]
+    for name, one in (run.get("intrusions") or {}).items():
+        parts += ["--intrusion", f"{name}={_source_of(one)}"]
+    if any("attributions" in (entry.get("tables") or {}) for entry in run["checkpoints"].values()):
+        parts += ["--attributions"]
     parts += ["-k", str(run["k"]), "--token", run["token"], "--seed", str(run["seed"])]
     return shlex.join(parts)
+
+
+def _source_of(origin: Mapping[str, Any]) -> str:
+    """What is asked for where facts come from; ``FILE`` where nothing says which file it was."""
+    source = str(origin.get("source") or "file")
+    return str(origin.get("location") or "FILE") if source == "file" else source
 
 
 def checkpoint_rows(readings: Readings) -> list[list[str]]:

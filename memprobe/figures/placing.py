@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from memprobe.arms import arm_names, by_kind
-from memprobe.members import TrainingPoint, ends_of, stage_order
+from memprobe.members import TrainingPoint, ends_of
 from memprobe.sentences import FEWEST_STEPS
+from memprobe.stages import after_stage, stage_order
 
 MOST_LINES = 6
 """In one panel: as many as there are colours."""
@@ -112,7 +113,7 @@ def in_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def after(row: Mapping[str, Any]) -> str:
     """After which stage a checkpoint is."""
-    return f"after stage {row['stage']}" if row["stage"] else "trained"
+    return after_stage(row["stage"]).strip() or "trained"
 
 
 def at_step(row: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ from memprobe.figures.placing import (
     several_seeds,
 )
 from memprobe.fitted import WITH_FLOOR
-from memprobe.members import stage_order
 from memprobe.sentences import FEWEST_STEPS
+from memprobe.stages import stage_order
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
 

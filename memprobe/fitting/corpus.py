@@ -79,7 +79,7 @@ def make_corpus(
 
     Args:
         tokens: to fit on, in both halves together; rounded up to whole sequences, the same number in each.
-        length: tokens of a sequence; texts with fewer are left out.
+        length: tokens of a sequence; texts with fewer are left out, and those that begin like an earlier one.
         held_out: sequences of the validation set, and as many of the test set.
 
     Raises:
@@ -90,13 +90,17 @@ def make_corpus(
         raise MemprobeError(f"--length {length}: {lens_model.label} reads {lens_model.max_length} tokens")
     each = -(-tokens // (2 * length))
     wanted = 2 * each + 2 * held_out
-    sequences: list[list[int]] = []
+    # Texts that begin alike are one where they are cut: twice, it would be fitted on and held out.
+    distinct: dict[tuple[int, ...], None] = {}
+    long = 0
     for text in texts:
         ids = lens_model.tokenizer.encode(text)[:length]
         if len(ids) == length:
-            sequences.append(ids)
-        if len(sequences) == wanted:
+            long += 1
+            distinct[tuple(ids)] = None
+        if len(distinct) == wanted:
             break
+    sequences = list(distinct)
     if len(sequences) < wanted:
         room = (len(sequences) - 2 * held_out) * length
         mend = (
@@ -104,9 +108,10 @@ def make_corpus(
             if room > 0
             else "a smaller --length, or more texts"
         )
+        repeated = f", {long - len(sequences)} of which begin like another" if long > len(sequences) else ""
         raise MemprobeError(
-            f"the corpus is too small: {wanted} texts of {length} tokens are needed and {len(sequences)} of "
-            f"{len(texts)} are that long; give {mend}"
+            f"the corpus is too small: {wanted} texts of {length} tokens are needed and {long} of "
+            f"{len(texts)} are that long{repeated}; give {mend}"
         )
     ids = torch.tensor(sequences)
     rest = ids[2 * held_out :]

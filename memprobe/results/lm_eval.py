@@ -84,7 +84,7 @@ def _asked(arguments: Mapping[str, Mapping[str, Any]], target: Any) -> tuple[str
     if len(choices) == 1:
         return prompt, str(choices[0])
     number = str(target).strip()
-    named = number.isdigit() and int(number) < len(choices)
+    named = number.isascii() and number.isdigit() and int(number) < len(choices)
     return prompt, str(choices[int(number)]) if named else str(target)
 
 

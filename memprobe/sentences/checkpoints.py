@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from memprobe import wording
 from memprobe.arms import arm_names
 from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, seeds_of, surfaces
+from memprobe.stages import after_stage, stage_order
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +30,7 @@ def of_checkpoint(
     never: float | None,
     chance_never: float | None = None,
     net: Sequence[float | None] | None = None,
+    net_n: int | None = None,
 ) -> str:
     """How much a checkpoint recalls, at which depth that surfaces, and whether it is above chance.
 
@@ -36,6 +38,7 @@ def of_checkpoint(
         median: first occurrence of the median fact; ``None`` where half never occur.
         never: share of facts that never reach the top k; ``chance_never`` of shuffled answers.
         net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
+        net_n: of how many facts; those that are alone in their relation have no shuffled answer.
     """
     facts = wording.count(n, "fact")
     opening = (
@@ -58,12 +61,12 @@ def of_checkpoint(
         placed += f" (chance: {by_chance})" if by_chance else ""
     sentences = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
-        sentences.append(_against_chance(n_layers, *net))
+        of = f"over the {net_n:,} of {n:,} facts that have any, " if net_n is not None and net_n < n else ""
+        sentences.append(_against_chance(f"{of}counting never as {n_layers + 1}", *net))
     return " ".join(sentences)
 
 
-def _against_chance(n_layers: int, value: float | None, low: float | None, high: float | None) -> str:
-    counted = f"counting never as {n_layers + 1}"
+def _against_chance(counted: str, value: float | None, low: float | None, high: float | None) -> str:
     if low is None:
         counted += f" ({NO_INTERVAL})"
     if not value and not low and not high:
@@ -85,6 +88,7 @@ def of_placement(row: Mapping[str, Any], k: int) -> str:
         median=row["lof_median"],
         never=row["share_never"],
         net=[row[f"net_lof_restricted_mean{end}"] for end in ("", "_low", "_high")],
+        net_n=row.get("net_lof_restricted_mean_n"),
     )
 
 
@@ -115,8 +119,8 @@ def verdict(comparison: Any) -> list[str]:
         of_placement(placed.row(by_predicate=pl.col("checkpoint") == reference, named=True), settings["k"])
     ]
     lines += of_steps(tables["steps"])
-    over = tables["arm_differences"].drop_nulls("low")
-    if len(over):
+    over = tables["arm_differences"]
+    if over["low"].count():
         return lines + _of_arms(over)
     held = {
         (row["checkpoint"], row["statistic"]): row["held"] for row in _against(tables["claims"], reference)
@@ -180,9 +184,11 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
     return lines
 
 
-def _of_arms(over: pl.DataFrame) -> list[str]:
+def _of_arms(every: pl.DataFrame) -> list[str]:
+    """Differences between arms at the last stage at which any has an interval."""
+    over = every.drop_nulls("low")
     lines = []
-    last = over["stage"].to_list()[-1]
+    last = max(over["stage"].to_list(), key=stage_order)
     rows = {(row["arm"], row["statistic"]): row for row in over.filter(stage=last).iter_rows(named=True)}
     arms = list(dict.fromkeys(arm for arm, _ in rows))
     names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
@@ -192,7 +198,7 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
         parts += [(surfaces(*edges_of(depth)), seeds_of(depth))] if depth else []
         one = exact or depth
         if one and parts:
-            against = f"{names[arm]} against {names[one['reference']]} after stage {last}"
+            against = f"{names[arm]} against {names[one['reference']]}{after_stage(last)}"
             seeds = dict.fromkeys(seeds for _, seeds in parts)
             if len(seeds) == 1:
                 lines.append(f"{against}, {next(iter(seeds))}: {'; '.join(said for said, _ in parts)}.")
@@ -200,6 +206,10 @@ def _of_arms(over: pl.DataFrame) -> list[str]:
                 lines.append(f"{against}: {'; '.join(f'{said} ({seeds})' for said, seeds in parts)}.")
     if len(arms) > MOST:
         lines.append(f"And {len(arms) - MOST} more arms.")
+    if without := [arm for arm in dict.fromkeys(every["arm"]) if arm not in arms]:
+        called = arm_names([*dict.fromkeys(every["arm"])])
+        said = wording.listed([called[arm] for arm in without])
+        lines.append(f"No interval{after_stage(last)}, too few seeds: {said}.")
     return lines
 
 

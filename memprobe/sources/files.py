@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.sources.rows import BadRow, BadRows, Columns, NoColumn, Row, read_rows, text_of, texts_of
@@ -13,6 +14,13 @@ from memprobe.sources.shapes import Target, in_plain_shape, squad_rows
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
+_EXAMPLES = {
+    ".jsonl": 'one fact a line, such as {"prompt": …, "answer": …}',
+    ".json": 'a list of facts, such as [{"prompt": …, "answer": …}]',
+    ".csv": "a first line prompt,answer and below it one fact a line",
+    ".parquet": "a table with columns prompt and answer",
+}
+"""Of files without rows, what to give."""
 _BREAKS = ("\u2028", "\u2029")
 
 
@@ -46,7 +54,14 @@ def read_factoid_file(
             places[factoid.id] = row.where
         factoids.append(factoid)
     if not factoids:
-        raise MemprobeError(f'{path}: no rows; give one fact a line, such as {{"prompt": …, "answer": …}}')
+        if bad.named:
+            rows = wording.count(len(bad.named), "row")
+            raise MemprobeError(
+                f"{path}: no rows are left, {rows} cannot be read; the first is {bad.named[0]}"
+            )
+        raise MemprobeError(
+            f"{path}: no rows; give {_EXAMPLES.get(path.suffix.lower(), _EXAMPLES['.jsonl'])}"
+        )
     return factoids
 
 

@@ -15,6 +15,7 @@ import math
 import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -161,12 +162,23 @@ def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
         except BadRow as problem:
             bad.add(where, str(problem))
         except (ValueError, RecursionError) as error:
+            if where.endswith(" line 1") and _is_json(path):
+                raise MemprobeError(
+                    f"{path}: is one JSON value over several lines, not a row a line; name it {path.stem}.json"
+                ) from error
             bad.add(where, f"not JSON ({first_line(error)})")
         else:
             if isinstance(columns, dict):
                 yield Row(columns, where)
             else:
                 bad.add(where, f"a JSON {type(columns).__name__}, not an object")
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file as a whole is a JSON list or object."""
+    with suppress(OSError, ValueError, RecursionError):
+        return isinstance(json.loads(path.read_bytes()), dict | list)
+    return False
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

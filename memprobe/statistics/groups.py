@@ -85,7 +85,7 @@ def by_group(
         seed: of the test's permutations.
 
     Returns:
-        [group, n, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high, log_rank_p]
+        [group, n, lof_n, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high, log_rank_p]
     """
     groups = [(name, np.array(labels) == name) for name in sorted(set(labels))]
     parts = [found.select(member) for _, member in groups]
@@ -95,7 +95,10 @@ def by_group(
         resamples = draws(int(member.sum()))
         row = placement_of(part, resamples) | means_of({"recall_full": part.held[:, -1]}, resamples)
         shown = {f"{key}{end}": row[f"{key}{end}"] for key in GROUPED for end in ENDS}
-        rows.append({"group": name, "n": len(part.factoids)} | shown | {"log_rank_p": p})
+        counts = {"n": len(part.factoids), "lof_n": row["lof_n"]}
+        rows.append({"group": name} | counts | shown | {"log_rank_p": p})
     numbers = [f"{key}{end}" for key in GROUPED for end in ENDS]
-    schema = {"group": pl.String, "n": pl.Int64} | dict.fromkeys([*numbers, "log_rank_p"], pl.Float64)
+    schema = {"group": pl.String, "n": pl.Int64, "lof_n": pl.Int64} | dict.fromkeys(
+        [*numbers, "log_rank_p"], pl.Float64
+    )
     return pl.DataFrame(rows, schema=schema).with_columns(pl.col("log_rank_p").fill_nan(None))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from memprobe.statistics.controls import means_of
 from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap_mean, wilson
 
 NEAR = 2
@@ -44,16 +45,17 @@ def first_occurrence_by_lens(
     first: np.ndarray | None = None
     for lens, (lof, chance) in surfaced.items():
         apart = lof - (lof if first is None else first)
-        values = np.column_stack([lof, chance, lof - chance, apart])
+        values = np.column_stack([chance, lof - chance, apart])
         mean, low, high = bootstrap_mean(values, resamples)
         agree = np.array([(np.abs(apart) <= near).mean()])
         ends = wilson(agree, np.array([len(lof)]))
-        row = {"lens": lens, "n": len(lof), "lof": mean[0]}
-        enough = (lof <= n_layers).sum() >= FEWEST["mean of those that occur"]
-        row |= {"lof_low": low[0] if enough else np.nan, "lof_high": high[0] if enough else np.nan}
-        row |= {"never": (lof > n_layers).mean(), "n_net": int((~np.isnan(chance)).sum()), "chance": mean[1]}
-        row |= {"net": mean[2], "net_low": low[2], "net_high": high[2]}
-        beside = {"difference": mean[3], "difference_low": low[3], "difference_high": high[3]}
+        row = {"lens": lens, "n": len(lof)} | means_of({"lof_restricted": lof}, resamples)
+        row = {name.replace("lof_restricted", "lof"): value for name, value in row.items()}
+        if (lof <= n_layers).sum() < FEWEST["mean of those that occur"]:
+            row |= {"lof_low": np.nan, "lof_high": np.nan}
+        row |= {"never": (lof > n_layers).mean(), "n_net": int((~np.isnan(chance)).sum()), "chance": mean[0]}
+        row |= {"net": mean[1], "net_low": low[1], "net_high": high[1]}
+        beside = {"difference": mean[2], "difference_low": low[2], "difference_high": high[2]}
         beside |= {"agree": agree[0], "agree_low": ends[0][0], "agree_high": ends[1][0]}
         rows.append(row | (dict.fromkeys(beside, None) if first is None else beside))
         first = lof if first is None else first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, wilson
-from memprobe.statistics.occurrence import Occurrence, placement_of
+from memprobe.statistics.occurrence import Occurrence, placement_of, restricted
 from memprobe.statistics.paired import mean_difference
 from memprobe.statistics.vocabulary import STATISTICS
 
@@ -64,14 +64,35 @@ def exact_of(shares: Mapping[str, Any]) -> Any:
 
 
 def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> dict[str, float | None]:
-    """Chance levels: each number of :func:`~memprobe.statistics.occurrence.placement_of` of shuffled answers, meaned
-    over the draws in which it exists; ``None`` where it exists in none."""
-    placed = [placement_of(Occurrence.of(draw, k), None) for draw in draws]
+    """Chance levels: numbers of :func:`~memprobe.statistics.occurrence.placement_of` of shuffled answers.
+
+    What every fact has is meaned over the draws of a fact and then over facts, as
+    :func:`~memprobe.statistics.controls.net_of` does it, for facts may have different numbers of draws; what
+    is of the facts that occur is meaned over the draws in which it exists. ``None`` where it exists in none.
+    """
+    found = [Occurrence.of(draw, k) for draw in draws]
     means: dict[str, float | None] = {}
     for name in names:
-        values = [value for one in placed if (value := one[name]) is not None]
+        if of := _OF_EVERY_FACT.get(name):
+            parts = [pl.DataFrame({"factoid": one.factoids, "value": of(one)}) for one in found]
+            by_fact = pl.concat(parts).group_by("factoid", maintain_order=True).mean() if parts else None
+            means[name] = (
+                None if by_fact is None or by_fact.is_empty() else float(by_fact["value"].to_numpy().mean())
+            )
+            continue
+        values = [value for one in found if (value := placement_of(one, None)[name]) is not None]
         means[name] = float(np.mean(values)) if values else None
     return means
+
+
+_OF_EVERY_FACT: dict[str, Callable[[Occurrence], np.ndarray]] = {
+    "lof_restricted_mean": lambda found: restricted(found.lof, found.n_layers),
+    "settled_restricted_mean": lambda found: restricted(found.settled, found.n_layers),
+    "depths_per_factoid": lambda found: found.held[:, 1:].sum(1).astype(float),
+    "share_never": lambda found: np.isnan(found.lof).astype(float),
+    "settled_share_never": lambda found: np.isnan(found.settled).astype(float),
+}
+"""By number of placement, its value for each fact [factoid]."""
 
 
 def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples) -> pl.DataFrame:
