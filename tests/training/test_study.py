@@ -25,7 +25,7 @@ from tests.training.runs import ROOT
 from training.__main__ import app
 from training.grid import read_grid, run_grid
 from training.study.collect import _read_out, collect
-from training.study.published import TABLES, check_page, markdown, tables
+from training.study.published import TABLES, _names, _with_names, check_page, markdown, tables
 from training.study.results import COLUMNS, Results, read_results
 from training.study.tables import depth_and_retention, kept_before, lost_facts, nats
 from training.study.unseen import unseen_differences
@@ -657,3 +657,20 @@ def test_a_study_of_which_nothing_was_learned_is_told_as_that(tiny_checkpoint, t
         told = CliRunner().invoke(app, ["report", str(folder), "--draws", "100"])
         assert told.exit_code == 0, told.exception
         assert "0/1" in told.output and "no claim is tested" in told.output
+
+
+def test_an_arm_has_its_name_in_the_grid_file_at_every_stage():
+    cells = pl.DataFrame(
+        {"arm_text": ["lora(rank=8, alpha=32, stages=1,2)", "none"], "arm": ["lora", "naive"]}
+    )
+    names = _names(cells.with_columns(d_c=pl.lit(None, pl.String)))
+    table = pl.DataFrame(
+        {
+            "arm": ["lora(rank=8, alpha=32, stages=1)", "lora(rank=8, alpha=32, stages=1,2)", "base", None],
+            "against": ["none", "none", "", None],
+            "stage": ["1", "2", "0", None],
+        }
+    )
+    found = _with_names(table, names)
+    assert found["arm"].to_list() == ["lora", "lora", "base", None]
+    assert found["against"].to_list() == ["naive", "naive", "", None]

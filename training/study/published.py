@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from memprobe import retention
+from memprobe.arms import Arm
 from memprobe.errors import MemprobeError
 from memprobe.files import csv_text, write_together
+from memprobe.stages import stage_number
 from memprobe.wording import markdown_table
 from training.study import tables as surfacing
 from training.study.claims import claims, specification
@@ -52,7 +55,7 @@ _MADE_BY = "Made by `python -m training report"
 def tables(results: Results) -> dict[str, pl.DataFrame]:
     """The study's tables by name, each from stored results alone; those without data are left out."""
     read = _Read(results, results.retention, claims(results))
-    names = dict(results.cells.select("arm_text", "arm").iter_rows())
+    names = _names(results.cells)
     made = {name: make(read) for name, make in _MADE.items()}
     return {name: _with_names(table, names) for name, table in made.items() if len(table)}
 
@@ -87,10 +90,37 @@ def publish(results: Results, made: Mapping[str, pl.DataFrame], folder: Path) ->
     return folder / _PAGE
 
 
+def _names(cells: pl.DataFrame) -> dict[str, str]:
+    """By an arm's text, as it is and as :func:`_in_chain` has it, its name in the grid file."""
+    names: dict[str, str] = {}
+    for text, arm, third in cells.select("arm_text", "arm", pl.col("d_c").is_not_null()).iter_rows():
+        names |= {text: arm, _in_chain(text, 3 if third else 2): arm}
+    return names
+
+
+def _in_chain(text: str | None, stages: int | None) -> str | None:
+    """An arm's text among chains of other lengths: a stage's own says no later stages, which its chain has."""
+    if text is None or stages is None:
+        return text
+    with suppress(MemprobeError):  # it names stages that the chain does not have
+        return Arm.of(text).in_chain(stages).text
+    return text
+
+
 def _with_names(table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     """Arms by their names in the grid file, where a text stands for them."""
     texts = [name for name in ("arm", "against") if name in table.columns]
-    return table.with_columns(pl.col(texts).replace(names))
+    if "stage" not in table.columns:
+        return table.with_columns(pl.col(texts).replace(names))
+    stages = [stage_number(None if stage is None else str(stage)) for stage in table["stage"]]
+    named = {
+        name: [
+            names.get(text, names.get(_in_chain(text, stage) or "", text))
+            for text, stage in zip(table[name], stages, strict=True)
+        ]
+        for name in texts
+    }
+    return table.with_columns(pl.Series(name, values, dtype=pl.String) for name, values in named.items())
 
 
 def flat(table: pl.DataFrame) -> pl.DataFrame:
