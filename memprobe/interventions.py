@@ -31,6 +31,7 @@ from memprobe.blocks import decoder_of
 from memprobe.errors import MemprobeError, among
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
+from memprobe.noise import corruption, spread_of
 from memprobe.parts import PARTS, Part, check_rows, part_of
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, TokenisedFactoid
@@ -40,7 +41,6 @@ Where = Callable[[Int[Tensor, "row position"]], Bool[Tensor, "row position"]]
 
 NOISE = 3.0
 """Standard deviations of the embeddings: what Meng et al. corrupt with."""
-_SOME_ROWS = 256
 
 
 @dataclass
@@ -275,7 +275,7 @@ class Corrupt:
     def install(self, lens_model: LensModel, now: Callable[[], Pass]) -> list[Any]:
         """See :class:`Edit`."""
         embedding = lens_model.model.get_input_embeddings()
-        unit = _spread_of(embedding)
+        unit = spread_of(embedding)
 
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             given = now().ids
@@ -293,18 +293,6 @@ class Corrupt:
             "unit": "sd of the embeddings",
             "seed": self.seed,
         }
-
-
-def _spread_of(embedding: nn.Module) -> float:
-    """The standard deviation of all embeddings that a module gives. Some scale the rows of their matrix themselves
-    (Gemma by √d_model), which some of their rows tell."""
-    weight = embedding.weight
-    assert isinstance(weight, Tensor)
-    some = torch.linspace(0, len(weight) - 1, min(len(weight), _SOME_ROWS), device=weight.device).long()
-    with torch.no_grad():
-        given = embedding.forward(some)  # without the hooks of other edits
-        scale = given.float().norm() / weight[some].float().norm()
-        return float(weight.float().std() * scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,25 +388,6 @@ def mean_output(
     if not count:
         raise MemprobeError("a mean over texts needs at least one text with tokens")
     return (total / count).float()
-
-
-def corruption(
-    ids: Int[Tensor, "row position"], mask: Bool[Tensor, "row position"], width: int, seed: int
-) -> Float[Tensor, "row position width"]:
-    """Standard normal noise where ``mask`` says so, 0 elsewhere; see :class:`Corrupt` for what it depends on.
-
-    Raises:
-        MemprobeError: nothing is meant in any row.
-    """
-    noise = torch.zeros(*ids.shape, width)
-    if not mask.any() and ids.shape[1] > 1:  # one token at a time is generation, which comes after the prompt
-        raise MemprobeError("none of the rows holds the tokens to corrupt")
-    for row in mask.any(1).nonzero()[:, 0].tolist():
-        columns = mask[row].nonzero()[:, 0].tolist()
-        key = f"{seed} {ids[row, columns].tolist()}"
-        random = torch.Generator().manual_seed(int(hashlib.sha256(key.encode()).hexdigest()[:15], 16))
-        noise[row, columns] = torch.randn(len(columns), width, generator=random)
-    return noise
 
 
 def hook_output(lens_model: LensModel, part: Part, depth: int, edit: Callable[[Tensor], Tensor]) -> Any:

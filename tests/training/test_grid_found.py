@@ -43,7 +43,7 @@ def cells(path):
         ("lr = 3e-3", "lr = 4e-3", "optimiser.lr: 0.003 -> 0.004"),
         ('mine.jsonl"\nepochs = 1', 'mine.jsonl"\nepochs = 2', "stages.1.epochs: 1 -> 2"),
         ('validation"\nepochs = 1', 'validation"\nepochs = 3', "stages.2.epochs: 1 -> 3"),
-        ('naive = "none"', 'naive = "replay(ratio=0.5)"', "stages.2.replay"),
+        ('naive = "none"', 'naive = "replay(ratio=0.25)"', "stages.2.replay"),
     ],
 )
 def test_a_recipe_that_changed_is_refused_before_anything_is_written(naive, old, new, said):

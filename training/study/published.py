@@ -94,7 +94,7 @@ def _names(cells: pl.DataFrame) -> dict[str, str]:
     """By an arm's text, as it is and as :func:`_in_chain` has it, its name in the grid file."""
     names: dict[str, str] = {}
     for text, arm, third in cells.select("arm_text", "arm", pl.col("d_c").is_not_null()).iter_rows():
-        names |= {text: arm, _in_chain(text, 3 if third else 2): arm}
+        names[text] = names[str(_in_chain(text, 3 if third else 2))] = arm
     return names
 
 
