@@ -28,8 +28,8 @@ def spread_of(embedding: nn.Module) -> float:
 def corruption(
     ids: Int[Tensor, "row position"], mask: Bool[Tensor, "row position"], width: int, seed: int
 ) -> Float[Tensor, "row position width"]:
-    """Standard normal noise where ``mask`` says so, 0 elsewhere; see :class:`memprobe.interventions.Corrupt` for what it
-    depends on.
+    """Standard normal noise where ``mask`` says so, 0 elsewhere; see :class:`memprobe.interventions.Corrupt` for what
+    it depends on.
 
     Raises:
         MemprobeError: nothing is meant in any row.
