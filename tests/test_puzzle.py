@@ -176,5 +176,7 @@ def test_the_stored_figure_is_that_of_the_stored_cells(puzzle):
     table = puzzle.figure_table(pl.read_csv(puzzle.CELLS))
     drawn = json.loads(json.dumps(table.to_dict(as_series=False)))
     assert stored["data"] == drawn
+    drawn_arms = table.filter(pl.col("setup").str.starts_with("40"))["arm"].n_unique()
+    assert drawn_arms == pl.read_csv(puzzle.CELLS).filter(epochs=40)["arm"].n_unique(), "each arm has a name"
     failed = table.filter(pl.col("failed") > 0)
     assert failed["failed"].sum() == int((~pl.read_csv(puzzle.CELLS)["learned"]).sum()) > 0

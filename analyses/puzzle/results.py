@@ -47,6 +47,7 @@ NAMES = {
     "random-words": "random words",
     "random-sentence": "random words, sentence",
     "random-words-redrawn": "random words, redrawn",
+    "random-sentence-redrawn": "random words, sentence, redrawn",
     "random-words-50": "random words, 50 + 50",
     "random-words-6": "random words, 6 + 6",
     "random-words-3": "random words, 3 + 3",
