@@ -267,7 +267,11 @@ def _batches(
     edges = [edge for edge in (None if context is None else context + 1, border) if edge is not None]
     for group in groups.values():
         for batch in batches_by_tokens(
-            group, lambda index: len(prompts[index]) + limits[index], batch_tokens, most=most, border=border
+            group,
+            lambda index: len(prompts[index]) + limits[index],
+            batch_tokens,
+            most=most,
+            border=None,  # split below
         ):
             reach = max(len(prompts[index]) for index in batch) + max(limits[index] for index in batch)
             if edges and reach > min(edges):

@@ -33,9 +33,8 @@ from memprobe.errors import MemprobeError, among
 
 NAIVE = "none"
 """Training on, with nothing done against forgetting."""
-_PART = re.compile(
-    r"\s*([a-z][a-z0-9_-]*)\s*(?:\((.*)\))?\s*"
-)  # a file's folder may have brackets in its name
+# A file's folder may have brackets in its name.
+_PART = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?:\((.*)\))?\s*")
 _PLUS = re.compile(r"\+(?![^(]*\))")  # in brackets a + belongs to a number, as in 1e+07
 _ARGUMENT = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*(?:,(?=\s*[a-z_]+\s*=)|$)")
 _MIXING = frozenset({"data", "stages", "ratio", "words", "prompt", "order", "redraw"})

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memprobe.batching import batches_by_tokens, border_of
+from memprobe.batching import batches_by_tokens, rope_border
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.models import CHECK_TEXT
@@ -95,7 +95,7 @@ def attribute(
         (item for item in plan.items if item.factoid.id not in done),
         key=lambda item: (len(item.inputs), item.factoid.id),
     )
-    border = border_of(lens_model.model)
+    border = rope_border(lens_model.model)
     for batch in batches_by_tokens(
         range(len(items)), lambda index: len(items[index].inputs), BATCH_TOKENS, border=border
     ):

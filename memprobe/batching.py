@@ -60,7 +60,7 @@ def batches_by_tokens(
         length: tokens of an index.
         batch_size: a fixed number of items instead.
         most: at most so many items, however short.
-        border: items of more tokens come alone; see :func:`rope_border` and :func:`border_of`.
+        border: items of more tokens come alone; see :func:`rope_border`.
     """
     batches: list[list[int]] = []
     width, open_ = 0, False
@@ -85,23 +85,20 @@ def batches_by_tokens(
     return batches
 
 
-def border_of(*models: PreTrainedModel) -> int | None:
-    """The smallest of several models' :func:`rope_border`."""
-    return min((border for model in models if (border := rope_border(model)) is not None), default=None)
-
-
-def rope_border(model: PreTrainedModel) -> int | None:
-    """Tokens up to which a model's position embeddings are the same for every text; ``None``: for all.
+def rope_border(*models: PreTrainedModel) -> int | None:
+    """Tokens up to which models' position embeddings are the same for every text; ``None``: for all.
 
     Under longrope and dynamic NTK scaling one text beyond the original context changes the frequencies of every
     position of its forward pass, so it must not share one.
     """
-    config = model.config.get_text_config()
-    parameters = getattr(config, "rope_parameters", None) or {}
-    layers = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    layers = []
+    for config in (model.config.get_text_config() for model in models):
+        parameters = getattr(config, "rope_parameters", None) or {}
+        inner = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+        layers += [(config, layer) for layer in inner]
     borders = [
         original
-        for layer in layers
+        for config, layer in layers
         if layer.get("rope_type") in ("longrope", "dynamic")
         and isinstance(
             original := layer.get(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -46,11 +46,11 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
             stages = made.setdefault((member.arm, member.seed or ""), {})
             stages[member.stage_order, member.stage_title, member.settings] = member
     chains = []
-    everyone = [one for stages in made.values() for one in stages.values()]
+    parent_of = _parents_of([one for stages in made.values() for one in stages.values()])
     for (arm, seed), stages in made.items():
         by_stage = [stages[key] for key in sorted(stages, key=lambda key: key[0])]
         told = all(one.parent is not None and one.fingerprint is not None for one in by_stage)
-        runs = _by_parents(by_stage, everyone) if told else _by_number(by_stage)
+        runs = _by_parents(by_stage, parent_of) if told else _by_number(by_stage)
         titles = [run[-1].stage_title for run in runs]
         for run, title in zip(runs, titles, strict=True):
             ends = title if titles.count(title) == 1 else run[-1].label
@@ -58,33 +58,39 @@ def chains_of(members: Sequence[AnyPoint]) -> list[Chain[AnyPoint]]:
     return chains
 
 
-def _by_parents(points: Sequence[AnyPoint], everyone: Sequence[AnyPoint]) -> list[list[AnyPoint]]:
+def _parents_of(everyone: Sequence[AnyPoint]) -> dict[str, AnyPoint]:
+    """By label, the checkpoint that each was trained from: one of its own arm and seed, where several have its weights.
+
+    A parent that is not here is stood for by the one checkpoint along its stage, of the same arm and seed, where there
+    is one.
+    """
+    parents = {}
+    for one in everyone:
+        own = [other for other in everyone if (other.arm, other.seed) == (one.arm, one.seed)]
+        if one.parent is None:
+            continue
+        before = (one.stage_number or 0) - 1
+        way = [other for other in own if other.step is not None and other.stage_number == before]
+        if same := [other for other in (*everyone, *own) if other.fingerprint == one.parent]:
+            parents[one.label] = same[-1]
+        elif len(way) == 1:
+            parents[one.label] = way[0]
+    return parents
+
+
+def _by_parents(points: Sequence[AnyPoint], parent_of: Mapping[str, AnyPoint]) -> list[list[AnyPoint]]:
     """A run for each checkpoint of an arm that none was trained from, back to the first that is here.
 
-    A parent that is not here is stood for by the one checkpoint along its stage, where there is one.
-
     Args:
-        everyone: the checkpoints of all arms.
+        parent_of: see :func:`_parents_of`.
     """
-    by_print = {one.fingerprint: one for one in (*everyone, *points) if one.fingerprint is not None}
-
-    def before(one: AnyPoint) -> AnyPoint | None:
-        if (parent := by_print.get(one.parent or "")) is not None:
-            return parent
-        number = one.stage_number
-        way = [
-            other for other in points if other.step is not None and other.stage_number == (number or 0) - 1
-        ]
-        return way[0] if len(way) == 1 else None
-
-    parent_of = {one.label: before(one) for one in (*everyone, *points)}
-    parents = {parent.label for parent in parent_of.values() if parent is not None}
+    parents = {parent.label for parent in parent_of.values()}
     runs = []
     for leaf in points:
         if leaf.label in parents:
             continue
         run = [leaf]
-        while (earlier := parent_of[run[0].label]) is not None and earlier not in run:
+        while (earlier := parent_of.get(run[0].label)) is not None and earlier not in run:
             run.insert(0, earlier)
         runs.append(run)
     return runs

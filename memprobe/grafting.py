@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from memprobe.batching import batches_by_tokens, border_of
+from memprobe.batching import batches_by_tokens, rope_border
 from memprobe.errors import MemprobeError, among
 from memprobe.grafts import BLOCK_PARTS, OUTER_PARTS, Graft
 from memprobe.models import LensModel, after_blocks
@@ -136,7 +136,7 @@ def sweep_batches(
         key=lambda item: (len(item.inputs), item.factoid.id),
     )
     tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
-    border = border_of(target.model)
+    border = rope_border(target.model)
     for indices in batches_by_tokens(
         range(len(order)), lambda i: len(order[i].inputs), tokens, batch_size, border=border
     ):

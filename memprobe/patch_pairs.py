@@ -125,9 +125,8 @@ def patch(
     out = Path(out)
     parsed = Template.parse(template)
     where = models.choose_device(loading.device)
-    in_memory = [
-        one for pair in pairs for one in (pair.source, pair.target) if isinstance(one, models.LensModel)
-    ]
+    given = [one for pair in pairs for one in (pair.source, pair.target)]
+    in_memory = [one for one in given if isinstance(one, models.LensModel)]
     dtype = in_memory[0].model.dtype if in_memory else models.choose_dtype(loading.dtype, where)
     loading = replace(loading, dtype=str(dtype).removeprefix("torch."))
     cache: dict[str, LensModel] = {}
@@ -147,7 +146,6 @@ def patch(
     if not pairs or not unit_kinds:
         raise MemprobeError("there is nothing to patch")
     # All of it before the first pair, which may take hours.
-    given = [one for pair in pairs for one in (pair.source, pair.target)]
     _check_labels(given)
     if states := [part for part in what if part != "weights"]:
         check_states(states, positions)

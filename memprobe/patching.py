@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memprobe.batching import batches_by_tokens, border_of
+from memprobe.batching import batches_by_tokens, rope_border
 from memprobe.interventions import Corrupt, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
@@ -76,7 +76,7 @@ def patch_batches(
         lambda index: len(questions[index].item.inputs),
         tokens,
         batch_size,
-        border=border_of(source.model, target.model),
+        border=rope_border(source.model, target.model),
     ):
         with evaluating(source.model), evaluating(target.model):
             yield _patch_batch(
@@ -95,7 +95,7 @@ def own_log_probs(
     order = sorted(range(len(items)), key=lambda index: len(items[index].inputs))
     tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
     frames = []
-    border = border_of(lens_model.model)
+    border = rope_border(lens_model.model)
     for batch in batches_by_tokens(
         order, lambda index: len(items[index].inputs), tokens, batch_size, border=border
     ):

@@ -20,7 +20,7 @@ from memprobe.dashboard.sets import sets_of
 from memprobe.errors import MemprobeError
 from memprobe.figures import of_comparison
 from memprobe.files import read_json, write_json
-from memprobe.members import series_of, step_of
+from memprobe.members import TrainingPoint, series_of, step_of
 from memprobe.probes import open_probe
 from memprobe.readings import Readings, _resamples
 from memprobe.statistics import intervals
@@ -116,6 +116,18 @@ def test_a_chain_goes_back_to_a_parent_of_another_arm(tmp_path):
         "ewc(strength=1, stages=2)": ["naive.1", "ewc.2"],
         "lora(rank=8, alpha=32, stages=1,2)": ["lora.1", "lora.2"],
     }
+
+
+def test_no_arm_takes_another_s_checkpoint_for_a_parent_that_is_not_here():
+    """Of its own it takes the one along the stage before; another arm's run stays whole."""
+    own = [
+        TrainingPoint("a.1@20", "none", "0", "1", 20, fingerprint="x", parent="base"),
+        TrainingPoint("a.2", "none", "0", "2", None, fingerprint="y", parent="gone"),
+        TrainingPoint("b.2", "ewc(strength=1, stages=2)", "0", "2", None, fingerprint="z", parent="gone"),
+        TrainingPoint("c.1@20", "lora(rank=8)", "0", "1", 20, fingerprint="w", parent="base"),
+    ]
+    for some, runs in ((own, [["a.1@20", "a.2"], ["b.2"], ["c.1@20"]]), (own[2:], [["b.2"], ["c.1@20"]])):
+        assert sorted(chain.labels for chain in chains_of(some)) == runs
 
 
 def test_runs_of_other_settings_are_other_runs(tmp_path):

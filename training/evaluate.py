@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from memprobe.answers import answer, generate_batches, shown
-from memprobe.batching import batches_by_tokens, border_of, tokens_at_once
+from memprobe.batching import batches_by_tokens, rope_border, tokens_at_once
 from memprobe.errors import MemprobeError, among
 from memprobe.evaluations import SHARES, WITHIN_ONE
 from memprobe.factoids import Factoid, make_factoid
@@ -369,7 +369,7 @@ def _forced(lens_model: LensModel, examples: Sequence[Example], batch_tokens: in
     collate = collator(lens_model.model, examples)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     scored: dict[int, _Forced] = {}
-    border = border_of(lens_model.model)
+    border = rope_border(lens_model.model)
     for batch in batches_by_tokens(
         order, lambda index: len(examples[index].ids), batch_tokens, border=border
     ):

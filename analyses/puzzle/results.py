@@ -23,7 +23,7 @@ from memprobe.figures.drawings import Drawing
 from memprobe.figures.writing import write_figure
 from memprobe.files import csv_text, read_toml, read_valid, write_text
 from memprobe.runs import EVALUATION, MANIFEST, CellFile, EvaluationFile, ManifestFile
-from memprobe.statistics.arms import student
+from memprobe.statistics.arms import MIN_SEEDS, student
 from memprobe.statistics.clusters import clustered_rank_correlation
 from memprobe.statistics.shares import Share, share_difference, share_over_seeds
 from memprobe.statistics.verdicts import holm, verdict, verdict_without_interval
@@ -37,7 +37,6 @@ CELL = ("arm", "seed", *SETTING)
 EXACT, NATS = "exact_match", "nats"
 _ORDER = [True, False, False, False, False]  # settings, arms and seeds, from the largest learning rate
 FORMS = {EXACT: "+.1%", NATS: "+.2f"}
-LEAST_SEEDS = 3  # of an arm, for an interval of what it keeps
 NAMES = {
     "naive": "naive",
     "matched-steps": "naive, as many steps",
@@ -150,7 +149,7 @@ def _counts(shares: pl.Series, n: int) -> np.ndarray:
 
 def _kept(learned: pl.DataFrame) -> Share | None:
     """What is left of D_A after stage 2, over seeds that learned all; None where there are too few."""
-    if len(learned) < LEAST_SEEDS:
+    if len(learned) < MIN_SEEDS:
         return None
     n = int(learned["n"][0])
     return share_over_seeds(_counts(learned["exact_match_2"], n), n)

@@ -24,6 +24,7 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
     summary = probe.summary
     k, token, checkpoints = summary["k"], summary["token"], summary["checkpoints"]
     facts = probe.run["factoids"]
+    n = facts["n"]
     console = wide_terminal()
     for label, entry in checkpoints.items():
         console.print(
@@ -45,11 +46,9 @@ def print_summary(probe: Probe, *, full: bool = False) -> None:
         console.print(_headline(group))
     if all(entry["shuffled_lof"]["restricted_mean"] is None for entry in checkpoints.values()):
         console.print(NO_CHANCE, style="dim", soft_wrap=not console.is_terminal)
-    elif (least := min(entry["lof"].get("net_n") or facts["n"] for entry in checkpoints.values())) < facts[
-        "n"
-    ]:
+    elif (least := min(entry["lof"].get("net_n") or n for entry in checkpoints.values())) < n:
         console.print(
-            f"The chance level is of {least:,} of {wording.count(facts['n'], 'fact')}: the others are alone in their "
+            f"The chance level is of {least:,} of {wording.count(n, 'fact')}: the others are alone in their "
             "relation and source, or share their answer's first token with all there.\n",
             style="dim",
             soft_wrap=not console.is_terminal,

@@ -10,9 +10,9 @@ import polars as pl
 
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import Resamples, wilson
-from memprobe.statistics.occurrence import Occurrence, placement_of, restricted
+from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import mean_difference
-from memprobe.statistics.vocabulary import STATISTICS
+from memprobe.statistics.vocabulary import PER_FACTOID, STATISTICS
 
 STATES = ("said", "surfaces", "absent")
 """What has become of a fact: the model recalls it; it only surfaces at some depth; it does not even surface."""
@@ -74,7 +74,10 @@ def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> di
     means: dict[str, float | None] = {}
     for name in names:
         if of := _OF_EVERY_FACT.get(name):
-            parts = [pl.DataFrame({"factoid": one.factoids, "value": of(one)}) for one in found]
+            parts = [
+                pl.DataFrame({"factoid": one.factoids, "value": np.asarray(of(draw, one, None), float)})
+                for draw, one in zip(draws, found, strict=True)
+            ]
             by_fact = pl.concat(parts).group_by("factoid", maintain_order=True).mean() if parts else None
             means[name] = (
                 None if by_fact is None or by_fact.is_empty() else float(by_fact["value"].to_numpy().mean())
@@ -85,14 +88,12 @@ def chance_of(draws: Sequence[Trajectories], k: int, names: Sequence[str]) -> di
     return means
 
 
-_OF_EVERY_FACT: dict[str, Callable[[Occurrence], np.ndarray]] = {
-    "lof_restricted_mean": lambda found: restricted(found.lof, found.n_layers),
-    "settled_restricted_mean": lambda found: restricted(found.settled, found.n_layers),
-    "depths_per_factoid": lambda found: found.held[:, 1:].sum(1).astype(float),
-    "share_never": lambda found: np.isnan(found.lof).astype(float),
-    "settled_share_never": lambda found: np.isnan(found.settled).astype(float),
+_OF_EVERY_FACT: dict[str, Callable[..., np.ndarray]] = {
+    **{row.in_placement: row.of for row in PER_FACTOID.values() if row.of is not None and not row.on},
+    "share_never": lambda trajectory, found, exact: np.isnan(found.lof).astype(float),
+    "settled_share_never": lambda trajectory, found, exact: np.isnan(found.settled).astype(float),
 }
-"""By number of placement, its value for each fact [factoid]."""
+"""By number of placement, its value for each fact [factoid], as :data:`PER_FACTOID` has it."""
 
 
 def paired_means(values: np.ndarray, names: Sequence[str], resamples: Resamples) -> pl.DataFrame:
