@@ -362,3 +362,22 @@ def test_whole_numbers_are_written_alike_in_every_format(tmp_path):
     )
     one, two = load_factoids(str(tmp_path / "a.jsonl"))
     assert (one.answer, one.aliases, one.id, two.answer) == ("1889", ("7",), "3", "0.5")
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+@pytest.mark.parametrize(
+    "given,meant", [("relaton", "relation"), ("Subject", "subject"), ("sources", "source")]
+)
+def test_an_optional_column_that_is_misspelt_is_not_passed_over(tmp_path, policy, given, meant):
+    path = jsonl(tmp_path / "facts.jsonl", GOOD, {"prompt": "q?", "answer": "b", given: "x"})
+    with pytest.raises(MemprobeError) as caught:
+        load(str(path), on_bad_row=policy)
+    assert "facts.jsonl line 2" in str(caught.value)
+    assert f"the column {given!r} is not one that is read; did you mean {meant!r}?" in str(caught.value)
+
+
+def test_columns_of_other_meaning_are_left_to_their_owner(tmp_path):
+    others = {"resource": "x", "subject_id": "Q1", "idx": "3", "popular": "yes", "related": "y"}
+    both = {"relation": "capital", "relations": "many"}
+    path = jsonl(tmp_path / "facts.jsonl", {**GOOD, **others}, {"prompt": "q?", "answer": "b", **both})
+    assert [one.relation for one in load(str(path)).rows] == [None, "capital"]

@@ -9,11 +9,14 @@ from pathlib import Path
 from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
-from memprobe.sources.rows import BadRow, BadRows, Columns, NoColumn, Row, read_rows, text_of, texts_of
+from memprobe.sources.rows import BadRow, BadRows, Columns, NoColumn, Row, near, read_rows, text_of, texts_of
 from memprobe.sources.shapes import Target, in_plain_shape, squad_rows
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
+OPTIONAL = ("aliases", "relation", "id", "subject", "popularity", "source")
+_MISSPELT = 0.9
+"""One letter too many, too few or another, in a name of five letters or more; ``resource`` is another word."""
 _EXAMPLES = {
     ".jsonl": 'one fact a line, such as {"prompt": …, "answer": …}',
     ".json": 'a list of facts, such as [{"prompt": …, "answer": …}]',
@@ -30,7 +33,7 @@ def read_factoid_file(
     """Factoids of a JSONL, JSON, CSV or Parquet file, in order, repeated rows included.
 
     Columns: ``prompt`` or ``question``; ``answer``, or ``answers`` whose first is the answer and whose others
-    are aliases; optional ``aliases``, ``relation``, ``id``, ``subject``, ``popularity`` and ``source``. In a CSV
+    are aliases; optional are those of :data:`OPTIONAL`. In a CSV
     a list is written as JSON; elsewhere an ``answer`` that is a text is that text, as in ``"[1, 2]"``.
     Rows of CounterFact, zsRE and SQuAD are read as they are published
     (:mod:`memprobe.sources.shapes`). A row keeps its own ``id``; its source is its ``source`` column or ``file``.
@@ -69,7 +72,11 @@ def _factoids(
     path: Path, bad: BadRows, targets: Sequence[Target], jsonl: bool
 ) -> Iterator[tuple[Row, Factoid]]:
     asked = False
+    seen: set[tuple[str, ...]] = set()
     for row in _unfolded(read_rows(path, bad, jsonl=jsonl), bad):
+        if (names := tuple(row.columns)) not in seen:
+            _refuse_misspelt(row.where, names)
+            seen.add(names)
         try:
             factoids = [factoid_of(row.columns, target=target, cells=row.cells) for target in targets]
         except NoColumn as problem:
@@ -82,6 +89,21 @@ def _factoids(
             bad.add(row.where, str(problem))
             continue
         yield from ((row, factoid) for factoid in factoids)
+
+
+def _refuse_misspelt(where: str, names: Sequence[str]) -> None:
+    """An optional column that is misspelt would be passed over, and what is asked of it done without.
+
+    Raises:
+        MemprobeError: a column is written like one of :data:`OPTIONAL` that is not there.
+    """
+    lacking = [name for name in OPTIONAL if name not in names]
+    known = (*PROMPTS, *ANSWERS, *OPTIONAL)
+    if found := near(lacking, [name for name in names if name not in known], _MISSPELT):
+        given, meant = found
+        raise MemprobeError(
+            f"{where}: the column {given!r} is not one that is read; did you mean {meant!r}? Rename it, or leave it out"
+        )
 
 
 def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Target], jsonl: bool) -> None:
@@ -101,8 +123,8 @@ def _refuse_other_columns(path: Path, problem: NoColumn, targets: Sequence[Targe
         except (BadRow, MemprobeError):
             return
         return
-    near = "; {!r}: did you mean {!r}?".format(*problem.near) if problem.near else ""
-    raise MemprobeError(f"{path}: no row has {problem.wanted}; there are {problem.there}{near}")
+    meant = "; {!r}: did you mean {!r}?".format(*problem.near) if problem.near else ""
+    raise MemprobeError(f"{path}: no row has {problem.wanted}; there are {problem.there}{meant}")
 
 
 def _unfolded(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:

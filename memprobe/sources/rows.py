@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,13 +66,18 @@ class NoColumn(BadRow):
         self.names = tuple(names)
         self.wanted = " or ".join(repr(name) for name in names)
         self.there = f"{', '.join(shown[:_SHOWN]) or 'nothing'}{more}"
-        self.near = _near(names, columns)
+        self.near = near(names, columns)
         super().__init__(f"no {self.wanted}; the row has {self.there}")
 
 
-def _near(names: Sequence[str], columns: Columns) -> tuple[str, str] | None:
+def near(names: Sequence[str], columns: Iterable[str], likeness: float = 0.75) -> tuple[str, str] | None:
+    """The first column that is written like one of ``names``, with that.
+
+    Args:
+        likeness: :meth:`difflib.SequenceMatcher.ratio` from which on it is, whatever the case.
+    """
     for given in columns:
-        if match := difflib.get_close_matches(str(given).strip().casefold(), names, 1, 0.75):
+        if match := difflib.get_close_matches(str(given).strip().casefold(), names, 1, likeness):
             return str(given)[:40], match[0]
     return None
 
