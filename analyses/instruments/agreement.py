@@ -57,7 +57,7 @@ def agreement(facts: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.D
 def _of_pair(pair: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | None]:
     """Agreement of two instruments. pair: cell, set, and the depths one and other. weights: [draw, fact]."""
     depths, cells = pair.select("one", "other").to_numpy().astype(float), pair["cell"].to_numpy()
-    models, n = [cells == cell for cell in np.unique(cells)], drawn_first(pair)
+    models, first = [cells == cell for cell in np.unique(cells)], drawn_first(pair)
     ranks = np.zeros_like(depths)
     for mine in models:
         ranks[mine] = rankdata(depths[mine], axis=0)
@@ -67,9 +67,9 @@ def _of_pair(pair: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int |
     estimates = {
         "correlation": (
             float(whole) if np.isfinite(whole) else None,
-            *ends_of(correlation(ranks, models, weights), n),
+            *ends_of(correlation(ranks, models, weights), len(np.unique(first))),
         ),
-        "within1": mean_of(near, weights, n),
+        "within1": mean_of(near, weights, first, share=True),
     }
     return {
         "models": len(models),

@@ -67,7 +67,7 @@ def _of_models(
         drawn[number] = np.einsum("di,ij,dj->d", weights[0], above, weights[1])
     # A draw of models; of each drawn one some draw of its facts.
     chosen = rng.integers(0, len(models), (draws, len(models)))
-    first = drawn_first(pl.concat([planted for planted, _ in models]))
+    first = len(np.unique(drawn_first(pl.concat([planted for planted, _ in models]))))
     low, high = ends_of(drawn[chosen, rng.integers(0, draws, chosen.shape)].mean(1), first)
     return {
         "models": len(models),

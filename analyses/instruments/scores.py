@@ -1,7 +1,7 @@
 """Marks become scores: shares and means with intervals over seeds, sets and facts, against chance.
 
 An interval resamples models (seeds) first, then the sets of each, then the facts of each set; with one model, sets and
-facts alone. Chance is what the best constant guess would have scored, and what the same verdicts would score were they
+facts alone. Where all facts of a share agree, it is that of shares over models instead. Chance is what the best constant guess would have scored, and what the same verdicts would score were they
 dealt to the facts of the model at random.
 """
 
@@ -13,9 +13,12 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.intervals import percentile_interval
+from memprobe.statistics.shares import share_over_seeds
 
 CONDITION = ["kind", "source", "planted", "size"]
 MEASURES = ("exact", "within1", "error", "rank", "among", "named", "right_part")
+SHARES = ("exact", "within1", "named", "right_part")
+"""Of these, what is so or not so for every fact (``among`` can be shared by several blocks)."""
 DRAWS = 1000
 
 
@@ -48,37 +51,51 @@ def scores(
 
 
 def _scored(part: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | None]:
-    models, sets, n = part["cell"].n_unique(), part.select("cell", "set").n_unique(), drawn_first(part)
+    models, sets, first = part["cell"].n_unique(), part.select("cell", "set").n_unique(), drawn_first(part)
     row: dict[str, float | int | None] = {"models": models, "sets": sets, "n": len(part)}
     for name in MEASURES:
         values = part[name].cast(pl.Float64).to_numpy().astype(float)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_of(values, weights, n), strict=True))
+        found = mean_of(values, weights, first, share=name in SHARES)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
     return row | chance(part)
 
 
-def drawn_first(facts: pl.DataFrame) -> int:
-    """How many there are of what an interval draws first: models, or the sets of the only one, or the facts of that."""
-    counts = facts["cell"].n_unique(), facts.select("cell", "set").n_unique(), len(facts)
-    return next((count for count in counts if count > 1), 1)
+def drawn_first(facts: pl.DataFrame) -> np.ndarray:
+    """[fact], the number of what an interval draws first: its model, or its set in the only model, or the fact itself."""
+    for by in (["cell"], ["cell", "set"]):
+        if facts.select(by).n_unique() > 1:
+            keys = facts.select(by).rows()
+            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            return np.array([numbers[key] for key in keys])
+    return np.arange(len(facts))
 
 
 def mean_of(
-    values: np.ndarray, weights: np.ndarray, n: int
+    values: np.ndarray, weights: np.ndarray, first: np.ndarray, *, share: bool
 ) -> tuple[float | None, float | None, float | None]:
     """The mean of the values that are there, and its interval; None where there is none.
+
+    Draws from facts that all agree give that value again and take it for certain. A share's interval is then that of
+    :func:`memprobe.statistics.shares.share_over_seeds`, over what is drawn first.
 
     Args:
         values: [fact], NaN where there is none.
         weights: [draw, fact], of :func:`nested_weights`.
-        n: of :func:`drawn_first`.
+        first: [fact], of :func:`drawn_first`.
+        share: whether every value is 0 or 1.
     """
     present = ~np.isnan(values)
     if not present.any():
         return None, None, None
     filled = np.where(present, values, 0.0)
+    mean = float(filled.sum() / present.sum())
+    if share and mean in (0, 1):
+        sizes = np.bincount(first, present)
+        _, low, high, _ = share_over_seeds((mean * sizes)[sizes > 0], sizes[sizes > 0])
+        return mean, low, high
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = (weights @ filled) / (weights @ present.astype(float))
-    return float(filled.sum() / present.sum()), *ends_of(drawn, n)
+    return mean, *ends_of(drawn, len(np.unique(first)))
 
 
 def ends_of(drawn: np.ndarray, n: int) -> tuple[float | None, float | None]:
