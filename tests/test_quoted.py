@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,7 @@ PAGES = {
 NUMBER = r"[+\-−]?\d+(?:\.\d+)?"
 INTERVAL = re.compile(rf"\[({NUMBER})%?, ({NUMBER})%?\]")
 BEFORE = 90
-"""Characters before an interval among which its value stands."""
+"""Characters before an interval, the last number of which is its value."""
 
 Triple = tuple[float, float, float]
 
@@ -80,6 +80,17 @@ def quoted(text: str) -> Iterator[tuple[str, list[str], str, str]]:
         yield text[max(0, found.start() - 60) : found.end()], re.findall(NUMBER, before), found[1], found[2]
 
 
+BARE = ("value", "ratio", "estimate", "retention", "lof", "difference", "share", "correlation")
+"""Columns whose interval may be written ``low`` and ``high``; ``net_low`` is of ``net``, or of ``lof_net``."""
+
+
+def value_of(low: str, columns: Container[str]) -> str:
+    """The column that a column of lower ends is of."""
+    of = low.removesuffix("low").removesuffix("_")
+    names = (of, f"lof_{of}") if of else [name for name in BARE if f"{name}_low" not in columns]
+    return next((name for name in names if name in columns), "")
+
+
 def stored(folder: Path) -> Iterator[Triple]:
     """(value, low, high) of every interval that a folder's tables hold, as columns or in texts."""
     for path in sorted(folder.rglob("*.csv")):
@@ -91,10 +102,9 @@ def stored(folder: Path) -> Iterator[Triple]:
                     if re.fullmatch(r"-?[\d.]+(e-?\d+)?", text or "")
                 }
                 for name, low in known.items():
-                    high = known.get(name.removesuffix("low") + "high")
-                    if not name.endswith("low") or high is None:
-                        continue
-                    yield from ((value, low, high) for value in known.values() if low <= value <= high)
+                    value, high = (known.get(one) for one in (value_of(name, row), name[:-3] + "high"))
+                    if name.endswith("low") and value is not None and high is not None:
+                        yield value, low, high
                 for text in row.values():
                     yield from _in_text(text or "")
     for path in sorted(folder.rglob("summary.json")):
@@ -131,7 +141,7 @@ def is_stored(before: list[str], low: str, high: str, known: set[Triple]) -> boo
             if (
                 same(low, edges[0])
                 and same(high, edges[1])
-                and any(same(one.lstrip("+-−"), abs(value * scale)) for one in before)
+                and any(same(one.lstrip("+-−"), abs(value * scale)) for one in before[-1:])
             ):
                 return True
     return False
@@ -214,6 +224,26 @@ def test_the_table_of_arms_is_that_of_the_stored_study():
         ]
     assert len(shown) == len(found) == 11
     assert sorted(row[1:] for row in shown) == sorted(found.values())
+
+
+def test_where_planted_facts_surface_is_what_is_stored():
+    """By block: the stored distance is from the block to the mean first occurrence, where every fact occurs later."""
+    depth = {}
+    for row in rows("analyses/instruments/results/by_block.csv", kind="several", planted="all"):
+        if row["instrument"].startswith("lof logit k=") and float(row["named"]) == 1:
+            at = (row["source"], int(row["first"].partition(".")[0]), row["instrument"].rpartition("=")[2])
+            depth[at] = at[1] + float(row["error"])
+    page = read("docs/findings/planted-truth.md")
+    blocks = sorted({block for _, block, _ in depth})
+    assert len(depth) == 4 * len(blocks) == 16
+    for block in blocks:
+        shown = [depth[source, block, k] for source in ("popqa", "kvr") for k in ("1", "10")]
+        assert f"| {block} | {' | '.join(f'{one:.1f}' for one in shown)} |" in page
+    early, late = (f"{depth['popqa', block, '1']:.1f}" for block in (5, 26))
+    assert f"at depth {early} of 30, into block 26 at {late}" in read("README.md")
+    assert f"at depth {early} of 30 on average, those planted in block 26 at {late}" in read(
+        "docs/concepts/first-occurrence.md"
+    )
 
 
 def test_what_is_said_of_the_lenses_is_what_is_stored():
@@ -328,16 +358,16 @@ REPORTS = {
         ),
     ),
 }
-NOT_STORED = ("## One block alone", "## A model whose")
-"""Begin and end of the one part whose numbers have no stored result: its page names the script that made them."""
+COUNTED = ("## Where planted facts surface", "## A model whose")
+"""Begin and end of the part whose numbers are sums of stored ones, which a test of its own holds."""
 MEAN_OF = {"52.1": (54.7, 51.6, 50.0)}
 
 
 @pytest.mark.parametrize("page", REPORTS)
 def test_every_share_that_is_quoted_is_a_stored_number(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    if NOT_STORED[0] in text:
-        text = text[: text.index(NOT_STORED[0])] + text[text.index(NOT_STORED[1]) :]
+    if COUNTED[0] in text:
+        text = text[: text.index(COUNTED[0])] + text[text.index(COUNTED[1]) :]
     text = re.sub(
         r"```.*?```|\]\([^)]*\)|`[^`]*`|arXiv[: ][\d.]+|Python [\d.]+ to [\d.]+", "", text, flags=re.S
     )
