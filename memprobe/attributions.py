@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from memprobe.batching import batches_by_tokens, rope_border
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.errors import MemprobeError
-from memprobe.models import CHECK_TEXT
+from memprobe.models import CHECK_TEXT, tolerance
 from memprobe.modes import evaluating
 from memprobe.parts import MODULE_NAMES
 from memprobe.records import ATTRIBUTIONS, POSITION
@@ -158,13 +158,16 @@ def _attribute_batch(
     present = tokens[:, 1:] >= 0
     frames = []
     for depth, part, values in written:
-        others = torch.where(present, values[:, 1:], torch.nan).nanmean(1)
+        draws = torch.where(present, values[:, 1:], torch.nan)
         frames.append(
             keys.with_columns(
                 depth=pl.lit(depth),
                 part=pl.lit(part),
                 logit=pl.Series(values[:, 0].cpu().numpy()),
-                shuffled=pl.Series(others.cpu().numpy()).fill_nan(None),
+                shuffled=pl.Series(draws.nanmean(1).cpu().numpy()).fill_nan(None),
+                shuffled_draws=pl.Series(draws.tolist(), dtype=pl.List(pl.Float32)).list.eval(
+                    pl.element().fill_nan(None)
+                ),
             )
         )
     return pl.concat(frames).select(list(ATTRIBUTIONS)).cast(ATTRIBUTIONS)  # pyrefly: ignore[bad-argument-type]
@@ -341,7 +344,8 @@ def hold(
     """The readout as an affine map of the stream, with the norm's scale held at ``last``.
 
     Raises:
-        MemprobeError: what stands before the unembedding is not an RMS or layer norm and linear layers.
+        MemprobeError: what stands before the unembedding is not an RMS or layer norm and linear layers, or the
+            unembedding is more than its weight and bias.
     """
     first = readout.final[0] if len(readout.final) else None
     norm = None if isinstance(first, nn.Linear) else first
@@ -358,6 +362,7 @@ def hold(
         constant = bias[tokens] - bias.mean()
     hidden = readout.norm(last)
     logit = torch.einsum("rtd,rd->rt", pull, hidden) + constant
+    _check_head(readout, hidden[:1], tokens[:1], logit[:1])
     for module in reversed(linear):
         if module.bias is not None:
             constant = constant + pull @ module.bias
@@ -370,6 +375,29 @@ def hold(
             pull = pull - pull.mean(-1, keepdim=True)
     factor = readout.scale
     return HeldReadout(pull * factor, constant * factor, logit * factor)
+
+
+def _check_head(
+    readout: Readout,
+    hidden: Float[Tensor, "row d_model"],
+    tokens: Int[Tensor, "row token"],
+    logit: Float[Tensor, "row token"],
+) -> None:
+    """Holds centred logits by the head's weight against those that the head itself gives.
+
+    Raises:
+        MemprobeError: the head adds what its weight does not hold, such as a LoRA adapter that is not merged.
+    """
+    head = readout.unembedding
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    given = head(hidden.to(weight.dtype)).float()
+    own = (given - given.mean(-1, keepdim=True)).gather(1, tokens)
+    if (own - logit).abs().max() > tolerance(given, weight.dtype):
+        raise MemprobeError(
+            f"attributions: the output head ({type(head).__name__}) adds to the logits what its weight does not hold; "
+            "merge its adapter first"
+        )
 
 
 def _held_norm(norm: nn.Module, last: Float[Tensor, "row d_model"]) -> tuple[Tensor, Tensor, bool, Tensor]:

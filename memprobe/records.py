@@ -83,6 +83,9 @@ ATTRIBUTIONS = pl.Schema(
         "part": pl.String,  # embedding, constant, block; attn and mlp, which add up to block
         "logit": pl.Float32,  # what the part adds to the answer's logit, centred over the vocabulary
         "shuffled": pl.Float32,  # mean of what it adds to those of the shuffled answers; null where there is none
+        "shuffled_draws": pl.List(
+            pl.Float32
+        ),  # the same of each draw; null in it where a draw has no such token
     }
 )
 FACTOIDS = pl.Schema(
@@ -115,7 +118,7 @@ UNITS = {
     "controls": ("checkpoint", "lens", "factoid", "position", "token", "control"),
 }
 """What tells one trajectory over depth from another."""
-ADDED: dict[str, Any] = {"lens": None, "position": POSITION, "alias_match": None}
+ADDED: dict[str, Any] = {"lens": None, "position": POSITION, "alias_match": None, "shuffled_draws": None}
 """Columns that older probes lack, and what stands for them; a lens is that of the whole probe."""
 
 

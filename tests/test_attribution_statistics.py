@@ -1,5 +1,6 @@
 """Statistics of contributions on tables worked by hand, and a probe that holds such tables."""
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,14 +16,23 @@ from memprobe.statistics.attributions import (
 
 
 def table(values, checkpoint="a", part="block"):
-    """``values``: {factoid: {token: ([logit by depth], [shuffled by depth] or None)}}."""
+    """``values``: {factoid: {token: ([logit by depth], [shuffled by depth], a draw or several, or None)}}."""
+
+    def controls(shuffled, depth):
+        if shuffled is None:
+            return None, None
+        at = shuffled[depth - 1]
+        draws = at if isinstance(at, list) else [at]
+        there = [one for one in draws if one is not None]
+        return sum(there) / len(there), draws
+
     rows = [
-        (checkpoint, factoid, token, 7, depth, part, logit, None if shuffled is None else shuffled[depth - 1])
+        (checkpoint, factoid, token, 7, depth, part, logit, *controls(shuffled, depth))
         for factoid, tokens in values.items()
         for token, (logits, shuffled) in tokens.items()
         for depth, logit in enumerate(logits, 1)
     ]
-    rows += [(checkpoint, factoid, 0, 7, 0, "embedding", 9.0, 9.0) for factoid in values]
+    rows += [(checkpoint, factoid, 0, 7, 0, "embedding", 9.0, 9.0, [9.0]) for factoid in values]
     return pl.DataFrame(rows, schema=ATTRIBUTIONS, orient="row")
 
 
@@ -30,6 +40,12 @@ VALUES = {
     "x": {0: ([1.0, 5.0, 2.0], [1.0, 1.0, 3.0]), 1: ([3.0, 1.0, 0.0], None)},
     "y": {0: ([4.0, 1.0, 3.0], None)},
     "z": {0: ([-2.0, 0.0, 4.0], [2.0, 0.0, 0.0])},
+}
+
+
+DRAWS = {  # the mean of both draws is largest at depth 2, where neither is
+    "x": {0: ([1.0, 5.0, 2.0], [[5.0, 0.0], [3.0, 3.0], [0.0, 5.0]])},
+    "y": {0: ([1.0, 5.0, 2.0], [[0.0, 2.0, 9.0], [1.0, 1.0, 0.0], [2.0, 0.0, None]])},
 }
 
 
@@ -52,10 +68,33 @@ def test_means_shares_and_net_by_depth():
     assert set(contribution_by_depth(both.filter(factoid="x"), draws=50)["part"]) == {"block", "attn"}
 
 
+def test_what_is_written_by_chance_is_no_earlier_than_chance():
+    """Contributions to own and shuffled answers are alike, noisier in early blocks: no draw is largest where the mean
+    over draws is."""
+    rng = np.random.default_rng(0)
+    scale = np.linspace(3.0, 0.5, 12)
+    values = {
+        f"f{fact}": {
+            0: (
+                (rng.normal(size=12) * scale + 1).tolist(),
+                (rng.normal(size=(12, 5)) * scale[:, None] + 1).tolist(),
+            )
+        }
+        for fact in range(300)
+    }
+    found = largest_contribution(table(values))
+    net = (found["depth"] - found["depth_shuffled"]).to_numpy()
+    assert abs(net.mean()) < 3 * net.std() / len(net) ** 0.5
+
+
 def test_where_the_most_is_written():
     found = largest_contribution(table(VALUES)).sort("factoid")
     assert found["depth"].to_list() == [2, 1, 3] and found["logit"].to_list() == [5, 4, 4]
     assert found["depth_shuffled"].to_list() == [3, None, 1]
+    several = largest_contribution(table(DRAWS))
+    assert several["depth_shuffled"].to_list() == pytest.approx([(1 + 3) / 2, (3 + 1 + 1) / 3])
+    old = largest_contribution(table(DRAWS).with_columns(shuffled_draws=pl.lit(None, pl.List(pl.Float32))))
+    assert old["depth_shuffled"].null_count() == 2 and old["depth"].to_list() == several["depth"].to_list()
     tied = largest_contribution(table({"x": {0: ([2.0, 2.0, 1.0], None)}}))
     assert tied["depth"].to_list() == [1]
 

@@ -194,6 +194,8 @@ def test_shuffled_answers_are_attributed_by_the_same_rule():
         wanted = float((held.direction[0] @ (streams[2] - streams[1])).mean())
     row = table.filter(factoid=item.factoid.id, token=0, depth=2, part="block")
     assert row["shuffled"][0] == pytest.approx(wanted, abs=1e-3)
+    each = row["shuffled_draws"][0]
+    assert len(each) == 5 and sum(each) / 5 == pytest.approx(wanted, abs=1e-3)
     assert table.filter(factoid=lone.id)["shuffled"].is_null().all()
     assert table.filter(factoid=facts[0].id, token=0)["shuffled"].is_not_null().all()
 
@@ -224,6 +226,21 @@ class Cubed(nn.Module):
 
     def forward(self, x):
         return x**3
+
+
+@pytest.mark.parametrize("target,refused", [("q_proj", False), ("lm_head", True)])
+def test_a_head_that_is_more_than_its_weight_is_refused(target, refused):
+    """An adapter over the output head is no part of the head's own weight, by which parts would be told."""
+    peft = pytest.importorskip("peft")
+    tokenizer = tiny_tokenizer()
+    config = peft.LoraConfig(r=4, target_modules=[target], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny_model("llama", vocab_size=len(tokenizer)), config)
+    read = wrap(adapted, tokenizer, label="adapted")
+    if refused:
+        with pytest.raises(MemprobeError, match=r"attributions: the output head .* merge its adapter first"):
+            attributions(read)
+    else:
+        assert len(attributions(read)[0])
 
 
 def test_a_norm_that_cannot_be_held_is_refused():

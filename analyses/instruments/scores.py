@@ -1,8 +1,9 @@
 """Marks become scores: shares and means with intervals over seeds, sets and facts, against chance.
 
 An interval resamples models (seeds) first, then the sets of each, then the facts of each set; with one model, sets and
-facts alone. Where all facts of a share agree, it is that of shares over models instead. Chance is what the best constant guess would have scored, and what the same verdicts would score were they
-dealt to the facts of the model at random.
+facts alone. Where all facts of a share agree, it is that of shares over models instead. Chance is what the best
+constant guess would have scored, and what the same verdicts would score were they dealt to the facts of the model at
+random.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _scored(part: pl.DataFrame, weights: np.ndarray) -> dict[str, float | int | 
 
 
 def drawn_first(facts: pl.DataFrame) -> np.ndarray:
-    """[fact], the number of what an interval draws first: its model, or its set in the only model, or the fact itself."""
+    """[fact], the number of what an interval draws first: model, or set in the only model, or the fact itself."""
     for by in (["cell"], ["cell", "set"]):
         if facts.select(by).n_unique() > 1:
             keys = facts.select(by).rows()

@@ -11,11 +11,12 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among, there_are
 from memprobe.statistics.asking import Probed
+from memprobe.statistics.holding import check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
 from memprobe.statistics.paired import differences
 
 PARTS = ("block", "attn", "mlp")
-_KEYS = ["checkpoint", "part"]
+_FACT = ["checkpoint", "factoid"]
 
 
 def contributions(
@@ -33,9 +34,14 @@ def contributions(
     Raises:
         MemprobeError: an unknown token rule or part, or a part that no block was taken into.
     """
-    table, token = _asked(table, token)
-    if token not in ("first", "last", "all"):
-        raise MemprobeError(f"--token {token}: {among(token, ('first', 'last', 'all'))}")
+    keys = [*_FACT, "depth"]
+    rows = _of_rule(*_asked(table, token), part)
+    return rows.group_by(keys).agg(pl.col("logit", "shuffled").cast(pl.Float64).mean()).sort(keys)
+
+
+def _of_rule(table: pl.DataFrame, token: str, part: str) -> pl.DataFrame:
+    """The rows of a part, of the answer tokens that a rule keeps."""
+    check_rule(token)
     if part not in PARTS:
         raise MemprobeError(f"{part!r} is not a part of a block; {among(part, PARTS)}")
     rows = table.filter(pl.col("part") == part)
@@ -43,9 +49,8 @@ def contributions(
         raise MemprobeError(f"these attributions are given by block; there is no {part} in them")
     edge = {"first": pl.col("token").min(), "last": pl.col("token").max()}
     if token in edge:
-        rows = rows.filter(pl.col("token") == edge[token].over("checkpoint", "factoid"))
-    keys = ["checkpoint", "factoid", "depth"]
-    return rows.group_by(keys).agg(pl.col("logit", "shuffled").cast(pl.Float64).mean()).sort(keys)
+        rows = rows.filter(pl.col("token") == edge[token].over(_FACT))
+    return rows
 
 
 def contribution_by_depth(
@@ -97,21 +102,33 @@ def largest_contribution(
     The first of equal depths counts.
 
     Returns:
-        [checkpoint, factoid, depth, logit, depth_shuffled]: ``depth_shuffled`` is the same of shuffled answers, the
-        chance level; null where there is none.
+        [checkpoint, factoid, depth, logit, depth_shuffled]: ``depth_shuffled``, the chance level, is the mean over
+        draws of shuffled answers of each draw's own largest; null where there is none. It is not the largest of the
+        draws' mean: a mean is smoother than a draw, and its largest lies elsewhere. So it is null, too, of tables that
+        older versions wrote, which hold that mean alone.
     """
-    rows = contributions(table, token=token, part=part)
-    by = pl.col("depth")
+    rows = _of_rule(*_asked(table, token), part)
+    numbered = rows.filter(pl.col("shuffled_draws").list.len() > 0).with_columns(
+        draw=pl.int_ranges(pl.col("shuffled_draws").list.len())
+    )
+    draws = numbered.explode("shuffled_draws", "draw").drop_nulls("shuffled_draws")
+    draws = draws.group_by(*_FACT, "draw", "depth").agg(pl.col("shuffled_draws").cast(pl.Float64).mean())
+    draws = _largest(draws, [*_FACT, "draw"], "shuffled_draws")
+    chance = draws.group_by(_FACT).agg(depth_shuffled=pl.col("depth").cast(pl.Float64).mean())
+    own = _largest(
+        rows.group_by(*_FACT, "depth").agg(pl.col("logit").cast(pl.Float64).mean()), _FACT, "logit"
+    )
+    return own.join(chance, on=_FACT, how="left", maintain_order="left").select(
+        *_FACT, "depth", "logit", "depth_shuffled"
+    )
+
+
+def _largest(rows: pl.DataFrame, by: list[str], column: str) -> pl.DataFrame:
+    """[*by, depth, column]: of each group the depth at which the column is largest, the first of equal ones."""
     return (
-        rows.group_by("checkpoint", "factoid", maintain_order=True)
-        .agg(
-            logit=pl.col("logit").max(),
-            largest=by.get(pl.col("logit").arg_max()),
-            depth_shuffled=pl.when(pl.col("shuffled").is_not_null().any()).then(
-                by.get(pl.col("shuffled").arg_max().fill_null(0))
-            ),
-        )
-        .select("checkpoint", "factoid", pl.col("largest").alias("depth"), "logit", "depth_shuffled")
+        rows.sort(*by, "depth")
+        .group_by(by, maintain_order=True)
+        .agg(pl.col("depth").get(pl.col(column).arg_max()), pl.col(column).max())
     )
 
 
