@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memprobe.batching import batches_by_tokens, rope_border
-from memprobe.blocks import decoder_of, residual_hooks
+from memprobe.blocks import decoder_of, first_of, residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.models import CHECK_TEXT, tolerance
 from memprobe.modes import evaluating
@@ -236,7 +236,7 @@ def _outputs(
 
     def watch(block: int, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
+            value = first_of(output)
             first = args[0] if args else kwargs.get("hidden_states")
             if isinstance(value, Tensor):
                 # OPT lays the positions of all rows in one axis.

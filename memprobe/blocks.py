@@ -23,7 +23,7 @@ def residual_hooks(blocks: list[nn.Module], receive: Any) -> Iterator[None]:
 
     def leaving(depth: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            receive(depth, output[0] if isinstance(output, tuple | list) else output)
+            receive(depth, first_of(output))
 
         return hook
 
@@ -34,6 +34,16 @@ def residual_hooks(blocks: list[nn.Module], receive: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def first_of(output: Any) -> Any:
+    """What a block, or a part of one, adds up to or gives: the first of what it returns, where it returns several."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_first(output: Any, value: Any) -> Any:
+    """What a block returned, with another :func:`first_of`."""
+    return type(output)((value, *output[1:])) if isinstance(output, tuple | list) else value
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

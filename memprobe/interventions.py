@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from memprobe.blocks import decoder_of
+from memprobe.blocks import decoder_of, first_of, with_first
 from memprobe.errors import MemprobeError, among
 from memprobe.models import LensModel
 from memprobe.modes import evaluating
@@ -404,7 +404,7 @@ def hook_output(lens_model: LensModel, part: Part, depth: int, edit: Callable[[T
         return lens_model.blocks[0].register_forward_pre_hook(entering, with_kwargs=True)
 
     def leaving(_: nn.Module, __: Any, output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+        return with_first(output, edit(first_of(output)))
 
     block = lens_model.blocks[depth - 1]
     module = block if part == "residual" else part_of(block, part, lens_model.label)

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from memprobe.blocks import decoder_of, residual_hooks
+from memprobe.blocks import decoder_of, first_of, residual_hooks, with_first
 from memprobe.errors import MemprobeError, first_line
 from memprobe.models import CHECK_TEXT, LensModel, tolerance
 from memprobe.modes import another_forward, evaluating
@@ -44,14 +44,14 @@ class Whole:
         streams: [depth, row, position, d_model].
         outputs: by part, what each block's gave: [block, row, position, d_model].
         keys_values: per block, [row, head, position, d_head] twice; empty where the model keeps them otherwise.
-        in_tuples: whether the blocks return the stream as the first of a tuple.
+        returned: what a block returns, without what is in it: the stream, or a tuple or list that begins with it.
     """
 
     ids: Int[Tensor, "row position"]
     streams: Float[Tensor, "depth row position d_model"]
     outputs: dict[Part, Float[Tensor, "block row position d_model"]]
     keys_values: list[tuple[Tensor, Tensor]]
-    in_tuples: bool
+    returned: Any
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def run_whole(
     streams: dict[int, Tensor] = {}
     outputs: dict[Part, list[Tensor]] = {part: [] for part in parts}
     cache = DynamicCache() if keys_values else None
-    in_tuples: list[bool] = []
+    returned: list[Any] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(residual_hooks(lens_model.blocks, streams.__setitem__))
         handle = lens_model.blocks[0].register_forward_hook(
-            lambda _, __, output: in_tuples.append(isinstance(output, tuple))
+            lambda _, __, output: returned.append(_emptied(output))
         )
         stack.callback(handle.remove)
         for part in parts:
@@ -137,7 +137,7 @@ def run_whole(
         torch.stack([streams[depth] for depth in range(lens_model.n_layers + 1)]),
         {part: torch.stack(depths) for part, depths in outputs.items()},
         _keys_values(cache, lens_model.n_layers, ids.shape[1]),
-        in_tuples[0],
+        returned[0],
     )
 
 
@@ -231,6 +231,7 @@ def _wave(
     device = lens_model.device
     rows = run.ids.shape[0]
     on_way: dict[int, Tensor] = {}  # number of the copy -> its stream
+    beside = _Given(len(copies))
     waiting = sorted(range(len(copies)), key=lambda number: copies[number].depth, reverse=True)
 
     def leave_run(depth: int) -> None:
@@ -246,14 +247,13 @@ def _wave(
             swap = copies[number].swap
             groups.setdefault(swap.name if swap and depth + 1 in swap.blocks else "", []).append(number)
         bare: Any = args[0] if args else kwargs["hidden_states"]
+        output = run.returned  # where no copy has left yet
         for name, numbers in groups.items():
             swap = copies[numbers[0]].swap if name else None
             streams = torch.cat([on_way[number] for number in numbers])
-            given = [_first_rows(arg, len(copies), len(numbers)) for arg in args[1:]]
+            given = [beside.of(arg, len(numbers)) for arg in args[1:]]
             named = {
-                key: _first_rows(value, len(copies), len(numbers))
-                for key, value in kwargs.items()
-                if key != "hidden_states"
+                key: beside.of(value, len(numbers)) for key, value in kwargs.items() if key != "hidden_states"
             }
             inside = [
                 (place, copies[number].inside)
@@ -265,9 +265,8 @@ def _wave(
                 _edited_inside(lens_model, depth, inside, rows),
             ):
                 output = call(streams, *given, **named)
-            whole = output[0] if isinstance(output, tuple) else output
-            on_way.update(zip(numbers, whole.split(rows), strict=True))
-        return (bare,) if run.in_tuples else bare
+            on_way.update(zip(numbers, first_of(output).split(rows), strict=True))
+        return with_first(output, bare)
 
     ids = run.ids[:, start:].to(device).repeat(len(copies), 1)
     options: dict[str, Any] = {"use_cache": False}
@@ -332,12 +331,12 @@ def _edited_inside(
     for part in {inside.part for _, inside in copies if inside}:
 
         def hook(_: nn.Module, __: Any, output: Any, part: Part = part) -> Any:
-            whole = (output[0] if isinstance(output, tuple) else output).clone()
+            whole = first_of(output).clone()
             for place, inside in copies:
                 if inside and inside.part == part:
                     here = whole[place * rows : (place + 1) * rows]
                     here.copy_(torch.where(inside.mask[..., None], inside.values, here))
-            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+            return with_first(output, whole)
 
         module = part_of(lens_model.blocks[depth], part, lens_model.label)
         handles.append(module.register_forward_hook(hook))
@@ -361,27 +360,46 @@ def _blocks_replaced(blocks: Sequence[nn.Module], step: Callable[..., Any]) -> I
         yield
 
 
-def _first_rows(value: Any, copies: int, wanted: int) -> Any:
-    """What a block is given beside the stream, for some copies of the batch: all copies are given the same.
+def _emptied(output: Any) -> Any:
+    """What a block returned, with ``None`` in the place of each thing in it."""
+    return type(output)(None for _ in output) if isinstance(output, tuple | list) else None
 
-    A tensor with a batch has its rows first (ALiBi has rows times heads); one that all rows share has 1 there.
+
+class _Given:
+    """What blocks are given beside the stream, for some copies of the batch: all copies are given the same.
+
+    A tensor with a batch has its rows first (BLOOM's ALiBi has rows times heads), so that it is its first part once for
+    each copy. One that all rows share has 1 there, or something else that differs along it (MPT's ALiBi: heads).
     """
-    if wanted == copies:
-        return value
-    if isinstance(value, Tensor):
-        if value.dim() < 2 or value.shape[0] == 1 or value.shape[0] % copies:
+
+    def __init__(self, copies: int):
+        self.copies = copies
+        self._seen: dict[int, tuple[Tensor, bool]] = {}  # all blocks are given the same few
+
+    def of(self, value: Any, wanted: int) -> Any:
+        """``value`` for the first ``wanted`` copies."""
+        if wanted == self.copies:
             return value
-        return value[: value.shape[0] // copies * wanted]
-    if isinstance(value, tuple | list):
-        return type(value)(_first_rows(part, copies, wanted) for part in value)
-    if type(value) is dict:
-        return {key: _first_rows(part, copies, wanted) for key, part in value.items()}
-    return value
+        if isinstance(value, Tensor):
+            return value[: value.shape[0] // self.copies * wanted] if self._has_rows(value) else value
+        if isinstance(value, tuple | list):
+            return type(value)(self.of(part, wanted) for part in value)
+        if type(value) is dict:
+            return {key: self.of(part, wanted) for key, part in value.items()}
+        return value
+
+    def _has_rows(self, value: Tensor) -> bool:
+        if value.dim() < 2 or value.shape[0] == 1 or value.shape[0] % self.copies:
+            return False
+        if id(value) not in self._seen:
+            parts = value.unflatten(0, (self.copies, -1))
+            self._seen[id(value)] = (value, bool((parts == parts[:1]).all()))
+        return self._seen[id(value)][1]
 
 
 def _keep(kept: list[Tensor], where: str) -> Callable[..., None]:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        given = output[0] if isinstance(output, tuple) else output
+        given = first_of(output)
         check_rows(given, where)
         kept.append(given.clone())  # some models (Falcon) go on to change it in place
 

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from memprobe.blocks import first_of, with_first
 from memprobe.errors import MemprobeError
 from memprobe.sizes import parse_size
 
@@ -109,9 +110,7 @@ def gather_streams(model: nn.Module, blocks: list[nn.Module]) -> None:
     home = home_of(model)
 
     def bring(_: nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple | list):
-            return type(output)([output[0].to(home), *output[1:]])
-        return output.to(home)
+        return with_first(output, first_of(output).to(home))
 
     for block in blocks:
         block.register_forward_hook(bring)

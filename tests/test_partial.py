@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from memprobe.errors import MemprobeError
 from memprobe.interventions import Put, applied
@@ -52,6 +53,25 @@ def test_every_family_goes_on_from_every_depth(family):
             found = torch.cat(list(finish(read, run, copies[::-1], start=start)))
             torch.testing.assert_close(found, torch.stack(wanted[::-1]), atol=1e-5, rtol=1e-5)
     assert not any(module.__dict__.get("forward") for module in read.model.modules())
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4, 5, 6])
+def test_what_all_rows_share_is_not_cut_as_rows(heads):
+    """MPT gives its blocks a bias of [heads, 1, position]; heads may be as many as rows, or copies, or both times."""
+    tokenizer = tiny_tokenizer()
+    shape = {"d_model": heads * 8, "n_heads": heads, "n_layers": N_LAYERS, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    read = wrap(
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **shape)), tokenizer, label="mpt"
+    )
+    ids = batch()
+    with evaluating(read.model):
+        check_partial(read)
+        run = run_whole(read, ids)
+        copies = [Copy(depth, lambda depth=depth: run.streams[depth]) for depth in range(N_LAYERS + 1)] * 2
+        for at_once in (1, 2, 3, 4, 5):
+            for found in finish(read, run, copies, at_once=at_once):
+                torch.testing.assert_close(found, run.streams[-1].expand_as(found), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
