@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -268,11 +269,17 @@ def _refuse_folder(target: Path, source: Path) -> None:
     names = {file.name for file in target.iterdir()}
     if not names - {LOCK, _COPYING} or _COPIED in names:  # empty, or a push was killed here
         return
-    if RUN not in names:
-        raise MemprobeError(f"{target}: exists and holds no probe; name another folder")
-    says = (target / CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
-    if _TAGS not in says or _readable_in(read_run(target)["checkpoints"]) not in says:
-        raise MemprobeError(f"{target}: holds another probe, which no push wrote; name another folder")
+    _refuse_others(target, str(target), "name another folder")
+
+
+def _refuse_others(folder: Path, name: str, instead: str) -> None:
+    """Raises a MemprobeError where ``run.json`` and the card in a folder are not what a push wrote there."""
+    if not (folder / RUN).exists():
+        raise MemprobeError(f"{name}: exists and holds no probe; {instead}")
+    card_ = folder / CARD
+    says = card_.read_text(encoding="utf-8", errors="replace") if card_.exists() else ""
+    if _TAGS not in says or _readable_in(read_run(folder)["checkpoints"]) not in says:
+        raise MemprobeError(f"{name}: holds another probe, which no push wrote; {instead}")
 
 
 def _refuse_inside(target: Path, source: Path) -> None:
@@ -298,16 +305,27 @@ def _to_hub(ready: Path, name: str, private: bool, message: str) -> str:
     try:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         before = api.list_repo_files(name, repo_type="dataset")
-        gone = [old for old in before if old not in files and old.partition("/")[0] in _TABLES]
+        if set(before) - {".gitattributes"}:
+            _refuse_other_set(name)
+        gone = [old for old in before if old not in files and any(fnmatch(old, one) for one in _PATTERNS)]
         operations = [CommitOperationAdd(where, str(file)) for where, file in files.items()]
         operations += [CommitOperationDelete(old) for old in gone]
         api.create_commit(name, operations, commit_message=message, repo_type="dataset")
+    except MemprobeError:
+        raise
     except Exception as error:  # the hub's client, HTTP and the file system each have their own
         raise MemprobeError(f"{name}: the hub refuses ({first_line(error)}); hf auth login?") from error
     return f"https://huggingface.co/datasets/{name}"
 
 
-def _from_hub(name: str, target: Path) -> None:
+def _refuse_other_set(name: str) -> None:
+    """Raises a MemprobeError for a data set on the hub that holds anything but what a former push wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        _from_hub(name, Path(folder), (RUN, CARD))
+        _refuse_others(Path(folder), name, "name another data set")
+
+
+def _from_hub(name: str, target: Path, patterns: Sequence[str] = _PATTERNS) -> None:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = name.partition("@")
@@ -317,7 +335,7 @@ def _from_hub(name: str, target: Path) -> None:
             repo_type="dataset",
             revision=revision or None,
             local_dir=target,
-            allow_patterns=list(_PATTERNS),
+            allow_patterns=list(patterns),
         )
     except Exception as error:  # see above
         raise MemprobeError(f"{name}: cannot be fetched from the hub ({first_line(error)})") from error

@@ -244,7 +244,11 @@ def test_the_command(taught, facts, tmp_path, monkeypatch, capsys):
         1,
     )
     assert not (tmp_path / "unknown.jsonl.answers").exists()
-    code, _, err = run(monkeypatch, capsys, *arguments, "--on-bad-row", "skip", "--rule", "strict")
+    again = (*arguments, "--on-bad-row", "skip", "--rule", "strict")
+    code, _, err = run(monkeypatch, capsys, *again)
+    assert code == 2 and "unknown.jsonl: holds a split of another rule" in err
+    assert load_factoids(str(unknown)) == facts[2:]
+    assert run(monkeypatch, capsys, *again, "--fresh")[0] == 0
     assert load_factoids(str(unknown)) == facts[1:]
     code, _, err = run(monkeypatch, capsys, *arguments, "--known", unknown)
     assert code == 2
@@ -287,3 +291,24 @@ def test_fresh_forgets_answers_only_where_facts_can_be_asked(cli, lens_model, ta
         assert cli("filter", *given, *wrong)[0] == 2
         assert journal.read_bytes() == before
     assert cli("filter", *given)[0] == 0 and not journal.exists()
+
+
+def test_a_split_is_written_over_only_by_its_own_command(cli, lens_model, taught, facts, tmp_path):
+    source, out = tmp_path / "facts.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(json.dumps({"prompt": fact.prompt, "answer": fact.answer}) + "\n" for fact in facts)
+    )
+    out.write_text("somebody's rows\n")
+    given = ["--ckpt", taught, "--factoids", source, "--out", out]
+    code, _, err = cli("filter", *given)
+    assert code == 2 and "out.jsonl: holds a split and nothing says of what" in err
+    assert out.read_text() == "somebody's rows\n"
+    assert cli("filter", *given, "--fresh")[0] == 0
+    split = out.read_text()
+    assert cli("filter", *given)[0] == 0 and out.read_text() == split
+    assert cli("filter", *given, "--n", 3)[0] == 2 and out.read_text() == split
+    # killed after the split and before what says of it: the answers are there, and it goes on
+    (tmp_path / "out.jsonl.run.json").unlink()
+    ask(lens_model, load_factoids(str(source)), tmp_path / "out.jsonl.answers")
+    code, _, err = cli("filter", *given)
+    assert code == 0 and (tmp_path / "out.jsonl.run.json").exists(), err

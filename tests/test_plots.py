@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from memprobe import palette, plots, statistics
+from memprobe import figures, palette, plots, statistics
 from memprobe.errors import MemprobeError
 from memprobe.plots.sketch import depth_ticks, log_ticks
 from memprobe.prompt_lens import PromptReading
@@ -238,3 +238,19 @@ def test_a_control_below_the_chart_of_patches_is_marked_with_its_value():
     assert list(marks.x) == [1, 2] and [value for (value,) in marks.customdata] == [-12.0, -3.0]
     assert all(y >= floor for y in marks.y)
     assert "-1,200%" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize("moved,low,high", [([0.5, 0.4, 0.2], -0.4, 1.08), ([-0.9, 1.6, 1.0], -0.94, 1.62)])
+def test_a_patch_that_makes_it_worse_or_overshoots_is_on_the_chart(moved, low, high):
+    columns = {
+        "source": "a", "target": "b", "what": "residual", "positions": "last", "parts": "all", "window": 1,
+        "direction": "restore", "low": None, "high": None, "other": None, "random": None,
+    }  # fmt: skip
+    rows = [columns | {"depth": depth, "moved": value} for depth, value in enumerate(moved)]
+    numbers = dict.fromkeys(("low", "high", "other", "random"), pl.Float64)
+    figure = plots.restoration_curves(pl.DataFrame(rows, schema_overrides=numbers))
+    assert figure.layout.yaxis.range == pytest.approx((low, high))
+    printed = {"panel": ["a"] * 3, "line": ["b"] * 3, "seed": [None] * 3, "depth": [0, 1, 2], "moved": moved}
+    table = pl.DataFrame(printed | dict.fromkeys(("low", "high", "control"), [None] * 3))
+    (axes,) = figures.DRAWN["restoration"](table).axes
+    assert axes.get_ylim()[0] < min(moved) and axes.get_ylim()[1] > max(moved)

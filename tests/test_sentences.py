@@ -27,6 +27,10 @@ def test_a_checkpoint_in_a_sentence():
         "30 of 30; 20% never do (chance: 81%)."
     )
     assert "at depth 12 of 30;" in said(median=12.0)
+    some = said(chance_never=0.81, net=[-0.6, -1.6, 0.3], net_n=120)
+    assert "(chance: 81% of the 120 that have shuffled answers)" in some
+    assert "over the 120 of 295 facts that have any" in some
+    assert "of the" not in said(chance_never=0.81, net_n=295)
     assert "Fewer than half of them ever reach" in said(median=None)
 
 

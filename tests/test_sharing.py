@@ -261,6 +261,21 @@ def test_a_second_push_takes_away_what_went(cli, hub, probe, tiny_checkpoint, tm
     assert not list((hub / "me/rivers/attributions").glob("*"))
 
 
+@pytest.mark.parametrize("there", ["files", "a probe"])
+def test_a_data_set_that_no_push_wrote_is_left_as_it_is(cli, hub, probe, there):
+    """A name that is mistyped may be that of something else that one has."""
+    mine = hub / "me/other"
+    (mine / "records").mkdir(parents=True)
+    for name in ("README.md", "records/mine.parquet", "outcomes.csv"):
+        (mine / name).write_text("mine")
+    if there == "a probe":
+        shutil.copyfile(probe / "run.json", mine / "run.json")
+    before = {file: file.read_bytes() for file in mine.rglob("*") if file.is_file()}
+    code, _, err = cli("push", str(probe), "me/other")
+    assert code == 2 and "me/other" in err and "name another data set" in err and len(err.splitlines()) == 1
+    assert {f: f.read_bytes() for f in mine.rglob("*") if f.is_file() and f.name != ".private"} == before
+
+
 def test_only_a_probes_files_come_and_a_strangers_page_is_not_kept(hub, probe, tmp_path):
     push(probe, "me/rivers")
     (hub / "me/rivers/report.html").write_text("<script>steal()</script>")

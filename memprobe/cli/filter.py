@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +14,17 @@ from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import refuse_same_file, say_left_out
 from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo
+from memprobe.errors import MemprobeError
 from memprobe.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from memprobe.filter import Answered
     from memprobe.models import LensModel
     from memprobe.sources import Loaded
+
+
+_OF_A_SPLIT = ("checkpoint", "factoids", "template", "shots", "seed", "rule")
+"""What ``OUT.run.json`` says of a split that makes it another one."""
 
 
 class Rule(StrEnum):
@@ -78,7 +84,8 @@ def filter_(
         bool,
         typer.Option(
             "--fresh",
-            help="Forget the answers that an interrupted run kept, once it is known that the facts can be asked.",
+            help="Forget the answers that an interrupted run kept, once it is known that the facts can be asked, and "
+            "write over the split of another run.",
         ),
     ] = False,
 ) -> None:
@@ -126,6 +133,9 @@ def filter_(
     from memprobe.models import load as load_model
 
     lens_model = load_model(checkpoint, **vars(loading))
+    asked = _asked(lens_model, loaded, template=chosen, shots=shots, rule=rule, seed=seed)
+    if not fresh and not journal.exists():  # an interrupted run goes on, wherever it stood
+        _refuse_other_split(asked, about, [out, *([known] if known is not None else [])])
     with resumable(journal), Bars() as bars:
         answered = ask(
             lens_model,
@@ -142,48 +152,62 @@ def filter_(
     write_rows([one for one, known_ in zip(answered, knows, strict=True) if not known_], out)
     if known is not None:
         write_rows([one for one, known_ in zip(answered, knows, strict=True) if known_], known)
-    _write_run(about, lens_model, loaded, answered, template=chosen, shots=shots, rule=rule, seed=seed)
+    _write_run(about, asked, answered)
     journal.unlink(missing_ok=True)
     _print(answered, sum(knows), out, known)
 
 
-def _write_run(
-    file: Path,
-    lens_model: LensModel,
-    loaded: Loaded,
-    answered: list[Answered],
-    *,
-    template: str,
-    shots: int,
-    rule: Rule,
-    seed: int,
-) -> None:
+def _asked(
+    lens_model: LensModel, loaded: Loaded, *, template: str, shots: int, rule: Rule, seed: int
+) -> dict[str, Any]:
+    """What a split is of, for ``OUT.run.json``."""
     from memprobe import __version__
-    from memprobe.files import write_json
 
     checkpoint = lens_model.checkpoint
-    write_json(
-        {
-            "memprobe": __version__,
-            "checkpoint": {
-                "spec": checkpoint.spec if checkpoint else lens_model.label,
-                "fingerprint": lens_model.fingerprint,
-                "dtype": str(lens_model.model.dtype).removeprefix("torch."),
-            },
-            "factoids": loaded.origin.to_dict(),
-            "counts": loaded.counts,
-            "template": template,
-            "shots": shots,
-            "seed": seed,
-            "rule": rule.value,
-            "known": {
-                "alias_aware": sum(one.verdict.alias_match for one in answered),
-                "strict": sum(one.verdict.exact_match for one in answered),
-                "n": len(answered),
-            },
+    return {
+        "memprobe": __version__,
+        "checkpoint": {
+            "spec": checkpoint.spec if checkpoint else lens_model.label,
+            "fingerprint": lens_model.fingerprint,
+            "dtype": str(lens_model.model.dtype).removeprefix("torch."),
         },
-        file,
-    )
+        "factoids": loaded.origin.to_dict(),
+        "counts": loaded.counts,
+        "template": template,
+        "shots": shots,
+        "seed": seed,
+        "rule": rule.value,
+    }
+
+
+def _refuse_other_split(asked: dict[str, Any], about: Path, files: Sequence[Path]) -> None:
+    """Refuses to write a split over another one, which may be hours of answers.
+
+    Raises:
+        MemprobeError: a file is there and is not empty, and was not made by what is asked.
+    """
+    from memprobe.files import read_json
+
+    there = [file for file in files if file.is_file() and file.stat().st_size]
+    if not there:
+        return
+    before = read_json(about) if about.is_file() else {}
+    if other := [name for name in _OF_A_SPLIT if before.get(name) != asked[name]]:
+        why = f"of another {other[0]}" if before else "and nothing says of what"
+        raise MemprobeError(
+            f"{there[0]}: holds a split {why}; give another name, or --fresh to write over it"
+        )
+
+
+def _write_run(file: Path, asked: dict[str, Any], answered: list[Answered]) -> None:
+    from memprobe.files import write_json
+
+    known = {
+        "alias_aware": sum(one.verdict.alias_match for one in answered),
+        "strict": sum(one.verdict.exact_match for one in answered),
+        "n": len(answered),
+    }
+    write_json(asked | {"known": known}, file)
 
 
 def _print(answered: list[Answered], n_known: int, out: Path, known: Path | None) -> None:

@@ -74,4 +74,5 @@ def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> st
         never=row["share_never"],
         chance_never=chance.get("share_never"),
         net=[row[f"net_lof{end}"] for end in ENDS],
+        net_n=row.get("net_lof_n"),
     )

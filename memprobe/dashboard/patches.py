@@ -218,12 +218,12 @@ def _first_sentence(row: dict[str, Any]) -> str:
     if row["patched"] is not None:
         return (
             f"{where}: a patch moves half at none of the depths patched ({wording.spans(row['patched'])}) for "
-            f"{100 * row['never']:.0f} % of {row['n']} facts; median and mean need every depth"
+            f"{wording.percent_of_some(row['never'])} of {row['n']} facts; median and mean need every depth"
         )
     median = "no depth for most facts" if row["median"] is None else f"depth {row['median']:.0f} (median)"
     return (
         f"{where}: a patch moves half from {median}; mean {row['restricted']:.1f}, counting never as one further; "
-        f"never for {100 * row['never']:.0f} % of {row['n']} facts"
+        f"never for {wording.percent_of_some(row['never'])} of {row['n']} facts"
     )
 
 
@@ -234,7 +234,8 @@ def _fate_sentence(row: dict[str, Any]) -> str:
 def _graft_sentence(row: dict[str, Any]) -> str:
     return (
         f"{row['parts']}: block {_place(row['depth'], row['last'])} moves most, {100 * row['moved']:.0f} %; it wins in "
-        f"{100 * row['support']:.0f} % of resamples and for {100 * row['facts_share']:.0f} % of {row['n']} facts"
+        f"{wording.percent_of_some(row['support'])} of resamples and for "
+        f"{wording.percent_of_some(row['facts_share'])} of {row['n']} facts"
     )
 
 

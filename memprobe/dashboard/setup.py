@@ -105,18 +105,35 @@ def _command(probe: Probe) -> str:
         str(run["factoids"]["n"]),
     ]
     parts += ["--template", run["template"]]
-    for lens, entry in run["lenses"].items():
-        kind, at, other = entry["kind"], *lens.partition("@")[1:]
-        asked = lens if kind == "logit" else f"{kind}=PATH{at}{other}"  # which file it was, nothing says
-        parts += ["--lens", asked] if probe.lenses != ["logit"] else []
+    if run["dtype"] != "float32":
+        parts += ["--dtype", run["dtype"]]
+    entries = run["checkpoints"].values()
+    if tokenizer := next((one for entry in entries if (one := entry.get("tokenizer_from"))), None):
+        parts += ["--tokenizer", tokenizer]
+    if probe.lenses != ["logit"]:
+        parts += [text for name, entry in run["lenses"].items() for text in ("--lens", _lens(name, entry))]
     if probe.positions != [POSITION]:
         parts += ["--positions", ",".join(probe.positions)]
     for name, one in (run.get("intrusions") or {}).items():
         parts += ["--intrusion", f"{name}={_source_of(one)}"]
-    if any("attributions" in (entry.get("tables") or {}) for entry in run["checkpoints"].values()):
+    if any("attributions" in (entry.get("tables") or {}) for entry in entries):
         parts += ["--attributions"]
+    for entry in entries:
+        if kept := (entry.get("residuals") or {}).get("depths"):
+            parts += [
+                "--keep-residuals",
+                ",".join(map(str, kept)) if len(kept) <= entry["n_layers"] else "all",
+            ]
+            break
     parts += ["-k", str(run["k"]), "--token", run["token"], "--seed", str(run["seed"])]
     return shlex.join(parts)
+
+
+def _lens(name: str, entry: Mapping[str, Any]) -> str:
+    """How a lens is asked for; ``PATH`` where a file is read, for nothing says which it was."""
+    kind, at = entry["kind"], "" if entry["readout"] == "own" else f"@{entry['readout']}"
+    asked = f"{kind}{at}" if kind == "logit" else f"{kind}=PATH{at}"
+    return asked if name == f"{kind}{at}" else f"{name}={asked}"
 
 
 def _source_of(origin: Mapping[str, Any]) -> str:

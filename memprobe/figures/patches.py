@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 NAMES = ("restoration", "grafts")
 FLOOR, TOP = -0.25, 1.1
-"""Of the axis. A control may take away many times what separates the two: what lies below is drawn on the floor."""
+"""Of the axis, unless a patch itself goes beyond. A control may take away many times what separates the two: what lies
+below is drawn on the floor."""
+_MARGIN = 0.05
 
 
 @style.in_style
@@ -129,9 +131,12 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
     names = table["panel"].unique(maintain_order=True).to_list()
     lines = table["line"].unique(maintain_order=True).to_list()
     handles = [style.handle(line, **style.look(position)) for position, line in enumerate(lines)]
+    moved = table["moved"].drop_nulls()
+    floor = min(FLOOR, float(moved.min()) - _MARGIN)  # type: ignore[arg-type]
+    top = max(TOP, float(moved.max()) + _MARGIN)  # type: ignore[arg-type]
     controlled = table["control"].cast(pl.Float64).drop_nulls()
     if len(controlled):
-        below = ", below the axis" if (controlled < FLOOR).any() else ""
+        below = ", below the axis" if (controlled < floor).any() else ""
         handles.append(style.handle(control + below, color=style.FAINT, linestyle=style.DOTTED))
     figure, every = style.panels(
         len(names),
@@ -151,7 +156,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
             if seed is None:
                 style.band(axes, rows, "depth", ("low", "high"), where, color=marks["color"])
                 held = style.numbers(
-                    rows.with_columns(pl.col("control").cast(pl.Float64).clip(FLOOR)), "control"
+                    rows.with_columns(pl.col("control").cast(pl.Float64).clip(floor)), "control"
                 )
                 axes.plot(
                     x, held, color=marks["color"], linestyle=style.DOTTED, lw=0.9, gid=f"{where}/control"
@@ -162,7 +167,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
         if len(names) > 1:
             style.panel_title(axes, name, 22 if style.is_narrow(width) else 34)
         style.depth_axis(axes, table["depth"])
-        axes.set_ylim(FLOOR, TOP)
+        axes.set_ylim(floor, top)
         style.percent_axis(axes.yaxis)
     style.name_axes(figure, every, x_label, f"share {label('moved', short=True)}")
     style.legend(figure, handles, width)

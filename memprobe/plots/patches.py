@@ -64,6 +64,8 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
         by_depth: of :func:`memprobe.statistics.patches.by_depth`.
     """
     figure = sketch.figure_of(x=_axis(by_depth), y="moved", percent=True)
+    own = [value for value in by_depth["moved"].to_list() if value is not None]
+    floor = min([_FLOOR, *(value - 0.04 for value in own)])
     names = sweep_names(by_depth)
     parts = by_depth.partition_by(SWEEP, maintain_order=True)
     for position, (part, name) in enumerate(zip(parts, names, strict=True)):
@@ -83,7 +85,7 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
         if rows[control].is_not_null().any():
             kind = "another fact's states" if control == "other" else "random"
             sketch.add_control(figure, name, depth, rows[control].to_list(), look=look, kind=kind, tip=kind)
-            _mark_below(figure, name, rows.select("depth", control).rows(), look=look, kind=kind)
+            _mark_below(figure, name, rows.select("depth", control).rows(), floor, look=look, kind=kind)
         figure.add_scatter(
             x=depth,
             y=rows["moved"].to_list(),
@@ -95,30 +97,30 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
     places = sorted(by_depth["depth"].unique())
     if len(places) <= MOST_TICKS or sketch.has_gaps(places):
         figure.update_xaxes(tickvals=places)
-    own = [value for value in by_depth["moved"].to_list() if value is not None]
-    figure.update_yaxes(range=[_FLOOR, min(max([1.06, *own]) + 0.02, 3.0)])
+    figure.update_yaxes(range=[floor, max([1.06, *own]) + 0.02])
     return figure
 
 
 _FLOOR = -0.4
-"""Where the chart ends: a control can take away many times what is to be restored."""
+"""Where the chart ends, unless a patch itself goes below: a control can take away many times what is to be restored."""
 
 
 def _mark_below(
     figure: sketch.Sketch,
     name: str,
     points: list[tuple[float, float | None]],
+    floor: float,
     *,
     look: dict[str, str],
     kind: str,
 ) -> None:
     """Marks what lies below the chart on its lower edge, with the values in tooltips and the lowest in writing."""
-    below = [(depth, value) for depth, value in points if value is not None and value < _FLOOR]
+    below = [(depth, value) for depth, value in points if value is not None and value < floor]
     if not below:
         return
     figure.add_scatter(
         x=[depth for depth, _ in below],
-        y=[_FLOOR + 0.04] * len(below),
+        y=[floor + 0.04] * len(below),
         customdata=[[value] for _, value in below],
         mode="markers",
         marker={"symbol": "triangle-down", "size": 7, "color": look["colour"]},
@@ -129,7 +131,7 @@ def _mark_below(
     )
     depth, lowest = min(below, key=lambda point: point[1])
     figure.add_annotation(
-        x=depth, y=_FLOOR + 0.06, yanchor="bottom", text=f"{kind}: down to {lowest:,.0%}", showarrow=False
+        x=depth, y=floor + 0.06, yanchor="bottom", text=f"{kind}: down to {lowest:,.0%}", showarrow=False
     )
 
 

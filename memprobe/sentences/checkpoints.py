@@ -38,7 +38,7 @@ def of_checkpoint(
         median: first occurrence of the median fact; ``None`` where half never occur.
         never: share of facts that never reach the top k; ``chance_never`` of shuffled answers.
         net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
-        net_n: of how many facts; those that are alone in their relation have no shuffled answer.
+        net_n: of how many facts that and ``chance_never`` are; those alone in their relation have no shuffled answer.
     """
     facts = wording.count(n, "fact")
     opening = (
@@ -47,6 +47,8 @@ def of_checkpoint(
         else f"{label}: {facts}."
     )
     by_chance = None if chance_never is None else wording.percent_of_some(chance_never)
+    if by_chance and net_n is not None and net_n < n:
+        by_chance += f" of the {net_n:,} that have shuffled answers"
     if never == 1:
         placed = f"None of them ever reaches the top {k}"
         placed += f" (chance: {by_chance} never do)" if by_chance else ""
@@ -105,6 +107,7 @@ def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
         median=entry["lof"]["median"],
         never=entry["lof"]["never"],
         chance_never=entry["shuffled_lof"]["never"],
+        net_n=entry["lof"].get("net_n"),
     )
 
 
