@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from memprobe.statistics.intervals import FEWEST
+from memprobe.statistics.occurrence import too_few
 from memprobe.statistics.vocabulary import STATISTICS
 
 MISSING = "–"
@@ -79,18 +79,11 @@ def interval(
 def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: bool = False) -> str:
     """:func:`interval` of the columns NAME, NAME_low and NAME_high.
 
-    Of a row of placement, which counts what occurs (``lof_n``), a number that too few occurrences leave without an
-    interval says so.
+    Of a row of placement, which counts what occurs, a number that too few occurrences leave without an interval
+    (:func:`memprobe.statistics.occurrence.too_few`) says so.
     """
     value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    occur = row.get("lof_n")
-    if (
-        value is not None
-        and low is None
-        and occur is not None
-        and occur < FEWEST["sd"]
-        and "median" not in name
-    ):
+    if value is not None and low is None and too_few(name, row):
         return _too_few(value, form)
     return interval(value, low, high, form, open_ended=open_ended)
 

@@ -198,6 +198,26 @@ def test_a_small_difference_is_not_written_as_none():
     assert "facts surface 0.03 [0.01, 0.05] depths earlier, also" in said
 
 
+@pytest.mark.parametrize(
+    "name,counts,few",
+    [
+        ("lof_restricted_mean", {"lof_n": 19}, True),
+        ("lof_restricted_mean", {"lof_n": 20}, False),
+        ("settled_restricted_mean", {"lof_n": 100, "settled_n": 12}, True),
+        ("settled_restricted_mean", {"lof_n": 12, "settled_n": 20}, False),
+        ("settled_restricted_mean", {"lof_n": 12}, True),
+        ("lof_sd", {"lof_n": 59}, True),
+        ("effective_layers", {"lof_n": 59}, True),
+        ("depths_per_factoid", {"lof_n": 59}, False),
+        ("lof_median", {"lof_n": 2}, False),
+        ("area", {}, False),
+    ],
+)
+def test_too_few_is_said_by_the_rule_that_leaves_the_interval_out(name, counts, few):
+    text = wording.of_row(counts | {name: 5.0}, name)
+    assert text == ("5.00 (too few)" if few else "5.00")
+
+
 def test_numbers_are_written_one_way():
     assert wording.interval(0.5, 0.25, 0.75) == "0.50 [0.25, 0.75]"
     assert wording.interval(3.0, 2.0, None, ".0f", open_ended=True) == "3 [2, ∞]"

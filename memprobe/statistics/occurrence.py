@@ -6,7 +6,9 @@ occurrence; the share of those stands beside every mean, and restricted means co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,10 +27,21 @@ from memprobe.statistics.intervals import (
 DRAWS = 10_000
 ENDS = ("", "_low", "_high")
 """Of a number's name: itself, and the ends of its interval."""
-_FEWEST = {
-    **dict.fromkeys(("mean", "restricted_mean", "per_factoid"), FEWEST["mean of those that occur"]),
-    "sd": FEWEST["sd"],
-}
+
+
+def too_few(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether too few facts occur, or settle, for a number of placement to have an interval.
+
+    Args:
+        name: of the number; what is of settled depths begins with ``settled``.
+        row: with ``lof_n``, and ``settled_n`` where it is known apart; without either nothing is too few.
+    """
+    count = row.get("settled_n", row.get("lof_n")) if name.startswith("settled") else row.get("lof_n")
+    if count is None or "median" in name:  # medians have order statistics
+        return False
+    if name == "effective_layers":
+        return count < FEWEST["effective layers"]
+    return count < FEWEST["sd" if name.endswith("sd") else "mean of those that occur"]
 
 
 def first_depth(held: np.ndarray) -> np.ndarray:
@@ -236,17 +249,13 @@ def placement_of(found: Occurrence, resamples: Resamples | None) -> dict[str, fl
     value, low, high = bootstrap(np.column_stack(columns), resamples, statistic)
     names = ["depths_per_factoid"]
     names += [f"{which}_{part}" for which in ("lof", "settled") for part in ("mean", "sd", "restricted_mean")]
-    occur = {"lof": int((~np.isnan(found.lof)).sum()), "settled": int((~np.isnan(found.settled)).sum())}
-    for which, count in occur.items():
-        row[f"{which}_n"] = count
+    for which, depth in (("lof", found.lof), ("settled", found.settled)):
+        row[f"{which}_n"] = int((~np.isnan(depth)).sum())
     for position, name in enumerate(names):
-        which, _, part = name.partition("_")
-        enough = occur.get(which, occur["lof"]) >= _FEWEST[part]
-        edges = (low[position], high[position]) if enough else (np.nan, np.nan)
+        edges = (np.nan, np.nan) if too_few(name, row) else (low[position], high[position])
         put(row, name, value[position], *edges)
     layers, *edges = effective_layers_of(inner, resamples)
-    enough = occur["lof"] >= FEWEST["effective layers"]
-    put(row, "effective_layers", layers, *(edges if enough else (np.nan, np.nan)))
+    put(row, "effective_layers", layers, *((np.nan, np.nan) if too_few("effective_layers", row) else edges))
     for name, depth in (("lof", found.lof), ("settled", found.settled)):
         put(row, f"{name}_median", *median_depth(depth))
         put_share(row, "share_never" if name == "lof" else f"{name}_share_never", np.isnan(depth))

@@ -10,7 +10,7 @@ In labels, ``{k}`` is the top-k and ``{never}`` the depth that "never" counts as
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -213,32 +213,23 @@ _ROWS = (
 PER_FACTOID: dict[str, Statistic] = {row.key: row for row in _ROWS}
 """Statistics with a value for each factoid, whose means and paired differences are taken."""
 
+
+def _mean(key: str, short: str) -> Statistic:
+    """The mean of a statistic of a factoid over one checkpoint's facts, by its name in a row of placement."""
+    row = PER_FACTOID[key]
+    return replace(
+        row, key=row.in_placement, short=short, views=frozenset(), of=None, net=False, placed="", panel=0
+    )
+
+
 _PLACED = (
-    Statistic(
-        "depths_per_factoid",
-        "depths that hold a fact",
-        "depths per fact",
-        "depths",
-        "bca",
-        views=_views("placement"),
-    ),
-    Statistic(
-        "lof_mean", "first occurrence", "first occurrence", "depth", "bca", **_LATER, on="facts that occur"
-    ),
+    PER_FACTOID["depths_per_factoid"],
+    _mean("lof", "first occurrence"),
     Statistic(
         "lof_sd", "sd of first occurrence", "sd", "depths", "bca", "wider", "narrower", on="facts that occur"
     ),
-    Statistic(
-        "lof_restricted_mean",
-        "first occurrence, counting never as depth {never}",
-        "mean, never as {never}",
-        "depth",
-        "bca",
-        **_LATER,
-    ),
-    Statistic(
-        "settled_mean", "settled depth", "settled depth", "depth", "bca", **_LATER, on="facts that settle"
-    ),
+    _mean("lof_restricted", "mean, never as {never}"),
+    _mean("settled", "settled depth"),
     Statistic(
         "settled_sd",
         "sd of settled depth",
@@ -249,14 +240,7 @@ _PLACED = (
         "narrower",
         on="facts that settle",
     ),
-    Statistic(
-        "settled_restricted_mean",
-        "settled depth, counting never as depth {never}",
-        "mean, never as {never}",
-        "depth",
-        "bca",
-        **_LATER,
-    ),
+    _mean("settled_restricted", "mean, never as {never}"),
     Statistic("effective_layers", "effective number of layers", "effective layers", "layers", "bootstrap-t"),
     Statistic("lof_median", "median first occurrence", "median", "depth", "order", **_LATER),
     Statistic("share_never", "never in the top {k}", "never", "share", "wilson", **_HIGHER),
