@@ -179,6 +179,20 @@ def weights_at(
     yield from ((name, start[name].detach()) for name in names)
 
 
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def dtypes_in(checkpoint: Checkpoint) -> set[str]:
+    """The dtypes of a checkpoint's tensors, by torch's names; nothing where they do not lie in safetensors."""
+    from safetensors import safe_open
+
+    found = set()
+    for file in sorted(checkpoint.path.glob("*.safetensors")) if checkpoint.kind == "weights" else ():
+        with safe_open(file, "pt") as held:
+            found |= {held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
+    return {_DTYPES.get(name, name) for name in found}
+
+
 def save_model(trainer: StageTrainer, weights: dict[str, Any], folder: Path, dtype: str) -> None:
     """Writes weights and configuration in Hugging Face format."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)

@@ -95,9 +95,13 @@ class RunContext:
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor] | None:
         """The weights of a checkpoint by parameter name on the CPU, where memory holds them just as they are saved."""
+        from training.checkpoint import dtypes_in
+
         precision = self.recipe.precision
         if not self.alone or precision.weights != precision.save_dtype:
             return None
+        if precision.weights != "float32" and dtypes_in(checkpoint) != {precision.weights}:
+            return None  # memory holds them rounded
         return self.memory.weights(checkpoint)
 
     def say_scores(self, name: str, results: dict[str, Any]) -> None:

@@ -195,6 +195,8 @@ class OneStage:
         """What holds the stage to the one before it, made at the boundary between them."""
         import copy
 
+        import torch
+
         from memprobe.models import load_pretrained
         from training.batches import micro_batches
 
@@ -217,6 +219,7 @@ class OneStage:
             earlier=earlier,
             seed=self.recipe.seed,
             say=lambda line: self.report.say(f"{self.name}: {line}"),
+            autocast=torch.bfloat16 if self.recipe.precision.autocast == "bfloat16" else None,
         )
         return InForce(penalty, penalty.term(boundary))
 

@@ -58,7 +58,8 @@ class Precision(Settings):
     """Number formats and the memory they cost.
 
     Attributes:
-        weights: of the weights in training (optimiser state is kept in the same).
+        weights: of the weights in training (optimiser state is kept in the same, so float16 is none: the squares of
+            gradients fall below what it holds, and steps grow without bound).
         autocast: of the matrix products; ``none`` computes in the weights' own, ``auto`` in bfloat16 where that pays on
             the machine that the run begins on; see :mod:`training.autocast`.
         packing: rows of a micro-batch as one sequence in which common prefixes stand once, where the model computes
@@ -70,7 +71,7 @@ class Precision(Settings):
         fsdp: shard the model over the processes.
     """
 
-    weights: Dtype = "float32"
+    weights: Literal["float32", "bfloat16"] = "float32"
     autocast: Literal["none", "bfloat16", "auto"] = "none"
     packing: bool = True
     fewer_kernels: bool = True

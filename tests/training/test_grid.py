@@ -52,6 +52,29 @@ def test_a_prefix_is_shared_by_all_that_train_it_alike(tmp_path):
     assert joint.parent is None and joint.stage == "2-joint"
 
 
+def test_arms_that_are_added_find_the_stages_that_are_there(tmp_path):
+    """A shared stage is called by the arm that it is, whichever arm of a block, or block, comes first."""
+
+    def shared(arms):
+        every = cells(write(tmp_path, arms=arms, seeds="[0]"))
+        return {cell.node.name: cell.node.parent.name for cell in every if cell.node.parent}
+
+    before = shared('["naive", "replay", "remix"]')
+    for arms in ('["remix", "replay", "naive"]', '["replay"]', '["remix"]'):
+        now = shared(arms)
+        assert now and now.items() <= before.items(), arms
+    assert before["a-b-n4/replay-s0"] == "a-n4/naive-s0"
+
+
+def test_chains_are_of_two_or_three_stages(tmp_path):
+    path = write(tmp_path)
+    text = path.read_text()
+    for wrong in ('["a"]', '["a", "b", "c", "a"]'):
+        path.write_text(text.replace('[["a", "b"]]', f"[{wrong}]"))
+        with pytest.raises(MemprobeError, match="is no chain of two or 3"):
+            read_grid(path)
+
+
 def test_three_stages_go_on_from_the_cell_of_two(tmp_path):
     path = write(tmp_path, seeds="[0]")
     path.write_text(path.read_text() + AGAIN)

@@ -69,6 +69,25 @@ def test_stages_that_mix_facts_are_shared_by_cells_of_one_chain(tmp_path):
     }
 
 
+@pytest.mark.parametrize("size", ["6", "{m}"])
+def test_a_stage_goes_around_those_later_ones_alone_whose_rows_it_could_mix_in(tmp_path, size):
+    """What is mixed into stage 2 goes around stage 3; stage 1 mixes nothing in, and is that of every cell."""
+    path = write(tmp_path, '["naive", "second"]')
+    text = (
+        path.read_text()
+        .replace('"kvr:6:test"', f'"kvr:{size}:test"')
+        .replace('[["a", "b"], ["a", "c"]]', '[["a", "b", "c"]]')
+    )
+    text = text.replace('last = "', 'second = "remix(data=known, stages=2, ratio=1)"\nlast = "')
+    path.write_text(text + ("axes = { m = [6, 8] }\n" if "{" in size else ""))
+    chains = {
+        cell.node.name: [node.name for node in cell.node.chain] for cell in cells_of(read_grid(path), path)
+    }
+    for end in ("-m6", "-m8") if "{" in size else ("",):
+        assert chains[f"a-b-c{end}/naive-s0"][:2] == ["a/naive-s0", "a-b/naive-s0"]
+        assert chains[f"a-b-c{end}/second-s0"][:2] == ["a/naive-s0", f"a-b-before-c{end}/second-s0"]
+
+
 def test_facts_of_d_b_are_not_mixed_into_stage_1_of_a_grid(tiny_checkpoint, tmp_path):
     """Stage 1 is trained by a run that does not train on D_B, and held against the rows of the one that does."""
     path, out = write(tmp_path, '["facts"]', tiny_checkpoint), tmp_path / "out"

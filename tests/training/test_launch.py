@@ -129,6 +129,20 @@ time.sleep(600)
 """
 
 
+def test_a_launcher_ends_where_a_worker_is_asked_to_stop(tmp_path, monkeypatch):
+    """A worker's signal raises nothing: it is looked at while the launcher is waited for."""
+    monkeypatch.setattr(stages.stopping, "asked", lambda: True)
+    monkeypatch.setattr(stages, "_LOOK", 0.05)
+    recipe = parse_recipe({"base": "none", "stages": [{"name": "a", "data": "kvr:4"}]})
+    node = Node("a/naive-s0", "a", "naive", recipe, None)
+    place = Workplace(Grid.model_construct(), tmp_path, RunLog(None, quiet=True))
+    (tmp_path / "sleep.py").write_text("import time; time.sleep(600)")
+    begun = time.monotonic()
+    with pytest.raises(stages.stopping.Stopped):
+        stages._launch(place, shlex.join([sys.executable, str(tmp_path / "sleep.py")]), node, tmp_path)
+    assert time.monotonic() - begun < 60
+
+
 @pytest.mark.parametrize("heeds", [True, False])
 def test_a_launcher_ends_with_the_grid_that_started_it(tiny_checkpoint, tmp_path, monkeypatch, heeds):
     script = tmp_path / "launcher.py"

@@ -25,7 +25,7 @@ from memprobe.probes import open_probe
 from memprobe.sources import load_factoids
 from memprobe.templates import Template, tokenise
 from tests.disk import contents
-from tests.training.runs import ROOT, losses, other_weights, python, same_weights, small, weights
+from tests.training.runs import ROOT, losses, metrics, other_weights, python, same_weights, small, weights
 from training.__main__ import app
 from training.data import prepare
 from training.evaluate import evaluate
@@ -681,6 +681,36 @@ def test_checkpoints_along_the_way(tiny_checkpoint, tmp_path):
     assert manifest is not None and manifest.steps == 2
     assert not same_weights(steps[0], steps[1]) and not same_weights(steps[1], last)
     assert len(losses(steps[1])) == 4
+
+
+def test_how_far_weights_are_from_the_base_does_not_depend_on_what_memory_holds(tiny_checkpoint, tmp_path):
+    """A model of bfloat16 is held against the base as it lies there, not as it was rounded when it was read."""
+    recipe = small(tiny_checkpoint, precision={"weights": "bfloat16", "save_dtype": "bfloat16"})
+    run(recipe, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", symlinks=True)
+    shutil.rmtree(tmp_path / "resumed" / "2-b")  # as if it was killed after stage 1
+    run(recipe, tmp_path / "resumed", quiet=True)
+    changes = [
+        json.loads((tmp_path / name / "2-b" / "evaluation.json").read_text())["weight_change"]
+        for name in ("whole", "resumed")
+    ]
+    assert same_weights(tmp_path / "whole" / "2-b", tmp_path / "resumed" / "2-b")
+    assert changes[0] == changes[1]
+    base, now = weights(tiny_checkpoint), weights(tmp_path / "whole" / "2-b")
+    by_hand = sum((now[name].double() - base[name].double()).square().sum() for name in now) ** 0.5
+    assert changes[0]["base"] == pytest.approx(float(by_hand), rel=1e-6)
+
+
+def test_weights_in_float16_are_refused(tiny_checkpoint):
+    with pytest.raises(MemprobeError, match=r"precision\.weights"):
+        small(tiny_checkpoint, precision={"weights": "float16"})
+
+
+def test_kl_begins_at_nothing_in_the_precision_of_training(tiny_checkpoint, tmp_path):
+    """At the first step the model is the one that it is held to, computed alike."""
+    run(small(tiny_checkpoint, "kl(strength=1)", precision={"autocast": "bfloat16"}), tmp_path, quiet=True)
+    first, *later = [step["penalty"] for step in metrics(tmp_path / "2-b")]
+    assert abs(first) < 1e-6 and max(later) > 1e-6
 
 
 def test_save_dtype(tiny_checkpoint, tmp_path):

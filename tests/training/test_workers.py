@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from memprobe.errors import MemprobeError
@@ -135,6 +136,25 @@ def test_of_a_worker_it_is_known_how_much_memory_it_held():
     process.communicate(b"\n")
     worker.look()
     assert 200 << 20 <= worker.held < 300 << 20
+
+
+def test_what_a_worker_launched_ends_with_it(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    worker = workers._Worker(1, subprocess.Popen([sys.executable, script], start_new_session=True))
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+        time.sleep(0.05)
+    child = int((tmp_path / "child").read_text())
+    worker.end()
+    until = time.monotonic() + 30
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_one_worker_is_watched_too(tiny_checkpoint, tmp_path, quick_python):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,20 +185,49 @@ def _node(
         common = {**common, "data_seed": seed}
     if redraw == "later" and seed:  # with seed 0 they are the same ones anyway
         stages[0] = {"data_seed": 0, **stages[0]}
-    recipe = parse_recipe({"data_seed": 0, **common, "seed": seed, "arm": text, "stages": stages}, where)
-    recipe = with_sources(recipe, path) if find_files else recipe
+    settings = {"data_seed": 0, **common, "seed": seed}
+
+    def parse(text: str, number: int) -> Recipe:
+        """The recipe of the first stages with an arm."""
+        recipe = parse_recipe({**settings, "arm": text, "stages": stages[:number]}, where)
+        return with_sources(recipe, path) if find_files else recipe
+
+    def name_of(shorter: Recipe) -> str:
+        """What the arm is called that trains the first stages so: by the name of the arm in the file that is just
+        that, whoever asks first, so that stages that are there are found when arms are added; else as the cell's."""
+        for one in grid.arms:
+            its_axes: dict[str, Scalar] = {}
+            try:
+                known = parse(_fill(grid.arms[one], axes, its_axes), len(shorter.stages))
+            except MemprobeError:  # it asks for later stages, or for an axis that this block has not
+                continue
+            if known.arm_name == shorter.arm_name:
+                return one + _suffix(its_axes)
+        return arm + _suffix(in_arm)
+
     suffixes = [_suffix(one) for one in marks]
-    return _shared(recipe, arm + _suffix(in_arm), suffixes, nodes, where), marks[-1] | in_arm
+    recipe, called = parse(text, len(stages)), arm + _suffix(in_arm)
+    return _shared(recipe, called, list(chain), suffixes, nodes, where, name_of), marks[-1] | in_arm
 
 
-def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node], where: str) -> Node:
+def _shared(
+    recipe: Recipe,
+    arm: str,
+    chain: Sequence[str],
+    suffixes: Sequence[str],
+    nodes: dict[str, Node],
+    where: str,
+    name_of: Callable[[Recipe], str],
+) -> Node:
     """The node that trains this recipe's last stage; the same recipe is the same node, whoever wants it.
 
     Stages that mix in facts, or rows from where a later stage has its own, are shared by cells of one chain alone:
     their mixing holds none of a later stage's rows.
 
     Args:
+        chain: names of all stages of the cell.
         suffixes: of the name of the data of the first 0, 1, 2, … stages.
+        name_of: gives the arm of the first stages alone.
     """
     key = to_toml(recipe)
     if key in nodes:
@@ -206,13 +235,19 @@ def _shared(recipe: Recipe, arm: str, suffixes: list[str], nodes: dict[str, Node
     parent = None
     if not recipe.joint and len(recipe.stages) > 1:
         shorter = recipe.model_copy(update={"stages": recipe.stages[:-1]})
-        last = recipe.stages[-1]
-        if any(goes_around(part, last) for stage in shorter.stages for part in stage.mixing):
-            shorter = shorter.model_copy(update={"later": (rows_alone(last), *recipe.later)})
-        parent = _shared(shorter.model_copy(update={"arm": shorter.arm_name}), arm, suffixes, nodes, where)
+        mixed = [part for stage in shorter.stages for part in stage.mixing]
+        later = [rows_alone(recipe.stages[-1]), *recipe.later]
+        later = tuple(one for one in later if any(goes_around(part, one) for part in mixed))
+        shorter = shorter.model_copy(update={"later": later})
+        shorter = shorter.model_copy(update={"arm": shorter.arm_name})
+        key_of_parent = to_toml(shorter)
+        called = arm if key_of_parent in nodes else name_of(shorter)
+        parent = _shared(shorter, called, chain, suffixes, nodes, where, name_of)
     stages = "-".join(stage.name for stage in recipe.stages)
-    whole = len(recipe.stages) + len(recipe.later)
     before = "".join(f"-before-{stage.name}" for stage in recipe.later)
+    whole = len(recipe.stages)
+    if recipe.later:  # up to the last of them, its axes are in what goes around its rows
+        whole = len(chain) - list(reversed(chain)).index(recipe.later[-1].name)
     setup = stages + before + suffixes[whole]
     name = f"{setup}/{arm}-s{recipe.seed}"
     if any(node.name == name for node in nodes.values()):

@@ -19,6 +19,8 @@ Redraw = Literal["nothing", "later", "all"]
 
 MOST = 10_000
 """Cells of a block: no study has so many, and to plan a million takes hours."""
+MOST_STAGES = 3
+"""Of a chain: what is told of a cell (D_A, D_B and D_C) knows no more."""
 
 
 class Block(Settings):
@@ -112,9 +114,9 @@ def read_grid(path: Path) -> Grid:
                     f"{path}: block {block.name}: {place}: no {unknown[0]!r} in [{table}]; "
                     f"{there_are(unknown[0], known, before='it has')}"
                 )
-        if short := [chain for chain in block.stages if len(chain) < 2]:
+        if odd := [chain for chain in block.stages if not 2 <= len(chain) <= MOST_STAGES]:
             raise MemprobeError(
-                f"{path}: block {block.name}: stages: {list(short[0])} is no chain of two or more"
+                f"{path}: block {block.name}: stages: {list(odd[0])} is no chain of two or {MOST_STAGES}"
             )
         sizes = (block.stages, block.seeds, block.arms, *block.axes.values())
         if (wanted := math.prod(map(len, sizes))) > MOST:

@@ -27,6 +27,7 @@ from memprobe.files import read_valid, write_text
 from memprobe.manifests import MANIFEST
 from memprobe.runs import CELL, EVALUATION, MATRIX, METRICS, RECIPE, STATE, CellFile, ManifestFile
 from memprobe.weights import safetensors_in
+from training import stopping
 from training.data import ASKED, PREPARED, prepare
 from training.directories import LOG
 from training.grid.cells import Cell, Node
@@ -271,11 +272,14 @@ def _train_again(place: Workplace, node: Node) -> None:
 
 
 def _end_of(stage: Path) -> object:
-    """What tells a stage's weights from others: how far they are from its start and from the base model, in fp64."""
+    """What tells a stage's weights from others: how far they are from its start, in fp64."""
     evaluation = read_valid(stage / EVALUATION, EvaluationFile)
-    return evaluation.get("weight_change") or evaluation["sets"]  # older runs did not measure it
+    if (change := evaluation.get("weight_change")) is not None:
+        return change["stage"]
+    return evaluation["sets"]  # older runs did not measure it
 
 
+_LOOK = 0.5  # seconds between two looks at whether it is asked to stop
 _GRACE = 60.0
 """Seconds: a launcher that is asked to stop gives its processes 30 before it kills them (torchrun)."""
 
@@ -296,7 +300,7 @@ def _launch(place: Workplace, launch: str, node: Node, folder: Path) -> None:
     except OSError as error:
         raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
     try:
-        code = process.wait()
+        code = _exit_code(process, folder)
     except BaseException:  # asked to stop, by a signal or by Ray: the launcher ends those that it started
         process.terminate()
         try:
@@ -307,6 +311,20 @@ def _launch(place: Workplace, launch: str, node: Node, folder: Path) -> None:
         raise
     if code:
         raise MemprobeError(f"{folder}: {launch} ended with exit code {code}; see {folder / LOG}")
+
+
+def _exit_code(process: subprocess.Popen[bytes], folder: Path) -> int:
+    """The exit code of a process, waited for.
+
+    Raises:
+        Stopped: this process is asked to stop meanwhile; a worker's signal only says so.
+    """
+    while True:
+        try:
+            return process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            if stopping.asked():
+                raise stopping.Stopped(f"{folder}: stopped; the same command goes on") from None
 
 
 def link_parent(out: Path, node: Node, folder: Path) -> None:

@@ -49,6 +49,12 @@ class _Worker:
     process: subprocess.Popen[bytes]
     held: int = 0
 
+    def end(self) -> None:
+        """Ends it, and what it launched, which would hold its run and its devices."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
+        self.process.wait()
+
     def look(self) -> None:
         """Sees how much memory it holds."""
         with suppress(psutil.Error):
@@ -200,6 +206,7 @@ class _Crowd:
                 worker.look()
                 if (code := worker.process.poll()) is not None:
                     self.running.remove(worker)
+                    worker.end()
                     if code and not self.crew.closed:
                         self._died(worker, code)
             if now - reported >= _TELL:
@@ -219,9 +226,7 @@ class _Crowd:
     def kill(self) -> None:
         """Ends what still runs."""
         for worker in self.running:
-            if worker.process.poll() is None:
-                worker.process.kill()
-            worker.process.wait()
+            worker.end()
         self.running = []
 
     def _start(self, number: int) -> None:

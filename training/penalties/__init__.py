@@ -20,6 +20,7 @@ from memprobe.errors import among
 from training.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -66,6 +67,7 @@ class Boundary:
         earlier: at most so many rows of all earlier stages, drawn from all of them alike, as padded micro-batches.
         seed: of whatever is drawn.
         say: into the log.
+        autocast: of the matrix products of training; None where they are in the weights' own precision.
     """
 
     model: PreTrainedModel
@@ -73,6 +75,7 @@ class Boundary:
     earlier: Callable[[int], list[MicroBatch]]
     seed: int
     say: Callable[[str], None]
+    autocast: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

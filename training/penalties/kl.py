@@ -27,7 +27,11 @@ class Kl(Penalty):
                 raise MemprobeError("KL: it is made of logits, and the step has none")
             if not bool(step.own.any()):
                 return None
-            with torch.no_grad():
+            # As the trained model computes: else it would be held to itself in another precision.
+            half = torch.autocast(
+                frozen.device.type, boundary.autocast, enabled=boundary.autocast is not None
+            )
+            with torch.no_grad(), half:
                 frozen_logits = frozen(**step.inputs, use_cache=False).logits.float()
             return kl_to_frozen(frozen_logits[step.own], step.logits[step.own]) * step.own_share
 
