@@ -41,6 +41,7 @@ NAMES = {
     "naive": "naive",
     "matched-steps": "naive, as many steps",
     "generic-words": "generic text",
+    "generic-words-214-rows": "generic text, 214 rows",
     "generic-words-shuffled": "generic text, shuffled",
     "generic-sentence": "generic text, sentence",
     "random-words": "random words",
@@ -51,7 +52,6 @@ NAMES = {
     "random-words-6": "random words, 6 + 6",
     "random-words-3": "random words, 3 + 3",
     "random-words-19-rows": "random words, 19 rows",
-    "generic-words-214-rows": "generic text, 214 rows",
 }
 """Of the grid's arms, in order; 12 + 12 words, some of them in the prompt, where nothing else is said."""
 
