@@ -71,7 +71,7 @@ def test_chains_are_of_two_or_three_stages(tmp_path):
     text = path.read_text()
     for wrong in ('["a"]', '["a", "b", "c", "a"]'):
         path.write_text(text.replace('[["a", "b"]]', f"[{wrong}]"))
-        with pytest.raises(MemprobeError, match="is no chain of two or 3"):
+        with pytest.raises(MemprobeError, match="is no chain of two or three"):
             read_grid(path)
 
 
@@ -132,7 +132,7 @@ def test_a_grid_s_directory_names_the_cells_of_a_block_without_its_files(tmp_pat
         ('name = "first"', 'name = "first"\nlike = "first"', "blocks.1.like: no block 'first'"),
         ('name = "first"', 'name = "first"\nlike = ["first"]', "blocks.1.like"),
         ('["a", "b"]', '["a", "z"]', "stages: no 'z' in [data]; it has a, b, c"),
-        ('["a", "b"]', '["a"]', "no chain of two or more"),
+        ('["a", "b"]', '["a"]', "no chain of two or three"),
         ('"naive", "replay"', '"naive", "ewc"', "arms: no 'ewc' in [arms]"),
         ("n = [4]", "n = []", "blocks.1.axes.n: "),
         ("n = [4]", "n = [], unused = []", "blocks.1.axes.n: "),
@@ -298,7 +298,7 @@ def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, t
     found = run_grid(read_grid(path), path, tmp_path / "out", quiet=True)
     assert found == ["a-b-n4/replay-s0: the disk is full"]
     assert (tmp_path / "out/runs/a-b-n4/naive-s0/cell.json").exists()
-    assert list((tmp_path / "out/runs/a-n4/replay-s0/1-a").glob("*.safetensors")), "still needed"
+    assert list((tmp_path / "out/runs/a-n4/naive-s0/1-a").glob("*.safetensors")), "still needed"
     broken.clear()
     assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
     assert not list((tmp_path / "out").rglob("*.safetensors"))
@@ -340,7 +340,7 @@ def test_a_stage_that_comes_out_otherwise_the_second_time_is_refused(tiny_checkp
     assert run_grid(read_grid(path), path, out, quiet=True) == []
     shared = out / "runs/a-n4/naive-s0/1-a"
     evaluation = json.loads((shared / "evaluation.json").read_text())
-    evaluation["weight_change"]["base"] *= 1 + 1e-9  # as on another machine
+    evaluation["weight_change"]["stage"] *= 1 + 1e-9  # as on another machine
     (shared / "evaluation.json").write_text(json.dumps(evaluation))
     stored = records_of(shared)
     write(tmp_path, tiny_checkpoint, arms='["naive", "replay"]', seeds="[0]", epochs=3)

@@ -193,17 +193,19 @@ def _node(
         return with_sources(recipe, path) if find_files else recipe
 
     def name_of(shorter: Recipe) -> str:
-        """What the arm is called that trains the first stages so: by the name of the arm in the file that is just
-        that, whoever asks first, so that stages that are there are found when arms are added; else as the cell's."""
+        """What the arm is called that trains the first stages so: of all arms in the file that do, the one that does
+        least later, whichever a block asks for first; so stages that are there are found when arms are added."""
+        alike: dict[tuple[int, str, str], str] = {}
         for one in grid.arms:
             its_axes: dict[str, Scalar] = {}
+            text = _fill(grid.arms[one], axes, its_axes)
             try:
-                known = parse(_fill(grid.arms[one], axes, its_axes), len(shorter.stages))
+                first, whole = (parse(text, number).arm_name for number in (len(shorter.stages), len(stages)))
             except MemprobeError:  # it asks for later stages, or for an axis that this block has not
                 continue
-            if known.arm_name == shorter.arm_name:
-                return one + _suffix(its_axes)
-        return arm + _suffix(in_arm)
+            if first == shorter.arm_name:
+                alike[len(whole), whole, one] = one + _suffix(its_axes)
+        return alike[min(alike)] if alike else arm + _suffix(in_arm)
 
     suffixes = [_suffix(one) for one in marks]
     recipe, called = parse(text, len(stages)), arm + _suffix(in_arm)

@@ -116,7 +116,7 @@ def read_grid(path: Path) -> Grid:
                 )
         if odd := [chain for chain in block.stages if not 2 <= len(chain) <= MOST_STAGES]:
             raise MemprobeError(
-                f"{path}: block {block.name}: stages: {list(odd[0])} is no chain of two or {MOST_STAGES}"
+                f"{path}: block {block.name}: stages: {list(odd[0])} is no chain of two or three"
             )
         sizes = (block.stages, block.seeds, block.arms, *block.axes.values())
         if (wanted := math.prod(map(len, sizes))) > MOST:
