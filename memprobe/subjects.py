@@ -22,7 +22,7 @@ def subject_positions(
     of its characters.
 
     Raises:
-        MemprobeError: the factoid names no subject, or its prompt does not hold it.
+        MemprobeError: the factoid names no subject, its prompt does not hold it, or the template writes it otherwise.
     """
     factoid = item.factoid
     where = f"factoid {factoid.id} ({factoid.prompt[:60]!r})"
@@ -31,14 +31,17 @@ def subject_positions(
         raise MemprobeError(
             f"{where}: names no subject; give the field `subject`, or ask for other positions"
         )
-    within = factoid.prompt.rfind(subject)
-    if within < 0:
-        starts = [match.start() for match in re.finditer(re.escape(subject), factoid.prompt, re.IGNORECASE)]
-        if not starts:
-            raise MemprobeError(f"{where}: the subject {subject!r} is not in the prompt")
-        within = starts[-1]
+    if (within := _last(subject, factoid.prompt)) is None:
+        raise MemprobeError(f"{where}: the subject {subject!r} is not in the prompt")
     context = template.render(factoid.prompt, factoid.answer, tokenizer).context
-    start = context.rfind(factoid.prompt) + within
+    if (prompt := context.rfind(factoid.prompt)) >= 0:
+        start = prompt + within
+    elif (
+        found := _last(subject, context)
+    ) is not None:  # a template may write the prompt in another form, as JSON
+        start = found
+    else:
+        raise MemprobeError(f"{where}: the template writes the subject {subject!r} in another form")
     spans = _token_spans(context, tokenizer)
     skipped = len(item.prompt) - len(spans)  # BOS, where it is no part of the text
     stop = start + len(subject)
@@ -46,6 +49,14 @@ def subject_positions(
     # A character may be several tokens, all of which end with it.
     last = max((i for i, (begin, end) in enumerate(spans) if begin < stop and end > start), default=first)
     return range(first + skipped, last + 1 + skipped)
+
+
+def _last(subject: str, text: str) -> int | None:
+    """Where a subject stands in a text for the last time, as it is written, else without regard to case."""
+    if (start := text.rfind(subject)) >= 0:
+        return start
+    starts = [match.start() for match in re.finditer(re.escape(subject), text, re.IGNORECASE)]
+    return starts[-1] if starts else None
 
 
 def _token_spans(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:

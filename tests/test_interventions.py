@@ -16,7 +16,7 @@ from memprobe.models import load, to_bridge, wrap
 from memprobe.modes import evaluating
 from memprobe.subjects import subject_positions
 from memprobe.templates import Template, tokenise_all
-from tests.tiny import FAMILIES, N_LAYERS, TOKENIZERS, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import CHAT, FAMILIES, N_LAYERS, TOKENIZERS, save_tiny, tiny_model, tiny_tokenizer
 
 PROMPT = "The river of Oria is the Lunn, and 12 + 7"
 FACTS = [
@@ -156,6 +156,24 @@ def test_a_subject_that_is_not_there_is_one_line():
         with pytest.raises(MemprobeError, match=message) as caught:
             subject_positions(item, plain, tokenizer)
         assert "\n" not in str(caught.value) and fact.id in str(caught.value)
+
+
+@pytest.mark.parametrize("subject,found", [("Selva", True), ('the "Emma"', False)])
+def test_a_subject_is_found_where_a_template_writes_its_prompt_in_another_form(subject, found):
+    """As JSON a prompt has other quotation marks, so that it does not stand in the text as it is."""
+    tokenizer = tiny_tokenizer()
+    content = "{{ message['content'] }}"
+    assert content in CHAT
+    tokenizer.chat_template = CHAT.replace(content, "{{ message['content'] | tojson }}")
+    chat = Template.parse("chat")
+    fact = make_factoid('Who wrote the "Emma" of Selva?', "Lunn", "tiny", subject=subject)
+    [item] = tokenise_all([fact], chat, tokenizer)
+    if not found:
+        with pytest.raises(MemprobeError, match=r"the template writes the subject .* in another form"):
+            subject_positions(item, chat, tokenizer)
+        return
+    where = subject_positions(item, chat, tokenizer)
+    assert tokenizer.decode(list(item.inputs)[where.start : where.stop]).strip() == subject
 
 
 def test_corruption_does_not_depend_on_batches():
