@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memprobe.answers import answer, shown
-from memprobe.batching import batches_by_tokens, rope_border
+from memprobe.batching import batches_by_tokens, rope_border, tokens_at_once
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.checkpoints import checkpoints_of, default_template
 from memprobe.errors import MemprobeError
@@ -125,7 +125,7 @@ def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto"
     """
     items = sorted(plan.items, key=lambda item: (len(item.inputs), item.factoid.id))
     size = None if batch_size == "auto" else batch_size
-    tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
+    tokens = tokens_at_once(lens_model.device, _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS)
     border = rope_border(lens_model.model)
     shared = len(shared_beginning(lens_model, plan))
     most = max(1, _PREFIXES * tokens // shared) if shared else None

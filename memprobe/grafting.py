@@ -18,17 +18,23 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from memprobe.batching import batches_by_tokens, rope_border
+from memprobe.batching import batches_by_tokens, rope_border, tokens_at_once
 from memprobe.errors import MemprobeError, among
 from memprobe.grafts import BLOCK_PARTS, OUTER_PARTS, Graft
 from memprobe.models import LensModel, after_blocks
 from memprobe.modes import evaluating
 from memprobe.partial import Copy, Swap, check_partial, exchanged, finish, run_whole
 from memprobe.parts import Beside, beside_weights, check_beside, chosen_names, parameter_places
-from memprobe.patching import answer_keys, own_log_probs, padded, read_answers, with_own
+from memprobe.patching import (
+    CPU_BATCH_TOKENS,
+    GPU_BATCH_TOKENS,
+    answer_keys,
+    own_log_probs,
+    padded,
+    read_answers,
+    with_own,
+)
 from memprobe.templates import TokenisedFactoid
-
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def sweep_batches(
         (item for item in items if item.factoid.id not in done),
         key=lambda item: (len(item.inputs), item.factoid.id),
     )
-    tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
+    tokens = tokens_at_once(target.device, CPU_BATCH_TOKENS, GPU_BATCH_TOKENS)
     border = rope_border(target.model)
     for indices in batches_by_tokens(
         range(len(order)), lambda i: len(order[i].inputs), tokens, batch_size, border=border

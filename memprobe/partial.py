@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from memprobe.batching import tokens_at_once
 from memprobe.blocks import decoder_of, first_of, residual_hooks, with_first
 from memprobe.errors import MemprobeError, first_line
 from memprobe.models import CHECK_TEXT, LensModel, tolerance
@@ -157,7 +158,7 @@ def finish(
             batches of the run's own shape, so that fp32 results of unedited copies are the run's, bit for bit.
     """
     size = run.ids.shape[0] * (run.ids.shape[1] - start)
-    budget = _CPU_WAVE_TOKENS if lens_model.device.type == "cpu" else _GPU_WAVE_TOKENS
+    budget = tokens_at_once(lens_model.device, _CPU_WAVE_TOKENS, _GPU_WAVE_TOKENS)
     step = at_once or max(1, budget // size)
     for first in range(0, len(copies), step):
         yield _wave(lens_model, run, copies[first : first + step], start)

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memprobe.batching import batches_by_tokens, rope_border
+from memprobe.batching import batches_by_tokens, rope_border, tokens_at_once
 from memprobe.interventions import Corrupt, applied
 from memprobe.lenses import Lens
 from memprobe.logits import read_logits
@@ -39,7 +39,7 @@ from memprobe.patches import finite_only
 from memprobe.records import PATCHES
 from memprobe.templates import TokenisedFactoid
 
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 4096
 _READ_ROWS = 256
 
 
@@ -70,7 +70,7 @@ def patch_batches(
         (question for question in plan.questions if question.item.factoid.id not in done),
         key=lambda question: (len(question.item.inputs), len(question.item.prompt), question.item.factoid.id),
     )
-    tokens = _CPU_BATCH_TOKENS if target.device.type == "cpu" else _GPU_BATCH_TOKENS
+    tokens = tokens_at_once(target.device, CPU_BATCH_TOKENS, GPU_BATCH_TOKENS)
     for batch in batches_by_tokens(
         range(len(questions)),
         lambda index: len(questions[index].item.inputs),
@@ -93,7 +93,7 @@ def own_log_probs(
         [factoid, token, rank, log_prob]
     """
     order = sorted(range(len(items)), key=lambda index: len(items[index].inputs))
-    tokens = _CPU_BATCH_TOKENS if lens_model.device.type == "cpu" else _GPU_BATCH_TOKENS
+    tokens = tokens_at_once(lens_model.device, CPU_BATCH_TOKENS, GPU_BATCH_TOKENS)
     frames = []
     border = rope_border(lens_model.model)
     for batch in batches_by_tokens(

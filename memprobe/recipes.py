@@ -12,7 +12,9 @@ from memprobe.sources.named import named_file
 _SEEDS = frozenset({"seed", "data_seed"})
 _ARM = frozenset({"arm", "joint", "mixing", "match", "replay", "penalty", "lora", "later"})
 """What an arm says, by its name and in the stages that it unfolds into, and of which rows those are."""
-_NO_TRAINING = frozenset({"evaluate", "checkpoints", "resources", "save_minutes", "loggers"})
+RUN_ONLY = ("resources", "save_minutes", "loggers")
+"""Where a run is computed and what it leaves: a run that was begun with others goes on."""
+_NO_TRAINING = frozenset({"evaluate", "checkpoints", *RUN_ONLY})
 """What is measured beside it, where it runs, and what it leaves."""
 _SAME_NUMBERS = frozenset(
     {

@@ -6,11 +6,9 @@ Files of rows count by their names alone, wherever they lie: what they say is he
 
 from __future__ import annotations
 
+from memprobe.recipes import RUN_ONLY
 from training.recipe import Precision, Recipe, Stage, without_folder
 from training.settings import changes
-
-TRAINS_THE_SAME = ("resources", "save_minutes", "loggers")
-"""Keys that change nothing of what is trained: a run that was begun with others goes on."""
 
 
 def settled_as(recipe: Recipe, old: Recipe) -> Recipe:
@@ -26,7 +24,7 @@ def same_rows(old: Recipe, new: Recipe) -> bool:
     they are trained. ``save_dtype`` counts, as the base model is asked in it what it knows."""
     without = {
         "arm": True,
-        **dict.fromkeys(TRAINS_THE_SAME, True),
+        **dict.fromkeys(RUN_ONLY, True),
         "precision": set(Precision.model_fields) - {"save_dtype"},
     }
     before, after = (without_places(recipe).model_dump(mode="json", exclude=without) for recipe in (old, new))
@@ -34,10 +32,10 @@ def same_rows(old: Recipe, new: Recipe) -> bool:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``; but for :data:`TRAINS_THE_SAME`, and for
+    """Keys in which two recipes differ, as ``optimiser.lr: 5e-05 -> 0.0001``; but for :data:`RUN_ONLY`, and for
     where files of rows lie."""
     before, after = (
-        without_places(recipe).model_dump(mode="json", exclude=set(TRAINS_THE_SAME)) for recipe in (old, new)
+        without_places(recipe).model_dump(mode="json", exclude=set(RUN_ONLY)) for recipe in (old, new)
     )
     return changes(before, after)
 

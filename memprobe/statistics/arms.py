@@ -22,7 +22,7 @@ from scipy import special
 
 from memprobe.sameness import of_several_marks
 from memprobe.statistics.intervals import LEVEL, ends_of_shares
-from memprobe.statistics.power import detectable
+from memprobe.statistics.power import detectable, detectable_within
 from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
 
 MIN_SEEDS = 3
@@ -33,9 +33,6 @@ common makes their difference more certain than that of independent seeds, not l
 PREFIX, ROWS_BY_SEED, ROWS, NOTHING = "stage before", "rows of each seed", "rows", "nothing"
 """What two arms' runs have in common: the checkpoint that a seed's runs start from, rows that differ between seeds, the
 same rows in every seed, or nothing. In the first two cases seeds are pairs."""
-
-
-_NORMAL = 1e9  # degrees of freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,8 +322,7 @@ def _independent_shares(members: list[Run], others: list[Run], i: int, n: int) -
     one, other, both = (float(_fact_variance(side, n)[i]) for side in sides)
     counts = _counts(members, i, n), _counts(others, i, n)
     value, low, high, p = share_difference(*counts, n, fact_variances=(one, other, both))
-    error = (high - low) / 2 / special.ndtri(0.5 + LEVEL / 2)
-    return [value, low, high, p, detectable(error, _NORMAL)]
+    return [value, low, high, p, detectable_within(low, high)]
 
 
 def _counts(members: list[Run], i: int, n: int) -> np.ndarray:

@@ -325,3 +325,12 @@ def test_two_of_a_kind_in_one_stage_are_refused(arm):
 def test_two_of_a_kind_in_two_stages_are_one_each():
     found = parse_recipe(recipe("replay(ratio=0.1, stages=2)+replay(ratio=0.5, stages=3)"))
     assert [stage.replay and stage.replay.ratio for stage in found.stages] == [None, 0.1, 0.5]
+
+
+def test_what_is_left_out_of_settings_is_what_recipes_have():
+    """``memprobe`` reads recipes without ``training``, by the names of their keys: none of them is of old."""
+    from memprobe.recipes import _LEFT_OUT
+    from training.recipe import Mixing, Optimiser, Precision, Recipe, Stage
+
+    fields = {name for one in (Recipe, Stage, Mixing, Optimiser, Precision) for name in one.model_fields}
+    assert fields >= _LEFT_OUT

@@ -24,7 +24,7 @@ from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
-from training.alike import TRAINS_THE_SAME
+from memprobe.recipes import RUN_ONLY
 from training.directories import LOG
 from training.drawing import mixes_facts
 from training.grid.cells import Cell, Node, cells_in, cells_of
@@ -249,7 +249,7 @@ def _question(node: Node) -> str:
     ):  # which are not watched
         of_stage |= {"mixing", "epochs"}
     without = {
-        **dict.fromkeys(("arm", "seed", "data_seed", "optimiser", *TRAINS_THE_SAME), True),
+        **dict.fromkeys(("arm", "seed", "data_seed", "optimiser", *RUN_ONLY), True),
         "precision": set(Precision.model_fields) - {"save_dtype", "autocast"},
         "stages": {"__all__": of_stage},
     }
