@@ -55,8 +55,8 @@ PAGE = """# The paper, claim by claim
 What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, and what is seen in the studies here
 ({studies}). At least three seeds an arm. A verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies
 within bounds that count as nothing), *undecided*, or *not tested*; tests of one family are corrected together, within
-a study ([verdicts](../concepts/verdicts.md)). *Would be seen from*: the smallest difference that such a test finds in eight
-of ten studies. Differences are shares of facts, nats or depths, with 95 % intervals over seeds and facts. The notebook
+a study ([more](../concepts/verdicts.md)). *Would be seen from*: the smallest difference that such a test finds in
+eight of ten studies. Differences are shares of facts, nats or depths, with 95 % intervals over seeds and facts. The notebook
 `analyses/10_what_the_paper_claims.ipynb` puts the studies side by side, with costs and controls.
 
 {claims}

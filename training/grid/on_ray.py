@@ -22,9 +22,9 @@ from typing import Any
 from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
 from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
+from memprobe.recipes import RUN_ONLY
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
-from memprobe.recipes import RUN_ONLY
 from training.directories import LOG
 from training.drawing import mixes_facts
 from training.grid.cells import Cell, Node, cells_in, cells_of
