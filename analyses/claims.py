@@ -56,8 +56,8 @@ What Chen et al. (arXiv 2411.07175) say of Llama-3-8B and other large models, an
 ({studies}). At least three seeds an arm. A verdict is *seen*, *contradicted*, *equivalent* (the whole interval lies
 within bounds that count as nothing), *undecided*, or *not tested*; tests of one family are corrected together, within
 a study ([more](../concepts/verdicts.md)). *Would be seen from*: the smallest difference that such a test finds in
-eight of ten studies. Differences are shares of facts, nats or depths, with 95 % intervals over seeds and facts. The notebook
-`analyses/10_what_the_paper_claims.ipynb` puts the studies side by side, with costs and controls.
+eight of ten studies. Differences are shares of facts, nats or depths, with 95 % intervals over seeds and facts. The
+notebook `analyses/10_what_the_paper_claims.ipynb` puts the studies side by side, with costs and controls.
 
 {claims}
 """

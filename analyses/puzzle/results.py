@@ -40,6 +40,7 @@ FORMS = {EXACT: "+.1%", NATS: "+.2f"}
 NAMES = {
     "naive": "naive",
     "matched-steps": "naive, as many steps",
+    "matched-steps-214-rows": "naive, as many steps as 214 rows",
     "generic-words": "generic text",
     "generic-words-214-rows": "generic text, 214 rows",
     "generic-words-shuffled": "generic text, shuffled",
