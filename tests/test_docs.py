@@ -187,3 +187,12 @@ def test_blocks_in_other_languages_can_be_read(page):
         assert yaml.safe_load(text)
     for text in blocks(page, "python") if page.name != "extend.md" else ():  # see above
         compile(text, str(page), "exec")
+
+
+def test_the_map_has_every_module_once_and_is_that_of_their_docstrings():
+    from docs import modules as map_
+
+    listed = [name for names in map_.GROUPS.values() for name in names.split()]
+    assert sorted(listed) == sorted(map_.modules())
+    assert map_.PAGE.read_text(encoding="utf-8") == map_.page()
+    assert all(len(map_.first_sentence(path)) > 20 for path in map_.modules().values())
