@@ -36,7 +36,12 @@ def _common(debug: bool = typer.Option(False, "--debug", help="Show the tracebac
 @app.command("run")
 def run_(
     plan: Annotated[
-        Path, typer.Argument(help="A TOML file; those in analyses/instruments/plans show what one says.")
+        Path,
+        typer.Argument(
+            help="A TOML file; those in analyses/instruments/plans show what one says. [default: smollm2-135m.toml "
+            "there]",
+            show_default=False,
+        ),
     ] = PLAN,
     out: Annotated[
         Path | None,
@@ -103,8 +108,17 @@ def report_(
         list[Path] | None,
         typer.Argument(help="Folders of `run`; several together. [default: the results that are kept]"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the page, the tables and the kept results.")] = RESULTS,
-    figures: Annotated[Path, typer.Option(help="Folder of the figure.")] = FIGURES,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the page, the tables and the kept results. [default: analyses/instruments/results]",
+            show_default=False,
+        ),
+    ] = RESULTS,
+    figures: Annotated[
+        Path,
+        typer.Option(help="Folder of the figure. [default: figures/instruments]", show_default=False),
+    ] = FIGURES,
 ) -> None:
     """The page, the tables and the figure, from runs or from the results that an earlier report kept."""
     from analyses.instruments.report import write_report

@@ -69,10 +69,12 @@ class Verdict:
 
 
 class Instrument(Protocol):
-    """Attributes:
-    name: in tables.
-    family: what it belongs to.
-    evidence: what it reads, for its cost.
+    """What names, for each fact, the depth or block that it holds responsible.
+
+    Attributes:
+        name: in tables.
+        family: what it belongs to.
+        evidence: what it reads, for its cost.
     """
 
     @property

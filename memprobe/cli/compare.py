@@ -66,7 +66,8 @@ def compare_command(
         typer.Option(
             "--arm",
             metavar="LABEL=ARM:SEED[:STAGE]",
-            help="How a checkpoint without a manifest was made; arms are compared over seeds. Repeatable.",
+            help="How a checkpoint without a manifest was made, as in tuned=replay(ratio=0.1):0:2; arms are compared "
+            "over seeds. Repeatable.",
         ),
     ] = None,
     net: Annotated[

@@ -39,8 +39,7 @@ def layers(
     factoids: Annotated[
         str | None,
         typer.Option(
-            help="known, kvr:N, a dataset's name (memprobe sources), or a JSONL/CSV/Parquet file with "
-            "prompt|question and answer|answers. [default: what the checkpoint was trained on, else known]",
+            help=options.FACTS,
             show_default=False,
         ),
     ] = None,
@@ -55,8 +54,7 @@ def layers(
     template: Annotated[
         str | None,
         typer.Option(
-            help="plain, tulu, chat, or a text with {prompt}, {answer} and perhaps {eos}. "
-            "[default: the checkpoints' own, else plain]",
+            help=options.TEMPLATE,
             show_default=False,
         ),
     ] = None,

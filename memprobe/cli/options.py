@@ -48,6 +48,15 @@ Reference = Annotated[
         show_default=False,
     ),
 ]
+FACTS = (
+    "known, kvr:N, a dataset's name (memprobe sources), or a JSONL/CSV/Parquet file with prompt|question and "
+    "answer|answers. [default: what the checkpoint was trained on, else known]"
+)
+TEMPLATE = (
+    "plain, tulu, chat, or a text with {prompt}, {answer} and perhaps {eos}. "
+    "[default: the checkpoints' own, else plain]"
+)
+"""Help of options that several commands have."""
 Lenses = Annotated[
     list[str] | None,
     typer.Option(

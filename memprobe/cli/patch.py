@@ -45,7 +45,7 @@ def patch(
     factoids: Annotated[
         str | None,
         typer.Option(
-            help="As in layers. [default: what the checkpoints were trained on, else known]",
+            help=options.FACTS,
             show_default=False,
         ),
     ] = None,
@@ -136,7 +136,7 @@ def patch(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="As in layers. [default: the checkpoints' own, else plain]", show_default=False),
+        typer.Option(help=options.TEMPLATE, show_default=False),
     ] = None,
     data_dir: options.DataDir = None,
     on_bad_row: options.BadRows = options.BadRowChoice.fail,

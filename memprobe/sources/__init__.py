@@ -358,7 +358,7 @@ def _open_dataset(
 
     converted = _convert(rows, read, bad, counts, "short" if dataset.kind == "texts" else "unanswered")
     if folder is not None and dataset.popularity_file and (folder / dataset.popularity_file).is_file():
-        converted = _with_popularity(converted, dataset, folder / dataset.popularity_file)
+        converted = _with_popularity(converted, folder / dataset.popularity_file)
     streamed = folder is None and dataset.hub is not None and dataset.hub.large
     return _Opened(converted, origin, dataset.conflicts, streamed)
 
@@ -384,7 +384,7 @@ def _convert(
             yield converted
 
 
-def _with_popularity(rows: Iterable[AnyRow], dataset: Dataset, path: Path) -> Iterator[AnyRow]:
+def _with_popularity(rows: Iterable[AnyRow], path: Path) -> Iterator[AnyRow]:
     """PopQA's page views, which the local copy keeps in a file of their own, by question and answer."""
     popularity: dict[tuple[str, str], float] = {}
     for row in read_rows(path, BadRows("skip")):

@@ -87,7 +87,8 @@ class Run:
 
 
 class _Estimate(NamedTuple):
-    """Each [statistic]; NaN where there is none. ``error`` and ``freedom`` are of the t-test that power is said of."""
+    """Each [statistic]; NaN where there is none. ``detectable`` is the smallest difference that as many seeds and facts
+    see with 80 % probability (:mod:`memprobe.statistics.power`)."""
 
     value: np.ndarray
     low: np.ndarray

@@ -54,7 +54,7 @@ def shuffled_recall(
         controls: controls, or a probe.
         k, token: the top k and the token rule; of a probe, by default those that it was made with.
         records: of the same factoids, where ``controls`` is a table: a rule that needs more than the first token leaves
-            out draws that are shorter than the answer (see :func:`memprobe.statistics.by_rule`).
+            out draws that are shorter than the answer (see :func:`memprobe.statistics.holding.by_rule`).
 
     Returns:
         [checkpoint, depth, n, recall, low, high]
