@@ -25,6 +25,7 @@ from memprobe.labels import split_name
 from memprobe.load_options import LoadOptions
 from memprobe.manifests import MANIFEST, Manifest, read_manifest
 from memprobe.packaged import PACKAGED, folder
+from memprobe.stages import STAGE
 from memprobe.templates import PLAIN
 from memprobe.weights import (
     PICKLES,
@@ -38,7 +39,6 @@ from memprobe.weights import (
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _PATH = re.compile(r"\.{0,2}/|~")
-_STAGE = re.compile(r"([1-9]\d*)-(.+)")  # 0 is the base model's evaluation, no checkpoint
 # Models from before the hub had owners, by what everyone still calls them.
 OLD_NAMES = {
     name: f"{owner}/{name}"
@@ -380,7 +380,7 @@ def _last_stage(path: Path) -> Path:
     stages = sorted(
         (int(match[1]), child)
         for child in path.iterdir()
-        if (match := _STAGE.fullmatch(child.name)) and (child / MANIFEST).exists()
+        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and (child / MANIFEST).exists()
     )
     if not stages:
         raise MemprobeError(f"{path}: a run directory without a finished stage yet")
@@ -394,7 +394,7 @@ def _stage_by_name(path: Path) -> Path | None:
     matches = [
         child
         for child in path.parent.iterdir()
-        if (match := _STAGE.fullmatch(child.name)) and match[2] == path.name
+        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and match[2] == path.name
     ]
     return matches[0] if len(matches) == 1 else None
 

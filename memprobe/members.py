@@ -16,9 +16,9 @@ from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.probes import Probe
 from memprobe.sameness import of_several_marks, same_model
-from memprobe.stages import stage_number, stage_order
+from memprobe.stages import STEP, stage_number, stage_order
 
-_STEP = re.compile(r"(?<![A-Za-z])(?:step|checkpoint)[-_= ]?(\d+)|@(\d+)(?![\w.-])")
+_STEP = re.compile(STEP + r"|@(\d+)(?![\w.-])")
 """A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
 with digits, too."""
 

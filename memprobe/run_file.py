@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from memprobe.errors import MemprobeError
 from memprobe.files import check_valid, read_json
 from memprobe.records import LENS
+from memprobe.statistics.holding import TokenRule
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rule = Literal["first", "last", "all"]
 MAX_DEPTH = 2**15 - 1  # depths are int16
 MAX_TOKENS = 2**31 - 1  # token ids are int32
 
@@ -116,7 +116,7 @@ class RunFile(Open):
     memprobe: str
     versions: dict[str, str | None]
     k: Annotated[int, Field(ge=1)]
-    token: Rule
+    token: TokenRule
     factoids: Asked
     checkpoints: dict[str, CheckpointEntry]
     tokens: dict[str, str] = {}
@@ -165,7 +165,7 @@ class SummaryFile(Open):
 
     version: Literal[1, 2] = Field(alias="schema")
     k: Annotated[int, Field(ge=1)]
-    token: Rule
+    token: TokenRule
     checkpoints: dict[str, SummaryEntry]
     lenses: dict[str, dict[str, SummaryEntry]] = {}
     positions: dict[str, dict[str, SummaryEntry]] = {}

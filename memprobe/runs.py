@@ -14,7 +14,6 @@ Keys that memprobe does not know are kept: they are only ever added. No torch he
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,13 +27,13 @@ from memprobe.errors import MemprobeError, first_line
 from memprobe.evaluations import EXACT, EvaluationFile, Parent
 from memprobe.files import check_valid, read_json, read_toml, validated
 from memprobe.run_file import Count, Open
+from memprobe.stages import STAGE
 
 RECIPE, EVALUATION, METRICS, MANIFEST = "recipe.toml", "evaluation.json", "metrics.jsonl", "memprobe.json"
 GRID, CELL = "grid.toml", "cell.json"
 """In a grid's directory, and beside the run of each of its cells."""
 STATE, MATRIX = ".state", "accuracy.csv"
 """Of a run: while a stage is under way, and what is written last of one that has ended."""
-_STAGE = re.compile(r"(\d+)-(.+)")
 
 Read = TypeVar("Read", bound=BaseModel)
 
@@ -327,7 +326,7 @@ def ended_stages(folder: Path) -> list[StageDirectory]:
 def _numbered(folder: Path) -> list[StageDirectory]:
     stages = []
     for path in folder.iterdir():
-        match = _STAGE.fullmatch(path.name)
+        match = STAGE.fullmatch(path.name)
         if match and path.is_dir():
             stages.append(StageDirectory(int(match[1]), match[2], path))
     return sorted(stages, key=lambda stage: (stage.number, stage.name))

@@ -19,13 +19,14 @@ from memprobe.errors import MemprobeError
 from memprobe.files import exists
 from memprobe.grafts import is_graft
 from memprobe.load_options import LoadOptions
+from memprobe.stages import STEP
 
 MOST = 10_000
 """Checkpoints that one spec may stand for."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
-_STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|global_step)[-_=]?(\d+)", re.IGNORECASE)
+_STEP = re.compile(STEP)
 _MARKS = re.compile(r"[*?\[]")
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+STEP = r"(?<![A-Za-z])(?i:step|checkpoint)[-_= ]?(\d+)"
+"""A pattern: of a step in a name, as in ``checkpoint-200``, ``global_step200`` and ``Step 200``; its number."""
+STAGE = re.compile(r"(\d+)-(.+)")
+"""Of a stage's folder, ``2-lama``; 0 is the base model's evaluation, no checkpoint."""
+
 
 def stage_number(stage: str | None) -> int | None:
     """That a stage's name begins with."""

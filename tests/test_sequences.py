@@ -11,10 +11,11 @@ from memprobe import hub_cache, loading, planning, prober, probing
 from memprobe.checkpoints import resolve
 from memprobe.errors import MemprobeError
 from memprobe.loading import Loader
+from memprobe.members import step_of
 from memprobe.models import load
 from memprobe.probes import table_file
 from memprobe.probing import probe
-from memprobe.sequences import Deferred, expand, find_all
+from memprobe.sequences import Deferred, One, expand, find_all
 from memprobe.sources import load_factoids
 
 FACTS = load_factoids("known")[:5]
@@ -327,3 +328,15 @@ def test_a_label_before_something_that_exists_may_hold_marks_and_braces(steps, l
     spec = f"{label}={steps / 'checkpoint-5'}"
     assert [(one.text, one.one_of_many) for one in expand(spec)] == [(spec, False)]
     assert [item.label for item in find_all([spec])[0]] == [label]
+
+
+@pytest.mark.parametrize(
+    "name", ["m-step200", "m/checkpoint-200", "m/global_step200", "m Step 200", "m-CHECKPOINT_200"]
+)
+def test_a_step_is_one_in_labels_as_in_specs(name):
+    assert step_of(name, {}) == One(name, None, True).step == 200
+
+
+@pytest.mark.parametrize("name", ["m-footstep200", "m/mycheckpoint-200", "m-200"])
+def test_a_number_behind_another_word_is_no_step(name):
+    assert step_of(name, {}) is None and One(name, None, True).step is None

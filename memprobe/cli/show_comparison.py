@@ -22,7 +22,7 @@ from memprobe.compare.beside import besides
 from memprobe.compare.headline import never_as, no_median
 from memprobe.compare.written import FEW_SEEDS
 from memprobe.statistics.vocabulary import label
-from memprobe.wording import interval, number, of_row
+from memprobe.wording import interval, mean_and_sd, number, of_row
 
 if TYPE_CHECKING:
     import polars as pl
@@ -233,7 +233,7 @@ def _placement(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         "The smallest depth from which every later one holds the fact; smaller is earlier. By chance: of shuffled "
         f"answers. Mean of all: counting never as {never_as(tables['placement'])}.",
         {
-            "mean ± sd": lambda row: f"{number(row['settled_mean'])} ± {number(row['settled_sd'])}",
+            "mean ± sd": lambda row: mean_and_sd(row["settled_mean"], row["settled_sd"]),
             "never": lambda row: number(row["settled_share_never"]),
             "mean of all": lambda row: of_row(row, "settled_restricted_mean"),
             "by chance": lambda row: number(row["chance_settled_restricted_mean"]),

@@ -8,7 +8,7 @@ from memprobe import wording
 from memprobe.cli.terminal import print_table
 from memprobe.statistics.intervals import FEWEST
 from memprobe.statistics.vocabulary import label
-from memprobe.wording import interval, number, of_row
+from memprobe.wording import HELD, interval, number, of_row
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,7 +36,6 @@ def print_differences(console: Console, tables: dict[str, pl.DataFrame]) -> None
         for r in table.to_dicts()
         if r["on"] == "exact in both"
     }
-    marks = {True: "yes", False: "no", None: "?"}
     also = {
         (r["reference"], r["checkpoint"], r["statistic"]): r["also_in"] for r in tables["claims"].to_dicts()
     }
@@ -56,7 +55,7 @@ def print_differences(console: Console, tables: dict[str, pl.DataFrame]) -> None
                     wording.p_value(row["p"]),
                     number(row["effect"], "+.2f"),
                     interval(inner["difference"], inner["low"], inner["high"], "+.2f"),
-                    marks[held[key]] if key in held else "",
+                    HELD[held[key]] if key in held else "",
                     *([", ".join(also.get(key) or ())] if several else []),
                 ]
             )
