@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTIONS = (
+STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER = (
     f"analyses/{name}/tables"
     for name in (
         "study",
@@ -22,6 +22,7 @@ STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTI
         "study-paper",
         "study-gemma",
         "study-questions",
+        "study-later",
     )
 )
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
@@ -43,6 +44,7 @@ PAGES = {
         STUDY_EWC,
         STUDY_PAPER,
         STUDY_GEMMA,
+        STUDY_LATER,
         "analyses/where",
         "analyses/puzzle",
         "analyses/instruments/results",
@@ -50,6 +52,7 @@ PAGES = {
     "docs/findings/random-words.md": ("analyses/puzzle",),
     "docs/findings/study.md": (STUDY, STUDY_EWC),
     "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS),
+    "docs/findings/later.md": (STUDY_LATER,),
     "docs/findings/real-facts.md": (STUDY_PAPER,),
     "docs/findings/three-stages.md": (STUDY_PAPER,),
     "docs/findings/gemma.md": (STUDY_GEMMA,),
@@ -319,6 +322,11 @@ REPORTS = {
     "docs/findings/second-stages.md": (
         *(f"analyses/{name}/README.md" for name in ("study-paper", "study-kinds")),
         *(f"{STUDY_PAPER}/{name}.csv" for name in ("forgetting", "lost_facts")),
+    ),
+    "docs/findings/later.md": (
+        "analyses/study-later/README.md",
+        *(f"{STUDY_LATER}/{name}.csv" for name in ("forgetting", "other_losses", "claims")),
+        "training/grids/smollm2-paper.toml",
     ),
     "docs/findings/real-facts.md": (
         "analyses/study-paper/README.md",
