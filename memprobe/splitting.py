@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from memprobe.blocks import first_of, with_first
 from memprobe.errors import MemprobeError
 from memprobe.sizes import parse_size
 
@@ -104,6 +103,11 @@ def home_of(model: nn.Module) -> torch.device:
 
 def gather_streams(model: nn.Module, blocks: list[nn.Module]) -> None:
     """From now on brings what each block of a model over several devices puts out to its home."""
+    from memprobe.blocks import (
+        first_of,
+        with_first,
+    )  # imports torch, which the command line's options must not
+
     devices = {str(place) for place in getattr(model, "hf_device_map", {}).values()} - {"cpu", "disk"}
     if len(devices) < 2:
         return

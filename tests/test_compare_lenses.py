@@ -262,8 +262,15 @@ def test_what_blocks_write(made, tables):
         whole = by_label[label, "block"].mean(0).sum()
         np.testing.assert_allclose(table["share"], wide.mean(0) / whole, rtol=1e-5)
         [row] = tables["largest_contribution"].filter(checkpoint=label, part=part).iter_rows(named=True)
-        depth, other = wide.argmax(1) + 1, chance.argmax(1) + 1
         known = ~np.isnan(chance).any(1)
+        draws = [
+            np.array(one.to_list(), float) for one in mine["shuffled_draws"]
+        ]  # [factoid and depth][draw]
+        by_draw = np.array(draws).reshape(len(FACTS), N_LAYERS, -1)
+        there = ~np.isnan(by_draw).any(1)
+        places = np.where(there, np.nan_to_num(by_draw).argmax(1) + 1.0, np.nan)
+        depth, other = wide.argmax(1) + 1, np.full(len(FACTS), np.nan)
+        other[known] = np.nanmean(places[known], axis=1)
         assert row["depth"] == pytest.approx(depth.mean()) and row["sd"] == pytest.approx(depth.std(ddof=1))
         assert row["n_net"] == known.sum() and row["chance"] == pytest.approx(other[known].mean())
         assert row["net"] == pytest.approx((depth - other)[known].mean())

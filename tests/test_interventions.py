@@ -1,5 +1,6 @@
 """Edits of a forward pass, against TransformerLens hooks and against each other."""
 
+import copy
 import json
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_a_subject_that_is_not_there_is_one_line():
 @pytest.mark.parametrize("subject,found", [("Selva", True), ('the "Emma"', False)])
 def test_a_subject_is_found_where_a_template_writes_its_prompt_in_another_form(subject, found):
     """As JSON a prompt has other quotation marks, so that it does not stand in the text as it is."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = copy.deepcopy(tiny_tokenizer())  # other tests use the same one
     content = "{{ message['content'] }}"
     assert content in CHAT
     tokenizer.chat_template = CHAT.replace(content, "{{ message['content'] | tojson }}")

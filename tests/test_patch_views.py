@@ -115,7 +115,7 @@ def test_figures_draw_pairs_and_arms_and_say_what_made_them(top, tmp_path):
         np.testing.assert_allclose(drawn, rows.sort("depth")["moved"].cast(pl.Float64).to_numpy())
     weights = of_patches(open_patches(top / "weights"), facts="all", threshold=0.01, draws=50)["grafts"]
     for axes in figures.grafts(weights).axes:
-        assert axes.get_ylim()[0] == FLOOR
+        assert axes.get_ylim()[0] <= min(FLOOR, weights["moved"].min()), "what patches do is on the axis"
     assert figures.redraw(tmp_path / "grafts-weights.json").axes
 
 
