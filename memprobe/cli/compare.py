@@ -66,8 +66,8 @@ def compare_command(
         typer.Option(
             "--arm",
             metavar="LABEL=ARM:SEED[:STAGE]",
-            help="How a checkpoint without a manifest was made, as in tuned=none:0:2 (naive training, seed 0, stage 2); "
-            "arms are compared over seeds. Repeatable.",
+            help="How a checkpoint without a manifest was made, as in tuned=none:0:2 (naive training, seed 0, stage 2);"
+            " arms are compared over seeds. Repeatable.",
         ),
     ] = None,
     net: Annotated[
