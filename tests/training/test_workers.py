@@ -151,8 +151,15 @@ def test_what_a_worker_launched_ends_with_it(tmp_path):
         time.sleep(0.05)
     child = int((tmp_path / "child").read_text())
     worker.end()
+
+    def runs(pid):
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     until = time.monotonic() + 30
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+    while runs(child):
         assert time.monotonic() < until
         time.sleep(0.05)
 
