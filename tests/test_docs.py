@@ -196,3 +196,25 @@ def test_the_map_has_every_module_once_and_is_that_of_their_docstrings():
     assert sorted(listed) == sorted(map_.modules())
     assert map_.PAGE.read_text(encoding="utf-8") == map_.page()
     assert all(len(map_.first_sentence(path)) > 20 for path in map_.modules().values())
+
+
+@pytest.mark.parametrize("folder", ["figures", "analyses"])
+def test_what_is_stored_names_no_path_of_the_machine_that_made_it(folder):
+    """Commands and inputs are written as they were given, so that they can be given again from the repository."""
+    made = [
+        (path, json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted((ROOT / folder).rglob("*.json"))
+    ]
+    made = [(path, one) for path, one in made if isinstance(one, dict)]
+    assert len(made) > 5
+    absolute = [
+        (path.relative_to(ROOT).as_posix(), word)
+        for path, one in made
+        for text in (
+            one.get("command") or "",
+            *(str(given.get("path", "")) for given in one.get("inputs") or ()),
+        )
+        for word in str(text).split()
+        if Path(word).is_absolute()
+    ]
+    assert not absolute
