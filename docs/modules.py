@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "modules.md"
 GROUPS = {
     "What all stand on": "errors files parquet locks walking places sizes storage labels",
-    "Facts, and how they are asked": "factoids sources templates chats subjects writable answers metrics filter",
+    "Facts, and how they are asked": "factoids sources templates chats subjects writable answers metrics known filter",
     "Training, as memprobe reads it": "arms recipes stages runs manifests evaluations lineage chains sequences",
     "Checkpoints on a disk": "checkpoints packaged hub_cache adapters merging quantised weights identity settings "
     "grafts",
@@ -24,11 +24,11 @@ GROUPS = {
     "starting_over sharing summary callback",
     "Interventions": "interventions noise partial patch_plan patching grafting patch_pairs patch_writer patches "
     "patch_tables",
-    "Readings, statistics, comparisons": "sameness comparable members reading readings statistics known compare "
+    "Readings, statistics, comparisons": "sameness comparable members reading readings statistics compare "
     "retention results studies",
     "What is shown": "palette wording sentences plots figures dashboard cli",
 }
-"""By headline, modules and packages from the one that is imported to those that import it."""
+"""By headline, modules and packages."""
 
 _HEAD = """# Modules
 
@@ -45,11 +45,11 @@ def modules() -> dict[str, Path]:
     return found | {path.parent.name: path for path in folder.glob("*/__init__.py")}
 
 
-def first_sentence(path: Path) -> str:
-    """Of a module's docstring, as Markdown."""
+def opening(path: Path) -> str:
+    """The first paragraph of a module's docstring, as Markdown."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    sentence = " ".join(text.split("\n\n")[0].split())
-    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", sentence).replace("``", "`").replace("|", "\\|")
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", paragraph).replace("``", "`").replace("|", "\\|")
 
 
 def page() -> str:
@@ -58,7 +58,7 @@ def page() -> str:
     parts = [_HEAD]
     for headline, names in GROUPS.items():
         rows = [
-            f"| `{name}{'/' if files[name].name == '__init__.py' else ''}` | {first_sentence(files[name])} |"
+            f"| `{name}{'/' if files[name].name == '__init__.py' else ''}` | {opening(files[name])} |"
             for name in names.split()
         ]
         parts += [f"\n## {headline}\n", "| | |", "|---|---|", *rows]

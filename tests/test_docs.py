@@ -195,7 +195,7 @@ def test_the_map_has_every_module_once_and_is_that_of_their_docstrings():
     listed = [name for names in map_.GROUPS.values() for name in names.split()]
     assert sorted(listed) == sorted(map_.modules())
     assert map_.PAGE.read_text(encoding="utf-8") == map_.page()
-    assert all(len(map_.first_sentence(path)) > 20 for path in map_.modules().values())
+    assert all(len(map_.opening(path)) > 20 for path in map_.modules().values())
 
 
 @pytest.mark.parametrize("folder", ["figures", "analyses"])

@@ -214,7 +214,7 @@ def _node(
 
 def _shared(
     recipe: Recipe,
-    arm: str,
+    arm: str | None,
     chain: Sequence[str],
     suffixes: Sequence[str],
     nodes: dict[str, Node],
@@ -227,6 +227,7 @@ def _shared(
     their mixing holds none of a later stage's rows.
 
     Args:
+        arm: what its arm is called; of a cell's first stages it is asked of ``name_of``.
         chain: names of all stages of the cell.
         suffixes: of the name of the data of the first 0, 1, 2, … stages.
         name_of: gives the arm of the first stages alone.
@@ -242,15 +243,14 @@ def _shared(
         later = tuple(one for one in later if any(goes_around(part, one) for part in mixed))
         shorter = shorter.model_copy(update={"later": later})
         shorter = shorter.model_copy(update={"arm": shorter.arm_name})
-        key_of_parent = to_toml(shorter)
-        called = arm if key_of_parent in nodes else name_of(shorter)
-        parent = _shared(shorter, called, chain, suffixes, nodes, where, name_of)
+        parent = _shared(shorter, None, chain, suffixes, nodes, where, name_of)
     stages = "-".join(stage.name for stage in recipe.stages)
     before = "".join(f"-before-{stage.name}" for stage in recipe.later)
     whole = len(recipe.stages)
     if recipe.later:  # up to the last of them, its axes are in what goes around its rows
         whole = len(chain) - list(reversed(chain)).index(recipe.later[-1].name)
     setup = stages + before + suffixes[whole]
+    arm = name_of(recipe) if arm is None else arm
     name = f"{setup}/{arm}-s{recipe.seed}"
     if any(node.name == name for node in nodes.values()):
         raise MemprobeError(

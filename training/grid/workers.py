@@ -51,7 +51,7 @@ class _Worker:
 
     def end(self) -> None:
         """Ends it, and what it launched, which would hold its run and its devices."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left of it
             os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
         self.process.wait()
 
