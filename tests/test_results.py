@@ -373,6 +373,18 @@ def test_a_label_that_is_held_is_replaced_only_where_that_is_asked(cli, tmp_path
         assert cli("import", f"a={folders[0]}", *given, "--replace")[0] == 0 and contents(out) == before
 
 
+def test_what_is_replaced_leaves_none_of_its_facts(cli, tmp_path):
+    """Of what a label was asked before, only what others were asked, too, stays; ids may then stand for other facts."""
+    out = tmp_path / "out"
+    old = scored(tmp_path / "old", [1, 0, 1, 1])
+    new, other = scored(tmp_path / "new", [1, 1]), scored(tmp_path / "other", [0, 0, 1])
+    given = ["--out", out, "--replace"]
+    assert cli("import", f"a={old}", *given)[0] == 0 and len(open_results(out).factoids) == 4
+    assert cli("import", f"a={new}", *given)[0] == 0 and len(open_results(out).factoids) == 2
+    assert cli("import", f"b={other}", *given)[0] == 0 and len(open_results(out).factoids) == 3
+    assert cli("import", f"b={new}", *given)[0] == 0 and len(open_results(out).factoids) == 2
+
+
 @pytest.mark.parametrize("limit", ["nan", "inf", "-inf"])
 def test_a_limit_is_a_number_and_a_refusal_leaves_nothing(cli, tmp_path, limit):
     folder, out = scored(tmp_path / "base", [1, 0.5, 0]), tmp_path / "out"

@@ -184,9 +184,9 @@ def _write(
         raise MemprobeError(
             f"{out}: holds another result under the label {label!r} ({differs}); use another label, or `replace`"
         )
-    write_parquet(factoids_frame(facts.values()), out / FACTOIDS_FILE)
     if others:  # killed in between, nothing is said of tables that may be old or new
         write_json(_about({label: before[label] for label in before if label not in others}), out / RESULTS)
+    write_parquet(factoids_frame(facts.values()), out / FACTOIDS_FILE)
     for label, table in tables.items():
         write_parquet(table, table_file(out, label, "outcomes"))
     about = _about({**before, **entries})
@@ -195,19 +195,24 @@ def _write(
 
 
 def _facts(opened: ResultsDirectory, again: Collection[str]) -> dict[str, Factoid]:
-    """By id, what a directory's checkpoints were asked; nothing where that is gone and all of them come again.
+    """By id, what those of a directory's checkpoints were asked that do not come again.
 
     Raises:
-        MemprobeError: it is gone, and some checkpoints that were asked it do not come again.
+        MemprobeError: that is gone.
     """
-    if not (opened.path / FACTOIDS_FILE).is_file():
-        if missing := [label for label in opened.checkpoints if label not in again]:
-            raise MemprobeError(
-                f"{opened.path / FACTOIDS_FILE}: missing, so nobody knows what was asked; import "
-                f"{', '.join(missing)} again in the same command"
-            )
+    staying = [label for label in opened.checkpoints if label not in again]
+    if not staying:
         return {}
-    return {fact.id: fact for fact in factoids_from_frame(opened.factoids)}
+    if not (opened.path / FACTOIDS_FILE).is_file():
+        raise MemprobeError(
+            f"{opened.path / FACTOIDS_FILE}: missing, so nobody knows what was asked; import "
+            f"{', '.join(staying)} again in the same command"
+        )
+    facts = {fact.id: fact for fact in factoids_from_frame(opened.factoids)}
+    if not all(table_file(opened.path, label, "outcomes").is_file() for label in staying):
+        return facts  # a table that is gone may have been of any of them
+    asked = set().union(*(opened.outcomes(label)["factoid"] for label in staying))
+    return {id: fact for id, fact in facts.items() if id in asked}
 
 
 def _about(checkpoints: Mapping[str, Any]) -> dict[str, Any]:
