@@ -34,7 +34,7 @@ from memprobe.records import ATTRIBUTIONS, POSITION
 if TYPE_CHECKING:
     from memprobe.lenses import Readout
     from memprobe.models import LensModel
-    from memprobe.planning import Plan
+    from memprobe.planning import CapturePlan
     from memprobe.templates import TokenisedFactoid
 
 BATCH_TOKENS = 1024
@@ -80,7 +80,11 @@ class HeldReadout:
 
 
 def attribute(
-    lens_model: LensModel, plan: Plan, *, split: Split | None = None, done: frozenset[str] = frozenset()
+    lens_model: LensModel,
+    plan: CapturePlan,
+    *,
+    split: Split | None = None,
+    done: frozenset[str] = frozenset(),
 ) -> Iterator[pl.DataFrame]:
     """The attributions of a plan's factoids, batch by batch; see :data:`memprobe.records.ATTRIBUTIONS`.
 
@@ -103,7 +107,7 @@ def attribute(
             yield _attribute_batch(lens_model, [items[index] for index in batch], plan, split)
 
 
-def attribute_all(lens_model: LensModel, plan: Plan) -> tuple[pl.DataFrame, dict[str, Any]]:
+def attribute_all(lens_model: LensModel, plan: CapturePlan) -> tuple[pl.DataFrame, dict[str, Any]]:
     """:func:`attribute` with the split that the model allows.
 
     Returns:
@@ -118,7 +122,7 @@ def attribute_all(lens_model: LensModel, plan: Plan) -> tuple[pl.DataFrame, dict
 
 
 def _attribute_batch(
-    lens_model: LensModel, batch: Sequence[TokenisedFactoid], plan: Plan, split: Split | None
+    lens_model: LensModel, batch: Sequence[TokenisedFactoid], plan: CapturePlan, split: Split | None
 ) -> pl.DataFrame:
     places = [
         (row, site.item, site.column, j)
@@ -173,7 +177,7 @@ def _attribute_batch(
     return pl.concat(frames).select(list(ATTRIBUTIONS)).cast(ATTRIBUTIONS)  # pyrefly: ignore[bad-argument-type]
 
 
-def _tokens(item: TokenisedFactoid, j: int, plan: Plan) -> list[int]:
+def _tokens(item: TokenisedFactoid, j: int, plan: CapturePlan) -> list[int]:
     """The answer's token and those of the shuffled answers at the same place; -1 where there is none."""
     others = plan.shuffled[item.factoid.id]
     return [item.answer[j], *(other[j] if other is not None and j < len(other) else -1 for other in others)]

@@ -31,10 +31,10 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.lens_specs import parse_lenses
 from memprobe.lenses import Lens
-from memprobe.logits import Reading, read_rows
+from memprobe.logits import LogitReading, read_rows
 from memprobe.models import LensModel, load
 from memprobe.modes import evaluating
-from memprobe.planning import Plan, Site, plan_capture
+from memprobe.planning import CapturePlan, Site, plan_capture
 from memprobe.prefixes import Prefix, read_beginning, shared_beginning
 from memprobe.records import CONTROLS, LENS, OUTCOMES, POSITION, RECORDS
 from memprobe.templates import Template, TokenisedFactoid
@@ -117,7 +117,7 @@ def capture(
     return Tables.concat(batches)
 
 
-def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto") -> list[Batch]:
+def batches_of(lens_model: LensModel, plan: CapturePlan, batch_size: BatchSize = "auto") -> list[Batch]:
     """A plan's factoids in batches, shortest first: of the plan and the model alone, whatever was read before.
 
     Args:
@@ -137,7 +137,7 @@ def batches_of(lens_model: LensModel, plan: Plan, batch_size: BatchSize = "auto"
 
 def capture_batches(
     lens_model: LensModel,
-    plan: Plan,
+    plan: CapturePlan,
     *,
     lenses: Sequence[Lens] = (),
     batch_size: BatchSize = "auto",
@@ -186,7 +186,7 @@ def _capture_batch(
     lens_model: LensModel,
     lenses: Sequence[Lens],
     batch: Sequence[TokenisedFactoid],
-    plan: Plan,
+    plan: CapturePlan,
     predictions: bool,
     prefix: Prefix | None,
 ) -> Tables:
@@ -197,8 +197,8 @@ def _capture_batch(
     every = repeat(targets, "site target -> (depth site) target", depth=depths)
     keys = _keys(lens_model.label, [site for _, site in sites], targets, depths)
     records, controls = [], []
-    read: dict[object, tuple[Reading, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}
-    own: Reading | None = None
+    read: dict[object, tuple[LogitReading, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}
+    own: LogitReading | None = None
     for lens in lenses:
         # Two names for one lens, such as a base model's own readout and the base's, are read once.
         same = lens.computes
@@ -245,14 +245,14 @@ def _keys(label: str, sites: Sequence[Site], targets: Tensor, depths: int) -> pl
     return pl.concat([at_one_depth.with_columns(depth=pl.lit(depth, pl.Int16)) for depth in range(depths)])
 
 
-def _records(keys: pl.DataFrame, readings: Reading) -> pl.DataFrame:
+def _records(keys: pl.DataFrame, readings: LogitReading) -> pl.DataFrame:
     columns = {name: getattr(readings, name) for name in ("log_prob", "entropy", "top1", "ties")}
     return keys.with_columns(rank=readings.rank[:, 0], **columns).select(list(RECORDS)).cast(RECORDS)
 
 
 def _controls(
     keys: pl.DataFrame,
-    readings: Reading,
+    readings: LogitReading,
     best: Mapping[str, tuple[np.ndarray, np.ndarray]],
     targets: Tensor,
     draws: Sequence[str],
@@ -279,7 +279,7 @@ def _controls(
 
 
 def _model_says(
-    lens_model: LensModel, last: Float[Tensor, "site d_model"], targets: Tensor, own: Reading | None
+    lens_model: LensModel, last: Float[Tensor, "site d_model"], targets: Tensor, own: LogitReading | None
 ) -> tuple[list[bool], list[bool]]:
     """Whether the model itself says the answer token at each site, and whether its logits are finite there.
 
@@ -291,7 +291,7 @@ def _model_says(
     return (own.rank[-len(last) :, 0] == 0).tolist(), np.isfinite(own.entropy[-len(last) :]).tolist()
 
 
-def _targets(sites: Sequence[Site], plan: Plan) -> tuple[Tensor, list[str]]:
+def _targets(sites: Sequence[Site], plan: CapturePlan) -> tuple[Tensor, list[str]]:
     """Token ids [sites, 1 + controls]: the answer's, then each shuffled draw's; -1 where there is none."""
     draws = len(next(iter(plan.shuffled.values()), []))
     rows = []

@@ -26,7 +26,7 @@ from memprobe.cluster import Engine, all_done, connect, some_done, while_connect
 from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
 from memprobe.probe_writer import write_part
-from memprobe.prober import Asked, Prober, Unit
+from memprobe.prober import Prober, ProbeRequest, Unit
 from memprobe.probes import part_files, parts_dir
 from memprobe.records import BY_CHECKPOINT
 from memprobe.residuals import folder_of
@@ -45,7 +45,7 @@ class Parted(Prober):
         elsewhere: whether it is a storage.
     """
 
-    def __init__(self, asked: Asked, folder: str, where: str, elsewhere: bool = False):
+    def __init__(self, asked: ProbeRequest, folder: str, where: str, elsewhere: bool = False):
         stand_in(where)
         super().__init__(asked)
         self.folder, self.elsewhere = folder, elsewhere
@@ -122,7 +122,7 @@ class _Running:
 class OnRay:
     """A cluster that takes the steps of all checkpoints beside each other."""
 
-    def __init__(self, engine: Engine, asked: Asked, out: Path):
+    def __init__(self, engine: Engine, asked: ProbeRequest, out: Path):
         self.engine, self.out = engine, out
         self.folder = absolute(engine.storage or str(out))
         self.elsewhere = engine.storage is not None

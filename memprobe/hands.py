@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memprobe.probe_writer import Parts
-from memprobe.prober import Asked, Prober, Unit
+from memprobe.prober import Prober, ProbeRequest, Unit
 
 Item = Any
 """A checkpoint, one that is found when its turn comes, or a model in memory: what has a label."""
@@ -91,7 +91,7 @@ class Hands(Protocol):
 class Here:
     """This process: one flow after another; what goes wrong is raised at once."""
 
-    def __init__(self, asked: Asked):
+    def __init__(self, asked: ProbeRequest):
         self.prober = Prober(asked)
         self.dtype = self.prober.dtype
 

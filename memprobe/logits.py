@@ -20,7 +20,7 @@ _CHUNK_ROWS, _GPU_ROWS = 512, 2048  # the unembedding is fastest on many rows
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogitReading:
     """Numbers read from logits [rows, vocab].
 
     Attributes:
@@ -38,7 +38,7 @@ class Reading:
     top1: np.ndarray
 
     @classmethod
-    def of(cls, swept: Swept) -> Reading:
+    def of(cls, swept: Swept) -> LogitReading:
         """What a sweep found, on the CPU."""
         return cls(*(column.cpu().numpy() for column in swept))
 
@@ -48,7 +48,7 @@ def read_rows(
     hidden: Float[Tensor, "row d_head"],
     targets: Int[Tensor, "row target"],
     intrusions: Mapping[str, Sequence[int]],
-) -> tuple[Reading, dict[str, tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[LogitReading, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Reads every row, a chunk of logits at a time; for each intrusion, its best token and that token's rank."""
     targets = targets.to(hidden.device)
     watched = {name: torch.tensor(ids, device=hidden.device) for name, ids in intrusions.items()}
@@ -63,7 +63,7 @@ def read_rows(
         swept.append(sweep(logits, torch.column_stack([wanted, *strongest])))
         best_ids.append(torch.stack(strongest, 1) if strongest else wanted[:, :0])
     # A GPU is waited for once, here.
-    merged = Reading.of(Swept(*(torch.cat(parts) for parts in zip(*swept, strict=True))))
+    merged = LogitReading.of(Swept(*(torch.cat(parts) for parts in zip(*swept, strict=True))))
     ids = torch.cat(best_ids).cpu().numpy()
     first = targets.shape[1]
     return merged, {name: (ids[:, i], merged.rank[:, first + i]) for i, name in enumerate(watched)}
@@ -76,11 +76,11 @@ def _strongest(logits: Tensor, ids: Tensor, answer: Tensor) -> Tensor:
     return torch.where(best.values > -torch.inf, ids[best.indices], -1)
 
 
-def read_logits(logits: Float[Tensor, "row vocab"], targets: Int[Tensor, "row target"]) -> Reading:
+def read_logits(logits: Float[Tensor, "row vocab"], targets: Int[Tensor, "row target"]) -> LogitReading:
     """Rank, ties, log-probability, entropy and argmax, by the sweep of the logits' device. May overwrite them.
 
     Args:
         logits: fp32, each row contiguous.
         targets: token ids; the first of a row is its answer, an id of -1 is skipped (rank -1).
     """
-    return Reading.of(sweep_for(logits.device)(logits, targets))
+    return LogitReading.of(sweep_for(logits.device)(logits, targets))

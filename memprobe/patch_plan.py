@@ -46,7 +46,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PatchPlan:
     """What is to be patched, before any model runs.
 
     Attributes:
@@ -84,7 +84,7 @@ def plan_patches(
     corrupt: bool = False,
     noise: float = NOISE,
     seed: int = 0,
-) -> Plan:
+) -> PatchPlan:
     """Tokenises factoids, finds their positions and draws their controls.
 
     Args:
@@ -112,7 +112,7 @@ def plan_patches(
         Question(question.item, question.sets, None if other is None else plain[other])
         for question, other in zip(plain, others, strict=True)
     ]
-    return Plan(
+    return PatchPlan(
         questions,
         tuple(dict.fromkeys(what)),
         tuple(dict.fromkeys(positions)),

@@ -34,7 +34,7 @@ from memprobe.models import LensModel
 from memprobe.modes import evaluating
 from memprobe.partial import Copy, Inside, Whole, finish, run_whole
 from memprobe.parts import PARTS, Part
-from memprobe.patch_plan import Plan, Positions, Question, seeded
+from memprobe.patch_plan import PatchPlan, Positions, Question, seeded
 from memprobe.patches import finite_only
 from memprobe.records import PATCHES
 from memprobe.templates import TokenisedFactoid
@@ -46,7 +46,7 @@ _READ_ROWS = 256
 def patch_batches(
     source: LensModel,
     target: LensModel,
-    plan: Plan,
+    plan: PatchPlan,
     *,
     batch_size: int | None = None,
     at_once: int | None = None,
@@ -120,7 +120,7 @@ def padded(items: Sequence[TokenisedFactoid], pad: int) -> Int[Tensor, "row posi
 def _patch_batch(
     source: LensModel,
     target: LensModel,
-    plan: Plan,
+    plan: PatchPlan,
     batch: Sequence[Question],
     at_once: int | None,
     reuse: bool,

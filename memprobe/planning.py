@@ -40,7 +40,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapturePlan:
     """Tokenised factoids, where each is read, and the control tokens of each, before any model runs.
 
     Attributes:
@@ -85,7 +85,7 @@ def plan_capture(
     positions: Sequence[str] = (POSITION,),
     intrusions: Mapping[str, Sequence[Factoid]] | None = None,
     seed: int = 0,
-) -> Plan:
+) -> CapturePlan:
     """Tokenises factoids, finds what is to be read of each, and draws their controls.
 
     Raises:
@@ -108,7 +108,7 @@ def plan_capture(
                 without[item.factoid.id] = str(error)
         if not subjects:
             raise MemprobeError(f"no factoid can be read at its subject: {next(iter(without.values()))}")
-    return Plan(items, shuffled_answers(items, seed), watched, positions, subjects, without)
+    return CapturePlan(items, shuffled_answers(items, seed), watched, positions, subjects, without)
 
 
 def check_positions(positions: Sequence[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from memprobe.quantised import is_quantised
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
-    from memprobe.planning import Plan
+    from memprobe.planning import CapturePlan
 
 _MEASURED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -60,7 +60,7 @@ class Prefix:
         return {"past_key_values": self.cache, "use_cache": True}
 
 
-def shared_beginning(lens_model: LensModel, plan: Plan) -> tuple[int, ...]:
+def shared_beginning(lens_model: LensModel, plan: CapturePlan) -> tuple[int, ...]:
     """The tokens that all of a plan's inputs begin with, if they are to be read once; none otherwise."""
     return plan.beginning if len(plan.beginning) >= SHARED and may_share(lens_model) else ()
 

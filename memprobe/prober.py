@@ -21,7 +21,7 @@ from memprobe.hub_cache import bases_named, evict, is_cached_snapshot, is_of
 from memprobe.identity import identity_of
 from memprobe.lineage import trained_as
 from memprobe.load_options import LoadOptions
-from memprobe.planning import Plan, plan_capture
+from memprobe.planning import CapturePlan, plan_capture
 from memprobe.quantised import notes_on_company
 from memprobe.sequences import Deferred
 from memprobe.sweeps import slow_note, sweep_name
@@ -44,7 +44,7 @@ _NAMED = 3  # factoids that are named where many are counted
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeRequest:
     """What a probe asks of every checkpoint, the same in all processes; see :func:`memprobe.probing.probe`.
 
     Attributes:
@@ -127,7 +127,7 @@ class Prober:
     tokenizer.
     """
 
-    def __init__(self, asked: Asked):
+    def __init__(self, asked: ProbeRequest):
         from memprobe.loading import Loader
         from memprobe.models import choose_device, choose_dtype
 
@@ -138,7 +138,7 @@ class Prober:
         self._model: LensModel | None = None
         self._lenses: list[Lens] = []
         self._found: dict[str, Checkpoint] = {}
-        self._plans: dict[Any, tuple[Any, Plan]] = {}
+        self._plans: dict[Any, tuple[Any, CapturePlan]] = {}
         self._batches: list[Batch] = []
 
     def __enter__(self) -> Prober:
@@ -293,7 +293,7 @@ class Prober:
         self._lenses = self.asked.lenses.build(self._model, lambda other: self._load(other, self.dtype))
         return self._model
 
-    def plan(self) -> Plan:
+    def plan(self) -> CapturePlan:
         """The plan of the model that is loaded."""
         lens_model = self._model
         assert lens_model is not None

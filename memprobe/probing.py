@@ -36,7 +36,7 @@ from memprobe.probe_writer import (
     write_run,
     write_summary,
 )
-from memprobe.prober import Asked, bases_ahead, read_by_others
+from memprobe.prober import ProbeRequest, bases_ahead, read_by_others
 from memprobe.probes import Probe, probe_of, table_file
 from memprobe.records import POSITION, SCHEMA_VERSION
 from memprobe.sameness import other_checkpoint
@@ -147,7 +147,7 @@ def probe(
         loading = replace(loading, dtype=str(in_memory[0].model.dtype).removeprefix("torch."))
     if not isinstance(lenses, LensSet):
         lenses = LensSet.of(lenses, readout, named, loading)
-    asked = Asked(
+    asked = ProbeRequest(
         factoids=factoids,
         template=parsed,
         lenses=lenses,
@@ -222,7 +222,7 @@ def _order(there: Mapping[str, Any], named: Sequence[str]) -> list[str]:
     return [*(label for label in there if label not in named), *named]
 
 
-def _hands(engine: Engine | None, asked: Asked, in_memory: Sequence[LensModel], out: Path) -> Hands:
+def _hands(engine: Engine | None, asked: ProbeRequest, in_memory: Sequence[LensModel], out: Path) -> Hands:
     """Who reads the units: this process, or actors on Ray.
 
     Raises:
@@ -243,7 +243,7 @@ class _Work:
 
     out: Path
     run: dict[str, Any]
-    asked: Asked
+    asked: ProbeRequest
     attributions: bool
     template_given: bool
     named: Sequence[Checkpoint | Deferred | LensModel]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memprobe.models import LensModel
-    from memprobe.planning import Plan
+    from memprobe.planning import CapturePlan
     from memprobe.templates import TokenisedFactoid
 
 FOLDER = "residuals"
@@ -98,7 +98,9 @@ def refuse_other_depths(entry: Mapping[str, Any], asked: str, where: str) -> Non
         raise MemprobeError(f"{where}: residuals were kept at other depths ({kept}); use another --out")
 
 
-def keep_residuals(lens_model: LensModel, plan: Plan, depths: Sequence[int], out: Path) -> dict[str, Any]:
+def keep_residuals(
+    lens_model: LensModel, plan: CapturePlan, depths: Sequence[int], out: Path
+) -> dict[str, Any]:
     """Writes the shards of one checkpoint into a probe directory, in forward passes of their own.
 
     Returns:
@@ -203,7 +205,7 @@ def _is_there(path: Path, metadata: dict[str, str]) -> bool:
 def _write(
     path: Path,
     lens_model: LensModel,
-    plan: Plan,
+    plan: CapturePlan,
     items: Sequence[TokenisedFactoid],
     depths: Sequence[int],
     token: list[int],
@@ -223,7 +225,7 @@ def _write(
 
 
 def _streams(
-    lens_model: LensModel, plan: Plan, items: Sequence[TokenisedFactoid], depths: Sequence[int]
+    lens_model: LensModel, plan: CapturePlan, items: Sequence[TokenisedFactoid], depths: Sequence[int]
 ) -> Iterator[tuple[str, Tensor]]:
     """By factoid, bf16 [site, depth, d_model], in the order of its sites."""
     import torch

@@ -92,7 +92,7 @@ class LensEntry(Open):
     sha256: str | None = None
 
 
-class Asked(Open):
+class FactoidsEntry(Open):
     """What factoids were asked."""
 
     n: Count
@@ -117,7 +117,7 @@ class RunFile(Open):
     versions: dict[str, str | None]
     k: Annotated[int, Field(ge=1)]
     token: TokenRule
-    factoids: Asked
+    factoids: FactoidsEntry
     checkpoints: dict[str, CheckpointEntry]
     tokens: dict[str, str] = {}
     tables: dict[str, TableMark] = {}

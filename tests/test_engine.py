@@ -25,7 +25,7 @@ from memprobe.factoids import make_factoid
 from memprobe.hands import Do, Turn
 from memprobe.lens_set import LensSet
 from memprobe.load_options import LoadOptions
-from memprobe.prober import Asked
+from memprobe.prober import ProbeRequest
 from memprobe.probes import open_probe
 from memprobe.probing import probe
 from memprobe.residuals import read_residuals
@@ -259,7 +259,7 @@ def test_actors_take_what_is_asked_where_there_is_room(cluster, tmp_path):
         return sorted((found["GPU"], found["CPU"]) for found in ray.get(asked))
 
     options = {"lenses": LensSet.of(()), "template": Template("plain"), "loading": LoadOptions(device="cpu")}
-    wanted = Asked(
+    wanted = ProbeRequest(
         FACTS, positions=("answer",), intrusions=None, steps={}, seed=0, batch_size=2,
         keep_residuals=None, evict=False, **options,
     )  # fmt: skip

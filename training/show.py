@@ -14,7 +14,7 @@ from memprobe.cli.terminal import echo, wide_terminal
 if TYPE_CHECKING:
     import polars as pl
 
-    from training.grid import Cell, Plan
+    from training.grid import Cell, GridPlan
     from training.relearn import Relearned
 
 
@@ -188,7 +188,7 @@ def print_power(wanted: Sequence[Cell], scatter: Path) -> None:
     )
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: GridPlan) -> None:
     """The cells of a grid, what they share, and an estimate of time and disk."""
 
     table = Table("cell", "block", "", box=None, padding=(0, 2, 0, 0))

@@ -7,7 +7,7 @@
                                     └─ cells, scores, over_seeds, asked: frames that can be stored
 """
 
-from memprobe.retention.asked import Asked, asked_otherwise
+from memprobe.retention.asked import AskedOtherwise, asked_otherwise
 from memprobe.retention.runs import Retention, ended_runs, retention_of
 from memprobe.retention.tables import (
     CURVES,
@@ -31,7 +31,7 @@ __all__ = [
     "CURVES",
     "SETTINGS",
     "STAGES",
-    "Asked",
+    "AskedOtherwise",
     "KeptLess",
     "Retention",
     "asked_otherwise",

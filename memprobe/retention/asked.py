@@ -33,7 +33,7 @@ Answers = dict[str, dict[str, np.ndarray]]
 nats, and the share of its questions to which the fact's own answer is said, as to the question that was learned."""
 
 
-class Asked(NamedTuple):
+class AskedOtherwise(NamedTuple):
     """How D_A is answered when it is asked otherwise, of all set-ups; without rows where no run was asked.
 
     Attributes:
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     differences: pl.DataFrame
 
 
-def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> Asked:
+def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) -> AskedOtherwise:
     """The statistics over seeds, of facts that every checkpoint of a set-up was asked.
 
     Where each seed drew a D_A of its own, of each checkpoint's own facts; see :func:`_of_own_facts`.
@@ -62,7 +62,9 @@ def asked_otherwise(runs: Sequence[RunDirectory], setups: Mapping[Path, str]) ->
     for setup, group in groups.items():
         for name, table in _of_setup(list(_checkpoints(group))):
             parts[name].append(table.select(pl.lit(setup).alias("setup"), pl.all()))
-    return Asked(**{name: pl.concat(some) if some else pl.DataFrame() for name, some in parts.items()})
+    return AskedOtherwise(
+        **{name: pl.concat(some) if some else pl.DataFrame() for name, some in parts.items()}
+    )
 
 
 def _checkpoints(group: Sequence[RunDirectory]) -> Iterator[tuple[dict[str, Any], Answers]]:

@@ -17,7 +17,7 @@ import polars as pl
 from memprobe.arms import arm_names, by_kind
 from memprobe.errors import MemprobeError
 from memprobe.evaluations import EXACT, SHARES, WITHIN_ONE, EvaluatedRow, EvaluatedSet, EvaluationFile, Score
-from memprobe.retention.asked import Asked, asked_otherwise
+from memprobe.retention.asked import AskedOtherwise, asked_otherwise
 from memprobe.retention.setups import setups_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
@@ -45,7 +45,7 @@ class Retention:
     cells: pl.DataFrame
     scores: pl.DataFrame
     over_seeds: pl.DataFrame
-    asked: Asked = field(default_factory=lambda: Asked(pl.DataFrame(), pl.DataFrame()))
+    asked: AskedOtherwise = field(default_factory=lambda: AskedOtherwise(pl.DataFrame(), pl.DataFrame()))
 
 
 OVER_SEEDS = pl.Schema(

@@ -28,7 +28,7 @@ from memprobe.sources.builtin import read_known
 from memprobe.sources.catalogue import DATASETS, Dataset, HubSet, Split, messages_of
 from memprobe.sources.cleaning import Conflicts, clean, without_overlap
 from memprobe.sources.files import factoid_of, read_factoid_file
-from memprobe.sources.generated import GENERATED, Asked, written
+from memprobe.sources.generated import GENERATED, SourceRequest, written
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.named import NamedFile, named_file
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows, split_of
@@ -122,7 +122,7 @@ def load(
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    asked = Asked(name, n, seed, data_dir, words, prompt_form, words_file, base, progress)
+    asked = SourceRequest(name, n, seed, data_dir, words, prompt_form, words_file, base, progress)
     opened = _open(asked, kind, bad, counts)
     origin = opened.origin
     if kind is not None and origin.kind != kind:
@@ -291,7 +291,7 @@ def kind_of(name: str, holds: Kind | None = None) -> Kind:
     return DATASETS[head].kind if head in DATASETS and named_file(name) is None else holds or "factoids"
 
 
-def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -> _Opened:
+def _open(asked: SourceRequest, kind: Kind | None, bad: BadRows, counts: Counter[str]) -> _Opened:
     name = asked.name
     head, _, tail = name.partition(":")
     if name == "known":
@@ -312,7 +312,7 @@ def _open(asked: Asked, kind: Kind | None, bad: BadRows, counts: Counter[str]) -
     raise MemprobeError(f"no source {name!r}; {among(name, (*named, files), before='give')}")
 
 
-def _open_hub(asked: Asked, kind: Kind, bad: BadRows, counts: Counter[str]) -> _Opened:
+def _open_hub(asked: SourceRequest, kind: Kind, bad: BadRows, counts: Counter[str]) -> _Opened:
     """Any hub dataset with the columns of a file: ``hub:OWNER/NAME[@REVISION][:SPLIT]``."""
     place, _, split = asked.name.removeprefix("hub:").partition(":")
     hub_id, _, revision = place.partition("@")
@@ -328,7 +328,9 @@ def _open_hub(asked: Asked, kind: Kind, bad: BadRows, counts: Counter[str]) -> _
     return _Opened(_convert(rows, readers[kind], bad, counts), origin, streamed=hub.large)
 
 
-def _open_file(file: NamedFile, kind: Kind, bad: BadRows, counts: Counter[str], asked: Asked) -> _Opened:
+def _open_file(
+    file: NamedFile, kind: Kind, bad: BadRows, counts: Counter[str], asked: SourceRequest
+) -> _Opened:
     path, targets, jsonl = file.path, file.targets(), file.jsonl
     readers: dict[Kind, Callable[[], Iterable[AnyRow]]] = {
         "factoids": lambda: _counted(read_factoid_file(path, bad, targets, jsonl=jsonl), counts),
@@ -343,7 +345,7 @@ def _open_file(file: NamedFile, kind: Kind, bad: BadRows, counts: Counter[str], 
 def _open_dataset(
     dataset: Dataset,
     split: str | None,
-    asked: Asked,
+    asked: SourceRequest,
     bad: BadRows,
     counts: Counter[str],
 ) -> _Opened:
@@ -405,7 +407,7 @@ def _task_of(columns: Columns) -> Task:
     return make_task([Message("user", prompt), Message("assistant", answer)], "file")
 
 
-def _text_of(asked: Asked) -> Callable[[Columns], Text | None]:
+def _text_of(asked: SourceRequest) -> Callable[[Columns], Text | None]:
     def read(columns: Columns) -> Text | None:
         if columns.get("answer") is not None:
             return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")

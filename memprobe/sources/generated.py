@@ -16,7 +16,7 @@ from memprobe.sources.passages import WORDS_FILE, WORDS_PACKAGE, PromptForm, ran
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SourceRequest:
     """What a source is asked for, see :func:`memprobe.sources.load`.
 
     Attributes:
@@ -63,7 +63,7 @@ class Generated:
     """
 
     kind: Kind
-    make: Callable[[Asked], tuple[Sequence[AnyRow], Origin]]
+    make: Callable[[SourceRequest], tuple[Sequence[AnyRow], Origin]]
     licence: str
     note: str
     endless: bool = True
@@ -124,14 +124,14 @@ def _size_and_split(name: str, n: int | None) -> tuple[int, str]:
     return size, split
 
 
-def _kvr(asked: Asked) -> tuple[list[Factoid], Origin]:
+def _kvr(asked: SourceRequest) -> tuple[list[Factoid], Origin]:
     n = asked.n
     size, split = _size_and_split(asked.name, n)
     factoids = generate_kvr(size if n is None else n, seed=asked.seed, split=split)
     return factoids, Origin("kvr", "factoids", "generated", split=split, revision=f"seed {asked.seed}")
 
 
-def _random_words(asked: Asked) -> tuple[list[Text], Origin]:
+def _random_words(asked: SourceRequest) -> tuple[list[Text], Origin]:
     folder = None if asked.words_file else data_folder(asked.data_dir)
     file = Path(asked.words_file) if asked.words_file else folder and folder / WORDS_FILE
     texts = random_words(
@@ -142,7 +142,7 @@ def _random_words(asked: Asked) -> tuple[list[Text], Origin]:
     return texts, Origin(asked.name, "texts", "generated", place, revision=f"{revision}, seed {asked.seed}")
 
 
-def _self(asked: Asked) -> tuple[list[Text], Origin]:
+def _self(asked: SourceRequest) -> tuple[list[Text], Origin]:
     from memprobe.sources.own_passages import own_passages
 
     if asked.base is None:

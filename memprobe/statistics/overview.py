@@ -43,7 +43,7 @@ def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]
     """Shares of ``exact_match`` and ``exact_tokens``, with Wilson intervals, over the factoids that have them.
 
     Args:
-        outcomes: :attr:`memprobe.readings.Reading.outcomes` of one checkpoint.
+        outcomes: :attr:`memprobe.reading.Reading.outcomes` of one checkpoint.
 
     Returns:
         By name, value, low and high; ``None`` where no factoid has it.

@@ -28,7 +28,7 @@ from memprobe.capturing import capture_batches
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.models import LensModel, choose_device, choose_dtype, load, load_tokenizer, to_bridge, wrap
 from memprobe.modes import evaluating
-from memprobe.planning import Plan, plan_capture
+from memprobe.planning import CapturePlan, plan_capture
 from memprobe.sources import load_factoids
 from memprobe.sweeps import VARIABLE, sweep_name
 from memprobe.templates import Template
@@ -53,7 +53,7 @@ def floor(model: LensModel, batches: list[Batch]) -> None:
                 residuals @ head.T
 
 
-def product(model: LensModel, plan: Plan) -> Ranks:
+def product(model: LensModel, plan: CapturePlan) -> Ranks:
     """memprobe's capture: records and five shuffled controls."""
     found = {}
     for tables in capture_batches(model, plan, predictions=False):
@@ -63,7 +63,7 @@ def product(model: LensModel, plan: Plan) -> Ranks:
     return found
 
 
-def eager(model: LensModel, plan: Plan) -> Ranks:
+def eager(model: LensModel, plan: CapturePlan) -> Ranks:
     """The same with logits read by torch."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "eager"
@@ -145,7 +145,7 @@ def sourced(sources: list[str], n: int, data_dir: str | None) -> list[Factoid]:
     return found[:n]
 
 
-def first_token_only(plan: Plan) -> Plan:
+def first_token_only(plan: CapturePlan) -> CapturePlan:
     """The plan without what follows the first answer token, as the other tools read it."""
     import dataclasses
 
@@ -153,7 +153,7 @@ def first_token_only(plan: Plan) -> Plan:
     return dataclasses.replace(plan, items=items)
 
 
-def own_batches(model: LensModel, plan: Plan) -> list[Batch]:
+def own_batches(model: LensModel, plan: CapturePlan) -> list[Batch]:
     """The product's own batches."""
     batches = [
         tables.outcomes["factoid"].to_list() for tables in capture_batches(model, plan, predictions=False)
@@ -161,7 +161,7 @@ def own_batches(model: LensModel, plan: Plan) -> list[Batch]:
     return [as_batch(model, plan, names) for names in batches]
 
 
-def equal_length_batches(model: LensModel, plan: Plan, most: int = 256) -> list[Batch]:
+def equal_length_batches(model: LensModel, plan: CapturePlan, most: int = 256) -> list[Batch]:
     """Batches without padding, for a tool that reads the last position."""
     groups: dict[int, list[str]] = {}
     for item in plan.items:
@@ -173,7 +173,7 @@ def equal_length_batches(model: LensModel, plan: Plan, most: int = 256) -> list[
     ]
 
 
-def as_batch(model: LensModel, plan: Plan, names: list[str]) -> Batch:
+def as_batch(model: LensModel, plan: CapturePlan, names: list[str]) -> Batch:
     """Prompts of factoids as right-padded tensors."""
     items = {item.factoid.id: item for item in plan.items}
     chosen = [items[name] for name in names]

@@ -29,7 +29,7 @@ import torch
 from memprobe.blocks import decoder_of, residual_hooks
 from memprobe.models import load, to_bridge
 from memprobe.partial import run_whole
-from memprobe.patch_plan import Plan, plan_patches
+from memprobe.patch_plan import PatchPlan, plan_patches
 from memprobe.patching import padded, patch_batches
 from memprobe.sources import load_factoids
 
@@ -73,7 +73,7 @@ def seconds(do: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def floor_by_depth(target, plan: Plan, batch_size: int) -> list[float]:
+def floor_by_depth(target, plan: PatchPlan, batch_size: int) -> list[float]:
     """By depth, seconds of the model without its first blocks on every batch, with logits of the answers' positions."""
     decoder: Any = decoder_of(target.model)
     head = target.model.get_output_embeddings()

@@ -30,7 +30,7 @@ from memprobe.capturing import _CPU_BATCH_TOKENS, capture_batches
 from memprobe.lens_specs import make_lens
 from memprobe.lenses import Lens
 from memprobe.models import LensModel, load, wrap
-from memprobe.planning import Plan, plan_capture
+from memprobe.planning import CapturePlan, plan_capture
 from memprobe.probing import probe
 from memprobe.sources import load_factoids
 from memprobe.templates import Template
@@ -79,7 +79,7 @@ def _probe(model: LensModel, other: LensModel, facts: list, folder: str, lenses:
     probe([model], facts, Path(folder) / "probe", lenses=LensSet(asked))
 
 
-def floor(model: LensModel, plan: Plan, products: int) -> None:
+def floor(model: LensModel, plan: CapturePlan, products: int) -> None:
     """The bare forward pass of the same batches, and the product of all rows so many times."""
     items = sorted(plan.items, key=lambda item: (len(item.inputs), item.factoid.id))
     head = model.lens.readout.unembedding.weight

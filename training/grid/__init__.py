@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from training.grid.cells import Cell, Node, cells_in, cells_of, names_in
     from training.grid.file import Block, Grid, read_grid
     from training.grid.on_ray import run_on_ray
-    from training.grid.planning import Plan, plan
+    from training.grid.planning import GridPlan, plan
     from training.grid.stages import directory
     from training.grid.work import run_grid
     from training.grid.workers import run_workers
@@ -62,8 +62,8 @@ __all__ = [
     "Block",
     "Cell",
     "Grid",
+    "GridPlan",
     "Node",
-    "Plan",
     "cells_in",
     "cells_of",
     "directory",
@@ -78,7 +78,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Cell", "Node", "cells_in", "cells_of", "names_in"), "cells"),
     **dict.fromkeys(("Block", "Grid", "read_grid"), "file"),
-    **dict.fromkeys(("Plan", "plan"), "planning"),
+    **dict.fromkeys(("GridPlan", "plan"), "planning"),
     "directory": "stages",
     "run_grid": "work",
     "run_on_ray": "on_ray",

@@ -48,7 +48,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CellRequest:
     """What a grid file asks of every cell beside its stages; see :class:`training.grid.file.Grid`."""
 
     probe: bool = False
@@ -70,7 +70,7 @@ class Cell:
     blocks: tuple[str, ...]
     keep: str
     axes: Mapping[str, Scalar] = field(default_factory=dict)
-    asked: Asked = Asked()
+    asked: CellRequest = CellRequest()
 
     @property
     def probed(self) -> bool:
@@ -102,7 +102,7 @@ def cells_of(grid: Grid, path: Path, *, find_files: bool = True) -> list[Cell]:
         _check_axes(grid, path)
     nodes: dict[str, Node] = {}
     cells: dict[str, Cell] = {}
-    asked = Asked(grid.probe, grid.probe_n, grid.base_readout, grid.after)
+    asked = CellRequest(grid.probe, grid.probe_n, grid.base_readout, grid.after)
     for block in grid.blocks:
         keep = block.keep or grid.keep
         arm_of: dict[str, str] = {}

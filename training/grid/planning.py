@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """What a grid takes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
 
 def plan(
     grid: Grid, path: Path, out: Path, *, blocks: Collection[str] = (), data_dir: Path | None = None
-) -> Plan:
+) -> GridPlan:
     """What is to be done, and what it takes at the rate of what is done. Loads rows and a tokenizer, no model.
 
     Tokens are those of the longest course that a stage may take; a stop rule may end it before.
@@ -76,7 +76,7 @@ def plan(
         for name in nodes
         if (count := sum(name in [node.name for node in cell.node.chain[:-1]] for cell in cells)) > 1
     }
-    return Plan(
+    return GridPlan(
         [(cell.node.name, cell.block, is_done(out, cell)) for cell in cells],
         shared,
         _tokens(missing, data_dir),

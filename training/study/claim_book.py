@@ -19,7 +19,7 @@ OWN, NET = READOUTS[0], "net"
 _CORRELATIONS = ("ranks", "gradients")
 
 
-class Reading(Settings):
+class Criterion(Settings):
     """What counts as holding an answer."""
 
     k: int
@@ -86,7 +86,7 @@ class Book(Settings):
     """The claims of a study, the readings that each is shown in (the headline first), and the families."""
 
     schema_: Literal[1] = Field(alias="schema")
-    readings: tuple[Reading, ...]
+    readings: tuple[Criterion, ...]
     families: dict[str, str]
     claims: tuple[Claim, ...]
 

@@ -20,7 +20,7 @@ from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
 from memprobe.statistics.vocabulary import log_prob_of
 from memprobe.wording import count
-from training.study.claim_book import NET, OWN, Book, Claim, Reading
+from training.study.claim_book import NET, OWN, Book, Claim, Criterion
 from training.study.results import Results
 from training.study.tables import spread
 
@@ -54,7 +54,7 @@ class Test:
     arm: str
     against: str
     stage: int | None
-    reading: Reading | None
+    reading: Criterion | None
     parts: list[LensSays]
     seeds: int | None
     in_common: str = ""
@@ -126,7 +126,7 @@ def _costs(cells: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]
     return costs
 
 
-def _readings(claim: Claim, book: Book) -> Sequence[Reading | None]:
+def _readings(claim: Claim, book: Book) -> Sequence[Criterion | None]:
     """What is said depends on no reading; how probable an answer is, by its first token or as a whole, does."""
     return [None] if claim.statistic in _OF_NO_READING else book.readings
 
@@ -139,7 +139,7 @@ def _stages(claim: Claim, table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(stage == 1) if claim.stages == "first" else table
 
 
-def _in(table: pl.DataFrame, reading: Reading | None, book: Book) -> pl.DataFrame:
+def _in(table: pl.DataFrame, reading: Criterion | None, book: Book) -> pl.DataFrame:
     at = reading or book.readings[0]
     return table.filter(pl.col("k") == at.k, pl.col("token") == at.token)
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from memprobe.retention import SETTINGS
 from memprobe.statistics.verdicts import NOT_TESTED, holm, together, verdict, verdict_without_interval
-from training.study.claim_book import OWN, Book, Reading, read_book
+from training.study.claim_book import OWN, Book, Criterion, read_book
 from training.study.claim_tests import LensSays, Test, finite, tests_of
 from training.study.results import Results
 
@@ -114,7 +114,7 @@ def specification(tested: pl.DataFrame, book: Book | None = None) -> pl.DataFram
         interval = (
             "" if row["low"] is None else f" {row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
         )
-        cells[str(Reading(k=row["k"], token=row["token"]))] = row["verdict"] + interval
+        cells[str(Criterion(k=row["k"], token=row["token"]))] = row["verdict"] + interval
     return pl.DataFrame(list(rows.values()), infer_schema_length=None)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.files import parquet_errors, write_parquet
-from memprobe.retention import Asked, Retention
+from memprobe.retention import AskedOtherwise, Retention
 from memprobe.runs import GRID
 
 SETTINGS = ((10, "first"), (1, "all"))
@@ -140,7 +140,7 @@ class Results:
     @property
     def retention(self) -> Retention:
         """What :mod:`memprobe.retention` makes tables of."""
-        return Retention(self.cells, self.stages, self.retained, Asked(self.arms, self.differences))
+        return Retention(self.cells, self.stages, self.retained, AskedOtherwise(self.arms, self.differences))
 
     def write(self, folder: Path) -> None:
         """One Parquet file per table; none of what there was no table of when they were collected."""
