@@ -41,7 +41,7 @@ from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
-from memprobe.statistics.controls import SHARES, STATISTICS, by_control, means_of, net_tables
+from memprobe.statistics.controls import STATISTICS, by_control, means_of, net_tables
 from memprobe.statistics.holding import Trajectories, check_k, check_rule
 from memprobe.statistics.intervals import Resamples, check_draws
 from memprobe.statistics.occurrence import DRAWS, placement_of
@@ -52,8 +52,6 @@ SHUFFLED, BASE = "shuffled", "base"
 NET_OF_SHUFFLED = tuple(key for key, row in PER_FACTOID.items() if row.net)
 ARM_STATISTICS = (*STATISTICS, *(f"{name}_net" for name in NET_OF_SHUFFLED))
 """Of a run, see :meth:`Readings.run`; ``NAME_net`` is net of shuffled answers."""
-NET_SHARES = tuple(f"{name}_net" for name in NET_OF_SHUFFLED if name in SHARES)
-"""Those of them that are a share less that of shuffled answers."""
 _MEMORY = 2**30  # bytes of readings that are kept; beyond, the oldest is read again
 
 
@@ -369,7 +367,7 @@ class Readings:
 
     def _net(self, label: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The checkpoint net of each of its controls: :func:`memprobe.statistics.controls.net_tables`."""
-        return net_tables(self[label].cells, self.controls(label), self.resamples())
+        return net_tables(self[label].cells, self.controls(label), self.resamples(), drawn=[SHUFFLED])
 
     def _run(self, label: str) -> Run:
         """Means over factoids of :data:`ARM_STATISTICS`, and what each factoid does to them."""

@@ -32,7 +32,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.files import read_json, write_json
 from memprobe.probes import open_probe
-from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
+from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.recipes import mark_of_settings
 from memprobe.statistics import held, occurrence
 from memprobe.statistics.controls import SHARES, STATISTICS
@@ -297,12 +297,21 @@ def test_the_summary_is_net_of_shuffled_answers_on_the_facts_that_have_any(tmp_p
     assert apart > lof["net_high"], "the case tells the two apart"
 
 
+def test_frequencies_of_few_occurrences_are_not_taken_for_certain(tmp_path):
+    """Few facts that surface are all that does: no interval. Where all that surface agree: that of a share of them."""
+    for never in (0.9, 0.0):
+        probe = write_probe(tmp_path / f"{never}", {"a": 4.0}, n=40, never=never, tokens=(1,), summary=False)
+        curves = compare([probe], draws=200).tables["curves"].drop_nulls("frequency")
+        assert (curves["frequency_low"].null_count() == len(curves)) == (never > 0.5)
+    assert (curves["frequency_high"] - curves["frequency_low"]).min() > 0
+
+
 @pytest.mark.parametrize("n", [3, 9, 10])
 def test_nothing_has_a_bootstrap_interval_of_too_few_facts(n, tmp_path):
     """Whatever the statistic; shares have Wilson's, medians order statistics'."""
     probe = write_probe(tmp_path / "p", {"a": 4.0, "b": 5.0}, n=n, never=0.0, tokens=(1,), summary=False)
     tables = compare([probe], draws=200).tables
-    of = {"placement": ("area",), "curves": ("frequency", "log_prob"), "overlap": ("",)}
+    of = {"placement": ("area",), "curves": ("log_prob",), "overlap": ("",)}
     for table, names in of.items():
         for name in names:
             low = f"{name}_low".lstrip("_")
@@ -670,7 +679,8 @@ def test_kept_and_lost_facts_differ_by_no_more_than_shares_can(tmp_path, monkeyp
 
 def test_what_is_net_of_chance_ends_where_that_does_in_the_tables_of_arms(kept, monkeypatch):
     """Seeds that disagree widely: of every share net of shuffled answers the interval would reach beyond 1."""
-    assert {"recall_full_net", "area_net"} <= set(NET_SHARES) <= set(ARM_STATISTICS)
+    net = ["recall_full_net", "area_net"]
+    assert set(net) <= set(ARM_STATISTICS)
     apart = {"1": 0.2, "2": 1.0, "3": 1.0}
     runs = over_runs.runs_of
 
@@ -681,7 +691,7 @@ def test_what_is_net_of_chance_ends_where_that_does_in_the_tables_of_arms(kept, 
 
     monkeypatch.setattr(over_runs, "runs_of", far)
     readings = Readings.of([kept[0]], draws=300)
-    table = over_runs.arms(readings).filter(pl.col("statistic").is_in(NET_SHARES))
+    table = over_runs.arms(readings).filter(pl.col("statistic").is_in(net))
     assert set(table["high"]) == {1} and table["low"].min() > -1 and table["p"].null_count() == 0
 
 

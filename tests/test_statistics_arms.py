@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from scipy import linalg, stats
 
 from memprobe.statistics.arms import (
@@ -18,8 +21,10 @@ from memprobe.statistics.arms import (
     arm_means,
     in_common,
 )
+from memprobe.statistics.ends import SHARE, less
 from memprobe.statistics.margins import given_margin, margin, with_statistic
 from memprobe.statistics.shares import share_difference, share_over_seeds
+from memprobe.statistics.vocabulary import ends
 
 
 def runs(arm: str, values: np.ndarray, *, start: str = "", rows: str = "") -> list[Run]:
@@ -108,9 +113,9 @@ def test_arms_are_compared_at_the_same_stage_only():
 def test_the_interval_of_a_share_ends_where_shares_do():
     values = (np.random.default_rng(0).random((3, 40)) < [[0.02], [0.1], [0.3]]).astype(float)
     wide = arm_means(runs("none", values), ["exact"], 40).row(0, named=True)
-    share = arm_means(runs("none", values), ["exact"], 40, shares=["exact"]).row(0, named=True)
+    share = arm_means(runs("none", values), ["exact"], 40, ends={"exact": SHARE}).row(0, named=True)
     assert wide["low"] < 0 == share["low"] and share["high"] == wide["high"] < 1
-    none = arm_means(runs("none", values[:2]), ["exact"], 40, shares=["exact"])
+    none = arm_means(runs("none", values[:2]), ["exact"], 40, ends={"exact": SHARE})
     assert none["low"].to_list() == [None]
 
 
@@ -119,7 +124,7 @@ def test_the_interval_of_a_difference_of_shares_ends_where_such_differences_do(s
     """Of independent seeds and of pairs; also of a share that no factoid simply has or has not, such as an area."""
     scattered = np.array([[0.0], [1.0], [0.9], [1.0], [0.1], [1.0]]) * np.ones(40)
     apart = runs("none", np.zeros((6, 40)), start=start) + runs("remix", scattered, start=start)
-    wide, share = (only(apart, 40, **told) for told in ({}, {"shares": ["x"]}))
+    wide, share = (only(apart, 40, **told) for told in ({}, {"ends": {"x": SHARE}}))
     assert wide["paired"] is (start != "base")
     assert wide["high"] > 1 == share["high"] and share["low"] == wide["low"]
     kept_in_all = [wide[name] == share[name] for name in ("difference", "p", "significant", "detectable")]
@@ -132,20 +137,60 @@ def test_the_interval_of_a_share_net_of_another_ends_where_such_do():
     for sign in (1, -1):
         wide, net = (
             arm_means(runs("none", sign * values), ["x"], 40, **told).row(0, named=True)
-            for told in ({}, {"net": ["x"]})
+            for told in ({}, {"ends": {"x": less(SHARE)}})
         )
         assert max(-wide["low"], wide["high"]) > 1
         assert (net["low"], net["high"]) == (max(wide["low"], -1), min(wide["high"], 1))
         assert (net["mean"], net["p"], net["detectable"]) == (wide["mean"], wide["p"], wide["detectable"])
     apart = runs("none", -values) + runs("remix", values)
-    wide, net = (only(apart, 40, **told) for told in ({}, {"net": ["x"]}))
+    wide, net = (only(apart, 40, **told) for told in ({}, {"ends": {"x": less(SHARE)}}))
     assert 1 < net["difference"] < net["high"] == 2 < wide["high"] and net["low"] == wide["low"]
+
+
+def test_no_interval_reaches_past_what_is_possible():
+    """A mean depth of seeds that scatter near the last one, with never as n_layers + 1, ends there."""
+    near = np.array([[30.0], [31.0], [31.0]]) * np.ones(40)
+    for name, values in (
+        ("lof_restricted", near),
+        ("depths_per_factoid", 31 - near),
+        ("log_prob_full", 30.9 - near),
+    ):
+        wide, cut = (
+            arm_means(runs("none", values), [name], 40, ends=told).row(0, named=True)
+            for told in ({}, {name: ends(name, 30)})
+        )
+        least, most = ends(name, 30)
+        assert wide["low"] < least or wide["high"] > most, name
+        assert (cut["low"], cut["high"]) == (max(wide["low"], least), min(wide["high"], most))
+        assert cut["p"] is None  # that a mean depth is not 0 says nothing
+
+
+def test_a_seed_without_a_number_is_left_out_of_that_statistic_alone():
+    """As where every fact of a seed surfaces at one depth, which has no correlation with anything."""
+    rng = np.random.default_rng(3)
+    columns = [
+        np.stack(pair, axis=1)
+        for pair in zip(rng.normal(0, 1, (4, 30)), rng.normal(1, 1, (4, 30)), strict=True)
+    ]
+    members = [Run.of("none", "2", str(seed), f"none-{seed}", one) for seed, one in enumerate(columns)]
+    others = [Run.of("remix", "2", str(seed), f"remix-{seed}", one + 1) for seed, one in enumerate(columns)]
+    gone = [replace(members[0], means=np.array([np.nan, members[0].means[1]])), *members[1:]]
+    three, four = (arm_means(some, ["x", "y"], 30) for some in (members[1:], members))
+    found = arm_means(gone, ["x", "y"], 30)
+    assert_frame_equal(found.drop("by_seed"), pl.concat([three[:1], four[1:]]).drop("by_seed"))
+    assert found["seeds"].to_list() == [3, 4] and found["by_seed"][0][0] is None
+    found = arm_differences(gone + others, ["x", "y"], 30)
+    three, four = (arm_differences(some + others, ["x", "y"], 30) for some in (members[1:], members))
+    assert_frame_equal(found, pl.concat([three[:1], four[1:]]))
+    assert found["seeds"].to_list() == [4, 4] and found["reference_seeds"].to_list() == [3, 4]
+    nowhere = [replace(run, means=np.full(2, np.nan)) for run in members]
+    assert arm_means(nowhere, ["x", "y"], 30)["mean"].to_list() == [None, None]
 
 
 def test_three_seeds_that_keep_nothing_have_an_interval_of_some_width():
     """[0, 0] it was, and any arm that kept a fact differed "significantly"."""
     none, some = kept([0, 0, 0]), kept([2, 3, 2])
-    row = arm_means(runs("ewc", none), ["x"], 64, shares=["x"], binary=["x"]).row(0, named=True)
+    row = arm_means(runs("ewc", none), ["x"], 64, ends={"x": SHARE}, binary=["x"]).row(0, named=True)
     assert (row["mean"], row["low"]) == (0, 0)
     assert row["high"] == pytest.approx(share_over_seeds(np.zeros(3), 64).high)
     row = only(runs("none", some) + runs("ewc", none), 64, binary=["x"])

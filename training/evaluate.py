@@ -26,7 +26,8 @@ from memprobe.evaluations import SHARES, WITHIN_ONE
 from memprobe.factoids import Factoid, make_factoid
 from memprobe.metrics import FINAL_ANSWERS, rouge_l, same_final_answer
 from memprobe.sources.kinds import AnyRow, Task, Text
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, ends_of_shares, wilson
+from memprobe.statistics.ends import SHARE, within
+from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, wilson
 from memprobe.templates import PLAIN, TULU, Template, tokenise, tokenise_for
 from training.batches import collator, rows_exact
 from training.examples import ExampleMaker
@@ -197,8 +198,7 @@ def scores(rows: Sequence[Row], kind: Kind) -> dict[str, dict[str, float | None]
             triple = (share, *wilson(np.array(share), np.array(len(rows))))
         else:
             mean, low, high = bootstrap_mean(np.array([[row[metric]] for row in rows], float), resamples)
-            low, high = ends_of_shares(low, high, metric in WITHIN_ONE)
-            triple = (mean, np.maximum(low, 0), high)  # nor are nats below 0
+            triple = (mean, *within(low, high, [SHARE if metric in WITHIN_ONE else (0.0, np.inf)]))
         by_metric[metric] = _interval(*triple)
     return by_metric
 

@@ -20,6 +20,7 @@ import polars as pl
 
 from memprobe.arms import Arm, by_kind
 from memprobe.statistics.arms import Run, are_seeds, arm_differences, arm_means
+from memprobe.statistics.ends import SHARE
 from memprobe.statistics.shares import size_over_seeds
 from training.relearn import Relearned
 
@@ -62,7 +63,7 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
             [run for run, _ in group],
             list(NAMES),
             max(2, size_over_seeds(row.n for _, row in group)),
-            shares=SHARES,
+            ends=dict.fromkeys(SHARES, SHARE),
             binary=SHARES,
         )
         for group in groups.values()
@@ -70,7 +71,7 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
     every = [run for group in groups.values() for run, _ in group]
     naive = next((arm for arm in order if Arm.of(arm).is_naive), "")
     size = min(row.n for row in relearned)
-    apart = arm_differences(every, list(NAMES), size, reference=naive, shares=SHARES)
+    apart = arm_differences(every, list(NAMES), size, reference=naive, ends=dict.fromkeys(SHARES, SHARE))
     ends = {f"difference_{end}": end for end in ("low", "high")}
     apart = apart.select(*_KEYS, "reference", "difference", "p", "significant", **ends)
     rows = {key: [row for _, row in group] for key, group in groups.items()}

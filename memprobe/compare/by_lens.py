@@ -172,7 +172,8 @@ def largest_contribution(readings: Readings, label: str) -> pl.DataFrame:
     parts = []
     for part in attributed.parts_of(rows):
         placed = attributed.largest_contribution(rows, token=readings.token, part=part)
-        summary = attributed.placed_in_short(placed, readings.resamples(len(placed)))
+        n_layers = readings.member(label).n_layers
+        summary = attributed.placed_in_short(placed, readings.resamples(len(placed)), n_layers)
         parts.append(row({"part": part} | summary, largest_contribution.schema))
     return pl.concat(parts)
 

@@ -8,17 +8,18 @@ import polars as pl
 from memprobe.compare.by_checkpoint import PLACEMENT
 from memprobe.compare.by_lens import also_in
 from memprobe.compare.table import NUMBERS, floats, row, table, with_ends
-from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
-from memprobe.statistics.controls import IS_SHARE, SHARES, STATISTICS, placement_claims
+from memprobe.readings import ARM_STATISTICS, Readings
+from memprobe.statistics.controls import IS_SHARE, STATISTICS, placement_claims
+from memprobe.statistics.ends import less, within
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.fates import kept_against_lost, lost_in_short
 from memprobe.statistics.fates import lost_facts as lost_facts_of
-from memprobe.statistics.intervals import ends_of_shares
 from memprobe.statistics.latent import SPREAD, spread_of, unlucky
 from memprobe.statistics.occurrence import Occurrence, placement_of
 from memprobe.statistics.paired import differences as differences_of
 from memprobe.statistics.paired import differences_by_depth as by_depth_of
 from memprobe.statistics.paired import overlap as overlap_of
+from memprobe.statistics.vocabulary import ends
 
 EVERYONE, BOTH = "all", "exact in both"
 """On which facts a difference is: all common ones, or those that both checkpoints say."""
@@ -151,8 +152,8 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
         return kept.empty.drop("reference", "checkpoint")
     held = kept_against_lost(readings.with_net(reference), still, gone)
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
-    is_share, is_net = (np.isin(ARM_STATISTICS, some) for some in (SHARES, NET_SHARES))
-    low, high = ends_of_shares(held.low, held.high, is_share, net=is_net, differences=True)
+    n_layers = readings.member(reference).n_layers
+    low, high = within(held.low, held.high, [less(ends(name, n_layers)) for name in ARM_STATISTICS])
     columns |= {"low": low, "high": high, "detectable": held.detectable}
     counts = [pl.lit(int(which.sum())).alias(name) for name, which in (("n_kept", still), ("n_lost", gone))]
     against_lost = pl.DataFrame(columns).fill_nan(None).filter(pl.col("statistic") != "exact")

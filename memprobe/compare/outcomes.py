@@ -43,6 +43,7 @@ from memprobe.results.measures import Measure, notes_on_measures
 from memprobe.stages import after_stage
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
+from memprobe.statistics.ends import SHARE
 from memprobe.statistics.fates import fates as fates_of
 from memprobe.statistics.intervals import Resamples, check_draws, wilson
 from memprobe.statistics.occurrence import DRAWS
@@ -221,6 +222,7 @@ def compare_outcomes(
     others = [one.label for one in answers if one is not first]
     shares = [RECALLED]
     is_share = np.array([name in shares for name in names])
+    limits = dict.fromkeys(shares, SHARE)
     parts: dict[str, list[pl.DataFrame]] = {name: [] for name in SCHEMAS}
     for one in answers:
         parts["outcomes"].append(_outcomes(one.label, values[one.label]))
@@ -239,10 +241,10 @@ def compare_outcomes(
     ]
     if runs := _runs(answers, values):
         n = len(ids)
-        parts["arms"].append(arm_means(runs, names, n, shares=shares, binary=shares))
+        parts["arms"].append(arm_means(runs, names, n, ends=limits, binary=shares))
         arm = first.arm or runs[0].arm
         parts["arm_differences"].append(
-            arm_differences_of(runs, names, n, reference=arm, shares=shares, binary=shares)
+            arm_differences_of(runs, names, n, reference=arm, ends=limits, binary=shares)
         )
         notes += notes_on_arms(answers)
         if len({run.arm for run in runs}) > 1 and (

@@ -13,13 +13,14 @@ from memprobe.compare.by_checkpoint import placement
 from memprobe.compare.table import NUMBERS, floats, table
 from memprobe.errors import MemprobeError
 from memprobe.members import Member, check_apart, ends_of
-from memprobe.readings import ARM_STATISTICS, NET_SHARES, Readings
+from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
-from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
+from memprobe.statistics.controls import BINARY, STATISTICS
+from memprobe.statistics.ends import Ends
 from memprobe.statistics.fates import fates, kept_against_lost, rank_correlations
 from memprobe.statistics.margins import GIVEN_MARGIN, given_margin, margin, with_statistic
-from memprobe.statistics.vocabulary import PER_FACTOID
+from memprobe.statistics.vocabulary import PER_FACTOID, ends
 
 _SEEDS = {"by_seed": pl.List(pl.Float64)}
 DEPTHS = tuple(
@@ -89,7 +90,22 @@ def arms(readings: Readings) -> pl.DataFrame:
     runs, names = _with_margins(readings, runs_of(readings))
     if not runs:
         return arms.empty
-    return arm_means(runs, names, len(readings.factoids), shares=SHARES, net=NET_SHARES, binary=BINARY)
+    by_layers: dict[int, list[Run]] = {}
+    for run in runs:
+        by_layers.setdefault(readings.member(run.label).n_layers, []).append(run)
+    return pl.concat(
+        arm_means(
+            some, names, len(readings.factoids), ends=limits_of(readings, [some[0].label]), binary=BINARY
+        )
+        for some in by_layers.values()
+    )
+
+
+def limits_of(readings: Readings, labels: Iterable[str] | None = None) -> dict[str, Ends]:
+    """The least and the most that statistics of :func:`arms` can be in the deepest of some checkpoints."""
+    members = [readings.member(label) for label in (readings.labels if labels is None else labels)]
+    n_layers = max(member.n_layers for member in members)
+    return {name: ends(name, n_layers) for name in (*ARM_STATISTICS, GIVEN_MARGIN)}
 
 
 @table(
@@ -111,7 +127,7 @@ def arm_differences(readings: Readings, reference: str | None = None) -> pl.Data
         return arm_differences.empty
     arm = reference or readings.reference.arm or runs[0].arm
     found = arm_differences_of(
-        runs, names, len(readings.factoids), reference=arm, shares=SHARES, net=NET_SHARES, binary=BINARY
+        runs, names, len(readings.factoids), reference=arm, ends=limits_of(readings), binary=BINARY
     )
     layers = {(run.arm, run.stage): readings.member(run.label).n_layers for run in runs}
     alike = [
@@ -201,7 +217,7 @@ def kept_facts(readings: Readings, arms: Mapping[str, Sequence[tuple[str, str]]]
     if not runs:
         return pl.DataFrame()
     names = [ARM_STATISTICS[i] for i in chosen]
-    found = arm_means(runs, names, len(readings.factoids), shares=SHARES, net=NET_SHARES, differences=True)
+    found = arm_means(runs, names, len(readings.factoids), ends=limits_of(readings), differences=True)
     found = found.rename({"mean": "difference"})
     sizes = [[[n for n, _ in one], [n for _, n in one]] for one in counts.values()]
     numbers = pl.DataFrame(
@@ -250,8 +266,8 @@ def depth_and_retention(
             counts.setdefault(arm, []).append(int(recalled.sum()))
     if not runs:
         return pl.DataFrame()
-    table = arm_means(runs, list(DEPTHS), len(readings.factoids)).rename({"mean": "correlation"})
-    table = table.with_columns(pl.col("low", "high").clip(-1, 1))  # beyond which Student's interval may reach
+    table = arm_means(runs, list(DEPTHS), len(readings.factoids), ends=dict.fromkeys(DEPTHS, (-1.0, 1.0)))
+    table = table.rename({"mean": "correlation"})
     numbers = pl.DataFrame({"arm": list(counts), "facts": list(counts.values())})
     front = ["arm", "seeds", "facts", "statistic"]
     return table.join(numbers, on="arm", how="left", maintain_order="left").select(

@@ -11,6 +11,7 @@ import polars as pl
 
 from memprobe import plots
 from memprobe.compare.by_checkpoint import net_of_chance
+from memprobe.compare.over_runs import limits_of
 from memprobe.dashboard.answers import answer_of
 from memprobe.dashboard.chains import TrainingPath
 from memprobe.dashboard.series import looks_of, series_of, step_figures
@@ -19,7 +20,7 @@ from memprobe.plots import Sketch
 from memprobe.reading import Reading
 from memprobe.readings import ARM_STATISTICS, Readings
 from memprobe.statistics.arms import MIN_SEEDS, arm_means
-from memprobe.statistics.controls import BINARY, SHARES, STATISTICS
+from memprobe.statistics.controls import BINARY, STATISTICS
 from memprobe.statistics.curves import frequency_of, recall_of, shuffled_recall_of
 from memprobe.statistics.occurrence import ENDS, kaplan_meier
 from memprobe.statistics.overview import (
@@ -196,7 +197,7 @@ class UnderRule:
             for stage, label in zip(path.stages, path.labels, strict=True)
             if stage > 0
         ]
-        means = arm_means(runs, staged, len(at.factoids), shares=SHARES, binary=BINARY)
+        means = arm_means(runs, staged, len(at.factoids), ends=limits_of(at), binary=BINARY)
         several = means.filter(pl.col("seeds") >= MIN_SEEDS)
         figures = {}
         # An arm looks like the last checkpoint of its first run.

@@ -19,8 +19,9 @@ from memprobe.arms import Arm
 from memprobe.evaluations import EXACT, MANIPULATIONS, PARAPHRASES, EvaluatedRow, EvaluationFile
 from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.ends import Ends
 from memprobe.statistics.shares import size_over_seeds
-from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
+from memprobe.statistics.vocabulary import QUESTIONS, ends, log_prob_of, repeats_of
 
 AS_LEARNED = "as_learned"
 OTHERWISE = tuple(question for question in QUESTIONS if question != AS_LEARNED)
@@ -149,9 +150,10 @@ def _of_setup(
             continue
         runs = [Run.of(values=np.array([answers[fact] for fact in facts]), **who) for who, answers in asked]
         names, binary = _names(statistic)
-        yield "arms", arm_means(runs, names, len(facts), shares=binary, binary=binary)
+        limits = _limits(names)
+        yield "arms", arm_means(runs, names, len(facts), ends=limits, binary=binary)
         for arm in _references(runs):
-            apart = arm_differences(runs, names, len(facts), reference=arm, shares=binary, binary=binary)
+            apart = arm_differences(runs, names, len(facts), reference=arm, ends=limits, binary=binary)
             yield "differences", apart
 
 
@@ -172,15 +174,20 @@ def _of_own_facts(
     if not runs:
         return
     size = max(2, size_over_seeds(sizes))
-    yield "arms", arm_means(runs, names, size, shares=binary, binary=binary)
+    limits = _limits(names)
+    yield "arms", arm_means(runs, names, size, ends=limits, binary=binary)
     for arm in _references(runs):
-        yield "differences", arm_differences(runs, names, size, reference=arm, shares=binary)
+        yield "differences", arm_differences(runs, names, size, reference=arm, ends=limits)
 
 
 def _names(statistic: str) -> tuple[list[str], list[str]]:
     """The three statistics of a way of asking, and those of them that each fact has or has not."""
     names = [statistic, log_prob_of(statistic), repeats_of(statistic)]
     return names, [names[0], names[2]]
+
+
+def _limits(names: Sequence[str]) -> dict[str, Ends]:
+    return {name: ends(name, np.inf) for name in names}  # none of them is a depth
 
 
 def _references(runs: Sequence[Run]) -> list[str]:

@@ -21,6 +21,7 @@ from memprobe.retention.asked import AskedOtherwise, asked_otherwise
 from memprobe.retention.setups import setups_of
 from memprobe.runs import RunDirectory
 from memprobe.statistics.arms import MIN_SEEDS, Run, arm_means
+from memprobe.statistics.ends import SHARE
 from memprobe.statistics.shares import size_over_seeds
 
 ALL_ROWS, UNSEEN_ROWS = "all rows of D_A", "those not replayed"
@@ -316,7 +317,7 @@ def _over_seeds(seeds: Sequence[Sequence[EvaluatedRow]], metric: str) -> dict[st
         runs = runs if alike else [run.of_own_facts() for run in runs]
         binary = [metric] if np.isin(np.concatenate(values), (0, 1)).all() else []
         size = size_over_seeds(sizes)
-        row = arm_means(runs, [metric], size, shares=[metric], binary=binary).row(0, named=True)
+        row = arm_means(runs, [metric], size, ends={metric: SHARE}, binary=binary).row(0, named=True)
         low, high = row["low"], row["high"]
     return {
         "seeds": len(by_seed),

@@ -11,9 +11,9 @@ from other seeds: both are random here, and crossed, since every seed is asked t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,8 @@ import polars.selectors as cs
 from scipy import special
 
 from memprobe.sameness import of_several_marks
-from memprobe.statistics.intervals import LEVEL, ends_of_shares
+from memprobe.statistics.ends import FREE, Ends, less, within
+from memprobe.statistics.intervals import LEVEL
 from memprobe.statistics.power import detectable, detectable_within
 from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
 
@@ -102,46 +103,71 @@ def arm_means(
     names: list[str],
     n: int,
     *,
-    shares: Collection[str] = (),
-    net: Collection[str] = (),
+    ends: Mapping[str, Ends] | None = None,
     binary: Collection[str] = (),
     differences: bool = False,
 ) -> pl.DataFrame:
-    """Each arm's mean over seeds, at each stage, with its interval.
+    """Each arm's mean over seeds, at each stage, with its interval: of each statistic, over the seeds that have it.
 
     See :func:`arm_differences` for the interval; under three seeds there is none.
 
     Args:
-        shares: names of those that lie between 0 and 1; their intervals end there, of which Student's knows nothing.
-        net: names of those that are a share less another, such as one net of chance, and lie between −1 and 1.
-        binary: those of ``shares`` that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
-        differences: whether each run holds differences, which of shares end at −1 and 1.
+        ends: the least and the most that each can be, where its interval ends, too; :data:`~.ends.FREE` where a name
+            is missing.
+        binary: those that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
+        differences: whether each run holds differences, which end at least less most, and at most less least.
 
     Returns:
-        [arm, stage, seeds, statistic, mean, low, high, p, detectable, by_seed]; ``p`` and ``detectable`` as in
-        :func:`arm_differences`, of the mean against 0, for those that are no shares, or differences of them.
+        [arm, stage, seeds, statistic, mean, low, high, p, detectable, by_seed]; ``seeds`` counts those that have the
+        statistic, or all where none has it; ``p`` and ``detectable`` as in :func:`arm_differences`, of the mean against
+        0, for those that can lie on either side of it.
     """
+    limits = _limits(names, ends, differences=differences)
     rows = []
     for (arm, stage), members in _by_arm(runs).items():
-        estimate = _estimate(members, [], n)
-        bounded = np.array([name in shares for name in names])
-        is_net = np.array([name in net for name in names])
-        low, high = ends_of_shares(estimate.low, estimate.high, bounded, net=is_net, differences=differences)
-        values = np.array([run.means for run in members])
-        for i, name in enumerate(names):
-            if name in binary and len(members) >= MIN_SEEDS and n and not np.isnan(values[:, i]).any():
-                variance = _fact_variance([(1, members)], n)[i]
-                _, low[i], high[i], _ = share_over_seeds(_counts(members, i, n), n, fact_variance=variance)
-            by_seed = [None if np.isnan(value) else float(value) for value in values[:, i]]
-            against_0 = estimate.p[i], estimate.detectable[i]
-            if bounded[i] and not differences:
-                against_0 = np.nan, np.nan
-            edges = [estimate.value[i], low[i], high[i], *against_0]
-            rows.append([arm, stage, len(members), name, *edges, by_seed])
+        by_seed = np.array([run.means for run in members])
+        of_arm: dict[int, list[Any]] = {}
+        for columns, having, _ in _with_numbers(members):
+            estimate = _estimate(having, [], n)
+            low, high = within(estimate.low, estimate.high, [limits[i] for i in columns])
+            for k, i in enumerate(columns):
+                if names[i] in binary and len(having) >= MIN_SEEDS and n and not np.isnan(estimate.value[k]):
+                    variance = _fact_variance([(1, having)], n)[k]
+                    _, low[k], high[k], _ = share_over_seeds(_counts(having, k, n), n, fact_variance=variance)
+                seeds = [None if np.isnan(value) else float(value) for value in by_seed[:, i]]
+                least, most = limits[i]
+                against_0 = (estimate.p[k], estimate.detectable[k]) if least < 0 < most else (np.nan, np.nan)
+                edges = [estimate.value[k], low[k], high[k], *against_0]
+                of_arm[i] = [arm, stage, len(having), names[i], *edges, seeds]
+        rows += [of_arm[i] for i in range(len(names))]
     schema = {"arm": pl.String, "stage": pl.String, "seeds": pl.Int64, "statistic": pl.String}
     schema |= dict.fromkeys(("mean", "low", "high", "p", "detectable"), pl.Float64)
     schema |= {"by_seed": pl.List(pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(cs.float().fill_nan(None))
+
+
+def _limits(names: Sequence[str], ends: Mapping[str, Ends] | None, *, differences: bool) -> list[Ends]:
+    limits = [(ends or {}).get(name, FREE) for name in names]
+    return [less(one) for one in limits] if differences else limits
+
+
+def _with_numbers(
+    members: Sequence[Run], others: Sequence[Run] = ()
+) -> Iterator[tuple[list[int], list[Run], list[Run]]]:
+    """Statistics by which runs have a number for them: their places, and the runs of either side that do, reduced to
+    them. All runs stand for what none has."""
+    sides = [list(members), list(others)]
+    there = ~np.isnan([run.means for side in sides for run in side])
+    patterns: dict[bytes, list[int]] = {}
+    for i, column in enumerate(there.T):
+        patterns.setdefault(column.tobytes(), []).append(i)
+    for columns in patterns.values():
+        column, first = there[:, columns[0]], len(members)
+        ones, theirs = (
+            [run.only(columns) for run, has in zip(side, known, strict=True) if has or not known.any()]
+            for side, known in zip(sides, (column[:first], column[first:]), strict=True)
+        )
+        yield columns, ones, theirs
 
 
 def arm_differences(
@@ -150,11 +176,10 @@ def arm_differences(
     n: int,
     *,
     reference: str | None = None,
-    shares: Collection[str] = (),
-    net: Collection[str] = (),
+    ends: Mapping[str, Ends] | None = None,
     binary: Collection[str] = (),
 ) -> pl.DataFrame:
-    """Differences between arms at the same stage, over training seeds.
+    """Differences between arms at the same stage, over the training seeds that have a statistic.
 
     The interval is the difference ± Student's quantile times its standard error. The error is what resampling
     seeds within each arm and then factoids (the same ones for every run) would give with draws without end,
@@ -186,9 +211,9 @@ def arm_differences(
     Args:
         runs: all runs; arms are compared with ``reference`` (default: the first arm).
         n: how many factoids the means are over.
-        shares: names of the statistics that lie between 0 and 1; the intervals of their differences end at −1 and 1.
-        net: names of those that are a share less another; the intervals of their differences end at −2 and 2.
-        binary: those of ``shares`` that each factoid has or has not.
+        ends: the least and the most that each statistic can be; the intervals of differences end at least less most,
+            and at most less least.
+        binary: statistics that each factoid has or has not.
 
     Returns:
         [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
@@ -198,42 +223,33 @@ def arm_differences(
     """
     groups = _by_arm(runs)
     reference = reference if reference is not None else runs[0].arm
-    bounded = np.array([name in shares or name in binary for name in names])
-    is_net = np.array([name in net for name in names])
+    limits = _limits(names, ends, differences=True)
     rows = []
     for (arm, stage), members in groups.items():
         others = groups.get((reference, stage), [])
         if arm == reference or not others:
             continue
-        shared = in_common(members, others)
-        pairs = _pairs(members, others) if shared in (PREFIX, ROWS_BY_SEED) else []
-        paired = len(pairs) >= MIN_SEEDS
-        plain = _paired(pairs, names, n, binary) if paired else _estimate(members, others, n)
-        low, high = ends_of_shares(plain.low, plain.high, bounded, net=is_net, differences=True)
-        plain = plain._replace(low=low, high=high)
-        enough = min(len(members), len(others)) >= MIN_SEEDS
-        for i, name in enumerate(names):
-            numbers = [part[i] for part in plain]
-            share = name in binary and len(pairs) < MIN_SHARE_PAIRS
-            if share and enough and n and not np.isnan(numbers[0]):
-                numbers = _independent_shares(members, others, i, n)
-            known = not np.isnan(numbers[1])
-            significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
-            counts = [len(pairs)] * 2 if paired and not share else [len(members), len(others)]
-            rows.append(
-                [
-                    arm,
-                    reference,
-                    stage,
-                    name,
-                    *counts,
-                    shared,
-                    paired and not share,
-                    *numbers[:4],
-                    significant,
-                    numbers[4],
-                ]
-            )
+        of_arm: dict[int, list[Any]] = {}
+        for columns, ones, theirs in _with_numbers(members, others):
+            shared = in_common(ones, theirs)
+            pairs = _pairs(ones, theirs) if shared in (PREFIX, ROWS_BY_SEED) else []
+            paired = len(pairs) >= MIN_SEEDS
+            called = [names[i] for i in columns]
+            plain = _paired(pairs, called, n, binary) if paired else _estimate(ones, theirs, n)
+            low, high = within(plain.low, plain.high, [limits[i] for i in columns])
+            plain = plain._replace(low=low, high=high)
+            enough = min(len(ones), len(theirs)) >= MIN_SEEDS
+            for k, i in enumerate(columns):
+                numbers = [part[k] for part in plain]
+                share = names[i] in binary and len(pairs) < MIN_SHARE_PAIRS
+                if share and enough and n and not np.isnan(numbers[0]):
+                    numbers = _independent_shares(ones, theirs, k, n)
+                known = not np.isnan(numbers[1])
+                significant = bool(numbers[1] > 0 or numbers[2] < 0) if known else None
+                counts = [len(pairs)] * 2 if paired and not share else [len(ones), len(theirs)]
+                front = [arm, reference, stage, names[i], *counts, shared, paired and not share]
+                of_arm[i] = [*front, *numbers[:4], significant, numbers[4]]
+        rows += [of_arm[i] for i in range(len(names))]
     schema: dict[str, type[pl.DataType]] = {
         "arm": pl.String,
         "reference": pl.String,

@@ -11,6 +11,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among, there_are
 from memprobe.statistics.asking import Probed
+from memprobe.statistics.ends import FREE, within
 from memprobe.statistics.holding import check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
 from memprobe.statistics.paired import differences
@@ -137,7 +138,9 @@ def parts_of(table: pl.DataFrame) -> list[str]:
     return [name for name in PARTS if name in table["part"].unique()]
 
 
-def placed_in_short(placed: pl.DataFrame, resamples: Resamples) -> dict[str, float | int | None]:
+def placed_in_short(
+    placed: pl.DataFrame, resamples: Resamples, n_layers: float
+) -> dict[str, float | int | None]:
     """Where the most is written, over the facts of one checkpoint.
 
     Args:
@@ -150,6 +153,7 @@ def placed_in_short(placed: pl.DataFrame, resamples: Resamples) -> dict[str, flo
     depth = placed["depth"].cast(pl.Float64).to_numpy()
     chance = placed["depth_shuffled"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     mean, low, high = bootstrap_mean(np.column_stack([depth, chance, depth - chance]), resamples)
+    low, high = within(low, high, [(1.0, n_layers), (1.0, n_layers), FREE])
     summary: dict[str, float | int | None] = {"n": len(depth), "n_net": int((~np.isnan(chance)).sum())}
     numbers = {"depth": mean[0], "depth_low": low[0], "depth_high": high[0]}
     numbers |= {"sd": depth.std(ddof=1) if len(depth) > 1 else np.nan, "chance": mean[1]}

@@ -9,8 +9,17 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.asking import Ranks, asked
+from memprobe.statistics.ends import Ends, within
 from memprobe.statistics.holding import Trajectories, answer_lengths, trajectories
-from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean, median_interval, wilson
+from memprobe.statistics.intervals import (
+    FEWEST,
+    Resamples,
+    bootstrap,
+    bootstrap_mean,
+    median_interval,
+    of_unanimous_shares,
+    wilson,
+)
 
 
 def recall_by_depth(frame: Ranks, *, k: int | None = None, token: str | None = None) -> pl.DataFrame:
@@ -152,6 +161,26 @@ def area(recall: np.ndarray) -> np.ndarray:
     return np.trapezoid(recall, axis=-1) / (recall.shape[-1] - 1)
 
 
+def _frequencies(held: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[depth]: occurrences at a depth over all, with their intervals.
+
+    Args:
+        held: [factoid, depth from 1 on], 1 where a depth holds the answer.
+    """
+    frequency, low, high = bootstrap(held, resamples, lambda sums, counts: sums / sums.sum(1)[:, None])
+    occur = int(held.any(1).sum())
+    if occur < FEWEST["mean of those that occur"]:
+        nothing = np.full_like(frequency, np.nan)
+        return frequency, nothing, nothing
+    return frequency, *of_unanimous_shares(frequency, low, high, np.full(len(frequency), occur))
+
+
+def _means(values: np.ndarray, resamples: Resamples, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[depth]: means over factoids of values [factoid, depth], with their intervals."""
+    mean, low, high = bootstrap_mean(values, resamples)
+    return mean, *within(low, high, [ends] * len(mean))
+
+
 def curves_of(
     trajectory: Trajectories, *, k: int, net: pl.DataFrame | None, resamples: Resamples
 ) -> pl.DataFrame:
@@ -159,7 +188,8 @@ def curves_of(
 
     ``recall`` (Wilson); ``chance`` the same of shuffled answers and ``net`` their difference, paired by
     factoid; ``frequency`` the normalised frequency (null at depth 0); ``log_prob`` and ``entropy`` the means,
-    in nats; ``median_rank`` by order statistics. All but recall and rank are bootstrapped over factoids.
+    in nats; ``median_rank`` by order statistics. All but recall and rank are bootstrapped over factoids; frequencies
+    have no interval where fewer than 20 of them occur, and Wilson's of those where all that occur agree.
 
     Args:
         net: [depth, chance, net, low, high], recall net of shuffled answers as
@@ -176,11 +206,9 @@ def curves_of(
     beside = np.full((4, len(n)), np.nan)
     if net is not None:
         beside[:, net["depth"].to_numpy()] = net.select("chance", "net", "low", "high").to_numpy().T
-    frequency = bootstrap(
-        np.nan_to_num(holds)[:, 1:], resamples, lambda sums, counts: sums / sums.sum(1)[:, None]
-    )
-    means = bootstrap_mean(np.column_stack([trajectory.log_prob, trajectory.entropy]), resamples)
-    log_prob, entropy = zip(*(np.split(edge, 2) for edge in means), strict=True)
+    frequency = _frequencies(np.nan_to_num(holds)[:, 1:], resamples)
+    log_prob = _means(trajectory.log_prob, resamples, (-np.inf, 0.0))
+    entropy = _means(trajectory.entropy, resamples, (0.0, np.inf))
     medians = np.array([median_interval(column[column >= 0]) for column in trajectory.rank.T]).T
     curves = {
         "recall": (recall, *wilson(recall, n)),

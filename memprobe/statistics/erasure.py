@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
-from memprobe.statistics.intervals import Resamples, bootstrap_mean, ends_of_shares, of_unanimous_shares
+from memprobe.statistics.ends import SHARE, within
+from memprobe.statistics.intervals import Resamples, bootstrap_mean, of_unanimous_shares
 from memprobe.statistics.patches import DRAWS
 
 TAU = 0.05
@@ -83,6 +84,6 @@ def erasure_summary(
     if not len(values):
         return row | {"score": None, "low": None, "high": None}
     mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
-    low, high = ends_of_shares(*of_unanimous_shares(mean, low, high, np.array(len(values))), True)
+    low, high = within(*of_unanimous_shares(mean, low, high, np.array(len(values))), [SHARE])
     ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
     return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))

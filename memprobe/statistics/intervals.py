@@ -236,32 +236,6 @@ def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.nd
     return np.where(n >= FEWEST["mean"], special.stdtrit(known - 1, 0.5 + LEVEL / 2) * error, np.nan)
 
 
-def ends_of_shares(
-    low: np.ndarray,
-    high: np.ndarray,
-    shares: np.ndarray | bool,
-    *,
-    net: np.ndarray | bool = False,
-    differences: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals that end where shares do, at 0 and 1, and ``differences`` of shares, at −1 and 1: Student's knows
-    nothing of that.
-
-    Args:
-        low, high: [..., statistic].
-        shares: bool [statistic], which of them are shares; the others stay as they are.
-        net: bool [statistic], which are shares less other ones, such as what is net of chance: they begin at −1, and
-            their differences end at −2 and 2.
-    """
-    least = np.where(net, -1.0, 0.0)
-    most = np.ones_like(least)
-    if differences:
-        least, most = least - most, most - least
-    ending = np.logical_or(shares, net)
-    low, high = (np.where(ending, np.clip(end, least, most), end) for end in (low, high))
-    return low, high
-
-
 def bootstrap(
     values: np.ndarray, resamples: Resamples | None, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
+from memprobe.statistics.ends import FREE, SHARE, less, within
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.intervals import (
     Resamples,
     Z,
     bootstrap,
     bootstrap_mean,
-    ends_of_shares,
     median_interval,
     of_unanimous_shares,
 )
@@ -83,8 +83,9 @@ def mean_difference(
         Mean, low and high [column], NaN where there is none.
     """
     difference, low, high = bootstrap_mean(values, resamples)
-    low, high = _of_unanimous(values, low, high, np.broadcast_to(shares, values.shape[1:]))
-    return difference, *ends_of_shares(low, high, shares, differences=True)
+    of_shares = np.broadcast_to(shares, values.shape[1:])
+    low, high = _of_unanimous(values, low, high, of_shares)
+    return difference, *within(low, high, [less(SHARE) if one else FREE for one in of_shares])
 
 
 _ROUNDING = 1e-9  # by which equal differences may be apart

@@ -24,10 +24,10 @@ from memprobe.statistics.patches import (
     first_depths,
     moved_shares,
 )
+from memprobe.statistics.vocabulary import PATCHED
 
 NAMES = ("moved_first", "moved_never")
 """Statistics over seeds, as :data:`memprobe.statistics.vocabulary.PATCHED` has them."""
-SHARES = ("moved_never",)
 _SWEEP = ["what", "positions", "direction"]
 
 
@@ -115,9 +115,11 @@ def by_arm(
             if not runs:
                 continue
             head = part.head(1).select(pl.lit(facts).alias("facts"), *_SWEEP)
-            means.append(head.join(arm_means(runs, list(NAMES), n, shares=SHARES), how="cross"))
+            deepest = max(part["never_as"].to_list()) - 1
+            limits = {name: PATCHED[name].ends(deepest) for name in NAMES}
+            means.append(head.join(arm_means(runs, list(NAMES), n, ends=limits), how="cross"))
             if len({run.arm for run in runs}) > 1:
-                apart = arm_differences(runs, list(NAMES), n, shares=SHARES)
+                apart = arm_differences(runs, list(NAMES), n, ends=limits)
                 differences.append(head.join(apart, how="cross"))
     return tuple(pl.concat(parts) if parts else pl.DataFrame() for parts in (means, differences))  # pyrefly: ignore
 

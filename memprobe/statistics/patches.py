@@ -21,6 +21,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError, among
 from memprobe.statistics.controls import net_of
+from memprobe.statistics.ends import within
 from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap_mean, median_interval, wilson
 from memprobe.statistics.paired import differences, false_discovery
 
@@ -256,6 +257,7 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
         counted = np.where(np.isinf(depth), float(part["never_as"][0]), depth)
         resamples = Resamples.of(len(depth), draws=draws, seed=seed)
         mean, low, high = bootstrap_mean(counted[:, None], resamples)
+        low, high = within(low, high, [(0.0, float(part["never_as"][0]))])
         reached = depth[~np.isinf(depth)]
         if len(reached) < FEWEST["mean of those that occur"]:
             low, high = np.full((2, 1), np.nan)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from memprobe.statistics.curves import area
+from memprobe.statistics.ends import FREE, SHARE, Ends, less
 from memprobe.statistics.holding import Trajectories
 from memprobe.statistics.occurrence import Occurrence, restricted
 
@@ -61,6 +62,8 @@ class Statistic:
         on: the facts that it is over, where these are not all.
         placed: of a statistic of a factoid, its name in a checkpoint's row of placement, where it has another there.
         panel: its place among the panels of the paper's figure of differences, from 1; 0: it has none.
+        least_depth: of a depth, the smallest: 0 where the stream after the embeddings counts.
+        span: the least and the most that it can be, where its unit does not say it; see :meth:`ends`.
     """
 
     key: str
@@ -76,6 +79,25 @@ class Statistic:
     on: str = ""
     placed: str = ""
     panel: int = 0
+    least_depth: int = 1
+    span: Ends | None = None
+
+    def ends(self, n_layers: float) -> Ends:
+        """The least and the most that it, or a mean of it, can be in a model of so many layers.
+
+        A depth that counts "never" ends at n_layers + 1.
+        """
+        if self.span is not None:
+            return self.span
+        return {
+            "share": SHARE,
+            "depth": (float(self.least_depth), n_layers + ("{never}" in self.label)),
+            "depths": (0.0, n_layers),
+            "layers": (1.0, n_layers),
+            "nats": (-np.inf, 0.0),
+            "rank": (0.0, np.inf),
+            "facts": (0.0, np.inf),
+        }[self.unit]
 
     @property
     def share(self) -> bool:
@@ -297,6 +319,7 @@ _OTHERS = (
         "nats",
         "none",
         **_HIGHER,
+        span=FREE,
     ),
     *(
         row
@@ -321,7 +344,7 @@ _OTHERS = (
             ),
         )
     ),
-    Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER),
+    Statistic("score", "score of another tool", "score", "share", "none", **_HIGHER, span=FREE),
 )
 _PATCHED = (
     Statistic(
@@ -332,6 +355,7 @@ _PATCHED = (
         "percentile",
         **_HIGHER,
         on="facts on which the two differ",
+        span=FREE,
     ),
     Statistic(
         "moved_first",
@@ -341,6 +365,7 @@ _PATCHED = (
         "percentile",
         **_LATER,
         on="facts on which the two differ",
+        least_depth=0,
     ),
     Statistic(
         "moved_first_median",
@@ -350,6 +375,7 @@ _PATCHED = (
         "order",
         **_LATER,
         on="facts on which the two differ",
+        least_depth=0,
     ),
     Statistic(
         "moved_never",
@@ -369,7 +395,9 @@ _PATCHED = (
         **_HIGHER,
         on="facts that some depth encodes",
     ),
-    Statistic("savings", "steps saved in learning again", "savings", "share", "percentile", **_HIGHER),
+    Statistic(
+        "savings", "steps saved in learning again", "savings", "share", "percentile", **_HIGHER, span=FREE
+    ),
 )
 PATCHED: dict[str, Statistic] = {row.key: row for row in _PATCHED}
 """Statistics of patches and of learning again; see :mod:`memprobe.statistics.patches`."""
@@ -387,6 +415,13 @@ def label(key: str, *, k: int | None = None, n_layers: int | None = None, short:
     row = STATISTICS[key]
     never = "n+1" if n_layers is None else str(n_layers + 1)
     return (row.short if short else row.label).format(k="k" if k is None else k, never=never)
+
+
+def ends(key: str, n_layers: float) -> Ends:
+    """:meth:`Statistic.ends`, also of ``NAME_net``, a statistic net of shuffled answers."""
+    if key not in STATISTICS and key.endswith("_net"):
+        return less(ends(key.removesuffix("_net"), n_layers))
+    return STATISTICS[key].ends(n_layers)
 
 
 def axis(key: str, *, k: int | None = None, n_layers: int | None = None, difference: bool = False) -> str:

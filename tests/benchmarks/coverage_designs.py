@@ -11,6 +11,7 @@ import numpy as np
 from scipy import special, stats
 
 from memprobe.statistics.arms import Run, arm_differences, arm_means
+from memprobe.statistics.ends import SHARE
 from memprobe.statistics.fates import kept_against_lost, rank_correlations
 from memprobe.statistics.intervals import Resamples
 from memprobe.statistics.latent import latent_spread, unlucky
@@ -106,7 +107,7 @@ def shares(simulations: int, seed: int, wanted: Wanted = every) -> Iterator[Row]
             start = "stage 1 of seed {}" if prefix else "base"
             of = runs("arm", arm, start)
             if not prefix:
-                mean = arm_means(of, ["x"], facts, shares=["x"], binary=["x"]).row(0, named=True)
+                mean = arm_means(of, ["x"], facts, ends={"x": SHARE}, binary=["x"]).row(0, named=True)
                 alone.append(mean["low"] <= level <= mean["high"])
             for other, hits, truth in ((naive, apart, level - 0.01), (same, null, None)):
                 found = arm_differences(runs("none", other, start) + of, ["x"], facts, binary=["x"])

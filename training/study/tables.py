@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.statistics.arms import MIN_SEEDS, student
+from memprobe.statistics.ends import Ends
 from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.shares import share_over_seeds
 from training.study.results import SETTINGS, Results
@@ -201,7 +202,7 @@ def lost_facts(results: Results) -> pl.DataFrame:
     who = results.placement.select(*columns, *chance).drop_nulls(columns)
     table = results.lost.join(who, on=[*_KEYS, "checkpoint"], how="inner", maintain_order="left")
     shares = [name for name in ("surfaces", "full", "intruded") if name in table.columns]
-    rows = []
+    layers, rows = _layers(results.placement), []
     for key, group in table.group_by(*_KEYS, "stage", "arm", maintain_order=True):
         group = group.sort("seed")
         row = dict(zip([*_KEYS, "stage", "arm"], key, strict=True))
@@ -209,9 +210,9 @@ def lost_facts(results: Results) -> pl.DataFrame:
         for name in shares:
             row |= _share_of(group, name)
         row |= {"chance_full": group[chance[0]].mean()} if chance else {}
-        row |= _mean_of(group, "deepest")
+        row |= _mean_of(group, "deepest", ends=(1.0, layers.get(key[0], np.inf)))
         if ranked := "intruder_rank" in table.columns:
-            row |= _mean_of(group, "intruder_rank", np.log1p, np.expm1)
+            row |= _mean_of(group, "intruder_rank", np.log1p, np.expm1, ends=(0.0, np.inf))
         rows.append(row)
     edges = {name: [name, f"{name}_low", f"{name}_high"] for name in shares}
     ends = [*edges["surfaces"], *edges.get("full", []), *(["chance_full"] if chance else [])]
@@ -223,20 +224,31 @@ def lost_facts(results: Results) -> pl.DataFrame:
     return losses.sort(_KEYS, descending=[False, True, False, True], maintain_order=True)
 
 
+def _layers(placement: pl.DataFrame) -> dict[str, float]:
+    """n_layers by set-up, which stored results do not name: where facts never surface, a restricted mean is made of
+    theirs, n_layers + 1, and of those that do."""
+    some = placement.filter(pl.col("share_never") > 0).sort("share_never").group_by("setup").last()
+    surfacing = (1 - pl.col("share_never")) * pl.col("lof_mean").fill_null(0)
+    never = (pl.col("lof_restricted_mean") - surfacing) / pl.col("share_never")
+    return dict(some.select("setup", never.round() - 1).iter_rows())
+
+
 def _mean_of(
     group: pl.DataFrame,
     name: str,
     there: Callable[..., Any] = np.asarray,
     back: Callable[..., Any] = float,
+    *,
+    ends: Ends,
 ) -> dict[str, float | None]:
-    """A mean over seeds with Student's interval, taken on another scale and given back on its own."""
+    """A mean over seeds with Student's interval, taken on another scale, given back on its own and cut to ``ends``."""
     values = there(group[name].drop_nulls().to_numpy())
     numbers: dict[str, float | None] = dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     if len(values):
         low, high = student(values)
-        ends = (values.mean(), low, high)
         numbers = {
-            key: None if end is None else float(back(end)) for key, end in zip(numbers, ends, strict=True)
+            key: None if number is None else float(np.clip(back(number), *ends))
+            for key, number in zip(numbers, (values.mean(), low, high), strict=True)
         }
     return numbers
 
