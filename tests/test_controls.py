@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import polars as pl
 import pytest
@@ -190,3 +192,32 @@ def test_by_group():
     assert table["share_never"].to_list() == [0, 0.5]
     assert table["recall_full"].to_list() == [1, 0.5]
     assert table["share_never_high"][0] > 0.5  # Wilson: two factoids say little
+
+
+def test_few_hits_prove_nothing_against_chance():
+    """Answers that rank as shuffled ones do: 1 in 100 is held; of shuffled ones a mean of five counts."""
+    rng, facts, draws = np.random.default_rng(5), 100, Resamples.of(100, draws=400)
+    told: dict[str, list[bool]] = {"lof_restricted": [], "area": [], "recall_full": [], "recall": []}
+
+    def hits() -> tuple[np.ndarray, np.ndarray]:
+        """What 12 depths of one draw hold: values of every statistic that is asked, and recall at one depth."""
+        held = rng.random(facts) < 0.01
+        values = np.full((facts, len(STATISTICS)), np.nan)
+        values[:, STATISTICS.index("lof")] = np.where(held, 6.0, np.nan)
+        values[:, STATISTICS.index("lof_restricted")] = np.where(held, 6.0, 13.0)
+        values[:, STATISTICS.index("area")] = held * 0.5
+        values[:, STATISTICS.index("recall_full")] = held
+        return values, np.column_stack([held, np.full(facts, np.nan)])
+
+    for _ in range(100):
+        own, shuffled = hits(), [hits() for _ in range(5)]
+        with warnings.catch_warnings(action="ignore"):  # some have no value in any draw
+            chance = tuple(np.nanmean([draw[part] for draw in shuffled], axis=0) for part in (0, 1))
+        net, by_depth = net_tables(own, {"shuffled": chance}, draws, drawn=["shuffled"])
+        rows = {row["statistic"]: row for row in net.iter_rows(named=True)}
+        rows["recall"] = by_depth.row(0, named=True)
+        for name, seen in told.items():
+            row = rows[name]
+            assert (row["low"] is None) == (name in ("lof_restricted", "area"))
+            seen.append(row["low"] is not None and (row["low"] > 0 or row["high"] < 0))
+    assert {name: sum(seen) for name, seen in told.items() if sum(seen) > 6} == {}

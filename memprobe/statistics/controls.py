@@ -8,14 +8,14 @@ statistic, so that "net" is always the mean of paired differences, see :func:`ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from memprobe.statistics.holding import Trajectories, check_rule
-from memprobe.statistics.intervals import Resamples, bootstrap, of_unanimous_shares
+from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap, of_unanimous_shares, wilson
 from memprobe.statistics.occurrence import Occurrence, put, put_share
 from memprobe.statistics.paired import mean_difference
 from memprobe.statistics.verdicts import on_one_side
@@ -166,12 +166,20 @@ def net_tables(
     own: tuple[np.ndarray, np.ndarray],
     controls: Mapping[str, tuple[np.ndarray, np.ndarray]],
     resamples: Resamples,
+    *,
+    drawn: Collection[str] = (),
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Every statistic and every curve of one checkpoint, net of each of its controls.
+
+    Few hits of its own are a matter of luck, which their spread does not show, while a level that is the mean of
+    several draws is known better. So what is known of where facts surface has no interval where few of them do
+    (:data:`_OF_OCCURRENCE`), as in :func:`memprobe.statistics.placement`; and that of what a fact has or has not is no
+    narrower than Wilson's of the share itself where fewer than 10 facts are on one side.
 
     Args:
         own: :func:`values_of` and :func:`curve_values` of the checkpoint.
         controls: the same by name of control, of the same factoids in the same order.
+        drawn: names of controls that are the mean of several draws, as shuffled answers are.
 
     Returns:
         [control, statistic, n, value, chance, net, low, high] and [control, measure, depth, n, value, …]; without
@@ -185,17 +193,67 @@ def net_tables(
             {"measure": np.repeat(CURVES, n_depths), "depth": np.tile(range(n_depths), len(CURVES))}
         ),
     )
-    shares = IS_SHARE, (keys[1]["measure"] == "recall").to_numpy()
+    recall = (keys[1]["measure"] == "recall").to_numpy()
+    shares, binary = (IS_SHARE, recall), (np.isin(STATISTICS, BINARY), recall)
     for name, control in controls.items():
-        for part, key, share, values, beside in zip(parts, keys, shares, own, control, strict=True):
+        for part, key, share, yes_or_no, values, beside in zip(
+            parts, keys, shares, binary, own, control, strict=True
+        ):
             known = (~np.isnan(values - beside)).any(0)
             table = net_of(values[:, known], beside[:, known], resamples, shares=share[known])
+            if name in drawn:
+                table = _of_few_hits(table, yes_or_no[known])
+                if "statistic" in key.columns:
+                    table = _of_few_occurrences(
+                        table, key.filter(pl.Series(known))["statistic"], values, beside
+                    )
             labels = key.filter(pl.Series(known)).select(pl.lit(name).alias("control"), *key.columns)
             part.append(pl.concat([labels, table], how="horizontal"))
     numbers = {"n": pl.Int64} | dict.fromkeys(("value", "chance", "net", "low", "high"), pl.Float64)
     overall = pl.DataFrame(schema={"control": pl.String, "statistic": pl.String, **numbers})
     by_depth = pl.DataFrame(schema={"control": pl.String, "measure": pl.String, "depth": pl.Int64, **numbers})
     return pl.concat([overall, *parts[0]]), pl.concat([by_depth, *parts[1]])
+
+
+_OF_OCCURRENCE = {
+    "lof_restricted": ("lof", FEWEST["mean of those that occur"]),
+    "settled_restricted": ("settled", FEWEST["mean of those that occur"]),
+    "depths_per_factoid": ("lof", FEWEST["mean"]),
+    "area": ("lof", FEWEST["mean"]),
+}
+"""Statistics that few facts decide where few surface, or settle: the one that those alone have, and how many it
+takes."""
+
+
+def _of_few_occurrences(
+    table: pl.DataFrame, names: pl.Series, values: np.ndarray, control: np.ndarray
+) -> pl.DataFrame:
+    """:func:`net_of`, without the intervals of :data:`_OF_OCCURRENCE` where too few facts surface or settle."""
+    enough = []
+    for name in names:
+        if name not in _OF_OCCURRENCE:
+            enough.append(True)
+            continue
+        place, (decides, fewest) = STATISTICS.index(name), _OF_OCCURRENCE[name]
+        compared = ~np.isnan(values[:, place] - control[:, place])
+        occur = ~np.isnan(values[compared, STATISTICS.index(decides)])
+        enough.append(occur.sum() >= fewest)
+    return table.with_columns(pl.when(pl.Series(enough, dtype=pl.Boolean)).then(pl.col("low", "high")))
+
+
+def _of_few_hits(table: pl.DataFrame, binary: np.ndarray) -> pl.DataFrame:
+    """:func:`net_of`, whose intervals of yes-or-no statistics reach as far as Wilson's where hits or misses are few."""
+    n, value, chance = (
+        table[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("n", "value", "chance")
+    )
+    few = binary & (np.fmin(value, 1 - value) * n < FEWEST["mean"] - 0.5)
+    low, high = (table[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("low", "high"))
+    least, most = wilson(value, n)
+    widened = {
+        "low": np.where(few, np.minimum(low, least - chance), low),
+        "high": np.where(few, np.maximum(high, most - chance), high),
+    }
+    return table.with_columns(**{name: pl.Series(end) for name, end in widened.items()}).fill_nan(None)
 
 
 def placement_claims(own: pl.DataFrame, fixed: pl.DataFrame | None) -> pl.DataFrame:

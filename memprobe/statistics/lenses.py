@@ -30,7 +30,7 @@ def first_occurrence_by_lens(
 ) -> pl.DataFrame:
     """First occurrence by each lens, paired by fact with the first lens; 95 % over factoids.
 
-    ``lof`` is the restricted mean, without an interval where fewer than 20 facts occur, as in
+    ``lof`` is the restricted mean, like ``net`` without an interval where fewer than 20 facts occur, as in
     :func:`memprobe.statistics.placement`, and ``never`` the share of facts that never surface; ``chance`` is the
     restricted mean of shuffled answers, over the facts that have any, and ``net`` the answers' own less that, paired by
     fact: below 0 is earlier than chance. ``difference`` is lens less the first lens, paired by fact, and ``agree`` the
@@ -53,6 +53,7 @@ def first_occurrence_by_lens(
         row = {name.replace("lof_restricted", "lof"): value for name, value in row.items()}
         if (lof <= n_layers).sum() < FEWEST["mean of those that occur"]:
             row |= {"lof_low": np.nan, "lof_high": np.nan}
+            low[1] = high[1] = np.nan  # few hits are luck, and chance is known from several draws
         row |= {"never": (lof > n_layers).mean(), "n_net": int((~np.isnan(chance)).sum()), "chance": mean[0]}
         row |= {"net": mean[1], "net_low": low[1], "net_high": high[1]}
         beside = {"difference": mean[2], "difference_low": low[2], "difference_high": high[2]}
