@@ -214,16 +214,18 @@ def test_the_table_of_arms_is_that_of_the_stored_study():
             for name in (("unseen", "unseen_low", "unseen_high") if unseen else ("retention", "low", "high"))
         )
         seeds = [100 * float(one) for one in row["unseen_by_seed" if unseen else "by_seed"].split()]
-        known = [100 * float(losses[arm][name]) for name in ("known_after_1", "known")]
-        perplexity = [float(losses[arm][name]) for name in ("perplexity_after_1", "perplexity")]
+        known, perplexity = (
+            [float(losses[arm][name]) if losses[arm][name] else None for name in (f"{what}_after_1", what)]
+            for what in ("known", "perplexity")
+        )
         found[arm] = [
             f"{value:.1f} % [{low:.1f}, {high:.1f}]",
             ", ".join(f"{one:.1f}" for one in seeds),
             f"{100 * float(row['last_score']):.1f} %",
             f"× {float(row['steps']):.2f}",
             f"× {float(row['tokens']):.2f}",
-            ", ".join(f"{one:.0f} %" for one in known),
-            ", ".join(f"{one:.0f}" for one in perplexity),
+            ", ".join("–" if one is None else f"{100 * one:.0f} %" for one in known),
+            ", ".join("–" if one is None else f"{one:.0f}" for one in perplexity),
         ]
     assert len(shown) == len(found) == 11
     assert sorted(row[1:] for row in shown) == sorted(found.values())

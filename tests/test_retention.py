@@ -228,6 +228,21 @@ def test_known_facts_are_those_that_every_arm_of_a_seed_is_asked(tmp_path):
     ]
 
 
+def test_nothing_is_known_after_a_first_stage_of_training_in_one(tmp_path):
+    run = write_cell(tmp_path / "g", "joint-s0", [[1.0, 1.0]], arm="joint")
+    [stage] = [path.parent for path in run.glob("*/evaluation.json")]
+    evaluation = read_json(stage / "evaluation.json")
+    evaluation["sets"]["texts"] = {
+        "kind": "texts",
+        "metric": "perplexity",
+        "n": 4,
+        "scores": {"perplexity": {"value": 9}},
+    }
+    write_json(evaluation, stage / "evaluation.json")
+    cells = of(tmp_path / "g").cells
+    assert cells.select("perplexity_after_1", "perplexity").rows() == [(None, 9.0)]
+
+
 def test_set_ups_of_two_grids_stay_apart(tmp_path):
     """A failed cell is not learned because a cell of that name in another grid is."""
     for name, learned in (("one", True), ("two", False)):
