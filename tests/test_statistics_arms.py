@@ -299,6 +299,14 @@ def test_what_runs_have_in_common(first, second, wanted):
     assert in_common(runs("a", values, **first), other) == NOTHING
 
 
+def test_a_run_of_unknown_lineage_makes_the_base_model_no_stage_before():
+    first, second = (runs(arm, np.zeros((3, 4)), rows="r") for arm in "ab")
+    stray = Run.of("b", "2", "9", "", np.zeros((4, 1)))
+    assert in_common(first, second) == in_common(first, [*second, stray]) == ROWS
+    first, second = (runs(arm, np.zeros((3, 4)), start="s{}") for arm in "ab")
+    assert in_common(first, [*second, stray]) == PREFIX
+
+
 def test_a_difference_given_the_margin_is_that_of_a_regression_with_a_level_for_each_run():
     rng = np.random.default_rng(3)
     margins = [rng.normal(6 + arm, 1.5, 80) for arm in (0, 1) for _ in range(4)]

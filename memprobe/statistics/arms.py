@@ -297,8 +297,8 @@ def in_common(members: Sequence[Run], others: Sequence[Run]) -> str:
     pairs = [(run, by_seed[run.seed]) for run in members if run.seed in by_seed]
     if not pairs:
         return NOTHING
-    every = [set(run.before) for run in (*members, *others)]
-    constant = set.intersection(*every)  # the base model is no block
+    known = [set(run.before) for run in (*members, *others) if run.before]
+    constant = set.intersection(*known) if known else set()  # the base model is no block
     if len(pairs) > 1 and all((set(one.before) & set(other.before)) - constant for one, other in pairs):
         return PREFIX
     if all(one.rows and one.rows == other.rows for one, other in pairs):
