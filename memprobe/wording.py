@@ -100,6 +100,14 @@ def _too_few(value: float, form: str) -> str:
     return f"{number(value, form)} (too few)"
 
 
+def wins(row: Mapping[str, Any]) -> str:
+    """How surely the block of :func:`memprobe.statistics.patches.graft_effects` is the one that moves most."""
+    facts = f"for {percent_of_some(row['facts_share'])} of {count(row['n'], 'fact')}"
+    if row["support"] is None:
+        return f"{facts}, too few to resample"
+    return f"in {percent_of_some(row['support'])} of resamples and {facts}"
+
+
 def difference(row: Mapping[str, Any], form: str = "+.2f") -> str:
     """:func:`interval` of the columns difference, low and high, with its sign."""
     return interval(row["difference"], row["low"], row["high"], form)

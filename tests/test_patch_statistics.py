@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.records import PATCHES
 from memprobe.statistics import erasure
@@ -252,11 +253,20 @@ def test_an_erasure_score_is_of_what_both_were_patched_for():
 
 def test_the_largest_graft_and_how_sure_it_is():
     rows = []
-    for factoid, values in (("a", (-9, -2, -8)), ("b", (-9, -3, -8)), ("c", (-9, -8, -1))):
-        rows += [(factoid, 0, block, "", value, 0.0, -10.0) for block, value in enumerate(values, 1)]
-        rows += [(factoid, 0, block, "random", -10.0, 0.0, -10.0) for block in (1, 2, 3)]
-    found = statistics.graft_effects(table(rows, what="weights", positions="all", parts="all"), draws=500)
-    [row] = found.iter_rows(named=True)
-    assert (row["depth"], row["n"]) == (2, 3) and row["moved"] == pytest.approx((0.8 + 0.7 + 0.2) / 3)
+    for values, factoids in (((-9, -2, -8), "abcd"), ((-9, -3, -8), "efgh"), ((-9, -8, -1), "ijkl")):
+        for factoid in factoids:
+            rows += [(factoid, 0, block, "", value, 0.0, -10.0) for block, value in enumerate(values, 1)]
+            rows += [(factoid, 0, block, "random", -10.0, 0.0, -10.0) for block in (1, 2, 3)]
+
+    def largest(facts: str) -> dict:
+        of = table([row for row in rows if row[0] in facts], what="weights", positions="all", parts="all")
+        return statistics.graft_effects(of, draws=500).row(0, named=True)
+
+    row = largest("abcdefghijkl")
+    assert (row["depth"], row["n"]) == (2, 12) and row["moved"] == pytest.approx((0.8 + 0.7 + 0.2) / 3)
     assert row["net_random"] == pytest.approx(row["moved"]) and row["facts_share"] == pytest.approx(2 / 3)
     assert 0.5 < row["support"] < 1
+    assert wording.wins(row) == f"in {row['support']:.0%} of resamples and for 67% of 12 facts"
+    row = largest("a")  # of one fact every resample is the same
+    assert row["support"] is row["low"] is None
+    assert wording.wins(row) == "for 100% of 1 fact, too few to resample"

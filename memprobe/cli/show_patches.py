@@ -45,8 +45,7 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
         _say(
             console,
             f"largest {row['direction']} by a graft ({row['parts']}, {wording.count(row['window'], 'block')}): block "
-            f"{_place(row)}, {row['moved']:.1%}; the largest in {wording.percent_of_some(row['support'])} of "
-            f"resamples and of {wording.percent_of_some(row['facts_share'])} of facts",
+            f"{_place(row)}, {row['moved']:.1%}; the largest {wording.wins(row)}",
         )
     for row in tables["erasure"].iter_rows(named=True):
         _say(

@@ -233,9 +233,8 @@ def _fate_sentence(row: dict[str, Any]) -> str:
 
 def _graft_sentence(row: dict[str, Any]) -> str:
     return (
-        f"{row['parts']}: block {_place(row['depth'], row['last'])} moves most, {100 * row['moved']:.0f} %; it wins in "
-        f"{wording.percent_of_some(row['support'])} of resamples and for "
-        f"{wording.percent_of_some(row['facts_share'])} of {row['n']} facts"
+        f"{row['parts']}: block {_place(row['depth'], row['last'])} moves most, {100 * row['moved']:.0f} %; it wins "
+        f"{wording.wins(row)}"
     )
 
 

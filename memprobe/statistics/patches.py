@@ -341,7 +341,8 @@ def graft_effects(
     """Of each sweep of grafts, the block (or window) that moves most.
 
     The winner is known only as well as the facts are many: ``support`` is the share of bootstrap draws over factoids
-    in which it wins again, ``facts_share`` the share of factoids of which it is the largest.
+    in which it wins again, as the interval null of fewer factoids than :data:`FEWEST` asks of a mean; ``facts_share``
+    the share of factoids of which it is the largest.
 
     Returns:
         [source, target, parts, window, direction, n, depth, last, moved, low, high, net_random, support, facts_share]
@@ -372,7 +373,7 @@ def graft_effects(
                 "net_random": net,
             }
             | {
-                "support": float((drawn == best).mean()),
+                "support": float((drawn == best).mean()) if len(ids) >= FEWEST["mean"] else np.nan,
                 "facts_share": float((np.nan_to_num(own, nan=-np.inf).argmax(1) == best).mean()),
             }
         )
