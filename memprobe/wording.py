@@ -55,10 +55,25 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def percent_of_some(value: float | None) -> str:
     """A share in per cent, with as many digits as it needs not to be written as none or as all of what it is not."""
-    texts = [percent(value, digits) for digits in range(6)]
-    if value is None or value in (0, 1):
-        return texts[0]
-    return next((text for text in texts if 0 < float(text.removesuffix("%")) < 100), texts[-1])
+    return percent(value, 0 if value is None else digits_of_share(value))
+
+
+def digits_of_share(value: float, others: Iterable[float] = ()) -> int:
+    """How many digits a share in per cent needs not to be written as none, as all, or as one of ``others`` that it is
+    not."""
+    if value in (0, 1):
+        return 0
+    unlike = [one for one in (0.0, 1.0, *others) if abs(one - value) > _SAME]
+    needed = (
+        digits
+        for digits in range(_MOST_DIGITS)
+        if percent(value, digits) not in {percent(one, digits) for one in unlike}
+    )
+    return next(needed, _MOST_DIGITS)
+
+
+_MOST_DIGITS = 5
+_SAME = 1e-9  # by which means of the same counts may be apart
 
 
 def interval(

@@ -128,6 +128,19 @@ def test_what_is_kept_names_the_best_of_all_arms_wherever_naive_training_stands(
     assert kept(plain=0.5) == keeps
 
 
+def test_the_last_kept_facts_are_not_rounded_away_and_arms_that_rank_apart_are_not_written_alike():
+    rows = [("naive", "none", 0.004, 0.0, 0.01), ("EWC", "ewc(strength=1)", 0.0041, 0.0004, 0.012)]
+    columns = ["arm", "arm_text", "retention", "low", "high"]
+    table = pl.DataFrame(rows, schema=columns, orient="row").with_columns(setup=pl.lit("ab"))
+    assert sentences.of_retention(table) == [
+        "After the last stage, naive keeps 0.40% [0.00, 1.00] of the facts of stage 1 (D_A). "
+        "Most is kept by EWC, 0.41% [0.04, 1.20]."
+    ]
+    assert "plain keeps 0.1% of" in kept(plain=1 / 1500) and "plain keeps 0% of" in kept(plain=0.0)
+    assert "plain keeps 99.7% of" in kept(plain=0.997) and "plain keeps 100% of" in kept(plain=1.0)
+    assert kept(plain=0.44, a=0.44 + 1e-15, b=0.4).endswith(" Most is kept by a, 44%.")
+
+
 def test_what_is_kept_where_an_arm_has_no_number():
     best = "After the last stage, most of the facts of stage 1 (D_A) is kept by a, 90%; b, 10%."
     assert kept(plain=None, b=0.1, a=0.9) == f"{best} plain did not learn D_B."

@@ -38,20 +38,21 @@ def of_retention(table: pl.DataFrame) -> list[str]:
             lines.append(with_setup(f"nothing can be said of what is kept: {why}{more}."))
             continue
         best = sorted(known, key=lambda row: -row["retention"])
+        named = [row["retention"] for row in known if row in best[:MOST_ARMS] or _is_naive(row)]
         naive = next((row for row in rows if _is_naive(row)), None)
         if naive is None or naive["retention"] is None:
             without = "" if naive is None else f" {_no_number(naive)}."
             lines.append(
-                with_setup(f"after the last stage, most of {_D_A} is kept by {_kept(best)}.{without}")
+                with_setup(f"after the last stage, most of {_D_A} is kept by {_kept(best, named)}.{without}")
             )
             continue
         better = [row for row in best if row["retention"] > naive["retention"]]
         others = [row for row in best if row is not naive]
-        sentence = f"after the last stage, {naive['arm']} keeps {_share_of(naive)} of {_D_A}."
+        sentence = f"after the last stage, {naive['arm']} keeps {_share_of(naive, named)} of {_D_A}."
         if better:
-            sentence += f" Most is kept by {_kept(better)}."
+            sentence += f" Most is kept by {_kept(better, named)}."
         elif others:
-            sentence += f" No arm keeps more; next is {_kept(others[:1])}."
+            sentence += f" No arm keeps more; next is {_kept(others[:1], named)}."
         lines.append(with_setup(sentence))
     return lines
 
@@ -69,9 +70,13 @@ def _no_number(row: Mapping[str, Any]) -> str:
     return f"{row['arm']} {row.get('missing') or 'has no number'}"
 
 
-def _kept(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Arms with what they keep; so many that a sentence can name them."""
-    return "; ".join(f"{row['arm']}, {_share_of(row)}" for row in rows[:MOST_ARMS])
+def _kept(rows: Sequence[Mapping[str, Any]], named: Sequence[float]) -> str:
+    """Arms with what they keep; so many that a sentence can name them.
+
+    Args:
+        named: every share that the sentence names.
+    """
+    return "; ".join(f"{row['arm']}, {_share_of(row, named)}" for row in rows[:MOST_ARMS])
 
 
 def _with_setup(setup: str, table: pl.DataFrame) -> Callable[[str], str]:
@@ -134,7 +139,9 @@ def of_verdicts(verdicts: Sequence[str]) -> str:
     return f"Of {wording.count(tested, 'claim')} tested: {listed}."
 
 
-def _share_of(row: Mapping[str, Any]) -> str:
+def _share_of(row: Mapping[str, Any], named: Sequence[float]) -> str:
+    """What an arm keeps, with digits enough to tell it from nothing, from all, and from what other arms keep."""
+    form = f".{wording.digits_of_share(row['retention'], named)}f"
     edges = [None if row[end] is None else 100 * row[end] for end in ("low", "high")]
-    value, *rest = wording.interval(100 * row["retention"], *edges, form=".0f").split(" ", 1)
+    value, *rest = wording.interval(100 * row["retention"], *edges, form=form).split(" ", 1)
     return " ".join([f"{value}%", *rest])
