@@ -175,6 +175,17 @@ def test_where_facts_surface_over_seeds():
         "(most: a, 3.1 [2.2, 4.0] depths earlier)."
     )
     assert sentences.of_placements(pl.DataFrame(rows[2:])) == []
+    # b has more seeds than a: neither is said to have the other's
+    assert sentences.of_placements(pl.DataFrame([rows[0], rows[1] | {"seeds": 5}])) == [
+        "Do facts surface earlier after stage 1 than with naive? Seen for a, 3.1 [2.2, 4.0] depths earlier, 3 seeds; "
+        "undecided for b, +0.2 [-0.1, +0.5] depths, 5 seeds."
+    ]
+    unsure = [
+        one | {"verdict": "undecided", "seeds": seeds} for one, seeds in zip(rows[:2], (3, 5), strict=True)
+    ]
+    assert sentences.of_placements(pl.DataFrame(unsure))[0].endswith(
+        "Undecided for all 2 arms (most: a, 3.1 [2.2, 4.0] depths earlier, 3 seeds)."
+    )
 
 
 def test_what_does_not_change_is_said_so():

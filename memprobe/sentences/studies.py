@@ -99,32 +99,35 @@ def of_placements(claims: pl.DataFrame) -> list[str]:
         if not rows:
             continue
         rows.sort(key=lambda row: -abs(row["estimate"]))
-        decided = [f"{row['verdict']} for {_over_seeds(row)}" for row in rows if row["verdict"] != UNDECIDED]
+        alike = len({row["seeds"] for row in rows}) == 1  # else each arm says its own
+        decided = [
+            f"{row['verdict']} for {_over_seeds(row, alike)}" for row in rows if row["verdict"] != UNDECIDED
+        ]
         verdicts = [
             *decided[:MOST_ARMS],
             *([f"and {len(decided) - MOST_ARMS} more"] if len(decided) > MOST_ARMS else []),
         ]
         if open_ := [row for row in rows if row["verdict"] == UNDECIDED]:
-            verdicts.append(f"undecided for {_undecided(open_, alone=len(open_) == len(rows))}")
+            verdicts.append(f"undecided for {_undecided(open_, alike, alone=len(open_) == len(rows))}")
         when = claim.removeprefix(SURFACES).strip()
-        seeds = min(row["seeds"] for row in rows)
-        asked = f"do facts surface earlier {when} than with {against} ({seeds} seeds)?"
+        over = f" ({wording.count(rows[0]['seeds'], 'seed')})" if alike else ""
+        asked = f"do facts surface earlier {when} than with {against}{over}?"
         answer = "; ".join(verdicts)
         lines.append(_with_setup(setup, claims)(f"{asked} {answer[0].upper() + answer[1:]}."))
     return lines
 
 
-def _over_seeds(row: Mapping[str, Any]) -> str:
-    """An arm, and how many depths earlier or later its facts surface."""
+def _over_seeds(row: Mapping[str, Any], alike: bool) -> str:
+    """An arm, and how many depths earlier or later its facts surface; over how many seeds, where arms have others."""
     edges = row["estimate"], row["low"], row["high"]
     clear = None not in edges and not row["low"] <= 0 <= row["high"]
     apart = moved(*edges) if clear else f"{wording.interval(*edges, '+.1f')} depths"
-    return f"{row['arm']}, {apart}"
+    return f"{row['arm']}, {apart}" + ("" if alike else f", {wording.count(row['seeds'], 'seed')}")
 
 
-def _undecided(rows: Sequence[Mapping[str, Any]], *, alone: bool) -> str:
+def _undecided(rows: Sequence[Mapping[str, Any]], alike: bool, *, alone: bool) -> str:
     """The arms of which a claim is undecided, by name where they are few, with the largest difference among them."""
-    most = _over_seeds(rows[0])
+    most = _over_seeds(rows[0], alike)
     if len(rows) == 1:
         return most
     of = f"{'all' if alone else 'the other'} {len(rows)} arms"
