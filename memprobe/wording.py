@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.intervals import FEWEST
 from memprobe.statistics.occurrence import too_few
 from memprobe.statistics.vocabulary import STATISTICS
 
 MISSING = "–"
 HELD = {True: "yes", False: "no", None: "?"}
 """Whether a placement claim is held; ``?``: the base model's readout was not probed."""
-SIGNIFICANT = {True: "yes", False: "no", None: "too few seeds"}
 TOKEN_RULES = {"first": "its first token is", "last": "its last token is", "all": "all of its tokens are"}
 """What of an answer is in the top k."""
+FEW_SEEDS, FEW_FACTS, NO_SCATTER = "too few seeds", "too few facts", "nothing scatters"
+NOT_KNOWN = "not known under every seed"
+"""Why a number has no interval: of few seeds or facts none is estimated, and seeds that agree exactly scatter by
+nothing that an error could be told from."""
 
 
 def markdown_table(
@@ -113,6 +118,47 @@ def net_of_row(row: Mapping[str, Any], name: str, form: str) -> str:
 
 def _too_few(value: float, form: str) -> str:
     return f"{number(value, form)} (too few)"
+
+
+def why_without_interval(value: float | None, seeds: int, *, facts: int | None = None) -> str:
+    """Why a number over training seeds has no interval (:func:`memprobe.statistics.arms.arm_differences`).
+
+    Args:
+        value: the number; ``None`` where there is none.
+        seeds: of the side that has fewer.
+        facts: over how many factoids each seed's number is, where that is known to be few or many.
+    """
+    if seeds < MIN_SEEDS:
+        return FEW_SEEDS
+    if value is None:
+        return NOT_KNOWN
+    return FEW_FACTS if facts is not None and facts < 2 else NO_SCATTER
+
+
+def why_of_difference(row: Mapping[str, Any], *, facts: int | None = None) -> str:
+    """:func:`why_without_interval` of a row of :func:`memprobe.statistics.arms.arm_differences`."""
+    return why_without_interval(row["difference"], min(row["seeds"], row["reference_seeds"]), facts=facts)
+
+
+def significant(row: Mapping[str, Any], *, facts: int | None = None) -> str:
+    """Whether a difference of arms is significant, or why nothing says so."""
+    if row["significant"] is None:
+        return why_of_difference(row, facts=facts)
+    return "yes" if row["significant"] else "no"
+
+
+def of_kept(row: Mapping[str, Any], form: str) -> str:
+    """A difference in a row of the table ``kept``, and why it has no interval where it has none.
+
+    What is net of chance is over those facts that have shuffled answers, which the row does not count.
+    """
+    if row["difference"] is None or row["low"] is not None:
+        return difference(row, form)
+    few = min(row["n_kept"], row["n_lost"]) < FEWEST["mean"]
+    why = "too few" if few else "no scatter"
+    if not few and row["statistic"].endswith("_net"):
+        why = "too few, or no scatter"
+    return f"{number(row['difference'], form)} ({why})"
 
 
 def wins(row: Mapping[str, Any]) -> str:

@@ -8,10 +8,13 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from memprobe.cli import show_patches
+from memprobe.cli.terminal import wide_terminal
 from memprobe.patch_tables import made_of, tables_of
 from memprobe.patches import open_patches
 from memprobe.statistics import patch_arms
 from memprobe.statistics.patch_arms import Made
+from memprobe.statistics.patches import first_depth_summary, first_depths
 from memprobe.statistics.vocabulary import PATCHED, STATISTICS, label
 from tests.test_patch_statistics import curve, table
 from tests.tiny import N_LAYERS, save_tiny
@@ -153,7 +156,7 @@ def test_pairs_of_arms_and_seeds_end_in_one_table(study, tmp_path, cli):
     more = ["--factoids", study / "facts.jsonl", "--threshold", "0.01", "--no-controls", "--out", out]
     code, printed, err = cli("patch", *given, *more, "--reference", "naive-0.1")
     assert code == 0, err
-    assert "Over training seeds" in printed and "no interval under three seeds" in printed
+    assert "Over training seeds" in printed and "no interval: too few seeds" in printed
     found = open_patches(out)
     assert len(made_of(found)) == 4
     tables = tables_of(found, threshold=0.01)
@@ -174,3 +177,13 @@ def test_pairs_of_arms_and_seeds_end_in_one_table(study, tmp_path, cli):
     for given_as in ("naive-0.2", study / "naive-0" / "1-a"):
         code, _, err = cli("patch", *given, *more, "--reference", given_as)
         assert code == 2 and "is not a label of --from" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("seeds", "wanted"), [(3, "nothing scatters"), (2, "too few seeds")])
+def test_seeds_that_agree_are_not_said_to_be_too_few(seeds, wanted, capsys):
+    patched, made = arms({"naive": ((3, 3),) * seeds, "kl": ((2, 2),) * seeds})
+    means, differences = patch_arms.by_arm(patched, made)
+    tables = {"arms": means, "arm_differences": differences, "fates": patch_arms.by_fate(patched)}
+    tables["first_depth"] = first_depth_summary(first_depths(patched))
+    show_patches._arms(wide_terminal(), tables)
+    assert f"-1.00, no interval: {wanted}" in capsys.readouterr().out

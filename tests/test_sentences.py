@@ -75,6 +75,41 @@ def test_arms_in_a_sentence_say_over_how_many_seeds_of_either(seeds_of_depth, wa
     assert wanted in line
 
 
+def arms_at(*told, seeds=3):
+    """Rows of differences from naive training: (arm, stage, difference in depths, low, high)."""
+    rows = [
+        {"arm": arm, "reference": "none", "stage": stage, "seeds": seeds, "reference_seeds": 3}
+        | {"statistic": "lof_restricted", "difference": value, "low": low, "high": high}
+        for arm, stage, value, low, high in told
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def test_an_arm_without_the_last_stage_is_told_at_its_own_last_one():
+    table = arms_at(("replay(ratio=0.1)", "2", -4.0, -5.0, -3.0), ("ewc(strength=1)", "2", -2.0, -3.0, -1.0),
+                    ("ewc(strength=1)", "3", -1.0, -1.5, -0.5))  # fmt: skip
+    assert checkpoints._of_arms(table) == [
+        "EWC 1 against naive after stage 3, 3 seeds: facts surface 1.0 [0.5, 1.5] depths earlier.",
+        "replay 0.1 against naive after stage 2, 3 seeds: facts surface 4.0 [3.0, 5.0] depths earlier.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "value", "facts", "wanted"),
+    [
+        (3, -1.0, 40, "a against naive after stage 2, 3 seeds: facts surface 1.0 depths earlier (no interval: nothing "
+                      "scatters)."),
+        (2, -1.0, 40, "No interval after stage 2, too few seeds: a."),
+        (3, -1.0, 1, "No interval after stage 2, too few facts: a."),
+        (3, None, 40, "No interval after stage 2, not known under every seed: a."),
+    ],
+)  # fmt: skip
+def test_an_arm_without_an_interval_says_why(seeds, value, facts, wanted):
+    table = pl.concat([arms_at(("b", "2", -2.0, -3.0, -1.0)), arms_at(("a", "2", value, None, None), seeds=seeds)],
+                      how="vertical_relaxed")  # fmt: skip
+    assert checkpoints._of_arms(table, facts)[1:] == [wanted]
+
+
 @pytest.mark.parametrize(
     ("net", "wanted"),
     [

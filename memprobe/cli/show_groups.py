@@ -40,6 +40,9 @@ def print_paths(console: Console, tables: dict[str, pl.DataFrame]) -> None:
 def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
     """Means over seeds of each arm and stage, then differences between arms."""
     wanted = {*shown("arms"), "score"}
+    # Each checkpoint's row says over how many facts; of answers alone, those of the table outcomes.
+    asked = tables["placement"] if "placement" in tables else tables["outcomes"]
+    facts = max(asked["n"].to_list(), default=None)
     for name in ("arms", "arm_differences"):
         table = tables[name]
         means = name == "arms"
@@ -56,7 +59,7 @@ def print_arms(console: Console, tables: dict[str, pl.DataFrame]) -> None:
                     cells.append("  ".join(number(one) for one in row["by_seed"]))
                 else:
                     cells.append(wording.p_value(row["p"]))
-                    cells.append(wording.SIGNIFICANT[row["significant"]])
+                    cells.append(wording.significant(row, facts=facts))
                 rows.append([label(row["statistic"], short=True), *cells])
             if means:
                 title, columns, says = (

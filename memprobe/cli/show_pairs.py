@@ -183,11 +183,11 @@ def print_kept(console: Console, tables: dict[str, pl.DataFrame]) -> None:
         by_statistic = {row["statistic"]: row for row in part.to_dicts()}
         counts = by_statistic[shown[0]]
         differences = [by_statistic[name] for name in shown]
-        edges = [interval(row["difference"], row["low"], row["high"], ".2f") for row in differences]
+        edges = [wording.of_kept(row, ".2f") for row in differences]
         rows.append([" → ".join(map(str, key)), str(counts["n_kept"]), str(counts["n_lost"]), *edges])
     columns = ["", "1→1", "1→0", "first occurrence", "net of shuffled", "settled"]
     says = (
         "In the reference: mean of 1→1 minus mean of 1→0, counting never as one depth further than there are. "
-        f"Negative: kept facts were earlier. Without brackets: fewer than {FEWEST['mean']} were kept, or lost."
+        f"Negative: kept facts were earlier. Too few: fewer than {FEWEST['mean']} were kept, or lost."
     )
     print_table(console, "Where kept facts were before, against lost ones", columns, rows, says=says)

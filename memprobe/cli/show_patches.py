@@ -54,7 +54,7 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
             f"{wording.interval(row['score'], row['low'], row['high'], '.1%')} over {row['n']} of "
             f"{row['facts']} facts",
         )
-    _arms(console, tables["arms"], tables["arm_differences"])
+    _arms(console, tables)
 
 
 def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
@@ -83,8 +83,9 @@ def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
     console.print(table)
 
 
-def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> None:
+def _arms(console: Console, tables: Mapping[str, pl.DataFrame]) -> None:
     """Over seeds: how many facts, from which depth, and which arm is later."""
+    arms, differences = tables["arms"], tables["arm_differences"]
     if arms.is_empty() or (arms["seeds"].to_numpy().max() < 2 and arms["arm"].n_unique() < 2):
         return  # one run says nothing that is not said above
     console.print(Text("\nOver training seeds", "bold"))
@@ -99,7 +100,7 @@ def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> No
         )
     for row in differences.iter_rows(named=True):
         ends = (
-            "no interval under three seeds"
+            f"no interval: {wording.why_of_difference(row, facts=_most_facts(tables, row))}"
             if row["low"] is None
             else f"[{row['low']:+.2f}, {row['high']:+.2f}]"
         )
@@ -108,6 +109,13 @@ def _arms(console: Console, arms: pl.DataFrame, differences: pl.DataFrame) -> No
             f"{row['arm']} minus {row['reference']} ({row['what']}, {row['positions']}, {row['direction']}, "
             f"{row['facts']}): {label(row['statistic'])} {row['difference']:+.2f}, {ends}",
         )
+
+
+def _most_facts(tables: Mapping[str, pl.DataFrame], row: Mapping[str, Any]) -> int | None:
+    """How many facts the pair of checkpoints has that has most of them, of those that a difference of arms is over."""
+    alike = {name: row[name] for name in ("what", "positions", "direction")}
+    of = tables["first_depth"] if row["facts"] == "all" else tables["fates"].filter(fate=row["facts"])
+    return max(of.filter(**alike)["n"].to_list(), default=None)
 
 
 def _say(console: Console, line: str, style: str = "") -> None:

@@ -20,7 +20,7 @@ PLACEMENT = ("lof_mean", "lof_sd", "share_never", "effective_layers")
 """Panels of :func:`first_occurrence`: statistics of placement."""
 DIFFERENCES = panels_of_differences()
 """Panels of :func:`differences`: statistics of a fact; one column of a page has room for the first three."""
-_TOO_FEW = "without a line: too few for an interval"
+_TOO_FEW = "without a line: too few for an interval, or without scatter"
 
 
 @style.in_style

@@ -124,7 +124,7 @@ def verdict(comparison: Any) -> list[str]:
     lines += of_steps(tables["steps"])
     over = tables["arm_differences"]
     if over["low"].count():
-        return lines + _of_arms(over)
+        return lines + _of_arms(over, max(placed["n"].to_list()))
     held = {
         (row["checkpoint"], row["statistic"]): row["held"] for row in _against(tables["claims"], reference)
     }
@@ -187,33 +187,59 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
     return lines
 
 
-def _of_arms(every: pl.DataFrame) -> list[str]:
-    """Differences between arms at the last stage at which any has an interval."""
-    over = every.drop_nulls("low")
-    lines = []
-    last = max(over["stage"].to_list(), key=stage_order)
-    rows = {(row["arm"], row["statistic"]): row for row in over.filter(stage=last).iter_rows(named=True)}
-    arms = list(dict.fromkeys(arm for arm, _ in rows))
-    names = arm_names(list(dict.fromkeys([*arms, *over["reference"]])))
-    for arm in arms[:MOST]:
-        exact, depth = rows.get((arm, "exact")), rows.get((arm, "lof_restricted"))
-        parts = [(recalled(exact), seeds_of(exact))] if exact else []
-        parts += [(surfaces(*edges_of(depth)), seeds_of(depth))] if depth else []
-        one = exact or depth
-        if one and parts:
-            against = f"{names[arm]} against {names[one['reference']]}{after_stage(last)}"
-            seeds = dict.fromkeys(seeds for _, seeds in parts)
-            if len(seeds) == 1:
-                lines.append(f"{against}, {next(iter(seeds))}: {'; '.join(said for said, _ in parts)}.")
-            else:  # pairs of seeds are fewer than either arm's
-                lines.append(f"{against}: {'; '.join(f'{said} ({seeds})' for said, seeds in parts)}.")
-    if len(arms) > MOST:
-        lines.append(f"And {len(arms) - MOST} more arms.")
-    if without := [arm for arm in dict.fromkeys(every["arm"]) if arm not in arms]:
-        called = arm_names([*dict.fromkeys(every["arm"])])
-        said = wording.listed([called[arm] for arm in without])
-        lines.append(f"No interval{after_stage(last)}, too few seeds: {said}.")
-    return lines
+def _of_arms(every: pl.DataFrame, facts: int | None = None) -> list[str]:
+    """Differences between arms, each at its own last stage; none later than the last at which any has an interval.
+
+    Args:
+        facts: over how many factoids they are.
+    """
+    told = every.filter(every["statistic"].is_in(("exact", "lof_restricted")))
+    if told.is_empty():
+        return []
+    with_interval = told.drop_nulls("low")
+    stages = (with_interval if len(with_interval) else told)["stage"].to_list()
+    last = stage_order(max(stages, key=stage_order))
+    names = arm_names(list(dict.fromkeys([*told["arm"], *told["reference"]])))
+    of: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in told.iter_rows(named=True):
+        of.setdefault(row["arm"], {}).setdefault(row["stage"], []).append(row)
+    own = {
+        arm: max([one for one in at if stage_order(one) <= last] or list(at), key=stage_order)
+        for arm, at in of.items()
+    }
+    lines, without = [], {}
+    for arm in sorted(own, key=lambda arm: stage_order(own[arm]), reverse=True):
+        stage = own[arm]
+        rows = sorted(of[arm][stage], key=lambda row: row["statistic"])  # exact match first
+        parts = [(said, seeds_of(row)) for row in rows if (said := _of_arm(row, facts))]
+        if parts:
+            lines.append(_with_seeds(f"{names[arm]} against {names[rows[0]['reference']]}", stage, parts))
+        else:
+            why = wording.why_of_difference(rows[0], facts=facts)
+            without.setdefault((stage, why), []).append(names[arm])
+    if len(lines) > MOST:
+        lines[MOST:] = [f"And {len(lines) - MOST} more arms."]
+    return lines + [
+        f"No interval{after_stage(stage)}, {why}: {wording.listed(arms)}."
+        for (stage, why), arms in without.items()
+    ]
+
+
+def _of_arm(row: Mapping[str, Any], facts: int | None) -> str:
+    """What a row says of its arm: also without an interval, where seeds agree exactly. Else nothing."""
+    why = "" if row["low"] is not None else wording.why_of_difference(row, facts=facts)
+    if why not in ("", wording.NO_SCATTER):
+        return ""
+    why = f"no interval: {why}"
+    return recalled(row, why) if row["statistic"] == "exact" else surfaces(*edges_of(row), why)
+
+
+def _with_seeds(against: str, stage: str, parts: Sequence[tuple[str, str]]) -> str:
+    """A sentence of (what is said, over how many seeds); pairs of seeds may be fewer than either arm's."""
+    seeds = dict.fromkeys(over for _, over in parts)
+    if len(seeds) == 1:
+        return f"{against}{after_stage(stage)}, {next(iter(seeds))}: {'; '.join(said for said, _ in parts)}."
+    return f"{against}{after_stage(stage)}: {'; '.join(f'{said} ({over})' for said, over in parts)}."
 
 
 def _against(table: pl.DataFrame, reference: str) -> list[dict[str, Any]]:

@@ -47,8 +47,12 @@ def _is_clear(row: Mapping[str, Any]) -> bool:
     return value is not None and low is not None and high is not None and not low <= 0 <= high
 
 
-def recalled(row: Mapping[str, Any]) -> str:
-    """A difference of exact match, in words: by how many points, how sure."""
+def recalled(row: Mapping[str, Any], why: str = NO_INTERVAL) -> str:
+    """A difference of exact match, in words: by how many points, how sure.
+
+    Args:
+        why: it has no interval, where it has none.
+    """
     value, low, high = edges_of(row)
     if value is None:
         return "exact match is not known"
@@ -61,19 +65,19 @@ def recalled(row: Mapping[str, Any]) -> str:
     if value == low == high == 0:
         return "exact match is the same"
     if low is None or high is None:
-        return f"{f'{edges} points of exact match' if value else 'exact match is the same'} ({NO_INTERVAL})"
+        return f"{f'{edges} points of exact match' if value else 'exact match is the same'} ({why})"
     if low <= 0 <= high:
         return f"no clear difference in exact match ({edges} points)"
     return f"{edges} points of exact match"
 
 
-def surfaces(value: float | None, low: float | None, high: float | None) -> str:
-    """A difference in depths, in words: how far, which way, how sure."""
+def surfaces(value: float | None, low: float | None, high: float | None, why: str = NO_INTERVAL) -> str:
+    """A difference in depths, in words: how far, which way, how sure; see :func:`recalled`."""
     if value is None:
         return "first occurrence is not known"
     if low is None or high is None:
         apart = f"facts surface {moved(value, low, high)}" if value else "first occurrence is the same"
-        return f"{apart} ({NO_INTERVAL})"
+        return f"{apart} ({why})"
     if value == low == high == 0:
         return "first occurrence is the same"
     if low <= 0 <= high:

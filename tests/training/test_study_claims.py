@@ -160,6 +160,11 @@ def test_a_claim_must_hold_in_every_lens():
     found = claims(tables(rows), book({"name": "x", **lenses}))
     assert verdicts(found)[GENERIC] == "seen"
     assert found["evidence"][0].startswith("own: -1.000") and "net: -0.800" in found["evidence"][0]
+    one_lacks_it = difference(GENERIC, -0.8, None, None, statistic="lof_restricted_net") | {
+        "difference": None
+    }
+    without = claims(tables([*rows[:2], one_lacks_it]), book({"name": "x", **lenses}))
+    assert "not known under every seed in: net" in without["evidence"][0]
     without = claims(tables(rows[:2]), book({"name": "x", **lenses}))
     assert without["verdict"].to_list() == ["not tested"] and "not read in: net" in without["evidence"][0]
 

@@ -19,7 +19,7 @@ from memprobe.statistics.margins import GIVEN_MARGIN
 from memprobe.statistics.power import detectable_within
 from memprobe.statistics.verdicts import is_inert
 from memprobe.statistics.vocabulary import log_prob_of
-from memprobe.wording import count
+from memprobe.wording import count, why_without_interval
 from training.study.claim_book import NET, OWN, Book, Claim, Criterion
 from training.study.results import Results
 from training.study.tables import spread
@@ -31,13 +31,18 @@ AS_MANY = 0.1
 
 @dataclass
 class LensSays:
-    """What one lens says; of a permutation test there is a p, and no interval."""
+    """What one lens says; of a permutation test there is a p, and no interval.
+
+    Attributes:
+        read: whether there are numbers of this lens at all.
+    """
 
     lens: str
     estimate: float | None
     low: float | None
     high: float | None
     p: float | None
+    read: bool = True
 
 
 @dataclass
@@ -224,22 +229,21 @@ def _part(
     net = every.filter(statistic=f"{claim.statistic}_net", readout=OWN)
     part = net if lens == NET else rows.filter(readout=lens)
     if not len(part):
-        return LensSays(lens, None, None, None, None)
+        return LensSays(lens, None, None, None, None, read=False)
     row = part.row(0, named=True)
     return LensSays(lens, row[estimate], row["low"], row["high"], row["p"])
 
 
 def _without_interval(parts: list[LensSays], seeds: int) -> str:
     """Why there is no interval, if so."""
-    without = [part.lens for part in parts if part.low is None]
-    if not without:
-        return ""
-    if seeds < MIN_SEEDS:
+    without = [part for part in parts if part.low is None]
+    if without and seeds < MIN_SEEDS:
         return f"fewer than {MIN_SEEDS} seeds"
-    missing = [part.lens for part in parts if part.estimate is None]
-    if missing:
-        return f"not read in: {', '.join(missing)}"
-    return f"nothing scatters in: {', '.join(without)}"
+    reasons: dict[str, list[str]] = {}
+    for part in without:
+        why = why_without_interval(part.estimate, seeds) if part.read else "not read"
+        reasons.setdefault(why, []).append(part.lens)
+    return "; ".join(f"{why} in: {', '.join(lenses)}" for why, lenses in reasons.items())
 
 
 def _before_a_stage(claim: Claim, results: Results, book: Book, *, of: str, estimate: str) -> Iterator[Test]:
