@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe.recipes import mark_of_settings
 from memprobe.sameness import same_model
+from memprobe.stages import stage_number
 
 if TYPE_CHECKING:
     from memprobe.manifests import Manifest
@@ -28,7 +29,22 @@ def trained_as(manifest: Manifest, *more: str) -> dict[str, Any]:
     named = {key: getattr(manifest, key) for key in ("arm", "seed", "stage", "stage_name", "steps", *more)}
     recipe, base = manifest.data.get("recipe"), (manifest.data.get("base") or {}).get("fingerprint")
     mark = mark_of_settings(recipe, manifest.stage, base) if isinstance(recipe, Mapping) else None
-    return named | {"run": manifest.data.get("run"), "recipe_mark": mark} | origin(manifest.data)
+    of = {
+        "run": manifest.data.get("run"),
+        "recipe_mark": mark,
+        "base": {"fingerprint": base} if base else None,
+    }
+    return named | of | origin(manifest.data)
+
+
+def base_named(manifest: Mapping[str, Any]) -> str | None:
+    """Fingerprint of the base model that a probed checkpoint's manifest names; ``None`` where nothing says it.
+
+    Older probes hold the checkpoint before alone, which of a first stage is the base model.
+    """
+    first = stage_number(str(manifest.get("stage"))) == 1
+    said = manifest.get("base") or (first and manifest.get("parent")) or {}
+    return said.get("fingerprint")
 
 
 def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple[str, ...], str]:
@@ -39,8 +55,8 @@ def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple
         label: of the checkpoint.
 
     Returns:
-        Fingerprints of the checkpoints it was trained from, as far as these manifests go back, and the hash of its
-        first stage's rows; both empty without a manifest.
+        Fingerprints of the checkpoints it was trained from, as far as these manifests go back, with the base model at
+        the end where its own names one, and the hash of its first stage's rows; both empty without a manifest.
     """
     made = {str(entry.get("fingerprint")): entry.get("manifest") or {} for entry in entries.values()}
     manifest = entries[label].get("manifest") or {}
@@ -51,7 +67,8 @@ def lineage(entries: Mapping[str, Mapping[str, Any]], label: str) -> tuple[tuple
             break  # manifests that name each other in a ring say nothing further
         before.append(parent)
         manifest = made.get(parent, {})
-    return tuple(before), rows
+    base = base_named(entries[label].get("manifest") or {})
+    return tuple(before if base is None or base in before else [*before, base]), rows
 
 
 def same_weights(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:

@@ -14,9 +14,11 @@ from memprobe.comparable import check_alike
 from memprobe.errors import MemprobeError, first_line, there_are
 from memprobe.factoids import SameFacts
 from memprobe.files import short_names
+from memprobe.lineage import base_named
 from memprobe.probes import Probe
 from memprobe.sameness import of_several_marks, same_model
 from memprobe.stages import STEP, stage_number, stage_order
+from memprobe.wording import listed
 
 _STEP = re.compile(STEP + r"|@(\d+)(?![\w.-])")
 """A step in a label. What stands behind @ is one where it is a number as a whole: a commit, a date or a version begins
@@ -264,16 +266,35 @@ def step_of(name: str, entry: Mapping[str, Any]) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
-def base_of(members: list[Member]) -> Member | None:
-    """The one checkpoint without a manifest among others that have one, or the one called base.
+def base_of(members: list[Member], notes: list[str]) -> Member | None:
+    """The base model among checkpoints: the one that holds the weights which manifests name as theirs.
 
-    Several probes may hold the same base model: of those the first.
+    Where no manifest names any, as in older probes, it is the one checkpoint without a manifest among others that have
+    one, or the one called base. Several probes may hold the same base model: of those the first.
     """
     bare = [member for member in members if not member.manifest]
+    if bases := {base_named(member.manifest) for member in members} - {None}:
+        of_runs = [member for member in members if member.fingerprint in bases]
+        # A run that goes on from another's checkpoint names that one, which has a base model itself.
+        found = [member for member in of_runs if member in bare] or of_runs
+        if not found and bare:
+            notes.append(_no_base([member.label for member in bare]))
+        return found[0] if len({member.fingerprint for member in found}) == 1 else None
     if len(bare) == 1 < len(members):
         return bare[0]
     called = [member for member in members if member.name == "base"]
     return called[0] if called and all(same_model(called[0].entry, one.entry) for one in called) else None
+
+
+def _no_base(labels: Sequence[str]) -> str:
+    """That checkpoints without a manifest are no base model, and how one of them is made one all the same."""
+    some = listed([*labels[:3], *([f"{len(labels) - 3} more"] if len(labels) > 3 else [])])
+    one = "it is" if len(labels) == 1 else "one of them is"
+    return (
+        f"No base model is here: {some} {'is' if len(labels) == 1 else 'are'} of other weights than those that the "
+        f"other checkpoints say they were trained from. Where {one} the base model all the same, quantised or saved "
+        "again, name it: memprobe compare --base LABEL, in Python base=LABEL."
+    )
 
 
 def named(members: Sequence[Member], label: str, parameter: str) -> Member:

@@ -116,8 +116,7 @@ class Readings:
                 first probe was made with.
             lens, position: which of those that the probes were read with; by default that of each probe's view.
             reference: label of the checkpoint that differences are taken from (default: the first).
-            base: label of the base model (default: the one checkpoint without a manifest among others that have
-                one, or the one labelled ``base``).
+            base: label of the base model (default: see :func:`memprobe.members.base_of`).
             fixed_readout: probes of the same checkpoints read with the base model's unembedding (default: the second
                 readout in the same probes, where they have one).
             arms: (arm, seed, stage) by label, for checkpoints without a manifest or to overrule it.
@@ -155,7 +154,7 @@ class Readings:
         readings = cls(
             members=members,
             reference=named(members, reference, "reference") if reference else members[0],
-            base=named(members, base, "base") if base else base_of(members),
+            base=named(members, base, "base") if base else base_of(members, notes),
             factoids=factoids,
             k=k,
             token=token,

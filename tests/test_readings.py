@@ -282,3 +282,41 @@ def test_no_room_for_draws_is_said_in_a_line(monkeypatch, tmp_path):
 def test_a_revision_that_begins_with_digits_is_no_step(label, step):
     assert step_of(label, {}) == step
     assert step_of(label, {"step": 9}) == 9
+
+
+def weights_of(label):
+    """Fingerprint of the synthetic checkpoint of that label."""
+    return hashlib.sha256(label.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("named", ["as base", "as parent of stage 1"])
+def test_a_checkpoint_of_other_weights_than_manifests_name_is_no_base_model(tmp_path, named):
+    manifests = {"s1": dict(STAGES["s1"], parent={"fingerprint": weights_of("start")})}
+    if named == "as base":
+        last = dict(STAGES["s2b"], parent={"fingerprint": weights_of("s1")})
+        manifests = {"s2b": last | {"base": {"fingerprint": weights_of("start")}}}
+    depths = dict.fromkeys(manifests, 5.0)
+    other = write_probe(tmp_path / "other", depths | {"other": 4}, manifests=manifests, summary=False)
+    readings = Readings.of([other], draws=200)
+    assert readings.base is None and "base" not in readings.controls(*manifests)
+    [note] = [note for note in readings.notes if "No base model" in note]
+    assert note.startswith("No base model is here: other is of other weights") and "--base LABEL" in note
+    declared = Readings.of([other], base="other", draws=200)
+    assert declared.base.label == "other" and not any("No base model" in note for note in declared.notes)
+    # Not the only one without a manifest, and found by its weights.
+    both = depths | {"other": 4, "start": 6}
+    whole = Readings.of([write_probe(tmp_path / "both", both, manifests=manifests, summary=False)], draws=200)
+    assert whole.base.label == "start" and not any("No base model" in note for note in whole.notes)
+
+
+def test_a_run_that_goes_on_from_another_s_checkpoint_has_that_one_s_base_model(tmp_path):
+    manifests = {
+        "s1": dict(STAGES["s1"], base={"fingerprint": weights_of("start")}),
+        "on": dict(STAGES["s1"], arm="kl", base={"fingerprint": weights_of("s1")}),
+    }
+    for labels, wanted in ((["s1", "on"], "s1"), (["on", "s1", "start"], "start")):
+        path = tmp_path / wanted
+        found = Readings.of(
+            [write_probe(path, dict.fromkeys(labels, 5.0), manifests=manifests, summary=False)], draws=200
+        )
+        assert found.base.label == wanted

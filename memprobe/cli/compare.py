@@ -44,8 +44,8 @@ def compare_command(
         str | None,
         typer.Option(
             metavar="LABEL",
-            help="Label of the base model. [default: the only checkpoint without a manifest, else the one labelled "
-            "base]",
+            help="Label of the base model. [default: the checkpoint with the weights that manifests name as theirs; "
+            "where they name none, the only one without a manifest, else the one labelled base]",
             show_default=False,
         ),
     ] = None,
