@@ -312,9 +312,10 @@ class Readings:
         """Whether two checkpoints have the same layers, so that their depths can be compared."""
         return self.member(one).n_layers == self.member(other).n_layers
 
-    def resamples(self, n: int | None = None) -> Resamples:
-        """The draws over the common factoids, or over so many of them."""
-        return _resamples(len(self.factoids) if n is None else n, self.draws, self.seed)
+    def resamples(self, which: np.ndarray | None = None) -> Resamples:
+        """The draws over the answers of the common factoids, or of some of them, by boolean mask or by row."""
+        answers = self.answers if which is None else self.answers[which]
+        return _resamples(tuple(answers.tolist()), self.draws, self.seed)
 
     # ------------------------------------------------------------------------------- one checkpoint's
 
@@ -438,5 +439,5 @@ class Readings:
 
 
 @lru_cache(maxsize=3)
-def _resamples(n: int, draws: int, seed: int) -> Resamples:
-    return Resamples.of(n, draws=draws, seed=seed)
+def _resamples(answers: tuple[str, ...], draws: int, seed: int) -> Resamples:
+    return Resamples.of(len(answers), answers=np.array(answers, dtype=str), draws=draws, seed=seed)

@@ -52,6 +52,7 @@ def summary_of(readings: Readings) -> dict[str, Any]:
     ``{n, errors, exact_match, exact_tokens, recall: {k: [by depth 0 … n_layers]}, recall_all: {…}, shuffled: {…},
     area, normalised_frequency: [by depth 1 …], lof: {mean, sd, never, net, …}, shuffled_lof: {…}, settled: {…},
     diversity: {depths_per_factoid, effective_layers}}``. NAME_low and NAME_high stand beside a NAME with an interval.
+    ``n`` of ``lof`` and ``settled`` counts the factoids that have one, ``answers`` their distinct answers.
     ``net`` is the restricted mean minus that of shuffled answers, of the factoids that have any: the mean of paired
     differences, which the difference of two means over other factoids is not.
     ``recall`` and ``shuffled`` hold every k in :data:`~memprobe.statistics.K_VALUES`, ``…_all`` the same under the rule
@@ -86,7 +87,7 @@ def summary_of(readings: Readings) -> dict[str, Any]:
     for name, parts in _PARTS.items():
         entry[name] = {f"{part}{end}": placed[f"{name}_{part}{end}"] for part in parts for end in ENDS}
         entry[name] |= {f"never{end}": placed[f"{_NEVER[name]}{end}"] for end in ENDS}
-        entry[name]["n"] = placed[f"{name}_n"]
+        entry[name] |= {"n": placed[f"{name}_n"], "answers": placed[f"{name}_answers"]}
     for end in ENDS:
         entry["lof"][f"only_full{end}"] = placed[f"share_only_full{end}"]
     entry["lof"] |= net_of_chance(readings, label, "net")

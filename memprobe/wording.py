@@ -109,8 +109,8 @@ def of_row(row: Mapping[str, Any], name: str, form: str = ".2f", *, open_ended: 
 
 
 def net_of_row(row: Mapping[str, Any], name: str, form: str) -> str:
-    """:func:`of_row` of a difference from the chance level, which for one reason alone has no interval: too few facts
-    have one."""
+    """:func:`of_row` of a difference from the chance level, which for one reason alone has no interval: too few facts,
+    or facts of too few answers, have one."""
     if row.get(name) is not None and row.get(f"{name}_low") is None:
         return _too_few(row[name], form)
     return of_row(row, name, form)

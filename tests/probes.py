@@ -23,11 +23,11 @@ RELATIONS = ("capital", "currency", "author")
 
 
 def synthetic_factoids(n: int) -> list[Factoid]:
-    """Invented facts in three relations; every answer is shared by a few of them."""
+    """Invented facts in three relations; the first two share an answer."""
     return [
         make_factoid(
             f"The {RELATIONS[i % 3]} of place {i} is",
-            f"answer{i // 4}",
+            f"answer{max(i, 1)}",
             "synthetic",
             relation=RELATIONS[i % 3],
             subject=f"place {i}",

@@ -309,7 +309,9 @@ def test_frequencies_of_few_occurrences_are_not_taken_for_certain(tmp_path):
 @pytest.mark.parametrize("n", [3, 9, 10])
 def test_nothing_has_a_bootstrap_interval_of_too_few_facts(n, tmp_path):
     """Whatever the statistic; shares have Wilson's, medians order statistics'."""
-    probe = write_probe(tmp_path / "p", {"a": 4.0, "b": 5.0}, n=n, never=0.0, tokens=(1,), summary=False)
+    given = [make_factoid(f"The capital of place {i} is", f"answer{i}", "made") for i in range(n)]
+    depths = {"a": 4.0, "b": 5.0}
+    probe = write_probe(tmp_path / "p", depths, factoids=given, never=0.0, tokens=(1,), summary=False)
     tables = compare([probe], draws=200).tables
     of = {"placement": ("area",), "curves": ("log_prob",), "overlap": ("",)}
     for table, names in of.items():
@@ -836,7 +838,7 @@ def test_the_side_of_a_depth_is_that_of_what_was_tested(capsys):
     after = before + np.where(np.arange(100) < 60, -0.05, 3.0)[:, None].astype(np.float32)
     rank = np.full((100, 3), 5000, np.int32)
     new, old = (Trajectories("a", None, facts, rank, one, np.ones_like(one)) for one in (after, before))
-    table = differences_by_depth(new, old, k=10, answers=facts, resamples=Resamples.of(100, draws=2000))
+    table = differences_by_depth(new, old, k=10, resamples=Resamples.of(100, draws=2000))
     labels = {"reference": pl.lit("base"), "checkpoint": pl.lit("tuned")}
     print_by_depth(wide_terminal(), {"differences_by_depth": table.with_columns(**labels)})
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "log_prob" in line]

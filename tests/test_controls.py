@@ -185,7 +185,7 @@ def test_an_area_that_all_facts_share_is_not_certain(value):
 
 
 def test_by_group():
-    table = by_group(occurring([1, 2, 4, np.nan], 4), ["a", "a", "b", "b"], Resamples.of)
+    table = by_group(occurring([1, 2, 4, np.nan], 4), ["a", "a", "b", "b"], lambda of: Resamples.of(of.sum()))
     assert table["group"].to_list() == ["a", "b"]
     assert table["lof_mean"].to_list() == [1.5, 4]
     assert table["lof_restricted_mean"].to_list() == [1.5, 4.5]

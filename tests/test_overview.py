@@ -66,7 +66,7 @@ def test_paired_means_leave_out_factoids_without_a_value():
 def test_the_page_is_no_surer_of_facts_that_agree_than_the_tables_are(value):
     """Sixteen facts that all are lost, or all stay, have one interval: compared, on the page, and net of a control."""
     values, resamples = np.full((16, 1), value), Resamples.of(16, draws=400)
-    named = differences(values, np.arange(16), resamples, shares=np.array([True]))
+    named = differences(values, resamples, shares=np.array([True]))
     page = overview.paired_means(values[:, None], ["exact"], resamples)
     net = net_of(values / 2, -values / 2, resamples, shares=np.array([True])).rename({"net": "difference"})
     edges = [table.select("difference", "low", "high").row(0) for table in (named, page, net)]

@@ -42,9 +42,7 @@ def occurring(lof: list[float], n_layers: int, prefix: str = "f") -> Occurrence:
 def test_facts_that_agree_are_not_certain(value):
     """Sixteen facts that all are lost, or all stay, are sixteen facts; means of depths are known as they are."""
     values = np.column_stack([np.full(16, value), np.full(16, value), [value] * 9 + [math.nan] * 7])
-    table = differences(
-        values, np.arange(16), Resamples.of(16, draws=400), shares=np.array([True, False, True])
-    )
+    table = differences(values, Resamples.of(16, draws=400), shares=np.array([True, False, True]))
     share, depth, few = table.rows(named=True)
     assert share["difference"] == depth["difference"] == depth["low"] == depth["high"] == value
     # One gained and one lost are added: 18 facts, of which 18 or 2 moved.
@@ -58,7 +56,7 @@ def test_facts_that_agree_are_not_certain(value):
 
 def test_differences_by_hand():
     values = np.array([[1.0, np.nan], [2.0, 1.0], [-1.0, 1.0], [2.0, 1.0]])
-    table = differences(values, np.array(["a", "b", "c", "d"]), Resamples.of(4, draws=2000))
+    table = differences(values, Resamples.of(4, draws=2000))
     assert table["n"].to_list() == [4, 3]
     assert table["difference"].to_list() == [1.0, 1.0]
     assert table["effect"][0] == pytest.approx(1 / math.sqrt(2))  # sd of 1, 2, -1, 2 is sqrt 2
@@ -77,7 +75,7 @@ def test_few_pairs_have_student_s_interval_and_very_few_none():
     values[10:, 0] = np.nan
     for n in (9, 10, 29, 30):
         some = np.random.default_rng(1).normal(0.5, 1, (n, 1))
-        row = differences(some, np.arange(n), Resamples.of(n, draws=400)).row(0, named=True)
+        row = differences(some, Resamples.of(n, draws=400)).row(0, named=True)
         theirs = stats.ttest_1samp(some[:, 0], 0).confidence_interval()
         if n < 10:
             assert (row["low"], row["high"]) == (None, None) and row["p"] is not None
@@ -86,7 +84,7 @@ def test_few_pairs_have_student_s_interval_and_very_few_none():
         else:
             assert row["low"] != pytest.approx(theirs.low, abs=1e-6)
     # What counts are the pairs that have a value, not the factoids.
-    torn = differences(values, np.arange(29), Resamples.of(29, draws=400)).row(0, named=True)
+    torn = differences(values, Resamples.of(29, draws=400)).row(0, named=True)
     theirs = stats.ttest_1samp(values[:10, 0], 0).confidence_interval()
     assert [torn["n"], torn["low"], torn["high"]] == pytest.approx([10, theirs.low, theirs.high])
 
@@ -137,9 +135,7 @@ def test_false_discovery_by_hand():
 def test_differences_by_depth():
     reference = trajectories([[50, 9, 0], [50, 8, 3], [50, 7, 0]])
     checkpoint = trajectories([[50, 1, 0], [50, 0, 3], [50, 9, -1]])
-    table = differences_by_depth(
-        checkpoint, reference, k=2, answers=np.array(["a", "b", "c"]), resamples=Resamples.of(3, draws=500)
-    )
+    table = differences_by_depth(checkpoint, reference, k=2, resamples=Resamples.of(3, draws=500))
     recall = table.filter(measure="recall")
     assert recall["difference"].to_list() == pytest.approx([0, 2 / 3, 0])
     assert recall["n"].to_list() == [3, 3, 2]  # the missing depth is in neither

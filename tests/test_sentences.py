@@ -120,11 +120,12 @@ def test_an_arm_without_an_interval_says_why(seeds, value, facts, wanted):
         ((2.0, 1.0, 3.0), "2.0 [1.0, 3.0] depths later than shuffled answers"),
         (
             (-1.1, None, None),
-            "1.1 depths earlier than shuffled answers, counting never as 31 (too few facts for an interval).",
+            "1.1 depths earlier than shuffled answers, counting never as 31 "
+            "(too few different answers for an interval).",
         ),
         (
             (0.0, None, None),
-            "as deep as shuffled answers surface, counting never as 31 (too few facts for an interval).",
+            "as deep as shuffled answers surface, counting never as 31 (too few different answers for an interval).",
         ),
         (
             (-0.5, -1.5, 0.5),

@@ -442,7 +442,7 @@ def test_a_statistic_counts_as_its_probe_did(tmp_path, rule):
         (recall_by_depth, probe.records),
         (normalised_frequency, probe.records),
         (occurrence, probe.records),
-        (placement, probe.records),
+        (partial(placement, answers=probe.factoids), probe.records),
         (held, probe.records),
         (partial(shuffled_recall, records=probe.records), probe.controls),
     ):

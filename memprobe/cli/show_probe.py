@@ -191,12 +191,13 @@ def _share(entry: Mapping[str, Any], name: str) -> str:
 
 
 def _number(entry: Mapping[str, Any], name: str) -> str:
-    return wording.of_row({"lof_n": entry.get("n")} | dict(entry), name)
+    counts = {"lof_n": entry.get("n"), "lof_answers": entry.get("answers")}
+    return wording.of_row(counts | dict(entry), name)
 
 
 def _occur(entry: Mapping[str, Any]) -> dict[str, int | None]:
-    """How many facts occur, which decides what has an interval; older summaries do not say."""
-    return {"lof_n": entry["lof"].get("n")}
+    """How many facts occur, of how many answers, which decides what has an interval; older summaries do not say."""
+    return {"lof_n": entry["lof"].get("n"), "lof_answers": entry["lof"].get("answers")}
 
 
 def _spread(entry: Mapping[str, Any]) -> str:

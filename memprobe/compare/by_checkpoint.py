@@ -19,7 +19,7 @@ from memprobe.statistics.vocabulary import BESIDE, PER_FACTOID, PLACED
 _NET = {"n": pl.Int64} | floats("value", "chance", "net", "low", "high")
 _CHANCE = {key: PER_FACTOID[key].in_placement for key in NET_OF_SHUFFLED}
 """Chance levels that stand in the placement table: of which statistic, under which name."""
-_COUNTS = ("n", "n_layers", "lof_n", "settled_n")
+_COUNTS = ("n", "n_layers", "lof_n", "lof_answers", "settled_n", "settled_answers")
 PLACEMENT = dict.fromkeys(_COUNTS, pl.Int64) | with_ends(*PLACED)
 """Columns of :func:`memprobe.statistics.occurrence.placement_of`."""
 
@@ -109,7 +109,8 @@ def survival(readings: Readings, label: str) -> pl.DataFrame:
 
 @table(
     "checkpoint",
-    {"by": pl.String, "group": pl.String, "n": pl.Int64, "lof_n": pl.Int64}
+    {"by": pl.String, "group": pl.String}
+    | dict.fromkeys(("n", "lof_n", "lof_answers"), pl.Int64)
     | with_ends(*GROUPED)
     | floats("log_rank_p"),
 )

@@ -22,6 +22,7 @@ _LOF = STATISTICS.index("lof_restricted")
 @table(
     "checkpoint",
     {"lens": pl.String, "k": pl.Int64, "n": pl.Int64}
+    | {"lof_answers": pl.Int64}
     | with_ends("lof")
     | floats("never")
     | {"n_net": pl.Int64}
@@ -103,9 +104,8 @@ def differences_by_lens(readings: Readings, pairs: Sequence[tuple[str, str]]) ->
     for name, one in readings.by_lens.items():
         for reference, checkpoint in pairs if name not in compared else ():
             values = one[checkpoint].values - one[reference].values
-            differences = differences_of(
-                values, readings.answers, readings.resamples(), shares=IS_SHARE, seed=readings.seed
-            )
+            drawn = readings.resamples()
+            differences = differences_of(values, drawn, shares=IS_SHARE, seed=readings.seed)
             keys = {"lens": name, "reference": reference, "checkpoint": checkpoint}
             front = [pl.lit(value).alias(key) for key, value in keys.items()]
             parts.append(differences.select(*front, pl.Series("statistic", STATISTICS), pl.all()))
@@ -151,7 +151,11 @@ def contributions(readings: Readings, label: str) -> pl.DataFrame:
     if rows.is_empty():
         return contributions.empty.drop("checkpoint")
     by_depth = attributed.contribution_by_depth(
-        rows, token=readings.token, draws=readings.draws, seed=readings.seed
+        rows,
+        token=readings.token,
+        answers=readings.factoids,
+        draws=readings.draws,
+        seed=readings.seed,
     )
     return by_depth.drop("checkpoint")
 
@@ -169,11 +173,13 @@ def largest_contribution(readings: Readings, label: str) -> pl.DataFrame:
     rows = readings.attributions(label)
     if rows.is_empty():
         return largest_contribution.empty.drop("checkpoint")
+    place = {factoid: row for row, factoid in enumerate(readings.ids)}
     parts = []
     for part in attributed.parts_of(rows):
         placed = attributed.largest_contribution(rows, token=readings.token, part=part)
         n_layers = readings.member(label).n_layers
-        summary = attributed.placed_in_short(placed, readings.resamples(len(placed)), n_layers)
+        drawn = readings.resamples(np.array([place[factoid] for factoid in placed["factoid"]], np.int64))
+        summary = attributed.placed_in_short(placed, drawn, n_layers)
         parts.append(row({"part": part} | summary, largest_contribution.schema))
     return pl.concat(parts)
 

@@ -44,10 +44,8 @@ def differences(readings: Readings, reference: str, checkpoint: str) -> pl.DataF
     values = readings[checkpoint].values - readings[reference].values
     parts = []
     for on, which in _on(readings, reference, checkpoint):
-        drawn = readings.resamples(int(which.sum()))
-        compared = differences_of(
-            values[which], readings.answers[which], drawn, shares=IS_SHARE, seed=readings.seed
-        )
+        drawn = readings.resamples(which)
+        compared = differences_of(values[which], drawn, shares=IS_SHARE, seed=readings.seed)
         front = pl.lit(on).alias("on"), pl.Series("statistic", STATISTICS)
         parts.append(compared.select(*front, pl.all()))
     return pl.concat(parts)
@@ -59,7 +57,7 @@ def placement_exact_in_both(readings: Readings, reference: str, checkpoint: str)
     parts = []
     for on, which in _on(readings, reference, checkpoint):
         for label in (reference, checkpoint) if on == BOTH else ():
-            drawn = readings.resamples(int(which.sum()))
+            drawn = readings.resamples(which)
             place = placement_of(readings[label].found.select(which), drawn)
             parts.append(row({"of": label} | place, placement_exact_in_both.schema))
     return pl.concat(parts) if parts else placement_exact_in_both.empty.drop("reference", "checkpoint")
@@ -92,7 +90,6 @@ def differences_by_depth(readings: Readings, reference: str, checkpoint: str) ->
         readings[checkpoint].trajectory,
         readings[reference].trajectory,
         k=readings.k,
-        answers=readings.answers,
         resamples=readings.resamples(),
         seed=readings.seed,
     )
@@ -184,7 +181,7 @@ def claims(readings: Readings, own: pl.DataFrame | None = None) -> pl.DataFrame:
         if not there.issuperset((reference, checkpoint)):
             continue
         values = second[checkpoint].values - second[reference].values
-        compared = differences_of(values, readings.answers, readings.resamples(), shares=IS_SHARE)
+        compared = differences_of(values, readings.resamples(), shares=IS_SHARE)
         keys = [pl.lit(reference).alias("reference"), pl.lit(checkpoint).alias("checkpoint")]
         parts.append(compared.select(*keys, pl.Series("statistic", STATISTICS), pl.all()))
     return _with_lenses(readings, placement_claims(own, pl.concat(parts) if parts else None))

@@ -90,7 +90,7 @@ def headline(
 
 def mean_lof(row: Mapping[str, Any]) -> str:
     """Mean first occurrence of a row of the table ``lenses``, with its interval where enough facts occur for one."""
-    return of_row(dict(row) | {"lof_n": round(row["n"] * (1 - row["never"]))}, "lof", ".1f")
+    return of_row({"lof_n": round(row["n"] * (1 - row["never"]))} | dict(row), "lof", ".1f")
 
 
 def _of_lens(row: Mapping[str, Any]) -> list[str]:

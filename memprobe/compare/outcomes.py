@@ -45,7 +45,7 @@ from memprobe.statistics.arms import Run, arm_means
 from memprobe.statistics.arms import arm_differences as arm_differences_of
 from memprobe.statistics.ends import SHARE
 from memprobe.statistics.fates import fates as fates_of
-from memprobe.statistics.intervals import Resamples, check_draws, wilson
+from memprobe.statistics.intervals import FEWEST, Resamples, check_draws, wilson
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.statistics.paired import differences as differences_of
 
@@ -191,6 +191,10 @@ def compare_outcomes(
 ) -> OutcomeComparison:
     """Compares which facts checkpoints give.
 
+    Facts that share an answer are resampled, and flipped, together. But fewer than ten distinct answers
+    (:data:`~memprobe.statistics.intervals.FEWEST` of a mean) are no more than the labels of a choice, such as A, B, C
+    and D, and not what facts share: there every fact counts for itself.
+
     Args:
         sources: results directories (``memprobe import``) and probe directories, with the same ids for the same facts.
         reference: label of the checkpoint that differences are taken from (default: the first).
@@ -214,11 +218,12 @@ def compare_outcomes(
     facts = answers[0].factoids.filter(pl.col("id").is_in(ids))
     ids = facts["id"].to_list()
     right = np.array([answer.casefold() for answer in facts["answer"]])
+    alike = right if len(np.unique(right)) >= FEWEST["mean"] else None
     values = {one.label: np.array([[one.exact[id], one.score[id]] for id in ids], float) for one in answers}
     plain = all((table[:, 0] == table[:, 1]).all() for table in values.values())
     names = [RECALLED] if plain else [RECALLED, SCORE]
     values = {label: table[:, : len(names)] for label, table in values.items()}
-    drawn = Resamples.of(len(ids), draws=draws, seed=seed)
+    drawn = Resamples.of(len(ids), answers=alike, draws=draws, seed=seed)
     others = [one.label for one in answers if one is not first]
     shares = [RECALLED]
     is_share = np.array([name in shares for name in names])
@@ -229,7 +234,7 @@ def compare_outcomes(
     for label in others:
         keys = [pl.lit(first.label).alias("reference"), pl.lit(label).alias("checkpoint")]
         apart = values[label] - values[first.label]
-        compared = differences_of(apart, right, drawn, shares=is_share, seed=seed)
+        compared = differences_of(apart, drawn, shares=is_share, seed=seed)
         front = [pl.lit("all").alias("on"), pl.Series("statistic", names)]
         parts["differences"].append(compared.select(*keys, *front, pl.all()))
         both = np.column_stack([values[first.label][:, 0], values[label][:, 0]]).astype(bool)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
-from memprobe.sentences.differences import NO_INTERVAL, against, edges_of, moved, recalled, seeds_of, surfaces
+from memprobe.sentences.differences import against, edges_of, moved, no_interval, recalled, seeds_of, surfaces
 from memprobe.stages import after_stage, stage_order
 
 if TYPE_CHECKING:
@@ -64,13 +64,16 @@ def of_checkpoint(
     sentences = [opening, f"{placed}."]
     if net is not None and net[0] is not None:
         of = f"over the {net_n:,} of {n:,} facts that have any, " if net_n is not None and net_n < n else ""
-        sentences.append(_against_chance(f"{of}counting never as {n_layers + 1}", *net))
+        sentences.append(
+            _against_chance(f"{of}counting never as {n_layers + 1}", net, n if net_n is None else net_n)
+        )
     return " ".join(sentences)
 
 
-def _against_chance(counted: str, value: float | None, low: float | None, high: float | None) -> str:
+def _against_chance(counted: str, net: Sequence[float | None], n: int) -> str:
+    value, low, high = net
     if low is None:
-        counted += f" ({NO_INTERVAL})"
+        counted += f" ({no_interval(n)})"
     if not value and not low and not high:
         return f"On average that is as deep as shuffled answers surface, {counted}."
     if low is not None and high is not None and low <= 0 <= high:
@@ -231,7 +234,7 @@ def _of_arm(row: Mapping[str, Any], facts: int | None) -> str:
     if why not in ("", wording.NO_SCATTER):
         return ""
     why = f"no interval: {why}"
-    return recalled(row, why) if row["statistic"] == "exact" else surfaces(*edges_of(row), why)
+    return recalled(row, why) if row["statistic"] == "exact" else surfaces(*edges_of(row), why=why)
 
 
 def _with_seeds(against: str, stage: str, parts: Sequence[tuple[str, str]]) -> str:

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memprobe import wording
+from memprobe.statistics.intervals import FEWEST
 from memprobe.statistics.vocabulary import STATISTICS
 
-NO_INTERVAL = "too few facts for an interval"
 FEW_PAIRS = 3
 """Up to so many pairs of checkpoints, each has a sentence of its own, whatever it says."""
+
+
+def no_interval(n: int | None) -> str:
+    """Why a mean of so many facts has no interval: they are too few, or share too few answers."""
+    few = n is None or n < FEWEST["mean"]
+    return f"too few {'facts' if few else 'different answers'} for an interval"
 
 
 def against(
@@ -22,7 +28,8 @@ def against(
         exact, depth: difference, low and high of exact match and of first occurrence, checkpoint minus reference.
         held: whether the latter is on the same side of 0 in both readouts; ``None`` where one was not probed.
     """
-    return f"{label} against {reference}: {recalled(exact)}; {surfaces(*edges_of(depth))}{_in_both(held, depth)}."
+    placed = surfaces(*edges_of(depth), n=depth.get("n"))
+    return f"{label} against {reference}: {recalled(exact)}; {placed}{_in_both(held, depth)}."
 
 
 def of_pairs(
@@ -47,7 +54,7 @@ def _is_clear(row: Mapping[str, Any]) -> bool:
     return value is not None and low is not None and high is not None and not low <= 0 <= high
 
 
-def recalled(row: Mapping[str, Any], why: str = NO_INTERVAL) -> str:
+def recalled(row: Mapping[str, Any], why: str = "") -> str:
     """A difference of exact match, in words: by how many points, how sure.
 
     Args:
@@ -65,19 +72,22 @@ def recalled(row: Mapping[str, Any], why: str = NO_INTERVAL) -> str:
     if value == low == high == 0:
         return "exact match is the same"
     if low is None or high is None:
-        return f"{f'{edges} points of exact match' if value else 'exact match is the same'} ({why})"
+        apart = f"{edges} points of exact match" if value else "exact match is the same"
+        return f"{apart} ({why or no_interval(row.get('n'))})"
     if low <= 0 <= high:
         return f"no clear difference in exact match ({edges} points)"
     return f"{edges} points of exact match"
 
 
-def surfaces(value: float | None, low: float | None, high: float | None, why: str = NO_INTERVAL) -> str:
-    """A difference in depths, in words: how far, which way, how sure; see :func:`recalled`."""
+def surfaces(
+    value: float | None, low: float | None, high: float | None, *, n: int | None = None, why: str = ""
+) -> str:
+    """A difference in depths of ``n`` facts, in words: how far, which way, how sure; see :func:`recalled`."""
     if value is None:
         return "first occurrence is not known"
     if low is None or high is None:
         apart = f"facts surface {moved(value, low, high)}" if value else "first occurrence is the same"
-        return f"{apart} ({why})"
+        return f"{apart} ({why or no_interval(n)})"
     if value == low == high == 0:
         return "first occurrence is the same"
     if low <= 0 <= high:

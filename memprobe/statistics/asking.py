@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError
@@ -16,6 +17,11 @@ class Probed(Protocol):
     @property
     def run(self) -> Mapping[str, Any]:
         """Its ``k`` and ``token``."""
+        ...
+
+    @property
+    def factoids(self) -> pl.DataFrame:
+        """See :data:`memprobe.records.FACTOIDS`."""
         ...
 
     @property
@@ -61,3 +67,23 @@ def asked(
     made = source.run
     rule = str(made["token"]) if token is None else token
     return getattr(source, table), int(made["k"]) if k is None else k, rule
+
+
+def answers_of(
+    source: Ranks, answers: pl.DataFrame | None = None
+) -> Callable[[Iterable[str]], np.ndarray | None]:
+    """What tells the answers of factoids: in one case, for facts that share one are resampled together.
+
+    Args:
+        source: a probe, whose factoids are asked where ``answers`` is not given; or a table, which does not tell.
+        answers: [id, answer].
+
+    Returns:
+        Of ids their answers, ``None`` where they are not known.
+    """
+    if answers is None and not isinstance(source, pl.DataFrame | pl.LazyFrame):
+        answers = source.factoids
+    if answers is None:
+        return lambda ids: None
+    known = dict(answers.select("id", "answer").iter_rows())
+    return lambda ids: np.array([known[id].casefold() for id in ids], dtype=str)

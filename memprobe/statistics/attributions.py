@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from memprobe.errors import MemprobeError, among, there_are
-from memprobe.statistics.asking import Probed
+from memprobe.statistics.asking import Probed, answers_of
 from memprobe.statistics.ends import FREE, within
 from memprobe.statistics.holding import check_rule
 from memprobe.statistics.intervals import Resamples, bootstrap, bootstrap_mean
@@ -55,7 +55,12 @@ def _of_rule(table: pl.DataFrame, token: str, part: str) -> pl.DataFrame:
 
 
 def contribution_by_depth(
-    table: pl.DataFrame | Probed, *, token: str | None = None, draws: int = 10_000, seed: int = 0
+    table: pl.DataFrame | Probed,
+    *,
+    token: str | None = None,
+    answers: pl.DataFrame | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> pl.DataFrame:
     """Mean contribution, its share, and both net of shuffled answers, by part and depth; 95 % over factoids.
 
@@ -63,15 +68,21 @@ def contribution_by_depth(
     write in all: parts of one depth add up, and depths of ``block`` to 1. ``net`` is contribution less that to shuffled
     answers, paired by factoid, over those that have any.
 
+    Args:
+        answers: [id, answer] of the factoids (``factoids.parquet``), by default those of a probe: factoids of one
+            answer are resampled together. Without it every factoid counts for itself.
+
     Returns:
         [checkpoint, part, depth, n, logit, low, high, share, share_low, share_high, n_net, net, net_low, net_high]
     """
+    answer_of = answers_of(table, answers)
     table, token = _asked(table, token)
     parts = []
     for label in table["checkpoint"].unique(maintain_order=True):
         of_label = table.filter(pl.col("checkpoint") == label)
         blocks, _ = _wide(of_label, token, "block")
-        resamples = Resamples.of(len(blocks), draws=draws, seed=seed)
+        alike = answer_of(of_label["factoid"].unique().sort())  # in the order of contributions
+        resamples = Resamples.of(len(blocks), answers=alike, draws=draws, seed=seed)
         for part in parts_of(of_label):
             values, shuffled = _wide(of_label, token, part)
             mean = bootstrap_mean(values, resamples)
@@ -174,7 +185,8 @@ def paired_contributions(
     """Contributions of each checkpoint less the reference's, factoid by factoid: by depth, and where most is written.
 
     Args:
-        answers: [id, answer] of the factoids (``factoids.parquet``): those with one answer are flipped together.
+        answers: [id, answer] of the factoids (``factoids.parquet``): those with one answer are resampled and
+            flipped together.
 
     Returns:
         [checkpoint, measure, depth, n, difference, low, high, p, effect, dominance]: measure ``logit`` at depths from
@@ -198,9 +210,9 @@ def paired_contributions(
         both = wide.join(placed, on="factoid").join(answers, left_on="factoid", right_on="id").sort("factoid")
         names = [name for name in wide.columns if name != "factoid"]
         values = both.select(*names, "difference").to_numpy().astype(float)
-        paired = differences(
-            values, both["answer"].to_numpy(), Resamples.of(len(both), draws=draws, seed=seed), seed=seed
-        )
+        alike = both["answer"].to_numpy()
+        resamples = Resamples.of(len(both), answers=alike, draws=draws, seed=seed)
+        paired = differences(values, resamples, seed=seed)
         keys = {
             "checkpoint": [label] * len(paired),
             "measure": ["logit"] * len(names) + ["largest"],

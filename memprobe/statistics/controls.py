@@ -64,7 +64,7 @@ def means_of(values: Mapping[str, np.ndarray], resamples: Resamples) -> dict[str
         else:
             mean, low, high = bootstrap(column[:, None], resamples, lambda sums, counts: sums / counts)
             if PER_FACTOID[name].share:
-                low, high = of_unanimous_shares(mean, low, high, (~np.isnan(column)).sum())
+                low, high = of_unanimous_shares(mean, low, high, resamples.having(~np.isnan(column)))
             put(row, name, float(mean[0]), float(low[0]), float(high[0]))
     return row
 
@@ -205,7 +205,7 @@ def net_tables(
                 table = _of_few_hits(table, yes_or_no[known])
                 if "statistic" in key.columns:
                     table = _of_few_occurrences(
-                        table, key.filter(pl.Series(known))["statistic"], values, beside
+                        table, key.filter(pl.Series(known))["statistic"], values, beside, resamples
                     )
             labels = key.filter(pl.Series(known)).select(pl.lit(name).alias("control"), *key.columns)
             part.append(pl.concat([labels, table], how="horizontal"))
@@ -226,7 +226,7 @@ takes."""
 
 
 def _of_few_occurrences(
-    table: pl.DataFrame, names: pl.Series, values: np.ndarray, control: np.ndarray
+    table: pl.DataFrame, names: pl.Series, values: np.ndarray, control: np.ndarray, resamples: Resamples
 ) -> pl.DataFrame:
     """:func:`net_of`, without the intervals of :data:`_OF_OCCURRENCE` where too few facts surface or settle."""
     enough = []
@@ -236,8 +236,8 @@ def _of_few_occurrences(
             continue
         place, (decides, fewest) = STATISTICS.index(name), _OF_OCCURRENCE[name]
         compared = ~np.isnan(values[:, place] - control[:, place])
-        occur = ~np.isnan(values[compared, STATISTICS.index(decides)])
-        enough.append(occur.sum() >= fewest)
+        occur = compared & ~np.isnan(values[:, STATISTICS.index(decides)])
+        enough.append(int(resamples.having(occur)) >= fewest)
     return table.with_columns(pl.when(pl.Series(enough, dtype=pl.Boolean)).then(pl.col("low", "high")))
 
 

@@ -168,7 +168,7 @@ def _frequencies(held: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np
         held: [factoid, depth from 1 on], 1 where a depth holds the answer.
     """
     frequency, low, high = bootstrap(held, resamples, lambda sums, counts: sums / sums.sum(1)[:, None])
-    occur = int(held.any(1).sum())
+    occur = int(resamples.having(np.asarray(held.any(1))))
     if occur < FEWEST["mean of those that occur"]:
         nothing = np.full_like(frequency, np.nan)
         return frequency, nothing, nothing
@@ -189,7 +189,7 @@ def curves_of(
     ``recall`` (Wilson); ``chance`` the same of shuffled answers and ``net`` their difference, paired by
     factoid; ``frequency`` the normalised frequency (null at depth 0); ``log_prob`` and ``entropy`` the means,
     in nats; ``median_rank`` by order statistics. All but recall and rank are bootstrapped over factoids; frequencies
-    have no interval where fewer than 20 of them occur, and Wilson's of those where all that occur agree.
+    have no interval where those of fewer than 20 answers occur, and Wilson's of those where all that occur agree.
 
     Args:
         net: [depth, chance, net, low, high], recall net of shuffled answers as

@@ -73,17 +73,26 @@ def erasure_scores(
 
 
 def erasure_summary(
-    scores: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0
+    scores: pl.DataFrame, answers: pl.DataFrame | None = None, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float | int | None]:
     """:func:`erasure_scores` in one row: facts, n (those that some depth encodes), mean score, low, high.
 
-    Bootstrapped over factoids; where all have one score Wilson's.
+    Bootstrapped; where all have one score Wilson's.
+
+    Args:
+        answers: [factoid, answer], see :func:`memprobe.statistics.patches.alike_of`: factoids of one answer are
+            resampled together. Without it every factoid counts for itself.
     """
-    values = scores["score"].drop_nulls().to_numpy()
+    known = scores.drop_nulls("score")
+    if answers is not None:
+        known = known.join(answers, on="factoid", how="left", maintain_order="left")
+    values = known["score"].to_numpy()
     row: dict[str, float | int | None] = {"facts": len(scores), "n": len(values)}
     if not len(values):
         return row | {"score": None, "low": None, "high": None}
-    mean, low, high = bootstrap_mean(values[:, None], Resamples.of(len(values), draws=draws, seed=seed))
-    low, high = within(*of_unanimous_shares(mean, low, high, np.array(len(values))), [SHARE])
+    alike = None if answers is None else known["answer"].to_numpy()
+    resamples = Resamples.of(len(values), answers=alike, draws=draws, seed=seed)
+    mean, low, high = bootstrap_mean(values[:, None], resamples)
+    low, high = within(*of_unanimous_shares(mean, low, high, np.array(resamples.units)), [SHARE])
     ends = (float(edge[0]) if np.isfinite(edge[0]) else None for edge in (low, high))
     return row | {"score": float(mean[0])} | dict(zip(("low", "high"), ends, strict=True))

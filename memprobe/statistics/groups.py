@@ -74,31 +74,31 @@ def group_labels(
 
 
 def by_group(
-    found: Occurrence, labels: list[str], draws: Callable[[int], Resamples], *, seed: int = 0
+    found: Occurrence, labels: list[str], draws: Callable[[np.ndarray], Resamples], *, seed: int = 0
 ) -> pl.DataFrame:
     """Placement by group, the log-rank test over the groups beside it.
 
     Groups hold different factoids, so nothing is paired here.
 
     Args:
-        draws: of so many factoids.
+        draws: of some of the factoids, bool [factoid].
         seed: of the test's permutations.
 
     Returns:
-        [group, n, lof_n, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high, log_rank_p]
+        [group, n, lof_n, lof_answers, lof_mean, lof_restricted_mean, recall_full, share_never with …_low and …_high,
+        log_rank_p]
     """
     groups = [(name, np.array(labels) == name) for name in sorted(set(labels))]
     parts = [found.select(member) for _, member in groups]
     p = log_rank(parts, seed=seed)[1] if len(parts) > 1 else np.nan
     rows = []
     for (name, member), part in zip(groups, parts, strict=True):
-        resamples = draws(int(member.sum()))
+        resamples = draws(member)
         row = placement_of(part, resamples) | means_of({"recall_full": part.held[:, -1]}, resamples)
         shown = {f"{key}{end}": row[f"{key}{end}"] for key in GROUPED for end in ENDS}
-        counts = {"n": len(part.factoids), "lof_n": row["lof_n"]}
+        counts = {"n": len(part.factoids), "lof_n": row["lof_n"], "lof_answers": row["lof_answers"]}
         rows.append({"group": name} | counts | shown | {"log_rank_p": p})
     numbers = [f"{key}{end}" for key in GROUPED for end in ENDS]
-    schema = {"group": pl.String, "n": pl.Int64, "lof_n": pl.Int64} | dict.fromkeys(
-        [*numbers, "log_rank_p"], pl.Float64
-    )
+    schema = {"group": pl.String} | dict.fromkeys(("n", "lof_n", "lof_answers"), pl.Int64)
+    schema |= dict.fromkeys([*numbers, "log_rank_p"], pl.Float64)
     return pl.DataFrame(rows, schema=schema).with_columns(pl.col("log_rank_p").fill_nan(None))

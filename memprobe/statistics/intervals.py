@@ -1,7 +1,7 @@
 """Intervals: Wilson for shares, the bootstrap over factoids for all else, order statistics for medians.
 
-All are 95 % and two-sided. They speak of the checkpoints at hand; :mod:`memprobe.statistics.arms` is for
-claims about how checkpoints are made.
+Factoids that share an answer are resampled together, see :class:`Resamples`. All are 95 % and two-sided. They speak of
+the checkpoints at hand; :mod:`memprobe.statistics.arms` is for claims about how checkpoints are made.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
@@ -21,15 +22,17 @@ Z = float(special.ndtri(0.5 + LEVEL / 2))
 """Standard errors that an interval of a normal reaches either way."""
 _METHOD = "weibull"
 FEWEST = {"mean": 10, "mean of those that occur": 20, "sd": 60, "effective layers": 60}
-"""Factoids below which a statistic has no interval, for it would not hold 95 %: "too few" is said instead. Where
-``tests/benchmarks/interval_coverage.py`` finds that it holds 93 % at least: few facts of one depth and a rare other one
-hide the spread altogether."""
+"""Distinct answers below which a statistic has no interval, for it would not hold 95 %: "too few" is said instead.
+Where ``tests/benchmarks/interval_coverage.py`` finds that it holds 93 % at least, of factoids with an answer each: few
+facts of one depth and a rare other one hide the spread altogether. All of them count answers, for it is answers that
+are drawn, and the facts of one may be one lucky hit: of a mean those that have a value, of the others those with a fact
+that occurs. Medians and shares at one checkpoint count facts."""
 FEW = 30
-"""Factoids below which a mean has Student's interval: percentiles of draws from so few are no better than the draws."""
+"""Answers below which a mean has Student's interval: percentiles of draws from so few are no better than the draws."""
 
 MOST_DRAWS = 1_000_000
 """Of a bootstrap."""
-_ROOM = 4_000_000_000  # bytes of resamples, one a draw and factoid
+_ROOM = 4_000_000_000  # bytes of resamples, one a draw and answer
 _HELD = 2**28  # of which so many are held in memory
 
 
@@ -77,7 +80,13 @@ def of_unanimous_shares(
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """Bootstrap draws over ``n`` factoids, kept as how often each draw holds each factoid.
+    """Bootstrap draws over the answers of ``n`` factoids, kept as how often each draw holds each answer.
+
+    Factoids that share an answer share what makes it easy to reach, so that they are drawn together, all or none (the
+    cluster bootstrap: Davison & Hinkley 1997, section 3.8; Field & Welsh 2007), as
+    :func:`~memprobe.statistics.paired.sign_flip` flips them together. Drawn one by one, as if each told something of
+    its own, eight facts an answer that always go together moved an interval off a true 0 in 50 % instead of 5 %. Where
+    every factoid has an answer of its own that is the ordinary bootstrap.
 
     A statistic made of means then is one matrix product for all draws, and two checkpoints that are given
     the same draws are compared factoid by factoid.
@@ -85,31 +94,41 @@ class Resamples:
     Attributes:
         n: how many factoids.
         draws: how many draws.
-        counts: uint8 [draw, factoid]; each row sums to ``n`` (multinomial). A nameless file of those bytes, in the
-            folder for temporary files, where they take more than :data:`_HELD` bytes.
+        counts: uint8 [draw, answer]; each row sums to :attr:`units` (multinomial). A nameless file of those bytes, in
+            the folder for temporary files, where they take more than :data:`_HELD` bytes.
+        answer: int [factoid], the number of its answer from 0; ``None`` where each has its own.
     """
 
     n: int
     draws: int
     counts: np.ndarray | BinaryIO
+    answer: np.ndarray | None = None
 
     @classmethod
-    def of(cls, n: int, *, draws: int = 10_000, seed: int = 0) -> Resamples:
+    def of(
+        cls, n: int, *, answers: np.ndarray | None = None, draws: int = 10_000, seed: int = 0
+    ) -> Resamples:
         """Draws under a seed.
+
+        Args:
+            answers: [factoid], whatever identifies the answer; without it every factoid counts for itself.
 
         Raises:
             MemprobeError: there are too many, or no room for them on the disk.
         """
-        if draws * n > _ROOM:
+        answer = None if answers is None else numbered(answers)
+        units = n if answer is None else int(answer.max(initial=-1)) + 1
+        what = "factoids" if units == n else "answers"
+        if draws * units > _ROOM:
             raise MemprobeError(
-                f"{draws:,} draws of {n:,} factoids take too much room: give at most {_ROOM // n:,}"
+                f"{draws:,} draws of {units:,} {what} take too much room: give at most {_ROOM // units:,}"
             )
-        blocks = _drawn(n, draws, np.random.default_rng(seed))
-        if draws * n <= _HELD:
-            held = np.empty((draws, n), np.uint8)
-            for start, block in zip(range(0, draws, _step(n)), blocks, strict=True):
+        blocks = _drawn(units, draws, np.random.default_rng(seed))
+        if draws * units <= _HELD:
+            held = np.empty((draws, units), np.uint8)
+            for start, block in zip(range(0, draws, _step(units)), blocks, strict=True):
                 held[start : start + len(block)] = block
-            return cls(n, draws, held)
+            return cls(n, draws, held, answer)
         try:
             file = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the draws are)
             for block in blocks:
@@ -117,22 +136,48 @@ class Resamples:
             file.flush()
         except OSError as error:
             raise MemprobeError(
-                f"{draws:,} draws of {n:,} factoids take {draws * n / 1e9:.1f} GB of a folder for temporary files: "
-                f"{error.strerror or error}; let TMPDIR name one with room, or ask for fewer draws"
+                f"{draws:,} draws of {units:,} {what} take {draws * units / 1e9:.1f} GB of a folder for temporary "
+                f"files: {error.strerror or error}; let TMPDIR name one with room, or ask for fewer draws"
             ) from error
-        return cls(n, draws, file)
+        return cls(n, draws, file, answer)
+
+    @cached_property
+    def units(self) -> int:
+        """How many are drawn: distinct answers."""
+        return self.n if self.answer is None else int(self.answer.max(initial=-1)) + 1
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """float64 [draw]: how many factoids each draw holds, by which a sum is divided for a mean; answers of several
+        factoids make them differ."""
+        if self.units == self.n:
+            return np.full(self.draws, float(self.n))
+        return self.sums(np.ones((self.n, 1)))[:, 0]
+
+    def by_answer(self, values: np.ndarray) -> np.ndarray:
+        """float64 [answer, column]: the sums of ``values`` [factoid, column] over each answer's factoids; the values as
+        they are where each has an answer of its own."""
+        if self.answer is None or self.units == self.n:
+            return values
+        order = np.argsort(self.answer, kind="stable")
+        starts = np.searchsorted(self.answer[order], np.arange(self.units))
+        return np.add.reduceat(np.asarray(values, float)[order], starts, axis=0)
+
+    def having(self, present: np.ndarray) -> np.ndarray:
+        """int [column]: of how many answers a factoid has a value, ``present`` being bool [factoid, column]."""
+        return (self.by_answer(present) > 0).sum(0)
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """The draws in parts: which, and uint8 [draw, factoid]."""
-        step = _step(self.n)
+        """The draws in parts: which, and uint8 [draw, answer]."""
+        step = _step(self.units)
         for start in range(0, self.draws, step):
             part = slice(start, min(start + step, self.draws))
             if isinstance(self.counts, np.ndarray):
                 yield part, self.counts[part]
                 continue
-            self.counts.seek(start * self.n)
-            size = (part.stop - start) * self.n
-            yield part, np.frombuffer(self.counts.read(size), np.uint8).reshape(-1, self.n)
+            self.counts.seek(start * self.units)
+            size = (part.stop - start) * self.units
+            yield part, np.frombuffer(self.counts.read(size), np.uint8).reshape(-1, self.units)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """float64 [draw, column]: per draw, the sum of ``values`` [factoid, column] over its factoids.
@@ -140,16 +185,18 @@ class Resamples:
         The product is in single precision, twice as fast: whole numbers stay exact up to 2^24, others are good
         to about 1e-6, far below the noise of any number of draws.
         """
-        values = np.ascontiguousarray(values, np.float32)
+        values = np.ascontiguousarray(self.by_answer(values), np.float32)
         total = np.empty((self.draws, values.shape[1]))
         for part, counts in self._blocks():
             total[part] = counts.astype(np.float32) @ values
         return total
 
     def squares(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """float64 [draw]: per draw, the sum over its factoids of (``values`` [factoid, column] @ ``weights``
-        [draw, column])². With influences of factoids that is the variance of the draw's own statistic."""
-        values, weights = (np.ascontiguousarray(part, np.float32) for part in (values, weights))
+        """float64 [draw]: per draw, the sum over its answers of (their factoids' summed ``values`` [factoid, column] @
+        ``weights`` [draw, column])². With influences of factoids, of which those of one answer add up, that is the
+        variance of the draw's own statistic."""
+        values = np.ascontiguousarray(self.by_answer(values), np.float32)
+        weights = np.ascontiguousarray(weights, np.float32)
         total = np.empty(self.draws)
         for part, counts in self._blocks():
             influence = weights[part] @ values.T
@@ -157,23 +204,30 @@ class Resamples:
             total[part] = np.einsum("df,df->d", influence, counts)
         return total
 
-    def interval(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """:func:`percentile_interval` for this number of factoids."""
-        return percentile_interval(draws, self.n)
+
+def numbered(answers: np.ndarray) -> np.ndarray:
+    """int [factoid]: the number of each one's answer, from 0."""
+    answers = np.asarray(answers)
+    if not np.issubdtype(answers.dtype, np.integer):
+        answers = answers.astype(str)
+    return np.unique(answers, return_inverse=True)[1]
 
 
-def _step(n: int) -> int:
-    """How many draws of ``n`` factoids are made, and worked with, at once."""
-    return max(1, 4_000_000 // max(n, 1))
+def _step(units: int) -> int:
+    """How many draws of so many answers are made, and worked with, at once."""
+    return max(1, 4_000_000 // max(units, 1))
 
 
-def _drawn(n: int, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """uint8 [draw, factoid], in parts."""
-    step = _step(n)
+def _drawn(units: int, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """uint8 [draw, answer], in parts."""
+    step = _step(units)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
-        cells = rng.integers(0, n, (rows, n), dtype=np.int32) + n * np.arange(rows, dtype=np.int32)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n).astype(np.uint8)
+        cells = (
+            rng.integers(0, units, (rows, units), dtype=np.int32)
+            + units * np.arange(rows, dtype=np.int32)[:, None]
+        )
+        yield np.bincount(cells.ravel(), minlength=rows * units).reshape(rows, units).astype(np.uint8)
 
 
 def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,35 +259,41 @@ def percentile_interval(draws: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarr
 def bootstrap_mean(values: np.ndarray, resamples: Resamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, low and high of each column of ``values`` [factoid, column].
 
-    NaN cells are left out, and a column's interval is that of a sample of those that are left: Student's of fewer than
-    :data:`FEW`, none of fewer than :data:`FEWEST`.
+    NaN cells are left out, and a column's interval is that of a sample of the answers that are left: Student's of fewer
+    than :data:`FEW`, none of fewer than :data:`FEWEST`. A draw's mean is the ratio of its sums.
     """
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
-    n = present.sum(0)
+    n, units = present.sum(0), resamples.having(present)
     torn = np.flatnonzero(n < len(values))
     filled = np.where(present, values, 0.0)
     sums = resamples.sums(np.column_stack([filled, present[:, torn]]))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = filled.sum(0) / n
-        draws = sums[:, : len(n)] / resamples.n
+        draws = sums[:, : len(n)] / resamples.sizes[:, None]
         draws[:, torn] = sums[:, torn] / sums[:, len(n) :]
-    low, high = resamples.interval(draws)
+    low, high = percentile_interval(draws, resamples.units)
     for column in torn:
-        low[column], high[column] = percentile_interval(draws[:, column], int(n[column]))
-    few = np.flatnonzero(n < FEW)
+        low[column], high[column] = percentile_interval(draws[:, column], int(units[column]))
+    few = np.flatnonzero(units < FEW)
     if len(few):
-        half = _student(filled[:, few], present[:, few], mean[few])
+        half = _student(filled[:, few], present[:, few], mean[few], resamples)
         low[few], high[few] = mean[few] - half, mean[few] + half
     return mean, low, high
 
 
-def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """[column]: half of Student's interval of a mean; NaN where there are too few values."""
-    n = present.sum(0)
-    known = np.where(n >= FEWEST["mean"], n, 2)
-    error = np.sqrt(np.where(present, (filled - mean) ** 2, 0.0).sum(0) / (known - 1) / known)
-    return np.where(n >= FEWEST["mean"], special.stdtrit(known - 1, 0.5 + LEVEL / 2) * error, np.nan)
+def _student(filled: np.ndarray, present: np.ndarray, mean: np.ndarray, resamples: Resamples) -> np.ndarray:
+    """[column]: half of Student's interval of a mean; NaN where there are too few values.
+
+    The mean of answers of several factoids is a ratio, whose error is that of what each answer's factoids add up to
+    apart from the mean (Davison & Hinkley 1997, section 2.7.2, the delta method).
+    """
+    n, units = present.sum(0), resamples.having(present)
+    known = np.where(units >= FEWEST["mean"], units, 2)
+    apart = resamples.by_answer(np.where(present, filled - mean, 0.0))
+    error = np.sqrt((apart**2).sum(0) / (known - 1) / known) * (units / np.maximum(n, 1))
+    half = special.stdtrit(known - 1, 0.5 + LEVEL / 2) * error
+    return np.where(units >= FEWEST["mean"], half, np.nan)
 
 
 def bootstrap(
@@ -243,23 +303,25 @@ def bootstrap(
 
     Both arguments are [draw, column]: the sums of the cells of ``values`` that are not NaN, and how many they
     are; the statistic returns [draw, …]. The value itself comes from the sample taken once. Without ``resamples`` there
-    is no interval, nor of fewer factoids than :data:`FEWEST` asks of a mean.
+    is no interval, nor of fewer answers than :data:`FEWEST` asks of a mean.
     """
     values = np.asarray(values, np.float64)
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
     n = present.sum(0)
     torn = np.flatnonzero(n < len(values))
-    if resamples is None or present.any(1).sum() < FEWEST["mean"]:
+    if resamples is None or resamples.having(np.atleast_1d(present.any(1))) < FEWEST["mean"]:
         with np.errstate(divide="ignore", invalid="ignore"):
             value = statistic(filled.sum(0)[None], n[None].astype(float))[0]
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     sums = resamples.sums(np.column_stack([filled, present[:, torn]]))
-    counts = np.full((len(sums), len(n)), float(resamples.n))
+    counts = np.repeat(resamples.sizes[:, None], len(n), axis=1)
     counts[:, torn] = sums[:, len(n) :]
     with np.errstate(divide="ignore", invalid="ignore"):
         value = statistic(filled.sum(0)[None], n[None].astype(float))[0]
-        without = statistic(filled.sum(0) - filled, n - present.astype(float))
+        without = statistic(
+            filled.sum(0) - resamples.by_answer(filled), n - resamples.by_answer(present.astype(float))
+        )
         low, high = accelerated_interval(value, statistic(sums[:, : len(n)], counts), without)
     return value, low, high
 
@@ -276,7 +338,7 @@ def accelerated_interval(
     Args:
         value: [statistic], of the sample.
         draws: [draw, statistic].
-        left_out: [factoid, statistic], of the sample without one factoid.
+        left_out: [answer, statistic], of the sample without one answer's factoids.
     """
     low, high = np.full(len(value), np.nan), np.full(len(value), np.nan)
     n = len(left_out)
@@ -326,20 +388,36 @@ def studentised_interval(
     return value - far * error, value - near * error
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+def median_interval(values: np.ndarray, answers: np.ndarray | None = None) -> tuple[float, float, float]:
     """Median and the order statistics that enclose it with at least 95 % (Conover 1999, section 3.2).
 
     Which order statistics they are follows from the binomial distribution alone, so no draws are needed. The
     median is the lower one where the number of values is even, so that it is one of them; infinity is a value
     like any other. NaN bounds where there are too few values (below 6) for any interval at this level.
+
+    With ``answers`` the values of one answer go together, and the order statistics lie as far out as the share of
+    values below the median errs by answers (Woodruff 1952); none of fewer answers than :data:`FEWEST` asks of a mean.
+
+    Args:
+        answers: int [value], the number of its answer.
     """
-    values = np.sort(np.asarray(values, float))
+    values = np.asarray(values, float)
+    given, values = values, np.sort(values)
     n = len(values)
     if n == 0:
         return np.nan, np.nan, np.nan
     median = float(values[(n - 1) // 2])
     below = special.bdtr(np.arange(n // 2 + 1), n, 0.5)
     outside = int((below <= (1 - LEVEL) / 2).sum())  # how many values each side stays clear of
-    if outside == 0:
+    if answers is not None:
+        units, group = np.unique(answers, return_inverse=True)
+        if len(units) < n:
+            # Below the median or up to it: an answer of many values may lie right there.
+            sides = [np.bincount(group, side - side.mean()) for side in (given < median, given <= median)]
+            known = max(len(units), 2)
+            error = np.sqrt(max((side**2).sum() for side in sides) * known / (known - 1))  # in values
+            far = special.stdtrit(known - 1, 0.5 + LEVEL / 2) * error
+            outside = min(outside, int(n / 2 - far)) if len(units) >= FEWEST["mean"] else 0
+    if outside <= 0:
         return median, np.nan, np.nan
     return median, float(values[outside - 1]), float(values[n - outside])

@@ -30,16 +30,16 @@ def first_occurrence_by_lens(
 ) -> pl.DataFrame:
     """First occurrence by each lens, paired by fact with the first lens; 95 % over factoids.
 
-    ``lof`` is the restricted mean, like ``net`` without an interval where fewer than 20 facts occur, as in
+    ``lof`` is the restricted mean, like ``net`` without an interval where facts of fewer than 20 answers occur, as in
     :func:`memprobe.statistics.placement`, and ``never`` the share of facts that never surface; ``chance`` is the
     restricted mean of shuffled answers, over the facts that have any, and ``net`` the answers' own less that, paired by
     fact: below 0 is earlier than chance. ``difference`` is lens less the first lens, paired by fact, and ``agree`` the
     share of facts that both place within ``near`` depths.
 
     Returns:
-        [lens, n, lof, lof_low, lof_high, never, n_net, chance, net, net_low, net_high, difference, difference_low,
-        difference_high, agree, agree_low, agree_high], a row for each lens in order; the last six are null for the
-        first.
+        [lens, n, lof_answers, lof, lof_low, lof_high, never, n_net, chance, net, net_low, net_high, difference,
+        difference_low, difference_high, agree, agree_low, agree_high], a row for each lens in order; ``lof_answers`` is
+        of how many answers a fact occurs, the last six are null for the first.
     """
     rows = []
     first: np.ndarray | None = None
@@ -49,9 +49,12 @@ def first_occurrence_by_lens(
         mean, low, high = bootstrap_mean(values, resamples)
         agree = np.array([(np.abs(apart) <= near).mean()])
         ends = wilson(agree, np.array([len(lof)]))
-        row = {"lens": lens, "n": len(lof)} | means_of({"lof_restricted": lof}, resamples)
+        occur = int(resamples.having(lof <= n_layers))
+        row = {"lens": lens, "n": len(lof), "lof_answers": occur} | means_of(
+            {"lof_restricted": lof}, resamples
+        )
         row = {name.replace("lof_restricted", "lof"): value for name, value in row.items()}
-        if (lof <= n_layers).sum() < FEWEST["mean of those that occur"]:
+        if occur < FEWEST["mean of those that occur"]:
             row |= {"lof_low": np.nan, "lof_high": np.nan}
             low[1] = high[1] = np.nan  # few hits are luck, and chance is known from several draws
         row |= {"never": (lof > n_layers).mean(), "n_net": int((~np.isnan(chance)).sum()), "chance": mean[0]}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from memprobe.statistics.asking import Ranks, asked
+from memprobe.statistics.asking import Ranks, answers_of, asked
 from memprobe.statistics.holding import Trajectories, trajectories
 from memprobe.statistics.intervals import (
     FEWEST,
@@ -30,13 +30,16 @@ ENDS = ("", "_low", "_high")
 
 
 def too_few(name: str, row: Mapping[str, Any]) -> bool:
-    """Whether too few facts occur, or settle, for a number of placement to have an interval.
+    """Whether too few facts of different answers occur, or settle, for a number of placement to have an interval.
 
     Args:
         name: of the number; what is of settled depths begins with ``settled``.
-        row: with ``lof_n``, and ``settled_n`` where it is known apart; without either nothing is too few.
+        row: with ``lof_answers``, or ``lof_n`` where it is not known, and the same of ``settled`` where that is known
+            apart; without any nothing is too few.
     """
-    count = row.get("settled_n", row.get("lof_n")) if name.startswith("settled") else row.get("lof_n")
+    keys = ("settled_answers", "settled_n") if name.startswith("settled") else ()
+    counts = (row.get(key) for key in (*keys, "lof_answers", "lof_n"))
+    count = next((one for one in counts if one is not None), None)
     if count is None or "median" in name:  # medians have order statistics
         return False
     if name == "effective_layers":
@@ -199,7 +202,8 @@ def effective_layers_of(held: np.ndarray, resamples: Resamples | None) -> tuple[
     its estimated error: entropy and error come out too small together, and percentiles of draws, BCa's too, held
     the truth in 93.8 % of samples of 400 and 86.7 % of 40. The entropy's bootstrap-t holds it in 94.6 % and 94.1 %.
     The error is the delta method's: factoid i, held at depths d, moves the entropy H of the shares p_d = T_d / N by
-    -Σ_d (log p_d + H) / N. The ends are clipped to 1 … n_layers, between which every truth lies.
+    -Σ_d (log p_d + H) / N, and those of one answer by their sum. The ends are clipped to 1 … n_layers, between which
+    every truth lies.
 
     Args:
         held: [factoid, depth 1 … n_layers].
@@ -217,7 +221,7 @@ def effective_layers_of(held: np.ndarray, resamples: Resamples | None) -> tuple[
         entropy = -(sums / total * logs).sum(1, keepdims=True)
         weights = -(logs + entropy) / total
     errors = np.sqrt(resamples.squares(held, weights[1:]))
-    error = float(np.sqrt(((held @ weights[0]) ** 2).sum()))
+    error = float(np.sqrt(((resamples.by_answer(held) @ weights[0]) ** 2).sum()))
     value = float(effective_layers(sums[0]))
     ends = studentised_interval(float(entropy[0, 0]), error, entropy[1:, 0], errors)
     with np.errstate(over="ignore"):  # infinity is clipped too
@@ -250,7 +254,9 @@ def placement_of(found: Occurrence, resamples: Resamples | None) -> dict[str, fl
     names = ["depths_per_factoid"]
     names += [f"{which}_{part}" for which in ("lof", "settled") for part in ("mean", "sd", "restricted_mean")]
     for which, depth in (("lof", found.lof), ("settled", found.settled)):
-        row[f"{which}_n"] = int((~np.isnan(depth)).sum())
+        occurs = ~np.isnan(depth)
+        row[f"{which}_n"] = int(occurs.sum())
+        row[f"{which}_answers"] = row[f"{which}_n"] if resamples is None else int(resamples.having(occurs))
     for position, name in enumerate(names):
         edges = (np.nan, np.nan) if too_few(name, row) else (low[position], high[position])
         put(row, name, value[position], *edges)
@@ -264,36 +270,45 @@ def placement_of(found: Occurrence, resamples: Resamples | None) -> dict[str, fl
 
 
 def placement(
-    frame: Ranks, *, k: int | None = None, token: str | None = None, draws: int = DRAWS, seed: int = 0
+    frame: Ranks,
+    *,
+    k: int | None = None,
+    token: str | None = None,
+    answers: pl.DataFrame | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> pl.DataFrame:
     """Where a checkpoint's answers surface, in one row.
 
     ``lof_mean`` and ``lof_sd`` (n - 1) are over the factoids that occur; ``lof_restricted_mean`` and
     ``lof_median`` are over all, a median of null meaning that half never occur. ``share_only_full`` is the
     share whose first occurrence is the model's own readout. ``settled_…`` are the same for the settled depth.
-    ``lof_n`` and ``settled_n`` count those that occur: where they are fewer than 20, means have no interval (restricted
-    ones neither, for a few lucky hits decide them), where they are fewer than 60, sds and effective layers have none
-    (:data:`memprobe.statistics.intervals.FEWEST`).
+    ``lof_n`` and ``settled_n`` count those that occur, ``lof_answers`` and ``settled_answers`` their distinct answers:
+    where these are fewer than 20, means have no interval (restricted ones neither, for a few lucky hits decide them),
+    where they are fewer than 60, sds and effective layers have none (:data:`memprobe.statistics.intervals.FEWEST`).
     ``depths_per_factoid`` counts depths >= 1 that hold an answer; ``effective_layers`` is
     exp(entropy of the normalised frequency).
 
     Args:
         frame: records or controls, or a probe.
         k, token: the top k and the token rule; of a probe, by default those that it was made with.
+        answers: [id, answer] of the factoids (``factoids.parquet``), by default those of a probe: factoids of one
+            answer are resampled together. Without it every factoid counts for itself.
 
     Returns:
         One row per checkpoint (and control); every statistic NAME has NAME_low and NAME_high beside it:
         Wilson for shares, order statistics for medians, bootstrap over factoids for the others (BCa, for
         ``effective_layers`` bootstrap-t).
     """
+    answer_of = answers_of(frame, answers)
     frame, k, token = asked(frame, k, token)
     rows, cache = [], {}
     for trajectory in trajectories(frame, token=token):
-        n = len(trajectory.factoids)
-        if n not in cache:
-            cache = {n: Resamples.of(n, draws=draws, seed=seed)}
+        ids = tuple(trajectory.factoids)
+        if ids not in cache:
+            cache = {ids: Resamples.of(len(ids), answers=answer_of(ids), draws=draws, seed=seed)}
         names = {"checkpoint": trajectory.checkpoint, "control": trajectory.control}
-        rows.append(names | placement_of(Occurrence.of(trajectory, k), cache[n]))
+        rows.append(names | placement_of(Occurrence.of(trajectory, k), cache[ids]))
     table = pl.DataFrame(rows, infer_schema_length=None)
     return table if "control" in frame.lazy().collect_schema() else table.drop("control", strict=False)
 

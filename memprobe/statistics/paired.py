@@ -20,6 +20,7 @@ from memprobe.statistics.intervals import (
     bootstrap,
     bootstrap_mean,
     median_interval,
+    numbered,
     of_unanimous_shares,
 )
 from memprobe.statistics.occurrence import Occurrence
@@ -28,7 +29,6 @@ from memprobe.statistics.shares import discordant_variance
 
 def differences(
     values: np.ndarray,
-    answers: np.ndarray,
     resamples: Resamples,
     *,
     shares: np.ndarray | bool = False,
@@ -36,13 +36,13 @@ def differences(
 ) -> pl.DataFrame:
     """Mean paired differences, with everything that is said about them.
 
-    ``low`` and ``high`` are those of :func:`mean_difference`, ``p`` is of :func:`sign_flip`. ``effect`` is Cohen's d_z,
+    ``low`` and ``high`` are those of :func:`mean_difference`, ``p`` is of :func:`sign_flip`, both of the answers that
+    the draws are of: else one could contradict the other. ``effect`` is Cohen's d_z,
     the mean difference over the sd of the differences (Lakens 2013, equation 6); ``dominance`` is the share of factoids
     that go up minus the share that go down (Cliff 1993, within pairs).
 
     Args:
         values: [factoid, column], checkpoint minus reference, NaN where there is none.
-        answers: [factoid], whatever identifies the answer.
         shares: bool [column], which are differences of shares; the intervals of their means end at −1 and 1.
 
     Returns:
@@ -60,7 +60,7 @@ def differences(
         "difference": difference,
         "low": low,
         "high": high,
-        "p": sign_flip(values, answers, draws=resamples.draws, seed=seed),
+        "p": sign_flip(values, resamples.answer, draws=resamples.draws, seed=seed),
         "effect": np.where(n > 1, effect, np.nan),
         "dominance": dominance,
     }
@@ -70,10 +70,10 @@ def differences(
 def mean_difference(
     values: np.ndarray, resamples: Resamples, shares: np.ndarray | bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of paired differences with their intervals, bootstrapped over factoids: the same in every table.
+    """Means of paired differences with their intervals, bootstrapped over answers: the same in every table.
 
-    Where all factoids agree on a share, which resampling takes for certain, the interval is that of Agresti & Min
-    (2005), with one fact gained and one lost added.
+    Where all answers agree on a share, which resampling takes for certain, the interval is that of Agresti & Min
+    (2005), with one gained and one lost added.
 
     Args:
         values: [factoid, column], NaN where there is none.
@@ -84,14 +84,16 @@ def mean_difference(
     """
     difference, low, high = bootstrap_mean(values, resamples)
     of_shares = np.broadcast_to(shares, values.shape[1:])
-    low, high = _of_unanimous(values, low, high, of_shares)
+    low, high = _of_unanimous(values, resamples, low, high, of_shares)
     return difference, *within(low, high, [less(SHARE) if one else FREE for one in of_shares])
 
 
 _ROUNDING = 1e-9  # by which equal differences may be apart
 
 
-def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
+def sign_flip(
+    values: np.ndarray, answers: np.ndarray | None = None, *, draws: int = 10_000, seed: int = 0
+) -> np.ndarray:
     """Two-sided permutation p-values of mean paired differences (Fisher 1935; Pesarin & Salmaso 2010, ch. 2).
 
     Under the null hypothesis a difference is as likely as its negative. Factoids that share an answer share
@@ -106,12 +108,12 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
 
     Args:
         values: [factoid, column], NaN where there is none.
-        answers: [factoid].
+        answers: [factoid], whatever identifies the answer; without it every factoid is flipped for itself.
 
     Returns:
         [column]; NaN where no factoid has a value.
     """
-    _, group = np.unique(np.asarray(answers, dtype=str), return_inverse=True)
+    group = np.arange(len(values)) if answers is None else numbered(answers)
     filled = np.where(np.isnan(values), 0.0, values)
     sums = np.zeros((group.max() + 1 if len(group) else 0, values.shape[1]))
     np.add.at(sums, group, filled)
@@ -140,12 +142,15 @@ def sign_flip(values: np.ndarray, answers: np.ndarray, *, draws: int = 10_000, s
 
 
 def _of_unanimous(
-    values: np.ndarray, low: np.ndarray, high: np.ndarray, shares: np.ndarray
+    values: np.ndarray, resamples: Resamples, low: np.ndarray, high: np.ndarray, shares: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals of differences of shares, none of which is without width because all factoids agree."""
+    """Intervals of differences of shares, none of which is without width because all answers agree."""
     low, high = low.copy(), high.copy()
+    present = resamples.by_answer((~np.isnan(values)).astype(float))
+    total = resamples.by_answer(np.nan_to_num(values))
     for column in np.flatnonzero(shares & ~np.isnan(low)):
-        some = values[~np.isnan(values[:, column]), column]
+        there = present[:, column] > 0
+        some = total[there, column] / present[there, column]
         if np.ptp(some) > _ROUNDING:
             continue
         centre, half = some.sum() / (len(some) + 2), Z * np.sqrt(discordant_variance(some))
@@ -169,14 +174,13 @@ def differences_by_depth(
     reference: Trajectories,
     *,
     k: int,
-    answers: np.ndarray,
     resamples: Resamples,
     seed: int = 0,
 ) -> pl.DataFrame:
     """Paired differences at each depth: recall (mean), log_prob (mean, nats), rank (median).
 
     Columns as :func:`differences` gives them. For rank the difference is the median of the paired ones with
-    its order statistics, and p flips their signs (a sign test with answers together): a few facts at rank
+    its order statistics, and p flips their signs (a sign test), answers together in both: a few facts at rank
     40,000 decide nothing. ``q`` is p adjusted over the depths of that measure.
 
     Args:
@@ -191,12 +195,12 @@ def differences_by_depth(
     rank = np.where(missing, np.nan, checkpoint.rank - reference.rank.astype(float))
     values = np.column_stack([recall, log_prob, np.sign(rank)])
     shares = np.arange(values.shape[1]) < recall.shape[1]
-    every = differences(values, answers, resamples, shares=shares, seed=seed)
+    every = differences(values, resamples, shares=shares, seed=seed)
     tables = []
     for position, measure in enumerate(("recall", "log_prob", "rank")):
         table = every.slice(position * recall.shape[1], recall.shape[1])
         if measure == "rank":
-            medians = np.array([median_interval(column[~np.isnan(column)]) for column in rank.T])
+            medians = np.array([_median(column, resamples) for column in rank.T])
             edges = {name: medians[:, i] for i, name in enumerate(("difference", "low", "high"))}
             table = table.with_columns(pl.Series(name, edge).fill_nan(None) for name, edge in edges.items())
             table = table.with_columns(pl.lit(None, pl.Float64).alias("effect"))  # d_z belongs to means
@@ -212,12 +216,18 @@ def differences_by_depth(
     return pl.concat(tables).select(order)
 
 
+def _median(values: np.ndarray, resamples: Resamples) -> tuple[float, float, float]:
+    """:func:`~memprobe.statistics.intervals.median_interval` of values [factoid], NaN left out, with their answers."""
+    there = ~np.isnan(values)
+    return median_interval(values[there], None if resamples.answer is None else resamples.answer[there])
+
+
 def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples) -> pl.DataFrame:
     """Which depths hold a fact in both checkpoints.
 
     ``jaccard`` is the share of the facts held in either that are held in both (Jaccard 1912), bootstrapped
-    over factoids; where all agree on it, Wilson's of those held in either. The row without a depth takes (factoid,
-    depth >= 1) pairs together.
+    over answers; where all agree on it, Wilson's of those with a fact held in either. The row without a depth takes
+    (factoid, depth >= 1) pairs together.
 
     Returns:
         [depth (null = all), both, either, jaccard, low, high]; both and either as shares of all factoids, in
@@ -228,7 +238,7 @@ def overlap(checkpoint: Occurrence, reference: Occurrence, resamples: Resamples)
     values = np.column_stack([both, both[:, 1:].sum(1), either, either[:, 1:].sum(1)])
     half = values.shape[1] // 2
     jaccard, low, high = bootstrap(values, resamples, lambda sums, counts: sums[:, :half] / sums[:, half:])
-    low, high = of_unanimous_shares(jaccard, low, high, (values[:, half:] > 0).sum(0))
+    low, high = of_unanimous_shares(jaccard, low, high, resamples.having(values[:, half:] > 0))
     columns = {"both": values[:, :half].mean(0), "either": values[:, half:].mean(0)}
     depth = pl.Series("depth", [*range(half - 1), None], pl.Int64)
     frame = pl.DataFrame(columns | {"jaccard": jaccard, "low": low, "high": high}).fill_nan(None)

@@ -18,6 +18,7 @@ from memprobe.statistics.patches import (
     DRAWS,
     FACTS,
     GAP,
+    alike_of,
     answers,
     at_every_depth,
     first_depth_summary,
@@ -178,7 +179,9 @@ def erasures(table: pl.DataFrame, reference: str, *, draws: int = DRAWS) -> pl.D
     rows = [
         {"source": source, "target": target}
         | erasure_summary(
-            erasure_scores(table, full=target, reference=reference, unlearned=source), draws=draws
+            erasure_scores(table, full=target, reference=reference, unlearned=source),
+            alike_of(table),
+            draws=draws,
         )
         for source, target in pairs
         if target in into and source != reference

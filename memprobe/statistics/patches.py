@@ -115,7 +115,7 @@ def by_depth(
 ) -> pl.DataFrame:
     """Restoration and erasure by depth, with controls.
 
-    Intervals are bootstrapped over factoids. ``p`` is of a sign-flip test of the patch against its control of another
+    Intervals are bootstrapped over answers. ``p`` is of a sign-flip test of the patch against its control of another
     factoid's states (random ones where there is no other; random weights for grafts), factoids of one answer flipped
     together, ``q`` the same adjusted over the depths of its sweep.
 
@@ -125,7 +125,7 @@ def by_depth(
         net_random_low, net_random_high, p, q]; null where there is no control.
     """
     shares = moved_shares(answers(table, facts=facts), threshold=threshold)
-    alike = dict(_alike(table).iter_rows())
+    alike = dict(alike_of(table).iter_rows())
     rows: list[pl.DataFrame] = []
     for unit in shares.partition_by([*UNIT, "window"], maintain_order=True):
         asked = unit["factoid"].n_unique()
@@ -135,7 +135,9 @@ def by_depth(
                 continue
             values = {name: _pivot(mine, name) for name in ("", "other", "random")}
             ids, places, own = values[""]
-            resamples = Resamples.of(len(ids), draws=draws, seed=seed)
+            resamples = Resamples.of(
+                len(ids), answers=np.array([alike[factoid] for factoid in ids]), draws=draws, seed=seed
+            )
             moved, low, high = bootstrap_mean(own, resamples)
             head = mine.select([*UNIT, "window"]).head(1)
             part = pl.DataFrame(
@@ -164,8 +166,7 @@ def by_depth(
                     tested = own - control
             p = np.full(len(places), np.nan)
             if tested is not None:
-                own_answers = np.array([alike[factoid] for factoid in ids])
-                tests = differences(tested, own_answers, resamples, seed=seed)
+                tests = differences(tested, resamples, seed=seed)
                 p = tests["p"].cast(pl.Float64).fill_null(np.nan).to_numpy()
             part = part.with_columns(
                 pl.Series("p", p).fill_nan(None), pl.Series("q", false_discovery(p)).fill_nan(None)
@@ -200,11 +201,11 @@ def first_depths(
     first = own.group_by([*_SWEPT, "direction", "factoid"], maintain_order=True).agg(
         first=pl.col("depth").filter(pl.col("moved") >= share).min()
     )
-    first = first.join(_alike(states), on="factoid", how="left", maintain_order="left")
+    first = first.join(alike_of(states), on="factoid", how="left", maintain_order="left")
     return first.join(_depths_of(states, n_layers), on=_SWEPT, how="left", maintain_order="left")
 
 
-def _alike(table: pl.DataFrame) -> pl.DataFrame:
+def alike_of(table: pl.DataFrame) -> pl.DataFrame:
     """[factoid, answer]: the first, by id, of the factoids that have the same answer tokens."""
     tokens = table.filter(pl.col("token") >= 0).select("factoid", "token", "token_id").unique()
     whole = tokens.sort("factoid", "token").group_by("factoid", maintain_order=True)
@@ -239,9 +240,9 @@ def at_every_depth(first: pl.DataFrame) -> pl.DataFrame:
 def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """:func:`first_depths` in a row per sweep and direction.
 
-    ``mean`` is over the facts that get there; ``restricted`` counts never as n_layers + 1, and has an interval where 20
-    get there, as :func:`memprobe.statistics.placement` has it; the median counts never as later than every depth, with
-    its order statistics.
+    ``mean`` is over the facts that get there; ``restricted`` counts never as n_layers + 1, and has an interval where
+    facts of 20 answers get there, as :func:`memprobe.statistics.placement` has it; the median counts never as later
+    than every depth, with its order statistics.
 
     Returns:
         [source, target, what, positions, direction, patched, n, never, never_low, never_high (Wilson's), mean,
@@ -255,11 +256,11 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
     ):
         depth = part["first"].cast(pl.Float64).fill_null(np.inf).to_numpy()
         counted = np.where(np.isinf(depth), float(part["never_as"][0]), depth)
-        resamples = Resamples.of(len(depth), draws=draws, seed=seed)
+        resamples = Resamples.of(len(depth), answers=part["answer"].to_numpy(), draws=draws, seed=seed)
         mean, low, high = bootstrap_mean(counted[:, None], resamples)
         low, high = within(low, high, [(0.0, float(part["never_as"][0]))])
         reached = depth[~np.isinf(depth)]
-        if len(reached) < FEWEST["mean of those that occur"]:
+        if resamples.having(~np.isinf(depth)) < FEWEST["mean of those that occur"]:
             low, high = np.full((2, 1), np.nan)
         median = [float(value) if np.isfinite(value) else None for value in median_interval(depth)]
         never = np.isinf(depth).mean()
@@ -321,7 +322,8 @@ def first_depth_differences(first: pl.DataFrame, *, draws: int = DRAWS, seed: in
                 :, None
             ]
             alike = both["answer"].to_numpy()
-            table = differences(values, alike, Resamples.of(len(alike), draws=draws, seed=seed), seed=seed)
+            resamples = Resamples.of(len(alike), answers=alike, draws=draws, seed=seed)
+            table = differences(values, resamples, seed=seed)
             head = part.row(0, named=True)
             rows.append(
                 {key: head[key] for key in ("what", "positions", "direction")}
@@ -340,8 +342,8 @@ def graft_effects(
 ) -> pl.DataFrame:
     """Of each sweep of grafts, the block (or window) that moves most.
 
-    The winner is known only as well as the facts are many: ``support`` is the share of bootstrap draws over factoids
-    in which it wins again, as the interval null of fewer factoids than :data:`FEWEST` asks of a mean; ``facts_share``
+    The winner is known only as well as the facts are many: ``support`` is the share of bootstrap draws over answers
+    in which it wins again, as the interval null of fewer answers than :data:`FEWEST` asks of a mean; ``facts_share``
     the share of factoids of which it is the largest.
 
     Returns:
@@ -349,6 +351,7 @@ def graft_effects(
     """
     grafts = table.filter(pl.col("what") == "weights")
     shares = moved_shares(answers(grafts, facts=facts), threshold=threshold)
+    alike = dict(alike_of(grafts).iter_rows())
     rows = []
     for unit in shares.partition_by(
         ["source", "target", "parts", "window", "direction"], maintain_order=True
@@ -358,7 +361,9 @@ def graft_effects(
             continue
         ids, places, own = _pivot(unit, "")
         control = _like(_pivot(unit, "random"), ids, places)
-        resamples = Resamples.of(len(ids), draws=draws, seed=seed)
+        resamples = Resamples.of(
+            len(ids), answers=np.array([alike[factoid] for factoid in ids]), draws=draws, seed=seed
+        )
         mean, low, high = bootstrap_mean(own, resamples)
         best = int(np.nanargmax(mean))
         drawn = resamples.sums(np.nan_to_num(own)).argmax(1)

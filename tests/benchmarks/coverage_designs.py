@@ -298,7 +298,7 @@ def few_pairs(simulations: int, seed: int, draws: int, wanted: Wanted = every) -
         truth, hits = float(apart.mean()), []
         for i in range(simulations):
             sample = rng.choice(apart, n)
-            found = differences(sample[:, None], np.arange(n), Resamples.of(n, draws=draws, seed=i))
+            found = differences(sample[:, None], Resamples.of(n, draws=draws, seed=i))
             low, high = found["low"][0], found["high"][0]
             if low is not None:
                 hits.append(low <= truth <= high)

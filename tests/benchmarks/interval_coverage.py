@@ -90,7 +90,7 @@ def simulate(
     for simulation in range(simulations):
         rows = rng.integers(0, POPULATION, sample)
         resamples = Resamples.of(sample, draws=draws, seed=seed + 1 + simulation)
-        table = differences(difference[rows], rows, resamples, seed=simulation)
+        table = differences(difference[rows], resamples, seed=simulation)
         for name, low, high in zip(PAIRED, table["low"], table["high"], strict=True):
             hits[name] += low <= truth[name] <= high
         sampled = [found.select(rows) for found in occurrences]
