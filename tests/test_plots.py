@@ -167,6 +167,27 @@ def test_a_forest_has_a_row_for_each_checkpoint_and_each_readout():
     assert len({trace.y[0] for trace in figure.data}) == 4
 
 
+@pytest.mark.parametrize("depths", [range(1, 31), [1, 7, 30], [], range(1, 5)])
+def test_rows_of_many_checkpoints_stand_at_their_depths_with_never_behind(depths):
+    labels = [f"c{at}" for at in range(7)]
+    rows = [[label, depth, 0.01 * (depth or 9)] for label in labels for depth in [*depths, None]]
+    schema = {"checkpoint": pl.String, "depth": pl.Int64, "share": pl.Float64}
+    figure = plots.depth_distribution(pl.DataFrame(rows, schema=schema, orient="row"))
+    (cells,), axis = figure.data, figure.layout.xaxis
+    places = list(cells.x)
+    assert places == list(
+        range(places[0], places[-1] + 1)
+    )  # an axis of numbers, on which a range is one of depths
+    low, high = axis.range
+    assert axis.type != "category"
+    assert low < places[0] <= places[-1] < high
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[places[-1]] == "never"
+    assert all(places[-1] - tick >= (high - low) / 10 for tick in axis.tickvals[:-1])  # else texts overprint
+    assert [row[places.index(depth)] for depth in depths for row in cells.z] == [
+        0.01 * depth for depth in depths for _ in labels
+    ]
+
+
 def test_a_heatmap_leaves_depths_blank_that_a_checkpoint_lacks():
     table = pl.DataFrame({"checkpoint": ["a", "a", "b"], "depth": [0, 1, 0], "recall": [0.0, 1.0, 0.5]})
     (cells,) = plots.depth_heatmap(table, "recall", title="recall").data

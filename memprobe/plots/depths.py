@@ -50,22 +50,18 @@ def depth_distribution(
     """
     depths = distribution["depth"].max()
     last = int(depths) if depths is not None else 1  # type: ignore[arg-type]
-    never = last + max(2, last // 8)
-    ticks = sketch.depth_ticks(last, 1)
-    axis: dict[str, Any] = {
-        "tickvals": [*ticks, never],
-        "ticktext": [*map(str, ticks), "never"],
-        "range": [0.5 - last / 60, never + max(1, last / 20)],
-    }
     parts = sketch.by_checkpoint(distribution, checkpoints, looks)
     if len(parts) > MOST_BARS:
+        # The next cell: an axis with a gap would be one of categories, where a range counts cells.
+        never = last + 1
         placed = distribution.with_columns(distribution["depth"].fill_null(never))
         figure = depth_heatmap.sketch(
-            placed, "share", title="of facts", largest=None, checkpoints=checkpoints, at=of
+            placed, "share", title="of facts", largest=None, checkpoints=checkpoints, at=of, every=True
         )
-        figure.update_xaxes(**axis)
+        figure.update_xaxes(**_depths_and_never(last, never), range=[0.5, never + 0.5])
         sketch.add_floor_width(figure, floor, at=1)
         return figure
+    never = last + max(2, last // 8)
     figure = sketch.figure_of(x=of, y="share of facts", percent=True)
     figure.update_yaxes(rangemode="tozero")
     for look, label, rows in parts:
@@ -100,9 +96,15 @@ def depth_distribution(
             },
         )
     figure.update_layout(bargap=0.1, barmode="group")
-    figure.update_xaxes(**axis)
+    figure.update_xaxes(**_depths_and_never(last, never), range=[0.5 - last / 60, never + max(1, last / 20)])
     sketch.add_floor_width(figure, floor, at=1)
     return figure
+
+
+def _depths_and_never(last: int, never: int) -> dict[str, Any]:
+    """Ticks of depths, but for those that "never" would cover."""
+    ticks = [depth for depth in sketch.depth_ticks(last, 1) if never - depth >= last / 8]
+    return {"tickvals": [*ticks, never], "ticktext": [*map(str, ticks), "never"]}
 
 
 @sketch.drawn
@@ -115,6 +117,7 @@ def depth_heatmap(
     checkpoints: Sequence[str] | None = None,
     looks: sketch.Looks | None = None,
     at: str = "depth",
+    every: bool = False,
 ) -> sketch.Sketch:
     """Depth by checkpoint, a row for each checkpoint.
 
@@ -125,6 +128,7 @@ def depth_heatmap(
         checkpoints: their order; as in the table where not given.
         looks: not used here: rows have no colour of their own.
         at: what the depths are, for the axis.
+        every: whether depths that no row has get blank cells.
     """
     figure = sketch.figure_of(x=at, y="", percent=False)
     parts = sketch.by_checkpoint(table, checkpoints)
@@ -134,6 +138,7 @@ def depth_heatmap(
         [(sketch.plain(names[label]), rows) for _, label, rows in parts],
         column,
         largest=largest,
+        every=every,
         hovertemplate=f"<b>%{{z:.1%}}</b> {title} at depth %{{x}}<br>%{{y}}<extra></extra>",
         meta={"rows": [label for _, label, _ in parts], "role": "cells"},
     )

@@ -93,15 +93,18 @@ def add_cells(
     column: str,
     *,
     largest: float | None,
+    every: bool = False,
     **trace: Any,
 ) -> list[int]:
     """Shares by depth as colours, a row a name, with their scale above.
 
-    Where there are gaps between the depths, each has a cell and a tick of its own, as wide as any other's.
+    Where there are gaps between the depths, each has a cell and a tick of its own, as wide as any other's: the axis
+    then is one of categories.
 
     Args:
         rows: the name of each, and its table with depth and ``column``.
         largest: where the colours end; ``None`` for the largest share.
+        every: whether gaps are blank cells instead.
         trace: what is told of a cell and of the rows.
 
     Returns:
@@ -109,6 +112,8 @@ def add_cells(
     """
     cells = [dict(row.select("depth", column).iter_rows()) for _, row in rows]
     depths = sorted({depth for row in cells for depth in row})
+    if every and depths:
+        depths = list(range(depths[0], depths[-1] + 1))
     if has_gaps(depths):
         figure.update_xaxes(type="category")
     figure.add(
