@@ -25,7 +25,7 @@ from memprobe import figures
 from memprobe.arms import arm_names
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
-from memprobe.figures import look, patches, runs, tables
+from memprobe.figures import by_lens, look, patches, runs, tables
 from memprobe.figures.look import STYLE
 from memprobe.figures.placing import checkpoint_layout
 from memprobe.files import read_json, write_json
@@ -203,6 +203,28 @@ def test_titles_of_panels_do_not_run_into_each_other():
     assert len(boxes) == 12 and max(box.x1 for box in boxes) <= figure.bbox.x1
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
+
+
+def test_names_that_are_too_long_are_told_apart_wherever_they_stand():
+    labels = [f"runs/smollm2-study/remix-generic-stage-{at}/seed-0/2-lama-lr0.0001" for at in range(3)]
+    curves = [["", label, None, 0.5, depth, 0.1 * depth] for label in labels for depth in range(4)]
+    names = ["panel", "line", "seed", "exact", "depth", "recall"]
+    edges = {"recall_low": pl.lit(None, pl.Float64), "recall_high": pl.lit(None, pl.Float64)}
+    table = pl.DataFrame(curves, schema=names, orient="row").with_columns(**edges, chance=pl.lit(0.01))
+    (legend,) = figures.recall(table).legends
+    assert len({text.get_text() for text in legend.get_texts()}) == len(labels) + 1
+    cells = table.select("panel", "depth", "recall", group="line", row="line")
+    axes = figures.heatmap(cells).axes[0]
+    assert len({text.get_text() for text in axes.get_yticklabels()}) == len(labels)
+    rows = [[label, "base", "exact", 0.1, 0.0, 0.2, None] for label in labels]
+    names = ["row", "reference", "statistic", "difference", "low", "high", "held"]
+    axes = figures.differences(pl.DataFrame(rows, schema=names, orient="row")).axes[0]
+    assert len({text.get_text() for text in axes.get_yticklabels()}) == len(labels)
+    by_position = table.select(
+        "depth", "recall", *edges, "chance", checkpoint="line", position=pl.lit("answer")
+    )
+    panels = by_lens.positions(by_position).axes
+    assert len({axes.get_title(loc="left") for axes in panels if axes.axison}) == len(labels)
 
 
 def test_many_checkpoints_get_a_panel_by_arm_with_every_seed(study):

@@ -60,7 +60,7 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         for name, offset in beside.items():
             _beside(axes, _head(name, part["last_metric"].to_list()), -0.75, offset, style.FAINT)
         axes.set_title(
-            style.shortened(setup, 55), pad=9
+            style.shortened(setup, 55, setups), pad=9
         )  # above the heads of the columns, which it may reach
         axes.set_xlim(0, 1)
         style.percent_axis(axes.xaxis)
@@ -185,7 +185,7 @@ def interference(table: pl.DataFrame, *, width: int = 89) -> Figure:
                 gid=f"{setup}/{row['arm']}/{row['seed']}",
                 **_dot(_kind(row["arm_text"])),
             )
-        axes.set_title(style.shortened(setup, 40))
+        axes.set_title(style.shortened(setup, 40, table["setup"]))
         axes.set_ylim(0, 1)
         axes.margins(x=0.08)
         style.percent_axis(axes.yaxis)
@@ -224,6 +224,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
     names = [dataset for dataset, _ in datasets]
     one_setup = table["setup"].n_unique() == 1
     parts = list(style.groups(table, "setup", "arm"))
+    titles = {(setup, arm): arm if one_setup else f"{setup}: {arm}" for (setup, arm), _ in parts}
     handles = [
         style.handle(f"{name}, {metric.replace('_', ' ')}", **style.look(names.index(name)))
         for name, metric in datasets
@@ -267,7 +268,7 @@ def stages(table: pl.DataFrame, *, width: int = 89) -> Figure:
                     linewidth=1.6,
                     gid=f"{where}/mean",
                 )
-        style.panel_title(axes, arm if one_setup else f"{setup}: {arm}", 24)
+        style.panel_title(axes, titles[setup, arm], 24, titles.values())
         axes.set_xticks(range(1, last + 1))
         axes.set_xlim(0.85, last + 0.15)
         axes.set_ylim(0, 1)

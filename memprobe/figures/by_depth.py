@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from memprobe.figures import look as style
+from memprobe.wording import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,7 @@ def _curves(
                 gid=f"{name}/floor",
             )
         if name:
-            style.panel_title(axes, name, 22 if len(names) > 1 else 60)
+            style.panel_title(axes, name, 22 if len(names) > 1 else 60, names)
         if accuracy and not (alone and not seeded):
             _write_accuracy(axes, table.filter(panel=name), lines)
         style.depth_axis(axes, begun if len(begun) else table["depth"])
@@ -260,6 +261,8 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
     blues = LinearSegmentedColormap.from_list(
         "memprobe", ["#f4f7fb", "#a9c8e2", "#2577b8", "#123a63", "#0a1c33"]
     )
+    groups = table["group"].unique(maintain_order=True).to_list()
+    names_of = shortened(groups, 24 if style.is_narrow(width) else 30)
     mesh = None
     for axes, name in zip(every, names, strict=True):
         part, labels = table.filter(panel=name), rows_of[name]
@@ -287,7 +290,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         ends = [0, *sizes["len"].cum_sum().to_list()]
         axes.set_yticks([(start + end) / 2 for start, end in pairwise(ends)])
         axes.set_yticklabels(
-            [style.shortened(group, 24 if style.is_narrow(width) else 30) for group in sizes["group"]],
+            [names_of[group] for group in sizes["group"]],
             fontsize=6.5 if min(sizes["len"]) * row_height >= 2.8 else 5,
         )
         if any(size > 1 for size in sizes["len"]):
@@ -297,7 +300,7 @@ def heatmap(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: in
         axes.spines[:].set_visible(False)
         axes.set_xlabel("depth")
         if name:
-            axes.set_title(style.shortened(name, 40))
+            axes.set_title(style.shortened(name, 40, names))
     assert mesh is not None
     bar = figure.colorbar(mesh, ax=every, location="top", aspect=40, shrink=0.6, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -75,7 +75,7 @@ def _recall_by(
                 zorder=3,
                 gid=f"{where}/line",
             )
-        axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
+        axes.set_title(style.shortened(name, 40, names) if len(names) > 1 else "")
         style.depth_axis(axes, table["depth"])
         axes.set_ylim(0, 1)
         style.percent_axis(axes.yaxis)
@@ -109,7 +109,7 @@ def contributions(table: pl.DataFrame, *, k: int = 10, token: str = "first", wid
             axes.plot(
                 x, style.numbers(rows, "value"), **marks, linewidth=1.1, markersize=2.5, gid=f"{where}/line"
             )
-        axes.set_title(style.shortened(name, 40) if len(names) > 1 else "")
+        axes.set_title(style.shortened(name, 40, names) if len(names) > 1 else "")
         style.depth_axis(axes, table["depth"])
     net = ", net of shuffled answers" if table["net"].all() else ""
     style.name_axes(figure, every, "depth", f"adds to the answer’s logit{style.rule(token)}{net}")

@@ -52,7 +52,7 @@ def other_questions(table: pl.DataFrame, *, width: int = 89) -> Figure:
             if not row["stage"]:  # one model, and no seed
                 drawn["by_seed"] = None
             point(axes, drawn, arms.index(row["arm"]) + aside, looks[row["stage"]], where)
-        style.panel_title(axes, label(question), 34)
+        style.panel_title(axes, label(question), 34, map(label, questions))
         axes.set_xlim(0, 1)
         style.percent_axis(axes.xaxis)
         axes.tick_params(axis="x", labelbottom=True)

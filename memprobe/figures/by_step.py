@@ -60,7 +60,11 @@ def steps(table: pl.DataFrame, *, k: int = 10, token: str = "first", width: int 
             style.percent_axis(axes.yaxis)
     for axes, run in zip(every[len(shown) :], runs, strict=True):
         _fates(axes, table.filter(run=run, statistic="fates"), run)
-        axes.set_title("state of the facts" if len(runs) == 1 else style.shortened(f"facts of {run}", 24))
+        axes.set_title(
+            "state of the facts"
+            if len(runs) == 1
+            else style.shortened(f"facts of {run}", 24, (f"facts of {one}" for one in runs))
+        )
     for axes in every:
         axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -9,10 +9,10 @@ import functools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from memprobe import palette
+from memprobe import palette, wording
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -178,12 +178,20 @@ def apart(figure: Figure) -> None:
 def legend(figure: Figure, handles: Sequence[Any], width: int) -> None:
     """One legend above all panels, in as many columns as fit."""
     if handles:
-        figure.legend(handles=list(handles), loc="outside upper left", ncols=legend_columns(handles, width))
+        columns = legend_columns(handles, width)
+        figure.legend(handles=list(handles), labels=_labels(handles), loc="outside upper left", ncols=columns)
+
+
+def _labels(handles: Sequence[Any]) -> list[str]:
+    """What entries are called beside each other."""
+    labels = [str(handle.get_label()) for handle in handles]
+    names = wording.shortened(labels, 44)
+    return [names[label] for label in labels]
 
 
 def legend_columns(handles: Sequence[Any], width: int) -> int:
     """How many entries fit beside each other, letters being 1.35 mm wide at most sizes of text used here."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
+    longest = max(map(len, _labels(handles)))
     return max(1, min(len(handles), int((width - 3) / (longest * 1.35 + 11))))
 
 
@@ -215,19 +223,20 @@ def percent_axis(axis: Any, decimals: int | None = 0) -> None:
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=decimals))
 
 
-def shortened(text: str, length: int) -> str:
-    """A label that is too long loses its middle."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+def shortened(text: str, length: int, among: Iterable[str] = ()) -> str:
+    """A label that fits into so many letters where it can, told apart from those that it stands among."""
+    return wording.shortened(list(dict.fromkeys([text, *among])), length)[text]
 
 
-def panel_title(axes: Axes, text: str, length: int) -> None:
-    """The title of a panel, on two lines where one of so many characters does not hold it."""
+def panel_title(axes: Axes, text: str, length: int, among: Iterable[str] = ()) -> None:
+    """The title of a panel, on two lines where one of so many characters does not hold it.
+
+    Args:
+        among: titles of all panels.
+    """
     lines = textwrap.wrap(text, length, break_on_hyphens=False)
     if len(lines) > 2 or any(len(line) > length for line in lines):
-        lines = [shortened(text, length)]
+        lines = [shortened(text, length, among)]
     axes.set_title("\n".join(lines))
 
 
@@ -262,9 +271,10 @@ def name_axes(figure: Figure, every: Sequence[Axes], x: str, y: str) -> None:
 
 def name_rows(every: Sequence[Axes], rows: Sequence[str], width: int) -> None:
     """Names of rows from top to bottom."""
+    names = wording.shortened(rows, 24 if is_narrow(width) else 36)
     for axes in every:
         axes.set_yticks(range(len(rows)))
-        axes.set_yticklabels([shortened(row, 24 if is_narrow(width) else 36) for row in rows])
+        axes.set_yticklabels([names[row] for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -327,7 +337,7 @@ def handle(label: str, **marks: Any) -> Any:
     """An entry of a legend."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], label=shortened(label, 44), **marks)
+    return Line2D([], [], label=label, **marks)
 
 
 def seeds_along(

@@ -165,7 +165,7 @@ def _moved(table: pl.DataFrame, x_label: str, control: str, width: int) -> Figur
             else:
                 axes.plot(x, y, color=marks["color"], linewidth=0.5, alpha=0.6, gid=f"{where}/line")
         if len(names) > 1:
-            style.panel_title(axes, name, 22 if style.is_narrow(width) else 34)
+            style.panel_title(axes, name, 22 if style.is_narrow(width) else 34, names)
         style.depth_axis(axes, table["depth"])
         axes.set_ylim(floor, top)
         style.percent_axis(axes.yaxis)
