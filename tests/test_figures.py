@@ -205,6 +205,22 @@ def test_titles_of_panels_do_not_run_into_each_other():
         assert not one.overlaps(other)
 
 
+@pytest.mark.parametrize("along", [False, True])
+def test_a_legend_leaves_out_only_what_colours_that_go_on_say(along):
+    rows = [
+        ["", f"c{at}", None, at / 8 if along else None, 0.5, depth, 0.1 * depth]
+        for at in range(9)
+        for depth in range(4)
+    ]
+    names = ["panel", "line", "seed", "along", "exact", "depth", "recall"]
+    no = pl.lit(None, pl.Float64)
+    table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        recall_low=no, recall_high=no, chance=no
+    )
+    (legend,) = figures.recall(table).legends
+    assert len(legend.get_texts()) == (5 if along else 9)
+
+
 def test_names_that_are_too_long_are_told_apart_wherever_they_stand():
     labels = [f"runs/smollm2-study/remix-generic-stage-{at}/seed-0/2-lama-lr0.0001" for at in range(3)]
     curves = [["", label, None, 0.5, depth, 0.1 * depth] for label in labels for depth in range(4)]

@@ -195,9 +195,10 @@ def _line_handles(table: pl.DataFrame, lines: Sequence[str], *, accuracy: bool) 
     seeded = set(table.filter(pl.col("seed").is_not_null())["line"])
     exact = {line: table.filter(line=line)["exact"].drop_nulls().to_list()[:1] for line in lines}
     looks = _looks(table, lines)
-    # Between the first and the last step the colour says it; a legend of twenty would be longer than the figure.
-    last = len(lines) - 1
-    shown = {round(last * at / 4) for at in range(5)} if last >= MOST_BANDS else set(range(len(lines)))
+    # Along a run the colour says what lies between; a legend of twenty would be longer than the figure.
+    last, places = len(lines) - 1, _places(table)
+    along = last >= MOST_BANDS and all(places.get(line) is not None for line in lines)
+    shown = {round(last * at / 4) for at in range(5)} if along else set(range(len(lines)))
     return [
         style.handle(
             line + (f", {100 * exact[line][0]:.3g}% exact" if accuracy and exact[line] else ""),
@@ -210,11 +211,16 @@ def _line_handles(table: pl.DataFrame, lines: Sequence[str], *, accuracy: bool) 
 
 def _looks(table: pl.DataFrame, lines: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How each line looks: along a training run by its place there, early to late, else by its place among all."""
-    places = dict(table.select("line", "along").unique().iter_rows()) if "along" in table.columns else {}
+    places = _places(table)
     return {
         line: style.look(position) if places.get(line) is None else style.look_along(places[line])
         for position, line in enumerate(lines)
     }
+
+
+def _places(table: pl.DataFrame) -> dict[str, float | None]:
+    """Of each line, its place along its training run, where it has one."""
+    return dict(table.select("line", "along").unique().iter_rows()) if "along" in table.columns else {}
 
 
 def _write_accuracy(axes: Axes, table: pl.DataFrame, lines: Sequence[str]) -> None:
