@@ -188,6 +188,16 @@ def test_rows_of_many_checkpoints_stand_at_their_depths_with_never_behind(depths
     ]
 
 
+@pytest.mark.parametrize(
+    ("shares", "largest"), [([0.2, 0.3], 0.3), ([None, 0.1], 0.1), ([0.0, 0.0], 1), ([None] * 2, 1)]
+)
+def test_colours_of_a_heatmap_begin_at_0_and_end_at_the_largest_share(shares, largest):
+    schema = {"checkpoint": pl.String, "depth": pl.Int64, "share": pl.Float64}
+    table = pl.DataFrame([["a", 1, shares[0]], ["a", 2, shares[1]]], schema=schema, orient="row")
+    axis = plots.depth_heatmap(table, "share", title="of facts", largest=None).layout.coloraxis
+    assert (axis.cmin, axis.cmax) == (0, largest)
+
+
 def test_a_heatmap_leaves_depths_blank_that_a_checkpoint_lacks():
     table = pl.DataFrame({"checkpoint": ["a", "a", "b"], "depth": [0, 1, 0], "recall": [0.0, 1.0, 0.5]})
     (cells,) = plots.depth_heatmap(table, "recall", title="recall").data

@@ -114,6 +114,9 @@ def add_cells(
     depths = sorted({depth for row in cells for depth in row})
     if every and depths:
         depths = list(range(depths[0], depths[-1] + 1))
+    if largest is None:
+        # Without either end plotly ranges by itself; where there is nothing, any scale does.
+        largest = max((share for row in cells for share in row.values() if share is not None), default=0) or 1
     if has_gaps(depths):
         figure.update_xaxes(type="category")
     figure.add(
@@ -129,7 +132,7 @@ def add_cells(
     scale = {"tickformat": ".0%", "thickness": 8, "outlinewidth": 0, "orientation": "h", "y": 1.0}
     scale |= {"yanchor": "bottom", "ypad": 2, "x": 0, "xanchor": "left", "xpad": 0, "len": 0.4, "nticks": 4}
     figure.update_layout(
-        coloraxis={"colorbar": scale, "cmin": 0} | ({"cmax": largest} if largest else {}),
+        coloraxis={"colorbar": scale, "cmin": 0, "cmax": largest},
         hovermode="closest",
         margin={"t": 34},
         meta={"row": 26, "frame": 82},
