@@ -294,7 +294,7 @@ def test_sets_go_by_what_was_asked_and_equal_labels_are_told_apart(study):
 def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     manifests = {
         f"{arm}-{seed}": {"arm": arm, "seed": seed, "stage": 1, "stage_name": "kvr"}
-        for arm in ("none", "ewc(strength=1)")
+        for arm in ("none", "ewc(strength=1)", "replay(ratio=0.1)")
         for seed in range(3)
     }
     depths = {"base": 6} | {label: 3 + 0.2 * at for at, label in enumerate(manifests)}
@@ -315,6 +315,8 @@ def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "EWC 1"] == ["seed"] * 3 + [
         "line"
     ]
+    colours = {trace["meta"]["arm"]: trace["line"]["color"] for trace in drawn}
+    assert len(set(colours.values())) == len(colours) == 3, "seeds are as many as make colours come again"
 
 
 def test_the_base_model_is_told_once_where_runs_agree_on_it():

@@ -200,8 +200,11 @@ class UnderRule:
         means = arm_means(runs, staged, len(at.factoids), ends=limits_of(at), binary=BINARY)
         several = means.filter(pl.col("seeds") >= MIN_SEEDS)
         figures = {}
-        # An arm looks like the last checkpoint of its first run.
-        looks = {path.arm: self.labels.index(path.labels[-1]) for path in reversed(self.paths)}
+        # Of single seeds an arm looks like the last checkpoint of its run; of several, whose checkpoints may share a
+        # colour from arm to arm, by its own place.
+        seeded = bool((means["seeds"] > 1).any())
+        ends = {path.arm: self.labels.index(path.labels[-1]) for path in reversed(self.paths)}
+        looks = None if seeded else ends
         for name in staged:
             rows = []
             for path in self.paths:
@@ -225,7 +228,7 @@ class UnderRule:
             figures[f"stage-{name}"] = plots.stage_lines.sketch(
                 table, y="", percent=PER_FACTOID[name].share, looks=looks
             )
-        if not (means["seeds"] > 1).any():
+        if not seeded:
             return figures, []
         rows = []
         for (arm, stage), part in means.group_by("arm", "stage", maintain_order=True):

@@ -196,7 +196,7 @@ function buildSet() {
   byId("steps").hidden = !named("step-").length;
   byId("overview-plots").hidden = named("stage-").length > 0;
   byId("stages-note").textContent = named("stage-").length
-    ? "After each training stage, on the factoids probed here. A line is a run, or an arm’s mean, in the colour of the checkpoint it ends at. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean." : "";
+    ? `After each training stage, on the factoids probed here. A line is a run, or an arm’s mean, ${severalSeeds() ? "in a colour of its arm" : "in the colour of the checkpoint it ends at"}. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean.` : "";
   byId("differences").replaceChildren(...named("difference-").map((name) => small(name, titled(titles[name.slice("difference-".length)]))));
   byId("differences-note").hidden = !named("difference-").length;
   byId("fates").replaceChildren(
@@ -216,6 +216,9 @@ function buildSet() {
   showRun();
   buildFilters();
 }
+
+/** Whether some arm has several seeds, so that lines are coloured by arm: tables over seeds are there then. */
+const severalSeeds = () => Boolean(set.arms?.[report.rules[0]][report.k[0]].length);
 
 function chooseCheckpoints(event) {
   const chosen = [...byId("checkpoints").querySelectorAll("input:checked")].map((input) => input.value);
