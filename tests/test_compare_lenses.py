@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memprobe.compare import compare, read_comparison
-from memprobe.compare.beside import _with_chance
+from memprobe.compare.beside import _with_chance, written
 from memprobe.factoids import make_factoid
 from memprobe.figures import redraw
 from memprobe.files import read_json
@@ -247,6 +247,21 @@ def test_floors_are_in_the_tables_and_on_the_face_of_figures(made, tmp_path, cli
     assert (box.x0, box.x1) == pytest.approx((-FLOOR["lof_mean"], FLOOR["lof_mean"]))
 
 
+@pytest.mark.parametrize(("net", "most"), [([0.1, 0.9], "2: 90%"), ([None, None], "1: 70%")])
+def test_the_most_that_is_written_is_the_highest_point_of_the_chart(net, most):
+    """Which is net of shuffled answers where all have them."""
+    edges = {f"{name}_{end}": None for name in ("share", "net_share") for end in ("low", "high")}
+    names = {"checkpoint": "a", "part": "block"}
+    rows = [
+        {**names, "depth": 1, "logit": 0.7, "share": 0.7, "net": net[0], "net_share": net[0], **edges},
+        {**names, "depth": 2, "logit": 0.3, "share": 0.3, "net": net[1], "net_share": net[1], **edges},
+    ]
+    placed = {**names, "n": 12, "n_net": 12, "chance": 1.0}
+    placed |= {f"{name}{end}": 1.0 for name in ("depth", "net") for end in ("", "_low", "_high")}
+    table = written(pl.DataFrame([placed]), pl.DataFrame(rows, schema_overrides={"net": pl.Float64}))
+    assert table.rows[0][-1] == most
+
+
 def test_what_blocks_write(made, tables):
     """Means, the depth of the largest contribution, net of shuffled answers, and paired differences."""
     rows = made.attributions.filter(token=0)
@@ -263,6 +278,10 @@ def test_what_blocks_write(made, tables):
         np.testing.assert_allclose(table["net"], np.nanmean(wide - chance, axis=0), rtol=1e-5, atol=1e-7)
         whole = by_label[label, "block"].mean(0).sum()
         np.testing.assert_allclose(table["share"], wide.mean(0) / whole, rtol=1e-5)
+        net = np.nanmean(wide - chance, axis=0)
+        if part == "block":
+            whole_net = net.sum()
+        np.testing.assert_allclose(table["net_share"], net / whole_net, rtol=1e-4, atol=1e-6)
         [row] = tables["largest_contribution"].filter(checkpoint=label, part=part).iter_rows(named=True)
         known = ~np.isnan(chance).any(1)
         draws = [

@@ -69,10 +69,12 @@ def written(largest: pl.DataFrame, contributions: pl.DataFrame) -> Headline:
         largest, contributions: the tables ``largest_contribution`` and ``contributions``.
     """
     rows, before = [], None
+    net = is_net(contributions)
+    mean, share = ("net", "net_share") if net else ("logit", "share")
     for row in largest.iter_rows(named=True):
         label, part = row["checkpoint"], row["part"]
         here = contributions.filter(checkpoint=label, part=part)
-        most = here.sort("logit", descending=True).row(0, named=True)
+        most = here.sort(mean, descending=True).row(0, named=True)
         rows.append(
             [
                 label if label != before else "",
@@ -80,7 +82,7 @@ def written(largest: pl.DataFrame, contributions: pl.DataFrame) -> Headline:
                 of_row(row, "depth", ".1f"),
                 number(row["chance"], ".1f"),
                 net_of_row(row, "net", "+.1f"),
-                f"{most['depth']}: {of_row(most, 'share', '.0%')}",
+                f"{most['depth']}: {of_row(most, share, '.0%')}",
             ]
         )
         before = label
@@ -88,10 +90,16 @@ def written(largest: pl.DataFrame, contributions: pl.DataFrame) -> Headline:
     says = (
         "Direct logit attribution. Depth of the largest: where most is written towards a fact's answer, mean over "
         f"facts; by chance: towards shuffled answers; net: fact by fact, over {_with_chance(largest)}. "
-        "Most: the depth with the largest mean contribution, and its share of what all blocks write (some cancel, so "
-        "that a share may exceed 100 %). All where the answer is predicted, whatever the position of the other tables."
+        f"Most: the depth with the largest mean contribution{', net of shuffled answers' if net else ''}, and its "
+        "share of what all blocks write (some cancel, so that a share may exceed 100 %). All where the answer is "
+        "predicted, whatever the position of the other tables."
     )
     return Headline("What blocks write towards the answers", says, columns, rows)
+
+
+def is_net(contributions: pl.DataFrame) -> bool:
+    """Whether contributions are told net of shuffled answers: where all have them."""
+    return bool(contributions["net"].is_not_null().all())
 
 
 def _with_chance(largest: pl.DataFrame) -> str:

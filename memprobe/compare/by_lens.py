@@ -142,7 +142,8 @@ def also_in(readings: Readings, own: pl.DataFrame) -> pl.Series:
     | floats("logit", "low", "high")
     | with_ends("share")
     | {"n_net": pl.Int64}
-    | with_ends("net"),
+    | with_ends("net")
+    | with_ends("net_share"),
 )
 def contributions(readings: Readings, label: str) -> pl.DataFrame:
     """What each block, its attention and its MLP write towards the answers, by depth, in logits; its share of what all

@@ -13,7 +13,7 @@ import polars as pl
 
 from memprobe import plots, wording
 from memprobe.compare import TABLES
-from memprobe.compare.beside import PARTS, lens_cells, lens_columns, written
+from memprobe.compare.beside import PARTS, is_net, lens_cells, lens_columns, written
 from memprobe.plots import Sketch
 from memprobe.readings import Readings
 from memprobe.statistics.vocabulary import label as called
@@ -54,7 +54,7 @@ def beside_of(readings: Readings) -> Beside:
         beside.tables["positions"] = _by_position(positions, readings.k)
     contributions = TABLES["contributions"](readings, labels)
     if len(contributions):
-        net = contributions["net"].is_not_null().all()
+        net = is_net(contributions)
         value = {"net": "value", "net_low": "low", "net_high": "high"} if net else {"logit": "value"}
         edges = ["low", "high"] if net else []
         shown = contributions.drop(edges).rename(value)

@@ -16,6 +16,7 @@ import polars as pl
 
 from memprobe import wording
 from memprobe.arms import arm_names, by_kind
+from memprobe.compare.beside import is_net
 from memprobe.figures.by_checkpoint import DIFFERENCES, PLACEMENT
 from memprobe.figures.by_step import OVER_STEPS
 from memprobe.figures.placing import (
@@ -133,7 +134,7 @@ def _contributions(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | str:
     table = tables["contributions"]
     if table.is_empty():
         return "there are no attributions (memprobe layers --attributions)"
-    net = table["net"].is_not_null().all()
+    net = is_net(table)
     value = {"value": "net", "low": "net_low", "high": "net_high"} if net else {"value": "logit"}
     named = [pl.col(old).alias(new) for new, old in ({"low": "low", "high": "high"} | value).items()]
     return table.select("checkpoint", "part", "depth", *named, net=pl.lit(net))

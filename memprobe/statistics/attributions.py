@@ -66,21 +66,22 @@ def contribution_by_depth(
 
     ``share`` is the mean contribution over the sum of the mean contributions of all blocks, in per one of what blocks
     write in all: parts of one depth add up, and depths of ``block`` to 1. ``net`` is contribution less that to shuffled
-    answers, paired by factoid, over those that have any.
+    answers, paired by factoid, over those that have any; ``net_share`` is the share of that.
 
     Args:
         answers: [id, answer] of the factoids (``factoids.parquet``), by default those of a probe: factoids of one
             answer are resampled together. Without it every factoid counts for itself.
 
     Returns:
-        [checkpoint, part, depth, n, logit, low, high, share, share_low, share_high, n_net, net, net_low, net_high]
+        [checkpoint, part, depth, n, logit, low, high, share, share_low, share_high, n_net, net, net_low, net_high,
+        net_share, net_share_low, net_share_high]
     """
     answer_of = answers_of(table, answers)
     table, token = _asked(table, token)
     parts = []
     for label in table["checkpoint"].unique(maintain_order=True):
         of_label = table.filter(pl.col("checkpoint") == label)
-        blocks, _ = _wide(of_label, token, "block")
+        blocks, by_chance = _wide(of_label, token, "block")
         alike = answer_of(of_label["factoid"].unique().sort())  # in the order of contributions
         resamples = Resamples.of(len(blocks), answers=alike, draws=draws, seed=seed)
         for part in parts_of(of_label):
@@ -88,13 +89,21 @@ def contribution_by_depth(
             mean = bootstrap_mean(values, resamples)
             net = bootstrap_mean(values - shuffled, resamples)
             depths = values.shape[1]
-            share = bootstrap(
-                np.column_stack([values, blocks]),
-                resamples,
-                lambda sums, counts, depths=depths: sums[:, :depths] / sums[:, depths:].sum(1)[:, None],
+            share, net_share = (
+                bootstrap(
+                    np.column_stack([of_part, of_blocks]),
+                    resamples,
+                    lambda sums, counts, depths=depths: sums[:, :depths] / sums[:, depths:].sum(1)[:, None],
+                )
+                for of_part, of_blocks in ((values, blocks), (values - shuffled, blocks - by_chance))
             )
             columns = {"depth": np.arange(1, depths + 1), "n": np.full(depths, len(values))}
-            for name, edges in (("logit", mean), ("share", share), ("net", net)):
+            for name, edges in (
+                ("logit", mean),
+                ("share", share),
+                ("net", net),
+                ("net_share", net_share),
+            ):
                 ends = ("", "low", "high") if name == "logit" else ("", f"{name}_low", f"{name}_high")
                 columns |= {end or name: edge for end, edge in zip(ends, edges, strict=True)}
                 if name == "share":
