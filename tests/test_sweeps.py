@@ -175,6 +175,23 @@ def test_the_kernel_in_tritons_interpreter():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no numba")
+def test_where_no_folder_can_be_written_the_numbers_are_the_same():
+    """A read-only installation under an account without a home."""
+    code = (
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import torch\n"
+        "from memprobe.sweeps import sweep_name, sweep_named\n"
+        "from tests.test_sweeps import cases, equal\n"
+        "assert sweep_name(torch.device('cpu')) == 'numba'\n"
+        "for logits, targets in cases():\n"
+        "    equal(sweep_named('numba')(logits, targets), logits, targets)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @cuda
 @pytest.mark.cuda
 @pytest.mark.parametrize("rows", [1, 3, 700])

@@ -7,8 +7,9 @@ S = Σ exp(l − m) and W = Σ exp(l − m)(l − m), a new maximum m' = m − d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -72,7 +73,16 @@ def _in_order(bits):
     return bits ^ ((bits >> _I(31)) & _ALL_BUT_SIGN)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """A function as machine code, which later processes find on disk where one of numba's folders can be written."""
+    as_code = partial(njit, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+    try:
+        return as_code(cache=True)(function)
+    except RuntimeError:  # neither the folder of this file nor the user's: compiled by each process anew
+        return as_code()(function)
+
+
+@_compiled
 def _sweep_lines(logits, targets, rank, ties, log_prob, entropy, top1):
     rows, vocab = logits.shape
     for i in range(rows):
