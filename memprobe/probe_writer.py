@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from memprobe import wording
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
 from memprobe.files import write_parquet, write_rows, write_text
@@ -48,7 +47,7 @@ from memprobe.records import (
     factoids_frame,
     factoids_from_frame,
 )
-from memprobe.sameness import differ, other_checkpoint, other_facts, without
+from memprobe.sameness import differ, other_checkpoint, other_facts, said_to_hold, without
 from memprobe.starting_over import Work, settle
 from memprobe.vouching import CHECKSUMS
 
@@ -115,10 +114,12 @@ PROBE = Work("probe", there=lambda out: (out / RUN).exists(), files=_files, show
 def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> dict[str, Any]:
     """The ``run.json`` to go on with. A directory of schema 1 is brought to the present one.
 
+    One that no checkpoint was ever read in, as its template or plan could not be, is begun again, whatever is asked.
+
     Raises:
         MemprobeError: ``out`` was probed otherwise, or holds other files.
     """
-    if (out / RUN).exists():
+    if (out / RUN).exists() and not _is_empty(out):
         run = read_run(out)
         probe = probe_of(out, run)  # whose `run` says, beside what the file does, how it is looked at
         _refuse_other_run(probe, wanted, factoids)
@@ -135,6 +136,7 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     else:
         _refuse_other_files(out)
         run = dict(wanted)
+        (out / SUMMARY).unlink(missing_ok=True)
         write_run(run, out)  # first: from here on the directory is a probe's, whatever happens
     file = out / FACTOIDS_FILE
     if "factoids" not in run["tables"] or not file.exists():  # new, or killed between the two first writes
@@ -143,12 +145,18 @@ def open_or_start(out: Path, wanted: Mapping[str, Any], factoids: Sequence[Facto
     return run
 
 
+def _is_empty(out: Path) -> bool:
+    """Whether a probe directory says what was asked alone: it names no checkpoint and holds no table."""
+    # One that is named may have parts in a storage of a cluster.
+    return not read_run(out)["checkpoints"] and {*_files(out)} <= {out / name for name in _OWN}
+
+
 def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequence[Factoid]) -> None:
     for key in _SAME:
         ours, theirs = (without(run.get(key), "content") for run in (probe.run, wanted))
         # Probes of old said nothing of intrusions where there were none.
         if ours != theirs and (ours or theirs):
-            raise MemprobeError(f"{probe.path}: {_holds(key, ours, theirs)}{_MEND}")
+            raise MemprobeError(f"{probe.path}: {said_to_hold(key, ours, theirs)}{_MEND}")
     changed = other_facts(
         probe.run["factoids"], wanted["factoids"], lambda: factoids_from_frame(probe.factoids), factoids
     )
@@ -159,7 +167,7 @@ def _refuse_other_run(probe: Probe, wanted: Mapping[str, Any], factoids: Sequenc
 
 def _refuse_other_lenses(probe: Probe, wanted: Mapping[str, Any]) -> None:
     if probe.lenses != list(wanted):
-        raise MemprobeError(f"{probe.path}: {_holds('lens', probe.lenses, list(wanted))}{_MEND}")
+        raise MemprobeError(f"{probe.path}: {said_to_hold('lens', probe.lenses, list(wanted))}{_MEND}")
     ours, theirs = _lens_marks(probe.run["lenses"]), _lens_marks(wanted)
     for name in wanted if probe.run["schema"] > 1 else ():  # schema 1 said nothing of the readout's weights
         if ours[name] != theirs[name] or differ(probe.run["lenses"][name], wanted[name], "readout_settings"):
@@ -172,28 +180,6 @@ def _lens_marks(lenses: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a lens the same one: everything but what is only told of it."""
     names = ("kind", "readout", "readout_fingerprint", "sha256")
     return {name: {key: entry.get(key) for key in names} for name, entry in lenses.items()}
-
-
-def _holds(key: str, ours: Any, theirs: Any) -> str:
-    """What a directory holds, and what was asked of it: two sentences with what differs between them."""
-    if key != "factoids":
-        return f"this probe has {key} {_short(ours)}; you asked for {_short(theirs)}"
-    there, asked = (f"{wording.count(facts['n'], 'fact')} from {_source(facts)}" for facts in (ours, theirs))
-    if there == asked:
-        asked = f"{theirs['n']:,} others (hash {theirs['hash'][:8]}, here {ours['hash'][:8]})"
-    return f"this directory holds a probe of {there}; you asked for {asked}"
-
-
-def _source(facts: Mapping[str, Any]) -> str:
-    return "a file" if facts["source"] == "file" else facts["source"]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "hash" in value:
-        return f"{wording.count(value['n'], 'fact')} from {_source(value)}, hash {value['hash'][:8]}"
-    if isinstance(value, dict | list):
-        return ", ".join(value) or "none"
-    return str(value)
 
 
 def _refuse_other_files(out: Path) -> None:

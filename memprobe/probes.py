@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -412,6 +413,14 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path}: no run.json, so this is not a probe directory (memprobe layers --out makes one)"
         )
     return read_run_file(path)
+
+
+def nothing_yet(path: Path) -> str:
+    """What is true of a probe directory without a checkpoint: it may be at work, or have failed before it was."""
+    return (
+        f"{path}: holds no checkpoint yet: the first one is being loaded, or could not be read; memprobe layers "
+        f"--out {shlex.quote(str(path))} begins it then, also with other options"
+    )
 
 
 def tables_of(run: dict[str, Any], label: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from memprobe.members import (
     notes_on_counting,
     series_of,
 )
-from memprobe.probes import Probe, in_another_readout, open_probe, tables_of
+from memprobe.probes import Probe, in_another_readout, nothing_yet, open_probe, tables_of
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
 from memprobe.records import ATTRIBUTIONS
 from memprobe.statistics.arms import Run
@@ -144,9 +144,7 @@ class Readings:
         k, token = k or int(opened[0].run["k"]), token or str(opened[0].run["token"])
         members = members_of(opened, arms or {}, notes)
         if not members:
-            raise MemprobeError(
-                f"{opened[0].path}: holds no checkpoint yet; wait until its first one is being probed"
-            )
+            raise MemprobeError(nothing_yet(opened[0].path))
         read_out = in_readout_of(members, fixed) if fixed else []
         # What one pass read in both readouts has the same factoids in both.
         factoids = common_factoids([*members, *read_out] if fixed_readout else members, notes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from memprobe import wording
 from memprobe.factoids import Factoid, changed_fields
 
 _PARTS = {
@@ -86,3 +87,25 @@ def other_facts(
     if not differ(stored, given, "content"):
         return None
     return ", ".join(changed_fields(before(), now)) or "fields"
+
+
+def said_to_hold(key: str, ours: Any, theirs: Any) -> str:
+    """What a directory holds, and what was asked of it: two sentences with what differs between them."""
+    if key != "factoids":
+        return f"this probe has {key} {_short(ours)}; you asked for {_short(theirs)}"
+    there, asked = (f"{wording.count(facts['n'], 'fact')} from {_source(facts)}" for facts in (ours, theirs))
+    if there == asked:
+        asked = f"{theirs['n']:,} others (hash {theirs['hash'][:8]}, here {ours['hash'][:8]})"
+    return f"this directory holds a probe of {there}; you asked for {asked}"
+
+
+def _source(facts: Mapping[str, Any]) -> str:
+    return "a file" if facts["source"] == "file" else facts["source"]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "hash" in value:
+        return f"{wording.count(value['n'], 'fact')} from {_source(value)}, hash {value['hash'][:8]}"
+    if isinstance(value, dict | list):
+        return ", ".join(value) or "none"
+    return str(value)

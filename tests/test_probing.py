@@ -3,9 +3,12 @@
 import os
 import shutil
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
 import polars as pl
 import pytest
+from filelock import FileLock
 
 from memprobe import files, probe_writer, prober
 from memprobe.errors import MemprobeError
@@ -100,6 +103,12 @@ def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path):
         first.write_text("first")
         second.write_text("second")
     assert path.read_text() == "first" and sorted(tmp_path.iterdir()) == [path]
+
+
+def without_chat(two) -> list:
+    tokenizer = copy(two[0].tokenizer)
+    tokenizer.chat_template = None
+    return [wrap(two[0].model, tokenizer, label="base")]
 
 
 def hold_same(one, other) -> None:
@@ -234,6 +243,33 @@ def test_what_would_mix_two_probes_is_refused(two, tmp_path):
         with pytest.raises(MemprobeError, match=word):
             probe(**({"checkpoints": two[:1], "factoids": FACTS, "out": out} | changes))
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_probe_that_never_read_anything_is_begun_again_as_is_asked_now(two, tmp_path):
+    out = tmp_path / "probe"
+    with pytest.raises(MemprobeError, match="no chat template"):
+        probe(without_chat(two), FACTS, out, template="chat")
+    with pytest.raises(MemprobeError, match="subject"):  # in no prompt
+        probe(two[:1], [replace(fact, subject=None) for fact in FACTS], out, positions=["answer", "subject"])
+    with FileLock(out / ".lock"), pytest.raises(MemprobeError, match="another process is probing here"):
+        probe(two[:1], FACTS[:4], out, template="plain")
+    again = probe(two[:1], FACTS[:4], out, template="plain")
+    assert again.finished == ["base"]
+    hold_same(again, probe(two[:1], FACTS[:4], tmp_path / "new", template="plain"))
+
+
+@pytest.mark.parametrize(
+    "left", ["parts/ab/records-00000000.parquet", "records/base.parquet", "records.parquet"]
+)
+def test_a_probe_that_holds_any_table_is_not_begun_again(two, tmp_path, left):
+    out = tmp_path / "probe"
+    with pytest.raises(MemprobeError, match="no chat template"):
+        probe(without_chat(two), FACTS, out, template="chat")
+    (out / left).parent.mkdir(parents=True, exist_ok=True)
+    (out / left).write_bytes(b"mine")
+    with pytest.raises(MemprobeError, match="this probe has template chat"):
+        probe(two[:1], FACTS, out, template="plain")
+    assert (out / left).read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["factoids.parquet", "thesis.tex", ".hidden"])

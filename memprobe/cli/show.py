@@ -56,11 +56,13 @@ def show(
             f"memprobe dashboard {folder} shows it"
         )
     from memprobe.cli.show_probe import print_summary
-    from memprobe.probes import RUN, SUMMARY, open_probe
+    from memprobe.probes import RUN, SUMMARY, nothing_yet, open_probe
 
     if folder.is_dir() and not (folder / RUN).exists():
         raise MemprobeError(f"{folder}: {_what_instead(folder, (RUN, COMPARISON, OUTCOMES))}")
     probe = open_probe(folder)
+    if not probe.checkpoints:
+        raise MemprobeError(nothing_yet(folder))
     if not (folder / SUMMARY).exists():
         raise MemprobeError(f"{folder}: not finished, so there is no summary yet; the same command goes on")
     if as_json:

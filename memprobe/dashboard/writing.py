@@ -28,7 +28,7 @@ from memprobe.dashboard.setup import headings
 from memprobe.dashboard.training import training_room
 from memprobe.errors import MemprobeError
 from memprobe.files import write_text
-from memprobe.probes import Probe, in_another_readout
+from memprobe.probes import Probe, in_another_readout, nothing_yet
 from memprobe.statistics import K_VALUES, TOKEN_RULES
 from memprobe.statistics.occurrence import DRAWS
 from memprobe.studies import Study, cells_by_setup, without_failed_cells
@@ -108,6 +108,8 @@ def dashboard_text(
             f"`fixed_readout` {named}: holds no two of the checkpoints shown, with their weights"
         )
     if not (sets or study.runs or study.comparisons or study.results or study.patches or study.outcomes):
+        if study.probes and not any(probe.checkpoints for probe in study.probes):
+            raise MemprobeError(nothing_yet(study.probes[0].path))
         where = ", ".join(str(probe.path) for probe in study.probes)
         raise MemprobeError(f"{where}: no records to report on; see the errors in its outcomes")
     ks = sorted({*K_VALUES, *(one.readings.k for one in sets)})
