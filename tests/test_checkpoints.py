@@ -120,6 +120,19 @@ def test_pickled_weights_need_a_word(copy):
     one_line(str(pickled), "no weights", allow_pickle=True)
 
 
+def test_a_changed_weight_in_a_pickle_is_another_fingerprint(copy):
+    """Else a state or a probe of other weights is taken for this one's."""
+    pickled = copy("pickled")
+    weights = load_file(pickled / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    found = []
+    for _ in range(2):
+        torch.save(weights, pickled / "pytorch_model.bin")
+        found.append(fingerprint(resolve(str(pickled), LoadOptions(allow_pickle=True))))
+        weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    assert found[0] != found[1]
+
+
 def test_a_hub_id_offline_gives_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     one_line("no-such-owner/no-such-model", "no-such-owner/no-such-model", "hub")
@@ -200,6 +213,26 @@ def test_an_adapter_is_merged_onto_its_base(adapter, kind, tmp_path):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert (logits - bare).abs().max() > 0.1, "the adapter does nothing, so nothing was tested"
     assert lens_model.fingerprint != fingerprint(checkpoint.base)
+
+
+@pytest.mark.parametrize("changed", ["base", "pickled adapter"])
+def test_an_adapters_fingerprint_is_of_its_base_and_of_its_own_weights(adapter, changed):
+    """One adapter on two bases is two models, and so are two pickled adapters on one."""
+    base, path, _ = adapter
+    rebase(path, str(base))
+    file, name = base / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    save = save_file
+    if changed == "pickled adapter":
+        weights = load_file(path / "adapter_model.safetensors")
+        (path / "adapter_model.safetensors").unlink()
+        file, name, save = path / "adapter_model.bin", next(iter(weights)), torch.save
+        torch.save(weights, file)
+    else:
+        weights = load_file(file)
+    before = fingerprint(resolve(str(path), LoadOptions(allow_pickle=True)))
+    weights[name][0, 0] += 1
+    save(weights, file)
+    assert fingerprint(resolve(str(path), LoadOptions(allow_pickle=True))) != before
 
 
 def test_adapters_whose_base_is_missing_or_unnamed_are_refused(adapter):

@@ -74,6 +74,26 @@ def test_what_was_changed_before_is_held_against_the_summary(older, what):
     assert not (older.path / CHECKSUMS).exists()
 
 
+def test_a_changed_outcome_in_exact_tokens_alone_is_held_against_the_summary(older):
+    """The words may be right where the tokens are not: each is held by itself."""
+    other = pl.int_range(pl.len()) == 0
+    changed = older.outcomes.with_columns(pl.col("exact_tokens") ^ other)
+    assert changed["exact_match"].equals(older.outcomes["exact_match"])
+    retell(older.path, "outcomes", changed)
+    with pytest.raises(MemprobeError, match="exact_tokens is"):
+        open_probe(older.path)
+
+
+def test_a_later_tokens_rank_is_held_against_the_recall_of_all_tokens(older):
+    """The rule asks the first token alone, yet recall over all tokens is in the summary, and is shown."""
+    here = (pl.col("token") == 1) & (pl.col("depth") == 8)
+    first = older.records.filter(here, pl.col("rank") < 10)["factoid"][0]
+    changed = pl.when(here & (pl.col("factoid") == first)).then(400).otherwise(pl.col("rank"))
+    retell(older.path, "records", older.records.with_columns(changed.cast(pl.Int32).alias("rank")))
+    with pytest.raises(MemprobeError, match="recall_all of the top"):
+        open_probe(older.path)
+
+
 @pytest.mark.parametrize("rule", ["first", "last", "all"])
 def test_the_summary_is_of_the_probes_own_token_rule(tmp_path, rule):
     from memprobe.files import write_json

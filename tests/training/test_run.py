@@ -347,6 +347,20 @@ def test_two_states_are_kept_and_all_go_at_the_end(tiny_checkpoint, tmp_path, mo
     assert not list(tmp_path.rglob("checkpoint-*"))
 
 
+def test_states_are_in_the_order_of_their_steps(tmp_path):
+    """As words, checkpoint-9 comes after checkpoint-100, and the newest states would be the ones that go."""
+    from training.states import COMPLETE, complete_states
+
+    for step in (100, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text("{}")
+    assert [path.name for path in complete_states(tmp_path)] == [
+        "checkpoint-9",
+        "checkpoint-10",
+        "checkpoint-100",
+    ]
+
+
 def test_a_torn_state_is_deleted_and_not_used(tiny_checkpoint, tmp_path):
     from training.states import COMPLETE, newest_state, remove_torn
 
