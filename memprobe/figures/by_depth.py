@@ -213,7 +213,7 @@ def _looks(table: pl.DataFrame, lines: Sequence[str]) -> dict[str, dict[str, Any
     """How each line looks: along a training run by its place there, early to late, else by its place among all."""
     places = _places(table)
     return {
-        line: style.look(position) if places.get(line) is None else style.look_along(places[line])
+        line: style.look(position) if (place := places.get(line)) is None else style.look_along(place)
         for position, line in enumerate(lines)
     }
 
