@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from memprobe.statistics.arms import MIN_SEEDS
-from memprobe.statistics.intervals import FEWEST
+from memprobe.statistics.intervals import FEWEST, MIN_SEEDS
 from memprobe.statistics.occurrence import too_few
 from memprobe.statistics.vocabulary import STATISTICS
 

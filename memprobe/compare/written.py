@@ -14,7 +14,7 @@ from memprobe.compare.headline import Headline
 from memprobe.files import csv_text, json_text, write_together
 from memprobe.members import TrainingPoint, ends_of
 from memprobe.sameness import of_several_marks
-from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.intervals import MIN_SEEDS
 
 
 def as_markdown(verdict: Iterable[str], shown: Iterable[Headline], notes: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 from memprobe.arms import NAIVE, Arm, Part
 from memprobe.evaluations import SHARES
 from memprobe.retention.runs import ALL_ROWS, UNSEEN_ROWS, Retention
-from memprobe.statistics.arms import MIN_SEEDS
+from memprobe.statistics.intervals import MIN_SEEDS
 from memprobe.statistics.shares import share_difference
 from memprobe.statistics.vocabulary import QUESTIONS, log_prob_of, repeats_of
 

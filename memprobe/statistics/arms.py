@@ -22,11 +22,10 @@ from scipy import special
 
 from memprobe.sameness import of_several_marks
 from memprobe.statistics.ends import FREE, Ends, less, within
-from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.intervals import LEVEL, MIN_SEEDS
 from memprobe.statistics.power import detectable, detectable_within
 from memprobe.statistics.shares import discordant_variance, share_difference, share_over_seeds
 
-MIN_SEEDS = 3
 MIN_SHARE_PAIRS = 5
 """Pairs of seeds below which a yes-or-no statistic's difference has the share model's interval all the same: Student's
 quantile for two or three degrees of freedom is worth less than what is known of binomial noise, and what pairs have in

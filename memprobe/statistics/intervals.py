@@ -27,6 +27,8 @@ Where ``tests/benchmarks/interval_coverage.py`` finds that it holds 93 % at leas
 facts of one depth and a rare other one hide the spread altogether. All of them count answers, for it is answers that
 are drawn, and the facts of one may be one lucky hit: of a mean those that have a value, of the others those with a fact
 that occurs. Medians and shares at one checkpoint count facts."""
+MIN_SEEDS = 3
+"""Training seeds below which nothing over seeds has an interval; see :mod:`memprobe.statistics.arms`."""
 FEW = 30
 """Answers below which a mean has Student's interval: percentiles of draws from so few are no better than the draws."""
 

@@ -27,8 +27,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from memprobe.statistics.arms import MIN_SEEDS
-from memprobe.statistics.intervals import LEVEL
+from memprobe.statistics.intervals import LEVEL, MIN_SEEDS
 from memprobe.statistics.occurrence import Occurrence
 
 MOST_CENSORED = 0.5
