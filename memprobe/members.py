@@ -16,6 +16,7 @@ from memprobe.factoids import SameFacts
 from memprobe.files import short_names
 from memprobe.lineage import base_named
 from memprobe.probes import Probe
+from memprobe.records import ARGMAX, GENERATED, measure_of
 from memprobe.sameness import of_several_marks, same_model
 from memprobe.stages import STEP, stage_number, stage_order
 from memprobe.wording import listed
@@ -288,13 +289,18 @@ def base_of(members: list[Member], notes: list[str]) -> Member | None:
 
 def _no_base(labels: Sequence[str]) -> str:
     """That checkpoints without a manifest are no base model, and how one of them is made one all the same."""
-    some = listed([*labels[:3], *([f"{len(labels) - 3} more"] if len(labels) > 3 else [])])
+    some = listed(_few(labels))
     one = "it is" if len(labels) == 1 else "one of them is"
     return (
         f"No base model is here: {some} {'is' if len(labels) == 1 else 'are'} of other weights than those that the "
         f"other checkpoints say they were trained from. Where {one} the base model all the same, quantised or saved "
         "again, name it: memprobe compare --base LABEL, in Python base=LABEL."
     )
+
+
+def _few(labels: Sequence[str]) -> list[str]:
+    """The first three, and how many more."""
+    return [*labels[:3], *([f"{len(labels) - 3} more"] if len(labels) > 3 else [])]
 
 
 def named(members: Sequence[Member], label: str, parameter: str) -> Member:
@@ -388,6 +394,23 @@ def common_factoids(members: list[Member], notes: list[str]) -> pl.DataFrame:
     if facts.height < len(common):
         raise MemprobeError(f"{members[0].probe.path}: factoids.parquet lacks factoids of its own records")
     return facts
+
+
+def common_measure(members: Sequence[Member], notes: list[str]) -> str:
+    """By which of :data:`memprobe.records.MEASURES` all checkpoints are judged: one that every one of them has."""
+    measures = {
+        one.label: measure_of(collect(one.probe.read("outcomes", checkpoints=[one.name]), one.probe))
+        for one in members
+    }
+    lacking = [label for label, measure in measures.items() if measure == ARGMAX]
+    if not lacking:
+        return GENERATED
+    whose = "any checkpoint" if len(lacking) == len(members) else listed(_few(lacking))
+    notes.append(
+        "Here exact match stands for exact tokens, the argmax of every answer token: nothing says what "
+        f"{whose} would generate."
+    )
+    return ARGMAX
 
 
 def collect(lazy: pl.LazyFrame, probe: Probe) -> pl.DataFrame:

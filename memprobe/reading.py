@@ -13,7 +13,7 @@ import polars as pl
 from memprobe.errors import MemprobeError
 from memprobe.members import Member, collect
 from memprobe.probes import Probe
-from memprobe.records import EXACT
+from memprobe.records import GENERATED
 from memprobe.statistics.controls import answer_cover, curve_values, values_of
 from memprobe.statistics.holding import Trajectories, answer_lengths, trajectories
 from memprobe.statistics.occurrence import Occurrence
@@ -127,11 +127,12 @@ def common(rows: pl.DataFrame, ids: np.ndarray) -> pl.DataFrame:
     return rows.filter(pl.col("factoid").is_in(pl.Series(ids, dtype=pl.String).implode()))
 
 
-def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Reading:
+def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str, measure: str = GENERATED) -> Reading:
     """Reads a checkpoint's records.
 
     Args:
         ids: of the common factoids, in their order.
+        measure: by which an answer counts as recalled, one of :data:`memprobe.records.MEASURES`.
 
     Raises:
         MemprobeError: records lack answer tokens or depths.
@@ -162,7 +163,7 @@ def reading_of(member: Member, ids: np.ndarray, *, k: int, token: str) -> Readin
         .join(outcomes, on="factoid", how="left", maintain_order="left")
         .join(pl.concat(starts), on="factoid", how="left", maintain_order="left")
     )
-    exact = joined.select(EXACT.fill_null(False)).to_series()
+    exact = joined[measure].fill_null(False)
     return Reading(
         member=member,
         everyone=everyone,

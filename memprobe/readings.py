@@ -31,6 +31,7 @@ from memprobe.members import (
     Series,
     base_of,
     common_factoids,
+    common_measure,
     in_readout_of,
     members_of,
     named,
@@ -39,7 +40,7 @@ from memprobe.members import (
 )
 from memprobe.probes import Probe, in_another_readout, nothing_yet, open_probe, tables_of
 from memprobe.reading import Cells, Reading, common, controls_of, counts_of, reading_of, rows_of
-from memprobe.records import ATTRIBUTIONS
+from memprobe.records import ATTRIBUTIONS, GENERATED
 from memprobe.statistics.arms import Run
 from memprobe.statistics.controls import STATISTICS, by_control, means_of, net_tables
 from memprobe.statistics.holding import Trajectories, check_k, check_rule
@@ -65,6 +66,7 @@ class Readings:
         base: the base model, where one is among them.
         factoids: rows of the common factoids; their order is that of every array here.
         notes: what a reader must know beside the numbers, one line each.
+        measure: by which answers count as recalled, one of :data:`memprobe.records.MEASURES`: that of every checkpoint.
         second: the same checkpoints read out by the base model, where probed.
     """
 
@@ -77,6 +79,7 @@ class Readings:
     draws: int = DRAWS
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    measure: str = GENERATED
     second: Readings | None = None
     _origin: Readings | None = field(default=None, init=False, repr=False)  # that these are :meth:`under`
 
@@ -159,6 +162,7 @@ class Readings:
             draws=draws,
             seed=seed,
             notes=notes,
+            measure=common_measure(members, notes),
         )
         if fixed:
             readings.second = readings._read_out(read_out, fixed if given else [])
@@ -402,7 +406,7 @@ class Readings:
         return common(rows, self.ids).with_columns(checkpoint=pl.lit(label, pl.String))
 
     def _reading(self, label: str) -> Reading:
-        return reading_of(self.member(label), self.ids, k=self.k, token=self.token)
+        return reading_of(self.member(label), self.ids, k=self.k, token=self.token, measure=self.measure)
 
     def _control_records(self, label: str) -> tuple[list[Trajectories], list[Trajectories]]:
         return controls_of(self.member(label), self.ids, token=self.token, lengths=self[label].tokens)

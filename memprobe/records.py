@@ -18,8 +18,9 @@ POSITIONS = (POSITION, SUBJECT)
 
 In this order, whatever order they are asked for in: the first one of a probe is its headline (:func:`in_order`)."""
 
-EXACT = pl.coalesce("exact_match", "exact_tokens")
-"""Of outcomes, whether the answer is given: what was generated says so, else the argmax of each of its tokens."""
+GENERATED, ARGMAX = MEASURES = ("exact_match", "exact_tokens")
+"""Columns of outcomes that say whether the answer is given: what was generated greedily, or the argmax of each of its
+tokens. The first implies less than the second, so that numbers are of one of them; see :func:`measure_of`."""
 
 KEYS: dict[str, Any] = {
     "checkpoint": pl.String,
@@ -120,6 +121,12 @@ UNITS = {
 """What tells one trajectory over depth from another."""
 ADDED: dict[str, Any] = {"lens": None, "position": POSITION, "alias_match": None, "shuffled_draws": None}
 """Columns that older probes lack, and what stands for them; a lens is that of the whole probe."""
+
+
+def measure_of(outcomes: pl.LazyFrame | pl.DataFrame) -> str:
+    """By which of :data:`MEASURES` outcomes are judged: by the argmax, unless all that are judged were generated."""
+    lacking = pl.col(ARGMAX).is_not_null() & pl.col(GENERATED).is_null()
+    return ARGMAX if outcomes.lazy().select(lacking.any()).collect().item() else GENERATED
 
 
 def in_order(positions: Iterable[str]) -> list[str]:

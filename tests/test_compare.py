@@ -862,3 +862,33 @@ def test_all_but_one_are_not_all(own):
     placed = compare([own], draws=200).tables["placement"]
     for row in headline(placed.with_columns(share_never=pl.lit(0.003), exact=pl.lit(0.997))).rows:
         assert [*row[1:3]] == ["99.7%", "0.3%"]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_what_was_generated_is_not_held_against_the_argmax(tmp_path, share):
+    """The same model and facts: of one probe, or of half of it, nothing says what would be generated."""
+    folders = []
+    for name in ("greedy", "argmax"):
+        probe = write_probe(tmp_path / name, {name: 5.0}, n=60, weights="x", summary=False)
+        told = probe.outcomes.with_columns(
+            exact_tokens=pl.int_range(pl.len()) >= 20
+        )  # the rest ends elsewhere
+        if name == "argmax":
+            asked = pl.int_range(pl.len()) >= share * 60
+            told = told.with_columns(exact_match=pl.when(asked).then("exact_match"))
+        retell(probe.path, "outcomes", told)
+        folders.append(probe.path)
+    result = compare(folders, draws=200)
+    [note] = [note for note in result.notes if note.startswith("Here exact match stands for exact tokens")]
+    assert note.endswith("nothing says what argmax would generate.")
+    assert "greedy recalls 67% of 60 facts (exact tokens)." in result.verdict()[0]
+    assert "argmax against greedy: no clear difference in exact tokens (+0 [" in result.verdict()[1]
+    assert result.headline().columns[1] == "exact tokens"
+    answers = compare_outcomes(folders, draws=200)
+    assert answers.tables["outcomes"]["exact"].to_list() == [40 / 60] * 2
+    assert answers.notes == [
+        "Here exact match stands for exact_tokens of a probe, the measure of every checkpoint."
+    ]
+    alone = compare(folders[:1], draws=200)
+    assert "(exact match)" in alone.verdict()[0] and alone.headline().columns[1] == "exact match"
+    assert not any("exact tokens" in note for note in alone.notes)

@@ -28,7 +28,7 @@ from memprobe.lineage import same_weights
 from memprobe.members import Member, check_apart
 from memprobe.probes import Probe
 from memprobe.readings import Readings
-from memprobe.records import ALIKE
+from memprobe.records import ALIKE, GENERATED
 from memprobe.statistics.groups import check_by
 from memprobe.statistics.occurrence import DRAWS
 
@@ -105,8 +105,8 @@ class Comparison:
 
     def headline(self) -> Headline:
         """The main table: where the facts surface, by the lens looked through and by the others."""
-        through = self.settings.get("through")
-        return headline(self.tables["placement"], self.tables["lenses"], through=through)
+        through, measure = self.settings.get("through"), self.settings.get("measure", GENERATED)
+        return headline(self.tables["placement"], self.tables["lenses"], through=through, measure=measure)
 
     def _shown(self) -> list[Headline]:
         return [self.headline(), *besides(self.tables)]
@@ -228,6 +228,7 @@ def settings_of(readings: Readings, *, pairs: str = "anchors") -> dict[str, Any]
         "pairs": pairs,
         **{name: readings.run_json.get(name) for name in ALIKE},
         "through": readings.lens,
+        "measure": readings.measure,
         "checkpoints": [
             {name: getattr(one, name) for name in ("label", "arm", "seed", "stage", "step", "n_layers")}
             for one in readings.members

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from memprobe import wording
-from memprobe.statistics.vocabulary import PER_FACTOID, shown
+from memprobe.records import GENERATED
+from memprobe.statistics.vocabulary import PER_FACTOID, label, shown
 from memprobe.wording import form_of, net_of_row, number, of_row
 
 
@@ -19,8 +20,9 @@ def _mean(row: Mapping[str, Any], key: str, form: str) -> str:
     return of_row(row, key, form) if key in row else ""
 
 
+EXACT = label("exact")
 _FIRST: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "exact match": lambda row: wording.percent_of_some(row["exact"]),
+    EXACT: lambda row: wording.percent_of_some(row["exact"]),
     "never": lambda row: wording.percent_of_some(row["share_never"]),
     "median": lambda row: number(row["lof_median"], ".0f"),
     "mean": lambda row: of_row(row, "lof_restricted_mean", ".1f"),
@@ -62,7 +64,11 @@ class Headline:
 
 
 def headline(
-    placement: pl.DataFrame, lenses: pl.DataFrame | None = None, *, through: str | None = None
+    placement: pl.DataFrame,
+    lenses: pl.DataFrame | None = None,
+    *,
+    through: str | None = None,
+    measure: str = GENERATED,
 ) -> Headline:
     """What is recalled and where it first surfaces, a row for each checkpoint; below it where it surfaces by the other
     lenses that it was read through.
@@ -70,6 +76,7 @@ def headline(
     Args:
         placement, lenses: the tables of these names.
         through: the lens that ``placement`` is read through; of the others there are no rows where it is not known.
+        measure: by which answers were judged, one of :data:`memprobe.records.MEASURES`.
     """
     rows = []
     for row in placement.iter_rows(named=True):
@@ -83,7 +90,7 @@ def headline(
         "What is recalled, and at which depth it first surfaces",
         f"Mean: counting never as {never_as(placement)}. Against chance: minus the mean of shuffled answers, in "
         f"depths, over facts that have one; negative is earlier than chance.{no_median(placement)}{beside}",
-        ["", *_COLUMNS],
+        ["", *(label(measure) if name == EXACT else name for name in _COLUMNS)],
         rows,
     )
 

@@ -37,7 +37,7 @@ from memprobe.files import read_valid, short_names
 from memprobe.lineage import lineage
 from memprobe.members import TrainingPoint, check_apart, ends_of, made_by, step_of, trained_from
 from memprobe.probes import Probe, open_probe
-from memprobe.records import EXACT
+from memprobe.records import ARGMAX, GENERATED, measure_of
 from memprobe.results.directory import ResultsDirectory, is_results, open_results
 from memprobe.results.measures import Measure, notes_on_measures
 from memprobe.stages import after_stage
@@ -283,6 +283,9 @@ def _answers(sources: Sequence[Probe | ResultsDirectory | str | Path]) -> Iterat
         else one
         for one in sources
     ]
+    # Probes are judged by what all of them have; other tools by what they say.
+    lacking = (measure_of(one.outcomes) == ARGMAX for one in opened if isinstance(one, Probe))
+    judged = ARGMAX if any(lacking) else GENERATED
     entries = {
         f"{place}/{label}": entry
         for place, source in enumerate(opened)
@@ -290,21 +293,22 @@ def _answers(sources: Sequence[Probe | ResultsDirectory | str | Path]) -> Iterat
         for label, entry in source.run["checkpoints"].items()
     }
     for place, source in enumerate(opened):
-        for one in _of(source):
+        for one in _of(source, judged):
             name = f"{place}/{one.label}"
             before, rows = lineage(entries, name) if name in entries else ((), "")
             yield replace(one, before=before, rows=rows)
 
 
-def _of(source: Probe | ResultsDirectory) -> Iterator[Answers]:
+def _of(source: Probe | ResultsDirectory, judged: str) -> Iterator[Answers]:
     for label in source.checkpoints:
         if isinstance(source, ResultsDirectory):
             table, measure = source.outcomes(label), source.measure(label)
             entry: Mapping[str, Any] = {}
             step = None
         else:
-            table, measure = source.outcomes.filter(pl.col("checkpoint") == label), Measure()
-            table = table.with_columns(EXACT.alias("exact_match"), EXACT.cast(pl.Float64).alias("score"))
+            table, measure = source.outcomes.filter(pl.col("checkpoint") == label), Measure(judged)
+            exact = pl.col(judged)
+            table = table.with_columns(exact.alias("exact_match"), exact.cast(pl.Float64).alias("score"))
             entry = source.run["checkpoints"][label]
             step = step_of(label, entry)
         known = table.filter(pl.col("exact_match").is_not_null())

@@ -12,7 +12,7 @@ from memprobe.dashboard.series import series_of, steps_table
 from memprobe.readings import Readings
 from memprobe.statistics.controls import held_in_both
 from memprobe.statistics.occurrence import ENDS
-from memprobe.statistics.overview import exact_of
+from memprobe.statistics.vocabulary import label as called
 
 
 def answer_of(
@@ -29,7 +29,7 @@ def answer_of(
     """
     reference = readings.reference
     series = series_of(readings)
-    lines = sentences.of_steps(steps_table(readings))
+    lines = sentences.of_steps(steps_table(readings), called(readings.measure))
     # Of a run, where it ends says more than where it began.
     ends = [one.labels[-1] for one in series[: sentences.MOST]] or [reference.label]
     lines += [_of_checkpoint(readings, label, headline[label]) for label in ends]
@@ -45,7 +45,7 @@ def answer_of(
     for before, label in pairs[: sentences.MOST]:
         exact, depth = (rows[before, label, name] for name in ("exact", "lof_restricted"))
         compared.append((label, before, exact, depth, held_in_both(depth)))
-    lines += sentences.of_pairs(compared)
+    lines += sentences.of_pairs(compared, measure=called(readings.measure))
     if len(pairs) > sentences.MOST:
         lines.append(f"And {len(pairs) - sentences.MOST} more.")
     return lines
@@ -63,7 +63,7 @@ def _pairs(differences: pl.DataFrame, labels: Sequence[str]) -> list[tuple[str, 
 
 def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> str:
     chance = row["shuffled"] or {}
-    exact = exact_of(row)
+    exact = row[readings.measure]
     return sentences.of_checkpoint(
         label,
         n=len(readings.factoids),
@@ -75,4 +75,5 @@ def _of_checkpoint(readings: Readings, label: str, row: Mapping[str, Any]) -> st
         chance_never=chance.get("share_never"),
         net=[row[f"net_lof{end}"] for end in ENDS],
         net_n=row.get("net_lof_n"),
+        measure=called(readings.measure),
     )

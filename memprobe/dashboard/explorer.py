@@ -15,7 +15,6 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.readings import Readings
-from memprobe.records import EXACT
 from memprobe.statistics.groups import group_labels
 from memprobe.statistics.occurrence import Occurrence
 
@@ -168,7 +167,7 @@ def factoid_columns(
     for label in readings.labels:
         outcomes = readings.rows(label, "outcomes").drop("checkpoint")
         rows = factoids.select(factoid="id").join(outcomes, on="factoid", how="left", maintain_order="left")
-        exact[label] = rows.select(EXACT.fill_null(False)).to_series()
+        exact[label] = rows[readings.measure].fill_null(False)
         columns["outcomes"][label] = {
             "exact_match": rows["exact_match"].cast(pl.Int8).to_list(),
             "prediction": rows["prediction"].to_list(),

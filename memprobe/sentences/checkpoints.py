@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from memprobe import wording
 from memprobe.arms import arm_names
-from memprobe.sentences.differences import against, edges_of, moved, no_interval, recalled, seeds_of, surfaces
+from memprobe.records import ARGMAX, GENERATED
+from memprobe.sentences.differences import (
+    EXACT,
+    against,
+    edges_of,
+    moved,
+    no_interval,
+    recalled,
+    seeds_of,
+    surfaces,
+)
 from memprobe.stages import after_stage, stage_order
+from memprobe.statistics.vocabulary import label as called
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +42,7 @@ def of_checkpoint(
     chance_never: float | None = None,
     net: Sequence[float | None] | None = None,
     net_n: int | None = None,
+    measure: str = EXACT,
 ) -> str:
     """How much a checkpoint recalls, at which depth that surfaces, and whether it is above chance.
 
@@ -39,10 +51,11 @@ def of_checkpoint(
         never: share of facts that never reach the top k; ``chance_never`` of shuffled answers.
         net: first occurrence minus that of shuffled answers, with its interval, in depths; negative is earlier.
         net_n: of how many facts that and ``chance_never`` are; those alone in their relation have no shuffled answer.
+        measure: by what answers were judged, as it is called.
     """
     facts = wording.count(n, "fact")
     opening = (
-        f"{label} recalls {wording.percent_of_some(exact)} of {facts} (exact match)."
+        f"{label} recalls {wording.percent_of_some(exact)} of {facts} ({measure})."
         if exact is not None
         else f"{label}: {facts}."
     )
@@ -82,7 +95,7 @@ def _against_chance(counted: str, net: Sequence[float | None], n: int) -> str:
     return f"On average facts surface {moved(value, low, high)} than shuffled answers, {counted}."
 
 
-def of_placement(row: Mapping[str, Any], k: int) -> str:
+def of_placement(row: Mapping[str, Any], k: int, measure: str = EXACT) -> str:
     """:func:`of_checkpoint` of a row of the table ``placement``."""
     return of_checkpoint(
         row["checkpoint"],
@@ -94,6 +107,7 @@ def of_placement(row: Mapping[str, Any], k: int) -> str:
         never=row["share_never"],
         net=[row[f"net_lof_restricted_mean{end}"] for end in ("", "_low", "_high")],
         net_n=row.get("net_lof_restricted_mean_n"),
+        measure=measure,
     )
 
 
@@ -111,6 +125,7 @@ def of_summary(label: str, entry: Mapping[str, Any], *, k: int) -> str:
         never=entry["lof"]["never"],
         chance_never=entry["shuffled_lof"]["never"],
         net_n=entry["lof"].get("net_n"),
+        measure=called(ARGMAX if entry["exact_match"] is None else GENERATED),
     )
 
 
@@ -120,14 +135,12 @@ def verdict(comparison: Any) -> list[str]:
 
     settings, tables = comparison.settings, comparison.tables
     reference = settings["reference"]
-    placed = tables["placement"]
-    lines = [
-        of_placement(placed.row(by_predicate=pl.col("checkpoint") == reference, named=True), settings["k"])
-    ]
-    lines += of_steps(tables["steps"])
+    placed, measure = tables["placement"], called(settings.get("measure", GENERATED))
+    own = placed.row(by_predicate=pl.col("checkpoint") == reference, named=True)
+    lines = [of_placement(own, settings["k"], measure), *of_steps(tables["steps"], measure)]
     over = tables["arm_differences"]
     if over["low"].count():
-        return lines + _of_arms(over, max(placed["n"].to_list()))
+        return lines + _of_arms(over, max(placed["n"].to_list()), measure)
     held = {
         (row["checkpoint"], row["statistic"]): row["held"] for row in _against(tables["claims"], reference)
     }
@@ -141,13 +154,14 @@ def verdict(comparison: Any) -> list[str]:
     others = [label for label in dict.fromkeys(label for label, _ in rows) if label not in passed]
     for label in others[:MOST]:
         depth, exact = rows[label, "lof_restricted"], rows[label, "exact"]
-        lines.append(against(label, reference, exact, depth, held.get((label, "lof_restricted"))))
+        also = held.get((label, "lof_restricted"))
+        lines.append(against(label, reference, exact, depth, also, measure=measure))
     if len(others) > MOST:
         lines.append(f"And {len(others) - MOST} more.")
     return lines
 
 
-def of_steps(steps: pl.DataFrame) -> list[str]:
+def of_steps(steps: pl.DataFrame, measure: str = EXACT) -> list[str]:
     """What happens along each training run that three or more checkpoints lie along.
 
     Args:
@@ -161,9 +175,9 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
         first, last = rows[0], rows[-1]
         ends = [wording.percent_of_some(row["exact"]) for row in (first, last)]
         recalled = [
-            f"exact match goes from {ends[0]} to {ends[1]}"
+            f"{measure} goes from {ends[0]} to {ends[1]}"
             if ends[0] != ends[1]
-            else f"exact match begins and ends at {ends[0]}"
+            else f"{measure} begins and ends at {ends[0]}"
         ]
         most = max(rows, key=lambda row: row["exact"] or 0)
         if (
@@ -190,7 +204,7 @@ def of_steps(steps: pl.DataFrame) -> list[str]:
     return lines
 
 
-def _of_arms(every: pl.DataFrame, facts: int | None = None) -> list[str]:
+def _of_arms(every: pl.DataFrame, facts: int | None = None, measure: str = EXACT) -> list[str]:
     """Differences between arms, each at its own last stage; none later than the last at which any has an interval.
 
     Args:
@@ -214,7 +228,7 @@ def _of_arms(every: pl.DataFrame, facts: int | None = None) -> list[str]:
     for arm in sorted(own, key=lambda arm: stage_order(own[arm]), reverse=True):
         stage = own[arm]
         rows = sorted(of[arm][stage], key=lambda row: row["statistic"])  # exact match first
-        parts = [(said, seeds_of(row)) for row in rows if (said := _of_arm(row, facts))]
+        parts = [(said, seeds_of(row)) for row in rows if (said := _of_arm(row, facts, measure))]
         if parts:
             lines.append(_with_seeds(f"{names[arm]} against {names[rows[0]['reference']]}", stage, parts))
         else:
@@ -228,13 +242,15 @@ def _of_arms(every: pl.DataFrame, facts: int | None = None) -> list[str]:
     ]
 
 
-def _of_arm(row: Mapping[str, Any], facts: int | None) -> str:
+def _of_arm(row: Mapping[str, Any], facts: int | None, measure: str) -> str:
     """What a row says of its arm: also without an interval, where seeds agree exactly. Else nothing."""
     why = "" if row["low"] is not None else wording.why_of_difference(row, facts=facts)
     if why not in ("", wording.NO_SCATTER):
         return ""
     why = f"no interval: {why}"
-    return recalled(row, why) if row["statistic"] == "exact" else surfaces(*edges_of(row), why=why)
+    if row["statistic"] == "exact":
+        return recalled(row, why, measure=measure)
+    return surfaces(*edges_of(row), why=why)
 
 
 def _with_seeds(against: str, stage: str, parts: Sequence[tuple[str, str]]) -> str:

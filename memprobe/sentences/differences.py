@@ -9,6 +9,8 @@ from memprobe import wording
 from memprobe.statistics.intervals import FEWEST
 from memprobe.statistics.vocabulary import STATISTICS
 
+EXACT = STATISTICS["exact"].label
+"""What being recalled is called where it was judged by what is generated."""
 FEW_PAIRS = 3
 """Up to so many pairs of checkpoints, each has a sentence of its own, whatever it says."""
 
@@ -20,20 +22,31 @@ def no_interval(n: int | None) -> str:
 
 
 def against(
-    label: str, reference: str, exact: Mapping[str, Any], depth: Mapping[str, Any], held: bool | None
+    label: str,
+    reference: str,
+    exact: Mapping[str, Any],
+    depth: Mapping[str, Any],
+    held: bool | None,
+    *,
+    measure: str = EXACT,
 ) -> str:
     """What differs between two checkpoints, by how much, how sure, and whether it holds in both readouts.
 
     Args:
         exact, depth: difference, low and high of exact match and of first occurrence, checkpoint minus reference.
         held: whether the latter is on the same side of 0 in both readouts; ``None`` where one was not probed.
+        measure: what the former is called, by what answers were judged.
     """
     placed = surfaces(*edges_of(depth), n=depth.get("n"))
-    return f"{label} against {reference}: {recalled(exact)}; {placed}{_in_both(held, depth)}."
+    return (
+        f"{label} against {reference}: {recalled(exact, measure=measure)}; {placed}{_in_both(held, depth)}."
+    )
 
 
 def of_pairs(
     pairs: Sequence[tuple[str, str, Mapping[str, Any], Mapping[str, Any], bool | None]],
+    *,
+    measure: str = EXACT,
 ) -> list[str]:
     """:func:`against` of several pairs; of many, those without a clear difference share a sentence at the end.
 
@@ -42,10 +55,10 @@ def of_pairs(
     """
     quiet = [pair for pair in pairs if not (_is_clear(pair[2]) or _is_clear(pair[3]))]
     if len(pairs) <= FEW_PAIRS or len(quiet) < 2:
-        return [against(*pair) for pair in pairs]
+        return [against(*pair, measure=measure) for pair in pairs]
     named = "; ".join(f"{label} against {reference}" for label, reference, *_ in quiet)
-    lines = [against(*pair) for pair in pairs if pair not in quiet]
-    return [*lines, f"No clear difference in exact match or in depth: {named}."]
+    lines = [against(*pair, measure=measure) for pair in pairs if pair not in quiet]
+    return [*lines, f"No clear difference in {measure} or in depth: {named}."]
 
 
 def _is_clear(row: Mapping[str, Any]) -> bool:
@@ -54,15 +67,16 @@ def _is_clear(row: Mapping[str, Any]) -> bool:
     return value is not None and low is not None and high is not None and not low <= 0 <= high
 
 
-def recalled(row: Mapping[str, Any], why: str = "") -> str:
+def recalled(row: Mapping[str, Any], why: str = "", *, measure: str = EXACT) -> str:
     """A difference of exact match, in words: by how many points, how sure.
 
     Args:
         why: it has no interval, where it has none.
+        measure: what it is called, by what answers were judged.
     """
     value, low, high = edges_of(row)
     if value is None:
-        return "exact match is not known"
+        return f"{measure} is not known"
     edges = wording.interval(
         100 * value,
         None if low is None else 100 * low,
@@ -70,13 +84,13 @@ def recalled(row: Mapping[str, Any], why: str = "") -> str:
         f"+{_form(100 * value, 0)}",
     )
     if value == low == high == 0:
-        return "exact match is the same"
+        return f"{measure} is the same"
     if low is None or high is None:
-        apart = f"{edges} points of exact match" if value else "exact match is the same"
+        apart = f"{edges} points of {measure}" if value else f"{measure} is the same"
         return f"{apart} ({why or no_interval(row.get('n'))})"
     if low <= 0 <= high:
-        return f"no clear difference in exact match ({edges} points)"
-    return f"{edges} points of exact match"
+        return f"no clear difference in {measure} ({edges} points)"
+    return f"{edges} points of {measure}"
 
 
 def surfaces(

@@ -59,7 +59,7 @@ def outcome_shares(outcomes: pl.DataFrame) -> dict[str, dict[str, float] | None]
 
 
 def exact_of(shares: Mapping[str, Any]) -> Any:
-    """In :func:`outcome_shares`, or an entry of ``summary.json``: what :data:`memprobe.records.EXACT` is of a fact."""
+    """In :func:`outcome_shares`, or an entry of ``summary.json``: what :func:`memprobe.records.measure_of` says."""
     return shares["exact_tokens"] if shares["exact_match"] is None else shares["exact_match"]
 
 
