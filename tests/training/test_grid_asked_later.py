@@ -88,9 +88,13 @@ def test_a_probe_of_other_facts_or_readouts(before, after, said, grid):
 
 
 def test_more_facts_than_there_are_is_all_of_them(grid, monkeypatch):
-    grid("probe_n = 9")
+    out = grid("probe_n = 9")
+    before = open_probe(out / PROBE)
+    assert before.run["factoids"]["n"] == len(before.factoids) == 4
     trained_nothing(monkeypatch)
     grid()
+    after = open_probe(out / PROBE)
+    assert after.finished == before.finished and after.records.equals(before.records)
 
 
 def test_a_function_after_each_cell(grid, monkeypatch):
