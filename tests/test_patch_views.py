@@ -195,6 +195,11 @@ def test_cells_and_ticks_stand_at_the_depths_that_were_patched(depths):
     assert list(curves.layout.xaxis.tickvals) == depths
     (line,) = [trace for trace in curves.data if trace.meta["role"] == "line"]
     assert list(line.x) == depths
+    (half,) = curves.layout.shapes
+    assert half.line.dash is None and half.y0 == 0.5, "what is dotted is the control"
+    assert [note.text for note in curves.layout.annotations] == ["half"]
+    alone = restoration_curves(table.with_columns(other=pl.lit(None, pl.Float64)))
+    assert not [trace for trace in alone.data if trace.meta["role"] == "control"]
 
 
 def test_depths_that_were_not_patched_are_not_said_to_move_nothing(top, study, tmp_path):

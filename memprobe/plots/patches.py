@@ -93,7 +93,13 @@ def restoration_curves(by_depth: pl.DataFrame) -> sketch.Sketch:
             **sketch.line_of(name, look),
             hovertemplate=sketch.share_tip(name),
         )
-    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 1, "dash": "dot"})
+    # Solid and thin: what is dotted is a control.
+    figure.add_shape(
+        type="line", xref="paper", x0=0, x1=1, y0=0.5, y1=0.5, line={"width": 0.7}, layer="below"
+    )
+    figure.add_annotation(
+        xref="paper", x=1, xanchor="right", y=0.5, yanchor="bottom", text="half", showarrow=False
+    )
     places = sorted(by_depth["depth"].unique())
     if len(places) <= MOST_TICKS or sketch.has_gaps(places):
         figure.update_xaxes(tickvals=places)

@@ -206,7 +206,7 @@ def add_control(
         name=f"{plain(label)}, {kind}",
         hovertemplate=f"%{{y:.1%}} <i>{tip}</i><extra></extra>",
         showlegend=False,
-        meta={"checkpoint": label, "role": "control"},
+        meta={"checkpoint": label, "role": "control", "kind": kind},
         customdata=customdata,
     )
 

@@ -55,7 +55,7 @@ function patchesView(holder, data, templates, chosen = () => {}) {
   const figure = (name, title) => element("figure", { class: "plot wide", "data-figure": name, "data-own": "", "data-key": "", tabindex: "0" },
     element("figcaption", {}, element("h2", {}, title)));
   const heatmap = figure("patches-heatmap", "Share moved, by place");
-  const curves = figure("patches-curves", "Share moved, with 95 % bands; dotted: the control, where there is one");
+  const curves = figure("patches-curves", "Share moved, with 95 % bands");
   const sweeps = element("select", { "aria-label": "Sweep", class: "long" });
   const filter = element("input", { type: "search", placeholder: "prompt or answer", "aria-label": "Filter facts" });
   const rowsSaid = element("p", { class: "note" });
@@ -96,6 +96,8 @@ function patchesView(holder, data, templates, chosen = () => {}) {
     said.textContent = view.said;
     sentences.replaceChildren(...view.sentences.map((text) => element("li", {}, text)));
     draw(heatmap, view.heatmap, templates);
+    const controls = [...new Set(view.curves.data.filter((trace) => trace.meta?.role === "control" && trace.mode === "lines").map((trace) => trace.meta.kind))];
+    curves.querySelector("h2").textContent = `Share moved, with 95 % bands${controls.length ? `; dotted: ${controls.join(", or ")}` : ""}`;
     draw(curves, view.curves, templates);
     const kept = sweeps.value;
     sweeps.replaceChildren(...view.sweeps.map((sweep, i) => element("option", { value: i }, sweep.name)));
