@@ -11,12 +11,12 @@ from typing import Any
 # also as a deuteranope sees them (Machado, Oliveira and Fernandes 2009).
 COLOURS = ("#1e78b4", "#e16900", "#2d7800", "#e15aa5", "#9678f0", "#965a78")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-# Dotted lines are chance levels alone.
+# Dotted lines are chance levels alone: each has a long dash.
 DASHES = (
     "solid",
     "10px,4px",
     "10px,3px,2px,3px",
-    "4px,3px",
+    "28px,5px",
     "16px,4px",
     "16px,3px,2px,3px",
     "10px,3px,2px,3px,2px,3px",

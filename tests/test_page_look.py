@@ -91,6 +91,11 @@ def test_no_colour_comes_twice_with_one_dash():
     assert len({look["colour"] for look in palette.along(20)}) == 20
 
 
+def test_no_dash_of_a_checkpoint_looks_like_the_dots_of_chance():
+    for dash in palette.DASHES[1:]:
+        assert max(int(length.removesuffix("px")) for length in dash.split(",")[::2]) >= 8, dash
+
+
 def test_labels_are_shortened_where_they_differ():
     long = [f"runs/smollm2-study/remix-generic-stage-1/seed-{seed}/2-lama" for seed in (0, 1)]
     short = wording.shortened([*long, "base"], 28)
