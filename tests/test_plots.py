@@ -56,6 +56,7 @@ def test_lof_distribution_sets_never_apart():
     assert (list(line.x), list(line.y)) == ([1, 2], [0.5, 0.25])
     assert list(never.y) == [0.25]
     assert never.x[0] > 2
+    assert line.offsetgroup == never.offsetgroup == "a", "else its bars would stand off their depth"
 
 
 def test_rank_trajectory_draws_the_records_and_shifts_ranks_only_on_the_axis(probe):

@@ -69,6 +69,7 @@ def depth_distribution(
         absent = rows.filter(rows["depth"].is_null())
         bar: dict[str, Any] = {
             "legendgroup": label,
+            "offsetgroup": label,  # both traces of a checkpoint have one place at a depth, not two
             "hovertemplate": "<b>%{y:.1%}</b> " + sketch.plain(label) + "<extra></extra>",
             "marker": {"color": look["colour"], "line": {"color": look["colour"], "width": 0}},
         }
