@@ -326,6 +326,16 @@ def test_a_note_on_the_base_readout_stands_only_where_it_is_shown(browser, stage
         assert len(marks) == 2 and not any(symbol.endswith("-open") for _, symbol in marks), "both agree"
 
 
+def test_a_chart_of_nothing_has_no_axes(browser, tmp_path):
+    write_probe(tmp_path / "probe", {"a": 3, "b": 4}, n=12, n_layers=6, never=1.0)
+    written(open_study([tmp_path]), tmp_path / "page.html")
+    with opened(browser, tmp_path / "page.html", hash="#room=curves") as shown:
+        frequency = shown.locator("#room-curves [data-figure=frequency]")
+        assert frequency.locator(".nothing").inner_text().startswith("No answer is among the top k")
+        assert frequency.locator(".xtick, .ytick").count() == 0
+        assert shown.locator("#room-curves [data-figure=recall] .ytick").count() > 0
+
+
 def test_charts_have_names_for_those_who_hear_them(browser, twenty):
     with opened(browser, twenty) as shown:
         canvas = shown.locator("[data-figure=recall] .canvas >> visible=true").first

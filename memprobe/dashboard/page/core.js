@@ -152,6 +152,7 @@ function draw(holder, figure, templates, nothing = "") {
   shownFigures.set(holder, figure);
   const { meta, ...given } = figure.layout;
   const layout = { showlegend: false, ...given, template: templates[theme()] };
+  if (!figure.data.length) blank(layout);
   if (meta?.least) canvas.style.minWidth = `${meta.least}px`;
   if (meta?.row) {
     // A row for each name on the y axis.
@@ -167,6 +168,12 @@ function draw(holder, figure, templates, nothing = "") {
   canvas.setAttribute("aria-label", said(holder, figure));
   showKey(holder.querySelector(".key"), figure);
   Plotly.react(canvas, narrow ? figure.data.map(shortFlows) : figure.data, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+}
+
+/** Without axes, which plotly would range at will, and what stands along them. */
+function blank(layout) {
+  for (const key of Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name))) layout[key] = { visible: false };
+  Object.assign(layout, { shapes: [], annotations: [] });
 }
 
 const NARROW = 480; // pixels: a phone's width, or a third of a page
