@@ -440,6 +440,33 @@ def test_a_difference_of_too_few_facts_does_not_pass_for_one_whose_interval_hold
     assert "without a line" not in figures.kept(seeds).get_supxlabel(), "two seeds are drawn themselves"
 
 
+@pytest.mark.parametrize("readout", ["own", "base"])
+@pytest.mark.parametrize("held", [None, False, True])
+def test_the_legend_of_differences_says_what_is_drawn(held, readout):
+    rows = [["a", "b", name, 2.0, 1.0, 3.0, held, readout] for name in ("exact", "lof_restricted")]
+    names = ["row", "reference", "statistic", "difference", "low", "high", "held", "readout"]
+    figure = figures.differences(
+        pl.DataFrame(rows, schema=names, orient="row", schema_overrides={"held": pl.Boolean})
+    )
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    points = {line.get_gid(): line.get_markerfacecolor() for axes in figure.axes for line in axes.lines}
+    assert (points["a/exact/value"], points["a/lof_restricted/value"]) == {
+        None: ("white", "white"),
+        False: (COLOURS[0], "white"),
+        True: (COLOURS[0], COLOURS[0]),
+    }[held]
+    alone = "in the own readout" if readout == "own" else "in this readout"
+    assert (
+        legend[:-1]
+        == {
+            None: ["interval leaves 0 out"],
+            False: ["exact match, interval leaves 0 out", alone],
+            True: ["in both readouts, or exact match"],
+        }[held]
+    )
+    assert ("own readout" if readout == "own" else "read out by base") in figure.get_supxlabel()
+
+
 def test_differences_of_many_checkpoints_are_between_arms(study, tmp_path):
     result, _ = of_probe(study)
     settings = result.settings | {"checkpoints": result.settings["checkpoints"] * 3}

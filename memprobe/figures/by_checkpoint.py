@@ -106,11 +106,12 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
 
     Grey: the 95 % interval holds 0, or there is none, and no line. Filled: the difference is on the same side in the
     checkpoints' own readout and in the base model's; open: it is not, or the latter was not probed. Exact match needs
-    no readout: it is filled where its interval leaves 0 out.
+    no readout: beside such claims it is filled where its interval leaves 0 out.
 
     Args:
         table: [row, reference, statistic, difference, low, high, held]; one reference throughout. Of a fitted lens
-            also ``floor``, how far two fits place the mean apart; grey around 0.
+            also ``floor``, how far two fits place the mean apart; grey around 0. ``readout``, where it is there, is
+            named below.
         k, token: named below.
         width: millimetres; one column has room for the first three of :data:`DIFFERENCES`.
     """
@@ -120,13 +121,20 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     rows = table["row"].unique(maintain_order=True).to_list()
     colour = style.look(0)["color"]
     placed = table.filter(pl.col("statistic") != "exact")
+    unknown = placed["held"].is_null().all()  # whether claims hold was not asked, as between arms
+    sure = table.filter((pl.col("low") > 0) | (pl.col("high") < 0), statistic="exact")
+    exact = not unknown and "exact" in shown and len(sure) > 0
+    both = any(placed["held"].to_list())
+    readout = table["readout"][0] if "readout" in table.columns else None
+    one_alone = "in the own readout" if readout in (None, "own") else "in this readout"
     handles = [
         style.handle(
             text, color=colour, marker="o", linestyle="", markerfacecolor=fill, markeredgecolor=colour
         )
         for text, fill, wanted in (
-            ("in both readouts", colour, any(placed["held"].to_list())),
-            ("in the own readout", "white", not all(placed["held"].to_list())),
+            ("in both readouts" + exact * ", or exact match", colour, both),
+            ("exact match, interval leaves 0 out", colour, exact and not both),
+            ("interval leaves 0 out" if unknown else one_alone, "white", not all(placed["held"].to_list())),
         )
         if wanted
     ]
@@ -153,7 +161,7 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
             low, high = row["low"], row["high"]
             sure = low is not None and (low > 0 or high < 0)
             ink = colour if sure else style.FAINT
-            held = sure if statistic == "exact" else bool(row["held"])
+            held = exact if statistic == "exact" else bool(row["held"])
             at = rows.index(row["row"])
             where = f"{row['row']}/{statistic}"
             if low is not None:
@@ -179,6 +187,8 @@ def differences(table: pl.DataFrame, *, k: int = 10, token: str = "first", width
     says = (
         f"minus {style.shortened(table['reference'][0], 40)}; top {k}, {style.TOKENS[token]}; never as n + 1"
     )
+    says += "" if readout is None else "; own readout" if readout == "own" else f"; read out by {readout}"
+    says = "\n".join(wrap(says, 62 if style.is_narrow(width) else 120))
     says += f"\n{_TOO_FEW}" if _without_line(table.filter(pl.col("statistic").is_in(shown))) else ""
     figure.supxlabel(says, fontsize=6.5, color=style.FAINT)
     style.legend(figure, handles, width)

@@ -259,7 +259,7 @@ def _compared(
         yield (
             source,
             TablesOnDemand(readings),
-            settings_of(readings) | ({"view": notes} if notes else {}),
+            settings_of(readings) | {"readout": group[0].run["readout"]} | ({"view": notes} if notes else {}),
             inputs,
         )
 

@@ -262,8 +262,9 @@ def lof_markdown(table: pl.DataFrame, *, k: int, token: str) -> str:
 
 
 def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
-    """[row, reference, statistic, difference, low, high, held, floor]: by checkpoint, or by arm where those are many.
-    ``floor`` is there where a lens has one."""
+    """[row, reference, statistic, difference, low, high, held, floor, readout]: by checkpoint, or by arm where those
+    are many. ``floor`` is there where a lens has one, ``readout`` where it is known."""
+    readout = {"readout": pl.lit(settings["readout"])} if settings.get("readout") else {}
     wanted = pl.col("statistic").is_in(list(DIFFERENCES))
     numbers = ["difference", "low", "high"]
     if len(settings["checkpoints"]) < 2:
@@ -279,7 +280,8 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
         row = pl.col("arm").replace_strict(names) + pl.format(", stage {}", "stage")
         reference = pl.col("reference").replace_strict(names)
         over = over.sort(rank, "stage", maintain_order=True)
-        return over.select(row.alias("row"), reference, "statistic", *numbers, held=pl.lit(None, pl.Boolean))
+        held = pl.lit(None, pl.Boolean)
+        return over.select(row.alias("row"), reference, "statistic", *numbers, held=held, **readout)
     table = tables["differences"].filter(wanted, on="all", reference=settings["reference"])
     if not len(table):
         return f"no checkpoint is comparable with {settings['reference']}"
@@ -290,7 +292,7 @@ def _differences(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]
         pl.when(pl.col("statistic").is_in(WITH_FLOOR)).then("floor").alias("floor")
     )
     columns = ["reference", "statistic", *numbers, "held", "floor"]
-    return _without_empty(table.select(pl.col("checkpoint").alias("row"), *columns), "floor")
+    return _without_empty(table.select(pl.col("checkpoint").alias("row"), *columns, **readout), "floor")
 
 
 def _spread(tables: Mapping[str, pl.DataFrame], settings: Mapping[str, Any]) -> pl.DataFrame | str:
