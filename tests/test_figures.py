@@ -397,6 +397,26 @@ def test_first_occurrence_of_arms_shows_seeds_and_the_interval_over_them(study):
     assert "naive/after stage 2/share_never/value" not in shown
 
 
+@pytest.mark.parametrize("seeds", [None, [0.1, 0.2, 0.3]])
+def test_a_note_on_intervals_speaks_of_what_is_shown_and_of_why(seeds):
+    """One column has no panel of the sd; and what has no interval over seeds has not too few of anything."""
+    row = {"row": "a", "series": "", "value": 3.0, "sd": None, "by_seed": seeds, "along": None}
+    known, unknown = {"low": 2.0, "high": 4.0}, {"low": None, "high": None}
+    never = row | {"statistic": "share_never"}
+    rows = [
+        row | known | {"statistic": "lof_mean"},
+        row | unknown | {"statistic": "lof_sd"},
+        never | known if seeds is None else never | unknown | {"value": None},
+    ]
+    table = pl.DataFrame(rows, schema_overrides={"by_seed": pl.List(pl.Float64), "sd": pl.Float64})
+    said = figures.first_occurrence(table).get_supxlabel()
+    assert said == ("" if seeds is None else "seeds alone for never")
+    wide = figures.first_occurrence(table, width=183).get_supxlabel()
+    assert wide == (
+        "without a line: too few for an interval" if seeds is None else "seeds alone for sd and never"
+    )
+
+
 def test_the_lof_table_as_markdown(probe):
     result, _ = of_probe(probe)
     table = tables.lof_table(result.tables["placement"])

@@ -11,6 +11,7 @@ import polars as pl
 from memprobe.figures import look as style
 from memprobe.statistics.vocabulary import STATISTICS, axis, label
 from memprobe.statistics.vocabulary import panels as panels_of_differences
+from memprobe.wording import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,12 +91,15 @@ def first_occurrence(table: pl.DataFrame, *, k: int = 10, token: str = "first", 
     style.name_rows(every, rows, width)
     style.apart(figure)
     notes = [f"token rule: {style.TOKENS[token]}"] if token != "first" else []
-    notes += [_TOO_FEW] if _without_line(table.filter(pl.col("value").is_not_null())) else []
+    in_sight = table.filter(pl.col("statistic").is_in(shown))
+    notes += [_TOO_FEW] if _without_line(in_sight.filter(pl.col("value").is_not_null())) else []
+    notes += [f"seeds alone for {listed(alone)}"] if (alone := _seeds_alone(in_sight)) else []
     notes += (
         [f"bar on top: the lens’s floor, {_floor(table, 'lof_mean'):.2g}"] if "floor" in table.columns else []
     )
     if notes:
-        figure.supxlabel("; ".join(notes), fontsize=6.5, color=style.FAINT)
+        said = "\n".join(wrap("; ".join(notes), 62 if style.is_narrow(width) else 120))
+        figure.supxlabel(said, fontsize=6.5, color=style.FAINT)
     style.legend(figure, handles, width)
     return figure
 
@@ -199,6 +203,14 @@ def _without_line(table: pl.DataFrame) -> bool:
     """Whether a point has neither an interval nor seeds that show how far to trust it."""
     seeded = pl.col("by_seed").is_not_null() if "by_seed" in table.columns else pl.lit(False)
     return len(table.filter(pl.col("low").is_null() & ~seeded)) > 0
+
+
+def _seeds_alone(table: pl.DataFrame) -> list[str]:
+    """What statistics are called that have no interval over seeds, where others have one."""
+    seeded = table.filter(pl.col("by_seed").is_not_null())
+    known = set(seeded.filter(pl.col("low").is_not_null())["statistic"])
+    every = seeded["statistic"].unique(maintain_order=True)
+    return [label(name, short=True) for name in every if name not in known] if known else []
 
 
 def _floor(table: pl.DataFrame, statistic: str) -> float | None:
