@@ -168,6 +168,16 @@ def test_a_forest_has_a_row_for_each_checkpoint_and_each_readout():
     assert len({trace.y[0] for trace in figure.data}) == 4
 
 
+@pytest.mark.parametrize("last", [2, 12, 30, 31])
+def test_bars_have_a_tick_at_the_last_depth(last):
+    table = pl.DataFrame(
+        [["a", depth, 0.1] for depth in range(1, last + 1)],
+        schema=["checkpoint", "depth", "share"],
+        orient="row",
+    )
+    assert list(plots.depth_distribution(table).layout.xaxis.ticktext)[-2:] == [str(last), "never"]
+
+
 @pytest.mark.parametrize("depths", [range(1, 31), [1, 7, 30], [], range(1, 5)])
 def test_rows_of_many_checkpoints_stand_at_their_depths_with_never_behind(depths):
     labels = [f"c{at}" for at in range(7)]

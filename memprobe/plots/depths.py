@@ -103,8 +103,8 @@ def depth_distribution(
 
 
 def _depths_and_never(last: int, never: int) -> dict[str, Any]:
-    """Ticks of depths, but for those that "never" would cover."""
-    ticks = [depth for depth in sketch.depth_ticks(last, 1) if never - depth >= last / 8]
+    """Ticks of depths, but for those that "never" would cover where it is the next depth."""
+    ticks = [depth for depth in sketch.depth_ticks(last, 1) if never > last + 1 or never - depth >= last / 8]
     return {"tickvals": [*ticks, never], "ticktext": [*map(str, ticks), "never"]}
 
 
