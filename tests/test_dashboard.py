@@ -315,6 +315,9 @@ def test_three_seeds_of_an_arm_have_a_mean_with_its_interval(tmp_path):
     assert [trace["meta"]["role"] for trace in drawn if trace["meta"]["arm"] == "EWC 1"] == ["seed"] * 3 + [
         "line"
     ]
+    said = embedded(probe)["sets"][0]["answer"]["first"]["10"]
+    assert said[1:] == compare([probe], draws=200).verdict()[1:], "arms, as the terminal says it, not seeds"
+    assert said[1].startswith("EWC 1 against naive")
     colours = {trace["meta"]["arm"]: trace["line"]["color"] for trace in drawn}
     assert len(set(colours.values())) == len(colours) == 3, "seeds are as many as make colours come again"
 

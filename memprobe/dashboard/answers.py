@@ -8,8 +8,10 @@ from typing import Any
 import polars as pl
 
 from memprobe import sentences
+from memprobe.compare import TABLES
 from memprobe.dashboard.series import series_of, steps_table
 from memprobe.readings import Readings
+from memprobe.statistics.arms import MIN_SEEDS
 from memprobe.statistics.controls import held_in_both
 from memprobe.statistics.occurrence import ENDS
 from memprobe.statistics.vocabulary import label as called
@@ -20,7 +22,8 @@ def answer_of(
     headline: Mapping[str, Mapping[str, Any]],
     differences: pl.DataFrame | None,
 ) -> list[str]:
-    """What is recalled, at which depth, whether above chance; for several checkpoints, what changed.
+    """What is recalled, at which depth, whether above chance; for several checkpoints, what changed: between arms where
+    they have seeds enough, as ``memprobe compare`` says it.
 
     Args:
         headline: by label, the numbers of the page's first table.
@@ -35,6 +38,9 @@ def answer_of(
     lines += [_of_checkpoint(readings, label, headline[label]) for label in ends]
     if differences is None:
         return lines
+    over = _between_arms(readings)
+    if over is not None and over["low"].count():
+        return lines + sentences.of_arms(over, len(readings.factoids))
     passed = {label for one in series for label in one.labels[:-1]}
     pairs = _pairs(differences, [label for label in readings.labels if label not in passed])
     rows = {
@@ -49,6 +55,16 @@ def answer_of(
     if len(pairs) > sentences.MOST:
         lines.append(f"And {len(pairs) - sentences.MOST} more.")
     return lines
+
+
+def _between_arms(readings: Readings) -> pl.DataFrame | None:
+    """The differences over seeds, where an arm has enough of them for an interval: the table costs draws of its own."""
+    seeds: dict[tuple[str, str | None], set[str | None]] = {}
+    for member in readings.members:
+        if member.arm is not None:
+            seeds.setdefault((member.arm, member.stage), set()).add(member.seed)
+    several = sum(len(of_arm) >= MIN_SEEDS for of_arm in seeds.values())
+    return TABLES["arm_differences"](readings) if several > 1 else None
 
 
 def _pairs(differences: pl.DataFrame, labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from memprobe.sentences.checkpoints import (
     of_summary,
     verdict,
 )
+from memprobe.sentences.checkpoints import _of_arms as of_arms
 from memprobe.sentences.differences import against, of_pairs, recalled, seeds_of
 from memprobe.sentences.prompts import of_prompt
 from memprobe.sentences.studies import SURFACES, of_placements, of_retention, of_verdicts
@@ -18,6 +19,7 @@ __all__ = [
     "MOST",
     "SURFACES",
     "against",
+    "of_arms",
     "of_checkpoint",
     "of_pairs",
     "of_placement",
