@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-training notebooks fits fits-gemma where where-report test fuzz lint types docs check bench clean
+.PHONY: help setup demo demo-training notebooks fits fits-gemma where where-report picture test fuzz lint types docs check bench clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -82,6 +82,12 @@ where-report: setup  ## Tables, figures and the notebook of what `make where` st
 	$(BIN)/memprobe figures analyses/where/states --only restoration --out figures/where --format png --width 183
 	$(BIN)/memprobe figures analyses/where/weights --only grafts --out figures/where --format png --width 183
 	$(BIN)/python analyses/run_notebooks.py 08
+
+CHROMIUM ?= chromium
+picture: setup  ## docs/images/report.png, of the stored demo (CHROMIUM=...)
+	$(BIN)/memprobe dashboard analyses/demo --out build/report.html
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1440,1000 --virtual-time-budget=20000 \
+		--screenshot=docs/images/report.png "file://$(CURDIR)/build/report.html#theme=light"
 
 test: setup  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
