@@ -174,6 +174,13 @@ def test_group_labels():
             group_labels(facts, tokens, None, by=wrong)
 
 
+@pytest.mark.parametrize(("n", "label"), [(9, "shared by 2–9"), (10, "shared by 10+")])
+def test_ten_facts_of_one_first_token_are_ten_or_more(n, label):
+    ids = [f"f{i}" for i in range(n)]
+    tokens = pl.DataFrame({"factoid": ids, "length": [1] * n, "first": [7] * n})
+    assert group_labels(pl.DataFrame({"id": ids}), tokens, None, by="first-token") == [label] * n
+
+
 @pytest.mark.parametrize("value", [0.0, 0.6, 1.0])
 def test_an_area_that_all_facts_share_is_not_certain(value):
     """Of a base model that no fact surfaces in: 0 % [0 %, 0 %] it was."""

@@ -34,10 +34,17 @@ def test_kept_facts_against_lost_ones_are_welch_s():
     found = kept_against_lost(values, kept, lost)
     for column in (0, 1):
         one, other = (values[which, column][~np.isnan(values[which, column])] for which in (kept, lost))
-        theirs = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
         assert found.difference[column] == pytest.approx(one.mean() - other.mean())
+        # Welch's own degrees of freedom (1947); scipy's are Satterthwaite's, with n - 1 below and nothing taken off.
+        parts = [part.var(ddof=1) / len(part) for part in (one, other)]
+        freedom = sum(parts) ** 2 / sum(
+            v**2 / (len(part) + 1) for v, part in zip(parts, (one, other), strict=True)
+        )
+        half = stats.t.ppf(0.975, freedom - 2) * np.sqrt(sum(parts))
+        assert found.low[column] == pytest.approx(found.difference[column] - half, abs=1e-6)
+        assert found.high[column] == pytest.approx(found.difference[column] + half, abs=1e-6)
+        theirs = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
         assert found.low[column] == pytest.approx(theirs.low, abs=0.02)
-        assert found.high[column] == pytest.approx(theirs.high, abs=0.02)
         assert found.high[column] - found.difference[column] < found.detectable[column]
 
 
@@ -141,6 +148,16 @@ def test_where_lost_facts_went():
     assert (short["n"], short["surfaces"], short["deepest"], short["intruded"]) == (2, 0.5, 2, 0.5)
     assert short["intruder_rank"] == pytest.approx(np.sqrt(6 * 26) - 1)
     assert short["full"] == 0 and lost_in_short(table, 21)["full"] == 0.5  # ranks 30 and 20
+
+
+def test_an_intruder_of_the_same_rank_does_not_outrank_the_fact():
+    """As where both answers begin with one token."""
+    after = made([[9, 0, 0, 30]], ids=("a",))
+    intrusions = [made([[0, 0, 0, 30]], "intrusion:x", ("a",))]
+    found = lost_facts(
+        after, after, np.array([True]), k=2, intrusions=intrusions, first_rank=after.rank[:, -1]
+    )
+    assert found.select("intruder_rank", "intruded").row(0) == (30, False)
 
 
 def test_nothing_lost_and_no_intrusions():

@@ -12,7 +12,7 @@ from scipy import stats
 
 from memprobe.errors import MemprobeError
 from memprobe.statistics.holding import Trajectories
-from memprobe.statistics.intervals import Resamples, wilson
+from memprobe.statistics.intervals import Resamples, percentile_interval, wilson
 from memprobe.statistics.occurrence import Occurrence
 from memprobe.statistics.paired import (
     differences,
@@ -75,14 +75,16 @@ def test_few_pairs_have_student_s_interval_and_very_few_none():
     values[10:, 0] = np.nan
     for n in (9, 10, 29, 30):
         some = np.random.default_rng(1).normal(0.5, 1, (n, 1))
-        row = differences(some, Resamples.of(n, draws=400)).row(0, named=True)
+        resamples = Resamples.of(n, draws=400)
+        row = differences(some, resamples).row(0, named=True)
         theirs = stats.ttest_1samp(some[:, 0], 0).confidence_interval()
         if n < 10:
             assert (row["low"], row["high"]) == (None, None) and row["p"] is not None
         elif n < 30:
             assert [row["low"], row["high"]] == pytest.approx([theirs.low, theirs.high])
         else:
-            assert row["low"] != pytest.approx(theirs.low, abs=1e-6)
+            drawn = percentile_interval(resamples.counts @ some / n, n)
+            assert [row["low"], row["high"]] == pytest.approx(np.concatenate(drawn), abs=1e-5)
     # What counts are the pairs that have a value, not the factoids.
     torn = differences(values, Resamples.of(29, draws=400)).row(0, named=True)
     theirs = stats.ttest_1samp(values[:10, 0], 0).confidence_interval()
@@ -145,6 +147,31 @@ def test_differences_by_depth():
     log_prob = table.filter(measure="log_prob")
     assert log_prob["difference"][1] == pytest.approx(14 / 3)
     assert (table["q"] >= table["p"]).all()
+
+
+def test_a_log_probability_is_not_clipped_as_a_share():
+    """At depth 0 too, which stands beside the last depth of the shares."""
+    ranks = [[20, 0]] * 40
+    own = (-1 + np.random.default_rng(0).normal(size=(40, 2))).tolist()
+    checkpoint, reference = trajectories(ranks, own), trajectories(ranks, [[-6.0, -6.0]] * 40)
+    table = differences_by_depth(
+        checkpoint, reference, k=2, answers=np.arange(40), resamples=Resamples.of(40, draws=500)
+    )
+    for row in table.filter(measure="log_prob").rows(named=True):
+        assert 4 < row["low"] < row["difference"] < row["high"] < 6
+
+
+def test_the_overlap_over_all_depths_leaves_out_depth_0():
+    """What is held there was in the prompt."""
+
+    def holding(rows):
+        held = np.array(rows, bool)
+        return Occurrence(np.array(["a", "b"]), 2, np.full(2, 2.0), np.full(2, 2.0), held)
+
+    table = overlap(
+        holding([[1, 0, 1], [0, 0, 1]]), holding([[1, 1, 1], [0, 0, 1]]), Resamples.of(2, draws=100)
+    )
+    assert table.select("both", "either", "jaccard").row(-1) == pytest.approx((1.0, 1.5, 2 / 3))
 
 
 def test_overlap():

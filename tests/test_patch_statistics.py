@@ -9,6 +9,7 @@ from memprobe.errors import MemprobeError
 from memprobe.records import PATCHES
 from memprobe.statistics import erasure
 from memprobe.statistics import patches as statistics
+from memprobe.statistics.paired import false_discovery
 
 
 def table(rows, **changes):
@@ -270,3 +271,41 @@ def test_the_largest_graft_and_how_sure_it_is():
     row = largest("a")  # of one fact every resample is the same
     assert row["support"] is row["low"] is None
     assert wording.wins(row) == "for 100% of 1 fact, too few to resample"
+
+
+def test_the_q_of_several_targets_is_over_all_of_them():
+    """Three targets are two tests against the first: four facts are later in one, two in another."""
+    rows = [
+        table(curve(f"f{i}", [-9, -9 if i < later else 0, 0], 0.0, -10.0), target=target)
+        for target, later in (("t", 0), ("u", 4), ("v", 2))
+        for i in range(4)
+    ]
+    first = statistics.first_depths(pl.concat(rows), n_layers=2)
+    found = statistics.first_depth_differences(first, draws=100)
+    assert found["p"].to_list() == [2 / 2**4, 2 / 2**2]
+    np.testing.assert_allclose(found["q"], false_discovery(found["p"].to_numpy()))
+    assert found["q"][0] == 2 * found["p"][0]
+
+
+def test_embeddings_and_head_are_no_blocks_of_which_one_moves_most():
+    rows = [("a", 0, 0, control, -2.0, 0.0, -10.0) for control in ("", "random")]
+    for parts in ("embeddings", "head"):
+        assert statistics.graft_effects(
+            table(rows, what="weights", positions="all", parts=parts), draws=50
+        ).is_empty()
+
+
+def test_half_is_brought_back_and_the_threshold_is_not_above_itself():
+    """A share of exactly a half counts; a gap of exactly the threshold separates nothing."""
+    first = statistics.first_depths(table(curve("a", [-10, -5, -1], 0.0, -10.0)), n_layers=2)
+    assert first["first"].to_list() == [1]
+    apart = table([("a", 0, 1, "", -1.5, -1.0, -2.0), ("b", 0, 1, "", -1.5, -1.0, -2.5)])
+    shares = statistics.moved_shares(statistics.answers(apart), threshold=1.0)
+    assert dict(shares.select("factoid", "direction").iter_rows()) == {"a": None, "b": "restoration"}
+
+
+def test_a_block_that_lacks_just_tau_does_not_encode_the_fact():
+    rows = [("a", 0, 1, "", -1.5, -9.0, -1.0), ("a", 0, 2, "", -2.0, -9.0, -1.0)]
+    whole = pl.concat([table(rows, source=source, target="full") for source in ("base", "after")])
+    scores = erasure.erasure_scores(whole, full="full", reference="base", unlearned="after", tau=0.5)
+    assert scores["depths"].to_list() == [1]

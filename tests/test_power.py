@@ -68,3 +68,12 @@ def test_scatter_is_of_seeds_whatever_the_facts_are(sizes):
         found.append(scatter([one[0] - one[1] for one in shares], shares, sizes, 25))
     between, within = np.mean(found, axis=0)
     assert between == pytest.approx(0.01, rel=0.15) and within == pytest.approx(0.5 / 25, rel=0.1)
+
+
+def test_pairs_of_arms_count_by_their_degrees_of_freedom():
+    """Variances 0.02 of two seeds and 0.01 of three: a seed more is twice the evidence."""
+    pairs = [np.array([0.0, 0.2]), np.array([0.1, 0.2, 0.3])]
+    shares = [np.zeros((2, 2)), np.zeros((2, 3))]
+    assert scatter(pairs, shares, [25, 25], 25) == pytest.approx((0.04 / 3, 0))
+    shares[0] += 0.5  # a binomial variance of 0.25 in either arm
+    assert scatter(pairs, shares, [25, 25], 25)[1] == pytest.approx(0.5 / 25 / 3)

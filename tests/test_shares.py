@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from memprobe.statistics.shares import SCATTER, discordant_variance, share_difference, share_over_seeds
+from memprobe.statistics.shares import (
+    SCATTER,
+    discordant_variance,
+    share_difference,
+    share_over_seeds,
+    size_over_seeds,
+)
 
 NAIVE, NONE, ALL = np.array([2, 0, 0]), np.array([0, 0, 0]), np.array([64, 64, 64])
 GENERIC, REPLAY = np.array([37, 24, 35]), np.array([28, 14, 17])
@@ -139,3 +145,8 @@ def test_seeds_of_one_size_are_the_same_however_it_is_given():
     assert share_over_seeds(counts, np.array([32, 32, 32])) == pytest.approx(
         share_over_seeds(counts, 32), nan_ok=True
     )
+
+
+def test_the_size_over_seeds_is_that_of_the_mean_variance():
+    """Seeds that are asked 2, 13 and 22 facts know as much as if each were asked 5: 3 / (1/2 + 1/13 + 1/22) = 4.8."""
+    assert size_over_seeds([2, 13, 22]) == 5

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 import pytest
+from scipy import special, stats
 
 from memprobe.errors import MemprobeError
 from memprobe.records import CONTROLS, RECORDS
@@ -24,6 +25,7 @@ from memprobe.statistics import (
 from memprobe.statistics.curves import area
 from memprobe.statistics.intervals import (
     Resamples,
+    bootstrap,
     bootstrap_mean,
     median_interval,
     percentile_interval,
@@ -251,6 +253,13 @@ def test_controls_keep_their_draws_apart_and_chance_is_their_mean():
     ]
 
 
+def test_a_depth_that_a_draw_lacks_is_not_counted_as_a_miss():
+    """Chance would be halved there, and what is net of it would grow."""
+    frame = controls({"shuffled:0": {"a": [[9, 0]]}, "shuffled:1": {"a": [[9, None]]}})
+    chance = shuffled_recall(frame, k=2, token="first")
+    assert chance.select("depth", "n", "recall").rows() == [(0, 1, 0.0), (1, 1, 1.0)]
+
+
 def test_a_draw_that_is_shorter_than_the_answer_is_no_chance_level_of_it():
     """Of answers of two tokens, a draw of one token has nothing at the second: it is asked of the first alone."""
     asked = records({"m": {"a": [[9, 0]], "b": [[9, 9], [9, 0]], "c": [[9, 9], [9, 0]]}})
@@ -392,11 +401,48 @@ def test_resamples_are_multinomial_and_seeded():
 
 
 def test_bootstrap_interval_has_the_width_of_student():
-    values = np.random.default_rng(0).normal(size=(12, 1))
-    value, low, high = bootstrap_mean(values, Resamples.of(12, draws=40_000))
-    half = 2.201 * values.std(ddof=1) / math.sqrt(12)  # t(0.975, 11)
+    """The plain percentiles are narrower by 5.7 %: by sqrt(29 / 30), and by the normal's quantile."""
+    values = np.random.default_rng(0).normal(size=(30, 1))
+    value, low, high = bootstrap_mean(values, Resamples.of(30, draws=40_000))
+    half = 2.0452 * values.std(ddof=1) / math.sqrt(30)  # t(0.975, 29)
     assert value[0] == pytest.approx(values.mean())
-    assert (high[0] - low[0]) / 2 == pytest.approx(half, rel=0.1)
+    assert (high[0] - low[0]) / 2 == pytest.approx(half, rel=0.02)
+
+
+def test_a_column_with_gaps_has_the_interval_of_the_facts_that_it_has():
+    """Forty of eighty facts: the bootstrap's of forty, which is wider than that of eighty."""
+    values = np.random.default_rng(0).normal(10, 1, (80, 2))
+    values[40:, 1] = np.nan
+    mean, low, high = bootstrap_mean(values, Resamples.of(80, draws=20_000))
+    assert mean == pytest.approx(np.nanmean(values, axis=0))
+    assert (low[0], high[0]) == pytest.approx((9.7014, 10.1260), abs=1e-3)
+    assert (low[1], high[1]) == pytest.approx((9.8615, 10.4760), abs=1e-3)
+    for column, some in ((0, values[:, 0]), (1, values[:40, 1])):
+        theirs = stats.ttest_1samp(some, 0).confidence_interval()
+        assert high[column] - low[column] == pytest.approx(theirs.high - theirs.low, rel=0.04)
+
+
+def test_the_accelerated_interval_is_scipy_s_at_the_same_level():
+    """Of an sd of skewed depths, whose interval lies far to the right of the percentiles'."""
+    x = np.array([1.0] * 20 + [2] * 8 + [4] * 6 + [9] * 4 + [20] * 2)
+
+    def sd(sums, counts):
+        n = counts[:, :1]
+        return np.sqrt((sums[:, 1:] - sums[:, :1] ** 2 / n) / (n - 1))
+
+    value, low, high = bootstrap(np.column_stack([x, x**2]), Resamples.of(40, draws=20_000), sd)
+    assert value[0] == pytest.approx(x.std(ddof=1))
+    # Ours is expanded for a sample of 40, theirs is not: it is asked for as much more.
+    level = 1 - 2 * special.ndtr(math.sqrt(40 / 39) * stats.t.ppf(0.025, 39))
+    theirs = stats.bootstrap(
+        (x,),
+        lambda some, axis: some.std(axis=axis, ddof=1),
+        method="BCa",
+        n_resamples=20_000,
+        confidence_level=level,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert (low[0], high[0]) == pytest.approx((theirs.low, theirs.high), rel=0.02)
 
 
 def test_intervals_leave_out_draws_without_the_statistic():

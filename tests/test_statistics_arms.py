@@ -105,6 +105,29 @@ def test_nothing_that_does_not_scatter_is_significant():
     assert only(runs("none", np.zeros((3, 1))) + runs("remix", np.ones((3, 1))), 1)["low"] is None
 
 
+def test_the_interval_of_a_mean_over_few_seeds_and_facts_by_hand():
+    """Four facts under three seeds: each correction of the variance is worth a tenth of the interval here."""
+    row = arm_means(runs("a", np.array([[0.0, 0, 0, 8], [0, 0, 0, 10], [0, 0, 0, 12]])), ["x"], 4).row(
+        0, named=True
+    )
+    # Seeds: run means 2, 2.5, 3, s² / S = 0.25 / 3. Facts: of the mean row (0, 0, 0, 10) the squared influences add up
+    # to 75/16; those of the rows minus it to 3/16, 0 and 3/16, over S - 1 and S: 1/16. With n - 1 below, 4/3 of that.
+    seeds, facts = 0.25 / 3, 4 / 3 * (75 / 16 - 1 / 16)
+    freedom = (seeds + facts) ** 2 / (seeds**2 / 2 + facts**2 / 3)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + facts)
+    assert (row["mean"], row["high"]) == (2.5, pytest.approx(2.5 + half))
+    assert row["high"] == pytest.approx(10.33938, abs=1e-5)
+
+
+def test_the_interval_over_seeds_and_facts_is_no_narrower_than_that_over_seeds():
+    """Facts that add little to the variance lend their degrees of freedom, and the interval would shrink."""
+    values = np.array([[1, 2, 3, 4], [2, 3, 4, 5.5], [3, 4, 5.5, 6]])
+    row = arm_means(runs("a", values), ["x"], 4).row(0, named=True)
+    theirs = stats.ttest_1samp([2.5, 3.625, 4.625], 0).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((theirs.low, theirs.high))
+    assert row["low"] == pytest.approx(0.942415, abs=1e-6)
+
+
 def test_arms_are_compared_at_the_same_stage_only():
     later = [Run(r.arm, "3", r.seed, r.label, r.means, r.influence) for r in runs("remix", np.zeros((3, 10)))]
     assert arm_differences(runs("none", np.zeros((3, 10))) + later, ["x"], 10).is_empty()
@@ -336,3 +359,10 @@ def test_a_difference_given_the_margin_is_that_of_a_regression_with_a_level_for_
         80,
         2,
     )
+
+
+def test_given_the_margin_a_value_is_as_of_the_mean_margin_of_all_runs():
+    """Two runs that differ by what their margins do, in nats as they are asked: not as of a margin of 0."""
+    after = [np.array([1.0, 2, 3]), np.array([3.0, 4, 5])]
+    found = given_margin(after, [np.array([4.0, 5, 6]), np.array([6.0, 7, 8])])
+    assert np.concatenate(found) == pytest.approx([3.0] * 6)

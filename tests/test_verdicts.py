@@ -59,6 +59,7 @@ def test_a_claim_of_placement_is_held_where_both_intervals_lie_on_one_side(own, 
         (-0.04, 0.03, BELOW, EQUIVALENT),
         (-0.14, 0.46, ABOVE, UNDECIDED),  # wide: no evidence of no difference
         (-0.04, 0.06, ABOVE, UNDECIDED),
+        (-0.05, 0.05, ABOVE, EQUIVALENT),  # the bounds are within themselves
         (None, None, ABOVE, NOT_TESTED),
         (float("nan"), 0.3, ABOVE, NOT_TESTED),
     ],
