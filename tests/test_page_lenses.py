@@ -51,6 +51,25 @@ def test_lens_and_position_are_chosen(page_file):
         page.wait_for_selector("#written .js-plotly-plot")
         said = page.locator("#written-table").inner_text()
         assert "attention" in said and "depth of the largest" in said
+        assert page.locator("#k").is_hidden(), "no top k is involved"
+
+
+def test_what_is_also_drawn_is_offered_where_it_changes_something(page_file):
+    """Each box changes the figures of the room, or is not there."""
+    roles = """() => [...shownFigures].filter(([holder]) => !holder.closest("[hidden]"))
+        .flatMap(([, figure]) => figure.data.map((trace) => trace.meta?.role))"""
+    with chromium() as browser, opened(browser, page_file) as page:
+        for room in ("overview", "curves", "depths", "lenses", "positions", "written"):
+            page.locator(f"#tab-{room}").click()
+            page.wait_for_selector(f"#room-{room} .js-plotly-plot")
+            for box, role in (("control", "control"), ("bands", "band")):
+                drawn = []
+                for wanted in (True, False):
+                    if page.locator(f"#{box}").is_visible():
+                        page.locator(f"#{box}").set_checked(wanted)
+                    page.evaluate("render(['bands', 'control'])")
+                    drawn.append(role in page.evaluate(roles))
+                assert drawn == [page.locator(f"#{box}").is_visible(), False], (room, box)
 
 
 def test_floors_are_drawn_and_claims_name_the_other_lenses(made, page_file):

@@ -79,7 +79,7 @@ def _curves(table: pl.DataFrame, line: str) -> Sketch:
     chance = recall.select(
         "checkpoint", "depth", pl.col("chance").alias("recall"), low="chance", high="chance"
     )
-    figure = plots.recall_curves.sketch(recall, chance if chance["recall"].null_count() == 0 else None)
+    figure = plots.recall_curves.sketch(recall, chance.drop_nulls("recall"))
     # A line is no checkpoint here, which the choice of checkpoints does not concern.
     for trace in figure.data:
         meta: dict[str, Any] = dict(trace.get("meta") or {})

@@ -233,6 +233,7 @@ function showControls() {
   }
   byId("control").checked = state.control;
   byId("bands").checked = bandsShown();
+  byId("bands").indeterminate = false;
   if (set) {
     const all = state.checkpoints.length === set.checkpoints.length;
     byId("chosen-said").textContent = `${all ? "all " : ""}${state.checkpoints.length}${all ? "" : ` of ${set.checkpoints.length}`}`;
@@ -251,7 +252,8 @@ function chosenIn(field) {
   }
   if (field.contains(byId("k"))) return `top ${state.k}`;
   if (field.contains(byId("rule"))) return `${state.rule} token${state.rule === "all" ? "s" : ""}`;
-  if (field.contains(byId("control"))) return state.control ? "with chance" : "";
+  const box = byId("control");
+  if (field.contains(box)) return state.control && !box.parentElement.hidden ? "with chance" : "";
   const choice = field.querySelector("select");
   if (choice) return choice.selectedOptions[0]?.textContent ?? "";
   return field.querySelector("input:checked")?.parentElement.textContent ?? "";
@@ -374,12 +376,12 @@ function figuresOf(block) {
 }
 
 /** Bands on demand where there are many lines, and from the start where there are few. */
-const bandsShown = () => (state.bands ? state.bands === "on" : state.checkpoints.length <= FEW_BANDS);
+const bandsShown = (lines = BESIDE.includes(state.room) ? 1 : state.checkpoints.length) =>
+  (state.bands ? state.bands === "on" : lines <= FEW_BANDS);
 const FEW_BANDS = 4;
 
 /** Which part of a figure the state asks for. */
 function isShown({ meta = {} }) {
-  if (meta.role === "band" && meta.checkpoint !== undefined && !bandsShown()) return false;
   if (meta.run !== undefined && meta.checkpoints) return true;
   if (meta.state !== undefined) return true;
   if (meta.checkpoint !== undefined && !state.checkpoints.includes(meta.checkpoint)) return false;
@@ -400,6 +402,7 @@ function shownRows(trace) {
 async function showFigures() {
   const room = byId(`room-${state.room}`);
   const holders = [...room.querySelectorAll("[data-figure]:not([data-figure=trajectory], [data-own])")].filter((holder) => !holder.closest("[hidden]"));
+  const banded = new Set(); // whether figures with bands show them: of few lines alone, unless a reader has chosen
   for (const holder of holders) {
     const name = holder.dataset.figure;
     let figure;
@@ -411,7 +414,10 @@ async function showFigures() {
         if (holder.hidden) continue;
       }
       const every = (await figuresOf((holder.dataset.prefix ?? set.prefix) + name))[state.rule][state.k];
-      figure = { ...every, data: every.data.filter(isShown).map(shownRows) };
+      const data = every.data.filter(isShown).map(shownRows);
+      const lines = data.filter((trace) => trace.meta?.role === "line").length;
+      if (data.some((trace) => trace.meta?.role === "band")) banded.add(bandsShown(lines));
+      figure = { ...every, data: bandsShown(lines) ? data : data.filter((trace) => trace.meta?.role !== "band") };
     }
     if (holder.closest(".room").hidden) return; // another room was opened meanwhile
     const empty = figure.data.length === 0
@@ -419,6 +425,8 @@ async function showFigures() {
     draw(holder, { ...figure, data: empty ? [] : figure.data }, report.templates, NOTHING[name] ?? "Nothing to show for these checkpoints.");
     if (name.startsWith("stage-")) showKey(byId("stages-key"), figure);
   }
+  if (banded.size) byId("bands").checked = banded.has(true);
+  byId("bands").indeterminate = banded.size > 1;
   if (state.room === "differences") {
     const second = holders.some((holder) => shownFigures.get(holder)?.data.some((trace) => trace.meta?.role === "fixed"));
     byId("fixed-note").hidden = !second;
