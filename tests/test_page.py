@@ -15,6 +15,7 @@ from memprobe.compare import compare
 from memprobe.dashboard import writing
 from memprobe.files import csv_text
 from memprobe.probes import open_probe
+from memprobe.statistics.overview import STATE_NAMES
 from memprobe.studies import open_study
 from tests.benchmarks.report_load import write_large_probe
 from tests.once import once
@@ -365,6 +366,9 @@ def test_steps_are_an_axis(browser, twenty):
         shown.locator("#tab-fates").click()
         shown.wait_for_selector("[data-figure='fates-0'] .js-plotly-plot")
         assert shown.locator("#fates figure").count() == 1, "one plot over time"
+        assert [text.strip() for text in shown.locator("#fates .key li:visible").all_inner_texts()] == [
+            *STATE_NAMES.values()
+        ]
         shares = shown.evaluate(
             "document.querySelector('[data-figure=\"fates-0\"] .canvas').data.map((t) => t.y)"
         )

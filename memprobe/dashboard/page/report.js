@@ -186,7 +186,7 @@ function buildSet() {
   byId("against").replaceChildren(...segments("against", set.against.map(([key]) => key), (against) => change({ against }),
     set.against.map(([, text]) => text)));
   const named = (prefix) => set.figures.filter((name) => name.startsWith(prefix));
-  const small = (name, title) => element("figure", { class: "plot", "data-figure": name }, element("figcaption", {}, element("h2", {}, title)));
+  const small = (name, title, keyed = null) => element("figure", { class: "plot", "data-figure": name, "data-key": keyed }, element("figcaption", {}, element("h2", {}, title)));
   const titles = { ...set.statistics, recall_full: "recall at full depth" };
   titles.depths_per_factoid = "depths held";
   byId("stages").replaceChildren(...named("stage-").map((name) => small(name, titled(titles[name.slice("stage-".length)]))));
@@ -194,13 +194,14 @@ function buildSet() {
   byId("stages").append(element("ul", { class: "key shared", id: "stages-key" }));
   byId("steps").replaceChildren(...named("step-").map((name) => small(name, titled(titles[name.slice("step-".length)] ?? "What has become of the facts"))));
   byId("steps").hidden = !named("step-").length;
+  byId("steps").append(element("ul", { class: "key shared", id: "steps-key" }));
   byId("overview-plots").hidden = named("stage-").length > 0;
   byId("stages-note").textContent = named("stage-").length
     ? `After each training stage, on the factoids probed here. A line is a run, or an arm’s mean, ${severalSeeds() ? "in a colour of its arm" : "in the colour of the checkpoint it ends at"}. Bars are 95 % intervals: over factoids for a single seed, over seeds and factoids for an arm’s mean.` : "";
   byId("differences").replaceChildren(...named("difference-").map((name) => small(name, titled(titles[name.slice("difference-".length)]))));
   byId("differences-note").hidden = !named("difference-").length;
   byId("fates").replaceChildren(
-    ...named("fates-").map((name) => small(name, `Over the steps of ${set.series[name.slice("fates-".length)].name}`)),
+    ...named("fates-").map((name) => small(name, `Over the steps of ${set.series[name.slice("fates-".length)].name}`, "")),
     ...named("fate-").map((name) => small(name, set.chains[name.slice("fate-".length)].name)));
   for (const axis of ["lens", "position"]) {
     const known = [...new Set(family().map((entry) => entry[axis]))];
@@ -423,7 +424,7 @@ async function showFigures() {
     const empty = figure.data.length === 0
       || figure.data.every((trace) => trace.type !== "sankey" && (trace.z?.flat() ?? trace.y).every((value) => value === null));
     draw(holder, { ...figure, data: empty ? [] : figure.data }, report.templates, NOTHING[name] ?? "Nothing to show for these checkpoints.");
-    if (name.startsWith("stage-")) showKey(byId("stages-key"), figure);
+    for (const several of ["stage", "step"]) if (name.startsWith(`${several}-`)) showKey(byId(`${several}s-key`), figure);
   }
   if (banded.size) byId("bands").checked = banded.has(true);
   byId("bands").indeterminate = banded.size > 1;
