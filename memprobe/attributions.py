@@ -366,7 +366,9 @@ def hold(
         constant = bias[tokens] - bias.mean()
     hidden = readout.norm(last)
     logit = torch.einsum("rtd,rd->rt", pull, hidden) + constant
-    _check_head(readout, hidden[:1], tokens[:1], logit[:1])
+    finite = torch.isfinite(hidden).all(1).nonzero()[:1, 0]
+    if len(finite):
+        _check_head(readout, hidden[finite], tokens[finite], logit[finite])
     for module in reversed(linear):
         if module.bias is not None:
             constant = constant + pull @ module.bias
@@ -427,7 +429,9 @@ def _held_norm(norm: nn.Module, last: Float[Tensor, "row d_model"]) -> tuple[Ten
     shape = gain * less_mean(last)
     given = norm(last) - shift
     scale = (given * shape).sum(1) / shape.square().sum(1)
-    off = (given - scale[:, None] * shape).abs().max()
-    if not torch.isfinite(scale).all() or off > 1e-3 * given.abs().max():
-        raise MemprobeError(f"attributions: {type(norm).__name__} is neither an RMS nor a layer norm")
+    known = torch.isfinite(last).all(1)  # a row that is not tells nothing of the norm
+    if known.any():
+        off = (given - scale[:, None] * shape)[known].abs().max()
+        if not torch.isfinite(scale[known]).all() or off > 1e-3 * given[known].abs().max():
+            raise MemprobeError(f"attributions: {type(norm).__name__} is neither an RMS nor a layer norm")
     return scale, gain, centred, shift

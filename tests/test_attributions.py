@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from memprobe.attributions import Source, Split, attribute, find_split, hold
+from memprobe.attributions import Source, Split, attribute, attribute_all, find_split, hold
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import load, to_bridge, wrap
@@ -219,6 +219,19 @@ def test_what_is_done_is_left_out():
     plan = plan_capture(read, FACTS, Template.parse("plain"))
     left = pl.concat(attribute(read, plan, done=frozenset({FACTS[0].id})))
     assert set(left["factoid"]) == {fact.id for fact in FACTS[1:]}
+
+
+def test_a_fact_whose_logits_are_not_finite_is_attributed_nothing():
+    """Its parts are no numbers, and would be in every mean."""
+    read = model_of()
+    overflowing = make_factoid("The river of @ is the", "Lunn", "tiny", relation="river", subject="@")
+    with torch.no_grad():
+        read.model.model.embed_tokens.weight[read.tokenizer.encode("@")[-1]] = torch.inf
+    plain = Template.parse("plain")
+    table, _ = attribute_all(read, plan_capture(read, [*FACTS, overflowing], plain))
+    assert set(table["factoid"]) == {fact.id for fact in FACTS}
+    assert table["logit"].is_finite().all()
+    assert attribute_all(read, plan_capture(read, [overflowing], plain))[0].is_empty()
 
 
 class Cubed(nn.Module):

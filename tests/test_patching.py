@@ -15,7 +15,7 @@ from memprobe.interventions import Put, applied
 from memprobe.models import wrap
 from memprobe.modes import evaluating
 from memprobe.patch_pairs import Pair, patch
-from memprobe.patch_plan import CONTROLS, POSITIONS, draw_others, plan_patches
+from memprobe.patch_plan import CONTROLS, POSITIONS, Question, draw_others, plan_patches
 from memprobe.patches import finite_only
 from memprobe.patching import own_log_probs, patch_batches
 from memprobe.records import PATCHES
@@ -260,6 +260,36 @@ def test_random_states_have_the_sources_norm(monkeypatch):
     assert len(seen) >= N_LAYERS + 1
     for ours, theirs in seen:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_longer_subject_takes_its_controls_states_from_within_that_ones_subject():
+    """Not from the words before it, which stand in every prompt of the relation."""
+    import memprobe.patching as patching
+
+    one, other = tokenise_all(FACTS[:2], PLAIN, tiny_tokenizer())
+    question = Question(one, {"subject": (2, 3, 4)}, Question(other, {"subject": (3,)}))
+    places = patching._aligned([question], "subject", len(one.inputs))
+    assert places[0, 2:5].tolist() == [3, 3, 3]
+
+
+def test_random_states_are_other_ones_at_each_depth_and_in_each_part(monkeypatch):
+    """One direction at every depth would be one draw, not many."""
+    import memprobe.patching as patching
+
+    source, target = model_of(seed=1), model_of()
+    own, seen = patching._states, {}
+
+    def spy(given, others, part, depth, control, mask, *rest):
+        states = own(given, others, part, depth, control, mask, *rest)
+        if control == "random":
+            seen[part, depth] = states[mask] / states[mask].norm(dim=-1, keepdim=True)
+        return states
+
+    monkeypatch.setattr(patching, "_states", spy)
+    patched(source, target, what=["residual", "mlp"], depths=[1, 2], controls=["random"])
+    for other in (("residual", 2), ("mlp", 1)):
+        alike = (seen["residual", 1] * seen[other]).sum(-1)
+        assert alike.abs().mean() < 0.5, other
 
 
 def test_causal_tracing_restores_a_corrupted_prompt():
