@@ -120,6 +120,26 @@ def test_replay_in_every_later_stage_is_one_arm_whatever_the_length_of_the_chain
     assert set(found.cells["arm"]) == ({"naive", "r"} if cell else {"naive", "replay 0.1"})
 
 
+def test_what_any_later_stage_replayed_is_not_unseen(tmp_path):
+    """Rows that stage 2 trained on again were seen twice, though stage 3 replays others."""
+    run = write_cell(
+        tmp_path / "g",
+        "r0.25-s0",
+        [[1.0], [0.5, 1.0], [0.5, 1.0, 1.0]],
+        setup="kvr-lama-webqa",
+        names=("kvr", "lama", "webqa"),
+        arm="replay(ratio=0.25, stages=2,3)",
+        additions={2: REPLAY.format(0.25), 3: REPLAY.format(0.25)},
+        replayed=8,
+    )
+    manifest = read_json(run / "2-lama" / "memprobe.json")
+    manifest["replayed"] = [f"row {i}" for i in range(8, 16)]
+    write_json(manifest, run / "2-lama" / "memprobe.json")
+    # The first half of 32 rows is exact, and each of it was replayed.
+    found = of(tmp_path / "g").over_seeds.filter(dataset="1-kvr", rows="those not replayed")
+    assert found.select("stage", "by_seed").rows() == [(3, [0.0])]
+
+
 def test_first_stages_are_compared_before_the_same_later_ones_alone(tmp_path):
     kept = {"kvr": [0, 1, 0], "popqa": [20, 24, 22], "triviaqa": [30, 28]}
     for d_a, counts in kept.items():
@@ -192,6 +212,7 @@ def test_the_interval_of_seeds_that_were_asked_other_rows(shared, tmp_path):
     elif shared == 0:
         assert interval == pytest.approx((apart.low, apart.high))
     else:
+        assert interval[0] < 33 / 96 < interval[1]
         assert interval != pytest.approx((apart.low, apart.high)), "what facts have in common counts"
 
 

@@ -129,6 +129,15 @@ def mixing_cell(arm, retention, text, seed=0):
     return cell(arm, seed, retention, text, **told)
 
 
+def test_each_set_up_has_the_interval_of_its_own_last_stage():
+    """One of three stages beside one of two takes no interval from it."""
+    chains = [("two", 2, 0.1), ("three", 2, 0.3), ("three", 3, 0.5)]
+    cells = [cell("naive", seed, 0.5, setup=setup) for setup in ("two", "three") for seed in range(3)]
+    over = [retained("naive", low, low + 0.1, setup=setup, stage=stage) for setup, stage, low in chains]
+    table = forgetting(results(cells, over_seeds=over).retention)
+    assert dict(table.select("setup", "low").iter_rows()) == {"two": 0.1, "three": 0.5}
+
+
 def test_a_point_of_a_curve_is_one_arm_and_a_curve_differs_in_one_option():
     text = "remix(data=generic, stages=1, ratio={}, words=12,12{})"
     rest = {"": 0.1, ", prompt=sentence": 0.3, ", redraw=true": 0.5}

@@ -178,6 +178,18 @@ def test_replay_is_asked_of_what_it_does_not_show_again():
     assert found["verdict"].to_list() == ["undecided"] and found["estimate"].to_list() == [0.02]
 
 
+def test_each_set_up_is_claimed_of_after_its_own_last_stage():
+    """One of three stages beside one of two takes no claim from it."""
+    rows = [
+        difference(GENERIC, 0.4, 0.1, 0.001, setup="two"),
+        difference(GENERIC, 0.3, 0.1, 0.001, setup="three"),
+        difference(GENERIC, 0.2, 0.1, 0.001, setup="three", stage="3"),
+    ]
+    cells = [cell("none", seed, setup=setup) for setup in ("two", "three") for seed in range(3)]
+    found = claims(tables(rows, cells), book({"name": "x"}))
+    assert found.select("setup", "stage", "estimate").rows() == [("two", 2, 0.4), ("three", 3, 0.2)]
+
+
 def test_matched_controls_and_mixing_arms():
     rows = [
         difference(GENERIC, 0.4, 0.1, 0.001, reference=CONTROL),
@@ -369,6 +381,10 @@ def test_gradients_count_arms():
     alike = [cell(arm, seed, cosine_start=0.1) for arm in "abcdef" for seed in range(3)]
     found = claims(tables(cells=alike), of)
     assert found["verdict"].to_list() == ["not tested"] and "all values are the same" in found["evidence"][0]
+    four = [cell(arm, 0, cosine_start=0.1 * i, retention=0.1 * i) for i, arm in enumerate("abcd")]
+    found = claims(tables(cells=four), of)
+    assert found["verdict"].to_list() == ["not tested"], "of 24 orders 2 are as extreme, 8 %"
+    assert "no order of 4 arms is unlikely enough" in found["evidence"][0]
     many = [
         cell(arm, seed, cosine_start=0.1 * i, retention=0.1 * i)
         for i, arm in enumerate("abcdef")
@@ -457,6 +473,7 @@ def test_second_stages_are_held_against_the_one_that_the_claim_names():
         *second_stage("math", gsm8k[:2]),
         *second_stage("gsm8k", gsm8k, n=500),  # no such set-up with LAMA
         *second_stage("gsm8k", gsm8k, arm="replay(ratio=0.1)"),  # the claim is about naive training
+        *(row | {"setup": "kvr-gsm8k-webqa-n64", "d_c": "webqa"} for row in second_stage("gsm8k", gsm8k)),
     ]
     found = claims(tables(cells=cells), book({**claim, "equivalent": 0.05}))
     rows = {row["setup"]: row for row in found.iter_rows(named=True)}

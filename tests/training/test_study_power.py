@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
+from memprobe.statistics.power import detectable
 from training.__main__ import app
 from training.grid.cells import cells_of
 from training.grid.file import read_grid
@@ -42,6 +43,15 @@ def test_scatter_is_that_of_pairs_and_leaves_out_arms_at_the_ends():
         stored_scatter(cells({"naive": [0.1, 0.0], "ewc": [0.0, 0.0]}))
 
 
+def test_scatter_is_said_of_the_fewest_facts_that_arms_have():
+    """Shares of 0.5 of 16 and of 64 facts: what facts bring is said of 16, at which it is largest."""
+    shares = {"naive": [0.5, 0.5, 0.5], "few": [0.5, 0.4, 0.6], "many": [0.5, 0.45, 0.55]}
+    stored = cells(shares).with_columns(n=pl.when(pl.col("arm") == "few").then(16).otherwise(64))
+    every = stored_scatter(stored)[0]
+    answered = [2 * 0.25 - 2 * 0.01 / 3, 2 * 0.25 - 2 * 0.0025 / 3]  # of p (1 - p), naive's and the arm's
+    assert every.facts == 16 and every.within == pytest.approx(np.mean(answered) / 16)
+
+
 def test_a_grid_is_told_what_its_seeds_see():
     grid = cells_of(read_grid(TINY), TINY)
     seeds = {cell.node.recipe.seed for cell in grid}
@@ -50,7 +60,9 @@ def test_a_grid_is_told_what_its_seeds_see():
     row = made.row(0, named=True)
     assert row["seeds"] == len(seeds) and row["sd"] == pytest.approx(0.12)
     assert (row["seeds for 20 points"], row["seeds for 10 points"]) == (6, 14)
-    assert row["detectable"] is None if len(seeds) < 2 else math.isfinite(row["detectable"])
+    # Two pairs have one degree of freedom, whose Student's quantile is 12.7.
+    assert len(seeds) == 2
+    assert row["detectable"] == pytest.approx(detectable(0.12 / math.sqrt(2), 1))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +104,7 @@ seeds = [0, 1, 2]
     assert (row["sd"] is None) == (row["detectable"] is None) == (facts is None)
     if facts is not None:
         assert row["sd"] == pytest.approx(math.sqrt(0.009 + 0.005 * 64 / facts))
+        assert row["detectable"] == pytest.approx(detectable(row["sd"] / math.sqrt(3), 2))
     shown = CliRunner().invoke(app, ["grid", str(path), "--power", "--scatter", str(STUDY)])
     assert ("unknown" in shown.output) == (facts is None) and "over 200" not in shown.output
 
