@@ -23,9 +23,8 @@ from memprobe.files import exists
 from memprobe.grafts import Graft, is_graft, parse_graft
 from memprobe.labels import split_name
 from memprobe.load_options import LoadOptions
-from memprobe.manifests import MANIFEST, Manifest, read_manifest
+from memprobe.manifests import Manifest, last_stage, read_manifest, stage_by_name, without_weights
 from memprobe.packaged import PACKAGED, folder
-from memprobe.stages import STAGE
 from memprobe.templates import PLAIN
 from memprobe.weights import (
     PICKLES,
@@ -148,13 +147,13 @@ def _resolve(text: str, how: _How) -> Checkpoint:
         return Checkpoint(spec, label or path.stem, path.parent, "gguf", gguf_file=path.name)
     fetched = False
     if not exists(spec):
-        if (stage := _stage_by_name(path)) is not None:
+        if (stage := stage_by_name(path)) is not None:
             path = stage
         else:
             path, fetched = _from_hub(spec, how), True
     if not path.is_dir():
         raise MemprobeError(f"{spec}: not a directory, a GGUF file or a hub id")
-    path = _last_stage(path)
+    path = last_stage(path)
     name = label or (spec if fetched else path.resolve().name)
     return _inspect(spec, name, path, how if fetched else replace(how, offline=True))
 
@@ -315,6 +314,8 @@ def _inspect(spec: str, label: str, path: Path, how: _How) -> Checkpoint:
     if not (path / "config.json").exists():
         if len(ggufs) == 1:
             return Checkpoint(spec, label, path, "gguf", gguf_file=ggufs[0].name, manifest=manifest)
+        if manifest is not None and not ggufs and not safetensors:
+            raise MemprobeError(without_weights(path))
         many = f", and {len(ggufs)} GGUF files: name one" if ggufs else ""
         raise MemprobeError(f"{path}: no config.json, so this is not a Hugging Face checkpoint{many}")
     check_config(path, safetensors)
@@ -371,32 +372,6 @@ def _adapter_base(path: Path, config: adapters.AdapterConfig, how: _How) -> Chec
         raise MemprobeError(
             f"{path}: its base model is {name} on the hub, which is fetched only when you name it: --base {revised}"
         ) from error
-
-
-def _last_stage(path: Path) -> Path:
-    """The last finished stage of a run directory; any other directory is itself."""
-    if not (path / "recipe.toml").exists() or (path / "config.json").exists():
-        return path
-    stages = sorted(
-        (int(match[1]), child)
-        for child in path.iterdir()
-        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and (child / MANIFEST).exists()
-    )
-    if not stages:
-        raise MemprobeError(f"{path}: a run directory without a finished stage yet")
-    return stages[-1][1]
-
-
-def _stage_by_name(path: Path) -> Path | None:
-    """``RUN/NAME`` for the stage directory ``RUN/2-NAME``."""
-    if not exists(str(path.parent / "recipe.toml")):
-        return None
-    matches = [
-        child
-        for child in path.parent.iterdir()
-        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and match[2] == path.name
-    ]
-    return matches[0] if len(matches) == 1 else None
 
 
 class _NotCached(MemprobeError):

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from memprobe.errors import MemprobeError
-from memprobe.files import check_valid, read_json
+from memprobe.files import check_valid, exists, read_json
+from memprobe.stages import STAGE
 from memprobe.weights import (
     is_beside,
     sha256,
@@ -113,3 +114,42 @@ def read_manifest(path: Path) -> Manifest | None:
     data.setdefault("stages", [])
     keys = ("template", "arm", "seed", "stage", "stage_name", "steps")
     return Manifest(path=file, **{key: data[key] for key in keys}, data=data)
+
+
+def without_weights(path: Path) -> str:
+    """What became of a checkpoint of which its manifest is left: a grid deletes weights and keeps what they said."""
+    gone = f'{path}: its weights were deleted after it was probed; keep = "weights" in a grid file keeps them'
+    above = path.resolve().parents  # OUT/runs/SETUP/CELL/STAGE
+    if len(above) < 4 or not (above[3] / "grid.toml").exists():
+        return gone
+    places = (above[3] / "probes" / above[1].name, above[3] / "probes")
+    return next((f"{gone}; its probe is in {place}" for place in places if place.is_dir()), gone)
+
+
+def last_stage(path: Path) -> Path:
+    """The last finished stage of a run directory; any other directory is itself."""
+    # A stage has a recipe as well.
+    if not (path / "recipe.toml").exists() or any(
+        (path / name).exists() for name in ("config.json", MANIFEST)
+    ):
+        return path
+    stages = sorted(
+        (int(match[1]), child)
+        for child in path.iterdir()
+        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and (child / MANIFEST).exists()
+    )
+    if not stages:
+        raise MemprobeError(f"{path}: a run directory without a finished stage yet")
+    return stages[-1][1]
+
+
+def stage_by_name(path: Path) -> Path | None:
+    """``RUN/NAME`` for the stage directory ``RUN/2-NAME``."""
+    if not exists(str(path.parent / "recipe.toml")):
+        return None
+    matches = [
+        child
+        for child in path.parent.iterdir()
+        if (match := STAGE.fullmatch(child.name)) and int(match[1]) and match[2] == path.name
+    ]
+    return matches[0] if len(matches) == 1 else None

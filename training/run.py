@@ -18,6 +18,7 @@ What starts with a dot is state, and goes when it is no longer needed. ``evaluat
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import ExitStack
 from datetime import timedelta
@@ -150,8 +151,15 @@ def _train(context: RunContext, data_dir: Path | None, asked: Path, old: Before 
     if context.main:
         shutil.rmtree(out / STATE, ignore_errors=True)
         shutil.rmtree(out / ASKED, ignore_errors=True)
-    report.say(f"done: memprobe layers --ckpt {out}")
+    if not _in_grid(out, asked):
+        stages = " ".join(f"--ckpt {shlex.quote(str(out / name))}" for name in names)
+        report.say(f"done: memprobe layers {stages}")
     return out / context.directory(len(recipe.stages))
+
+
+def _in_grid(out: Path, asked: Path) -> bool:
+    """Whether a run is a cell's, ``OUT/runs/SETUP/CELL``: it is probed there, and its weights may go then."""
+    return asked.resolve().parent in out.resolve().parents[2:3]
 
 
 def _evaluate_base(context: RunContext, prepared: Prepared, asked: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from memprobe.checkpoints import resolve
 from memprobe.compare import compare
 from memprobe.errors import MemprobeError
 from memprobe.probes import open_probe
@@ -193,6 +194,21 @@ def test_a_grid_leaves_evaluations_and_records_and_no_weights(done):
         assert all(stage["tokens"] > 0 and stage["seconds"] > 0 for stage in ended["stages"])
     assert not list(out.rglob("*.safetensors"))
     assert not list(out.rglob(".state"))
+
+
+def test_weights_that_went_are_said_to_be_gone_and_nobody_is_sent_to_them(done, tmp_path):
+    path, out = done
+    node = cells(path)[0].node
+    with pytest.raises(MemprobeError) as said:
+        resolve(str(directory(out, node)))
+    (probe,) = (out / "probes").glob("*")
+    assert "its weights were deleted after it was probed" in str(said.value)
+    assert 'keep = "weights"' in str(said.value) and str(said.value).endswith(f"its probe is in {probe}")
+    shutil.copytree(directory(out, node) / "2-b", tmp_path / "elsewhere")
+    with pytest.raises(MemprobeError, match=r"keeps them$"):
+        resolve(str(tmp_path / "elsewhere"))
+    logs = list(out.rglob("log.txt"))
+    assert logs and not any("done: memprobe" in file.read_text(encoding="utf-8") for file in logs)
 
 
 def test_stage_1_was_trained_once_for_both_arms(done):

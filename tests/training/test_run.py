@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -160,6 +161,7 @@ def test_a_stage_that_did_not_learn_its_factoids_says_so(tiny, tiny_checkpoint, 
     last = run(small(tiny_checkpoint, "ewc(strength=1e9)"), tmp_path, quiet=True)
     assert evaluation(last)["learned"] is False
     log = (tmp_path / "log.txt").read_text()
+    assert f"done: memprobe layers --ckpt {shlex.quote(str(tmp_path / '1-a'))} --ckpt" in log
     assert "2-b: 2-b: exact_match 0.000" in log and "2-b: learned 0.0% of b, so what it keeps" in log
 
 
