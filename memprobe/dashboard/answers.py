@@ -40,7 +40,7 @@ def answer_of(
         return lines
     over = _between_arms(readings)
     if over is not None and over["low"].count():
-        return lines + sentences.of_arms(over, len(readings.factoids))
+        return lines + sentences.of_arms(over, len(readings.factoids), called(readings.measure))
     passed = {label for one in series for label in one.labels[:-1]}
     pairs = _pairs(differences, [label for label in readings.labels if label not in passed])
     rows = {
