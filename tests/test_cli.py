@@ -217,6 +217,15 @@ def test_out_that_was_probed_otherwise_is_refused(cli, tiny_checkpoint, facts, t
     assert memprobe.open_probe(out).outcomes.height == 2
 
 
+def test_another_k_counts_the_whole_probe_anew_and_says_so(cli, tiny_checkpoint, facts, tmp_path):
+    common = ("layers", "--factoids", facts, "--out", tmp_path / "a b", "--ckpt")
+    assert "counted by" not in cli(*common, f"a={tiny_checkpoint}", "--ckpt", f"b={tiny_checkpoint}")[2]
+    code, _, said = cli(*common, f"b={tiny_checkpoint}", "--k", 5)
+    assert code == 0 and "is now counted by top 5, token rule first (was top 10, token rule first)" in said
+    assert f"memprobe show '{tmp_path / 'a b'}' prints all" in said
+    assert memprobe.open_probe(tmp_path / "a b").checkpoints == ["a", "b"]
+
+
 def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_path):
     ckpts = ["--ckpt", f"base={tiny_checkpoint}", "--ckpt", f"same={tiny_checkpoint}"]
     out = tmp_path / "p"

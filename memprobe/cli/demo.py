@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,4 +41,7 @@ def demo(
     layers(ckpt=[ckpt], factoids="known", out=out, fresh=fresh)
     if show:
         open_page(out / "report.html")
-    echo(f"\nThese tables again: memprobe show {out}. Facts of yours: memprobe layers --help.", err=True)
+    echo(
+        f"\nThese tables again: memprobe show {shlex.quote(str(out))}. Facts of yours: memprobe layers --help.",
+        err=True,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -189,6 +190,7 @@ def layers(
     from memprobe.starting_over import starting_over
 
     with locked(out):
+        counted = None if fresh else _counted(out)
         with starting_over(out, PROBE, fresh=fresh) as before, resumable(out), Bars() as bars:
             if before.there and (out / FOLDER).is_dir():
                 echo(
@@ -231,9 +233,22 @@ def layers(
         from memprobe.cli.show_probe import print_summary
 
         print_summary(probed.only(named), full=full)
+    if counted not in (None, now := _counted(out)):
+        echo(
+            f"note     this probe, with all of its checkpoints, is now counted by {now} (was {counted})",
+            err=True,
+        )
     _say_where(probed, named, out, None if no_report else page)
     if show:
         open_page(page)
+
+
+def _counted(out: Path) -> str | None:
+    """The top k and the token rule of a probe that holds something."""
+    from memprobe.probes import RUN, read_run
+
+    run = read_run(out) if (out / RUN).exists() else {"checkpoints": {}}
+    return f"top {run['k']}, token rule {run['token']}" if run["checkpoints"] else None
 
 
 def _intrusion(text: str, seed: int, data_dir: Path | None) -> tuple[str, list[Factoid]]:
@@ -278,7 +293,7 @@ def _say_where(probed: Probe, named: Sequence[str], out: Path, page: Path | None
             echo(f"note     {label}: {_precision_text(entry['precision'])}", err=True)
     if others := len(probed.checkpoints) - len(named):
         more = wording.count(others, "other checkpoint")
-        echo(f"note     {more} in {out}: memprobe show {out} prints all", err=True)
+        echo(f"note     {more} in {out}: memprobe show {shlex.quote(str(out))} prints all", err=True)
     echo(f"records  {out / 'records'}", err=True)
     echo(f"summary  {out / 'summary.json'}", err=True)
     echo(f"report   {page or 'not written; the same command without --no-report writes it'}", err=True)

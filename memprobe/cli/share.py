@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,4 +65,7 @@ def pull(
 
     pulled = sharing.pull(source, out)
     echo(repr(pulled))
-    echo(f"tables: memprobe show {out}; page: memprobe open {out}", err=True)
+    echo(
+        f"tables: memprobe show {shlex.quote(str(out))}; page: memprobe open {shlex.quote(str(out))}",
+        err=True,
+    )

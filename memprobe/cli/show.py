@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,8 +53,8 @@ def show(
 
     if any((folder / name).exists() for name in (GRID, "cells.parquet")):
         raise MemprobeError(
-            f"{folder}: holds a study, not a probe; python -m training report {folder} prints its tables, "
-            f"memprobe dashboard {folder} shows it"
+            f"{folder}: holds a study, not a probe; python -m training report {shlex.quote(str(folder))} prints its "
+            f"tables, memprobe dashboard {shlex.quote(str(folder))} shows it"
         )
     from memprobe.cli.show_probe import print_summary
     from memprobe.probes import RUN, SUMMARY, nothing_yet, open_probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def _not_shown(probe: Probe) -> str | None:
     all_of_it = f" ({' and '.join(options)}: every table by that)" if options else ""
     return (
         f"These are by the lens {probe.lens} at the position {probe.position}. Also read: {wording.listed(held)}; "
-        f"memprobe compare {probe.path} shows it{all_of_it}."
+        f"memprobe compare {shlex.quote(str(probe.path))} shows it{all_of_it}."
     )
 
 

@@ -13,6 +13,7 @@ and the others go on.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -148,7 +149,9 @@ class _Tasks:
         self._missing_bases()
         self.home.drop(self.cells)
         done = sum(is_done(out, cell) for cell in wanted)
-        self.report.say(f"{out}: {done} of {len(wanted)} cells are done; python -m training report {out}")
+        self.report.say(
+            f"{out}: {done} of {len(wanted)} cells are done; python -m training report {shlex.quote(str(out))}"
+        )
         return list(self.broken.values())
 
     def _with_base(self, left: Sequence[Cell]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import random
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -149,7 +150,8 @@ def _run_cells(
     drop_weights(cells, out)
     if crew is None:
         report.say(
-            f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; python -m training report {out}"
+            f"{out}: {len(mine) - len(broken)} of {len(mine)} cells are done; "
+            f"python -m training report {shlex.quote(str(out))}"
         )
     return list(broken.values())
 

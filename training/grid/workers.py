@@ -6,6 +6,7 @@ A worker is the same command for one process; it starts once and takes cell afte
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def _watched(
         f"{out}: {done} of {len(cells)} cells are done"
         + (f", {len(broken)} broke" if broken else "")
         + (f", {remaining} are left (the same command goes on)" if remaining else "")
-        + f"; python -m training report {out}"
+        + f"; python -m training report {shlex.quote(str(out))}"
     )
     return [f"{name}: {why}" for name, why in broken.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,9 @@ def draw(
     """
     source = (grid or results_of).as_posix()
     inputs = [{"kind": "results" if grid is None else "grid", "path": source}]
-    command = f"python -m training report {source}{options} --figures {out}"
+    command = (
+        f"python -m training report {shlex.quote(str(source))}{options} --figures {shlex.quote(str(out))}"
+    )
     made = list(of_retention(results.retention, NAMES, WIDTH, {}))
     drawings = [replace(one, inputs=inputs) for one in made if isinstance(one, Drawing)]
     for line in lines_of([one for one in made if isinstance(one, LeftOut)]):
