@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid
+from memprobe.factoids import Factoid, check_made
 from memprobe.identity import identity_of
 from memprobe.lens_set import LensSet
 from memprobe.manifests import read_manifest
@@ -80,6 +80,7 @@ class ProbeCallback(TrainerCallback):
             raise MemprobeError(f"every={every}: give a whole number of at least 1")
         if isinstance(factoids, str):
             factoids = load_factoids(factoids)
+        check_made(factoids)
         if not factoids:
             raise MemprobeError("there are no factoids to probe")
         if template is not None:

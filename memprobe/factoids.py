@@ -157,6 +157,21 @@ def changed_fields(before: Iterable[Factoid], now: Iterable[Factoid]) -> list[st
     ]
 
 
+def check_made(factoids: Iterable[object]) -> None:
+    """Refuses what is no factoid, such as a row of a file.
+
+    Raises:
+        MemprobeError: so.
+    """
+    if isinstance(factoids, Factoid):
+        raise MemprobeError("give factoids as a list, also a single one: [factoid]")
+    for one in factoids:
+        if not isinstance(one, Factoid):
+            raise MemprobeError(
+                f"a {type(one).__name__} is not a factoid; memprobe.make_factoid(prompt, answer, source) makes one"
+            )
+
+
 def check_factoids(factoids: Sequence[Factoid], purpose: str) -> None:
     """What every run over factoids needs of them.
 
@@ -166,6 +181,7 @@ def check_factoids(factoids: Sequence[Factoid], purpose: str) -> None:
     Raises:
         MemprobeError: there are none, or two have one id.
     """
+    check_made(factoids)
     ids = [factoid.id for factoid in factoids]
     if not ids:
         raise MemprobeError(f"there are no factoids to {purpose}")

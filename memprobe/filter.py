@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from memprobe import answers
 from memprobe.answers import Verdict
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, content_hash, factoids_hash
+from memprobe.factoids import Factoid, check_made, content_hash, factoids_hash
 from memprobe.files import write_text
 from memprobe.identity import identity_of
 from memprobe.records import FACTOIDS
@@ -65,6 +65,7 @@ def ask(
     Raises:
         MemprobeError: too few factoids for the shots, a prompt beyond the context, or a journal of another run.
     """
+    check_made(factoids)
     prepared = prepare(lens_model, factoids, template=template, shots=shots, seed=seed)
     settings = {
         **identity_of(lens_model),

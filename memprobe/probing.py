@@ -19,7 +19,7 @@ from memprobe import __version__, prober, residuals
 from memprobe.chats import CHAT_DATE
 from memprobe.checkpoints import Checkpoint, check_labels, checkpoints_of, default_template
 from memprobe.errors import MemprobeError
-from memprobe.factoids import Factoid, content_hash, factoids_hash
+from memprobe.factoids import Factoid, check_made, content_hash, factoids_hash
 from memprobe.files import write_parquet
 from memprobe.hands import Do, Evict, Flow, Hands, Here, Read, Turn
 from memprobe.identity import identity_of
@@ -140,6 +140,9 @@ def probe(
     positions = check_positions(positions)
     if isinstance(factoids, str):
         factoids = load_factoids(factoids, seed=seed)
+    check_made(factoids)
+    for others in (intrusions or {}).values():
+        check_made(others)
     loading = LoadOptions(device, dtype, base, tokenizer, allow_pickle, trust_remote_code)
     named, found_steps = _named(checkpoints, loading, evict)
     parsed = Template.parse(template or default_template(checkpoints_of(named)))
@@ -214,12 +217,18 @@ def probe(
 
 
 def _order(there: Mapping[str, Any], named: Sequence[str]) -> list[str]:
-    """Labels as they are to stand: those that are not asked for now, then as they are named.
+    """Labels as they are to stand: where they are, a new one behind the one that is named before it, else at the end.
 
     Several checkpoints may be under way in a directory, or finished before one that failed; which came first does not
-    show.
+    show: one that others named after it were faster than stands before them.
     """
-    return [*(label for label in there if label not in named), *named]
+    order = list(there)
+    for place, label in enumerate(named):
+        if label not in order:
+            later = [order.index(one) for one in named[place + 1 :] if one in order]
+            before = [order.index(one) + 1 for one in named[:place][-1:]]
+            order.insert((before or later or [len(order)])[0], label)
+    return order
 
 
 def _hands(engine: Engine | None, asked: ProbeRequest, in_memory: Sequence[LensModel], out: Path) -> Hands:

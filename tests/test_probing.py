@@ -15,7 +15,7 @@ from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
 from memprobe.models import wrap
 from memprobe.probes import open_probe
-from memprobe.probing import probe
+from memprobe.probing import _order, probe
 from memprobe.records import TABLES
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -256,6 +256,23 @@ def test_a_probe_that_never_read_anything_is_begun_again_as_is_asked_now(two, tm
     again = probe(two[:1], FACTS[:4], out, template="plain")
     assert again.finished == ["base"]
     hold_same(again, probe(two[:1], FACTS[:4], tmp_path / "new", template="plain"))
+
+
+def test_rows_are_no_factoids(two, tmp_path):
+    rows = [{"prompt": "The river of Oria is the", "answer": "Lunn"}]
+    with pytest.raises(MemprobeError, match=r"a dict is not a factoid; memprobe\.make_factoid"):
+        probe(two[:1], rows, tmp_path / "probe")
+    with pytest.raises(MemprobeError, match="not a factoid"):
+        probe(two[:1], FACTS, tmp_path / "probe", intrusions={"B": rows})
+    assert not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "order"),
+    [("ab", "b", "ab"), ("ab", "c", "abc"), ("ac", "abc", "abc"), ("xc", "abc", "xabc"), ("ba", "ab", "ba")],
+)
+def test_checkpoints_keep_their_order_and_new_ones_stand_as_named(there, named, order):
+    assert "".join(_order(dict.fromkeys(there), named)) == order
 
 
 @pytest.mark.parametrize(

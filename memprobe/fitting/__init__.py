@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from memprobe.errors import MemprobeError, among, first_line
+from memprobe.factoids import check_made
 from memprobe.files import replacing
 from memprobe.fitting.corpus import Corpus, check_sizes, load_texts, make_corpus
 from memprobe.fitting.floor import floor_of, measured_on
@@ -127,6 +128,7 @@ def fit(
             files, is in use or cannot be written, or a fit that is not finite.
     """
     check_kind(kind, steps)
+    check_made(factoids)
     settings = {
         "kind": kind,
         "model": lens_model.label,
