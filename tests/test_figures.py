@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+import memprobe
 from memprobe import figures
 from memprobe.arms import arm_names
 from memprobe.compare import compare
@@ -129,6 +130,11 @@ def of_runs(root):
 
 
 # By depth
+
+
+def test_a_table_of_something_else_is_one_line(probe):
+    with pytest.raises(MemprobeError, match=r"figure 'recall' has no column 'panel'.*of_comparison"):
+        figures.recall(memprobe.statistics.recall_by_depth(probe))
 
 
 def test_recall_draws_recall_its_band_and_the_chance_level(probe):

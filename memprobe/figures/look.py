@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from polars.exceptions import ColumnNotFoundError
+
 from memprobe import palette, wording
 from memprobe.errors import MemprobeError
 
@@ -100,11 +102,24 @@ def in_style(draw: Callable[P, R]) -> Callable[P, R]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
-            drawn = draw(*args, **kwargs)
+            try:
+                drawn = draw(*args, **kwargs)
+            except ColumnNotFoundError as error:
+                raise MemprobeError(_other_table(draw.__name__, str(error))) from error
             _typeset(drawn)
             return drawn
 
     return styled
+
+
+def _other_table(figure: str, said: str) -> str:
+    """A table of something else was given; polars names the column in quotes."""
+    missing = re.search(r"[\"'`]([^\"'`]+)[\"'`]", said)
+    column = f"has no column {missing[1]!r}" if missing else "has other columns"
+    return (
+        f"the table of the figure {figure!r} {column}; help(memprobe.figures.{figure}) names all that it needs, "
+        "memprobe.figures.of_comparison makes such tables"
+    )
 
 
 def _typeset(drawn: object) -> None:
