@@ -769,6 +769,10 @@ def test_a_directory_of_one_set_up_brings_its_readouts_with_it(tmp_path, cli):
     write_probe(tmp_path / "other" / "own", depths, factoids=synthetic_factoids(8))
     code, _, said = cli("compare", tmp_path, "--draws", "200")
     assert code != 0 and "different factoids; name one of" in said
+    named = said.partition("name one of ")[2].strip().split(", ")
+    assert len({*named}) == len(named) > 1, "each by its path"
+    code, said, _ = cli("compare", tmp_path / "set", "--draws", "200", "--pairs", "all")
+    assert code == 0 and "Overlap, by depth" in said
     write_setups(tmp_path / "grid")
     code, _, said = cli("compare", tmp_path / "grid", "--draws", "200")
     assert code != 0 and "2 set-ups; name one of" in said and "probes/a-c" in said

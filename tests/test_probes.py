@@ -200,6 +200,11 @@ def test_compare_finds_the_second_readout_in_the_same_probe(two, both, tmp_path,
         assert together[name].equals(apart[name]), name
     page = dashboard_text(open_study([both.path]))
     assert "read out by base" in page
+    for view, said in ((own, "layers --lens logit --lens logit@BASE"), (both, None)):
+        notes = [note for note in compare([view], draws=100).notes if note.startswith("No placement claim")]
+        assert len(notes) == (said is not None) and all(said in note for note in notes)
+    (note,) = (note for note in compare([both], lens="logit@base", draws=100).notes if "No placement" in note)
+    assert "each checkpoint's own readout too; without `lens` both are compared" in note
 
 
 def test_lenses_and_positions_that_cannot_be_are_refused(two, tmp_path):

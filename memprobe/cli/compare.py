@@ -138,6 +138,7 @@ def compare_command(
         return
     check_by(by or ())  # before probes are opened
     everything = full or as_json or out is not None
+    more = [name for name, asked in (("groups", by), ("overlap", pairs)) if asked]
     opened, others = _found(probes)
     result = compare(
         opened,
@@ -151,7 +152,7 @@ def compare_command(
         by=by or (),
         arms=_arms(arms or ()),
         pairs=pairs or "anchors",
-        only=None if everything else (*ANSWER, *(_NET if net else ()), *(("groups",) if by else ())),
+        only=None if everything else (*ANSWER, *(_NET if net else ()), *more),
         draws=draws,
         seed=seed,
         track=_track,
@@ -164,7 +165,7 @@ def compare_command(
     if as_json:
         echo_json(result.as_json())
     else:
-        print_comparison(result, net, full=full, groups=bool(by))
+        print_comparison(result, net, full=full, groups=bool(by), overlap=pairs is not None)
         if not full:
             echo("\nEvery table: --full; as files: --out DIR.", err=True)
     _say(result, out, seeds=everything)
@@ -212,9 +213,9 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
         inside = open_study([path]).probes
         asked = {probe.run["factoids"]["hash"]: probe.path for probe in inside}
         if len(asked) > 1:
-            names = ", ".join(str(one.parent) for one in asked.values())
+            names = ", ".join(dict.fromkeys(str(_named_by(one)) for one in asked.values()))
             raise MemprobeError(f"{path}: holds probes of different factoids; name one of {names}")
-        setups = {setup_of(probe.path): str(probe.path.parent) for probe in inside}
+        setups = {setup_of(probe.path): str(_named_by(probe.path)) for probe in inside}
         if len(setups) > 1:
             raise MemprobeError(
                 f"{path}: holds {len(setups)} set-ups; name one of {', '.join(setups.values())}"
@@ -224,6 +225,13 @@ def _found(paths: Sequence[Path]) -> tuple[list[Probe], list[Probe]]:
         if not inside:
             raise MemprobeError(f"{path}: holds no probe directory (memprobe layers --out makes one)")
     return own, others
+
+
+def _named_by(probe: Path) -> Path:
+    """What names a probe below a folder: in a grid its set-up, whose probes are compared together."""
+    from memprobe.studies import setup_of
+
+    return probe if setup_of(probe) is None else probe.parent
 
 
 def _arms(texts: Iterable[str]) -> dict[str, tuple[str, str, str]]:

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 
 def print_comparison(
-    result: Comparison, net: str | None = None, *, full: bool = False, groups: bool = False
+    result: Comparison,
+    net: str | None = None,
+    *,
+    full: bool = False,
+    groups: bool = False,
+    overlap: bool = False,
 ) -> None:
     """Prints the verdict and the main table; ``--out`` and ``--json`` hold all of them.
 
@@ -41,7 +46,7 @@ def print_comparison(
         full: print every table that fits a terminal of 100 columns.
         net: the control that recall and the statistics are shown net of; by default their chance level from
             shuffled answers stands beside them.
-        groups: print the table of groups of facts without ``full``, too.
+        groups, overlap: print the table of groups of facts, of pairs of checkpoints, without ``full``, too.
     """
     console = wide_terminal()
     settings = result.settings
@@ -66,6 +71,8 @@ def print_comparison(
         _main(console, result)
     _besides(console, result.tables)
     if not full:
+        if overlap:
+            print_overlap(console, result)
         if groups:
             print_groups(console, result.tables)
         return

@@ -299,8 +299,24 @@ def _notes(readings: Readings) -> list[str]:
             "Intrusions are watched for where an answer begins: values net of them are given under `token` first."
         )
     if len(readings) > 1 and readings.second is None:
-        notes.append(
-            "No placement claim is held yet: it must hold in the base model's readout too. Probe again with"
-            " memprobe layers --readout BASE and give that directory as `fixed_readout`."
-        )
+        notes.append(_no_claim(readings))
     return notes
+
+
+def _no_claim(readings: Readings) -> str:
+    """Why no placement claim is held, where one readout alone is looked at."""
+    if readings.run_json.get("readout") == "own":
+        return (
+            "No placement claim is held yet: it must hold in the base model's readout too. Probe into another --out "
+            "with memprobe layers --lens logit --lens logit@BASE, which reads in both."
+        )
+    held = readings.members[0].probe.run["lenses"].values()
+    mend = (
+        "without `lens` both are compared"
+        if any(one["readout"] == "own" for one in held)
+        else "probe in both"
+    )
+    return (
+        f"No placement claim is held in {readings.run_json.get('readout')}'s readout alone: it must hold in each "
+        f"checkpoint's own readout too; {mend}."
+    )
