@@ -154,7 +154,8 @@ def _resolve(text: str, how: _How) -> Checkpoint:
     if not path.is_dir():
         raise MemprobeError(f"{spec}: not a directory, a GGUF file or a hub id")
     path = last_stage(path)
-    name = label or (spec if fetched else path.resolve().name)
+    typed = path.name if path.name not in ("", "..") else path.resolve().name  # a link keeps its own
+    name = label or (spec if fetched else typed)
     return _inspect(spec, name, path, how if fetched else replace(how, offline=True))
 
 

@@ -531,3 +531,11 @@ def test_the_common_template_is_that_of_the_manifests(copy, tiny_checkpoint):
 def test_a_packaged_model_that_is_misspelt_is_suggested():
     with pytest.raises(MemprobeError, match=r"OWNER/NAME; packaged are .*; did you mean smollm2-135m\?$"):
         resolve("smollm2-135")
+
+
+def test_a_link_is_called_as_it_was_typed(tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "base").symlink_to(tiny_checkpoint, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("base").label == resolve("./base/").label == "base"
+    monkeypatch.chdir(tiny_checkpoint)
+    assert resolve(".").label == tiny_checkpoint.name
