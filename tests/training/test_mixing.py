@@ -129,6 +129,33 @@ def test_ends_of_epochs():
     assert [step for step in range(1, schedule.steps + 1) if schedule.ends_epoch(step)] == [3, 6]
 
 
+def test_the_last_epoch_of_a_matched_stage_ends_with_it():
+    """It may be cut short, and what is done at an epoch's end is done then too."""
+    schedule = Schedule(Part(rows(7), 7), (), [Part(rows(6), 6)], epochs=1, batch=3, seed=0, match="steps")
+    assert (schedule.steps_per_epoch, schedule.steps) == (3, 5)
+    assert [step for step in range(1, 6) if schedule.ends_epoch(step)] == [3, 5]
+
+
+def test_parts_that_are_redrawn_are_drawn_apart():
+    """Two sources of as many rows would else be shown at the same places."""
+    parts = [Part(rows(50, name, own=False), 5, redraw=True) for name in ("mix", "old")]
+    schedule = Schedule(Part(rows(2), 2), parts, epochs=1, batch=12, seed=0)
+    drawn = [
+        {row.id.removeprefix(f"{name}-") for row in schedule.step(0) if row.id.startswith(name)}
+        for name in ("mix", "old")
+    ]
+    assert [len(some) for some in drawn] == [5, 5] and drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(("extra", "steps"), [(4, 4), (6, 5), (14, 5), (16, 6)])
+def test_a_stage_matched_in_tokens_ends_at_the_nearest_step(extra, steps):
+    """Not at the last step before: a control that trained less would be no control."""
+    own = [Example((0,) * 10, (1,) * 10, f"own-{i}") for i in range(4)]
+    matched = Part([Example((0,) * extra, (1,) * extra, "m", False)], 1)
+    schedule = Schedule(Part(own, 4), (), [matched], epochs=1, batch=1, seed=0, match="tokens")
+    assert schedule.steps == steps
+
+
 @pytest.mark.parametrize(
     ("part", "said"), [(Part([], 0), "no rows to train on"), (Part(rows(2), 3), "3 rows")]
 )

@@ -366,14 +366,15 @@ def test_states_are_in_the_order_of_their_steps(tmp_path):
 def test_a_torn_state_is_deleted_and_not_used(tiny_checkpoint, tmp_path):
     from training.states import COMPLETE, newest_state, remove_torn
 
-    for step in (2, 10, 9):
+    for step in (10, 20, 9):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if step != 10:
+        if step != 20:
             (folder / COMPLETE).write_text("{}")
-    assert remove_torn(tmp_path) == ["checkpoint-10"]
     newest = newest_state(tmp_path)
-    assert newest is not None and newest.name == "checkpoint-9"
+    assert newest is not None and newest.name == "checkpoint-10"
+    assert remove_torn(tmp_path) == ["checkpoint-20"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
 def test_a_changed_recipe_is_refused_with_what_differs(tiny_checkpoint, tmp_path):
@@ -803,6 +804,7 @@ def test_a_loss_that_turns_nan_stops_the_run(tiny_checkpoint, tmp_path):
     with pytest.raises(MemprobeError, match=r"1-a: (loss|grad_norm) is (nan|inf) at step \d"):
         run(small(tiny_checkpoint, optimiser=optimiser, save_minutes=0), tmp_path, quiet=True)
     states = list((tmp_path / ".state" / "1-a").glob("checkpoint-*"))
+    assert states, "those from before, from which a run with other settings could go on"
     for state in states:
         tensors = load_file(state / "model.safetensors").values()
         assert all(torch.isfinite(tensor).all() for tensor in tensors)

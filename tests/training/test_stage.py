@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from memprobe.manifests import read_manifest
+from memprobe.modes import evaluating
 from memprobe.sources import load_factoids
 from tests.once import once
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -22,7 +23,7 @@ from training.penalties.kl import Kl
 from training.progress import add_metrics, cut_metrics
 from training.recipe import Stop, to_toml
 from training.run import run
-from training.stage import StageRun, train
+from training.stage import StageRun, train, trainer_arguments
 
 REMIX = "remix(data=kvr:20:test, stages=1,2)"
 ARMS = {
@@ -211,13 +212,48 @@ def test_the_stop_rule_sees_weights_in_their_own_precision(examples, tiny_checkp
         lambda module, inputs, output: types.append(output.dtype)
     )
     trainer.model.train()
-    assert 0 <= trainer.own_exact() <= 1
+    plain = trainer.accelerator.unwrap_model(trainer.model)
+
+    def as_said(row):
+        with torch.no_grad(), evaluating(plain):
+            said = plain(input_ids=torch.tensor([row.ids])).logits[0].float().argmax(-1).tolist()
+        kept = zip(row.labels, said, strict=True)
+        return replace(row, labels=tuple(label if label == IGNORED else token for label, token in kept))
+
+    trainer.run = replace(trainer.run, own=[*map(as_said, own[:3]), own[3]])
+    types.clear()
+    assert trainer.own_exact() == 0.75
     assert types and set(types) == {torch.float32}
     assert trainer.model.training
     types.clear()
     with trainer.compute_loss_context_manager():
         trainer.model(input_ids=torch.tensor([own[0].ids]))
     assert types == [torch.bfloat16]  # training itself would have shown
+
+
+def test_the_optimiser_is_the_recipes(examples, tiny_checkpoint, tmp_path):
+    """Every setting of it, and the rates that the steps then had."""
+    own = examples[:4]
+    optimiser = {"lr": 3e-3, "betas": [0.8, 0.97], "eps": 1e-6, "weight_decay": 0.05, "clip": 0.7}
+    optimiser |= {"schedule": "linear", "warmup": 0.2, "batch": 4}
+    schedule = Schedule(Part(own, 4), epochs=8, batch=4, seed=0)
+    recipe = small(tiny_checkpoint, optimiser=optimiser)
+    stage = StageRun(recipe, "a", tmp_path, schedule, 1, 0, Stop(), own)
+    told = trainer_arguments(stage)
+    assert (told.learning_rate, told.adam_beta1, told.adam_beta2) == (3e-3, 0.8, 0.97)
+    assert (told.adam_epsilon, told.weight_decay, told.max_grad_norm) == (1e-6, 0.05, 0.7)
+    assert (told.lr_scheduler_type, told.warmup_steps) == ("linear", 2)  # of 8 steps 1.6, which is 2
+    trainer = train(tiny_model(vocab_size=len(tiny_tokenizer())), tiny_tokenizer(), stage)
+    (group, *_) = trainer.optimizer.param_groups
+    assert (group["betas"], group["eps"]) == ((0.8, 0.97), 1e-6)
+    rates = [3e-3 * min(step / 2, (8 - step) / 6) for step in range(8)]
+    assert [step["learning_rate"] for step in metrics(tmp_path)] == pytest.approx(rates)
+
+
+def test_fisher_information_is_of_as_many_earlier_rows_as_the_penalty_asks(tiny_checkpoint, tmp_path, capsys):
+    """Of six that there are: all of them of a large stage would take as long as to train it."""
+    run(small(tiny_checkpoint, "ewc(strength=1, fisher_rows=2)"), tmp_path)
+    assert "Fisher information of 2 earlier rows" in capsys.readouterr().err
 
 
 def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, tmp_path):
