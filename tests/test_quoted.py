@@ -312,7 +312,10 @@ REPORTS = {
         "analyses/where/report.md",
         "analyses/study-500/README.md",
         *(f"{folder}/claims.csv" for folder in (STUDY, STUDY_PAPER)),
-        *(f"{folder}/forgetting.csv" for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_GEMMA)),
+        *(
+            f"{folder}/forgetting.csv"
+            for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_LATER)
+        ),
         f"{STUDY}/other_losses.csv",
         f"{STUDY_GEMMA}/other_losses.csv",
     ),
