@@ -220,8 +220,9 @@ def grid_(
         from memprobe.cli.terminal import terminal
 
         cells = cells_in(cells_of(wanted, grid), blocks, grid)
-        with terminal(stderr=True).status("reading the data of every stage, to count its tokens"):
-            ahead = plan(wanted, grid, folder, blocks=blocks, data_dir=data_dir)
+        with terminal(stderr=True).status("reading the data of every stage, to count its tokens") as status:
+            say = status.console.print
+            ahead = plan(wanted, grid, folder, blocks=blocks, data_dir=data_dir, say=say)
         print_plan(ahead)
         try:
             print_power(cells, scatter)

@@ -248,7 +248,9 @@ def test_a_finished_grid_trains_nothing_again(done, tmp_path, monkeypatch):
 def test_what_a_grid_takes_is_known_before(done, tmp_path):
     path, out = done
     grid = read_grid(path)
-    ahead = plan(grid, path, tmp_path / "new")
+    told: list[str] = []
+    ahead = plan(grid, path, tmp_path / "new", say=told.append)
+    assert told and all("counting tokens of stage" in line for line in told)  # data may take long to read
     assert (ahead.stages, ahead.per_second, ahead.shared) == (7, None, {"a-n4/naive-s0": 2})
     # Nothing stops early here, so the tokens foreseen are those that were trained.
     trained = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,13 @@ class GridPlan:
 
 
 def plan(
-    grid: Grid, path: Path, out: Path, *, blocks: Collection[str] = (), data_dir: Path | None = None
+    grid: Grid,
+    path: Path,
+    out: Path,
+    *,
+    blocks: Collection[str] = (),
+    data_dir: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> GridPlan:
     """What is to be done, and what it takes at the rate of what is done. Loads rows and a tokenizer, no model.
 
@@ -62,6 +68,7 @@ def plan(
 
     Args:
         path, blocks: see :func:`training.grid.run_grid`.
+        say: told of each stage whose rows are read; large datasets take seconds each.
 
     Raises:
         MemprobeError: bad input, or ``out`` holds stages of another recipe.
@@ -79,7 +86,7 @@ def plan(
     return GridPlan(
         [(cell.node.name, cell.block, is_done(out, cell)) for cell in cells],
         shared,
-        _tokens(missing, data_dir),
+        _tokens(missing, data_dir, say),
         _rate(_nodes(every).values(), out),
         len(missing),
         _stage_bytes(nodes.values()),
@@ -93,7 +100,7 @@ def _nodes(cells: Iterable[Cell]) -> dict[str, Node]:
     return {node.name: node for cell in cells for node in cell.node.chain}
 
 
-def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
+def _tokens(nodes: Sequence[Node], data_dir: Path | None, say: Callable[[str], None] | None) -> int:
     """Input tokens of the stages, with rows as they come: what the base model knows is not asked."""
     from memprobe.models import load_tokenizer
 
@@ -104,6 +111,10 @@ def _tokens(nodes: Sequence[Node], data_dir: Path | None) -> int:
         recipe = _last_alone(node.recipe)
         key = to_toml(recipe)
         if key not in counted:
+            if say is not None:
+                say(
+                    f"counting tokens of stage {len(node.recipe.stages)} of {node.name}, {recipe.stages[-1].data}"
+                )
             if recipe.base not in tokenizers:
                 tokenizers[recipe.base] = load_tokenizer(resolve(recipe.base))
             try:
