@@ -373,6 +373,13 @@ def test_a_label_that_is_held_is_replaced_only_where_that_is_asked(cli, tmp_path
         assert cli("import", f"a={folders[0]}", *given, "--replace")[0] == 0 and contents(out) == before
 
 
+def test_show_names_the_command_that_shows_results(cli, tmp_path):
+    out = tmp_path / "out of a tool"
+    assert cli("import", f"a={scored(tmp_path / 'a', [1, 0, 1])}", "--out", out)[0] == 0
+    code, _, err = cli("show", out)
+    assert code == 2 and f"memprobe compare '{out}' shows them" in err and len(err.splitlines()) == 1
+
+
 def test_what_is_replaced_leaves_none_of_its_facts(cli, tmp_path):
     """Of what a label was asked before, only what others were asked, too, stays; ids may then stand for other facts."""
     out = tmp_path / "out"

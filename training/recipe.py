@@ -8,11 +8,13 @@ See :mod:`memprobe.arms` for how arms are written.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import parse_places
 from memprobe.sizes import parse_size
@@ -373,6 +375,10 @@ def read_recipe(
         MemprobeError: with the file, the key and what is wrong with it.
     """
     data = read_toml(path)
+    if "blocks" in data and "stages" not in data:
+        raise MemprobeError(
+            f"{path}: this is a grid, of many runs: python -m training grid {shlex.quote(str(path))}"
+        )
     if arm is not None:
         data = without_arm(data)
     data |= {

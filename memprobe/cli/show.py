@@ -49,8 +49,14 @@ def show(
             (print_comparison if of_depths else print_outcomes)(result, full=full)
             print_notes(result.notes, seeds=full)
         return
+    from memprobe.results.directory import is_results
     from memprobe.runs import GRID
 
+    if is_results(folder):
+        where = shlex.quote(str(folder))
+        raise MemprobeError(
+            f"{folder}: holds results of other tools, not a probe; memprobe compare {where} shows them"
+        )
     if any((folder / name).exists() for name in (GRID, "cells.parquet")):
         raise MemprobeError(
             f"{folder}: holds a study, not a probe; python -m training report {shlex.quote(str(folder))} prints its "

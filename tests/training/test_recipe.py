@@ -334,3 +334,15 @@ def test_what_is_left_out_of_settings_is_what_recipes_have():
 
     fields = {name for one in (Recipe, Stage, Mixing, Optimiser, Precision) for name in one.model_fields}
     assert fields >= _LEFT_OUT
+
+
+def test_a_grid_is_no_recipe_and_a_recipe_no_grid():
+    """Each is told apart by what it is, with the command for it, and not by the keys that it lacks."""
+    from training.grid import read_grid
+
+    recipes, grids = (Path(training.__file__).parent / name / "tiny.toml" for name in ("recipes", "grids"))
+    with pytest.raises(MemprobeError, match=r"tiny\.toml: this is a grid, .* training grid "):
+        read_recipe(grids)
+    with pytest.raises(MemprobeError, match=r"tiny\.toml: this is a recipe, .* training run "):
+        read_grid(recipes)
+    assert read_recipe(recipes).stages and read_grid(grids).blocks

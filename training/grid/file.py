@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,12 @@ def read_grid(path: Path) -> Grid:
     Raises:
         MemprobeError: with the file, the key and what is wrong with it.
     """
-    grid = validated(Grid, read_toml(path), str(path))
+    data = read_toml(path)
+    if "stages" in data and "blocks" not in data:
+        raise MemprobeError(
+            f"{path}: this is a recipe, of one run: python -m training run {shlex.quote(str(path))}"
+        )
+    grid = validated(Grid, data, str(path))
     for key in ("seed", "arm", "stages"):
         if key in grid.recipe:
             raise MemprobeError(f"{path}: recipe.{key}: the grid says this in its blocks; leave it out")
