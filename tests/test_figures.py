@@ -419,7 +419,9 @@ def test_a_note_on_intervals_speaks_of_what_is_shown_and_of_why(seeds):
     assert said == ("" if seeds is None else "seeds alone for never")
     wide = figures.first_occurrence(table, width=183).get_supxlabel()
     assert wide == (
-        "without a line: too few for an interval" if seeds is None else "seeds alone for sd and never"
+        "without a line: too few for an interval, or without scatter"
+        if seeds is None
+        else "seeds alone for sd and never"
     )
 
 

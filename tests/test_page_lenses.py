@@ -5,6 +5,7 @@ import pytest
 from memprobe import dashboard
 from memprobe.compare import compare
 from memprobe.dashboard import writing
+from memprobe.readings import Readings
 from memprobe.statistics.vocabulary import label
 from memprobe.studies import open_study
 from tests.pages import chromium, opened
@@ -12,6 +13,7 @@ from tests.test_compare_lenses import LENSES, made
 
 __all__ = ["made"]
 pytestmark = pytest.mark.browser
+EACH_ITS_OWN = property(lambda readings: readings.ids)  # so few answers would carry no interval
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def page_file(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "page.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "K_VALUES", (1, 60, 200))
+        patch.setattr(Readings, "answers", EACH_ITS_OWN)
         path.write_text(dashboard.dashboard_text(open_study([made.path]), draws=200), encoding="utf-8")
     return path
 
@@ -72,8 +75,9 @@ def test_what_is_also_drawn_is_offered_where_it_changes_something(page_file):
                 assert drawn == [page.locator(f"#{box}").is_visible(), False], (room, box)
 
 
-def test_floors_are_drawn_and_claims_name_the_other_lenses(made, page_file):
+def test_floors_are_drawn_and_claims_name_the_other_lenses(made, page_file, monkeypatch):
     """Of the fitted lens at the k at which its floor was measured, and of no other; lenses as ``compare`` has them."""
+    monkeypatch.setattr(Readings, "answers", EACH_ITS_OWN)
     shapes = """[...shownFigures].filter(([holder]) => holder.isConnected)
         .flatMap(([holder, figure]) => (figure.layout.shapes ?? [])
         .filter((shape) => shape.type === "rect").map((shape) => [holder.dataset.figure, shape.x0, shape.x1]))"""

@@ -154,9 +154,7 @@ def test_a_log_probability_is_not_clipped_as_a_share():
     ranks = [[20, 0]] * 40
     own = (-1 + np.random.default_rng(0).normal(size=(40, 2))).tolist()
     checkpoint, reference = trajectories(ranks, own), trajectories(ranks, [[-6.0, -6.0]] * 40)
-    table = differences_by_depth(
-        checkpoint, reference, k=2, answers=np.arange(40), resamples=Resamples.of(40, draws=500)
-    )
+    table = differences_by_depth(checkpoint, reference, k=2, resamples=Resamples.of(40, draws=500))
     for row in table.filter(measure="log_prob").rows(named=True):
         assert 4 < row["low"] < row["difference"] < row["high"] < 6
 

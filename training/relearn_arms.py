@@ -65,13 +65,16 @@ def arm_table(relearned: Sequence[Relearned]) -> pl.DataFrame:
             max(2, size_over_seeds(row.n for _, row in group)),
             ends=dict.fromkeys(SHARES, SHARE),
             binary=SHARES,
+            complete=True,
         )
         for group in groups.values()
     ).drop("p", "detectable")
     every = [run for group in groups.values() for run, _ in group]
     naive = next((arm for arm in order if Arm.of(arm).is_naive), "")
     size = min(row.n for row in relearned)
-    apart = arm_differences(every, list(NAMES), size, reference=naive, ends=dict.fromkeys(SHARES, SHARE))
+    apart = arm_differences(
+        every, list(NAMES), size, reference=naive, ends=dict.fromkeys(SHARES, SHARE), complete=True
+    )
     ends = {f"difference_{end}": end for end in ("low", "high")}
     apart = apart.select(*_KEYS, "reference", "difference", "p", "significant", **ends)
     rows = {key: [row for _, row in group] for key, group in groups.items()}

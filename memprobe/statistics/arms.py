@@ -105,6 +105,7 @@ def arm_means(
     ends: Mapping[str, Ends] | None = None,
     binary: Collection[str] = (),
     differences: bool = False,
+    complete: bool = False,
 ) -> pl.DataFrame:
     """Each arm's mean over seeds, at each stage, with its interval: of each statistic, over the seeds that have it.
 
@@ -115,6 +116,8 @@ def arm_means(
             is missing.
         binary: those that each factoid has or has not: theirs is :func:`~.shares.share_over_seeds`.
         differences: whether each run holds differences, which end at least less most, and at most less least.
+        complete: whether a statistic that some seed lacks has no mean: where what it lacks says something of it, as a
+            fact that is not learned again says how little was saved.
 
     Returns:
         [arm, stage, seeds, statistic, mean, low, high, p, detectable, by_seed]; ``seeds`` counts those that have the
@@ -126,7 +129,7 @@ def arm_means(
     for (arm, stage), members in _by_arm(runs).items():
         by_seed = np.array([run.means for run in members])
         of_arm: dict[int, list[Any]] = {}
-        for columns, having, _ in _with_numbers(members):
+        for columns, having, _ in _with_numbers(members, complete=complete):
             estimate = _estimate(having, [], n)
             low, high = within(estimate.low, estimate.high, [limits[i] for i in columns])
             for k, i in enumerate(columns):
@@ -151,7 +154,7 @@ def _limits(names: Sequence[str], ends: Mapping[str, Ends] | None, *, difference
 
 
 def _with_numbers(
-    members: Sequence[Run], others: Sequence[Run] = ()
+    members: Sequence[Run], others: Sequence[Run] = (), *, complete: bool = False
 ) -> Iterator[tuple[list[int], list[Run], list[Run]]]:
     """Statistics by which runs have a number for them: their places, and the runs of either side that do, reduced to
     them. All runs stand for what none has."""
@@ -163,7 +166,11 @@ def _with_numbers(
     for columns in patterns.values():
         column, first = there[:, columns[0]], len(members)
         ones, theirs = (
-            [run.only(columns) for run, has in zip(side, known, strict=True) if has or not known.any()]
+            [
+                run.only(columns)
+                for run, has in zip(side, known, strict=True)
+                if has or complete or not known.any()
+            ]
             for side, known in zip(sides, (column[:first], column[first:]), strict=True)
         )
         yield columns, ones, theirs
@@ -177,6 +184,7 @@ def arm_differences(
     reference: str | None = None,
     ends: Mapping[str, Ends] | None = None,
     binary: Collection[str] = (),
+    complete: bool = False,
 ) -> pl.DataFrame:
     """Differences between arms at the same stage, over the training seeds that have a statistic.
 
@@ -213,6 +221,7 @@ def arm_differences(
         ends: the least and the most that each statistic can be; the intervals of differences end at least less most,
             and at most less least.
         binary: statistics that each factoid has or has not.
+        complete: as in :func:`arm_means`.
 
     Returns:
         [arm, reference, stage, statistic, seeds, reference_seeds, in_common, paired, difference, low, high, p,
@@ -229,7 +238,7 @@ def arm_differences(
         if arm == reference or not others:
             continue
         of_arm: dict[int, list[Any]] = {}
-        for columns, ones, theirs in _with_numbers(members, others):
+        for columns, ones, theirs in _with_numbers(members, others, complete=complete):
             shared = in_common(ones, theirs)
             pairs = _pairs(ones, theirs) if shared in (PREFIX, ROWS_BY_SEED) else []
             paired = len(pairs) >= MIN_SEEDS
