@@ -8,13 +8,11 @@ See :mod:`memprobe.arms` for how arms are written.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from memprobe.errors import MemprobeError
 from memprobe.files import read_toml
 from memprobe.grafts import parse_places
 from memprobe.sizes import parse_size
@@ -25,7 +23,7 @@ from memprobe.sources.passages import PromptForm, WordOrder
 from training.arms import arm_of, unfold_arm, with_arm, without_arm
 from training.named_sources import found
 from training.penalties import AnyPenalty
-from training.settings import Name, Settings, TemplateText, parsed_by, toml_text, validated
+from training.settings import Name, Settings, TemplateText, check_kind, parsed_by, toml_text, validated
 
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -375,10 +373,7 @@ def read_recipe(
         MemprobeError: with the file, the key and what is wrong with it.
     """
     data = read_toml(path)
-    if "blocks" in data and "stages" not in data:
-        raise MemprobeError(
-            f"{path}: this is a grid, of many runs: python -m training grid {shlex.quote(str(path))}"
-        )
+    check_kind(data, path, "recipe")
     if arm is not None:
         data = without_arm(data)
     data |= {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -154,6 +156,23 @@ def _is_tables(value: Any) -> bool:
 def _toml(value: Any) -> str:
     """A TOML value: its strings, numbers, booleans and lists are written as in JSON."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def check_kind(data: Mapping[str, Any], path: Path, kind: Literal["recipe", "grid"]) -> None:
+    """Refuses a grid where a recipe is wanted, and the reverse, naming the command for it.
+
+    Raises:
+        MemprobeError: so.
+    """
+    others = {
+        "recipe": ("stages", "blocks", "grid, of many runs", "grid"),
+        "grid": ("blocks", "stages", "recipe, of one run", "run"),
+    }
+    own, other, called, command = others[kind]
+    if other in data and own not in data:
+        raise MemprobeError(
+            f"{path}: this is a {called}: python -m training {command} {shlex.quote(str(path))}"
+        )
 
 
 def changes(old: Any, new: Any, key: str = "") -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 
 from memprobe.errors import MemprobeError, there_are
 from memprobe.files import read_toml
-from training.settings import Name, Settings, validated
+from training.settings import Name, Settings, check_kind, validated
 
 Scalar = int | float | str
 Redraw = Literal["nothing", "later", "all"]
@@ -103,10 +102,7 @@ def read_grid(path: Path) -> Grid:
         MemprobeError: with the file, the key and what is wrong with it.
     """
     data = read_toml(path)
-    if "stages" in data and "blocks" not in data:
-        raise MemprobeError(
-            f"{path}: this is a recipe, of one run: python -m training run {shlex.quote(str(path))}"
-        )
+    check_kind(data, path, "grid")
     grid = validated(Grid, data, str(path))
     for key in ("seed", "arm", "stages"):
         if key in grid.recipe:
