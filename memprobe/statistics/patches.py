@@ -24,6 +24,7 @@ from memprobe.statistics.controls import net_of
 from memprobe.statistics.ends import within
 from memprobe.statistics.intervals import FEWEST, Resamples, bootstrap_mean, median_interval, wilson
 from memprobe.statistics.paired import differences, false_discovery
+from memprobe.statistics.vocabulary import PATCHED
 
 GAP = 1.0
 """Nats by which two checkpoints must differ on an answer for its restoration or erasure to be asked."""
@@ -258,7 +259,7 @@ def first_depth_summary(first: pl.DataFrame, *, draws: int = DRAWS, seed: int = 
         counted = np.where(np.isinf(depth), float(part["never_as"][0]), depth)
         resamples = Resamples.of(len(depth), answers=part["answer"].to_numpy(), draws=draws, seed=seed)
         mean, low, high = bootstrap_mean(counted[:, None], resamples)
-        low, high = within(low, high, [(0.0, float(part["never_as"][0]))])
+        low, high = within(low, high, [PATCHED["moved_first"].ends(part["never_as"][0] - 1)])
         reached = depth[~np.isinf(depth)]
         if resamples.having(~np.isinf(depth)) < FEWEST["mean of those that occur"]:
             low, high = np.full((2, 1), np.nan)
@@ -378,7 +379,7 @@ def graft_effects(
                 "net_random": net,
             }
             | {
-                "support": float((drawn == best).mean()) if len(ids) >= FEWEST["mean"] else np.nan,
+                "support": float((drawn == best).mean()) if resamples.units >= FEWEST["mean"] else np.nan,
                 "facts_share": float((np.nan_to_num(own, nan=-np.inf).argmax(1) == best).mean()),
             }
         )
