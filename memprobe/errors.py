@@ -48,6 +48,11 @@ def there_are(given: object, held: Iterable[object], *, before: str = "there are
     return f"{before} {', '.join(shown) or 'none'}" + _near(given, names)
 
 
+def is_near(given: object, names: Iterable[str]) -> bool:
+    """Whether a name looks like one of these, misspelt."""
+    return bool(_near(given, list(names)))
+
+
 def _near(given: object, names: Collection[str]) -> str:
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(str(given).casefold(), folded, 1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memprobe.checkpoints import Checkpoint, refuse_unused_base, resolve
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, is_near, there_are
 from memprobe.identity import identity_of
 from memprobe.lens_files import LensFile, in_short, read_lens
 from memprobe.lens_specs import LensSpec, make_lens, parse_lens
@@ -124,7 +124,14 @@ class LensSet:
             named = by_label.get(spec)
             if isinstance(named, Deferred):
                 return named.find()
-            return named or resolve(spec, loading)
+            try:
+                return named or resolve(spec, loading)
+            except MemprobeError as error:
+                if not is_near(spec, by_label):
+                    raise
+                raise MemprobeError(
+                    f"{error}; {there_are(spec, by_label, before='labels here are')}"
+                ) from error
 
         if readout is not None:
             asked = [AskedLens(LensSpec(), found(readout))]

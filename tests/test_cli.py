@@ -1,6 +1,7 @@
 """The command line end to end on a tiny model: what it writes, what it says, and every kind of bad input."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -240,6 +241,11 @@ def test_several_lenses_and_positions_in_one_probe(cli, tiny_checkpoint, tmp_pat
     refused(cli("layers", *ckpts, "--readout", "base", *lenses, *asked), "--readout", "--lens")
     refused(cli("layers", *ckpts, "--lens", "logits", *asked), "--lens logits")
     refused(
+        cli("layers", "--ckpt", f"base={tiny_checkpoint}", "--lens", "logit@bsae", *asked),
+        "bsae: no such file",
+        "labels here are base; did you mean base?",
+    )
+    refused(
         cli("layers", *ckpts, *lenses, *asked[:-4], "--positions", "end", "--out", tmp_path / "q"),
         "choose answer",
     )
@@ -252,6 +258,10 @@ def test_lens_and_check_take_several_lenses(cli, tiny_checkpoint, tmp_path):
     code, text, err = cli("lens", *prompt, *lenses, "--out", page)
     assert code == 0, err
     assert "logit: rank" in text and "logit@other: rank" in text and page.exists()
+    code, text, _ = cli("lens", *prompt, *lenses, "--json")
+    told = json.loads(text)
+    assert code == 0 and [one["lens"] for one in told["lenses"]] == ["logit", "logit@other"]
+    assert told["lenses"][0]["tokens"][0] and len(told["lenses"][0]["answer_ranks"]) == 4, "by depth"
     once = cli("lens", *prompt)[1]
     assert "logit:" not in once and "rank" in once
     code, text, err = cli("check", "--ckpt", tiny_checkpoint, *lenses)
@@ -718,6 +728,21 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     refused(cli("compare", tmp_path / "none", "--out", facts), f"{facts}: is a file, not a folder")
     refused(cli("compare", tmp_path / "none", "--out", below), f"({facts} is a file, not a folder)")
     refused(cli("figures", tmp_path / "none", "--out", below), f"({facts} is a file, not a folder)")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    access = os.access
+    # Root may write anywhere.
+    monkeypatch.setattr(
+        "os.access",
+        lambda at, mode, **more: access(at, mode, **more) and not (at == locked and mode & os.W_OK),
+    )
+    said = f"(no permission to write in {locked})"
+    refused(cli(*asked, "--out", locked / "out.jsonl"), said)
+    refused(cli("dashboard", tmp_path / "none", "--out", locked / "page.html"), said)
+    for out in (locked, locked / "new" / "newer"):
+        refused(cli("compare", tmp_path / "none", "--out", out), f"{out}: cannot be written {said}")
+        refused(cli("figures", tmp_path / "none", "--out", out), f"{out}: cannot be written {said}")
+    assert not list(locked.iterdir())
 
 
 def test_bad_names_are_answered_with_what_there_is(cli, tiny_checkpoint, facts, tmp_path):

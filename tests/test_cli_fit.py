@@ -31,7 +31,7 @@ def test_a_fit_says_what_it_does_and_is_not_done_twice(cli, tiny_checkpoint, cor
     options += ["--tokens", 400, "--length", 24, "--factoids", "none"]
     code, shown, told = cli("fit", *options)
     assert code == 0, told
-    assert f"{kind} lens of tiny" in shown and "KL saved" in shown
+    assert f"{kind} lens of tiny" in shown and "KL saved (95 %)" in shown and "…" not in shown
     assert f"{kind} lens of tiny: fitting: " in told and "pieces of work, about" in told
     assert f"{kind} lens of tiny: judging on held-out text: 16 pieces of work, about" in told
     assert f"--lens {kind}={out}" in told

@@ -50,6 +50,13 @@ def test_the_list_says_rows_kind_licence_and_where_from(sources, folder):
     assert {"known", "kvr:N", "gsm8k", "ultrachat", "generic", "random-words", "self"} <= set(lines)
     code, out, _ = sources()
     assert "hub: akariasai/PopQA" in out
+    code, out, _ = sources("--data-dir", folder, "--json")
+    popqa = next(one for one in json.loads(out) if one["name"] == "popqa")
+    assert code == 0 and popqa["counts"]["read"] == 4 and popqa["counts"]["kept"] == 3
+    code, out, err = sources("popqa", "--n", 2, "--data-dir", folder, "--json")
+    told = json.loads(out)
+    assert code == 0 and "popqa: 3 factoids" in err and told["counts"]["kept"] == 3
+    assert [row["answer"][:3] for row in told["rows"]] == ["Ost", "Ost"]
 
 
 def test_rows_are_shown_in_the_template_with_token_counts(sources, folder, tiny_checkpoint):
@@ -159,6 +166,12 @@ def test_rows_are_not_written_over_what_they_are_made_of(sources, folder, monkey
             "--template plain: is of rows that are shown",
         ),
         (["own.jsonl", "--ckpt", "base", "--out", "new.jsonl"], "--ckpt base: counts the tokens"),
+        (
+            ["own.jsonl", "--json", "--out", "new.jsonl"],
+            "--out new.jsonl: is of rows that are shown or written",
+        ),
+        (["own.jsonl", "--json", "--template", "tulu"], "--template tulu: is of rows that are shown"),
+        (["own.jsonl", "--json", "--ckpt", "base"], "--ckpt base: is of rows that are shown"),
     ],
 )
 def test_options_that_change_nothing_of_a_source_are_refused(sources, folder, monkeypatch, arguments, said):

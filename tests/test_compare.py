@@ -541,7 +541,9 @@ def test_command_line(own, tmp_path):
     net = run("--reference", "base", "--net", "base").stdout
     assert "Recall by depth, net of base" in net and "its chance level" not in net
     wrong = run("--net", "chance", "--out", str(tmp_path / "nothing"))
-    assert "shuffled, intrusion:b, base" in str(wrong.exception) and not (tmp_path / "nothing").exists()
+    assert "shuffled, intrusion:b, base" in str(wrong.exception)
+    wrong = run("--net", "shufled", "--out", str(tmp_path / "nothing"))
+    assert "did you mean shuffled?" in str(wrong.exception) and not (tmp_path / "nothing").exists()
     wrong = run("--arm", "s1")
     assert isinstance(wrong.exception, MemprobeError) and "LABEL=ARM:SEED" in str(wrong.exception)
 

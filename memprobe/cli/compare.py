@@ -13,7 +13,7 @@ from memprobe.cli import options
 from memprobe.cli.app import app, in_options
 from memprobe.cli.asked import refuse_given
 from memprobe.cli.terminal import echo, echo_json
-from memprobe.errors import MemprobeError
+from memprobe.errors import MemprobeError, there_are
 from memprobe.labels import named_once, split_outside
 
 if TYPE_CHECKING:
@@ -279,5 +279,9 @@ def _check_net(result: Comparison, net: str | None) -> None:
         return
     there = result.tables["net"]["control"].unique(maintain_order=True).to_list()
     if net not in there:
-        has = f"the controls here are {', '.join(there)}" if there else "these probes hold no controls"
+        has = (
+            there_are(net, there, before="the controls here are")
+            if there
+            else "these probes hold no controls"
+        )
         raise MemprobeError(f"--net {net}: {has}")

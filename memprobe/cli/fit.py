@@ -12,7 +12,7 @@ import typer
 from memprobe.cli import options
 from memprobe.cli.app import app, resumable
 from memprobe.cli.asked import other_factoids, refuse_given
-from memprobe.cli.terminal import echo, echo_json, progress_bar, terminal
+from memprobe.cli.terminal import echo, echo_json, print_table, progress_bar, terminal, wide_terminal
 from memprobe.lens_kinds import FITTED_KINDS, summaries
 from memprobe.load_options import LoadOptions
 
@@ -179,18 +179,15 @@ def _time(seconds: float) -> str:
 
 
 def _print(about: dict[str, Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     corpus = about["corpus"]
     title = f"{about['kind']} lens of {about['model']}: {corpus['tokens']:,} tokens, {corpus['held out']:,} held out"
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     floor = about["floor"]
-    columns = ["depth", "cross-entropy", "Logit Lens", "KL to the model", "Logit Lens", "KL saved (95 %)"]
+    columns = ["depth", "cross-entropy", "logit", "KL", "logit", "KL saved (95 %)"]
+    says = "On held-out text, in nats; KL is to the model's own prediction, and logit is the Logit Lens's number."
     if floor is not None:
         columns += ["recall@10", "floor"]
-    for name in columns:
-        table.add_column(name, justify="right")
+        says += " floor: by how much the recall of fits on the two halves of the text differs."
+    rows = []
     for row in about["depths"]:
         cells = [str(row["depth"])]
         cells += [f"{row[key]:.2f}" for key in ("cross_entropy", "logit_cross_entropy", "kl", "logit_kl")]
@@ -199,8 +196,8 @@ def _print(about: dict[str, Any]) -> None:
         if floor is not None:
             at = floor["k"]["10"]
             cells += [f"{at['lens_recall'][row['depth']]:.0%}", f"{at['recall'][row['depth']]:.0%}"]
-        table.add_row(*cells)
-    terminal().print(table)
+        rows.append(cells)
+    print_table(wide_terminal(), title, columns, rows, left=0, says=says)
     if floor is not None:
         for k, at in floor["k"].items():
             apart = f"place a fact {at['lof']:.1f} depths apart, and the mean LoF ({at['lens_lof']:.1f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from memprobe.cli import options
 from memprobe.cli.app import app
 from memprobe.cli.asked import check_page
 from memprobe.cli.browser import open_page
-from memprobe.cli.terminal import echo
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 from memprobe.load_options import LoadOptions
 
@@ -45,6 +46,9 @@ def lens(
     show: options.Open = False,
     *,
     loading: LoadOptions,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what each lens reads at each depth and token as JSON.")
+    ] = False,
 ) -> None:
     """Shows what each depth of a model would say next after one prompt.
 
@@ -78,7 +82,11 @@ def lens(
         echo(f"note     {note}", err=True)
     # The page shows five tokens at each place, however many the terminal does.
     readings = read_prompt_by(lenses, model, prompt, answer=answer, template=chosen, top_k=max(best, 5))
-    _print(readings, model.label, best)
+    if as_json:
+        held = [asdict(reading) for reading in readings]
+        echo_json({"checkpoint": model.label, "prompt": prompt, "template": chosen, "lenses": held})
+    else:
+        _print(readings, model.label, best)
     if out is not None:
         from memprobe.dashboard import write_prompt
 

@@ -12,7 +12,7 @@ import typer
 from memprobe.cli.app import app
 from memprobe.cli.asked import options_given, refuse_given, refuse_other_text, refuse_same_file
 from memprobe.cli.options import MAX_SEED, BadRowChoice, BadRows, DataDir
-from memprobe.cli.terminal import echo
+from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError
 
 if TYPE_CHECKING:
@@ -123,6 +123,9 @@ def sources(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="With --out: all rows instead of --n.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Write over other rows that --out holds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the list, or the rows of one source, as JSON.")
+    ] = False,
 ) -> None:
     """Lists the sources, or shows rows of one as the model would see them.
 
@@ -137,12 +140,12 @@ def sources(
     if name is None:
         asked = options_given(typer_context)
         refuse_given(
-            {option: asked[option] for option in asked if option != "--data-dir"},
+            {option: asked[option] for option in asked if option not in ("--data-dir", "--json")},
             "is of one source; name it, or leave the option out for the list of all",
         )
-        _list(data_dir)
+        _list(data_dir, as_json=as_json)
         return
-    from memprobe.sources import files_of, load
+    from memprobe.sources import files_of, load, subset
     from memprobe.sources.generated import is_endless
 
     _refuse_what_does_not_fit(typer_context, name, kind)
@@ -179,15 +182,18 @@ def sources(
         write_text(text, out)
         echo(f"wrote    {len(rows)} rows to {out}", err=True)
         return
+    shown = rows if len(rows) <= n else subset(rows, n, seed, name)
+    if as_json:
+        kept = {"source": name, "kind": loaded.origin.kind, "counts": dict(loaded.counts)}
+        echo_json(kept | {"rows": [_as_dict(row) for row in shown]})
+        return
     tokenizer = None
     if ckpt:
         from memprobe.checkpoints import resolve
         from memprobe.models import load_tokenizer
 
         tokenizer = load_tokenizer(resolve(ckpt))
-    from memprobe.sources import subset
-
-    for row in rows if len(rows) <= n else subset(rows, n, seed, name):
+    for row in shown:
         _show(row, template, tokenizer)
 
 
@@ -210,6 +216,12 @@ def _refuse_what_does_not_fit(context: typer.Context, name: str, kind: KindChoic
         refuse_given(options_given(context, "words_file"), f"is of random-words alone; {leave}")
     if is_endless(name):
         refuse_given(options_given(context, "every"), f"{name} has no end; give --n in its place")
+    if context.params["as_json"]:
+        refuse_given(
+            options_given(context, "template", "out")
+            | ({} if name == "self" else options_given(context, "ckpt")),
+            f"is of rows that are shown or written, and --json prints them as they are; {leave}",
+        )
     if context.params["out"] is None:
         refuse_given(
             options_given(context, "every", "fresh"), "is of rows that are written; give --out with it"
@@ -245,7 +257,9 @@ def _derive(loaded: Loaded, variant: Variant | None, seed: int) -> list[AnyRow]:
     return [*(paraphrases(factoids) if variant is Variant.paraphrases else manipulations(factoids, seed))]
 
 
-def _list(data_dir: Path | None) -> None:
+def _list(data_dir: Path | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -253,6 +267,10 @@ def _list(data_dir: Path | None) -> None:
     from memprobe.sources.listing import KEPT, READ, listed
     from memprobe.sources.origins import data_folder
 
+    sources_there = listed(data_folder(data_dir))
+    if as_json:
+        echo_json([asdict(one) for one in sources_there])
+        return
     table = Table(box=SIMPLE_HEAD)
     for column in ("source", "kind"):
         table.add_column(column)
@@ -260,7 +278,7 @@ def _list(data_dir: Path | None) -> None:
         table.add_column(column, justify="right")
     for column in ("licence", "from", "note"):
         table.add_column(column, overflow="fold")
-    for one in listed(data_folder(data_dir)):
+    for one in sources_there:
         counts = [f"{one.counts[rule]:,}" if one.counts else one.amount or "?" for rule in (READ, KEPT)]
         table.add_row(one.name, one.kind, *counts, one.licence, one.where, one.note)
     table.add_row(
