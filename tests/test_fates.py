@@ -48,6 +48,35 @@ def test_kept_facts_against_lost_ones_are_welch_s():
         assert found.high[column] - found.difference[column] < found.detectable[column]
 
 
+def test_facts_that_share_an_answer_go_together_in_kept_against_lost():
+    """Eight facts an answer that are of one depth are one fact told eight times."""
+    rng = np.random.default_rng(3)
+    answers = np.repeat(np.arange(24), 8)
+    depth = rng.normal(20, 3, 24)
+    kept = answers < 12
+    once = kept_against_lost(depth[:, None], np.arange(24) < 12, np.arange(24) >= 12)
+    found = kept_against_lost(depth[answers][:, None], kept, ~kept, answers)
+    assert (found.low, found.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    blind = kept_against_lost(depth[answers][:, None], kept, ~kept)
+    assert blind.high - blind.low < 0.5 * (once.high - once.low), (
+        "this is what it would say of facts on their own"
+    )
+    few = kept_against_lost(depth[answers][:, None], answers < 9, answers >= 9, answers)
+    assert np.isnan(few.low[0]) and np.isfinite(few.difference[0]), "72 facts are nine answers"
+
+
+def test_an_answer_with_kept_and_lost_facts_moves_both_means():
+    """Each answer has two kept facts and two lost ones: what it adds to both falls out of their difference."""
+    rng = np.random.default_rng(4)
+    answers = np.repeat(np.arange(60), 4)
+    own = rng.normal(0, 5, 60)[answers] + rng.normal(0, 1, 240)
+    kept = np.tile([True, True, False, False], 60)
+    found = kept_against_lost(own[:, None], kept, ~kept, answers)
+    paired = own[kept].reshape(60, 2).mean(1) - own[~kept].reshape(60, 2).mean(1)
+    half = stats.t.ppf(0.975, 59) * paired.std(ddof=1) / np.sqrt(60)
+    assert (found.high - found.low)[0] / 2 == pytest.approx(half, rel=0.03)
+
+
 def test_influence_is_what_leaving_a_fact_out_does():
     values = np.array([[1.0], [3], [8], [6], [5]])
     kept, lost = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)

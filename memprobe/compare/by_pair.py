@@ -147,7 +147,7 @@ def kept(readings: Readings, reference: str, checkpoint: str) -> pl.DataFrame:
     still, gone = before & after, before & ~after
     if min(still.sum(), gone.sum()) < 2:
         return kept.empty.drop("reference", "checkpoint")
-    held = kept_against_lost(readings.with_net(reference), still, gone)
+    held = kept_against_lost(readings.with_net(reference), still, gone, readings.answers)
     columns = {"statistic": ARM_STATISTICS, "difference": held.difference}
     n_layers = readings.member(reference).n_layers
     low, high = within(held.low, held.high, [less(ends(name, n_layers)) for name in ARM_STATISTICS])
