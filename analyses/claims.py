@@ -27,6 +27,7 @@ STUDIES = (
     Study("study-kinds", "64 keys, other D_B"),
     Study("study-500", "500 keys"),
     Study("study-paper", "64 real facts, three stages"),
+    Study("study-real", "64 real facts, random words"),
     Study("study-later", "64 keys, while D_B is learned"),
     Study("study-questions", "64 keys or facts, asked otherwise"),
     Study("study-gemma", "64 keys, Gemma", "Gemma-3-270M"),

@@ -164,7 +164,7 @@ def wins(row: Mapping[str, Any]) -> str:
     """How surely the block of :func:`memprobe.statistics.patches.graft_effects` is the one that moves most."""
     facts = f"for {percent_of_some(row['facts_share'])} of {count(row['n'], 'fact')}"
     if row["support"] is None:
-        return f"{facts}, too few to resample"
+        return f"{facts}, whose answers are too few to resample"
     return f"in {percent_of_some(row['support'])} of resamples and {facts}"
 
 

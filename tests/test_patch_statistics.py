@@ -270,7 +270,7 @@ def test_the_largest_graft_and_how_sure_it_is():
     assert wording.wins(row) == f"in {row['support']:.0%} of resamples and for 67% of 12 facts"
     row = largest("a")  # of one fact every resample is the same
     assert row["support"] is row["low"] is None
-    assert wording.wins(row) == "for 100% of 1 fact, too few to resample"
+    assert wording.wins(row) == "for 100% of 1 fact, whose answers are too few to resample"
 
 
 def test_the_q_of_several_targets_is_over_all_of_them():

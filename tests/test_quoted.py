@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER = (
+(
+    STUDY,
+    STUDY_EWC,
+    STUDY_KINDS,
+    STUDY_500,
+    STUDY_PAPER,
+    STUDY_GEMMA,
+    STUDY_QUESTIONS,
+    STUDY_LATER,
+    STUDY_REAL,
+) = (
     f"analyses/{name}/tables"
     for name in (
         "study",
@@ -23,6 +33,7 @@ STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_QUESTI
         "study-gemma",
         "study-questions",
         "study-later",
+        "study-real",
     )
 )
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
@@ -45,6 +56,7 @@ PAGES = {
         STUDY_PAPER,
         STUDY_GEMMA,
         STUDY_LATER,
+        STUDY_REAL,
         "analyses/where",
         "analyses/puzzle",
         "analyses/instruments/results",
@@ -53,7 +65,7 @@ PAGES = {
     "docs/findings/study.md": (STUDY, STUDY_EWC),
     "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS),
     "docs/findings/later.md": (STUDY_LATER,),
-    "docs/findings/real-facts.md": (STUDY_PAPER,),
+    "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_REAL),
     "docs/findings/three-stages.md": (STUDY_PAPER,),
     "docs/findings/gemma.md": (STUDY_GEMMA,),
     "docs/findings/other-questions.md": (STUDY_QUESTIONS, SEEDS_3_TO_5, STUDY_PAPER),
@@ -314,7 +326,7 @@ REPORTS = {
         *(f"{folder}/claims.csv" for folder in (STUDY, STUDY_PAPER)),
         *(
             f"{folder}/forgetting.csv"
-            for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_LATER)
+            for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_LATER, STUDY_REAL)
         ),
         f"{STUDY}/other_losses.csv",
         f"{STUDY_GEMMA}/other_losses.csv",
@@ -335,7 +347,9 @@ REPORTS = {
     ),
     "docs/findings/real-facts.md": (
         "analyses/study-paper/README.md",
+        "analyses/study-real/README.md",
         *(f"{STUDY_PAPER}/{name}.csv" for name in ("forgetting", "lost_facts")),
+        f"{STUDY_REAL}/forgetting.csv",
     ),
     "docs/findings/three-stages.md": ("analyses/study-paper/README.md", f"{STUDY_PAPER}/forgetting.csv"),
     "docs/findings/gemma.md": (
