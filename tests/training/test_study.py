@@ -409,6 +409,14 @@ def test_replay_shows_what_it_keeps_of_facts_not_shown_again():
     model = share_difference(np.array([3, 4, 5]), np.array([0, 2, 4]), 12, others_n=16)
     assert found["statistic"] == "exact_unseen" and found["difference"] == pytest.approx(1 / 3 - 1 / 8)
     assert [found["low"], found["high"], found["p"]] == pytest.approx([model.low, model.high, model.p])
+    few = pl.DataFrame([*plain[:2], *cells[:2]], infer_schema_length=None)
+    of_two = unseen_differences(pl.DataFrame([exact | {"low": None, "high": None, "p": None}]), few).row(
+        0, named=True
+    )
+    assert of_two["difference"] == pytest.approx(3.5 / 12 - 1 / 8), (
+        "of the same facts, whatever the number of seeds"
+    )
+    assert (of_two["low"], of_two["high"], of_two["p"], of_two["significant"]) == (None, None, None, False)
     other = unseen_differences(
         pl.DataFrame([exact | {"arm": REMIX}]), pl.DataFrame([*plain], infer_schema_length=None)
     )

@@ -176,6 +176,14 @@ def test_replay_is_asked_of_what_it_does_not_show_again():
     ]
     found = claims(tables(rows), book({"name": "x", "equivalent": 0.05}))
     assert found["verdict"].to_list() == ["undecided"] and found["estimate"].to_list() == [0.02]
+    assert found["evidence"][0].endswith("of facts that are not shown again; 3 seeds")
+    for arm in ("replay(ratio=1)", "joint"):
+        all_again = claims(tables([difference(arm, 0.9, 0.1, 0.001)]), book({"name": "x"}))
+        assert all_again["evidence"][0].endswith("every fact is shown again; 3 seeds"), "said, if it is so"
+    assert (
+        "shown again"
+        not in claims(tables([difference(GENERIC, 0.9, 0.1, 0.001)]), book({"name": "x"}))["evidence"][0]
+    )
 
 
 def test_each_set_up_is_claimed_of_after_its_own_last_stage():

@@ -23,6 +23,7 @@ from memprobe.wording import count, why_without_interval
 from training.study.claim_book import NET, OWN, Book, Claim, Criterion
 from training.study.results import Results
 from training.study.tables import spread
+from training.study.unseen import UNSEEN
 
 _OF_NO_READING = {"exact", *OTHERWISE, *map(log_prob_of, OTHERWISE)}
 AS_MANY = 0.1
@@ -185,8 +186,8 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             setup, arm, reference, stage = str(key[0]), str(key[1]), str(key[2]), int(key[3])  # type: ignore[arg-type]
             if not _about(claim, arm) or not _is_against(claim, arm, reference, costs[setup]):
                 continue
-            # What replay keeps is asked of the facts that it does not show again, where that is known.
-            unseen = group.filter(statistic="exact_unseen") if claim.statistic == "exact" else group.clear()
+            # What replay keeps is asked of the facts that it does not show again, if there are any.
+            unseen = group.filter(statistic=UNSEEN) if claim.statistic == "exact" else group.clear()
             of = unseen if len(unseen) else group.filter(statistic=claim.statistic)
             own = of.filter(readout=OWN)
             if not len(own):
@@ -194,6 +195,8 @@ def _differences(claim: Claim, results: Results, book: Book) -> Iterator[Test]:
             first = own.row(0, named=True)
             parts = [_part(lens, of, group, claim) for lens in claim.lenses]
             beside = ""
+            if claim.statistic == "exact" and Arm.of(arm).sees_again:
+                beside = "of facts that are not shown again" if len(unseen) else "every fact is shown again"
             if claim.statistic == "log_prob_full":
                 beside = _beside(group.filter(statistic=GIVEN_MARGIN, readout=OWN))
             seeds = min(first["seeds"], first["reference_seeds"])

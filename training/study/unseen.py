@@ -30,7 +30,7 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
     rows = []
     for row in of.iter_rows(named=True):
         group, other = (by_arm.get((row["setup"], row[name])) for name in ("arm", "reference"))
-        if group is None or other is None or group["retention_unseen"].null_count() or row["low"] is None:
+        if group is None or other is None or group["retention_unseen"].null_count():
             continue
         if group["replay_ratio"].null_count():
             continue
@@ -50,6 +50,9 @@ def unseen_differences(differences: pl.DataFrame, learned: pl.DataFrame) -> pl.D
             "significant": difference.low > 0 or difference.high < 0,
             "detectable": detectable_within(difference.low, difference.high),
         }
+        if row["low"] is None:  # too few seeds
+            edges |= {"low": None, "high": None, "p": None}
+            flags = {"significant": False, "detectable": None}
         seeds = {"seeds": len(group), "reference_seeds": len(other)}
         rows.append({**row, **edges, **flags, **seeds, "statistic": UNSEEN, "paired": False})
     return pl.DataFrame(rows, schema=differences.schema)
