@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
     STUDY_QUESTIONS,
     STUDY_LATER,
     STUDY_REAL,
+    STUDY_STAGES,
 ) = (
     f"analyses/{name}/tables"
     for name in (
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parents[1]
         "study-questions",
         "study-later",
         "study-real",
+        "study-stages",
     )
 )
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
@@ -66,7 +68,7 @@ PAGES = {
     "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS),
     "docs/findings/later.md": (STUDY_LATER,),
     "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_REAL),
-    "docs/findings/three-stages.md": (STUDY_PAPER,),
+    "docs/findings/three-stages.md": (STUDY_PAPER, STUDY_STAGES),
     "docs/findings/gemma.md": (STUDY_GEMMA,),
     "docs/findings/other-questions.md": (STUDY_QUESTIONS, SEEDS_3_TO_5, STUDY_PAPER),
     "docs/findings/where.md": ("analyses/where",),
@@ -351,7 +353,11 @@ REPORTS = {
         *(f"{STUDY_PAPER}/{name}.csv" for name in ("forgetting", "lost_facts")),
         f"{STUDY_REAL}/forgetting.csv",
     ),
-    "docs/findings/three-stages.md": ("analyses/study-paper/README.md", f"{STUDY_PAPER}/forgetting.csv"),
+    "docs/findings/three-stages.md": (
+        *(f"analyses/{name}/README.md" for name in ("study-paper", "study-stages")),
+        *(f"{folder}/forgetting.csv" for folder in (STUDY_PAPER, STUDY_STAGES)),
+        f"{STUDY_STAGES}/stages.csv",
+    ),
     "docs/findings/gemma.md": (
         "analyses/study-gemma/README.md",
         *(f"{STUDY_GEMMA}/{name}.csv" for name in ("forgetting", "lost_facts")),
