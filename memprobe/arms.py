@@ -2,7 +2,7 @@
 
 ======================================  =============================================================
 ``none``                                naive fine-tuning
-``joint``                               one stage on the rows of all stages; its epochs are the last one's
+``joint``                               one stage on the rows of all stages, for the most epochs of any
 ``remix(data=generic, stages=1)``       mixing rows beside the stage's own; ``data`` and ``stages`` always
                                         both named; ``ratio`` (2) rows per own row; ``words`` (50) each;
                                         ``prompt`` (words): with words in it, or one ``sentence``;

@@ -181,7 +181,7 @@ def test_subsets_do_not_depend_on_the_order_and_grow(tmp_path):
     assert load_factoids(forward, n=10) == load_factoids(backward, n=10)
     assert load_factoids(forward, n=20)[:10] == load_factoids(forward, n=10)
     assert load_factoids(forward, n=10, seed=1) != load_factoids(forward, n=10)
-    with pytest.raises(MemprobeError, match="--n 51 is not between 1 and its 50 rows"):
+    with pytest.raises(MemprobeError, match="`n` 51 is not between 1 and its 50 rows"):
         load_factoids(forward, n=51)
 
 

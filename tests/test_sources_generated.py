@@ -58,6 +58,15 @@ def test_kvr_by_name_takes_split_and_n():
         load_factoids("kvr:9", n=10)
 
 
+def test_keys_of_another_set_are_left_out_before_so_many_are_taken():
+    first, every = generate_kvr(6), generate_kvr(16)
+    for n in (1, 8, 10):
+        assert load_factoids("kvr:16", n=n, without=first) == every[6 : 6 + n]
+    assert load_factoids("kvr:16", without=first) == every[6:]
+    with pytest.raises(MemprobeError, match="10 of the 11 rows that are asked for are left"):
+        load_factoids("kvr:16", n=11, without=first)
+
+
 def test_known_facts():
     rows = load_factoids("known")
     relations = {row.relation for row in rows}
@@ -121,5 +130,5 @@ def test_random_words_refuse(tmp_path, words_file, monkeypatch):
         load_texts("random-words", n=1, words_file=tmp_path / "gone.txt")
     monkeypatch.delenv("MEMPROBE_DATA_DIR", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MemprobeError, match=r"--data-dir.*--words-file.*pip install english-words"):
+    with pytest.raises(MemprobeError, match=r"--data-dir.*`words_file`.*pip install english-words"):
         load_texts("random-words", n=1)

@@ -166,7 +166,11 @@ class OneStage:
         """The stage's schedule, and the micro-batches of one step that this process sees."""
         stage, optimiser = self.stage, self.recipe.optimiser
         processes = self.context.state.num_processes
-        options: dict[str, Any] = {"epochs": stage.epochs, "batch": optimiser.batch, "seed": seed}
+        options: dict[str, Any] = {
+            "epochs": self.recipe.epochs_of(stage),
+            "batch": optimiser.batch,
+            "seed": seed,
+        }
         options |= {"matched": parts.matched, "match": stage.match}
         per_step = math.ceil(optimiser.batch / (optimiser.micro_batch * processes))
         most = optimiser.micro_tokens or (None if self.context.device.type == "cpu" else _TOKENS_AT_ONCE)

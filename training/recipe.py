@@ -28,6 +28,7 @@ from training.settings import Name, Settings, TemplateText, check_kind, parsed_b
 Words = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], "prompt and answer words"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Pieces = Annotated[int, Field(ge=1, le=10_000_000)]  # rows or tokens of a step: no machine takes more
 
 
 class Optimiser(Settings):
@@ -49,9 +50,9 @@ class Optimiser(Settings):
     clip: float = Field(1.0, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1)
-    batch: int = Field(32, ge=1)
-    micro_batch: int = Field(32, ge=1)
-    micro_tokens: int | None = Field(None, ge=1)
+    batch: Pieces = 32
+    micro_batch: Pieces = 32
+    micro_tokens: Pieces | None = None
 
 
 class Precision(Settings):
@@ -303,8 +304,7 @@ class Recipe(Settings):
         names = [stage.name for stage in (*self.stages, *self.later)]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"stages: two are called {repeated[0]!r}")
-        first = self.stages[0]
-        if first.replay or first.penalty:
+        if self.stages[0].replay or self.stages[0].penalty:
             raise ValueError("stages.1: replay and penalties need a stage before it")
         if self.joint and len(self.stages) < 2:
             raise ValueError("joint: needs two stages or more")
@@ -314,9 +314,8 @@ class Recipe(Settings):
             for key in ("train", "lora", "checkpoints", "stop"):
                 unsaid = Stage.model_fields[key].get_default(call_default_factory=True)
                 if getattr(stage, key) not in (unsaid, getattr(self.stages[-1], key)):
-                    raise ValueError(
-                        f"stages.{number}.{key}: joint trains one stage, as the last one is told to; say it of that one"
-                    )
+                    told = "joint trains one stage, as the last one is told to; say it of that one"
+                    raise ValueError(f"stages.{number}.{key}: {told}")
         for number, stage in enumerate(self.stages, 1):
             if stage.penalty and self.precision.fsdp:
                 raise ValueError(
@@ -329,8 +328,7 @@ class Recipe(Settings):
                 )
             if stage.train and self.precision.fsdp:
                 raise ValueError(
-                    f"stages.{number}.train: weights are trained or not by name, and precision.fsdp shards them; leave "
-                    "one out"
+                    f"stages.{number}.train: what is trained goes by name, and precision.fsdp shards weights; leave one out"
                 )
             if stage.penalty and stage.penalty.holds_weights and stage.lora:
                 raise ValueError(
@@ -345,6 +343,10 @@ class Recipe(Settings):
         if self.joint:
             return {len(self.stages): f"{len(self.stages)}-joint"}
         return {number: f"{number}-{stage.name}" for number, stage in enumerate(self.stages, 1)}
+
+    def epochs_of(self, stage: Stage) -> int:
+        """How often a stage's own rows are trained on; the one stage of ``joint`` takes the most that one asks for."""
+        return max(one.epochs for one in self.stages) if self.joint else stage.epochs
 
     @property
     def rows_seed(self) -> int:
@@ -376,9 +378,8 @@ def read_recipe(
     check_kind(data, path, "recipe")
     if arm is not None:
         data = without_arm(data)
-    data |= {
-        key: value for key, value in {"seed": seed, "arm": arm, "base": base}.items() if value is not None
-    }
+    given = {"seed": seed, "arm": arm, "base": base}
+    data |= {key: value for key, value in given.items() if value is not None}
     return with_sources(parse_recipe(data, str(path)), path)
 
 

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from training.batches import MicroBatch
     from training.recipe import Recipe, Stop
 
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""transformers' names; its ``constant`` passes over the warm-up."""
 _NO_CLIP = 1e30  # no gradient is longer, and its length is still measured
 _ROWS_AT_ONCE = 128
 _KEPT = 2  # states from which a run can go on
@@ -380,7 +382,7 @@ def trainer_arguments(run: StageRun) -> TrainingArguments:
         adam_epsilon=optimiser.eps,
         weight_decay=optimiser.weight_decay,
         max_grad_norm=_NO_CLIP if unclipped else optimiser.clip,
-        lr_scheduler_type=optimiser.schedule,
+        lr_scheduler_type=_SCHEDULES[optimiser.schedule],
         warmup_steps=math.ceil(optimiser.warmup * run.schedule.steps),
         optim="adamw_torch_fused",
         bf16=precision.autocast == "bfloat16",

@@ -137,8 +137,9 @@ def load(
     counts["read"] += len(bad.named)
     if not kept:
         raise MemprobeError(f"{name}: no rows are left ({_say(counts)})")
-    if n is not None and origin.via != "generated":
-        chosen = subset(kept, n, seed, name)
+    made = origin.via == "generated"  # in an order of its own, of which the first are taken
+    if n is not None and (not made or (origin.kind == "factoids" and len(kept) > n)):
+        chosen = kept[:n] if made else subset(kept, n, seed, name)
         counts["not drawn"] = len(kept) - len(chosen)
         kept = chosen
     elif n is not None and origin.kind == "factoids" and len(kept) < n:
@@ -237,14 +238,14 @@ def subset(rows: Sequence[AnyRow], n: int, seed: int, name: str) -> list[AnyRow]
         MemprobeError: there are fewer.
     """
     if not 1 <= n <= len(rows):
-        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {len(rows)} rows")
+        raise MemprobeError(f"{name}: `n` {n} is not between 1 and its {len(rows)} rows")
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.id}".encode()).digest())[:n]
 
 
 class TooLarge(MemprobeError):
     """A set of the hub that is streamed, asked for whole."""
 
-    def __init__(self, what: str, instead: str = "--n where a command takes one"):
+    def __init__(self, what: str, instead: str = "`n` where a command takes one"):
         super().__init__(f"{what}; give a --data-dir that has it, or {instead}")
         self.what = what
 

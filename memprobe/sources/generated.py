@@ -120,14 +120,14 @@ def _size_and_split(name: str, n: int | None) -> tuple[int, str]:
     split = split or "train"
     check_kvr(size, split)
     if n is not None and not 1 <= n <= size:
-        raise MemprobeError(f"{name}: --n {n} is not between 1 and its {size} rows")
+        raise MemprobeError(f"{name}: `n` {n} is not between 1 and its {size} rows")
     return size, split
 
 
 def _kvr(asked: SourceRequest) -> tuple[list[Factoid], Origin]:
-    n = asked.n
-    size, split = _size_and_split(asked.name, n)
-    factoids = generate_kvr(size if n is None else n, seed=asked.seed, split=split)
+    # All that its name says, so that where another set has the first of them, others are left to be taken.
+    size, split = _size_and_split(asked.name, asked.n)
+    factoids = generate_kvr(size, seed=asked.seed, split=split)
     return factoids, Origin("kvr", "factoids", "generated", split=split, revision=f"seed {asked.seed}")
 
 

@@ -113,7 +113,7 @@ def vocabulary(words_file: Path | None) -> tuple[str, ...]:
         return words
     if importlib.util.find_spec("english_words") is None:
         raise MemprobeError(
-            f"random-words: give a folder that holds {WORDS_FILE} with --data-dir, a word list with --words-file, "
+            f"random-words: give a folder that holds {WORDS_FILE} with --data-dir, a word list with `words_file`, "
             f"or: pip install {WORDS_PACKAGE}"
         )
     return _package_words()

@@ -106,7 +106,8 @@ class BadRows:
         """
         if self.policy == "fail":
             raise MemprobeError(
-                f"{where}: {problem} (mend the row, or leave such rows out with --on-bad-row skip)"
+                f"{where}: {problem} (mend the row; memprobe layers, filter, patch and sources leave such rows out "
+                "with --on-bad-row skip)"
             )
         self.named.append(f"{where}: {problem}")
 

@@ -765,6 +765,17 @@ def test_the_joint_arm_trains_one_stage_on_all(tiny_checkpoint, tmp_path):
     assert manifest.steps == 9  # 12 rows, 3 epochs, batches of 4
 
 
+@pytest.mark.parametrize("epochs", [(4, 2), (2, 4)])
+def test_no_fact_is_seen_less_often_in_joint_training_than_in_other_arms(tiny_checkpoint, tmp_path, epochs):
+    stages = [
+        {"name": name, "data": data, "epochs": times}
+        for name, data, times in zip("ab", ("kvr:6", "kvr:6:validation"), epochs, strict=True)
+    ]
+    last = run(small(tiny_checkpoint, "joint", stages=stages), tmp_path, quiet=True)
+    manifest = read_manifest(last)
+    assert manifest is not None and manifest.steps == 12  # 12 rows, 4 epochs, batches of 4
+
+
 def test_replayed_and_unseen_rows_are_told_apart(tiny_checkpoint, tmp_path):
     last = run(small(tiny_checkpoint, "replay(ratio=0.5)"), tmp_path, quiet=True)
     found = json.loads((last / "evaluation.json").read_text())["retention"]["1-a"]

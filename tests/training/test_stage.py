@@ -1,9 +1,11 @@
 """One stage: the loss is the model's own over the right tokens, however the rows are split."""
 
 import json
+import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from training.mixing import IGNORED, Part, Schedule
 from training.penalties import Boundary, InForce, Penalty
 from training.penalties.kl import Kl
 from training.progress import add_metrics, cut_metrics
-from training.recipe import Stop, to_toml
+from training.recipe import Optimiser, Stop, to_toml
 from training.run import run
 from training.stage import StageRun, train, trainer_arguments
 
@@ -231,22 +233,30 @@ def test_the_stop_rule_sees_weights_in_their_own_precision(examples, tiny_checkp
     assert types == [torch.bfloat16]  # training itself would have shown
 
 
-def test_the_optimiser_is_the_recipes(examples, tiny_checkpoint, tmp_path):
+_AFTER_WARMUP = {
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+
+
+@pytest.mark.parametrize("form", get_args(Optimiser.model_fields["schedule"].annotation))
+def test_the_optimiser_is_the_recipes(examples, tiny_checkpoint, tmp_path, form):
     """Every setting of it, and the rates that the steps then had."""
     own = examples[:4]
     optimiser = {"lr": 3e-3, "betas": [0.8, 0.97], "eps": 1e-6, "weight_decay": 0.05, "clip": 0.7}
-    optimiser |= {"schedule": "linear", "warmup": 0.2, "batch": 4}
+    optimiser |= {"schedule": form, "warmup": 0.2, "batch": 4}
     schedule = Schedule(Part(own, 4), epochs=8, batch=4, seed=0)
     recipe = small(tiny_checkpoint, optimiser=optimiser)
     stage = StageRun(recipe, "a", tmp_path, schedule, 1, 0, Stop(), own)
     told = trainer_arguments(stage)
     assert (told.learning_rate, told.adam_beta1, told.adam_beta2) == (3e-3, 0.8, 0.97)
     assert (told.adam_epsilon, told.weight_decay, told.max_grad_norm) == (1e-6, 0.05, 0.7)
-    assert (told.lr_scheduler_type, told.warmup_steps) == ("linear", 2)  # of 8 steps 1.6, which is 2
+    assert told.warmup_steps == 2  # of 8 steps 1.6, which is 2
     trainer = train(tiny_model(vocab_size=len(tiny_tokenizer())), tiny_tokenizer(), stage)
     (group, *_) = trainer.optimizer.param_groups
     assert (group["betas"], group["eps"]) == ((0.8, 0.97), 1e-6)
-    rates = [3e-3 * min(step / 2, (8 - step) / 6) for step in range(8)]
+    rates = [3e-3 * (step / 2 if step < 2 else _AFTER_WARMUP[form]((step - 2) / 6)) for step in range(8)]
     assert [step["learning_rate"] for step in metrics(tmp_path)] == pytest.approx(rates)
 
 
@@ -276,7 +286,8 @@ def test_what_pulls_the_weights_back_is_not_clipped(examples, tiny_checkpoint, t
         folder = tmp_path / f"{clip}-{kind.__name__}"
         folder.mkdir()
         recipe = small(
-            tiny_checkpoint, optimiser={"lr": 1e-3, "batch": 4, "clip": clip, "schedule": "constant"}
+            tiny_checkpoint,
+            optimiser={"lr": 1e-3, "batch": 4, "clip": clip, "schedule": "constant", "warmup": 0.0},
         )
         schedule = Schedule(Part(own, 4), epochs=12, batch=4, seed=0)
         penalty = InForce(kind(strength=1e4), term)

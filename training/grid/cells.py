@@ -11,6 +11,7 @@ from typing import Any
 
 from memprobe.errors import MemprobeError, there_are
 from memprobe.runs import GRID
+from training.arms import WRITTEN
 from training.drawing import goes_around
 from training.grid.file import Block, Grid, Scalar, read_grid
 from training.recipe import Recipe, parse_recipe, rows_alone, to_toml, with_sources
@@ -180,6 +181,9 @@ def _node(
         marks.append(marks[-1] | in_stage)
     text = _fill(grid.arms[arm], axes, in_arm)
     where = f"{path}: block {block.name}: {arm}"
+    if missing := re.search(r"\{(\w*)\}", text):
+        known = there_are(missing[1], axes, before="the block has")
+        raise MemprobeError(f"{where}: {grid.arms[arm]}: no axis {missing[1]!r}; {known}")
     redraw = block.redraw or grid.redraw
     if redraw != "nothing":
         common = {**common, "data_seed": seed}
@@ -189,8 +193,11 @@ def _node(
 
     def parse(text: str, number: int) -> Recipe:
         """The recipe of the first stages with an arm."""
-        recipe = parse_recipe({**settings, "arm": text, "stages": stages[:number]}, where)
-        return with_sources(recipe, path) if find_files else recipe
+        try:
+            recipe = parse_recipe({**settings, "arm": text, "stages": stages[:number]}, where)
+            return with_sources(recipe, path) if find_files else recipe
+        except MemprobeError as error:
+            raise MemprobeError(_with_the_grids_keys(str(error), (where, str(path)), grid, chain)) from error
 
     def name_of(shorter: Recipe) -> str:
         """What the arm is called that trains the first stages so: of all arms in the file that do, the one that does
@@ -210,6 +217,25 @@ def _node(
     suffixes = [_suffix(one) for one in marks]
     recipe, called = parse(text, len(stages)), arm + _suffix(in_arm)
     return _shared(recipe, called, list(chain), suffixes, nodes, where, name_of), marks[-1] | in_arm
+
+
+def _with_the_grids_keys(text: str, before: Sequence[str], grid: Grid, chain: Sequence[str]) -> str:
+    """What is wrong with a cell's recipe, with the key as the grid file has it: ``data.NAME.KEY`` or ``recipe.KEY``.
+
+    Args:
+        before: how the text may begin, before the key.
+    """
+
+    def put(match: re.Match[str]) -> str:
+        number, key = match.groups()
+        if number is None:
+            return f"recipe.{key}" if key in grid.recipe else match[0]
+        name = chain[int(number) - 1]
+        by_arm = key in WRITTEN and key not in grid.data[name]
+        return match[0] if by_arm else f"data.{name}.{key}"
+
+    start = next((f"{one}: " for one in before if text.startswith(f"{one}: ")), "")
+    return start + re.sub(r"^(?:stages\.(\d+)\.)?(\w+)(?=[.:])", put, text.removeprefix(start))
 
 
 def _shared(

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from memprobe.errors import MemprobeError, there_are
+from memprobe.errors import MemprobeError, among, there_are
 from memprobe.files import read_toml
+from training.recipe import Recipe
 from training.settings import Name, Settings, check_kind, validated
 
 Scalar = int | float | str
@@ -21,6 +22,9 @@ MOST = 10_000
 """Cells of a block: no study has so many, and to plan a million takes hours."""
 MOST_STAGES = 3
 """Of a chain: what is told of a cell (D_A, D_B and D_C) knows no more."""
+
+
+_SAID_BY_BLOCKS = ("seed", "arm", "stages", "later", "joint")
 
 
 class Block(Settings):
@@ -104,9 +108,11 @@ def read_grid(path: Path) -> Grid:
     data = read_toml(path)
     check_kind(data, path, "grid")
     grid = validated(Grid, data, str(path))
-    for key in ("seed", "arm", "stages"):
-        if key in grid.recipe:
+    for key in grid.recipe:
+        if key in _SAID_BY_BLOCKS:
             raise MemprobeError(f"{path}: recipe.{key}: the grid says this in its blocks; leave it out")
+        if key not in (known := [name for name in Recipe.model_fields if name not in _SAID_BY_BLOCKS]):
+            raise MemprobeError(f"{path}: recipe.{key}: unknown key; {among(key, known, before='there are')}")
     for block in grid.blocks:
         for place, names in (("stages", itertools.chain(*block.stages)), ("arms", block.arms)):
             known = grid.data if place == "stages" else grid.arms

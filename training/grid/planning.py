@@ -157,7 +157,7 @@ def _tokens_of_last(recipe: Recipe, tokenizer: Any, data_dir: Path | None) -> in
         parts.own,
         parts.others,
         parts.matched,
-        epochs=stage.epochs,
+        epochs=recipe.epochs_of(stage),
         batch=recipe.optimiser.batch,
         seed=0,
         match=stage.match,
