@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from memprobe.probes import open_probe
+from memprobe.summary import summarise
+
 ROOT = Path(__file__).parents[1]
 (
     STUDY,
@@ -53,6 +56,7 @@ PAGES = {
     ),
     "docs/findings/index.md": (
         STUDY_QUESTIONS,
+        STUDY_500,
         STUDY,
         STUDY_EWC,
         STUDY_PAPER,
@@ -198,6 +202,13 @@ def rows(path: str, **wanted: str) -> list[dict[str, str]]:
         ]
 
 
+def test_the_stored_demo_says_what_its_records_say_today():
+    """Intervals are computed otherwise now and then, and what is stored is computed again with them."""
+    stored = json.loads((ROOT / "analyses/demo/summary.json").read_text(encoding="utf-8"))["checkpoints"]
+    for label, entry in summarise(open_probe(ROOT / "analyses/demo")).items():
+        assert stored[label].keys() == entry.keys() and stored[label]["lof"] == pytest.approx(entry["lof"])
+
+
 def test_the_tutorial_quotes_the_demo():
     entry = json.loads((ROOT / "analyses/demo/summary.json").read_text(encoding="utf-8"))["checkpoints"][
         "smollm2-135m"
@@ -328,7 +339,18 @@ REPORTS = {
         *(f"{folder}/claims.csv" for folder in (STUDY, STUDY_PAPER)),
         *(
             f"{folder}/forgetting.csv"
-            for folder in (STUDY, STUDY_EWC, STUDY_500, STUDY_PAPER, STUDY_GEMMA, STUDY_LATER, STUDY_REAL)
+            for folder in (
+                *(
+                    STUDY,
+                    STUDY_EWC,
+                    STUDY_500,
+                    STUDY_PAPER,
+                    STUDY_GEMMA,
+                    STUDY_QUESTIONS,
+                    STUDY_LATER,
+                    STUDY_REAL,
+                ),
+            )
         ),
         f"{STUDY}/other_losses.csv",
         f"{STUDY_GEMMA}/other_losses.csv",
