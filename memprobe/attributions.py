@@ -13,6 +13,7 @@ the outputs of its modules and add up; :func:`find_split` tries, and a model is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -285,17 +286,21 @@ def find_split(lens_model: LensModel) -> Split | None:
     factor = getattr(lens_model.model.config.get_text_config(), "residual_multiplier", None) or 1.0
     rounding = 1e-5 if lens_model.model.dtype == torch.float32 else 2e-2
     first = lens_model.blocks[0]
-    attns = _sources(first, outputs, "attn", factor)
-    mlps = _sources(first, outputs, "mlp", factor)
-    for attn in attns:
-        for mlp in mlps:
-            split = Split(attn, mlp)
-            if all(
-                _adds_up(split, outputs, block, streams[block], streams[block + 1], rounding)
-                for block in range(lens_model.n_layers)
-            ):
-                return split
-    return None
+    splits = [
+        Split(attn, mlp)
+        for attn in _sources(first, outputs, "attn", factor)
+        for mlp in _sources(first, outputs, "mlp", factor)
+    ]
+    # Coarse formats let more than one pass, such as what stands before a norm beside what it gives.
+    missed = [
+        max(
+            _missing(split, outputs, block, streams[block], streams[block + 1], rounding)
+            for block in range(lens_model.n_layers)
+        )
+        for split in splits
+    ]
+    best = min(range(len(splits)), key=missed.__getitem__, default=None)
+    return None if best is None or missed[best] > rounding else splits[best]
 
 
 def _sources(block: nn.Module, outputs: _Outputs, part: str, factor: float) -> list[Source]:
@@ -316,26 +321,33 @@ def _sources(block: nn.Module, outputs: _Outputs, part: str, factor: float) -> l
     return [*whole, *(Source(name, 1.0, "block" if part == "attn" else "attn") for name in names)]
 
 
-def _adds_up(
+def _missing(
     split: Split, outputs: _Outputs, block: int, before: Tensor, after: Tensor, rounding: float
-) -> bool:
+) -> float:
+    """By how much the parts of a block miss what it adds, of the size of the stream at the position where it is worst;
+    infinite where they are no parts of it. Rounding is of each position's own size: the first ones may be a thousand
+    times as large as all others."""
     kept = outputs.kept[block]
     if split.attn.module not in kept or split.mlp.module not in kept:
-        return False
+        return math.inf
     attn = _part(split.attn, kept[split.attn.module], before, None)
     mlp = _part(split.mlp, kept[split.mlp.module], before, attn)
-    allowed = rounding * float(max(before.abs().max(), after.abs().max()))
-    if float((before + attn + mlp - after).abs().max()) > allowed:
-        return False
+    size = torch.stack([part.abs().amax(-1) for part in (before, after, attn, mlp)]).amax(0)
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return float(((one - other).abs().amax(-1) / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
+
+    missed = apart(before + attn + mlp, after)
     if not split.mlp.less:
-        return True
+        return missed
     # An MLP's output less all else adds up whatever the attention's part is: that must then be seen elsewhere.
     middle = before + attn
-    return any(
-        given.shape == middle.shape and float((given - middle).abs().max()) <= allowed
+    seen = any(
+        given.shape == middle.shape and apart(given, middle) <= rounding
         for name, given in outputs.given[block].items()
         if name not in (split.attn.module, split.mlp.module)
     )
+    return missed if seen else math.inf
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

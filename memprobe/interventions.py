@@ -182,7 +182,7 @@ class Subjects:
 
 
 def _starts(sequence: Sequence[int], tokens: Sequence[int]) -> list[int]:
-    """Where a sequence begins within tokens: at their beginning, or behind what fills a row up on the left."""
+    """Where a sequence begins within tokens."""
     size = len(sequence)
     return [i for i in range(len(tokens) - size + 1) if tuple(tokens[i : i + size]) == tuple(sequence)]
 
@@ -314,7 +314,7 @@ class Ablate:
 
     def install(self, lens_model: LensModel, now: Callable[[], Pass]) -> list[Any]:
         """See :class:`Edit`."""
-        _check_place(lens_model, self.part, max(self.block, 0) if self.block > 0 else -1)
+        _check_place(lens_model, self.part, self.block if self.block > 0 else -1)
         entered: list[Tensor] = []
 
         def edit(output: Tensor) -> Tensor:

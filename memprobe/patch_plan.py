@@ -37,7 +37,7 @@ class Question:
     Attributes:
         item: its tokens.
         sets: by name of the set, positions in ``item.inputs``; where the subject is corrupted, its own as well.
-        other: the control's tokens and sets; ``None`` where no other factoid has another answer.
+        other: the control's tokens and sets; ``None`` where :func:`draw_others` finds none.
     """
 
     item: TokenisedFactoid
@@ -58,7 +58,7 @@ class PatchPlan:
         noise: on the embeddings of each question's own subject in the target's run, in standard deviations of the
             embeddings; ``None`` where it is not corrupted.
         seed: of the controls and the noise.
-        reuse: whether both models' keys and values can be used again.
+        reuse: whether the target's keys and values can be used again.
     """
 
     questions: list[Question]
@@ -103,11 +103,20 @@ def plan_patches(
     chosen = tuple(range(target.n_layers + 1)) if depths is None else tuple(sorted(set(depths)))
     if wrong := [depth for depth in chosen if not 0 <= depth <= target.n_layers]:
         raise MemprobeError(f"--depths {wrong[0]}: {target.label} has depths 0 to {target.n_layers}")
+    if "residual" not in what and max(chosen, default=0) < 1:
+        raise MemprobeError(
+            f"--depths 0: {', '.join(what)} is of blocks, which are 1 to {target.n_layers}; depth 0 is before them"
+        )
     sets: list[Positions] = [*positions, "subject"] if corrupt else [*positions]
     plain = [
         Question(item, {name: _columns(name, item, template, target) for name in sets}) for item in items
     ]
-    others = draw_others(items, seed) if "other" in controls else [None] * len(items)
+    subjects = (
+        [tuple(one.item.inputs[c] for c in one.sets["subject"]) for one in plain]
+        if "subject" in sets
+        else None
+    )
+    others = draw_others(items, seed, subjects) if "other" in controls else [None] * len(items)
     questions = [
         Question(question.item, question.sets, None if other is None else plain[other])
         for question, other in zip(plain, others, strict=True)
@@ -163,15 +172,27 @@ def check_same_tokens(
             )
 
 
-def draw_others(items: Sequence[TokenisedFactoid], seed: int) -> list[int | None]:
-    """For each factoid the index of another one whose states are its control.
+def draw_others(
+    items: Sequence[TokenisedFactoid], seed: int, subjects: Sequence[tuple[int, ...]] | None = None
+) -> list[int | None]:
+    """For each factoid the index of another one whose states are its control; ``None`` where there is none.
 
-    It has another first answer token; of these one of the same source and relation is taken if there is any, and of
-    these one with as many prompt tokens if there is any. Which, the seed and the factoid's id decide.
+    It has another first answer token and another prompt, for the states of the same prompt are the patch itself, and
+    another subject where there are ``subjects``. Of these one of the same source and relation is taken if there is any,
+    and of these one with as many prompt tokens if there is any. Which, the seed and the factoid's id decide.
+
+    Args:
+        subjects: the tokens of each one's subject, where states of subjects are patched or corrupted.
     """
     chosen: list[int | None] = []
-    for item in items:
-        fit = [index for index, other in enumerate(items) if other.answer[0] != item.answer[0]]
+    for place, item in enumerate(items):
+        fit = [
+            index
+            for index, other in enumerate(items)
+            if other.answer[0] != item.answer[0]
+            and other.prompt != item.prompt
+            and (subjects is None or subjects[index] != subjects[place])
+        ]
         for same in (
             lambda other, item=item: (
                 (other.factoid.source, other.factoid.relation) == (item.factoid.source, item.factoid.relation)

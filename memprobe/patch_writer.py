@@ -19,7 +19,7 @@ import polars as pl
 
 from memprobe.errors import MemprobeError
 from memprobe.factoids import Factoid
-from memprobe.files import write_json, write_parquet
+from memprobe.files import parquet_errors, write_json, write_parquet
 from memprobe.locks import one_process
 from memprobe.parquet import mark_of
 from memprobe.patches import FOLDER, LOCK, NOT_FINITE, PATCHING, open_patches, read_rows
@@ -128,7 +128,8 @@ def open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]
         run = wanted
     frame = factoids_frame(factoids)
     if file.exists():
-        known = set(pl.read_parquet(file, columns=["id"])["id"])
+        with parquet_errors(file):
+            known = set(pl.read_parquet(file, columns=["id"])["id"])
         if not set(frame["id"]) <= known:
             raise MemprobeError(f"{out}: holds a probe of other factoids; use another --out")
     else:
@@ -138,7 +139,10 @@ def open_or_start(out: Path, wanted: dict[str, Any], factoids: Sequence[Factoid]
 
 
 def _facts_in(file: Path) -> list[Factoid]:
-    return factoids_from_frame(pl.read_parquet(file)) if file.exists() else []
+    if not file.exists():
+        return []
+    with parquet_errors(file):
+        return factoids_from_frame(pl.read_parquet(file))
 
 
 def check_same(out: Path, entry: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from memprobe.attributions import Source, Split, attribute, attribute_all, find_split, hold
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.models import load, to_bridge, wrap
+from memprobe.models import CHECK_TEXT, load, to_bridge, wrap
 from memprobe.modes import evaluating
 from memprobe.planning import plan_capture
 from memprobe.records import ATTRIBUTIONS
@@ -100,6 +100,19 @@ PARTS = {
 @pytest.mark.parametrize("family", PARTS)
 def test_where_the_parts_are_read(family):
     assert find_split(model_of(family)) == Split(*PARTS[family])
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in PARTS if name.startswith(("gemma", "granite", "olmo", "glm"))]
+)
+def test_parts_are_told_apart_in_a_coarse_format_beside_a_state_that_is_far_larger(family):
+    """Rounding is of each position's own size: beside a far larger one anything seemed to add up."""
+    read = model_of(family)
+    with torch.no_grad():
+        first = read.tokenizer.encode(CHECK_TEXT)[0]
+        read.model.get_input_embeddings().weight[first] *= 300
+    read.model.to(torch.bfloat16)
+    assert find_split(read) == Split(*PARTS[family])
 
 
 @pytest.mark.parametrize("family", [*PARTS, "gpt2", "qwen3"])

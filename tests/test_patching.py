@@ -203,6 +203,31 @@ def test_padding_batches_and_waves_do_not_matter():
     assert set(rest["factoid"]) == {fact.id for fact in FACTS[2:]}
 
 
+def test_the_control_of_another_fact_has_another_prompt_and_another_subject():
+    """The states of the same prompt are the patch itself, whatever its answer is."""
+    asked = [("The river of Oria is", "Lunn", "Oria"), ("The river of Oria is", "Tolm", "Oria")]
+    asked += [("The hill of Oria is", "Osk", "Oria"), ("The old river of Pel is", "Vant", "Pel")]
+    facts = [make_factoid(prompt, answer, "t", subject=subject) for prompt, answer, subject in asked]
+    model = model_of()
+    for positions, eligible in (
+        (["last"], {0: {2, 3}, 1: {2, 3}, 2: {0, 1, 3}}),
+        (["last", "subject"], {0: {3}, 1: {3}, 2: {3}}),
+    ):
+        for seed in range(8):
+            plan = plan_patches(model, model, facts, positions=positions, controls=["other"], seed=seed)
+            ids = [question.item.factoid.id for question in plan.questions]
+            for place, others in eligible.items():
+                other = plan.questions[place].other
+                assert other is not None and ids.index(other.item.factoid.id) in others
+    alone = plan_patches(model, model, facts[:2], controls=["other"])
+    assert [question.other for question in alone.questions] == [None, None]
+
+
+def test_blocks_have_no_depth_0():
+    with pytest.raises(MemprobeError, match="--depths 0: attn, mlp is of blocks, which are 1 to 3"):
+        plan_patches(model_of(), model_of(), FACTS, what=["attn", "mlp"], depths=[0])
+
+
 def test_controls_are_another_factoids_states_and_random_ones_of_the_same_norm():
     source, target = model_of(seed=1), model_of()
     plan = plan_patches(source, target, FACTS, positions=["last", "subject"], controls=CONTROLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among, there_are
 from memprobe.load_options import LoadOptions
+from memprobe.wording import count
 
 
 class CorruptChoice(StrEnum):
@@ -180,7 +182,7 @@ def patch(
 
     `memprobe patch --from base=smollm2-135m --from runs/a/2-lama --into runs/a/1-kvr --reference base`
     """
-    if not threshold > 0:
+    if not 0 < threshold < math.inf:
         raise MemprobeError(
             f"--threshold {threshold}: give nats above 0, so that there is a difference to take a share of"
         )
@@ -260,9 +262,10 @@ def patch(
         else:
             from memprobe.cli.show_patches import show_patches
 
-            show_patches(tables, threshold)
-        if failed := len(patched.errors):
-            echo(f"note     {failed} factoids gave logits that are not finite and have no patches", err=True)
+            show_patches(tables, threshold, facts=facts)
+        if failed := patched.errors["factoid"].n_unique():
+            gave = f"{count(failed, 'factoid')} gave logits that are not finite: no patches of these"
+            echo(f"note     {gave}", err=True)
         if page is not None:
             from memprobe.dashboard.patches import write_patches
             from memprobe.files import replacing

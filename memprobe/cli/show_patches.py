@@ -15,19 +15,22 @@ from memprobe.statistics.patches import OF_STATES, SWEEP
 from memprobe.statistics.vocabulary import label
 
 
-def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
+def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float, *, facts: str = "all") -> None:
     """By depth beside its controls; then from which depth half is moved, of which facts, and under which arm.
 
     Args:
         tables: of :func:`memprobe.patch_tables.tables_of`.
         threshold: nats.
+        facts: of which fate they are, or ``all``.
     """
     console = terminal()
     if tables["by_depth"].is_empty():
+        which = "No fact" if facts == "all" else f"No fact that is {facts}"
         console.print(
-            f"No fact separates the two by more than {threshold:g} nats, so there is nothing to restore or erase.",
+            f"{which} separates the two by more than {threshold:g} nats, so there is nothing to restore or erase.",
             soft_wrap=True,
         )
+        _erasures(console, tables["erasure"])  # whose threshold is another
         return
     for part in tables["by_depth"].partition_by(SWEEP, maintain_order=True):
         _by_depth(console, part, threshold)
@@ -47,14 +50,18 @@ def show_patches(tables: Mapping[str, pl.DataFrame], threshold: float) -> None:
             f"largest {row['direction']} by a graft ({row['parts']}, {wording.count(row['window'], 'block')}): block "
             f"{_place(row)}, {row['moved']:.1%}; the largest {wording.wins(row)}",
         )
-    for row in tables["erasure"].iter_rows(named=True):
+    _erasures(console, tables["erasure"])
+    _arms(console, tables)
+
+
+def _erasures(console: Console, scores: pl.DataFrame) -> None:
+    for row in scores.iter_rows(named=True):
         _say(
             console,
             f"{label('erasure_score')} of {row['source']} in {row['target']}: "
             f"{wording.interval(row['score'], row['low'], row['high'], '.1%')} over {row['n']} of "
             f"{row['facts']} facts",
         )
-    _arms(console, tables)
 
 
 def _by_depth(console: Console, part: pl.DataFrame, threshold: float) -> None:
