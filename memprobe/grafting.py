@@ -135,7 +135,15 @@ def sweep_batches(
     for part in inner:
         chosen_names(places, Graft((1, n_layers), (part,)), target.label)
     kinds = [False, True] if control else [False]
-    plan = [(part, span, random) for part in inner for span in spans for random in kinds]
+    there = {(block, part) for block, known in places.values() for part in known}
+    # Blocks of a hybrid lack parts that others have; that nothing is exchanged there is not that nothing is moved.
+    plan = [
+        (part, (first, last), random)
+        for part in inner
+        for first, last in spans
+        if any((block, part) in there for block in range(first, last + 1))
+        for random in kinds
+    ]
     outer = [(part, random) for part in parts if part in OUTER_PARTS for random in kinds]
     order = sorted(
         (item for item in items if item.factoid.id not in done),

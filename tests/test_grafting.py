@@ -17,6 +17,7 @@ from memprobe.parts import parameter_places
 from memprobe.patch_plan import plan_patches
 from memprobe.patching import own_log_probs, patch_batches
 from memprobe.templates import Template, tokenise_all
+from tests.families import build
 from tests.tiny import FAMILIES, N_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 
 FACTS = [
@@ -117,6 +118,15 @@ def test_the_sweep_is_the_grafts_one_by_one(two):
     random = table.filter(pl.col("control") == "random")
     assert len(random) == len(table) / 2
     assert (random["log_prob"] - random["target_log_prob"]).abs().max() > 1e-3
+
+
+def test_blocks_that_lack_a_part_are_not_grafted():
+    """Jamba has attention in every second block: without it nothing is exchanged, and there is no number."""
+    source, target = (wrap(build("jamba", seed), tiny_tokenizer(), label=str(seed)) for seed in (1, 0))
+    items = tokenise_all(FACTS, Template.parse("plain"), target.tokenizer)
+    sweep = sweep_batches(donor_of(source, items), target, items, windows=[1, 2], parts=["attn"])
+    spans = set(pl.concat(list(sweep)).select("depth", "last").iter_rows())
+    assert spans == {(2, 2), (4, 4), (1, 2), (2, 3), (3, 4)}
 
 
 def test_the_sweep_names_the_planted_block():

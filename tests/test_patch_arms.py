@@ -157,6 +157,7 @@ def test_pairs_of_arms_and_seeds_end_in_one_table(study, tmp_path, cli):
     code, printed, err = cli("patch", *given, *more, "--reference", "naive-0.1")
     assert code == 0, err
     assert "Over training seeds" in printed and "no interval: too few seeds" in printed
+    assert "no erasure score: it takes 'naive-0.1' and another --from into the same checkpoint" in err
     found = open_patches(out)
     assert len(made_of(found)) == 4
     tables = tables_of(found, threshold=0.01)

@@ -263,6 +263,12 @@ def patch(
             from memprobe.cli.show_patches import show_patches
 
             show_patches(tables, threshold, facts=facts)
+        if reference is not None and tables["erasure"].is_empty():
+            echo(
+                f"note     no erasure score: it takes {reference!r} and another --from into the same checkpoint "
+                "(--what residual, --positions last, depths from 1 on)",
+                err=True,
+            )
         if failed := patched.errors["factoid"].n_unique():
             gave = f"{count(failed, 'factoid')} gave logits that are not finite: no patches of these"
             echo(f"note     {gave}", err=True)
