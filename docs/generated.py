@@ -52,6 +52,7 @@ PAGE_OF = {
     "analyses/study-500/README.md": "findings/study-500.md",
     "analyses/where/report.md": "findings/where-tables.md",
     "memprobe/cli": "reference/cli.md",
+    "training/__main__.py": "reference/training-cli.md",
     "memprobe/statistics/vocabulary.py": "reference/statistics.md",
 }
 """What a page of the repository links to, and the site's page that shows it."""
