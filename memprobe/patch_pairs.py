@@ -34,6 +34,7 @@ from memprobe.patch_writer import (
 )
 from memprobe.patches import FOLDER, SCHEMA_VERSION, Patches, open_patches
 from memprobe.splitting import is_split
+from memprobe.subjects import subject_in
 from memprobe.templates import TOKENISATION, Template
 
 if TYPE_CHECKING:
@@ -149,6 +150,9 @@ def patch(
     _check_labels(given)
     if states := [part for part in what if part != "weights"]:
         check_states(states, positions)
+        if corrupt or "subject" in positions:
+            for factoid in factoids:
+                subject_in(factoid)
     if "weights" in what:
         check_sweep(windows, parts)
     if "weights" in what and is_split(loading.device):

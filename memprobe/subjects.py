@@ -6,10 +6,31 @@ import re
 from typing import TYPE_CHECKING
 
 from memprobe.errors import MemprobeError
+from memprobe.factoids import Factoid
 from memprobe.templates import Template, TokenisedFactoid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def subject_in(factoid: Factoid) -> tuple[str, int]:
+    """A factoid's subject, and where it begins in the prompt, the last time that it stands there; needs no tokenizer.
+
+    Raises:
+        MemprobeError: it names none, or one that is not in its prompt.
+    """
+    subject = (factoid.subject or "").strip()
+    if not subject:
+        raise MemprobeError(
+            f"{_where(factoid)}: names no subject; give the field `subject`, or ask for other positions"
+        )
+    if (within := _last(subject, factoid.prompt)) is None:
+        raise MemprobeError(f"{_where(factoid)}: the subject {subject!r} is not in the prompt")
+    return subject, within
+
+
+def _where(factoid: Factoid) -> str:
+    return f"factoid {factoid.id} ({factoid.prompt[:60]!r})"
 
 
 def subject_positions(
@@ -25,14 +46,7 @@ def subject_positions(
         MemprobeError: the factoid names no subject, its prompt does not hold it, or the template writes it otherwise.
     """
     factoid = item.factoid
-    where = f"factoid {factoid.id} ({factoid.prompt[:60]!r})"
-    subject = (factoid.subject or "").strip()
-    if not subject:
-        raise MemprobeError(
-            f"{where}: names no subject; give the field `subject`, or ask for other positions"
-        )
-    if (within := _last(subject, factoid.prompt)) is None:
-        raise MemprobeError(f"{where}: the subject {subject!r} is not in the prompt")
+    subject, within = subject_in(factoid)
     context = template.render(factoid.prompt, factoid.answer, tokenizer).context
     if (prompt := context.rfind(factoid.prompt)) >= 0:
         start = prompt + within
@@ -41,7 +55,7 @@ def subject_positions(
     ) is not None:  # a template may write the prompt in another form, as JSON
         start = found
     else:
-        raise MemprobeError(f"{where}: the template writes the subject {subject!r} in another form")
+        raise MemprobeError(f"{_where(factoid)}: the template writes the subject {subject!r} in another form")
     spans = _token_spans(context, tokenizer)
     skipped = len(item.prompt) - len(spans)  # BOS, where it is no part of the text
     stop = start + len(subject)

@@ -270,3 +270,15 @@ def test_checkpoints_that_do_not_fit_and_facts_that_do_not_differ(setup, tmp_pat
     assert code == 2 and "differ in shape" in err
     code, printed, err = cli(*options(setup, tmp_path / "q", source="m0", into="m0"))
     assert code == 0 and "nothing to restore or erase" in printed
+
+
+def test_a_fact_without_a_subject_is_refused_before_anything_is_patched(setup, tmp_path, cli):
+    """Positions that need none are not patched first: with the subject mended they would be of other facts."""
+    rows = (setup / "facts.jsonl").read_text().splitlines()
+    (tmp_path / "facts.jsonl").write_text(
+        "\n".join([*rows, '{"prompt": "Rivers run to the", "answer": "sea"}'])
+    )
+    given = ["--from", setup / "m1", "--into", setup / "m0", "--factoids", tmp_path / "facts.jsonl"]
+    for more in (["--positions", "last,subject"], ["--corrupt", "subject"]):
+        code, _, err = cli("patch", *given, "--out", tmp_path / "p", *more)
+        assert code == 2 and "names no subject" in err and not (tmp_path / "p").exists()
