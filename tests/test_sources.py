@@ -239,7 +239,7 @@ def test_hub_sets_too_large_are_streamed_to_n(hub):
     assert len(load_tasks("ultrachat", n=7)) == 7
     assert load_tasks("ultrachat", n=7) == load_tasks("ultrachat", n=7)
     with pytest.raises(
-        MemprobeError, match="too large to fetch whole; give a --data-dir that has it, or --n"
+        MemprobeError, match="too large to fetch whole; give a --data-dir that has it, or `n`"
     ):
         load_tasks("ultrachat")
 
@@ -358,6 +358,6 @@ def test_fewer_facts_than_are_asked_for_is_an_error_for_those_made_too():
     earlier = load_factoids("kvr:3")
     assert len(load_factoids("kvr:6", without=earlier)) == 3, "no number was asked for"
     with pytest.raises(
-        MemprobeError, match=r"kvr:6: 2 of the 5 rows that are asked for are left \(.*3 overlap"
+        MemprobeError, match=r"kvr:6: 3 of the 5 rows that are asked for are left \(.*3 overlap"
     ):
         load_factoids("kvr:6", n=5, without=earlier)

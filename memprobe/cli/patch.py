@@ -17,7 +17,6 @@ from memprobe.cli.progress import Bars
 from memprobe.cli.terminal import echo, echo_json
 from memprobe.errors import MemprobeError, among, there_are
 from memprobe.load_options import LoadOptions
-from memprobe.wording import count
 
 
 class CorruptChoice(StrEnum):
@@ -270,6 +269,8 @@ def patch(
                 err=True,
             )
         if failed := patched.errors["factoid"].n_unique():
+            from memprobe.wording import count
+
             gave = f"{count(failed, 'factoid')} gave logits that are not finite: no patches of these"
             echo(f"note     {gave}", err=True)
         if page is not None:
