@@ -15,18 +15,7 @@ from memprobe.probes import open_probe
 from memprobe.summary import summarise
 
 ROOT = Path(__file__).parents[1]
-(
-    STUDY,
-    STUDY_EWC,
-    STUDY_KINDS,
-    STUDY_500,
-    STUDY_PAPER,
-    STUDY_GEMMA,
-    STUDY_QUESTIONS,
-    STUDY_LATER,
-    STUDY_REAL,
-    STUDY_STAGES,
-) = (
+STUDIES = tuple(
     f"analyses/{name}/tables"
     for name in (
         "study",
@@ -41,6 +30,8 @@ ROOT = Path(__file__).parents[1]
         "study-stages",
     )
 )
+STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, *_LATER = STUDIES
+STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER, STUDY_REAL, STUDY_STAGES = _LATER
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
 PAGES = {
     "README.md": (
@@ -337,21 +328,7 @@ REPORTS = {
         "analyses/where/report.md",
         "analyses/study-500/README.md",
         *(f"{folder}/claims.csv" for folder in (STUDY, STUDY_PAPER)),
-        *(
-            f"{folder}/forgetting.csv"
-            for folder in (
-                *(
-                    STUDY,
-                    STUDY_EWC,
-                    STUDY_500,
-                    STUDY_PAPER,
-                    STUDY_GEMMA,
-                    STUDY_QUESTIONS,
-                    STUDY_LATER,
-                    STUDY_REAL,
-                ),
-            )
-        ),
+        *(f"{folder}/forgetting.csv" for folder in STUDIES),
         f"{STUDY}/other_losses.csv",
         f"{STUDY_GEMMA}/other_losses.csv",
     ),

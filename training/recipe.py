@@ -328,7 +328,7 @@ class Recipe(Settings):
                 )
             if stage.train and self.precision.fsdp:
                 raise ValueError(
-                    f"stages.{number}.train: weights are trained or not by name, and precision.fsdp shards them"
+                    f"stages.{number}.train: it goes by names of weights, and precision.fsdp shards them; leave one out"
                 )
             if stage.penalty and stage.penalty.holds_weights and stage.lora:
                 raise ValueError(

@@ -183,7 +183,7 @@ def patch(
     """
     if not 0 < threshold < math.inf:
         raise MemprobeError(
-            f"--threshold {threshold}: give nats above 0, so that there is a difference to take a share of"
+            f"--threshold {threshold}: give finite nats above 0, so that there is a difference to take a share of"
         )
     if noise is not None and not 0 < noise < float("inf"):
         raise MemprobeError(f"--noise {noise}: give a number above 0")
