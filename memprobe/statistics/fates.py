@@ -89,9 +89,8 @@ def kept_against_lost(
     enough = np.minimum(*counts) >= FEWEST["mean"]
     difference = means[0] - means[1]
     apart = variances[0] + variances[1]
-    variance = apart - 2 * (moves[0][1] * moves[1][1]).sum(
-        0
-    )  # an answer's facts in both groups move both means
+    # An answer with facts in both groups moves both means.
+    variance = apart - 2 * (moves[0][1] * moves[1][1]).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [v**2 / (n + 1) for v, n in zip(variances, counts, strict=True)]
         freedom = np.maximum(apart**2 / (parts[0] + parts[1]) - 2, 1.0)
