@@ -26,7 +26,8 @@ Blocks = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Only the cells that this block of the grid file wants; may be given several times. [default: all]",
+        help="Only the cells that this block of the grid file wants; may be given several times, first things first. "
+        "[default: all, in the file's order]",
         show_default=False,
     ),
 ]

@@ -105,6 +105,22 @@ def test_a_cell_that_two_blocks_want_is_there_once_and_belongs_to_the_first(tmp_
         cells_in(found, ["agian"], path)
 
 
+def test_blocks_are_done_in_the_order_in_which_they_are_given(tmp_path):
+    """Whole, with cells that blocks before them in the file have, too."""
+    path = write(tmp_path, arms='["naive"]', seeds="[0, 1]")
+    last = AGAIN.replace('"again"', '"last"').replace('"a", "b", "c"', '"a", "b"').replace("[0]", "[1]")
+    path.write_text(path.read_text() + AGAIN + last.replace('"naive"', '"replay", "naive"'))
+    found = cells(path)
+
+    def done(*blocks: str) -> list[str]:
+        return [cell.node.name for cell in cells_in(found, blocks, path)]
+
+    first, again, last = done("first"), done("again"), done("last")
+    assert set(first) & set(last) and not set(again) & set(last)
+    assert done("last", "again", "first") == [*last, *again, *(name for name in first if name not in last)]
+    assert done("again", "last") == [*again, *last]
+
+
 def test_a_block_like_another_has_what_it_does_not_say_itself(tmp_path):
     path = write(tmp_path, seeds="[0]")
     path.write_text(path.read_text() + '\n[[blocks]]\nname = "more"\nlike = "first"\nseeds = [1, 2]\n')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,11 @@ def _check_axes(grid: Grid, path: Path) -> None:
             raise MemprobeError(f"{where}: nothing in [recipe], [data] and [arms] has {{{unused[0]}}}")
 
 
-def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list[Cell]:
+def cells_in(cells: Sequence[Cell], blocks: Sequence[str], path: Path) -> list[Cell]:
     """The cells that some blocks want, in order of priority; all of them where ``blocks`` is empty.
 
     Args:
+        blocks: the first one's cells come first, also those that a block before it in the file has.
         path: of the grid file.
 
     Raises:
@@ -144,10 +145,14 @@ def cells_in(cells: Sequence[Cell], blocks: Collection[str], path: Path) -> list
     for name in blocks:
         if name not in known:
             raise MemprobeError(f"{path}: no block {name!r}; {there_are(name, known, before='it has')}")
-    return [cell for cell in cells if not blocks or not set(blocks).isdisjoint(cell.blocks)]
+    if not blocks:
+        return list(cells)
+    place = {name: number for number, name in reversed([*enumerate(blocks)])}
+    wanted = [cell for cell in cells if not place.keys().isdisjoint(cell.blocks)]
+    return sorted(wanted, key=lambda cell: min(place[name] for name in cell.blocks if name in place))
 
 
-def names_in(out: Path, blocks: Collection[str]) -> set[str]:
+def names_in(out: Path, blocks: Sequence[str]) -> set[str]:
     """The names, ``SETUP/RUN``, of the cells that some blocks of a grid's directory want, finished or not.
 
     Raises:

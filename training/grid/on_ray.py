@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +79,7 @@ def run_on_ray(
     out: Path,
     *,
     engine: Engine,
-    blocks: Collection[str] = (),
+    blocks: Sequence[str] = (),
     data_dir: Path | None = None,
     quiet: bool = False,
 ) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def plan(
     path: Path,
     out: Path,
     *,
-    blocks: Collection[str] = (),
+    blocks: Sequence[str] = (),
     data_dir: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> GridPlan:

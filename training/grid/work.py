@@ -8,7 +8,7 @@ import random
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -44,7 +44,7 @@ def run_grid(
     path: Path,
     out: Path,
     *,
-    blocks: Collection[str] = (),
+    blocks: Sequence[str] = (),
     data_dir: Path | None = None,
     quiet: bool = False,
     crew: Crew | None = None,
@@ -53,7 +53,7 @@ def run_grid(
 
     Args:
         path: of the grid file.
-        blocks: names of those whose cells are wanted now; default: all.
+        blocks: names of those whose cells are wanted now, in this order; default: all, in the file's.
         crew: where this process is one of several that one command started: it says what it is at, begins nothing
             when they are to end, and leaves alone what broke in another.
 

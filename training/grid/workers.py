@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def run_workers(
     out: Path,
     *,
     workers: int,
-    blocks: Collection[str] = (),
+    blocks: Sequence[str] = (),
     minutes: float | None = None,
     grace: float = GRACE,
     data_dir: Path | None = None,
@@ -153,7 +153,7 @@ def _watched(
     return [f"{name}: {why}" for name, why in broken.items()]
 
 
-def _command(path: Path, out: Path, blocks: Collection[str], data_dir: Path | None) -> list[str]:
+def _command(path: Path, out: Path, blocks: Sequence[str], data_dir: Path | None) -> list[str]:
     command = [sys.executable, "-m", "training", "grid", str(path), "--out", str(out)]
     command += [word for name in blocks for word in ("--block", name)]
     return command + (["--data-dir", str(data_dir)] if data_dir is not None else [])
