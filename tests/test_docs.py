@@ -198,6 +198,26 @@ def test_the_map_has_every_module_once_and_is_that_of_their_docstrings():
     assert all(len(map_.opening(path)) > 20 for path in map_.modules().values())
 
 
+def test_the_page_of_keys_has_every_table_and_says_of_every_key_what_it_is():
+    from docs import keys
+    from training.penalties import Penalty
+    from training.settings import Settings
+
+    tables = keys.tables()
+
+    def below(kind: type[Settings]) -> set[type[Settings]]:
+        return {kind}.union(*(below(one) for one in kind.__subclasses__()))
+
+    claims = "training.study."  # of the file of claims, which is not written for a run
+    known = {kind for kind in below(Settings) if kind.__module__.startswith("training.")}
+    assert {kind for kind in known - {Settings, Penalty} if not kind.__module__.startswith(claims)} == {
+        *tables.values()
+    }
+    for table in tables.values():
+        assert set(keys.said(table)) == set(table.model_fields), table.__name__
+    assert keys.PAGE.read_text(encoding="utf-8") == keys.page()
+
+
 @pytest.mark.parametrize("folder", ["figures", "analyses"])
 def test_what_is_stored_names_no_path_of_the_machine_that_made_it(folder):
     """Commands and inputs are written as they were given, so that they can be given again from the repository."""

@@ -7,7 +7,8 @@ Files of rows count by their names alone, wherever they lie: what they say is he
 from __future__ import annotations
 
 from memprobe.recipes import RUN_ONLY
-from training.recipe import Precision, Recipe, Stage, without_folder
+from training.recipe import Recipe, without_folder
+from training.recipe_tables import Precision, Stage
 from training.settings import changes
 
 

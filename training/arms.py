@@ -133,7 +133,7 @@ def arm_of(stages: Sequence[Any], *, joint: bool) -> Arm:
     """The arm in its canonical spelling, read off stages; :func:`unfold_arm` gives the same stages again.
 
     Args:
-        stages: of a validated recipe (:class:`training.recipe.Stage`).
+        stages: of a validated recipe (:class:`training.recipe_tables.Stage`).
         joint: whether they are trained as one.
     """
     parts_of: dict[str, tuple[Part, list[int]]] = {}

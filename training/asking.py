@@ -22,7 +22,8 @@ from memprobe.identity import identity_of
 from memprobe.sources import load, subset
 from memprobe.sources.kinds import AnyRow
 from training.prepared import StageData, taught
-from training.recipe import Recipe, Stage, Unknown
+from training.recipe import Recipe
+from training.recipe_tables import Stage, Unknown
 from training.settings import under_key
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from training.drawing import (
 from training.examples import ExampleMaker
 from training.mixing import Part
 from training.prepared import Prepared, PreparedFile, StageData, facts_in, from_json, taught, to_json
-from training.recipe import Recipe, Stage, parse_recipe, to_toml
+from training.recipe import Recipe, parse_recipe, to_toml
+from training.recipe_tables import Stage
 from training.settings import under_key
 from training.starts import edited_files, edited_since, has_begun, revisions_of
 

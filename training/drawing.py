@@ -26,7 +26,8 @@ from memprobe.sources.passages import COMPLETE, RECALL, shuffle_words
 from memprobe.wording import count
 from training.examples import ExampleMaker
 from training.prepared import facts_in
-from training.recipe import Mixing, Recipe, Stage
+from training.recipe import Recipe
+from training.recipe_tables import Mixing, Stage
 from training.settings import under_key
 
 _OPENING, _RUN = 5, 8  # words by which a passage is known, and by which it is found in another

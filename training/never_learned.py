@@ -20,7 +20,8 @@ from memprobe.sources.named import named_file
 from training.data import PREPARED
 from training.drawing import evaluated_texts, goes_around, mixes_facts, mixing_rows
 from training.prepared import PreparedFile, facts_in, from_json
-from training.recipe import Mixing, parse_recipe
+from training.recipe import parse_recipe
+from training.recipe_tables import Mixing
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from training.memory import free
 from training.mixing import Schedule
 from training.penalties import Boundary, InForce
 from training.prepared import Prepared
-from training.recipe import Along
+from training.recipe_tables import Along
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.batches import MicroBatch
-    from training.recipe import Recipe, Stop
+    from training.recipe import Recipe
+    from training.recipe_tables import Stop
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """transformers' names; its ``constant`` passes over the warm-up."""

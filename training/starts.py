@@ -23,7 +23,8 @@ from memprobe.settings import settings_of
 from memprobe.sources.origins import data_folder, file_revision
 from memprobe.weights import safetensors_in
 from training.prepared import Prepared
-from training.recipe import Recipe, Stage, file_of
+from training.recipe import Recipe, file_of
+from training.recipe_tables import Stage
 from training.row_files import rows_hash_of
 
 BASE = "0-base"

@@ -142,7 +142,8 @@ def _train(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
     from training.examples import ExampleMaker
     from training.kernels import fewer_kernels
     from training.mixing import Part, Schedule
-    from training.recipe import Stop, parse_recipe
+    from training.recipe import parse_recipe
+    from training.recipe_tables import Stop
     from training.stage import StageRun, StageTrainer
 
     checkpoint = resolve(options.base)

@@ -330,7 +330,8 @@ def test_two_of_a_kind_in_two_stages_are_one_each():
 def test_what_is_left_out_of_settings_is_what_recipes_have():
     """``memprobe`` reads recipes without ``training``, by the names of their keys: none of them is of old."""
     from memprobe.recipes import _LEFT_OUT
-    from training.recipe import Mixing, Optimiser, Precision, Recipe, Stage
+    from training.recipe import Recipe
+    from training.recipe_tables import Mixing, Optimiser, Precision, Stage
 
     fields = {name for one in (Recipe, Stage, Mixing, Optimiser, Precision) for name in one.model_fields}
     assert fields >= _LEFT_OUT

@@ -23,7 +23,8 @@ from training.mixing import IGNORED, Part, Schedule
 from training.penalties import Boundary, InForce, Penalty
 from training.penalties.kl import Kl
 from training.progress import add_metrics, cut_metrics
-from training.recipe import Optimiser, Stop, to_toml
+from training.recipe import to_toml
+from training.recipe_tables import Optimiser, Stop
 from training.run import run
 from training.stage import StageRun, train, trainer_arguments
 

@@ -31,7 +31,11 @@ class Block(Settings):
     """Cells that belong together: chains of stages × axes × seeds × arms.
 
     Attributes:
+        name: of the block, as ``--block`` takes it.
         like: a block before this one, which has what this one does not say, such as more seeds of the same.
+        stages: chains of two or three names of the grid's ``data``; they and arms may be those of ``like``.
+        arms: names of the grid's ``arms``.
+        seeds: one run for each.
         axes: by name, what ``{name}`` stands for; an axis that a cell does not use does not multiply it.
         keep, redraw: instead of the grid's.
     """
@@ -53,6 +57,7 @@ class Grid(Settings):
         recipe: keys of a recipe that all cells share.
         data: a recipe's stage, by name.
         arms: an arm's text, by name.
+        blocks: in order of priority.
         keep: what stays of a finished cell: its probe and evaluations, or its weights too.
         redraw: what a seed draws beside the order of rows and everything in training: ``nothing``, so that all seeds
             learn the same rows; ``later``, the rows of later stages and all mixing rows, while D_A is the same for all

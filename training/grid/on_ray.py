@@ -35,7 +35,7 @@ from training.grid.probing import has_base, join_cell, probe_cell
 from training.grid.stages import ask_ahead, is_done, rows_of, train
 from training.grid.work import after_of, end_cell, look_at, started, unforeseen
 from training.grid.workplace import Workplace
-from training.recipe import Precision, Resources
+from training.recipe_tables import Precision, Resources
 from training.run_log import RunLog
 
 

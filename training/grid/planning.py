@@ -20,7 +20,8 @@ from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.file import Grid
 from training.grid.stages import check_cells, directory, has_weights, is_done, is_trained, needed
 from training.mixing import Schedule
-from training.recipe import Evaluate, Recipe, to_toml
+from training.recipe import Recipe, to_toml
+from training.recipe_tables import Evaluate
 
 if TYPE_CHECKING:
     from memprobe.models import LensModel
