@@ -19,6 +19,7 @@ from tests.training.runs import ROOT, same_weights
 from training.__main__ import app
 from training.grid import cells_in, cells_of, directory, names_in, plan, read_grid, run_grid, run_workers
 from training.grid.crew import Crew
+from training.grid.found import base_at
 from training.grid.stages import _drop
 from training.grid.work import started
 from training.run import run
@@ -325,6 +326,32 @@ def test_a_stage_that_was_not_learned_marks_its_cell(tiny_checkpoint, tmp_path):
     assert run_grid(read_grid(path), path, tmp_path / "out", quiet=True) == []
     ended = outcome(tmp_path / "out", "a-b-n4/naive-s0")
     assert not ended["learned"] and "a ended at 0.0% exact match" in ended["why"]
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_base_model_that_is_missing_is_said_once_and_before_anything_is_trained(
+    tiny_checkpoint, tmp_path, workers
+):
+    """And only where a cell still needs it."""
+    path, out = write(tmp_path, tmp_path / "nowhere", seeds="[0, 1]"), tmp_path / "out"
+
+    def begin() -> list[str]:
+        if workers is None:
+            return run_grid(read_grid(path), path, out, quiet=True)
+        return run_workers(read_grid(path), path, out, workers=workers, quiet=True)
+
+    with pytest.raises(
+        MemprobeError, match=r"grid\.toml: recipe\.base: .*nowhere: no such file or directory"
+    ):
+        begin()
+    assert not out.exists()
+    there = tmp_path / "nowhere"
+    shutil.copytree(tiny_checkpoint, there)
+    path.write_text(path.read_text().replace("[0, 1]", "[0]"))
+    run_grid(read_grid(path), path, out, quiet=True)
+    shutil.rmtree(there)
+    base_at.cache_clear()
+    assert begin() == []
 
 
 def test_a_cell_that_breaks_stops_no_other_and_is_tried_again(tiny_checkpoint, tmp_path, monkeypatch):

@@ -98,15 +98,19 @@ def _other_base(folder: Path, node: Node) -> str | None:
     if not has_begun(folder):
         return None
     try:
-        base = _resolved(node.recipe.base)
+        base = base_at(node.recipe.base)
     except MemprobeError:
         return None
     return other_base(folder, [node.stage], base)
 
 
 @cache
-def _resolved(spec: str) -> Checkpoint:
-    """A base model's place; the hub is asked once for all cells."""
+def base_at(spec: str) -> Checkpoint:
+    """A base model's place; the hub is asked once for all cells.
+
+    Raises:
+        MemprobeError: see :func:`memprobe.checkpoints.resolve`.
+    """
     return resolve(spec)
 
 

@@ -25,6 +25,7 @@ from training.grid.cells import Cell, cells_in, cells_of
 from training.grid.claims import Taken, base_alone, claim, only_command
 from training.grid.crew import Crew
 from training.grid.file import Grid
+from training.grid.found import base_at
 from training.grid.probing import join_cell, probe_cell
 from training.grid.stages import check_cells, directory, drop_weights, is_done, is_ready, lacking, train
 from training.grid.workplace import Workplace
@@ -64,9 +65,11 @@ def run_grid(
         MemprobeError: bad input before anything is trained, or a directory in use or that cannot be written.
     """
     cells = cells_of(grid, path)
-    work = partial(_run_cells, grid, path, out, cells, cells_in(cells, blocks, path), data_dir, quiet, crew)
+    wanted = cells_in(cells, blocks, path)
+    work = partial(_run_cells, grid, path, out, cells, wanted, data_dir, quiet, crew)
     if crew is not None:
         return work()
+    check_bases(wanted, path, out)
     with started(cells, path, out, data_dir):
         return work()
 
@@ -201,6 +204,18 @@ def started(cells: Sequence[Cell], path: Path, out: Path, data_dir: Path | None 
         except OSError as error:
             raise MemprobeError(f"{out}: cannot be written ({error.strerror})") from error
         yield
+
+
+def check_bases(cells: Sequence[Cell], path: Path, out: Path) -> None:
+    """Raises a MemprobeError where the base model of a cell that is still to be done is not there.
+
+    Every cell would say so, one after another. On a cluster each node looks for itself.
+    """
+    for base in dict.fromkeys(cell.node.recipe.base for cell in cells if not is_done(out, cell)):
+        try:
+            base_at(base)
+        except MemprobeError as error:
+            raise MemprobeError(f"{path}: recipe.base: {error}") from error
 
 
 def _is_grid(out: Path) -> bool:

@@ -25,7 +25,7 @@ from training.grid.cells import Cell, cells_in, cells_of
 from training.grid.crew import Crew
 from training.grid.file import Grid
 from training.grid.stages import is_done
-from training.grid.work import after_of, started
+from training.grid.work import after_of, check_bases, started
 from training.run_log import RunLog
 
 TRIES = 3
@@ -115,6 +115,7 @@ def run_workers(
     cells = cells_in(every, blocks, path)
     crew = Crew(out)
     after_of(grid, path)
+    check_bases(cells, path, out)
     with started(every, path, out, data_dir):
         return _watched(crew, cells, _command(path, out, blocks, data_dir), workers, minutes, grace, quiet)
 
