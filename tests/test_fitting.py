@@ -125,6 +125,33 @@ def test_linear_is_ridge_towards_the_logit_lens(family):
             np.testing.assert_allclose(maps[depth].bias, best[2], atol=1e-2)
 
 
+def test_least_squares_where_a_coordinate_hardly_leaves_a_value_far_from_zero():
+    """As streams of trained models have: products of whole streams would lose in fp32 what tells rows apart."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 5] += 1000
+        model.model.embed_tokens.weight[:, 9] -= 500
+    read = wrap(model, tokenizer, label="far")
+    corpus = corpus_of(read, 2400)
+    streams, held_out = rows_of(read, torch.cat(corpus.halves)), rows_of(read, corpus.validation)
+    maps = run(LinearFit(read, corpus)).maps()
+    eye = np.eye(read.d_model)
+    for depth in range(N_LAYERS):
+        x, y = (rows - rows.mean(0) for rows in (streams[depth], streams[-1]))
+        s_xx, s_yx = x.T @ x, y.T @ x
+        errors = []
+        for strength in STRENGTHS:
+            weight = eye + (s_yx - s_xx) @ np.linalg.inv(
+                s_xx + strength * np.trace(s_xx) / read.d_model * eye
+            )
+            bias = streams[-1].mean(0) - weight @ streams[depth].mean(0)
+            errors.append(((held_out[depth] @ weight.T + bias - held_out[-1]) ** 2).mean())
+        weight, bias = (part.double().numpy() for part in (maps[depth].weight, maps[depth].bias))
+        found = ((held_out[depth] @ weight.T + bias - held_out[-1]) ** 2).mean()
+        assert found == pytest.approx(min(errors), rel=0.02)
+
+
 class Sum(nn.Module):
     """A block that adds a linear map of each position and of the sum of all positions before it."""
 

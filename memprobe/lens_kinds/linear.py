@@ -29,10 +29,14 @@ _BATCH_TOKENS = 1024
 
 
 class Moments:
-    """Sums over positions: how many, x, y, x xᵀ and y xᵀ for each depth, and y².
+    """Sums over positions: how many, x, y, x xᵀ and y xᵀ for each depth, and y², of streams less a shift.
+
+    Streams have coordinates that hardly leave a value far from 0. Products of what is left beside their mean over some
+    text keep in fp32 what those of the whole streams lose.
 
     Attributes:
-        tensors: the sums in fp64, by name; depths 0 … n_layers - 1 lead.
+        tensors: the sums in fp64, by name; depths 0 … n_layers - 1 lead. ``shift`` is of depths 0 … n_layers, and the
+            same in sums that are added up.
     """
 
     def __init__(self, lens_model: LensModel):
@@ -45,14 +49,16 @@ class Moments:
             "xx": torch.zeros(depths, width, width, **wide),
             "yx": torch.zeros(depths, width, width, **wide),
             "y2": torch.zeros(1, **wide),
+            "shift": torch.zeros(depths + 1, width, device=lens_model.device),
         }
 
     def add(self, streams: Float[Tensor, "depth row d_model"]) -> None:
         """Adds the rows of a batch."""
-        last = streams[-1]
         sums = self.tensors
+        streams = streams - sums["shift"][:, None]
+        last = streams[-1]
         sums["n"] += last.shape[0]
-        sums["y"] += last.sum(0)
+        sums["y"] += last.double().sum(0)
         sums["y2"] += last.double().square().sum()
         for depth, stream in enumerate(streams[:-1]):
             sums["x"][depth] += stream.double().sum(0)
@@ -62,21 +68,33 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         total = object.__new__(Moments)
         total.tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
+        total.tensors["shift"] = self.tensors["shift"]
         return total
 
     def centred(self, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of x and y, and covariances S_xx and S_yx, of a depth."""
         sums = self.tensors
+        n, shift = sums["n"], sums["shift"].double()
+        x, y = sums["x"][depth] / n, sums["y"] / n
+        s_xx, s_yx = sums["xx"][depth] / n - torch.outer(x, x), sums["yx"][depth] / n - torch.outer(y, x)
+        return x + shift[depth], y + shift[-1], s_xx, s_yx
+
+    def scales(self, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of x by coordinate, and the standard deviation of y over all of them."""
+        sums = self.tensors
         n = sums["n"]
         x, y = sums["x"][depth] / n, sums["y"] / n
-        return x, y, sums["xx"][depth] / n - torch.outer(x, x), sums["yx"][depth] / n - torch.outer(y, x)
+        scale_x = (sums["xx"][depth].diagonal() / n - x.square()).clamp(min=0).sqrt()
+        scale_y = ((sums["y2"] / n - y.square().sum()) / len(y)).clamp(min=0).sqrt()
+        return x + sums["shift"][depth], scale_x, scale_y
 
     def squared_error(self, depth: int, map_: AffineMap) -> float:
         """Mean squared error of a map on these rows, up to the part that no map changes."""
         sums = self.tensors
-        n = sums["n"]
+        n, shift = sums["n"], sums["shift"].double()
         assert map_.bias is not None
-        weight, bias = map_.weight.double(), map_.bias.double()
+        weight = map_.weight.double()
+        bias = map_.bias.double() + weight @ shift[depth] - shift[-1]
         x, y = sums["x"][depth] / n, sums["y"] / n
         square = ((weight @ (sums["xx"][depth] / n)) * weight).sum() + bias @ bias + 2 * bias @ (weight @ x)
         cross = (weight * (sums["yx"][depth] / n)).sum() + bias @ y
@@ -102,7 +120,11 @@ class LinearFit:
     def run(self, unit: int) -> None:
         """Adds a batch to its moments."""
         place, ids = self.batches[unit]
-        self.moments[place].add(streams_of(self.lens_model, ids)[:, :, SKIP:].flatten(1, 2))
+        streams = streams_of(self.lens_model, ids)[:, :, SKIP:].flatten(1, 2)
+        if unit == 0:
+            for moments in self.moments:
+                moments.tensors["shift"] = streams.mean(1)
+        self.moments[place].add(streams)
 
     def state(self) -> dict[str, Tensor]:
         """What a killed fit goes on from."""

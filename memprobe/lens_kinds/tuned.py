@@ -115,12 +115,7 @@ class TunedFit:
 
     def _scales(self, half: int, depth: int) -> tuple[Tensor, Tensor, float]:
         """Mean and standard deviation of the depth's stream by coordinate, and that of the last one over all."""
-        sums = self.linear.moments[half].tensors
-        n = sums["n"]
-        mean = sums["x"][depth] / n
-        scale_x = (sums["xx"][depth].diagonal() / n - mean.square()).clamp(min=0).sqrt()
-        last = sums["y"] / n
-        scale_y = ((sums["y2"] / n - last.square().sum()) / len(last)).clamp(min=0).sqrt()
+        mean, scale_x, scale_y = self.linear.moments[half].scales(depth)
         return mean.float(), (scale_x + 1e-6 * scale_x.max() + 1e-30).float(), float(scale_y)
 
     def state(self) -> dict[str, Tensor]:
