@@ -1,5 +1,6 @@
 """Fits of lenses on tiny models: against closed forms, autograd, TransformerLens, and killed halfway."""
 
+import dataclasses
 import json
 import random
 
@@ -459,6 +460,46 @@ def test_another_fit_in_the_way_is_one_line(tmp_path):
         fit("linear", read, corpus, tmp_path / "new", steps=3)
     with pytest.raises(MemprobeError, match="choose jacobian, linear, tuned"):
         fit("cubic", read, corpus, tmp_path / "new")
+
+
+def test_a_tuned_lens_of_fewer_steps_is_not_the_one_of_all(tmp_path):
+    read = model_of()
+    corpus = corpus_of(read, 1200)
+    fit("tuned", read, corpus, tmp_path / "few", steps=1)
+    with pytest.raises(MemprobeError, match="holds a lens with another number of steps"):
+        fit("tuned", read, corpus, tmp_path / "few")
+    fit("tuned", read, corpus, tmp_path / "all")
+    with pytest.raises(MemprobeError, match="holds a lens with another number of steps"):
+        fit("tuned", read, corpus, tmp_path / "all", steps=1)
+
+
+@pytest.mark.parametrize("when", ["done", "under way"])
+def test_a_fit_goes_on_under_another_name_of_its_model_and_texts(tmp_path, monkeypatch, when):
+    read = model_of()
+    some = texts(100)
+    corpus, same = (
+        make_corpus(read, some, tokens=600, length=24, origin={"location": name}) for name in ("a", "b")
+    )
+    if when == "done":
+        fit("linear", read, corpus, tmp_path / "fit")
+    else:
+        monkeypatch.setattr(fitting, "SAVE_SECONDS", -1)
+
+        def stop(done, total, what):
+            if done == total - 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit("linear", read, corpus, tmp_path / "fit", progress=stop)
+    seen = []
+    fit(
+        "linear",
+        dataclasses.replace(read, label="mine"),
+        same,
+        tmp_path / "fit",
+        progress=lambda done, total, what: seen.append((what, done)),
+    )
+    assert ("fitting", 0) not in seen
 
 
 def test_a_jacobian_needs_positions_after_those_that_it_skips():

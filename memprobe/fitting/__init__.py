@@ -149,6 +149,15 @@ def fit(
 
 _KNOWN_BY = {"settings": "config.json of its model", "tokenizer": "tokenizer of its model"}
 """Parts of :func:`memprobe.identity.identity_of` beside the weights, and how they are told."""
+_CALLED = {**_KNOWN_BY, "fingerprint": "model", "steps": "number of steps"}
+_DEALT = ("hash", "length", "tokens", "held out")
+
+
+def _makes(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of what a fit is given, what makes its maps: neither the model's label nor the corpus's name does."""
+    corpus = settings.get("corpus") or {}
+    made = {key: value for key, value in settings.items() if key != "model"}
+    return made | {"steps": settings.get("steps"), "corpus": {key: corpus.get(key) for key in _DEALT}}
 
 
 @contextmanager
@@ -251,14 +260,13 @@ def _check_out(out: Path, settings: dict[str, Any]) -> None:
         raise MemprobeError(f"{out}: exists and is not a lens of memprobe fit; use another --out")
     if not (out / ABOUT).exists():
         return
-    about = read_about(out)
-    for key, value in settings.items():
+    held, asked = _makes(read_about(out)), _makes(settings)
+    for key, value in asked.items():
         # What a model is known by beside its weights came later than the first lenses.
-        other = differ(about, settings, key) if key in _KNOWN_BY else about.get(key) != value
+        other = differ(held, asked, key) if key in _KNOWN_BY else held.get(key) != value
         if other:
-            called = _KNOWN_BY.get(key, key)
             raise MemprobeError(
-                f"{out}: holds a lens with another {called}; use another --out, or --fresh to start over"
+                f"{out}: holds a lens with another {_CALLED.get(key, key)}; use another --out, or --fresh to start over"
             )
 
 
@@ -282,7 +290,7 @@ def _restore(fitter: Fitter, path: Path, settings: dict[str, Any]) -> tuple[int,
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if json.loads(metadata["settings"]) != json.loads(json.dumps(settings)):
+        if _makes(json.loads(metadata["settings"])) != json.loads(json.dumps(_makes(settings))):
             raise MemprobeError(
                 f"{path.parent}: a fit with other settings is under way here; use another --out, or --fresh"
             )
