@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -58,7 +58,7 @@ class FloorFile(_About):
 class AboutFile(_About):
     """``lens.json``; ``depths`` and ``floor`` are null until they were measured."""
 
-    lens_schema: int = Field(LENS_SCHEMA, alias="schema")
+    lens_schema: Literal[1] = Field(1, alias="schema")
     kind: Annotated[str, one_of(FITTED_KINDS)]
     seconds: float | None = None
     corpus: dict[str, Any] | None = None
@@ -209,7 +209,7 @@ def _read_own(path: Path) -> LensFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise MemprobeError(f"{path}: truncated or corrupt ({first_line(error)})") from error
     kind, _, schema = metadata.get("memprobe", "").partition(" ")
@@ -218,10 +218,14 @@ def _read_own(path: Path) -> LensFile:
             f"{path}: not a lens of memprobe (its header says kind {kind!r}, schema {schema!r})"
         )
     weight, bias = tensors.get("weight"), tensors.get("bias")
-    square = weight is not None and weight.dim() == 3 and weight.shape[1] == weight.shape[2]
+    square = weight is not None and weight.dim() == 3 and weight.shape[1] == weight.shape[2] and weight.numel()
     if weight is None or not square or (bias is not None and bias.shape != weight.shape[:2]):
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise MemprobeError(f"{path}: not one square map for each depth ({shapes})")
+    try:
+        weight, bias = _real(weight), None if bias is None else _real(bias)
+    except ValueError as error:
+        raise MemprobeError(f"{path}: not a lens ({first_line(error)})") from error
     about = read_about(path.parent)
     if about["kind"] != kind:
         raise MemprobeError(f"{path.parent / ABOUT}: does not belong to the {kind} lens in {path.name}")
@@ -241,12 +245,13 @@ def _read_tuned_lens(folder: Path) -> LensFile:
         n_layers, d_model = config["num_hidden_layers"], config["d_model"]
         maps = {}
         for depth in range(n_layers):
-            weight, bias = state[f"{depth}.weight"].float(), state.get(f"{depth}.bias")
+            weight, bias = _real(state[f"{depth}.weight"]), state.get(f"{depth}.bias")
+            bias = None if bias is None else _real(bias)
             if weight.shape != (d_model, d_model) or (bias is not None and bias.shape != (d_model,)):
                 raise MemprobeError(
                     f"{file}: translator {depth} is not {d_model} x {d_model}, as config.json says"
                 )
-            maps[depth] = AffineMap(weight + torch.eye(d_model), None if bias is None else bias.float())
+            maps[depth] = AffineMap(weight + torch.eye(d_model), bias)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MemprobeError(f"{folder}: not a lens of tuned-lens ({_missing(error)})") from error
     about = {
@@ -267,18 +272,19 @@ def _read_jacobian_lens(path: Path) -> LensFile:
         matrices, count = payload["jacobian_sum"], payload.get("n_done")
         divisor = count
     try:
-        if not matrices or (divisor is not None and int(divisor) < 1):
+        if not isinstance(matrices, dict) or not matrices or (divisor is not None and int(divisor) < 1):
             raise ValueError("no matrix J")
-        maps = {int(layer) + 1: AffineMap(matrix.float() / divisor) for layer, matrix in matrices.items()}
+        maps = {int(layer) + 1: AffineMap(_real(matrix) / divisor) for layer, matrix in matrices.items()}
         width = {tuple(map_.weight.shape) for map_ in maps.values()}
         if len(width) != 1 or len(shape := width.pop()) != 2 or shape[0] != shape[1]:
             raise ValueError("its matrices are not square, of one size")
+        metadata = payload.get("metadata") or {}
+        plain = {key: value for key, value in metadata.items() if isinstance(value, str | int | float | bool)}
+        target = metadata.get("target_layer", payload.get("target_layer"))
+        target = None if target is None else int(target)
     except (AttributeError, TypeError, ValueError) as error:
         raise MemprobeError(f"{path}: not a Jacobian lens ({first_line(error)})") from error
-    metadata = payload.get("metadata") or {}
-    plain = {key: value for key, value in metadata.items() if isinstance(value, str | int | float | bool)}
-    target = metadata.get("target_layer", payload.get("target_layer"))
-    if target is not None and int(target) not in (max(maps), -1):
+    if target not in (None, max(maps), -1):
         raise MemprobeError(f"{path}: maps to layer {target}, not to the last stream")
     about = {
         "made by": "jacobian-lens",
@@ -287,6 +293,19 @@ def _read_jacobian_lens(path: Path) -> LensFile:
         "metadata": plain,
     }
     return LensFile("jacobian", dict(sorted(maps.items())), None, about, sha256_of(path))
+
+
+def _real(value: Any) -> Tensor:
+    """A tensor of a file in fp32.
+
+    Raises:
+        ValueError: it is none, or not one of real numbers, each written out.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{type(value).__name__} in place of a tensor")
+    if value.layout != torch.strided or not value.is_floating_point():
+        raise ValueError(f"a tensor of {str(value.dtype).removeprefix('torch.')}, {value.layout}")
+    return value.float()
 
 
 def _load_pickled(path: Path) -> dict[str, Any]:

@@ -282,6 +282,15 @@ class Evil:
         return (print, ("this must never run",))
 
 
+ODD_JACOBIANS = {
+    "a target by name": {"metadata": {"target_layer": "last"}},
+    "a list for metadata": {"metadata": [1]},
+    "one tensor for all": {"J": torch.eye(32).expand(2, -1, -1).contiguous()},
+    "sparse matrices": {"J": {0: torch.eye(32).to_sparse(), 1: torch.eye(32).to_sparse()}},
+    "whole numbers": {"J": {0: torch.eye(32).int(), 1: torch.eye(32).int()}},
+}
+
+
 def torn(path):
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -346,6 +355,22 @@ def broken(folder, name):
     if name == "some depths only":
         torch.save({"J": {1: torch.eye(32)}, "n_prompts": 1}, folder / "lens.pt")
         return f"jacobian={folder / 'lens.pt'}"
+    if name in ODD_JACOBIANS:
+        torch.save({"J": {0: torch.eye(32), 1: torch.eye(32)}} | ODD_JACOBIANS[name], folder / "lens.pt")
+        return f"jacobian={folder / 'lens.pt'}"
+    if name == "no depth":
+        return f"linear={save_lens(folder / 'none', read, {0: AffineMap(torch.zeros(0, 0))})}"
+    if name == "complex":
+        from safetensors.torch import save_file
+
+        maps = torch.eye(32, dtype=torch.complex64).expand(N_LAYERS, -1, -1).contiguous()
+        save_file({"weight": maps}, fit / "lens.safetensors", metadata={"memprobe": "linear 1"})
+    if name == "a later schema":
+        about = json.loads((fit / "lens.json").read_text())
+        (fit / "lens.json").write_text(json.dumps(about | {"schema": 2}))
+    if name == "a text for a translator":
+        torch.save({f"{depth}.weight": "none" for depth in range(N_LAYERS)}, published / "params.pt")
+        return f"tuned={published}"
     if name == "too few translators":
         config = json.loads((published / "config.json").read_text())
         (published / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
@@ -379,6 +404,11 @@ def broken(folder, name):
         ("odd matrices", "not square"),
         ("another target", "maps to layer 1, not to the last stream"),
         ("some depths only", "fitted on a model of 3 blocks|has 3"),
+        *((name, "not a Jacobian lens") for name in ODD_JACOBIANS),
+        ("no depth", "not one square map for each depth"),
+        ("complex", "a tensor of complex64"),
+        ("a later schema", r"lens\.json: schema: should be 1, and is 2"),
+        ("a text for a translator", "str in place of a tensor"),
         ("too few translators", "lacks '3.weight'"),
         ("a wider config", "not 16 x 16"),
     ],
