@@ -263,6 +263,9 @@ def test_lens_and_check_take_several_lenses(cli, tiny_checkpoint, tmp_path):
     assert code == 0 and [one["lens"] for one in told["lenses"]] == ["logit", "logit@other"]
     assert told["lenses"][0]["tokens"][0] and len(told["lenses"][0]["answer_ranks"]) == 4, "by depth"
     once = cli("lens", *prompt)[1]
+    assert "logit" not in once
+    by_other = cli("lens", *prompt, *lenses[2:])[1]
+    assert by_other.startswith("Read through logit@other, the model says") and "logit@other: rank" in by_other
     assert "logit:" not in once and "rank" in once
     code, text, err = cli("check", "--ckpt", tiny_checkpoint, *lenses)
     assert code == 0 and "logit, logit@other" in text

@@ -65,6 +65,15 @@ def test_the_sentence_says_what_since_when_and_where_the_answer_is():
     )
 
 
+def test_what_one_lens_reads_is_not_told_as_what_the_model_says():
+    """Another checkpoint's readout says something else, and a fitted lens something else before the last depth."""
+    for lens in ("logit@base", "tuned"):
+        told = sentences.of_prompt(prompt_reading(lens=lens))
+        assert told.startswith(f"Read through {lens}, the model says “Paris”")
+    assert not sentences.names_lens([prompt_reading()])
+    assert sentences.names_lens([prompt_reading(), prompt_reading(lens="tuned")])
+
+
 class TestInABrowser:
     pytestmark = pytest.mark.browser
 

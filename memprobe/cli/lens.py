@@ -104,9 +104,9 @@ def _print(readings: list[Any], label: str, tokens: int) -> None:
     from memprobe import sentences
     from memprobe.cli.terminal import terminal
 
-    several = len(readings) > 1
+    named = sentences.names_lens(readings)
     for reading in readings:
-        echo(sentences.of_prompt(reading, named=several))
+        echo(sentences.of_prompt(reading, named=named))
     console = terminal()
     if not console.is_terminal:
         console.width = max(console.width, 100 * len(readings))  # a file or a pipe has no width
@@ -115,7 +115,7 @@ def _print(readings: list[Any], label: str, tokens: int) -> None:
     table = Table(title=Text(label), title_justify="left", box=None, pad_edge=False)
     table.add_column("depth", justify="right")
     for reading in readings:
-        name = f"{reading.lens}: " if several else ""
+        name = f"{reading.lens}: " if named else ""
         if reading.answer_ranks is not None:
             table.add_column(Text(f"{name}rank"), justify="right")
             table.add_column("p(answer)", justify="right")

@@ -11,7 +11,7 @@ from memprobe.sentences.checkpoints import (
 )
 from memprobe.sentences.checkpoints import _of_arms as of_arms
 from memprobe.sentences.differences import against, of_pairs, recalled, seeds_of
-from memprobe.sentences.prompts import of_prompt
+from memprobe.sentences.prompts import names_lens, of_prompt
 from memprobe.sentences.studies import SURFACES, of_placements, of_retention, of_verdicts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "MOST",
     "SURFACES",
     "against",
+    "names_lens",
     "of_arms",
     "of_checkpoint",
     "of_pairs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memprobe import wording
@@ -14,13 +15,13 @@ def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
     """What a model says after a prompt, from which depth on, and where the answer stands.
 
     Args:
-        named: whether to say through which lens.
+        named: whether to say through which lens also where it is the model's own Logit Lens.
     """
     last = reading.n_layers
     token, share = reading.best[last][-1][0]
     choices = [row[-1] for row in reading.top1]
     since = next(depth for depth in range(last + 1) if all(one == choices[last] for one in choices[depth:]))
-    lens = f"Read through {reading.lens}, the" if named else "The"
+    lens = f"Read through {reading.lens}, the" if named or names_lens([reading]) else "The"
     parts = [
         f"{lens} model says {_quoted(token)} with {wording.percent(share, 0)}, its first choice "
         f"{f'only at the last depth, {last} of {last}' if since == last else f'from depth {_of(since, last)} on'}."
@@ -38,6 +39,11 @@ def of_prompt(reading: PromptReading, *, named: bool = False) -> str:
         else:
             parts.append("It is never among the top 10.")
     return " ".join(parts)
+
+
+def names_lens(readings: Sequence[PromptReading]) -> bool:
+    """Whether readings of a prompt are told apart by their lenses: several, or one that is not the Logit Lens."""
+    return [reading.lens for reading in readings] != ["logit"]
 
 
 def _of(depth: int, last: int) -> str:
