@@ -218,7 +218,9 @@ def _read_own(path: Path) -> LensFile:
             f"{path}: not a lens of memprobe (its header says kind {kind!r}, schema {schema!r})"
         )
     weight, bias = tensors.get("weight"), tensors.get("bias")
-    square = weight is not None and weight.dim() == 3 and weight.shape[1] == weight.shape[2] and weight.numel()
+    square = (
+        weight is not None and weight.dim() == 3 and weight.shape[1] == weight.shape[2] and weight.numel()
+    )
     if weight is None or not square or (bias is not None and bias.shape != weight.shape[:2]):
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         raise MemprobeError(f"{path}: not one square map for each depth ({shapes})")
@@ -267,12 +269,12 @@ def _read_jacobian_lens(path: Path) -> LensFile:
     """``J[l]`` takes the output of block l, counted from 0, to the last stream: it is the map of depth l + 1."""
     payload = _load_pickled(path)
     matrices, count = payload.get("J"), payload.get("n_prompts")
-    divisor = 1
-    if matrices is None and "jacobian_sum" in payload:  # a fit under way: sums over prompts
+    summed = matrices is None and "jacobian_sum" in payload  # a fit under way: sums over prompts
+    if summed:
         matrices, count = payload["jacobian_sum"], payload.get("n_done")
-        divisor = count
     try:
-        if not isinstance(matrices, dict) or not matrices or (divisor is not None and int(divisor) < 1):
+        divisor = int(count) if summed else 1  # pyrefly: ignore[bad-argument-type]
+        if not isinstance(matrices, dict) or not matrices or divisor < 1:
             raise ValueError("no matrix J")
         maps = {int(layer) + 1: AffineMap(_real(matrix) / divisor) for layer, matrix in matrices.items()}
         width = {tuple(map_.weight.shape) for map_ in maps.values()}

@@ -13,7 +13,7 @@ from memprobe import fitting
 from memprobe.blocks import residual_hooks
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
-from memprobe.fitting import fit, make_corpus
+from memprobe.fitting import fit, load_texts, make_corpus
 from memprobe.fitting.streams import streams_of
 from memprobe.interventions import Put, applied
 from memprobe.lens_files import read_lens
@@ -79,7 +79,7 @@ def test_a_corpus_is_dealt_out_without_overlap():
         ({"tokens": 100, "length": 250}, "needed and 0 of 46 are that long; give a smaller --length"),
         ({"tokens": 100, "length": 300}, "llama-0 reads 256 tokens"),
         ({"tokens": 0, "length": 20}, "`tokens` 0: give a whole number of at least 1"),
-        ({"tokens": 100, "length": 1}, "`length` 1: give a whole number of at least 2"),
+        ({"tokens": 100, "length": 2}, "`length` 2: give a whole number of at least 3"),
         ({"tokens": 100, "length": 20, "held_out": 1}, "`held_out` 1: give a whole number of at least 2"),
     ],
 )
@@ -98,6 +98,30 @@ def test_texts_that_begin_alike_are_one_sequence():
     assert len(torch.unique(ids, dim=0)) == len(ids)
     with pytest.raises(MemprobeError, match="35 of 35 are that long, 30 of which begin like another; give"):
         make_corpus(read, [*alike, *texts(5)], tokens=400, length=20)
+
+
+def test_texts_of_a_file_are_measured_in_tokens_and_stay_as_they_are_written(tmp_path):
+    """A language without spaces has one word a text, and code is another with its lines run together."""
+    written = [
+        "".join(text.split()) if number % 2 else text.replace(" ", "\n  ")
+        for number, text in enumerate(texts(60))
+    ]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in written))
+    loaded, _ = load_texts(str(file), 20)
+    read = model_of()
+    found = {tuple(read.tokenizer.encode(text)[:20]) for text in loaded}
+    assert found == {tuple(read.tokenizer.encode(text)[:20]) for text in written}
+    assert max(len(text.split()) for text in loaded) == 20
+    make_corpus(read, loaded, tokens=400, length=20)
+
+
+def test_a_fit_of_the_shortest_sequences_is_judged(tmp_path):
+    read = model_of()
+    about = fit(
+        "linear", read, make_corpus(read, texts(200), tokens=60, length=3, held_out=4), tmp_path / "fit"
+    )
+    assert all(np.isfinite(row["kl"]) for row in about["depths"])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

@@ -43,7 +43,12 @@ def fit(
         int, typer.Option(help="Tokens to fit on, in two halves. A high floor asks for more.", min=1)
     ] = 20_000,
     length: Annotated[
-        int, typer.Option(help="Length of each sequence in tokens; shorter texts are left out.", min=2)
+        int,
+        typer.Option(
+            help="Length of each sequence in tokens; shorter texts are left out, and those of a named source that "
+            "have fewer words.",
+            min=3,
+        ),
     ] = 64,
     steps: Annotated[
         int | None,

@@ -28,7 +28,9 @@ def write_prompt(readings: Sequence[PromptReading], path: str | Path, *, label: 
     """
     data = {
         "title": f"{label}: {prompt}",
-        "sentences": [sentences.of_prompt(reading, named=sentences.names_lens(readings)) for reading in readings],
+        "sentences": [
+            sentences.of_prompt(reading, named=sentences.names_lens(readings)) for reading in readings
+        ],
         "lenses": [reading.lens for reading in readings],
         "statistics": [
             [name, LENS_STATISTICS[name].label, LENS_STATISTICS[name].greener]

@@ -45,13 +45,14 @@ def load_texts(
 ) -> tuple[list[str], dict[str, Any]]:
     """Passages of a source or a file (column ``text``), in a seeded order, and where they came from.
 
-    A passage is cut to ``length`` words, as many tokens at least; shorter ones are left out by the source's rule.
+    A passage is cut to ``length`` words, as many tokens at least. Of a file's, those of fewer words are kept, which may
+    have as many tokens all the same; of a named source's they are left out.
 
     Raises:
         MemprobeError: see :func:`memprobe.sources.load`.
     """
     try:
-        loaded = load(name, "texts", seed=seed, data_dir=data_dir, words=(0, length))
+        loaded = load(name, "texts", seed=seed, data_dir=data_dir, words=(0, length), whole=True)
     except TooLarge as error:
         raise error.where_all_is_read("--texts FILE") from error
     rows: list[AnyRow] = subset(loaded.rows, len(loaded.rows), seed, name)
@@ -60,7 +61,7 @@ def load_texts(
 
 def check_sizes(*, tokens: int, length: int, held_out: int) -> None:
     """Raises a MemprobeError for sizes that no corpus has; see :func:`make_corpus`."""
-    least = {"length": (length, 2), "tokens": (tokens, 1), "held_out": (held_out, 2)}
+    least = {"length": (length, 3), "tokens": (tokens, 1), "held_out": (held_out, 2)}
     for name, (given, bound) in least.items():
         if given < bound:
             raise MemprobeError(f"`{name}` {given}: give a whole number of at least {bound}")
@@ -79,7 +80,8 @@ def make_corpus(
 
     Args:
         tokens: to fit on, in both halves together; rounded up to whole sequences, the same number in each.
-        length: tokens of a sequence; texts with fewer are left out, and those that begin like an earlier one.
+        length: tokens of a sequence, at least 3, for a fit is judged between the first and the last; texts with fewer
+            are left out, and those that begin like an earlier one.
         held_out: sequences of the validation set, and as many of the test set.
 
     Raises:

@@ -32,7 +32,7 @@ from memprobe.sources.generated import GENERATED, SourceRequest, written
 from memprobe.sources.kinds import AnyRow, Kind, Message, Task, Text, make_task, make_text, rows_hash
 from memprobe.sources.named import NamedFile, named_file
 from memprobe.sources.origins import Origin, data_folder, file_revision, open_rows, split_of
-from memprobe.sources.passages import PromptForm, check_words, halve
+from memprobe.sources.passages import PromptForm, check_words, halve, start
 from memprobe.sources.rows import ROW_FILES, BadRow, BadRows, Columns, OnBadRow, Row, read_rows, text_of
 
 __all__ = [
@@ -97,6 +97,7 @@ def load(
     words_file: str | Path | None = None,
     base: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    whole: bool = False,
 ) -> Loaded:
     """Rows by name or path.
 
@@ -116,13 +117,14 @@ def load(
         words_file: word list for ``random-words``.
         base: checkpoint that speaks, for ``self``.
         progress: called with (passages so far, of how many) while ``self`` speaks.
+        whole: texts of a file stay as they are written up to so many words, and those of fewer whole.
 
     Raises:
         MemprobeError: no such source, neither folder nor hub has it, fewer than ``n`` rows, or a bad row.
     """
     check_words(words)
     bad, counts = BadRows(on_bad_row), Counter[str]()
-    asked = SourceRequest(name, n, seed, data_dir, words, prompt_form, words_file, base, progress)
+    asked = SourceRequest(name, n, seed, data_dir, words, prompt_form, words_file, base, progress, whole)
     opened = _open(asked, kind, bad, counts)
     origin = opened.origin
     if kind is not None and origin.kind != kind:
@@ -412,7 +414,9 @@ def _text_of(asked: SourceRequest) -> Callable[[Columns], Text | None]:
     def read(columns: Columns) -> Text | None:
         if columns.get("answer") is not None:
             return make_text(str(columns.get("prompt") or ""), text_of(columns, "answer"), "file")
-        return halve(text_of(columns, "text", "content"), "file", asked.words, asked.prompt_form)
+        passage = text_of(columns, "text", "content")
+        whole = start(passage, "file", sum(asked.words)) if asked.whole else None
+        return whole or halve(passage, "file", asked.words, asked.prompt_form)
 
     return read
 

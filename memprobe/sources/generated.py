@@ -22,6 +22,7 @@ class SourceRequest:
     Attributes:
         name: as it was given.
         words, prompt_form: how passages become prompt and answer.
+        whole: whether those of a file are kept as they are written, and with fewer words.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SourceRequest:
     words_file: str | Path | None = None
     base: str | None = None
     progress: Callable[[int, int], None] | None = None
+    whole: bool = False
 
     @property
     def tail(self) -> str:

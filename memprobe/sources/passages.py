@@ -11,7 +11,9 @@ second half; of the prompt there are two forms:
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,12 @@ def halve(
     halved = COMPLETE + " ".join(tokens[:first]) if first else ""
     prompt = RECALL if prompt_form == "sentence" else halved
     return make_text(prompt, " ".join(tokens[first:]), source)
+
+
+def start(passage: str, source: str, words: int) -> Text:
+    """A passage's first words as they are written, without a prompt; a passage of fewer words is kept whole."""
+    ends = (word.end() for word in re.finditer(r"\S+", passage))
+    return make_text("", passage[: next(itertools.islice(ends, words - 1, None), None)], source)
 
 
 def shuffle_words(texts: Sequence[Text], seed: int) -> list[Text]:
