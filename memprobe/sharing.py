@@ -37,7 +37,8 @@ _TAGS = "tags: [memprobe, interpretability, logit-lens]"
 _COPYING, _COPIED = ".pushing", ".pushed"  # a push's copy within a folder: under way, whole
 _KEPT = ("tokens", "template")
 _START = r"(?:~|/|\.{1,2}[\\/]|[A-Za-z]:[\\/])"
-_PATH = re.compile(rf"{_START}\S*")
+_PATH = re.compile(rf"{_START}(?:(?!: |[\s(,;'\"=]{_START}).)*")
+"""A whole value that is a path, in which there may be spaces: not a sentence on a path, or several."""
 _SPECS = ("spec", "base", "parent", "location", "readout", "tokenizer_from", "corpus")
 """Keys whose values are checkpoints or files, so that a space in one belongs to it."""
 _SPEC = re.compile(rf"(\w+=)?({_START}.*?)(?:@({_START}.*))?")
@@ -112,9 +113,12 @@ def _fetch(source: str, here: Path) -> None:
         _copy(_local(source), here)
     if not (here / RUN).exists():
         raise MemprobeError(f"{source}: holds no probe (no {RUN})")
-    probe = open_probe(here)
-    (here / CARD).unlink(missing_ok=True)
-    write_report(probe, here / REPORT)
+    try:
+        probe = open_probe(here)
+        (here / CARD).unlink(missing_ok=True)
+        write_report(probe, here / REPORT)
+    except MemprobeError as error:  # of a copy that is gone when this is read
+        raise MemprobeError(str(error).replace(str(here), source)) from error
 
 
 def on_hub(name: str) -> bool:

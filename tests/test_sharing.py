@@ -113,6 +113,8 @@ def test_no_path_of_this_machine_travels(hub, probe, tmp_path):
         "location": "facts of mine.jsonl",
         "readout": "tuned=fit@base",
     }
+    anywhere = {"source": "/home/Al Smith/my data/facts.jsonl", "note": "/home/al/a: not ./b, which is c/d"}
+    assert without_paths(anywhere) == {"source": "facts.jsonl", "note": "a: not ./b, which is c/d"}
     value = {"spec": "C:\\models\\mine", "tokens": {"5": "/"}, "of": ["~/x/y", "a/b", "/"], "share": 0.5}
     assert without_paths(value) == {
         "spec": "mine",
@@ -300,6 +302,8 @@ def test_what_is_damaged_missing_or_in_the_way_is_one_line(cli, hub, probe, tmp_
     ):
         code, _, err = cli(*arguments)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
+    err = cli("pull", "me/rivers", "--out", back)[2]
+    assert f"error: me/rivers/records/{table.name}: " in err, "and not a copy that is gone"
     assert not back.exists() and not list(tmp_path.glob(".back*"))
 
 
