@@ -14,6 +14,7 @@ from memprobe.factoids import Factoid
 from memprobe.files import read_valid
 from memprobe.manifests import Manifest
 from memprobe.sources import load as load_rows
+from memprobe.sources import subset
 from memprobe.sources.cleaning import as_asked, without_overlap
 from memprobe.sources.kinds import AnyRow
 from memprobe.sources.named import named_file
@@ -66,7 +67,8 @@ def never_learned(
     Args:
         first: stage 1's.
         n: how many are made, at most.
-        source: of facts of the same kind, all of which are taken; ``None`` makes keys and values.
+        source: of facts of the same kind, all of which are taken, in an order that the seed draws; ``None`` makes keys
+            and values.
 
     Raises:
         MemprobeError: none can be made, or what stages were shown is not known (:func:`taught_to`).
@@ -79,7 +81,8 @@ def never_learned(
             say(f"never-learned: left out {line}")
         if known := len(loaded.rows) - len(facts):
             say(f"never-learned: left out {known:,} of {len(loaded.rows):,} facts of {source}: taught before")
-        return facts
+        # A file has them by relation, or the best known first: the first ones would be of another kind than the lost.
+        return facts_in(subset(facts, len(facts), seed, source)) if facts else []
     if {fact.source for fact in first} != {"kvr"}:
         raise MemprobeError(
             "--never-learned: name facts of the same kind that no stage taught (only KVR's can be made)"

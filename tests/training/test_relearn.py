@@ -156,6 +156,27 @@ def test_never_learned_facts_are_of_no_stage_and_no_mixing(moved, tiny_checkpoin
     assert "never-learned: left out 15 of 18 facts of kvr:18:test: taught before" in said and len(said) == 3
 
 
+def test_never_learned_facts_of_a_file_are_drawn_by_the_seed(trained, tmp_path):
+    """A file has them by relation: its first ones alone would be facts of one kind."""
+    checkpoint = resolve(str(trained / "2-b"))
+    lines = [
+        f'{{"prompt": "The {relation} of land {number} is", "answer": "Lunn"}}'
+        for relation in ("capital", "river")
+        for number in range(30)
+    ]
+
+    def drawn(seed: int, lines: list[str]) -> list[str]:
+        file = tmp_path / "facts.jsonl"
+        file.write_text("\n".join(lines))
+        others = never_learned(checkpoint, checkpoint.manifest, [], 20, str(file), None, seed, print)
+        assert len(others) == len(lines)
+        return [fact.prompt for fact in others[:20]]
+
+    first = drawn(0, lines)
+    assert {prompt.split()[1] for prompt in first} == {"capital", "river"}
+    assert drawn(0, lines[::-1]) == first != drawn(1, lines)
+
+
 @pytest.mark.parametrize("place", ["/2-b", "/run/2-b", "/"])
 def test_a_checkpoint_may_lie_at_the_root_of_the_file_system(place, trained):
     checkpoint = resolve(str(trained / "2-b"))
