@@ -386,7 +386,7 @@ def relearn_(
     from training.relearn import asked_with, later_stage, relearn
     from training.relearn_arms import arm_table
     from training.relearn_files import (
-        check_tables,
+        alone,
         files_of_tables,
         gone_on_with,
         measured_before,
@@ -398,36 +398,36 @@ def relearn_(
         **{"fresh": fresh, "lr": lr, "batch": batch, "limit": limit, "shots": shots, "n": n, "seed": seed},
         "data_dir": data_dir,
     }
-    # What would end a later measurement is said before the first, which may take an hour.
-    stored = []
-    if out is not None:
-        from memprobe.sources import files_of
+    with alone(out):
+        # What would end a later measurement is said before the first, which may take an hour.
+        stored = []
+        if out is not None:
+            from memprobe.sources import files_of
 
-        check_tables(out)
-        read = files_of(fresh, data_dir) if fresh is not None else []
-        table, arms = files_of_tables(out)
-        refuse_same_file(
-            [("--never-learned", file) for file in read],
-            [("--out", table), ("the table of arms beside --out", arms)],
-        )
-        stored = measured_before(out, asked_with(**options))
-    given, others = gone_on_with(stored, [later_stage(spec)[:2] for spec in checkpoints])
-    for place, spec in enumerate(checkpoints):
-        if (row := given[place]) is not None:
-            _aside(f"{spec}: measured before, as {out} says")
-        else:
-            row = relearn(
-                spec, **options, device=device, say=lambda line, spec=spec: _aside(f"{spec}: {line}")
+            read = files_of(fresh, data_dir) if fresh is not None else []
+            table, arms = files_of_tables(out)
+            refuse_same_file(
+                [("--never-learned", file) for file in read],
+                [("--out", table), ("the table of arms beside --out", arms)],
             )
-        given[place] = row
-        echo(relearned_line(row))
-        if out is not None:  # after each: what is measured is kept
-            write_tables([row for row in given if row is not None] + others, out)
-    if others:
-        _aside(f"{out}: also holds {len(others)} checkpoints that were measured before")
-    relearned = [row for row in given if row is not None] + others
-    if len(relearned) > 1:
-        print_relearned(arm_table(relearned))
+            stored = measured_before(out, asked_with(**options))
+        given, others = gone_on_with(stored, [later_stage(spec)[:2] for spec in checkpoints])
+        for place, spec in enumerate(checkpoints):
+            if (row := given[place]) is not None:
+                _aside(f"{spec}: measured before, as {out} says")
+            else:
+                row = relearn(
+                    spec, **options, device=device, say=lambda line, spec=spec: _aside(f"{spec}: {line}")
+                )
+            given[place] = row
+            echo(relearned_line(row))
+            if out is not None:  # after each: what is measured is kept
+                write_tables([row for row in given if row is not None] + others, out)
+        if others:
+            _aside(f"{out}: also holds {len(others)} checkpoints that were measured before")
+        relearned = [row for row in given if row is not None] + others
+        if len(relearned) > 1:
+            print_relearned(arm_table(relearned))
 
 
 def _aside(line: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from memprobe.checkpoints import Checkpoint
 from memprobe.errors import MemprobeError
 from memprobe.files import check_pages, parquet_errors, replacing, write_parquet
 from memprobe.identity import identity_of
+from memprobe.locks import held
 from memprobe.manifests import Manifest
 from memprobe.sameness import other_checkpoint
 from training.relearn import Relearned
@@ -98,6 +99,25 @@ def write_tables(relearned: Sequence[Relearned], out: Path) -> None:
     table, arms = files_of_tables(out)
     write_parquet(relearn_table(relearned), table)
     write_parquet(arm_table(relearned), arms)
+
+
+@contextmanager
+def alone(out: Path | None) -> Iterator[None]:
+    """Holds a table for one command: of two that go on with the same rows, the last would drop what the other added.
+
+    Raises:
+        MemprobeError: another command measures into it, or its folder cannot be written.
+    """
+    if out is None:
+        yield
+        return
+    check_tables(out)
+    with held(out.with_name(f".{out.name}.lock")) as mine:
+        if not mine:
+            raise MemprobeError(
+                f"--out {out}: another command measures into this table; wait for it, or give another --out"
+            )
+        yield
 
 
 def check_tables(out: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memprobe.errors import MemprobeError
+from memprobe.locks import held
 from tests.disk import contents
 from tests.training.runs import other_weights
 from tests.training.test_relearn import two_stages
@@ -85,6 +86,16 @@ def test_a_command_that_was_killed_goes_on(stages, measured, monkeypatch, tmp_pa
     before = contents(tmp_path)
     assert command(stages, out).exit_code == 0 and measured == ["three"]
     assert contents(tmp_path) == before
+
+
+def test_two_commands_do_not_measure_into_one_table(stages, measured, tmp_path):
+    """The last to write would drop the rows that the other added since both had read it."""
+    out = tmp_path / "again.parquet"
+    with held(tmp_path / ".again.parquet.lock"):
+        assert "another command measures into this table" in refused(stages[:1], out)
+    assert measured == [] and not out.exists()
+    assert command(stages[:1], out).exit_code == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["again-arms.parquet", "again.parquet"]
 
 
 def test_what_others_measured_stays_and_a_checkpoint_is_known_by_its_weights(stages, measured, tmp_path):
