@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from memprobe.sizes import parse_size
 
 RAY = "ray"
 
+_NAMES = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}  # what tasks take, as nodes have it
 _MOMENT = 0.1  # seconds between two questions whether a task has ended
 _CLIENT_PORT = 10001
 _OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
@@ -107,6 +108,43 @@ def _number(text: str | None, name: str) -> float | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
         raise MemprobeError(f"--resources {name}={text}: give a number")
     return float(text)
+
+
+def rooms(ray: Any, options: Mapping[str, Any]) -> list[int]:
+    """How many of a task or actor each node of the cluster as it is could hold, if it did nothing else.
+
+    Args:
+        options: what one takes, as :meth:`Resources.options` has it.
+    """
+    asked = {name: options[key] for key, name in _NAMES.items() if options.get(key)}
+    return [
+        int(min((node.get(name, 0) // amount for name, amount in asked.items()), default=1))
+        for node in _nodes(ray)
+    ]
+
+
+def no_room(ray: Any, options: Mapping[str, Any]) -> str | None:
+    """That no node could ever hold a task, for which Ray waits without a word; ``None`` where one could.
+
+    It is no error: a cluster may grow, and nodes may join late.
+    """
+    if any(rooms(ray, options)):
+        return None
+    asked = {name: options[key] for key, name in _NAMES.items() if options.get(key)}
+    most = {name: max((node.get(name, 0) for node in _nodes(ray)), default=0) for name in asked}
+    wanted, there = (
+        ", ".join(f"{name} {_amount(name, number)}" for name, number in some.items())
+        for some in (asked, most)
+    )
+    return f"no node of the cluster has {wanted} (at most {there}): waiting until one joins it"
+
+
+def _nodes(ray: Any) -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _amount(name: str, number: float) -> str:
+    return f"{number / 2**30:.3g} GiB" if name == "memory" else f"{number:g}"
 
 
 def some_done(ray: Any, references: Collection[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
+from memprobe.cluster import Engine, all_done, connect, no_room, rooms, some_done, while_connected
 from memprobe.errors import MemprobeError, first_line
 from memprobe.hands import Do, Evict, Flow, Item, Read, Turn
 from memprobe.probe_writer import write_part
@@ -34,6 +34,7 @@ from memprobe.storage import Mirror, absolute, stand_in
 
 TRIES = 3
 """Times that a step is tried."""
+_MARK = "of"  # beside the parts of a checkpoint in a storage: whose they are
 _LOOK = 5.0  # seconds between two looks at what the cluster has room for
 
 
@@ -142,6 +143,8 @@ class OnRay:
         self.ray, self.own = connect(self.engine.address, self.engine.say)
         try:
             self.resources = self._resources()
+            if lacking := no_room(self.ray, self.resources):
+                self.engine.say(f"--engine {self.engine.address}: {lacking}")
             self._grow(1)
             self.dtype = self._first_dtype()
         except BaseException:
@@ -178,15 +181,24 @@ class OnRay:
         all_done(self.ray, self.evicting)
         return [self.failed[place] for place in sorted(self.failed)]
 
-    def fetch(self, out: Path, label: str) -> None:
-        """Copies parts that are in the storage alone."""
+    def fetch(self, out: Path, label: str, mark: str) -> bool:
+        """Copies parts that are in the storage alone; whether there were any."""
         if self.home is None:
-            return
-        there = self.home.listed(parts_dir(Path(), label).as_posix())
+            return False
+        folder = parts_dir(Path(), label).as_posix()
+        there = self.home.listed(folder)
+        if not there:
+            self.home.write(mark, f"{folder}/{_MARK}")
+        elif self.home.read(f"{folder}/{_MARK}") != mark:
+            raise MemprobeError(
+                f"--storage {self.engine.storage}: {folder} holds parts of another probe, of other weights or facts; "
+                "give another --storage, or delete that folder"
+            )
         here = {file.name for file in part_files(out, label, "outcomes")}
-        for name in sorted(path.rpartition("/")[2] for path in there if _outcomes_last(path)):
-            if name not in here:
-                self._fetch_part(self.home, label, name)
+        missing = {path.rpartition("/")[2] for path in there if _outcomes_last(path)} - here
+        for name in sorted(missing):
+            self._fetch_part(self.home, label, name)
+        return bool(missing)
 
     def forget(self, label: str) -> None:
         """Deletes a checkpoint's parts from the storage."""
@@ -211,18 +223,7 @@ class OnRay:
 
     def _rooms(self) -> list[int]:
         """Actors that each node of the cluster as it is has room for."""
-        rooms = []
-        for node in self.ray.nodes():
-            if node["Alive"]:
-                there = node["Resources"]
-                names = (("GPU", "num_gpus"), ("CPU", "num_cpus"), ("memory", "memory"))
-                fits = [
-                    there.get(name, 0) // self.resources[key]
-                    for name, key in names
-                    if self.resources.get(key)
-                ]
-                rooms.append(int(min(fits, default=1)))
-        return rooms
+        return rooms(self.ray, self.resources)
 
     def _wanted(self) -> int:
         """Actors that are asked for, or that there is work for: a step each, or a checkpoint that is not begun."""
@@ -232,8 +233,8 @@ class OnRay:
 
     def _grow(self, wanted: int) -> None:
         """Starts actors up to a number, as far as there is room; those that were asked for also where there is none."""
-        rooms = self._rooms()
-        most = max(1, min(wanted, sum(rooms))) if self.engine.actors is None else wanted
+        places = self._rooms()
+        most = max(1, min(wanted, sum(places))) if self.engine.actors is None else wanted
         made = self.ray.remote(Parted)
         while len(self.actors) < most:
             # Ray starts a lost actor again, on another node if need be; its unit goes to whoever is free.
@@ -245,7 +246,7 @@ class OnRay:
             )
             self.actors.append(actor)
             self._wait_for(actor)
-        self.beside = max(1, min(len(self.actors), max(rooms, default=1)))
+        self.beside = max(1, min(len(self.actors), max(places, default=1)))
 
     def _wait_for(self, actor: _Actor) -> None:
         actor.ready, actor.label, actor.ahead = False, None, None
@@ -343,14 +344,18 @@ class OnRay:
             actor.ready = True
             return
         actor.deaths = 0
-        one.out -= 1
         if task[0] == "part":
             if self.home is not None:
                 self._fetch_part(self.home, one.item.label, given)
-            one.parts.take(parts_dir(self.out, one.item.label) / given)
+            file = parts_dir(self.out, one.item.label) / given
+            if not one.parts.take(file):  # else the checkpoint would be called complete without these facts
+                self._failed(one, task, MemprobeError(f"{file}: cannot be read here, though a node wrote it"))
+                return
+            one.out -= 1
             assert one.on_rows is not None
             one.on_rows()
             return
+        one.out -= 1
         if task[0] == "keep_residuals" and self.home is not None:
             shards = folder_of(Path(), one.item.label).as_posix()
             self.home.pull(shards)

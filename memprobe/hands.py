@@ -79,8 +79,15 @@ class Hands(Protocol):
         """Runs flows to their ends; a line for each that failed."""
         ...
 
-    def fetch(self, out: Path, label: str) -> None:
-        """Brings parts of a checkpoint that are elsewhere into a probe directory."""
+    def fetch(self, out: Path, label: str, mark: str) -> bool:
+        """Brings parts of a checkpoint that are elsewhere into a probe directory; whether there were any.
+
+        Args:
+            mark: what tells them from another probe's, see :func:`memprobe.probe_writer.mark_of_parts`.
+
+        Raises:
+            MemprobeError: what is there is another probe's.
+        """
         ...
 
     def forget(self, label: str) -> None:
@@ -132,8 +139,9 @@ class Here:
             step.parts.flush()  # what is finished stays, also after Ctrl-C
         return None
 
-    def fetch(self, out: Path, label: str) -> None:
+    def fetch(self, out: Path, label: str, mark: str) -> bool:
         """Everything is here."""
+        return False
 
     def forget(self, label: str) -> None:
         """Nothing is elsewhere."""

@@ -12,6 +12,7 @@ again, whatever joins it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -240,16 +241,17 @@ class Parts:
         for file in part_files(out, label, "outcomes"):
             self.take(file)
 
-    def take(self, file: Path) -> None:
-        """Counts a part in, by the file of its outcomes, after reading it whole."""
+    def take(self, file: Path) -> bool:
+        """Counts a part in, by the file of its outcomes, after reading it whole; whether it could be read."""
         names = {table: file.with_name(file.name.replace("outcomes", table, 1)) for table in BY_CHECKPOINT}
         try:
             tables = [_factoids_in(path, table) for table, path in names.items()]
         except MemprobeError:
             for path in reversed(names.values()):  # outcomes first: without them a part does not count
                 path.unlink(missing_ok=True)
-        else:
-            self.done |= tables[-1]
+            return False
+        self.done |= tables[-1]
+        return True
 
     def add(self, place: int, tables: Tables) -> None:
         """Takes a batch in.
@@ -287,6 +289,17 @@ def write_part(folder: Path, place: int, tables: Tables) -> str:
         name = f"{table}-{place:08}.parquet"
         write_parquet(getattr(tables, table), folder / name)
     return name
+
+
+def mark_of_parts(run: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What parts are known by where the directory that they belong to does not lie: what was asked of which weights.
+
+    Args:
+        entry: of the checkpoint; see :func:`memprobe.identity.identity_of`.
+    """
+    asked = [*(run.get(key) for key in _SAME), _lens_marks(run["lenses"])]
+    weights = [entry.get(part) for part in ("fingerprint", "settings", "tokenizer")]
+    return hashlib.sha256(json.dumps([asked, weights], sort_keys=True).encode()).hexdigest()
 
 
 def merge(out: Path, run: Mapping[str, Any], label: str) -> list[int]:

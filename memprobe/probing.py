@@ -30,6 +30,7 @@ from memprobe.probe_writer import (
     Parts,
     finish,
     locked,
+    mark_of_parts,
     merge,
     open_or_start,
     remove_parts,
@@ -306,7 +307,6 @@ class _Work:
     def _read(self, item: Checkpoint | Deferred | LensModel) -> Flow:
         """What is left of a checkpoint under way, or not begun."""
         label, run, out = item.label, self.run, self.out
-        self.hands.fetch(out, label)
         parts = Parts(out, label)
         opened = yield Do("open", item, (frozenset(parts.done),))
         if opened.checkpoint is not None and not self.template_given:
@@ -316,15 +316,15 @@ class _Work:
             entries = run["checkpoints"] | {label: opened.entry}
             run["checkpoints"] = {name: entries[name] for name in self.order if name in entries}
             write_run(run, out)
-        every = len(self.asked.factoids)
-        self.progress(label, len(parts.done), every)
-        yield Read(
-            item,
-            opened.units,
-            parts,
-            lambda: self.progress(label, len(parts.done), every),
-            self._following(label),
-        )
+        if self.hands.fetch(out, label, mark_of_parts(run, opened.entry)):
+            parts = Parts(out, label)
+            opened = yield Do("open", item, (frozenset(parts.done),))
+
+        def tell() -> None:
+            self.progress(label, len(parts.done), len(self.asked.factoids))
+
+        tell()
+        yield Read(item, opened.units, parts, tell, self._following(label))
         yield Turn("merge")
         tokens = merge(out, run, label)
         texts = yield Do("texts", item, (tokens,))

@@ -84,6 +84,19 @@ class Mirror:
             self.files.get_file(f"{self.root}/{path}", str(file))
         self._alike[path] = _mark(self.here / path)
 
+    def read(self, path: str) -> str | None:
+        """What a small file in the storage says; ``None`` where there is none."""
+        with self._reached(), suppress(FileNotFoundError):
+            return self.files.cat_file(f"{self.root}/{path}").decode("utf-8", "replace")
+        return None
+
+    def write(self, text: str, path: str) -> None:
+        """Writes a small file in the storage."""
+        target = f"{self.root}/{path}"
+        with self._reached():
+            self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.files.pipe_file(target, text.encode())
+
     def push(self, under: str) -> None:
         """Takes the files below a path that are new or changed to the storage, and deletes there what is gone here."""
         with self._pushing:

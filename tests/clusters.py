@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from memprobe.engine import Parted
+from memprobe.probes import parts_dir
 from tests.forks import program
 
 WITHOUT = "Ray is not installed: python -m pip install 'memprobe[cluster]'"
@@ -122,6 +123,17 @@ class Slow(Parted):
     def part(self, item: Any, unit: Any, *ahead: Any) -> str:
         time.sleep(0.3)
         return super().part(item, unit, *ahead)
+
+
+class Torn(Parted):
+    """Leaves its first part so that nobody can read it."""
+
+    def part(self, item: Any, unit: Any, *ahead: Any) -> str:
+        name, mark = super().part(item, unit, *ahead), Path(f"{self.folder}-torn")
+        if not mark.exists():
+            mark.touch()
+            (parts_dir(Path(self.folder), item.label) / name.replace("outcomes", "records")).write_text("")
+        return name
 
 
 class Counting(Parted):

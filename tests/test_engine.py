@@ -18,7 +18,16 @@ from memprobe import prober
 from memprobe.checkpoints import Checkpoint, resolve
 from memprobe.cli.asked import engine_of
 from memprobe.cli.progress import Bars
-from memprobe.cluster import Engine, Resources, all_done, connect, parse_engine, while_connected
+from memprobe.cluster import (
+    Engine,
+    Resources,
+    all_done,
+    connect,
+    no_room,
+    parse_engine,
+    rooms,
+    while_connected,
+)
 from memprobe.engine import OnRay, _Actor, _Running
 from memprobe.errors import MemprobeError
 from memprobe.factoids import make_factoid
@@ -32,7 +41,18 @@ from memprobe.residuals import read_residuals
 from memprobe.sequences import Deferred
 from memprobe.sizes import parse_size
 from memprobe.templates import Template
-from tests.clusters import SMALL, Beside, Counting, Failing, Slow, at_work, cluster_of, files_of, wait_until
+from tests.clusters import (
+    SMALL,
+    Beside,
+    Counting,
+    Failing,
+    Slow,
+    Torn,
+    at_work,
+    cluster_of,
+    files_of,
+    wait_until,
+)
 from tests.tiny import save_tiny
 
 FACTS = [
@@ -145,6 +165,61 @@ def test_a_unit_that_fails_three_times_is_named_and_the_others_finish(
     assert open_probe(out).finished == ["c1", "c3", "c4"]
     on_ray(four, out, engine=Engine())
     assert files_of(out) == here
+
+
+def test_a_part_that_cannot_be_read_here_is_read_again(cluster, four, tmp_path, monkeypatch):
+    """Else the checkpoint would be called complete without its facts."""
+    out = tmp_path / "probe"
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "Parted", Torn)
+        probe(four[:1], **asked(out), engine=Engine())
+    assert (tmp_path / "probe-torn").exists()
+    probe(four[:1], **asked(tmp_path / "here"))
+    assert files_of(out) == files_of(tmp_path / "here")
+
+
+def test_parts_of_another_probe_in_a_storage_are_not_taken(cluster, four, tmp_path):
+    """A killed probe leaves parts there under its label alone, which other weights may have by now, or other facts."""
+    one, other = (f"m={spec.partition('=')[2]}" for spec in four[:2])
+    engine = Engine(storage=f"file://{tmp_path / 'storage'}")
+
+    def killed(label, done, every):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe([one], **asked(tmp_path / "one"), engine=engine, progress=killed)
+    for spec, facts in ((other, FACTS), (one, FACTS[:-1])):
+        with pytest.raises(MemprobeError, match=r"parts/\w+ holds parts of another probe"):
+            probe([spec], **asked(tmp_path / f"{len(facts)}", factoids=facts), engine=engine)
+    shutil.rmtree(tmp_path / "one" / "parts", ignore_errors=True)
+    told = []
+    probe([one], **asked(tmp_path / "one"), engine=engine, progress=lambda *what: told.append(what[1]))
+    assert told[0] >= 4, "its own are gone on with"
+    probe([one], **asked(tmp_path / "here"))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "here")
+    assert not files_of(tmp_path / "storage")
+
+
+def test_that_no_node_has_room_is_said(cluster, tmp_path, monkeypatch):
+    """Ray waits for one without a word."""
+    monkeypatch.setattr(OnRay, "_first_dtype", lambda hands: "float32")
+    said = []
+    with OnRay(
+        Engine(each=Resources(gpus=2, cpus=1), say=said.append), SimpleNamespace(evict=False), tmp_path
+    ):
+        pass
+    assert said == [
+        "--engine ray: no node of the cluster has GPU 2, CPU 1 (at most GPU 0, CPU 1): waiting until one joins it"
+    ]
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**33}},
+        {"Alive": False, "Resources": {"GPU": 8.0}},
+    ]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    assert rooms(ray, {"num_cpus": 1.5, "memory": 2**32}) == [2] and no_room(ray, {"num_cpus": 4}) is None
+    assert "memory 16 GiB (at most memory 8 GiB)" in no_room(ray, {"memory": 2**34})
+    assert "GPU 0.5 (at most GPU 0)" in no_room(ray, {"num_gpus": 0.5})
 
 
 def test_the_command_of_the_manual(cluster, cli, tmp_path, monkeypatch):
