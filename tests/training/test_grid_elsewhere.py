@@ -72,6 +72,19 @@ def test_a_state_that_is_gone_here_goes_there(cells, tmp_path):
         assert not (directory(here, node) / STATE).exists() and (directory(here, node) / MATRIX).exists()
 
 
+def test_a_storage_says_of_probes_what_is_here(cells, tmp_path):
+    """Of a directory that is gone, it would say that they need not be probed again."""
+    home = Home(str(tmp_path / "storage"), tmp_path / "out")
+    setup = cells[0].node.setup
+    run = f"probes/{setup}/depths/run.json"
+    put(tmp_path / "storage", run)
+    home.begin(cells)
+    assert not home.mirror.listed("probes")
+    put(tmp_path / "out", run)
+    home.begin(cells)
+    assert home.mirror.listed("probes") == [run]
+
+
 @pytest.mark.parametrize("keep", ["records", "weights"])
 def test_what_comes_home_and_what_is_dropped(cells, tmp_path, keep):
     storage, out = str(tmp_path / "storage"), tmp_path / "out"

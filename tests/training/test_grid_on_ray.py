@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from memprobe.cluster import Engine
-from memprobe.errors import Interrupted
+from memprobe.errors import Interrupted, MemprobeError
 from tests.clusters import SMALL, at_work, clients_of, cluster_of, files_of, wait_until
 from tests.training.grids import AGAIN, write
 from tests.training.runs import ROOT
@@ -143,6 +145,67 @@ def test_nodes_that_share_a_storage_alone(cluster, here, tmp_path):
     left = {file.name for file in storage.rglob("*")}
     assert "model.safetensors" in left, "a cell that is added later goes on from it"
     assert not left & {".state", ".lock"} and not any(name.endswith(".half") for name in left)
+
+
+def test_a_storage_whose_directory_is_gone(cluster, here, tmp_path):
+    """It holds every stage, and said of every probe that it was there."""
+    path, wanted = here
+    engine = Engine(storage=str(tmp_path / "storage"))
+    for out in (tmp_path / "gone", tmp_path / "out"):
+        assert run_on_ray(read_grid(path), path, out, engine=engine, quiet=True) == []
+        found = left_in(out)
+        assert found.keys() == wanted.keys() and found == wanted
+        shutil.rmtree(out)
+
+
+def test_a_cell_that_ends_without_all_that_is_asked_is_named(cluster, here, tmp_path, monkeypatch):
+    path, _ = here
+    monkeypatch.setattr(on_ray, "_call", without_probe)
+    broken = run_on_ray(read_grid(path), path, tmp_path / "out", engine=Engine(), quiet=True)
+    cells = ["a-b-n4/naive-s0: ended without its probe", "a-b-n4/replay-s0: ended without its probe"]
+    assert sorted(broken) == cells
+
+
+def without_probe(work, method, about, *arguments):
+    """In the place of a task's body: trains and probes nothing of a cell."""
+    stage = work.stage if method == "stage" else work.ask
+    return stage(about, None, False) if method == "stage" else stage(about)
+
+
+def test_a_base_model_that_cannot_be_probed_is_one_line(cluster, here, tmp_path, monkeypatch):
+    path, _ = here
+    monkeypatch.setattr(on_ray, "_call", without_base)
+    broken = run_on_ray(read_grid(path), path, tmp_path / "out", engine=Engine(), quiet=True)
+    assert broken == [
+        "a-b-n4/naive-s0: failed 3 times: the first cell breaks",
+        "a-b-n4: the base model is not probed: its file is gone",
+    ]
+
+
+def without_base(work, method, about, *arguments):
+    """In the place of a task's body: the cell that probes the base model breaks, and so does that probe alone."""
+    if method == "stage" and arguments[1]:
+        raise MemprobeError("the first cell breaks")
+    if method == "base":
+        raise MemprobeError("its file is gone")
+    return getattr(work, method)(about, *arguments)
+
+
+def test_a_stage_that_no_node_can_hold_is_said(cluster, here, tmp_path):
+    import ray
+
+    path = tmp_path / "grid.toml"
+    path.write_text(here[0].read_text().replace("cpus = 1", "cpus = 1\ngpus = 4"))
+    grid, said = read_grid(path), []
+    work = on_ray._Work(grid, path, tmp_path, None, str(tmp_path))
+    report = SimpleNamespace(say=said.append)
+    tasks = on_ray._Tasks(ray, Engine(), work, cells_of(grid, path), report)
+    for cell in tasks.cells[:2]:
+        tasks._task(cell.node, "stage", "a stage")
+    assert said == [
+        f"{tasks.cells[0].node.name}: no node of the cluster has GPU 4, CPU 1 (at most GPU 0, CPU 1): "
+        "waiting until one joins it"
+    ]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

@@ -74,6 +74,9 @@ class Shared:
         """Whether another stage or a probe can go on from a node."""
         return is_ready(self.out, node)
 
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """Nodes see by themselves what probes hold."""
+
     def take(self, cell: Cell, cells: Sequence[Cell]) -> None:
         """Nothing has to come home."""
 
@@ -92,6 +95,15 @@ class Home(Shared):
         super().__init__(out)
         self.mirror = Mirror(storage, out, _last)
         self._bare: set[str] = set()  # nodes whose weights are known to be gone there
+
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """Tells nodes what the probes here hold: the storage may know of those of a directory that is gone."""
+        for setup in dict.fromkeys(cell.node.setup for cell in cells):
+            run = probe_of_setup(self.out, setup) / RUN
+            if run.exists():
+                self.mirror.push(_below(run, self.out))
+            else:
+                self.mirror.delete(self.mirror.listed(_below(run, self.out)))
 
     def is_ready(self, node: Node) -> bool:
         """Whether another stage or a probe can go on from a node, as far as is known here."""

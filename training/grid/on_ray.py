@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memprobe.cluster import Engine, all_done, connect, some_done, while_connected
+from memprobe.cluster import Engine, all_done, connect, no_room, some_done, while_connected
 from memprobe.engine import TRIES, cause_of
 from memprobe.errors import MemprobeError, first_line
 from memprobe.recipes import RUN_ONLY
+from memprobe.runs import CELL
 from memprobe.sizes import parse_size
 from memprobe.storage import absolute, stand_in, storage_at
 from training.directories import LOG
@@ -32,7 +33,7 @@ from training.grid.cells import Cell, Node, cells_in, cells_of
 from training.grid.elsewhere import Home, Shared, on_node
 from training.grid.file import Grid
 from training.grid.probing import has_base, join_cell, probe_cell
-from training.grid.stages import ask_ahead, is_done, rows_of, train
+from training.grid.stages import ask_ahead, is_done, lacking, rows_of, train
 from training.grid.work import after_of, end_cell, look_at, started, unforeseen
 from training.grid.workplace import Workplace
 from training.recipe_tables import Precision, Resources
@@ -127,6 +128,7 @@ class _Tasks:
         self.stages: dict[str, Any] = {}  # by the name of a node
         self.asked: dict[str, Any] = {}  # by what is asked
         self.broken: dict[str, str] = {}
+        self.said: set[str] = set()  # of what no node has
         self.home = Shared(work.out) if work.storage is None else Home(work.storage, work.out)
 
     def run(self, wanted: Sequence[Cell]) -> list[str]:
@@ -134,6 +136,7 @@ class _Tasks:
         out = self.work.out
         remaining = [cell for cell in wanted if not is_done(out, cell)]
         self.report.say(f"{out}: {len(wanted)} cells, {len(wanted) - len(remaining)} done before; on Ray")
+        self.home.begin(self.cells)
         ends = {node.name: cell for cell in remaining for node in [cell.node]}
         with_base = self._with_base(remaining)
         running = {self._submit(cell.node, ends, with_base): cell for cell in remaining}
@@ -197,6 +200,9 @@ class _Tasks:
         }
         if asked.memory is not None:
             options["memory"] = parse_size(asked.memory)
+        if (lacking := no_room(self.ray, options)) and lacking not in self.said:
+            self.said.add(lacking)
+            self.report.say(f"{node.name}: {lacking}")
         return self.ray.remote(_call).options(
             name=name if method == "stage" else f"{name} {method}", **options
         )
@@ -212,6 +218,8 @@ class _Tasks:
             self.home.take(cell, self.cells)
             end_cell(cell, self.cells, self.work.out, seconds, self.report)
             self.home.joined(cell)
+            if not is_done(self.work.out, cell):  # else nothing would say that something is missing
+                self._breaks(name, f"ended without {lacking(self.work.out, cell) or CELL}")
         except MemprobeError as error:
             self._breaks(name, str(error))
         except Exception as error:
@@ -234,10 +242,13 @@ class _Tasks:
             task = self._task(cell.node, "base", cell.node.setup)
             ref = task.remote(self.work_ref, "base", cell)
             all_done(self.ray, [ref])
-            self.ray.get(ref)  # raises what it ended in
-            self.home.take(cell, self.cells)
-            join_cell(cell, self.cells, out)
-            self.home.joined(cell)
+            try:
+                self.ray.get(ref)
+                self.home.take(cell, self.cells)
+                join_cell(cell, self.cells, out)
+                self.home.joined(cell)
+            except (self.ray.exceptions.RayError, MemprobeError) as error:
+                self._breaks(cell.node.setup, f"the base model is not probed: {first_line(cause_of(error))}")
 
 
 def _question(node: Node) -> str:
