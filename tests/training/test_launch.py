@@ -13,6 +13,7 @@ import pytest
 
 from memprobe.manifests import read_manifest
 from memprobe.sources import load_factoids
+from tests.clusters import wait_until
 from tests.training.runs import ROOT, environment, metrics, weights
 from training.grid import stages
 from training.grid.cells import Node
@@ -170,3 +171,26 @@ def test_a_launcher_ends_with_the_grid_that_started_it(tiny_checkpoint, tmp_path
         stages._launch(place, launch, node, tmp_path)
     assert started[0].returncode == (1 if heeds else -signal.SIGKILL)
     assert (tmp_path / "ended").exists() == heeds
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not tell a process that its parent was killed"
+)
+def test_a_launcher_ends_with_a_process_that_is_killed(tmp_path, quick_python):
+    """Else it would go on with the run, and on devices that others are given by then."""
+    script = tmp_path / "launcher.py"
+    script.write_text(LAUNCHER.format(heeds=True))
+    launch = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
+    code = (
+        "import sys; from pathlib import Path; from training.grid import stages; from training.grid.cells import Node; "
+        "from training.grid.file import Grid; from training.grid.workplace import Workplace; "
+        "from training.recipe import parse_recipe; from training.run_log import RunLog; out = Path(sys.argv[1]); "
+        "recipe = parse_recipe({'base': 'none', 'stages': [{'name': 'a', 'data': 'kvr:4'}]}); "
+        "place = Workplace(Grid.model_construct(), out, RunLog(None, quiet=True)); "
+        "stages._launch(place, sys.argv[2], Node('a/naive-s0', 'a', 'naive', recipe, None), out)"
+    )
+    starts = subprocess.Popen([*quick_python, "-c", code, str(tmp_path), launch], env=environment())
+    wait_until(lambda: starts.poll() is not None or (tmp_path / "started").exists())
+    starts.kill()
+    starts.wait()
+    wait_until((tmp_path / "ended").exists, 30)

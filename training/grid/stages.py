@@ -11,12 +11,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +282,7 @@ def _end_of(stage: Path) -> object:
     return evaluation["sets"]  # older runs did not measure it
 
 
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 _LOOK = 0.5  # seconds between two looks at whether it is asked to stop
 _GRACE = 60.0
 """Seconds: a launcher that is asked to stop gives its processes 30 before it kills them (torchrun)."""
@@ -296,7 +300,9 @@ def _launch(place: Workplace, launch: str, node: Node, folder: Path) -> None:
     command += ["--out", str(folder), "--asked", str(place.out / ASKED)]
     command += ["--data-dir", str(place.data_dir)] if place.data_dir is not None else []
     try:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL if place.quiet else None)
+        process = subprocess.Popen(
+            command, stderr=subprocess.DEVNULL if place.quiet else None, preexec_fn=_ended_with_us()
+        )
     except OSError as error:
         raise MemprobeError(f"launch: {command[0]}: cannot be started ({error.strerror})") from error
     try:
@@ -311,6 +317,14 @@ def _launch(place: Workplace, launch: str, node: Node, folder: Path) -> None:
         raise
     if code:
         raise MemprobeError(f"{folder}: {launch} ended with exit code {code}; see {folder / LOG}")
+
+
+def _ended_with_us() -> Callable[[], object] | None:
+    """What a process does first, so that it is asked to end when this one is killed, as Ray and systems do for want of
+    memory: it would hold the run, and devices that whoever started this one takes for free. On Linux alone."""
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit_code(process: subprocess.Popen[bytes], folder: Path) -> int:
