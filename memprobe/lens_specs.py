@@ -82,7 +82,7 @@ def make_lens(
         name: what tables call it; by default its kind, and ``@`` with the label of ``other``.
 
     Raises:
-        MemprobeError: maps or readout are of another width, depth or vocabulary.
+        MemprobeError: maps or readout are of another width, depth or vocabulary, also one of the same size.
     """
     kind: str = "logit" if file is None else file.kind
     name = name or (kind if other is None else f"{kind}@{other.label}")
@@ -91,6 +91,8 @@ def make_lens(
             f"lens {name}: {other.label} reads {theirs[0]} x {theirs[1]}, "
             f"but {lens_model.label} is {mine[0]} x {mine[1]} (d_model x vocabulary)"
         )
+    if other is not None:
+        _check_tokens(name, lens_model, other)
     readout = (lens_model if other is None else other).lens.readout
     label = None if other is None else other.label
     if file is None:
@@ -170,6 +172,26 @@ def _split_path(text: str) -> tuple[str, str | None]:
 
 def _size(lens_model: LensModel) -> tuple[int, int]:
     return lens_model.d_model, lens_model.vocab_size
+
+
+def _check_tokens(name: str, lens_model: LensModel, other: LensModel) -> None:
+    """Raises a MemprobeError where most numbers stand for other tokens: the answers' ranks would be those of others.
+
+    A few may: fine-tuning gives names to tokens that were kept free.
+    """
+    if not all(hasattr(one.tokenizer, "get_vocab") for one in (lens_model, other)):
+        return
+    mine, theirs = (
+        {number: token for token, number in one.tokenizer.get_vocab().items()} for one in (lens_model, other)
+    )
+    both = mine.keys() & theirs.keys()
+    apart = [number for number in sorted(both) if mine[number] != theirs[number]]
+    if 2 * len(apart) > len(both):
+        first = apart[0]
+        raise MemprobeError(
+            f"lens {name}: {other.label} reads other tokens than {lens_model.label}: their tokenizers differ in "
+            f"{len(apart):,} of {len(both):,} (token {first} is {theirs[first]!r} and {mine[first]!r})"
+        )
 
 
 def _check_size(name: str, file: LensFile, lens_model: LensModel) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,33 @@ def test_another_checkpoint_reads(tmp_path):
     small = model_of("gpt2", n_embd=16)
     with pytest.raises(MemprobeError, match="gpt2-0 reads 16 x 320, but llama-0 is 32 x 320"):
         LensSpec("logit", readout="x").build(read, lambda _: small)
+
+
+class Renamed:
+    """A tokenizer in which some numbers stand for other tokens."""
+
+    def __init__(self, inner, changed):
+        self.inner, self.changed = inner, changed
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def get_vocab(self):
+        return {
+            f"other {number}" if self.changed(number) else token: number
+            for token, number in self.inner.get_vocab().items()
+        }
+
+
+def test_a_readout_of_other_tokens_is_refused_though_it_has_as_many():
+    """A few may be others: fine-tuning names tokens that were kept free."""
+    read, other = model_of(), model_of(seed=1)
+    others = replace(other, tokenizer=Renamed(other.tokenizer, lambda number: number > 2))
+    said = r"lens mine: llama-1 reads other tokens than llama-0: their tokenizers differ in \d+ of 3\d\d \(token 3 is"
+    with pytest.raises(MemprobeError, match=said):
+        LensSpec("logit", readout="x", label="mine").build(read, lambda _: others)
+    few = replace(other, tokenizer=Renamed(other.tokenizer, lambda number: number < 20))
+    assert LensSpec("logit", readout="x").build(read, lambda _: few).name == "logit@llama-1"
 
 
 @pytest.mark.parametrize(
