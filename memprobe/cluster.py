@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +21,9 @@ RAY = "ray"
 
 _NAMES = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}  # what tasks take, as nodes have it
 _MOMENT = 0.1  # seconds between two questions whether a task has ended
+_ANSWERS = 10.0  # seconds that a machine has to answer
 _CLIENT_PORT = 10001
+_PLACE = re.compile(rf"(?:{RAY}://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(\d{{1,5}})/?")
 _OUTSIDE = re.compile(rf"{RAY}://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{{1,5}})?/?")
 _INSIDE = re.compile(r"(?P<host>[\w.-]+):\d{1,5}")
 
@@ -192,13 +195,16 @@ def connect(address: str, say: Callable[[str], object] = _silent) -> Any:
         "logging_level": "warning",
         "log_to_driver": False,
     }
+    named = os.environ.get("RAY_ADDRESS", "")  # Ray's own, of the cluster that this machine belongs to
     if address != RAY:
         host = address.removeprefix(f"{RAY}://").rstrip("/")
-        with_port = host if re.search(r":\d+$", host) else f"{host}:{_CLIENT_PORT}"
+        with_port = named = host if re.search(r":\d+$", host) else f"{host}:{_CLIENT_PORT}"
         options = {"address": f"{RAY}://{with_port}", "log_to_driver": False}
         logging.getLogger("ray").setLevel(logging.WARNING)
         # What a killed process began ends with it, so that the same command finds its directory free.
         os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
+    if place := _PLACE.fullmatch(named):
+        _check_there(address, place[1].strip("[]"), int(place[2]))
     try:
         context = _init(ray, options)
     except Exception as error:  # Ray raises plain ones too, as where its own node does not come up in time
@@ -210,6 +216,22 @@ def connect(address: str, say: Callable[[str], object] = _silent) -> Any:
     if url := getattr(context, "dashboard_url", None):
         say(f"Ray's dashboard: http://{url}")
     return ray, True
+
+
+def _check_there(address: str, host: str, port: int) -> None:
+    """Asks whether a machine answers at all: Ray finds out after a minute, with lines of its own, and is not to be
+    stopped meanwhile.
+
+    Raises:
+        MemprobeError: it does not.
+    """
+    try:
+        socket.create_connection((host, port), _ANSWERS).close()
+    except OSError as error:
+        where = ", which RAY_ADDRESS names" if address == RAY else ""
+        raise MemprobeError(
+            f"--engine {address}: no cluster answers at {host}:{port}{where} ({first_line(error)})"
+        ) from error
 
 
 def _init(ray: Any, options: dict[str, Any], tries: int = 5) -> Any:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -382,8 +383,35 @@ def test_a_node_that_does_not_come_up_is_one_line(monkeypatch, address, said):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr("memprobe.cluster._check_there", lambda *_place: None)
     with pytest.raises(MemprobeError, match=f"--engine {address}: .*{said}.*timed out during startup"):
         connect(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "said"),
+    [
+        ("ray", "127.0.0.1:{port}", "127.0.0.1:{port}, which RAY_ADDRESS names "),
+        ("ray", "ray://127.0.0.1:{port}", "127.0.0.1:{port}, which RAY_ADDRESS names "),
+        ("ray://127.0.0.1:{port}", "", "127.0.0.1:{port} "),
+        ("ray://127.0.0.1:{port}/", "127.0.0.1:1", "127.0.0.1:{port} "),
+    ],
+)
+def test_a_machine_that_does_not_answer_is_said_before_ray_is_asked(monkeypatch, address, variable, said):
+    """Ray itself takes a minute, writes lines of its own, and does not heed that it is to end."""
+    ray = pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_options: pytest.fail("Ray was asked"))
+    monkeypatch.setenv("RAY_ADDRESS", variable.format(port=port))
+    address = address.format(port=port)
+    with pytest.raises(MemprobeError) as raised:
+        connect(address)
+    assert str(raised.value).startswith(
+        f"--engine {address}: no cluster answers at {said.format(port=port)}("
+    )
 
 
 def test_all_tasks_are_waited_for_and_none_by_the_cluster(monkeypatch):
@@ -420,6 +448,7 @@ def test_a_server_that_dies_at_its_start_is_asked_for_again(monkeypatch, deaths,
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr("memprobe.cluster.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("memprobe.cluster._check_there", lambda *_place: None)
     monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
     if connected:
         assert connect("ray://h:1") == (ray, True)
