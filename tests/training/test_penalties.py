@@ -15,7 +15,7 @@ from tests.tiny import FAMILIES
 from tests.tiny import tiny_model as tiny_family
 from tests.training.batches import SILENT, assert_unchanged, microbatch, perturbed, state
 from training.gradients import in_eval_mode, kept_logits
-from training.penalties import penalties
+from training.penalties import Boundary, Step, penalties
 from training.penalties.ewc import Ewc, ewc_penalty, fisher_diagonal
 from training.penalties.kl import kl_to_frozen
 from training.recipe import parse_recipe, to_toml
@@ -67,6 +67,28 @@ def test_fisher_in_expectation_is_the_sum_over_the_vocabulary():
     right = torch.cat([exact[name].flatten() for name in exact])
     large = right > right.quantile(0.9)
     assert ((mean - right).abs() / right)[large].mean() < 0.1
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_fisher_is_read_in_the_precision_of_training(autocast):
+    """As the penalty asks for it: matrix products alone, and the same up to their rounding."""
+    model = tiny_model()
+    seen = set()
+    layer = model.transformer.h[0].mlp.c_fc
+    watched = layer.register_forward_hook(lambda _layer, _given, out: seen.add(out.dtype))
+    anchor = {name: one.detach().clone() for name, one in model.named_parameters()}
+    exact = fisher_diagonal(model, [microbatch(ROWS)], draws=8, seed=5)
+    seen.clear()
+    rows = [microbatch(ROWS) | {"own": torch.ones(len(ROWS))}]
+    boundary = Boundary(model, lambda: model, lambda most: rows, 5, lambda line: None, autocast)
+    term = Ewc(strength=1.0, fisher_draws=8).term(boundary)
+    watched.remove()
+    assert seen == {autocast or torch.float32}
+    perturbed(model)
+    with torch.no_grad():
+        held = float(term(Step(model, {}, None, torch.ones(1), 1.0, 1)))
+        right = float(ewc_penalty(model, anchor, exact))
+    assert held == right if autocast is None else 0 < abs(held / right - 1) < 0.05
 
 
 def test_fisher_is_per_example_however_rows_are_split():

@@ -40,7 +40,9 @@ class Ewc(Penalty):
     def term(self, boundary: Boundary) -> Term:  # noqa: D102
         rows = boundary.earlier(self.fisher_rows)
         boundary.say(f"Fisher information of {sum(len(one['own']) for one in rows)} earlier rows")
-        fisher = fisher_diagonal(boundary.model, rows, draws=self.fisher_draws, seed=boundary.seed)
+        fisher = fisher_diagonal(
+            boundary.model, rows, draws=self.fisher_draws, seed=boundary.seed, autocast=boundary.autocast
+        )
         boundary.say(f"its trace is {sum(float(part.sum()) for part in fisher.values()):.4g}")
         named = dict(boundary.model.named_parameters())
         anchor = {name: named[name].detach().clone() for name in fisher}
@@ -52,7 +54,12 @@ class Ewc(Penalty):
 
 
 def fisher_diagonal(
-    model: PreTrainedModel, microbatches: Iterable[MicroBatch], *, draws: int, seed: int
+    model: PreTrainedModel,
+    microbatches: Iterable[MicroBatch],
+    *,
+    draws: int,
+    seed: int,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The diagonal of the Fisher information of the model's own predictions, per example.
 
@@ -82,6 +89,7 @@ def fisher_diagonal(
         draws: directions for each row; a weight's relative error is about √(2 / (N · draws)) where all N rows
             contribute alike.
         seed: of the draws.
+        autocast: of the matrix products; directions and squares are in fp32.
 
     Returns:
         By name, a tensor in fp32 for each parameter that is trained. Weights, gradients, mode and random state
@@ -100,7 +108,8 @@ def fisher_diagonal(
     examples = 0
     with in_eval_mode(model):
         for row in _rows(microbatches):
-            logits = kept_logits(model, row)
+            with torch.autocast(parameters[0].device.type, autocast, enabled=autocast is not None):
+                logits = kept_logits(model, row)
             if not torch.isfinite(logits).all():
                 raise MemprobeError("Fisher information: a logit is not finite; the model has diverged")
             for draw in range(draws):
