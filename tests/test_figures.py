@@ -581,10 +581,12 @@ def test_a_d_b_of_which_no_share_is_measured_is_named_by_what_is_measured(traine
     loss = table.with_columns(
         setup=pl.lit("kvr → math"), last_metric=pl.lit("loss"), last_score=pl.lit(1.264)
     )
-    figure = figures.forgetting(pl.concat([table, loss], how="diagonal_relaxed"))
-    lama, math = ({text.get_text() for text in axes.texts} for axes in figure.axes[:2])
+    third = loss.with_columns(setup=pl.lit("kvr → webqa → math"))
+    figure = figures.forgetting(pl.concat([table, loss, third], how="diagonal_relaxed"))
+    lama, math, after = ({text.get_text() for text in axes.texts} for axes in figure.axes[:3])
     assert "100%" in lama and "$D_{\\mathrm{B}}$" in lama
     assert "1.26" in math and "$D_{\\mathrm{B}}$ loss" in math
+    assert "$D_{\\mathrm{C}}$ loss" in after and "$D_{\\mathrm{B}}$ loss" not in after
 
 
 def test_forgetting_of_runs_that_learned_nothing_is_left_out_with_its_reason(tmp_path):

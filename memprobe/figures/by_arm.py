@@ -58,7 +58,8 @@ def forgetting(table: pl.DataFrame, *, width: int = 89) -> Figure:
         for at in set(range(len(arms))) - {arms.index(arm) for arm in part["arm"]}:
             axes.annotate("not run", (0.01, at), va="center", fontsize=5.5, color=style.FAINT)
         for name, offset in beside.items():
-            _beside(axes, _head(name, part["last_metric"].to_list()), -0.75, offset, style.FAINT)
+            head = _head(name, setup, part["last_metric"].to_list())
+            _beside(axes, head, -0.75, offset, style.FAINT)
         axes.set_title(
             style.shortened(setup, 55, setups), pad=9
         )  # above the heads of the columns, which it may reach
@@ -136,10 +137,13 @@ def _beside(axes: Axes, text: str, at: float, offset: float, colour: str = style
     )
 
 
-def _head(name: str, metrics: Collection[str | None]) -> str:
-    """What stands above one of the columns of :data:`_BESIDE`: of a D_B that no share is measured of, by what it is."""
-    others = sorted({metric for metric in metrics if metric and metric not in SHARES})
-    return f"{name} {', '.join(others)}" if name == "D_B" and others else name
+def _head(name: str, setup: str, metrics: Collection[str | None]) -> str:
+    """What stands above one of the columns of :data:`_BESIDE`: of the last stage which it is, and by what it is
+    measured where that is no share."""
+    if name != "D_B":
+        return name
+    last = "D_C" if setup.count("→") > 1 else "D_B"
+    return " ".join([last, ", ".join(sorted({one for one in metrics if one and one not in SHARES}))]).strip()
 
 
 def _cost(row: Mapping[str, Any], name: str) -> str:
