@@ -106,7 +106,7 @@ def test_seeds_of_two_base_models_are_no_arm(probe, tiny_checkpoint, tmp_path):
 
 def test_a_grid_that_has_ended_needs_no_base_model(done, tmp_path, monkeypatch):
     path, out = done
-    monkeypatch.setattr("training.grid.found._resolved", lambda spec: resolve(str(tmp_path / "gone")))
+    monkeypatch.setattr("training.grid.found.base_at", lambda spec: resolve(str(tmp_path / "gone")))
     for cell in cells(path):
         check_found(directory(out, cell.node), cell.node)
 
