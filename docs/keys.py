@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docs.modules import markdown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -64,15 +66,14 @@ def said(table: type[Settings]) -> dict[str, str]:
         for entry in re.split(r"\n(?= {4}\S)", "\n" + attributes.split("\n\n")[0]):
             keys, colon, text = entry.partition(": ")
             if colon:
-                found |= dict.fromkeys((key.strip() for key in keys.split(",")), markdown(text))
+                found |= dict.fromkeys((key.strip() for key in keys.split(",")), sentence(text))
     return found
 
 
-def markdown(text: str) -> str:
-    """A docstring's text in one line of Markdown; a sentence that goes on from its key begins with a capital."""
-    line = re.sub(r":mod:`([\w.]+)`", r"`\1`", " ".join(text.split()))
-    line = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", line).replace("``", "`")
-    return (line[:1].upper() + line[1:]).replace("|", "\\|")
+def sentence(text: str) -> str:
+    """A docstring's text in one line of Markdown that begins with a capital; modules keep their whole names."""
+    line = markdown(re.sub(r":mod:`([\w.]+)`", r"``\1``", text))
+    return line[:1].upper() + line[1:]
 
 
 def kind_of(schema: dict[str, Any], whole: dict[str, Any]) -> str:
@@ -122,12 +123,8 @@ def rows(table: type[Settings]) -> Iterator[str]:
     whole, about = table.model_json_schema(), said(table)
     for key, field in table.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        if field.is_required():
-            shown = "must be said"
-        elif default is None or not isinstance(default, bool | int | float | str | tuple) or default == ():
-            shown = ""
-        else:
-            shown = f"`{json.dumps(default)}`"
+        plain = isinstance(default, bool | int | float | str | tuple) and default != ()
+        shown = "must be said" if field.is_required() else f"`{json.dumps(default)}`" if plain else ""
         yield f"| `{key}` | {kind_of(whole['properties'][key], whole)} | {shown} | {about[key]} |"
 
 
@@ -135,7 +132,7 @@ def page() -> str:
     """The page as Markdown."""
     parts = [_HEAD.rstrip()]
     for headline, table in tables().items():
-        opening = markdown(inspect.cleandoc(table.__doc__ or "").split("\n\n")[0])
+        opening = sentence(inspect.cleandoc(table.__doc__ or "").split("\n\n")[0])
         parts += [
             f"\n## {headline}\n\n{opening}\n",
             "| key | kind | default | what it is |",

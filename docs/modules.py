@@ -48,8 +48,13 @@ def modules() -> dict[str, Path]:
 def opening(path: Path) -> str:
     """The first paragraph of a module's docstring, as Markdown."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    paragraph = " ".join(text.split("\n\n")[0].split())
-    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", paragraph).replace("``", "`").replace("|", "\\|")
+    return markdown(text.split("\n\n")[0])
+
+
+def markdown(text: str) -> str:
+    """A docstring's text in one line of Markdown, fit for a table."""
+    line = " ".join(text.split())
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", line).replace("``", "`").replace("|", "\\|")
 
 
 def page() -> str:
