@@ -119,7 +119,7 @@ def rooms(ray: Any, options: Mapping[str, Any]) -> list[int]:
     Args:
         options: what one takes, as :meth:`Resources.options` has it.
     """
-    asked = {name: options[key] for key, name in _NAMES.items() if options.get(key)}
+    asked = _asked(options)
     return [
         int(min((node.get(name, 0) // amount for name, amount in asked.items()), default=1))
         for node in _nodes(ray)
@@ -133,13 +133,18 @@ def no_room(ray: Any, options: Mapping[str, Any]) -> str | None:
     """
     if any(rooms(ray, options)):
         return None
-    asked = {name: options[key] for key, name in _NAMES.items() if options.get(key)}
+    asked = _asked(options)
     most = {name: max((node.get(name, 0) for node in _nodes(ray)), default=0) for name in asked}
     wanted, there = (
         ", ".join(f"{name} {_amount(name, number)}" for name, number in some.items())
         for some in (asked, most)
     )
     return f"no node of the cluster has {wanted} (at most {there}): waiting until one joins it"
+
+
+def _asked(options: Mapping[str, Any]) -> dict[str, float]:
+    """What a task takes, by the names that nodes have for it."""
+    return {name: options[key] for key, name in _NAMES.items() if options.get(key)}
 
 
 def _nodes(ray: Any) -> list[Mapping[str, float]]:
