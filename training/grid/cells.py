@@ -147,9 +147,8 @@ def cells_in(cells: Sequence[Cell], blocks: Sequence[str], path: Path) -> list[C
             raise MemprobeError(f"{path}: no block {name!r}; {there_are(name, known, before='it has')}")
     if not blocks:
         return list(cells)
-    place = {name: number for number, name in reversed([*enumerate(blocks)])}
-    wanted = [cell for cell in cells if not place.keys().isdisjoint(cell.blocks)]
-    return sorted(wanted, key=lambda cell: min(place[name] for name in cell.blocks if name in place))
+    wanted = [cell for cell in cells if not set(blocks).isdisjoint(cell.blocks)]
+    return sorted(wanted, key=lambda cell: min(blocks.index(name) for name in cell.blocks if name in blocks))
 
 
 def names_in(out: Path, blocks: Sequence[str]) -> set[str]:
