@@ -26,11 +26,11 @@ def write_prompt(readings: Sequence[PromptReading], path: str | Path, *, label: 
     Raises:
         MemprobeError: ``path`` cannot be written.
     """
+    named = sentences.names_lens(readings)
     data = {
         "title": f"{label}: {prompt}",
-        "sentences": [
-            sentences.of_prompt(reading, named=sentences.names_lens(readings)) for reading in readings
-        ],
+        "sentences": [sentences.of_prompt(reading, named=named) for reading in readings],
+        "named": named,
         "lenses": [reading.lens for reading in readings],
         "statistics": [
             [name, LENS_STATISTICS[name].label, LENS_STATISTICS[name].greener]

@@ -25,7 +25,7 @@
   }, data.statistics.map(([, text]) => text)));
   byId("figures").append(...data.lenses.map((lens, at) => element("figure", {
     class: "plot tall", "data-figure": `lens-${at}`, tabindex: "0", "aria-label": `Lens ${lens}: depth by position`,
-  }, element("figcaption", {}, element("h2", {}, data.lenses.join() !== "logit" ? `Lens ${lens}` : "What each depth would say next")))));
+  }, element("figcaption", {}, element("h2", {}, data.named ? `Lens ${lens}` : "What each depth would say next")))));
   watchTheme(show);
   show();
   document.documentElement.setAttribute("data-ready", "");
