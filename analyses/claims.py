@@ -29,6 +29,7 @@ STUDIES = (
     Study("study-paper", "64 keys or real facts, other D_B, three stages"),
     Study("study-real", "64 real facts, random words"),
     Study("study-stages", "64 keys, three stages again, UltraChat again"),
+    Study("study-random", "64 keys, random words, every D_B"),
     Study("study-later", "64 keys, while D_B is learned"),
     Study("study-questions", "64 keys or facts, asked otherwise"),
     Study("study-gemma", "64 keys, Gemma", "Gemma-3-270M"),

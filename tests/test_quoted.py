@@ -28,10 +28,11 @@ STUDIES = tuple(
         "study-later",
         "study-real",
         "study-stages",
+        "study-random",
     )
 )
 STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, *_LATER = STUDIES
-STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER, STUDY_REAL, STUDY_STAGES = _LATER
+STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER, STUDY_REAL, STUDY_STAGES, STUDY_RANDOM = _LATER
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
 PAGES = {
     "README.md": (
@@ -55,16 +56,17 @@ PAGES = {
         STUDY_LATER,
         STUDY_REAL,
         STUDY_STAGES,
+        STUDY_RANDOM,
         "analyses/where",
         "analyses/puzzle",
         "analyses/instruments/results",
     ),
-    "docs/findings/random-words.md": ("analyses/puzzle",),
+    "docs/findings/random-words.md": ("analyses/puzzle", STUDY_RANDOM),
     "docs/findings/study.md": (STUDY, STUDY_EWC),
-    "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS, STUDY_STAGES),
+    "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS, STUDY_STAGES, STUDY_RANDOM),
     "docs/findings/later.md": (STUDY_LATER,),
     "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_REAL),
-    "docs/findings/three-stages.md": (STUDY_PAPER, STUDY_STAGES),
+    "docs/findings/three-stages.md": (STUDY_PAPER, STUDY_STAGES, STUDY_RANDOM),
     "docs/findings/gemma.md": (STUDY_GEMMA,),
     "docs/findings/other-questions.md": (STUDY_QUESTIONS, SEEDS_3_TO_5, STUDY_PAPER),
     "docs/findings/where.md": ("analyses/where",),
@@ -343,6 +345,11 @@ REPORTS = {
         *(f"{STUDY_PAPER}/{name}.csv" for name in ("forgetting", "lost_facts")),
         f"{STUDY_STAGES}/forgetting.csv",
     ),
+    "docs/findings/random-words.md": (
+        "analyses/puzzle/results.md",
+        "analyses/study-random/README.md",
+        *(f"{STUDY_RANDOM}/{name}.csv" for name in ("forgetting", "other_losses")),
+    ),
     "docs/findings/later.md": (
         "analyses/study-later/README.md",
         *(f"{STUDY_LATER}/{name}.csv" for name in ("forgetting", "other_losses", "claims")),
@@ -356,7 +363,7 @@ REPORTS = {
     ),
     "docs/findings/three-stages.md": (
         *(f"analyses/{name}/README.md" for name in ("study-paper", "study-stages")),
-        *(f"{folder}/forgetting.csv" for folder in (STUDY_PAPER, STUDY_STAGES)),
+        *(f"{folder}/forgetting.csv" for folder in (STUDY_PAPER, STUDY_STAGES, STUDY_RANDOM)),
         f"{STUDY_STAGES}/stages.csv",
     ),
     "docs/findings/gemma.md": (
