@@ -222,7 +222,8 @@ def grid_(
 
         cells = cells_in(cells_of(wanted, grid), blocks, grid)
         with terminal(stderr=True).status("reading the data of every stage, to count its tokens") as status:
-            say = status.console.print
+            # One line that changes; a log, which has none, is told of each stage, as that may take long.
+            say = status.update if status.console.is_terminal else status.console.print
             ahead = plan(wanted, grid, folder, blocks=blocks, data_dir=data_dir, say=say)
         print_plan(ahead)
         try:
