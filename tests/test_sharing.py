@@ -115,6 +115,17 @@ def test_no_path_of_this_machine_travels(hub, probe, tmp_path):
     }
     anywhere = {"source": "/home/Al Smith/my data/facts.jsonl", "note": "/home/al/a: not ./b, which is c/d"}
     assert without_paths(anywhere) == {"source": "facts.jsonl", "note": "a: not ./b, which is c/d"}
+    inner = "graft(/home/al/my work/a, ~/b c/d, blocks=2-3)"
+    grafts = {
+        "spec": f"graft({inner}, file:///home/Al S/e, parts=mlp, blocks=1)",
+        "note": "graft(/home/al/x of y",
+    }
+    assert without_paths(grafts) == {
+        "spec": "graft(graft(a, d, blocks=2-3), e, parts=mlp, blocks=1)",
+        "note": "graft(x of y",
+    }
+    address = {"location": "file:///home/Al Smith/facts.jsonl", "note": "read file:/home/al/a, then b/c"}
+    assert without_paths(address) == {"location": "facts.jsonl", "note": "read a, then b/c"}
     value = {"spec": "C:\\models\\mine", "tokens": {"5": "/"}, "of": ["~/x/y", "a/b", "/"], "share": 0.5}
     assert without_paths(value) == {
         "spec": "mine",
