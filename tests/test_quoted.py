@@ -29,10 +29,11 @@ STUDIES = tuple(
         "study-real",
         "study-stages",
         "study-random",
+        "study-controls",
     )
 )
 STUDY, STUDY_EWC, STUDY_KINDS, STUDY_500, STUDY_PAPER, *_LATER = STUDIES
-STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER, STUDY_REAL, STUDY_STAGES, STUDY_RANDOM = _LATER
+STUDY_GEMMA, STUDY_QUESTIONS, STUDY_LATER, STUDY_REAL, STUDY_STAGES, STUDY_RANDOM, STUDY_CONTROLS = _LATER
 SEEDS_3_TO_5 = "analyses/study-questions-seeds-3-5/tables"
 PAGES = {
     "README.md": (
@@ -57,12 +58,13 @@ PAGES = {
         STUDY_REAL,
         STUDY_STAGES,
         STUDY_RANDOM,
+        STUDY_CONTROLS,
         "analyses/where",
         "analyses/puzzle",
         "analyses/instruments/results",
     ),
     "docs/findings/random-words.md": ("analyses/puzzle", STUDY_RANDOM),
-    "docs/findings/study.md": (STUDY, STUDY_EWC),
+    "docs/findings/study.md": (STUDY, STUDY_EWC, STUDY_CONTROLS),
     "docs/findings/second-stages.md": (STUDY, STUDY_PAPER, STUDY_KINDS, STUDY_STAGES, STUDY_RANDOM),
     "docs/findings/later.md": (STUDY_LATER,),
     "docs/findings/real-facts.md": (STUDY_PAPER, STUDY_REAL),
@@ -217,12 +219,13 @@ def test_the_tutorial_quotes_the_demo():
     assert f"on {entry['n']} built-in facts" in page
 
 
-def test_the_table_of_arms_is_that_of_the_stored_study():
-    """Every row of the page's table of arms, from the stored tables."""
-    page = (ROOT / "docs/findings/study.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("place", "study", "arms"), [(0, STUDY, 11), (1, STUDY_CONTROLS, 5)])
+def test_the_table_of_arms_is_that_of_the_stored_study(place, study, arms):
+    """Every row of the page's tables of arms, from the stored tables."""
+    page = (ROOT / "docs/findings/study.md").read_text(encoding="utf-8").split("## Its controls again")[place]
     shown = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| .* \[.*× ", line)]
-    kept = {row["arm"]: row for row in rows(f"{STUDY}/forgetting.csv")}
-    losses = {row["arm"]: row for row in rows(f"{STUDY}/other_losses.csv")}
+    kept = {row["arm"]: row for row in rows(f"{study}/forgetting.csv")}
+    losses = {row["arm"]: row for row in rows(f"{study}/other_losses.csv")}
     found = {}
     for arm, row in kept.items():
         if not row["retention"]:
@@ -246,7 +249,7 @@ def test_the_table_of_arms_is_that_of_the_stored_study():
             ", ".join("–" if one is None else f"{100 * one:.0f} %" for one in known),
             ", ".join("–" if one is None else f"{one:.0f}" for one in perplexity),
         ]
-    assert len(shown) == len(found) == 11
+    assert len(shown) == len(found) == arms
     assert sorted(row[1:] for row in shown) == sorted(found.values())
 
 
@@ -338,7 +341,8 @@ REPORTS = {
     "docs/findings/study.md": (
         "analyses/study/README.md",
         "analyses/study-ewc/README.md",
-        *sorted(str(p) for p in (ROOT / STUDY).glob("*.csv")),
+        "analyses/study-controls/README.md",
+        *sorted(str(p) for folder in (STUDY, STUDY_CONTROLS) for p in (ROOT / folder).glob("*.csv")),
     ),
     "docs/findings/second-stages.md": (
         *(f"analyses/{name}/README.md" for name in ("study-paper", "study-kinds", "study-stages")),
