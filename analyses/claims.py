@@ -30,7 +30,7 @@ STUDIES = (
     Study("study-real", "64 real facts, random words"),
     Study("study-stages", "64 keys, three stages again, UltraChat again"),
     Study("study-random", "64 keys, random words, every D_B"),
-    Study("study-controls", "64 keys, controls in bfloat16"),
+    Study("study-controls", "64 keys, controls and mixing in bfloat16"),
     Study("study-later", "64 keys, while D_B is learned"),
     Study("study-questions", "64 keys or facts, asked otherwise"),
     Study("study-gemma", "64 keys, Gemma", "Gemma-3-270M"),
